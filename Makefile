@@ -1,0 +1,49 @@
+# make demo: set everything up and train the demo model.   make test: set everything up and run the tests.
+# Nothing is needed but Python 3.11 or newer, make and a compiler; everything is installed into .venv.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test check format wheel clean
+
+help:
+	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
+	@echo "make test    set up and run the tests"
+	@echo "make check   formatting, lint and types"
+	@echo "make format  rewrite the files as the formatter wants them"
+	@echo "make wheel   build dist/prenorm-*.whl"
+	@echo "make clean   remove .venv and everything that was built (runs/ stays)"
+
+demo: .venv/demo.stamp
+	$(BIN)/prenorm train
+
+test: .venv/dev.stamp
+	$(BIN)/python -m pytest
+
+check: .venv/dev.stamp
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .venv/dev.stamp
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+wheel: .venv/dev.stamp
+	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+
+clean:
+	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+
+$(BIN)/python:
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prenorm needs Python 3.11 or newer; make PYTHON=python3.12 ... names one")'
+	$(PYTHON) -m venv .venv
+
+.venv/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[plot]"
+	touch $@
+
+.venv/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
+	touch $@ .venv/demo.stamp

@@ -1,0 +1,66 @@
+"""One Transformer block you can read, trust and run fast, and everything that grows out of it.
+
+The public names are loaded on first use, so that `prenorm --help` does not wait for torch.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+if TYPE_CHECKING:
+    from .blocks.transformer import TransformerBlock as TransformerBlock
+    from .config import ModelConfig as ModelConfig
+    from .config import RopeScaling as RopeScaling
+    from .errors import CheckpointError as CheckpointError
+    from .errors import ConfigError as ConfigError
+    from .errors import DataError as DataError
+    from .errors import PrenormError as PrenormError
+    from .errors import RangeError as RangeError
+    from .errors import ShapeError as ShapeError
+    from .layers.attention import SelfAttention as SelfAttention
+    from .layers.cache import KVCache as KVCache
+    from .layers.embedding import Embedding as Embedding
+    from .layers.feedforward import SwiGLU as SwiGLU
+    from .layers.linear import Linear as Linear
+    from .layers.norm import RMSNorm as RMSNorm
+    from .layers.rope import RotaryEmbedding as RotaryEmbedding
+    from .models.lm import TransformerLM as TransformerLM
+    from .ops.backends import explain as explain
+    from .ops.backends import use_backend as use_backend
+
+_HOME = {
+    "TransformerBlock": "blocks.transformer",
+    "ModelConfig": "config",
+    "RopeScaling": "config",
+    "PrenormError": "errors",
+    "ConfigError": "errors",
+    "ShapeError": "errors",
+    "RangeError": "errors",
+    "CheckpointError": "errors",
+    "DataError": "errors",
+    "SelfAttention": "layers.attention",
+    "KVCache": "layers.cache",
+    "Embedding": "layers.embedding",
+    "SwiGLU": "layers.feedforward",
+    "Linear": "layers.linear",
+    "RMSNorm": "layers.norm",
+    "RotaryEmbedding": "layers.rope",
+    "TransformerLM": "models.lm",
+    "explain": "ops.backends",
+    "use_backend": "ops.backends",
+}
+
+__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'prenorm' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

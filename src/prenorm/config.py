@@ -1,0 +1,161 @@
+"""What a model is: the numbers that fix its shape, checked once, to JSON and back unchanged."""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import Any, Literal, Self
+
+from .errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class RopeScaling:
+    """How rotary frequencies are stretched for contexts longer than those of the original training.
+
+    linear: every frequency is divided by `factor` (Chen et al. 2023, arXiv:2306.15595).
+    llama3: wavelengths above original_max_seq_len / low_freq_factor are stretched by `factor`, those below
+    original_max_seq_len / high_freq_factor are kept, and between the two the frequency is interpolated
+    (Llama 3.1, arXiv:2407.21783 and its reference code).
+    """
+
+    kind: Literal["linear", "llama3"]
+    factor: float
+    low_freq_factor: float = 1.0
+    high_freq_factor: float = 4.0
+    original_max_seq_len: int = 8192
+
+    def __post_init__(self) -> None:
+        if self.kind not in ("linear", "llama3"):
+            raise ConfigError(f"rope_scaling kind must be 'linear' or 'llama3', not {self.kind!r}.")
+        check_number("rope_scaling factor", self.factor, at_least=1.0)
+        check_number("rope_scaling low_freq_factor", self.low_freq_factor, above=0.0)
+        check_number("rope_scaling high_freq_factor", self.high_freq_factor, above=0.0)
+        check_size("rope_scaling original_max_seq_len", self.original_max_seq_len)
+        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
+            raise ConfigError(
+                f"rope_scaling high_freq_factor must be greater than low_freq_factor, but {self.high_freq_factor} "
+                f"is not greater than {self.low_freq_factor}; Llama 3.1 has 4.0 and 1.0."
+            )
+
+
+@dataclass(frozen=True, slots=True)
+class ModelConfig:
+    """The shape of a TransformerLM. Sizes left as None are filled in, so every field can be read as a number.
+
+    Raises ConfigError when no model can have these numbers.
+    """
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int = None  # type: ignore[assignment]  # None: num_heads
+    head_dim: int = None  # type: ignore[assignment]  # None: d_model / num_heads
+    d_ff: int = None  # type: ignore[assignment]  # None: 8/3 d_model, rounded up to a multiple of 64
+    max_seq_len: int = 2048
+    rope_theta: float = 10000.0
+    rope_interleaved: bool = False
+    rope_scaling: RopeScaling | None = None
+    eps: float = 1e-6
+    window: int | None = None
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    tie_embeddings: bool = False
+    dropout: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "max_seq_len"):
+            check_size(name, getattr(self, name))
+        num_kv_heads, head_dim = attention_sizes(self.d_model, self.num_heads, self.num_kv_heads, self.head_dim)
+        d_ff = default_d_ff(self.d_model) if self.d_ff is None else self.d_ff
+        check_size("d_ff", d_ff)
+        check_number("rope_theta", self.rope_theta, above=0.0)
+        check_number("eps", self.eps, above=0.0)
+        check_dropout(self.dropout)
+        if self.window is not None:
+            check_size("window", self.window)
+        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
+            raise ConfigError(f"rope_scaling must be a RopeScaling record or None, not {self.rope_scaling!r}.")
+        for name in ("rope_interleaved", "qk_norm", "qkv_bias", "o_bias", "tie_embeddings"):
+            if not isinstance(getattr(self, name), bool):
+                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}.")
+        for name, value in (("num_kv_heads", num_kv_heads), ("head_dim", head_dim), ("d_ff", d_ff)):
+            object.__setattr__(self, name, value)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and dicts: `ModelConfig.from_dict` gives the same config back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> Self:
+        """The config that `to_dict` wrote. Raises ConfigError for fields that no config has."""
+        unknown = sorted(fields.keys() - {field.name for field in dataclasses.fields(cls)})
+        if unknown:
+            raise ConfigError(f"a model config has no field named {', '.join(unknown)}.")
+        scaling = fields.get("rope_scaling")
+        if isinstance(scaling, dict):
+            fields = {**fields, "rope_scaling": RopeScaling(**scaling)}
+        return cls(**fields)
+
+
+def default_d_ff(d_model: int) -> int:
+    """8/3 d_model, rounded up to a multiple of 64: SwiGLU's three matrices then cost what two of 4 d_model did."""
+    return 64 * math.ceil(8 * d_model / 3 / 64)
+
+
+def attention_sizes(
+    d_model: int, num_heads: int, num_kv_heads: int | None, head_dim: int | None, *, rotary: bool = True
+) -> tuple[int, int]:
+    """Check the head sizes and fill in those left as None. Returns (num_kv_heads, head_dim); raises ConfigError."""
+    check_size("d_model", d_model)
+    check_size("num_heads", num_heads)
+    if head_dim is None:
+        if d_model % num_heads:
+            wider = num_heads * math.ceil(d_model / num_heads)
+            fitting = [n for n in range(1, d_model + 1) if d_model % n == 0 and (d_model // n % 2 == 0 or not rotary)]
+            nearest = min(fitting, key=lambda n: abs(n - num_heads), default=1)
+            raise ConfigError(
+                f"num_heads must divide d_model, but {num_heads} does not divide {d_model}; "
+                f"d_model={wider} or num_heads={nearest} would (or give head_dim)."
+            )
+        head_dim = d_model // num_heads
+    check_size("head_dim", head_dim)
+    if rotary and head_dim % 2:
+        raise ConfigError(
+            f"head_dim must be even, because rotary embedding turns pairs, but it is {head_dim} "
+            f"(d_model {d_model}, num_heads {num_heads}); head_dim={head_dim + 1} would do."
+        )
+    if num_kv_heads is None:
+        num_kv_heads = num_heads
+    check_size("num_kv_heads", num_kv_heads)
+    if num_heads % num_kv_heads:
+        nearest = min((n for n in range(1, num_heads + 1) if num_heads % n == 0), key=lambda n: abs(n - num_kv_heads))
+        raise ConfigError(
+            f"num_kv_heads must divide num_heads, but {num_kv_heads} does not divide {num_heads}; "
+            f"num_kv_heads={nearest} would."
+        )
+    return num_kv_heads, head_dim
+
+
+def check_size(name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is a whole number of at least 1."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}.")
+
+
+def check_number(name: str, value: object, *, above: float | None = None, at_least: float | None = None) -> None:
+    """Raise ConfigError unless `value` is a finite number above (or at least) the given bound."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ConfigError(f"{name} must be a finite number, not {value!r}.")
+    if above is not None and value <= above:
+        raise ConfigError(f"{name} must be greater than {above:g}, not {value!r}.")
+    if at_least is not None and value < at_least:
+        raise ConfigError(f"{name} must be at least {at_least:g}, not {value!r}.")
+
+
+def check_dropout(value: object) -> None:
+    """Raise ConfigError unless `value` is a probability below 1."""
+    check_number("dropout", value, at_least=0.0)
+    if value >= 1:  # type: ignore[operator]
+        raise ConfigError(f"dropout must be below 1, not {value!r}: 1 would drop everything.")

@@ -1,0 +1,24 @@
+"""The maths as plain functions: `import prenorm.functional as F`."""
+
+from .ops.attention import scaled_dot_product_attention
+from .ops.cross_entropy import cross_entropy, linear_cross_entropy
+from .ops.linear import linear
+from .ops.multihead import multihead_self_attention, multihead_self_attention_with_rope
+from .ops.norm import rms_norm
+from .ops.rope import rope
+from .ops.softmax import softmax
+from .ops.swiglu import silu, swiglu
+
+__all__ = [
+    "cross_entropy",
+    "linear",
+    "linear_cross_entropy",
+    "multihead_self_attention",
+    "multihead_self_attention_with_rope",
+    "rms_norm",
+    "rope",
+    "scaled_dot_product_attention",
+    "silu",
+    "softmax",
+    "swiglu",
+]

@@ -1,0 +1,43 @@
+"""The embedding: a row of weights for each token id."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..config import check_size
+from ..errors import ShapeError
+from ..ops.ranges import check_range
+
+
+class Embedding(nn.Module):
+    """Row `id` of weight (vocab_size, d_model) for each token id. Rows start as a truncated standard normal."""
+
+    def __init__(
+        self,
+        vocab_size: int,
+        d_model: int,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("vocab_size", vocab_size)
+        check_size("d_model", d_model)
+        self.vocab_size, self.d_model = vocab_size, d_model
+        self.weight = nn.Parameter(torch.empty(vocab_size, d_model, device=device, dtype=dtype))
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the rows anew."""
+        nn.init.trunc_normal_(self.weight, std=1.0, a=-3.0, b=3.0)
+
+    def forward(self, token_ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch {self.d_model}"]:
+        """Look the ids up. Raises RangeError for an id outside [0, vocab_size)."""
+        if token_ids.dtype not in (torch.int64, torch.int32):
+            raise ShapeError(f"token ids must be int64 or int32, but they are {token_ids.dtype}.")
+        rule = f"token ids must be in [0, vocab_size) = [0, {self.vocab_size})"
+        check_range(token_ids, self.vocab_size, what="the token ids", rule=rule)
+        return torch.nn.functional.embedding(token_ids, self.weight)
+
+    def extra_repr(self) -> str:
+        """The sizes, for print(model)."""
+        return f"vocab_size={self.vocab_size}, d_model={self.d_model}"

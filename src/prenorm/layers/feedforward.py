@@ -1,0 +1,28 @@
+"""The gated feed-forward layer."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..ops.swiglu import silu
+from .linear import Linear
+
+
+class SwiGLU(nn.Module):
+    """down_proj(silu(gate_proj(x)) * up_proj(x)), without biases. Source: Shazeer 2020, arXiv:2002.05202.
+
+    d_ff is the width that is built; nothing rescales it.
+    """
+
+    def __init__(
+        self, d_model: int, d_ff: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
+    ) -> None:
+        super().__init__()
+        self.d_model, self.d_ff = d_model, d_ff
+        self.gate_proj = Linear(d_model, d_ff, device=device, dtype=dtype)
+        self.up_proj = Linear(d_model, d_ff, device=device, dtype=dtype)
+        self.down_proj = Linear(d_ff, d_model, device=device, dtype=dtype)
+
+    def forward(self, x: Float[Tensor, "*batch {self.d_model}"]) -> Float[Tensor, "*batch {self.d_model}"]:
+        """See `prenorm.functional.swiglu`."""
+        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))

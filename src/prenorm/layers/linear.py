@@ -1,0 +1,48 @@
+"""The linear layer."""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..config import check_size
+from ..ops.linear import linear
+
+
+class Linear(nn.Module):
+    """y = x W^T (+ b), with weight (out_features, in_features); without a bias unless asked for one.
+
+    Weights start as a truncated normal with variance 2 / (in_features + out_features) (Glorot and Bengio 2010).
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("in_features", in_features)
+        check_size("out_features", out_features)
+        self.in_features, self.out_features = in_features, out_features
+        self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
+        self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Draw the weight anew; the bias becomes zero."""
+        std = math.sqrt(2 / (self.in_features + self.out_features))
+        nn.init.trunc_normal_(self.weight, std=std, a=-3 * std, b=3 * std)
+        if self.bias is not None:
+            nn.init.zeros_(self.bias)
+
+    def forward(self, x: Float[Tensor, "*batch {self.in_features}"]) -> Float[Tensor, "*batch {self.out_features}"]:
+        """See `prenorm.functional.linear`."""
+        return linear(x, self.weight, self.bias)
+
+    def extra_repr(self) -> str:
+        """The sizes, for print(model)."""
+        return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"

@@ -1,0 +1,118 @@
+"""Scaled dot-product attention, and who may attend to whom."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from ..config import check_size
+from ..errors import ConfigError, ShapeError
+from . import backends
+from .softmax import softmax
+
+
+def scaled_dot_product_attention(
+    query: Float[Tensor, "*batch q_seq head_dim"],
+    key: Float[Tensor, "*kv_batch kv_seq head_dim"],
+    value: Float[Tensor, "*kv_batch kv_seq value_dim"],
+    mask: Bool[Tensor, "*mask_batch q_or_1 kv_seq"] | None = None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Float[Tensor, "*batch q_seq value_dim"]:
+    """softmax(Q K^T / sqrt(head_dim)) V, the softmax over the keys that a query may attend to.
+
+    Tensors are (..., heads, seq, head_dim); key and value may have fewer heads, each then serving a group of
+    neighbouring query heads (Ainslie et al. 2023, arXiv:2305.13245). Dims before the heads are any number, and equal.
+    mask: boolean, True = may attend, (q_seq, kv_seq) or exactly the dims of the scores.
+    causal: the last query sees every key, the one before it all but the last, and so on (bottom-right aligned).
+    window: a query sees itself and the window - 1 places before it; needs causal.
+    A query that may attend to nothing gives zeros.
+    Raises ShapeError and ConfigError. Source: Vaswani et al. 2017, arXiv:1706.03762.
+    """
+    _check_shapes(query, key, value)
+    check_window(window, causal=causal)
+    scores_shape = (*query.shape[:-1], key.shape[-2])
+    if mask is not None:
+        check_mask(mask, scores_shape)
+    if kernel := backends.choose("scaled_dot_product_attention", query):
+        square = mask is None and window is None and query.shape[-2] == key.shape[-2]
+        if not (causal and square):
+            mask, causal = _restrict(mask, scores_shape, causal, window, query.device), False
+        return kernel(query, key, value, mask, causal, dropout)
+    return _formula(query, key, value, _restrict(mask, scores_shape, causal, window, query.device), dropout)
+
+
+def causal_mask(
+    q_seq: int, kv_seq: int, *, window: int | None = None, device: torch.device | None = None
+) -> Bool[Tensor, "q_seq kv_seq"]:
+    """True where the query's place, counted from the end, is not before the key's (nor `window` or more after it)."""
+    behind = torch.arange(kv_seq - q_seq, kv_seq, device=device)[:, None] - torch.arange(kv_seq, device=device)
+    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
+
+
+def check_window(window: int | None, *, causal: bool) -> None:
+    """Raise ConfigError for a window that is no size, or without causal attention."""
+    if window is None:
+        return
+    check_size("window", window)
+    if not causal:
+        raise ConfigError(
+            f"window={window} counts places before the query, so it needs causal=True, but causal is False; "
+            "pass causal=True, or a mask."
+        )
+
+
+def check_mask(mask: Tensor, scores_shape: tuple[int, ...]) -> None:
+    """Raise ShapeError unless `mask` is boolean with dims (q, kv) or exactly those of the scores."""
+    if mask.dtype != torch.bool:
+        raise ShapeError(f"mask must be boolean (True = may attend), but it is {mask.dtype}; mask.bool() makes it one.")
+    if mask.ndim == 2 and tuple(mask.shape) == scores_shape[-2:]:
+        return
+    fits = mask.ndim == len(scores_shape) and mask.shape[-1] == scores_shape[-1]
+    if fits and all(size in (1, wanted) for size, wanted in zip(mask.shape, scores_shape, strict=True)):
+        return
+    rule = f"mask must be (q, kv) = {scores_shape[-2:]} or have the dims of the scores {scores_shape}"
+    if len(scores_shape) >= 3 and mask.ndim == len(scores_shape) - 1:
+        raise ShapeError(
+            f"{rule} (..., heads or 1, q or 1, kv), but it is {tuple(mask.shape)}: an axis is missing; "
+            "if it is the heads axis, mask.unsqueeze(-3) adds it."
+        )
+    raise ShapeError(f"{rule} (..., heads or 1, q or 1, kv), but it is {tuple(mask.shape)}.")
+
+
+def _restrict(
+    mask: Tensor | None, scores_shape: tuple[int, ...], causal: bool, window: int | None, device: torch.device
+) -> Tensor | None:
+    if not causal or (scores_shape[-2] == 1 and window is None):  # a single query is the last one: it sees every key
+        return mask
+    allowed = causal_mask(scores_shape[-2], scores_shape[-1], window=window, device=device)
+    return allowed if mask is None else mask & allowed
+
+
+def _formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+    if query.ndim > 2 and query.shape[-3] != key.shape[-3]:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, dim=-3), value.repeat_interleave(groups, dim=-3)
+    scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if mask is not None:
+        scores = scores.masked_fill(~mask, -torch.inf)
+    return torch.nn.functional.dropout(softmax(scores), dropout) @ value
+
+
+def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:
+    shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)}, value {tuple(value.shape)}"
+    if query.ndim < 2 or query.ndim != key.ndim or key.shape[:-1] != value.shape[:-1]:
+        raise ShapeError(
+            f"query, key and value must have the same number of dims, and key and value the same seq: {shapes}."
+        )
+    if query.shape[-1] != key.shape[-1]:
+        raise ShapeError(f"query and key must have the same head_dim: {shapes}.")
+    if not query.dtype == key.dtype == value.dtype:
+        raise ShapeError(
+            f"query, key and value must have one dtype, but have {query.dtype}, {key.dtype} and {value.dtype}."
+        )
+    if query.ndim > 2 and (
+        query.shape[:-3] != key.shape[:-3] or key.shape[-3] == 0 or query.shape[-3] % key.shape[-3] != 0
+    ):
+        raise ShapeError(f"leading dims must be equal, and the key heads must divide the query heads: {shapes}.")

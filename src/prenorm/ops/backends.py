@@ -1,0 +1,117 @@
+"""Which kernel runs for which op: one table, a fixed rule, and a way to ask.
+
+An op's own body is the formula and the definition of right. A kernel may stand in for it where this table says so;
+nothing is timed at run time, so the same machine, versions and shapes always run the same kernel.
+"""
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..kernels.sdpa import sdpa
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Kernel:
+    """One row of the table: a function that may stand in for an op's formula, and the reason why it exists."""
+
+    op: str
+    devices: tuple[str, ...]
+    dtypes: tuple[torch.dtype, ...]
+    run: Callable[..., Any]
+    reason: str
+
+
+KERNELS = (
+    Kernel(
+        op="scaled_dot_product_attention",
+        devices=("cpu", "cuda"),
+        dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+        run=sdpa,
+        reason="PyTorch's fused attention never stores the scores (memory linear in seq instead of quadratic)",
+    ),
+)
+
+BACKENDS = ("auto", "reference")
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What runs for an op on one kind of input, and why."""
+
+    op: str
+    device: str
+    dtype: torch.dtype
+    runs: str
+    why: str
+
+
+_backend = "auto"
+_record: list[Choice] | None = None
+
+
+def choose(op: str, x: Tensor) -> Callable[..., Any] | None:
+    """The kernel that runs `op` on inputs like `x`, or None where the formula runs."""
+    kernel = None if _backend == "reference" else _find(op, x.device.type, x.dtype)
+    if _record is not None:
+        _note(op, x.device.type, x.dtype, kernel)
+    return None if kernel is None else kernel.run
+
+
+@contextlib.contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Within the block, "reference" runs every op as its plain formula; "auto" is the rule of the table.
+
+    The switch holds for the whole process, threads included. Raises ConfigError for other names.
+    """
+    global _backend
+    if name not in BACKENDS:
+        raise ConfigError(f"a backend is one of {', '.join(BACKENDS)}, not {name!r}.")
+    before, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = before
+
+
+def explain(module: nn.Module | None = None, *inputs: Any, **options: Any) -> list[Choice]:
+    """Which kernel runs for what, and why.
+
+    Without a module: every row of the table for this machine. With a module and its inputs: the module is run once,
+    without gradients, and the choices that its ops made are given, each once, in the order they were met.
+    """
+    global _record
+    if module is None:
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        return [_describe(k.op, device, dtype, k) for k in KERNELS if device in k.devices for dtype in k.dtypes]
+    _record = []
+    try:
+        with torch.no_grad():
+            module(*inputs, **options)
+        return list(dict.fromkeys(_record))
+    finally:
+        _record = None
+
+
+def _find(op: str, device: str, dtype: torch.dtype) -> Kernel | None:
+    for kernel in KERNELS:
+        if kernel.op == op and device in kernel.devices and dtype in kernel.dtypes:
+            return kernel
+    return None
+
+
+def _note(op: str, device: str, dtype: torch.dtype, kernel: Kernel | None) -> None:
+    assert _record is not None
+    _record.append(_describe(op, device, dtype, kernel))
+
+
+def _describe(op: str, device: str, dtype: torch.dtype, kernel: Kernel | None) -> Choice:
+    if kernel is not None:
+        return Choice(op, device, dtype, f"{kernel.run.__module__}.{kernel.run.__qualname__}", kernel.reason)
+    asked = 'use_backend("reference") asks for it' if _backend == "reference" else "no kernel for this device and dtype"
+    return Choice(op, device, dtype, "formula", asked)

@@ -1,0 +1,100 @@
+"""Cross-entropy, and its form that never holds the logits of a long sequence at once."""
+
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..errors import ShapeError
+from .linear import linear
+from .ranges import check_range
+
+IGNORED = -100  # PyTorch's and Hugging Face's mark for "no target here"
+CHUNK_ELEMENTS = 2**22  # logits held at once: 16 MiB of float32, which stays in a CPU's last-level cache
+
+
+def cross_entropy(
+    logits: Float[Tensor, "*batch vocab"], targets: Int[Tensor, "*batch"], *, ignore_index: int = IGNORED
+) -> Float[Tensor, ""]:
+    """The mean over all targets but `ignore_index` of -log softmax(logits)[target], in nats.
+
+    Computed in float32 or wider, and given in that dtype. Without any target left the loss is 0.
+    Raises ShapeError, and RangeError for a target outside the vocabulary.
+    """
+    _check_targets(logits.shape[:-1], targets, logits.shape[-1], ignore_index)
+    wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
+    kept = targets != ignore_index
+    picked = wide.gather(-1, targets.where(kept, 0)[..., None])[..., 0]
+    losses = (wide.logsumexp(-1) - picked).where(kept, 0)
+    return losses.sum() / kept.sum().clamp_min(1)
+
+
+def linear_cross_entropy(
+    x: Float[Tensor, "*batch d_model"],
+    weight: Float[Tensor, "vocab d_model"],
+    targets: Int[Tensor, "*batch"],
+    *,
+    ignore_index: int = IGNORED,
+) -> Float[Tensor, ""]:
+    """cross_entropy(linear(x, weight), targets), some rows of logits at a time.
+
+    The gradients with respect to x and weight are computed in the forward pass, while a chunk's logits are at hand, so
+    the memory is that of one chunk in training too. Differentiable once.
+    """
+    _check_targets(x.shape[:-1], targets, weight.shape[0], ignore_index)
+    rows = x.reshape(-1, x.shape[-1])
+    return _LinearCrossEntropy.apply(rows, weight, targets.reshape(-1), ignore_index)
+
+
+class _LinearCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        kept = targets != ignore_index
+        count = kept.sum().clamp_min(1)
+        total = torch.zeros((), dtype=wide, device=x.device)
+        grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
+        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        for start in range(0, x.shape[0], chunk):
+            part = slice(start, start + chunk)
+            target, keep = targets[part].where(kept[part], 0)[:, None], kept[part][:, None]
+            narrow = linear(x[part], weight)
+            logits = narrow.to(wide)
+            log_sum = logits.logsumexp(-1, keepdim=True)
+            total += (log_sum - logits.gather(-1, target)).where(keep, 0).sum()
+            if grad_x is None and grad_weight is None:
+                continue
+            # d loss / d logits = softmax(logits) - one_hot(target)
+            grad = (logits - log_sum).exp_().scatter_add_(-1, target, -torch.ones_like(log_sum))
+            grad = (grad * keep).to(narrow.dtype)
+            if grad_x is not None:
+                grad_x[part] = linear(grad, weight.t())
+            if grad_weight is not None:
+                grad_weight += linear(grad.t(), x[part].t())
+        ctx.save_for_backward(grad_x, grad_weight, count)
+        ctx.weight_dtype = weight.dtype
+        return total / count
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+        grad_x, grad_weight, count = ctx.saved_tensors
+        scale = grad / count
+        return (
+            None if grad_x is None else (grad_x * scale).to(grad_x.dtype),
+            None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype),
+            None,
+            None,
+        )
+
+
+def _check_targets(rows: torch.Size, targets: Tensor, vocab_size: int, ignore_index: int) -> None:
+    if rows != targets.shape:
+        raise ShapeError(
+            f"there must be one target a row, but the rows are {tuple(rows)} and the targets {tuple(targets.shape)}."
+        )
+    checked = targets.where(targets != ignore_index, 0)
+    check_range(checked, vocab_size, what="the targets", rule=f"targets must be in [0, {vocab_size}) or {ignore_index}")

@@ -1,0 +1,114 @@
+"""Multi-head self-attention as a plain function of its weights."""
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..config import attention_sizes
+from ..errors import ShapeError
+from .attention import scaled_dot_product_attention
+from .linear import linear
+from .ranges import check_length, check_positions
+from .rope import rope
+
+
+def multihead_self_attention(
+    *,
+    d_model: int,
+    num_heads: int,
+    q_proj_weight: Float[Tensor, "q_features d_in"],
+    k_proj_weight: Float[Tensor, "k_features d_in"],
+    v_proj_weight: Float[Tensor, "v_features d_in"],
+    o_proj_weight: Float[Tensor, "d_out v_features"],
+    in_features: Float[Tensor, "*batch seq d_in"],
+    causal: bool = False,
+) -> Float[Tensor, "*batch seq d_out"]:
+    """Project to queries, keys and values, attend in each head, merge the heads and project out.
+
+    Weights are (d_out, d_in); the rows of a projection are its heads, one after another.
+    Raises ConfigError and ShapeError. Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
+    """
+    q, k, v = _project(d_model, num_heads, q_proj_weight, k_proj_weight, v_proj_weight, in_features, rotary=False)
+    return linear(merge_heads(scaled_dot_product_attention(q, k, v, causal=causal)), o_proj_weight)
+
+
+def multihead_self_attention_with_rope(
+    *,
+    d_model: int,
+    num_heads: int,
+    max_seq_len: int,
+    theta: float,
+    q_proj_weight: Float[Tensor, "q_features d_in"],
+    k_proj_weight: Float[Tensor, "k_features d_in"],
+    v_proj_weight: Float[Tensor, "v_features d_in"],
+    o_proj_weight: Float[Tensor, "d_out v_features"],
+    in_features: Float[Tensor, "*batch seq d_in"],
+    token_positions: Int[Tensor, "*positions seq"] | None = None,
+    causal: bool = False,
+) -> Float[Tensor, "*batch seq d_out"]:
+    """`multihead_self_attention` with queries and keys turned by rotary embedding, pairs (2i, 2i+1).
+
+    token_positions: (seq,) or (..., seq) with the leading dims of in_features, each below max_seq_len; default
+    0 .. seq-1. Raises RangeError for positions outside.
+    """
+    q, k, v = _project(d_model, num_heads, q_proj_weight, k_proj_weight, v_proj_weight, in_features, rotary=True)
+    positions = resolve_positions(token_positions, in_features, max_seq_len)
+    q, k = rope(q, positions.unsqueeze(-2), theta=theta), rope(k, positions.unsqueeze(-2), theta=theta)
+    return linear(merge_heads(scaled_dot_product_attention(q, k, v, causal=causal)), o_proj_weight)
+
+
+def split_heads(x: Float[Tensor, "*batch seq features"], head_dim: int) -> Float[Tensor, "*batch heads seq head_dim"]:
+    """Cut the features into heads."""
+    return x.unflatten(-1, (x.shape[-1] // head_dim, head_dim)).transpose(-2, -3)
+
+
+def merge_heads(x: Float[Tensor, "*batch heads seq head_dim"]) -> Float[Tensor, "*batch seq features"]:
+    """Lay the heads side by side again."""
+    return x.transpose(-2, -3).flatten(-2)
+
+
+def resolve_positions(
+    token_positions: Int[Tensor, "*positions seq"] | None, x: Float[Tensor, "*batch seq d_model"], max_seq_len: int
+) -> Int[Tensor, "*positions seq"]:
+    """The positions handed in, checked, or 0 .. seq-1. Raises ShapeError and RangeError."""
+    if token_positions is None:
+        check_length(x.shape[-2], max_seq_len)
+        return torch.arange(x.shape[-2], device=x.device)
+    check_position_shape(token_positions, x)
+    check_positions(token_positions, max_seq_len)
+    return token_positions
+
+
+def check_position_shape(token_positions: Tensor, x: Tensor) -> None:
+    """Raise ShapeError unless the positions are integers of shape (seq,) or (..., seq) with x's leading dims."""
+    if token_positions.dtype.is_floating_point or token_positions.dtype == torch.bool:
+        raise ShapeError(f"token_positions must be integers, but they are {token_positions.dtype}.")
+    rows = tuple(x.shape[:-1])
+    fits = token_positions.ndim in (1, len(rows)) and token_positions.shape[-1] == rows[-1]
+    if not fits or any(size not in (1, row) for size, row in zip(token_positions.shape[:-1], rows[:-1], strict=False)):
+        raise ShapeError(
+            f"token_positions must be (seq,) = {rows[-1:]} or (..., seq) = {rows}, but they are "
+            f"{tuple(token_positions.shape)}."
+        )
+
+
+def _project(
+    d_model: int,
+    num_heads: int,
+    q_proj_weight: Tensor,
+    k_proj_weight: Tensor,
+    v_proj_weight: Tensor,
+    in_features: Tensor,
+    *,
+    rotary: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    head_dim = attention_sizes(d_model, num_heads, None, None, rotary=rotary)[1]
+    weights = {"q_proj_weight": q_proj_weight, "k_proj_weight": k_proj_weight, "v_proj_weight": v_proj_weight}
+    for name, weight in weights.items():
+        if weight.shape[0] != d_model or weight.shape[1] != in_features.shape[-1]:
+            raise ShapeError(
+                f"{name} must be (d_model, d_in) = ({d_model}, {in_features.shape[-1]}), but it is "
+                f"{tuple(weight.shape)}."
+            )
+    q, k, v = (split_heads(linear(in_features, weight), head_dim) for weight in weights.values())
+    return q, k, v

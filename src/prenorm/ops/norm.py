@@ -1,0 +1,18 @@
+"""RMS normalisation."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+
+def rms_norm(
+    x: Float[Tensor, "*batch d_model"], weight: Float[Tensor, " d_model"], *, eps: float = 1e-6
+) -> Float[Tensor, "*batch d_model"]:
+    """Bring every vector to root mean square 1, then scale it by `weight`.
+
+    y = weight * x / sqrt(mean(x^2) + eps), the mean over d_model.
+    Everything runs in float32 or wider and is cast once, at the end; y has the dtype of x.
+    Source: Zhang and Sennrich 2019, arXiv:1910.07467.
+    """
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return (weight * wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)

@@ -1,0 +1,37 @@
+"""Checks on values: token ids and positions must lie inside the table that they look into."""
+
+import torch
+from torch import Tensor
+
+from ..errors import RangeError
+
+
+def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
+    """Raise RangeError unless every integer of `values` is in [0, limit).
+
+    On a CPU in eager mode the message has the numbers. Under compile, export and on other devices the check is an
+    asynchronous assertion: no graph break and no synchronisation.
+    """
+    if torch.compiler.is_compiling() or values.device.type not in ("cpu", "meta"):
+        torch._assert_async(((values >= 0) & (values < limit)).all(), f"{what}: {rule}")
+        return
+    if values.numel() == 0 or values.device.type == "meta":
+        return
+    low, high = (int(bound) for bound in torch.aminmax(values))
+    if low < 0 or high >= limit:
+        raise RangeError(f"{rule}, but {what} go from {low} to {high}; {limit - 1} is the largest that can be used.")
+
+
+def check_positions(positions: Tensor, max_seq_len: int) -> None:
+    """`check_range` for the positions that tokens are rotated by."""
+    rule = f"positions must be in [0, max_seq_len) = [0, {max_seq_len})"
+    check_range(positions, max_seq_len, what="the token positions", rule=rule)
+
+
+def check_length(seq: int, max_seq_len: int) -> None:
+    """Raise RangeError when `seq` tokens, at positions 0 .. seq-1, do not fit below max_seq_len."""
+    if seq > max_seq_len:
+        raise RangeError(
+            f"positions must be in [0, max_seq_len) = [0, {max_seq_len}), but {seq} tokens need positions up to "
+            f"{seq - 1}; max_seq_len={seq} would do, or token_positions below {max_seq_len}."
+        )

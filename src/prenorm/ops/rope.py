@@ -1,0 +1,75 @@
+"""Rotary position embedding: each pair of features turns by an angle that grows with the token's position."""
+
+import math
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from ..config import RopeScaling
+
+
+def rope(
+    x: Float[Tensor, "*batch seq head_dim"],
+    token_positions: Int[Tensor, "*positions seq"] | None = None,
+    *,
+    theta: float = 10000.0,
+    interleaved: bool = True,
+    scaling: RopeScaling | None = None,
+) -> Float[Tensor, "*batch seq head_dim"]:
+    """Turn pair i of the features by +position * theta^(-2i / head_dim), in radians.
+
+    interleaved: pair i is features (2i, 2i+1), as in the paper; otherwise (i, i + head_dim/2), as in Hugging Face
+    folders. token_positions broadcast against the leading dims of x and default to 0 .. seq-1. Angles are computed in
+    float64; the rotation runs in float32 or wider and y has the dtype of x.
+    Source: Su et al. 2021, arXiv:2104.09864.
+    """
+    if token_positions is None:
+        token_positions = torch.arange(x.shape[-2], device=x.device)
+    wide = torch.promote_types(x.dtype, torch.float32)
+    angles = rope_angles(token_positions, rope_frequencies(x.shape[-1], theta, scaling).to(x.device))
+    return rotate(x, angles.cos().to(wide), angles.sin().to(wide), interleaved=interleaved)
+
+
+def rotate(
+    x: Float[Tensor, "*batch seq head_dim"],
+    cos: Float[Tensor, "*positions seq half"],
+    sin: Float[Tensor, "*positions seq half"],
+    *,
+    interleaved: bool,
+) -> Float[Tensor, "*batch seq head_dim"]:
+    """Turn the pairs of x by the angles whose cosines and sines are given: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    wide = x.to(cos.dtype)
+    if interleaved:
+        a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)
+        turned = torch.stack((a * cos - b * sin, b * cos + a * sin), dim=-1).flatten(-2)
+    else:
+        a, b = wide.chunk(2, dim=-1)
+        turned = torch.cat((a * cos - b * sin, b * cos + a * sin), dim=-1)
+    return turned.to(x.dtype)
+
+
+def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Float[Tensor, " half"]:
+    """theta^(-2i / head_dim) for i in 0 .. head_dim/2 - 1, in radians a token, as float64 on the CPU."""
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim
+    frequencies = theta**-exponents
+    if scaling is None:
+        return frequencies
+    if scaling.kind == "linear":
+        return frequencies / scaling.factor
+    return _llama3_frequencies(frequencies, scaling)
+
+
+def rope_angles(
+    token_positions: Int[Tensor, "*positions seq"], frequencies: Float[Tensor, " half"]
+) -> Float[Tensor, "*positions seq half"]:
+    """position * frequency in float64: in float32 an angle near position 100,000 would be off by 0.004 radians."""
+    return token_positions.to(torch.float64)[..., None] * frequencies
+
+
+def _llama3_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
+    # How many whole turns a pair makes within the original context decides how much it is stretched.
+    turns = scaling.original_max_seq_len * frequencies / (2 * math.pi)
+    kept = (turns - scaling.low_freq_factor) / (scaling.high_freq_factor - scaling.low_freq_factor)
+    kept = kept.clamp(0, 1)
+    return kept * frequencies + (1 - kept) * frequencies / scaling.factor

@@ -1,0 +1,22 @@
+"""The gated feed-forward."""
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from .linear import linear
+
+
+def swiglu(
+    x: Float[Tensor, "*batch d_model"],
+    gate_proj_weight: Float[Tensor, "d_ff d_model"],
+    up_proj_weight: Float[Tensor, "d_ff d_model"],
+    down_proj_weight: Float[Tensor, "d_model d_ff"],
+) -> Float[Tensor, "*batch d_model"]:
+    """y = W_down (silu(W_gate x) * W_up x). Source: Shazeer 2020, arXiv:2002.05202."""
+    return linear(silu(linear(x, gate_proj_weight)) * linear(x, up_proj_weight), down_proj_weight)
+
+
+def silu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """x * sigmoid(x), also called swish."""
+    return torch.nn.functional.silu(x)
