@@ -51,7 +51,7 @@ _HOME = {
     "use_backend": "ops.backends",
 }
 
-__all__ = ["__version__", *_HOME]  # noqa: PLE0604
+__all__ = ["__version__", *_HOME]
 
 
 def __getattr__(name: str) -> Any:

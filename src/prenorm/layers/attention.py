@@ -151,7 +151,9 @@ class SelfAttention(nn.Module):
         self, x: Tensor, token_positions: Tensor | None, segment_ids: Tensor | None, cache: LayerCache | None
     ) -> None:
         if x.ndim < 2 or x.shape[-1] != self.d_model:
-            raise ShapeError(f"x must be (..., seq, d_model) with d_model = {self.d_model}, but it is {tuple(x.shape)}.")
+            raise ShapeError(
+                f"x must be (..., seq, d_model) with d_model = {self.d_model}, but it is {tuple(x.shape)}."
+            )
         if token_positions is not None:
             check_position_shape(token_positions, x)
         if segment_ids is not None and segment_ids.shape != x.shape[:-1]:

@@ -49,7 +49,9 @@ class RotaryEmbedding(nn.Module):
         self.place_tables(torch.empty(0, device=device).device)
 
     def forward(
-        self, x: Float[Tensor, "*batch seq {self.head_dim}"], token_positions: Int[Tensor, "*positions seq"] | None = None
+        self,
+        x: Float[Tensor, "*batch seq {self.head_dim}"],
+        token_positions: Int[Tensor, "*positions seq"] | None = None,
     ) -> Float[Tensor, "*batch seq {self.head_dim}"]:
         """Rotate x. token_positions broadcast against its leading dims and default to 0 .. seq-1.
 

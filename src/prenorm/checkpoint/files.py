@@ -1,0 +1,157 @@
+"""Files written whole or not at all, and JSON read with suspicion."""
+
+import errno
+import fcntl
+import glob
+import json
+import os
+import secrets
+import shutil
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
+from pathlib import Path
+from typing import Any, BinaryIO, NoReturn
+
+from ..errors import CheckpointError
+
+# The largest header and index that honest models need are below 1 MB; parsing 100 MB of hostile JSON takes a minute.
+MAX_JSON_BYTES = 10_000_000
+
+Content = bytes | Callable[[BinaryIO], None]
+
+
+def write_atomically(path: Path, content: Content) -> None:
+    """Put `content` (bytes, or a function that writes to an open file) at `path`, whole and on the disk, or not at all.
+
+    A reader, a killed process and a power cut see the old file or the new one, never a part of it.
+    Folders that are missing are made. Raises CheckpointError when it cannot be done; the old file is then untouched.
+    """
+    write_together({path: content})
+
+
+def write_together(contents: Mapping[Path, Content]) -> None:
+    """Write several files, none of which appears under its name before all of them are on the disk.
+
+    A full disk therefore leaves every old file in place. The names are then taken in the order given, one by one:
+    a crash just between two of them leaves the first new and the next old, which who reads them together must notice.
+    """
+    try:
+        with ExitStack() as stack:
+            staged = {path: stack.enter_context(_staged(path, content)) for path, content in contents.items()}
+            for path, temporary in staged.items():
+                os.replace(temporary, path)
+            for folder in {path.parent for path in contents}:
+                _sync_folder(folder)
+    except OSError as error:
+        names = ", ".join(str(path) for path in contents)
+        raise CheckpointError(
+            f"{names} could not be written: {_advice(error, next(iter(contents)))} "
+            "No file that was there before is damaged."
+        ) from error
+
+
+@contextmanager
+def _staged(path: Path, content: Content) -> Iterator[Path]:
+    """Write `content` to the disk next to `path`, under a passing name that is gone when the context ends."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_leftovers(path)
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        with open(temporary, "xb") as file:
+            with suppress(OSError):  # some network file systems have no locks; they only miss the clean-up
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if isinstance(content, bytes):
+                file.write(content)
+            else:
+                content(file)
+            file.flush()
+            os.fsync(file.fileno())
+            yield temporary
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _remove_leftovers(path: Path) -> None:
+    """Delete what killed writers of `path` left behind. A writer that lives holds the lock on its file."""
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        with suppress(OSError), open(leftover, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            leftover.unlink()
+
+
+def _sync_folder(folder: Path) -> None:
+    """Make the names in a folder survive a power cut, where the file system can promise that."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
+    finally:
+        os.close(descriptor)
+
+
+def _advice(error: OSError, path: Path) -> str:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return f"the disk is full ({_free_space(path)}); make room, or choose a folder on another disk."
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return f"this user may not write in {path.parent} ({error.strerror}); choose another folder."
+    return f"{error.strerror or error}; choose another folder, or mend this one."
+
+
+def _free_space(path: Path) -> str:
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    return f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free"
+
+
+def file_in(folder: Path, name: str) -> Path:
+    """The regular file called `name` that lies in `folder`.
+
+    Raises CheckpointError when it is missing, and when the name or a symbolic link leads out of the folder. Links from
+    a snapshot of Hugging Face's download cache into the blobs of the same model are the one exception.
+    """
+    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
+        raise CheckpointError(f"{folder}: {name!r} must be a plain file name inside the folder.")
+    path = folder / name
+    home, target = folder.resolve(), path.resolve()
+    homes = {home, home.parent.parent / "blobs"} if home.parent.name == "snapshots" else {home}
+    if target.parent not in homes:
+        raise CheckpointError(f"{path} leads out of its folder, to {target}; copy that file into the folder to use it.")
+    if not path.is_file():
+        raise CheckpointError(f"{path} is missing, or is not a regular file; copy or download the folder again.")
+    return path
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file. Raises CheckpointError, naming the file, for anything else."""
+    try:
+        with open(path, "rb") as file:
+            data = file.read(MAX_JSON_BYTES + 1)
+    except OSError as error:
+        raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
+    if len(data) > MAX_JSON_BYTES:
+        raise CheckpointError(f"{path} may have at most {MAX_JSON_BYTES:,} bytes, but has more; it is no model's file.")
+    return parse_json(data, str(path))
+
+
+def parse_json(data: bytes, source: str) -> dict[str, Any]:
+    """The object in JSON text, with each key once and finite numbers only. `source` names the text in errors."""
+    try:
+        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_each_key_once, parse_constant=_refuse_constant)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source} must be valid JSON, but is not: {error}.") from error
+    if not isinstance(parsed, dict):
+        raise CheckpointError(f"{source} must hold a JSON object, not a {type(parsed).__name__}.")
+    return parsed
+
+
+def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+    if twice:
+        raise ValueError(f"{', '.join(twice[:5])} may be there once only")
+    return dict(pairs)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number")

@@ -1,0 +1,62 @@
+"""Do these tensors belong to this config? Every difference at once, briefly."""
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from .names import parameters_of
+
+_FLOATS = ("F32", "BF16", "F16", "F64")
+
+# Rotary tables that old transformers stored among the weights; they are made from the config.
+_ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+
+
+def check_fit(
+    config: ModelConfig, found: Mapping[str, tuple[str, tuple[int, ...]]], *, hugging_face: bool, source: str
+) -> list[str]:
+    """The names of the tensors to use, once `found` (name: dtype, shape) is known to be what the config needs.
+
+    `hugging_face` tells whose names they are. A tied model may bring its lm_head.weight too, to be compared with the
+    embedding. Raises CheckpointError with all that is missing, unexpected, mis-shaped or in a foreign dtype.
+    """
+    if config.num_layers > len(found):  # before a table of a billion layers is made
+        raise CheckpointError(
+            f"{source}: a model of {config.num_layers} layers has several tensors in each, but only {len(found)} "
+            "are there; config and weights are not of the same model."
+        )
+    expected = {
+        parameter.hugging_face if hugging_face else parameter.name: parameter.shape
+        for parameter in parameters_of(config)
+    }
+    if config.tie_embeddings and "lm_head.weight" in found:
+        expected["lm_head.weight"] = (config.vocab_size, config.d_model)
+    used = [name for name in found if not _ROTARY_TABLE.fullmatch(name)]
+    differences = {
+        "missing": [name for name in expected if name not in found],
+        "unexpected": [name for name in used if name not in expected],
+        "of another shape": [
+            f"{name} {found[name][1]} instead of {expected[name]}"
+            for name in used
+            if name in expected and found[name][1] != expected[name]
+        ],
+        f"of a dtype other than {', '.join(_FLOATS)}": [
+            f"{name} {found[name][0]}" for name in used if found[name][0] not in _FLOATS
+        ],
+    }
+    if any(differences.values()):
+        listed = "; ".join(f"{what}: {_briefly(names)}" for what, names in differences.items() if names)
+        raise CheckpointError(f"{source}: the tensors must be exactly those of the config, but some are {listed}.")
+    return used
+
+
+def _briefly(entries: Iterable[str], at_most: int = 12) -> str:
+    """Entries that differ in their layer only become one, with how many there are."""
+    kinds = defaultdict(list)
+    for entry in entries:
+        kinds[re.sub(r"layers\.\d+\.", "layers.*.", entry)].append(entry)
+    listed = [same[0] if len(same) == 1 else f"{kind} ({len(same)} layers)" for kind, same in kinds.items()]
+    more = [f"and {len(listed) - at_most} more kinds"] if len(listed) > at_most else []
+    return ", ".join(listed[:at_most] + more)

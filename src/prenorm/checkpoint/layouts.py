@@ -1,0 +1,308 @@
+"""A model's config and weights in Hugging Face's layout, and a config back from it.
+
+Read from the config classes of transformers 5.23 (models/{llama,mistral,qwen2,qwen3}/configuration_*.py).
+"""
+
+import json
+import reprlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig, check_size
+from ..errors import CheckpointError, ConfigError
+from .names import parameters_of
+from .rope import foreign_in_rope_keys, half_split, rope_from_hugging_face, rope_to_hugging_face
+
+# The class that opens each model_type. "prenorm" is for what no family of theirs can say.
+_ARCHITECTURES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+    "prenorm": "TransformerLM",
+}
+
+# The keys that matter to the numbers. First those that every file must have, then those of every family, then each
+# family's own, with what its config class assumes when the file is silent.
+_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_COMMON = {
+    "head_dim": None,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "eos_token_id": None,
+    "prenorm_dropout": 0.0,
+}
+_QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
+_FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {
+        "num_key_value_heads": None,
+        "max_position_embeddings": 2048,
+        "attention_bias": False,
+        "eos_token_id": 2,
+    },
+    "mistral": {
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 131072,
+        "sliding_window": 4096,
+        "eos_token_id": 2,
+    },
+    "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768, **_QWEN_WINDOW},
+    "qwen3": {
+        "num_key_value_heads": 32,
+        "max_position_embeddings": 32768,
+        "head_dim": 128,
+        "attention_bias": False,
+        **_QWEN_WINDOW,
+    },
+    "prenorm": {
+        "num_key_value_heads": None,
+        "max_position_embeddings": 2048,
+        "sliding_window": None,
+        "qk_norm": False,
+        "qkv_bias": False,
+        "o_bias": False,
+    },
+}
+# Read in one piece by `rope_from_hugging_face`, and by whoever reads the file.
+_READ_ELSEWHERE = {"model_type", "rope_theta", "rope_scaling", "rope_parameters", "prenorm_save_id"}
+
+# Keys that stand in many files, with the values under which they change nothing here.
+_HARMLESS_VALUES: dict[str, tuple[Any, ...]] = {
+    "hidden_act": ("silu",),
+    "attention_dropout": (0, None),  # a switch of training; dropout is ours to choose
+    "mlp_bias": (False, None),
+    "attention_bias": (False, None),
+    "sliding_window": (None,),
+    "pretraining_tp": (1, None),
+    "partial_rotary_factor": (1, None),
+    "rope_interleaved": (False, None),
+    "use_mrope": (False, None),
+    "is_encoder_decoder": (False, None),
+    "add_cross_attention": (False, None),
+    "cross_attention_hidden_size": (None,),
+    "tie_encoder_decoder": (False, None),
+    "pruned_heads": ({}, None),
+    "quantization_config": (None,),
+    "auto_map": (None,),
+}
+
+# Keys that have no influence on the logits: bookkeeping of transformers, and settings of its generate().
+_NO_INFLUENCE = frozenset(
+    """
+    architectures transformers_version _name_or_path name_or_path _commit_hash dtype torch_dtype use_cache
+    initializer_range bos_token_id pad_token_id sep_token_id decoder_start_token_id output_attentions
+    output_hidden_states return_dict attn_implementation _attn_implementation _attn_implementation_autoset
+    chunk_size_feed_forward is_decoder torchscript use_bfloat16 tf_legacy_loss id2label label2id num_labels
+    problem_type finetuning_task task_specific_params prefix tokenizer_class is_llama_config transformers.js_config
+    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
+    typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
+    num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
+    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
+    """.split()  # noqa: SIM905 (one word a line would be most of this file)
+)
+
+
+# The longest context published is 10 million tokens; a rotary table for this many takes some 10 GB.
+_LONGEST_CONTEXT = 2**24
+
+
+def config_to_hugging_face(
+    config: ModelConfig, *, eos_token_ids: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """The config.json of a model, in the first family that can say all of it, or as model_type "prenorm".
+
+    An interleaved model is described as the half-split one that `weights_to_hugging_face` makes of it.
+    """
+    family = family_of(config)
+    fields = {
+        "architectures": [_ARCHITECTURES[family]],
+        "model_type": family,
+        "vocab_size": config.vocab_size,
+        "hidden_size": config.d_model,
+        "intermediate_size": config.d_ff,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "head_dim": config.head_dim,
+        "max_position_embeddings": config.max_seq_len,
+        "hidden_act": "silu",
+        "rms_norm_eps": float(config.eps),
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_dropout": 0.0,
+        **rope_to_hugging_face(config.rope_theta, config.rope_scaling),
+        **_own_keys(family, config),
+        # Written even when null: Llama's and Mistral's classes assume ids that this vocabulary may not have.
+        "bos_token_id": None,
+        "pad_token_id": None,
+        "eos_token_id": eos_to_hugging_face(eos_token_ids),
+        "dtype": str(dtype).removeprefix("torch."),
+        "torch_dtype": str(dtype).removeprefix("torch."),  # the same in the words of transformers 4
+    }
+    return fields | ({"prenorm_dropout": config.dropout} if config.dropout else {})
+
+
+def family_of(config: ModelConfig) -> str:
+    """The model_type that can say all of a config."""
+    biases = (config.qkv_bias, config.o_bias)
+    both_or_neither = config.qkv_bias == config.o_bias
+    if config.qk_norm:
+        return "qwen3" if both_or_neither else "prenorm"
+    if biases == (True, False):
+        return "qwen2"
+    # Llama's config class refuses such sizes, even when head_dim is given.
+    heads_divide_the_width = config.d_model % config.num_heads == 0
+    if both_or_neither and config.window is None and heads_divide_the_width:
+        return "llama"
+    return "mistral" if biases == (False, False) else "prenorm"
+
+
+def _own_keys(family: str, config: ModelConfig) -> dict[str, Any]:
+    windowed = config.window is not None
+    qwen_window = {
+        "use_sliding_window": windowed,
+        "sliding_window": config.window,
+        "max_window_layers": 0 if windowed else config.num_layers,
+        "layer_types": ["sliding_attention" if windowed else "full_attention"] * config.num_layers,
+    }
+    own: dict[str, dict[str, Any]] = {
+        "llama": {"attention_bias": config.qkv_bias, "mlp_bias": False},
+        "mistral": {"sliding_window": config.window},
+        "qwen2": qwen_window,
+        "qwen3": {"attention_bias": config.qkv_bias, **qwen_window},
+        "prenorm": {
+            "sliding_window": config.window,
+            "qk_norm": config.qk_norm,
+            "qkv_bias": config.qkv_bias,
+            "o_bias": config.o_bias,
+        },
+    }
+    return own[family]
+
+
+def eos_to_hugging_face(eos_token_ids: tuple[int, ...]) -> int | list[int] | None:
+    """End-of-text ids as config.json spells them: nothing, a number, or a list."""
+    return list(eos_token_ids) if len(eos_token_ids) > 1 else next(iter(eos_token_ids), None)
+
+
+def weights_to_hugging_face(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors under Hugging Face's names, in half-split order whatever order the model has."""
+    rotated = ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias", "q_norm.weight", "k_norm.weight")
+    return {
+        parameter.hugging_face: half_split(tensors[parameter.name], config.head_dim)
+        if config.rope_interleaved and parameter.name.endswith(rotated)
+        else tensors[parameter.name]
+        for parameter in parameters_of(config)
+    }
+
+
+def config_from_hugging_face(
+    fields: Mapping[str, Any], *, source: str = "config.json"
+) -> tuple[ModelConfig, tuple[int, ...]]:
+    """The model that a config.json describes, and the ids that end a text.
+
+    Keys that are absent mean what the family's own config class says. Raises CheckpointError, listing every key that
+    is missing or not understood; `source` names the file in the message.
+    """
+    family = fields.get("model_type")
+    if not isinstance(family, str) or family not in _FAMILIES:
+        raise CheckpointError(f"{source}: model_type must be one of {', '.join(_FAMILIES)}, not {family!r}.")
+    if problems := [*_missing_keys(fields), *_foreign_keys(family, fields)]:
+        raise CheckpointError(
+            f"{source} (model_type {family}) must be understood as a whole, but {'; '.join(problems)}. "
+            "Nothing is ignored, because each of these may change what the model computes."
+        )
+    known = {**_COMMON, **_FAMILIES[family], **fields}
+    try:
+        config = _read(family, known)
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    return config, eos_from_hugging_face(known["eos_token_id"], config.vocab_size, source=source)
+
+
+def _missing_keys(fields: Mapping[str, Any]) -> list[str]:
+    return [f"{key} is missing" for key in _REQUIRED if fields.get(key) is None]
+
+
+def _foreign_keys(family: str, fields: Mapping[str, Any]) -> list[str]:
+    known = {*_REQUIRED, *_COMMON, *_FAMILIES[family], *_READ_ELSEWHERE, *_NO_INFLUENCE}
+    foreign = []
+    for key in sorted(fields.keys() - known):
+        if key not in _HARMLESS_VALUES:
+            foreign.append(f"{key} is not known")
+        elif fields[key] not in _HARMLESS_VALUES[key]:
+            only = json.dumps(_HARMLESS_VALUES[key][0])
+            foreign.append(f"{key} must be {only} or absent, not {reprlib.repr(fields[key])}")
+    return [*foreign, *foreign_in_rope_keys(fields)]
+
+
+def _read(family: str, known: Mapping[str, Any]) -> ModelConfig:
+    """The config that these fields describe; the family's defaults are among them. Raises ConfigError."""
+    max_seq_len = known["max_position_embeddings"]
+    check_size("max_position_embeddings", max_seq_len)
+    if max_seq_len > _LONGEST_CONTEXT:
+        raise ConfigError(f"max_position_embeddings must be at most {_LONGEST_CONTEXT}, not {max_seq_len}.")
+    theta, scaling = rope_from_hugging_face(known, max_seq_len)
+    attention_bias = known.get("attention_bias", False)
+    return ModelConfig(
+        vocab_size=known["vocab_size"],
+        d_model=known["hidden_size"],
+        num_layers=known["num_hidden_layers"],
+        num_heads=known["num_attention_heads"],
+        num_kv_heads=known["num_key_value_heads"],
+        head_dim=known["head_dim"],
+        d_ff=known["intermediate_size"],
+        max_seq_len=max_seq_len,
+        rope_theta=theta,
+        rope_scaling=scaling,
+        eps=known["rms_norm_eps"],
+        window=_qwen_window(known) if family.startswith("qwen") else known.get("sliding_window"),
+        qk_norm=known["qk_norm"] if family == "prenorm" else family == "qwen3",
+        qkv_bias=known["qkv_bias"] if family == "prenorm" else family == "qwen2" or attention_bias,
+        o_bias=known["o_bias"] if family == "prenorm" else attention_bias,
+        tie_embeddings=known["tie_word_embeddings"],
+        dropout=known["prenorm_dropout"],
+    )
+
+
+def _qwen_window(known: Mapping[str, Any]) -> int | None:
+    """The window of every layer. Raises ConfigError when some layers have one and others none."""
+    switch, first, num_layers = (known[key] for key in ("use_sliding_window", "max_window_layers", "num_hidden_layers"))
+    if not isinstance(switch, bool) or not isinstance(first, int) or not isinstance(num_layers, int):
+        raise ConfigError(
+            "use_sliding_window must be true or false, max_window_layers and num_hidden_layers whole numbers, "
+            f"not {switch!r}, {first!r} and {num_layers!r}."
+        )
+    window = known["sliding_window"] if switch else None
+    types = known["layer_types"]
+    if types is None:
+        if window is not None and 0 < first < num_layers:
+            raise ConfigError(
+                f"every layer must have the same window, but max_window_layers gives the first {first} of "
+                f"{num_layers} layers none; no such mixed model can be held."
+            )
+        return window if first <= 0 else None
+    if not isinstance(types, list) or len(types) != num_layers:
+        raise ConfigError(f"layer_types must name each of the {num_layers} layers, not {reprlib.repr(types)}.")
+    kinds = sorted({str(kind) for kind in types})
+    if kinds not in (["full_attention"], ["sliding_attention"]):
+        raise ConfigError(
+            f"layer_types must be all full_attention or all sliding_attention, not {', '.join(kinds)}; "
+            "no mixed model can be held."
+        )
+    if kinds == ["full_attention"]:
+        return None
+    if window is None:
+        raise ConfigError("layer_types says sliding_attention, but use_sliding_window with sliding_window gives none.")
+    return window
+
+
+def eos_from_hugging_face(value: Any, vocab_size: int, *, source: str = "config.json") -> tuple[int, ...]:
+    """The ids that end a text, from config.json's number, list or null."""
+    ids = [] if value is None else value if isinstance(value, list) else [value]
+    for id in ids:
+        if type(id) is not int or not 0 <= id < vocab_size:
+            raise CheckpointError(f"{source}: eos_token_id must be ids from 0 to {vocab_size - 1}, not {id!r}.")
+    return tuple(ids)

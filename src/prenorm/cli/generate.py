@@ -1,0 +1,117 @@
+"""`prenorm generate RUN --prompt "def "`: text from a trained model, as it is written."""
+
+import dataclasses
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import tyro
+
+from ..errors import CheckpointError, ConfigError, DataError
+
+if TYPE_CHECKING:  # loads torch, which --help does not wait for
+    from ..generation.text import TextGenerator
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class GenerateFlags:
+    """Write text with a trained model: the prompt, and what the model makes of it, as it is written."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A folder with config.json, weights and tokenizer.json: prenorm train leaves one, Hugging Face has many."""
+
+    prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
+    """What to go on from; "" starts a new text. Without it, standard input is the prompt."""
+
+    max_new_tokens: int = 128
+    """The most tokens to write after each prompt."""
+
+    temperature: float = 1.0
+    """Below 1 sharpens the model's probabilities, above 1 flattens them; 0 always takes the most probable token."""
+
+    top_k: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """Draw only from the k most probable tokens."""
+
+    top_p: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Draw only from the fewest tokens whose probabilities reach p together."""
+
+    seed: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """The same seed gives the same text; without one it is another text each time."""
+
+    stop: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
+    """End before this string."""
+
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Print one JSON document, a list of {prompt, text, token_ids, finish_reason}, and nothing else."""
+
+
+def parse(argv: list[str]) -> GenerateFlags:
+    """The flags in a command line. Exits with a message when they are none."""
+    return tyro.cli(GenerateFlags, prog="prenorm generate", args=argv)
+
+
+def run(flags: GenerateFlags) -> int:
+    """Print what the model writes after each prompt. Gives the exit code."""
+    prompts = flags.prompt or (_prompt_from_stdin(),)
+    generator = _open(flags.run)
+    options: dict[str, Any] = {
+        name: getattr(flags, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
+    }
+    if flags.json:
+        completions = generator.generate(prompts, **options)
+        print(json.dumps([dataclasses.asdict(one) for one in completions], indent=2))
+    elif len(prompts) == 1:
+        _print_stream(generator, prompts[0], options)
+    else:
+        for number, one in enumerate(generator.generate(prompts, **options), start=1):
+            print(f"--- prompt {number} of {len(prompts)} ---\n{one.prompt}{one.text}")
+    return 0
+
+
+def _prompt_from_stdin() -> str:
+    if sys.stdin is None or sys.stdin.isatty():
+        raise ConfigError('there is no prompt; --prompt "def " gives one, and so does a pipe into standard input.')
+    try:
+        text = sys.stdin.read()
+    except UnicodeDecodeError as error:
+        raise DataError(f"the prompt on standard input must be UTF-8 text, but it is not: {error}.") from error
+    if not text:
+        raise ConfigError('there is no prompt: standard input is empty; --prompt "" starts a new text.')
+    return text
+
+
+def _open(folder: Path) -> "TextGenerator":
+    _check_folder(folder)
+    import torch
+
+    from ..generation.text import TextGenerator, load_tokenizer
+    from ..models.lm import TransformerLM
+
+    tokenizer = load_tokenizer(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    return TextGenerator(TransformerLM.from_pretrained(folder, device=device), tokenizer)
+
+
+def _check_folder(folder: Path) -> None:
+    if not folder.is_dir():
+        raise CheckpointError(f"RUN must be a folder with a trained model, but there is no folder {folder}.")
+    if (folder / "config.toml").is_file() and not (folder / "model.safetensors").is_file():
+        raise CheckpointError(
+            f"the training in {folder} has not ended: there is no model.safetensors yet, only checkpoints in "
+            f"{folder / 'checkpoints'}; prenorm train --out {folder} --resume goes on with it."
+        )
+    if not (folder / "config.json").is_file():
+        raise CheckpointError(
+            f"{folder} holds no trained model: it has no config.json; give a folder that prenorm train or "
+            "save_pretrained wrote."
+        )
+
+
+def _print_stream(generator: "TextGenerator", prompt: str, options: dict[str, Any]) -> None:
+    pieces = generator.stream(prompt, **options)
+    print(prompt, end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()

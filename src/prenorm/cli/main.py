@@ -1,0 +1,72 @@
+"""`prenorm COMMAND ...`: finds the command, runs it, and turns what goes wrong into one line and an exit code."""
+
+import importlib
+import io
+import os
+import sys
+from collections.abc import Sequence
+
+from .. import __version__
+from ..errors import PrenormError
+
+# A command is a module with parse(argv) -> flags and run(flags) -> exit code. It is loaded when it is called.
+COMMANDS = {
+    "train": ("prenorm.cli.train", "Train a language model on text; without flags, on Python's own standard library."),
+    "generate": ("prenorm.cli.generate", "Write text with a trained model."),
+}
+
+BAD_USAGE = 2
+INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+BROKEN_PIPE = 141  # 128 + SIGPIPE
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command line (default: this process's). Gives the exit code: 0 good, 1 found faults, 2 bad usage.
+
+    Errors that prenorm raises on purpose, and files that the system refuses, are one line on stderr.
+    """
+    name, *rest = list(sys.argv[1:] if argv is None else argv) or [""]
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character still gets the others
+    try:
+        code = _run(name, rest)
+        sys.stdout.flush()  # a broken pipe shows here, not when Python exits
+        return code
+    except BrokenPipeError:  # the reader of our output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it exits
+        return BROKEN_PIPE
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except (PrenormError, OSError) as error:
+        print(f"prenorm {name}: {error}", file=sys.stderr)
+        return BAD_USAGE
+
+
+def _run(name: str, argv: list[str]) -> int:
+    if name in ("-h", "--help"):
+        print(_help())
+        return 0
+    if name == "--version":
+        print(f"prenorm {__version__}")
+        return 0
+    if name not in COMMANDS:
+        print(f"prenorm: {_no_such_command(name)}\n\n{_help()}", file=sys.stderr)
+        return BAD_USAGE
+    module, _ = COMMANDS[name]
+    command = importlib.import_module(module)
+    try:
+        flags = command.parse(argv)
+    except SystemExit as exit:  # --help, or bad flags, which are explained already
+        return exit.code if isinstance(exit.code, int) else BAD_USAGE
+    return command.run(flags)
+
+
+def _help() -> str:
+    width = max(map(len, COMMANDS))
+    commands = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
+    return f"usage: prenorm COMMAND ...\n\n{commands}\n\nprenorm COMMAND --help has the flags; prenorm --version."
+
+
+def _no_such_command(name: str) -> str:
+    given = f"{name!r} is none" if name else "none is given"
+    return f"a command is one of {', '.join(COMMANDS)}, but {given}."

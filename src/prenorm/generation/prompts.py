@@ -1,0 +1,99 @@
+"""Prompts and the ids that end a reply: read from lists or tensors, and checked once, before anything runs."""
+
+import operator
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from ..errors import ConfigError, RangeError
+
+Prompts = Sequence[Sequence[int]] | Sequence[Int[Tensor, " seq"]] | Int[Tensor, "*batch seq"]
+
+
+def token_lists(prompts: Prompts) -> list[list[int]]:
+    """Every prompt as a list of ids; a tensor (seq,) is one prompt. Raises ConfigError for anything else, and for
+    a prompt without a token."""
+    single = isinstance(prompts, Tensor) and prompts.ndim < 2
+    rows = _id_lists([prompts] if single else prompts, "prompt")
+    if [] in rows:
+        raise ConfigError(
+            f"a prompt must have at least one token, but prompt {rows.index([])} is empty; "
+            "the end-of-text token alone starts a new text."
+        )
+    return rows
+
+
+def endings(eos_token_id: int | Sequence[int] | None, stop: Sequence[Sequence[int]]) -> list[list[int]]:
+    """The sequences of ids that end a reply: each end-of-text id alone, and the stop sequences. Raises ConfigError."""
+    if eos_token_id is None:
+        eos_token_id = ()
+    elif isinstance(eos_token_id, int):
+        eos_token_id = (eos_token_id,)
+    sequences = _id_lists(stop, "stop sequence")
+    if [] in sequences:
+        raise ConfigError("a stop sequence must have at least one token id, but one is empty; leave it out.")
+    return [[one] for one in _id_list(eos_token_id, "eos_token_id")] + sequences
+
+
+def check_ids(rows: list[list[int]], vocab_size: int) -> None:
+    """Raise RangeError unless every id is in [0, vocab_size)."""
+    for index, row in enumerate(rows):
+        low, high = min(row), max(row)
+        if low < 0 or high >= vocab_size:
+            raise RangeError(
+                f"token ids must be in [0, vocab_size), but those of prompt {index} go from {low} to {high} "
+                f"and vocab_size is {vocab_size}; {vocab_size - 1} is the largest that can be used."
+            )
+
+
+def check_room(rows: list[list[int]], max_new_tokens: int, max_seq_len: int) -> None:
+    """Raise unless every prompt and its reply fit: RangeError, or ConfigError when max_new_tokens is no count.
+
+    The very last new token is never fed back, so prompt + max_new_tokens - 1 may be max_seq_len.
+    """
+    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
+        raise ConfigError(f"max_new_tokens must be a whole number of at least 0, not {max_new_tokens!r}.")
+    lengths = [len(row) for row in rows]
+    longest = max(lengths, default=0)
+    has = f"prompt {lengths.index(longest) if rows else 0} has {longest} tokens"
+    largest = max_seq_len - longest + 1
+    if largest < 1:
+        raise RangeError(
+            f"a prompt must fit into max_seq_len, but {has} and there is room for {max_seq_len}; "
+            f"leave out {longest - max_seq_len} of them."
+        )
+    if max_new_tokens > largest:
+        raise RangeError(
+            f"prompt + max_new_tokens - 1 must fit into max_seq_len, but {has}, max_new_tokens is {max_new_tokens} "
+            f"and there is room for {max_seq_len}; max_new_tokens={largest} would do."
+        )
+
+
+def _id_lists(sequences: Any, name: str) -> list[list[int]]:
+    if isinstance(sequences, str) or not hasattr(sequences, "__iter__"):
+        sequences = [sequences]
+    return [_id_list(ids, f"{name} {index}") for index, ids in enumerate(sequences)]
+
+
+def _id_list(ids: Any, name: str) -> list[int]:
+    if isinstance(ids, str):
+        raise ConfigError(
+            f"{name} must be token ids, not the text {ids!r}; prenorm.generation.text.TextGenerator takes text."
+        )
+    if isinstance(ids, Tensor) and (ids.ndim != 1 or not _holds_integers(ids)):
+        raise ConfigError(
+            f"{name} must be one row of whole numbers, not a tensor of {ids.dtype} with shape {tuple(ids.shape)}."
+        )
+    if not hasattr(ids, "__iter__"):
+        raise ConfigError(f"{name} must be a sequence of token ids, not {ids!r}; put the ids in a list: [[...]].")
+    try:
+        return [operator.index(one) for one in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+    except TypeError:
+        raise ConfigError(f"{name} must be a sequence of whole numbers, the token ids, not {ids!r}.") from None
+
+
+def _holds_integers(ids: Tensor) -> bool:
+    return not (ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool)

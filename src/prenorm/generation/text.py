@@ -1,0 +1,226 @@
+"""Text in, text out: prompts, stop strings and whole characters around a model that knows only token ids."""
+
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from tokenizers import Tokenizer
+
+from ..errors import CheckpointError, ConfigError
+
+END_OF_TEXT = "<|endoftext|>"
+
+
+class LanguageModel(Protocol):
+    """The model, as text generation sees it: `prenorm.TransformerLM` is one."""
+
+    eos_token_ids: tuple[int, ...]
+
+    def stream(self, prompts: list[list[int]], **options: Any) -> Iterator[list[int | None]]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Completion:
+    """What a model wrote after a prompt, and why it ended: at a stop string, at an end-of-text id, or at its length.
+
+    text is without the prompt and is cut before the stop string; token_ids are all the new ones, those that ended it
+    included.
+    """
+
+    prompt: str
+    text: str
+    token_ids: list[int]
+    finish_reason: Literal["stop", "eos", "length"]
+
+
+class TextGenerator:
+    """Continues texts with a model and its tokenizer.
+
+    A prompt is encoded as the tokenizer's own post-processor wants it; where that gives no token (an empty prompt),
+    the text starts from the end-of-text token.
+    eos_token_id: the ids that end a text; None: the model's own (`model.eos_token_ids`), or, where it names none, the
+    tokenizer's <|endoftext|>.
+    """
+
+    def __init__(
+        self, model: LanguageModel, tokenizer: Tokenizer, *, eos_token_id: int | Sequence[int] | None = None
+    ) -> None:
+        self._model = model
+        self._tokenizer = tokenizer
+        self._eos_token_ids = _eos_token_ids(eos_token_id, model, tokenizer)
+
+    def stream(self, prompt: str, *, stop: str | Sequence[str] = (), **options: Any) -> Generator[str, None, None]:
+        """The continuation, in pieces of whole characters, as soon as they are certain.
+
+        What may be the beginning of a stop string is held back until it is known not to be.
+        options: those of `TransformerLM.stream`. Raises what that raises, at the call. Closing it cancels.
+        """
+        (reply,), steps = self._start([prompt], stop, options)
+
+        def pieces() -> Generator[str, None, None]:
+            for (token,) in steps:
+                assert token is not None  # the only prompt: when it ends, so do the steps
+                if piece := reply.take(token):
+                    yield piece
+                if reply.finish_reason:
+                    break
+            if rest := reply.finish():
+                yield rest
+
+        return pieces()
+
+    def generate(self, prompts: Sequence[str], *, stop: str | Sequence[str] = (), **options: Any) -> list[Completion]:
+        """The continuation of each prompt, all in one batch. options: those of `TransformerLM.generate`."""
+        if isinstance(prompts, str):
+            raise ConfigError(f"prompts must be a list of texts, not one text; [{prompts!r}] would do.")
+        replies, steps = self._start(prompts, stop, options)
+        for step in steps:
+            for reply, token in zip(replies, step, strict=True):
+                if token is not None:
+                    reply.take(token)
+            if all(reply.finish_reason for reply in replies):
+                break
+        return [reply.completion(prompt) for reply, prompt in zip(replies, prompts, strict=True)]
+
+    def _start(
+        self, prompts: Sequence[str], stop: str | Sequence[str], options: dict[str, Any]
+    ) -> tuple[list["_Reply"], Iterator[list[int | None]]]:
+        stops = _stop_strings(stop)
+        rows = [self._encode(prompt) for prompt in prompts]
+        replies = [_Reply(self._tokenizer, row, stops, self._eos_token_ids) for row in rows]
+        return replies, self._model.stream(rows, eos_token_id=self._eos_token_ids, **options)
+
+    def _encode(self, prompt: str) -> list[int]:
+        try:
+            prompt.encode()
+        except UnicodeEncodeError as error:
+            raise ConfigError(
+                f"a prompt must be text that UTF-8 can hold, but character {error.start} of one is no character: "
+                f"{prompt[error.start]!r}."
+            ) from None
+        ids = self._tokenizer.encode(prompt).ids or list(self._eos_token_ids[:1])
+        if not ids:
+            raise ConfigError(
+                "an empty prompt starts from the end-of-text token, but neither the model nor the tokenizer "
+                f"({END_OF_TEXT}) names one; give a prompt."
+            )
+        return ids
+
+
+def load_tokenizer(folder: Path) -> Tokenizer:
+    """The tokenizer of a model folder, from its tokenizer.json. Raises CheckpointError."""
+    path = folder / "tokenizer.json"
+    if not path.is_file():
+        raise CheckpointError(f"text needs a tokenizer, but {folder} has no tokenizer.json; copy the model's there.")
+    try:
+        tokenizer = Tokenizer.from_file(str(path))
+    except Exception as error:  # tokenizers raises nothing narrower
+        raise CheckpointError(f"{path} is not a tokenizer that can be read: {error}") from error
+    tokenizer.no_padding()  # some files were saved with the settings of a training: they would change prompts
+    tokenizer.no_truncation()
+    return tokenizer
+
+
+class _Reply:
+    """The continuation of one prompt as it grows."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, prompt_ids: list[int], stops: tuple[str, ...], eos_token_ids: tuple[int, ...]
+    ) -> None:
+        self.finish_reason: Literal["stop", "eos", "length"] | None = None
+        self._token_ids: list[int] = []
+        self._pieces: list[str] = []
+        self._characters = _Characters(tokenizer, prompt_ids)
+        self._stops = _StopStrings(stops)
+        self._eos_token_ids = eos_token_ids
+
+    def take(self, token: int) -> str:
+        """The text that became certain with this token; nothing once the reply has ended."""
+        if self.finish_reason:
+            return ""
+        self._token_ids.append(token)
+        piece = self._stops.take(self._characters.take(token))
+        self._pieces.append(piece)
+        if self._stops.found:
+            self.finish_reason = "stop"
+        elif token in self._eos_token_ids:
+            self.finish_reason = "eos"
+        return piece
+
+    def finish(self) -> str:
+        """The text that was held back, now that nothing follows."""
+        self.finish_reason = self.finish_reason or "length"
+        self._pieces.append(self._stops.held)
+        self._stops.held = ""
+        return self._pieces[-1]
+
+    def completion(self, prompt: str) -> Completion:
+        self.finish()
+        assert self.finish_reason
+        return Completion(prompt, "".join(self._pieces), self._token_ids, self.finish_reason)
+
+
+class _Characters:
+    """Turns token ids into text a token at a time, never a part of a character.
+
+    Tokens are decoded together with those before them, and the difference is given: some decoders strip the space
+    before the first token, and a character may be spread over several. A character that is never completed is left
+    out; special tokens are skipped.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int]) -> None:
+        self._tokenizer = tokenizer
+        self._context = list(prompt_ids)  # tokens whose text was given in full,
+        self._pending: list[int] = []  # and those after them
+        self._given = len(self._decode(self._context))  # how many characters of the two are given
+
+    def take(self, token: int) -> str:
+        self._pending.append(token)
+        text = self._decode(self._context + self._pending)
+        whole = text.rstrip("\ufffd")  # the tokenizer's sign for bytes that are no character (yet)
+        piece = whole[self._given :]
+        self._given += len(piece)
+        if piece and whole == text:
+            self._context, self._pending = self._pending, []
+            self._given = len(self._decode(self._context))
+        return piece
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True)
+
+
+class _StopStrings:
+    """Lets text through up to the stop string that is complete first, and holds back what may be the start of one."""
+
+    def __init__(self, stops: tuple[str, ...]) -> None:
+        self.found = False
+        self.held = ""
+        self._stops = stops
+
+    def take(self, piece: str) -> str:
+        text = self.held + piece
+        complete = [(text.index(stop) + len(stop), text.index(stop)) for stop in self._stops if stop in text]
+        if complete:
+            self.found, self.held = True, ""
+            return text[: min(complete)[1]]
+        starts = (size for stop in self._stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
+        certain = len(text) - max(starts, default=0)
+        self.held = text[certain:]
+        return text[:certain]
+
+
+def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
+    for one in stops:
+        if not isinstance(one, str) or not one:
+            raise ConfigError(f"a stop string must be text of at least one character, not {one!r}; leave it out.")
+    return stops
+
+
+def _eos_token_ids(given: int | Sequence[int] | None, model: LanguageModel, tokenizer: Tokenizer) -> tuple[int, ...]:
+    if given is None:
+        given = model.eos_token_ids or tokenizer.token_to_id(END_OF_TEXT)
+    if given is None:
+        return ()
+    return (given,) if isinstance(given, int) else tuple(given)

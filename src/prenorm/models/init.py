@@ -1,0 +1,28 @@
+"""How a language model's weights start."""
+
+import math
+
+from torch import nn
+
+from ..layers.embedding import Embedding
+from ..layers.linear import Linear
+from ..layers.norm import RMSNorm
+
+STD = 0.02  # GPT-2's; Radford et al. 2019
+
+
+def initialise(model: nn.Module, num_layers: int) -> None:
+    """Draw every weight from torch's global generator, so that activations and gradients keep their size with depth.
+
+    Matrices and embeddings: normal, standard deviation 0.02. The two projections that write to the residual path
+    (o_proj, down_proj): smaller by sqrt(2 num_layers), since 2 num_layers of them add up. Norms 1, biases 0.
+    Source: Radford et al. 2019 (GPT-2), section 2.3.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, RMSNorm):
+            module.reset_parameters()
+        elif isinstance(module, Linear | Embedding):
+            writes_to_residual = name.endswith(("o_proj", "down_proj"))
+            nn.init.normal_(module.weight, std=STD / math.sqrt(2 * num_layers) if writes_to_residual else STD)
+            if isinstance(module, Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)

@@ -1,0 +1,222 @@
+"""The language model: tokens -> embedding -> blocks -> norm -> logits -> loss."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Self, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..blocks.transformer import TransformerBlock
+from ..checkpoint import folder as checkpoint
+from ..config import ModelConfig
+from ..errors import RangeError, ShapeError
+from ..generation import decoding
+from ..layers.cache import KVCache
+from ..layers.embedding import Embedding
+from ..layers.linear import Linear
+from ..layers.norm import RMSNorm
+from ..layers.rope import RotaryEmbedding
+from ..ops.cross_entropy import IGNORED, linear_cross_entropy
+from ..ops.documents import document_mask, document_positions
+from ..ops.linear import linear
+from .init import initialise
+
+
+class TransformerLM(nn.Module):
+    """A causal language model of pre-norm blocks, from token ids (..., seq) to logits (..., seq, vocab_size).
+
+    With tie_embeddings the head is the embedding's weight, and there is no lm_head.
+    `eos_token_ids` are the ids that end a text, () when none is known.
+    """
+
+    def __init__(
+        self,
+        config: ModelConfig,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.eos_token_ids: tuple[int, ...] = ()
+        self.embedding = Embedding(config.vocab_size, config.d_model, device=device, dtype=dtype)
+        rope = RotaryEmbedding(
+            config.head_dim,
+            config.max_seq_len,
+            config.rope_theta,
+            config.rope_interleaved,
+            config.rope_scaling,
+            device=device,
+        )
+        self.layers = nn.ModuleList(_block(config, rope, device, dtype) for _ in range(config.num_layers))
+        self.final_norm = RMSNorm(config.d_model, config.eps, device=device, dtype=dtype)
+        self.lm_head = (
+            None if config.tie_embeddings else Linear(config.d_model, config.vocab_size, device=device, dtype=dtype)
+        )
+        initialise(self, config.num_layers)
+
+    def forward(
+        self,
+        token_ids: Int[Tensor, "*batch seq"],
+        token_positions: Int[Tensor, "*positions seq"] | None = None,
+        *,
+        segment_ids: Int[Tensor, "*batch seq"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "*batch seq vocab"]:
+        """The logits of the token after each token. Arguments as in `TransformerBlock.forward`.
+
+        Raises RangeError for ids outside the vocabulary, and what the block raises.
+        """
+        return linear(self.hidden(token_ids, token_positions, segment_ids=segment_ids, cache=cache), self.head_weight)
+
+    def hidden(
+        self,
+        token_ids: Int[Tensor, "*batch seq"],
+        token_positions: Int[Tensor, "*positions seq"] | None = None,
+        *,
+        segment_ids: Int[Tensor, "*batch seq"] | None = None,
+        cache: KVCache | None = None,
+    ) -> Float[Tensor, "*batch seq d_model"]:
+        """What the head sees: embedding, blocks and the final norm."""
+        if token_ids.ndim == 0:
+            raise ShapeError("token_ids must be (..., seq), but it is a single number; token_ids[None] makes it one.")
+        if cache is not None:
+            cache.check(self.config.num_layers)
+        mask = None
+        if segment_ids is not None and cache is None:
+            # Who belongs to which document is the same in every block, so it is worked out once.
+            _check_segments(segment_ids, token_ids)
+            mask = document_mask(segment_ids)
+            token_positions = document_positions(segment_ids) if token_positions is None else token_positions
+            segment_ids = None
+        x = self.embedding(token_ids)
+        for i, block in enumerate(self.layers):
+            layer_cache = None if cache is None else cache[i]
+            x = block(x, token_positions, mask=mask, segment_ids=segment_ids, cache=layer_cache)
+        return self.final_norm(x)
+
+    @property
+    def head_weight(self) -> Float[Tensor, "vocab d_model"]:
+        """The weight that turns hidden states into logits."""
+        return self.embedding.weight if self.lm_head is None else self.lm_head.weight
+
+    def loss(
+        self,
+        token_ids: Int[Tensor, "*batch seq"],
+        targets: Int[Tensor, "*batch seq"],
+        *,
+        segment_ids: Int[Tensor, "*batch seq"] | None = None,
+    ) -> Float[Tensor, ""]:
+        """The mean cross-entropy in nats a token: targets[t] is the token after token_ids[t]; nothing is shifted here.
+
+        Targets of -100, and those at padding (negative segment_ids), are left out of the mean. The logits of a long
+        sequence are never held whole.
+        """
+        if segment_ids is not None:
+            _check_segments(segment_ids, token_ids)
+            targets = targets.masked_fill(segment_ids < 0, IGNORED)
+        return linear_cross_entropy(self.hidden(token_ids, segment_ids=segment_ids), self.head_weight, targets)
+
+    def make_cache(self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None) -> KVCache:
+        """An empty KV cache with room for max_seq_len tokens a row, by default in the dtype of the weights."""
+        if max_seq_len > self.config.max_seq_len:
+            raise RangeError(
+                f"a cache can have room for at most the model's max_seq_len = {self.config.max_seq_len} tokens, "
+                f"not for {max_seq_len}."
+            )
+        blocks = cast("list[TransformerBlock]", self.layers)
+        return KVCache([block.make_cache(batch_size, max_seq_len, dtype) for block in blocks])
+
+    def generate(self, prompts: decoding.Prompts, *, cache: KVCache | None = None, **options: Any) -> list[list[int]]:
+        """A list of new token ids for each prompt; options, defaults and errors are those of `stream`."""
+        return decoding.generate(self._next_logits, self.make_cache, prompts, **self._decoding(cache, options))
+
+    def stream(
+        self, prompts: decoding.Prompts, *, cache: KVCache | None = None, **options: Any
+    ) -> Iterator[list[int | None]]:
+        """One new token id per prompt a step, None once a prompt has ended.
+
+        prompts: lists of token ids, or integer tensors, of any lengths. Options: max_new_tokens=128, temperature=1.0
+        (0 = greedy), top_k=None, top_p=None, seed=None (an int, or one per prompt), eos_token_id=None (the model's
+        eos_token_ids), stop=() (sequences of ids). See `prenorm.generation.decoding.stream`.
+        cache: one from `make_cache` that the caller owns; the prompts then go on after what it holds.
+        """
+        return decoding.stream(self._next_logits, self.make_cache, prompts, **self._decoding(cache, options))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Self:
+        """The model in a folder with Hugging Face's layout, in eval mode; dtype None: as stored.
+
+        Raises CheckpointError, by name, for anything in the folder that is missing, extra or not understood.
+        """
+        loaded = checkpoint.load(folder, dtype=dtype, device=device)
+        with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+            model = cls(loaded.config)
+        model.load_state_dict(loaded.tensors, assign=True)
+        for module in model.modules():
+            if isinstance(module, RotaryEmbedding):
+                module.place_tables(model.embedding.weight.device)
+        model.eos_token_ids = loaded.eos_token_ids
+        return model.requires_grad_().eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors in Hugging Face's layout. Raises CheckpointError."""
+        checkpoint.save(folder, self.config, self.state_dict(), eos_token_ids=self.eos_token_ids)
+
+    def _next_logits(
+        self,
+        token_ids: Int[Tensor, "batch seq"],
+        *,
+        segment_ids: Int[Tensor, "batch seq"] | None,
+        cache: KVCache,
+    ) -> Float[Tensor, "batch vocab"]:
+        hidden = self.hidden(token_ids, segment_ids=segment_ids, cache=cache)
+        if segment_ids is None:
+            last = hidden[:, -1]
+        else:
+            ends = (segment_ids >= 0).sum(-1) - 1
+            last = hidden[torch.arange(len(ends), device=ends.device), ends]
+        return linear(last, self.head_weight)
+
+    def _decoding(self, cache: KVCache | None, options: dict[str, Any]) -> dict[str, Any]:
+        held = 0 if cache is None else max(layer.longest for layer in cache)
+        return {
+            "vocab_size": self.config.vocab_size,
+            "max_seq_len": (self.config.max_seq_len if cache is None else cache[0].max_seq_len) - held,
+            "device": self.embedding.weight.device,
+            "cache": cache,
+            **options,
+            "eos_token_id": self.eos_token_ids if options.get("eos_token_id") is None else options["eos_token_id"],
+        }
+
+
+def _block(
+    config: ModelConfig, rope: RotaryEmbedding, device: torch.device | str | None, dtype: torch.dtype | None
+) -> TransformerBlock:
+    return TransformerBlock(
+        config.d_model,
+        config.num_heads,
+        config.d_ff,
+        eps=config.eps,
+        device=device,
+        dtype=dtype,
+        num_kv_heads=config.num_kv_heads,
+        head_dim=config.head_dim,
+        causal=True,
+        window=config.window,
+        qk_norm=config.qk_norm,
+        qkv_bias=config.qkv_bias,
+        o_bias=config.o_bias,
+        dropout=config.dropout,
+        rope=rope,
+    )
+
+
+def _check_segments(segment_ids: Tensor, token_ids: Tensor) -> None:
+    if segment_ids.shape != token_ids.shape:
+        raise ShapeError(
+            f"segment_ids must have one id a token, {tuple(token_ids.shape)}, but they are {tuple(segment_ids.shape)}."
+        )

@@ -1,0 +1,177 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from prenorm.errors import ConfigError, PrenormError, RangeError
+from prenorm.generation import decoding
+
+RAGGED = [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
+
+prompt_lists = st.lists(st.lists(st.integers(0, 10), min_size=1, max_size=6), min_size=1, max_size=4)
+
+
+def argmax_loop(model, prompt, max_new_tokens):
+    tokens = list(prompt)
+    for _ in range(max_new_tokens):
+        tokens.append(int(model.logits(tokens).argmax()))
+    return tokens[len(prompt) :]
+
+
+def test_greedy_is_the_argmax_of_the_whole_text_so_far(toy):
+    expected = [argmax_loop(toy, prompt, 12) for prompt in RAGGED]
+    assert toy.generate(RAGGED, max_new_tokens=12, temperature=0) == expected
+
+
+@settings(deadline=None, max_examples=20)
+@given(prompts=prompt_lists, temperature=st.sampled_from([0, 0.7, 1.0]), eos=st.sets(st.integers(0, 10), max_size=2))
+def test_a_ragged_batch_is_its_prompts_one_by_one(prompts, temperature, eos, make_toy):
+    options = {"max_new_tokens": 6, "temperature": temperature, "top_k": 5, "eos_token_id": tuple(eos)}
+    seeds = list(range(len(prompts)))
+    together = make_toy().generate(prompts, seed=seeds, **options)
+    alone = [make_toy().generate([prompt], seed=seed, **options)[0] for prompt, seed in zip(prompts, seeds, strict=True)]
+    assert together == alone
+
+
+def test_a_prompt_with_its_own_seed_gets_the_same_tokens_in_any_batch(toy):
+    (alone,) = toy.generate([[1, 2]], seed=5, max_new_tokens=20)
+    assert toy.generate([[3], [1, 2]], seed=[9, 5], max_new_tokens=20)[1] == alone
+    assert toy.generate([[1, 2], [3]], seed=5, max_new_tokens=20)[0] == alone
+    assert toy.generate([[1, 2], [1, 2]], seed=5, max_new_tokens=20)[1] != alone
+
+
+def test_fewer_new_tokens_are_the_beginning_of_more(toy):
+    assert toy.generate(RAGGED, seed=1, max_new_tokens=4) == [
+        reply[:4] for reply in toy.generate(RAGGED, seed=1, max_new_tokens=9)
+    ]
+
+
+def test_tensors_and_lists_of_prompts_give_the_same(toy):
+    expected = toy.generate([[1, 2], [3, 4]], seed=0)
+    assert toy.generate(torch.tensor([[1, 2], [3, 4]]), seed=0) == expected
+    assert toy.generate([torch.tensor([1, 2]), torch.tensor([3, 4])], seed=0) == expected
+
+
+def test_prompts_are_padded_on_the_right_and_then_one_token_a_row_follows(toy):
+    steps = list(toy.stream([[1, 2, 3], [4]], max_new_tokens=3, seed=0))
+    (first, segments), *later = toy.calls
+    assert first.tolist() == [[1, 2, 3], [4, 0, 0]]
+    assert segments.tolist() == [[0, 0, 0], [0, -1, -1]]
+    assert [(ids.tolist(), segments) for ids, segments in later] == [([[a], [b]], None) for a, b in steps[:-1]]
+
+
+def test_prompts_of_one_length_need_no_segments(toy):
+    toy.generate([[1, 2], [3, 4]], max_new_tokens=1)
+    assert [segments for _, segments in toy.calls] == [None]
+
+
+def test_an_ended_prompt_gives_none_and_feeds_its_last_token_again(scripted):
+    model = scripted([[1, 2, 7, 5, 6], [1, 2, 3, 4, 7]], vocab_size=8)
+    steps = list(model.stream([[1], [1]], max_new_tokens=5, temperature=0, eos_token_id=7))
+    assert steps == [[1, 1], [2, 2], [7, 3], [None, 4], [None, 7]]
+    assert [ids.tolist() for ids, _ in model.calls[3:]] == [[[7], [3]], [[7], [4]]]
+
+
+def test_the_loop_ends_when_all_prompts_have_ended(scripted):
+    model = scripted([[1, 7], [7]], vocab_size=8)
+    assert model.generate([[1], [1]], max_new_tokens=50, temperature=0, eos_token_id=(6, 7)) == [[1, 7], [7]]
+    assert len(model.calls) == 2
+
+
+def test_a_stop_sequence_ends_a_reply_across_steps_and_is_part_of_it(scripted):
+    model = scripted([[4, 5, 4, 5, 6, 1], [5, 6, 1, 1, 1, 1]], vocab_size=8)
+    replies = model.generate([[1], [4]], max_new_tokens=6, temperature=0, stop=[[4, 5, 6], [3]])
+    assert replies == [[4, 5, 4, 5, 6], [5, 6, 1, 1, 1, 1]]  # the second prompt's 4 is no new token
+
+
+def test_no_new_tokens_are_empty_replies_without_a_call(toy):
+    assert toy.generate(RAGGED, max_new_tokens=0) == [[], [], []]
+    assert toy.calls == toy.caches == []
+
+
+def test_no_prompts_are_no_replies(toy):
+    assert toy.generate([]) == []
+    assert list(toy.stream([])) == []
+
+
+def test_the_cache_is_made_for_the_batch_and_with_just_enough_room(toy):
+    toy.generate(RAGGED, max_new_tokens=10, temperature=0)
+    assert toy.caches == [(3, 5 + 10 - 1)]
+
+
+def test_a_cache_of_the_caller_is_used_and_filled(toy):
+    cache = [[9, 9]]
+    (reply,) = toy.generate([[1]], cache=cache, max_new_tokens=4, temperature=0)
+    assert reply == argmax_loop(toy, [9, 9, 1], 4)
+    assert cache == [[9, 9, 1, *reply[:-1]]]
+    assert toy.caches == []
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "error"),
+    [
+        ([[11]], {}, RangeError),
+        ([[1] * 60], {"max_new_tokens": 6}, RangeError),
+        ([[]], {}, ConfigError),
+        ([[1]], {"temperature": -1}, ConfigError),
+        ([[1]], {"seed": [1, 2]}, ConfigError),
+        ([[1]], {"stop": [[]]}, ConfigError),
+    ],
+)
+def test_bad_arguments_raise_at_the_call_before_the_first_step(toy, prompts, options, error):
+    with pytest.raises(error):
+        toy.stream(prompts, **options)
+    assert toy.calls == []
+
+
+def test_a_full_context_can_be_used_to_the_last_place(toy):
+    assert len(toy.generate([[1] * 60], max_new_tokens=5)[0]) == 5
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_nan_in_the_logits_raises_and_never_gives_a_token(toy, temperature):
+    def broken(token_ids, *, segment_ids, cache):
+        logits = toy.next_logits(token_ids, segment_ids=segment_ids, cache=cache)
+        return logits * (torch.nan if len(toy.calls) == 3 else 1)
+
+    steps = decoding.stream(
+        broken, toy.make_cache, [[1]], vocab_size=11, max_seq_len=64, max_new_tokens=5, temperature=temperature
+    )
+    next(steps)
+    next(steps)
+    with pytest.raises(PrenormError, match="no token can be chosen after 2 new ones: the logits hold NaN"):
+        next(steps)
+
+
+def test_nan_after_a_reply_has_ended_disturbs_nobody(scripted):
+    model = scripted([[7], [1, 2, 3]], vocab_size=8)
+
+    def broken(token_ids, *, segment_ids, cache):
+        logits = model.next_logits(token_ids, segment_ids=segment_ids, cache=cache)
+        logits[0] = torch.nan if len(model.calls) > 1 else logits[0]
+        return logits
+
+    options = {"vocab_size": 8, "max_seq_len": 9, "max_new_tokens": 3, "temperature": 0, "eos_token_id": 7}
+    assert decoding.generate(broken, model.make_cache, [[1], [1]], **options) == [[7], [1, 2, 3]]
+
+
+def test_steps_run_in_inference_mode_which_never_leaks_to_the_consumer(toy):
+    modes = []
+
+    def watched(token_ids, *, segment_ids, cache):
+        modes.append(torch.is_inference_mode_enabled())
+        return toy.next_logits(token_ids, segment_ids=segment_ids, cache=cache)
+
+    for _ in decoding.stream(watched, toy.make_cache, [[1]], vocab_size=11, max_seq_len=64, max_new_tokens=3):
+        assert not torch.is_inference_mode_enabled()
+        assert torch.ones(1, requires_grad=True).mul(2).requires_grad
+    assert modes == [True, True, True]
+
+
+def test_a_stream_can_be_cancelled(toy):
+    steps = toy.stream([[1]], max_new_tokens=9)
+    next(steps)
+    steps.close()
+    assert list(steps) == []
+    assert len(toy.calls) == 1
+    assert not torch.is_inference_mode_enabled()

@@ -1,0 +1,31 @@
+"""What the README says, done."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(blocks) >= 2
+    namespace: dict[str, object] = {}
+    for block in blocks:
+        exec(compile(block, "README.md", "exec"), namespace)
+    assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "my-model").iterdir()}
+
+
+def test_every_file_that_the_readme_links_to_exists() -> None:
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
+    assert links
+    assert [link for link in links if not (ROOT / link).exists()] == []
+
+
+def test_the_reading_order_names_every_folder_of_the_package() -> None:
+    listed = set(re.findall(r"^(\w+)/ ", README, flags=re.MULTILINE))
+    folders = {path.parent.name for path in (ROOT / "src" / "prenorm").glob("*/__init__.py")}
+    assert listed == folders
