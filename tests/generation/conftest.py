@@ -4,24 +4,28 @@ import zlib
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jaxtyping
 import pytest
 import torch
 from torch import Tensor
 
+from prenorm.config import ModelConfig
 from prenorm.generation import decoding
 
 
 class HistoryModel:
     """Logits that are a fixed random function of all tokens of a row so far, which the cache keeps as lists."""
 
-    vocab_size = 11
-    max_seq_len = 64
+    vocab_size: int = 11
+    max_seq_len: int = 64
     eos_token_ids: tuple[int, ...] = ()
 
     def __init__(self) -> None:
         self.calls: list[tuple[Tensor, Tensor | None]] = []
         self.caches: list[tuple[int, int]] = []
+
+    @property
+    def config(self) -> ModelConfig:
+        return ModelConfig(self.vocab_size, d_model=2, num_layers=1, num_heads=1, max_seq_len=self.max_seq_len)
 
     def make_cache(self, batch_size: int, max_seq_len: int) -> list[list[int]]:
         self.caches.append((batch_size, max_seq_len))
@@ -74,14 +78,6 @@ def make_toy() -> type[HistoryModel]:
     return HistoryModel
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def scripted() -> type[ScriptedModel]:
     return ScriptedModel
-
-
-@pytest.fixture
-def unchecked_types() -> Iterator[None]:
-    """What users meet, who run without beartype: our own messages."""
-    jaxtyping.config.update("jaxtyping_disable", True)
-    yield
-    jaxtyping.config.update("jaxtyping_disable", False)

@@ -1,8 +1,9 @@
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
+from prenorm import ModelConfig, TransformerLM
 from prenorm.errors import ConfigError, PrenormError, RangeError
 from prenorm.generation import decoding
 
@@ -23,13 +24,14 @@ def test_greedy_is_the_argmax_of_the_whole_text_so_far(toy):
     assert toy.generate(RAGGED, max_new_tokens=12, temperature=0) == expected
 
 
-@settings(deadline=None, max_examples=20)
 @given(prompts=prompt_lists, temperature=st.sampled_from([0, 0.7, 1.0]), eos=st.sets(st.integers(0, 10), max_size=2))
 def test_a_ragged_batch_is_its_prompts_one_by_one(prompts, temperature, eos, make_toy):
     options = {"max_new_tokens": 6, "temperature": temperature, "top_k": 5, "eos_token_id": tuple(eos)}
     seeds = list(range(len(prompts)))
     together = make_toy().generate(prompts, seed=seeds, **options)
-    alone = [make_toy().generate([prompt], seed=seed, **options)[0] for prompt, seed in zip(prompts, seeds, strict=True)]
+    alone = [
+        make_toy().generate([prompt], seed=seed, **options)[0] for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
     assert together == alone
 
 
@@ -47,9 +49,26 @@ def test_fewer_new_tokens_are_the_beginning_of_more(toy):
 
 
 def test_tensors_and_lists_of_prompts_give_the_same(toy):
-    expected = toy.generate([[1, 2], [3, 4]], seed=0)
-    assert toy.generate(torch.tensor([[1, 2], [3, 4]]), seed=0) == expected
-    assert toy.generate([torch.tensor([1, 2]), torch.tensor([3, 4])], seed=0) == expected
+    options = {"seed": 0, "max_new_tokens": 5}
+    expected = toy.generate([[1, 2], [3, 4]], **options)
+    assert toy.generate(torch.tensor([[1, 2], [3, 4]]), **options) == expected
+    assert toy.generate([torch.tensor([1, 2]), torch.tensor([3, 4])], **options) == expected
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("options", [{}, {"window": 3, "num_kv_heads": 2, "rope_interleaved": True}, {"qk_norm": True}])
+def test_greedy_with_a_cache_is_greedy_without_one_for_every_prompt_of_a_ragged_batch(dtype, options):
+    config = ModelConfig(11, d_model=32, num_layers=2, num_heads=4, max_seq_len=24, **options)
+    model = TransformerLM(config, dtype=dtype).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight.data, std=0.7)  # fresh weights would say one token for ever
+    replies = model.generate(RAGGED, max_new_tokens=20, temperature=0)
+    for prompt, reply in zip(RAGGED, replies, strict=True):
+        tokens = list(prompt)
+        for _ in range(20):
+            tokens.append(int(model(torch.tensor([tokens]))[0, -1].argmax()))
+        assert reply == tokens[len(prompt) :]
+    assert len({token for reply in replies for token in reply}) > 3
 
 
 def test_prompts_are_padded_on_the_right_and_then_one_token_a_row_follows(toy):
@@ -120,7 +139,7 @@ def test_a_cache_of_the_caller_is_used_and_filled(toy):
 )
 def test_bad_arguments_raise_at_the_call_before_the_first_step(toy, prompts, options, error):
     with pytest.raises(error):
-        toy.stream(prompts, **options)
+        toy.stream(prompts, **{"max_new_tokens": 5, **options})
     assert toy.calls == []
 
 

@@ -43,7 +43,7 @@ def test_no_prompts_are_no_rows():
         (torch.ones(2, dtype=torch.bool), "not a tensor of torch.bool"),
     ],
 )
-@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_anything_else_is_refused_with_a_way_out(prompts, message):
     with pytest.raises(ConfigError, match=message):
         token_lists(prompts)
@@ -64,7 +64,7 @@ def test_endings_are_each_end_of_text_id_and_each_stop_sequence():
         (["end"], "must be token ids, not the text"),
     ],
 )
-@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_stop_sequences_that_are_none_are_refused(stop, message):
     with pytest.raises(ConfigError, match=message):
         endings(None, stop)
@@ -90,7 +90,7 @@ def test_a_prompt_that_is_too_long_by_itself_is_refused():
 
 
 @pytest.mark.parametrize("count", [-1, True, 1.5])
-@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_max_new_tokens_must_be_a_count(count):
     with pytest.raises(ConfigError, match=f"max_new_tokens must be a whole number of at least 0, not {count}"):
         check_room([[1]], max_new_tokens=count, max_seq_len=10)

@@ -18,7 +18,9 @@ tied_logits = st.lists(st.integers(0, 3), min_size=1, max_size=8)
 
 def drawn_ids(logits, **cuts):
     """Every token that some number in [0, 1) draws."""
-    uniforms = torch.cat((torch.arange(4096, dtype=torch.float64) / 4096, torch.tensor([LARGEST_UNIFORM])))
+    uniforms = torch.cat(
+        (torch.arange(4096, dtype=torch.float64) / 4096, torch.tensor([LARGEST_UNIFORM], dtype=torch.float64))
+    )
     rows = torch.as_tensor(logits).expand(len(uniforms), -1)
     return set(Sampling(**cuts).choose(rows, uniforms).tolist())
 
@@ -36,11 +38,12 @@ def zeros(count):
 def test_temperature_0_takes_the_largest_logit_in_any_dtype(dtype):
     logits = torch.randn(5, 100, generator=torch.Generator().manual_seed(0)).to(dtype)
     assert Sampling(temperature=0).choose(logits, zeros(5)).tolist() == logits.argmax(-1).tolist()
+    assert Sampling(top_k=1, top_p=0.5).choose(logits, zeros(5) + 0.5).tolist() == logits.argmax(-1).tolist()
 
 
 @given(logits=tied_logits, uniform=st.floats(0, LARGEST_UNIFORM), temperature=st.floats(0.1, 1e30))
 def test_top_k_of_1_is_greedy_also_with_ties(logits, uniform, temperature):
-    row, uniforms = torch.tensor([logits]).float(), torch.tensor([uniform]).double()
+    row, uniforms = torch.tensor([logits]).float(), torch.tensor([uniform], dtype=torch.float64)
     greedy = Sampling(temperature=0).choose(row, uniforms)
     assert Sampling(temperature=temperature, top_k=1).choose(row, uniforms).tolist() == greedy.tolist()
     assert greedy.item() == ranked(logits)[0]
@@ -90,7 +93,7 @@ def test_a_tiny_temperature_is_greedy_and_never_overflows(temperature):
 @given(logits=tied_logits, uniform=st.floats(0, LARGEST_UNIFORM))
 def test_a_token_of_probability_0_is_never_drawn(logits, uniform):
     row = torch.tensor([[-torch.inf, *logits, -torch.inf]])
-    token = Sampling().choose(row, torch.tensor([uniform]).double()).item()
+    token = Sampling().choose(row, torch.tensor([uniform], dtype=torch.float64)).item()
     assert 1 <= token <= len(logits)
 
 
@@ -99,6 +102,12 @@ def test_a_token_of_probability_0_is_never_drawn(logits, uniform):
 def test_a_row_without_a_finite_maximum_gives_minus_1_and_leaves_the_others_alone(bad, temperature):
     logits = torch.tensor([[5.0, -torch.inf], bad, [-torch.inf, 5.0]])
     assert Sampling(temperature=temperature, top_p=0.9).choose(logits, zeros(3)).tolist() == [0, -1, 1]
+
+
+@pytest.mark.parametrize("vocab", [1, 2, 3])
+def test_a_row_of_nothing_but_nan_gives_minus_1_after_any_cut(vocab):
+    logits = torch.full((1, vocab), torch.nan)
+    assert Sampling(top_k=2, top_p=0.5).choose(logits, zeros(1)).tolist() == [-1]
 
 
 def test_no_rows_give_no_tokens():
@@ -172,7 +181,7 @@ def test_impossible_cuts_are_refused(cuts, message):
         ([1, 2, 3], "there are 3 seeds and 2 prompts"),
     ],
 )
-@pytest.mark.usefixtures("unchecked_types")
+@pytest.mark.usefixtures("shapes_unchecked")
 def test_impossible_seeds_are_refused(seed, message):
     with pytest.raises(ConfigError, match=message):
         random_streams(seed, 2, 5)

@@ -25,8 +25,8 @@ class GenerateFlags:
     prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
     """What to go on from; "" starts a new text. Without it, standard input is the prompt."""
 
-    max_new_tokens: int = 128
-    """The most tokens to write after each prompt."""
+    max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    """The most tokens to write after each prompt. Without it, 128, or as many as the model has room for."""
 
     temperature: float = 1.0
     """Below 1 sharpens the model's probabilities, above 1 flattens them; 0 always takes the most probable token."""

@@ -1,7 +1,7 @@
 """Token after token, from any callable that gives the logits of the next one."""
 
 from collections.abc import Callable, Generator, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int
@@ -12,6 +12,7 @@ from .prompts import Prompts, check_ids, check_room, endings, token_lists
 from .sampling import Sampling, random_streams
 
 
+@runtime_checkable
 class NextLogits(Protocol):
     """The model, as decoding sees it: the logits that follow each row's last real token.
 

@@ -14,8 +14,10 @@ Prompts = Sequence[Sequence[int]] | Sequence[Int[Tensor, " seq"]] | Int[Tensor, 
 
 
 def token_lists(prompts: Prompts) -> list[list[int]]:
-    """Every prompt as a list of ids; a tensor (seq,) is one prompt. Raises ConfigError for anything else, and for
-    a prompt without a token."""
+    """Every prompt as a list of ids; a tensor (seq,) is one prompt.
+
+    Raises ConfigError for anything that is no prompt, among it a prompt without a token.
+    """
     single = isinstance(prompts, Tensor) and prompts.ndim < 2
     rows = _id_lists([prompts] if single else prompts, "prompt")
     if [] in rows:
@@ -56,9 +58,11 @@ def check_room(rows: list[list[int]], max_new_tokens: int, max_seq_len: int) -> 
     """
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise ConfigError(f"max_new_tokens must be a whole number of at least 0, not {max_new_tokens!r}.")
+    if not rows:
+        return
     lengths = [len(row) for row in rows]
-    longest = max(lengths, default=0)
-    has = f"prompt {lengths.index(longest) if rows else 0} has {longest} tokens"
+    longest = max(lengths)
+    has = f"prompt {lengths.index(longest)} has {longest} tokens"
     largest = max_seq_len - longest + 1
     if largest < 1:
         raise RangeError(

@@ -60,13 +60,19 @@ class Sampling:
         return torch.searchsorted(cumulative, drawn[:, None], right=True)[:, 0]
 
     def _cut(self, shares: Tensor, logits: Tensor) -> Tensor:
-        # Logits are ranked, not shares: a high temperature makes shares equal.
-        by_rank = logits.argsort(dim=-1, descending=True, stable=True)[:, : self.top_k]
-        ranked = shares.gather(-1, by_rank)
+        """The shares of the tokens that top_k and top_p keep, 0 for the others."""
+        # Ranked by logit, because a high temperature makes shares equal.
+        if self.top_k is None:
+            values, ids = logits.sort(descending=True)
+        else:
+            values, ids = logits.topk(min(self.top_k, logits.shape[-1]))
+        count = torch.full_like(ids[:, :1], ids.shape[-1])
         if self.top_p is not None:
+            ranked = shares.gather(-1, ids)
             up_to = ranked.cumsum(-1)
-            ranked = ranked.where(up_to - ranked < up_to[:, -1:].double() * self.top_p, 0)
-        return torch.zeros_like(shares).scatter(-1, by_rank, ranked)
+            nucleus = up_to - ranked < up_to[:, -1:].double() * self.top_p
+            count = nucleus.sum(-1, keepdim=True).clamp(min=1)  # only a row of NaN has none
+        return shares.where(_best(logits, count, values.gather(-1, count - 1)), 0)
 
 
 def random_streams(
@@ -111,7 +117,7 @@ def _check_seed(seed: object) -> int:
     return number
 
 
-def _probabilities_in_whole_shares(logits: Tensor, temperature: float) -> Tensor:
+def _probabilities_in_whole_shares(logits: Tensor, temperature: float | int) -> Tensor:
     """softmax(logits / temperature), counted in whole shares of 2^-52.
 
     Sums of whole numbers are the same in any order, on any device, so a token that was cut can never be drawn.
@@ -119,3 +125,9 @@ def _probabilities_in_whole_shares(logits: Tensor, temperature: float) -> Tensor
     wide = logits.double()
     wide = (wide - wide.amax(-1, keepdim=True)) / temperature  # 0 at the largest: a tiny temperature cannot overflow
     return (wide.softmax(-1) * 2.0**52).long()
+
+
+def _best(logits: Tensor, count: Tensor, threshold: Tensor) -> Tensor:
+    """True for the `count` largest logits of a row, the last of which is `threshold`; ties go to the lower ids."""
+    above, tied = logits > threshold, logits == threshold
+    return above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))

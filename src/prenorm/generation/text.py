@@ -3,18 +3,22 @@
 from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from tokenizers import Tokenizer
 
+from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
 
 END_OF_TEXT = "<|endoftext|>"
+DEFAULT_NEW_TOKENS = 128
 
 
+@runtime_checkable
 class LanguageModel(Protocol):
     """The model, as text generation sees it: `prenorm.TransformerLM` is one."""
 
+    config: ModelConfig
     eos_token_ids: tuple[int, ...]
 
     def stream(self, prompts: list[list[int]], **options: Any) -> Iterator[list[int | None]]: ...
@@ -54,7 +58,8 @@ class TextGenerator:
         """The continuation, in pieces of whole characters, as soon as they are certain.
 
         What may be the beginning of a stop string is held back until it is known not to be.
-        options: those of `TransformerLM.stream`. Raises what that raises, at the call. Closing it cancels.
+        options: those of `TransformerLM.stream`, whose errors are raised at the call; without max_new_tokens, 128, or
+        as many as the model has room for. Closing the generator cancels it.
         """
         (reply,), steps = self._start([prompt], stop, options)
 
@@ -71,7 +76,7 @@ class TextGenerator:
         return pieces()
 
     def generate(self, prompts: Sequence[str], *, stop: str | Sequence[str] = (), **options: Any) -> list[Completion]:
-        """The continuation of each prompt, all in one batch. options: those of `TransformerLM.generate`."""
+        """The continuation of each prompt, all in one batch. options and errors: those of `stream`."""
         if isinstance(prompts, str):
             raise ConfigError(f"prompts must be a list of texts, not one text; [{prompts!r}] would do.")
         replies, steps = self._start(prompts, stop, options)
@@ -89,6 +94,9 @@ class TextGenerator:
         stops = _stop_strings(stop)
         rows = [self._encode(prompt) for prompt in prompts]
         replies = [_Reply(self._tokenizer, row, stops, self._eos_token_ids) for row in rows]
+        if options.get("max_new_tokens") is None:
+            room = self._model.config.max_seq_len - max(map(len, rows), default=0) + 1  # the last one is not fed back
+            options["max_new_tokens"] = max(1, min(DEFAULT_NEW_TOKENS, room))
         return replies, self._model.stream(rows, eos_token_id=self._eos_token_ids, **options)
 
     def _encode(self, prompt: str) -> list[int]:

@@ -1,7 +1,6 @@
 """Rotary position embedding with its table of cosines and sines."""
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from jaxtyping import Float, Int
@@ -84,7 +83,7 @@ class RotaryEmbedding(nn.Module):
             angles = rope_angles(places, frequencies)
             self.cos, self.sin = angles.cos().float().to(device), angles.sin().float().to(device)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
         # Follow the module to another device, but never to another dtype, and never by copying uninitialised memory
         # (to_empty): the tables are made anew where the module goes.
         device = fn(torch.empty(0, device=self.cos.device)).device

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -147,7 +147,7 @@ class TransformerLM(nn.Module):
     @classmethod
     def from_pretrained(
         cls, folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> Self:
+    ) -> "TransformerLM":
         """The model in a folder with Hugging Face's layout, in eval mode; dtype None: as stored.
 
         Raises CheckpointError, by name, for anything in the folder that is missing, extra or not understood.

@@ -35,12 +35,13 @@ def scaled_dot_product_attention(
     scores_shape = (*query.shape[:-1], key.shape[-2])
     if mask is not None:
         check_mask(mask, scores_shape)
-    if kernel := backends.choose("scaled_dot_product_attention", query):
-        square = mask is None and window is None and query.shape[-2] == key.shape[-2]
-        if not (causal and square):
-            mask, causal = _restrict(mask, scores_shape, causal, window, query.device), False
+    kernel = backends.choose("scaled_dot_product_attention", query, key, causal=causal, dropout=dropout)
+    if kernel and causal and mask is None and window is None and query.shape[-2] == key.shape[-2]:
+        return kernel(query, key, value, None, True, dropout)  # the kernel needs no mask to be made
+    mask = _restrict(mask, scores_shape, causal, window, query.device)
+    if kernel:
         return kernel(query, key, value, mask, causal, dropout)
-    return _formula(query, key, value, _restrict(mask, scores_shape, causal, window, query.device), dropout)
+    return _formula(query, key, value, mask, dropout)
 
 
 def causal_mask(

@@ -1,0 +1,102 @@
+"""`prenorm train`: a language model of your text, or of Python's own standard library, from one command."""
+
+import ast
+import inspect
+import json
+import sys
+from dataclasses import asdict, dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from textwrap import dedent
+from typing import Annotated, Any, TypedDict, get_type_hints
+
+import tyro
+
+from ..config import ModelConfig
+from ..training.config import MODEL_FIELDS, RUN_FIELDS, TrainConfig, read_toml
+
+
+def field_docs(record: type) -> dict[str, str]:
+    """The docstring under each field of a dataclass that has one."""
+    (definition,) = ast.parse(dedent(inspect.getsource(record))).body
+    assert isinstance(definition, ast.ClassDef)
+    docs = {}
+    for field, doc in pairwise(definition.body):
+        match field, doc:
+            case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                docs[name] = " ".join(text.split())
+    return docs
+
+
+def _settings() -> Any:
+    """A flag for each setting of a run and its model. Only those that are given come back, so that they can be told
+    from the defaults, which are a preset's."""
+    hints = get_type_hints(TrainConfig) | get_type_hints(ModelConfig)
+    docs = field_docs(ModelConfig) | field_docs(TrainConfig)
+    demo = TrainConfig.from_fields({}).to_fields()
+    flags = {}
+    for name in [*RUN_FIELDS, *MODEL_FIELDS]:
+        if name == "rope_scaling":  # a record; a --config file can have it
+            continue
+        default = demo.get(name, "")
+        shown = "" if default in ("", []) else f"(demo: {default})"
+        metavar = "PATH [PATH ...]" if name == "data" else None
+        flags[name] = Annotated[
+            hints[name], tyro.conf.arg(help=docs.get(name, ""), help_behavior_hint=shown, metavar=metavar)
+        ]
+    return TypedDict("Settings", flags, total=False)  # type: ignore[operator]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TrainFlags:
+    """Train a language model on text; without flags, on the source of Python's own standard library.
+
+    A preset has every number, a --config file changes some of them, and flags have the last word.
+    """
+
+    config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
+    """A TOML file with settings, such as the config.toml of a run."""
+
+    resume: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help_behavior_hint="")] = False
+    """Go on with the run in --out, exactly where its newest checkpoint left it."""
+
+    json: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help_behavior_hint="")] = False
+    """Print the result as JSON, and everything else on standard error."""
+
+    given: Annotated[dict[str, Any], tyro.conf.arg(constructor=_settings(), name="")] = field(default_factory=dict)
+    """The settings that the command line names."""
+
+
+def parse(argv: list[str]) -> TrainFlags:
+    """The flags in a command line. Exits with a message when they are none."""
+    return tyro.cli(TrainFlags, prog="prenorm train", args=argv)
+
+
+def run(flags: TrainFlags) -> int:
+    """Train, and show what was reached. Gives the exit code; after a signal it is 128 and the signal's number."""
+    config = config_of(flags)  # before torch is loaded, so that bad settings are told at once
+    from ..training.display import Display
+    from ..training.loop import train
+    from ..training.signals import Stopped
+
+    try:
+        result = train(config, resume=flags.resume, display=Display(json=flags.json))
+    except Stopped as stopped:
+        print(f"prenorm train: {stopped}", file=sys.stderr)
+        return 128 + stopped.signal_number
+    if flags.json:
+        print(json.dumps(asdict(result), indent=2))
+    return 0
+
+
+def config_of(flags: TrainFlags) -> TrainConfig:
+    """The settings of a command line: preset < --config file < flags.
+
+    A run that is resumed keeps what is not named. Raises ConfigError.
+    """
+    given = {**(read_toml(flags.config) if flags.config else {}), **flags.given}
+    config = TrainConfig.from_fields(given)
+    saved = Path(config.out) / "config.toml"
+    if flags.resume and saved.is_file():
+        return TrainConfig.from_fields({**read_toml(saved), "out": config.out, **given})
+    return config

@@ -1,0 +1,72 @@
+"""Causal attention a block of queries at a time, with the keys after the block left out: for training in bfloat16.
+
+PyTorch's fused attention on a CPU spends more time on its softmax than on its products, and computes the half of the
+scores that a document mask hides. Here both products are bfloat16 matrix products, and the probabilities are kept for
+the backward pass (half of a seq x seq square of bfloat16 for each head), so nothing is computed twice.
+"""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..leading_dims import four_dims
+
+BLOCK = 128  # queries; 64 and 256 were slower at 256 to 1024 tokens
+MAX_SEQ = 1024  # above it the kept probabilities outgrow the caches
+
+
+def suits(query: Tensor, key: Tensor, *, causal: bool, dropout: float) -> bool:
+    """Whether the shapes are those that this kernel was measured to be faster on."""
+    seq = query.shape[-2]
+    return causal and dropout == 0 and seq == key.shape[-2] and 32 <= seq <= MAX_SEQ and query.numel() > 0
+
+
+def blocked_attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float
+) -> Tensor:
+    """Attention over (..., heads, seq, head_dim) with as many queries as keys, none of which is seen before its place.
+
+    A `mask` says all of who may attend to whom; what it allows above the diagonal is not looked at.
+    """
+    assert causal
+    assert dropout == 0
+    shape = (*query.shape[:-1], value.shape[-1])
+    query, key, value, mask = four_dims(query, key, value, mask)
+    if query.shape[1] != key.shape[1]:
+        groups = query.shape[1] // key.shape[1]
+        key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
+    seq = query.shape[2]
+    if mask is None:
+        mask = torch.ones(seq, seq, dtype=torch.bool, device=query.device).tril()
+    blocks = []
+    for start in range(0, seq, BLOCK):
+        stop = min(start + BLOCK, seq)
+        rows = mask if mask.shape[-2] == 1 else mask[..., start:stop, :]
+        seen = key[:, :, :stop], value[:, :, :stop], rows[..., :stop]
+        blocks.append(_Block.apply(query[:, :, start:stop], *seen))
+    return torch.cat(blocks, dim=2).reshape(shape)
+
+
+class _Block(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor) -> Tensor:
+        scores = (query @ key.transpose(-1, -2)).float() * query.shape[-1] ** -0.5
+        scores = scores.masked_fill(~mask, -1e30)
+        exp = (scores - scores.amax(-1, keepdim=True)).exp() * mask  # an empty row is all zeros
+        weights = (exp / exp.sum(-1, keepdim=True).clamp_min(1e-30)).to(value.dtype)
+        out = weights @ value
+        ctx.save_for_backward(query, key, value, weights, out)
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        query, key, value, weights, out = ctx.saved_tensors
+        grad_value = weights.transpose(-1, -2) @ grad
+        grad_weights = (grad @ value.transpose(-1, -2)).float()
+        # Softmax: d scores = weights * (d weights - sum(weights * d weights)), and that sum is grad . out.
+        sums = (grad.float() * out.float()).sum(-1, keepdim=True)
+        grad_scores = (weights.float() * (grad_weights - sums) * query.shape[-1] ** -0.5).to(query.dtype)
+        return grad_scores @ key, grad_scores.transpose(-1, -2) @ query, grad_value, None

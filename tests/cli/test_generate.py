@@ -1,0 +1,170 @@
+import io
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+
+from prenorm import ModelConfig, TransformerLM
+from prenorm.cli.main import main
+
+END = "<|endoftext|>"
+
+
+@pytest.fixture(scope="module")
+def run_folder(tmp_path_factory):
+    """What a training leaves, as far as generation is concerned: a small random model and a byte-level tokenizer."""
+    folder = tmp_path_factory.mktemp("run")
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(vocab_size=257, special_tokens=[END], initial_alphabet=alphabet, show_progress=False)
+    tokenizer.train_from_iterator([], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(single=f"{END} $A", special_tokens=[(END, 0)])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    torch.manual_seed(0)
+    model = TransformerLM(ModelConfig(257, d_model=16, num_layers=2, num_heads=2, max_seq_len=40))
+    model.eos_token_ids = (0,)
+    model.save_pretrained(folder)
+    (folder / "config.toml").write_text("steps = 1\n")
+    return folder
+
+
+def error_line(argv, capsys):
+    """The one line that a refused command line gets."""
+    assert main(["generate", *map(str, argv)]) == 2
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    (line,) = captured.err.splitlines()
+    assert line.startswith("prenorm generate: ")
+    return line
+
+
+def test_a_prompt_is_printed_and_continued(run_folder, capsys):
+    argv = ["generate", str(run_folder), "--prompt", "def ", "--max-new-tokens", "20", "--seed", "1"]
+    assert main(argv) == 0
+    first = capsys.readouterr()
+    assert first.out.startswith("def ")
+    assert len(first.out) > len("def \n")
+    assert first.err == ""
+    assert main(argv) == 0
+    assert capsys.readouterr().out == first.out
+
+
+def test_json_is_one_document_and_nothing_else(run_folder):
+    argv = ["generate", str(run_folder), "--json", "--prompt", "def ", "--prompt", "世", "--max-new-tokens", "7"]
+    result = subprocess.run([sys.executable, "-m", "prenorm", *argv], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    completions = json.loads(result.stdout)
+    assert [one["prompt"] for one in completions] == ["def ", "世"]
+    for one in completions:
+        assert one.keys() == {"prompt", "text", "token_ids", "finish_reason"}
+        assert one["finish_reason"] == ("eos" if one["token_ids"][-1] == 0 else "length")
+        assert one["finish_reason"] == "eos" or len(one["token_ids"]) == 7
+
+
+def test_the_flags_reach_the_model(run_folder, capsys):
+    model, tokenizer = (
+        TransformerLM.from_pretrained(run_folder),
+        Tokenizer.from_file(str(run_folder / "tokenizer.json")),
+    )
+    argv = ["--json", "--prompt", "ab", "--max-new-tokens", "9", "--temperature", "0.9", "--top-k", "50"]
+    assert main(["generate", str(run_folder), *argv, "--top-p", "0.8", "--seed", "3"]) == 0
+    (completion,) = json.loads(capsys.readouterr().out)
+    expected = model.generate(
+        [tokenizer.encode("ab").ids], max_new_tokens=9, temperature=0.9, top_k=50, top_p=0.8, seed=3
+    )
+    assert [completion["token_ids"]] == expected
+
+
+def test_text_ends_before_a_stop_string(run_folder, capsys):
+    argv = ["generate", str(run_folder), "--json", "--prompt", "ab", "--seed", "3", "--temperature", "0.5"]
+    main(argv)
+    (whole,) = json.loads(capsys.readouterr().out)
+    stop = whole["text"][4]
+    assert main([*argv, "--stop", stop, "--stop", "never"]) == 0
+    (cut,) = json.loads(capsys.readouterr().out)
+    assert cut["finish_reason"] == "stop"
+    assert cut["text"] == whole["text"].split(stop)[0]
+
+
+def test_several_prompts_each_have_a_header(run_folder, capsys):
+    argv = ["--prompt", "def ", "--prompt", "class ", "--max-new-tokens", "1", "--temperature", "0"]
+    assert main(["generate", str(run_folder), *argv]) == 0
+    out = capsys.readouterr().out
+    assert "--- prompt 1 of 2 ---\ndef " in out
+    assert "--- prompt 2 of 2 ---\nclass " in out
+
+
+def test_standard_input_is_the_prompt_as_it_stands(run_folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("x = 1\n"))
+    assert main(["generate", str(run_folder), "--json", "--max-new-tokens", "1"]) == 0
+    (completion,) = json.loads(capsys.readouterr().out)
+    assert completion["prompt"] == "x = 1\n"
+
+
+def test_an_empty_prompt_starts_a_new_text(run_folder, capsys):
+    assert main(["generate", str(run_folder), "--json", "--prompt", "", "--max-new-tokens", "3"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["token_ids"]
+
+
+def test_without_a_prompt_there_is_a_way_out(run_folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    assert 'there is no prompt; --prompt "def " gives one' in error_line([run_folder], capsys)
+    monkeypatch.setattr(sys, "stdin", io.StringIO(""))
+    assert "there is no prompt: standard input is empty" in error_line([run_folder], capsys)
+
+
+def test_standard_input_that_is_no_text_is_refused(run_folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\xff\xfe"), encoding="utf-8"))
+    assert "must be UTF-8 text" in error_line([run_folder], capsys)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--temperature", "-1"], "temperature must be at least 0"),
+        (["--temperature", "nan"], "temperature must be a finite number"),
+        (["--top-k", "0"], "top_k must be a whole number of at least 1"),
+        (["--top-p", "1.1"], "top_p is a probability"),
+        (["--seed", "-1"], "seed must be a whole number from 0"),
+        (["--max-new-tokens", "-1"], "max_new_tokens must be a whole number of at least 0"),
+        (["--max-new-tokens", "100"], "max_new_tokens=39 would do"),
+        (["--stop", ""], "a stop string must be text of at least one character"),
+    ],
+)
+def test_flags_that_nothing_can_follow_are_refused(flags, message, run_folder, capsys):
+    assert message in error_line([run_folder, "--prompt", "a", *flags], capsys)
+
+
+def test_a_folder_that_is_none_is_refused(tmp_path, run_folder, capsys):
+    prompt = ["--prompt", "a"]
+    assert "there is no folder" in error_line([tmp_path / "none", *prompt], capsys)
+    assert "there is no folder" in error_line([run_folder / "config.json", *prompt], capsys)
+
+
+def test_a_folder_without_a_model_is_refused(tmp_path, capsys):
+    assert "holds no trained model: it has no config.json" in error_line([tmp_path, "--prompt", "a"], capsys)
+
+
+def test_a_training_that_has_not_ended_is_refused_with_the_command_that_goes_on(tmp_path, capsys):
+    (tmp_path / "config.toml").write_text("")
+    (tmp_path / "config.json").write_text("{}")
+    line = error_line([tmp_path, "--prompt", "a"], capsys)
+    assert f"{tmp_path / 'checkpoints'}; prenorm train --out {tmp_path} --resume goes on with it" in line
+
+
+def test_a_model_without_a_tokenizer_is_refused(tmp_path, run_folder, capsys):
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).write_bytes((run_folder / name).read_bytes())
+    assert "has no tokenizer.json" in error_line([tmp_path, "--prompt", "a"], capsys)
+
+
+def test_damaged_weights_are_refused(tmp_path, run_folder, capsys):
+    for name in ("config.json", "tokenizer.json"):
+        (tmp_path / name).write_bytes((run_folder / name).read_bytes())
+    (tmp_path / "model.safetensors").write_bytes((run_folder / "model.safetensors").read_bytes()[:1000])
+    assert "model.safetensors" in error_line([tmp_path, "--prompt", "a"], capsys)

@@ -1,0 +1,140 @@
+import json
+import subprocess
+import sys
+
+import pytest
+
+from prenorm.cli.main import main
+from prenorm.cli.train import TrainFlags, config_of, field_docs, parse
+from prenorm.training.config import RUN_FIELDS, TrainConfig, config_to_toml
+
+TINY = ("--preset", "tiny", "--d-model", "16", "--vocab-size", "300", "--context", "16", "--batch-size", "2")
+
+
+@pytest.fixture(scope="module")
+def texts(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("texts")
+    for number in range(30):
+        (folder / f"{number}.txt").write_text(f"This is text {number}. " * 20)
+    return folder
+
+
+def error_line(argv, capsys):
+    """The one line that a refused command line gets on standard error."""
+    assert main(["train", *map(str, argv)]) == 2
+    captured = capsys.readouterr()
+    (line,) = captured.err.splitlines()
+    assert line.startswith("prenorm train: ")
+    return line
+
+
+def test_only_the_settings_that_are_named_are_given():
+    assert parse([]) == TrainFlags(given={})
+    flags = parse(["--data", "a", "b c", "--steps", "3", "--no-qk-norm", "--adam-betas", "0.8", "0.9", "--resume"])
+    given = {"data": ("a", "b c"), "steps": 3, "qk_norm": False, "adam_betas": (0.8, 0.9)}
+    assert flags == TrainFlags(given=given, resume=True)
+
+
+def test_every_setting_of_a_run_has_a_flag_and_help():
+    text = subprocess.run(
+        [sys.executable, "-c", "import sys; from prenorm.cli.train import parse\n"
+         "try: parse(['--help'])\nfinally: assert 'torch' not in sys.modules"],
+        capture_output=True, text=True,
+    )  # fmt: skip
+    assert (text.returncode, text.stderr) == (0, "")
+    for name in [*RUN_FIELDS, "d_model", "num_kv_heads", "dropout", "resume", "config", "json"]:
+        assert f"--{name.replace('_', '-')}" in text.stdout
+    assert field_docs(TrainConfig).keys() == RUN_FIELDS.keys() | {"model"}
+
+
+def test_flags_go_before_a_file_and_a_file_before_the_preset(tmp_path):
+    (tmp_path / "my.toml").write_text('preset = "tiny"\nsteps = 7\nseed = 1\n[model]\nd_model = 32\n')
+    config = config_of(parse(["--config", str(tmp_path / "my.toml"), "--seed", "2"]))
+    assert (config.preset, config.steps, config.seed, config.model.d_model) == ("tiny", 7, 2, 32)
+    assert config.context == TrainConfig.from_fields({"preset": "tiny"}).context
+
+
+def test_a_run_that_is_resumed_keeps_what_is_not_named(tmp_path):
+    saved = TrainConfig.from_fields({"preset": "tiny", "steps": 7, "out": "elsewhere"})
+    (tmp_path / "config.toml").write_text(config_to_toml(saved))
+    config = config_of(parse(["--out", str(tmp_path), "--resume", "--checkpoint-every", "3"]))
+    assert (config.preset, config.steps, config.checkpoint_every, config.out) == ("tiny", 7, 3, str(tmp_path))
+    assert config_of(parse(["--out", str(tmp_path)])).preset == "demo"
+
+
+def test_a_run_ends_with_a_table_a_sample_and_the_command_that_goes_on(texts, tmp_path, capsys):
+    out = tmp_path / "run"
+    assert main(["train", *TINY, "--data", str(texts), "--out", str(out), "--steps", "3"]) == 0
+    text = capsys.readouterr().out
+    for part in ("Read 30 documents", "Training", "step 3 of 3: loss", "this model", "gzip -9", "xz -9", "It writes"):
+        assert part in text
+    command = text.splitlines()[-2].split()
+    assert command[:3] == ["prenorm", "generate", str(out)]
+    assert main([*command[1:3], "--prompt", "This", "--max-new-tokens", "3"]) == 0
+
+
+def test_json_is_the_result_and_nothing_else(texts, tmp_path):
+    argv = [*TINY, "--data", str(texts), "--out", str(tmp_path / "run"), "--steps", "2", "--json"]
+    done = subprocess.run([sys.executable, "-m", "prenorm", "train", *argv], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert json.loads(done.stdout) == json.loads((tmp_path / "run" / "result.json").read_text())
+    assert "step 2 of 2" in done.stderr
+    assert "Warning" not in done.stderr
+
+
+def test_a_folder_that_holds_a_run_is_refused_and_both_ways_out_are_named(texts, tmp_path, capsys):
+    argv = [*TINY, "--data", texts, "--out", tmp_path / "run", "--steps", "1"]
+    assert main(["train", *map(str, argv)]) == 0
+    capsys.readouterr()
+    line = error_line(argv, capsys)
+    assert "--resume" in line
+    assert "--out" in line
+    assert "is finished" not in line
+    assert "seed is 0 there and 5 here" in error_line([*argv, "--resume", "--seed", "5"], capsys)
+    assert main(["train", "--out", str(tmp_path / "run"), "--resume"]) == 0
+    assert "is finished" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "it is empty"),
+        (b"\x00\x01", "it is binary"),
+        (b"\xff\xfe\xfa", "it is not UTF-8"),
+        (b"short", "the training text must have at least 16 tokens, but has"),
+        (None, "there is no file or folder at"),
+    ],
+)
+def test_bad_text_is_one_line_and_the_command_can_be_repeated(tmp_path, capsys, content, message):
+    if content is not None:
+        (tmp_path / "text.txt").write_bytes(content)
+    argv = [*TINY, "--data", tmp_path / "text.txt", "--out", tmp_path / "run"]
+    for _ in range(2):
+        assert message in error_line(argv, capsys)
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("argv", "message"),
+    [
+        (["--config", "missing.toml"], "the config file missing.toml cannot be read"),
+        (["--steps", "0"], "steps must be a whole number of at least 1"),
+        (["--d-model", "30", "--num-heads", "4"], "num_heads must divide d_model"),
+        (["--device", "abacus", "--data", __file__], "device must be one of this machine"),
+        (["--tokenizer", "missing.json", "--data", __file__], "the tokenizer missing.json cannot be read"),
+    ],
+)
+def test_bad_settings_are_one_line(tmp_path, monkeypatch, capsys, argv, message):
+    monkeypatch.chdir(tmp_path)
+    assert message in error_line(["--preset", "tiny", *argv], capsys)
+    assert list(tmp_path.rglob("config.toml")) == []
+
+
+def test_a_folder_that_is_no_run_is_refused(texts, capsys):
+    for resume in ([], ["--resume"]):
+        assert "holds other things" in error_line([*TINY, "--data", texts, "--out", texts, *resume], capsys)
+
+
+def test_flags_that_are_none_are_explained(capsys):
+    assert main(["train", "--stepz", "3"]) == 2
+    assert "--stepz" in capsys.readouterr().err
