@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -146,7 +147,8 @@ def check_size(name: str, value: object) -> None:
 
 def check_number(name: str, value: object, *, above: float | None = None, at_least: float | None = None) -> None:
     """Raise ConfigError unless `value` is a finite number above (or at least) the given bound."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    largest = sys.float_info.max  # compared, because math.isfinite cannot take a whole number beyond it
+    if isinstance(value, bool) or not isinstance(value, int | float) or not -largest <= value <= largest:
         raise ConfigError(f"{name} must be a finite number, not {value!r}.")
     if above is not None and value <= above:
         raise ConfigError(f"{name} must be greater than {above:g}, not {value!r}.")

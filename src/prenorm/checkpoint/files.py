@@ -74,7 +74,7 @@ def _staged(path: Path, content: Content) -> Iterator[Path]:
 
 def _remove_leftovers(path: Path) -> None:
     """Delete what killed writers of `path` left behind. A writer that lives holds the lock on its file."""
-    for leftover in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+    for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
         with suppress(OSError), open(leftover, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             leftover.unlink()

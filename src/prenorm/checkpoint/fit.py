@@ -8,7 +8,8 @@ from ..config import ModelConfig
 from ..errors import CheckpointError
 from .names import parameters_of
 
-_FLOATS = ("F32", "BF16", "F16", "F64")
+# The dtypes that a model's weights may have.
+FLOATS = ("F32", "BF16", "F16", "F64")
 
 # Rotary tables that old transformers stored among the weights; they are made from the config.
 _ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -42,8 +43,8 @@ def check_fit(
             for name in used
             if name in expected and found[name][1] != expected[name]
         ],
-        f"of a dtype other than {', '.join(_FLOATS)}": [
-            f"{name} {found[name][0]}" for name in used if found[name][0] not in _FLOATS
+        f"of a dtype other than {', '.join(FLOATS)}": [
+            f"{name} {found[name][0]}" for name in used if found[name][0] not in FLOATS
         ],
     }
     if any(differences.values()):

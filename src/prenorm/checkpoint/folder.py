@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ConfigError
 from .files import Content, file_in, read_json, write_together
-from .fit import check_fit
+from .fit import FLOATS, check_fit
 from .layouts import (
     config_from_hugging_face,
     config_to_hugging_face,
@@ -53,7 +53,8 @@ def save(
     half-split order: it comes back as a half-split model with the same logits.
     Raises CheckpointError when the tensors are not those of the config, and when the disk does not take them.
     """
-    folder = Path(folder)
+    folder = Path(folder).expanduser()
+    eos_from_hugging_face(list(eos_token_ids), config.vocab_size, source="the model to save")
     found = {name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
     check_fit(config, found, hugging_face=False, source="the model to save")
     _check_tied_head(config, tensors, "embedding.weight", "the model to save")
@@ -88,7 +89,15 @@ def load(
     Headers are compared with the config before anything is allocated. Raises CheckpointError for a folder that is not
     whole, has tensors missing, left over or mis-shaped, or a config that is not understood to the last key.
     """
-    folder = _model_folder(folder)
+    if dtype is not None and dtype_name(dtype) not in FLOATS:
+        raise ConfigError(f"a model's dtype must be one of {', '.join(FLOATS)}, not {dtype}.")
+    try:
+        return _load(_model_folder(folder), dtype, device)
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}.") from error
+
+
+def _load(folder: Path, dtype: torch.dtype | None, device: torch.device | str | None) -> Checkpoint:
     fields = read_json(file_in(folder, CONFIG))
     config, eos_token_ids = config_from_hugging_face(fields, source=str(folder / CONFIG))
     files = find_weights(folder)

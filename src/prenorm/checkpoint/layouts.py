@@ -14,7 +14,7 @@ from torch import Tensor
 from ..config import ModelConfig, check_size
 from ..errors import CheckpointError, ConfigError
 from .names import parameters_of
-from .rope import foreign_in_rope_keys, half_split, rope_from_hugging_face, rope_to_hugging_face
+from .rope import as_float, foreign_in_rope_keys, half_split, rope_from_hugging_face, rope_to_hugging_face
 
 # The class that opens each model_type. "prenorm" is for what no family of theirs can say.
 _ARCHITECTURES = {
@@ -24,6 +24,9 @@ _ARCHITECTURES = {
     "qwen3": "Qwen3ForCausalLM",
     "prenorm": "TransformerLM",
 }
+
+# The longest context published is 10 million tokens; a rotary table for this many takes some 10 GB.
+_LONGEST_CONTEXT = 2**24
 
 # The keys that matter to the numbers. First those that every file must have, then those of every family, then each
 # family's own, with what its config class assumes when the file is silent.
@@ -103,10 +106,6 @@ _NO_INFLUENCE = frozenset(
     remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
     """.split()  # noqa: SIM905 (one word a line would be most of this file)
 )
-
-
-# The longest context published is 10 million tokens; a rotary table for this many takes some 10 GB.
-_LONGEST_CONTEXT = 2**24
 
 
 def config_to_hugging_face(
@@ -217,7 +216,7 @@ def config_from_hugging_face(
     known = {**_COMMON, **_FAMILIES[family], **fields}
     try:
         config = _read(family, known)
-    except ConfigError as error:
+    except (ConfigError, OverflowError) as error:  # Overflow: a whole number of hundreds of digits
         raise CheckpointError(f"{source}: {error}") from error
     return config, eos_from_hugging_face(known["eos_token_id"], config.vocab_size, source=source)
 
@@ -246,24 +245,24 @@ def _read(family: str, known: Mapping[str, Any]) -> ModelConfig:
         raise ConfigError(f"max_position_embeddings must be at most {_LONGEST_CONTEXT}, not {max_seq_len}.")
     theta, scaling = rope_from_hugging_face(known, max_seq_len)
     attention_bias = known.get("attention_bias", False)
+    left_to_the_config = {"num_kv_heads": known["num_key_value_heads"], "head_dim": known["head_dim"]}
     return ModelConfig(
         vocab_size=known["vocab_size"],
         d_model=known["hidden_size"],
         num_layers=known["num_hidden_layers"],
         num_heads=known["num_attention_heads"],
-        num_kv_heads=known["num_key_value_heads"],
-        head_dim=known["head_dim"],
         d_ff=known["intermediate_size"],
         max_seq_len=max_seq_len,
         rope_theta=theta,
         rope_scaling=scaling,
-        eps=known["rms_norm_eps"],
+        eps=as_float(known["rms_norm_eps"]),
         window=_qwen_window(known) if family.startswith("qwen") else known.get("sliding_window"),
         qk_norm=known["qk_norm"] if family == "prenorm" else family == "qwen3",
         qkv_bias=known["qkv_bias"] if family == "prenorm" else family == "qwen2" or attention_bias,
         o_bias=known["o_bias"] if family == "prenorm" else attention_bias,
         tie_embeddings=known["tie_word_embeddings"],
-        dropout=known["prenorm_dropout"],
+        dropout=as_float(known["prenorm_dropout"]),
+        **{name: value for name, value in left_to_the_config.items() if value is not None},
     )
 
 

@@ -58,7 +58,7 @@ def rope_from_hugging_face(fields: Mapping[str, Any], max_seq_len: int) -> tuple
         if any(other != first for other in others):
             contradiction = ", ".join(f"{key} gives {value}" for key, value in named.items())
             raise ConfigError(f"the keys of rotary embedding contradict each other: {contradiction}; keep one of them.")
-    return next(iter(thetas.values()), DEFAULT_THETA), next(iter(scalings.values()), None)
+    return as_float(next(iter(thetas.values()), DEFAULT_THETA)), next(iter(scalings.values()), None)
 
 
 def foreign_in_rope_keys(fields: Mapping[str, Any]) -> Iterator[str]:
@@ -92,7 +92,15 @@ def _scaling(key: str, parameters: Mapping[str, Any], max_seq_len: int) -> RopeS
     missing = [name for name in _SCALING_KEYS[kind] if name not in given]
     if missing:
         raise ConfigError(f"{key}: rope_type {kind!r} needs {', '.join(missing)}.")
-    return RopeScaling(kind, **{field: given[name] for name, field in _SCALING_KEYS[kind].items()})  # type: ignore[arg-type]
+    values = {field: as_float(given[name]) for name, field in _SCALING_KEYS[kind].items()}
+    if kind == "llama3":
+        values["original_max_seq_len"] = given["original_max_position_embeddings"]
+    return RopeScaling(kind, **values)  # type: ignore[arg-type]
+
+
+def as_float(value: Any) -> Any:
+    """A whole number as a float, since JSON may write 1000000 for 1000000.0; anything else as it is."""
+    return float(value) if type(value) is int else value
 
 
 def half_split(rows: Shaped[Tensor, "*shape"], head_dim: int) -> Shaped[Tensor, "*shape"]:

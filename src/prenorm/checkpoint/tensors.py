@@ -73,8 +73,9 @@ def tensors_content(
     def write(file: BinaryIO) -> None:
         file.write(header)
         for name in order:
-            flat = tensors[name].detach().to("cpu").contiguous().reshape(-1)
-            file.write(flat.view(torch.uint8).numpy().data)
+            # A copy, because contiguous() keeps odd strides where a tensor has one element or none.
+            plain = tensors[name].detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
+            file.write(plain.reshape(-1).view(torch.uint8).numpy().data)
 
     return write
 

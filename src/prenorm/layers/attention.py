@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..config import attention_sizes, check_dropout
 from ..errors import ConfigError, ShapeError
 from ..ops.attention import causal_mask, check_mask, check_window, scaled_dot_product_attention
-from ..ops.documents import document_counts, document_mask, document_positions
+from ..ops.documents import document_mask, document_positions
 from ..ops.multihead import check_position_shape, merge_heads, split_heads
 from ..ops.ranges import check_length, check_positions
 from ..ops.rope import rotate
@@ -170,17 +170,4 @@ class SelfAttention(nn.Module):
                 "a cache needs causal=True: without it, tokens already cached would have to see those to come."
             )
         if segment_ids is not None:
-            _check_one_document(segment_ids)
-
-
-def _check_one_document(segment_ids: Tensor) -> None:
-    """With a cache, a row holds one document, and padding only before or after it."""
-    if torch.compiler.is_compiling() or segment_ids.device.type != "cpu":
-        return
-    several = (document_counts(segment_ids) > 1).nonzero()
-    if len(several):
-        row = int(several[0])
-        raise ConfigError(
-            f"with a cache a row holds one document, but row {row} of segment_ids has "
-            f"{int(document_counts(segment_ids)[row])}; pack documents without a cache."
-        )
+            cache.check_document(segment_ids)

@@ -8,7 +8,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..config import check_size
-from ..errors import RangeError, ShapeError
+from ..errors import ConfigError, RangeError, ShapeError
+from ..ops.documents import document_counts
 
 
 class LayerCache:
@@ -35,6 +36,7 @@ class LayerCache:
             self.keys = torch.zeros(shape, dtype=dtype, device=device)
             self.values = torch.zeros(shape, dtype=dtype, device=device)
             self.lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)  # tokens in each row
+            self.documents = torch.full((batch_size,), -1, device=device)  # the segment id of each row, once known
         self.max_seq_len = max_seq_len
         self.longest = 0  # of lengths, known without asking the device
         self.ragged = False
@@ -44,6 +46,25 @@ class LayerCache:
         if real is None:
             return self.lengths[:, None] + torch.arange(seq, device=self.lengths.device)
         return torch.where(real, self.lengths[:, None] + real.cumsum(-1) - 1, -1)
+
+    def check_document(self, segment_ids: Int[Tensor, "batch seq"]) -> None:
+        """Raise ConfigError unless each row goes on with its one document, with padding only before or after it.
+
+        Checked in eager mode on a CPU only: elsewhere it would wait for the device.
+        """
+        if torch.compiler.is_compiling() or segment_ids.device.type != "cpu" or 0 in segment_ids.shape:
+            return
+        new = segment_ids.amax(-1)
+        other = (self.documents >= 0) & (new >= 0) & (new != self.documents)
+        wrong = ((document_counts(segment_ids) > 1) | other).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            ids = sorted({*segment_ids[row].tolist(), int(self.documents[row])} - {-1})
+            raise ConfigError(
+                f"with a cache a row holds one document, without a gap, but row {row} has segment ids {ids[:5]}; "
+                "use one cache for each document, or pack documents without a cache."
+            )
+        self.documents = torch.where(new >= 0, new, self.documents)
 
     def append(
         self,
@@ -74,6 +95,7 @@ class LayerCache:
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
         self.lengths.zero_()
+        self.documents.fill_(-1)
         self.longest, self.ragged = 0, False
 
     def _longest_after(self, seq: int, real: Tensor | None) -> int:

@@ -1,0 +1,379 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from transformers import AutoConfig
+
+from prenorm import ModelConfig, RopeScaling
+from prenorm.checkpoint.layouts import (
+    config_from_hugging_face,
+    config_to_hugging_face,
+    family_of,
+    weights_to_hugging_face,
+)
+from prenorm.errors import CheckpointError
+
+from .examples import IN_A_FAMILY, IN_NO_FAMILY, config, tensors_of
+
+EVERY = {name: changes for name, (_, changes) in IN_A_FAMILY.items()} | IN_NO_FAMILY
+
+# As these models were published, less what repeats.
+PUBLISHED = {
+    "Llama 3.2 1B": (
+        {
+            "architectures": ["LlamaForCausalLM"],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "bos_token_id": 128000,
+            "eos_token_id": [128001, 128008, 128009],
+            "head_dim": 64,
+            "hidden_act": "silu",
+            "hidden_size": 2048,
+            "initializer_range": 0.02,
+            "intermediate_size": 8192,
+            "max_position_embeddings": 131072,
+            "mlp_bias": False,
+            "model_type": "llama",
+            "num_attention_heads": 32,
+            "num_hidden_layers": 16,
+            "num_key_value_heads": 8,
+            "pretraining_tp": 1,
+            "rms_norm_eps": 1e-05,
+            "rope_scaling": {
+                "factor": 32.0,
+                "high_freq_factor": 4.0,
+                "low_freq_factor": 1.0,
+                "original_max_position_embeddings": 8192,
+                "rope_type": "llama3",
+            },
+            "rope_theta": 500000.0,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "transformers_version": "4.45.0.dev0",
+            "use_cache": True,
+            "vocab_size": 128256,
+        },
+        ModelConfig(
+            vocab_size=128256,
+            d_model=2048,
+            num_layers=16,
+            num_heads=32,
+            num_kv_heads=8,
+            d_ff=8192,
+            max_seq_len=131072,
+            rope_theta=500000.0,
+            rope_scaling=RopeScaling("llama3", 32.0, 1.0, 4.0, 8192),
+            eps=1e-5,
+            tie_embeddings=True,
+        ),
+    ),
+    "Mistral 7B v0.1": (
+        {
+            "architectures": ["MistralForCausalLM"],
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "hidden_act": "silu",
+            "hidden_size": 4096,
+            "initializer_range": 0.02,
+            "intermediate_size": 14336,
+            "max_position_embeddings": 32768,
+            "model_type": "mistral",
+            "num_attention_heads": 32,
+            "num_hidden_layers": 32,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-05,
+            "rope_theta": 10000.0,
+            "sliding_window": 4096,
+            "tie_word_embeddings": False,
+            "torch_dtype": "bfloat16",
+            "transformers_version": "4.34.0.dev0",
+            "use_cache": True,
+            "vocab_size": 32000,
+        },
+        ModelConfig(
+            vocab_size=32000,
+            d_model=4096,
+            num_layers=32,
+            num_heads=32,
+            num_kv_heads=8,
+            d_ff=14336,
+            max_seq_len=32768,
+            eps=1e-5,
+            window=4096,
+        ),
+    ),
+    "Qwen2.5 0.5B": (
+        {
+            "architectures": ["Qwen2ForCausalLM"],
+            "attention_dropout": 0.0,
+            "bos_token_id": 151643,
+            "eos_token_id": 151643,
+            "hidden_act": "silu",
+            "hidden_size": 896,
+            "initializer_range": 0.02,
+            "intermediate_size": 4864,
+            "max_position_embeddings": 32768,
+            "max_window_layers": 24,
+            "model_type": "qwen2",
+            "num_attention_heads": 14,
+            "num_hidden_layers": 24,
+            "num_key_value_heads": 2,
+            "rms_norm_eps": 1e-06,
+            "rope_theta": 1000000.0,
+            "sliding_window": 32768,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "transformers_version": "4.40.1",
+            "use_cache": True,
+            "use_mrope": False,
+            "use_sliding_window": False,
+            "vocab_size": 151936,
+        },
+        ModelConfig(
+            vocab_size=151936,
+            d_model=896,
+            num_layers=24,
+            num_heads=14,
+            num_kv_heads=2,
+            d_ff=4864,
+            max_seq_len=32768,
+            rope_theta=1000000.0,
+            qkv_bias=True,
+            tie_embeddings=True,
+        ),
+    ),
+    "Qwen3 0.6B": (
+        {
+            "architectures": ["Qwen3ForCausalLM"],
+            "attention_bias": False,
+            "attention_dropout": 0.0,
+            "bos_token_id": 151643,
+            "eos_token_id": 151645,
+            "head_dim": 128,
+            "hidden_act": "silu",
+            "hidden_size": 1024,
+            "initializer_range": 0.02,
+            "intermediate_size": 3072,
+            "max_position_embeddings": 40960,
+            "max_window_layers": 28,
+            "model_type": "qwen3",
+            "num_attention_heads": 16,
+            "num_hidden_layers": 28,
+            "num_key_value_heads": 8,
+            "rms_norm_eps": 1e-06,
+            "rope_scaling": None,
+            "rope_theta": 1000000,
+            "sliding_window": None,
+            "tie_word_embeddings": True,
+            "torch_dtype": "bfloat16",
+            "transformers_version": "4.51.0",
+            "use_cache": True,
+            "use_sliding_window": False,
+            "vocab_size": 151936,
+        },
+        ModelConfig(
+            vocab_size=151936,
+            d_model=1024,
+            num_layers=28,
+            num_heads=16,
+            num_kv_heads=8,
+            head_dim=128,
+            d_ff=3072,
+            max_seq_len=40960,
+            rope_theta=1000000.0,
+            qk_norm=True,
+            tie_embeddings=True,
+        ),
+    ),
+}
+
+
+def written(**changes):
+    return config_to_hugging_face(config(**changes))
+
+
+@pytest.mark.parametrize("example", IN_A_FAMILY)
+def test_every_model_has_its_family(example):
+    family, changes = IN_A_FAMILY[example]
+    assert family_of(config(**changes)) == family
+    assert written(**changes)["architectures"] == [type(AutoConfig.for_model(family)).__name__[:-6] + "ForCausalLM"]
+
+
+@pytest.mark.parametrize("example", IN_NO_FAMILY)
+def test_what_no_family_has_is_a_prenorm_model(example):
+    assert family_of(config(**IN_NO_FAMILY[example])) == "prenorm"
+
+
+@pytest.mark.parametrize("example", EVERY)
+@pytest.mark.parametrize("eos_token_ids", [(), (3,), (0, 60)])
+def test_a_config_that_is_written_is_read_back_unchanged(example, eos_token_ids):
+    original = config(**EVERY[example], dropout=0.25)
+    fields = config_to_hugging_face(original, eos_token_ids=eos_token_ids, dtype=torch.bfloat16)
+    assert config_from_hugging_face(fields) == (original, eos_token_ids)
+    assert fields["dtype"] == "bfloat16"
+
+
+@given(
+    st.builds(
+        config,
+        num_heads=st.sampled_from([2, 4, 5]),
+        num_kv_heads=st.just(1),
+        head_dim=st.sampled_from([2, 6, 12]),
+        rope_theta=st.floats(1.0, 1e9),
+        rope_scaling=st.none() | st.builds(RopeScaling, st.sampled_from(["linear", "llama3"]), st.floats(1.0, 1e3)),
+        eps=st.floats(1e-12, 1e-2),
+        window=st.none() | st.integers(1, 100),
+        qk_norm=st.booleans(),
+        qkv_bias=st.booleans(),
+        o_bias=st.booleans(),
+        tie_embeddings=st.booleans(),
+    )
+)
+def test_no_combination_is_lost(original):
+    assert config_from_hugging_face(config_to_hugging_face(original)) == (original, ())
+
+
+@pytest.mark.parametrize("example", IN_A_FAMILY)
+def test_transformers_reads_the_numbers_that_were_meant(example):
+    family, changes = IN_A_FAMILY[example]
+    meant = config(**changes)
+    theirs = AutoConfig.for_model(**config_to_hugging_face(meant, eos_token_ids=(3, 4)))
+    assert theirs.model_type == family
+    assert (theirs.vocab_size, theirs.hidden_size, theirs.intermediate_size) == (61, 24, 40)
+    assert (theirs.num_hidden_layers, theirs.num_attention_heads) == (2, meant.num_heads)
+    assert (theirs.num_key_value_heads, theirs.head_dim) == (meant.num_kv_heads, meant.head_dim)
+    assert (theirs.rms_norm_eps, theirs.rope_parameters["rope_theta"]) == (meant.eps, meant.rope_theta)
+    assert (theirs.tie_word_embeddings, theirs.max_position_embeddings) == (meant.tie_embeddings, 64)
+    assert getattr(theirs, "sliding_window", None) == meant.window
+    assert (theirs.eos_token_id, theirs.bos_token_id, theirs.pad_token_id) == ([3, 4], None, None)
+
+
+@pytest.mark.parametrize("model", PUBLISHED)
+def test_published_configs_are_understood(model):
+    fields, expected = PUBLISHED[model]
+    read, eos_token_ids = config_from_hugging_face(fields)
+    assert read == expected
+    assert list(eos_token_ids) == (fields["eos_token_id"] if "Llama" in model else [fields["eos_token_id"]])
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_absent_keys_mean_what_the_config_class_says(family):
+    theirs = AutoConfig.for_model(family)
+    required = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+    read, eos_token_ids = config_from_hugging_face(
+        {"model_type": family} | {key: getattr(theirs, key) for key in required}
+    )
+    assert read.num_kv_heads == theirs.num_key_value_heads
+    assert read.head_dim == getattr(theirs, "head_dim", theirs.hidden_size // theirs.num_attention_heads)
+    assert read.max_seq_len == theirs.max_position_embeddings
+    assert read.rope_theta == theirs.rope_parameters["rope_theta"]
+    assert read.eps == theirs.rms_norm_eps
+    assert read.window == getattr(theirs, "sliding_window", None)
+    assert read.tie_embeddings == theirs.tie_word_embeddings
+    assert read.o_bias == getattr(theirs, "attention_bias", False)
+    assert eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
+
+
+def test_everything_that_is_missing_or_foreign_is_named_in_one_message():
+    fields = written() | {
+        "final_logit_softcapping": 30.0,
+        "hidden_act": "gelu",
+        "sliding_window": 8,
+        "attention_dropout": 0.1,
+        "quantization_config": {"quant_method": "fp8"},
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0},
+    }
+    del fields["hidden_size"]
+    with pytest.raises(CheckpointError) as raised:
+        config_from_hugging_face(fields)
+    assert str(raised.value) == (
+        "config.json (model_type llama) must be understood as a whole, but hidden_size is missing; attention_dropout "
+        'must be 0 or absent, not 0.1; final_logit_softcapping is not known; hidden_act must be "silu" or absent, not '
+        "'gelu'; quantization_config must be null or absent, not {'quant_method': 'fp8'}; sliding_window must be null "
+        "or absent, not 8; rope_scaling has rope_type 'yarn', where default, linear, llama3 are known. Nothing is "
+        "ignored, because each of these may change what the model computes."
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model_type": "gemma2"}, "model_type must be one of llama, mistral, qwen2, qwen3, prenorm, not 'gemma2'"),
+        ({"model_type": None}, "not None"),
+        ({"model_type": ["llama"]}, r"not \['llama'\]"),
+        ({"intermediate_size": None}, "intermediate_size is missing"),
+        ({"auto_map": {"AutoModel": "evil.py"}}, "auto_map must be null or absent"),
+        ({"rope_theta": float("nan"), "rope_parameters": None}, "rope_theta must be a finite number, not nan"),
+        ({"rope_theta": {"__float__": "NaN"}, "rope_parameters": None}, "rope_theta must be a finite number"),
+        ({"rope_theta": 10**400, "rope_parameters": None}, "int too large"),
+        ({"hidden_size": -24}, "d_model must be a whole number of at least 1, not -24"),
+        ({"hidden_size": 24.0}, "d_model must be a whole number of at least 1, not 24.0"),
+        ({"hidden_size": "24"}, "d_model must be a whole number of at least 1, not '24'"),
+        ({"num_key_value_heads": 3}, "num_kv_heads must divide num_heads"),
+        ({"head_dim": 5}, "head_dim must be even"),
+        ({"max_position_embeddings": 10**9}, "max_position_embeddings must be at most 16777216, not 1000000000"),
+        ({"tie_word_embeddings": "no"}, "tie_embeddings must be True or False, not 'no'"),
+        ({"rms_norm_eps": 0}, "eps must be greater than 0"),
+        ({"eos_token_id": 61}, "eos_token_id must be ids from 0 to 60, not 61"),
+        ({"eos_token_id": [1, "2"]}, "eos_token_id must be ids from 0 to 60, not '2'"),
+        ({"prenorm_dropout": 1.5}, "dropout must be below 1"),
+    ],
+)
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_numbers_that_no_model_has_are_refused(changes, message):
+    with pytest.raises(CheckpointError, match=f"^folder/config.json.*{message}"):
+        config_from_hugging_face(written() | changes, source="folder/config.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "window"),
+    [
+        ({}, 5),
+        ({"layer_types": None}, 5),
+        ({"layer_types": ["full_attention"] * 2}, None),
+        ({"layer_types": None, "max_window_layers": 2}, None),
+        ({"layer_types": None, "use_sliding_window": False}, None),
+        ({"layer_types": None, "sliding_window": None}, None),
+    ],
+)
+def test_a_qwen_window_holds_for_all_layers_or_none(changes, window):
+    read, _ = config_from_hugging_face(written(qkv_bias=True, window=5) | changes)
+    assert read.window == window
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "all full_attention or all sliding_attention, not full",
+        ),
+        ({"layer_types": ["chunked_attention"] * 2}, "not chunked_attention"),
+        ({"layer_types": ["sliding_attention"] * 3}, "layer_types must name each of the 2 layers"),
+        ({"layer_types": "sliding_attention"}, "layer_types must name each of the 2 layers"),
+        ({"layer_types": None, "max_window_layers": 1}, "max_window_layers gives the first 1 of 2 layers none"),
+        ({"use_sliding_window": False}, "layer_types says sliding_attention, but"),
+        ({"use_sliding_window": "no"}, "use_sliding_window must be true or false"),
+        ({"max_window_layers": "all"}, "max_window_layers and num_hidden_layers whole numbers"),
+    ],
+)
+def test_mixed_or_contradictory_qwen_windows_are_refused(changes, message):
+    with pytest.raises(CheckpointError, match=message):
+        config_from_hugging_face(written(qkv_bias=True, window=5) | changes)
+
+
+def test_only_what_is_rotated_is_reordered_and_only_in_an_interleaved_model():
+    plain = config(qk_norm=True, qkv_bias=True, o_bias=True)
+    tensors = tensors_of(plain)
+    same = weights_to_hugging_face(plain, tensors)
+    moved = weights_to_hugging_face(config(qk_norm=True, qkv_bias=True, o_bias=True, rope_interleaved=True), tensors)
+    changed = {name.split(".", 3)[3] for name in same if not torch.equal(same[name], moved[name])}
+    assert changed == {
+        f"self_attn.{name}"
+        for name in ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias", "q_norm.weight", "k_norm.weight")
+    }
+
+
+def test_an_interleaved_model_is_described_as_a_half_split_one():
+    read, _ = config_from_hugging_face(written(rope_interleaved=True))
+    assert read == config()

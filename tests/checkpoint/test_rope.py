@@ -1,0 +1,89 @@
+import pytest
+import torch
+from transformers import LlamaConfig
+from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+from prenorm import RopeScaling
+from prenorm.checkpoint.rope import foreign_in_rope_keys, half_split, rope_from_hugging_face, rope_to_hugging_face
+from prenorm.errors import ConfigError
+
+LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
+LLAMA3_KEYS = {
+    "rope_type": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 8192,
+}
+
+
+@pytest.mark.parametrize("scaling", [None, RopeScaling("linear", 2.5), LLAMA3])
+def test_what_is_written_is_read_back_from_old_keys_new_keys_and_both(scaling):
+    keys = rope_to_hugging_face(500000.0, scaling)
+    old = {key: keys[key] for key in ("rope_theta", "rope_scaling")}
+    new = {"rope_parameters": keys["rope_parameters"]}
+    for fields in (keys, old, new):
+        assert not list(foreign_in_rope_keys(fields))
+        assert rope_from_hugging_face(fields, 2048) == (500000.0, scaling)
+
+
+@pytest.mark.parametrize("kept", [("rope_theta", "rope_scaling"), ("rope_parameters",)])
+def test_transformers_reads_the_same_numbers_from_either_keys(kept):
+    keys = rope_to_hugging_face(500000.0, LLAMA3)
+    theirs = LlamaConfig(hidden_size=64, num_attention_heads=2, **{key: keys[key] for key in kept})
+    assert theirs.rope_parameters == keys["rope_parameters"]
+    frequencies, _ = ROPE_INIT_FUNCTIONS["llama3"](theirs)
+    assert frequencies[-1] == pytest.approx(500000.0 ** (-30 / 32) / 8, rel=1e-6)
+
+
+def test_silence_means_the_default():
+    assert rope_from_hugging_face({}, 2048) == (10000.0, None)
+    assert rope_from_hugging_face({"rope_scaling": None, "rope_parameters": None}, 2048) == (10000.0, None)
+    assert rope_from_hugging_face({"rope_scaling": {"type": "linear", "factor": 2}}, 2048)[1] == RopeScaling(
+        "linear", 2.0
+    )
+
+
+def test_the_length_before_stretching_is_the_models_own_when_it_is_not_given():
+    keys = {key: value for key, value in LLAMA3_KEYS.items() if not key.startswith("original")}
+    _, scaling = rope_from_hugging_face({"rope_scaling": keys}, 4096)
+    assert scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 4096)
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
+            "contradict each other: rope_theta gives 10000.0, rope_parameters.rope_theta gives 500000.0; keep one",
+        ),
+        ({"rope_scaling": None, "rope_parameters": LLAMA3_KEYS}, "contradict .*: rope_scaling gives None"),
+        ({"rope_scaling": LLAMA3_KEYS, "rope_parameters": {"rope_type": "linear", "factor": 8.0}}, "contradict"),
+        ({"rope_scaling": {"type": "linear", "rope_type": "llama3", "factor": 8.0}}, "'llama3', but type is 'linear'"),
+        ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: rope_type 'linear' needs factor"),
+        ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "needs low_freq_factor, high_freq_factor"),
+        ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "factor must be at least 1"),
+        ({"rope_scaling": [2.0]}, r"rope_scaling must be an object or null, not \[2.0\]"),
+    ],
+)
+def test_contradictions_and_gaps_are_refused(fields, message):
+    with pytest.raises(ConfigError, match=message):
+        rope_from_hugging_face(fields, 2048)
+
+
+def test_every_foreign_key_is_named():
+    fields = {
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32},
+        "rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5, "mscale": 1.0},
+    }
+    assert list(foreign_in_rope_keys(fields)) == [
+        "rope_scaling has rope_type 'yarn', where default, linear, llama3 are known",
+        "rope_parameters.mscale is not known for rope_type 'linear'",
+        "rope_parameters.partial_rotary_factor must be 1.0 or absent",
+    ]
+
+
+def test_half_split_brings_each_pair_from_neighbours_to_half_a_head_apart():
+    assert half_split(torch.arange(12), 6).tolist() == [0, 2, 4, 1, 3, 5, 6, 8, 10, 7, 9, 11]
+    rows = torch.randn(12, 5)
+    assert torch.equal(half_split(rows, 6), rows[half_split(torch.arange(12), 6)])

@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from prenorm.checkpoint.shards import INDEX, WEIGHTS, find_weights, remove_shards
+from prenorm.errors import CheckpointError
+
+
+@pytest.fixture
+def sharded(tmp_path):
+    """A folder with tensors a and b in one shard and c in another."""
+    save_file({"a": torch.zeros(1), "b": torch.zeros(1)}, tmp_path / "one.safetensors")
+    save_file({"c": torch.zeros(1)}, tmp_path / "two.safetensors")
+    write_index(tmp_path, {"a": "one.safetensors", "b": "one.safetensors", "c": "two.safetensors"})
+    return tmp_path
+
+
+def write_index(folder, weight_map):
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": 12}, "weight_map": weight_map}))
+
+
+def test_shards_are_found_through_the_index(sharded):
+    files = find_weights(sharded)
+    assert {path.name: sorted(header.tensors) for path, header in files.items()} == {
+        "one.safetensors": ["a", "b"],
+        "two.safetensors": ["c"],
+    }
+
+
+def test_a_single_file_comes_before_an_index(sharded):
+    save_file({"d": torch.zeros(1)}, sharded / WEIGHTS)
+    assert [path.name for path in find_weights(sharded)] == [WEIGHTS]
+
+
+def test_all_missing_shards_are_named(sharded):
+    (sharded / "one.safetensors").unlink()
+    (sharded / "two.safetensors").unlink()
+    with pytest.raises(CheckpointError, match=r"2 of the 2 files that .* lists are missing: one.*, two.*; copy or"):
+        find_weights(sharded)
+
+
+@pytest.mark.parametrize("shard", ["../outside.safetensors", "/etc/outside.safetensors", "..", "a/../../b.safetensors"])
+def test_a_shard_that_leads_out_of_the_folder_is_refused(sharded, shard):
+    save_file({"c": torch.zeros(1)}, sharded.parent / "outside.safetensors")
+    write_index(sharded, {"a": "one.safetensors", "b": "one.safetensors", "c": shard})
+    with pytest.raises(CheckpointError, match=r"plain file name inside the folder|must be .safetensors files"):
+        find_weights(sharded)
+
+
+def test_a_shard_that_links_out_of_the_folder_is_refused(sharded):
+    save_file({"c": torch.zeros(1)}, sharded.parent / "outside.safetensors")
+    (sharded / "two.safetensors").unlink()
+    (sharded / "two.safetensors").symlink_to(sharded.parent / "outside.safetensors")
+    with pytest.raises(CheckpointError, match=r"two.safetensors leads out of its folder"):
+        find_weights(sharded)
+
+
+def test_every_disagreement_of_index_and_shards_is_named(sharded):
+    write_index(sharded, {"a": "one.safetensors", "b": "two.safetensors", "c": "two.safetensors"})
+    with pytest.raises(CheckpointError, match=r"but b is not in two.safetensors, b in one.safetensors is not listed\."):
+        find_weights(sharded)
+
+
+@pytest.mark.parametrize("weight_map", [None, [], {"a": 3}, {"a": "pytorch_model.bin"}])
+def test_an_index_that_is_none_is_refused(sharded, weight_map):
+    write_index(sharded, weight_map)
+    with pytest.raises(CheckpointError, match=r"index.json: (weight_map must give|shards must be .safetensors files)"):
+        find_weights(sharded)
+
+
+def test_pickles_are_never_opened(tmp_path):
+    (tmp_path / "pytorch_model.bin").write_bytes(b"cos\nsystem\n(S'touch opened'\ntR.")
+    with pytest.raises(
+        CheckpointError, match=r"there is only pytorch_model.bin. Such files are pickles, which run code"
+    ):
+        find_weights(tmp_path)
+
+
+def test_a_folder_without_weights_says_what_they_are_called(tmp_path):
+    with pytest.raises(
+        CheckpointError, match=r"weights must be in model.safetensors or listed in model.safetensors.ind"
+    ):
+        find_weights(tmp_path)
+
+
+def test_shards_of_an_earlier_save_are_removed_and_nothing_else(sharded):
+    save_file({"d": torch.zeros(1)}, sharded / WEIGHTS)
+    (sharded / "tokenizer.json").write_text("{}")
+    remove_shards(sharded)
+    assert sorted(path.name for path in sharded.iterdir()) == [WEIGHTS, "tokenizer.json"]
+    remove_shards(sharded)
+
+
+def test_an_index_that_lists_the_single_file_does_not_cost_it(sharded):
+    save_file({"a": torch.zeros(1)}, sharded / WEIGHTS)
+    write_index(sharded, {"a": WEIGHTS})
+    remove_shards(sharded)
+    assert (sharded / WEIGHTS).exists()
+
+
+def test_nothing_outside_the_folder_is_ever_removed(sharded):
+    (sharded.parent / "outside.safetensors").write_bytes(b"")
+    write_index(sharded, {"a": "../outside.safetensors", "b": "one.safetensors"})
+    remove_shards(sharded)
+    assert (sharded.parent / "outside.safetensors").exists()
+    assert (sharded / "one.safetensors").exists()
