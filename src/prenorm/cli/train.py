@@ -21,8 +21,8 @@ def field_docs(record: type) -> dict[str, str]:
     (definition,) = ast.parse(dedent(inspect.getsource(record))).body
     assert isinstance(definition, ast.ClassDef)
     docs = {}
-    for field, doc in pairwise(definition.body):
-        match field, doc:
+    for statement, after in pairwise(definition.body):
+        match statement, after:
             case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
                 docs[name] = " ".join(text.split())
     return docs
@@ -75,10 +75,12 @@ def parse(argv: list[str]) -> TrainFlags:
 def run(flags: TrainFlags) -> int:
     """Train, and show what was reached. Gives the exit code; after a signal it is 128 and the signal's number."""
     config = config_of(flags)  # before torch is loaded, so that bad settings are told at once
+    from ..training.device import hold_on_to_memory
     from ..training.display import Display
     from ..training.loop import train
     from ..training.signals import Stopped
 
+    hold_on_to_memory()
     try:
         result = train(config, resume=flags.resume, display=Display(json=flags.json))
     except Stopped as stopped:

@@ -71,7 +71,8 @@ class RotaryEmbedding(nn.Module):
             return angles.cos(), angles.sin()
         if self.cos.device != token_positions.device:
             self.place_tables(token_positions.device)
-        return self.cos[token_positions], self.sin[token_positions]
+        places = token_positions.long()  # a uint8 index would be read as a mask
+        return self.cos[places], self.sin[places]
 
     def place_tables(self, device: torch.device) -> None:
         """Make the tables on `device`: angles in float64 on the CPU, then rounded once to float32."""

@@ -62,14 +62,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
             part = slice(start, start + chunk)
             target, keep = targets[part].where(kept[part], 0)[:, None], kept[part][:, None]
             narrow = linear(x[part], weight)
-            logits = narrow.to(wide)
-            log_sum = logits.logsumexp(-1, keepdim=True)
-            total += (log_sum - logits.gather(-1, target)).where(keep, 0).sum()
+            log_probabilities = torch.log_softmax(narrow, -1, dtype=wide)
+            total -= log_probabilities.gather(-1, target).where(keep, 0).sum()
             if grad_x is None and grad_weight is None:
                 continue
-            # d loss / d logits = softmax(logits) - one_hot(target)
-            grad = (logits - log_sum).exp_().scatter_add_(-1, target, -torch.ones_like(log_sum))
-            grad = (grad * keep).to(narrow.dtype)
+            # d loss / d logits = softmax(logits) - one_hot(target), and nothing where there is no target
+            grad = log_probabilities.exp_().scatter_add_(-1, target, -torch.ones_like(target, dtype=wide))
+            grad = grad.mul_(keep).to(narrow.dtype)
             if grad_x is not None:
                 grad_x[part] = linear(grad, weight.t())
             if grad_weight is not None:

@@ -1,0 +1,113 @@
+"""What a run tells the person who waits: a progress bar on a terminal, plain lines elsewhere."""
+
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol, TypeVar
+
+from rich import box
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from .metrics import Record
+
+Item = TypeVar("Item")
+
+
+class StepReport(Protocol):
+    """Hears of every optimiser step."""
+
+    def __call__(self, record: Record) -> None: ...
+
+
+class Display:
+    """Where a run speaks. With `json` standard output is kept for the result, and all this goes to standard error."""
+
+    def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
+        self._console = Console(stderr=json, quiet=quiet, soft_wrap=True, highlight=False)
+
+    def say(self, text: str) -> None:
+        """One line, as it is."""
+        self._console.print(text, markup=False)
+
+    def evaluation(self, record: Record) -> None:
+        """What a look at the held-out text gave."""
+        self.say(
+            f"step {record['step']:,}: held-out loss {record['eval_loss']:.3f} nats per token, "
+            f"{record['eval_bits_per_byte']:.3f} bits per byte"
+        )
+
+    @contextmanager
+    def working(self, what: str) -> Iterator[None]:
+        """Shows on a terminal that something is under way whose end nobody can foresee."""
+        with self._console.status(what):
+            yield
+
+    @contextmanager
+    def steps(self, *, done: int, total: int, line_seconds: float) -> Iterator[StepReport]:
+        """Progress over optimiser steps: a bar, or a line every `line_seconds` where there is no terminal."""
+        if not self._console.is_terminal:
+            yield _StepLines(self, done, total, line_seconds)
+            return
+        columns = (
+            TextColumn("training"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[news]}"),
+            TimeRemainingColumn(),
+            TextColumn("left"),
+        )
+        with Progress(*columns, console=self._console) as progress:
+            task = progress.add_task("", completed=done, total=total, news="the first step takes longest")
+
+            def report(record: Record) -> None:
+                progress.update(task, completed=record["step"], news=_news(record))
+
+            yield report
+
+    def track(self, items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
+        """The items, with a bar on a terminal."""
+        if not self._console.is_terminal:
+            self.say(f"{what} ...")
+            yield from items
+            return
+        with Progress(TextColumn(what), BarColumn(), TimeRemainingColumn(), console=self._console) as progress:
+            yield from progress.track(items, total=total)
+
+    def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
+        """Names and numbers under a title."""
+        table = Table(title=title, title_justify="left", show_header=False, box=box.SIMPLE)
+        table.add_column()
+        table.add_column(justify="right")
+        for row in rows:
+            table.add_row(*row)
+        self._console.print(table)
+
+
+class _StepLines:
+    """Plain lines of progress: the first step, one every so often, the last step."""
+
+    def __init__(self, display: Display, done: int, total: int, seconds: float) -> None:
+        self._display, self._done, self._total, self._seconds = display, done, total, seconds
+        self._start = time.monotonic()
+        self._last = float("-inf")
+
+    def __call__(self, record: Record) -> None:
+        now, step = time.monotonic(), record["step"]
+        if step < self._total and now - self._last < self._seconds:
+            return
+        self._last = now
+        left = (now - self._start) / (step - self._done) * (self._total - step)
+        self._display.say(f"step {step:,} of {self._total:,}: {_news(record)}, {clock(left)} left")
+
+
+def _news(record: Record) -> str:
+    return f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s"
+
+
+def clock(seconds: float) -> str:
+    """A duration as 4:07 or 1:02:03."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

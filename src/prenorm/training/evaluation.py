@@ -1,0 +1,99 @@
+"""The loss on held-out text: every token of it scored once, in windows that read some of the text before them again."""
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from ..models.lm import TransformerLM
+from ..ops.cross_entropy import IGNORED
+from .batches import Batch
+from .device import Device
+from .tokens import TokenStream
+
+
+@torch.no_grad()
+def heldout_loss(model: TransformerLM, batches: Iterable[Batch], device: Device) -> float:
+    """The mean loss in nats over all tokens that the batches score. The model is left as it was."""
+    training = model.training
+    model.eval()
+    total, count = 0.0, 0
+    for batch in batches:
+        scored = int((batch.targets != IGNORED).sum())
+        with device.autocast():
+            loss = model.loss(**batch.to(device.device)._asdict())
+        total, count = total + float(loss) * scored, count + scored
+    model.train(training)
+    return total / count
+
+
+class Window(NamedTuple):
+    """Part of a document as places in a stream: read from `start` to `end`, scored from `scored` to `end`."""
+
+    start: int
+    scored: int
+    end: int
+
+
+class HeldOutBatches:
+    """Held-out text as batches of one shape, in which every target of the stream is scored exactly once.
+
+    A document longer than `context` is read in windows of that length, each with at least the share `overlap` of text
+    that an earlier one has scored. Shorter documents share rows. What remains of a row is padding.
+    """
+
+    def __init__(self, stream: TokenStream, *, batch_size: int, context: int, overlap: float) -> None:
+        self._tokens, self._batch_size, self._context = stream.tokens, batch_size, context
+        stride = max(1, int(context * (1 - overlap)))
+        bounds = zip(stream.starts[:-1].tolist(), stream.starts[1:].tolist(), strict=True)
+        self._rows = _packed(
+            [window for start, end in bounds for window in _windows(start, end, context, stride)], context
+        )
+
+    def __len__(self) -> int:
+        return -(-len(self._rows) // self._batch_size)
+
+    def __getitem__(self, index: int) -> Batch:
+        shape = (self._batch_size, self._context)
+        token_ids, targets, segments = np.zeros(shape, np.int64), np.full(shape, IGNORED), np.full(shape, -1)
+        for row, windows in enumerate(self._rows[index * self._batch_size : (index + 1) * self._batch_size]):
+            place = 0
+            for number, (start, scored, end) in enumerate(windows):
+                stop = place + end - start
+                token_ids[row, place:stop] = self._tokens[start:end]
+                targets[row, stop - (end - scored) : stop] = self._tokens[scored + 1 : end + 1]
+                segments[row, place:stop] = number
+                place = stop
+        return Batch(torch.from_numpy(token_ids), torch.from_numpy(targets), torch.from_numpy(segments))
+
+    def __iter__(self) -> Iterator[Batch]:
+        return (self[index] for index in range(len(self)))
+
+    def spread(self, count: int) -> list[Batch]:
+        """`count` of the batches, or all when there are fewer, at even distances."""
+        count = min(count, len(self))
+        return [self[index * len(self) // count] for index in range(count)]
+
+
+def _windows(start: int, end: int, context: int, stride: int) -> Iterator[Window]:
+    """The windows of the document that lies from `start` to `end`."""
+    stop = min(start + context, end)
+    yield Window(start, start, stop)
+    while stop < end:
+        scored, stop = stop, min(stop + stride, end)
+        yield Window(stop - context, scored, stop)
+
+
+def _packed(windows: list[Window], context: int) -> list[list[Window]]:
+    """Rows of windows: the longest first, each put into the row before it as long as there is room."""
+    rows: list[list[Window]] = []
+    room = 0
+    for window in sorted(windows, key=lambda window: window.start - window.end):  # stable: text stays in order
+        length = window.end - window.start
+        if length > room:
+            rows.append([])
+            room = context
+        rows[-1].append(window)
+        room -= length
+    return rows

@@ -1,0 +1,68 @@
+"""metrics.jsonl: a line a step, and a line an evaluation, in agreement with the checkpoint that a run goes on from.
+
+A step has step, loss (nats per token), lr (of Muon), grad_norm, tokens_per_second. An evaluation has step, eval_loss
+(nats per token) and eval_bits_per_byte.
+"""
+
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from ..checkpoint.files import parse_json, write_atomically
+from ..errors import CheckpointError
+
+Record = dict[str, Any]
+
+
+class Metrics:
+    """The open metrics file of a run, holding what happened up to a step; later lines are dropped when it is opened."""
+
+    def __init__(self, path: Path, *, up_to_step: int) -> None:
+        kept = [record for record in read_metrics(path) if record["step"] <= up_to_step]
+        write_atomically(path, "".join(_line(record) for record in kept).encode("utf-8"))
+        self._file = path.open("a", encoding="utf-8")
+
+    def write(self, record: Record) -> None:
+        """Add a line; it survives the death of the process. Raises CheckpointError when there is no room for it."""
+        try:
+            self._file.write(_line(record))
+            self._file.flush()
+        except OSError as error:
+            raise CheckpointError(
+                f"{self._file.name} could not be written: {error.strerror}; make room, then go on with --resume."
+            ) from error
+
+    def sync(self) -> None:
+        """Make every line so far survive a power cut too."""
+        os.fsync(self._file.fileno())
+
+    def __enter__(self) -> "Metrics":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        with suppress(OSError):  # a full disk was reported by the write that met it
+            self._file.close()
+
+
+def read_metrics(path: Path) -> list[Record]:
+    """The records of a metrics file, none if there is no file. What a killed writer left of a last line is passed over.
+
+    Raises CheckpointError for a line that is no record.
+    """
+    if not path.exists():
+        return []
+    lines = path.read_bytes().split(b"\n")[:-1]
+    return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
+
+
+def _record(line: bytes, where: str) -> Record:
+    record = parse_json(line, where)
+    if not isinstance(record.get("step"), int):
+        raise CheckpointError(f"{where} must have a step, but is {line[:80]!r}.")
+    return record
+
+
+def _line(record: Record) -> str:
+    return json.dumps(record) + "\n"

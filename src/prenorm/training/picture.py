@@ -1,0 +1,48 @@
+"""loss.png: the losses of a run over its steps."""
+
+import importlib.util
+from pathlib import Path
+
+from ..checkpoint.files import write_atomically
+from .metrics import Record
+
+SMOOTHING = 0.95  # of the running mean: it looks back about 20 steps
+
+
+def can_draw() -> bool:
+    """Whether matplotlib is installed."""
+    return importlib.util.find_spec("matplotlib") is not None
+
+
+def draw_losses(records: list[Record], path: Path) -> None:
+    """Write a picture of the training loss, as it is and smoothed, and of the held-out bits per byte."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    steps = [(record["step"], record["loss"]) for record in records if "loss" in record]
+    evaluations = [(record["step"], record["eval_bits_per_byte"]) for record in records if "eval_loss" in record]
+    figure = Figure(figsize=(8, 5), layout="constrained")
+    axes = figure.add_subplot()
+    if steps:
+        axes.plot(*zip(*steps, strict=True), color="tab:blue", alpha=0.25, linewidth=0.8, label="training loss")
+        axes.plot(*zip(*_smoothed(steps), strict=True), color="tab:blue", label="training loss, smoothed")
+    axes.set_xlabel("optimiser step")
+    axes.set_ylabel("training loss (nats per token)", color="tab:blue")
+    axes.grid(alpha=0.3)
+    right = axes.twinx()
+    if evaluations:
+        right.plot(*zip(*evaluations, strict=True), color="tab:red", marker="o", markersize=3, label="held-out text")
+    right.set_ylabel("held-out text (bits per byte)", color="tab:red")
+    if records:
+        figure.legend(loc="upper right", bbox_to_anchor=(1, 1), bbox_transform=axes.transAxes)
+    write_atomically(path, FigureCanvasAgg(figure).print_png)
+
+
+def _smoothed(steps: list[tuple[int, float]]) -> list[tuple[int, float]]:
+    """A running mean that is not drawn towards its start: Adam's bias correction."""
+    smoothed, mean, weight = [], 0.0, 0.0
+    for step, loss in steps:
+        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
+        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        smoothed.append((step, mean / weight))
+    return smoothed

@@ -1,0 +1,66 @@
+"""The named sets of numbers that a run starts from: the one place to change them."""
+
+from typing import Any, Literal
+
+PresetName = Literal["demo", "tiny", "gpt2-small"]
+
+# What is left out has the default of TrainConfig or ModelConfig; max_seq_len is the context, unless it is given.
+PRESETS: dict[PresetName, dict[str, Any]] = {
+    # Python's standard library in at most five minutes of training on two CPU cores.
+    "demo": {
+        "vocab_size": 4096,
+        "d_model": 192,
+        "num_layers": 4,
+        "num_heads": 3,
+        "d_ff": 512,
+        "qk_norm": True,
+        "context": 256,
+        "short_context": 128,
+        "short_share": 0.5,
+        "steps": 900,
+        "batch_size": 16,
+        "muon_lr": 0.02,
+        "embedding_lr": 0.1,
+        "head_lr": 0.02,
+        "vector_lr": 0.01,
+        "adam_betas": [0.8, 0.95],
+        "warmup_steps": 1,
+        "decay_share": 1.0,
+        "compile": True,
+        "eval_every": 150,
+        "eval_batches": 4,
+        "checkpoint_every": 300,
+    },
+    # Everything that a run does, in seconds: for tests and for a first look.
+    "tiny": {
+        "vocab_size": 512,
+        "d_model": 64,
+        "num_layers": 2,
+        "num_heads": 2,
+        "context": 64,
+        "steps": 40,
+        "batch_size": 8,
+        "warmup_steps": 4,
+        "dtype": "float32",
+        "eval_every": 20,
+        "eval_batches": 2,
+        "checkpoint_every": 20,
+    },
+    # About 110M parameters: the sizes of Radford et al. 2019, with this package's block. For a GPU.
+    "gpt2-small": {
+        "vocab_size": 50304,
+        "d_model": 768,
+        "num_layers": 12,
+        "num_heads": 12,
+        "context": 1024,
+        "tie_embeddings": True,
+        "steps": 10000,
+        "batch_size": 256,
+        "micro_batch_size": 16,
+        "embedding_lr": 0.003,
+        "warmup_steps": 200,
+        "compile": True,
+        "eval_every": 500,
+        "checkpoint_every": 500,
+    },
+}

@@ -1,0 +1,146 @@
+"""The folder of a run: who may write in it, and what must agree with what is there."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from ..checkpoint.files import write_atomically
+from ..errors import ConfigError
+from .checkpoints import latest_checkpoint, read_state
+from .config import TrainConfig, config_to_toml, differences, read_toml
+from .corpus import Say
+from .schedule import learning_rate_scale
+
+# What does not touch the weights may change when a run goes on; steps may when the schedule so far stays the same.
+FREE = {
+    "out",
+    "steps",
+    "eval_every",
+    "eval_batches",
+    "eval_overlap",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "log_seconds",
+}
+
+SETUP_FILES = (
+    "config.toml",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "data/train.bin",
+    "data/train_starts.npy",
+    "data/heldout.bin",
+    "data/heldout_starts.npy",
+    "data/data.json",
+)
+
+
+class OpenRun(NamedTuple):
+    """A run's folder, the checkpoint to go on from (None: start), and whether there was nothing in it before."""
+
+    folder: Path
+    checkpoint: Path | None
+    fresh: bool
+
+
+@contextmanager
+def open_run(config: TrainConfig, *, resume: bool, say: Say) -> Iterator[OpenRun]:
+    """Holds the folder of a run for this process alone, with the run's config.toml in it.
+
+    Raises ConfigError when the folder holds a run and `resume` is not asked for, when it holds a run of other settings
+    or something else, and when another process trains in it.
+    """
+    folder = Path(config.out)
+    fresh = _check_folder(folder, resume)
+    with _alone(folder):
+        checkpoint = None if fresh else _checkpoint_to_resume(folder, config, say)
+        if resume and checkpoint is None:
+            say(f"There is no checkpoint in {folder} yet: starting from the beginning.")
+        write_atomically(folder / "config.toml", config_to_toml(config).encode("utf-8"))
+        yield OpenRun(folder, checkpoint, fresh)
+
+
+@contextmanager
+def undone_on_failure(run: OpenRun) -> Iterator[None]:
+    """While a run is set up: when that fails in a fresh folder, what was written there is deleted, so that the same
+    command can be given again."""
+    try:
+        yield
+    except BaseException:
+        if run.fresh:
+            for name in SETUP_FILES:
+                (run.folder / name).unlink(missing_ok=True)
+            for folder in (run.folder / "data", run.folder):
+                with suppress(OSError):  # not empty: somebody else's
+                    folder.rmdir()
+        raise
+
+
+def _check_folder(run: Path, resume: bool) -> bool:
+    """Whether a run starts here from nothing."""
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"out must be a folder, but {run} is a file; choose another --out.")
+    if not run.exists() or not any(run.iterdir()):
+        return True
+    if not (run / "config.toml").is_file():
+        raise ConfigError(f"out must be a new folder or a run's, but {run} holds other things; choose another --out.")
+    if not resume:
+        raise ConfigError(f"{run} holds a run already: go on with it by --resume, or choose another --out.")
+    return False
+
+
+def _checkpoint_to_resume(run: Path, config: TrainConfig, say: Say) -> Path | None:
+    _check_agreement(f"the run in {run}", TrainConfig.from_fields(read_toml(run / "config.toml")), config, step=0)
+    checkpoint = latest_checkpoint(run)
+    if checkpoint is not None:
+        state = read_state(checkpoint)
+        _check_agreement(str(checkpoint), state.config, config, step=state.step)
+        if state.torch_version != torch.__version__:
+            say(f"{checkpoint} is of torch {state.torch_version}, this is {torch.__version__}: numbers may differ.")
+    return checkpoint
+
+
+def _check_agreement(what: str, old: TrainConfig, new: TrainConfig, *, step: int) -> None:
+    changed = {name: values for name, values in differences(old, new).items() if name not in FREE}
+    if not changed and not _same_schedule(old, new, step):
+        changed = {"steps": (old.steps, new.steps)}
+    if changed:
+        listed = ", ".join(
+            f"{name} is {before!r} there and {after!r} here" for name, (before, after) in changed.items()
+        )
+        raise ConfigError(
+            f"a run goes on exactly only with the settings of {what}, but {listed}; "
+            "leave that out, or start another run with another --out."
+        )
+
+
+def _same_schedule(old: TrainConfig, new: TrainConfig, step: int) -> bool:
+    """Whether every step that was taken would have had the same learning rates."""
+    taken = range(1, step + 1)
+    return new.steps >= step and all(learning_rate_scale(old, s) == learning_rate_scale(new, s) for s in taken)
+
+
+@contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """The folder, made if need be, with a lock on it that ends with this process."""
+    run.mkdir(parents=True, exist_ok=True)
+    descriptor = os.open(run, os.O_RDONLY)
+    try:
+        _lock(descriptor, run)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, run: Path) -> None:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ConfigError(f"another process is training in {run}; wait for it, or choose another --out.") from error
+    except OSError:  # some network file systems have no locks; there is only nobody to warn
+        pass

@@ -1,0 +1,127 @@
+"""What a training step is: a batch, its loss, the gradients, one move of the weights."""
+
+import math
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ..errors import PrenormError
+from ..models.lm import TransformerLM
+from .batches import Batch, TrainingBatches
+from .config import TrainConfig
+from .device import Device, compile_blocks
+from .display import Display
+from .evaluation import HeldOutBatches, heldout_loss
+from .metrics import Record
+from .optimizer import MuonAndAdamW
+from .schedule import learning_rate_scale
+from .tokenizer import end_of_text, vocabulary_size
+from .tokens import TextData
+
+
+class Trainer:
+    """A model, its optimiser and its text. What a step does follows from the settings, the weights and its number."""
+
+    def __init__(self, config: TrainConfig, data: TextData, device: Device, display: Display) -> None:
+        self.config, self.data, self.device, self.display = config, data, device, display
+        self.model = build_model(config, data).to(device.device)
+        self.optimizer = MuonAndAdamW(self.model, config)
+        self.micro_batch_size = config.micro_batch_size or config.batch_size
+        self.batches = TrainingBatches(
+            data.train, batch_size=config.batch_size, context=config.context, seed=config.seed
+        )
+        self.heldout_batches = HeldOutBatches(
+            data.heldout, batch_size=self.micro_batch_size, context=config.context, overlap=config.eval_overlap
+        )
+        if config.compile:
+            compile_blocks(self.model, device, display.say)
+
+    def summary(self, folder: Path, done: int) -> str:
+        """What is about to happen, in a line."""
+        config, parameters = self.config, sum(parameter.numel() for parameter in self.model.parameters())
+        tokens = config.steps * config.batch_size * config.context
+        return (
+            f"Training {parameters:,} parameters in {folder} for {config.steps - done:,} steps. {config.steps:,} steps "
+            f"read {tokens:,} tokens, {tokens / self.data.train.num_targets:.1f} times the text. "
+            f"On {self.device.device}, in {str(self.device.dtype).removeprefix('torch.')}."
+        )
+
+    def step(self, step: int) -> Record:
+        """One optimiser step, 1, 2, ...: its line of metrics.
+
+        Raises PrenormError, before the weights are touched, when the loss or its gradient is no longer a number.
+        """
+        start = time.perf_counter()
+        torch.manual_seed(_seed(self.config.seed, step))  # of dropout: a resumed run draws the same
+        batch = self.batches.at(step)
+        loss = self._add_up_gradients(batch, step)
+        grad_norm = self._clip_gradients()
+        if not (math.isfinite(loss) and math.isfinite(grad_norm)):
+            raise PrenormError(
+                f"the loss must stay a finite number, but at step {step} it is {loss} and its gradient's norm "
+                f"{grad_norm}; start again with lower learning rates. Checkpoints are from before that."
+            )
+        scale = learning_rate_scale(self.config, step)
+        self.optimizer.step(scale)
+        return {
+            "step": step,
+            "loss": loss,
+            "lr": self.config.muon_lr * scale,
+            "grad_norm": grad_norm,
+            "tokens_per_second": batch.token_ids.numel() / (time.perf_counter() - start),
+        }
+
+    def glance(self, step: int) -> Record:
+        """The loss on a fixed part of the held-out text: its line of metrics."""
+        return self._evaluation(step, heldout_loss(self.model, self._glance_batches(), self.device))
+
+    def evaluate(self, step: int) -> Record:
+        """The loss on all of the held-out text: its line of metrics."""
+        batches = self.display.track(self.heldout_batches, len(self.heldout_batches), "scoring all held-out text")
+        return self._evaluation(step, heldout_loss(self.model, batches, self.device))
+
+    def _evaluation(self, step: int, loss: float) -> Record:
+        bits = self.data.heldout_text.bits_per_byte(loss, self.data.heldout.num_targets)
+        return {"step": step, "eval_loss": loss, "eval_bits_per_byte": bits}
+
+    def _glance_batches(self) -> list[Batch]:
+        return self.heldout_batches.spread(self.config.eval_batches)
+
+    def _add_up_gradients(self, batch: Batch, step: int) -> float:
+        """Leave the gradients of the mean loss over the batch in the parameters, and give that loss."""
+        total = 0.0
+        for part in self._micro_batches(batch, step):
+            share = part.targets.numel() / batch.targets.numel()
+            with self.device.autocast():
+                loss = self.model.loss(**part.to(self.device.device)._asdict()) * share
+            loss.backward()
+            total += loss.item()
+        return total
+
+    def _micro_batches(self, batch: Batch, step: int) -> list[Batch]:
+        """What goes through the model at once, in shorter rows as long as the run is young."""
+        config = self.config
+        parts = batch.split(self.micro_batch_size)
+        short = config.short_context and step <= config.short_share * config.steps
+        return [part.cut(config.short_context) for part in parts] if short else parts
+
+    def _clip_gradients(self) -> float:
+        """Scale the whole gradient down to the norm `grad_clip`, and give the norm that it had."""
+        largest = self.config.grad_clip or math.inf
+        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest).item()
+
+
+def build_model(config: TrainConfig, data: TextData) -> TransformerLM:
+    """The model of a run with its first weights, which follow from the seed. Its vocabulary is the tokenizer's."""
+    torch.manual_seed(_seed(config.seed, 0))
+    model = TransformerLM(replace(config.model, vocab_size=vocabulary_size(data.tokenizer)))
+    model.eos_token_ids = (end_of_text(data.tokenizer)[1],)
+    return model.train()
+
+
+def _seed(seed: int, step: int) -> int:
+    """64 bits for torch's generator: those of step 0 draw the weights, the others draw dropout."""
+    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])

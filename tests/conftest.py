@@ -1,0 +1,25 @@
+"""What every test shares: a fixed seed, a Hypothesis profile, and a way to switch the shape checker off."""
+
+from collections.abc import Iterator
+
+import jaxtyping
+import pytest
+import torch
+from hypothesis import settings
+
+# The same examples on every run: a test that fails once fails always. `deadline` would measure the machine.
+settings.register_profile("prenorm", derandomize=True, deadline=None, max_examples=25, database=None)
+settings.load_profile("prenorm")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def shapes_unchecked() -> Iterator[None]:
+    """As for a user: without jaxtyping's checker, which answers before our own errors and cannot be compiled."""
+    jaxtyping.config.update("jaxtyping_disable", True)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)

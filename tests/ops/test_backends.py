@@ -1,0 +1,77 @@
+import importlib
+
+import pytest
+import torch
+
+import prenorm.functional as F
+from prenorm import ConfigError, TransformerBlock, explain, use_backend
+from prenorm.kernels.sdpa import sdpa
+
+from ..oracle.inputs import normal
+
+FUSED = f"{sdpa.__module__}.{sdpa.__qualname__}"
+
+
+class Attend(torch.nn.Module):
+    """Attention of x to itself: a module that meets one op."""
+
+    def forward(self, x):
+        return F.scaled_dot_product_attention(x, x, x)
+
+
+def what_runs(x):
+    return [choice.runs for choice in explain(Attend(), x)]
+
+
+def test_the_kernel_of_the_table_runs_unless_the_formula_is_asked_for():
+    x = normal(1, 3, 4)
+    assert what_runs(x) == [FUSED]
+    with use_backend("reference"):
+        assert what_runs(x) == ["formula"]
+        with use_backend("auto"):
+            assert what_runs(x) == [FUSED]
+        assert what_runs(x) == ["formula"]
+    assert what_runs(x) == [FUSED]
+
+
+def test_an_error_inside_leaves_the_backend_as_it_was():
+    with pytest.raises(RuntimeError, match="stop"), use_backend("reference"):
+        raise RuntimeError("stop")
+    assert what_runs(normal(1, 3, 4)) == [FUSED]
+
+
+def test_an_unknown_backend_is_refused_by_name():
+    with pytest.raises(ConfigError, match="auto, reference, not 'fast'"), use_backend("fast"):
+        pass
+
+
+def test_the_table_gives_a_reason_for_every_kernel():
+    rows = explain()
+    assert {row.op for row in rows} == {"scaled_dot_product_attention"}
+    assert {torch.float64, torch.float32, torch.bfloat16} <= {row.dtype for row in rows}
+    for row in rows:
+        module, name = row.runs.rsplit(".", 1)
+        assert callable(getattr(importlib.import_module(module), name))
+        assert row.why
+
+
+def test_a_block_is_explained_op_by_op_each_once_and_untouched():
+    block, x = TransformerBlock(8, 2, 16), torch.randn(1, 3, 8)
+    choices = explain(block, x, token_positions=torch.tensor([2, 1, 0]))
+    assert [(choice.op, choice.device, choice.dtype) for choice in choices] == [
+        ("scaled_dot_product_attention", "cpu", torch.float32)
+    ]
+    assert all(parameter.grad is None for parameter in block.parameters())
+    with use_backend("reference"):
+        assert "use_backend" in explain(block, x)[0].why
+
+
+def test_what_was_explained_before_an_error_is_forgotten():
+    class Fails(Attend):
+        def forward(self, x):
+            super().forward(x)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        explain(Fails(), normal(1, 3, 4))
+    assert what_runs(normal(1, 3, 4)) == [FUSED]

@@ -1,0 +1,81 @@
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from prenorm.training.batches import TrainingBatches
+from prenorm.training.tokens import TokenStream
+
+lengths = st.lists(st.integers(1, 30), min_size=1, max_size=12).filter(lambda lengths: sum(lengths) >= 8)
+
+
+def stream_of(lengths):
+    """A stream in which every token is its own place, so that a token tells where it came from."""
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return TokenStream(np.arange(starts[-1] + 1), starts)
+
+
+def epoch_of(batches):
+    """All rows of the first epoch."""
+    return torch.cat([batches.at(step).token_ids for step in range(1, batches.rows_per_epoch + 1)])
+
+
+@given(lengths, st.integers(1, 8), st.integers(0, 5))
+def test_an_epoch_has_every_token_once_but_less_than_a_row(lengths, context, seed):
+    batches = TrainingBatches(stream_of(lengths), batch_size=1, context=context, seed=seed)
+    seen = epoch_of(batches).flatten().tolist()
+    assert len(seen) == len(set(seen))
+    assert set(seen) <= set(range(sum(lengths)))
+    assert sum(lengths) - len(seen) < context
+
+
+@given(lengths, st.integers(1, 8), st.integers(1, 5), st.integers(1, 9))
+def test_the_target_is_the_next_token_and_a_segment_is_one_document(lengths, context, batch_size, step):
+    stream = stream_of(lengths)
+    batch = TrainingBatches(stream, batch_size=batch_size, context=context, seed=0).at(step)
+    assert batch.token_ids.shape == (batch_size, context)
+    assert torch.equal(batch.targets, batch.token_ids + 1)
+    documents = np.searchsorted(stream.starts, batch.token_ids.numpy(), side="right")
+    for row, segments in zip(documents, batch.segment_ids.numpy(), strict=True):
+        assert np.array_equal(row[1:] != row[:-1], segments[1:] != segments[:-1])
+        assert segments.min() >= 0
+
+
+def test_a_batch_follows_from_seed_and_step_alone():
+    stream = stream_of([5, 40, 17, 23, 9])
+    straight = TrainingBatches(stream, batch_size=3, context=8, seed=1)
+    expected = {step: straight.at(step) for step in range(1, 30)}
+    for step in (29, 3, 17, 4):
+        again = TrainingBatches(stream, batch_size=3, context=8, seed=1).at(step)
+        assert all(torch.equal(one, other) for one, other in zip(again, expected[step], strict=True))
+
+
+def test_epochs_and_seeds_have_different_orders():
+    stream = stream_of([5, 40, 17, 23, 9])
+    one, other = (TrainingBatches(stream, batch_size=1, context=8, seed=seed) for seed in (1, 2))
+    assert not torch.equal(epoch_of(one), epoch_of(other))
+    later = torch.cat([one.at(one.rows_per_epoch + step).token_ids for step in range(1, one.rows_per_epoch + 1)])
+    assert not torch.equal(epoch_of(one), later)
+
+
+def test_a_batch_may_go_over_from_one_epoch_to_the_next():
+    batches = TrainingBatches(stream_of([24]), batch_size=5, context=8, seed=0)
+    rows = torch.cat([batches.at(step).token_ids for step in (1, 2, 3)])
+    for epoch in range(5):
+        assert sorted(rows[3 * epoch : 3 * epoch + 3].flatten().tolist()) == list(range(24))
+
+
+def test_cut_rows_have_the_same_tokens_in_order():
+    batch = TrainingBatches(stream_of([50]), batch_size=3, context=8, seed=0).at(1)
+    for part, whole in zip(batch.cut(2), batch, strict=True):
+        assert part.shape == (12, 2)
+        assert torch.equal(part.flatten(), whole.flatten())
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3])
+def test_parts_of_a_batch_are_its_rows(rows):
+    batch = TrainingBatches(stream_of([50]), batch_size=6, context=4, seed=0).at(1)
+    parts = batch.split(rows)
+    assert len(parts) == 6 // rows
+    assert torch.equal(torch.cat([part.token_ids for part in parts]), batch.token_ids)

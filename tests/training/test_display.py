@@ -1,0 +1,58 @@
+import pytest
+
+from prenorm.training.display import Display, clock
+
+
+def records(numbers):
+    return [{"step": step, "loss": 1 / step, "tokens_per_second": 1234.5} for step in numbers]
+
+
+def report_all(display, *, line_seconds):
+    with display.steps(done=10, total=14, line_seconds=line_seconds) as report:
+        for record in records([11, 12, 13, 14]):
+            report(record)
+
+
+def test_without_a_terminal_there_are_plain_lines_of_which_the_first_and_last_always(capsys):
+    report_all(Display(), line_seconds=1000.0)
+    first, last = capsys.readouterr().out.splitlines()
+    assert first.startswith("step 11 of 14: loss 0.091, 1,234 tokens/s, 0:0")
+    assert last == "step 14 of 14: loss 0.071, 1,234 tokens/s, 0:00 left"
+    report_all(Display(), line_seconds=0.0)
+    assert len(capsys.readouterr().out.splitlines()) == 4
+
+
+def test_a_terminal_has_a_bar_with_loss_speed_and_time_left(capsys, monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setenv("COLUMNS", "120")
+    report_all(Display(), line_seconds=0.0)
+    text = capsys.readouterr().out
+    for part in ("━", "14/14", "loss 0.071, 1,234 tokens/s", "left"):
+        assert part in text
+    assert "step 14" not in text
+
+
+@pytest.mark.parametrize("terminal", ["0", "1"])
+def test_tracking_gives_every_item(capsys, monkeypatch, terminal):
+    monkeypatch.setenv("TTY_COMPATIBLE", terminal)
+    assert list(Display().track(range(5), 5, "counting")) == [0, 1, 2, 3, 4]
+    assert "counting" in capsys.readouterr().out
+
+
+def test_with_json_standard_output_is_left_alone(capsys):
+    display = Display(json=True)
+    display.say("[bold] is printed as it is")
+    display.table("title", [("name", "1.5")])
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "[bold] is printed as it is" in captured.err
+    assert "1.5" in captured.err
+
+
+def test_long_lines_are_not_broken_where_there_is_no_terminal(capsys):
+    Display().say("word " * 100)
+    assert len(capsys.readouterr().out.splitlines()) == 1
+
+
+def test_durations_read_as_on_a_clock():
+    assert [clock(seconds) for seconds in (0, 59.6, 247, 3723)] == ["0:00", "1:00", "4:07", "1:02:03"]

@@ -1,0 +1,218 @@
+import json
+import os
+import resource
+import shutil
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.image import imread
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from prenorm import TransformerLM
+from prenorm.checkpoint.tensors import read_tensors
+from prenorm.errors import CheckpointError, ConfigError, PrenormError
+from prenorm.training.config import TrainConfig, differences, read_toml
+from prenorm.training.display import Display
+from prenorm.training.loop import train
+from prenorm.training.signals import Stopped
+from prenorm.training.trainer import Trainer
+
+from .conftest import losses, tiny_config
+
+QUIET = Display(quiet=True)
+
+
+@pytest.fixture(scope="module")
+def reference(texts, tmp_path_factory):
+    """The run that was never stopped. Tests that change it take a copy."""
+    run = tmp_path_factory.mktemp("reference") / "run"
+    train(tiny_config(texts, run), display=QUIET)
+    return run
+
+
+@pytest.fixture
+def finished(reference, tmp_path):
+    """A copy of it."""
+    return shutil.copytree(reference, tmp_path / "run")
+
+
+def assert_same_run(run, reference):
+    """The same losses and the same weights, bit for bit."""
+    assert losses(run) == losses(reference)
+    ours, theirs = read_tensors(run / "model.safetensors"), read_tensors(reference / "model.safetensors")
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[name], theirs[name]) for name in ours)
+
+
+def at_step(monkeypatch, number, action):
+    """Do something just before a step is taken."""
+    step = Trainer.step
+
+    def acting(self, now):
+        if now == number:
+            action()
+        return step(self, now)
+
+    monkeypatch.setattr(Trainer, "step", acting)
+
+
+def test_a_run_leaves_a_folder_with_all_that_was_promised(reference, tiny):
+    records = losses(reference)
+    steps = [record for record in records if "loss" in record]
+    evaluations = [record for record in records if "loss" not in record]
+    assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
+    assert all(record.keys() == {"step", "loss", "lr", "grad_norm"} for record in steps)
+    assert [record["step"] for record in evaluations] == [3, 6]
+    assert all(record.keys() == {"step", "eval_loss", "eval_bits_per_byte"} for record in evaluations)
+    assert differences(TrainConfig.from_fields(read_toml(reference / "config.toml")), tiny()).keys() == {"out"}
+    assert imread(reference / "loss.png").ndim == 3
+    assert sorted(path.name for path in (reference / "checkpoints").iterdir()) == ["step-00000004", "step-00000006"]
+    result = json.loads((reference / "result.json").read_text())
+    assert result["eval_bits_per_byte"] == evaluations[-1]["eval_bits_per_byte"]
+    assert result["gzip_bits_per_byte"] > result["xz_bits_per_byte"] / 2 > 0
+
+
+def test_the_folder_opens_here_and_with_hugging_face_and_gives_the_same_logits(reference):
+    ours = TransformerLM.from_pretrained(reference)
+    theirs = AutoModelForCausalLM.from_pretrained(reference)
+    token_ids = AutoTokenizer.from_pretrained(reference)("def f(x) :", return_tensors="pt")["input_ids"]
+    assert ours.eos_token_ids == (theirs.config.eos_token_id,) == (int(token_ids[0, 0]),)
+    torch.testing.assert_close(ours(token_ids), theirs(token_ids).logits, atol=1e-5, rtol=1e-5)
+
+
+def test_learning_lowers_the_loss(tiny):
+    config = tiny(steps=60, dropout=0.0, eval_every=0, checkpoint_every=0)
+    result = train(config, display=QUIET)
+    first = losses(Path(config.out))[0]["loss"]
+    assert result.eval_loss < 0.8 * first
+
+
+def test_a_run_stopped_by_ctrl_c_goes_on_as_if_it_had_not(tiny, reference, monkeypatch):
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(Stopped, match=r"stopped after step 3, with a checkpoint; prenorm train --out .* --resume"):
+            train(tiny(), display=QUIET)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    train(tiny(), resume=True, display=QUIET)
+    assert_same_run(Path(tiny().out), reference)
+
+
+def test_a_killed_run_goes_on_as_if_it_had_not(tiny, reference):
+    run = Path(tiny().out)
+    script = (
+        "from prenorm.training import loop, trainer\nfrom prenorm.training.config import TrainConfig\n"
+        "import json, os, signal, sys\n"
+        "step = trainer.Trainer.step\n"
+        "def dying(self, now):\n"
+        "    record = step(self, now)\n"
+        "    return record if now < 4 else os.kill(os.getpid(), signal.SIGKILL)\n"
+        "trainer.Trainer.step = dying\n"
+        "loop.train(TrainConfig.from_fields(json.loads(sys.argv[1])))\n"
+    )
+    killed = subprocess.run([sys.executable, "-c", script, json.dumps(tiny().to_fields())], capture_output=True)
+    assert killed.returncode == -signal.SIGKILL
+    assert losses(run)[-1]["step"] == 3
+    with (run / "metrics.jsonl").open("a") as metrics:
+        metrics.write('{"step": 4, "lo')  # as a kill within a write would leave it
+    train(tiny(), resume=True, display=QUIET)
+    assert_same_run(run, reference)
+
+
+def test_a_full_disk_stops_the_run_and_loses_nothing(tiny, reference, monkeypatch):
+    run = Path(tiny().out)
+    _, hard = limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (8192, hard)))
+        try:
+            with pytest.raises(CheckpointError, match="could not be written"):
+                train(tiny(), display=QUIET)
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
+    train(tiny(), resume=True, display=QUIET)
+    assert_same_run(run, reference)
+
+
+def test_a_run_killed_while_it_finishes_is_finished_by_resuming(tiny, reference, finished):
+    for name in ("result.json", "model.safetensors", "loss.png"):
+        (finished / name).unlink()
+    train(tiny(), resume=True, display=QUIET)
+    assert (finished / "loss.png").exists()
+    assert read_tensors(finished / "model.safetensors").keys() == read_tensors(reference / "model.safetensors").keys()
+    assert losses(finished)[: len(losses(reference))] == losses(reference)
+
+
+def test_a_finished_run_says_so_and_changes_nothing(tiny, finished, capsys):
+    def files():
+        return {path: path.read_bytes() for path in finished.rglob("*") if path.is_file() and path.suffix != ".toml"}
+
+    before = files()
+    assert train(tiny(), resume=True, display=Display()).steps == 6
+    assert "is finished: all its 6 steps are done" in capsys.readouterr().out
+    assert files() == before
+
+
+def test_more_steps_are_those_of_the_longer_run(tiny, tmp_path):
+    level = {"decay_share": 0.0, "eval_every": 0}
+    train(tiny(steps=4, **level), display=QUIET)
+    train(tiny(steps=6, **level), resume=True, display=QUIET)
+    longer = tiny(steps=6, **level, out=str(tmp_path / "longer"))
+    train(longer, display=QUIET)
+    run = Path(tiny().out)
+    ours, theirs = ([record for record in losses(folder) if "loss" in record] for folder in (run, Path(longer.out)))
+    assert ours == theirs
+
+
+def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tiny, monkeypatch):
+    def break_weights(self, now, step=Trainer.step):
+        if now == 4:
+            torch.nn.init.constant_(self.model.embedding.weight, float("nan"))
+        return step(self, now)
+
+    monkeypatch.setattr(Trainer, "step", break_weights)
+    with pytest.raises(PrenormError, match="at step 4 it is nan"):
+        train(tiny(), display=QUIET)
+    run = Path(tiny().out)
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["step-00000002"]
+    assert all(np.isfinite(record["loss"]) for record in losses(run) if "loss" in record)
+
+
+def test_the_size_of_micro_batches_changes_no_loss(tiny, tmp_path):
+    whole, parts = (
+        tiny(micro_batch_size=size, dropout=0.0, eval_every=0, out=str(tmp_path / str(size))) for size in (4, 1)
+    )
+    for config in (whole, parts):
+        train(config, display=QUIET)
+    ours, theirs = ([record["loss"] for record in losses(Path(config.out))[:3]] for config in (whole, parts))
+    assert ours == pytest.approx(theirs, rel=1e-4)
+
+
+def test_short_rows_come_first_and_whole_ones_after_them(tiny, monkeypatch):
+    shapes = []
+
+    def loss(self, token_ids, targets, *, segment_ids, compute=TransformerLM.loss):
+        shapes.append(tuple(token_ids.shape))
+        return compute(self, token_ids, targets, segment_ids=segment_ids)
+
+    monkeypatch.setattr(TransformerLM, "loss", loss)
+    train(tiny(steps=4, short_context=4, short_share=0.6, micro_batch_size=2, eval_every=0), display=QUIET)
+    assert shapes[:8] == [(8, 4)] * 4 + [(2, 16)] * 4
+
+
+def test_a_model_trained_with_bfloat16_products_has_float32_weights(tiny):
+    config = tiny(dtype="bfloat16", steps=2, eval_every=0)
+    train(config, display=QUIET)
+    assert all(
+        tensor.dtype == torch.float32 for tensor in read_tensors(Path(config.out) / "model.safetensors").values()
+    )
+
+
+def test_a_device_that_is_not_there_is_refused_and_the_folder_is_free_again(tiny):
+    with pytest.raises(ConfigError, match="device must be one of this machine, but 'abacus' is not"):
+        train(tiny(device="abacus"), display=QUIET)
+    assert not Path(tiny().out).exists()

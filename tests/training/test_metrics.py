@@ -1,0 +1,53 @@
+import contextlib
+import json
+import os
+
+import pytest
+
+from prenorm.errors import CheckpointError
+from prenorm.training.metrics import Metrics, read_metrics
+
+
+def test_what_is_written_is_read_and_is_a_line_each(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    records = [{"step": 1, "loss": 2.5}, {"step": 1, "eval_loss": 0.1 + 0.2}]
+    with Metrics(path, up_to_step=0) as metrics:
+        for number, record in enumerate(records, start=1):
+            metrics.write(record)
+            assert read_metrics(path) == records[:number]  # at once, not when the file is closed
+        metrics.sync()
+    assert [json.loads(line) for line in path.read_text().splitlines()] == records
+
+
+def test_lines_after_the_checkpoint_and_a_torn_last_line_are_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1}\n{"step": 2}\n{"step": 2, "eval_loss": 1.0}\n{"step": 3}\n{"step": 4, "lo')
+    with Metrics(path, up_to_step=2) as metrics:
+        metrics.write({"step": 3, "loss": 1.5})
+    expected = [{"step": 1}, {"step": 2}, {"step": 2, "eval_loss": 1.0}, {"step": 3, "loss": 1.5}]
+    assert read_metrics(path) == expected
+
+
+def test_no_file_is_no_records(tmp_path):
+    assert read_metrics(tmp_path / "metrics.jsonl") == []
+
+
+@pytest.mark.parametrize("line", ["no json", "[]", '{"loss": 1.0}'])
+def test_a_line_that_is_no_record_is_named(tmp_path, line):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2"):
+        read_metrics(path)
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="no device that is always full")
+def test_a_full_disk_is_one_error_that_says_how_to_go_on(tmp_path):
+    metrics = Metrics(tmp_path / "metrics.jsonl", up_to_step=0)
+    metrics._file.close()
+    with open("/dev/full", "a") as full, metrics:
+        metrics._file = full
+        with pytest.raises(CheckpointError, match="No space left on device; make room, then go on with --resume"):
+            metrics.write({"step": 1})
+        metrics._file = (tmp_path / "other").open("w")
+        with contextlib.suppress(OSError):
+            full.close()

@@ -1,0 +1,90 @@
+import pytest
+import torch
+
+from prenorm import ModelConfig, TransformerLM
+from prenorm.errors import CheckpointError
+from prenorm.training.config import TrainConfig
+from prenorm.training.optimizer import MuonAndAdamW
+
+CONFIG = TrainConfig.from_fields({"preset": "tiny", "weight_decay": 0.1})
+
+
+def model_of(**fields):
+    torch.manual_seed(0)
+    return TransformerLM(ModelConfig(40, d_model=16, num_layers=2, num_heads=2, max_seq_len=16, **fields))
+
+
+def train(model, optimizer, steps):
+    for step in steps:
+        tokens = torch.randint(0, 40, (2, 9), generator=torch.Generator().manual_seed(step))
+        model.loss(tokens[:, :-1], tokens[:, 1:]).backward()
+        optimizer.step(1 / step)
+
+
+def groups_of(optimizer, model):
+    """The names that each learning rate and optimiser is for."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    return {
+        (type(each).__name__, group["lr"], group["weight_decay"]): [names[p] for p in group["params"]]
+        for each in optimizer.optimizers
+        for group in each.param_groups
+    }
+
+
+def test_muon_has_the_blocks_matrices_and_adamw_the_rest_each_once():
+    model = model_of(qkv_bias=True, qk_norm=True)
+    groups = groups_of(MuonAndAdamW(model, CONFIG), model)
+    matrices = groups.pop(("Muon", CONFIG.muon_lr, 0.1))
+    assert len(matrices) == 2 * 7
+    assert all(name.startswith("layers.") and name.endswith("_proj.weight") for name in matrices)
+    assert groups.pop(("AdamW", CONFIG.embedding_lr, 0.1)) == ["embedding.weight"]
+    assert groups.pop(("AdamW", CONFIG.head_lr, 0.1)) == ["lm_head.weight"]
+    vectors = groups.pop(("AdamW", CONFIG.vector_lr, 0.0))
+    assert len(matrices) + len(vectors) + 2 == len(list(model.parameters()))
+    assert groups == {}
+
+
+def test_a_tied_head_is_the_embedding():
+    model = model_of(tie_embeddings=True)
+    groups = groups_of(MuonAndAdamW(model, CONFIG), model)
+    assert groups["AdamW", CONFIG.embedding_lr, 0.1] == ["embedding.weight"]
+    assert ("AdamW", CONFIG.head_lr, 0.1) not in groups
+
+
+def test_a_step_follows_the_scale_and_drops_the_gradients():
+    model = model_of()
+    optimizer = MuonAndAdamW(model, CONFIG)
+    before = {name: parameter.clone() for name, parameter in model.named_parameters()}
+    tokens = torch.arange(9)
+    model.loss(tokens[:-1], tokens[1:]).backward()
+    optimizer.step(0.0)
+    assert all(torch.equal(parameter, before[name]) for name, parameter in model.named_parameters())
+    assert all(parameter.grad is None for parameter in model.parameters())
+
+
+def test_a_restored_optimiser_takes_the_same_steps_bit_for_bit():
+    model = model_of()
+    optimizer = MuonAndAdamW(model, CONFIG)
+    train(model, optimizer, range(1, 4))
+    weights = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    state = {name: tensor.clone() for name, tensor in optimizer.state_tensors().items()}
+    assert state["layers.0.attn.q_proj.weight:momentum_buffer"].shape == (16, 16)
+    assert state["embedding.weight:step"] == 3
+    train(model, optimizer, range(4, 7))
+
+    again = model_of()
+    again.load_state_dict(weights)
+    restored = MuonAndAdamW(again, CONFIG)
+    restored.load_state_tensors(state)
+    train(again, restored, range(4, 7))
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor, again.state_dict()[name]), name
+    for name, tensor in optimizer.state_tensors().items():
+        assert torch.equal(tensor, restored.state_tensors()[name]), name
+
+
+def test_state_of_another_model_is_refused():
+    with pytest.raises(
+        CheckpointError, match=r"layers\.9\.norm1\.weight:exp_avg.*no parameter layers\.9\.norm1\.weight"
+    ):
+        MuonAndAdamW(model_of(), CONFIG).load_state_tensors({"layers.9.norm1.weight:exp_avg": torch.zeros(16)})

@@ -1,0 +1,133 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from prenorm.errors import ConfigError, DataError
+from prenorm.training.checkpoints import save_checkpoint
+from prenorm.training.config import TrainConfig, read_toml
+from prenorm.training.optimizer import MuonAndAdamW
+from prenorm.training.run_folder import open_run, undone_on_failure
+
+
+def opened(config, *, resume, say=lambda _: None):
+    with open_run(config, resume=resume, say=say) as run:
+        return run
+
+
+def checkpoint_at(step, config):
+    model = torch.nn.Linear(2, 2)
+    save_checkpoint(opened(config, resume=True).folder, step, config, model, MuonAndAdamW(model, config))
+
+
+def test_a_new_folder_gets_the_settings_and_starts_from_nothing(tiny):
+    config = tiny()
+    run = opened(config, resume=False)
+    assert run.fresh
+    assert run.checkpoint is None
+    assert TrainConfig.from_fields(read_toml(run.folder / "config.toml")) == config
+
+
+def test_a_folder_with_a_run_is_refused_and_both_ways_out_are_named(tiny):
+    opened(tiny(), resume=False)
+    with pytest.raises(ConfigError, match=r"holds a run already: go on with it by --resume, or choose another --out"):
+        opened(tiny(), resume=False)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_folder_with_other_things_and_a_file_are_refused(tiny, tmp_path, resume):
+    (tmp_path / "file").write_text("x")
+    for out, message in ((tmp_path, "holds other things"), (tmp_path / "file", "is a file")):
+        with pytest.raises(ConfigError, match=message):
+            opened(tiny(out=str(out)), resume=resume)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_resuming_without_a_checkpoint_starts_from_the_beginning_and_says_so(tiny, said):
+    for _ in range(2):  # nothing there; then a run that was stopped before its first checkpoint
+        assert opened(tiny(), resume=True, say=said.append).checkpoint is None
+        assert "no checkpoint in" in said.pop()
+
+
+def test_resuming_finds_the_newest_checkpoint(tiny):
+    checkpoint_at(2, tiny())
+    checkpoint_at(4, tiny())
+    run = opened(tiny(), resume=True)
+    assert run.checkpoint.name == "step-00000004"
+    assert not run.fresh
+
+
+def test_contradicting_settings_are_refused_by_name_with_both_values(tiny):
+    checkpoint_at(2, tiny())
+    with pytest.raises(ConfigError) as raised:
+        opened(tiny(seed=3, d_model=32, d_ff=64, head_dim=8, data=["elsewhere"]), resume=True)
+    for part in ("seed is 0 there and 3 here", "d_model is 16 there and 32 here", "data is", "leave that out"):
+        assert part in str(raised.value)
+    assert "d_ff" not in str(raised.value)
+
+
+def test_settings_that_touch_no_weights_may_change(tiny):
+    checkpoint_at(2, tiny())
+    changed = tiny(
+        checkpoint_every=1, keep_checkpoints=9, eval_every=1, eval_batches=1, eval_overlap=0.0, log_seconds=1.0
+    )
+    run = opened(changed, resume=True)
+    assert TrainConfig.from_fields(read_toml(run.folder / "config.toml")) == changed
+
+
+def test_steps_may_change_while_every_step_taken_had_the_same_learning_rate(tiny):
+    checkpoint_at(3, tiny(steps=10, decay_share=0.3))
+    opened(tiny(steps=20, decay_share=0.3), resume=True)
+    opened(tiny(steps=10, decay_share=0.3), resume=True)
+    with pytest.raises(ConfigError, match="steps is 10 there and 3 here"):
+        opened(tiny(steps=3, decay_share=0.3), resume=True)
+
+
+def test_a_config_file_edited_by_hand_does_not_deceive(tiny):
+    checkpoint_at(2, tiny())
+    path = opened(tiny(), resume=True).folder / "config.toml"
+    path.write_text(path.read_text().replace("muon_lr = 0.02", "muon_lr = 0.5"))
+    with pytest.raises(ConfigError, match=r"step-00000002, but muon_lr is 0\.02 there and 0\.5 here"):
+        opened(tiny(muon_lr=0.5), resume=True)
+
+
+def test_another_version_of_torch_is_said(tiny, said):
+    checkpoint_at(2, tiny())
+    state = opened(tiny(), resume=True).checkpoint / "state.json"
+    state.write_text(state.read_text().replace(torch.__version__, "1.0.0"))
+    opened(tiny(), resume=True, say=said.append)
+    assert "is of torch 1.0.0" in said[-1]
+
+
+def test_two_processes_never_train_in_one_folder(tiny):
+    with (
+        open_run(tiny(), resume=False, say=lambda _: None),
+        pytest.raises(ConfigError, match="another process is training in"),
+    ):
+        opened(tiny(), resume=True)
+    opened(tiny(), resume=True)
+
+
+def test_a_set_up_that_fails_can_be_repeated_and_takes_nobodys_files(tiny):
+    def fail(mine):
+        with open_run(tiny(), resume=False, say=lambda _: None) as run, undone_on_failure(run):
+            (run.folder / "data").mkdir()
+            for name in ("train.bin", *mine):
+                (run.folder / "data" / name).write_bytes(b"x")
+            raise DataError("no text")
+
+    folder = Path(tiny().out)
+    for _ in range(2):
+        with pytest.raises(DataError):
+            fail(mine=[])
+        assert not folder.exists()
+    with pytest.raises(DataError):
+        fail(mine=["mine.txt"])
+    assert [path.name for path in folder.rglob("*")] == ["data", "mine.txt"]
+
+
+def test_a_resumed_run_whose_set_up_fails_keeps_everything(tiny):
+    opened(tiny(), resume=False)
+    with pytest.raises(DataError), open_run(tiny(), resume=True, say=lambda _: None) as run, undone_on_failure(run):
+        raise DataError("no text")
+    assert (run.folder / "config.toml").exists()
