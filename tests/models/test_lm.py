@@ -412,9 +412,12 @@ def test_a_token_outside_the_vocabulary_is_refused_with_the_numbers(bad, low, hi
         make().loss(torch.tensor([0, 1]), torch.tensor(bad))
 
 
-def test_more_tokens_than_positions_are_refused():
+def test_more_tokens_than_positions_are_refused_packed_documents_are_not():
+    model, ids = make(), integers(65, limit=VOCAB)
     with pytest.raises(RangeError, match="65 tokens need positions up to 64"):
-        make()(torch.zeros(65, dtype=torch.int64))
+        model(ids)
+    packed = model(ids, segment_ids=segments([(0, 33), (1, 32)]))
+    assert_exact(packed, array(torch.cat((model(ids[:33]), model(ids[33:])))))
 
 
 @pytest.mark.usefixtures("shapes_unchecked")

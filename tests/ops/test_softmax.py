@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 import prenorm.functional as F
 
 from ..oracle.inputs import dtypes, layouts, leadings, normal, seeds, sizes
-from ..oracle.tolerance import array, assert_close, assert_exact
+from ..oracle.tolerance import array, assert_exact, assert_rounded_once
 
 
 @given(leadings, sizes, sizes, st.sampled_from([-1, -2]), dtypes, layouts, seeds)
@@ -16,7 +16,7 @@ def test_it_is_exp_over_the_sum_of_exps(leading, rows, columns, dim, dtype, layo
     y = F.softmax(x, dim=dim)
     assert y.dtype == dtype
     exps = np.exp(array(x))
-    assert_close(y, exps / exps.sum(axis=dim, keepdims=True), torch.softmax(x, dim))
+    assert_rounded_once(y, exps / exps.sum(axis=dim, keepdims=True))
 
 
 @given(sizes, st.floats(-1e6, 1e6), seeds)

@@ -5,7 +5,7 @@ import prenorm.functional as F
 
 from ..oracle import formulas
 from ..oracle.inputs import dtypes, layouts, leadings, normal, seeds, sizes
-from ..oracle.tolerance import array, assert_close, assert_exact
+from ..oracle.tolerance import array, assert_exact, assert_rounded_once
 
 
 @given(leadings, sizes, sizes, layouts, seeds)
@@ -19,7 +19,7 @@ def test_it_is_the_papers_formula(leading, d_model, d_ff, layout, seed):
 @given(leadings, sizes, dtypes, layouts, seeds)
 def test_silu_is_x_times_its_sigmoid(leading, size, dtype, layout, seed):
     x = 4 * normal(*leading, 64, size, seed=seed, dtype=dtype, layout=layout)
-    assert_close(F.silu(x), formulas.silu(array(x)))
+    assert_rounded_once(F.silu(x), formulas.silu(array(x)))
 
 
 def test_silu_stays_finite_far_out():

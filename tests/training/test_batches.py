@@ -66,11 +66,32 @@ def test_a_batch_may_go_over_from_one_epoch_to_the_next():
         assert sorted(rows[3 * epoch : 3 * epoch + 3].flatten().tolist()) == list(range(24))
 
 
-def test_cut_rows_have_the_same_tokens_in_order():
-    batch = TrainingBatches(stream_of([50]), batch_size=3, context=8, seed=0).at(1)
-    for part, whole in zip(batch.cut(2), batch, strict=True):
-        assert part.shape == (12, 2)
-        assert torch.equal(part.flatten(), whole.flatten())
+@given(lengths, st.integers(1, 4), st.integers(1, 3), st.integers(0, 12), st.integers(0, 5))
+def test_short_steps_have_the_same_tokens_in_shuffled_pieces(lengths, short, pieces, short_steps, seed):
+    stream, context = stream_of(lengths), short * pieces
+    if stream.num_targets < context:
+        return
+    whole = TrainingBatches(stream, batch_size=2, context=context, seed=seed)
+    cut = TrainingBatches(
+        stream, batch_size=2, context=context, seed=seed, short_context=short, short_steps=short_steps
+    )
+    batches = [cut.at(step) for step in range(1, 15)]
+    for step, batch in enumerate(batches, start=1):
+        assert batch.token_ids.shape == ((2 * pieces, short) if step <= short_steps else (2, context))
+        assert torch.equal(batch.targets, batch.token_ids + 1)
+        if step > short_steps:
+            assert torch.equal(batch.token_ids, whole.at(step).token_ids)
+    seen = torch.cat([batch.token_ids.flatten() for batch in batches])
+    assert sorted(seen.tolist()) == sorted(t for s in range(1, 15) for t in whole.at(s).token_ids.flatten().tolist())
+
+
+def test_the_pieces_of_a_row_are_spread_over_the_short_steps():
+    batches = TrainingBatches(stream_of([4000]), batch_size=5, context=8, seed=0, short_context=2, short_steps=100)
+    together = 0
+    for step in range(1, 101):
+        rows = (batches.at(step).token_ids[:, 0] // 8).tolist()
+        together += len(rows) - len(set(rows))
+    assert together < 100  # in order, 15 of the 20 pieces of every step would share a row with another
 
 
 @pytest.mark.parametrize("rows", [1, 2, 3])

@@ -55,6 +55,15 @@ def test_a_folder_passes_over_what_is_no_text_and_counts_it(tmp_path):
         }
 
 
+def test_runs_in_a_folder_are_passed_over(tmp_path):
+    (tmp_path / "good.txt").write_text("good")
+    (tmp_path / "config.toml").write_text("a setting")
+    for name in ("config.toml", "metrics.jsonl", "data/train.txt"):
+        (tmp_path / "runs" / "demo" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "runs" / "demo" / name).write_text("no text")
+    assert [name for name, _ in documents(tmp_path)] == ["config.toml", "good.txt"]
+
+
 @pytest.mark.parametrize(
     ("name", "content", "fault"),
     [("b.txt", b"a\0b", "binary"), ("e.txt", b"", "empty"), ("l.txt", b"\xe9", "not UTF-8")],

@@ -182,36 +182,6 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tiny, m
     assert all(np.isfinite(record["loss"]) for record in losses(run) if "loss" in record)
 
 
-def test_the_size_of_micro_batches_changes_no_loss(tiny, tmp_path):
-    whole, parts = (
-        tiny(micro_batch_size=size, dropout=0.0, eval_every=0, out=str(tmp_path / str(size))) for size in (4, 1)
-    )
-    for config in (whole, parts):
-        train(config, display=QUIET)
-    ours, theirs = ([record["loss"] for record in losses(Path(config.out))[:3]] for config in (whole, parts))
-    assert ours == pytest.approx(theirs, rel=1e-4)
-
-
-def test_short_rows_come_first_and_whole_ones_after_them(tiny, monkeypatch):
-    shapes = []
-
-    def loss(self, token_ids, targets, *, segment_ids, compute=TransformerLM.loss):
-        shapes.append(tuple(token_ids.shape))
-        return compute(self, token_ids, targets, segment_ids=segment_ids)
-
-    monkeypatch.setattr(TransformerLM, "loss", loss)
-    train(tiny(steps=4, short_context=4, short_share=0.6, micro_batch_size=2, eval_every=0), display=QUIET)
-    assert shapes[:8] == [(8, 4)] * 4 + [(2, 16)] * 4
-
-
-def test_a_model_trained_with_bfloat16_products_has_float32_weights(tiny):
-    config = tiny(dtype="bfloat16", steps=2, eval_every=0)
-    train(config, display=QUIET)
-    assert all(
-        tensor.dtype == torch.float32 for tensor in read_tensors(Path(config.out) / "model.safetensors").values()
-    )
-
-
 def test_a_device_that_is_not_there_is_refused_and_the_folder_is_free_again(tiny):
     with pytest.raises(ConfigError, match="device must be one of this machine, but 'abacus' is not"):
         train(tiny(device="abacus"), display=QUIET)

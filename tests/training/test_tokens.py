@@ -43,6 +43,16 @@ def test_the_text_is_read_once_and_then_from_the_run(tiny, texts, tmp_path, said
     assert first.tokenizer.to_str() == again.tokenizer.to_str()
 
 
+def test_a_run_inside_its_own_text_does_not_read_itself(tiny, tmp_path):
+    for name in ("a", "b", "c"):
+        (tmp_path / f"{name}.txt").write_text(f"text {name} " * 20)
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "config.toml").write_text("settings")
+    data = prepare_text(tiny(data=[str(tmp_path)]), run, lambda _: None)
+    assert len(data.train.starts) - 1 + len(data.heldout.starts) - 1 == 3
+
+
 def test_slices_change_no_text(tiny, tmp_path, monkeypatch):
     whole = prepare_text(tiny(), tmp_path / "whole", lambda _: None)
     monkeypatch.setattr(tokens, "SLICE_CHARACTERS", 50)

@@ -21,10 +21,6 @@ class Batch(NamedTuple):
         """The same batch on another device."""
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
-    def cut(self, context: int) -> "Batch":
-        """The same tokens in more and shorter rows, of `context` tokens each."""
-        return Batch(*(part.reshape(-1, context) for part in self))
-
     def split(self, rows: int) -> list["Batch"]:
         """The same rows in parts of `rows`."""
         return [Batch(*parts) for parts in zip(*(part.split(rows) for part in self), strict=True)]
@@ -33,32 +29,59 @@ class Batch(NamedTuple):
 class TrainingBatches:
     """Shuffled documents, laid end to end and cut into rows of `context` tokens, in shuffled order, anew each epoch.
 
+    In the first `short_steps` steps rows are cut further, into pieces of `short_context` tokens, and the pieces are
+    shuffled as well: a step has the same number of tokens, from more places in the text.
     An epoch has every token once, but for the last of its documents, which do not fill a row. Rows are full, and what
     a row holds of one document sees nothing of the others.
     """
 
-    def __init__(self, stream: TokenStream, *, batch_size: int, context: int, seed: int) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        batch_size: int,
+        context: int,
+        seed: int,
+        short_context: int = 0,
+        short_steps: int = 0,
+    ) -> None:
         self._stream, self._batch_size, self._context, self._seed = stream, batch_size, context, seed
+        self._short_steps = short_steps if short_context else 0
+        self._pieces = context // short_context if short_context else 1
         self.rows_per_epoch = stream.num_targets // context
-        self._epoch = _Epoch.draw(stream, self.rows_per_epoch, seed, 0)
+        self._epoch = self._draw(0)
 
     def at(self, step: int) -> Batch:
         """The batch of step 1, 2, ..."""
-        numbers = np.arange((step - 1) * self._batch_size, step * self._batch_size)
-        epochs, rows = np.divmod(numbers, self.rows_per_epoch)
-        parts = [self._rows(epoch, rows[epochs == epoch]) for epoch in np.unique(epochs).tolist()]
+        pieces = self._pieces if step <= self._short_steps else 1
+        numbers = np.arange((step - 1) * self._batch_size * pieces, step * self._batch_size * pieces)
+        epochs, numbers = np.divmod(numbers, self.rows_per_epoch * pieces)
+        parts = [self._rows(epoch, numbers[epochs == epoch], pieces) for epoch in np.unique(epochs).tolist()]
         return Batch(*(torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)))
 
-    def _rows(self, epoch: int, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _rows(self, epoch: int, numbers: np.ndarray, pieces: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The rows, or the pieces of rows, that have these numbers in the order of an epoch."""
         if self._epoch.number != epoch:
-            self._epoch = _Epoch.draw(self._stream, self.rows_per_epoch, self._seed, epoch)
+            self._epoch = self._draw(epoch)
         order = self._epoch
-        places = order.row_order[rows, None] * self._context + np.arange(self._context)
+        rows, piece = np.divmod(order.piece_order[numbers] if pieces > 1 else numbers, pieces)
+        width = self._context // pieces
+        places = (order.row_order[rows] * self._context + piece * width)[:, None] + np.arange(width)
         documents = np.searchsorted(order.ends, places, side="right")
         sources = order.sources[documents] + places
         tokens = self._stream.tokens
         segments = documents - documents[:, :1]
         return tokens[sources].astype(np.int64), tokens[sources + 1].astype(np.int64), segments
+
+    def _draw(self, number: int) -> "_Epoch":
+        random = np.random.default_rng([self._seed, number])
+        documents = random.permutation(len(self._stream.starts) - 1)
+        lengths = np.diff(self._stream.starts)[documents]
+        ends = np.cumsum(lengths)
+        row_order = random.permutation(self.rows_per_epoch)
+        short_rows = min(max(0, self._short_steps * self._batch_size - number * len(row_order)), len(row_order))
+        piece_order = random.permutation(short_rows * self._pieces)
+        return _Epoch(number, ends, self._stream.starts[documents] - (ends - lengths), row_order, piece_order)
 
 
 class _Epoch(NamedTuple):
@@ -68,11 +91,4 @@ class _Epoch(NamedTuple):
     ends: np.ndarray
     sources: np.ndarray  # added to a place, the index into the stream
     row_order: np.ndarray
-
-    @classmethod
-    def draw(cls, stream: TokenStream, rows: int, seed: int, number: int) -> "_Epoch":
-        random = np.random.default_rng([seed, number])
-        documents = random.permutation(len(stream.starts) - 1)
-        lengths = np.diff(stream.starts)[documents]
-        ends = np.cumsum(lengths)
-        return cls(number, ends, stream.starts[documents] - (ends - lengths), random.permutation(rows))
+    piece_order: np.ndarray  # of the pieces of those rows, in this order, that are read in short steps

@@ -16,6 +16,9 @@ Say = Callable[[str], None]
 # In Python's own library these folders hold what was installed or compiled later.
 NOT_OURS = {"site-packages", "dist-packages", "__pycache__"}
 
+# A folder with these is a run: its metrics and vocabulary are no text to learn from.
+RUN_FILES = {"config.toml", "metrics.jsonl"}
+
 
 class Document(NamedTuple):
     """A text and its name: its path below the root that was given, with :index for a line or a row of a file."""
@@ -36,13 +39,15 @@ class Corpus:
     """Every document below some files and folders, sorted by name. It can be gone through again and again.
 
     Without paths: the source of Python's own standard library. A folder gives all its files that are UTF-8 text, but
-    hidden ones; files that are not are counted in `skipped`. `.jsonl` gives a document a line, `.parquet` one a row.
-    Raises DataError for a path that is missing, and for a fault in a file that was named.
+    hidden ones, those of runs, and `leave_out`; others are counted in `skipped`. `.jsonl` gives a document a line,
+    `.parquet` one a row. Raises DataError for a path that is missing, and for a fault in a file that was named.
     """
 
-    def __init__(self, paths: Sequence[str] = ()) -> None:
+    def __init__(self, paths: Sequence[str] = (), *, leave_out: Path | None = None) -> None:
         self.skipped: Counter[str] = Counter()
         found = [source for path in paths for source in _find(Path(path))] if paths else _standard_library()
+        if leave_out:
+            found = [source for source in found if leave_out.resolve() not in source.path.resolve().parents]
         self.sources = sorted(found, key=lambda source: (source.name, str(source.path)))
 
     def __iter__(self) -> Iterator[Document]:
@@ -89,6 +94,9 @@ def _find(root: Path) -> list[Source]:
 
 def _visible(folders: list[str], names: list[str]) -> list[str]:
     """The files of a folder that is walked, which then descends into those that are left in `folders`."""
+    if set(names) >= RUN_FILES:
+        folders.clear()
+        return []
     folders[:] = [name for name in folders if not name.startswith(".") and name not in NOT_OURS]
     return [name for name in names if not name.startswith(".")]
 

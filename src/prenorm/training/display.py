@@ -1,9 +1,9 @@
 """What a run tells the person who waits: a progress bar on a terminal, plain lines elsewhere."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from rich import box
 from rich.console import Console
@@ -13,12 +13,7 @@ from rich.table import Table
 from .metrics import Record
 
 Item = TypeVar("Item")
-
-
-class StepReport(Protocol):
-    """Hears of every optimiser step."""
-
-    def __call__(self, record: Record) -> None: ...
+StepReport = Callable[[Record], None]
 
 
 class Display:
@@ -48,7 +43,7 @@ class Display:
     def steps(self, *, done: int, total: int, line_seconds: float) -> Iterator[StepReport]:
         """Progress over optimiser steps: a bar, or a line every `line_seconds` where there is no terminal."""
         if not self._console.is_terminal:
-            yield _StepLines(self, done, total, line_seconds)
+            yield _StepLines(self, total, line_seconds)
             return
         columns = (
             TextColumn("training"),
@@ -88,9 +83,9 @@ class Display:
 class _StepLines:
     """Plain lines of progress: the first step, one every so often, the last step."""
 
-    def __init__(self, display: Display, done: int, total: int, seconds: float) -> None:
-        self._display, self._done, self._total, self._seconds = display, done, total, seconds
-        self._start = time.monotonic()
+    def __init__(self, display: Display, total: int, seconds: float) -> None:
+        self._display, self._total, self._seconds = display, total, seconds
+        self._first: tuple[int, float] | None = None  # a step and when it ended: the first one also compiles
         self._last = float("-inf")
 
     def __call__(self, record: Record) -> None:
@@ -98,8 +93,14 @@ class _StepLines:
         if step < self._total and now - self._last < self._seconds:
             return
         self._last = now
-        left = (now - self._start) / (step - self._done) * (self._total - step)
-        self._display.say(f"step {step:,} of {self._total:,}: {_news(record)}, {clock(left)} left")
+        self._display.say(f"step {step:,} of {self._total:,}: {_news(record)}{self._left(step, now)}")
+
+    def _left(self, step: int, now: float) -> str:
+        if self._first is None:
+            self._first = (step, now)
+            return ""
+        first, since = self._first
+        return f", {clock((now - since) / (step - first) * (self._total - step))} left"
 
 
 def _news(record: Record) -> str:

@@ -20,7 +20,7 @@ SAMPLE_TOKENS = 200
 SAMPLE_TEMPERATURE = 0.8
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
     """What a run reached. The loss is in nats per token; the bits per byte are all of the same held-out text."""
 

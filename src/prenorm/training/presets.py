@@ -9,17 +9,17 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
     # Python's standard library in at most five minutes of training on two CPU cores.
     "demo": {
         "vocab_size": 4096,
-        "d_model": 192,
+        "d_model": 128,
         "num_layers": 4,
-        "num_heads": 3,
-        "d_ff": 512,
+        "num_heads": 2,
+        "d_ff": 384,
         "qk_norm": True,
         "context": 256,
         "short_context": 128,
         "short_share": 0.5,
-        "steps": 900,
+        "steps": 1400,
         "batch_size": 16,
-        "muon_lr": 0.02,
+        "muon_lr": 0.03,
         "embedding_lr": 0.1,
         "head_lr": 0.02,
         "vector_lr": 0.01,
@@ -27,9 +27,9 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
         "warmup_steps": 1,
         "decay_share": 1.0,
         "compile": True,
-        "eval_every": 150,
+        "eval_every": 200,
         "eval_batches": 4,
-        "checkpoint_every": 300,
+        "checkpoint_every": 200,
     },
     # Everything that a run does, in seconds: for tests and for a first look.
     "tiny": {
@@ -48,7 +48,7 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
     },
     # About 110M parameters: the sizes of Radford et al. 2019, with this package's block. For a GPU.
     "gpt2-small": {
-        "vocab_size": 50304,
+        "vocab_size": 32768,
         "d_model": 768,
         "num_layers": 12,
         "num_heads": 12,

@@ -62,7 +62,7 @@ def prepare_text(config: TrainConfig, run: Path, say: Say) -> TextData:
     Writes tokenizer.json, tokenizer_config.json and data/. Raises DataError for text that cannot be trained on.
     """
     if not (run / "data" / "data.json").exists():
-        corpus = split(Corpus(config.data), say)
+        corpus = split(Corpus(config.data, leave_out=run), say)
         if config.tokenizer:
             tokenizer = load_tokenizer(Path(config.tokenizer))
         else:

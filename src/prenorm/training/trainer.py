@@ -31,7 +31,12 @@ class Trainer:
         self.optimizer = MuonAndAdamW(self.model, config)
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         self.batches = TrainingBatches(
-            data.train, batch_size=config.batch_size, context=config.context, seed=config.seed
+            data.train,
+            batch_size=config.batch_size,
+            context=config.context,
+            seed=config.seed,
+            short_context=config.short_context,
+            short_steps=int(config.short_share * config.steps),
         )
         self.heldout_batches = HeldOutBatches(
             data.heldout, batch_size=self.micro_batch_size, context=config.context, overlap=config.eval_overlap
@@ -57,7 +62,7 @@ class Trainer:
         start = time.perf_counter()
         torch.manual_seed(_seed(self.config.seed, step))  # of dropout: a resumed run draws the same
         batch = self.batches.at(step)
-        loss = self._add_up_gradients(batch, step)
+        loss = self._add_up_gradients(batch)
         grad_norm = self._clip_gradients()
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise PrenormError(
@@ -90,23 +95,19 @@ class Trainer:
     def _glance_batches(self) -> list[Batch]:
         return self.heldout_batches.spread(self.config.eval_batches)
 
-    def _add_up_gradients(self, batch: Batch, step: int) -> float:
+    def _add_up_gradients(self, batch: Batch) -> float:
         """Leave the gradients of the mean loss over the batch in the parameters, and give that loss."""
         total = 0.0
-        for part in self._micro_batches(batch, step):
+        rows = (
+            self.micro_batch_size * self.config.context // batch.token_ids.shape[1]
+        )  # more of them while they are short
+        for part in batch.split(rows):
             share = part.targets.numel() / batch.targets.numel()
             with self.device.autocast():
                 loss = self.model.loss(**part.to(self.device.device)._asdict()) * share
             loss.backward()
             total += loss.item()
         return total
-
-    def _micro_batches(self, batch: Batch, step: int) -> list[Batch]:
-        """What goes through the model at once, in shorter rows as long as the run is young."""
-        config = self.config
-        parts = batch.split(self.micro_batch_size)
-        short = config.short_context and step <= config.short_share * config.steps
-        return [part.cut(config.short_context) for part in parts] if short else parts
 
     def _clip_gradients(self) -> float:
         """Scale the whole gradient down to the norm `grad_clip`, and give the norm that it had."""

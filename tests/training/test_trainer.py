@@ -1,0 +1,117 @@
+import pytest
+import torch
+
+from prenorm import TransformerLM
+from prenorm.errors import PrenormError
+from prenorm.training.device import choose_device
+from prenorm.training.display import Display
+from prenorm.training.tokenizer import end_of_text, vocabulary_size
+from prenorm.training.tokens import prepare_text
+from prenorm.training.trainer import Trainer
+
+
+@pytest.fixture
+def trainer_of(tmp_path):
+    """The trainer of a run with these settings."""
+
+    def trainer(config):
+        data = prepare_text(config, tmp_path / "text", lambda _: None)
+        return Trainer(config, data, choose_device(config), Display(quiet=True))
+
+    return trainer
+
+
+def losses_of(trainer, steps=3):
+    return [trainer.step(step)["loss"] for step in range(1, steps + 1)]
+
+
+def test_a_step_reports_its_loss_and_moves_the_weights(tiny, trainer_of):
+    trainer = trainer_of(tiny(dropout=0.0))
+    before = trainer.model.embedding.weight.clone()
+    batch = trainer.batches.at(1)
+    with torch.no_grad():
+        expected = trainer.model.loss(**batch._asdict()).item()
+    record = trainer.step(1)
+    assert record.keys() == {"step", "loss", "lr", "grad_norm", "tokens_per_second"}
+    assert record["loss"] == pytest.approx(expected, rel=1e-6)
+    assert record["lr"] == trainer.config.muon_lr / 2  # the first of two steps of warmup
+    assert not torch.equal(trainer.model.embedding.weight, before)
+
+
+def test_the_same_seed_takes_the_same_steps_and_another_seed_others(tiny, trainer_of):
+    assert losses_of(trainer_of(tiny())) == losses_of(trainer_of(tiny()))
+    assert losses_of(trainer_of(tiny())) != losses_of(trainer_of(tiny(seed=1)))
+
+
+def test_the_vocabulary_and_the_end_of_text_are_the_tokenizers(tiny, trainer_of):
+    trainer = trainer_of(tiny(vocab_size=5000))  # more than this little text can fill
+    size = vocabulary_size(trainer.data.tokenizer)
+    assert trainer.model.config.vocab_size == size < 5000
+    assert trainer.model.eos_token_ids == (end_of_text(trainer.data.tokenizer)[1],)
+
+
+def test_the_size_of_micro_batches_changes_no_loss(tiny, trainer_of):
+    whole, parts = (losses_of(trainer_of(tiny(micro_batch_size=size, dropout=0.0))) for size in (4, 1))
+    assert parts == pytest.approx(whole, rel=1e-4)
+
+
+def test_short_rows_come_first_and_whole_ones_after_them(tiny, trainer_of, monkeypatch):
+    shapes = []
+
+    def loss(self, token_ids, targets, *, segment_ids, compute=TransformerLM.loss):
+        shapes.append(tuple(token_ids.shape))
+        return compute(self, token_ids, targets, segment_ids=segment_ids)
+
+    monkeypatch.setattr(TransformerLM, "loss", loss)
+    losses_of(trainer_of(tiny(steps=4, short_context=4, short_share=0.6, micro_batch_size=2)), steps=4)
+    assert shapes == [(8, 4)] * 4 + [(2, 16)] * 4
+
+
+def test_what_a_document_is_packed_with_changes_no_token_of_it(tiny, trainer_of):
+    trainer = trainer_of(tiny(dropout=0.0))
+    batch = next(batch for batch in map(trainer.batches.at, range(1, 100)) if bool((batch.segment_ids > 0).any()))
+    other = batch.segment_ids > 0
+    changed = batch.token_ids.where(~other, (batch.token_ids + 1) % trainer.model.config.vocab_size)
+    with torch.no_grad():
+        before = trainer.model(batch.token_ids, segment_ids=batch.segment_ids)
+        after = trainer.model(changed, segment_ids=batch.segment_ids)
+    assert torch.equal(before[~other], after[~other])
+    assert not torch.equal(before[other], after[other])
+
+
+def test_bfloat16_is_for_products_and_weights_stay_in_float32(tiny, trainer_of):
+    trainer = trainer_of(tiny(dtype="bfloat16", dropout=0.0))
+    exact = losses_of(trainer_of(tiny(dropout=0.0)))
+    assert losses_of(trainer) == pytest.approx(exact, rel=1e-2)
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+
+
+def test_the_gradient_is_clipped_to_its_norm_and_that_is_reported_as_it_was(tiny, trainer_of):
+    trainer = trainer_of(tiny(grad_clip=1e-3))
+    norms = []
+    trainer.optimizer.step = lambda scale: norms.append(
+        torch.cat([p.grad.flatten() for p in trainer.model.parameters()]).norm().item()
+    )
+    assert trainer.step(1)["grad_norm"] > 0.01
+    assert norms == [pytest.approx(1e-3, rel=1e-3)]
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_a_loss_that_is_no_number_is_refused_before_the_weights_are_touched(tiny, trainer_of, value):
+    trainer = trainer_of(tiny())
+    with torch.no_grad():
+        trainer.model.final_norm.weight[0] = value
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    with pytest.raises(PrenormError, match="the loss must stay a finite number, but at step 1 it is nan"):
+        trainer.step(1)
+    after = trainer.model.state_dict()
+    assert all(torch.equal(before[name].nan_to_num(), after[name].nan_to_num()) for name in before)
+
+
+def test_a_glance_is_a_part_of_what_the_full_evaluation_scores(tiny, trainer_of):
+    trainer = trainer_of(tiny(eval_batches=2))
+    glance, full = trainer.glance(3), trainer.evaluate(3)
+    assert glance.keys() == full.keys() == {"step", "eval_loss", "eval_bits_per_byte"}
+    assert glance["eval_loss"] == pytest.approx(full["eval_loss"], rel=0.1)
+    every = trainer_of(tiny(eval_batches=10**6))
+    assert every.glance(3) == every.evaluate(3)
