@@ -65,14 +65,23 @@ def hold_on_to_memory() -> None:
         libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
-def compile_blocks(model: TransformerLM, device: Device, say: Say) -> None:
-    """Compile each block in place: names and weights stay. Without a C++ compiler on a CPU, says so and does nothing.
+def compile_blocks(model: TransformerLM, device: Device, say: Say) -> bool:
+    """Have each block compiled when it is first called; names and weights stay. Gives whether that can be.
+
+    Without a C++ compiler on a CPU, says so and does nothing.
 
     Blocks of one shape share the compiled code, so this costs one block's compilation, not the model's.
     """
     compiler = os.environ.get("CXX", "g++")
     if device.device.type == "cpu" and shutil.which(compiler) is None:
         say(f"There is no C++ compiler ({compiler}), so the blocks are not compiled, and the run is slower.")
-        return
+        return False
     for block in model.layers:
         block.compile(dynamic=False)  # a run has two or three shapes, each worth code of its own
+    return True
+
+
+def uncompile_blocks(model: TransformerLM) -> None:
+    """Take back `compile_blocks`."""
+    for block in model.layers:
+        block._compiled_call_impl = None  # what Module.compile set; there is no public way back

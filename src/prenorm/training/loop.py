@@ -6,7 +6,7 @@ from .checkpoints import load_checkpoint, read_state, save_checkpoint
 from .config import TrainConfig
 from .device import choose_device
 from .display import Display
-from .finish import Result, finish, finished_result
+from .finish import Result, finish, finished_result, show
 from .metrics import Metrics
 from .run_folder import OpenRun, open_run, undone_on_failure
 from .signals import Stopped, stop_on_signals
@@ -25,6 +25,7 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
     with open_run(config, resume=resume, say=display.say) as run:
         if result := finished_result(run.folder, config):
             display.say(f"The run in {run.folder} is finished: all its {config.steps:,} steps are done.")
+            show(result, display)
             return result
         with undone_on_failure(run):
             device = choose_device(config)
@@ -32,6 +33,8 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
                 data = prepare_text(config, run.folder, display.say)
             trainer = Trainer(config, data, device, display)
             done = _restore(trainer, run)
+            if done < config.steps:
+                trainer.compile(done)
         with Metrics(run.folder / "metrics.jsonl", up_to_step=done) as metrics:
             _take_steps(trainer, run.folder, done, metrics)
             return finish(trainer, run.folder, metrics)

@@ -12,7 +12,7 @@ from ..errors import PrenormError
 from ..models.lm import TransformerLM
 from .batches import Batch, TrainingBatches
 from .config import TrainConfig
-from .device import Device, compile_blocks
+from .device import Device, compile_blocks, uncompile_blocks
 from .display import Display
 from .evaluation import HeldOutBatches, heldout_loss
 from .metrics import Record
@@ -30,19 +30,39 @@ class Trainer:
         self.model = build_model(config, data).to(device.device)
         self.optimizer = MuonAndAdamW(self.model, config)
         self.micro_batch_size = config.micro_batch_size or config.batch_size
+        self.short_steps = int(config.short_share * config.steps) if config.short_context else 0
         self.batches = TrainingBatches(
             data.train,
             batch_size=config.batch_size,
             context=config.context,
             seed=config.seed,
             short_context=config.short_context,
-            short_steps=int(config.short_share * config.steps),
+            short_steps=self.short_steps,
         )
         self.heldout_batches = HeldOutBatches(
             data.heldout, batch_size=self.micro_batch_size, context=config.context, overlap=config.eval_overlap
         )
-        if config.compile:
-            compile_blocks(self.model, device, display.say)
+
+    def compile(self, done: int) -> None:
+        """Compile the blocks, if asked to, for every length of row after step `done`: now, not in the middle of a run.
+
+        Weights and random numbers are untouched. Where compiling fails, says so and goes on without.
+        """
+        if not (self.config.compile and compile_blocks(self.model, self.device, self.display.say)):
+            return
+        start = time.perf_counter()
+        try:
+            with self.display.working("compiling the blocks"):
+                for step in sorted({done + 1, max(done, self.short_steps) + 1}):
+                    self._add_up_gradients(self.batches.at(step))
+                heldout_loss(self.model, self.heldout_batches.spread(1), self.device)
+        except RuntimeError as error:  # of torch.compile: no headers, a broken compiler, ...; ours would come again
+            uncompile_blocks(self.model)
+            reason = str(error).strip().splitlines() or [type(error).__name__]
+            self.display.say(f"The blocks could not be compiled, so the run is slower: {reason[0]}")
+        else:
+            self.display.say(f"Compiled the blocks in {time.perf_counter() - start:.0f} s.")
+        self.model.zero_grad(set_to_none=True)
 
     def summary(self, folder: Path, done: int) -> str:
         """What is about to happen, in a line."""
