@@ -8,7 +8,7 @@ import torch
 from hypothesis import settings
 
 # The same examples on every run: a test that fails once fails always. `deadline` would measure the machine.
-settings.register_profile("prenorm", derandomize=True, deadline=None, max_examples=25, database=None)
+settings.register_profile("prenorm", derandomize=True, deadline=None, max_examples=40, database=None)
 settings.load_profile("prenorm")
 
 

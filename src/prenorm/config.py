@@ -47,23 +47,58 @@ class ModelConfig:
     """
 
     vocab_size: int
+    """Tokens in the vocabulary."""
+
     d_model: int
+    """Width of the residual path."""
+
     num_layers: int
+    """Blocks."""
+
     num_heads: int
-    num_kv_heads: int = None  # type: ignore[assignment]  # None: num_heads
-    head_dim: int = None  # type: ignore[assignment]  # None: d_model / num_heads
-    d_ff: int = None  # type: ignore[assignment]  # None: 8/3 d_model, rounded up to a multiple of 64
+    """Query heads in each block."""
+
+    num_kv_heads: int = None  # type: ignore[assignment]
+    """Key and value heads in each block. Default: num_heads."""
+
+    head_dim: int = None  # type: ignore[assignment]
+    """Width of a head. Default: d_model / num_heads."""
+
+    d_ff: int = None  # type: ignore[assignment]
+    """Width of the feed-forward layer. Default: 8/3 d_model, rounded up to a multiple of 64."""
+
     max_seq_len: int = 2048
+    """Most tokens in a sequence."""
+
     rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
+
     rope_interleaved: bool = False
+    """Rotate pairs (2i, 2i+1) instead of (i, i + head_dim/2)."""
+
     rope_scaling: RopeScaling | None = None
+    """How rotary frequencies are stretched. Default: not at all."""
+
     eps: float = 1e-6
+    """Added to the mean of squares in the norms."""
+
     window: int | None = None
+    """Places that a query sees, itself among them. Default: all before it."""
+
     qk_norm: bool = False
+    """Normalise queries and keys before the rotation."""
+
     qkv_bias: bool = False
+    """Biases of the query, key and value projections."""
+
     o_bias: bool = False
+    """Bias of the attention's output projection."""
+
     tie_embeddings: bool = False
+    """Use the embedding's weight as the head."""
+
     dropout: float = 0.0
+    """Probability of dropping attention weights and what attention and feed-forward add, in training."""
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "max_seq_len"):

@@ -84,12 +84,13 @@ def test_its_logits_are_the_papers_formulas(options, leading, seq, placed, seed)
     assert_exact(model(ids, positions), oracle(model, ids, positions))
 
 
-@given(options, st.lists(rows_of_segments, min_size=1, max_size=3), seeds)
-def test_packed_documents_are_the_papers_formulas_with_a_mask(options, rows, seed):
+@given(options, st.lists(rows_of_segments, min_size=1, max_size=3), st.booleans(), seeds)
+def test_packed_documents_are_the_papers_formulas_with_a_mask(options, rows, placed, seed):
     seq = min(len(row) for row in rows)
     segment_ids = torch.stack([row[:seq] for row in rows])
     model, ids = make(seed=seed, **options), integers(len(rows), seq, limit=VOCAB, seed=seed)
-    assert_exact(model(ids, segment_ids=segment_ids), oracle(model, ids, segment_ids=segment_ids))
+    positions = integers(len(rows), seq, limit=64, seed=seed) if placed else None
+    assert_exact(model(ids, positions, segment_ids=segment_ids), oracle(model, ids, positions, segment_ids))
     targets = integers(len(rows), seq, limit=VOCAB, seed=seed + 1)
     loss = model.loss(ids, targets, segment_ids=segment_ids)
     assert_exact(loss, oracle_loss(model, ids, targets, segment_ids))
