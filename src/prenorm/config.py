@@ -58,13 +58,13 @@ class ModelConfig:
     num_heads: int
     """Query heads in each block."""
 
-    num_kv_heads: int = None  # type: ignore[assignment]
+    num_kv_heads: Any = None
     """Key and value heads in each block. Default: num_heads."""
 
-    head_dim: int = None  # type: ignore[assignment]
+    head_dim: Any = None
     """Width of a head. Default: d_model / num_heads."""
 
-    d_ff: int = None  # type: ignore[assignment]
+    d_ff: Any = None
     """Width of the feed-forward layer. Default: 8/3 d_model, rounded up to a multiple of 64."""
 
     max_seq_len: int = 2048
@@ -126,13 +126,22 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ModelConfig":
         """The config that `to_dict` wrote. Raises ConfigError for fields that no config has."""
-        unknown = sorted(fields.keys() - {field.name for field in dataclasses.fields(cls)})
-        if unknown:
-            raise ConfigError(f"a model config has no field named {', '.join(unknown)}.")
+        _check_names("a model config", cls, fields)
         scaling = fields.get("rope_scaling")
         if isinstance(scaling, dict):
+            _check_names("rope_scaling", RopeScaling, scaling)
             fields = {**fields, "rope_scaling": RopeScaling(**scaling)}
         return cls(**fields)
+
+
+def _check_names(what: str, record: type, fields: dict[str, Any]) -> None:
+    known = {field.name: field for field in dataclasses.fields(record)}
+    unknown = sorted(fields.keys() - known.keys())
+    if unknown:
+        raise ConfigError(f"{what} has no field named {', '.join(unknown)}.")
+    missing = [n for n, field in known.items() if field.default is dataclasses.MISSING and n not in fields]
+    if missing:
+        raise ConfigError(f"{what} needs {', '.join(missing)}.")
 
 
 def default_d_ff(d_model: int) -> int:
@@ -148,12 +157,14 @@ def attention_sizes(
     check_size("num_heads", num_heads)
     if head_dim is None:
         if d_model % num_heads:
-            wider = num_heads * math.ceil(d_model / num_heads)
+            step = 2 * num_heads if rotary else num_heads
+            wider = step * math.ceil(d_model / step)
             fitting = [n for n in range(1, d_model + 1) if d_model % n == 0 and (d_model // n % 2 == 0 or not rotary)]
-            nearest = min(fitting, key=lambda n: abs(n - num_heads), default=1)
+            nearest = min(fitting, key=lambda n: abs(n - num_heads), default=None)
+            heads = "" if nearest is None else f" or num_heads={nearest}"
             raise ConfigError(
                 f"num_heads must divide d_model, but {num_heads} does not divide {d_model}; "
-                f"d_model={wider} or num_heads={nearest} would (or give head_dim)."
+                f"d_model={wider}{heads} would (or give head_dim)."
             )
         head_dim = d_model // num_heads
     check_size("head_dim", head_dim)

@@ -133,9 +133,11 @@ def test_positions_that_are_no_integers_are_refused(dtype):
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("shape", [(5, 3), (4, 3)])
 def test_a_weight_of_another_shape_is_refused_by_name(name, shape):
-    given = weights_and_features((), 3, 4)
+    given = {**weights_and_features((), 3, 4), name: normal(*shape)}
     with pytest.raises(ShapeError, match=name):
-        F.multihead_self_attention(d_model=4, num_heads=2, **{**given, name: normal(*shape)})
+        F.multihead_self_attention(d_model=4, num_heads=2, **given)
+    with pytest.raises(ShapeError, match=name):
+        F.multihead_self_attention_with_rope(d_model=4, num_heads=2, max_seq_len=8, theta=10.0, **given)
 
 
 def test_heads_that_do_not_divide_the_width_are_refused():

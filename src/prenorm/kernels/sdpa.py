@@ -14,7 +14,7 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal:
     shape = (*query.shape[:-1], value.shape[-1])
     query, key, value, mask = four_dims(query, key, value, mask)
     if 0 in query.shape or 0 in key.shape:  # nothing to compute, but still a part of the graph
-        return query.new_zeros(shape) + 0 * (query.sum() + key.sum() + value.sum())
+        return query.new_zeros(shape) + (query[..., :0].sum() + key[..., :0].sum() + value[..., :0].sum())
     empty = None
     if mask is not None:
         # Fused kernels differ on rows that may attend to nothing (NaN, or an average): they get a full row, then zeros.

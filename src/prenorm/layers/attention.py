@@ -74,7 +74,11 @@ class SelfAttention(nn.Module):
         q, k, v = self._project(x, self._positions(x, token_positions, segment_ids, places))
         if cache is not None:
             assert places is not None
+            if mask is not None:  # before anything is written
+                check_mask(mask, (*q.shape[:-1], cache.longest_after(q.shape[-2], real)))
             k, v = cache.append(k, v, real)
+            if segment_ids is not None:
+                cache.keep_document(segment_ids)
             mask = self._cached_mask(q, k, places, cache, mask)
         elif segment_ids is not None:
             mask = self._packed_mask(q, segment_ids, mask)
@@ -128,9 +132,6 @@ class SelfAttention(nn.Module):
         self, q: Tensor, k: Tensor, places: Tensor, cache: LayerCache, mask: Tensor | None
     ) -> Tensor | None:
         """Who may attend to whom when keys lie at their places in a cache: (batch, 1, q, kv)."""
-        scores_shape = (*q.shape[:-1], k.shape[-2])
-        if mask is not None:
-            check_mask(mask, scores_shape)
         if not cache.ragged:
             if q.shape[-2] == 1 and self.window is None:
                 return mask
@@ -169,5 +170,6 @@ class SelfAttention(nn.Module):
             raise ConfigError(
                 "a cache needs causal=True: without it, tokens already cached would have to see those to come."
             )
+        cache.check_batch(x.shape[0])
         if segment_ids is not None:
             cache.check_document(segment_ids)

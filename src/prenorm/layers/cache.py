@@ -39,6 +39,7 @@ class LayerCache:
             self.documents = torch.full((batch_size,), -1, device=device)  # the segment id of each row, once known
         self.max_seq_len = max_seq_len
         self.longest = 0  # of lengths, known without asking the device
+        self.calls = 0  # since the last reset
         self.ragged = False
 
     def places(self, seq: int, real: Bool[Tensor, "batch seq"] | None = None) -> Int[Tensor, "batch seq"]:
@@ -64,7 +65,12 @@ class LayerCache:
                 f"with a cache a row holds one document, without a gap, but row {row} has segment ids {ids[:5]}; "
                 "use one cache for each document, or pack documents without a cache."
             )
-        self.documents = torch.where(new >= 0, new, self.documents)
+
+    def keep_document(self, segment_ids: Int[Tensor, "batch seq"]) -> None:
+        """Remember each row's document, so that the next call can be checked."""
+        if segment_ids.shape[-1]:
+            new = segment_ids.amax(-1)
+            self.documents.copy_(torch.where(new >= 0, new, self.documents))
 
     def append(
         self,
@@ -78,7 +84,7 @@ class LayerCache:
         """
         self._check_fits(k)
         places = self.places(k.shape[2], real)
-        longest = self._longest_after(k.shape[2], real)
+        longest = self.longest_after(k.shape[2], real)
         if longest > self.max_seq_len:
             raise RangeError(
                 f"a cache holds at most max_seq_len = {self.max_seq_len} tokens, but {self.longest} are in it and "
@@ -89,16 +95,24 @@ class LayerCache:
         keys = _store(self.keys, k, slots, self.longest, longest)
         values = _store(self.values, v, slots, self.longest, longest)
         self.lengths += k.shape[2] if real is None else real.sum(-1)
-        self.longest, self.ragged = longest, ragged
+        self.longest, self.ragged, self.calls = longest, ragged, self.calls + 1
         return keys, values
 
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
         self.lengths.zero_()
         self.documents.fill_(-1)
-        self.longest, self.ragged = 0, False
+        self.longest, self.ragged, self.calls = 0, False, 0
 
-    def _longest_after(self, seq: int, real: Tensor | None) -> int:
+    def check_batch(self, batch_size: int) -> None:
+        """Raise ShapeError unless the cache was made for this many rows."""
+        if batch_size != len(self.lengths):
+            raise ShapeError(
+                f"this cache was made for batch size {len(self.lengths)}, but x has batch size {batch_size}; make a "
+                "cache for this batch."
+            )
+
+    def longest_after(self, seq: int, real: Tensor | None) -> int:
         if real is None:
             return self.longest + seq
         return int((self.lengths + real.sum(-1)).max()) if real.numel() else self.longest
@@ -121,6 +135,7 @@ class KVCache(Sequence[LayerCache]):
 
     def __init__(self, layers: Sequence[LayerCache]) -> None:
         self.layers = tuple(layers)
+        self.passes = 0  # that went through all layers to the end, since the last reset
 
     @overload
     def __getitem__(self, index: int) -> LayerCache: ...
@@ -145,7 +160,7 @@ class KVCache(Sequence[LayerCache]):
         if len(self.layers) != num_layers:
             raise ShapeError(f"this cache has {len(self.layers)} layers, but the model has {num_layers}.")
         held = [layer.longest for layer in self.layers]
-        if len(set(held)) > 1:
+        if any(layer.calls != self.passes for layer in self.layers):
             raise ShapeError(
                 f"the layers of a cache must hold the same tokens, but they hold {held}: a forward pass stopped in the "
                 "middle. cache.reset() and feed the tokens again."
@@ -153,6 +168,7 @@ class KVCache(Sequence[LayerCache]):
 
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
+        self.passes = 0
         for layer in self.layers:
             layer.reset()
 
@@ -162,15 +178,11 @@ def _store(held: Tensor, new: Tensor, slots: Tensor | None, start: int, stop: in
     constant = new.detach()
     if slots is None:
         held[:, :, start:stop] = constant
-        if not _wants_gradient(new):
+        if not torch.is_grad_enabled():
             return held[:, :, :stop]
-        return torch.cat((held[:, :, :start].clone(), new), dim=2)
+        return torch.cat((held[:, :, :start], new), dim=2)
     index = slots[:, None, :, None].expand(new.shape)
     held.scatter_(2, index, constant)
-    if not _wants_gradient(new):
+    if not torch.is_grad_enabled():
         return held[:, :, :stop]
     return held.clone().scatter(2, index, new)[:, :, :stop]
-
-
-def _wants_gradient(x: Tensor) -> bool:
-    return torch.is_grad_enabled() and x.requires_grad

@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from ..config import check_size
 from ..ops.swiglu import silu
 from .linear import Linear
 
@@ -18,6 +19,8 @@ class SwiGLU(nn.Module):
         self, d_model: int, d_ff: int, device: torch.device | str | None = None, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__()
+        check_size("d_model", d_model)
+        check_size("d_ff", d_ff)
         self.d_model, self.d_ff = d_model, d_ff
         self.gate_proj = Linear(d_model, d_ff, device=device, dtype=dtype)
         self.up_proj = Linear(d_model, d_ff, device=device, dtype=dtype)

@@ -87,7 +87,8 @@ class RotaryEmbedding(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
         # Follow the module to another device, but never to another dtype, and never by copying uninitialised memory
         # (to_empty): the tables are made anew where the module goes.
-        device = fn(torch.empty(0, device=self.cos.device)).device
+        here = "cpu" if self.cos.is_meta else self.cos.device  # nothing can be moved from the meta device
+        device = fn(torch.empty(0, device=here)).device
         if device != self.cos.device:
             self.place_tables(device)
         return self

@@ -94,7 +94,10 @@ class TransformerLM(nn.Module):
         for i, block in enumerate(self.layers):
             layer_cache = None if cache is None else cache[i]
             x = block(x, token_positions, mask=mask, segment_ids=segment_ids, cache=layer_cache)
-        return self.final_norm(x)
+        x = self.final_norm(x)
+        if cache is not None:
+            cache.passes += 1
+        return x
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:

@@ -40,7 +40,7 @@ def scaled_dot_product_attention(
         return kernel(query, key, value, None, True, dropout)  # the kernel needs no mask to be made
     mask = _restrict(mask, scores_shape, causal, window, query.device)
     if kernel:
-        return kernel(query, key, value, mask, causal, dropout)
+        return kernel(query, key, value, mask, causal and mask is not None, dropout)
     return _formula(query, key, value, mask, dropout)
 
 

@@ -29,6 +29,7 @@ def multihead_self_attention(
     Raises ConfigError and ShapeError. Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
     """
     q, k, v = _project(d_model, num_heads, q_proj_weight, k_proj_weight, v_proj_weight, in_features, rotary=False)
+    _check_output(o_proj_weight, d_model)
     return linear(merge_heads(scaled_dot_product_attention(q, k, v, causal=causal)), o_proj_weight)
 
 
@@ -52,6 +53,7 @@ def multihead_self_attention_with_rope(
     0 .. seq-1. Raises RangeError for positions outside.
     """
     q, k, v = _project(d_model, num_heads, q_proj_weight, k_proj_weight, v_proj_weight, in_features, rotary=True)
+    _check_output(o_proj_weight, d_model)
     positions = resolve_positions(token_positions, in_features, max_seq_len)
     q, k = rope(q, positions.unsqueeze(-2), theta=theta), rope(k, positions.unsqueeze(-2), theta=theta)
     return linear(merge_heads(scaled_dot_product_attention(q, k, v, causal=causal)), o_proj_weight)
@@ -89,6 +91,13 @@ def check_position_shape(token_positions: Tensor, x: Tensor) -> None:
         raise ShapeError(
             f"token_positions must be (seq,) = {rows[-1:]} or (..., seq) = {rows}, but they are "
             f"{tuple(token_positions.shape)}."
+        )
+
+
+def _check_output(o_proj_weight: Tensor, d_model: int) -> None:
+    if o_proj_weight.shape[-1] != d_model:
+        raise ShapeError(
+            f"o_proj_weight must be (d_out, d_model) with d_model = {d_model}, but it is {tuple(o_proj_weight.shape)}."
         )
 
 

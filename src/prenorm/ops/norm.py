@@ -15,4 +15,5 @@ def rms_norm(
     Source: Zhang and Sennrich 2019, arXiv:1910.07467.
     """
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return (weight * wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + eps)).to(x.dtype)
+    mean = (wide.square() / x.shape[-1]).sum(-1, keepdim=True)  # divided first: the sum of squares of 1e18 overflows
+    return (weight * wide * torch.rsqrt(mean + eps)).to(x.dtype)

@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..config import RopeScaling
+from ..errors import ConfigError
 
 
 def rope(
@@ -51,6 +52,8 @@ def rotate(
 
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Float[Tensor, " half"]:
     """theta^(-2i / head_dim) for i in 0 .. head_dim/2 - 1, in radians a token, as float64 on the CPU."""
+    if head_dim % 2:
+        raise ConfigError(f"head_dim must be even, because rotary embedding turns pairs, but it is {head_dim}.")
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim
     frequencies = theta**-exponents
     if scaling is None:
