@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import prenorm.functional as F
-from prenorm import ConfigError, RotaryEmbedding, SelfAttention, ShapeError
+from prenorm import ConfigError, KVCache, RotaryEmbedding, SelfAttention, ShapeError
 
 from ..oracle.inputs import normal, randomise
 from ..oracle.tolerance import array, assert_exact
@@ -129,3 +129,15 @@ def test_a_cache_has_the_dtype_of_the_weights_unless_told():
     assert layer.make_cache(2, 8).keys.dtype == torch.bfloat16
     assert layer.make_cache(2, 8, torch.float32).keys.dtype == torch.float32
     assert layer.make_cache(2, 8).keys.shape[:2] == (2, 1)
+
+
+def test_positions_without_a_rope_are_refused():
+    attention = SelfAttention(8, 2)
+    with pytest.raises(ConfigError, match="this attention has no rope"):
+        attention(torch.zeros(3, 8), torch.arange(3))
+
+
+def test_the_cache_of_a_whole_model_is_refused(shapes_unchecked):
+    attention = SelfAttention(8, 2, causal=True)
+    with pytest.raises(ConfigError, match=r"the cache of one layer, cache\[i\], not a KVCache"):
+        attention(torch.zeros(1, 3, 8), cache=KVCache([attention.make_cache(1, 3)]))

@@ -156,6 +156,8 @@ class SelfAttention(nn.Module):
                 f"x must be (..., seq, d_model) with d_model = {self.d_model}, but it is {tuple(x.shape)}."
             )
         if token_positions is not None:
+            if self.rope is None:
+                raise ConfigError("token_positions only rotate, but this attention has no rope; leave them out.")
             check_position_shape(token_positions, x)
         if segment_ids is not None and segment_ids.shape != x.shape[:-1]:
             raise ShapeError(
@@ -164,6 +166,8 @@ class SelfAttention(nn.Module):
             )
         if cache is None:
             return
+        if not isinstance(cache, LayerCache):
+            raise ConfigError(f"a block takes the cache of one layer, cache[i], not a {type(cache).__name__}.")
         if x.ndim != 3:
             raise ShapeError(f"with a cache x must be (batch, seq, d_model), but it is {tuple(x.shape)}.")
         if not self.causal:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..blocks.transformer import TransformerBlock
 from ..checkpoint import folder as checkpoint
 from ..config import ModelConfig
-from ..errors import RangeError, ShapeError
+from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
 from ..layers.cache import KVCache
 from ..layers.embedding import Embedding
@@ -82,6 +82,8 @@ class TransformerLM(nn.Module):
         if token_ids.ndim == 0:
             raise ShapeError("token_ids must be (..., seq), but it is a single number; token_ids[None] makes it one.")
         if cache is not None:
+            if not isinstance(cache, KVCache):
+                raise ConfigError(f"a model takes a KVCache, from make_cache, not a {type(cache).__name__}.")
             cache.check(self.config.num_layers)
         mask = None
         if segment_ids is not None and cache is None:

@@ -17,7 +17,7 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
         "context": 256,
         "short_context": 128,
         "short_share": 0.5,
-        "steps": 1200,
+        "steps": 1100,
         "batch_size": 16,
         "muon_lr": 0.03,
         "embedding_lr": 0.1,

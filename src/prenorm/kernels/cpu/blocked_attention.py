@@ -57,16 +57,18 @@ class _Block(torch.autograd.Function):
         exp = (scores - scores.amax(-1, keepdim=True)).exp() * mask  # an empty row is all zeros
         weights = (exp / exp.sum(-1, keepdim=True).clamp_min(1e-30)).to(value.dtype)
         out = weights @ value
-        ctx.save_for_backward(query, key, value, weights, out)
+        ctx.save_for_backward(query, key, value, weights)
         return out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
-        query, key, value, weights, out = ctx.saved_tensors
+        query, key, value, weights = ctx.saved_tensors
         grad_value = weights.transpose(-1, -2) @ grad
         grad_weights = (grad @ value.transpose(-1, -2)).float()
-        # Softmax: d scores = weights * (d weights - sum(weights * d weights)), and that sum is grad . out.
-        sums = (grad.float() * out.float()).sum(-1, keepdim=True)
-        grad_scores = (weights.float() * (grad_weights - sums) * query.shape[-1] ** -0.5).to(query.dtype)
+        # Softmax: d scores = weights * (d weights - sum(weights * d weights)). Summed here and not as grad . out, which
+        # is cheaper but leaves a query with a single key a gradient, where there is none.
+        wide = weights.float()
+        sums = (wide * grad_weights).sum(-1, keepdim=True)
+        grad_scores = (wide * (grad_weights - sums) * query.shape[-1] ** -0.5).to(query.dtype)
         return grad_scores @ key, grad_scores.transpose(-1, -2) @ query, grad_value, None
