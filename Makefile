@@ -5,13 +5,14 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format wheel clean
+.PHONY: help demo test check format bench-attention wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
 	@echo "make test    set up and run the tests"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the files as the formatter wants them"
+	@echo "make bench-attention   the blocked attention kernel against PyTorch's, in turn"
 	@echo "make wheel   build dist/prenorm-*.whl"
 	@echo "make clean   remove .venv and everything that was built (runs/ stays)"
 
@@ -29,6 +30,9 @@ check: .venv/dev.stamp
 format: .venv/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench-attention: .venv/dev.stamp
+	$(BIN)/python benchmarks/attention.py
 
 wheel: .venv/dev.stamp
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

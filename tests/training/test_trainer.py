@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+import prenorm.training.trainer as trainer_module
 from prenorm import TransformerLM
 from prenorm.errors import PrenormError
 from prenorm.training.device import choose_device
@@ -115,3 +116,42 @@ def test_a_glance_is_a_part_of_what_the_full_evaluation_scores(tiny, trainer_of)
     assert glance["eval_loss"] == pytest.approx(full["eval_loss"], rel=0.1)
     every = trainer_of(tiny(eval_batches=10**6))
     assert every.glance(3) == every.evaluate(3)
+
+
+def compiling_with(backend):
+    """`compile_blocks` by another compiler than PyTorch's own, which would take half a minute."""
+
+    def compile_blocks(model, device, say):
+        for block in model.layers:
+            block.compile(backend=backend)
+        return True
+
+    return compile_blocks
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile looks at its own
+def test_compiling_ahead_changes_no_weight_and_leaves_no_gradient(tiny, trainer_of, monkeypatch, shapes_unchecked):
+    shapes = set()
+
+    def backend(graph, inputs):
+        shapes.update(tuple(x.shape[:-1]) for x in inputs if isinstance(x, torch.Tensor) and x.ndim == 3)
+        return graph.forward
+
+    monkeypatch.setattr(trainer_module, "compile_blocks", compiling_with(backend))
+    config = tiny(steps=4, short_context=4, short_share=0.5, dropout=0.0, compile=True)
+    plain, compiled = trainer_of(config), trainer_of(config)
+    compiled.compile(done=0)
+    assert {(16, 4), (4, 16)} <= shapes  # both lengths of row were met before the first step
+    assert all(parameter.grad is None for parameter in compiled.model.parameters())
+    assert losses_of(compiled, steps=4) == losses_of(plain, steps=4)
+
+
+def test_where_compiling_fails_the_run_goes_on_without(tiny, trainer_of, monkeypatch, capsys, shapes_unchecked):
+    def backend(graph, inputs):
+        raise RuntimeError("there are no headers")
+
+    monkeypatch.setattr(trainer_module, "compile_blocks", compiling_with(backend))
+    trainer = trainer_of(tiny(compile=True))
+    trainer.compile(done=0)
+    assert all(block._compiled_call_impl is None for block in trainer.model.layers)
+    assert losses_of(trainer, steps=2)

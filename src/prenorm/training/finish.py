@@ -106,7 +106,7 @@ def _draw(records: list[Record], path: Path, display: Display) -> None:
 def _prompt(config: TrainConfig, data: TextData) -> str:
     """What the sample goes on from: a Python function, or the beginning of a held-out text."""
     if not config.data:
-        return "def "
+        return "class Test"  # no space at the end: tokens begin with theirs
     start = data.heldout.tokens[1 : min(9, data.heldout.starts[1])].tolist()
     return data.tokenizer.decode(start).strip("\ufffd").strip().partition("\n")[0]
 
