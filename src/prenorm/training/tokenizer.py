@@ -7,8 +7,7 @@ from pathlib import Path
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from ..errors import DataError
-
-END_OF_TEXT = "<|endoftext|>"
+from ..generation.text import END_OF_TEXT
 
 # What other tokenizers call the token between two texts.
 OTHER_ENDS = ("<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
