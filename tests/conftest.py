@@ -1,5 +1,6 @@
 """What every test shares: a fixed seed, a Hypothesis profile, and a way to switch the shape checker off."""
 
+import signal
 from collections.abc import Iterator
 
 import jaxtyping
@@ -15,6 +16,14 @@ settings.load_profile("prenorm")
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _interruptible() -> Iterator[None]:
+    """Ctrl-C means Ctrl-C, also where the tests were started in the background, with SIGINT ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
