@@ -9,7 +9,10 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 if TYPE_CHECKING:
+    from .blocks.decoder import TransformerDecoderBlock as TransformerDecoderBlock
+    from .blocks.encoder import TransformerEncoderBlock as TransformerEncoderBlock
     from .blocks.transformer import TransformerBlock as TransformerBlock
+    from .config import EncoderDecoderConfig as EncoderDecoderConfig
     from .config import ModelConfig as ModelConfig
     from .config import RopeScaling as RopeScaling
     from .errors import CheckpointError as CheckpointError
@@ -21,16 +24,25 @@ if TYPE_CHECKING:
     from .layers.attention import SelfAttention as SelfAttention
     from .layers.cache import KVCache as KVCache
     from .layers.embedding import Embedding as Embedding
+    from .layers.feedforward import FeedForward as FeedForward
     from .layers.feedforward import SwiGLU as SwiGLU
     from .layers.linear import Linear as Linear
+    from .layers.multihead import MultiHeadAttention as MultiHeadAttention
+    from .layers.norm import LayerNorm as LayerNorm
     from .layers.norm import RMSNorm as RMSNorm
     from .layers.rope import RotaryEmbedding as RotaryEmbedding
+    from .models.decoder import TransformerDecoder as TransformerDecoder
+    from .models.encoder import TransformerEncoder as TransformerEncoder
+    from .models.encoder_decoder import EncoderDecoder as EncoderDecoder
     from .models.lm import TransformerLM as TransformerLM
     from .ops.backends import explain as explain
     from .ops.backends import use_backend as use_backend
 
 _HOME = {
+    "TransformerDecoderBlock": "blocks.decoder",
+    "TransformerEncoderBlock": "blocks.encoder",
     "TransformerBlock": "blocks.transformer",
+    "EncoderDecoderConfig": "config",
     "ModelConfig": "config",
     "RopeScaling": "config",
     "PrenormError": "errors",
@@ -43,9 +55,15 @@ _HOME = {
     "KVCache": "layers.cache",
     "Embedding": "layers.embedding",
     "SwiGLU": "layers.feedforward",
+    "FeedForward": "layers.feedforward",
     "Linear": "layers.linear",
+    "MultiHeadAttention": "layers.multihead",
     "RMSNorm": "layers.norm",
+    "LayerNorm": "layers.norm",
     "RotaryEmbedding": "layers.rope",
+    "TransformerDecoder": "models.decoder",
+    "TransformerEncoder": "models.encoder",
+    "EncoderDecoder": "models.encoder_decoder",
     "TransformerLM": "models.lm",
     "explain": "ops.backends",
     "use_backend": "ops.backends",

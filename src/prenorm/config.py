@@ -134,6 +134,96 @@ class ModelConfig:
         return cls(**fields)
 
 
+@dataclass(frozen=True, slots=True)
+class EncoderDecoderConfig:
+    """The shape of an EncoderDecoder. Sizes left as None are filled in, so every field can be read as a number.
+
+    Raises ConfigError when no model can have these numbers.
+    """
+
+    vocab_size: int
+    """Tokens in the vocabulary of the source, and of the target unless it has its own."""
+
+    d_model: int
+    """Width of the residual paths."""
+
+    num_layers: int
+    """Blocks in the encoder."""
+
+    num_heads: int
+    """Heads in each attention."""
+
+    num_decoder_layers: Any = None
+    """Blocks in the decoder. Default: num_layers."""
+
+    d_ff: Any = None
+    """Width of the feed-forward layers. Default: 4 d_model."""
+
+    target_vocab_size: Any = None
+    """Tokens in the vocabulary of the target. Default: vocab_size."""
+
+    max_seq_len: int = 512
+    """Most tokens in a source, and in a target."""
+
+    positions: Literal["sinusoidal", "learned"] = "sinusoidal"
+    """How tokens know their places: fixed sines and cosines, or a learned vector for each place."""
+
+    start_token_id: int = 0
+    """The target token that `generate` starts from."""
+
+    eps: float = 1e-5
+    """Added to the variance in the norms."""
+
+    tie_embeddings: bool = True
+    """One matrix embeds the source and the target, and is the head."""
+
+    dropout: float = 0.1
+    """Probability of dropping embeddings, attention weights, hidden values and what each sublayer adds, in training."""
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "max_seq_len"):
+            check_size(name, getattr(self, name))
+        attention_sizes(self.d_model, self.num_heads, None, None, rotary=False)
+        defaults = {
+            "num_decoder_layers": self.num_layers,
+            "d_ff": 4 * self.d_model,
+            "target_vocab_size": self.vocab_size,
+        }
+        for name, default in defaults.items():
+            value = default if getattr(self, name) is None else getattr(self, name)
+            check_size(name, value)
+            object.__setattr__(self, name, value)
+        if self.positions not in ("sinusoidal", "learned"):
+            raise ConfigError(f"positions must be 'sinusoidal' or 'learned', not {self.positions!r}.")
+        if self.positions == "sinusoidal" and self.d_model % 2:
+            raise ConfigError(
+                f"d_model must be even, because sinusoidal positions are pairs of a sine and a cosine, but it is "
+                f"{self.d_model}; d_model={self.d_model + 1} would do, or positions='learned'."
+            )
+        check_number("eps", self.eps, above=0.0)
+        check_dropout(self.dropout)
+        if not isinstance(self.tie_embeddings, bool):
+            raise ConfigError(f"tie_embeddings must be True or False, not {self.tie_embeddings!r}.")
+        if self.tie_embeddings and self.target_vocab_size != self.vocab_size:
+            raise ConfigError(
+                f"tie_embeddings needs one vocabulary, but vocab_size is {self.vocab_size} and target_vocab_size "
+                f"{self.target_vocab_size}; tie_embeddings=False would do."
+            )
+        start = self.start_token_id
+        if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < self.target_vocab_size:
+            raise ConfigError(f"start_token_id must be in [0, {self.target_vocab_size}), not {start!r}.")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers and strings: `EncoderDecoderConfig.from_dict` gives the same config back."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: dict[str, Any]) -> "EncoderDecoderConfig":
+        """The config that `to_dict` wrote. Raises ConfigError for fields that no config has."""
+        _check_names("an encoder-decoder config", cls, fields)
+        return cls(**fields)
+
+
 def _check_names(what: str, record: type, fields: dict[str, Any]) -> None:
     known = {field.name: field for field in dataclasses.fields(record)}
     unknown = sorted(fields.keys() - known.keys())

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..config import RopeScaling, attention_sizes
 from ..layers.attention import SelfAttention
 from ..layers.cache import LayerCache
+from ..layers.dropout import Dropout
 from ..layers.feedforward import SwiGLU
 from ..layers.norm import RMSNorm
 from ..layers.rope import RotaryEmbedding
@@ -68,7 +69,7 @@ class TransformerBlock(nn.Module):
         )
         self.norm2 = RMSNorm(d_model, eps, device=device, dtype=dtype)
         self.ffn = SwiGLU(d_model, d_ff, device=device, dtype=dtype)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
 
     def forward(
         self,

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import PrenormError
+from .padding import pad
 from .prompts import Prompts, check_ids, check_room, endings, token_lists
 from .sampling import Sampling, random_streams
 
@@ -84,7 +85,7 @@ def stream(
         room = max(map(len, rows)) + max_new_tokens - 1
         memory = make_cache(batch_size=len(rows), max_seq_len=room) if cache is None else cache
         replies = [_Reply(row, ends) for row in rows]
-        token_ids, segment_ids = _pad(rows, device)
+        token_ids, segment_ids = pad(rows, device)
         for numbers in uniforms:
             with torch.inference_mode():  # a step at a time: around the yield it would hold for the consumer too
                 logits = next_logits(token_ids, segment_ids=segment_ids, cache=memory)
@@ -118,12 +119,3 @@ class _Reply:
         self._new.append(token)
         self.ended = any(self._new[-len(end) :] == end for end in self._ends)
         return token
-
-
-def _pad(rows: list[list[int]], device: torch.device | str) -> tuple[Tensor, Tensor | None]:
-    """The rows as one tensor, and their segment_ids."""
-    width = max(map(len, rows))
-    token_ids = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=device)
-    if all(len(row) == width for row in rows):
-        return token_ids, None
-    return token_ids, torch.tensor([[0] * len(row) + [-1] * (width - len(row)) for row in rows], device=device)

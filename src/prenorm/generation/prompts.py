@@ -13,16 +13,16 @@ from ..errors import ConfigError, RangeError
 Prompts = Sequence[Sequence[int]] | Sequence[Int[Tensor, " seq"]] | Int[Tensor, "*batch seq"]
 
 
-def token_lists(prompts: Prompts) -> list[list[int]]:
-    """Every prompt as a list of ids; a tensor (seq,) is one prompt.
+def token_lists(prompts: Prompts, name: str = "prompt") -> list[list[int]]:
+    """Every prompt as a list of ids; a tensor (seq,) is one prompt. `name` is what messages call it.
 
     Raises ConfigError for anything that is no prompt, among it a prompt without a token.
     """
     single = isinstance(prompts, Tensor) and prompts.ndim < 2
-    rows = _id_lists([prompts] if single else prompts, "prompt")
+    rows = _id_lists([prompts] if single else prompts, name)
     if [] in rows:
         raise ConfigError(
-            f"a prompt must have at least one token, but prompt {rows.index([])} is empty; "
+            f"a {name} must have at least one token, but {name} {rows.index([])} is empty; "
             "the end-of-text token alone starts a new text."
         )
     return rows
@@ -40,13 +40,13 @@ def endings(eos_token_id: int | Sequence[int] | None, stop: Sequence[Sequence[in
     return [[one] for one in _id_list(eos_token_id, "eos_token_id")] + sequences
 
 
-def check_ids(rows: list[list[int]], vocab_size: int) -> None:
+def check_ids(rows: list[list[int]], vocab_size: int, name: str = "prompt") -> None:
     """Raise RangeError unless every id is in [0, vocab_size)."""
     for index, row in enumerate(rows):
         low, high = min(row), max(row)
         if low < 0 or high >= vocab_size:
             raise RangeError(
-                f"token ids must be in [0, vocab_size), but those of prompt {index} go from {low} to {high} "
+                f"token ids must be in [0, vocab_size), but those of {name} {index} go from {low} to {high} "
                 f"and vocab_size is {vocab_size}; {vocab_size - 1} is the largest that can be used."
             )
 

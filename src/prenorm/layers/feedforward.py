@@ -1,11 +1,13 @@
-"""The gated feed-forward layer."""
+"""The feed-forward layers: gated (SwiGLU), and the classical one with GELU."""
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import check_size
+from ..ops.gelu import gelu
 from ..ops.swiglu import silu
+from .dropout import Dropout
 from .linear import Linear
 
 
@@ -29,3 +31,30 @@ class SwiGLU(nn.Module):
     def forward(self, x: Float[Tensor, "*batch {self.d_model}"]) -> Float[Tensor, "*batch {self.d_model}"]:
         """See `prenorm.functional.swiglu`."""
         return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+class FeedForward(nn.Module):
+    """down_proj(dropout(gelu(up_proj(x)))), with biases and the exact GELU. d_ff is the width that is built.
+
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.3, with GELU for ReLU as in BERT (arXiv:1810.04805).
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        d_ff: int,
+        dropout: float = 0.1,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("d_model", d_model)
+        check_size("d_ff", d_ff)
+        self.d_model, self.d_ff = d_model, d_ff
+        self.up_proj = Linear(d_model, d_ff, bias=True, device=device, dtype=dtype)
+        self.down_proj = Linear(d_ff, d_model, bias=True, device=device, dtype=dtype)
+        self.dropout = Dropout(dropout)
+
+    def forward(self, x: Float[Tensor, "*batch {self.d_model}"]) -> Float[Tensor, "*batch {self.d_model}"]:
+        """Widen, bend, drop some (in training), and narrow again."""
+        return self.down_proj(self.dropout(gelu(self.up_proj(x))))

@@ -8,11 +8,13 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..blocks.activation_checkpointing import run_block
 from ..blocks.transformer import TransformerBlock
 from ..checkpoint import folder as checkpoint
 from ..config import ModelConfig
 from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
+from ..generation.padding import last_of_each_row
 from ..layers.cache import KVCache
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
@@ -63,12 +65,18 @@ class TransformerLM(nn.Module):
         *,
         segment_ids: Int[Tensor, "*batch seq"] | None = None,
         cache: KVCache | None = None,
+        use_checkpointing: bool | int = False,
     ) -> Float[Tensor, "*batch seq vocab"]:
         """The logits of the token after each token. Arguments as in `TransformerBlock.forward`.
 
+        use_checkpointing: in training without a cache, keep only the inputs of the blocks (True), or of every k-th
+        block (k), and compute what is inside again in the backward pass; the numbers are the same bit for bit.
         Raises RangeError for ids outside the vocabulary, and what the block raises.
         """
-        return linear(self.hidden(token_ids, token_positions, segment_ids=segment_ids, cache=cache), self.head_weight)
+        hidden = self.hidden(
+            token_ids, token_positions, segment_ids=segment_ids, cache=cache, use_checkpointing=use_checkpointing
+        )
+        return linear(hidden, self.head_weight)
 
     def hidden(
         self,
@@ -77,8 +85,9 @@ class TransformerLM(nn.Module):
         *,
         segment_ids: Int[Tensor, "*batch seq"] | None = None,
         cache: KVCache | None = None,
+        use_checkpointing: bool | int = False,
     ) -> Float[Tensor, "*batch seq d_model"]:
-        """What the head sees: embedding, blocks and the final norm."""
+        """What the head sees: embedding, blocks and the final norm. Arguments as in `forward`."""
         if token_ids.ndim == 0:
             raise ShapeError("token_ids must be (..., seq), but it is a single number; token_ids[None] makes it one.")
         if cache is not None:
@@ -94,8 +103,10 @@ class TransformerLM(nn.Module):
             segment_ids = None
         x = self.embedding(token_ids)
         for i, block in enumerate(self.layers):
-            layer_cache = None if cache is None else cache[i]
-            x = block(x, token_positions, mask=mask, segment_ids=segment_ids, cache=layer_cache)
+            if cache is None:
+                x = run_block(block, i, x, token_positions, mask=mask, use_checkpointing=use_checkpointing)
+            else:  # never run twice: each run appends to the cache
+                x = block(x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache[i])
         x = self.final_norm(x)
         if cache is not None:
             cache.passes += 1
@@ -112,16 +123,18 @@ class TransformerLM(nn.Module):
         targets: Int[Tensor, "*batch seq"],
         *,
         segment_ids: Int[Tensor, "*batch seq"] | None = None,
+        use_checkpointing: bool | int = False,
     ) -> Float[Tensor, ""]:
         """The mean cross-entropy in nats a token: targets[t] is the token after token_ids[t]; nothing is shifted here.
 
         Targets of -100, and those at padding (negative segment_ids), are left out of the mean. The logits of a long
-        sequence are never held whole.
+        sequence are never held whole. use_checkpointing: as in `forward`.
         """
         if segment_ids is not None:
             _check_segments(segment_ids, token_ids)
             targets = targets.masked_fill(segment_ids < 0, IGNORED)
-        return linear_cross_entropy(self.hidden(token_ids, segment_ids=segment_ids), self.head_weight, targets)
+        hidden = self.hidden(token_ids, segment_ids=segment_ids, use_checkpointing=use_checkpointing)
+        return linear_cross_entropy(hidden, self.head_weight, targets)
 
     def make_cache(self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None) -> KVCache:
         """An empty KV cache with room for max_seq_len tokens a row, by default in the dtype of the weights."""
@@ -179,12 +192,7 @@ class TransformerLM(nn.Module):
         cache: KVCache,
     ) -> Float[Tensor, "batch vocab"]:
         hidden = self.hidden(token_ids, segment_ids=segment_ids, cache=cache)
-        if segment_ids is None:
-            last = hidden[:, -1]
-        else:
-            ends = (segment_ids >= 0).sum(-1) - 1
-            last = hidden[torch.arange(len(ends), device=ends.device), ends]
-        return linear(last, self.head_weight)
+        return linear(last_of_each_row(hidden, segment_ids), self.head_weight)
 
     def _decoding(self, cache: KVCache | None, options: dict[str, Any]) -> dict[str, Any]:
         held = 0 if cache is None else max(layer.longest for layer in cache)

@@ -7,6 +7,7 @@ from torch import Tensor
 from ..config import check_size
 from ..errors import ConfigError, ShapeError
 from . import backends
+from .dropout import dropout as drop
 from .softmax import softmax
 
 
@@ -98,7 +99,7 @@ def _formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dro
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return torch.nn.functional.dropout(softmax(scores), dropout) @ value
+    return drop(softmax(scores), dropout) @ value
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from ..errors import ConfigError
+
 
 def document_mask(segment_ids: Int[Tensor, "*batch seq"]) -> Bool[Tensor, "*batch 1 seq seq"]:
     """True where query and key lie in the same document; rows and columns of padding are all False."""
@@ -23,9 +25,65 @@ def document_positions(segment_ids: Int[Tensor, "*batch seq"]) -> Int[Tensor, "*
     return places - starts.cummax(-1).values if segment_ids.numel() else places
 
 
+def cross_document_mask(
+    segment_ids: Int[Tensor, "*batch seq"] | None, source_segment_ids: Int[Tensor, "*batch source_seq"] | None
+) -> Bool[Tensor, "*batch 1 seq_or_1 source_seq"] | None:
+    """True where a target token and a source token have the same segment id, and neither is padding.
+
+    Without ids on one side that side is one document, which goes with the one document on the other.
+    Raises ConfigError, in eager mode on a CPU only, when a row has two documents of one id (which of them would be
+    meant?), several documents on one side alone, or a target document without a source.
+    """
+    if source_segment_ids is None:
+        if segment_ids is None:
+            return None
+        _check_one_document(segment_ids, "target")
+        return (segment_ids >= 0)[..., None, :, None]
+    if segment_ids is None:
+        _check_one_document(source_segment_ids, "source")
+        return (source_segment_ids >= 0)[..., None, None, :]
+    for ids in (segment_ids, source_segment_ids):
+        _check_rows(
+            document_counts(ids) > _distinct_ids(ids),
+            "a target document reads the source document of the same id, so a row must not have two of one id, "
+            "but row {row} has",
+        )
+    same = (segment_ids[..., :, None] == source_segment_ids[..., None, :]) & (segment_ids >= 0)[..., :, None]
+    _check_rows(
+        ((segment_ids >= 0) & ~same.any(-1)).any(-1),
+        "every target document needs a source document of the same id, but row {row} has one without",
+    )
+    return same.unsqueeze(-3)
+
+
 def document_counts(segment_ids: Int[Tensor, "*batch seq"]) -> Int[Tensor, "*batch"]:
     """How many documents each row holds; padding is none."""
     return (_document_starts(segment_ids) & (segment_ids >= 0)).sum(-1)
+
+
+def _distinct_ids(segment_ids: Tensor) -> Tensor:
+    """How many different ids of documents each row has."""
+    if segment_ids.shape[-1] == 0:
+        return segment_ids.sum(-1)
+    ids = segment_ids.sort(-1).values
+    new = torch.ones_like(ids, dtype=torch.bool)
+    new[..., 1:] = ids[..., 1:] != ids[..., :-1]
+    return (new & (ids >= 0)).sum(-1)
+
+
+def _check_one_document(segment_ids: Tensor, side: str) -> None:
+    _check_rows(
+        document_counts(segment_ids) > 1,
+        f"packed documents need segment ids for source and target, but row {{row}} of the {side} has several, and the "
+        "other side has no ids",
+    )
+
+
+def _check_rows(wrong: Tensor, rule: str) -> None:
+    if torch.compiler.is_compiling() or wrong.device.type != "cpu" or not wrong.any():
+        return
+    rows = wrong.nonzero()[0].tolist()
+    raise ConfigError(rule.format(row=rows[0] if len(rows) == 1 else tuple(rows)) + ".")
 
 
 def _document_starts(segment_ids: Tensor) -> Tensor:

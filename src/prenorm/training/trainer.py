@@ -121,10 +121,12 @@ class Trainer:
         rows = (
             self.micro_batch_size * self.config.context // batch.token_ids.shape[1]
         )  # more of them while they are short
+        use_checkpointing = self.config.checkpoint_activations and self.config.checkpoint_activations_every
         for part in batch.split(rows):
             share = part.targets.numel() / batch.targets.numel()
             with self.device.autocast():
-                loss = self.model.loss(**part.to(self.device.device)._asdict()) * share
+                inputs = part.to(self.device.device)._asdict()
+                loss = self.model.loss(**inputs, use_checkpointing=use_checkpointing) * share
             loss.backward()
             total += loss.item()
         return total

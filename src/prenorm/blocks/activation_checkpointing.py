@@ -1,0 +1,34 @@
+"""Activation checkpointing: memory for time. A block keeps its input only, and runs again in the backward pass."""
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from ..errors import ConfigError
+
+
+def run_block(
+    block: nn.Module, number: int, x: Tensor, *inputs: Any, use_checkpointing: bool | int, **options: Any
+) -> Tensor:
+    """block(x, *inputs, **options), with nothing inside it kept for the backward pass where that is asked for.
+
+    use_checkpointing: True for every block, k for every k-th (`number` counts from 0), False for none. Outside of
+    training, and without gradients, it changes nothing. The random state is kept, so that dropout is the same both
+    times, and so is autocast: outputs and gradients are those without checkpointing, bit for bit.
+    Source: Chen et al. 2016, arXiv:1604.06174.
+    """
+    every = check_use_checkpointing(use_checkpointing)
+    if every and (number + 1) % every == 0 and block.training and torch.is_grad_enabled():
+        return checkpoint(block, x, *inputs, use_reentrant=False, preserve_rng_state=True, **options)
+    return block(x, *inputs, **options)
+
+
+def check_use_checkpointing(value: bool | int) -> int:
+    """Every how many-th block is checkpointed, 0 for none. Raises ConfigError."""
+    if not isinstance(value, int) or value < 0:
+        raise ConfigError(
+            f"use_checkpointing must be True, False, or a whole number k for every k-th block, not {value!r}."
+        )
+    return int(value)

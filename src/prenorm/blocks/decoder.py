@@ -1,0 +1,101 @@
+"""The classical pre-norm decoder block: self-attention, cross-attention to an encoder's output, feed-forward."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..layers.attention import SelfAttention
+from ..layers.decoder_cache import DecoderLayerCache
+from ..layers.dropout import Dropout
+from ..layers.feedforward import FeedForward
+from ..layers.multihead import MultiHeadAttention
+from ..layers.norm import LayerNorm
+
+
+class TransformerDecoderBlock(nn.Module):
+    """Three residual lines: self-attention, cross-attention and feed-forward, each on a LayerNorm of x.
+
+    The same numbers as `nn.TransformerDecoderLayer(norm_first=True, activation="gelu")`. d_ff defaults to 4 * d_model.
+    In training `dropout` drops attention weights, values after the GELU, and values of what each line adds.
+    causal=True makes the self-attention causal without a mask; the cross-attention never is.
+    Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745 (pre-norm).
+    Raises ConfigError for numbers that no block can have.
+    """
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        d_ff: int | None = None,
+        dropout: float = 0.1,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        self.norm1 = LayerNorm(d_model, eps, device=device, dtype=dtype)
+        self.self_attn = SelfAttention(
+            d_model, num_heads, device=device, dtype=dtype, causal=causal, qkv_bias=True, o_bias=True, dropout=dropout
+        )
+        self.norm2 = LayerNorm(d_model, eps, device=device, dtype=dtype)
+        self.cross_attn = MultiHeadAttention(d_model, num_heads, dropout, device=device, dtype=dtype)
+        self.norm3 = LayerNorm(d_model, eps, device=device, dtype=dtype)
+        self.ffn = FeedForward(d_model, 4 * d_model if d_ff is None else d_ff, dropout, device=device, dtype=dtype)
+        self.dropout = Dropout(dropout)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch seq d_model"],
+        encoder_output: Float[Tensor, "*batch source_seq d_model"] | None = None,
+        self_mask: Bool[Tensor, "*self_batch q_or_1 seq_so_far"] | None = None,
+        cross_mask: Bool[Tensor, "*cross_batch q_or_1 source_seq"] | None = None,
+        *,
+        segment_ids: Int[Tensor, "*batch seq"] | None = None,
+        cache: DecoderLayerCache | None = None,
+    ) -> Float[Tensor, "*batch seq d_model"]:
+        """The block applied to x (..., seq, d_model) and encoder_output (..., source_seq, d_model).
+
+        self_mask, cross_mask: boolean, True = may attend, (q, kv) or the dims of the scores
+        (..., heads or 1, q or 1, kv). segment_ids: as in `TransformerBlock`, for the self-attention.
+        cache: from `make_cache`, which has read the encoder output: it is then left out here. x is (batch, seq,
+        d_model), the tokens after those already in the cache; needs causal=True.
+        Raises ShapeError and ConfigError.
+        """
+        keys, values = self._cross_keys_values(encoder_output, cache)
+        x = x + self.dropout(self.self_attn(self.norm1(x), mask=self_mask, segment_ids=segment_ids, cache=cache))
+        x = x + self.dropout(self.cross_attn.attend(self.norm2(x), keys, values, cross_mask))
+        return x + self.dropout(self.ffn(self.norm3(x)))
+
+    def make_cache(
+        self,
+        encoder_output: Float[Tensor, "batch source_seq d_model"],
+        max_seq_len: int,
+        dtype: torch.dtype | None = None,
+    ) -> DecoderLayerCache:
+        """A cache with the cross-attention's keys and values, and room for max_seq_len tokens a row.
+
+        The tokens' keys and values are kept in `dtype`, by default that of encoder_output.
+        """
+        return DecoderLayerCache(*self.cross_attn.project(encoder_output, encoder_output), max_seq_len, dtype=dtype)
+
+    def _cross_keys_values(
+        self, encoder_output: Tensor | None, cache: DecoderLayerCache | None
+    ) -> tuple[Tensor, Tensor]:
+        if cache is None:
+            if encoder_output is None:
+                raise ConfigError(
+                    "a decoder block needs the encoder's output, or a cache that has read it: make_cache(encoder_output"
+                    ", max_seq_len)."
+                )
+            return self.cross_attn.project(encoder_output, encoder_output)
+        if not isinstance(cache, DecoderLayerCache):
+            raise ConfigError(f"a decoder block takes a DecoderLayerCache, from make_cache, not {cache!r}.")
+        if encoder_output is not None:
+            raise ConfigError(
+                "encoder_output must be left out with a cache, which holds that output's keys and values; "
+                "make_cache(encoder_output, max_seq_len) makes a cache for another."
+            )
+        return cache.cross_keys, cache.cross_values

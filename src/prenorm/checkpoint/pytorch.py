@@ -1,0 +1,105 @@
+"""State dicts of PyTorch's own Transformer modules under our names, and back.
+
+| theirs | ours |
+|---|---|
+| nn.MultiheadAttention | MultiHeadAttention |
+| nn.TransformerEncoderLayer, nn.TransformerEncoder | TransformerEncoderBlock, TransformerEncoder |
+| nn.TransformerDecoderLayer, nn.TransformerDecoder | TransformerDecoderBlock, TransformerDecoder |
+
+A state dict does not say how its module computes. The numbers are the same where theirs was made with norm_first=True
+and activation="gelu" (neither is PyTorch's default) and a stack with a final norm (norm=nn.LayerNorm(d_model)).
+"""
+
+import re
+from collections.abc import Iterable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+# PyTorch packs the three input projections of an attention into one tensor; these are its rows, in order.
+PACKED = ("q_proj", "k_proj", "v_proj")
+# Our names from theirs, inside a layer or a stack. An encoder layer's self_attn is our attn.
+NAMES = {
+    "multihead_attn": "cross_attn",
+    "out_proj": "o_proj",
+    "linear1": "ffn.up_proj",
+    "linear2": "ffn.down_proj",
+    "norm": "final_norm",
+}
+OUR_NAMES = re.compile(
+    r"((encoder|decoder)\.)?"
+    r"((layers\.\d+\.)?(((self_|cross_)?attn\.)?[qkvo]_proj|ffn\.(up|down)_proj|norm[123])|final_norm)\.(weight|bias)"
+)
+
+
+def from_pytorch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one of the modules above (or of nn.Transformer's two stacks) under our names.
+
+    `block.load_state_dict(from_pytorch(theirs.state_dict()))` copies them. Raises CheckpointError for names that our
+    modules have no place for: add_bias_kv, and keys or values of another width.
+    """
+    ours: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        packed = re.fullmatch(r"(.*?)in_proj_(weight|bias)", name)
+        if packed is None:
+            ours[_our_name(name, state_dict)] = tensor
+            continue
+        if tensor.shape[0] % len(PACKED):
+            raise CheckpointError(f"{name} must be three projections in one, but its shape is {tuple(tensor.shape)}.")
+        prefix, kind = packed.groups()
+        parts = tensor.chunk(len(PACKED))
+        ours |= {
+            _our_name(f"{prefix}{part}.{kind}", state_dict): rows for part, rows in zip(PACKED, parts, strict=True)
+        }
+    _refuse((name for name in ours if not OUR_NAMES.fullmatch(name)), "PyTorch's Transformer modules")
+    return ours
+
+
+def to_pytorch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of one of our modules above under PyTorch's names: `from_pytorch` backwards.
+
+    Raises CheckpointError for names that are not those modules', and for an attention that is not whole.
+    """
+    _refuse((name for name in state_dict if not OUR_NAMES.fullmatch(name)), "the encoder-decoder family")
+    theirs: dict[str, Tensor] = {}
+    for name, tensor in state_dict.items():
+        their = _their_name(name)
+        packed = re.fullmatch(rf"(.*?)({'|'.join(PACKED)})\.(weight|bias)", their)
+        if packed is None:
+            theirs[their] = tensor
+            continue
+        part, kind = packed[2], packed[3]
+        if part == PACKED[0]:
+            names = [f"{name.removesuffix(f'{part}.{kind}')}{each}.{kind}" for each in PACKED]
+            missing = [each for each in names if each not in state_dict]
+            if missing:
+                raise CheckpointError(f"an attention needs {', '.join(names)}, but {', '.join(missing)} is missing.")
+            theirs[f"{packed[1]}in_proj_{kind}"] = torch.cat([state_dict[each] for each in names])
+    return theirs
+
+
+def _our_name(name: str, state_dict: Mapping[str, Tensor]) -> str:
+    layer, attention, rest = name.rpartition("self_attn.")
+    if attention:
+        in_decoder = any(each.startswith(f"{layer}multihead_attn.") for each in state_dict)
+        return f"{layer}{'self_attn' if in_decoder else 'attn'}.{_translate(rest, NAMES)}"
+    return _translate(name, NAMES)
+
+
+def _their_name(name: str) -> str:
+    back = {ours: theirs for theirs, ours in NAMES.items()}
+    return _translate(re.sub(r"(^|\.)attn\.", r"\1self_attn.", name), back)
+
+
+def _translate(name: str, names: Mapping[str, str]) -> str:
+    for old, new in names.items():
+        name = re.sub(rf"(^|\.){re.escape(old)}\.", rf"\g<1>{new}.", name)
+    return name
+
+
+def _refuse(names: Iterable[str], where: str) -> None:
+    unknown = sorted(names)
+    if unknown:
+        raise CheckpointError(f"there is no place for {', '.join(unknown)}: names must be those of {where}.")

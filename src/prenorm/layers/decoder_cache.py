@@ -1,0 +1,38 @@
+"""The cache of a decoder block: its own tokens so far, and the encoder output's keys and values, computed once."""
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from .cache import KVCache, LayerCache
+
+
+class DecoderLayerCache(LayerCache):
+    """A LayerCache for the self-attention, with the keys and values of the cross-attention beside it.
+
+    `reset` forgets the tokens; the encoder output stays.
+    """
+
+    def __init__(
+        self,
+        cross_keys: Float[Tensor, "batch heads kv_seq head_dim"],
+        cross_values: Float[Tensor, "batch heads kv_seq head_dim"],
+        max_seq_len: int,
+        *,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        batch_size, num_heads, _, head_dim = cross_keys.shape
+        super().__init__(
+            batch_size, num_heads, max_seq_len, head_dim, dtype=dtype or cross_keys.dtype, device=cross_keys.device
+        )
+        self.cross_keys, self.cross_values = cross_keys, cross_values
+
+
+class DecoderCache(KVCache):
+    """One DecoderLayerCache for each block of a decoder, and which places of the encoder output are padding."""
+
+    def __init__(
+        self, layers: list[DecoderLayerCache], cross_mask: Bool[Tensor, "batch 1 1 kv_seq"] | None = None
+    ) -> None:
+        super().__init__(layers)
+        self.cross_mask = cross_mask

@@ -1,0 +1,96 @@
+"""The decoder: classical pre-norm blocks with cross-attention, and a final norm."""
+
+from collections.abc import Sequence
+from typing import cast
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..blocks.activation_checkpointing import run_block
+from ..blocks.decoder import TransformerDecoderBlock
+from ..config import check_size
+from ..errors import ConfigError
+from ..layers.decoder_cache import DecoderCache
+from ..layers.norm import LayerNorm
+
+
+class TransformerDecoder(nn.Module):
+    """num_layers blocks of `TransformerDecoderBlock`, then a LayerNorm, as `nn.TransformerDecoder` with norm_first.
+
+    Raises ConfigError for numbers that no decoder can have.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        d_model: int,
+        num_heads: int,
+        d_ff: int | None = None,
+        dropout: float = 0.1,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        check_size("num_layers", num_layers)
+        self.layers = nn.ModuleList(
+            TransformerDecoderBlock(d_model, num_heads, d_ff, dropout, eps, device, dtype, causal=causal)
+            for _ in range(num_layers)
+        )
+        self.final_norm = LayerNorm(d_model, eps, device=device, dtype=dtype)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch seq d_model"],
+        encoder_output: Float[Tensor, "*batch source_seq d_model"] | None = None,
+        self_mask: Bool[Tensor, "*self_batch q_or_1 seq_so_far"] | None = None,
+        cross_mask: Bool[Tensor, "*cross_batch q_or_1 source_seq"] | None = None,
+        use_checkpointing: bool | int = True,
+        *,
+        segment_ids: Int[Tensor, "*batch seq"] | None = None,
+        cache: DecoderCache | None = None,
+    ) -> Float[Tensor, "*batch seq d_model"]:
+        """Decode x (..., seq, d_model), any leading dims. Arguments as in `TransformerDecoderBlock.forward`.
+
+        use_checkpointing: as in `TransformerEncoder.forward`; nothing is checkpointed with a cache.
+        Raises ShapeError and ConfigError.
+        """
+        if cache is None:
+            masks: dict[str, Tensor | None] = {
+                "self_mask": self_mask,
+                "cross_mask": cross_mask,
+                "segment_ids": segment_ids,
+            }
+            for number, block in enumerate(self.layers):
+                x = run_block(block, number, x, encoder_output, use_checkpointing=use_checkpointing, **masks)
+            return self.final_norm(x)
+        if not isinstance(cache, DecoderCache):
+            raise ConfigError(f"a decoder takes a DecoderCache, from make_cache, not a {type(cache).__name__}.")
+        if encoder_output is not None or cross_mask is not None:
+            raise ConfigError(
+                "encoder_output and cross_mask must be left out with a cache, which holds both; make_cache("
+                "encoder_output, max_seq_len, cross_mask) makes a cache for others."
+            )
+        cache.check(len(self.layers))
+        for block, layer in zip(self.layers, cache, strict=True):
+            x = block(x, None, self_mask, cache.cross_mask, segment_ids=segment_ids, cache=layer)
+        x = self.final_norm(x)
+        cache.passes += 1
+        return x
+
+    def make_cache(
+        self,
+        encoder_output: Float[Tensor, "batch source_seq d_model"],
+        max_seq_len: int,
+        cross_mask: Bool[Tensor, "*cross_batch source_seq"] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> DecoderCache:
+        """A cache with every block's keys and values of the encoder output, and room for max_seq_len tokens a row.
+
+        cross_mask: (batch, heads or 1, 1, source_seq), the same for every token that is to come.
+        """
+        blocks = cast("Sequence[TransformerDecoderBlock]", self.layers)
+        return DecoderCache([block.make_cache(encoder_output, max_seq_len, dtype) for block in blocks], cross_mask)

@@ -1,0 +1,70 @@
+"""The encoder: classical pre-norm blocks and a final norm, with activation checkpointing."""
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from ..blocks.activation_checkpointing import run_block
+from ..blocks.encoder import TransformerEncoderBlock
+from ..config import check_size
+from ..errors import ShapeError
+from ..layers.norm import LayerNorm
+from ..ops.attention import check_mask
+from ..ops.documents import document_mask
+
+
+class TransformerEncoder(nn.Module):
+    """num_layers blocks of `TransformerEncoderBlock`, then a LayerNorm, as `nn.TransformerEncoder` with norm_first.
+
+    Raises ConfigError for numbers that no encoder can have.
+    """
+
+    def __init__(
+        self,
+        num_layers: int,
+        d_model: int,
+        num_heads: int,
+        d_ff: int | None = None,
+        dropout: float = 0.1,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        causal: bool = False,
+    ) -> None:
+        super().__init__()
+        check_size("num_layers", num_layers)
+        self.d_model, self.num_heads = d_model, num_heads
+        self.layers = nn.ModuleList(
+            TransformerEncoderBlock(d_model, num_heads, d_ff, dropout, eps, device, dtype, causal=causal)
+            for _ in range(num_layers)
+        )
+        self.final_norm = LayerNorm(d_model, eps, device=device, dtype=dtype)
+
+    def forward(
+        self,
+        x: Float[Tensor, "*batch seq d_model"],
+        mask: Bool[Tensor, "*mask_batch q_or_1 kv_seq"] | None = None,
+        use_checkpointing: bool | int = True,
+        *,
+        segment_ids: Int[Tensor, "*batch seq"] | None = None,
+    ) -> Float[Tensor, "*batch seq d_model"]:
+        """Encode x (..., seq, d_model), any leading dims. mask and segment_ids as in `TransformerBlock`.
+
+        use_checkpointing: in training, keep only the inputs of the blocks (True), or of every k-th block (k), and
+        compute what is inside again in the backward pass; the numbers are the same bit for bit. False: keep everything.
+        Raises ShapeError and ConfigError.
+        """
+        if segment_ids is not None:  # the same in every block, so it is worked out once
+            if segment_ids.shape != x.shape[:-1]:
+                raise ShapeError(
+                    f"segment_ids must have one id a token, (..., seq) = {tuple(x.shape[:-1])}, but they are "
+                    f"{tuple(segment_ids.shape)}."
+                )
+            documents = document_mask(segment_ids)
+            if mask is not None:
+                check_mask(mask, (*x.shape[:-2], self.num_heads, x.shape[-2], x.shape[-2]))
+            mask = documents if mask is None else mask & documents
+        for number, block in enumerate(self.layers):
+            x = run_block(block, number, x, mask, use_checkpointing=use_checkpointing)
+        return self.final_norm(x)

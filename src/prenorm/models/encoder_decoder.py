@@ -1,0 +1,274 @@
+"""The encoder-decoder: source tokens -> encoder; target tokens -> decoder that reads it -> logits -> loss."""
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..config import EncoderDecoderConfig
+from ..errors import RangeError, ShapeError
+from ..generation import decoding
+from ..generation.padding import last_of_each_row, pad
+from ..generation.prompts import Prompts, check_ids, token_lists
+from ..layers.decoder_cache import DecoderCache
+from ..layers.dropout import Dropout
+from ..layers.embedding import Embedding
+from ..layers.linear import Linear
+from ..layers.positions import LearnedPositions, SinusoidalPositions
+from ..ops.cross_entropy import IGNORED, linear_cross_entropy
+from ..ops.documents import cross_document_mask, document_positions
+from ..ops.linear import linear
+from .decoder import TransformerDecoder
+from .encoder import TransformerEncoder
+
+
+class EncoderDecoder(nn.Module):
+    """Two ids in, logits out: source ids (..., source_seq), target ids (..., seq) -> logits (..., seq, vocab).
+
+    Pre-norm blocks with LayerNorm, exact GELU and biases, causal in the target. Embeddings are multiplied by
+    sqrt(d_model), then positions are added. With tie_embeddings one matrix embeds both sides and is the head.
+    `eos_token_ids` are the ids that end a target, () when none is known.
+    Source: Vaswani et al. 2017, arXiv:1706.03762, with the norms before each sublayer.
+    """
+
+    def __init__(
+        self,
+        config: EncoderDecoderConfig,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.eos_token_ids: tuple[int, ...] = ()
+        d_model = config.d_model
+        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        block = (d_model, config.num_heads, config.d_ff, config.dropout, config.eps)
+        tied = config.tie_embeddings
+        self.embedding = Embedding(config.vocab_size, d_model, **place)
+        self.target_embedding = None if tied else Embedding(config.target_vocab_size, d_model, **place)
+        self.source_positions = _positions(config, **place)
+        self.target_positions = _positions(config, **place)
+        self.encoder = TransformerEncoder(config.num_layers, *block, **place)
+        self.decoder = TransformerDecoder(config.num_decoder_layers, *block, **place, causal=True)
+        self.lm_head = None if tied else Linear(d_model, config.target_vocab_size, **place)
+        self.dropout = Dropout(config.dropout)
+        for module in self.modules():  # rows of length 1, so that logits of a tied head start at a sensible size
+            if isinstance(module, Embedding):
+                nn.init.normal_(module.weight, std=d_model**-0.5)
+
+    def forward(
+        self,
+        source_ids: Int[Tensor, "*batch source_seq"],
+        target_ids: Int[Tensor, "*batch seq"],
+        *,
+        source_segment_ids: Int[Tensor, "*batch source_seq"] | None = None,
+        target_segment_ids: Int[Tensor, "*batch seq"] | None = None,
+        use_checkpointing: bool | int = False,
+    ) -> Float[Tensor, "*batch seq vocab"]:
+        """The logits of the target token after each target token.
+
+        source_segment_ids, target_segment_ids: a negative id is padding. Several documents may be packed into a row
+        when both are given: a target document reads the source document of the same id, and nothing else.
+        use_checkpointing: as in `TransformerEncoder.forward`, in encoder and decoder.
+        Raises RangeError for ids outside the vocabulary and rows longer than max_seq_len, ShapeError and ConfigError.
+        """
+        hidden = self.hidden(
+            source_ids,
+            target_ids,
+            source_segment_ids=source_segment_ids,
+            target_segment_ids=target_segment_ids,
+            use_checkpointing=use_checkpointing,
+        )
+        return linear(hidden, self.head_weight)
+
+    def loss(
+        self,
+        source_ids: Int[Tensor, "*batch source_seq"],
+        target_ids: Int[Tensor, "*batch seq"],
+        targets: Int[Tensor, "*batch seq"],
+        *,
+        source_segment_ids: Int[Tensor, "*batch source_seq"] | None = None,
+        target_segment_ids: Int[Tensor, "*batch seq"] | None = None,
+        use_checkpointing: bool | int = False,
+    ) -> Float[Tensor, ""]:
+        """The mean cross-entropy in nats a token: targets[t] is the token after target_ids[t]; nothing is shifted here.
+
+        Targets of -100, and those at padding (negative target_segment_ids), are left out of the mean.
+        """
+        hidden = self.hidden(
+            source_ids,
+            target_ids,
+            source_segment_ids=source_segment_ids,
+            target_segment_ids=target_segment_ids,
+            use_checkpointing=use_checkpointing,
+        )
+        if target_segment_ids is not None:
+            targets = targets.masked_fill(target_segment_ids < 0, IGNORED)
+        return linear_cross_entropy(hidden, self.head_weight, targets)
+
+    def hidden(
+        self,
+        source_ids: Int[Tensor, "*batch source_seq"],
+        target_ids: Int[Tensor, "*batch seq"],
+        *,
+        source_segment_ids: Int[Tensor, "*batch source_seq"] | None = None,
+        target_segment_ids: Int[Tensor, "*batch seq"] | None = None,
+        use_checkpointing: bool | int = False,
+    ) -> Float[Tensor, "*batch seq d_model"]:
+        """What the head sees. Arguments as in `forward`."""
+        _check_segments("source", source_segment_ids, source_ids)
+        _check_segments("target", target_segment_ids, target_ids)
+        if source_ids.shape[:-1] != target_ids.shape[:-1]:
+            raise ShapeError(
+                "source_ids and target_ids must have the same leading dims, but they are "
+                f"{tuple(source_ids.shape)} and {tuple(target_ids.shape)}."
+            )
+        cross_mask = cross_document_mask(target_segment_ids, source_segment_ids)
+        if cross_mask is not None and cross_mask.shape[-1] != source_ids.shape[-1]:
+            cross_mask = cross_mask.expand(*cross_mask.shape[:-1], source_ids.shape[-1])
+        encoder_output = self.encode(source_ids, segment_ids=source_segment_ids, use_checkpointing=use_checkpointing)
+        return self.decoder(
+            self._embed_target(target_ids, _places(target_ids, target_segment_ids)),
+            encoder_output,
+            cross_mask=cross_mask,
+            segment_ids=target_segment_ids,
+            use_checkpointing=use_checkpointing,
+        )
+
+    def encode(
+        self,
+        source_ids: Int[Tensor, "*batch source_seq"],
+        *,
+        segment_ids: Int[Tensor, "*batch source_seq"] | None = None,
+        use_checkpointing: bool | int = False,
+    ) -> Float[Tensor, "*batch source_seq d_model"]:
+        """What the encoder makes of the sources, every token seeing all of its document."""
+        _check_segments("source", segment_ids, source_ids)
+        x = self.embedding(source_ids) * math.sqrt(self.config.d_model)
+        x = self.dropout(self.source_positions(x, _places(source_ids, segment_ids)))
+        return self.encoder(x, use_checkpointing=use_checkpointing, segment_ids=segment_ids)
+
+    def decode(
+        self,
+        target_ids: Int[Tensor, "batch seq"],
+        *,
+        cache: DecoderCache,
+        segment_ids: Int[Tensor, "batch seq"] | None = None,
+    ) -> Float[Tensor, "batch seq vocab"]:
+        """The logits of `forward` for the target tokens that follow those in `cache`, which has read the sources.
+
+        segment_ids: a negative id is padding; a row is one document.
+        """
+        return linear(self._decode(target_ids, cache, segment_ids), self.head_weight)
+
+    def make_cache(
+        self,
+        source_ids: Int[Tensor, "batch source_seq"],
+        max_seq_len: int,
+        *,
+        source_segment_ids: Int[Tensor, "batch source_seq"] | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> DecoderCache:
+        """Encode the sources, and keep every decoder block's keys and values of them, with room for target tokens."""
+        if max_seq_len > self.config.max_seq_len:
+            raise RangeError(
+                f"a cache can have room for at most the model's max_seq_len = {self.config.max_seq_len} tokens, "
+                f"not for {max_seq_len}."
+            )
+        if source_ids.ndim != 2:
+            raise ShapeError(f"with a cache source_ids must be (batch, seq), but they are {tuple(source_ids.shape)}.")
+        encoder_output = self.encode(source_ids, segment_ids=source_segment_ids)
+        cross_mask = cross_document_mask(None, source_segment_ids)
+        return self.decoder.make_cache(encoder_output, max_seq_len, cross_mask, dtype)
+
+    def generate(self, sources: Prompts, prompts: Prompts | None = None, **options: Any) -> list[list[int]]:
+        """A list of new target ids for each source; options, defaults and errors are those of `stream`."""
+        rows, prompts = self._rows(sources, prompts)
+        return decoding.generate(self._next_logits, self._cache_maker(rows), prompts, **self._decoding(options))
+
+    def stream(self, sources: Prompts, prompts: Prompts | None = None, **options: Any) -> Iterator[list[int | None]]:
+        """One new target id per source a step, None once a target has ended.
+
+        sources: lists of token ids, or integer tensors, of any lengths. prompts: how each target begins, also of any
+        lengths; default: the config's start_token_id. Options: as in `TransformerLM.stream`, without a cache.
+        """
+        rows, prompts = self._rows(sources, prompts)
+        return decoding.stream(self._next_logits, self._cache_maker(rows), prompts, **self._decoding(options))
+
+    @property
+    def head_weight(self) -> Float[Tensor, "vocab d_model"]:
+        """The weight that turns hidden states into logits."""
+        return self.embedding.weight if self.lm_head is None else self.lm_head.weight
+
+    def _embed_target(self, target_ids: Tensor, places: Tensor) -> Tensor:
+        embedding = self.embedding if self.target_embedding is None else self.target_embedding
+        return self.dropout(self.target_positions(embedding(target_ids) * math.sqrt(self.config.d_model), places))
+
+    def _decode(self, target_ids: Tensor, cache: DecoderCache, segment_ids: Tensor | None) -> Tensor:
+        _check_segments("target", segment_ids, target_ids)
+        cache[0].check_batch(target_ids.shape[0])
+        places = cache[0].places(target_ids.shape[-1], None if segment_ids is None else segment_ids >= 0)
+        x = self._embed_target(target_ids, places.clamp_min(0))  # padding has no place, and nobody sees it
+        return self.decoder(x, segment_ids=segment_ids, cache=cache)
+
+    def _next_logits(
+        self, token_ids: Int[Tensor, "batch seq"], *, segment_ids: Int[Tensor, "batch seq"] | None, cache: DecoderCache
+    ) -> Float[Tensor, "batch vocab"]:
+        hidden = self._decode(token_ids, cache, segment_ids)
+        return linear(last_of_each_row(hidden, segment_ids), self.head_weight)
+
+    def _rows(self, sources: Prompts, prompts: Prompts | None) -> tuple[list[list[int]], Prompts]:
+        rows = token_lists(sources, "source")
+        check_ids(rows, self.config.vocab_size, "source")
+        longest = max(map(len, rows), default=0)
+        if longest > self.config.max_seq_len:
+            raise RangeError(
+                f"a source must have at most max_seq_len = {self.config.max_seq_len} tokens, but one has {longest}."
+            )
+        prompts = [[self.config.start_token_id]] * len(rows) if prompts is None else token_lists(prompts)
+        if len(prompts) != len(rows):
+            raise ShapeError(f"there must be one prompt a source, but {len(prompts)} came with {len(rows)} sources.")
+        return rows, prompts
+
+    def _cache_maker(self, rows: list[list[int]]) -> Any:
+        def make_cache(batch_size: int, max_seq_len: int) -> DecoderCache:
+            source_ids, segment_ids = pad(rows, self.embedding.weight.device)
+            with torch.inference_mode():
+                return self.make_cache(source_ids, max_seq_len, source_segment_ids=segment_ids)
+
+        return make_cache
+
+    def _decoding(self, options: dict[str, Any]) -> dict[str, Any]:
+        return {
+            "vocab_size": self.config.target_vocab_size,
+            "max_seq_len": self.config.max_seq_len,
+            "device": self.embedding.weight.device,
+            **options,
+            "eos_token_id": self.eos_token_ids if options.get("eos_token_id") is None else options["eos_token_id"],
+        }
+
+
+def _positions(config: EncoderDecoderConfig, **place: Any) -> SinusoidalPositions | LearnedPositions:
+    if config.positions == "sinusoidal":
+        return SinusoidalPositions(config.d_model, config.max_seq_len)
+    return LearnedPositions(config.d_model, config.max_seq_len, **place)
+
+
+def _places(token_ids: Tensor, segment_ids: Tensor | None) -> Tensor:
+    """Each token's place in its document."""
+    if segment_ids is None:
+        return torch.arange(token_ids.shape[-1], device=token_ids.device)
+    return document_positions(segment_ids)
+
+
+def _check_segments(side: str, segment_ids: Tensor | None, token_ids: Tensor) -> None:
+    if token_ids.ndim == 0:
+        raise ShapeError(f"{side}_ids must be (..., seq), but it is a single number; {side}_ids[None] makes it one.")
+    if segment_ids is not None and segment_ids.shape != token_ids.shape:
+        raise ShapeError(
+            f"{side}_segment_ids must have one id a token, {tuple(token_ids.shape)}, but they are "
+            f"{tuple(segment_ids.shape)}."
+        )
