@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench-attention wheel clean
+.PHONY: help demo test check format bench-attention bench-norm bench-checkpointing example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -13,6 +13,9 @@ help:
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the files as the formatter wants them"
 	@echo "make bench-attention   the blocked attention kernel against PyTorch's, in turn"
+	@echo "make bench-norm        RMSNorm against LayerNorm, the textbook formula and PyTorch's own"
+	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
+	@echo "make example-dates     train an encoder-decoder to read dates in some hundred languages"
 	@echo "make wheel   build dist/prenorm-*.whl"
 	@echo "make clean   remove .venv and everything that was built (runs/ stays)"
 
@@ -33,6 +36,15 @@ format: .venv/dev.stamp
 
 bench-attention: .venv/dev.stamp
 	$(BIN)/python benchmarks/attention.py
+
+bench-norm: .venv/dev.stamp
+	$(BIN)/python benchmarks/norm.py
+
+bench-checkpointing: .venv/dev.stamp
+	$(BIN)/python benchmarks/checkpointing.py
+
+example-dates: .venv/dev.stamp
+	$(BIN)/python examples/dates.py
 
 wheel: .venv/dev.stamp
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

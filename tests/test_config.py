@@ -7,7 +7,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from prenorm import ConfigError, ModelConfig, RopeScaling, TransformerBlock
+from prenorm import ConfigError, EncoderDecoderConfig, ModelConfig, RopeScaling, TransformerBlock
 
 GOOD = {"vocab_size": 100, "d_model": 48, "num_layers": 2, "num_heads": 4}
 
@@ -194,3 +194,120 @@ def test_a_block_and_a_config_refuse_the_same_heads_in_the_same_words():
     assert messages[0].startswith(
         "num_heads must divide d_model, but 12 does not divide 500; d_model=504 or num_heads=10 would"
     )
+
+
+# The encoder-decoder
+
+pairs_of_models = st.fixed_dictionaries(
+    {
+        "vocab_size": st.integers(10, 10**6),
+        "d_model": st.sampled_from([48, 96]),
+        "num_layers": st.integers(1, 200),
+        "num_heads": st.sampled_from([4, 8]),
+        "tie_embeddings": st.just(False),
+    },
+    optional={
+        "num_decoder_layers": st.none() | st.integers(1, 200),
+        "d_ff": st.none() | st.integers(1, 10**5),
+        "target_vocab_size": st.none() | st.integers(10, 10**6),
+        "max_seq_len": st.integers(1, 10**6),
+        "positions": st.sampled_from(["sinusoidal", "learned"]),
+        "start_token_id": st.integers(0, 9),
+        "eps": st.floats(1e-12, 0.1),
+        "dropout": st.floats(0, 0.9),
+    },
+).map(lambda fields: EncoderDecoderConfig(**fields))
+
+
+@given(pairs_of_models)
+def test_an_encoder_decoders_config_goes_to_json_and_back_unchanged(config):
+    assert EncoderDecoderConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_an_encoder_decoders_fields_and_their_defaults_are_these():
+    fields = {
+        **GOOD,
+        "num_decoder_layers": 2,
+        "d_ff": 192,
+        "target_vocab_size": 100,
+        "max_seq_len": 512,
+        "positions": "sinusoidal",
+        "start_token_id": 0,
+        "eps": 1e-5,
+        "tie_embeddings": True,
+        "dropout": 0.1,
+    }
+    assert list(EncoderDecoderConfig(**GOOD).to_dict().items()) == list(fields.items())  # in this order, too
+
+
+@pytest.mark.parametrize("name", ["num_decoder_layers", "d_ff", "target_vocab_size"])
+def test_an_encoder_decoders_size_of_none_is_filled_in(name):
+    assert EncoderDecoderConfig(**GOOD, **{name: None}) == EncoderDecoderConfig(**GOOD)
+
+
+def test_an_encoder_decoders_config_cannot_be_changed_afterwards():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        EncoderDecoderConfig(**GOOD).d_model = 96
+
+
+BAD_PAIRS = [
+    *[
+        ({name: 0}, f"{name} must be a whole number of at least 1, not 0")
+        for name in (*GOOD, "num_decoder_layers", "d_ff", "target_vocab_size", "max_seq_len")
+    ],
+    ({"num_decoder_layers": 2.0}, "num_decoder_layers must be a whole number of at least 1, not 2.0"),
+    ({"num_heads": 5}, "num_heads must divide d_model, but 5 does not divide 48; d_model=50 or num_heads=4 would.$"),
+    ({"positions": "rotary"}, "positions must be 'sinusoidal' or 'learned', not 'rotary'"),
+    ({"positions": None}, "positions must be 'sinusoidal' or 'learned', not None"),
+    (
+        {"d_model": 15, "num_heads": 3},
+        "d_model must be even, .* but it is 15; d_model=18 would do, or positions='learned'",
+    ),
+    ({"eps": 0.0}, "eps must be greater than 0, not 0.0"),
+    ({"dropout": 1.0}, "dropout must be below 1, not 1.0"),
+    ({"tie_embeddings": 1}, "tie_embeddings must be True or False, not 1"),
+    (
+        {"target_vocab_size": 50},
+        "tie_embeddings needs one vocabulary, but vocab_size is 100 and target_vocab_size 50; tie_embeddings=False",
+    ),
+    *[
+        ({"start_token_id": start}, re.escape(f"start_token_id must be in [0, 100), not {start!r}"))
+        for start in (-1, 100, True, 1.0, None)
+    ],
+    (
+        {"target_vocab_size": 50, "tie_embeddings": False, "start_token_id": 50},
+        re.escape("start_token_id must be in [0, 50), not 50"),
+    ),
+]
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize(("change", "message"), BAD_PAIRS, ids=[str(change) for change, _ in BAD_PAIRS])
+def test_numbers_that_no_encoder_decoder_can_have_are_refused_with_the_rule(change, message):
+    with pytest.raises(ConfigError, match=message):
+        EncoderDecoderConfig(**{**GOOD, **change})
+
+
+@given(st.integers(1, 200), st.integers(1, 200))
+def test_the_way_out_that_an_encoder_decoders_message_names_is_a_way_out(d_model, num_heads):
+    sizes = {"d_model": d_model, "num_heads": num_heads}
+    try:
+        EncoderDecoderConfig(10, num_layers=1, **sizes)
+        assume(False)
+    except ConfigError as refused:
+        ways_out = re.findall(r"(d_model|num_heads|positions)='?(\w+)", str(refused))
+    assert ways_out
+    numbers = [{name: int(value)} for name, value in ways_out if name != "positions"]
+    for way in numbers:
+        EncoderDecoderConfig(10, num_layers=1, **{**sizes, **way})
+
+
+def test_learned_positions_may_have_an_odd_width():
+    assert EncoderDecoderConfig(10, 15, 1, 3, positions="learned").d_model == 15
+
+
+def test_an_encoder_decoders_config_takes_no_other_fields():
+    with pytest.raises(ConfigError, match="an encoder-decoder config has no field named num_kv_heads, rope_theta"):
+        EncoderDecoderConfig.from_dict({**GOOD, "rope_theta": 1.0, "num_kv_heads": 2})
+    with pytest.raises(ConfigError, match="an encoder-decoder config needs d_model"):
+        EncoderDecoderConfig.from_dict({name: value for name, value in GOOD.items() if name != "d_model"})

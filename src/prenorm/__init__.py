@@ -12,6 +12,8 @@ if TYPE_CHECKING:
     from .blocks.decoder import TransformerDecoderBlock as TransformerDecoderBlock
     from .blocks.encoder import TransformerEncoderBlock as TransformerEncoderBlock
     from .blocks.transformer import TransformerBlock as TransformerBlock
+    from .checkpoint.pytorch import from_pytorch as from_pytorch
+    from .checkpoint.pytorch import to_pytorch as to_pytorch
     from .config import EncoderDecoderConfig as EncoderDecoderConfig
     from .config import ModelConfig as ModelConfig
     from .config import RopeScaling as RopeScaling
@@ -42,6 +44,8 @@ _HOME = {
     "TransformerDecoderBlock": "blocks.decoder",
     "TransformerEncoderBlock": "blocks.encoder",
     "TransformerBlock": "blocks.transformer",
+    "from_pytorch": "checkpoint.pytorch",
+    "to_pytorch": "checkpoint.pytorch",
     "EncoderDecoderConfig": "config",
     "ModelConfig": "config",
     "RopeScaling": "config",

@@ -183,6 +183,14 @@ class EncoderDecoderConfig:
     def __post_init__(self) -> None:
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "max_seq_len"):
             check_size(name, getattr(self, name))
+        if self.positions not in ("sinusoidal", "learned"):
+            raise ConfigError(f"positions must be 'sinusoidal' or 'learned', not {self.positions!r}.")
+        if self.positions == "sinusoidal" and self.d_model % 2:
+            wider = 2 * self.num_heads * math.ceil(self.d_model / (2 * self.num_heads))
+            raise ConfigError(
+                f"d_model must be even, because sinusoidal positions are pairs of a sine and a cosine, but it is "
+                f"{self.d_model}; d_model={wider} would do, or positions='learned'."
+            )
         attention_sizes(self.d_model, self.num_heads, None, None, rotary=False)
         defaults = {
             "num_decoder_layers": self.num_layers,
@@ -193,13 +201,6 @@ class EncoderDecoderConfig:
             value = default if getattr(self, name) is None else getattr(self, name)
             check_size(name, value)
             object.__setattr__(self, name, value)
-        if self.positions not in ("sinusoidal", "learned"):
-            raise ConfigError(f"positions must be 'sinusoidal' or 'learned', not {self.positions!r}.")
-        if self.positions == "sinusoidal" and self.d_model % 2:
-            raise ConfigError(
-                f"d_model must be even, because sinusoidal positions are pairs of a sine and a cosine, but it is "
-                f"{self.d_model}; d_model={self.d_model + 1} would do, or positions='learned'."
-            )
         check_number("eps", self.eps, above=0.0)
         check_dropout(self.dropout)
         if not isinstance(self.tie_embeddings, bool):
@@ -247,14 +248,15 @@ def attention_sizes(
     check_size("num_heads", num_heads)
     if head_dim is None:
         if d_model % num_heads:
-            step = 2 * num_heads if rotary else num_heads
+            step = 2 * num_heads  # for an even d_model, which rotary and sinusoidal positions need
             wider = step * math.ceil(d_model / step)
-            fitting = [n for n in range(1, d_model + 1) if d_model % n == 0 and (d_model // n % 2 == 0 or not rotary)]
+            near = range(1, min(d_model, 2 * num_heads) + 1)  # beyond, 1 is nearer
+            fitting = [n for n in near if d_model % n == 0 and (d_model // n % 2 == 0 or not rotary)]
             nearest = min(fitting, key=lambda n: abs(n - num_heads), default=None)
             heads = "" if nearest is None else f" or num_heads={nearest}"
             raise ConfigError(
                 f"num_heads must divide d_model, but {num_heads} does not divide {d_model}; "
-                f"d_model={wider}{heads} would (or give head_dim)."
+                f"d_model={wider}{heads} would{' (or give head_dim)' if rotary else ''}."
             )
         head_dim = d_model // num_heads
     check_size("head_dim", head_dim)

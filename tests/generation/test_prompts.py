@@ -49,6 +49,20 @@ def test_anything_else_is_refused_with_a_way_out(prompts, message):
         token_lists(prompts)
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_messages_call_the_rows_by_the_name_that_the_caller_gave_them():
+    with pytest.raises(ConfigError, match="a source must have at least one token, but source 1 is empty"):
+        token_lists([[1], []], "source")
+    with pytest.raises(ConfigError, match="source 0 must be token ids, not the text 'def '"):
+        token_lists("def ", "source")
+    with pytest.raises(RangeError, match="those of source 1 go from 3 to 11 and vocab_size is 11"):
+        check_ids([[1], [11, 3]], 11, "source")
+
+
+def test_tensors_of_several_lengths_are_rows_of_several_lengths():
+    assert token_lists([torch.tensor([1, 2]), torch.tensor([3])]) == [[1, 2], [3]]
+
+
 def test_endings_are_each_end_of_text_id_and_each_stop_sequence():
     assert endings(None, ()) == []
     assert endings(3, ()) == [[3]]

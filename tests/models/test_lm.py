@@ -118,6 +118,13 @@ def test_padding_is_left_out_of_the_loss():
     assert_exact(padded, array(model.loss(ids[:, 2:], targets[:, 2:])))
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_targets_of_another_shape_are_refused_beside_padding_too():
+    model, ids = TransformerLM(ModelConfig(11, 8, 1, 2)), torch.zeros(2, 3, dtype=torch.int64)
+    with pytest.raises(ShapeError, match=r"rows are \(2, 3\) and the targets \(1, 3\)"):
+        model.loss(ids, ids[:1], segment_ids=ids)
+
+
 def test_without_any_target_the_loss_and_its_gradients_are_zero():
     model = make()
     loss = model.loss(torch.tensor([1, 2]), torch.tensor([-100, -100]))

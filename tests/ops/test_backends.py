@@ -5,6 +5,7 @@ import torch
 
 import prenorm.functional as F
 from prenorm import ConfigError, TransformerBlock, explain, use_backend
+from prenorm.kernels.cpu.rms_norm import why_not
 from prenorm.kernels.sdpa import sdpa
 
 from ..oracle.inputs import normal
@@ -47,9 +48,12 @@ def test_an_unknown_backend_is_refused_by_name():
 
 def test_the_table_gives_a_reason_for_every_kernel():
     rows = explain()
-    assert {row.op for row in rows} == {"scaled_dot_product_attention"}
+    assert {row.op for row in rows} == {"scaled_dot_product_attention", "dropout", "rms_norm", "layer_norm"}
     assert {torch.float64, torch.float32, torch.bfloat16} <= {row.dtype for row in rows}
     for row in rows:
+        if row.runs == "formula":  # a machine that has no compiler
+            assert (row.op, "compiler" in row.why) == ("rms_norm", True)
+            continue
         module, name = row.runs.rsplit(".", 1)
         assert callable(getattr(importlib.import_module(module), name))
         assert row.why
@@ -59,11 +63,28 @@ def test_a_block_is_explained_op_by_op_each_once_and_untouched():
     block, x = TransformerBlock(8, 2, 16), torch.randn(1, 3, 8)
     choices = explain(block, x, token_positions=torch.tensor([2, 1, 0]))
     assert [(choice.op, choice.device, choice.dtype) for choice in choices] == [
-        ("scaled_dot_product_attention", "cpu", torch.float32)
+        ("rms_norm", "cpu", torch.float32),  # both norms
+        ("scaled_dot_product_attention", "cpu", torch.float32),
     ]
     assert all(parameter.grad is None for parameter in block.parameters())
     with use_backend("reference"):
         assert "use_backend" in explain(block, x)[0].why
+
+
+def test_a_formula_says_why_it_runs():
+    class Norm(torch.nn.Module):
+        def forward(self, x, weight):
+            return F.rms_norm(x, weight)
+
+    def why(dtype, weight_dtype):
+        (choice,) = explain(Norm(), torch.ones(2, 3, dtype=dtype), torch.ones(3, dtype=weight_dtype))
+        assert choice.runs == "formula"
+        return choice.why
+
+    with use_backend("reference"):
+        assert why(torch.float32, torch.float32) == 'use_backend("reference") asks for it'
+    assert why(torch.float64, torch.float64) == "no kernel for this device and dtype"
+    assert why(torch.float32, torch.bfloat16) == (why_not() or "no kernel for inputs like these")
 
 
 def test_what_was_explained_before_an_error_is_forgotten():

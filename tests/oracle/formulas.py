@@ -95,15 +95,15 @@ def attention(q: Array, k: Array, v: Array, allowed: NDArray[np.bool_] | None = 
 
 
 def documents(segment_ids: NDArray[np.int64]) -> tuple[NDArray[np.bool_], NDArray[np.int64]]:
-    """One row of ids -> who belongs together, (seq, seq), and each token's position in its document."""
+    """One row of ids -> who belongs together, (seq, seq), and each token's position in its document, 0 for padding."""
     together = np.zeros((len(segment_ids), len(segment_ids)), dtype=bool)
     positions = np.zeros(len(segment_ids), dtype=np.int64)
     start = 0
     for here in range(len(segment_ids)):
         if here > 0 and segment_ids[here] != segment_ids[here - 1]:
             start = here
-        positions[here] = here - start
         if segment_ids[here] >= 0:
+            positions[here] = here - start
             together[here, start : here + 1] = together[start : here + 1, here] = True
     return together, positions
 
@@ -115,3 +115,27 @@ def cross_entropy(logits: Array, targets: NDArray[np.int64], ignore_index: int =
         if target != ignore_index:
             losses.append(math.log(np.exp(row - row.max()).sum()) + row.max() - row[target])
     return math.fsum(losses) / len(losses) if losses else 0.0
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float = 1e-5) -> Array:
+    """Ba et al. 2016, equation 4, with eps under the root."""
+    centred = x - x.mean(axis=-1, keepdims=True)
+    return centred / np.sqrt((centred * centred).mean(axis=-1, keepdims=True) + eps) * weight + bias
+
+
+def gelu(x: Array) -> Array:
+    """Hendrycks and Gimpel 2016, section 2: x times the normal distribution function of x, a number at a time."""
+    return np.array([0.5 * number * (1 + math.erf(number / math.sqrt(2))) for number in x.flat]).reshape(x.shape)
+
+
+def sinusoid(position: int, d_model: int) -> Array:
+    """Vaswani et al. 2017, section 3.5: the vector of one position."""
+    angles = [position / 10000 ** (2 * i / d_model) for i in range(d_model // 2)]
+    return np.array([number for angle in angles for number in (math.sin(angle), math.cos(angle))])
+
+
+def same_document(target_ids: NDArray[np.int64], source_ids: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Two rows of segment ids -> which target token reads which source token, (target seq, source seq)."""
+    return np.array([[t == s and t >= 0 for s in source_ids] for t in target_ids]).reshape(
+        len(target_ids), len(source_ids)
+    )

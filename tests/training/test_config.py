@@ -57,6 +57,11 @@ def test_the_gpt2_small_preset_has_about_110_million_parameters():
         ({"data": "text.txt"}, "data must be a list of strings, not 'text.txt'"),
         ({"data": ["a\nb"]}, "each of data must have printable characters only"),
         ({"compile": 1}, "compile must be True or False, not 1"),
+        ({"checkpoint_activations": 2}, "checkpoint_activations must be True or False, not 2"),
+        (
+            {"checkpoint_activations_every": 0},
+            "checkpoint_activations_every must be a whole number of at least 1, not 0",
+        ),
         ({"out": 3}, "out must be a string, not 3"),
         ({"batch_size": 12, "micro_batch_size": 5}, "5 does not divide 12; micro_batch_size=4 would"),
         ({"context": 64, "max_seq_len": 32}, "64 is greater than 32; max_seq_len=64 would do"),

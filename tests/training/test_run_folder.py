@@ -69,7 +69,14 @@ def test_contradicting_settings_are_refused_by_name_with_both_values(tiny):
 def test_settings_that_touch_no_weights_may_change(tiny):
     checkpoint_at(2, tiny())
     changed = tiny(
-        checkpoint_every=1, keep_checkpoints=9, eval_every=1, eval_batches=1, eval_overlap=0.0, log_seconds=1.0
+        checkpoint_every=1,
+        keep_checkpoints=9,
+        eval_every=1,
+        eval_batches=1,
+        eval_overlap=0.0,
+        log_seconds=1.0,
+        checkpoint_activations=True,
+        checkpoint_activations_every=2,
     )
     run = opened(changed, resume=True)
     assert TrainConfig.from_fields(read_toml(run.folder / "config.toml")) == changed

@@ -56,12 +56,33 @@ def test_the_size_of_micro_batches_changes_no_loss(tiny, trainer_of):
     assert parts == pytest.approx(whole, rel=1e-4)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize(("every", "runs"), [(1, [2, 2, 2]), (2, [1, 2, 1])])
+def test_checkpointing_activations_runs_blocks_twice_and_changes_no_loss_and_no_weight(
+    tiny, trainer_of, every, runs, dtype
+):
+    fields = {"dtype": dtype, "num_layers": 3, "dropout": 0.2}
+    plain = trainer_of(tiny(**fields))
+    less = trainer_of(tiny(**fields, checkpoint_activations=True, checkpoint_activations_every=every))
+    counts = [0, 0, 0]
+    for number, block in enumerate(less.model.layers):
+
+        def count(*_, number=number):
+            counts[number] += 1
+
+        block.register_forward_pre_hook(count)
+    assert losses_of(less) == losses_of(plain)
+    assert counts == [3 * each for each in runs]
+    weights = plain.model.state_dict()
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in less.model.state_dict().items())
+
+
 def test_short_rows_come_first_and_whole_ones_after_them(tiny, trainer_of, monkeypatch):
     shapes = []
 
-    def loss(self, token_ids, targets, *, segment_ids, compute=TransformerLM.loss):
+    def loss(self, token_ids, targets, compute=TransformerLM.loss, **options):
         shapes.append(tuple(token_ids.shape))
-        return compute(self, token_ids, targets, segment_ids=segment_ids)
+        return compute(self, token_ids, targets, **options)
 
     monkeypatch.setattr(TransformerLM, "loss", loss)
     losses_of(trainer_of(tiny(steps=4, short_context=4, short_share=0.6, micro_batch_size=2)), steps=4)

@@ -11,6 +11,7 @@ from ..layers.dropout import Dropout
 from ..layers.feedforward import FeedForward
 from ..layers.multihead import MultiHeadAttention
 from ..layers.norm import LayerNorm
+from ..ops.attention import check_mask
 
 
 class TransformerDecoderBlock(nn.Module):
@@ -50,8 +51,8 @@ class TransformerDecoderBlock(nn.Module):
         self,
         x: Float[Tensor, "*batch seq d_model"],
         encoder_output: Float[Tensor, "*batch source_seq d_model"] | None = None,
-        self_mask: Bool[Tensor, "*self_batch q_or_1 seq_so_far"] | None = None,
-        cross_mask: Bool[Tensor, "*cross_batch q_or_1 source_seq"] | None = None,
+        self_mask: Bool[Tensor, "*self_batch self_q_or_1 seq_so_far"] | None = None,
+        cross_mask: Bool[Tensor, "*cross_batch cross_q_or_1 source_seq"] | None = None,
         *,
         segment_ids: Int[Tensor, "*batch seq"] | None = None,
         cache: DecoderLayerCache | None = None,
@@ -65,6 +66,8 @@ class TransformerDecoderBlock(nn.Module):
         Raises ShapeError and ConfigError.
         """
         keys, values = self._cross_keys_values(encoder_output, cache)
+        if cache is not None and cross_mask is not None:  # before anything is written
+            check_mask(cross_mask, (*keys.shape[:-2], *x.shape[-2:-1], keys.shape[-2]))
         x = x + self.dropout(self.self_attn(self.norm1(x), mask=self_mask, segment_ids=segment_ids, cache=cache))
         x = x + self.dropout(self.cross_attn.attend(self.norm2(x), keys, values, cross_mask))
         return x + self.dropout(self.ffn(self.norm3(x)))

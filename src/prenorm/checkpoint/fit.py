@@ -2,7 +2,7 @@
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sized
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
@@ -23,34 +23,49 @@ def check_fit(
     `hugging_face` tells whose names they are. A tied model may bring its lm_head.weight too, to be compared with the
     embedding. Raises CheckpointError with all that is missing, unexpected, mis-shaped or in a foreign dtype.
     """
-    if config.num_layers > len(found):  # before a table of a billion layers is made
-        raise CheckpointError(
-            f"{source}: a model of {config.num_layers} layers has several tensors in each, but only {len(found)} "
-            "are there; config and weights are not of the same model."
-        )
+    check_layers(config.num_layers, found, source)
     expected = {
         parameter.hugging_face if hugging_face else parameter.name: parameter.shape
         for parameter in parameters_of(config)
     }
     if config.tie_embeddings and "lm_head.weight" in found:
         expected["lm_head.weight"] = (config.vocab_size, config.d_model)
-    used = [name for name in found if not _ROTARY_TABLE.fullmatch(name)]
+    used = {name: info for name, info in found.items() if not _ROTARY_TABLE.fullmatch(name)}
+    return check_tensors(expected, used, source)
+
+
+def check_layers(num_layers: int, found: Sized, source: str) -> None:
+    """Raise CheckpointError for more layers than tensors, before a table of a billion layers is made."""
+    if num_layers > len(found):
+        raise CheckpointError(
+            f"{source}: a model of {num_layers} layers has several tensors in each, but only {len(found)} "
+            "are there; config and weights are not of the same model."
+        )
+
+
+def check_tensors(
+    expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[str, tuple[int, ...]]], source: str
+) -> list[str]:
+    """The names in `found` (name: dtype, shape), once they are known to be the expected ones (name: shape).
+
+    Raises CheckpointError with all that is missing, unexpected, mis-shaped or in a foreign dtype.
+    """
     differences = {
         "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in used if name not in expected],
+        "unexpected": [name for name in found if name not in expected],
         "of another shape": [
-            f"{name} {found[name][1]} instead of {expected[name]}"
-            for name in used
-            if name in expected and found[name][1] != expected[name]
+            f"{name} {shape} instead of {expected[name]}"
+            for name, (_, shape) in found.items()
+            if name in expected and shape != expected[name]
         ],
         f"of a dtype other than {', '.join(FLOATS)}": [
-            f"{name} {found[name][0]}" for name in used if found[name][0] not in FLOATS
+            f"{name} {dtype}" for name, (dtype, _) in found.items() if dtype not in FLOATS
         ],
     }
     if any(differences.values()):
         listed = "; ".join(f"{what}: {_briefly(names)}" for what, names in differences.items() if names)
         raise CheckpointError(f"{source}: the tensors must be exactly those of the config, but some are {listed}.")
-    return used
+    return list(found)
 
 
 def _briefly(entries: Iterable[str], at_most: int = 12) -> str:

@@ -1,9 +1,6 @@
 """A folder that holds a model: config.json and model.safetensors, in Hugging Face's layout, both ways."""
 
 import functools
-import hashlib
-import json
-import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,9 +11,9 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..errors import CheckpointError, ConfigError
-from .files import Content, file_in, read_json, write_together
-from .fit import FLOATS, check_fit
+from ..errors import CheckpointError
+from .files import Content, file_in, read_json
+from .fit import check_fit
 from .layouts import (
     config_from_hugging_face,
     config_to_hugging_face,
@@ -25,14 +22,9 @@ from .layouts import (
     weights_to_hugging_face,
 )
 from .names import parameters_of
-from .shards import WEIGHTS, find_weights, remove_shards
-from .tensors import dtype_name, read_tensors, tensors_content
+from .together import CONFIG, Weights, check_dtype, encode, found_among, opened, write_model
 
-CONFIG = "config.json"
 GENERATION_CONFIG = "generation_config.json"  # transformers' settings for generate(); its end-of-text ids come first
-
-# Stands in config.json and in the weights' metadata: the two were saved together.
-SAVE_ID = "prenorm_save_id"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,22 +47,15 @@ def save(
     """
     folder = Path(folder).expanduser()
     eos_from_hugging_face(list(eos_token_ids), config.vocab_size, source="the model to save")
-    found = {name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
-    check_fit(config, found, hugging_face=False, source="the model to save")
+    check_fit(config, found_among(tensors), hugging_face=False, source="the model to save")
     _check_tied_head(config, tensors, "embedding.weight", "the model to save")
     dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
 
     fields = config_to_hugging_face(config, eos_token_ids=eos_token_ids, dtype=dtype)
-    fields[SAVE_ID] = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
-    # Should a crash fall between two of these, the new weights will not match the old config's id.
-    files: dict[Path, Content] = {
-        folder / WEIGHTS: tensors_content(weights_to_hugging_face(config, tensors), {SAVE_ID: fields[SAVE_ID]}),
-        folder / CONFIG: _encode(fields),
-    }
+    others: dict[Path, Content] = {}
     if (folder / GENERATION_CONFIG).exists():
-        files[folder / GENERATION_CONFIG] = _encode(_generation_config(folder, eos_token_ids))
-    write_together(files)
-    remove_shards(folder)
+        others[folder / GENERATION_CONFIG] = encode(_generation_config(folder, eos_token_ids))
+    write_model(folder, fields, weights_to_hugging_face(config, tensors), others)
     if fields["model_type"] == "prenorm":
         # Last, so that a program that turns warnings into errors has its model all the same.
         warnings.warn(
@@ -89,47 +74,15 @@ def load(
     Headers are compared with the config before anything is allocated. Raises CheckpointError for a folder that is not
     whole, has tensors missing, left over or mis-shaped, or a config that is not understood to the last key.
     """
-    if dtype is not None and dtype_name(dtype) not in FLOATS:
-        raise ConfigError(f"a model's dtype must be one of {', '.join(FLOATS)}, not {dtype}.")
-    try:
-        return _load(_model_folder(folder), dtype, device)
-    except OSError as error:
-        raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}.") from error
-
-
-def _load(folder: Path, dtype: torch.dtype | None, device: torch.device | str | None) -> Checkpoint:
-    fields = read_json(file_in(folder, CONFIG))
-    config, eos_token_ids = config_from_hugging_face(fields, source=str(folder / CONFIG))
-    files = find_weights(folder)
-    for path, header in files.items():
-        if header.metadata.get(SAVE_ID, fields.get(SAVE_ID)) != fields.get(SAVE_ID):
-            raise CheckpointError(
-                f"{path} and {CONFIG} must have been saved together, but their {SAVE_ID} differ: one of them was "
-                "replaced, or a save was cut off between them; save the model again."
-            )
-    found = {name: info[:2] for header in files.values() for name, info in header.tensors.items()}
-    used = set(check_fit(config, found, hugging_face=True, source=str(folder)))
-    stored: dict[str, Tensor] = {}
-    for path, header in files.items():
-        stored |= read_tensors(path, used & header.tensors.keys(), dtype=dtype, device=device)
-    _check_tied_head(config, stored, "model.embed_tokens.weight", str(folder))
-    tensors = {parameter.name: stored[parameter.hugging_face] for parameter in parameters_of(config)}
-    return Checkpoint(config, tensors, _generation_eos(folder, config, eos_token_ids))
-
-
-def _model_folder(folder: Path | str) -> Path:
-    path, name = Path(folder).expanduser(), str(folder)
-    if path.is_file():
-        raise CheckpointError(f"{path} is a file; give the folder that it lies in.")
-    if not path.is_dir():
-        like_a_hub_name = re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
-        hint = f"; nothing is downloaded, but `hf download {name} --local-dir {path.name}` makes one"
-        raise CheckpointError(
-            f"{path} must be a folder that holds a model, but there is no such folder{hint if like_a_hub_name else ''}."
-        )
-    if not (path / CONFIG).exists():
-        raise CheckpointError(f"{path} holds no {CONFIG}; a model's folder has {CONFIG} and {WEIGHTS}.")
-    return path
+    check_dtype(dtype)
+    with opened(folder) as (path, fields):
+        config, eos_token_ids = config_from_hugging_face(fields, source=str(path / CONFIG))
+        weights = Weights(path, fields)
+        used = check_fit(config, weights.found, hugging_face=True, source=str(path))
+        stored = weights.read(used, dtype, device)
+        _check_tied_head(config, stored, "model.embed_tokens.weight", str(path))
+        tensors = {parameter.name: stored[parameter.hugging_face] for parameter in parameters_of(config)}
+        return Checkpoint(config, tensors, _generation_eos(path, config, eos_token_ids))
 
 
 def _check_tied_head(config: ModelConfig, tensors: Mapping[str, Tensor], embedding: str, source: str) -> None:
@@ -157,7 +110,3 @@ def _generation_config(folder: Path, eos_token_ids: tuple[int, ...]) -> dict[str
     except CheckpointError:
         fields = {}
     return {**fields, "eos_token_id": eos_to_hugging_face(eos_token_ids)}
-
-
-def _encode(fields: Mapping[str, Any]) -> bytes:
-    return (json.dumps(fields, indent=2) + "\n").encode()

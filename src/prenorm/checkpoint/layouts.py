@@ -25,6 +25,9 @@ _ARCHITECTURES = {
     "prenorm": "TransformerLM",
 }
 
+# The model_type of an EncoderDecoder's folder (encoder_decoder.py), which is no language model's.
+ENCODER_DECODER = "prenorm_encoder_decoder"
+
 # The longest context published is 10 million tokens; a rotary table for this many takes some 10 GB.
 _LONGEST_CONTEXT = 2**24
 
@@ -207,7 +210,8 @@ def config_from_hugging_face(
     """
     family = fields.get("model_type")
     if not isinstance(family, str) or family not in _FAMILIES:
-        raise CheckpointError(f"{source}: model_type must be one of {', '.join(_FAMILIES)}, not {family!r}.")
+        hint = "; EncoderDecoder.from_pretrained opens this folder" if family == ENCODER_DECODER else ""
+        raise CheckpointError(f"{source}: model_type must be one of {', '.join(_FAMILIES)}, not {family!r}{hint}.")
     if problems := [*_missing_keys(fields), *_foreign_keys(family, fields)]:
         raise CheckpointError(
             f"{source} (model_type {family}) must be understood as a whole, but {'; '.join(problems)}. "

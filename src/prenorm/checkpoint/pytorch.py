@@ -71,11 +71,11 @@ def to_pytorch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             theirs[their] = tensor
             continue
         part, kind = packed[2], packed[3]
+        names = [f"{name.removesuffix(f'{part}.{kind}')}{each}.{kind}" for each in PACKED]
+        missing = [each for each in names if each not in state_dict]
+        if missing:
+            raise CheckpointError(f"an attention needs {', '.join(names)}, but {', '.join(missing)} is missing.")
         if part == PACKED[0]:
-            names = [f"{name.removesuffix(f'{part}.{kind}')}{each}.{kind}" for each in PACKED]
-            missing = [each for each in names if each not in state_dict]
-            if missing:
-                raise CheckpointError(f"an attention needs {', '.join(names)}, but {', '.join(missing)} is missing.")
             theirs[f"{packed[1]}in_proj_{kind}"] = torch.cat([state_dict[each] for each in names])
     return theirs
 

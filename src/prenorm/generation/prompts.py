@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..errors import ConfigError, RangeError
 
-Prompts = Sequence[Sequence[int]] | Sequence[Int[Tensor, " seq"]] | Int[Tensor, "*batch seq"]
+# The axes have no names, because each row, and the sources and prompts of one call, may have any lengths.
+Prompts = Sequence[Sequence[int]] | Sequence[Int[Tensor, " _"]] | Int[Tensor, "... _"]
 
 
 def token_lists(prompts: Prompts, name: str = "prompt") -> list[list[int]]:

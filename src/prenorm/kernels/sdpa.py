@@ -53,7 +53,7 @@ def _with_dropout(
         groups = query.shape[1] // key.shape[1]
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
     if causal:
-        mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
+        mask = query.new_ones(query.shape[2], key.shape[2], dtype=torch.bool).tril()
     scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)

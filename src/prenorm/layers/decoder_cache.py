@@ -25,7 +25,7 @@ class DecoderLayerCache(LayerCache):
         super().__init__(
             batch_size, num_heads, max_seq_len, head_dim, dtype=dtype or cross_keys.dtype, device=cross_keys.device
         )
-        self.cross_keys, self.cross_values = cross_keys, cross_values
+        self.cross_keys, self.cross_values = _usable_anywhere(cross_keys), _usable_anywhere(cross_values)
 
 
 class DecoderCache(KVCache):
@@ -35,4 +35,12 @@ class DecoderCache(KVCache):
         self, layers: list[DecoderLayerCache], cross_mask: Bool[Tensor, "batch 1 1 kv_seq"] | None = None
     ) -> None:
         super().__init__(layers)
-        self.cross_mask = cross_mask
+        self.cross_mask = None if cross_mask is None else _usable_anywhere(cross_mask)
+
+
+def _usable_anywhere(x: Tensor) -> Tensor:
+    """x, or a copy where x was made under torch.inference_mode, so that the cache can be used outside of it."""
+    if not x.is_inference():
+        return x
+    with torch.inference_mode(False):
+        return x.clone()

@@ -2,14 +2,16 @@
 
 import math
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..checkpoint import encoder_decoder as checkpoint
 from ..config import EncoderDecoderConfig
-from ..errors import RangeError, ShapeError
+from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
 from ..generation.padding import last_of_each_row, pad
 from ..generation.prompts import Prompts, check_ids, token_lists
@@ -105,7 +107,7 @@ class EncoderDecoder(nn.Module):
             target_segment_ids=target_segment_ids,
             use_checkpointing=use_checkpointing,
         )
-        if target_segment_ids is not None:
+        if target_segment_ids is not None and targets.shape == target_ids.shape:  # other shapes are refused below
             targets = targets.masked_fill(target_segment_ids < 0, IGNORED)
         return linear_cross_entropy(hidden, self.head_weight, targets)
 
@@ -194,9 +196,29 @@ class EncoderDecoder(nn.Module):
 
         sources: lists of token ids, or integer tensors, of any lengths. prompts: how each target begins, also of any
         lengths; default: the config's start_token_id. Options: as in `TransformerLM.stream`, without a cache.
+        The model runs in the mode that it is in, so in training with dropout.
         """
         rows, prompts = self._rows(sources, prompts)
         return decoding.stream(self._next_logits, self._cache_maker(rows), prompts, **self._decoding(options))
+
+    @classmethod
+    def from_pretrained(
+        cls, folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> "EncoderDecoder":
+        """The model that `save_pretrained` wrote, in eval mode; dtype None: as stored.
+
+        Raises CheckpointError, by name, for anything in the folder that is missing, extra or not understood.
+        """
+        loaded = checkpoint.load(folder, dtype=dtype, device=device)
+        with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+            model = cls(loaded.config)
+        model.load_state_dict(loaded.tensors, assign=True)
+        model.eos_token_ids = loaded.eos_token_ids
+        return model.requires_grad_().eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors, under the names of our parameters. Raises CheckpointError."""
+        checkpoint.save(folder, self.config, self.state_dict(), self.eos_token_ids)
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:
@@ -208,6 +230,10 @@ class EncoderDecoder(nn.Module):
         return self.dropout(self.target_positions(embedding(target_ids) * math.sqrt(self.config.d_model), places))
 
     def _decode(self, target_ids: Tensor, cache: DecoderCache, segment_ids: Tensor | None) -> Tensor:
+        if not isinstance(cache, DecoderCache):
+            raise ConfigError(f"a decoder takes a DecoderCache, from make_cache, not a {type(cache).__name__}.")
+        if target_ids.ndim != 2:
+            raise ShapeError(f"with a cache target_ids must be (batch, seq), but they are {tuple(target_ids.shape)}.")
         _check_segments("target", segment_ids, target_ids)
         cache[0].check_batch(target_ids.shape[0])
         places = cache[0].places(target_ids.shape[-1], None if segment_ids is None else segment_ids >= 0)
@@ -242,6 +268,8 @@ class EncoderDecoder(nn.Module):
         return make_cache
 
     def _decoding(self, options: dict[str, Any]) -> dict[str, Any]:
+        if options.get("cache") is not None:
+            raise ConfigError("the sources make their own cache; leave cache out, or call decode with it.")
         return {
             "vocab_size": self.config.target_vocab_size,
             "max_seq_len": self.config.max_seq_len,

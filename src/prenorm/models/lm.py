@@ -132,7 +132,8 @@ class TransformerLM(nn.Module):
         """
         if segment_ids is not None:
             _check_segments(segment_ids, token_ids)
-            targets = targets.masked_fill(segment_ids < 0, IGNORED)
+            if targets.shape == token_ids.shape:  # other shapes are refused below
+                targets = targets.masked_fill(segment_ids < 0, IGNORED)
         hidden = self.hidden(token_ids, segment_ids=segment_ids, use_checkpointing=use_checkpointing)
         return linear_cross_entropy(hidden, self.head_weight, targets)
 

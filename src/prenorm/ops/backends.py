@@ -5,6 +5,7 @@ nothing is timed at run time, so the same machine, versions and shapes always ru
 """
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,9 @@ from ..errors import ConfigError
 from ..kernels.cpu.blocked_attention import blocked_attention, suits
 from ..kernels.cpu.dropout import dropout
 from ..kernels.cpu.dropout import suits as suits_dropout
+from ..kernels.cpu.rms_norm import rms_norm
+from ..kernels.cpu.rms_norm import suits as suits_rms_norm
+from ..kernels.cpu.rms_norm import why_not as why_no_rms_norm
 from ..kernels.layer_norm import layer_norm
 from ..kernels.layer_norm import suits as one_dtype
 from ..kernels.sdpa import sdpa
@@ -31,6 +35,7 @@ class Kernel:
     run: Callable[..., Any]
     reason: str
     suits: Callable[..., bool] | None = None  # of the op's arguments; None: every shape
+    why_not: Callable[[], str] | None = None  # why this machine cannot have it, empty where it can; None: all can
 
 
 # The first row that fits is taken.
@@ -59,6 +64,15 @@ KERNELS = (
         reason="random bits instead of random floats: three times as fast as PyTorch's (make bench-checkpointing)",
     ),
     Kernel(
+        op="rms_norm",
+        devices=("cpu",),
+        dtypes=(torch.float32, torch.bfloat16),
+        run=rms_norm,
+        suits=suits_rms_norm,
+        why_not=why_no_rms_norm,
+        reason="one pass over memory, in C++: twice as fast as PyTorch's layer_norm (make bench-norm)",
+    ),
+    Kernel(
         op="layer_norm",
         devices=("cpu", "cuda"),
         dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
@@ -67,6 +81,12 @@ KERNELS = (
         reason="PyTorch's fused layer normalisation passes over memory once",
     ),
 )
+
+# By op, device and dtype: the forward pass of one token asks a hundred times, so the table is not searched each time.
+_ROWS: dict[tuple[str, str, torch.dtype], list[Kernel]] = {}
+for _kernel in KERNELS:
+    for _key in itertools.product([_kernel.op], _kernel.devices, _kernel.dtypes):
+        _ROWS.setdefault(_key, []).append(_kernel)
 
 BACKENDS = ("auto", "reference")
 
@@ -88,10 +108,16 @@ _record: list[Choice] | None = None
 
 def choose(op: str, x: Tensor, *others: Tensor, **options: Any) -> Callable[..., Any] | None:
     """The kernel that runs `op` on these inputs, or None where the formula runs."""
-    kernel = None if _backend == "reference" else _find(op, x, *others, **options)
+    chosen = None
+    if _backend != "reference":
+        device = "cpu" if x.is_cpu else x.device.type  # the latter makes a string each time
+        for kernel in _ROWS.get((op, device, x.dtype), ()):
+            if kernel.suits is None or kernel.suits(x, *others, **options):
+                chosen = kernel
+                break
     if _record is not None:
-        _note(op, x.device.type, x.dtype, kernel)
-    return None if kernel is None else kernel.run
+        _record.append(_describe(op, x.device.type, x.dtype, chosen))
+    return None if chosen is None else chosen.run
 
 
 @contextlib.contextmanager
@@ -119,7 +145,7 @@ def explain(module: nn.Module | None = None, *inputs: Any, **options: Any) -> li
     global _record
     if module is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return [_describe(k.op, device, dtype, k) for k in KERNELS if device in k.devices for dtype in k.dtypes]
+        return [_describe_row(k, device, dtype) for k in KERNELS if device in k.devices for dtype in k.dtypes]
     _record = []
     try:
         with torch.no_grad():
@@ -129,21 +155,18 @@ def explain(module: nn.Module | None = None, *inputs: Any, **options: Any) -> li
         _record = None
 
 
-def _find(op: str, x: Tensor, *others: Tensor, **options: Any) -> Kernel | None:
-    for kernel in KERNELS:
-        known = kernel.op == op and x.device.type in kernel.devices and x.dtype in kernel.dtypes
-        if known and (kernel.suits is None or kernel.suits(x, *others, **options)):
-            return kernel
-    return None
-
-
-def _note(op: str, device: str, dtype: torch.dtype, kernel: Kernel | None) -> None:
-    assert _record is not None
-    _record.append(_describe(op, device, dtype, kernel))
-
-
 def _describe(op: str, device: str, dtype: torch.dtype, kernel: Kernel | None) -> Choice:
     if kernel is not None:
         return Choice(op, device, dtype, f"{kernel.run.__module__}.{kernel.run.__qualname__}", kernel.reason)
-    asked = 'use_backend("reference") asks for it' if _backend == "reference" else "no kernel for this device and dtype"
-    return Choice(op, device, dtype, "formula", asked)
+    if _backend == "reference":
+        return Choice(op, device, dtype, "formula", 'use_backend("reference") asks for it')
+    known = _ROWS.get((op, device, dtype))
+    if known is None:
+        return Choice(op, device, dtype, "formula", "no kernel for this device and dtype")
+    missing = [kernel.why_not() for kernel in known if kernel.why_not is not None]
+    return Choice(op, device, dtype, "formula", next(filter(None, missing), "no kernel for inputs like these"))
+
+
+def _describe_row(kernel: Kernel, device: str, dtype: torch.dtype) -> Choice:
+    missing = kernel.why_not is not None and kernel.why_not()
+    return _describe(kernel.op, device, dtype, None if missing else kernel)

@@ -19,10 +19,13 @@ def document_mask(segment_ids: Int[Tensor, "*batch seq"]) -> Bool[Tensor, "*batc
 
 
 def document_positions(segment_ids: Int[Tensor, "*batch seq"]) -> Int[Tensor, "*batch seq"]:
-    """Each token's position in its own document: 0, 1, 2, ... restarting where a document starts."""
+    """Each token's position in its own document: 0, 1, 2, ... restarting where a document starts; 0 for padding."""
     places = torch.arange(segment_ids.shape[-1], device=segment_ids.device).expand(segment_ids.shape)
+    if segment_ids.numel() == 0:
+        return places
     starts = torch.where(_document_starts(segment_ids), places, 0)
-    return places - starts.cummax(-1).values if segment_ids.numel() else places
+    # Any amount of padding fits, however short the model's sequences.
+    return (places - starts.cummax(-1).values).masked_fill(segment_ids < 0, 0)
 
 
 def cross_document_mask(

@@ -26,6 +26,8 @@ FREE = {
     "checkpoint_every",
     "keep_checkpoints",
     "log_seconds",
+    "checkpoint_activations",
+    "checkpoint_activations_every",
 }
 
 SETUP_FILES = (

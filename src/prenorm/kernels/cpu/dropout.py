@@ -16,7 +16,7 @@ LEVELS = 2**16  # p is taken to the nearest 1/65536, and kept numbers are scaled
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each number with probability p, and scale the others by 1 / (1 - p). Draws from the default generator."""
-    return _Dropout.apply(x, round(p * LEVELS))
+    return _Dropout.apply(x, min(round(p * LEVELS), LEVELS - 1))
 
 
 def suits(x: Tensor) -> bool:
@@ -27,8 +27,8 @@ def suits(x: Tensor) -> bool:
 class _Dropout(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, level: int) -> Tensor:
-        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None).view(torch.int16)
-        dropped = (bits[: x.numel()] < level - LEVELS // 2).view(x.shape)
+        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
+        dropped = (bits.view(torch.int16)[: x.numel()] < level - LEVELS // 2).view(x.shape)
         ctx.save_for_backward(dropped)
         ctx.scale = LEVELS / (LEVELS - level)
         return (x * ctx.scale).masked_fill_(dropped, 0)

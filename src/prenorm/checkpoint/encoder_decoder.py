@@ -1,0 +1,111 @@
+"""A folder that holds an encoder-decoder: config.json with its config, and the weights under our own names."""
+
+import dataclasses
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..config import EncoderDecoderConfig
+from ..errors import CheckpointError, ConfigError
+from .fit import check_layers, check_tensors
+from .layouts import ENCODER_DECODER, eos_from_hugging_face
+from .together import CONFIG, SAVE_ID, Weights, check_dtype, found_among, opened, write_model
+
+_FIELDS = frozenset(field.name for field in dataclasses.fields(EncoderDecoderConfig))
+
+
+class EncoderDecoderCheckpoint(NamedTuple):
+    """What a folder holds: the model's shape, its tensors, and the ids that end a target."""
+
+    config: EncoderDecoderConfig
+    tensors: dict[str, Tensor]
+    eos_token_ids: tuple[int, ...]
+
+
+def save(
+    folder: Path | str, config: EncoderDecoderConfig, tensors: Mapping[str, Tensor], eos_token_ids: tuple[int, ...]
+) -> None:
+    """Write a model as a folder that `load` opens.
+
+    A model that was in the folder stays whole until the new one is on the disk.
+    Raises CheckpointError when the tensors are not those of the config, and when the disk does not take them.
+    """
+    source = "the model to save"
+    eos_from_hugging_face(list(eos_token_ids), config.target_vocab_size, source=source)
+    check_tensors(dict(parameters_of(config)), found_among(tensors), source)
+    fields = {"model_type": ENCODER_DECODER, **config.to_dict(), "eos_token_ids": list(eos_token_ids)}
+    write_model(Path(folder).expanduser(), fields, tensors)
+
+
+def load(
+    folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> EncoderDecoderCheckpoint:
+    """Read the model in a folder, its tensors in `dtype` (None: as stored) on `device` (None: CPU).
+
+    Headers are compared with the config before anything is allocated. Raises CheckpointError for a folder that is not
+    whole, has tensors missing, left over or mis-shaped, or a config that is not understood to the last key.
+    """
+    check_dtype(dtype)
+    with opened(folder) as (path, fields):
+        config, eos_token_ids = _read(fields, str(path / CONFIG))
+        weights = Weights(path, fields)
+        check_layers(config.num_layers + config.num_decoder_layers, weights.found, str(path))
+        names = check_tensors(dict(parameters_of(config)), weights.found, str(path))
+        return EncoderDecoderCheckpoint(config, weights.read(names, dtype, device), eos_token_ids)
+
+
+def _read(fields: Mapping[str, Any], source: str) -> tuple[EncoderDecoderConfig, tuple[int, ...]]:
+    if fields.get("model_type") != ENCODER_DECODER:
+        raise CheckpointError(
+            f"{source}: model_type must be {ENCODER_DECODER} for an EncoderDecoder, not {fields.get('model_type')!r}; "
+            "folders of language models are opened by TransformerLM.from_pretrained."
+        )
+    wanted = {*_FIELDS, "model_type", "eos_token_ids"}
+    problems = [f"{key} is missing" for key in sorted(wanted - fields.keys())]
+    problems += [f"{key} is not known" for key in sorted(fields.keys() - wanted - {SAVE_ID})]
+    if problems:
+        raise CheckpointError(f"{source} must be understood as a whole, but {'; '.join(problems)}.")
+    try:
+        config = EncoderDecoderConfig.from_dict({key: fields[key] for key in _FIELDS})
+    except ConfigError as error:
+        raise CheckpointError(f"{source}: {error}") from error
+    return config, eos_from_hugging_face(fields["eos_token_ids"], config.target_vocab_size, source=source)
+
+
+def parameters_of(config: EncoderDecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """The name and shape of every tensor that a model of this shape has, one by one."""
+    d_model = config.d_model
+    yield "embedding.weight", (config.vocab_size, d_model)
+    if not config.tie_embeddings:
+        yield "target_embedding.weight", (config.target_vocab_size, d_model)
+        yield "lm_head.weight", (config.target_vocab_size, d_model)
+    if config.positions == "learned":
+        for side in ("source", "target"):
+            yield f"{side}_positions.embedding.weight", (config.max_seq_len, d_model)
+    stacks = {
+        "encoder": (config.num_layers, ("norm1", "norm2"), ("attn",)),
+        "decoder": (config.num_decoder_layers, ("norm1", "norm2", "norm3"), ("self_attn", "cross_attn")),
+    }
+    for stack, (num_layers, norms, attentions) in stacks.items():
+        for layer in range(num_layers):
+            for norm in norms:
+                yield from _norm(f"{stack}.layers.{layer}.{norm}", d_model)
+            for attention in attentions:
+                for part in "qkvo":
+                    yield from _linear(f"{stack}.layers.{layer}.{attention}.{part}_proj", d_model, d_model)
+            yield from _linear(f"{stack}.layers.{layer}.ffn.up_proj", config.d_ff, d_model)
+            yield from _linear(f"{stack}.layers.{layer}.ffn.down_proj", d_model, config.d_ff)
+        yield from _norm(f"{stack}.final_norm", d_model)
+
+
+def _norm(name: str, d_model: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (d_model,)
+    yield f"{name}.bias", (d_model,)
+
+
+def _linear(name: str, out_features: int, in_features: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", (out_features, in_features)
+    yield f"{name}.bias", (out_features,)

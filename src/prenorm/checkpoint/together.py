@@ -1,0 +1,109 @@
+"""The two files of a model's folder, config.json and the weights: saved together, and opened only as saved together."""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import CheckpointError, ConfigError
+from .files import Content, file_in, read_json, write_together
+from .fit import FLOATS
+from .shards import WEIGHTS, find_weights, remove_shards
+from .tensors import Header, dtype_name, read_tensors, tensors_content
+
+CONFIG = "config.json"
+
+# Stands in config.json and in the weights' metadata: the two were saved together.
+SAVE_ID = "prenorm_save_id"
+
+Found = dict[str, tuple[str, tuple[int, ...]]]  # each tensor's dtype and shape, as a header gives them
+
+
+def write_model(
+    folder: Path,
+    fields: Mapping[str, Any],
+    tensors: Mapping[str, Tensor],
+    others: Mapping[Path, Content] | None = None,
+) -> None:
+    """Write config.json with these fields, the weights, and `others`, files that belong to the same save.
+
+    A model that was in the folder stays whole until the new one is on the disk.
+    """
+    save_id = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
+    # Should a crash fall between two of these, the new weights will not match the old config's id.
+    files: dict[Path, Content] = {
+        folder / WEIGHTS: tensors_content(tensors, {SAVE_ID: save_id}),
+        folder / CONFIG: encode({**fields, SAVE_ID: save_id}),
+    }
+    write_together(files | dict(others or {}))
+    remove_shards(folder)
+
+
+def encode(fields: Mapping[str, Any]) -> bytes:
+    """A JSON file for people to read, too."""
+    return (json.dumps(fields, indent=2) + "\n").encode()
+
+
+def found_among(tensors: Mapping[str, Tensor]) -> Found:
+    """What a header would say of these tensors."""
+    return {name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
+
+
+@contextmanager
+def opened(folder: Path | str) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folder of a model and the fields of its config.json; CheckpointError for all that the disk refuses inside."""
+    try:
+        path = _model_folder(folder)
+        yield path, read_json(file_in(path, CONFIG))
+    except OSError as error:
+        raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}.") from error
+
+
+class Weights:
+    """The weights in an opened folder, of which only headers have been read. They are those of its config.json."""
+
+    def __init__(self, folder: Path, fields: Mapping[str, Any]) -> None:
+        self._headers: dict[Path, Header] = find_weights(folder)
+        for path, header in self._headers.items():
+            if header.metadata.get(SAVE_ID, fields.get(SAVE_ID)) != fields.get(SAVE_ID):
+                raise CheckpointError(
+                    f"{path} and {CONFIG} must have been saved together, but their {SAVE_ID} differ: one of them was "
+                    "replaced, or a save was cut off between them; save the model again."
+                )
+        self.found: Found = {
+            name: info[:2] for header in self._headers.values() for name, info in header.tensors.items()
+        }
+
+    def read(self, names: list[str], dtype: torch.dtype | None, device: torch.device | str | None) -> dict[str, Tensor]:
+        """The tensors of these names, in `dtype` (None: as stored) on `device` (None: CPU)."""
+        tensors: dict[str, Tensor] = {}
+        for path, header in self._headers.items():
+            tensors |= read_tensors(path, set(names) & header.tensors.keys(), dtype=dtype, device=device)
+        return tensors
+
+
+def check_dtype(dtype: torch.dtype | None) -> None:
+    """Raise ConfigError unless a model's weights may be loaded in this dtype."""
+    if dtype is not None and dtype_name(dtype) not in FLOATS:
+        raise ConfigError(f"a model's dtype must be one of {', '.join(FLOATS)}, not {dtype}.")
+
+
+def _model_folder(folder: Path | str) -> Path:
+    path, name = Path(folder).expanduser(), str(folder)
+    if path.is_file():
+        raise CheckpointError(f"{path} is a file; give the folder that it lies in.")
+    if not path.is_dir():
+        like_a_hub_name = re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
+        hint = f"; nothing is downloaded, but `hf download {name} --local-dir {path.name}` makes one"
+        raise CheckpointError(
+            f"{path} must be a folder that holds a model, but there is no such folder{hint if like_a_hub_name else ''}."
+        )
+    if not (path / CONFIG).exists():
+        raise CheckpointError(f"{path} holds no {CONFIG}; a model's folder has {CONFIG} and {WEIGHTS}.")
+    return path

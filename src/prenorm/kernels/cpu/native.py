@@ -1,0 +1,132 @@
+"""Kernels in C++: built at their first use, kept for the next, and loaded with ctypes.
+
+A source is a plain C++ file beside this one, with `extern "C"` functions and neither torch's nor Python's headers, so
+that a compiler takes two seconds for it. Where it cannot be built or loaded, there is no kernel, and a reason why.
+"""
+
+import ctypes
+import functools
+import hashlib
+import os
+import shlex
+import stat
+import subprocess
+import tempfile
+import warnings
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+# Without -ffast-math: NaN and infinity are numbers that a caller may look for. Without contraction to fused
+# multiply-adds, so that the bits of a result do not hang on which copy of a loop the compiler put it through.
+COMPILE = (
+    *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
+    *("-fno-exceptions", "-fPIC", "-fopenmp", "-w"),
+)
+# Without -fopenmp: the library would bring the system's OpenMP, a second one beside torch's with threads of its own.
+# As it is, torch's answers, which every process that imports torch has loaded for all to see.
+LINK = ("-shared", "-Wl,--as-needed")
+SECONDS = 120  # more than a compiler ever needs
+
+
+class Native(NamedTuple):
+    """A library, or the reason why there is none."""
+
+    library: ctypes.CDLL | None
+    why_not: str = ""
+
+
+class _CannotBuildError(Exception):
+    pass
+
+
+@functools.cache
+def load(name: str) -> Native:
+    """The library of `name`.cpp, built if it has not been. Never raises.
+
+    A machine without a compiler is no fault, and nothing is said; a compiler that fails or a library that does not
+    load gives one RuntimeWarning.
+    """
+    source = Path(__file__).with_name(f"{name}.cpp")
+    command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    try:
+        return Native(_load(source, command))
+    except FileNotFoundError as error:
+        if error.filename == command[0]:
+            return Native(None, f"there is no C++ compiler ({command[0]}; the variable CXX names another)")
+        reason = str(error)
+    except (OSError, _CannotBuildError, subprocess.SubprocessError, ValueError) as error:
+        reason = str(error)
+    warnings.warn(f"{source.name} could not be built, so a slower formula runs: {reason}", RuntimeWarning, stacklevel=2)
+    return Native(None, f"it could not be built: {reason}")
+
+
+def _load(source: Path, command: list[str]) -> ctypes.CDLL:
+    built = f"{source.stem}-{_fingerprint(source)}.so"
+    folder = _cache_folder()
+    if folder is not None and _is_ours(folder / built) and _is_whole(folder / built):
+        return ctypes.CDLL(str(folder / built))
+    with tempfile.TemporaryDirectory(prefix="prenorm-") as scratch:
+        library = _build(source, command, Path(scratch))
+        if folder is not None and _keep(library, folder / built):
+            library = folder / built
+        return ctypes.CDLL(str(library))
+
+
+def _fingerprint(source: Path) -> str:
+    """A name that no other source, flags or CPU has: a home directory may be shared by machines of several kinds."""
+    cpu = ""
+    with suppress(OSError):
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        cpu = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
+    parts = (source.read_bytes(), " ".join((*COMPILE, *LINK)).encode(), " ".join(os.uname()[4:]).encode(), cpu.encode())
+    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+
+
+def _cache_folder() -> Path | None:
+    """Where built libraries stay; None where there is no folder that is this user's alone."""
+    try:
+        home = os.environ.get("XDG_CACHE_HOME", "")  # a relative path is to be ignored, says its specification
+        folder = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "prenorm"
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return folder if _is_ours(folder) else None
+    except (OSError, RuntimeError):  # a home that cannot be written, or none at all
+        return None
+
+
+def _is_ours(path: Path) -> bool:
+    """Whether it is there and nobody else could have written it: what is loaded is run."""
+    try:
+        status = path.stat()
+    except OSError:
+        return False
+    return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+
+
+def _is_whole(library: Path) -> bool:
+    """Whether it ends with its own digest: a file cut short by a power cut would kill the process that loads it."""
+    content = library.read_bytes()
+    return hashlib.sha256(content[:-32]).digest() == content[-32:]
+
+
+def _build(source: Path, command: list[str], scratch: Path) -> Path:
+    objects, library = scratch / "kernel.o", scratch / "kernel.so"
+    for step in ((*COMPILE, "-c", str(source), "-o", str(objects)), (*LINK, str(objects), "-o", str(library))):
+        done = subprocess.run([*command, *step], capture_output=True, text=True, errors="replace", timeout=SECONDS)
+        if done.returncode != 0:
+            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+            raise _CannotBuildError(f"{shlex.join(command)} failed: {said[0]}")
+    return library
+
+
+def _keep(library: Path, place: Path) -> bool:
+    """Put it where the next process finds it: whole or not at all, since several processes may start at once."""
+    try:
+        with tempfile.TemporaryDirectory(dir=place.parent) as new:  # of the same file system, or it could not be moved
+            whole, content = Path(new, library.name), library.read_bytes()
+            whole.write_bytes(content + hashlib.sha256(content).digest())  # the loader does not look behind the end
+            whole.chmod(0o700)
+            os.replace(whole, place)
+    except OSError:
+        return False
+    return True

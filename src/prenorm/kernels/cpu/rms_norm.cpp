@@ -1,0 +1,410 @@
+// RMSNorm on a CPU, forward and backward, in one pass over memory: a row is read once, and once more from the cache.
+//
+//   y  = weight * x * inv                                      inv = 1 / sqrt(mean(x^2) + eps), one for each row
+//   dx = inv * (g * weight - x * inv * mean(g * weight * x * inv))
+//   dw = sum over rows of g * x * inv
+//
+// x, y, g and dx have one dtype, weight and dw have one. The arithmetic is float32, long sums go on in double, and a
+// result is rounded to its dtype once, last. What a row gives never depends on the other rows.
+// Source: Zhang and Sennrich 2019, arXiv:1910.07467. Built by native.py; without headers of torch or Python, so that
+// a compiler takes two seconds for it.
+
+#include <cfloat>
+#include <cmath>
+#include <cstdint>
+#include <cstdlib>
+#include <cstring>
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int64_t LANES = 16;
+#elif defined(__AVX2__)
+constexpr int64_t LANES = 8;
+#else
+constexpr int64_t LANES = 4;
+#endif
+
+// The compiler's own vectors: the order of every sum is what is written here, under any optimisation.
+typedef float Floats __attribute__((vector_size(4 * LANES)));
+typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
+
+constexpr int64_t STEP = 2 * LANES;            // numbers that are handled at a time
+constexpr int64_t CHUNK = 64 * STEP;           // numbers that are summed in float32 before the sum goes on in double
+constexpr int64_t BLOCK = 32;                  // rows whose part of dw is summed in float32 before it goes on in double
+constexpr int64_t WORTH_A_THREAD = 1 << 14;    // numbers; waking another thread costs as much as these
+constexpr int64_t LARGE = 24 << 20;            // bytes of a result that no cache would keep for whoever reads it next
+constexpr int64_t HUGE_PAGE = 2 << 20;         // bytes
+
+// --- a step's numbers: two vectors of float32 ---
+
+// In the order of memory for float32. bfloat16 is the upper half of a float32, so the numbers at even places are the
+// lower halves of the words shifted up, and those at odd places the upper halves as they stand: nothing is moved
+// across lanes, which costs more than the arithmetic.
+struct Pair {
+    Floats first, second;
+};
+
+struct BFloat16 {
+    uint16_t bits;
+};
+
+inline Pair operator*(Pair a, Pair b) { return {a.first * b.first, a.second * b.second}; }
+inline Pair operator*(Pair a, float b) { return {a.first * b, a.second * b}; }
+inline Pair operator+(Pair a, float b) { return {a.first + b, a.second + b}; }
+inline Pair operator+(Pair a, Pair b) { return {a.first + b.first, a.second + b.second}; }
+inline Pair operator-(Pair a, Pair b) { return {a.first - b.first, a.second - b.second}; }
+
+inline Pair load(const float *from) {
+    Floats first, second;  // a Pair that memcpy fills would go through the stack
+    memcpy(&first, from, sizeof first);
+    memcpy(&second, from + LANES, sizeof second);
+    return {first, second};
+}
+
+inline Pair load(const BFloat16 *from) {
+    Words words;
+    memcpy(&words, from, sizeof words);
+    return {(Floats)(words << 16), (Floats)(words & 0xffff0000)};
+}
+
+// The last numbers of a row that is no multiple of STEP long, and zeros after them.
+template <typename T>
+inline Pair load(const T *from, int64_t count) {
+    T padded[STEP] = {};
+    memcpy(padded, from, count * sizeof(T));
+    return load(padded);
+}
+
+// STREAM goes around the caches: `to` must be a multiple of the vector's size.
+template <bool STREAM, typename V>
+inline void store_vector(void *to, V v) {
+#if defined(__AVX512F__)
+    if (STREAM) return _mm512_stream_si512((__m512i *)to, (__m512i)v);
+#elif defined(__AVX2__)
+    if (STREAM) return _mm256_stream_si256((__m256i *)to, (__m256i)v);
+#endif
+    memcpy(to, &v, sizeof v);
+}
+
+template <bool STREAM>
+inline void store(float *to, Pair pair) {
+    store_vector<STREAM>(to, pair.first);
+    store_vector<STREAM>(to + LANES, pair.second);
+}
+
+// To nearest, ties to even, in the upper half; the lower half is left over. Infinity stays what it is; a NaN becomes
+// the quiet one, because rounding could carry its digits over to infinity or zero.
+inline Words round_to_bfloat16(Floats v) {
+    const Words bits = (Words)v, quiet_nan = 0x7fc00000 + (Words){};
+    return v != v ? quiet_nan : bits + 0x7fff + (bits >> 16 & 1);
+}
+
+template <bool STREAM>
+inline void store(BFloat16 *to, Pair pair) {
+    store_vector<STREAM>(to, round_to_bfloat16(pair.first) >> 16 | (round_to_bfloat16(pair.second) & 0xffff0000));
+}
+
+template <typename T>
+inline void store(T *to, Pair pair, int64_t count) {
+    T padded[STEP];
+    store<false>(padded, pair);
+    memcpy(to, padded, count * sizeof(T));
+}
+
+// --- weights, and gradients of weights, as float32 in the order that a step of X has ---
+
+inline int64_t padded(int64_t width) { return (width + STEP - 1) / STEP * STEP; }
+
+template <typename X, typename W>
+inline Pair load_weight(const W *weight) {
+    if (sizeof(X) == sizeof(W)) return load(weight);
+    float apart[STEP];
+    const float *together = (const float *)weight;
+    for (int64_t i = 0; i < LANES; ++i) apart[i] = together[2 * i];
+    for (int64_t i = 0; i < LANES; ++i) apart[LANES + i] = together[2 * i + 1];
+    return load(apart);
+}
+
+template <typename X, typename W>
+inline void store_weight(W *weight, Pair pair) {
+    if (sizeof(X) == sizeof(W)) return store<false>(weight, pair);
+    float apart[STEP];
+    store<false>(apart, pair);
+    for (int64_t i = 0; i < STEP; ++i) ((float *)weight)[i] = apart[i / 2 + i % 2 * LANES];
+}
+
+template <typename X, typename W>
+void read_weight(const W *weight, float *prepared, int64_t width) {
+    int64_t i = 0;
+    for (; i + STEP <= width; i += STEP) store<false>(prepared + i, load_weight<X>(weight + i));
+    if (i < width) {
+        W rest[STEP] = {};
+        memcpy(rest, weight + i, (width - i) * sizeof(W));
+        store<false>(prepared + i, load_weight<X>(rest));
+    }
+}
+
+template <typename X, typename W>
+void write_weight(const double *totals, W *weight, int64_t width) {
+    for (int64_t i = 0; i < width; i += STEP) {
+        float rounded[STEP];
+        for (int64_t j = 0; j < STEP; ++j) rounded[j] = (float)totals[i + j];
+        W stored[STEP];
+        store_weight<X>(stored, load(rounded));
+        memcpy(weight + i, stored, (width - i < STEP ? width - i : STEP) * sizeof(W));
+    }
+}
+
+// --- sums ---
+
+inline float add_up(Pair pair) {
+    const Floats v = pair.first + pair.second;
+#if defined(__AVX512F__)
+    return _mm512_reduce_add_ps((__m512)v);
+#else
+    float sums[LANES];
+    memcpy(sums, &v, sizeof v);
+    for (int64_t half = LANES / 2; half > 0; half /= 2)
+        for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
+    return sums[0];
+#endif
+}
+
+// The sum of term(i) over whole steps and of rest(i, count) for what is left: float32 in each lane, then double.
+template <typename Term, typename Rest>
+inline double sum_over(int64_t width, Term term, Rest rest) {
+    double total = 0;
+    int64_t i = 0;
+    while (i + STEP <= width) {
+        Pair even = {}, odd = {};  // two sums, so that one addition need not wait for the other
+        const int64_t stop = i + CHUNK < width ? i + CHUNK : width;
+        for (; i + 2 * STEP <= stop; i += 2 * STEP) {
+            even = even + term(i);
+            odd = odd + term(i + STEP);
+        }
+        if (i + STEP <= stop) {
+            even = even + term(i);
+            i += STEP;
+        }
+        total += add_up(even + odd);
+    }
+    return i < width ? total + add_up(rest(i, width - i)) : total;
+}
+
+// The squares of 1e18 fit into float32, their sum does not. Infinity and NaN are the same here and there.
+inline bool overflowed(double sum) { return __builtin_expect(!(std::fabs(sum) <= FLT_MAX), 0); }
+
+template <typename X>
+double products_in_double(const X *a, const X *b, const float *weight, int64_t width) {
+    double sum = 0;
+    for (int64_t i = 0; i < width; i += STEP) {
+        const int64_t count = width - i < STEP ? width - i : STEP;
+        const Pair pairs[] = {load(a + i, count), load(b + i, count), weight ? load(weight + i) : Pair{} + 1};
+        for (int64_t j = 0; j < LANES; ++j) {
+            sum += (double)pairs[0].first[j] * pairs[1].first[j] * pairs[2].first[j];
+            sum += (double)pairs[0].second[j] * pairs[1].second[j] * pairs[2].second[j];
+        }
+    }
+    return sum;
+}
+
+template <typename X>
+inline float inverse_root(const X *x, int64_t width, double eps) {
+    double sum = sum_over(
+        width, [=](int64_t i) { return load(x + i) * load(x + i); },
+        [=](int64_t i, int64_t count) { return load(x + i, count) * load(x + i, count); });
+    if (overflowed(sum)) sum = products_in_double(x, x, nullptr, width);
+    return (float)(1 / std::sqrt(sum / (double)width + eps));
+}
+
+// --- what both directions share ---
+
+// Whether a result is to be written around the caches. A result as large as that often lies in memory that is fresh
+// from the system, and the first touch of each of its pages costs more than everything else: with huge pages a third.
+bool large(void *to, int64_t rows, int64_t row_bytes) {
+    const uintptr_t start = (uintptr_t)to, stop = start + rows * row_bytes;
+    if (rows * row_bytes < LARGE) return false;
+#if defined(MADV_HUGEPAGE)
+    const uintptr_t first = (start + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
+    madvise((void *)first, stop / HUGE_PAGE * HUGE_PAGE - first, MADV_HUGEPAGE);  // a wish; no is an answer too
+#endif
+    return row_bytes % 64 == 0 && start % 64 == 0;
+}
+
+void finish_streaming() {
+#if defined(__SSE2__)
+    _mm_sfence();
+#endif
+}
+
+int64_t threads_for(int64_t rows, int64_t width, int64_t threads) {
+    const int64_t worth = rows * width / WORTH_A_THREAD, most = worth < rows ? worth : rows;
+    return most < 1 ? 1 : most < threads ? most : threads;
+}
+
+// run(part, first row, row after the last) for as many parts as threads are worth their waking.
+template <typename Run>
+inline void in_parts(int64_t rows, int64_t width, int64_t threads, Run run) {
+    threads = threads_for(rows, width, threads);
+    if (threads == 1) return run(0, 0, rows);  // without OpenMP, which takes a microsecond also for one thread
+#pragma omp parallel for schedule(static) num_threads(threads)
+    for (int64_t part = 0; part < threads; ++part) run(part, rows * part / threads, rows * (part + 1) / threads);
+}
+
+// Room for numbers, freed at the end; `start` is null where there is no memory.
+template <typename T>
+struct Room {
+    T *start;
+    explicit Room(int64_t count) : start((T *)malloc(count * sizeof(T) + 1)) {}
+    ~Room() { free(start); }
+    Room(const Room &) = delete;
+};
+
+// The weight as read_weight gives it, which often is the weight as it is.
+template <typename X, typename W>
+struct Weight {
+    const bool as_it_is;
+    const Room<float> room;
+    const float *const start;
+    Weight(const W *weight, int64_t width)
+        : as_it_is(sizeof(X) == 4 && sizeof(W) == 4 && width % STEP == 0),
+          room(as_it_is ? 0 : padded(width)),
+          start(as_it_is ? (const float *)weight : room.start) {
+        if (!as_it_is && start) read_weight<X>(weight, room.start, width);
+    }
+};
+
+// --- forward ---
+
+template <bool STREAM, typename X>
+inline void scale(const X *x, const float *weight, X *y, int64_t width, float inv) {
+    int64_t i = 0;
+    for (; i + STEP <= width; i += STEP) store<STREAM>(y + i, load(x + i) * inv * load(weight + i));
+    if (i < width) store(y + i, load(x + i, width - i) * inv * load(weight + i), width - i);
+}
+
+template <typename X, typename W>
+int forward(const X *x, const W *weight, X *y, int64_t rows, int64_t width, double eps, int64_t threads) {
+    const Weight<X, W> prepared(weight, width);
+    if (!prepared.start) return 1;
+    const bool stream = large(y, rows, width * sizeof(X));
+    in_parts(rows, width, threads, [=, &prepared](int64_t, int64_t start, int64_t stop) {
+        for (int64_t row = start; row < stop; ++row) {
+            const X *from = x + row * width;
+            X *to = y + row * width;
+            const float inv = inverse_root(from, width, eps);
+            if (stream)
+                scale<true>(from, prepared.start, to, width, inv);
+            else
+                scale<false>(from, prepared.start, to, width, inv);
+        }
+        if (stream) finish_streaming();
+    });
+    return 0;
+}
+
+// --- backward ---
+
+// mean(g * weight * x)
+template <typename X>
+inline float mean_of_products(const X *g, const X *x, const float *weight, int64_t width) {
+    double sum = sum_over(
+        width, [=](int64_t i) { return load(g + i) * load(weight + i) * load(x + i); },
+        [=](int64_t i, int64_t n) { return load(g + i, n) * load(weight + i) * load(x + i, n); });
+    if (overflowed(sum)) sum = products_in_double(g, x, weight, width);
+    return (float)(sum / (double)width);
+}
+
+// One row's dx, and its part of dw added to `sums`.
+template <bool STREAM, bool FOR_X, bool FOR_WEIGHT, typename X>
+inline void backward_row(const X *g, const X *x, const float *weight, X *dx, float *sums, int64_t width, double eps) {
+    const float inv = inverse_root(x, width, eps);  // again: x is read here anyway, and a tensor less is kept
+    const float mean = FOR_X ? mean_of_products(g, x, weight, width) * inv : 0;
+    const auto step = [=](int64_t i, Pair g_here, Pair x_here) {
+        const Pair normed = x_here * inv;
+        if (FOR_WEIGHT) store<false>(sums + i, load(sums + i) + g_here * normed);
+        return (g_here * load(weight + i) - normed * mean) * inv;
+    };
+    int64_t i = 0;
+    for (; i + STEP <= width; i += STEP) {
+        const Pair dx_here = step(i, load(g + i), load(x + i));
+        if (FOR_X) store<STREAM>(dx + i, dx_here);
+    }
+    if (i < width) {
+        const Pair dx_here = step(i, load(g + i, width - i), load(x + i, width - i));
+        if (FOR_X) store(dx + i, dx_here, width - i);
+    }
+}
+
+template <bool FOR_X, bool FOR_WEIGHT, typename X, typename W>
+int backward(const X *g, const X *x, const W *weight, X *dx, W *dw, int64_t rows, int64_t width, double eps,
+             int64_t threads) {
+    const int64_t room = padded(width);
+    threads = threads_for(rows, width, threads);
+    const Weight<X, W> prepared(weight, width);
+    const Room<float> all_sums(FOR_WEIGHT ? threads * room : 0);
+    const Room<double> all_totals(FOR_WEIGHT ? threads * room : 0);
+    if (!prepared.start || !all_sums.start || !all_totals.start) return 1;
+    const bool stream = FOR_X && large(dx, rows, width * sizeof(X));
+    in_parts(rows, width, threads, [=, &prepared, &all_sums, &all_totals](int64_t part, int64_t start, int64_t stop) {
+        float *sums = all_sums.start + part * room;
+        double *totals = all_totals.start + part * room;
+        if (FOR_WEIGHT) memset(sums, 0, room * sizeof(float)), memset(totals, 0, room * sizeof(double));
+        for (int64_t row = start; row < stop; ++row) {
+            const int64_t at = row * width;
+            if (stream)
+                backward_row<true, FOR_X, FOR_WEIGHT>(g + at, x + at, prepared.start, dx + at, sums, width, eps);
+            else
+                backward_row<false, FOR_X, FOR_WEIGHT>(g + at, x + at, prepared.start, dx + at, sums, width, eps);
+            if (FOR_WEIGHT && ((row - start) % BLOCK == BLOCK - 1 || row == stop - 1)) {
+                for (int64_t i = 0; i < room; ++i) totals[i] += sums[i];
+                memset(sums, 0, room * sizeof(float));
+            }
+        }
+        if (stream) finish_streaming();
+    });
+    if (FOR_WEIGHT) {
+        double *totals = all_totals.start;
+        for (int64_t part = 1; part < threads; ++part)
+            for (int64_t i = 0; i < room; ++i) totals[i] += totals[part * room + i];
+        write_weight<X>(totals, dw, width);
+    }
+    return 0;
+}
+
+}  // namespace
+
+// --- what Python calls: 0 is given, or 1 where memory ran out ---
+
+// One argument, packed: ctypes takes longer for each than a short row does.
+struct Call {
+    const void *x, *weight, *g;
+    void *y, *dx, *dw;  // null is what is not wanted: y in backward, dx and dw in forward, one of those in backward
+    int64_t rows, width;
+    double eps;
+    int64_t threads;
+};
+
+#define FOR_DTYPES(X, W, NAME)                                                                                       \
+    extern "C" int forward_##NAME(const Call *call) {                                                                \
+        return forward((const X *)call->x, (const W *)call->weight, (X *)call->y, call->rows, call->width,           \
+                       call->eps, call->threads);                                                                    \
+    }                                                                                                                \
+    extern "C" int backward_##NAME(const Call *call) {                                                               \
+        const auto run = !call->dw   ? backward<true, false, X, W>                                                   \
+                         : !call->dx ? backward<false, true, X, W>                                                   \
+                                     : backward<true, true, X, W>;                                                   \
+        return run((const X *)call->g, (const X *)call->x, (const W *)call->weight, (X *)call->dx, (W *)call->dw,    \
+                   call->rows, call->width, call->eps, call->threads);                                               \
+    }
+
+FOR_DTYPES(float, float, float32_float32)
+FOR_DTYPES(BFloat16, BFloat16, bfloat16_bfloat16)
+FOR_DTYPES(BFloat16, float, bfloat16_float32)

@@ -1,0 +1,139 @@
+"""RMS normalisation in one pass over memory, in C++ (rms_norm.cpp): where memory is the limit, as fast as a copy.
+
+PyTorch's own on a CPU is several passes in float32, and in bfloat16 twenty times slower than its layer_norm.
+"""
+
+import functools
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import Parameter
+
+from . import native
+
+DTYPES = {  # of x, of weight
+    (torch.float32, torch.float32): "float32_float32",
+    (torch.bfloat16, torch.bfloat16): "bfloat16_bfloat16",
+    (torch.bfloat16, torch.float32): "bfloat16_float32",
+}
+ORDINARY = (Tensor, Parameter)
+# struct Call: x, weight, g, y, dx, dw, rows, width, eps, threads
+pack = struct.Struct("6P2qdq").pack
+# Names of this module, because finding each in torch takes as long as calling it.
+are_functorch_transforms_active = torch._C._are_functorch_transforms_active
+get_tracing_state = torch._C._get_tracing_state
+is_compiling = torch.compiler.is_compiling
+len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    """weight * x / sqrt(mean(x^2) + eps) over the last dim, in float32, rounded to the dtype of x last.
+
+    Sums that are too large for float32 are taken in double. Gradients are rounded once too; that of the weight is
+    summed in double at last, in an order that depends on the number of threads and on nothing else.
+    """
+    x, weight = x.contiguous(), weight.contiguous()
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _RMSNorm.apply(x, weight, eps)
+    return _forward(x, weight, eps)
+
+
+def suits(x: Tensor, weight: Tensor) -> bool:
+    """Whether these are ordinary tensors of a CPU, of dtypes that there is code for, and it can be built here."""
+    return (
+        _computes_now()
+        and type(x) in ORDINARY
+        and type(weight) in ORDINARY
+        and weight.is_cpu
+        and not x.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not weight.is_neg()
+        and weight.ndim == 1
+        and weight.numel() == x.shape[-1] > 0
+        and (x.dtype, weight.dtype) in _functions()
+    )
+
+
+def _computes_now() -> bool:
+    """`is_plain` of everything but the tensors, in half the time: the norms of a decoded token are many and small."""
+    return (
+        not is_compiling()
+        and not are_functorch_transforms_active()
+        and not len_torch_dispatch_stack()
+        and get_tracing_state() is None
+        and forward_ad._current_level < 0
+    )
+
+
+def why_not() -> str:
+    """Why there is no kernel on this machine; empty where there is one."""
+    return native.load("rms_norm").why_not
+
+
+@functools.cache
+def _functions() -> dict[tuple[torch.dtype, torch.dtype], tuple[Callable[[bytes], int], Callable[[bytes], int]]]:
+    """By the dtypes of x and of weight: forward and backward. Nothing where there is no library."""
+    library = native.load("rms_norm").library
+    if library is None:
+        return {}
+    return {dtypes: (library[f"forward_{name}"], library[f"backward_{name}"]) for dtypes, name in DTYPES.items()}
+
+
+def _forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    y, width, threads = torch.empty_like(x), x.shape[-1], torch.get_num_threads()
+    call = pack(x.data_ptr(), weight.data_ptr(), 0, y.data_ptr(), 0, 0, x.numel() // width, width, eps, threads)
+    if _functions()[x.dtype, weight.dtype][0](call):
+        raise MemoryError
+    return y
+
+
+class _RMSNorm(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        ctx.eps = eps
+        return _forward(x, weight, eps)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, weight = ctx.saved_tensors
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
+        if not (_computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
+            return *_gradients(grad, x, weight, ctx.eps), None  # which may have gradients of their own, or onlookers
+        for_x, for_weight, _ = ctx.needs_input_grad
+        grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()  # hooks may have moved what was saved
+        grad_x = torch.empty_like(x) if for_x else None
+        grad_weight = torch.empty_like(weight) if for_weight else None
+        width = x.shape[-1]
+        call = pack(
+            x.data_ptr(),
+            weight.data_ptr(),
+            grad.data_ptr(),
+            0,
+            0 if grad_x is None else grad_x.data_ptr(),
+            0 if grad_weight is None else grad_weight.data_ptr(),
+            x.numel() // width,
+            width,
+            ctx.eps,
+            torch.get_num_threads(),
+        )
+        if _functions()[x.dtype, weight.dtype][1](call):
+            raise MemoryError
+        return grad_x, grad_weight, None
+
+
+def _gradients(grad: Tensor, x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """The gradients in ops that have gradients.
+
+    With inv = 1 / sqrt(mean(x^2) + eps), normed = x * inv and through = grad * weight:
+    d x = inv * (through - normed * mean(through * normed)), d weight = sum over rows of grad * normed.
+    """
+    wide, width = x.float(), x.shape[-1]
+    inv = torch.rsqrt((wide.square() / width).sum(-1, keepdim=True) + eps)
+    normed, through = wide * inv, grad * weight.float()
+    grad_x = inv * (through - normed * (through * normed).mean(-1, keepdim=True))
+    grad_weight = (grad * normed).reshape(-1, width).sum(0)
+    return grad_x.to(x.dtype), grad_weight.to(weight.dtype)
