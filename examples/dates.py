@@ -21,7 +21,7 @@ import random
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -54,7 +54,7 @@ class Flags:
     out: Path = Path("runs/dates")
     """The folder to write the model, its metrics and the learning curve to; --try reads the model there."""
 
-    steps: int = 1600
+    steps: int = 1200
     """Optimiser steps."""
 
     batch_size: int = 128
@@ -144,14 +144,17 @@ def make_model(d_model: int) -> EncoderDecoder:
     return model
 
 
-def parts(batch: Sequence[Pair]) -> list[list[Pair]]:
-    """A batch in four, each of texts of about one length, so that there is little padding.
+def batches(source: Iterator[Pair], rng: random.Random, size: int) -> Iterator[list[list[Pair]]]:
+    """Endless batches of four parts, from short texts to long ones, each of about one length: little is padding.
 
-    Whole batches of one length would be fewer to run, but have few languages in them, and each would undo the other.
+    A whole batch of one length would have few languages in it, and the rarest would be learned last.
     """
-    ordered = sorted(batch, key=lambda pair: len(encode(pair.text)))
-    size = math.ceil(len(ordered) / 4)
-    return [ordered[start : start + size] for start in range(0, len(ordered), size)]
+    part = math.ceil(size / 4)
+    while True:
+        pool = sorted(islice(source, 32 * part), key=lambda pair: len(encode(pair.text)))
+        parts = [pool[start : start + part] for start in range(0, len(pool), part)]
+        quarters = [rng.sample(parts[start : start + 8], 8) for start in range(0, 32, 8)]
+        yield from (list(batch) for batch in zip(*quarters, strict=True))
 
 
 def loss_of(model: EncoderDecoder, part: Sequence[Pair]) -> torch.Tensor:
@@ -192,17 +195,18 @@ def train(model: EncoderDecoder, forms: Forms, flags: Flags, display: Display) -
     recipe = TrainConfig.from_fields(RECIPE | {"steps": flags.steps, "batch_size": flags.batch_size})
     device = choose_device(recipe)
     optimizer = MuonAndAdamW(model.to(device.device), recipe)
-    data = pairs(forms, random.Random(flags.seed), held_out_days=False)
+    rng = random.Random(flags.seed)
+    data = batches(pairs(forms, rng, held_out_days=False), rng, flags.batch_size)
     exam = exam_of(forms, min(flags.exam, 500))
     with (
         Metrics(flags.out / "metrics.jsonl", up_to_step=0) as metrics,
         display.steps(done=0, total=flags.steps, line_seconds=30.0) as report,
     ):
-        for step in range(1, flags.steps + 1):
-            started, batch, total = time.monotonic(), list(islice(data, flags.batch_size)), 0.0
-            for part in parts(batch):
+        for step, batch in enumerate(islice(data, flags.steps), start=1):
+            started, total = time.monotonic(), 0.0
+            for part in batch:
                 with device.autocast():
-                    loss = loss_of(model, part) * (len(part) / len(batch))
+                    loss = loss_of(model, part) / len(batch)
                 loss.backward()
                 total += loss.item()
             torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.grad_clip)
@@ -211,7 +215,7 @@ def train(model: EncoderDecoder, forms: Forms, flags: Flags, display: Display) -
             if step % max(1, flags.steps // 10) == 0:
                 record["accuracy"] = accuracy(model, exam)
             metrics.write(record)
-            size = sum(len(encode(pair.text)) for pair in batch)
+            size = sum(len(encode(pair.text)) for part in batch for pair in part)
             report({**record, "tokens_per_second": size / (time.monotonic() - started)})
 
 

@@ -81,12 +81,17 @@ def official_languages() -> set[str]:
 
 
 def pairs(forms: Forms, rng: random.Random, *, held_out_days: bool) -> Iterator[Pair]:
-    """Endless random pairs, of days on one side of the split only. All languages are equally likely."""
+    """Endless random pairs, of days on one side of the split only.
+
+    In the exam all languages are equally likely. In training those with their own digits come more often: there are few
+    of them for each kind of digits, and ten signs to learn instead of none.
+    """
     languages = sorted(forms)
+    weights = [1 if held_out_days or not _own_digits(forms[language]) else 5 for language in languages]
     while True:
         day = FIRST_DAY + timedelta(rng.randrange((LAST_DAY - FIRST_DAY).days + 1))
         if held_out(day.isoformat()) == held_out_days:
-            language = rng.choice(languages)
+            language = rng.choices(languages, weights)[0]
             form = rng.choice(forms[language])
             yield Pair(form.write(day), day.isoformat(), language, form)
 
@@ -94,3 +99,7 @@ def pairs(forms: Forms, rng: random.Random, *, held_out_days: bool) -> Iterator[
 def exam_of(forms: Forms, count: int) -> list[Pair]:
     """Pairs of held-out days, the same in every run."""
     return list(islice(pairs(forms, random.Random(0), held_out_days=True), count))
+
+
+def _own_digits(forms: list[Form]) -> bool:
+    return any(form.digits()[ord("0")] != "0" for form in forms)

@@ -257,7 +257,7 @@ def test_tokens_that_see_nobody_get_nothing_from_attention_and_give_finite_gradi
     with use_backend(backend):
         y = block(x, mask=mask)
         y.sum().backward()
-    alone = x + block.ffn(block.norm2(x))
+        alone = x + block.ffn(block.norm2(x))
     assert torch.equal(y[:, 1::2], alone[:, 1::2])
     assert all(torch.isfinite(tensor.grad).all() for tensor in (x, *block.parameters()))
 
@@ -619,6 +619,20 @@ def test_compiled_whole_it_gives_the_same_numbers_and_still_checks_positions():
         for bad in (64, -1):
             with pytest.raises(RuntimeError, match="positions must be in"):
                 compiled(x, positions.where(positions != 63, bad))
+
+
+@of_torch_itself
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_compiled_for_batches_of_every_size_it_still_takes_masks_and_positions():
+    block, ones = make(causal=True), torch.ones(2, 1, 5, 5, dtype=torch.bool)
+    torch.compiler.reset()  # what other tests compiled counts against a limit
+    compiled = torch.compile(block, fullgraph=True, backend="eager")
+    for batch in (3, 4):  # the second size makes torch compile for any
+        compiled(normal(batch, 5, D_MODEL))
+    x, positions = normal(2, 5, D_MODEL), integers(2, 5, limit=MAX_SEQ_LEN)
+    assert_exact(compiled(x, mask=ones), array(block(x)))
+    assert_exact(compiled(x, mask=ones[:, :, :1]), array(block(x)))
+    assert_exact(compiled(x, positions), array(block(x, positions)))
 
 
 @of_torch_itself

@@ -72,7 +72,8 @@ def check_mask(mask: Tensor, scores_shape: tuple[int, ...]) -> None:
     if mask.ndim == 2 and tuple(mask.shape) == scores_shape[-2:]:
         return
     fits = mask.ndim == len(scores_shape) and mask.shape[-1] == scores_shape[-1]
-    if fits and all(size in (1, wanted) for size, wanted in zip(mask.shape, scores_shape, strict=True)):
+    # Compared with ==: to torch.compile a size that varies is `in` no tuple.
+    if fits and all(size == 1 or size == wanted for size, wanted in zip(mask.shape, scores_shape, strict=True)):
         return
     rule = f"mask must be (q, kv) = {scores_shape[-2:]} or have the dims of the scores {scores_shape}"
     if len(scores_shape) >= 3 and mask.ndim == len(scores_shape) - 1:

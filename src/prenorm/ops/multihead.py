@@ -87,7 +87,8 @@ def check_position_shape(token_positions: Tensor, x: Tensor) -> None:
         raise ShapeError(f"token_positions must be integers, but they are {token_positions.dtype}.")
     rows = tuple(x.shape[:-1])
     fits = token_positions.ndim in (1, len(rows)) and token_positions.shape[-1] == rows[-1]
-    if not fits or any(size not in (1, row) for size, row in zip(token_positions.shape[:-1], rows[:-1], strict=False)):
+    leading = zip(token_positions.shape[:-1], rows[:-1], strict=False)
+    if not fits or any(size != 1 and size != row for size, row in leading):  # `in` fails for sizes that compile varies
         raise ShapeError(
             f"token_positions must be (seq,) = {rows[-1:]} or (..., seq) = {rows}, but they are "
             f"{tuple(token_positions.shape)}."

@@ -114,7 +114,7 @@ def test_a_very_wide_row_is_summed_accurately(width, spread):
     y, grad_x, _ = run(x, weight, x)
     assert np.abs(array(y) / formulas.rms_norm(array(x), array(weight)) - 1).max() < 4 * EPS
     # grad = x, so that all but a trace of the gradient cancels: what is left measures the sums.
-    assert np.abs(array(grad_x)).max() < 16 * EPS
+    assert np.abs(array(grad_x)).max() < 32 * EPS
 
 
 @every_dtype
@@ -178,15 +178,15 @@ def test_a_row_does_not_depend_on_the_rows_beside_it(dtypes, width, rows, seed):
 
 
 @every_dtype
-def test_a_row_does_not_depend_on_the_size_of_the_result(dtype, weight_dtype):
-    # Results above 24 MiB are written around the caches.
-    x, weight, grad = inputs(7, 2048, dtypes=(dtype, weight_dtype))
+@pytest.mark.parametrize("width", [2048, 2049])
+def test_a_row_does_not_depend_on_the_size_of_the_result(width, dtype, weight_dtype):
+    # Results above 24 MiB are written around the caches, where the rows lie as that needs it.
+    x, weight, grad = inputs(7, width, dtypes=(dtype, weight_dtype))
     y, grad_x, _ = run(x, weight, grad)
-    rows = 7 * 1100
-    large = run(x.repeat(1100, 1), weight, grad.repeat(1100, 1))
-    assert large[0].nbytes > 24 * 2**20
-    assert torch.equal(large[0].view(rows // 7, 7, 2048), y.expand(rows // 7, 7, 2048))
-    assert torch.equal(large[1].view(rows // 7, 7, 2048), grad_x.expand(rows // 7, 7, 2048))
+    times = 25 * 2**20 // y.nbytes + 1
+    large = run(x.repeat(times, 1), weight, grad.repeat(times, 1))
+    assert torch.equal(large[0].view(times, 7, width), y.expand(times, 7, width))
+    assert torch.equal(large[1].view(times, 7, width), grad_x.expand(times, 7, width))
 
 
 @every_dtype
@@ -362,9 +362,11 @@ def test_numbers_that_are_negated_when_read_are_left_to_the_formula():
     assert not chosen(numbers, weight)
     torch.testing.assert_close(F.rms_norm(numbers, weight), F.rms_norm(numbers.clone(), weight))
     assert not chosen(weight, numbers[0])
-    x = torch.ones(4, 5, requires_grad=True)
-    _, grad_x, _ = run(x, weight, numbers.resolve_neg())
-    torch.testing.assert_close(torch.autograd.grad(kernel.rms_norm(x, weight, 1e-6), x, numbers)[0], grad_x)
+    x, weight, grad = inputs(4, 5)
+    _, grad_x, _ = run(x, weight, -grad)
+    leaf = x.requires_grad_()
+    negated = torch._neg_view(grad)  # contiguous too, so that no copy makes it right
+    torch.testing.assert_close(torch.autograd.grad(kernel.rms_norm(leaf, weight, 1e-6), leaf, negated)[0], grad_x)
 
 
 class Subclass(torch.Tensor):
