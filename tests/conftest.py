@@ -1,6 +1,7 @@
 """What every test shares: a fixed seed, a Hypothesis profile, and a way to switch the shape checker off."""
 
 import signal
+import sys
 from collections.abc import Iterator
 
 import jaxtyping
@@ -28,7 +29,13 @@ def _interruptible() -> Iterator[None]:
 
 @pytest.fixture
 def shapes_unchecked() -> Iterator[None]:
-    """As for a user: without jaxtyping's checker, which answers before our own errors and cannot be compiled."""
+    """As for a user: without jaxtyping's checker, which answers before our own errors and cannot be compiled.
+
+    Nothing is compiled yet: torch compiles one function for a few different calls only, and takes jaxtyping's wrapper
+    around each of ours for one function.
+    """
+    if "torch._dynamo" in sys.modules:
+        torch.compiler.reset()
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

@@ -79,7 +79,6 @@ def test_compiled_and_exported_code_is_not_plain():
         def forward(self, x):
             return x + 1 if is_plain(x) else x + 2
 
-    torch.compiler.reset()
     assert torch.compile(Module(), backend="eager", fullgraph=True)(x).tolist() == [3, 3, 3]
     for strict in (False, True):
         exported = torch.export.export(Module(), (x,), strict=strict).module()

@@ -237,7 +237,6 @@ def test_numbers_that_no_decoder_can_have_are_refused(options, message):
 def test_compiled_whole_it_gives_the_same_numbers_and_gradients_with_checkpointing():
     decoder, given = make(num_layers=1).train(), inputs(2)
     masks = {"self_mask": mask_of(2, 1, 5, 5), "cross_mask": mask_of(2, 1, 1, SOURCE)}
-    torch.compiler.reset()  # what other tests compiled counts against a limit
     compiled = torch.compile(decoder, fullgraph=True, backend="aot_eager")
     ours = gradients(lambda *x: decoder(*x, **masks), decoder, *given)
     assert_same(gradients(lambda *x: compiled(*x, **masks), decoder, *given), ours)

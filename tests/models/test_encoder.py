@@ -177,7 +177,6 @@ def test_inputs_that_do_not_fit_are_refused_with_the_rule(training):
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_compiled_whole_it_gives_the_same_numbers_and_gradients_with_checkpointing():
     encoder, x, mask = make(num_layers=1).train(), normal(2, 5, D_MODEL), mask_of(2, 1, 5, 5)
-    torch.compiler.reset()  # what other tests compiled counts against a limit
     compiled = torch.compile(encoder, fullgraph=True, backend="aot_eager")
     ours = gradients(lambda x: encoder(x, mask), encoder, x)
     assert_same(gradients(lambda x: compiled(x, mask), encoder, x), ours)

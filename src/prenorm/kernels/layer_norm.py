@@ -6,7 +6,8 @@ from torch import Tensor
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     """Layer normalisation over the last dim. Sums of squares overflow beyond |x| = 1e17; the formula's do not."""
-    return torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
+    y = torch.nn.functional.layer_norm(x, weight.shape, weight, bias, eps)
+    return y.to(x.dtype)  # under autocast on a GPU it comes back in float32
 
 
 def suits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
