@@ -1,7 +1,6 @@
 """Dates as people write them: random days in every language, locale and format that the Unicode CLDR has, by Babel."""
 
 import random
-import re
 from collections import defaultdict
 from collections.abc import Iterator
 from datetime import date, timedelta
@@ -40,10 +39,11 @@ class Form(NamedTuple):
 
     locale: str
     format: str
+    pattern: str
 
     def write(self, day: date) -> str:
         """The day in this form, in the locale's own digits, with the locale in front."""
-        return f"{self.locale}: {format_date(day, self.format, self.locale).translate(self.digits())}"
+        return f"{self.locale}: {format_date(day, self.pattern, self.locale).translate(self.digits())}"
 
     def digits(self) -> dict[int, str]:
         """What the locale writes for 0 to 9, as `str.translate` takes it."""
@@ -64,13 +64,16 @@ Forms = dict[str, list[Form]]  # of each language
 
 
 def all_forms() -> Forms:
-    """The forms of all languages, without years of two digits, which do not say the century."""
+    """The forms of all languages. Two digits of a year do not say the century, so there it is the locale's M/d/y."""
     forms: Forms = defaultdict(list)
     for name in sorted(localedata.locale_identifiers()):
         locale = Locale.parse(name)
         for format in FORMATS:
-            if not re.search("(?<!y)yy(?!y)", get_date_format(format, locale).pattern):
-                forms[locale.language].append(Form(name, format))
+            pattern = get_date_format(format, locale).pattern
+            if "yy" in pattern:
+                pattern = locale.datetime_skeletons["yMd"].pattern
+            if "yy" not in pattern:
+                forms[locale.language].append(Form(name, format, pattern))
     return dict(forms)
 
 
