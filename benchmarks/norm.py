@@ -1,6 +1,6 @@
 """RMSNorm on a CPU against PyTorch's norms and a copy: `make bench-norm`.
 
-All run in turn (A B C D E A B C D E ...), a few calls at a time, so that what disturbs one disturbs all. The table has
+All run in turn (A B C D E, B C D E A, ...), a few calls at a time after one that is not counted, so that what disturbs one disturbs all. The table has
 medians in microseconds, and ratios with their lowest and highest: above 1 our kernel is faster. `clone` is the floor:
 one read and one write, as forward has. `bandwidth` is the bytes a second that forward (x, y) or forward and backward
 (x, y; x, g, dx) cannot do without, as a share of those of a copy between two tensors too large for any cache. Nothing
@@ -110,6 +110,7 @@ def measure(tokens: int, d_model: int, dtype: torch.dtype, *, backward: bool) ->
                 leaf.grad = None  # otherwise the next backward pass would add to it
 
     def seconds(run: Callable[[], Tensor], calls: int) -> float:
+        call(run)  # so that each finds its own memory among what was freed last, not its neighbour's
         start = time.perf_counter()
         for _ in range(calls):
             call(run)
@@ -121,9 +122,11 @@ def measure(tokens: int, d_model: int, dtype: torch.dtype, *, backward: bool) ->
         seconds(run, 2)  # fills caches
         calls[name] = max(1, round(AT_LEAST / seconds(run, 3)))
     taken: dict[str, list[float]] = {name: [] for name in contestants}
+    order = list(contestants)
     for _ in range(LARGE_ROUNDS if size > LARGE else ROUNDS):
-        for name, run in contestants.items():
-            taken[name].append(seconds(run, calls[name]))
+        for name in order:
+            taken[name].append(seconds(contestants[name], calls[name]))
+        order.append(order.pop(0))  # nobody always follows the same neighbour
     return {
         "dtype": str(dtype).removeprefix("torch."),
         "tokens": tokens,
