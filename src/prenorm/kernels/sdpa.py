@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from .cpu.dropout import dropout as drop
+from .cpu.dropout import draw
 from .cpu.dropout import suits as suits_dropout
 from .leading_dims import four_dims
 
@@ -57,4 +57,5 @@ def _with_dropout(
     scores = query * query.shape[-1] ** -0.5 @ key.transpose(-1, -2)
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return drop(scores.softmax(-1), dropout) @ value
+    dropped, scale = draw(scores, dropout)
+    return torch.where(dropped, 0.0, scores.softmax(-1)) @ value * scale

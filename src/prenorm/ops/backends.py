@@ -61,7 +61,7 @@ KERNELS = (
         dtypes=(torch.float64, torch.float32, torch.bfloat16),
         run=dropout,
         suits=suits_dropout,
-        reason="random bits instead of random floats: three times as fast as PyTorch's (make bench-checkpointing)",
+        reason="random bits instead of random floats: several times as fast as PyTorch's",
     ),
     Kernel(
         op="rms_norm",

@@ -1,11 +1,11 @@
-"""Dropout with 16 random bits a number, where PyTorch draws a float for each: three times as fast on a CPU.
+"""Dropout with 16 random bits a number, where PyTorch draws a float for each: several times as fast on a CPU.
 
-A CPU draws random numbers one after another, and that is a fifth of a small encoder's training step. The mask that is
-kept for the backward pass takes one byte a number instead of four.
+A CPU draws random numbers one after another, and PyTorch's take a fifth of a small encoder's training step. Here
+torch's default generator draws one seed, and NumPy's fastest generator the bits. The mask that is kept for the backward
+pass takes one byte a number instead of four.
 """
 
-from typing import Any
-
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +16,8 @@ LEVELS = 2**16  # p is taken to the nearest 1/65536, and kept numbers are scaled
 
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each number with probability p, and scale the others by 1 / (1 - p). Draws from the default generator."""
-    return _Dropout.apply(x, min(round(p * LEVELS), LEVELS - 1))
+    dropped, scale = draw(x, p)
+    return torch.where(dropped, 0.0, x) * scale  # masked_fill takes nearly twice as long
 
 
 def suits(x: Tensor) -> bool:
@@ -24,16 +25,12 @@ def suits(x: Tensor) -> bool:
     return is_plain(x)
 
 
-class _Dropout(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, level: int) -> Tensor:
-        bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64, device=x.device).random_(-(2**63), None)
-        dropped = (bits.view(torch.int16)[: x.numel()] < level - LEVELS // 2).view(x.shape)
-        ctx.save_for_backward(dropped)
-        ctx.scale = LEVELS / (LEVELS - level)
-        return (x * ctx.scale).masked_fill_(dropped, 0)
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
-        (dropped,) = ctx.saved_tensors
-        return (grad * ctx.scale).masked_fill(dropped, 0), None
+def draw(x: Tensor, p: float) -> tuple[Tensor, float]:
+    """Which numbers of a tensor like x are dropped, and what the others are scaled by."""
+    level = min(round(p * LEVELS), LEVELS - 1)
+    seed = int(torch.empty((), dtype=torch.int64, device=x.device).random_())
+    words = np.random.Generator(np.random.SFC64(seed)).integers(
+        2**64 - 1, size=(x.numel() + 3) // 4, dtype=np.uint64, endpoint=True
+    )
+    bits = torch.from_numpy(words.view(np.int16))[: x.numel()]
+    return (bits < level - LEVELS // 2).view(x.shape), LEVELS / (LEVELS - level)
