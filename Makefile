@@ -44,7 +44,7 @@ bench-checkpointing: .venv/dev.stamp
 	$(BIN)/python benchmarks/checkpointing.py
 
 example-dates: .venv/dev.stamp
-	$(BIN)/python examples/dates.py
+	GOMP_SPINCOUNT=1000 $(BIN)/python examples/dates.py
 
 wheel: .venv/dev.stamp
 	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .

@@ -1,10 +1,10 @@
 """RMSNorm on a CPU against PyTorch's norms and a copy: `make bench-norm`.
 
-All run in turn (A B C D E, B C D E A, ...), a few calls at a time after one that is not counted, so that what disturbs one disturbs all. The table has
-medians in microseconds, and ratios with their lowest and highest: above 1 our kernel is faster. `clone` is the floor:
-one read and one write, as forward has. `bandwidth` is the bytes a second that forward (x, y) or forward and backward
-(x, y; x, g, dx) cannot do without, as a share of those of a copy between two tensors too large for any cache. Nothing
-else should be running.
+All run in turn (A B C D E, B C D E A, ...), a few calls at a time after one that is not counted, so that what disturbs
+one disturbs all. The table has medians in microseconds, and ratios with their lowest and highest: above 1 our kernel is
+faster. `clone` is the floor: one read and one write, as forward has. `bandwidth` is the bytes a second that forward
+(x, y) or forward and backward (x, y; x, g, dx) cannot do without, as a share of those of a copy between two tensors too
+large for any cache. Nothing else should be running.
 
 A result above 30 MB lies in memory that is fresh from the system each time, and its pages cost more than the numbers,
 unless --hold keeps it in the process, as `prenorm train` does.

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from prenorm import ModelConfig, TransformerLM
+from prenorm import EncoderDecoder, EncoderDecoderConfig, ModelConfig, TransformerLM
 from prenorm.errors import CheckpointError
 from prenorm.training.config import TrainConfig
 from prenorm.training.optimizer import MuonAndAdamW
@@ -88,3 +88,17 @@ def test_state_of_another_model_is_refused():
         CheckpointError, match=r"layers\.9\.norm1\.weight:exp_avg.*no parameter layers\.9\.norm1\.weight"
     ):
         MuonAndAdamW(model_of(), CONFIG).load_state_tensors({"layers.9.norm1.weight:exp_avg": torch.zeros(16)})
+
+
+def test_every_embedding_of_an_encoder_decoder_is_an_embedding():
+    config = EncoderDecoderConfig(11, 8, 1, 2, tie_embeddings=False, positions="learned")
+    optimizer = MuonAndAdamW(EncoderDecoder(config), CONFIG)
+    muon = {name for name in optimizer._names.values() if "embedding" in name} & names_of(optimizer, torch.optim.Muon)
+    assert muon == set()
+    assert "encoder.layers.0.ffn.up_proj.weight" in names_of(optimizer, torch.optim.Muon)
+
+
+def names_of(optimizer, kind):
+    """The parameters that one of the two optimisers has."""
+    (own,) = (one for one in optimizer.optimizers if isinstance(one, kind))
+    return {optimizer._names[parameter] for group in own.param_groups for parameter in group["params"]}

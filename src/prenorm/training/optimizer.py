@@ -72,7 +72,7 @@ def _groups(model: nn.Module, config: TrainConfig) -> tuple[dict[str, Any], list
     for name, parameter in model.named_parameters():
         if parameter.ndim < 2:
             group = vectors
-        elif name.startswith("embedding."):
+        elif name.rpartition(".")[0].endswith("embedding"):  # of tokens, or of learned positions
             group = embedding
         elif name.startswith("lm_head."):
             group = head

@@ -17,7 +17,7 @@ LEVELS = 2**16  # p is taken to the nearest 1/65536, and kept numbers are scaled
 def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each number with probability p, and scale the others by 1 / (1 - p). Draws from the default generator."""
     dropped, scale = draw(x, p)
-    return torch.where(dropped, 0.0, x) * scale  # masked_fill takes nearly twice as long
+    return torch.where(dropped, 0.0, x).mul_(scale)  # masked_fill takes nearly twice as long
 
 
 def suits(x: Tensor) -> bool:
