@@ -35,7 +35,7 @@ from matplotlib.figure import Figure
 from torch.nn.utils.rnn import pad_sequence
 from written_dates import FORMATS, Forms, Pair, all_forms, exam_of, official_languages, pairs
 
-from prenorm import ConfigError, EncoderDecoder, EncoderDecoderConfig, PrenormError, use_backend
+from prenorm import ConfigError, EncoderDecoder, EncoderDecoderConfig, PrenormError
 from prenorm.checkpoint.files import write_atomically
 from prenorm.training.config import TrainConfig
 from prenorm.training.device import choose_device, hold_on_to_memory
@@ -81,16 +81,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     flags = tyro.cli(Flags, prog="dates.py", args=argv)
     sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show every script still gets the others
     hold_on_to_memory()
-    # The plain formulas: for texts this short, fused attention takes four times as long on a CPU in bfloat16.
-    with use_backend("auto" if torch.cuda.is_available() else "reference"):
-        try:
-            if flags.ask:
-                answer(flags)
-            else:
-                learn(flags, Display())
-        except (PrenormError, OSError) as error:
-            print(f"dates.py: {error}", file=sys.stderr)
-            return 2
+    try:
+        if flags.ask:
+            answer(flags)
+        else:
+            learn(flags, Display())
+    except (PrenormError, OSError) as error:
+        print(f"dates.py: {error}", file=sys.stderr)
+        return 2
     return 0
 
 
