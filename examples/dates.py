@@ -10,7 +10,7 @@ languages are those that are official somewhere; the other two hundred are asked
 model makes of them. One date in twenty is held out, in every language.
 
     pip install "prenorm[examples]"
-    python examples/dates.py                                 # trains, in five to six minutes on two cores
+    python examples/dates.py                                 # trains, in four to six minutes on two cores
     python examples/dates.py --try "fr: mardi 3 mars 2026"   # asks the trained model
 
 runs/dates then has accuracy.png (the learning curve), metrics.jsonl and the model.
