@@ -34,6 +34,12 @@ SIGNATURES = {
     prenorm.Linear: f"in_features, out_features, bias=False, {ON_A_DEVICE}",
     prenorm.Embedding: f"vocab_size, d_model, {ON_A_DEVICE}",
     prenorm.RMSNorm: f"d_model, eps=1e-06, {ON_A_DEVICE}",
+    prenorm.LayerNorm: f"d_model, eps=1e-05, {ON_A_DEVICE}",
+    prenorm.MultiHeadAttention: "d_model, num_heads, dropout=0.1",
+    prenorm.MultiHeadAttention.forward: "query, key, value, mask=None",
+    prenorm.TransformerDecoderBlock: "d_model, num_heads, d_ff=None, dropout=0.1",
+    prenorm.TransformerEncoder: "num_layers, d_model, num_heads, d_ff=None, dropout=0.1",
+    prenorm.TransformerEncoder.forward: "x, mask=None, use_checkpointing=True",
     prenorm.SwiGLU: f"d_model, d_ff, {ON_A_DEVICE}",
     prenorm.RotaryEmbedding: "head_dim, max_seq_len, theta=10000.0, interleaved=True, scaling=None",
     prenorm.TransformerBlock: "d_model, num_heads, d_ff, max_seq_len=2048, rope_theta=10000.0, eps=1e-06, "
