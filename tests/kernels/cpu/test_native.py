@@ -17,7 +17,6 @@ from prenorm.kernels.cpu import native, rms_norm
 
 from ...oracle.inputs import normal
 
-compiled = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 KERNEL = "prenorm.kernels.cpu.rms_norm.rms_norm"
 
 
@@ -80,13 +79,11 @@ def compiler(folder, text):
     return str(program)
 
 
-@compiled
 def test_the_kernel_is_built_loaded_and_right(cache):
     assert run()[::2] == (KERNEL, [])
     assert [library.name.split("-")[0] for library in cache.iterdir()] == ["rms_norm"]
 
 
-@compiled
 def test_a_library_is_built_once_and_found_again(cache, source):
     assert answer(source) == 42
     (library,) = cache.iterdir()
@@ -95,7 +92,6 @@ def test_a_library_is_built_once_and_found_again(cache, source):
     assert library.stat() == before
 
 
-@compiled
 def test_what_is_kept_belongs_to_the_user_alone(cache, source):
     answer(source)
     (library,) = cache.iterdir()
@@ -134,7 +130,6 @@ def test_a_compiler_that_fails_gives_one_warning_and_the_formula(tmp_path, monke
     assert reason in warning
 
 
-@compiled
 @pytest.mark.parametrize("place", ["a file", "/proc/nowhere"])
 def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, source, place):
     (tmp_path / "a file").write_text("no folder")
@@ -142,7 +137,6 @@ def test_a_cache_that_cannot_be_written_is_done_without(tmp_path, monkeypatch, s
     assert answer(source) == 42
 
 
-@compiled
 def test_a_disk_that_is_full_is_done_without(cache, monkeypatch, source):
     def full(*_):
         raise OSError("No space left on device")
@@ -152,7 +146,6 @@ def test_a_disk_that_is_full_is_done_without(cache, monkeypatch, source):
     assert list(cache.iterdir()) == []
 
 
-@compiled
 def test_a_folder_that_others_may_write_is_not_trusted(cache, source):
     cache.mkdir()
     cache.chmod(0o777)
@@ -160,7 +153,6 @@ def test_a_folder_that_others_may_write_is_not_trusted(cache, source):
     assert list(cache.iterdir()) == []
 
 
-@compiled
 @pytest.mark.parametrize("damage", ["empty", "nonsense", "half", "one bit"])
 def test_a_damaged_file_is_built_again(cache, source, damage):
     answer(source)
@@ -181,7 +173,6 @@ def test_a_damaged_file_is_built_again(cache, source, damage):
     assert len(library.read_bytes()) == len(whole)
 
 
-@compiled
 def test_a_file_that_others_may_write_is_replaced_and_not_loaded(cache, source):
     answer(source)
     (library,) = cache.iterdir()
@@ -192,7 +183,6 @@ def test_a_file_that_others_may_write_is_replaced_and_not_loaded(cache, source):
     assert stat.S_IMODE(library.stat().st_mode) == 0o700
 
 
-@compiled
 def test_processes_that_start_together_do_not_disturb_each_other(cache, source):
     program = (
         "import sys; from pathlib import Path; from prenorm.kernels.cpu import native; "
@@ -227,8 +217,6 @@ def test_another_source_or_cpu_or_flag_has_another_name(source, monkeypatch):
     assert len(names) == 4
 
 
-@compiled
-@pytest.mark.skipif(not Path("/proc/self/maps").exists(), reason="no /proc")
 def test_there_is_one_openmp_in_the_process_and_it_is_torchs():
     assert native.load("rms_norm").library is not None
     maps = Path("/proc/self/maps").read_text().splitlines()
@@ -237,14 +225,12 @@ def test_there_is_one_openmp_in_the_process_and_it_is_torchs():
     assert Path(torch.__file__).parent.parent in Path(runtimes.pop()).parents
 
 
-@compiled
 def test_a_missing_symbol_is_a_reason_and_no_crash(source):
     source.write_text('extern "C" int nowhere_to_be_found(); extern "C" int call() { return nowhere_to_be_found(); }')
     with pytest.raises(OSError, match="nowhere_to_be_found"):
         native._load(source, ["g++"])
 
 
-@compiled
 def test_the_compiler_may_come_with_arguments(source):
     source.write_text('extern "C" int answer() { return ANSWER; }')
     library = native._load(source, ["g++", "-DANSWER=42"])

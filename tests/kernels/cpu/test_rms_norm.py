@@ -1,5 +1,4 @@
 import contextlib
-import shutil
 import threading
 
 import numpy as np
@@ -26,9 +25,6 @@ from ...oracle.tolerance import (
     error,
     rms,
 )
-
-# The kernel is what all of these are about; without a compiler there is none, and tests/ops has the formula's.
-pytestmark = pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 
 DTYPES = list(kernel.DTYPES)
 EPS = torch.finfo(torch.float32).eps
