@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kernels.cpu.blocked_attention import blocked_attention, suits
 from ..kernels.cpu.dropout import dropout
-from ..kernels.cpu.dropout import suits as suits_dropout
 from ..kernels.cpu.rms_norm import rms_norm
 from ..kernels.cpu.rms_norm import suits as suits_rms_norm
 from ..kernels.cpu.rms_norm import why_not as why_no_rms_norm
 from ..kernels.layer_norm import layer_norm
 from ..kernels.layer_norm import suits as one_dtype
+from ..kernels.plain import is_plain
 from ..kernels.sdpa import sdpa
 
 
@@ -60,7 +60,7 @@ KERNELS = (
         devices=("cpu",),
         dtypes=(torch.float64, torch.float32, torch.bfloat16),
         run=dropout,
-        suits=suits_dropout,
+        suits=is_plain,
         reason="random bits instead of random floats: several times as fast as PyTorch's",
     ),
     Kernel(

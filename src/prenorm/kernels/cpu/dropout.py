@@ -9,8 +9,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..plain import is_plain
-
 LEVELS = 2**16  # p is taken to the nearest 1/65536, and kept numbers are scaled by just that share
 
 
@@ -18,11 +16,6 @@ def dropout(x: Tensor, p: float) -> Tensor:
     """Zero each number with probability p, and scale the others by 1 / (1 - p). Draws from the default generator."""
     dropped, scale = draw(x, p)
     return torch.where(dropped, 0.0, x).mul_(scale)  # masked_fill takes nearly twice as long
-
-
-def suits(x: Tensor) -> bool:
-    """Whether this is an ordinary tensor that is computed now."""
-    return is_plain(x)
 
 
 def draw(x: Tensor, p: float) -> tuple[Tensor, float]:

@@ -10,9 +10,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
-from torch.nn import Parameter
 
+from ..plain import ORDINARY, computes_now
 from . import native
 
 DTYPES = {  # of x, of weight
@@ -20,14 +19,8 @@ DTYPES = {  # of x, of weight
     (torch.bfloat16, torch.bfloat16): "bfloat16_bfloat16",
     (torch.bfloat16, torch.float32): "bfloat16_float32",
 }
-ORDINARY = (Tensor, Parameter)
 # struct Call: x, weight, g, y, dx, dw, rows, width, eps, threads
 pack = struct.Struct("6P2qdq").pack
-# Names of this module, because finding each in torch takes as long as calling it.
-are_functorch_transforms_active = torch._C._are_functorch_transforms_active
-get_tracing_state = torch._C._get_tracing_state
-is_compiling = torch.compiler.is_compiling
-len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -45,7 +38,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 def suits(x: Tensor, weight: Tensor) -> bool:
     """Whether these are ordinary tensors of a CPU, of dtypes that there is code for, and it can be built here."""
     return (
-        _computes_now()
+        computes_now()
         and type(x) in ORDINARY
         and type(weight) in ORDINARY
         and weight.is_cpu
@@ -54,17 +47,6 @@ def suits(x: Tensor, weight: Tensor) -> bool:
         and weight.ndim == 1
         and weight.numel() == x.shape[-1] > 0
         and (x.dtype, weight.dtype) in _functions()
-    )
-
-
-def _computes_now() -> bool:
-    """`is_plain` of everything but the tensors, in half the time: the norms of a decoded token are many and small."""
-    return (
-        not is_compiling()
-        and not are_functorch_transforms_active()
-        and not len_torch_dispatch_stack()
-        and get_tracing_state() is None
-        and forward_ad._current_level < 0
     )
 
 
@@ -101,7 +83,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
-        if not (_computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
+        if not (computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
             return *_gradients(grad, x, weight, ctx.eps), None  # which may have gradients of their own, or onlookers
         for_x, for_weight, _ = ctx.needs_input_grad
         grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()  # hooks may have moved what was saved
