@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..config import attention_sizes, check_dropout
 from ..errors import ConfigError, ShapeError
 from ..ops.attention import causal_mask, check_mask, check_window, scaled_dot_product_attention
-from ..ops.documents import document_mask, document_positions
+from ..ops.documents import check_segment_ids, document_positions, within_documents
 from ..ops.multihead import check_position_shape, merge_heads, split_heads
 from ..ops.ranges import check_length, check_positions
 from ..ops.rope import rotate
@@ -81,7 +81,7 @@ class SelfAttention(nn.Module):
                 cache.keep_document(segment_ids)
             mask = self._cached_mask(q, k, places, cache, mask)
         elif segment_ids is not None:
-            mask = self._packed_mask(q, segment_ids, mask)
+            mask = within_documents(segment_ids, mask, self.num_heads)
         attended = scaled_dot_product_attention(
             q,
             k,
@@ -141,13 +141,6 @@ class SelfAttention(nn.Module):
             allowed = behind >= 0 if self.window is None else (behind >= 0) & (behind < self.window)
         return allowed if mask is None else mask & allowed
 
-    def _packed_mask(self, q: Tensor, segment_ids: Tensor, mask: Tensor | None) -> Tensor:
-        documents = document_mask(segment_ids)
-        if mask is None:
-            return documents
-        check_mask(mask, (*q.shape[:-1], q.shape[-2]))
-        return mask & documents
-
     def _check(
         self, x: Tensor, token_positions: Tensor | None, segment_ids: Tensor | None, cache: LayerCache | None
     ) -> None:
@@ -159,11 +152,8 @@ class SelfAttention(nn.Module):
             if self.rope is None:
                 raise ConfigError("token_positions only rotate, but this attention has no rope; leave them out.")
             check_position_shape(token_positions, x)
-        if segment_ids is not None and segment_ids.shape != x.shape[:-1]:
-            raise ShapeError(
-                f"segment_ids must have one id a token, (..., seq) = {tuple(x.shape[:-1])}, but they are "
-                f"{tuple(segment_ids.shape)}."
-            )
+        if segment_ids is not None:
+            check_segment_ids(segment_ids, x)
         if cache is None:
             return
         if not isinstance(cache, LayerCache):

@@ -36,6 +36,7 @@ class TransformerDecoder(nn.Module):
     ) -> None:
         super().__init__()
         check_size("num_layers", num_layers)
+        self.num_heads = num_heads
         self.layers = nn.ModuleList(
             TransformerDecoderBlock(d_model, num_heads, d_ff, dropout, eps, device, dtype, causal=causal)
             for _ in range(num_layers)

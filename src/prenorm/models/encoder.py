@@ -7,10 +7,8 @@ from torch import Tensor, nn
 from ..blocks.activation_checkpointing import run_block
 from ..blocks.encoder import TransformerEncoderBlock
 from ..config import check_size
-from ..errors import ShapeError
 from ..layers.norm import LayerNorm
-from ..ops.attention import check_mask
-from ..ops.documents import document_mask
+from ..ops.documents import check_segment_ids, within_documents
 
 
 class TransformerEncoder(nn.Module):
@@ -56,15 +54,8 @@ class TransformerEncoder(nn.Module):
         Raises ShapeError and ConfigError.
         """
         if segment_ids is not None:  # the same in every block, so it is worked out once
-            if segment_ids.shape != x.shape[:-1]:
-                raise ShapeError(
-                    f"segment_ids must have one id a token, (..., seq) = {tuple(x.shape[:-1])}, but they are "
-                    f"{tuple(segment_ids.shape)}."
-                )
-            documents = document_mask(segment_ids)
-            if mask is not None:
-                check_mask(mask, (*x.shape[:-2], self.num_heads, x.shape[-2], x.shape[-2]))
-            mask = documents if mask is None else mask & documents
+            check_segment_ids(segment_ids, x)
+            mask = within_documents(segment_ids, mask, self.num_heads)
         for number, block in enumerate(self.layers):
             x = run_block(block, number, x, mask, use_checkpointing=use_checkpointing)
         return self.final_norm(x)

@@ -7,7 +7,8 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ShapeError
+from .attention import check_mask
 
 
 def document_mask(segment_ids: Int[Tensor, "*batch seq"]) -> Bool[Tensor, "*batch 1 seq seq"]:
@@ -16,6 +17,27 @@ def document_mask(segment_ids: Int[Tensor, "*batch seq"]) -> Bool[Tensor, "*batc
     real = segment_ids >= 0
     same = (runs[..., :, None] == runs[..., None, :]) & real[..., :, None] & real[..., None, :]
     return same.unsqueeze(-3)  # one axis for the heads
+
+
+def within_documents(
+    segment_ids: Int[Tensor, "*batch seq"], mask: Bool[Tensor, "*mask_batch q_or_1 seq"] | None, num_heads: int
+) -> Bool[Tensor, "*any_batch seq seq"]:
+    """`mask`, and only within a document: what an attention of x to itself may do. Raises ShapeError."""
+    documents = document_mask(segment_ids)
+    if mask is None:
+        return documents
+    seq = segment_ids.shape[-1]
+    check_mask(mask, (*segment_ids.shape[:-1], num_heads, seq, seq))
+    return mask & documents
+
+
+def check_segment_ids(segment_ids: Tensor, x: Tensor) -> None:
+    """Raise ShapeError unless there is one id for each token of x (..., seq, d_model)."""
+    if segment_ids.shape != x.shape[:-1]:
+        raise ShapeError(
+            f"segment_ids must have one id a token, (..., seq) = {tuple(x.shape[:-1])}, but they are "
+            f"{tuple(segment_ids.shape)}."
+        )
 
 
 def document_positions(segment_ids: Int[Tensor, "*batch seq"]) -> Int[Tensor, "*batch seq"]:
