@@ -13,7 +13,6 @@ from torch import Tensor
 from ..config import check_number, check_size
 from ..errors import ConfigError
 
-
 WHOLE = 2**52  # shares in a probability of 1
 
 
@@ -43,7 +42,7 @@ class Sampling:
         if self.top_k is not None:
             check_size("top_k", self.top_k)
         _check_probability("top_p", self.top_p, "1 keeps every token")
-        _check_probability("min_p", self.min_p, "1 keeps the most probable alone")
+        _check_probability("min_p", self.min_p, "1 keeps only the most probable")
         if self.repetition_penalty is not None:
             check_number("repetition_penalty", self.repetition_penalty, above=0.0)
 
@@ -95,10 +94,11 @@ class Sampling:
         return shares.where(largest.isfinite(), 0)
 
     def _penalised(self, logits: Tensor, seen: Tensor | None) -> Tensor:
-        if seen is None or not self.penalises:
+        penalty = self.repetition_penalty
+        if seen is None or penalty is None:
             return logits
         wide = logits.to(torch.promote_types(logits.dtype, torch.float32))  # in bfloat16 new ties would arise
-        return wide.where(~seen, torch.where(wide > 0, wide / self.repetition_penalty, wide * self.repetition_penalty))
+        return wide.where(~seen, torch.where(wide > 0, wide / penalty, wide * penalty))
 
     def _cut(self, shares: Tensor, logits: Tensor) -> Tensor:
         """The shares of the tokens that top_k and top_p keep, 0 for the others."""
@@ -149,7 +149,7 @@ def random_streams(
     batch; None takes fresh entropy. A stream is a function of seed and step alone: more steps or prompts change
     nothing in it. The numbers are the Philox 4x64 counter generator's, with the stream as key (Salmon et al. 2011,
     "Parallel random numbers: as easy as 1, 2, 3"). They stay on the CPU where the device has no float64.
-    lane: another stream for the same prompt, of numbers that have nothing to do with those of other lanes.
+    lane: where a step needs several numbers, which of them; it is the highest word of the counter.
     Raises ConfigError for seeds that are not whole numbers in [0, 2^64), or not one for each prompt.
     """
     keys = _stream_keys(seed, num_prompts)
