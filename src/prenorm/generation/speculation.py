@@ -121,7 +121,7 @@ class _Rounds:
         fed = torch.cat((self._last, tokens[:, :-1].clamp(min=0)), dim=1)
         real = None if min(self._drafting) == longest else place <= counts[:, None]
         logits = self._ask(self._models.all_logits, fed, real, self._cache)
-        model = _whole(batch.sampling.shares(logits, seen))
+        model = batch.sampling.shares(logits, seen)
         tokens, accepted = judge(model, draft, tokens, counts, uniforms)
 
         fetched = fetch(tokens, logits if batch.logprobs else None)
@@ -152,7 +152,7 @@ class _Rounds:
         real: Tensor | None = self._unread_real & (counts[:, None] > 0)
         for place in range(longest):
             logits = self._ask(self._models.draft_logits, fed, real, self._draft_cache)
-            shares[:, place] = _whole(batch.sampling.shares(logits, None if seen is None else seen[:, place]))
+            shares[:, place] = batch.sampling.shares(logits, None if seen is None else seen[:, place])
             tokens[:, place] = draw(shares[:, place], uniforms[:, place])
             fed = tokens[:, place, None].clamp(min=0)
             real = None if min(self._drafting) > place + 1 else counts[:, None] > place + 1
@@ -190,18 +190,18 @@ def judge(
 
     The draft's token x is accepted with probability min(1, p(x) / q(x)). The first that is not, and all behind it,
     give way to one token from max(p - q, 0), normalised; when all counts[i] are accepted, one more comes from p.
-    model, draft: p and q after each place, in whole shares of 2^-52; a token of q = 0 cannot have been drafted.
+    model, draft: p and q at each place, as `Sampling.shares` gives them; what was drafted was drawn from q.
     Where p lets no token be chosen stands -1, and NO_DRAFT where q did. Sources: see `Speculation`.
     """
     drawing, accepting, mending = uniforms
     place = torch.arange(drafted.shape[1], device=drafted.device)
     ids = drafted.clamp(min=0)[..., None]
-    p, q = (shares.gather(-1, ids)[..., 0] for shares in (model, draft))
+    p, q = (shares.gather(-1, ids)[..., 0].double() / shares.sum(-1).clamp(min=1) for shares in (model, draft))
     agreed = (place < counts[:, None]) & (drafted >= 0) & (accepting * q < p)
     accepted = agreed.long().cumprod(-1).sum(-1)
 
     row, rejected = torch.arange(len(drafted), device=drafted.device), accepted < counts
-    p, q = model[row, accepted], draft[row, accepted]
+    p, q = _whole(model[row, accepted]), _whole(draft[row, accepted])
     rest = torch.where(rejected[:, None], (p - q).clamp(min=0), p)
     rest = rest.where(rest.sum(-1, keepdim=True) > 0, p)  # p and q were equal up to rounding
     chosen = draw(rest, mending[row, accepted].where(rejected, drawing[row, accepted]))
@@ -211,5 +211,5 @@ def judge(
 
 
 def _whole(shares: Tensor) -> Tensor:
-    """The same distribution in shares that reach 2^52 in all, up to rounding, so that two can be compared."""
+    """The same distribution in shares that reach 2^52 in all, up to rounding, so that two can be subtracted."""
     return (shares.double() / shares.sum(-1, keepdim=True).clamp(min=1) * WHOLE).long()

@@ -104,12 +104,12 @@ class TextGenerator:
     ) -> tuple[list["_Reply"], Iterator[list[tuple[int | None, float | None]]]]:
         stops = _stop_strings(stop)
         rows = [self._encode(prompt) for prompt in prompts]
-        logprobs = bool(options.pop("logprobs", False))
+        logprobs = bool(options.get("logprobs"))
         replies = [_Reply(self._tokenizer, row, stops, self._eos_token_ids, logprobs) for row in rows]
         if options.get("max_new_tokens") is None:
             room = self._model.config.max_seq_len - max(map(len, rows), default=0) + 1  # the last one is not fed back
             options["max_new_tokens"] = max(1, min(DEFAULT_NEW_TOKENS, room))
-        steps = self._model.stream(rows, eos_token_id=self._eos_token_ids, logprobs=logprobs, **options)
+        steps = self._model.stream(rows, eos_token_id=self._eos_token_ids, **options)
         return replies, (
             list(zip(*step, strict=True)) if logprobs else [(token, None) for token in step] for step in steps
         )
