@@ -21,6 +21,8 @@ from .sampling import WHOLE, draw
 # a number that was used for a token behind a rejected one has left no trace, and is used again.
 LANES = 3
 
+DRAFT_TOKENS = 4
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Speculation:
@@ -44,7 +46,7 @@ class Speculation:
     draft_vocab_size: int
     draft_max_seq_len: int
 
-    draft_tokens: int = 4
+    draft_tokens: int = DRAFT_TOKENS
     """The most tokens that are drafted at a time."""
 
     def __post_init__(self) -> None:

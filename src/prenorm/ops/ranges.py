@@ -12,7 +12,7 @@ def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
     On a CPU in eager mode the message has the numbers. Under compile, export and on other devices the check is an
     asynchronous assertion: no graph break and no synchronisation.
     """
-    if values.device.type != "meta" and not at_hand(values):
+    if not at_hand(values):
         torch._assert_async(((values >= 0) & (values < limit)).all(), f"{what}: {rule}")
         return
     if values.numel() == 0 or values.device.type == "meta":
@@ -23,8 +23,8 @@ def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
 
 
 def at_hand(values: Tensor) -> bool:
-    """Whether Python may look at values without waiting for a device or breaking a graph: in eager mode on a CPU."""
-    return values.device.type == "cpu" and not torch.compiler.is_compiling()
+    """Whether Python may look at them without breaking a graph or waiting for a device; on meta there are none."""
+    return not torch.compiler.is_compiling() and values.device.type in ("cpu", "meta")
 
 
 def check_positions(positions: Tensor, max_seq_len: int) -> None:
