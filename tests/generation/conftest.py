@@ -11,14 +11,16 @@ from torch import Tensor
 from prenorm.config import ModelConfig
 from prenorm.generation import decoding
 from prenorm.generation.speculation import Speculation
+from prenorm.layers.cache import LayerCache
+from prenorm.ops import ranges
 
 
 class Histories(list[list[int]]):
-    """The tokens of each row: a cache that remembers everything, and forgets what it is told to."""
+    """The tokens of each row: a cache with just the room that it was asked for, which forgets what it is told to."""
 
-    def __init__(self, batch_size: int, most: int) -> None:
+    def __init__(self, batch_size: int, room: int, most: int) -> None:
         super().__init__([] for _ in range(batch_size))
-        self.most = most
+        self.room, self.most = room, most
 
     def rewind(self, counts: Tensor) -> None:
         for history, count in zip(self, counts.tolist(), strict=True):
@@ -48,7 +50,7 @@ class HistoryModel:
 
     def make_cache(self, batch_size: int, max_seq_len: int, *, rewind: int = 0) -> Histories:
         self.caches.append((batch_size, max_seq_len))
-        return Histories(batch_size, rewind)
+        return Histories(batch_size, max_seq_len, rewind)
 
     def next_logits(self, token_ids: Tensor, *, segment_ids: Tensor | None, cache: list[list[int]]) -> Tensor:
         places = self.all_logits(token_ids, segment_ids=segment_ids, cache=cache)
@@ -59,6 +61,9 @@ class HistoryModel:
     def all_logits(self, token_ids: Tensor, *, segment_ids: Tensor | None, cache: list[list[int]]) -> Tensor:
         self.calls.append((token_ids, segment_ids))
         real = torch.ones_like(token_ids, dtype=torch.bool) if segment_ids is None else segment_ids == 0
+        assert not token_ids[~real].any()
+        if isinstance(cache, Histories):
+            assert all(len(row) + new <= cache.room for row, new in zip(cache, real.sum(-1).tolist(), strict=True))
         return torch.stack([self._row(*row) for row in zip(cache, token_ids.tolist(), real.tolist(), strict=True)])
 
     def _row(self, history: list[int], token_ids: list[int], real: list[bool]) -> Tensor:
@@ -107,6 +112,13 @@ class ScriptedModel(HistoryModel):
         self.calls.append((token_ids, segment_ids))
         tokens = [script[said] if said < len(script) else 0 for script in self.scripts]
         return torch.nn.functional.one_hot(torch.tensor(tokens), self.vocab_size) * 1e4
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Checks on values do what they do on a GPU, where looking at a value would wait for it."""
+    monkeypatch.setattr(ranges, "at_hand", lambda values: False)
+    monkeypatch.setattr(LayerCache, "check_document", lambda *args: None)
 
 
 @pytest.fixture

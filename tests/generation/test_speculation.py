@@ -1,4 +1,4 @@
-import functools
+import copy
 import gc
 import itertools
 import weakref
@@ -12,8 +12,10 @@ from prenorm import ModelConfig, TransformerLM
 from prenorm.errors import ConfigError, PrenormError, RangeError
 from prenorm.generation.sampling import Sampling, draw, random_streams
 from prenorm.generation.speculation import LANES, judge
+from prenorm.layers.cache import KVCache
 
-from .conftest import HistoryModel
+from .conftest import Histories, HistoryModel
+from .traffic import Traffic, per_step
 
 RAGGED = [[1, 2, 3, 4, 5], [6], [7, 8, 9]]
 
@@ -68,7 +70,9 @@ def test_a_ragged_batch_is_its_prompts_one_by_one(prompts, draft, cuts, draft_to
     options |= {"eos_token_id": tuple(eos), "logprobs": True, **CUTS[cuts]}
     seeds = list(range(len(prompts)))
     together = HistoryModel().generate(prompts, seed=seeds, **options)
-    alone = [HistoryModel().generate([prompt], seed=[seed], **options) for prompt, seed in zip(prompts, seeds)]
+    alone = [
+        HistoryModel().generate([prompt], seed=[seed], **options) for prompt, seed in zip(prompts, seeds, strict=True)
+    ]
     assert together == ([tokens for (tokens,), _ in alone], [logprobs for _, (logprobs,) in alone])
 
 
@@ -181,49 +185,19 @@ class Contrary(HistoryModel):
         return -HistoryModel.logits(self, history)
 
 
-@given(prompts=prompt_lists, draft_tokens=st.integers(1, 6), max_new_tokens=st.integers(1, 9), seed=st.integers(0, 9))
-def test_no_cache_ever_needs_more_room_than_without_a_draft(prompts, draft_tokens, max_new_tokens, seed):
+@given(
+    prompts=prompt_lists,
+    make_draft=st.sampled_from([HistoryModel, HalfRight, Contrary]),
+    draft_tokens=st.integers(1, 6),
+    max_new_tokens=st.integers(1, 9),
+    seed=st.integers(0, 9),
+)
+def test_no_cache_ever_needs_more_room_than_without_a_draft(prompts, make_draft, draft_tokens, max_new_tokens, seed):
     room = max(map(len, prompts)) + max_new_tokens - 1
-    for make_draft in (HistoryModel, HalfRight, Contrary):
-        caches = []
-
-        class Watched(make_draft):
-            def make_cache(self, batch_size, max_seq_len, *, rewind):
-                assert (batch_size, max_seq_len, rewind) == (len(prompts), room, draft_tokens)
-                caches.append(super().make_cache(batch_size, max_seq_len, rewind=rewind))
-                return caches[-1]
-
-            def all_logits(self, *args, **options):
-                logits = super().all_logits(*args, **options)
-                assert max(map(len, options["cache"])) <= room
-                return logits
-
-        class Model(Watched, HistoryModel):
-            logits = HistoryModel.logits
-
-        Model().generate(prompts, draft=Watched(), draft_tokens=draft_tokens, max_new_tokens=max_new_tokens, seed=seed)
-        assert len(caches) == 2
-
-
-@given(prompts=prompt_lists, eos=st.sets(st.integers(0, 10), max_size=3), seed=st.integers(0, 9))
-def test_the_caches_hold_what_was_said_up_to_the_last_round(prompts, eos, seed):
-    """The model's all but the last token; what an ended row was fed before it was known to have ended comes after."""
-    caches = []
-
-    class Watched(HalfRight):
-        def make_cache(self, *args, **options):
-            caches.append(super().make_cache(*args, **options))
-            return caches[-1]
-
-    class Model(Watched):
-        logits = HistoryModel.logits
-
-    replies = Model().generate(prompts, draft=Watched(), max_new_tokens=9, seed=seed, eos_token_id=tuple(eos))
-    for prompt, reply, held, drafted in zip(prompts, replies, *caches, strict=True):
-        whole = prompt + reply
-        assert held[: len(whole) - 1] == whole[:-1][: len(held)]
-        assert len(held) >= len(whole) - 1
-        assert drafted[: len(whole) - 2] == whole[: len(drafted)][: len(whole) - 2]
+    model, draft = HistoryModel(), make_draft()
+    options = {"draft_tokens": draft_tokens, "max_new_tokens": max_new_tokens, "seed": seed}
+    model.generate(prompts, draft=draft, **options)  # the caches of these models see to it themselves
+    assert model.caches == draft.caches == [(len(prompts), room)]
 
 
 def test_rows_that_have_ended_or_draft_less_are_padded_and_never_fed():
@@ -275,7 +249,9 @@ def test_logprobs_are_the_models_own_whatever_the_draft_and_the_cuts():
     replies, logprobs = model.generate(RAGGED, draft=HalfRight(), logprobs=True, **options)
     for prompt, reply, given_logprobs in zip(RAGGED, replies, logprobs, strict=True):
         histories = [prompt + reply[:place] for place in range(len(reply))]
-        expected = [float(model.logits(one).log_softmax(-1)[token]) for one, token in zip(histories, reply)]
+        expected = [
+            float(model.logits(one).log_softmax(-1)[token]) for one, token in zip(histories, reply, strict=True)
+        ]
         assert given_logprobs == pytest.approx(expected, abs=1e-6)
 
 
@@ -364,3 +340,123 @@ def test_a_stream_can_be_cancelled_and_forgets_its_caches():
     assert list(steps) == []
     assert len(model.calls) == 2
     assert not torch.is_inference_mode_enabled()
+
+
+SEEDS = [5, 6, 7]
+REPLIES = {"max_new_tokens": 30, "eos_token_id": (0,)}
+
+
+def a_model(seed=0, dtype=torch.float64, **sizes):
+    """Fresh weights would say one token for ever."""
+    sizes = {"d_model": 16, "num_layers": 2, "num_heads": 2, "max_seq_len": 40, **sizes}
+    generator = torch.Generator().manual_seed(seed)
+    model = TransformerLM(ModelConfig(11, **sizes), dtype=dtype).eval()
+    for weight in model.parameters():
+        torch.nn.init.normal_(weight.data, std=0.6, generator=generator)
+    return model
+
+
+def nearly(model):
+    """A model that is often, but not always, of the same opinion."""
+    twin = copy.deepcopy(model)
+    twin.lm_head.weight.data[::3] *= 0.7
+    return twin
+
+
+MODELS = {"full": {}, "window": {"window": 3, "num_heads": 4, "num_kv_heads": 2}, "long window": {"window": 9}}
+
+
+@pytest.mark.parametrize("sizes", MODELS)
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_language_model_says_greedily_what_it_says_without_a_draft(sizes):
+    model = a_model(**MODELS[sizes])
+    alone = model.generate(RAGGED, temperature=0, logprobs=True, **REPLIES)
+    assert len({token for reply in alone[0] for token in reply}) > 3
+    small = a_model(1, dtype=torch.float32, d_model=8, num_layers=1, window=4)
+    for draft in (model, nearly(model), small):
+        for draft_tokens in (1, 4, 7):
+            options = {"temperature": 0, "draft": draft, "draft_tokens": draft_tokens, "logprobs": True, **REPLIES}
+            replies, logprobs = model.generate(RAGGED, **options)
+            assert replies == alone[0]
+            for row, expected in zip(logprobs, alone[1], strict=True):
+                assert row == pytest.approx(expected, abs=1e-9)
+            for prompt, reply in zip(RAGGED, alone[0], strict=True):
+                assert model.generate([prompt], **options)[0] == [reply]
+
+
+@pytest.mark.parametrize("sizes", MODELS)
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_language_model_samples_the_same_tokens_in_any_batch(sizes):
+    model = a_model(**MODELS[sizes])
+    for draft in (model, nearly(model)):
+        options = {"draft": draft, "repetition_penalty": 1.2, "min_p": 0.02, **REPLIES}
+        together = model.generate(RAGGED, seed=SEEDS, **options)
+        alone = [
+            model.generate([prompt], seed=[seed], **options)[0] for prompt, seed in zip(RAGGED, SEEDS, strict=True)
+        ]
+        assert together == alone
+        plain = model.generate(RAGGED, seed=SEEDS, repetition_penalty=1.2, min_p=0.02, **REPLIES)
+        assert (together == plain) == (draft is model)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_language_model_has_its_own_distribution_with_a_draft():
+    model, draft = a_model(), a_model(1, d_model=8, num_layers=1)
+    rows = 4000
+    replies = torch.tensor(model.generate([[1, 2]] * rows, draft=draft, draft_tokens=2, max_new_tokens=2, seed=0))
+    first = model(torch.tensor([[1, 2]]))[0, -1].softmax(-1)
+    histories = torch.tensor([[1, 2, token] for token in range(11)])
+    joint = (first[:, None] * model(histories)[:, -1].softmax(-1)).flatten().detach()
+    found, degrees = chi_square((replies @ torch.tensor([11, 1])).bincount(minlength=121).double(), joint)
+    assert found < largest_chi_square(degrees)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_a_full_context_can_be_used_to_the_last_place():
+    model = a_model()
+    for draft in (model, a_model(1)):
+        (reply,) = model.generate([[1] * 38], draft=draft, max_new_tokens=3, temperature=0)
+        assert [reply] == model.generate([[1] * 38], max_new_tokens=3, temperature=0)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"draft": HistoryModel()}, "a draft must be a TransformerLM, not a HistoryModel"),
+        ({"draft_tokens": 3}, "draft_tokens needs a draft to draw them; give one, or leave draft_tokens out"),
+        ({"draft": TransformerLM(ModelConfig(11, 4, 1, 1), device="meta")}, r"on the model's device, cpu, .* on meta"),
+        ({"draft": TransformerLM(ModelConfig(12, 4, 1, 1))}, "vocab_size, but it has 12 and the model 11"),
+        ({"draft": TransformerLM(ModelConfig(11, 4, 1, 1)), "draft_tokens": 0}, "draft_tokens must be a whole number"),
+    ],
+)
+def test_a_language_model_refuses_what_is_no_draft_for_it(options, message):
+    with pytest.raises(ConfigError, match=message):
+        a_model().stream([[1]], max_new_tokens=5, **options)
+
+
+@pytest.mark.parametrize("options", [{}, {"repetition_penalty": 1.3, "top_p": 0.9, "logprobs": True}], ids=str)
+def test_a_round_fetches_one_tensor_and_sends_one_only_where_a_reply_has_just_ended(options, monkeypatch):
+    traffic, model = Traffic(), HistoryModel()
+    monkeypatch.setattr(HistoryModel, "all_logits", traffic.unheard(HistoryModel.all_logits))
+    monkeypatch.setattr(Histories, "rewind", traffic.unheard(Histories.rewind))
+    options = {"draft": HalfRight(), "max_new_tokens": 12, "eos_token_id": 7, "seed": 1, **options}
+    _, *later = per_step(model.stream([[1], [2, 3], [4]], **options), traffic)
+    assert traffic.fetches == ["tolist"] * len(model.calls)
+    assert len(later) > len(model.calls)
+    assert 0 < sum(len(sends) for _, _, sends in later) <= 3
+    assert all(len(sends) < 2 for _, _, sends in later)
+
+
+@pytest.mark.parametrize("options", [{"temperature": 0}, {"repetition_penalty": 1.3, "logprobs": True}], ids=str)
+@pytest.mark.usefixtures("shapes_unchecked", "as_on_a_gpu")
+def test_with_language_models_too_a_round_fetches_one_tensor(options, monkeypatch):
+    model, rounds, traffic = a_model(dtype=torch.float32), [], Traffic()
+    monkeypatch.setattr(KVCache, "rewind", traffic.unheard(KVCache.rewind))  # it asks for the new longest row itself
+    monkeypatch.setattr(
+        model, "forward", lambda *args, **more: rounds.append(1) or TransformerLM.forward(model, *args, **more)
+    )
+    steps = model.stream(RAGGED, draft=nearly(model), max_new_tokens=20, seed=0, **options)
+    _, *later = per_step(steps, traffic)
+    assert traffic.fetches == ["tolist"] * (1 + len(rounds))
+    assert 5 < len(rounds) < 20
+    assert sum(len(sends) for _, _, sends in later) <= 3
