@@ -343,7 +343,7 @@ def test_a_stream_can_be_cancelled_and_forgets_its_caches():
 
 
 SEEDS = [5, 6, 7]
-REPLIES = {"max_new_tokens": 30, "eos_token_id": (0,)}
+REPLIES = {"max_new_tokens": 30, "eos_token_id": (4,)}
 
 
 def a_model(seed=0, dtype=torch.float64, **sizes):
@@ -352,7 +352,7 @@ def a_model(seed=0, dtype=torch.float64, **sizes):
     generator = torch.Generator().manual_seed(seed)
     model = TransformerLM(ModelConfig(11, **sizes), dtype=dtype).eval()
     for weight in model.parameters():
-        torch.nn.init.normal_(weight.data, std=0.6, generator=generator)
+        torch.nn.init.normal_(weight.data, std=1.0, generator=generator)
     return model
 
 
