@@ -10,9 +10,10 @@ from hypothesis import strategies as st
 
 from prenorm import ModelConfig, TransformerLM
 from prenorm.errors import ConfigError, PrenormError, RangeError
+from prenorm.generation.replies import NOTHING
 from prenorm.generation.sampling import Sampling, draw, random_streams
 from prenorm.generation.speculation import LANES, judge
-from prenorm.layers.cache import KVCache
+from prenorm.layers.cache import LayerCache
 
 from .conftest import Histories, HistoryModel
 from .traffic import Traffic, per_step
@@ -169,6 +170,15 @@ def test_judged_tokens_have_the_distribution_of_the_model(keep_model, keep_draft
         assert found < largest_chi_square(degrees), f"place {place}"
     shared = torch.minimum(p[0], q[0]).sum()  # how often a token is accepted: Leviathan et al., corollary 3.6
     assert abs((accepted > 0).double().mean() - shared) < 4 * (shared * (1 - shared) / MANY) ** 0.5
+
+
+def test_a_token_rejected_by_rounding_alone_gives_way_to_one_of_the_model():
+    """p < q at token 0 by one rounding, and nowhere is p - q a whole share."""
+    model, draft = [[2**51 - 1, 2**51]], [[2**51, 2**51]]
+    shares = [torch.tensor([[*rows, [0, 0]]]) for rows in (model, draft)]
+    uniforms = torch.full((LANES, 1, 2), 1 - 2.0**-53, dtype=torch.float64)
+    tokens, accepted = judge(*shares, torch.tensor([[0, NOTHING]]), torch.tensor([1]), uniforms)
+    assert (tokens.tolist(), accepted.tolist()) == ([[1, NOTHING]], [0])
 
 
 def test_a_round_takes_as_many_tokens_as_the_model_agrees_with_and_one_more():
@@ -451,10 +461,11 @@ def test_a_round_fetches_one_tensor_and_sends_one_only_where_a_reply_has_just_en
 @pytest.mark.usefixtures("shapes_unchecked", "as_on_a_gpu")
 def test_with_language_models_too_a_round_fetches_one_tensor(options, monkeypatch):
     model, rounds, traffic = a_model(dtype=torch.float32), [], Traffic()
-    monkeypatch.setattr(KVCache, "rewind", traffic.unheard(KVCache.rewind))  # it asks for the new longest row itself
-    monkeypatch.setattr(
-        model, "forward", lambda *args, **more: rounds.append(1) or TransformerLM.forward(model, *args, **more)
-    )
+    # Where rows differ, a cache may have to ask for the length of the longest one; that is not decoding's.
+    monkeypatch.setattr(LayerCache, "rewind", traffic.unheard(LayerCache.rewind))
+    monkeypatch.setattr(LayerCache, "longest_after", traffic.unheard(LayerCache.longest_after))
+    forward = model.forward
+    monkeypatch.setattr(model, "forward", lambda *args, **more: rounds.append(1) or forward(*args, **more))
     steps = model.stream(RAGGED, draft=nearly(model), max_new_tokens=20, seed=0, **options)
     _, *later = per_step(steps, traffic)
     assert traffic.fetches == ["tolist"] * (1 + len(rounds))

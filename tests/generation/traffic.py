@@ -10,14 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 # Their results, or the shapes of their results, depend on values: on a GPU Python waits for them.
 WAITING = {
-    "_local_scalar_dense",
-    "is_nonzero",
-    "nonzero",
-    "masked_select",
-    "equal",
-    "_unique2",
-    "unique_dim",
-    "bincount",
+    *("item", "_local_scalar_dense", "is_nonzero", "nonzero", "nonzero_numpy", "argwhere", "masked_select", "equal"),
+    *("allclose", "_unique2", "unique_dim", "unique_consecutive", "bincount"),
 }
 
 
