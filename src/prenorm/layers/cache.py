@@ -169,6 +169,12 @@ class LayerCache:
         self.ragged = True
         self.longest = int(self._lengths.max()) if len(counts) else 0
 
+    def follow(self, other: "LayerCache") -> None:
+        """Rewind as another layer of the same model has done, without asking the device again how long rows are."""
+        self._lengths.copy_(other._lengths)
+        self._peaks.copy_(other._peaks)
+        self.ragged, self.longest = other.ragged, other.longest
+
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
         self._lengths.zero_()
@@ -299,8 +305,9 @@ class KVCache(Sequence[LayerCache]):
 
     def rewind(self, counts: Int[Tensor, " batch"]) -> None:
         """Forget the newest counts[i] tokens of each row i, in all layers. See `LayerCache.rewind`."""
-        for layer in self.layers:
-            layer.rewind(counts)
+        self.layers[0].rewind(counts)
+        for layer in self.layers[1:]:
+            layer.follow(self.layers[0])
 
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
