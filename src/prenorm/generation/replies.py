@@ -12,9 +12,9 @@ from .sampling import Sampling, tokens_seen
 
 Token = tuple[int, float | None]  # its id, and its log-probability where one was asked for
 
-NO_TOKEN = -1  # in place of an id: the model's logits let none be chosen,
-NO_DRAFT = -2  # or those of the draft,
-NOTHING = -3  # or the round has no more for this row
+# In place of an id, beside NO_TOKEN:
+NO_DRAFT = -2  # the draft's logits let no token be chosen
+NOTHING = -3  # the round has no more for this row
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

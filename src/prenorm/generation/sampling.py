@@ -14,6 +14,7 @@ from ..config import check_number, check_size
 from ..errors import ConfigError
 
 WHOLE = 2**52  # shares in a probability of 1
+NO_TOKEN = -1  # where none can be chosen
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -67,7 +68,7 @@ class Sampling:
         logits = logits.to(uniforms.device)
         if self.temperature == 0:
             logits = self._penalised(logits, seen)
-            return logits.argmax(-1).where(logits.amax(-1).isfinite(), -1)
+            return logits.argmax(-1).where(logits.amax(-1).isfinite(), NO_TOKEN)
         return draw(self.shares(logits, seen), uniforms)
 
     def shares(
@@ -121,7 +122,7 @@ def draw(shares: Int64[Tensor, "*batch vocab"], uniforms: Float64[Tensor, "*batc
     cumulative = shares.cumsum(-1)
     total = cumulative[..., -1]
     drawn = (uniforms * total).floor().long()  # below the total, because the uniform is below 1
-    return torch.searchsorted(cumulative, drawn[..., None], right=True)[..., 0].where(total > 0, -1)
+    return torch.searchsorted(cumulative, drawn[..., None], right=True)[..., 0].where(total > 0, NO_TOKEN)
 
 
 def tokens_seen(
