@@ -2,7 +2,7 @@ import copy
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prenorm import ConfigError, KVCache, RangeError, ShapeError
@@ -31,6 +31,7 @@ def contents(cache):
         cache.longest,
         cache.ragged,
         cache._unfinished,
+        cache._peaks.tolist(),
     )
 
 
@@ -66,9 +67,14 @@ chunks_of_rows = st.lists(  # each a chunk: for both rows which of its tokens ar
 )
 
 
-@given(st.sampled_from([None, 1, 2, 5, 100]), st.integers(0, 2), chunks_of_rows, st.booleans(), seeds)
-def test_tokens_are_given_all_that_they_may_see_and_padding_is_never_stored(window, rewind, chunks, grad, seed):
-    cache = cache_for(max_seq_len=50, window=window, rewind=rewind)
+@pytest.mark.parametrize("grad", [False, True])
+@given(st.sampled_from([None, 1, 2, 5, 100]), st.integers(0, 2), chunks_of_rows, st.integers(0, 9), seeds)
+@settings(max_examples=150)
+def test_tokens_are_given_all_that_they_may_see_and_padding_is_never_stored(grad, window, rewind, chunks, more, seed):
+    # Just enough room, or a little more: how long the longest row is may only then have to be known exactly.
+    counts = [[seq if real is None else sum(real[row]) for seq, real in chunks] for row in range(2)]
+    room = max(1, *map(sum, counts)) + more
+    cache = cache_for(max_seq_len=room, window=window, rewind=rewind)
     tokens: list[list[tuple[torch.Tensor, torch.Tensor]]] = [[], []]
     for i, (seq, real) in enumerate(chunks):
         k, v = keys_values(seq=seq, seed=seed + i)
@@ -85,7 +91,7 @@ def test_tokens_are_given_all_that_they_may_see_and_padding_is_never_stored(wind
                 assert torch.equal(given_k[place], tokens[row][place][0])
                 assert torch.equal(given_v[place], tokens[row][place][1])
     assert cache.lengths.tolist() == [len(row) for row in tokens]
-    assert cache.keys.shape[2] == 1 + (50 if window is None else min(50, window + rewind))
+    assert cache.keys.shape[2] == 1 + (room if window is None else min(room, window + rewind))
 
 
 def test_places_count_each_rows_own_tokens():
@@ -174,6 +180,7 @@ def test_what_was_taken_back_was_never_there(window, steps, last, seed):
         for row in range(2):
             del tokens[row][len(tokens[row]) - int(counts[row]) :]
         assert cache.lengths.tolist() == [len(row) for row in tokens]
+        assert cache.longest == max(map(len, tokens))
 
 
 @pytest.mark.parametrize(("window", "rewind"), [(None, 0), (3, 2)])
@@ -206,10 +213,11 @@ def test_a_number_of_tokens_to_take_back_is_a_whole_number(rewind):
 
 
 def test_a_cache_that_was_reset_is_a_new_one():
-    cache = cache_for()
+    cache = cache_for(window=3, rewind=2)
     cache.append(*keys_values(seq=2), torch.tensor([[False, True], [True, True]]))
+    cache.rewind(torch.tensor([1, 1]))
     cache.reset()
-    assert contents(cache) == contents(cache_for())
+    assert contents(cache) == contents(cache_for(window=3, rewind=2))
     assert torch.equal(cache.append(*keys_values(seq=3))[0], keys_values(seq=3)[0])
 
 

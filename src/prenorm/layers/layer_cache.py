@@ -122,7 +122,8 @@ class LayerCache:
         ring = self.slots < self.max_seq_len and (compiling or stop > self.slots)
         overwrites = ring and seq > self.slots - (self.window or 0) + 1  # what the first of these tokens see
         if overwrites or torch.is_grad_enabled():
-            held = start if not ring else self.slots if compiling else min(start, self.slots)
+            # Where rows differ, `start` may be more than any row holds, and more than there are slots.
+            held = min(start, self.slots) if not compiling else self.slots if ring else start
             keys, values = (torch.cat((x[:, :, :held], new), dim=2) for x, new in ((self.keys, k), (self.values, v)))
             by_place = not ragged and (not ring or (not compiling and held == start))
             key_places = None if by_place else torch.cat((self._places_held(before, held), places), dim=-1)
