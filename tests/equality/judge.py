@@ -67,8 +67,7 @@ def judge(cell: Cell, run: Callable[[Case], Ran] | None = None) -> Verdict:
     theirs = gradients(case, plain, dict(case.module.named_parameters()))
     exact = gradients(case, plain_pass(wide), dict(wide.module.named_parameters()), wide.leaves)
     for what, parts in exact.items():
-        # Each parameter is brought to the same size: some alone are few numbers that all but cancel out.
-        sizes = {name: rms(part) or 1.0 for name, part in parts.items()}
+        sizes = _sizes(parts)
         mine, other, wanted = (
             np.concatenate([some[what][name] / size for name, size in sizes.items()]) for some in (ours, theirs, exact)
         )
@@ -83,6 +82,15 @@ def _figures(what: str, actual: Array, oracle: Array, plain: Array, dtype: torch
     else:
         figure = by_contract(actual, oracle, plain, dtype)
     return {what: figure, f"{what} by the plain formulas": by_rounding(plain, oracle, dtype)}
+
+
+def _sizes(parts: dict[str, Array]) -> dict[str, float]:
+    """What each parameter's gradient is divided by: its own size, as some alone are few numbers that all but cancel.
+
+    One that is zero, but for the rounding of float64, has no size of its own and gets that of all.
+    """
+    overall = rms(np.concatenate([*parts.values()])) or 1.0
+    return {name: size if (size := rms(part)) > 1e-9 * overall else overall for name, part in parts.items()}
 
 
 def by_contract(actual: Array, oracle: Array, plain: Array, dtype: torch.dtype) -> float:

@@ -6,6 +6,7 @@ outputs of their tokens, row after row. Gradients are asked of the inputs and of
 
 import copy
 import dataclasses
+import random
 import tempfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -21,8 +22,9 @@ from prenorm import EncoderDecoder, TransformerLM, use_backend
 from prenorm.blocks.activation_checkpointing import run_block
 from prenorm.generation.padding import pad
 
+from ..oracle.inputs import segments
 from .cases import Case, build
-from .cells import ROOM, Cell
+from .cells import Cell
 
 Ran = tuple[Tensor, dict[str, Tensor]]
 
@@ -193,6 +195,11 @@ def cached(case: Case) -> Ran:
         return torch.cat(list(_feed(case, cache, _seq(case))), dim=-2), {}
 
 
+def cached_recording(case: Case) -> Ran:
+    """A chunk at a time, with gradients: of the tokens of a call, while those in the cache are constants."""
+    return torch.cat(list(_feed(case, _cache(case), _seq(case))), dim=-2), named(case.module)
+
+
 def cached_at_once(case: Case) -> Ran:
     """All in one call, in which nothing is a constant yet."""
     (y,) = _feed(case, _cache(case), _seq(case))
@@ -244,6 +251,213 @@ def _feed(case: Case, cache: Any, seq: int) -> Iterator[Tensor]:
         start = stop
 
 
+# Rows of different lengths. Padding holds junk, which nobody may see.
+
+
+def padded_left(case: Case) -> Ran:
+    """Every row's tokens at its end."""
+    longest = max(_lengths(case))
+    return _padded(case, [(longest - length, 0) for length in _lengths(case)])
+
+
+def padded_right(case: Case) -> Ran:
+    """Every row's tokens at its beginning."""
+    longest = max(_lengths(case))
+    return _padded(case, [(0, longest - length) for length in _lengths(case)])
+
+
+def padded_both(case: Case) -> Ran:
+    """Some padding before each row, some after it."""
+    longest = max(_lengths(case)) + 4
+    lefts = [min(1 + 2 * row, longest - length) for row, length in enumerate(_lengths(case))]
+    return _padded(case, [(left, longest - length - left) for left, length in zip(lefts, _lengths(case), strict=True)])
+
+
+def _lengths(case: Case) -> list[int]:
+    """Of each row; in an encoder-decoder of its target."""
+    return list(case.cell.rows or ())
+
+
+def _padded(case: Case, sides: list[tuple[int, int]]) -> Ran:
+    ids = torch.stack([_marks(left, length, right) for (left, right), length in zip(sides, _lengths(case), strict=True)])
+    rows = torch.stack([_surround(row[-1], *side) for row, side in zip(case.rows, sides, strict=True)])
+    if case.cell.subject == "encoder-decoder":  # the sources, of other lengths, are padded the other way about
+        sources = [row[0] for row in case.rows]
+        longest = max(map(len, sources))
+        gaps = [longest - len(source) for source in sources]
+        turned = [(0, gap) if left else (gap, 0) for gap, (left, _) in zip(gaps, sides, strict=True)]
+        of_source = torch.stack([_marks(lt, len(s), rt) for s, (lt, rt) in zip(sources, turned, strict=True)])
+        sources = torch.stack([_surround(source, *side) for source, side in zip(sources, turned, strict=True)])
+        y = case.module(sources, rows, source_segment_ids=of_source, target_segment_ids=ids)
+    else:
+        positions = None
+        if case.cell.positions == "(..., seq)":
+            given = [call.options["token_positions"] for call in case.calls]
+            positions = torch.stack([_surround(row, *side) for row, side in zip(given, sides, strict=True)])
+        y = case.module(rows, positions, segment_ids=ids)
+    return y[ids >= 0], named(case.module)
+
+
+def _marks(left: int, length: int, right: int) -> Tensor:
+    return torch.tensor([-1] * left + [0] * length + [-2] * right, dtype=torch.int64)
+
+
+def _surround(row: Tensor, left: int, right: int) -> Tensor:
+    """Junk before and after a row: large numbers, or some token's id."""
+    junk = 1e3 if row.is_floating_point() else 7
+    before, after = (row.new_full((length, *row.shape[1:]), junk) for length in (left, right))
+    return torch.cat((before, row, after))
+
+
+def lists_through_pad(case: Case) -> Ran:
+    """Lists of ids, as `generate` takes them."""
+    ids, marks = pad([row[-1].tolist() for row in case.rows])
+    if case.cell.subject == "lm":
+        y = case.module(ids, segment_ids=marks)
+    else:
+        sources, of_sources = pad([row[0].tolist() for row in case.rows])
+        y = case.module(sources, ids, source_segment_ids=of_sources, target_segment_ids=marks)
+    return y.flatten(0, 1) if marks is None else y[marks >= 0], named(case.module)
+
+
+def rows_through_pad_sequence(case: Case) -> Ran:
+    """PyTorch's way to put rows together, and their lengths made into segment ids."""
+
+    def together(rows: list[Tensor]) -> tuple[Tensor, Tensor]:
+        ids = [torch.zeros(len(row), dtype=torch.int64) for row in rows]
+        return pad_sequence(rows, batch_first=True), pad_sequence(ids, batch_first=True, padding_value=-1)
+
+    x, ids = together([row[-1] for row in case.rows])
+    if case.cell.subject == "encoder-decoder":
+        sources, of_sources = together([row[0] for row in case.rows])
+        y = case.module(sources, x, source_segment_ids=of_sources, target_segment_ids=ids)
+    elif case.cell.positions == "(..., seq)":
+        positions, _ = together([call.options["token_positions"] for call in case.calls])
+        y = case.module(x, positions, segment_ids=ids)
+    else:
+        y = case.module(x, segment_ids=ids)
+    return y[ids >= 0], named(case.module)
+
+
+def left_then_more(case: Case) -> Ran:
+    """Prompts padded on the left, then tokens of their own for every row, one column at a time."""
+    return _prompts_then_more(case, lambda gap, row: (gap, 0))
+
+
+def right_then_more(case: Case) -> Ran:
+    """Prompts padded on the right, then more."""
+    return _prompts_then_more(case, lambda gap, row: (0, gap))
+
+
+def both_then_more(case: Case) -> Ran:
+    """Prompts padded on both sides, then more."""
+    return _prompts_then_more(case, lambda gap, row: (min(row, gap) + 1, gap - min(row, gap) + 2))
+
+
+def _prompts_then_more(case: Case, sides: Callable[[int, int], tuple[int, int]]) -> Ran:
+    """The last tokens of every row, as many as the shortest has to spare, come after its prompt without padding."""
+    more = max(0, min(_lengths(case)) - 1) // 2 + 1 if min(_lengths(case)) else 0
+    prompts = [length - more for length in _lengths(case)]
+    gaps = [max(prompts) - prompt for prompt in prompts]
+    around = [sides(gap, row) for row, gap in enumerate(gaps)]
+    marks = torch.stack([_marks(lt, prompt, rt) for prompt, (lt, rt) in zip(prompts, around, strict=True)])
+    first = [_surround(row[-1][:n], *side) for row, n, side in zip(case.rows, prompts, around, strict=True)]
+    rest = torch.stack([row[-1][n:] for row, n in zip(case.rows, prompts, strict=True)])
+    cache = _ragged_cache(case, max(_lengths(case)))
+    with recording(case.cell.grad):
+        begun = _step(case, torch.stack(first), marks, cache)
+        after = [_step(case, rest[:, place : place + 1], None, cache) for place in range(more)]
+        rows = [
+            torch.cat([begun[row][marks[row] >= 0], *(column[row] for column in after)]) for row in range(len(prompts))
+        ]
+        return torch.cat(rows), {}
+
+
+def out_of_step(case: Case) -> Ran:
+    """Calls in which every row has some padding, some tokens, some padding, or nothing at all."""
+    chance = random.Random(case.cell.inputs)
+    cache, fed = _ragged_cache(case, max(_lengths(case))), [0] * len(_lengths(case))
+    outputs: list[list[Tensor]] = [[] for _ in fed]
+    with recording(case.cell.grad):
+        while fed != _lengths(case):
+            takes = [chance.randint(0, min(6, n - held)) for n, held in zip(_lengths(case), fed, strict=True)]
+            lefts = [chance.randint(0, 2) for _ in fed]
+            width = max(left + take for left, take in zip(lefts, takes, strict=True))
+            sides = [(left, width - left - take) for left, take in zip(lefts, takes, strict=True)]
+            marks = torch.stack([_marks(lt, take, rt) for take, (lt, rt) in zip(takes, sides, strict=True)])
+            parts = [row[-1][held : held + take] for row, held, take in zip(case.rows, fed, takes, strict=True)]
+            x = torch.stack([_surround(part, *side) for part, side in zip(parts, sides, strict=True)])
+            y = _step(case, x, marks, cache)
+            for row, take in enumerate(takes):
+                outputs[row].append(y[row][marks[row] >= 0])
+                fed[row] += take
+        return torch.cat([part for parts in outputs for part in parts]), {}
+
+
+def _ragged_cache(case: Case, room: int) -> Any:
+    """Room for the longest row, and not one token more."""
+    if case.cell.subject != "encoder-decoder":
+        return case.module.make_cache(len(case.rows), room)
+    sources, of_sources = pad([row[0].tolist() for row in case.rows])
+    return case.module.make_cache(sources, room, source_segment_ids=of_sources)
+
+
+def _step(case: Case, x: Tensor, ids: Tensor | None, cache: Any) -> Tensor:
+    call = case.module.decode if case.cell.subject == "encoder-decoder" else case.module
+    return call(x, segment_ids=ids, cache=cache)
+
+
+# Documents in one row
+
+
+def packed(case: Case) -> Ran:
+    """One after another, each with an id of its own."""
+    return _packed(case, lambda number: 3 * number + 1, gap=0)
+
+
+def packed_ids_repeated(case: Case) -> Ran:
+    """Two ids in turn: a document is a run of equal ids, and equal ids apart are two documents."""
+    return _packed(case, lambda number: number % 2, gap=0)
+
+
+def packed_padding_between(case: Case) -> Ran:
+    """Padding before, between and after the documents."""
+    return _packed(case, lambda number: number + 2, gap=3)
+
+
+def packed_in_another_order(case: Case) -> Ran:
+    """The sources the other way round than the targets: who reads what is said by the ids."""
+    return _packed(case, lambda number: 2 * number, gap=0, backwards=True)
+
+
+def _packed(case: Case, identity: Callable[[int], int], gap: int, *, backwards: bool = False) -> Ran:
+    """A row without a batch where the seed is odd, a batch of one where it is even: leading dims are any number."""
+
+    def together(rows: list[Tensor], *, backwards: bool = False) -> Tensor:
+        parts = [_surround(row, gap, 0) for row in rows]
+        row = torch.cat([*(reversed(parts) if backwards else parts), _surround(rows[0][:0], gap, 0)])
+        return row if case.cell.inputs % 2 else row[None]
+
+    def marks(rows: list[Tensor], *, backwards: bool = False) -> Tensor:
+        runs = [((-1, gap), (identity(number), len(row))) for number, row in enumerate(rows)]
+        row = segments([*(run for pair in (reversed(runs) if backwards else runs) for run in pair), (-1, gap)])
+        return row if case.cell.inputs % 2 else row[None]
+
+    rows = [row[-1] for row in case.rows]
+    x, ids = together(rows), marks(rows)
+    if case.cell.subject == "encoder-decoder":
+        sources = [row[0] for row in case.rows]
+        of_sources = marks(sources, backwards=backwards)
+        y = case.module(
+            together(sources, backwards=backwards), x, source_segment_ids=of_sources, target_segment_ids=ids
+        )
+    elif case.cell.positions == "(..., seq)":
+        y = case.module(x, together([call.options["token_positions"] for call in case.calls]), segment_ids=ids)
+    else:
+        y = case.module(x, segment_ids=ids)
+    return y[ids >= 0], named(case.module)
+
+
 def recording(grad: str | None) -> Any:
     """The context in which gradients are recorded, or not."""
     return {"recorded": torch.enable_grad, "no_grad": torch.no_grad, "inference_mode": torch.inference_mode}[
@@ -265,7 +479,21 @@ PATHS: dict[str, Path] = {
     "token by token": Path(cached),
     "all at once with a cache": Path(cached_at_once, "all"),
     "a cache used again": Path(cached_again),
+    "the last chunk trained": Path(cached_recording, "last chunk"),
     "rolling cache": Path(cached),
+    "padded on the left": Path(padded_left, "all"),
+    "padded on the right": Path(padded_right, "all"),
+    "padded on both sides": Path(padded_both, "all"),
+    "lists through pad": Path(lists_through_pad, "all"),
+    "rows through pad_sequence": Path(rows_through_pad_sequence, "all"),
+    "padded on the left, cached, then more": Path(left_then_more),
+    "padded on the right, cached, then more": Path(right_then_more),
+    "padded on both sides, cached, then more": Path(both_then_more),
+    "rows out of step in a cache": Path(out_of_step),
+    "packed documents": Path(packed, "all"),
+    "packed documents, ids repeated": Path(packed_ids_repeated, "all"),
+    "packed documents, padding between": Path(packed_padding_between, "all"),
+    "packed in another order": Path(packed_in_another_order, "all"),
     "checkpointed": Path(checkpointed, "all"),
     "checkpointed, dropout on": Path(checkpointed_with_dropout, "all", twin=not_checkpointed_with_dropout),
     "functional_call": Path(functional_call, "all"),
