@@ -2,7 +2,6 @@
 
 import dataclasses
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -31,10 +30,6 @@ class Call:
     inputs: tuple[Tensor, ...]  # (x,), (token_ids,) or (source_ids, target_ids)
     options: dict[str, Any] = field(default_factory=dict)
 
-    def length(self) -> int:
-        """Of what comes out."""
-        return self.inputs[-1].shape[-1] if len(self.inputs) == 2 else self.inputs[0].shape[0]
-
 
 class Case:
     """A cell's model and its inputs. `calls` are the plain passes that say what is right: one for a whole batch, one
@@ -43,12 +38,8 @@ class Case:
     def __init__(self, cell: Cell) -> None:
         self.cell = cell
         self.dtype = getattr(torch, cell.dtype)
+        self.module = build(cell, self.dtype)
         self.calls = [_call(cell, cell.leading, cell.seq, 0)] if cell.rows is None else _rows(cell)
-
-    @cached_property
-    def module(self) -> nn.Module:
-        """The model, in eval mode."""
-        return build(self.cell, self.dtype)
 
     @property
     def inputs(self) -> tuple[Tensor, ...]:
@@ -80,13 +71,17 @@ class Case:
         return wide
 
     def oracle(self) -> Array:
-        """What the papers' formulas in NumPy give for the calls, one after another."""
-        outputs = [_oracle(self.cell, weights_of(self.module), call) for call in self.calls]
+        """What the papers' formulas in NumPy give for the calls, one after another; an empty row gives nothing."""
+        calls = self.calls if self.cell.rows is None else [call for call in self.calls if len(call.inputs[-1])]
+        outputs = [_oracle(self.cell, weights_of(self.module), call) for call in calls]
         return outputs[0] if self.cell.rows is None else np.concatenate(outputs)
 
 
 def build(cell: Cell, dtype: torch.dtype, *, weights: bool = True, **options: Any) -> nn.Module:
-    """The model of a cell in eval mode, with random weights that bfloat16 holds exactly."""
+    """The model of a cell in eval mode, with random weights that bfloat16 holds exactly.
+
+    Biases are near 0, so that no query is far from all keys but one: what q and k then get is chance.
+    """
     dropout = options.pop("dropout", 0.0)
     module: nn.Module
     if cell.subject == "encoder-decoder":
@@ -100,8 +95,8 @@ def build(cell: Cell, dtype: torch.dtype, *, weights: bool = True, **options: An
     if weights:
         randomise(module, cell.weights)
         with torch.no_grad():
-            for parameter in module.parameters():
-                parameter.copy_(parameter.bfloat16())
+            for name, parameter in module.named_parameters():
+                parameter.copy_((parameter - 1 if name.endswith("bias") else parameter).bfloat16())
     return module.eval()
 
 
@@ -210,7 +205,7 @@ def _segment_ids(kind: str, *shape: int, seed: int) -> Tensor:
     rows = []
     for _ in range(int(np.prod(leading))):
         if kind == "padding":
-            left, right = numbers.integers(0, seq // 3 + 1, 2)
+            left, right = numbers.integers(0, seq // 4 + 1, 2)
             rows.append(segments([(-1, int(left)), (0, int(seq - left - right)), (-2, int(right))]))
         else:
             starts = numbers.random(seq) < 0.2

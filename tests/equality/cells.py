@@ -93,8 +93,8 @@ def _cut(seq: int, least: int, most: int, chance: random.Random) -> list[int]:
 
 
 LEADING = ((), (1,), (3,), (2, 3), (0,), (2, 0))
-LENGTHS = (1, 13, 20, 27, 33, 40)
-ROWS = ((17, 3, 12), (1, 20, 9, 4), (0, 15, 8), (33, 12), (14, 14))
+LENGTHS = (1, 18, 24, 29, 33, 40)
+ROWS = ((17, 3, 12), (1, 20, 9, 4), (0, 15, 28), (33, 12), (16, 16))
 CUTS = ("whole", "one by one", "any sizes", "prompt, then one by one", "with empty chunks")
 
 _OF_ALL = {
@@ -181,9 +181,9 @@ _CACHED = {
 _RAGGED = {"rows": None, "positions": ("default", "(..., seq)")}
 _RAGGED_CACHED = {"sees": _CAUSAL, "rows": None, "positions": ("default",), "grad": None}
 # Packed, they are documents, of which none is empty.
-_PACKED = _RAGGED | {"rows": ((17, 3, 12), (1, 20, 9, 4), (5, 15, 8), (33, 12), (14, 14))}
+_PACKED = _RAGGED | {"rows": ((17, 3, 12), (1, 20, 9, 4), (5, 15, 28), (33, 12), (16, 16))}
 # A graph is compiled for one number of dims; sizes 0 and 1 would each be a graph of their own.
-_COMPILED = {"leading": ((2,), (3,), (5,)), "seq": (13, 20, 27, 33, 40), "mask": None, "positions": None}
+_COMPILED = {"leading": ((2,), (3,), (5,)), "seq": (18, 24, 29, 33, 40), "mask": None, "positions": None}
 
 HONOURS: dict[str, dict[str, Values | None]] = {
     "plain": _WHOLE | {"layout": None},
@@ -193,7 +193,7 @@ HONOURS: dict[str, dict[str, Values | None]] = {
     "chunks with a cache": _CACHED | {"cut": ("any sizes", "prompt, then one by one", "with empty chunks")},
     "token by token": _CACHED | {"cut": ("one by one",)},
     "all at once with a cache": {key: value for key, value in _CACHED.items() if key != "grad"} | {"cut": ("whole",)},
-    "the last chunk trained": {"sees": _CAUSAL, "leading": ((1,), (3,)), "seq": (13, 20, 27, 33, 40)}
+    "the last chunk trained": {"sees": _CAUSAL, "leading": ((1,), (3,)), "seq": (18, 24, 29, 33, 40)}
     | {"positions": None, "cut": ("any sizes",), "subject": ("block",)},
     "a cache used again": _CACHED | {"cut": ("any sizes",), "mask": ("none",)},
     "rolling cache": _CACHED
