@@ -438,7 +438,7 @@ def test_a_cache_cannot_hold_more_places_than_there_are_positions():
     block = causal_block()
     cache = block.make_cache(1, MAX_SEQ_LEN + 5)
     block(normal(1, MAX_SEQ_LEN, D_MODEL), cache=cache)
-    with pytest.raises(RangeError, match=r"\[0, max_seq_len\) = \[0, 64\), but the token positions go from 64 to 64"):
+    with pytest.raises(RangeError, match=r"\[0, max_seq_len\) = \[0, 64\), but 65 tokens need positions up to 64"):
         block(normal(1, 1, D_MODEL), cache=cache)
 
 

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..layers.attention import SelfAttention
+from ..layers.cache import whole_call
 from ..layers.decoder_cache import DecoderLayerCache
 from ..layers.dropout import Dropout
 from ..layers.feedforward import FeedForward
@@ -68,9 +69,10 @@ class TransformerDecoderBlock(nn.Module):
         keys, values = self._cross_keys_values(encoder_output, cache)
         if cache is not None and cross_mask is not None:  # before anything is written
             check_mask(cross_mask, (*keys.shape[:-2], *x.shape[-2:-1], keys.shape[-2]))
-        x = x + self.dropout(self.self_attn(self.norm1(x), mask=self_mask, segment_ids=segment_ids, cache=cache))
-        x = x + self.dropout(self.cross_attn.attend(self.norm2(x), keys, values, cross_mask))
-        return x + self.dropout(self.ffn(self.norm3(x)))
+        with whole_call(cache):
+            x = x + self.dropout(self.self_attn(self.norm1(x), mask=self_mask, segment_ids=segment_ids, cache=cache))
+            x = x + self.dropout(self.cross_attn.attend(self.norm2(x), keys, values, cross_mask))
+            return x + self.dropout(self.ffn(self.norm3(x)))
 
     def make_cache(
         self,

@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..config import RopeScaling, attention_sizes
 from ..layers.attention import SelfAttention
-from ..layers.cache import LayerCache
+from ..layers.cache import LayerCache, whole_call
 from ..layers.dropout import Dropout
 from ..layers.feedforward import SwiGLU
 from ..layers.norm import RMSNorm
@@ -89,10 +89,13 @@ class TransformerBlock(nn.Module):
         cache: from `make_cache`; x is then (batch, seq, d_model), the tokens after those already in it.
         Raises ShapeError, ConfigError and RangeError.
         """
-        attended = self.attn(self.norm1(x), token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
-        x = x + self.dropout(attended)
-        return x + self.dropout(self.ffn(self.norm2(x)))
+        with whole_call(cache):
+            attended = self.attn(self.norm1(x), token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
+            x = x + self.dropout(attended)
+            return x + self.dropout(self.ffn(self.norm2(x)))
 
-    def make_cache(self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None) -> LayerCache:
-        """An empty cache of this block's keys and values, by default in the dtype of its weights."""
-        return self.attn.make_cache(batch_size, max_seq_len, dtype)
+    def make_cache(
+        self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None, *, rewind: int = 0
+    ) -> LayerCache:
+        """An empty cache of this block's keys and values. Arguments as in `SelfAttention.make_cache`."""
+        return self.attn.make_cache(batch_size, max_seq_len, dtype, rewind=rewind)

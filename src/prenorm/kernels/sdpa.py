@@ -42,9 +42,11 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal:
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float, grouped: bool
 ) -> Tensor:
-    short = query.dtype == torch.bfloat16 and key.shape[2] <= SHORT
-    if (dropout or short) and query.device.type == "cpu" and is_plain(query, key, value):
-        return _products(query, key, value, mask, causal, dropout, grouped)
+    # The length comes last: compared while compiling, it would have everything compiled again on its other side.
+    if query.device.type == "cpu" and is_plain(query, key, value):
+        short = query.dtype == torch.bfloat16 and key.shape[2] <= SHORT
+        if dropout or short:
+            return _products(query, key, value, mask, causal, dropout, grouped)
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
     )

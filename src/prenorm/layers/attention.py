@@ -6,12 +6,19 @@ from torch import Tensor, nn
 
 from ..config import attention_sizes, check_dropout
 from ..errors import ConfigError, ShapeError
-from ..ops.attention import causal_mask, check_mask, check_window, scaled_dot_product_attention
+from ..ops.attention import (
+    causal_mask,
+    check_mask,
+    check_window,
+    columns_at,
+    place_mask,
+    scaled_dot_product_attention,
+)
 from ..ops.documents import check_segment_ids, document_positions, within_documents
 from ..ops.multihead import check_position_shape, merge_heads, split_heads
 from ..ops.ranges import check_length, check_positions
 from ..ops.rope import rotate
-from .cache import LayerCache
+from .cache import LayerCache, whole_call
 from .linear import Linear
 from .norm import RMSNorm
 from .rope import RotaryEmbedding
@@ -69,35 +76,43 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "*batch seq {self.d_model}"]:
         """Attend. Arguments as in `TransformerBlock.forward`."""
         self._check(x, token_positions, segment_ids, cache)
-        real = None if segment_ids is None or cache is None else segment_ids >= 0
-        places = None if cache is None else cache.places(x.shape[-2], real)
-        q, k, v = self._project(x, self._positions(x, token_positions, segment_ids, places))
-        if cache is not None:
-            assert places is not None
-            if mask is not None:  # before anything is written
-                check_mask(mask, (*q.shape[:-1], cache.longest_after(q.shape[-2], real)))
-            k, v = cache.append(k, v, real)
-            if segment_ids is not None:
-                cache.keep_document(segment_ids)
-            mask = self._cached_mask(q, k, places, cache, mask)
-        elif segment_ids is not None:
-            mask = within_documents(segment_ids, mask, self.num_heads)
-        attended = scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            mask,
-            causal=self.causal and cache is None,
-            window=self.window if cache is None else None,
-            dropout=self.dropout if self.training else 0.0,
-        )
-        return self.o_proj(merge_heads(attended))
+        with whole_call(cache):
+            real = None if segment_ids is None or cache is None else segment_ids >= 0
+            q, k, v = self._project(x, self._positions(x, token_positions, segment_ids, cache, real))
+            causal = self.causal
+            if cache is not None:
+                k, v, mask, causal = self._with_cache(q, k, v, mask, segment_ids, cache, real)
+            elif segment_ids is not None:
+                mask = within_documents(segment_ids, mask, self.num_heads)
+            attended = scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                mask,
+                causal=causal,
+                window=self.window if causal else None,
+                dropout=self.dropout if self.training else 0.0,
+            )
+            return self.o_proj(merge_heads(attended))
 
-    def make_cache(self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None) -> LayerCache:
-        """An empty cache for this layer, by default in the dtype of its weights."""
+    def make_cache(
+        self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None, *, rewind: int = 0
+    ) -> LayerCache:
+        """An empty cache for this layer, by default in the dtype of its weights.
+
+        With a window it holds the window and not more, whatever max_seq_len; `rewind` is the number of newest tokens
+        that `LayerCache.rewind` may take back even so.
+        """
         weight = self.k_proj.weight
         return LayerCache(
-            batch_size, self.num_kv_heads, max_seq_len, self.head_dim, dtype=dtype or weight.dtype, device=weight.device
+            batch_size,
+            self.num_kv_heads,
+            max_seq_len,
+            self.head_dim,
+            window=self.window,
+            rewind=rewind,
+            dtype=dtype or weight.dtype,
+            device=weight.device,
         )
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -111,35 +126,71 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def _positions(
-        self, x: Tensor, token_positions: Tensor | None, segment_ids: Tensor | None, places: Tensor | None
+        self,
+        x: Tensor,
+        token_positions: Tensor | None,
+        segment_ids: Tensor | None,
+        cache: LayerCache | None,
+        real: Tensor | None,
     ) -> Tensor:
         """What the tokens are rotated by: what was asked for, or their places in the document or the cache."""
+        if token_positions is None and segment_ids is None and (cache is None or not cache.ragged):
+            held = 0 if cache is None else cache.longest
+            if self.rope is not None:
+                check_length(held + x.shape[-2], self.rope.max_seq_len)
+            return torch.arange(held, held + x.shape[-2], device=x.device)
         if token_positions is not None:
             positions = token_positions
-        elif places is not None:
-            positions = places.clamp_min(0)  # padding has no place; where it is rotated to is never seen
-        elif segment_ids is not None:
-            positions = document_positions(segment_ids)
+        elif cache is not None:
+            # Padding has no place; where it is rotated to is never seen.
+            positions = cache.places(x.shape[-2], real).clamp_min(0)
         else:
-            if self.rope is not None:
-                check_length(x.shape[-2], self.rope.max_seq_len)
-            return torch.arange(x.shape[-2], device=x.device)
+            assert segment_ids is not None
+            positions = document_positions(segment_ids)
         if self.rope is not None:
             check_positions(positions, self.rope.max_seq_len)
         return positions
 
-    def _cached_mask(
-        self, q: Tensor, k: Tensor, places: Tensor, cache: LayerCache, mask: Tensor | None
-    ) -> Tensor | None:
-        """Who may attend to whom when keys lie at their places in a cache: (batch, 1, q, kv)."""
-        if not cache.ragged:
-            if q.shape[-2] == 1 and self.window is None:
-                return mask
-            allowed = causal_mask(q.shape[-2], k.shape[-2], window=self.window, device=q.device)
-        else:
-            behind = places[:, None, :, None] - torch.arange(k.shape[-2], device=q.device)
-            allowed = behind >= 0 if self.window is None else (behind >= 0) & (behind < self.window)
-        return allowed if mask is None else mask & allowed
+    def _with_cache(
+        self,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        segment_ids: Tensor | None,
+        cache: LayerCache,
+        real: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor | None, bool]:
+        """The keys and values to attend to, who may attend to which, and whether that still has to be made causal."""
+        if mask is not None:  # before anything is written
+            check_mask(mask, (*q.shape[:-1], cache.longest_after(q.shape[-2], real, exact=True)))
+        # Not where it would be compiled for the first chunk and again for the others.
+        first = not torch.compiler.is_compiling() and cache.longest == 0 and not cache.ragged and real is None
+        places = cache.places(q.shape[-2], real)
+        k, v, key_places = cache.append(k, v, real, exact=mask is not None)
+        if segment_ids is not None:
+            cache.keep_document(segment_ids)
+        if first:  # as without a cache
+            return k, v, mask, True
+        allowed = self._allowed(places, key_places, k.shape[-2], cache)
+        if mask is not None and key_places is not None:
+            mask = columns_at(mask, key_places)
+        if mask is not None and allowed is not None:
+            allowed = mask & allowed
+        return k, v, mask if allowed is None else allowed, False
+
+    def _allowed(self, places: Tensor, key_places: Tensor | None, kv_seq: int, cache: LayerCache) -> Tensor | None:
+        """Who may attend to whom by place: (q, kv), (batch, 1, q, kv), or None where all may."""
+        if key_places is None and not cache.ragged:
+            # The size is not compared with the window while compiling: the code would have to be compiled again.
+            all_seen = self.window is None or (not torch.compiler.is_compiling() and kv_seq <= self.window)
+            if places.shape[-1] == 1 and all_seen:
+                return None
+            return causal_mask(places.shape[-1], kv_seq, window=self.window, device=places.device)
+        if key_places is None:
+            key_places = torch.arange(kv_seq, device=places.device)
+        allowed = place_mask(places, key_places, window=self.window)
+        return allowed.unsqueeze(1) if allowed.ndim == 3 else allowed
 
     def _check(
         self, x: Tensor, token_positions: Tensor | None, segment_ids: Tensor | None, cache: LayerCache | None

@@ -11,6 +11,7 @@ from ..blocks.activation_checkpointing import run_block
 from ..blocks.decoder import TransformerDecoderBlock
 from ..config import check_size
 from ..errors import ConfigError
+from ..layers.cache import whole_call
 from ..layers.decoder_cache import DecoderCache
 from ..layers.norm import LayerNorm
 
@@ -76,11 +77,10 @@ class TransformerDecoder(nn.Module):
                 "encoder_output, max_seq_len, cross_mask) makes a cache for others."
             )
         cache.check(len(self.layers))
-        for block, layer in zip(self.layers, cache, strict=True):
-            x = block(x, None, self_mask, cache.cross_mask, segment_ids=segment_ids, cache=layer)
-        x = self.final_norm(x)
-        cache.passes += 1
-        return x
+        with whole_call(cache):
+            for block, layer in zip(self.layers, cache, strict=True):
+                x = block(x, None, self_mask, cache.cross_mask, segment_ids=segment_ids, cache=layer)
+            return self.final_norm(x)
 
     def make_cache(
         self,

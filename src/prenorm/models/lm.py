@@ -15,7 +15,7 @@ from ..config import ModelConfig
 from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
 from ..generation.padding import last_of_each_row
-from ..layers.cache import KVCache
+from ..layers.cache import KVCache, whole_call
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
@@ -101,16 +101,14 @@ class TransformerLM(nn.Module):
             mask = document_mask(segment_ids)
             token_positions = document_positions(segment_ids) if token_positions is None else token_positions
             segment_ids = None
-        x = self.embedding(token_ids)
-        for i, block in enumerate(self.layers):
-            if cache is None:
-                x = run_block(block, i, x, token_positions, mask=mask, use_checkpointing=use_checkpointing)
-            else:  # never run twice: each run appends to the cache
-                x = block(x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache[i])
-        x = self.final_norm(x)
-        if cache is not None:
-            cache.passes += 1
-        return x
+        with whole_call(cache):
+            x = self.embedding(token_ids)
+            for i, block in enumerate(self.layers):
+                if cache is None:
+                    x = run_block(block, i, x, token_positions, mask=mask, use_checkpointing=use_checkpointing)
+                else:  # never run twice: each run appends to the cache
+                    x = block(x, token_positions, segment_ids=segment_ids, cache=cache[i])
+            return self.final_norm(x)
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:
@@ -137,15 +135,17 @@ class TransformerLM(nn.Module):
         hidden = self.hidden(token_ids, segment_ids=segment_ids, use_checkpointing=use_checkpointing)
         return linear_cross_entropy(hidden, self.head_weight, targets)
 
-    def make_cache(self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None) -> KVCache:
-        """An empty KV cache with room for max_seq_len tokens a row, by default in the dtype of the weights."""
+    def make_cache(
+        self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None, *, rewind: int = 0
+    ) -> KVCache:
+        """An empty KV cache with room for max_seq_len tokens a row. Arguments as in `SelfAttention.make_cache`."""
         if max_seq_len > self.config.max_seq_len:
             raise RangeError(
                 f"a cache can have room for at most the model's max_seq_len = {self.config.max_seq_len} tokens, "
                 f"not for {max_seq_len}."
             )
         blocks = cast("list[TransformerBlock]", self.layers)
-        return KVCache([block.make_cache(batch_size, max_seq_len, dtype) for block in blocks])
+        return KVCache([block.make_cache(batch_size, max_seq_len, dtype, rewind=rewind) for block in blocks])
 
     def generate(self, prompts: decoding.Prompts, *, cache: KVCache | None = None, **options: Any) -> list[list[int]]:
         """A list of new token ids for each prompt; options, defaults and errors are those of `stream`."""
@@ -196,7 +196,7 @@ class TransformerLM(nn.Module):
         return linear(last_of_each_row(hidden, segment_ids), self.head_weight)
 
     def _decoding(self, cache: KVCache | None, options: dict[str, Any]) -> dict[str, Any]:
-        held = 0 if cache is None else max(layer.longest for layer in cache)
+        held = 0 if cache is None or not len(cache.lengths) else int(cache.lengths.max())
         return {
             "vocab_size": self.config.vocab_size,
             "max_seq_len": (self.config.max_seq_len if cache is None else cache[0].max_seq_len) - held,

@@ -20,9 +20,20 @@ MAX_SEQ, MAX_SEQ_COMPILED = 512, 1024
 
 
 def suits(query: Tensor, key: Tensor, *, causal: bool, dropout: float) -> bool:
-    """Whether the shapes are those that this kernel was measured to be faster on."""
-    seq, most = query.shape[-2], MAX_SEQ_COMPILED if torch.compiler.is_compiling() else MAX_SEQ
-    return causal and dropout == 0 and seq == key.shape[-2] and 32 <= seq <= most and query.numel() > 0
+    """Whether the shapes are those that this kernel was measured to be faster on.
+
+    Code compiled for any length has another kernel: it would have to be compiled again for each number of blocks.
+    """
+    if not causal or dropout:
+        return False
+    seq, most = query.shape[-2], MAX_SEQ
+    if torch.compiler.is_compiling():
+        from torch.fx.experimental.symbolic_shapes import has_static_value  # there by now, and slow to load before
+
+        if not has_static_value(seq):
+            return False
+        most = MAX_SEQ_COMPILED
+    return seq == key.shape[-2] and 32 <= seq <= most and query.numel() > 0
 
 
 def blocked_attention(
