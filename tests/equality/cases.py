@@ -1,4 +1,4 @@
-"""What a cell stands for: the model, the tokens, and each sequence as it is alone, which is what the oracle is asked."""
+"""What a cell stands for: the model, the tokens, and each sequence alone, which is what the oracle is asked."""
 
 import dataclasses
 from dataclasses import dataclass, field

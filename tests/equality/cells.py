@@ -184,6 +184,14 @@ _RAGGED_CACHED = {"sees": _CAUSAL, "rows": None, "positions": ("default",), "gra
 _PACKED = _RAGGED | {"rows": ((17, 3, 12), (1, 20, 9, 4), (5, 15, 28), (33, 12), (16, 16))}
 # A graph is compiled for one number of dims; sizes 0 and 1 would each be a graph of their own.
 _COMPILED = {"leading": ((2,), (3,), (5,)), "seq": (18, 24, 29, 33, 40), "mask": None, "positions": None}
+# Half a minute each: three models of each subject.
+_FEW = {
+    "heads": ((4, 4, 8), (4, 2, 8), (4, 1, 6)),
+    "sees": ("past", 5),
+    "biases": ("none", "both"),
+    "mask": ("none", "documents", "(..., 1, q, kv)"),
+    "positions": ("default", "(..., seq)"),
+}
 
 HONOURS: dict[str, dict[str, Values | None]] = {
     "plain": _WHOLE | {"layout": None},
@@ -223,16 +231,16 @@ HONOURS: dict[str, dict[str, Values | None]] = {
     "explicit positions": _WHOLE | {"positions": ("default",), "subject": ("block", "lm")},
     "explicit mask": _WHOLE | {"sees": _CAUSAL, "subject": ("block",)},
     "compiled (aot_eager)": _COMPILED,
-    "compiled (inductor)": _COMPILED,
+    "compiled (inductor)": _COMPILED | _FEW,
     "exported": _COMPILED,
     "ONNX Runtime": _COMPILED,
 }
 # What costs seconds a model is drawn for few models, each with several inputs: models, inputs each.
 GRAPHS = {
-    "compiled (aot_eager)": (10, 6),
-    "compiled (inductor)": (8, 2),
-    "exported": (10, 6),
-    "ONNX Runtime": (10, 4),
+    "compiled (aot_eager)": {"block": (8, 6), "lm": (6, 6), "encoder-decoder": (5, 6)},
+    "compiled (inductor)": {"block": (3, 5), "lm": (3, 5), "encoder-decoder": (3, 5)},
+    "exported": {"block": (8, 6), "lm": (6, 6), "encoder-decoder": (5, 6)},
+    "ONNX Runtime": {"block": (8, 5), "lm": (6, 5), "encoder-decoder": (5, 5)},
 }
 EACH = 72  # cells of a path and subject otherwise
 
@@ -245,9 +253,9 @@ def possible(path: str, subject: str) -> dict[str, Values]:
     values = {name: factors[name] for name in _MODEL if name in factors}
     for name, allowed in honours.items():
         if name in factors:
-            values[name] = factors[name] if allowed is None else tuple(allowed)
-            if name == "mask":
-                values[name] = tuple(value for value in values[name] if value in factors[name])
+            wanted = factors[name] if allowed is None else allowed
+            has_them = name in ("leading", "seq", "rows", "sees", "cut")  # every subject, or what the path is about
+            values[name] = tuple(value for value in wanted if has_them or value in factors[name])
     return values
 
 
@@ -262,7 +270,7 @@ def _draw(path: str, subject: str) -> Iterator[Cell]:
         return
     chance = random.Random(f"{path}, {subject}")
     of_call = [name for name in ("leading", "seq", "rows") if name in values]
-    models, each = GRAPHS.get(path, (EACH, 1))
+    models, each = GRAPHS[path][subject] if path in GRAPHS else (EACH, 1)
     per_model = {name: _evenly(values[name], models, chance) for name in values if name not in of_call}
     per_call = {name: _evenly(values[name], models * each, chance) for name in of_call}
     seen = set()

@@ -144,7 +144,9 @@ def gradients(
     grads = torch.autograd.grad((output * weigh).sum(), tensors, materialize_grads=True)
     given: dict[str, dict[str, Array]] = {}
     if leaves:
-        given["the input"] = {"": np.concatenate([array(grad[..., start:, :]).ravel() for grad in grads[: len(leaves)]])}
+        given["the input"] = {
+            "": np.concatenate([array(grad[..., start:, :]).ravel() for grad in grads[: len(leaves)]])
+        }
     if parameters:
         named = sorted(zip(parameters, grads[len(leaves) :], strict=True), key=lambda item: item[0])
         given["the parameters"] = {

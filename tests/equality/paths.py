@@ -24,7 +24,7 @@ from prenorm.generation.padding import pad
 
 from ..oracle.inputs import segments
 from .cases import Case, build
-from .cells import Cell
+from .cells import ROOM, Cell
 
 Ran = tuple[Tensor, dict[str, Tensor]]
 
@@ -155,9 +155,7 @@ def _in_training(case: Case, use_checkpointing: int, dropout: float) -> Ran:
     module = build(case.cell, case.dtype, dropout=dropout).train()
     torch.manual_seed(case.cell.inputs)
     if case.cell.subject == "block":  # one alone: it is the number `every` - 1, so that it is its turn
-        y = run_block(
-            module, case.cell.every - 1, *case.inputs, use_checkpointing=use_checkpointing, **case.options
-        )
+        y = run_block(module, case.cell.every - 1, *case.inputs, use_checkpointing=use_checkpointing, **case.options)
     else:
         y = module(*case.inputs, use_checkpointing=use_checkpointing, **case.options)
     return y, named(module)
@@ -182,6 +180,48 @@ def compiled_inductor(case: Case) -> Ran:
 def _compiled(model: Cell, backend: str) -> Any:
     torch.compiler.reset()  # torch compiles a function for a few modules only
     return torch.compile(build(model, getattr(torch, model.dtype)), fullgraph=True, dynamic=True, backend=backend)
+
+
+def exported(case: Case) -> Ran:
+    """A program for all sizes on disk, loaded and run; nothing of the package is needed for that."""
+    with torch.no_grad():
+        return _exported(case.cell.model)(*case.inputs, **case.options), {}
+
+
+@lru_cache(maxsize=1)
+def _exported(model: Cell) -> Any:
+    example = Case(dataclasses.replace(model, leading=(3,) * len(model.leading or ()), seq=24))
+    program = torch.export.export(
+        example.module, example.inputs, example.options, dynamic_shapes=_dynamic_shapes(example)
+    )
+    with tempfile.TemporaryDirectory() as folder:
+        torch.export.save(program, File(folder) / "model.pt2")
+        return torch.export.load(File(folder) / "model.pt2").module()
+
+
+def _dynamic_shapes(example: Case) -> Any:
+    """Any batch, any number of tokens up to the model's, and of an encoder-decoder any number on each side."""
+    batch, least = torch.export.Dim("batch"), 1 if example.cell.mask == "none" else 3
+    seq, source_seq = (torch.export.Dim(name, min=least, max=ROOM) for name in ("seq", "source_seq"))
+    if example.cell.mask == "documents":  # both sides then have the same ids
+        source_seq = seq
+    if example.cell.subject == "encoder-decoder":
+        inputs = {"source_ids": {0: batch, 1: source_seq}, "target_ids": {0: batch, 1: seq}}
+    else:
+        inputs = {"x" if example.cell.subject == "block" else "token_ids": {0: batch, 1: seq}}
+    options: dict[str, Any] = {}
+    for name, value in example.options.items():
+        by_row = {0: batch, 1: source_seq if name.startswith("source") else seq}
+        options[name] = {0: seq} if value.ndim == 1 else by_row
+        if name == "mask":
+            options[name] = {value.ndim - 1: seq} | ({value.ndim - 2: seq} if value.shape[-2] > 1 else {})
+            options[name] |= {0: batch} if value.ndim == 4 else {}
+    return inputs | options
+
+
+def onnx_runtime(case: Case) -> Ran:
+    """A file that other runtimes read, run by one of them."""
+    raise NotImplementedError
 
 
 # With a cache
@@ -279,7 +319,9 @@ def _lengths(case: Case) -> list[int]:
 
 
 def _padded(case: Case, sides: list[tuple[int, int]]) -> Ran:
-    ids = torch.stack([_marks(left, length, right) for (left, right), length in zip(sides, _lengths(case), strict=True)])
+    ids = torch.stack(
+        [_marks(left, length, right) for (left, right), length in zip(sides, _lengths(case), strict=True)]
+    )
     rows = torch.stack([_surround(row[-1], *side) for row, side in zip(case.rows, sides, strict=True)])
     if case.cell.subject == "encoder-decoder":  # the sources, of other lengths, are padded the other way about
         sources = [row[0] for row in case.rows]
@@ -506,4 +548,10 @@ PATHS: dict[str, Path] = {
     "explicit mask": Path(explicit_mask, "all"),
     "compiled (aot_eager)": Path(compiled_aot_eager, "all"),
     "compiled (inductor)": Path(compiled_inductor, "all"),
+    "exported": Path(exported),
+}
+
+# Written, but not working yet: no cells are drawn for them.
+NOT_YET: dict[str, Path] = {
+    "ONNX Runtime": Path(onnx_runtime),
 }
