@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from .errors import PrenormError as PrenormError
     from .errors import RangeError as RangeError
     from .errors import ShapeError as ShapeError
+    from .generation.padding import pad as pad
     from .layers.attention import SelfAttention as SelfAttention
     from .layers.cache import KVCache as KVCache
     from .layers.embedding import Embedding as Embedding
@@ -55,6 +56,7 @@ _HOME = {
     "RangeError": "errors",
     "CheckpointError": "errors",
     "DataError": "errors",
+    "pad": "generation.padding",
     "SelfAttention": "layers.attention",
     "KVCache": "layers.cache",
     "Embedding": "layers.embedding",

@@ -356,14 +356,74 @@ def test_after_ragged_prompts_plain_tokens_go_on_in_every_row(options, seed):
         assert_exact(y[row], array(block(torch.cat((x[row, 5 - length :], more[row])))[length:]))
 
 
+@pytest.mark.parametrize("grad", [False, True])
+@pytest.mark.parametrize("window", [None, 1, 3, 50])
+@pytest.mark.parametrize("shape", [("q",), (2, 1, "q"), (1, 4, "q"), (2, 1, 1)])
 @pytest.mark.parametrize("ragged", [False, True])
-def test_a_mask_with_a_cache_goes_by_place(ragged):
-    block, x, mask = causal_block(), normal(2, 6, D_MODEL), mask_of(2, 1, 6, 6)
-    cache, plain = block.make_cache(2, 6), block(x, mask=mask)
-    for start, stop in ((0, 3), (3, 4), (4, 6)):
+def test_a_mask_with_a_cache_goes_by_place(ragged, shape, window, grad):
+    block, x = causal_block(window=window), normal(2, 12, D_MODEL)
+    mask = mask_of(*(12 if size == "q" else size for size in shape), 12)
+    cache, plain = block.make_cache(2, 12), block(x, mask=mask)
+    for start, stop in ((0, 3), (3, 4), (4, 6), (6, 11), (11, 12)):
         ids = torch.zeros(2, stop - start, dtype=torch.int64) if ragged else None
-        y = block(x[:, start:stop], mask=mask[:, :, start:stop, :stop], segment_ids=ids, cache=cache)
+        of_these = mask[..., :stop] if mask.shape[-2] == 1 else mask[..., start:stop, :stop]
+        with torch.set_grad_enabled(grad):
+            y = block(x[:, start:stop], mask=of_these, segment_ids=ids, cache=cache)
         assert_exact(y, array(plain[:, start:stop]))
+
+
+def test_a_mask_over_ragged_rows_goes_by_the_places_of_each():
+    # Padding takes no place: the columns of the mask are the tokens of a row, as if it were alone.
+    block, x, mask = causal_block(window=2), normal(2, 6, D_MODEL), mask_of(2, 1, 1, 4)
+    rows = torch.stack([segments([(-1, 2), (0, 4)]), segments([(0, 2), (-1, 4)])])
+    with torch.no_grad():
+        y = block(x, mask=mask, segment_ids=rows, cache=block.make_cache(2, 20))
+        for row in range(2):
+            alone = x[row, rows[row] >= 0]
+            assert_exact(y[row, rows[row] >= 0], array(block(alone, mask=mask[row, :, :, : len(alone)])))
+
+
+@pytest.mark.parametrize(("max_seq_len", "slots"), [(60, 3), (2, 2)])
+def test_the_cache_of_a_window_takes_the_memory_of_the_window(max_seq_len, slots):
+    block, x = causal_block(window=3), normal(2, 60, D_MODEL)
+    cache = block.make_cache(2, max_seq_len)
+    assert cache.keys.shape == cache.values.shape == (2, 4, slots + 1, 2)  # one more for padding
+    if max_seq_len == 60:
+        with torch.no_grad():
+            assert_exact(run_in_pieces(block, x, [1, 9, 1, 1, 30, 3, 15], cache), array(block(x)))
+        assert elements_of(cache) == elements_of(block.make_cache(2, MAX_SEQ_LEN))
+
+
+def elements_of(cache):
+    """How many numbers a cache holds, in all tensors."""
+    return sum(value.numel() for value in vars(cache).values() if isinstance(value, torch.Tensor))
+
+
+@given(causal_options, st.integers(0, 4), st.integers(1, 3), seeds)
+def test_tokens_taken_back_were_never_there(options, back, more, seed):
+    block, x = causal_block(seed=seed, **options), normal(2, 14, D_MODEL, seed=seed)
+    cache, counts = block.make_cache(2, 20, rewind=4), torch.tensor([back, max(0, back - 1)])
+    with torch.no_grad():
+        run_in_pieces(block, x, [8, 2, 4], cache)
+        cache.rewind(counts)
+        y = block(x[:, :more], cache=cache)
+        for row in range(2):
+            kept = x[row, : 14 - int(counts[row])]
+            assert_exact(y[row], array(block(torch.cat((kept, x[row, :more])))[len(kept) :]))
+
+
+def test_a_block_that_an_error_stopped_after_its_attention_refuses_the_cache_until_reset(monkeypatch):
+    block, x = causal_block(), normal(2, 5, D_MODEL)
+    cache = block.make_cache(2, 6)
+    block(x[:, :3], cache=cache)
+    with monkeypatch.context() as patch:
+        patch.setattr(block.ffn, "forward", lambda x: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            block(x[:, 3:], cache=cache)
+    with pytest.raises(ShapeError, match=r"stopped in the middle.*cache\.reset\(\)"):
+        block(x[:, 3:], cache=cache)
+    cache.reset()
+    assert_exact(block(x, cache=cache), array(block(x)))
 
 
 @pytest.mark.parametrize("ragged", [False, True])

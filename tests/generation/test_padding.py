@@ -3,7 +3,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prenorm.generation.padding import last_of_each_row, pad
+from prenorm import ConfigError, pad
+from prenorm.generation.padding import last_of_each_row
 
 from ..oracle.inputs import normal
 
@@ -20,10 +21,23 @@ def test_the_real_tokens_are_the_rows_and_all_else_is_padding(rows):
     assert (segment_ids is None) == (len(set(map(len, rows))) == 1)
 
 
-def test_padding_stands_on_the_right():
+def test_padding_stands_on_the_right_or_on_the_left():
     token_ids, segment_ids = pad([[1, 2, 3], [4]])
     assert token_ids.tolist() == [[1, 2, 3], [4, 0, 0]]
     assert segment_ids.tolist() == [[0, 0, 0], [0, -1, -1]]
+    token_ids, segment_ids = pad([torch.tensor([1, 2, 3]), torch.tensor([4])], side="left")
+    assert token_ids.tolist() == [[1, 2, 3], [0, 0, 4]]
+    assert segment_ids.tolist() == [[0, 0, 0], [-1, -1, 0]]
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_what_cannot_be_padded_is_refused():
+    assert pad([])[0].shape == (0, 0)
+    for rows, message in (([[1], []], "row 1 is empty"), (["ab"], "must be token ids"), ([[0.5]], "whole numbers")):
+        with pytest.raises(ConfigError, match=message):
+            pad(rows)
+    with pytest.raises(ConfigError, match="side must be 'left' or 'right', not 'both'"):
+        pad([[1]], side="both")
 
 
 @given(row_lists)

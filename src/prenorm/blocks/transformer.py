@@ -6,9 +6,10 @@ from torch import Tensor, nn
 
 from ..config import RopeScaling, attention_sizes
 from ..layers.attention import SelfAttention
-from ..layers.cache import LayerCache, whole_call
+from ..layers.cache import whole_call
 from ..layers.dropout import Dropout
 from ..layers.feedforward import SwiGLU
+from ..layers.layer_cache import LayerCache
 from ..layers.norm import RMSNorm
 from ..layers.rope import RotaryEmbedding
 

@@ -18,7 +18,8 @@ from ..ops.documents import check_segment_ids, document_positions, within_docume
 from ..ops.multihead import check_position_shape, merge_heads, split_heads
 from ..ops.ranges import check_length, check_positions
 from ..ops.rope import rotate
-from .cache import LayerCache, whole_call
+from .cache import whole_call
+from .layer_cache import LayerCache
 from .linear import Linear
 from .norm import RMSNorm
 from .rope import RotaryEmbedding

@@ -4,7 +4,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from .cache import KVCache, LayerCache
+from .cache import KVCache
+from .layer_cache import LayerCache
 
 
 class DecoderLayerCache(LayerCache):

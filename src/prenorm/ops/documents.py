@@ -43,6 +43,10 @@ def check_segment_ids(segment_ids: Tensor, x: Tensor) -> None:
 def document_positions(segment_ids: Int[Tensor, "*batch seq"]) -> Int[Tensor, "*batch seq"]:
     """Each token's position in its own document: 0, 1, 2, ... restarting where a document starts; 0 for padding."""
     places = torch.arange(segment_ids.shape[-1], device=segment_ids.device).expand(segment_ids.shape)
+    if torch.compiler.is_exporting():  # ONNX has no cummax: the tokens of the document before this one are counted
+        numbers = _document_numbers(segment_ids)
+        before = (numbers[..., :, None] == numbers[..., None, :]) & (places[..., :, None] > places[..., None, :])
+        return before.sum(-1).masked_fill(segment_ids < 0, 0)
     if segment_ids.numel() == 0:
         return places
     starts = torch.where(_document_starts(segment_ids), places, 0)
@@ -88,12 +92,7 @@ def document_counts(segment_ids: Int[Tensor, "*batch seq"]) -> Int[Tensor, "*bat
 
 def _distinct_ids(segment_ids: Tensor) -> Tensor:
     """How many different ids of documents each row has."""
-    if segment_ids.shape[-1] == 0:
-        return segment_ids.sum(-1)
-    ids = segment_ids.sort(-1).values
-    new = torch.ones_like(ids, dtype=torch.bool)
-    new[..., 1:] = ids[..., 1:] != ids[..., :-1]
-    return (new & (ids >= 0)).sum(-1)
+    return document_counts(segment_ids.sort(-1).values)
 
 
 def _check_one_document(segment_ids: Tensor, side: str) -> None:
@@ -112,9 +111,9 @@ def _check_rows(wrong: Tensor, rule: str) -> None:
 
 
 def _document_starts(segment_ids: Tensor) -> Tensor:
-    starts = torch.ones_like(segment_ids, dtype=torch.bool)
-    starts[..., 1:] = segment_ids[..., 1:] != segment_ids[..., :-1]
-    return starts
+    # Rolled and not sliced: exported with a length that varies, slices would rule out the shortest ones.
+    first = torch.arange(segment_ids.shape[-1], device=segment_ids.device) == 0
+    return first | (segment_ids != segment_ids.roll(1, -1))
 
 
 def _document_numbers(segment_ids: Tensor) -> Tensor:
