@@ -31,9 +31,7 @@ def main(arguments: list[str] | None = None) -> int:
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every cell and its figures to a file")
     options = parser.parse_args(arguments)
-    # torch says this of itself when its compiler or its exporter is imported.
-    warnings.filterwarnings("ignore", message=".torch.jit.script_method. is deprecated")
-    warnings.filterwarnings("ignore", message=".* was saved as model_type 'prenorm'")  # few of the grid's are a family
+    warnings.simplefilter("ignore")  # what torch's compiler and exporters say of themselves
 
     cells = list(enumerate(draw(tuple(PATHS))))
     cells = [(number, cell) for number, cell in cells if options.path is None or cell.path in options.path]

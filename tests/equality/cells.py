@@ -184,6 +184,8 @@ _RAGGED_CACHED = {"sees": _CAUSAL, "rows": None, "positions": ("default",), "gra
 _PACKED = _RAGGED | {"rows": ((17, 3, 12), (1, 20, 9, 4), (5, 15, 28), (33, 12), (16, 16))}
 # A graph is compiled for one number of dims; sizes 0 and 1 would each be a graph of their own.
 _COMPILED = {"leading": ((2,), (3,), (5,)), "seq": (18, 24, 29, 33, 40), "mask": None, "positions": None}
+# One graph serves all sizes, 1 too.
+_EXPORTED = _COMPILED | {"leading": ((1,), (2,), (5,)), "seq": (1, 18, 24, 33, 40, 140)}
 # Half a minute each: three models of each subject.
 _FEW = {
     "heads": ((4, 4, 8), (4, 2, 8), (4, 1, 6)),
@@ -210,7 +212,7 @@ HONOURS: dict[str, dict[str, Values | None]] = {
     "padded on the left": _RAGGED,
     "padded on the right": _RAGGED,
     "padded on both sides": _RAGGED,
-    "lists through pad": _RAGGED | {"subject": ("lm", "encoder-decoder"), "positions": ("default",)},
+    "lists through pad": _PACKED | {"subject": ("lm", "encoder-decoder"), "positions": ("default",)},
     "rows through pad_sequence": _RAGGED,
     "padded on the left, cached, then more": _RAGGED_CACHED,
     "padded on the right, cached, then more": _RAGGED_CACHED,
@@ -232,13 +234,17 @@ HONOURS: dict[str, dict[str, Values | None]] = {
     "explicit mask": _WHOLE | {"sees": _CAUSAL, "subject": ("block",)},
     "compiled (aot_eager)": _COMPILED,
     "compiled (inductor)": _COMPILED | _FEW,
-    "exported": _COMPILED,
-    "ONNX Runtime": _COMPILED,
+    "compiled with a cache": _CACHED
+    | {"subject": ("block", "lm"), "leading": ((2,), (3,)), "seq": (24, 33, 40), "mask": ("none",)}
+    | {"positions": ("default",), "cut": ("one by one", "any sizes"), "grad": ("no_grad",)},
+    "exported": _EXPORTED,
+    "ONNX Runtime": _EXPORTED | {"dtype": ("float32",)},
 }
 # What costs seconds a model is drawn for few models, each with several inputs: models, inputs each.
 GRAPHS = {
     "compiled (aot_eager)": {"block": (8, 6), "lm": (6, 6), "encoder-decoder": (5, 6)},
     "compiled (inductor)": {"block": (3, 5), "lm": (3, 5), "encoder-decoder": (3, 5)},
+    "compiled with a cache": {"block": (5, 5), "lm": (5, 5)},
     "exported": {"block": (8, 6), "lm": (6, 6), "encoder-decoder": (5, 6)},
     "ONNX Runtime": {"block": (8, 5), "lm": (6, 5), "encoder-decoder": (5, 5)},
 }

@@ -21,9 +21,12 @@ SPREAD = 9
 QUICK = [("compiled (aot_eager)", "block"), ("compiled (aot_eager)", "lm"), *(("exported", of) for of in SUBJECTS)]
 CORE = [column for column in COLUMNS if column[0] not in GRAPHS or column in QUICK]
 
-# torch says this of itself when its compiler is imported.
+# What torch, its compiler and its exporters say of themselves.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated"),
+    pytest.mark.filterwarnings("ignore:.isinstance.treespec, LeafSpec.. is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:# The axis name:UserWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:.* was saved as model_type 'prenorm'"),  # few of the grid's are a known family
 ]
 
