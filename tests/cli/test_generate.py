@@ -72,12 +72,25 @@ def test_the_flags_reach_the_model(run_folder, capsys):
         Tokenizer.from_file(str(run_folder / "tokenizer.json")),
     )
     argv = ["--json", "--prompt", "ab", "--max-new-tokens", "9", "--temperature", "0.9", "--top-k", "50"]
-    assert main(["generate", str(run_folder), *argv, "--top-p", "0.8", "--seed", "3"]) == 0
+    argv = ["generate", str(run_folder), *argv, "--top-p", "0.8", "--seed", "3"]
+    prompts, options = [tokenizer.encode("ab").ids], {"temperature": 0.9, "top_k": 50, "top_p": 0.8, "seed": 3}
+    replies = []
+    for name, value in (("min_p", 0.97), ("repetition_penalty", 0.01), ("seed", 4)):
+        assert main([*argv, f"--{name.replace('_', '-')}", str(value), "--logprobs"]) == 0
+        (completion,) = json.loads(capsys.readouterr().out)
+        expected = model.generate(prompts, max_new_tokens=9, logprobs=True, **{**options, name: value})
+        assert ([completion["token_ids"]], [completion["logprobs"]]) == expected
+        replies.append(expected[0])
+    plain = model.generate(prompts, max_new_tokens=9, **options)
+    assert plain not in replies
+    assert main(argv) == 0
     (completion,) = json.loads(capsys.readouterr().out)
-    expected = model.generate(
-        [tokenizer.encode("ab").ids], max_new_tokens=9, temperature=0.9, top_k=50, top_p=0.8, seed=3
-    )
-    assert [completion["token_ids"]] == expected
+    assert [completion["token_ids"]] == plain
+
+
+def test_logprobs_need_json(run_folder, capsys):
+    line = error_line([run_folder, "--prompt", "a", "--logprobs"], capsys)
+    assert "--logprobs are numbers for each token, which text has no place for; add --json" in line
 
 
 def test_text_ends_before_a_stop_string(run_folder, capsys):
@@ -130,6 +143,8 @@ def test_standard_input_that_is_no_text_is_refused(run_folder, capsys, monkeypat
         (["--temperature", "nan"], "temperature must be a finite number"),
         (["--top-k", "0"], "top_k must be a whole number of at least 1"),
         (["--top-p", "1.1"], "top_p is a probability"),
+        (["--min-p", "0"], "min_p must be greater than 0"),
+        (["--repetition-penalty", "-1"], "repetition_penalty must be greater than 0"),
         (["--seed", "-1"], "seed must be a whole number from 0"),
         (["--max-new-tokens", "-1"], "max_new_tokens must be a whole number of at least 0"),
         (["--max-new-tokens", "100"], "max_new_tokens=39 would do"),

@@ -4,11 +4,13 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import assume, given
+import transformers
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from prenorm.errors import ConfigError
-from prenorm.generation.sampling import Sampling, random_streams
+from prenorm.generation.padding import pad
+from prenorm.generation.sampling import Sampling, draw, random_streams, tokens_seen
 
 LARGEST_UNIFORM = 1 - 2.0**-53
 
@@ -66,6 +68,91 @@ def test_top_p_keeps_the_fewest_tokens_that_reach_it_after_top_k(weights, top_p,
 @pytest.mark.parametrize(("top_p", "size"), [(0.25, 1), (0.2501, 2), (0.5, 2), (0.75, 3), (1.0, 4)])
 def test_equal_tokens_enter_the_nucleus_by_id_and_only_as_many_as_reach_top_p(top_p, size):
     assert drawn_ids(torch.zeros(4), top_p=top_p) == set(range(size))
+
+
+@given(weights=st.lists(st.integers(1, 30), min_size=1, max_size=8), min_p=st.floats(0.001, 1), top_k=st.integers(1, 9))
+def test_min_p_keeps_what_is_at_least_that_share_of_the_best(weights, min_p, top_k):
+    assume(all(abs(weight / max(weights) - min_p) > 1e-9 for weight in weights))  # rounding may fall either way there
+    best = ranked(weights)[:top_k]
+    kept = {token for token in best if weights[token] > min_p * max(weights)}
+    assert drawn_ids(torch.tensor(weights).double().log(), top_k=top_k, min_p=min_p) == kept
+
+
+def test_min_p_of_1_keeps_the_most_probable_and_its_equals():
+    assert drawn_ids([1.0, 3.0, 3.0, 2.0], min_p=1) == {1, 2}
+    assert drawn_ids([1.0, 3.0, 3.0, 2.0], min_p=1.0, temperature=0.5) == {1, 2}
+
+
+@given(
+    seed=st.integers(0, 10**6),
+    penalty=st.none() | st.floats(0.5, 2),
+    temperature=st.floats(0.5, 3),
+    top_k=st.none() | st.integers(1, 40),
+    top_p=st.none() | st.floats(0.05, 1),
+    min_p=st.none() | st.floats(0.001, 0.9),
+)
+@settings(max_examples=100)
+def test_the_distribution_is_that_of_the_processors_of_hugging_face(seed, penalty, temperature, top_k, top_p, min_p):
+    generator = torch.Generator().manual_seed(seed)
+    logits = 2 * torch.randn(3, 40, generator=generator, dtype=torch.float64)  # no probability below 2^-52
+    token_ids = torch.randint(0, 40, (3, 7), generator=generator)
+    expected = logits
+    for processor in (
+        penalty and transformers.RepetitionPenaltyLogitsProcessor(penalty),
+        transformers.TemperatureLogitsWarper(temperature),
+        top_k and transformers.TopKLogitsWarper(top_k),
+        top_p and transformers.TopPLogitsWarper(top_p),
+        min_p and transformers.MinPLogitsWarper(min_p),
+    ):
+        expected = processor(token_ids, expected) if processor else expected
+    sampling = Sampling(repetition_penalty=penalty, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
+    shares = sampling.shares(logits, tokens_seen(token_ids, None, 40)).double()
+    torch.testing.assert_close(shares / shares.sum(-1, keepdim=True), expected.softmax(-1), atol=1e-12, rtol=0)
+    assert torch.equal(shares > 0, expected > -torch.inf)
+    greedy = Sampling(temperature=0, repetition_penalty=penalty)
+    best = greedy.choose(logits, zeros(3), tokens_seen(token_ids, None, 40))
+    changed = transformers.RepetitionPenaltyLogitsProcessor(penalty)(token_ids, logits) if penalty else logits
+    assert torch.equal(best, changed.argmax(-1))
+
+
+@given(rows=st.lists(st.lists(st.integers(0, 8), min_size=1, max_size=6), min_size=1, max_size=4))
+def test_the_tokens_seen_are_those_of_the_row_and_no_padding(rows):
+    seen = tokens_seen(*pad(rows), vocab_size=9)
+    assert [set(row.nonzero()[:, 0].tolist()) for row in seen] == [set(row) for row in rows]
+
+
+@pytest.mark.parametrize("penalty", [None, 1, 1.0])
+def test_no_penalty_changes_no_bit(penalty):
+    logits, seen = torch.randn(2, 9), torch.ones(2, 9, dtype=torch.bool)
+    sampling = Sampling(repetition_penalty=penalty)
+    assert not sampling.penalises
+    assert torch.equal(sampling.shares(logits, seen), Sampling().shares(logits))
+
+
+def test_the_penalty_of_half_precision_logits_makes_no_ties():
+    logits = torch.tensor([[-1.9921875, -1.984375]], dtype=torch.bfloat16)  # neighbours; below -2 they lie wider apart
+    seen = torch.ones(1, 2, dtype=torch.bool)
+    assert Sampling(temperature=0, repetition_penalty=1.012).choose(logits, zeros(1), seen).tolist() == [1]
+
+
+@pytest.mark.parametrize("temperature", [0, 1])
+def test_a_penalty_that_leaves_no_finite_maximum_gives_minus_1(temperature):
+    sampling = Sampling(temperature=temperature, repetition_penalty=1e-30)
+    seen = torch.tensor([[True, False]])
+    assert sampling.choose(torch.tensor([[1e20, 0.0]]), zeros(1), seen).tolist() == [-1]
+    assert sampling.choose(torch.tensor([[1e20, 0.0]]), zeros(1), ~seen).tolist() == [0]
+
+
+def test_any_leading_dims_are_rows():
+    logits, uniforms = torch.randn(2, 3, 9), torch.rand(2, 3, dtype=torch.float64)
+    sampling = Sampling(top_k=5, top_p=0.9, min_p=0.1)
+    tokens = draw(sampling.shares(logits), uniforms)
+    assert torch.equal(tokens.flatten(), sampling.choose(logits.flatten(0, 1), uniforms.flatten()))
+
+
+def test_from_a_row_without_shares_nothing_is_drawn():
+    shares = torch.tensor([[0, 0, 0], [0, 5, 0]])
+    assert draw(shares, zeros(2)).tolist() == [-1, 1]
 
 
 def test_tokens_are_drawn_as_often_as_the_distribution_says():
@@ -137,9 +224,14 @@ def test_streams_are_philox_with_the_stream_as_key():
     assert random_streams(123, 5, 8)[:, 4].tolist() == expected
 
 
-def philox_4x64(counter, key):
+def test_a_lane_is_the_highest_word_of_the_counter():
+    words = [word for counter in (1, 2) for word in philox_4x64(counter, (123, 4), lane=2)]
+    assert random_streams(123, 5, 8, lane=2)[:, 4].tolist() == [(word >> 11) * 2.0**-53 for word in words]
+
+
+def philox_4x64(counter, key, lane=0):
     """Ten rounds of Salmon et al. 2011, in Python's whole numbers."""
-    x, mask = [counter, 0, 0, 0], 2**64 - 1
+    x, mask = [counter, 0, 0, lane], 2**64 - 1
     for key_0, key_1 in itertools.islice(zip(itertools.count(key[0], 0x9E3779B97F4A7C15),
                                              itertools.count(key[1], 0xBB67AE8584CAA73B)), 10):  # fmt: skip
         product_0, product_1 = 0xD2E7470EE14C6C93 * x[0], 0xCA5A826395121157 * x[2]
@@ -162,6 +254,12 @@ def philox_4x64(counter, key):
         ({"top_p": 0.0}, "top_p must be greater than 0"),
         ({"top_p": 1.5}, "top_p is a probability, but 1.5 is greater than 1"),
         ({"top_p": math.nan}, "top_p must be a finite number"),
+        ({"min_p": 0}, "min_p must be greater than 0, not 0"),
+        ({"min_p": 1.5}, "min_p is a probability, but 1.5 is greater than 1; 1 keeps only the most probable"),
+        ({"min_p": math.nan}, "min_p must be a finite number"),
+        ({"repetition_penalty": 0}, "repetition_penalty must be greater than 0, not 0"),
+        ({"repetition_penalty": -1.5}, "repetition_penalty must be greater than 0"),
+        ({"repetition_penalty": math.inf}, "repetition_penalty must be a finite number"),
     ],
 )
 def test_impossible_cuts_are_refused(cuts, message):

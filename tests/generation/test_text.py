@@ -2,6 +2,7 @@ import itertools
 import json
 
 import pytest
+import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
@@ -219,6 +220,78 @@ def test_a_stream_can_be_cancelled(saying):
     pieces.close()
     assert list(pieces) == []
     assert len(generator._model.calls) == 1
+
+
+@given(prompt=any_text, text=any_text, draft_tokens=st.integers(1, 6))
+def test_with_a_draft_too_pieces_are_whole_characters_and_stop_strings_are_cut(prompt, text, draft_tokens, speaking):
+    script = BYTES.encode(text).ids
+    generator, draft = speaking(script)
+    options = {"draft": draft, "draft_tokens": draft_tokens, "max_new_tokens": len(script), "temperature": 0}
+    pieces = list(generator.stream(prompt, **options))
+    assert "".join(pieces) == text
+    assert not any("\ufffd" in piece for piece in pieces)
+    stop = text[len(text) // 2]
+    completions = generator.generate([prompt, prompt + "x"], stop=stop, logprobs=True, **options)
+    for completion in completions:
+        assert completion.text == text.split(stop)[0]
+        assert completion.finish_reason == "stop"
+        assert len(completion.logprobs) == len(completion.token_ids)
+
+
+@pytest.fixture(scope="session")
+def speaking(make_toy):
+    """A generator whose model says a text after any prompt, and a draft that is wrong at every third token."""
+
+    class Speaker(make_toy):
+        max_seq_len = 400
+
+        def __init__(self, script, wrong):
+            super().__init__(vocab_size=BYTES.get_vocab_size())
+            self.script, self.wrong = script, wrong
+
+        def make_cache(self, batch_size, max_seq_len, *, rewind=0):
+            return super().make_cache(batch_size, max_seq_len + 1, rewind=rewind)
+
+        def _row(self, history, token_ids, real):
+            if not history:
+                history.append(sum(real))  # where the reply starts: one place more
+            return super()._row(history, token_ids, real)
+
+        def logits(self, history):
+            place = len(history) - 1 - history[0]
+            token = self.script[place] if 0 <= place < len(self.script) else 0
+            if self.wrong and place % 3 == 2:
+                token = (token + 1) % self.vocab_size
+            return torch.nn.functional.one_hot(torch.tensor(token), self.vocab_size) * 10.0
+
+    return lambda script: (TextGenerator(Speaker(script, False), BYTES), Speaker(script, True))
+
+
+def test_logprobs_stand_beside_the_tokens_on_request(saying):
+    script = BYTES.encode("abc").ids
+    (completion,) = saying(BYTES, script).generate(["x"], max_new_tokens=3, logprobs=True)
+    assert completion == Completion("x", "abc", script, "length", [0.0, 0.0, 0.0])
+    for options in ({}, {"logprobs": False}):
+        (completion,) = saying(BYTES, script).generate(["x"], max_new_tokens=3, **options)
+        assert completion == Completion("x", "abc", script, "length")
+        assert completion.logprobs is None
+    (completion,) = saying(BYTES, script).generate(["x"], stop="b", max_new_tokens=3, logprobs=True)
+    assert completion == Completion("x", "a", script[:2], "stop", [0.0, 0.0])
+
+
+def test_a_stream_of_text_has_no_place_for_logprobs(saying):
+    with pytest.raises(ConfigError, match=r"no place for logprobs; generate\(\[prompt\], logprobs=True\) gives them"):
+        saying(BYTES, [1]).stream("x", logprobs=True)
+
+
+def test_a_stream_with_a_draft_can_be_cancelled(speaking):
+    generator, draft = speaking(BYTES.encode("abcdefghi").ids)
+    pieces = generator.stream("x", draft=draft, max_new_tokens=9, temperature=0)
+    assert [next(pieces), next(pieces)] == ["a", "b"]
+    pieces.close()
+    assert list(pieces) == []
+    assert len(generator._model.calls) == 2
+    assert not torch.is_inference_mode_enabled()
 
 
 def test_a_loaded_tokenizer_neither_pads_nor_truncates(tmp_path):

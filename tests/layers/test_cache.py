@@ -1,6 +1,7 @@
 import pytest
+import torch
 
-from prenorm import KVCache, ShapeError
+from prenorm import KVCache, RangeError, ShapeError
 from prenorm.layers.cache import whole_call
 
 from .test_layer_cache import cache_for, keys_values
@@ -62,3 +63,19 @@ def test_layers_that_hold_different_tokens_are_refused():
     cache[0]._unfinished = False  # the call ended well, but it was a call of one layer alone
     with pytest.raises(ShapeError, match=r"must hold the same tokens, but they hold \[2, 0\].*cache\.reset"):
         cache.check(2)
+
+
+def test_rewinding_takes_tokens_back_from_all_layers():
+    cache = KVCache([cache_for(max_seq_len=40, window=3, rewind=2) for _ in range(3)])
+    with whole_call(cache):
+        for layer in cache:
+            layer.append(*keys_values(seq=9))
+    cache.rewind(torch.tensor([2, 1]))
+    assert [layer.lengths.tolist() for layer in cache] == [[7, 8]] * 3
+    assert [layer.longest for layer in cache] == [8] * 3
+    cache.check(3)
+    for layer in cache:
+        _, _, places = layer.append(*keys_values(seq=1))
+        assert {int(place) for place in places[0]} >= {5, 6, 7}
+        with pytest.raises(RangeError, match="3 behind"):  # every layer knows how far its ring has come
+            layer.rewind(torch.tensor([2, 0]))

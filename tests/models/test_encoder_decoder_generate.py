@@ -116,6 +116,32 @@ def test_a_stream_gives_a_token_a_source_a_step_and_can_be_cancelled():
     assert list(steps) == []
 
 
+def test_logprobs_are_those_of_the_plain_forward_pass():
+    model = writer()
+    options = {"max_new_tokens": 9, "seed": 4, "repetition_penalty": 1.3, "min_p": 0.01}
+    replies, logprobs = model.generate(SOURCES, PROMPTS, logprobs=True, **options)
+    assert replies == model.generate(SOURCES, PROMPTS, **options)
+    steps = list(model.stream(SOURCES, PROMPTS, logprobs=True, **options))
+    assert [list(step) for step in zip(*logprobs, strict=True)] == [row for _, row in steps]
+    for source, prompt, reply, row in zip(SOURCES, PROMPTS, replies, logprobs, strict=True):
+        logits = model(torch.tensor(source), torch.tensor(prompt + reply[:-1]))[len(prompt) - 1 :]
+        expected = logits.log_softmax(-1).gather(-1, torch.tensor(reply)[:, None])[:, 0]
+        assert row == pytest.approx(expected.tolist(), abs=1e-9)
+
+
+def test_the_penalty_is_for_the_tokens_of_the_target():
+    model = writer()
+    replies = model.generate(SOURCES, PROMPTS, temperature=0, repetition_penalty=2, max_new_tokens=9)
+    for source, prompt, reply in zip(SOURCES, PROMPTS, replies, strict=True):
+        tokens = list(prompt)
+        for _ in range(9):
+            logits = model(torch.tensor(source), torch.tensor(tokens))[-1].tolist()
+            for token in set(tokens):
+                logits[token] *= 0.5 if logits[token] > 0 else 2
+            tokens.append(logits.index(max(logits)))
+        assert reply == tokens[len(prompt) :]
+
+
 def test_a_target_can_be_as_long_as_the_model_allows_and_no_longer():
     model = writer()
     (reply,) = model.generate([[1] * ROOM], [[2] * 30], max_new_tokens=3, temperature=0)
@@ -153,6 +179,13 @@ BAD_SOURCES = {
     "text": ("a text", None, {}, ConfigError, "source 0 must be token ids, not the text 'a text'"),
     "one list": ([1, 2], None, {}, ConfigError, r"source 0 must be a sequence of token ids, not 1; put the ids in a"),
     "floats": (torch.ones(2, 3), None, {}, ConfigError, "source 0 must be one row of whole numbers, not a tensor of"),
+    "draft": (
+        [[1]],
+        None,
+        {"draft": 1},
+        ConfigError,
+        "takes no draft, which would have to read the sources too",
+    ),
     "cache": ([[1]], None, {"cache": KVCache([])}, ConfigError, "the sources make their own cache; leave cache out"),
 }
 

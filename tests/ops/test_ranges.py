@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from prenorm import RangeError
+from prenorm.ops import ranges
 from prenorm.ops.ranges import check_length, check_positions, check_range
 
 LIMIT = 4
@@ -21,6 +22,14 @@ def test_values_outside_raise_with_the_rule_and_the_numbers(values, low, high):
     message = rf"ids must be in \[0, 4\), but the ids go from {low} to {high}; 3 is the largest that can be used"
     with pytest.raises(RangeError, match=message):
         check(torch.tensor(values))
+
+
+def test_where_values_are_not_at_hand_they_are_asserted_and_not_looked_at(monkeypatch):
+    assert ranges.at_hand(torch.tensor([4]))
+    monkeypatch.setattr(ranges, "at_hand", lambda values: False)
+    check(torch.tensor([3]))
+    with pytest.raises(RuntimeError, match=r"the ids: ids must be in \[0, 4\)"):
+        check(torch.tensor([4]))
 
 
 def test_a_range_error_is_both_a_value_error_and_an_index_error():

@@ -14,6 +14,9 @@ from ..errors import CheckpointError, ConfigError, DataError
 if TYPE_CHECKING:  # loads torch, which --help does not wait for
     from ..generation.text import TextGenerator
 
+# What is handed on to the model, under the same names.
+OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateFlags:
@@ -37,6 +40,12 @@ class GenerateFlags:
     top_p: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Draw only from the fewest tokens whose probabilities reach p together."""
 
+    min_p: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Draw only from tokens at least p times as probable as the most probable one."""
+
+    repetition_penalty: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Above 1 makes tokens that the prompt or the text already has less likely; 1.2 is a common choice."""
+
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """The same seed gives the same text; without one it is another text each time."""
 
@@ -46,6 +55,9 @@ class GenerateFlags:
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON document, a list of {prompt, text, token_ids, finish_reason}, and nothing else."""
 
+    logprobs: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Add logprobs to the JSON: the natural log of the probability that the model gave to each new token."""
+
 
 def parse(argv: list[str]) -> GenerateFlags:
     """The flags in a command line. Exits with a message when they are none."""
@@ -54,14 +66,16 @@ def parse(argv: list[str]) -> GenerateFlags:
 
 def run(flags: GenerateFlags) -> int:
     """Print what the model writes after each prompt. Gives the exit code."""
+    if flags.logprobs and not flags.json:
+        raise ConfigError("--logprobs are numbers for each token, which text has no place for; add --json.")
     prompts = flags.prompt or (_prompt_from_stdin(),)
     generator = _open(flags.run)
-    options: dict[str, Any] = {
-        name: getattr(flags, name) for name in ("max_new_tokens", "temperature", "top_k", "top_p", "seed", "stop")
-    }
+    options: dict[str, Any] = {name: getattr(flags, name) for name in OPTIONS}
     if flags.json:
-        completions = generator.generate(prompts, **options)
-        print(json.dumps([dataclasses.asdict(one) for one in completions], indent=2))
+        documents = [dataclasses.asdict(one) for one in generator.generate(prompts, logprobs=flags.logprobs, **options)]
+        for document in documents if not flags.logprobs else ():
+            del document["logprobs"]
+        print(json.dumps(documents, indent=2))
     elif len(prompts) == 1:
         _print_stream(generator, prompts[0], options)
     else:

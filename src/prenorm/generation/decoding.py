@@ -1,46 +1,117 @@
 """Token after token, from any callable that gives the logits of the next one."""
 
-from collections.abc import Callable, Generator, Sequence
-from typing import Any, Protocol, runtime_checkable
+from collections.abc import Callable, Generator, Iterator, Sequence
+from typing import Any, Literal, overload
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor
 
-from ..errors import PrenormError
+from .logits import NextLogits
 from .padding import pad
 from .prompts import Prompts, check_ids, check_room, endings, token_lists
+from .replies import Batch, Reply, Token, fetch
 from .sampling import Sampling, random_streams
+from .speculation import LANES, Speculation, speculative_rounds
+
+Step = list[int | None]
+Logprobs = list[float | None]
 
 
-@runtime_checkable
-class NextLogits(Protocol):
-    """The model, as decoding sees it: the logits that follow each row's last real token.
-
-    The first call brings the prompts, padded on the right with id 0 to one length; segment_ids are 0 on real tokens
-    and -1 on padding, or None where nothing is padded. Every later call brings one token a row. `cache` is what keeps
-    the tokens in between; decoding hands it through untouched.
-    """
-
-    def __call__(
-        self, token_ids: Int[Tensor, "batch seq"], *, segment_ids: Int[Tensor, "batch seq"] | None, cache: Any
-    ) -> Float[Tensor, "batch vocab"]: ...
-
-
+@overload
 def generate(
-    next_logits: NextLogits, make_cache: Callable[..., Any], prompts: Prompts, **options: Any
-) -> list[list[int]]:
-    """The new token ids of each prompt: `stream`, collected. Takes the same options, raises the same errors."""
+    next_logits: NextLogits,
+    make_cache: Callable[..., Any],
+    prompts: Prompts,
+    *,
+    logprobs: Literal[False] = False,
+    **options: Any,
+) -> list[list[int]]: ...
+@overload
+def generate(
+    next_logits: NextLogits,
+    make_cache: Callable[..., Any],
+    prompts: Prompts,
+    *,
+    logprobs: Literal[True],
+    **options: Any,
+) -> tuple[list[list[int]], list[list[float]]]: ...
+def generate(
+    next_logits: NextLogits,
+    make_cache: Callable[..., Any],
+    prompts: Prompts,
+    *,
+    logprobs: bool = False,
+    **options: Any,
+) -> list[list[int]] | tuple[list[list[int]], list[list[float]]]:
+    """The new token ids of each prompt: `stream`, collected. Takes the same options, raises the same errors.
+
+    logprobs: give (replies, logprobs), two lists of the same shape.
+    """
     rows = token_lists(prompts)
     replies: list[list[int]] = [[] for _ in rows]
-    for step in stream(next_logits, make_cache, rows, **options):
-        for reply, token in zip(replies, step, strict=True):
+    chosen: list[list[float]] = [[] for _ in rows]
+    for step in _steps(next_logits, make_cache, rows, logprobs=logprobs, **options):
+        for index, (token, logprob) in enumerate(step):
             if token is not None:
-                reply.append(token)
-    return replies
+                replies[index].append(token)
+            if logprob is not None:
+                chosen[index].append(logprob)
+    return (replies, chosen) if logprobs else replies
 
 
+@overload
 def stream(
+    next_logits: NextLogits,
+    make_cache: Callable[..., Any],
+    prompts: Prompts,
+    *,
+    logprobs: Literal[False] = False,
+    **options: Any,
+) -> Generator[Step, None, None]: ...
+@overload
+def stream(
+    next_logits: NextLogits,
+    make_cache: Callable[..., Any],
+    prompts: Prompts,
+    *,
+    logprobs: Literal[True],
+    **options: Any,
+) -> Generator[tuple[Step, Logprobs], None, None]: ...
+def stream(
+    next_logits: NextLogits,
+    make_cache: Callable[..., Any],
+    prompts: Prompts,
+    *,
+    logprobs: bool = False,
+    **options: Any,
+) -> Generator[Step, None, None] | Generator[tuple[Step, Logprobs], None, None]:
+    """One new token id per prompt a step, None for a prompt that has ended; over when all have ended.
+
+    A prompt ends with an end-of-text id (eos_token_id: none, one or several), with one of the `stop` sequences of ids,
+    matched against new tokens only, or after max_new_tokens (128). The ids that ended it are given too: they show why.
+
+    prompts: sequences of ids, or integer tensors (seq,) or (batch, seq), of any lengths, none empty.
+    logprobs: give (tokens, logprobs) a step: the natural log of the probability that the model itself gave to each
+    token, before penalty, temperature and cuts; None where the prompt has ended.
+    vocab_size: that of the model. max_seq_len: how many tokens a row has room for, those already in the caller's cache
+    not counted. device: where the model is.
+    cache: one that the caller owns; without it make_cache(batch_size=, max_seq_len=) makes one. It ends up with all
+    tokens but the last, and a prompt that ended before others has its last one repeated.
+    repetition_penalty, temperature, top_k, top_p, min_p: see `Sampling`. The penalty is for the tokens of this prompt
+    and its reply; what the caller's cache held before does not count. seed: see `random_streams`.
+    speculation: let a draft propose tokens, and take those that the model would have chosen; see `Speculation`.
+
+    Arguments are checked at the call, before the first step: ConfigError, RangeError for token ids and lengths.
+    A step whose logits hold NaN, or have no finite maximum, raises PrenormError. Closing the generator cancels it.
+    Steps run under torch.inference_mode; the consumer's code between them does not.
+    A step waits for the device once, when it fetches its tokens, and sends it nothing unless a reply has just ended.
+    """
+    steps = _steps(next_logits, make_cache, prompts, logprobs=logprobs, **options)
+    if logprobs:
+        return (([token for token, _ in step], [logprob for _, logprob in step]) for step in steps)
+    return ([token for token, _ in step] for step in steps)
+
+
+def _steps(
     next_logits: NextLogits,
     make_cache: Callable[..., Any],
     prompts: Prompts,
@@ -53,69 +124,76 @@ def stream(
     temperature: float | int = 1.0,
     top_k: int | None = None,
     top_p: float | int | None = None,
+    min_p: float | int | None = None,
+    repetition_penalty: float | int | None = None,
     seed: int | Sequence[int] | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     stop: Sequence[Sequence[int]] = (),
-) -> Generator[list[int | None], None, None]:
-    """One new token id per prompt a step, None for a prompt that has ended; over when all have ended.
-
-    A prompt ends with an end-of-text id (eos_token_id: none, one or several), with one of the `stop` sequences of ids,
-    matched against new tokens only, or after max_new_tokens. The ids that ended it are given too: they show why.
-
-    prompts: sequences of ids, or integer tensors (seq,) or (batch, seq), of any lengths, none empty.
-    cache: one that the caller owns; without it make_cache(batch_size=, max_seq_len=) makes one. It ends up with all
-    tokens but the last, and a prompt that ended before others has its last one repeated.
-    max_seq_len: how many tokens a row has room for, those already in the caller's cache not counted.
-    temperature, top_k, top_p: see `Sampling`. seed: see `random_streams`.
-
-    Arguments are checked at the call, before the first step: ConfigError, RangeError for token ids and lengths.
-    A step whose logits hold NaN, or have no finite maximum, raises PrenormError. Closing the generator cancels it.
-    Steps run under torch.inference_mode; the consumer's code between them does not.
-    """
+    logprobs: bool = False,
+    speculation: Speculation | None = None,
+) -> Generator[list[tuple[int | None, float | None]], None, None]:
+    """What `stream` gives, each token with its log-probability."""
     rows = token_lists(prompts)
     check_ids(rows, vocab_size)
     check_room(rows, max_new_tokens, max_seq_len)
     ends = endings(eos_token_id, stop)
-    sampling = Sampling(temperature=temperature, top_k=top_k, top_p=top_p)
-    uniforms = random_streams(seed, len(rows), max_new_tokens, device=device)
+    if speculation is not None:
+        speculation.check(vocab_size, cache)
+        check_room(rows, max_new_tokens, speculation.draft_max_seq_len, "the draft's max_seq_len")
+    lanes = 1 if speculation is None else LANES
+    batch = Batch(
+        rows=rows,
+        replies=[Reply(ends, max_new_tokens) for _ in rows],
+        sampling=Sampling(
+            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
+        ),
+        uniforms=torch.stack(
+            [random_streams(seed, len(rows), max_new_tokens, lane=lane, device=device) for lane in range(lanes)]
+        ),
+        vocab_size=vocab_size,
+        device=device,
+        logprobs=logprobs,
+    )
 
-    def steps() -> Generator[list[int | None], None, None]:
+    def steps() -> Generator[list[tuple[int | None, float | None]], None, None]:
         if not rows or not max_new_tokens:
             return
-        room = max(map(len, rows)) + max_new_tokens - 1
-        memory = make_cache(batch_size=len(rows), max_seq_len=room) if cache is None else cache
-        replies = [_Reply(row, ends) for row in rows]
-        token_ids, segment_ids = pad(rows, device)
-        for numbers in uniforms:
-            with torch.inference_mode():  # a step at a time: around the yield it would hold for the consumer too
-                logits = next_logits(token_ids, segment_ids=segment_ids, cache=memory)
-                tokens = sampling.choose(logits, numbers).tolist()
-            yield [reply.take(token) for reply, token in zip(replies, tokens, strict=True)]
-            if all(reply.ended for reply in replies):
-                return
-            token_ids, segment_ids = torch.tensor([[reply.last] for reply in replies], device=device), None
+        if speculation is None:
+            rounds = _one_by_one(batch, next_logits, make_cache, cache)
+        else:
+            rounds = speculative_rounds(batch, next_logits, make_cache, speculation)
+        for tokens in rounds:
+            for reply, new in zip(batch.replies, tokens, strict=True):
+                reply.take(new)
+            while any(reply.waiting for reply in batch.replies) and all(
+                reply.waiting or reply.ended for reply in batch.replies
+            ):
+                yield [reply.give() for reply in batch.replies]
 
     return steps()
 
 
-class _Reply:
-    """The new tokens of one prompt, and whether they have ended."""
-
-    def __init__(self, prompt: list[int], ends: list[list[int]]) -> None:
-        self.last = prompt[-1]  # fed next; an ended reply feeds its last token again, and what follows is ignored
-        self.ended = False
-        self._new: list[int] = []
-        self._ends = ends
-
-    def take(self, token: int) -> int | None:
-        if self.ended:
-            return None
-        if token < 0:
-            raise PrenormError(
-                f"no token can be chosen after {len(self._new)} new ones: the logits hold NaN, or their largest is not "
-                "finite; look for weights that are not finite, or use a wider dtype (float32)."
-            )
-        self.last = token
-        self._new.append(token)
-        self.ended = any(self._new[-len(end) :] == end for end in self._ends)
-        return token
+def _one_by_one(
+    batch: Batch, next_logits: NextLogits, make_cache: Callable[..., Any], cache: Any
+) -> Iterator[list[list[Token]]]:
+    """Rounds of one token for every row. A row that has ended feeds its last token again; what follows is ignored."""
+    if cache is None:
+        cache = make_cache(batch_size=len(batch.rows), max_seq_len=batch.room)
+    token_ids, segment_ids = pad(batch.rows, batch.device)
+    seen = batch.seen(token_ids, segment_ids)
+    ended, known = None, [False] * len(batch.rows)  # the same, on the device and here
+    for uniforms in batch.uniforms[0]:
+        with torch.inference_mode():  # a step at a time: around the yield it would hold for the consumer too
+            logits = next_logits(token_ids, segment_ids=segment_ids, cache=cache)
+            tokens = batch.sampling.choose(logits, uniforms, seen)[:, None]
+            fetched = fetch(tokens, logits[:, None] if batch.logprobs else None)
+        yield fetched
+        if all(reply.ended for reply in batch.replies):
+            return
+        with torch.inference_mode():
+            tokens = tokens.to(batch.device)
+            token_ids, segment_ids = tokens if ended is None else token_ids.where(ended, tokens), None
+            if seen is not None:
+                seen.scatter_(1, token_ids.to(seen.device), True)
+        if known != (known := [reply.ended for reply in batch.replies]):
+            ended = torch.tensor(known, device=batch.device)[:, None]

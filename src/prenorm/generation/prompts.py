@@ -52,7 +52,7 @@ def check_ids(rows: list[list[int]], vocab_size: int, name: str = "prompt") -> N
             )
 
 
-def check_room(rows: list[list[int]], max_new_tokens: int, max_seq_len: int) -> None:
+def check_room(rows: list[list[int]], max_new_tokens: int, max_seq_len: int, name: str = "max_seq_len") -> None:
     """Raise unless every prompt and its reply fit: RangeError, or ConfigError when max_new_tokens is no count.
 
     The very last new token is never fed back, so prompt + max_new_tokens - 1 may be max_seq_len.
@@ -67,12 +67,12 @@ def check_room(rows: list[list[int]], max_new_tokens: int, max_seq_len: int) -> 
     largest = max_seq_len - longest + 1
     if largest < 1:
         raise RangeError(
-            f"a prompt must fit into max_seq_len, but {has} and there is room for {max_seq_len}; "
+            f"a prompt must fit into {name}, but {has} and there is room for {max_seq_len}; "
             f"leave out {longest - max_seq_len} of them."
         )
     if max_new_tokens > largest:
         raise RangeError(
-            f"prompt + max_new_tokens - 1 must fit into max_seq_len, but {has}, max_new_tokens is {max_new_tokens} "
+            f"prompt + max_new_tokens - 1 must fit into {name}, but {has}, max_new_tokens is {max_new_tokens} "
             f"and there is room for {max_seq_len}; max_new_tokens={largest} would do."
         )
 

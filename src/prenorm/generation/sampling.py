@@ -7,57 +7,99 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
 from ..config import check_number, check_size
 from ..errors import ConfigError
 
+WHOLE = 2**52  # shares in a probability of 1
+NO_TOKEN = -1  # where none can be chosen
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sampling:
-    """The rule by which tokens are chosen; the cuts are made in this order: temperature, top_k, top_p.
+    """The rule by which tokens are chosen, in this order: repetition_penalty, temperature, top_k, top_p, min_p.
 
+    repetition_penalty: the logits of tokens that the row has seen are divided by it where positive and multiplied by
+    it where negative, so that above 1 they become less likely; None or 1 is off (Keskar et al. 2019, arXiv:1909.05858).
     temperature: logits are divided by it before the softmax; 0 is greedy, always the largest logit.
     top_k: only the k largest logits can be chosen (Fan et al. 2018, arXiv:1805.04833).
     top_p: only the nucleus can be chosen, the fewest tokens whose probabilities, renormalised after top_k, reach
     top_p in descending order (Holtzman et al. 2019, arXiv:1904.09751).
+    min_p: only tokens at least min_p times as probable as the most probable one can be chosen (Nguyen et al. 2024,
+    arXiv:2407.01082).
     Of equal logits the lower token id comes first, so top_k=1 is greedy. Raises ConfigError.
     """
 
     temperature: float | int = 1.0
     top_k: int | None = None
     top_p: float | int | None = None
+    min_p: float | int | None = None
+    repetition_penalty: float | int | None = None
 
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, at_least=0.0)
         if self.top_k is not None:
             check_size("top_k", self.top_k)
-        if self.top_p is not None:
-            check_number("top_p", self.top_p, above=0.0)
-            if self.top_p > 1:
-                raise ConfigError(f"top_p is a probability, but {self.top_p!r} is greater than 1; 1 keeps every token.")
+        _check_probability("top_p", self.top_p, "1 keeps every token")
+        _check_probability("min_p", self.min_p, "1 keeps only the most probable")
+        if self.repetition_penalty is not None:
+            check_number("repetition_penalty", self.repetition_penalty, above=0.0)
+
+    @property
+    def penalises(self) -> bool:
+        """Whether the choice depends on what a row has seen."""
+        return self.repetition_penalty not in (None, 1)
 
     def choose(
-        self, logits: Float[Tensor, "batch vocab"], uniforms: Float64[Tensor, " batch"]
-    ) -> Int64[Tensor, " batch"]:
+        self,
+        logits: Float[Tensor, "*batch vocab"],
+        uniforms: Float64[Tensor, "*batch"],
+        seen: Bool[Tensor, "*batch vocab"] | None = None,
+    ) -> Int64[Tensor, "*batch"]:
         """One token id per row; -1 where no token can be chosen, because the row holds NaN or has no finite maximum.
 
         uniforms, numbers in [0, 1), pick the token by the inverse of the cumulative distribution in order of token
         id; greedy ignores them. The result is on their device. -1 instead of an error, because to look at the values
         would wait for the device: the caller sees it in the tokens, which it fetches anyway.
+        seen: the tokens that repetition_penalty is for, on the device of the uniforms; None: none.
         """
         logits = logits.to(uniforms.device)
-        tokens = logits.argmax(-1) if self.temperature == 0 else self._draw(logits, uniforms)
-        return tokens.where(logits.amax(-1).isfinite(), -1)
+        if self.temperature == 0:
+            logits = self._penalised(logits, seen)
+            return logits.argmax(-1).where(logits.amax(-1).isfinite(), NO_TOKEN)
+        return draw(self.shares(logits, seen), uniforms)
 
-    def _draw(self, logits: Tensor, uniforms: Tensor) -> Tensor:
-        shares = _probabilities_in_whole_shares(logits, self.temperature)
-        if self.top_k is not None or self.top_p is not None:
-            shares = self._cut(shares, logits)
-        cumulative = shares.cumsum(-1)
-        drawn = (uniforms * cumulative[:, -1]).floor().long()  # below the last one, because the uniform is below 1
-        return torch.searchsorted(cumulative, drawn[:, None], right=True)[:, 0]
+    def shares(
+        self, logits: Float[Tensor, "*batch vocab"], seen: Bool[Tensor, "*batch vocab"] | None = None
+    ) -> Int64[Tensor, "*batch vocab"]:
+        """How probable each token is to be chosen, in whole shares of about 2^-52 that need not reach 1 in all.
+
+        All are 0 in a row from which no token can be chosen. Sums of whole numbers are the same in any order, on any
+        device, so a token that was cut can never be drawn.
+        """
+        logits = self._penalised(logits, seen)
+        largest = logits.amax(-1, keepdim=True)
+        if self.temperature == 0:
+            best = logits.argmax(-1, keepdim=True)
+            shares = torch.zeros_like(logits, dtype=torch.int64).scatter_(-1, best, WHOLE)
+        else:
+            # 0 at the largest: a tiny temperature cannot overflow
+            wide = (logits.double() - largest.double()) / self.temperature
+            shares = (wide.softmax(-1) * WHOLE).long()
+            if self.top_k is not None or self.top_p is not None:
+                shares = self._cut(shares, logits)
+            if self.min_p is not None:
+                shares = shares.where(shares >= shares.amax(-1, keepdim=True).double() * self.min_p, 0)
+        return shares.where(largest.isfinite(), 0)
+
+    def _penalised(self, logits: Tensor, seen: Tensor | None) -> Tensor:
+        penalty = self.repetition_penalty
+        if seen is None or penalty is None:
+            return logits
+        wide = logits.to(torch.promote_types(logits.dtype, torch.float32))  # in bfloat16 new ties would arise
+        return wide.where(~seen, torch.where(wide > 0, wide / penalty, wide * penalty))
 
     def _cut(self, shares: Tensor, logits: Tensor) -> Tensor:
         """The shares of the tokens that top_k and top_p keep, 0 for the others."""
@@ -66,17 +108,41 @@ class Sampling:
             values, ids = logits.sort(descending=True)
         else:
             values, ids = logits.topk(min(self.top_k, logits.shape[-1]))
-        count = torch.full_like(ids[:, :1], ids.shape[-1])
+        count = torch.full_like(ids[..., :1], ids.shape[-1])
         if self.top_p is not None:
             ranked = shares.gather(-1, ids)
             up_to = ranked.cumsum(-1)
-            nucleus = up_to - ranked < up_to[:, -1:].double() * self.top_p
+            nucleus = up_to - ranked < up_to[..., -1:].double() * self.top_p
             count = nucleus.sum(-1, keepdim=True).clamp(min=1)  # only a row of NaN has none
         return shares.where(_best(logits, count, values.gather(-1, count - 1)), 0)
 
 
+def draw(shares: Int64[Tensor, "*batch vocab"], uniforms: Float64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
+    """A token id per row, in proportion to its shares, by the inverse of their cumulative sum; -1 where all are 0."""
+    cumulative = shares.cumsum(-1)
+    total = cumulative[..., -1]
+    drawn = (uniforms * total).floor().long()  # below the total, because the uniform is below 1
+    return torch.searchsorted(cumulative, drawn[..., None], right=True)[..., 0].where(total > 0, NO_TOKEN)
+
+
+def tokens_seen(
+    token_ids: Int[Tensor, "batch seq"], segment_ids: Int[Tensor, "batch seq"] | None, vocab_size: int
+) -> Bool[Tensor, "batch {vocab_size}"]:
+    """True for the tokens in each row. Padding, on the right, where segment_ids are negative, does not count."""
+    if segment_ids is not None:
+        token_ids = token_ids.where(segment_ids >= 0, token_ids[:, :1])
+    return torch.zeros(len(token_ids), vocab_size, dtype=torch.bool, device=token_ids.device).scatter_(
+        1, token_ids, True
+    )
+
+
 def random_streams(
-    seed: int | Sequence[int] | None, num_prompts: int, num_steps: int, *, device: torch.device | str = "cpu"
+    seed: int | Sequence[int] | None,
+    num_prompts: int,
+    num_steps: int,
+    *,
+    lane: int = 0,
+    device: torch.device | str = "cpu",
 ) -> Float64[Tensor, "num_steps num_prompts"]:
     """The uniform numbers in [0, 1) that each prompt uses at each step.
 
@@ -84,12 +150,13 @@ def random_streams(
     batch; None takes fresh entropy. A stream is a function of seed and step alone: more steps or prompts change
     nothing in it. The numbers are the Philox 4x64 counter generator's, with the stream as key (Salmon et al. 2011,
     "Parallel random numbers: as easy as 1, 2, 3"). They stay on the CPU where the device has no float64.
+    lane: where a step needs several numbers, which of them; it is the highest word of the counter.
     Raises ConfigError for seeds that are not whole numbers in [0, 2^64), or not one for each prompt.
     """
     keys = _stream_keys(seed, num_prompts)
     words = np.empty((num_prompts, num_steps), np.uint64)
     for row, key in zip(words, keys, strict=True):
-        row[:] = np.random.Philox(key=np.array(key, np.uint64)).random_raw(num_steps)
+        row[:] = np.random.Philox(counter=lane << 192, key=np.array(key, np.uint64)).random_raw(num_steps)
     uniforms = torch.from_numpy((words >> np.uint64(11)) * 2.0**-53).T
     return uniforms if torch.device(device).type == "mps" else uniforms.to(device)
 
@@ -117,17 +184,15 @@ def _check_seed(seed: object) -> int:
     return number
 
 
-def _probabilities_in_whole_shares(logits: Tensor, temperature: float | int) -> Tensor:
-    """softmax(logits / temperature), counted in whole shares of 2^-52.
-
-    Sums of whole numbers are the same in any order, on any device, so a token that was cut can never be drawn.
-    """
-    wide = logits.double()
-    wide = (wide - wide.amax(-1, keepdim=True)) / temperature  # 0 at the largest: a tiny temperature cannot overflow
-    return (wide.softmax(-1) * 2.0**52).long()
-
-
 def _best(logits: Tensor, count: Tensor, threshold: Tensor) -> Tensor:
     """True for the `count` largest logits of a row, the last of which is `threshold`; ties go to the lower ids."""
     above, tied = logits > threshold, logits == threshold
     return above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
+
+
+def _check_probability(name: str, value: float | int | None, one: str) -> None:
+    if value is None:
+        return
+    check_number(name, value, above=0.0)
+    if value > 1:
+        raise ConfigError(f"{name} is a probability, but {value!r} is greater than 1; {one}.")

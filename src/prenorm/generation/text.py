@@ -16,12 +16,15 @@ DEFAULT_NEW_TOKENS = 128
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """The model, as text generation sees it: `prenorm.TransformerLM` is one."""
+    """The model, as text generation sees it: `prenorm.TransformerLM` is one.
+
+    stream gives one token per prompt a step, None after its end; with logprobs=True (tokens, logprobs).
+    """
 
     config: ModelConfig
     eos_token_ids: tuple[int, ...]
 
-    def stream(self, prompts: list[list[int]], **options: Any) -> Iterator[list[int | None]]: ...
+    def stream(self, prompts: list[list[int]], **options: Any) -> Iterator[Any]: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,13 +32,14 @@ class Completion:
     """What a model wrote after a prompt, and why it ended: at a stop string, at an end-of-text id, or at its length.
 
     text is without the prompt and is cut before the stop string; token_ids are all the new ones, those that ended it
-    included.
+    included. logprobs: the natural log of the probability that the model gave to each of them, None unless asked for.
     """
 
     prompt: str
     text: str
     token_ids: list[int]
     finish_reason: Literal["stop", "eos", "length"]
+    logprobs: list[float] | None = None
 
 
 class TextGenerator:
@@ -61,10 +65,14 @@ class TextGenerator:
         options: those of `TransformerLM.stream`, whose errors are raised at the call; without max_new_tokens, 128, or
         as many as the model has room for. Closing the generator cancels it.
         """
+        if options.get("logprobs"):
+            raise ConfigError(
+                "a stream of text has no place for logprobs; generate([prompt], logprobs=True) gives them."
+            )
         (reply,), steps = self._start([prompt], stop, options)
 
         def pieces() -> Generator[str, None, None]:
-            for (token,) in steps:
+            for ((token, _),) in steps:
                 assert token is not None  # the only prompt: when it ends, so do the steps
                 if piece := reply.take(token):
                     yield piece
@@ -76,28 +84,35 @@ class TextGenerator:
         return pieces()
 
     def generate(self, prompts: Sequence[str], *, stop: str | Sequence[str] = (), **options: Any) -> list[Completion]:
-        """The continuation of each prompt, all in one batch. options and errors: those of `stream`."""
+        """The continuation of each prompt, all in one batch. options and errors: those of `stream`.
+
+        logprobs=True fills `Completion.logprobs`.
+        """
         if isinstance(prompts, str):
             raise ConfigError(f"prompts must be a list of texts, not one text; [{prompts!r}] would do.")
         replies, steps = self._start(prompts, stop, options)
         for step in steps:
-            for reply, token in zip(replies, step, strict=True):
+            for reply, (token, logprob) in zip(replies, step, strict=True):
                 if token is not None:
-                    reply.take(token)
+                    reply.take(token, logprob)
             if all(reply.finish_reason for reply in replies):
                 break
         return [reply.completion(prompt) for reply, prompt in zip(replies, prompts, strict=True)]
 
     def _start(
         self, prompts: Sequence[str], stop: str | Sequence[str], options: dict[str, Any]
-    ) -> tuple[list["_Reply"], Iterator[list[int | None]]]:
+    ) -> tuple[list["_Reply"], Iterator[list[tuple[int | None, float | None]]]]:
         stops = _stop_strings(stop)
         rows = [self._encode(prompt) for prompt in prompts]
-        replies = [_Reply(self._tokenizer, row, stops, self._eos_token_ids) for row in rows]
+        logprobs = bool(options.get("logprobs"))
+        replies = [_Reply(self._tokenizer, row, stops, self._eos_token_ids, logprobs) for row in rows]
         if options.get("max_new_tokens") is None:
             room = self._model.config.max_seq_len - max(map(len, rows), default=0) + 1  # the last one is not fed back
             options["max_new_tokens"] = max(1, min(DEFAULT_NEW_TOKENS, room))
-        return replies, self._model.stream(rows, eos_token_id=self._eos_token_ids, **options)
+        steps = self._model.stream(rows, eos_token_id=self._eos_token_ids, **options)
+        return replies, (
+            list(zip(*step, strict=True)) if logprobs else [(token, None) for token in step] for step in steps
+        )
 
     def _encode(self, prompt: str) -> list[int]:
         try:
@@ -134,20 +149,28 @@ class _Reply:
     """The continuation of one prompt as it grows."""
 
     def __init__(
-        self, tokenizer: Tokenizer, prompt_ids: list[int], stops: tuple[str, ...], eos_token_ids: tuple[int, ...]
+        self,
+        tokenizer: Tokenizer,
+        prompt_ids: list[int],
+        stops: tuple[str, ...],
+        eos_token_ids: tuple[int, ...],
+        logprobs: bool,
     ) -> None:
         self.finish_reason: Literal["stop", "eos", "length"] | None = None
         self._token_ids: list[int] = []
+        self._logprobs: list[float] | None = [] if logprobs else None
         self._pieces: list[str] = []
         self._characters = _Characters(tokenizer, prompt_ids)
         self._stops = _StopStrings(stops)
         self._eos_token_ids = eos_token_ids
 
-    def take(self, token: int) -> str:
+    def take(self, token: int, logprob: float | None = None) -> str:
         """The text that became certain with this token; nothing once the reply has ended."""
         if self.finish_reason:
             return ""
         self._token_ids.append(token)
+        if self._logprobs is not None and logprob is not None:
+            self._logprobs.append(logprob)
         piece = self._stops.take(self._characters.take(token))
         self._pieces.append(piece)
         if self._stops.found:
@@ -166,7 +189,7 @@ class _Reply:
     def completion(self, prompt: str) -> Completion:
         self.finish()
         assert self.finish_reason
-        return Completion(prompt, "".join(self._pieces), self._token_ids, self.finish_reason)
+        return Completion(prompt, "".join(self._pieces), self._token_ids, self.finish_reason, self._logprobs)
 
 
 class _Characters:

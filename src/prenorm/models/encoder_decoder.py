@@ -3,7 +3,7 @@
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -186,20 +186,46 @@ class EncoderDecoder(nn.Module):
         cross_mask = cross_document_mask(None, source_segment_ids)
         return self.decoder.make_cache(encoder_output, max_seq_len, cross_mask, dtype)
 
-    def generate(self, sources: Prompts, prompts: Prompts | None = None, **options: Any) -> list[list[int]]:
-        """A list of new target ids for each source; options, defaults and errors are those of `stream`."""
-        rows, prompts = self._rows(sources, prompts)
-        return decoding.generate(self._next_logits, self._cache_maker(rows), prompts, **self._decoding(options))
+    @overload
+    def generate(
+        self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: Literal[False] = False, **options: Any
+    ) -> list[list[int]]: ...
+    @overload
+    def generate(
+        self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: Literal[True], **options: Any
+    ) -> tuple[list[list[int]], list[list[float]]]: ...
+    def generate(
+        self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: bool = False, **options: Any
+    ) -> Any:
+        """A list of new target ids for each source; options, defaults and errors are those of `stream`.
 
-    def stream(self, sources: Prompts, prompts: Prompts | None = None, **options: Any) -> Iterator[list[int | None]]:
+        logprobs: give (replies, logprobs), two lists of the same shape.
+        """
+        rows, prompts = self._rows(sources, prompts)
+        options = self._decoding({"logprobs": logprobs, **options})
+        return decoding.generate(self._next_logits, self._cache_maker(rows), prompts, **options)
+
+    @overload
+    def stream(
+        self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: Literal[False] = False, **options: Any
+    ) -> Iterator[decoding.Step]: ...
+    @overload
+    def stream(
+        self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: Literal[True], **options: Any
+    ) -> Iterator[tuple[decoding.Step, decoding.Logprobs]]: ...
+    def stream(
+        self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: bool = False, **options: Any
+    ) -> Any:
         """One new target id per source a step, None once a target has ended.
 
         sources: lists of token ids, or integer tensors, of any lengths. prompts: how each target begins, also of any
-        lengths; default: the config's start_token_id. Options: as in `TransformerLM.stream`, without a cache.
+        lengths; default: the config's start_token_id. Options: as in `TransformerLM.stream`, without a cache or a
+        draft; for repetition_penalty only the target's tokens count.
         The model runs in the mode that it is in, so in training with dropout.
         """
         rows, prompts = self._rows(sources, prompts)
-        return decoding.stream(self._next_logits, self._cache_maker(rows), prompts, **self._decoding(options))
+        options = self._decoding({"logprobs": logprobs, **options})
+        return decoding.stream(self._next_logits, self._cache_maker(rows), prompts, **options)
 
     @classmethod
     def from_pretrained(
@@ -270,6 +296,10 @@ class EncoderDecoder(nn.Module):
     def _decoding(self, options: dict[str, Any]) -> dict[str, Any]:
         if options.get("cache") is not None:
             raise ConfigError("the sources make their own cache; leave cache out, or call decode with it.")
+        if options.pop("draft", None) is not None:
+            raise ConfigError(
+                "an EncoderDecoder takes no draft, which would have to read the sources too; leave it out."
+            )
         return {
             "vocab_size": self.config.target_vocab_size,
             "max_seq_len": self.config.max_seq_len,

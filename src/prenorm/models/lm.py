@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, Literal, cast, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -15,6 +15,7 @@ from ..config import ModelConfig
 from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
 from ..generation.padding import last_of_each_row
+from ..generation.speculation import DRAFT_TOKENS, Speculation
 from ..layers.cache import KVCache, whole_call
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
@@ -147,21 +148,47 @@ class TransformerLM(nn.Module):
         blocks = cast("list[TransformerBlock]", self.layers)
         return KVCache([block.make_cache(batch_size, max_seq_len, dtype, rewind=rewind) for block in blocks])
 
-    def generate(self, prompts: decoding.Prompts, *, cache: KVCache | None = None, **options: Any) -> list[list[int]]:
-        """A list of new token ids for each prompt; options, defaults and errors are those of `stream`."""
-        return decoding.generate(self._next_logits, self.make_cache, prompts, **self._decoding(cache, options))
+    @overload
+    def generate(
+        self, prompts: decoding.Prompts, *, logprobs: Literal[False] = False, **options: Any
+    ) -> list[list[int]]: ...
+    @overload
+    def generate(
+        self, prompts: decoding.Prompts, *, logprobs: Literal[True], **options: Any
+    ) -> tuple[list[list[int]], list[list[float]]]: ...
+    def generate(self, prompts: decoding.Prompts, *, logprobs: bool = False, **options: Any) -> Any:
+        """A list of new token ids for each prompt; options, defaults and errors are those of `stream`.
 
+        logprobs: give (replies, logprobs), two lists of the same shape.
+        """
+        options = self._decoding(logprobs=logprobs, **options)
+        return decoding.generate(self._next_logits, self.make_cache, prompts, **options)
+
+    @overload
     def stream(
-        self, prompts: decoding.Prompts, *, cache: KVCache | None = None, **options: Any
-    ) -> Iterator[list[int | None]]:
+        self, prompts: decoding.Prompts, *, logprobs: Literal[False] = False, **options: Any
+    ) -> Iterator[decoding.Step]: ...
+    @overload
+    def stream(
+        self, prompts: decoding.Prompts, *, logprobs: Literal[True], **options: Any
+    ) -> Iterator[tuple[decoding.Step, decoding.Logprobs]]: ...
+    def stream(self, prompts: decoding.Prompts, *, logprobs: bool = False, **options: Any) -> Any:
         """One new token id per prompt a step, None once a prompt has ended.
 
         prompts: lists of token ids, or integer tensors, of any lengths. Options: max_new_tokens=128, temperature=1.0
-        (0 = greedy), top_k=None, top_p=None, seed=None (an int, or one per prompt), eos_token_id=None (the model's
-        eos_token_ids), stop=() (sequences of ids). See `prenorm.generation.decoding.stream`.
-        cache: one from `make_cache` that the caller owns; the prompts then go on after what it holds.
+        (0 = greedy), top_k=None, top_p=None, min_p=None, repetition_penalty=None, seed=None (an int, or one per
+        prompt), eos_token_id=None (the model's eos_token_ids), stop=() (sequences of ids). See
+        `prenorm.generation.decoding.stream`.
+        logprobs: give (tokens, logprobs) a step: natural, the model's own, before penalty, temperature and cuts.
+        cache: one from `make_cache` that the caller owns; the prompts then go on after what it holds. Only these
+        prompts and their replies count for repetition_penalty.
+        draft: a smaller TransformerLM with the same vocabulary that proposes draft_tokens=4 tokens at a time, which
+        this model judges in one call. Greedy replies are the same as without it; others have the same distribution,
+        but a seed gives other tokens, which draft_tokens and max_new_tokens have a say in. No cache of the caller. See
+        `prenorm.generation.speculation`.
         """
-        return decoding.stream(self._next_logits, self.make_cache, prompts, **self._decoding(cache, options))
+        options = self._decoding(logprobs=logprobs, **options)
+        return decoding.stream(self._next_logits, self.make_cache, prompts, **options)
 
     @classmethod
     def from_pretrained(
@@ -195,16 +222,40 @@ class TransformerLM(nn.Module):
         hidden = self.hidden(token_ids, segment_ids=segment_ids, cache=cache)
         return linear(last_of_each_row(hidden, segment_ids), self.head_weight)
 
-    def _decoding(self, cache: KVCache | None, options: dict[str, Any]) -> dict[str, Any]:
+    def _decoding(
+        self, *, cache: KVCache | None = None, draft: object = None, draft_tokens: int | None = None, **options: Any
+    ) -> dict[str, Any]:
         held = 0 if cache is None or not len(cache.lengths) else int(cache.lengths.max())
         return {
             "vocab_size": self.config.vocab_size,
             "max_seq_len": (self.config.max_seq_len if cache is None else cache[0].max_seq_len) - held,
             "device": self.embedding.weight.device,
             "cache": cache,
+            "speculation": self._speculation(draft, draft_tokens),
             **options,
             "eos_token_id": self.eos_token_ids if options.get("eos_token_id") is None else options["eos_token_id"],
         }
+
+    def _speculation(self, draft: object, draft_tokens: int | None) -> Speculation | None:
+        if draft is None:
+            if draft_tokens is not None:
+                raise ConfigError("draft_tokens needs a draft to draw them; give one, or leave draft_tokens out.")
+            return None
+        if not isinstance(draft, TransformerLM):
+            raise ConfigError(f"a draft must be a TransformerLM, not a {type(draft).__name__}.")
+        here, there = self.embedding.weight.device, draft.embedding.weight.device
+        if here != there:
+            raise ConfigError(
+                f"a draft must be on the model's device, {here}, but it is on {there}; draft.to('{here}') would do."
+            )
+        return Speculation(
+            all_logits=self.forward,
+            draft_logits=draft._next_logits,
+            make_draft_cache=draft.make_cache,
+            draft_vocab_size=draft.config.vocab_size,
+            draft_max_seq_len=draft.config.max_seq_len,
+            draft_tokens=DRAFT_TOKENS if draft_tokens is None else draft_tokens,
+        )
 
 
 def _block(

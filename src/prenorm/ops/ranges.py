@@ -12,7 +12,7 @@ def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
     On a CPU in eager mode the message has the numbers. Under compile, export and on other devices the check is an
     asynchronous assertion: no graph break and no synchronisation.
     """
-    if torch.compiler.is_compiling() or values.device.type not in ("cpu", "meta"):
+    if not at_hand(values):
         torch._assert_async(((values >= 0) & (values < limit)).all(), f"{what}: {rule}")
         return
     if values.numel() == 0 or values.device.type == "meta":
@@ -20,6 +20,11 @@ def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
     low, high = (int(bound) for bound in torch.aminmax(values))
     if low < 0 or high >= limit:
         raise RangeError(f"{rule}, but {what} go from {low} to {high}; {limit - 1} is the largest that can be used.")
+
+
+def at_hand(values: Tensor) -> bool:
+    """Whether Python may look at them without breaking a graph or waiting for a device; on meta there are none."""
+    return not torch.compiler.is_compiling() and values.device.type in ("cpu", "meta")
 
 
 def check_positions(positions: Tensor, max_seq_len: int) -> None:

@@ -1,0 +1,99 @@
+"""The replies as they grow: tokens come from the device in rounds, and are given out one a step."""
+
+from collections import deque
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from ..errors import PrenormError
+from .sampling import Sampling, tokens_seen
+
+Token = tuple[int, float | None]  # its id, and its log-probability where one was asked for
+
+# In place of an id, beside NO_TOKEN:
+NO_DRAFT = -2  # the draft's logits let no token be chosen
+NOTHING = -3  # the round has no more for this row
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Batch:
+    """The prompts of one call, checked, and how their replies are to be written."""
+
+    rows: list[list[int]]
+    replies: list["Reply"]
+    sampling: Sampling
+    uniforms: Float64[Tensor, "lanes places batch"]
+    vocab_size: int
+    device: torch.device | str
+    logprobs: bool
+
+    @property
+    def room(self) -> int:
+        """Places in a cache for the longest prompt and its reply, whose very last token is never fed back."""
+        return max(map(len, self.rows)) + self.uniforms.shape[1] - 1
+
+    def seen(self, token_ids: Tensor, segment_ids: Tensor | None) -> Tensor | None:
+        """Where a penalty asks for it, which tokens each row holds: (batch, vocab), on the device of the uniforms."""
+        if not self.sampling.penalises:
+            return None
+        return tokens_seen(token_ids, segment_ids, self.vocab_size).to(self.uniforms.device)
+
+
+class Reply:
+    """The new tokens of one prompt, and whether they have ended."""
+
+    def __init__(self, ends: list[list[int]], max_new_tokens: int) -> None:
+        self.ended = False  # nothing more is to be computed; what waits has still to be given
+        self.waiting: deque[Token] = deque()
+        self._new: list[int] = []
+        self._ends = ends
+        self._max_new_tokens = max_new_tokens
+
+    @property
+    def missing(self) -> int:
+        """How many tokens it may still take."""
+        return 0 if self.ended else self._max_new_tokens - len(self._new)
+
+    def take(self, tokens: list[Token]) -> None:
+        """Keep the next tokens, up to the one that ends the reply."""
+        for token in tokens:
+            if self.ended or token[0] == NOTHING:
+                return
+            self.waiting.append(token)
+            self._new.append(token[0])
+            self.ended = not self._goes_on()
+
+    def give(self) -> tuple[int | None, float | None]:
+        """The next token that waits, None once the reply has ended. Raises PrenormError in place of a failed one."""
+        if not self.waiting:
+            return None, None
+        token, logprob = self.waiting.popleft()
+        if token < 0:
+            whose = "the draft's logits" if token == NO_DRAFT else "the logits"
+            raise PrenormError(
+                f"no token can be chosen after {len(self._new) - 1} new ones: {whose} hold NaN, or their largest is "
+                "not finite; look for weights that are not finite, or use a wider dtype (float32)."
+            )
+        return token, logprob
+
+    def _goes_on(self) -> bool:
+        if self._new[-1] < 0 or len(self._new) == self._max_new_tokens:
+            return False
+        return not any(self._new[-len(end) :] == end for end in self._ends)
+
+
+def fetch(
+    tokens: Int64[Tensor, "batch places"], logits: Float[Tensor, "batch places vocab"] | None
+) -> list[list[Token]]:
+    """The tokens on the host, with the log-probabilities that the logits give them, in one copy from the device.
+
+    A log-probability is natural, log_softmax in float32 or wider.
+    """
+    if logits is None:
+        return [[(token, None) for token in row] for row in tokens.tolist()]
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    logprobs = logits.to(tokens.device, wide).log_softmax(-1).gather(-1, tokens.clamp(min=0)[..., None])[..., 0]
+    packed = torch.stack((tokens.double(), logprobs.double()), dim=-1)  # a token id is exact in float64
+    return [[(int(token), logprob) for token, logprob in row] for row in packed.tolist()]
