@@ -5,11 +5,12 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format bench-attention bench-norm bench-checkpointing example-dates wheel clean
+.PHONY: help demo test test-grid check format bench-attention bench-norm bench-checkpointing example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
 	@echo "make test    set up and run the tests"
+	@echo "make test-grid         every way of running every model against the oracle, some 7,000 cells (about 15 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the files as the formatter wants them"
 	@echo "make bench-attention   the blocked attention kernel against PyTorch's, in turn"
@@ -24,6 +25,9 @@ demo: .venv/demo.stamp
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest
+
+test-grid: .venv/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.equality
 
 check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
