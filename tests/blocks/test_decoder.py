@@ -280,6 +280,20 @@ def test_reset_forgets_the_tokens_and_keeps_the_encoder_output():
         assert cache.lengths.tolist() == [0, 0]
 
 
+@pytest.mark.parametrize("stops", ["norm2", "ffn"])
+def test_a_block_that_an_error_stopped_after_its_self_attention_refuses_the_cache_until_reset(stops, monkeypatch):
+    block, (x, encoded) = make(causal=True), inputs(2)
+    cache, plain = block.make_cache(encoded, 5), block(x, encoded)
+    with monkeypatch.context() as patch:
+        patch.setattr(block.get_submodule(stops), "forward", lambda x: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            block(x, cache=cache)
+    with pytest.raises(ShapeError, match=r"stopped in the middle.*cache\.reset\(\)"):
+        block(x, cache=cache)
+    cache.reset()
+    assert_exact(block(x, cache=cache), array(plain))
+
+
 def test_a_self_mask_with_a_cache_goes_by_place():
     block, (x, encoded), mask = make(causal=True), inputs(2), mask_of(2, 1, 5, 5)
     cache, plain = block.make_cache(encoded, 5), block(x, encoded, mask)
