@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import logging
 import sys
 import time
 import traceback
@@ -23,6 +24,7 @@ from .paths import PATHS
 
 def main(arguments: list[str] | None = None) -> int:
     """0 where every figure is at most 1, else 1."""
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)  # what it cannot convert, and nobody has asked for
     parser = argparse.ArgumentParser(prog="python -m tests.equality", description=__doc__)
     parser.add_argument("--cell", type=int, metavar="N", help="run this cell alone")
     parser.add_argument("--path", action="append", choices=PATHS, metavar="NAME", help="run the cells of this path")
@@ -49,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
     if verdicts:
         worst = max(verdicts, key=lambda number: verdicts[number].figure)
         print(
-            f"\n{len(verdicts):,} cells in {seconds:.0f} s, {torch.get_num_threads()} threads, torch "
+            f"\n{len(verdicts):,} cells in {seconds:.0f} s, threads: {torch.get_num_threads()}, torch "
             f"{torch.__version__}. The worst is cell {worst}: {verdicts[worst].figure:.3f} of the limit."
         )
     failed = sum(verdict.figure > 1 for verdict in verdicts.values())
