@@ -61,7 +61,9 @@ def test_layers_that_hold_different_tokens_are_refused():
     cache = KVCache([cache_for(), cache_for()])
     cache[0].append(*keys_values(seq=2))
     cache[0]._unfinished = False  # the call ended well, but it was a call of one layer alone
-    with pytest.raises(ShapeError, match=r"must hold the same tokens, but they hold \[2, 0\].*cache\.reset"):
+    with pytest.raises(
+        ShapeError, match=r"must hold the same tokens, but they hold \[\[2, 2\], \[0, 0\]\].*cache\.reset"
+    ):
         cache.check(2)
 
 
@@ -77,5 +79,20 @@ def test_rewinding_takes_tokens_back_from_all_layers():
     for layer in cache:
         _, _, places = layer.append(*keys_values(seq=1))
         assert {int(place) for place in places[0]} >= {5, 6, 7}
-        with pytest.raises(RangeError, match="3 behind"):  # every layer knows how far its ring has come
+        layer._unfinished = False  # as after a call that has ended well
+        with pytest.raises(RangeError, match="row 0 would go back 3"):  # every layer knows how far its ring has come
             layer.rewind(torch.tensor([2, 0]))
+
+
+def test_layers_that_differ_in_one_row_alone_are_refused():
+    cache = KVCache([cache_for(), cache_for()])
+    with whole_call(cache):
+        for layer in cache:
+            layer.append(*keys_values(seq=4))
+    cache[0].rewind(torch.tensor([1, 0]))
+    for call in (lambda: cache.check(2), lambda: cache.rewind(torch.tensor([0, 0]))):
+        with pytest.raises(ShapeError, match=r"they hold \[\[3, 4\], \[4, 4\]\]: some were used alone"):
+            call()
+    cache[1].rewind(torch.tensor([0, 1]))  # rows of the same longest length, and not the same rows
+    with pytest.raises(ShapeError, match="some were used alone"):
+        cache.check(2)

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prenorm import ConfigError, KVCache, RangeError, ShapeError
+from prenorm.layers.cache import whole_call
 from prenorm.layers.layer_cache import LayerCache
 
 from ..oracle.inputs import normal, seeds
@@ -175,6 +176,7 @@ def test_what_was_taken_back_was_never_there(window, steps, last, seed):
             given_k = by_place(held, places, row)
             for place in range(max(0, first - (window or 60) + 1), len(tokens[row])):
                 assert torch.equal(given_k[place], tokens[row][place])
+        cache._unfinished = False  # the call has ended
         counts = torch.tensor([min(n, seq) for n in back])  # of this chunk, so never more than 3 behind the most
         cache.rewind(counts)
         for row in range(2):
@@ -183,26 +185,80 @@ def test_what_was_taken_back_was_never_there(window, steps, last, seed):
         assert cache.longest == max(map(len, tokens))
 
 
+def filled(seq, **options):
+    """A cache after one call."""
+    cache = cache_for(**options)
+    with whole_call(cache):
+        cache.append(*keys_values(seq=seq))
+    return cache
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(("window", "rewind"), [(None, 0), (3, 2)])
 def test_more_than_there_is_or_than_a_ring_remembers_cannot_be_taken_back(window, rewind):
-    cache = cache_for(window=window, rewind=rewind)
-    cache.append(*keys_values(seq=8))
-    for bad in ([-1, 0], [0, 9]):
-        with pytest.raises(RangeError, match="rewind takes back from 0 to all"):
+    cache = filled(8, window=window, rewind=rewind)
+    for bad, message in (([-1, 0], "has 8 and should forget -1"), ([0, 9], "row 1 has 8 and should forget 9")):
+        with pytest.raises(RangeError, match=f"a row can forget from 0 to all of its tokens, but .*{message}"):
             cache.rewind(torch.tensor(bad))
+    for no_counts in (torch.tensor([0]), torch.tensor([1.0, 0.0]), torch.tensor([True, False]), [1, 0], 1, None):
+        with pytest.raises(ShapeError, match=r"one number a row|whole numbers, one for each row"):
+            KVCache([cache]).rewind(no_counts)
     assert cache.lengths.tolist() == [8, 8]
     cache.rewind(torch.tensor([2, 0]))
-    cache.append(*keys_values(seq=1))
+    with whole_call(cache):
+        cache.append(*keys_values(seq=1))
     if window is None:
         cache.rewind(torch.tensor([7, 9]))
         assert cache.lengths.tolist() == [0, 0]
         return
     # Row 0 has 7 now and had 8: of the ring's 2 spare tokens one is left.
-    with pytest.raises(RangeError, match=r"row 0 has 7 tokens, should forget 2, and would then be 3 behind"):
+    with pytest.raises(
+        RangeError, match=r"no more than 2 tokens behind .* row 0 would go back 3; make_cache\(rewind=3"
+    ):
         cache.rewind(torch.tensor([2, 0]))
     cache.rewind(torch.tensor([1, 2]))
-    with pytest.raises(ShapeError, match="one number a row"):
-        KVCache([cache]).rewind(torch.tensor([0]))
+
+
+def test_a_call_stopped_in_the_middle_cannot_be_rewound():
+    cache = cache_for()
+    cache.append(*keys_values(seq=2))
+    with pytest.raises(ShapeError, match="stopped in the middle"):
+        cache.rewind(torch.tensor([1, 1]))
+
+
+def test_a_row_without_tokens_has_no_document():
+    cache = filled(3)
+    cache.keep_document(torch.tensor([[4, 4], [5, 5]]))
+    cache.rewind(torch.tensor([3, 1]))
+    cache.check_document(torch.tensor([[6], [5]]))
+    with pytest.raises(ConfigError, match=r"row 1 has segment ids \[6\], after those of document 5 in the cache"):
+        cache.check_document(torch.tensor([[6], [6]]))
+    with pytest.raises(ConfigError, match=r"row 0 has segment ids \[0, -1, 0\]; use one cache"):
+        cache.check_document(torch.tensor([[0, -1, 0], [5, 5, 5]]))
+
+
+def test_without_rows_any_amount_of_padding_fits():
+    cache = cache_for(0, max_seq_len=5)
+    for _ in range(3):
+        with whole_call(cache):
+            cache.append(*keys_values(0, 3), torch.zeros(0, 3, dtype=torch.bool))
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"batch": -1},
+        {"batch": 1.5},
+        {"batch": True},
+        {"max_seq_len": "a"},
+        {"dtype": torch.int64},
+        {"dtype": "float32"},
+    ],
+)
+def test_what_no_cache_can_be_is_refused(options):
+    with pytest.raises(ConfigError, match=r"must be a (whole number|floating point)"):
+        cache_for(**options)
 
 
 @pytest.mark.parametrize("rewind", [-1, 0.5, True])
@@ -214,7 +270,8 @@ def test_a_number_of_tokens_to_take_back_is_a_whole_number(rewind):
 
 def test_a_cache_that_was_reset_is_a_new_one():
     cache = cache_for(window=3, rewind=2)
-    cache.append(*keys_values(seq=2), torch.tensor([[False, True], [True, True]]))
+    with whole_call(cache):
+        cache.append(*keys_values(seq=2), torch.tensor([[False, True], [True, True]]))
     cache.rewind(torch.tensor([1, 1]))
     cache.reset()
     assert contents(cache) == contents(cache_for(window=3, rewind=2))

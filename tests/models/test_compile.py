@@ -94,6 +94,26 @@ def test_ragged_prompts_and_what_follows_compile_too(options):
     assert counter.frame_count <= 3
 
 
+def test_ragged_rows_run_as_code_that_torch_generates():
+    # The one test here with the code generator: it once lost the name of a number that each layer has.
+    model = make()
+    fast = torch.compile(model, fullgraph=True)
+    row_ids, ids, more = (
+        torch.stack([segments([(0, 5)]), segments([(0, 3), (-1, 2)])]),
+        *(integers(2, seq, limit=VOCAB, seed=seq) for seq in (5, 1)),
+    )
+    caches = [model.make_cache(2, 16) for _ in range(2)]
+    with torch.no_grad():
+        for _ in range(2):
+            for given in ((ids, row_ids), (more, None)):
+                ours, theirs = (
+                    run(given[0], segment_ids=given[1], cache=cache)
+                    for run, cache in zip((fast, model), caches, strict=True)
+                )
+                real = slice(None) if given[1] is None else given[1] >= 0
+                assert_exact(ours[real], array(theirs[real]))
+
+
 def test_a_compiled_call_without_room_is_refused_and_changes_nothing():
     model = make()
     fast, _ = compiled(model)

@@ -14,6 +14,7 @@ from prenorm import (
     RotaryEmbedding,
     ShapeError,
     TransformerLM,
+    pad,
     use_backend,
 )
 from prenorm.ops import cross_entropy
@@ -441,7 +442,7 @@ def test_shapes_that_do_not_fit_are_refused_with_the_rule():
         model.loss(ids, ids[0])
     with pytest.raises(ShapeError, match="token_positions must be"):
         model(ids, torch.zeros(4, dtype=torch.int64))
-    with pytest.raises(ShapeError, match="with a cache x must be"):
+    with pytest.raises(ShapeError, match=r"with a cache token_ids must be \(batch, seq\)"):
         model(ids[0], cache=model.make_cache(2, 6))
     with pytest.raises(ConfigError, match="a row holds one document"):
         model(ids, segment_ids=torch.tensor([[0, 0, 0], [0, 1, 1]]), cache=model.make_cache(2, 6))
@@ -452,3 +453,81 @@ def test_it_starts_guessing_evenly():
     model = TransformerLM(ModelConfig(VOCAB, 64, 2, 2))
     ids = integers(8, 32, limit=VOCAB)
     assert abs(model.loss(ids, ids.roll(1)).item() - math.log(VOCAB)) < 0.1
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_segment_ids_are_whole_numbers():
+    model, ids = make(), integers(1, 3, limit=VOCAB)
+    for wrong in (torch.tensor([[True, True, False]]), torch.tensor([[0.0, 0.0, -1.0]])):
+        for call in (
+            lambda wrong=wrong: model(ids, segment_ids=wrong),
+            lambda wrong=wrong: model(ids, segment_ids=wrong, cache=model.make_cache(1, 3)),
+            lambda wrong=wrong: model.loss(ids, ids, segment_ids=wrong),
+            lambda wrong=wrong: model.layers[0](normal(1, 3, 8), segment_ids=wrong),
+        ):
+            with pytest.raises(ShapeError, match=r"segment_ids must be whole numbers.*torch.where\(mask, 0, -1\)"):
+                call()
+
+
+def test_the_cache_of_a_narrower_window_is_refused():
+    ids = integers(1, 9, limit=VOCAB)
+    models_by_window = {window: make(window=window) for window in (None, 3, 5)}
+    for made_with, used_with, fits in ((3, None, False), (3, 5, False), (5, 3, True), (None, 3, True), (3, 3, True)):
+        model, cache = models_by_window[used_with], models_by_window[made_with].make_cache(1, 16)
+        if fits:
+            assert_exact(run_in_pieces(model, ids, [4, 1, 3, 1], cache), array(model(ids)))
+            continue
+        with pytest.raises(ConfigError, match=f"window of 3 places, but this attention has window={used_with}"):
+            model(ids, cache=cache)
+        assert cache.lengths.tolist() == [0]
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("wrong", ["a", (1,), 5, "a layer's", "another batch's", "another depth's"])
+def test_generate_refuses_at_the_call_what_is_no_cache_of_this_model(wrong):
+    model = make()
+    others = {
+        "a layer's": model.make_cache(1, 8)[0],
+        "another batch's": model.make_cache(2, 8),
+        "another depth's": make(num_layers=3).make_cache(1, 8),
+    }
+    with pytest.raises((ConfigError, ShapeError), match=r"takes a KVCache|batch size|layers"):
+        model.stream([[1, 2]], cache=others.get(wrong, wrong))
+
+
+def test_generate_goes_on_with_a_ragged_cache_as_far_as_each_row_has_room():
+    model = make()
+    token_ids, segment_ids = pad([[1] * 8, [2]])
+    cache = model.make_cache(2, 12)
+    model(token_ids, segment_ids=torch.where(segment_ids < 0, -1, 2), cache=cache)  # documents of any number
+    replies = model.generate([[1], [1] * 9], cache=cache, max_new_tokens=3, temperature=0)
+    for row, (before, prompt) in enumerate((([1] * 8, [1]), ([2], [1] * 9))):
+        assert replies[row] == model.generate([before + prompt], max_new_tokens=3, temperature=0)[0]
+    assert cache.lengths.tolist() == [11, 12]
+    with pytest.raises(RangeError, match=r"prompt 1 has 1 tokens, after 12 in the cache,.*a new cache would have room"):
+        model.generate([[1], [1]], cache=cache, max_new_tokens=1)
+    other = model.make_cache(1, 12)
+    model(integers(1, 11, limit=VOCAB), cache=other)
+    with pytest.raises(RangeError, match=r"prompt 0 has 2 tokens, after 11 in the cache,.*leave out 1 of them"):
+        model.generate([[1, 2]], cache=other, max_new_tokens=1)
+    model(integers(2, 0, limit=VOCAB), segment_ids=torch.empty(2, 0, dtype=torch.int64), cache=cache)
+    assert cache[0].documents.tolist() == [2, 2]  # what the caller said, and nothing else
+
+
+def test_an_option_that_there_is_not_is_named():
+    for wrong in ("max_length", "vocab_size", "device", "speculation"):
+        with pytest.raises(
+            ConfigError, match=f"no option named {wrong}; it has eos_token_id, logprobs, max_new_tokens"
+        ):
+            make().generate([[1]], **{wrong: 3})
+
+
+def test_under_autocast_generation_has_a_cache_that_fits():
+    model = make(torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        (reply,) = model.generate([[1, 2, 3]], max_new_tokens=6, temperature=0)
+        cache = model.make_cache(1, 16)
+        logits = model(torch.tensor([[1, 2, 3]]), cache=cache)
+    assert cache[0].keys.dtype == torch.bfloat16
+    assert reply[0] == int(logits[0, -1].argmax())
+    assert model.make_cache(1, 16)[0].keys.dtype == torch.float32

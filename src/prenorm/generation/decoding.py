@@ -5,12 +5,27 @@ from typing import Any, Literal, overload
 
 import torch
 
+from ..errors import ConfigError
 from .logits import NextLogits
 from .padding import pad
 from .prompts import Prompts, check_ids, check_room, endings, token_lists
 from .replies import Batch, Reply, Token, fetch
 from .sampling import Sampling, random_streams
 from .speculation import LANES, Speculation, speculative_rounds
+
+# What a user may say about a generation; the rest of `stream`'s arguments is the model's to say.
+OPTIONS = {
+    "max_new_tokens",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "repetition_penalty",
+    "seed",
+    "eos_token_id",
+    "stop",
+    "logprobs",
+}
 
 Step = list[int | None]
 Logprobs = list[float | None]
@@ -92,8 +107,8 @@ def stream(
     prompts: sequences of ids, or integer tensors (seq,) or (batch, seq), of any lengths, none empty.
     logprobs: give (tokens, logprobs) a step: the natural log of the probability that the model itself gave to each
     token, before penalty, temperature and cuts; None where the prompt has ended.
-    vocab_size: that of the model. max_seq_len: how many tokens a row has room for, those already in the caller's cache
-    not counted. device: where the model is.
+    vocab_size: that of the model. max_seq_len: how many tokens a row has room for; held: how many of these each row of
+    the caller's cache has already. device: where the model is.
     cache: one that the caller owns; without it make_cache(batch_size=, max_seq_len=) makes one. It ends up with all
     tokens but the last, and a prompt that ended before others has its last one repeated.
     repetition_penalty, temperature, top_k, top_p, min_p: see `Sampling`. The penalty is for the tokens of this prompt
@@ -111,6 +126,12 @@ def stream(
     return ([token for token, _ in step] for step in steps)
 
 
+def check_options(options: dict[str, Any]) -> None:
+    """Raise ConfigError for options that no generation has."""
+    if unknown := sorted(options.keys() - OPTIONS):
+        raise ConfigError(f"generation has no option named {', '.join(unknown)}; it has {', '.join(sorted(OPTIONS))}.")
+
+
 def _steps(
     next_logits: NextLogits,
     make_cache: Callable[..., Any],
@@ -118,6 +139,7 @@ def _steps(
     *,
     vocab_size: int,
     max_seq_len: int,
+    held: Sequence[int] | None = None,
     device: torch.device | str = "cpu",
     cache: Any = None,
     max_new_tokens: int = 128,
@@ -135,7 +157,7 @@ def _steps(
     """What `stream` gives, each token with its log-probability."""
     rows = token_lists(prompts)
     check_ids(rows, vocab_size)
-    check_room(rows, max_new_tokens, max_seq_len)
+    check_room(rows, max_new_tokens, max_seq_len, held=held)
     ends = endings(eos_token_id, stop)
     if speculation is not None:
         speculation.check(vocab_size, cache)

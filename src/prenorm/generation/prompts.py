@@ -52,24 +52,34 @@ def check_ids(rows: list[list[int]], vocab_size: int, name: str = "prompt") -> N
             )
 
 
-def check_room(rows: list[list[int]], max_new_tokens: int, max_seq_len: int, name: str = "max_seq_len") -> None:
+def check_room(
+    rows: list[list[int]],
+    max_new_tokens: int,
+    max_seq_len: int,
+    name: str = "max_seq_len",
+    *,
+    held: Sequence[int] | None = None,
+) -> None:
     """Raise unless every prompt and its reply fit: RangeError, or ConfigError when max_new_tokens is no count.
 
-    The very last new token is never fed back, so prompt + max_new_tokens - 1 may be max_seq_len.
+    held: how many tokens each row has already, in a cache. The very last new token is never fed back, so
+    held + prompt + max_new_tokens - 1 may be max_seq_len.
     """
     if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
         raise ConfigError(f"max_new_tokens must be a whole number of at least 0, not {max_new_tokens!r}.")
     if not rows:
         return
-    lengths = [len(row) for row in rows]
+    held = [0] * len(rows) if held is None else held
+    lengths = [len(row) + before for row, before in zip(rows, held, strict=True)]
     longest = max(lengths)
-    has = f"prompt {lengths.index(longest)} has {longest} tokens"
+    fullest = lengths.index(longest)
+    size, before = len(rows[fullest]), held[fullest]
+    has = f"prompt {fullest} has {size} tokens{f', after {before} in the cache,' if before else ''}"
     largest = max_seq_len - longest + 1
     if largest < 1:
-        raise RangeError(
-            f"a prompt must fit into {name}, but {has} and there is room for {max_seq_len}; "
-            f"leave out {longest - max_seq_len} of them."
-        )
+        over = longest - max_seq_len
+        way_out = f"leave out {over} of them" if over < size else "a new cache would have room"
+        raise RangeError(f"a prompt must fit into {name}, but {has} and there is room for {max_seq_len}; {way_out}.")
     if max_new_tokens > largest:
         raise RangeError(
             f"prompt + max_new_tokens - 1 must fit into {name}, but {has}, max_new_tokens is {max_new_tokens} "
@@ -95,9 +105,15 @@ def _id_list(ids: Any, name: str) -> list[int]:
     if not hasattr(ids, "__iter__"):
         raise ConfigError(f"{name} must be a sequence of token ids, not {ids!r}; put the ids in a list: [[...]].")
     try:
-        return [operator.index(one) for one in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+        return [_id(one) for one in (ids.tolist() if isinstance(ids, Tensor) else ids)]
     except TypeError:
         raise ConfigError(f"{name} must be a sequence of whole numbers, the token ids, not {ids!r}.") from None
+
+
+def _id(one: Any) -> int:
+    if isinstance(one, bool):
+        raise TypeError
+    return operator.index(one)
 
 
 def _holds_integers(ids: Tensor) -> bool:

@@ -99,12 +99,14 @@ class SelfAttention(nn.Module):
     def make_cache(
         self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None, *, rewind: int = 0
     ) -> LayerCache:
-        """An empty cache for this layer, by default in the dtype of its weights.
+        """An empty cache for this layer, by default in the dtype of its weights, or that of autocast.
 
         With a window it holds the window and not more, whatever max_seq_len; `rewind` is the number of newest tokens
         that `LayerCache.rewind` may take back even so.
         """
-        weight = self.k_proj.weight
+        weight, kind = self.k_proj.weight, self.k_proj.weight.device.type
+        if dtype is None and weight.dtype != torch.float64 and torch.is_autocast_enabled(kind):
+            dtype = torch.get_autocast_dtype(kind)  # that of the keys
         return LayerCache(
             batch_size,
             self.num_kv_heads,
@@ -217,5 +219,10 @@ class SelfAttention(nn.Module):
                 "a cache needs causal=True: without it, tokens already cached would have to see those to come."
             )
         cache.check_batch(x.shape[0])
+        if cache.slots < cache.max_seq_len and (self.window is None or self.window > (cache.window or 0)):
+            raise ConfigError(
+                f"this cache remembers a window of {cache.window} places, but this attention has window={self.window}; "
+                "make a cache for this model."
+            )
         if segment_ids is not None:
             cache.check_document(segment_ids)

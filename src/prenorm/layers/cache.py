@@ -4,6 +4,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import no_type_check, overload
 
+import torch
 from jaxtyping import Int
 from torch import Tensor
 
@@ -41,8 +42,9 @@ class KVCache(Sequence[LayerCache]):
             raise ShapeError(f"this cache has {len(self.layers)} layers, but the model has {num_layers}.")
         for layer in self.layers:
             layer.check_whole()
-        if any(layer.longest != self.layers[0].longest for layer in self.layers):
-            held = [layer.longest for layer in self.layers]
+        # Not compiled: torch's code generator loses a number that it learns to be equal to another one.
+        if not torch.compiler.is_compiling() and not all(layer.agrees(self.layers[0]) for layer in self.layers[1:]):
+            held = [layer.lengths.tolist() for layer in self.layers]
             raise ShapeError(
                 f"the layers of a cache must hold the same tokens, but they hold {held}: some were used alone. "
                 "cache.reset() and feed the tokens again."
@@ -50,6 +52,7 @@ class KVCache(Sequence[LayerCache]):
 
     def rewind(self, counts: Int[Tensor, " batch"]) -> None:
         """Forget the newest counts[i] tokens of each row i, in all layers. See `LayerCache.rewind`."""
+        self.check(len(self.layers))
         self.layers[0].rewind(counts)
         for layer in self.layers[1:]:
             layer.follow(self.layers[0])

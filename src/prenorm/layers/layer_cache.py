@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..config import check_size
 from ..errors import ConfigError, RangeError, ShapeError
+from ..ops import ranges
 from ..ops.documents import document_counts
 
 
@@ -31,7 +32,11 @@ class LayerCache:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
+        if isinstance(batch_size, bool) or not isinstance(batch_size, int) or batch_size < 0:
+            raise ConfigError(f"batch_size must be a whole number of at least 0, not {batch_size!r}.")
         check_size("max_seq_len", max_seq_len)
+        if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+            raise ConfigError(f"a cache's dtype must be a floating point torch.dtype, not {dtype!r}.")
         if isinstance(rewind, bool) or not isinstance(rewind, int) or rewind < 0:
             raise ConfigError(f"rewind must be a whole number of at least 0, not {rewind!r}.")
         self.max_seq_len, self.window, self.most_rewind = max_seq_len, window, rewind
@@ -71,17 +76,19 @@ class LayerCache:
 
         Checked in eager mode on a CPU only: elsewhere it would wait for the device.
         """
-        if torch.compiler.is_compiling() or segment_ids.device.type != "cpu" or 0 in segment_ids.shape:
+        if not ranges.at_hand(segment_ids) or 0 in segment_ids.shape:
             return
         new = segment_ids.amax(-1)
         other = (self.documents >= 0) & (new >= 0) & (new != self.documents)
         wrong = ((document_counts(segment_ids) > 1) | other).nonzero()
         if len(wrong):
             row = int(wrong[0])
-            ids = sorted({*segment_ids[row].tolist(), int(self.documents[row])} - {-1})
+            held = int(self.documents[row])
+            after = "" if held < 0 else f", after those of document {held} in the cache"
             raise ConfigError(
-                f"with a cache a row holds one document, without a gap, but row {row} has segment ids {ids[:5]}; "
-                "use one cache for each document, or pack documents without a cache."
+                f"with a cache a row holds one document, without a gap, but row {row} has segment ids "
+                f"{segment_ids[row].unique_consecutive().tolist()[:5]}{after}; use one cache for each document, or "
+                "pack documents without a cache."
             )
 
     def keep_document(self, segment_ids: Int[Tensor, "batch seq"]) -> None:
@@ -149,8 +156,9 @@ class LayerCache:
             return most
         if torch.compiler.is_compiling():
             return min(most, self.max_seq_len)
-        if (exact or most > self.max_seq_len) and len(self._lengths):
-            most = int((self.lengths + (seq if real is None else real.sum(-1))).max())
+        if exact or most > self.max_seq_len:
+            lengths = self.lengths + (seq if real is None else real.sum(-1))
+            most = int(lengths.max()) if len(lengths) else min(most, self.max_seq_len)
         return most
 
     def rewind(self, counts: Int[Tensor, " batch"]) -> None:
@@ -159,17 +167,26 @@ class LayerCache:
         With a window that is shorter than max_seq_len, at most as many as `rewind` said when the cache was made.
         Raises RangeError and ShapeError; on a CPU only, as for token positions, RangeError.
         """
+        self.check_whole()
         lengths = self.lengths
         self._check_rewind(counts, lengths)
         self._peaks.copy_(torch.maximum(self._peaks, lengths))
         self._lengths.copy_(lengths - counts)
+        self.documents.masked_fill_(self._lengths == 0, -1)
         self.ragged = True
         self.longest = int(self._lengths.max()) if len(counts) else 0
+
+    def agrees(self, other: "LayerCache") -> bool:
+        """Whether the rows hold as many tokens as those of another layer, as far as Python can tell without waiting."""
+        if (self.ragged, self.longest) != (other.ragged, other.longest):
+            return False
+        return not self.ragged or not ranges.at_hand(self._lengths) or torch.equal(self._lengths, other._lengths)
 
     def follow(self, other: "LayerCache") -> None:
         """Rewind as another layer of the same model has done, without asking the device again how long rows are."""
         self._lengths.copy_(other._lengths)
         self._peaks.copy_(other._peaks)
+        self.documents.copy_(other.documents)
         self.ragged, self.longest = other.ragged, other.longest
 
     def reset(self) -> None:
@@ -249,15 +266,26 @@ class LayerCache:
             torch._assert_async((after <= self.max_seq_len).all(), "a cache holds at most max_seq_len tokens")
 
     def _check_rewind(self, counts: Tensor, lengths: Tensor) -> None:
+        if not isinstance(counts, Tensor) or counts.dtype.is_floating_point or counts.dtype == torch.bool:
+            raise ShapeError(f"counts must be a tensor of whole numbers, one for each row, not {counts!r}.")
         if counts.shape != lengths.shape:
             raise ShapeError(f"counts must be one number a row, {tuple(lengths.shape)}, not {tuple(counts.shape)}.")
-        depth = torch.maximum(self._peaks, lengths) - lengths + counts
-        most = self.most_rewind if self.slots < self.max_seq_len else self.max_seq_len
-        wrong = (counts < 0) | (counts > lengths) | (depth > most)
-        if wrong.device.type == "cpu" and wrong.any():
-            row = int(wrong.nonzero()[0])
+        if not ranges.at_hand(counts):
+            return
+        impossible = ((counts < 0) | (counts > lengths)).nonzero()
+        if len(impossible):
+            row = int(impossible[0])
             raise RangeError(
-                f"rewind takes back from 0 to all of a row's tokens, and with a window at most the {self.most_rewind} "
-                f"that make_cache(rewind=...) was told, but row {row} has {int(lengths[row])} tokens, should forget "
-                f"{int(counts[row])}, and would then be {int(depth[row])} behind the most that it held."
+                f"a row can forget from 0 to all of its tokens, but row {row} has {int(lengths[row])} and should "
+                f"forget {int(counts[row])}."
+            )
+        behind = torch.maximum(self._peaks, lengths) - lengths + counts
+        most = self.most_rewind if self.slots < self.max_seq_len else self.max_seq_len
+        too_far = (behind > most).nonzero()
+        if len(too_far):
+            row = int(too_far[0])
+            raise RangeError(
+                f"the cache of a window remembers no more than {most} tokens behind the most that a row has held, as "
+                f"make_cache(rewind={most}) says, but row {row} would go back {int(behind[row])}; "
+                f"make_cache(rewind={int(behind[row])}) would do."
             )

@@ -21,7 +21,7 @@ from ..layers.embedding import Embedding
 from ..layers.linear import Linear
 from ..layers.positions import LearnedPositions, SinusoidalPositions
 from ..ops.cross_entropy import IGNORED, linear_cross_entropy
-from ..ops.documents import cross_document_mask, document_positions
+from ..ops.documents import check_segment_dtype, cross_document_mask, document_positions
 from ..ops.linear import linear
 from .decoder import TransformerDecoder
 from .encoder import TransformerEncoder
@@ -300,6 +300,8 @@ class EncoderDecoder(nn.Module):
             raise ConfigError(
                 "an EncoderDecoder takes no draft, which would have to read the sources too; leave it out."
             )
+        options.pop("cache", None)
+        decoding.check_options(options)
         return {
             "vocab_size": self.config.target_vocab_size,
             "max_seq_len": self.config.max_seq_len,
@@ -325,7 +327,10 @@ def _places(token_ids: Tensor, segment_ids: Tensor | None) -> Tensor:
 def _check_segments(side: str, segment_ids: Tensor | None, token_ids: Tensor) -> None:
     if token_ids.ndim == 0:
         raise ShapeError(f"{side}_ids must be (..., seq), but it is a single number; {side}_ids[None] makes it one.")
-    if segment_ids is not None and segment_ids.shape != token_ids.shape:
+    if segment_ids is None:
+        return
+    check_segment_dtype(segment_ids, f"{side}_segment_ids")
+    if segment_ids.shape != token_ids.shape:
         raise ShapeError(
             f"{side}_segment_ids must have one id a token, {tuple(token_ids.shape)}, but they are "
             f"{tuple(segment_ids.shape)}."

@@ -11,10 +11,11 @@ from torch import Tensor, nn
 from ..blocks.activation_checkpointing import run_block
 from ..blocks.transformer import TransformerBlock
 from ..checkpoint import folder as checkpoint
-from ..config import ModelConfig
+from ..config import ModelConfig, check_size
 from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
 from ..generation.padding import last_of_each_row
+from ..generation.prompts import token_lists
 from ..generation.speculation import DRAFT_TOKENS, Speculation
 from ..layers.cache import KVCache, whole_call
 from ..layers.embedding import Embedding
@@ -22,7 +23,7 @@ from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
 from ..layers.rope import RotaryEmbedding
 from ..ops.cross_entropy import IGNORED, linear_cross_entropy
-from ..ops.documents import document_mask, document_positions
+from ..ops.documents import check_segment_dtype, document_mask, document_positions
 from ..ops.linear import linear
 from .init import initialise
 
@@ -92,9 +93,9 @@ class TransformerLM(nn.Module):
         if token_ids.ndim == 0:
             raise ShapeError("token_ids must be (..., seq), but it is a single number; token_ids[None] makes it one.")
         if cache is not None:
-            if not isinstance(cache, KVCache):
-                raise ConfigError(f"a model takes a KVCache, from make_cache, not a {type(cache).__name__}.")
-            cache.check(self.config.num_layers)
+            self._check_cache(cache)
+            if token_ids.ndim != 2:
+                raise ShapeError(f"with a cache token_ids must be (batch, seq), but they are {tuple(token_ids.shape)}.")
         mask = None
         if segment_ids is not None and cache is None:
             # Who belongs to which document is the same in every block, so it is worked out once.
@@ -140,6 +141,7 @@ class TransformerLM(nn.Module):
         self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None, *, rewind: int = 0
     ) -> KVCache:
         """An empty KV cache with room for max_seq_len tokens a row. Arguments as in `SelfAttention.make_cache`."""
+        check_size("max_seq_len", max_seq_len)
         if max_seq_len > self.config.max_seq_len:
             raise RangeError(
                 f"a cache can have room for at most the model's max_seq_len = {self.config.max_seq_len} tokens, "
@@ -161,8 +163,9 @@ class TransformerLM(nn.Module):
 
         logprobs: give (replies, logprobs), two lists of the same shape.
         """
-        options = self._decoding(logprobs=logprobs, **options)
-        return decoding.generate(self._next_logits, self.make_cache, prompts, **options)
+        rows = token_lists(prompts)
+        options = self._decoding(rows, logprobs=logprobs, **options)
+        return decoding.generate(self._next_logits, self.make_cache, rows, **options)
 
     @overload
     def stream(
@@ -187,8 +190,9 @@ class TransformerLM(nn.Module):
         but a seed gives other tokens, which draft_tokens and max_new_tokens have a say in. No cache of the caller. See
         `prenorm.generation.speculation`.
         """
-        options = self._decoding(logprobs=logprobs, **options)
-        return decoding.stream(self._next_logits, self.make_cache, prompts, **options)
+        rows = token_lists(prompts)
+        options = self._decoding(rows, logprobs=logprobs, **options)
+        return decoding.stream(self._next_logits, self.make_cache, rows, **options)
 
     @classmethod
     def from_pretrained(
@@ -219,22 +223,44 @@ class TransformerLM(nn.Module):
         segment_ids: Int[Tensor, "batch seq"] | None,
         cache: KVCache,
     ) -> Float[Tensor, "batch vocab"]:
+        if segment_ids is None:
+            return linear(self.hidden(token_ids, cache=cache)[:, -1], self.head_weight)
+        # Which tokens are padding is all that is known here: each row goes on with the document of the caller's cache.
+        documents = cache[0].documents.clone()
+        segment_ids = torch.where(segment_ids >= 0, documents.clamp_min(0)[:, None], -1)
         hidden = self.hidden(token_ids, segment_ids=segment_ids, cache=cache)
+        for layer in cache:
+            layer.documents.copy_(documents)
         return linear(last_of_each_row(hidden, segment_ids), self.head_weight)
 
     def _decoding(
-        self, *, cache: KVCache | None = None, draft: object = None, draft_tokens: int | None = None, **options: Any
+        self,
+        rows: list[list[int]],
+        *,
+        cache: KVCache | None = None,
+        draft: object = None,
+        draft_tokens: int | None = None,
+        **options: Any,
     ) -> dict[str, Any]:
-        held = 0 if cache is None or not len(cache.lengths) else int(cache.lengths.max())
+        decoding.check_options(options)
+        if cache is not None:
+            self._check_cache(cache)
+            cache[0].check_batch(len(rows))
         return {
             "vocab_size": self.config.vocab_size,
-            "max_seq_len": (self.config.max_seq_len if cache is None else cache[0].max_seq_len) - held,
+            "max_seq_len": self.config.max_seq_len if cache is None else cache[0].max_seq_len,
+            "held": None if cache is None else cache.lengths.tolist(),
             "device": self.embedding.weight.device,
             "cache": cache,
             "speculation": self._speculation(draft, draft_tokens),
             **options,
             "eos_token_id": self.eos_token_ids if options.get("eos_token_id") is None else options["eos_token_id"],
         }
+
+    def _check_cache(self, cache: object) -> None:
+        if not isinstance(cache, KVCache):
+            raise ConfigError(f"a model takes a KVCache, from make_cache, not a {type(cache).__name__}.")
+        cache.check(self.config.num_layers)
 
     def _speculation(self, draft: object, draft_tokens: int | None) -> Speculation | None:
         if draft is None:
@@ -281,6 +307,7 @@ def _block(
 
 
 def _check_segments(segment_ids: Tensor, token_ids: Tensor) -> None:
+    check_segment_dtype(segment_ids)
     if segment_ids.shape != token_ids.shape:
         raise ShapeError(
             f"segment_ids must have one id a token, {tuple(token_ids.shape)}, but they are {tuple(segment_ids.shape)}."

@@ -8,6 +8,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
+from . import ranges
 from .attention import check_mask
 
 
@@ -32,11 +33,21 @@ def within_documents(
 
 
 def check_segment_ids(segment_ids: Tensor, x: Tensor) -> None:
-    """Raise ShapeError unless there is one id for each token of x (..., seq, d_model)."""
+    """Raise ShapeError unless there is one whole number for each token of x (..., seq, d_model)."""
+    check_segment_dtype(segment_ids)
     if segment_ids.shape != x.shape[:-1]:
         raise ShapeError(
             f"segment_ids must have one id a token, (..., seq) = {tuple(x.shape[:-1])}, but they are "
             f"{tuple(segment_ids.shape)}."
+        )
+
+
+def check_segment_dtype(segment_ids: Tensor, name: str = "segment_ids") -> None:
+    """Raise ShapeError for anything but whole numbers: a mask of True and False would be read as two documents."""
+    if segment_ids.dtype.is_floating_point or segment_ids.dtype.is_complex or segment_ids.dtype == torch.bool:
+        raise ShapeError(
+            f"{name} must be whole numbers, a negative one for padding, but they are {segment_ids.dtype}; a mask that "
+            "is True for tokens says the same as torch.where(mask, 0, -1)."
         )
 
 
@@ -104,7 +115,7 @@ def _check_one_document(segment_ids: Tensor, side: str) -> None:
 
 
 def _check_rows(wrong: Tensor, rule: str) -> None:
-    if torch.compiler.is_compiling() or wrong.device.type != "cpu" or not wrong.any():
+    if not ranges.at_hand(wrong) or not wrong.any():
         return
     rows = wrong.nonzero()[0].tolist()
     raise ConfigError(rule.format(row=rows[0] if len(rows) == 1 else tuple(rows)) + ".")
