@@ -19,6 +19,18 @@ def test_the_python_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.Monke
     assert {"config.json", "model.safetensors"} <= {path.name for path in (tmp_path / "my-model").iterdir()}
 
 
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script_method. is deprecated")  # torch says it of itself
+@pytest.mark.parametrize(
+    "page", [path for path in sorted((ROOT / "docs").glob("*.md")) if "```python" in path.read_text()]
+)
+def test_the_python_of_the_docs_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    namespace: dict[str, object] = {}
+    for block in re.findall(r"```python\n(.*?)```", page.read_text(), flags=re.DOTALL):
+        exec(compile(block, page.name, "exec"), namespace)
+
+
 def test_every_file_that_the_readme_links_to_exists() -> None:
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     assert links

@@ -53,10 +53,10 @@ class GenerateFlags:
     """End before this string."""
 
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print one JSON document, a list of {prompt, text, token_ids, finish_reason}, and nothing else."""
+    """Print one JSON document, a list of {prompt, text, token_ids, finish_reason}, and nothing else. See --logprobs."""
 
     logprobs: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Add logprobs to the JSON: the natural log of the probability that the model gave to each new token."""
+    """With --json, add logprobs: the natural log of the probability that the model gave to each new token."""
 
 
 def parse(argv: list[str]) -> GenerateFlags:
