@@ -166,24 +166,72 @@ def test_a_token_reaches_itself_and_the_window_after_it_and_nobody_else(path, op
         assert not same[1, token]
 
 
+def packed(model):
+    return lambda ids, segment_ids: model(ids, segment_ids=segment_ids)
+
+
+def packed_reference(model):
+    def run(ids, segment_ids):
+        with use_backend("reference"):
+            return model(ids, segment_ids=segment_ids)
+
+    return run
+
+
+def packed_and_checkpointed_with_dropout(model):
+    model.train()
+
+    def run(ids, segment_ids):
+        torch.manual_seed(5)
+        with torch.enable_grad():
+            return model(ids, segment_ids=segment_ids, use_checkpointing=True)
+
+    return run
+
+
+def packed_and_compiled(model):
+    return packed(torch.compile(model, fullgraph=True, backend="aot_eager"))
+
+
+class Packed(torch.nn.Module):
+    """What torch.export takes: inputs by position."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, ids, segment_ids):
+        return self.model(ids, segment_ids=segment_ids)
+
+
+def packed_and_exported(model):
+    sizes = {0: Dim("batch"), 1: Dim("seq", max=64)}
+    example = (integers(2, 9, limit=VOCAB), torch.zeros(2, 9, dtype=torch.int64))
+    return torch.export.export(Packed(model), example, dynamic_shapes=(sizes, sizes)).module()
+
+
+PACKED = (packed, packed_reference, packed_and_checkpointed_with_dropout, packed_and_compiled, packed_and_exported)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", OPTIONS, ids=["full", "window"])
-@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("path", PACKED)
 @torch.no_grad()
-def test_a_token_reaches_its_own_document_alone(options, dtype, backend):
+def test_a_token_reaches_its_own_document_alone(path, options, dtype):
+    if path is packed_and_checkpointed_with_dropout:
+        options = {**options, "dropout": 0.2}
     model, ids, row = make(dtype, **options), integers(2, SEQ, limit=VOCAB), segments(DOCUMENTS)
     numbers = segments([(number, length) for number, (_, length) in enumerate(DOCUMENTS)])
-    segment_ids = row.expand(2, -1)
-    with use_backend(backend):
-        before = model(ids, segment_ids=segment_ids)
-        for token in range(SEQ):
-            changed = ids.clone()
-            changed[1, token] = (changed[1, token] + 1) % VOCAB
-            same = (model(changed, segment_ids=segment_ids) == before).all(-1)
-            others = (numbers != numbers[token]) | (torch.arange(SEQ) < token)
-            assert same[0].all()
-            assert same[1, others & (row >= 0)].all()
-            assert row[token] < 0 or not same[1, token]
+    segment_ids, run = row.repeat(2, 1), path(model)
+    before = run(ids, segment_ids)
+    for token in range(SEQ):
+        changed = ids.clone()
+        changed[1, token] = (changed[1, token] + 1) % VOCAB
+        same = (run(changed, segment_ids) == before).all(-1)
+        others = (numbers != numbers[token]) | (torch.arange(SEQ) < token)
+        assert same[0].all()
+        assert same[1, others & (row >= 0)].all()
+        assert row[token] < 0 or not same[1, token]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
