@@ -21,11 +21,13 @@ class Histories(list[list[int]]):
     def __init__(self, batch_size: int, room: int, most: int) -> None:
         super().__init__([] for _ in range(batch_size))
         self.room, self.most = room, most
+        self.others = 0  # what a row holds beside tokens
 
-    def rewind(self, counts: Tensor) -> None:
+    def rewind(self, counts: Tensor, *, longest: int) -> None:
         for history, count in zip(self, counts.tolist(), strict=True):
             assert 0 <= count <= min(self.most, len(history))
             del history[len(history) - count :]
+        assert longest + self.others >= max(map(len, self))
 
 
 class HistoryModel:

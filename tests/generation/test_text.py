@@ -250,7 +250,9 @@ def speaking(make_toy):
             self.script, self.wrong = script, wrong
 
         def make_cache(self, batch_size, max_seq_len, *, rewind=0):
-            return super().make_cache(batch_size, max_seq_len + 1, rewind=rewind)
+            cache = super().make_cache(batch_size, max_seq_len + 1, rewind=rewind)
+            cache.others = 1
+            return cache
 
         def _row(self, history, token_ids, real):
             if not history:

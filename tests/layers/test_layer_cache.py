@@ -219,6 +219,17 @@ def test_more_than_there_is_or_than_a_ring_remembers_cannot_be_taken_back(window
     cache.rewind(torch.tensor([1, 2]))
 
 
+def test_how_long_the_longest_row_is_may_be_said():
+    for said, longest in ((None, 7), (7, 7), (8, 8)):  # or at least how long
+        cache = filled(8)
+        cache.rewind(torch.tensor([2, 1]), longest=said)
+        assert cache.longest == longest
+        with torch.no_grad():
+            _, _, places = cache.append(*keys_values(seq=2))
+        assert places is None
+        assert cache.lengths.tolist() == [8, 9]
+
+
 def test_a_call_stopped_in_the_middle_cannot_be_rewound():
     cache = cache_for()
     cache.append(*keys_values(seq=2))

@@ -13,7 +13,8 @@ class NextLogits(Protocol):
     The first call brings the prompts, padded on the right with id 0 to one length; segment_ids are 0 on real tokens
     and -1 on padding, or None where nothing is padded. Every later call brings one token a row; of a draft that falls
     behind (`speculation`) one, two or none. `cache` is what keeps the tokens in between; decoding hands it through,
-    and takes rejected tokens back with `cache.rewind(counts)`, the number of each row's newest tokens to forget.
+    and takes rejected tokens back with `cache.rewind(counts, longest=)`: the number of each row's newest tokens to
+    forget, and how many tokens the longest row then has at most.
     """
 
     def __call__(

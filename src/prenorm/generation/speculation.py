@@ -95,6 +95,9 @@ class _Rounds:
         sizes = {"batch_size": len(batch.rows), "max_seq_len": batch.room, "rewind": models.draft_tokens}
         self._cache, self._draft_cache = make_cache(**sizes), models.make_draft_cache(**sizes)
         self._uniforms = batch.uniforms.mT.contiguous()  # lanes batch places
+        self._held = [
+            len(row) for row in batch.rows
+        ]  # tokens of each row in the model's cache; the draft's has no more
         self._drafting = [0] * len(batch.rows)  # how many tokens each row drafts in this round; -1: it has ended
 
     def first(self) -> list[list[Token]]:
@@ -127,8 +130,11 @@ class _Rounds:
         tokens, accepted = judge(model, draft, tokens, counts, uniforms)
 
         fetched = fetch(tokens, logits if batch.logprobs else None)
-        self._cache.rewind((counts - accepted).clamp(min=0).to(batch.device))
-        self._draft_cache.rewind((counts - 1 - accepted).clamp(min=0).to(batch.device))
+        for row, new in enumerate(fetched):
+            if self._drafting[row] >= 0:
+                self._held[row] += sum(token != NOTHING for token, _ in new)
+        self._cache.rewind((counts - accepted).clamp(min=0).to(batch.device), longest=max(self._held))
+        self._draft_cache.rewind((counts - 1 - accepted).clamp(min=0).to(batch.device), longest=max(self._held))
         self._go_on(tokens, accepted, counts, seen)
         return fetched
 

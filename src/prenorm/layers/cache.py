@@ -50,10 +50,10 @@ class KVCache(Sequence[LayerCache]):
                 "cache.reset() and feed the tokens again."
             )
 
-    def rewind(self, counts: Int[Tensor, " batch"]) -> None:
+    def rewind(self, counts: Int[Tensor, " batch"], *, longest: int | None = None) -> None:
         """Forget the newest counts[i] tokens of each row i, in all layers. See `LayerCache.rewind`."""
         self.check(len(self.layers))
-        self.layers[0].rewind(counts)
+        self.layers[0].rewind(counts, longest=longest)
         for layer in self.layers[1:]:
             layer.follow(self.layers[0])
 

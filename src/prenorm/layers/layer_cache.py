@@ -161,10 +161,11 @@ class LayerCache:
             most = int(lengths.max()) if len(lengths) else min(most, self.max_seq_len)
         return most
 
-    def rewind(self, counts: Int[Tensor, " batch"]) -> None:
+    def rewind(self, counts: Int[Tensor, " batch"], *, longest: int | None = None) -> None:
         """Forget the newest counts[i] tokens of each row i.
 
         With a window that is shorter than max_seq_len, at most as many as `rewind` said when the cache was made.
+        longest: how many tokens the longest row then has, for who knows it; without it the device is asked.
         Raises RangeError and ShapeError; on a CPU only, as for token positions, RangeError.
         """
         self.check_whole()
@@ -174,7 +175,9 @@ class LayerCache:
         self._lengths.copy_(lengths - counts)
         self.documents.masked_fill_(self._lengths == 0, -1)
         self.ragged = True
-        self.longest = int(self._lengths.max()) if len(counts) else 0
+        if longest is None:
+            longest = int(self._lengths.max()) if len(counts) else 0
+        self.longest = longest
 
     def agrees(self, other: "LayerCache") -> bool:
         """Whether the rows hold as many tokens as those of another layer, as far as Python can tell without waiting."""
