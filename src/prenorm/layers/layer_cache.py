@@ -236,16 +236,17 @@ class LayerCache:
         return last - (last - slots) % self.slots
 
     def _store(self, k: Tensor, v: Tensor, places: Tensor, after: int | Tensor, *, ring: bool) -> None:
-        seq, start = k.shape[2], self.longest
+        seq, start, slots = k.shape[2], self.longest, None
+        if ring or isinstance(after, Tensor):
+            first = after[:, None] - self.slots if isinstance(after, Tensor) else after - self.slots
+            slots = torch.where((places >= 0) & (places >= first), places % self.slots, self.slots)
         for held, new in ((self.keys, k.detach()), (self.values, v.detach())):
-            if isinstance(after, Tensor):
-                kept = (places >= 0) & (places >= after[:, None] - self.slots)
-                slots = torch.where(kept, places % self.slots, self.slots)
-                held.scatter_(2, slots[:, None, :, None].expand(new.shape), new)
-            elif ring:
-                held[:, :, torch.where(places >= after - self.slots, places % self.slots, self.slots)] = new
-            else:
+            if slots is None:
                 held[:, :, start : start + seq] = new
+            elif slots.ndim == 1:
+                held[:, :, slots] = new
+            else:
+                held.scatter_(2, slots[:, None, :, None].expand(new.shape), new)
 
     def _check_fits(self, k: Tensor) -> None:
         batch_size, num_kv_heads, _, head_dim = self.keys.shape
