@@ -1,0 +1,297 @@
+"""What runs beside a learner's code: it loads a class, builds it and runs it, and gives back raw numbers.
+
+It judges nothing: whatever the learner's code does to this process, a wrong number stays a wrong number.
+Imports the standard library and torch only, so that prenorm need not be importable where it runs.
+A request and its reply are dictionaries of None, bool, int, float, str, lists, dictionaries and tensors.
+"""
+
+import contextlib
+import copy
+import importlib
+import importlib.util
+import inspect
+import sys
+import traceback
+import types
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+Request = dict[str, Any]
+Reply = dict[str, Any]
+
+FRAMES = 12  # of a traceback, the innermost
+TEXT = 2000  # characters of an error's message
+
+
+class Driver:
+    """Answers requests about one class or factory. What the learner's code raises becomes {"error": {...}}."""
+
+    def __init__(self) -> None:
+        self._make: Callable[..., Any] | None = None
+        self._blocks: dict[int, nn.Module] = {}
+
+    def handle(self, request: Request) -> Reply:
+        """The reply to one request; its "op" names one of the methods below."""
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                return getattr(self, "op_" + request["op"])(request)
+        except BaseException as error:  # sys.exit() and KeyboardInterrupt of the learner are its errors too
+            return {"error": described(error)}
+
+    def op_load(self, request: Request) -> Reply:
+        """Import root/file as module (or module from root, without a file), and find name in it.
+
+        Gives {"constructor": parameters}; {"missing": names that the module has} without such a name.
+        """
+        module = _import(request["root"], request["module"], request["file"])
+        found: Any = module
+        for part in request["name"].split("."):
+            if not hasattr(found, part):
+                return {"missing": [name for name, value in vars(module).items() if _is_own(value, module)][:50]}
+            found = getattr(found, part)
+        if not callable(found):
+            return {"missing": [name for name, value in vars(module).items() if _is_own(value, module)][:50]}
+        self._make = found
+        return {"constructor": _parameters(found), "is_class": inspect.isclass(found)}
+
+    def op_build(self, request: Request) -> Reply:
+        """Call the class with "positional" and "arguments"; "double" makes the result float64.
+
+        {"dtype": name} and {"device": name} among the arguments stand for torch's own.
+        Gives {"block": number, "parameters", "buffers", "modules", "forward"}.
+        """
+        assert self._make is not None
+        torch.manual_seed(request.get("seed", 0))
+        arguments = {name: _spelled_out(value) for name, value in request.get("arguments", {}).items()}
+        block = self._make(*request.get("positional", ()), **arguments)
+        return self.add(block, double=request.get("double", False))
+
+    def add(self, block: Any, *, double: bool = False) -> Reply:
+        """Take a block that is built already; the reply is op_build's."""
+        if not isinstance(block, nn.Module):
+            raise TypeError(f"a block must be a torch.nn.Module, but the constructor gave {type(block).__name__}")
+        if double:
+            block = block.double()
+        number = len(self._blocks)
+        self._blocks[number] = block
+        return {
+            "block": number,
+            "parameters": _listed(block.named_parameters(remove_duplicate=False)),
+            "buffers": _listed(block.named_buffers(remove_duplicate=False)),
+            "modules": [[name, type(module).__name__] for name, module in block.named_modules()],
+            "forward": _parameters(block.forward),
+        }
+
+    def op_run(self, request: Request) -> Reply:
+        """Set "parameters", call the block with "inputs" and "keywords", and send "cotangent" back through it.
+
+        Gives {"y", "x_after", "requires_grad", "seed_used"} and, with a cotangent, {"gradients", "x_gradient"}
+        (None where there is none); with "trace" also {"operations", "modules_created"}.
+        """
+        block = self._blocks[request["block"]]
+        block.train(request.get("training", False))
+        _set(block, request.get("parameters") or {})
+        cotangent = request.get("cotangent")
+        inputs = [value.clone() if isinstance(value, Tensor) else value for value in request["inputs"]]
+        keywords = {name: v.clone() if isinstance(v, Tensor) else v for name, v in request.get("keywords", {}).items()}
+        leaf = inputs[0]
+        if cotangent is not None:
+            leaf.requires_grad_()
+            inputs[0] = leaf.clone()  # what is changed in place may not be a leaf
+            block.zero_grad(set_to_none=True)
+        trace = _Trace() if request.get("trace") else None
+        with contextlib.ExitStack() as stack:
+            if (seed := request.get("seed")) is not None:
+                torch.manual_seed(seed)
+            if cotangent is None:
+                stack.enter_context(torch.no_grad())
+            if scramble := request.get("scramble_buffers"):
+                stack.enter_context(_scrambled(block, scramble))
+            if trace is not None:
+                stack.enter_context(trace)
+                stack.enter_context(_modules_counted(trace))
+            y = _first_tensor(block(*inputs, **keywords))
+        reply = {"y": _plain(y), "x_after": _plain(inputs[0]), "requires_grad": y.requires_grad}
+        if trace is not None:
+            reply["operations"] = sorted(trace.operations)
+            reply["modules_created"] = trace.modules_created
+        if cotangent is not None:
+            if y.requires_grad:
+                y.backward(cotangent.to(y.dtype))
+            reply["gradients"] = {
+                name: None if p.grad is None else _plain(p.grad)
+                for name, p in block.named_parameters(remove_duplicate=False)
+            }
+            reply["x_gradient"] = None if leaf.grad is None else _plain(leaf.grad)
+        return reply
+
+    def op_run_on_meta(self, request: Request) -> Reply:
+        """Call a copy of the block, moved to the meta device, with an input there. Gives {"shape"}."""
+        block = copy.deepcopy(self._blocks[request["block"]]).to("meta")
+        with torch.no_grad():
+            y = _first_tensor(block(*(value.to("meta") for value in request["inputs"])))
+        return {"shape": list(y.shape), "device": str(y.device)}
+
+    def op_forget(self, request: Request) -> Reply:
+        """Drop every block."""
+        self._blocks.clear()
+        return {}
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """An exception as {"type", "message", "frames"}, frames from the outermost to the innermost."""
+    frames = [
+        {"file": frame.filename, "line": frame.lineno, "function": frame.name, "code": frame.line or ""}
+        for frame in traceback.extract_tb(error.__traceback__)
+        if frame.filename != __file__
+    ]
+    if isinstance(error, SyntaxError):
+        frames.append(
+            {"file": error.filename, "line": error.lineno, "function": "", "code": (error.text or "").strip()}
+        )
+    try:
+        message = str(error)
+    except BaseException:  # __str__ is the learner's too
+        message = "(its message cannot be shown)"
+    return {"type": type(error).__name__, "message": message[:TEXT], "frames": frames[-FRAMES:]}
+
+
+def _import(root: str, name: str, file: str | None) -> types.ModuleType:
+    sys.path.insert(0, root)
+    if file is None or "." in name:
+        return importlib.import_module(name)
+    if name in sys.modules or name in sys.stdlib_module_names:
+        name = f"{name}_under_test"  # a file that is called random.py must not become everybody's random
+    spec = importlib.util.spec_from_file_location(name, file)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+def _is_own(value: Any, module: types.ModuleType) -> bool:
+    return callable(value) and getattr(value, "__module__", None) == module.__name__
+
+
+def _parameters(function: Callable[..., Any]) -> list[dict[str, Any]] | None:
+    """Name, kind, whether it is required, and its default where that is a plain value; None if it has no signature."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    return [
+        {
+            "name": name,
+            "kind": parameter.kind.name,
+            "required": parameter.default is parameter.empty and not parameter.kind.name.startswith("VAR_"),
+            "default": parameter.default if isinstance(parameter.default, bool | int | float | str) else None,
+        }
+        for name, parameter in signature.parameters.items()
+    ]
+
+
+def _spelled_out(value: Any) -> Any:
+    match value:
+        case {"dtype": str(name)}:
+            return getattr(torch, name)
+        case {"device": str(name)}:
+            return torch.device(name)
+    return value
+
+
+def _listed(named: Iterator[tuple[str, Tensor]]) -> list[dict[str, Any]]:
+    first: dict[int, str] = {}
+    return [
+        {
+            "name": name,
+            "shape": list(tensor.shape),
+            "dtype": str(tensor.dtype).removeprefix("torch."),
+            "device": tensor.device.type,
+            "requires_grad": tensor.requires_grad,
+            "same_as": first.setdefault(id(tensor), name),
+        }
+        for name, tensor in named
+        if tensor is not None
+    ]
+
+
+def _set(block: nn.Module, values: dict[str, Tensor]) -> None:
+    parameters = dict(block.named_parameters(remove_duplicate=False))
+    with torch.no_grad():
+        for name, value in values.items():
+            parameters[name].copy_(value)
+
+
+def _first_tensor(y: Any) -> Tensor:
+    given = y
+    while isinstance(y, tuple | list) and y:
+        y = y[0]
+    if not isinstance(y, Tensor):
+        raise TypeError(f"forward must give a tensor, but it gave {type(given).__name__}")
+    return y
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu").contiguous().clone()
+
+
+class _Trace(TorchDispatchMode):
+    """The names of the operations that torch carried out."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.operations: set[str] = set()
+        self.modules_created = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.operations.add(str(function.name()).removeprefix("aten::"))
+        return function(*args, **(kwargs or {}))
+
+
+@contextlib.contextmanager
+def _modules_counted(trace: _Trace) -> Iterator[None]:
+    plain = nn.Module.__init__
+
+    def counted(self: nn.Module, *args: Any, **kwargs: Any) -> None:
+        trace.modules_created += 1
+        plain(self, *args, **kwargs)
+
+    nn.Module.__init__ = counted  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.__init__ = plain  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def _scrambled(block: nn.Module, seed: int) -> Iterator[None]:
+    """Other numbers in every floating-point or complex tensor that the block's modules hold beside parameters."""
+    held = [tensor for module in block.modules() for tensor in _tensors(vars(module))]
+    kept = [tensor.clone() for tensor in held]
+    generator = torch.Generator().manual_seed(seed)
+    for tensor in held:
+        noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+        tensor.data.copy_(noise + 0.5)
+    try:
+        yield
+    finally:
+        for tensor, old in zip(held, kept, strict=True):
+            tensor.data.copy_(old)
+
+
+def _tensors(attributes: dict[str, Any]) -> Iterator[Tensor]:
+    for name, value in [*attributes.items(), *attributes["_buffers"].items()]:
+        inside = value.values() if isinstance(value, dict) and not name.startswith("_") else [value]
+        for one in inside:
+            for tensor in one if isinstance(one, tuple | list) else [one]:
+                is_number = isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex())
+                if is_number and not isinstance(tensor, nn.Parameter) and tensor.numel():
+                    yield tensor

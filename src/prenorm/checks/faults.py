@@ -1,0 +1,209 @@
+"""Every fault that has a name: what it means, and how to mend it.
+
+The right block is h = x + attention(norm1(x)); y = h + swiglu(norm2(h)), with RMSNorm, and RoPE on queries and keys.
+"""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One way in which a block can be wrong."""
+
+    meaning: str
+    mend: str
+
+
+CONVENTIONS = frozenset(
+    {
+        "causal_mask",
+        "rope_half_split",
+        "rope_interleaved",
+        "unexpected_bias",
+        "gqa_tiled_instead_of_repeated",
+    }
+)
+"""Faults only against a target; without one they are choices. norm_without_upcast by cast order alone is one too."""
+
+FAULTS = {
+    # The residual lines.
+    "post_norm": Fault(
+        "the norms stand on the residual path, after the sums: y = norm(x + attention(x))",
+        "normalise the input of each sublayer and leave the sums alone: x + attention(norm1(x))",
+    ),
+    "no_norm": Fault("a sublayer reads its input without a norm", "give it norm1(x), or norm2(h) for the feed-forward"),
+    "missing_residual_attention": Fault(
+        "the input is not added to what attention gives", "h = x + attention(norm1(x))"
+    ),
+    "missing_residual_ffn": Fault(
+        "the input of the feed-forward is not added to what it gives", "y = h + ffn(norm2(h))"
+    ),
+    "residual_from_normed": Fault(
+        "the residual adds the normalised input instead of the input itself",
+        "keep x, and normalise only what the sublayer reads: x + sublayer(norm(x))",
+    ),
+    "residual_detached": Fault(
+        "the numbers are right, but no gradient flows along the residual", "add x itself, without detach() or .data"
+    ),
+    "doubled_residual": Fault(
+        "the residual is added twice",
+        "add it once; `x += f(x)` and `x = x + f(x)` do so, and together they do it twice",
+    ),
+    "ffn_residual_from_input": Fault(
+        "the second residual adds the block's input x, so that attention's output is lost beside the feed-forward",
+        "y = h + ffn(norm2(h)), with h from the first residual",
+    ),
+    "parallel_sublayers": Fault(
+        "the feed-forward reads the block's input instead of what attention has made of it",
+        "first h = x + attention(norm1(x)), then h + ffn(norm2(h))",
+    ),
+    "shared_norm": Fault("both sublayers use one norm's weight", "make two norms, norm1 and norm2"),
+    "norm_created_each_call": Fault(
+        "forward makes a new norm each time, so that its weight is never trained nor saved",
+        "make the norms in the constructor, as attributes",
+    ),
+    # The norm.
+    "layer_norm": Fault(
+        "the norm subtracts the mean (LayerNorm)", "RMSNorm: weight * x / sqrt(mean(x^2) + eps), nothing is subtracted"
+    ),
+    "norm_without_sqrt": Fault("the norm divides by the mean square instead of its root", "x * rsqrt(mean(x^2) + eps)"),
+    "norm_over_sequence": Fault(
+        "the norm's mean runs over the tokens of the sequence",
+        "take the mean over the last axis only: mean(-1, keepdim=True)",
+    ),
+    "norm_wrong_mean": Fault(
+        "the norm divides by another size of the vector than its root mean square",
+        "divide by sqrt(mean(x^2) + eps), the mean over d_model",
+    ),
+    "norm_without_upcast": Fault(
+        "in low precision the norm is computed in the input's dtype, or rounded before its weight is applied",
+        "x.float() first, and .to(x.dtype) last",
+    ),
+    "eps_ignored": Fault("the constructor's eps does not reach the norm", "hand eps on to both norms"),
+    "wrong_eps": Fault("the norm works with another eps than the one it was given", "add eps, as it is, to mean(x^2)"),
+    "eps_outside_sqrt": Fault("eps is added to the root instead of under it", "x / sqrt(mean(x^2) + eps)"),
+    "norm_weight_missing": Fault(
+        "the norm has no weight, or does not use it", "multiply by a parameter of size d_model that begins at one"
+    ),
+    # Rotary positions.
+    "missing_rope": Fault("positions have no effect: nothing is rotated", "rotate queries and keys by their positions"),
+    "rope_in_block": Fault(
+        "the rotation is applied to the stream of vectors, before the projections",
+        "rotate queries and keys of each head, inside attention",
+    ),
+    "rope_on_values": Fault("values are rotated", "rotate queries and keys only"),
+    "rope_on_queries_only": Fault(
+        "only one of queries and keys is rotated, so that scores know no distance", "rotate both, by the same table"
+    ),
+    "rope_half_split": Fault(
+        "dimensions i and i + head_dim/2 are paired", "pair dimensions 2i and 2i+1 (the paper's order)"
+    ),
+    "rope_interleaved": Fault(
+        "dimensions 2i and 2i+1 are paired", "pair dimensions i and i + head_dim/2 (the order of Hugging Face folders)"
+    ),
+    "rope_wrong_direction": Fault(
+        "the rotation is by minus the angle", "(x1 cos - x2 sin, x1 sin + x2 cos) turns by plus the angle"
+    ),
+    "rope_over_heads": Fault(
+        "the rotation runs over the wrong axis: by the number of the head, or over all heads' dimensions at once",
+        "split into heads first; the angle belongs to the token's position, the frequencies to head_dim",
+    ),
+    "rope_bf16_tables": Fault(
+        "cos and sin, or the angles, are rounded to low precision",
+        "form angles, cos and sin in float32 or wider, and keep them so",
+    ),
+    "rope_theta_ignored": Fault("the constructor's rope_theta has no effect", "hand rope_theta on to the tables"),
+    "rope_wrong_frequency": Fault(
+        "the frequencies are not theta^(-2i/head_dim)", "theta ** -(arange(0, head_dim, 2) / head_dim)"
+    ),
+    "token_positions_ignored": Fault(
+        "token_positions have no effect", "look up cos and sin at token_positions instead of 0, 1, 2, ..."
+    ),
+    "positions_off_by_one": Fault(
+        "queries or keys are rotated by the position beside their own",
+        "both sides use the token's own position, from 0",
+    ),
+    # Attention.
+    "causal_mask": Fault("a token attends only to itself and earlier ones", "leave the causal mask out"),
+    "causal_off_by_one": Fault(
+        "the causal mask is shifted by one place", "a token sees itself and everything before it: key <= query"
+    ),
+    "mask_inverted": Fault(
+        "the mask is read the wrong way round", "True means: may attend; put -inf where it is False"
+    ),
+    "mask_ignored": Fault("the mask (or causal=True) has no effect", "apply it to the scores, before the softmax"),
+    "mask_value_too_small": Fault(
+        "masked scores get a finite number that large scores pass, so that masked tokens are seen",
+        "fill with -inf before the softmax",
+    ),
+    "softmax_wrong_dim": Fault(
+        "the softmax does not run over the keys", "softmax(scores, dim=-1), scores (..., query, key)"
+    ),
+    "missing_attention_scale": Fault("scores are not divided by sqrt(head_dim)", "scores / sqrt(head_dim)"),
+    "wrong_attention_scale": Fault(
+        "scores are scaled by another number than 1/sqrt(head_dim)", "scores / sqrt(head_dim)"
+    ),
+    "wrong_head_split": Fault(
+        "the projections are cut into heads along the wrong axes",
+        "view(batch, seq, heads, head_dim), then transpose(1, 2)",
+    ),
+    "heads_not_merged": Fault(
+        "the heads' outputs are not put side by side again before the output projection",
+        "transpose(1, 2), then reshape(batch, seq, heads * head_dim)",
+    ),
+    "gqa_tiled_instead_of_repeated": Fault(
+        "query head h reads key-value head h mod num_kv_heads",
+        "it reads h // (num_heads / num_kv_heads): repeat_interleave",
+    ),
+    "missing_output_projection": Fault(
+        "there is no output projection after the heads are joined", "o_proj(joined heads)"
+    ),
+    # The feed-forward, and biases.
+    "wrong_activation": Fault(
+        "the feed-forward is not down(silu(gate(x)) * up(x))", "SwiGLU: down(silu(gate(x)) * up(x))"
+    ),
+    "gate_after_product": Fault("silu is applied to the product gate * up", "silu(gate(x)) * up(x)"),
+    "swapped_gate_up": Fault(
+        "silu is applied to what is called up, not to what is called gate", "silu(gate(x)) * up(x)"
+    ),
+    "unexpected_bias": Fault("a projection has a bias", "bias=False"),
+    # How it behaves.
+    "leading_dims": Fault(
+        "it does not take (seq, d_model) or two batch dimensions, or mixes them up",
+        "write shapes as x.shape[:-2] or (..., seq, d_model)",
+    ),
+    "modifies_input": Fault("the caller's x is changed", "x = x + ..., never x += ... on the argument"),
+    "not_deterministic": Fault(
+        "in eval mode the same input gives different outputs", "draw no random numbers in eval mode"
+    ),
+    "dropout_in_eval": Fault(
+        "dropout is active in eval mode", "nn.Dropout, or F.dropout(x, p, training=self.training)"
+    ),
+    "wrong_dtype": Fault("the output's dtype is not the input's", "bring the result back to x.dtype"),
+    "wrong_device_buffer": Fault(
+        "a tensor stays behind when the block is moved to another device",
+        "register tables as buffers, make tensors in forward with device=x.device, and use the constructor's device",
+    ),
+    "gradient_missing": Fault(
+        "a weight, or x, gets no gradient",
+        "no detach(), .data, .item() or no_grad on the way; weights are nn.Parameter",
+    ),
+    "gradient_wrong": Fault(
+        "the output is right and its gradient is not", "check detach() and hand-written backward functions"
+    ),
+    "sequence_length_fixed": Fault(
+        "it runs only for some sequence lengths up to max_seq_len",
+        "take the length from x, and cut tables and masks to it",
+    ),
+    "batch_coupled": Fault("one sequence of a batch changes another's output", "reduce over no batch axis"),
+    "retains_state": Fault("an earlier call changes a later one's result", "keep nothing of a call in the module"),
+    # It does not come to that.
+    "import_error": Fault("the file cannot be imported", "see the error"),
+    "constructor_error": Fault("the constructor raises", "see the error"),
+    "forward_error": Fault("forward raises, or gives something that is no output", "see the error"),
+    "timeout": Fault("the time limit ran out", "look for an endless loop, or give more with --timeout"),
+    "unexplained": Fault(
+        "the numbers differ from a right block's, and no fault of this list explains them",
+        "compare the stages that are named in the evidence, one after the other",
+    ),
+}
