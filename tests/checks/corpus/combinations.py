@@ -1,0 +1,5 @@
+"""x."""
+
+from .editing import Made
+
+FAULTY: list[Made] = []

@@ -1,0 +1,5 @@
+"""x."""
+
+from .editing import Example
+
+RIGHT: list[Example] = []
