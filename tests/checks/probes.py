@@ -58,9 +58,7 @@ def build(example: Example, *, double: bool = True, stretch: float = 1.0, **want
 
 def takes(example: Example, name: str) -> bool:
     """Whether forward has this argument."""
-    make = getattr(module_of(example.source), example.attribute)
-    forward = make.forward if inspect.isclass(make) else make(D_MODEL, NUM_HEADS, D_FF).forward
-    return name in inspect.signature(forward).parameters
+    return name in inspect.signature(build(example).forward).parameters
 
 
 def inputs(*shape: int, seed: int = 0, scale: float = 1.0) -> Tensor:
@@ -77,9 +75,7 @@ def random_mask(seq: int) -> Tensor:
 
 def positions_keyword(example: Example) -> str:
     """What forward calls the positions: its second argument."""
-    make = getattr(module_of(example.source), example.attribute)
-    forward = make.forward if inspect.isclass(make) else make(D_MODEL, NUM_HEADS, D_FF).forward
-    return list(inspect.signature(forward).parameters)[1 if not inspect.isclass(make) else 2]
+    return list(inspect.signature(build(example).forward).parameters)[1]
 
 
 @torch.no_grad()
@@ -325,7 +321,6 @@ def no_output(example: Example, reference: Example) -> str | None:
 
 def endless(example: Example, reference: Example) -> str | None:
     with contextlib.suppress(TimeoutError), time_limit(0.3):
-        # the module is made anew: an import that was interrupted must not be remembered
         run(build(example), inputs(2, 7))
         return "it comes to an end"
     return None

@@ -15,7 +15,7 @@ from . import combinations, real
 from .editing import Example, Made
 from .styles import STYLES
 
-__all__ = ["Example", "faulty", "original", "right"]
+__all__ = ["Example", "faulty", "original", "right", "without"]
 
 
 def faulty() -> list[Example]:
@@ -30,9 +30,19 @@ def right() -> list[Example]:
 
 def original(example: Example) -> Example:
     """The right block that a faulty one was made from."""
-    return next(made.original for made in _made() if made.example.name == example.name)
+    return _by_name()[example.name].original
+
+
+def without(example: Example, fault: str) -> Example:
+    """The block that lacks this one of its faults: the right one, or the one with the other fault alone."""
+    return _by_name()[example.name].without(fault)
 
 
 @cache
 def _made() -> tuple[Made, ...]:
     return tuple([made for style in STYLES for made in style.FAULTY] + combinations.FAULTY)
+
+
+@cache
+def _by_name() -> dict[str, Made]:
+    return {made.example.name: made for made in _made()}

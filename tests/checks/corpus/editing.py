@@ -37,6 +37,11 @@ class Made:
     example: Example
     original: Example
     edits: tuple[Edit, ...] = ()
+    parts: tuple["Made", ...] = ()  # of a block with two faults: the blocks with one of them
+
+    def without(self, fault: str) -> Example:
+        """The block that lacks this fault and is otherwise the same."""
+        return next((part.example for part in self.parts if fault not in part.example.faults), self.original)
 
 
 @dataclass(frozen=True)
@@ -76,6 +81,21 @@ class Style:
             also_named=frozenset(implied) - faults,
         )
         return Made(example, base, edits)
+
+    def both(self, first: Made, second: Made) -> Made:
+        """The block with the faults of two, made by the edits of both."""
+        edits = first.edits + second.edits
+        one, other = first.example, second.example
+        faults = one.faults | other.faults
+        example = Example(
+            name=f"{one.name}+{other.name.rpartition('/')[2]}",
+            source=edited(self.source, edits),
+            attribute=self.attribute,
+            faults=faults,
+            style=self.name,
+            also_named=(one.also_named | other.also_named) - faults,
+        )
+        return Made(example, first.original, edits, (first, second))
 
 
 def edited(source: str, edits: Iterable[Edit]) -> str:
