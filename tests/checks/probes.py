@@ -5,6 +5,7 @@ import inspect
 import signal
 import sys
 import types
+import warnings
 import zlib
 from collections.abc import Callable, Iterator
 from functools import cache
@@ -30,7 +31,9 @@ def module_of(source: str) -> types.ModuleType:
     module = types.ModuleType(name)
     module.__dict__["__package__"] = ""
     sys.modules[name] = module  # dataclasses look themselves up there
-    exec(compile(source, name, "exec"), module.__dict__)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of the packages that it imports
+        exec(compile(source, name, "exec"), module.__dict__)
     return module
 
 

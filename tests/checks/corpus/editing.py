@@ -12,7 +12,12 @@ IMPLIED = {
     "retains_state": {"not_deterministic"},
     "residual_detached": {"gradient_wrong"},
     "eps_ignored": {"wrong_eps"},
-    "norm_created_each_call": {"norm_weight_missing"},
+    "norm_created_each_call": {"norm_weight_missing", "gradient_missing"},
+    "norm_weight_missing": {"gradient_missing"},
+    "no_norm": {"gradient_missing"},
+    "shared_norm": {"gradient_missing"},
+    "missing_output_projection": {"gradient_missing"},
+    "modifies_input": {"gradient_missing"},  # backward may raise, because what it needs was changed
 }
 """Ids that are a true, if weaker, description of a block that has the first one."""
 

@@ -233,6 +233,7 @@ FAULTY = [
             "            cos, sin = self.cos[pos].unsqueeze(-3), self.sin[pos].unsqueeze(-3)\n",
             "            cos, sin = self.cos[pos].unsqueeze(-3), self.sin[pos].unsqueeze(-3)\n            ahead_cos, ahead_sin = self.cos[pos + 1].unsqueeze(-3), self.sin[pos + 1].unsqueeze(-3)\n",
         ),
+        also="sequence_length_fixed",
     ),
     fault("causal_mask", "bias_buffer", target="prenorm", also="rope_half_split"),
     fault(
@@ -254,7 +255,7 @@ FAULTY = [
     ),
     fault("mask_inverted", "equal_to_one", ("[:T, :T] == 0", "[:T, :T] == 1"), (', float("-inf"))', ", -1e30)")),
     fault("mask_ignored", "result_dropped", (FILL, FILL.removeprefix("att = "))),
-    fault("mask_value_too_small", "multiplied", (FILL, "att = att * self.bias[:T, :T]")),
+    fault("mask_value_too_small", "multiplied", (FILL, "att = att * self.bias[:T, :T].to(att.dtype)")),
     fault("softmax_wrong_dim", "one", (SOFTMAX, "att = F.softmax(att, dim=-2)"), base=NOT_CAUSAL),
     fault("missing_attention_scale", "deleted", (f" * {SCALE}", "")),
     fault("wrong_attention_scale", "number_of_heads", (SCALE, "(1.0 / math.sqrt(self.n_head * k.size(-1)))")),

@@ -270,7 +270,7 @@ FAULTY = [
         (FILL, FILL.replace('float("-inf")', "-1e9")),
     ),
     fault("mask_inverted", "ones_filled", ("tril == 0", "tril == 1"), ('float("-inf")', "-1e30")),
-    fault("mask_value_too_small", "added_minus_ten", (FILL, "wei = wei - 10 * (1 - tril)")),
+    fault("mask_value_too_small", "added_minus_ten", (FILL, "wei = wei - 10 * (1 - tril).to(wei.dtype)")),
     fault("softmax_wrong_dim", "dim_one", ("F.softmax(wei, dim=-1)", "F.softmax(wei, dim=-2)"), base=NOT_CAUSAL),
     fault("missing_attention_scale", "deleted", (" * k.shape[-1] ** -0.5", "")),
     fault("wrong_attention_scale", "embedding_size", ("k.shape[-1] ** -0.5", "x.shape[-1] ** -0.5")),
