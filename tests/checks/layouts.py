@@ -45,7 +45,7 @@ class Weights:
 
 
 def block(x: Tensor, w: Weights, c: Conventions, positions: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-    """One sequence or many, x (..., seq, d_model); positions (seq,) or (..., seq); mask (seq, seq), True = may attend."""
+    """One sequence or many, x (..., seq, d_model); positions (seq,) or (..., seq); mask (seq, seq)."""
     h = x + attention(rms_norm(x, w.norm1, c.eps), w, c, positions, mask)
     n = rms_norm(h, w.norm2, c.eps)
     gate, up = n @ w.gate.T + w.biases.get("gate", 0.0), n @ w.up.T + w.biases.get("up", 0.0)
@@ -255,7 +255,8 @@ LAYOUTS: dict[str, Callable[[Named, Conventions], Weights]] = {
         "mlp.down.weight attn_norm.weight mlp_norm.weight"
     ),
     "functional": _named(
-        "params.wq params.wk params.wv params.wo params.gate params.up params.down params.norm_attention params.norm_mlp"
+        "params.wq params.wk params.wv params.wo params.gate params.up params.down "
+        "params.norm_attention params.norm_mlp"
     ),
     "grouped": _grouped,
     "qwen": _hugging_face(""),
@@ -289,7 +290,7 @@ STYLES: dict[str, Conventions] = {
     "lazy": Conventions(causal=True, sign=-1),
     "prenorm": Conventions(interleaved=True),
     "transformers": Conventions(causal=True, kv_heads=2),
-    "x_transformers": Conventions(interleaved=True, eps=0.0, kv_heads=2),
+    "x_transformers": Conventions(interleaved=True, tiled=True, eps=0.0, kv_heads=2),
     "litgpt": Conventions(causal=True, kv_heads=2),
 }
 

@@ -1,12 +1,12 @@
-"""Blocks that somebody else might have written, right ones and faulty ones, as source text: what `check` is measured by.
+"""Blocks that somebody else might have written, right and faulty ones, as source text: what `check` is measured by.
 
 A block is built with (d_model, num_heads, d_ff) and takes x (..., seq, d_model) with any leading dims, token_positions
-(seq,) or (batch, seq) where it has them, and a boolean mask, True = may attend, where it has one. Low precision is asked
-for by the constructor's dtype. Without a target these are free: pairing and direction of the rotation, causality, the
-order of grouped heads, the norm's cast order, the default of eps, biases, norms of queries and keys.
+(seq,) or (batch, seq) where it has them, and a boolean mask, True = may attend, where it has one. Low precision is
+asked for by the constructor's dtype. Without a target these are free: pairing and direction of the rotation, causality,
+the order of grouped heads, the norm's cast order, the default of eps, biases, norms of queries and keys.
 The targets: "prenorm" is this package's TransformerBlock as it comes (neighbouring features are paired, positive
-direction, not causal, no bias); "llama" is Hugging Face's Llama (halves are paired, positive direction, causal, key-value
-heads repeated, no bias).
+direction, not causal, no bias); "llama" is Hugging Face's Llama (halves are paired, positive direction, causal,
+key-value heads repeated, no bias).
 """
 
 from functools import cache

@@ -8,8 +8,8 @@ from .styles import STYLES
 
 PAIRS_PER_STYLE = 6
 PLACES = {
-    "residual": "post_norm no_norm missing_residual_attention missing_residual_ffn residual_from_normed doubled_residual "
-    "ffn_residual_from_input parallel_sublayers shared_norm modifies_input",
+    "residual": "post_norm no_norm missing_residual_attention missing_residual_ffn residual_from_normed "
+    "doubled_residual ffn_residual_from_input parallel_sublayers shared_norm modifies_input",
     "norm": "layer_norm norm_without_sqrt norm_wrong_mean eps_ignored wrong_eps eps_outside_sqrt norm_weight_missing",
     "rope": "missing_rope rope_in_block rope_on_values rope_on_queries_only rope_theta_ignored rope_wrong_frequency "
     "token_positions_ignored",

@@ -1,10 +1,10 @@
-"""Right blocks of real packages, each behind a small class with the usual constructor; a package that is absent is left out."""
+"""Right blocks of real packages, each behind a small class with the usual constructor; absent packages are left out."""
 
 from importlib.util import find_spec
 
 from .editing import Example
 
-HUGGING_FACE = '''"""One layer of a Hugging Face model, with the mask and the rotary embedding that its model would hand it."""
+HUGGING_FACE = '''"""One layer of a Hugging Face model, with the mask and the rotations that its model would hand it."""
 
 import torch
 from torch import nn
@@ -58,7 +58,7 @@ class Block(TransformerBlock):
         )
 '''
 
-X_TRANSFORMERS = '''"""One layer of x-transformers with its options for RMSNorm, rotary positions and SwiGLU; it has no eps."""
+X_TRANSFORMERS = '''"""One layer of x-transformers with RMSNorm, rotary positions and SwiGLU; it has no eps."""
 
 import torch
 from torch import nn
