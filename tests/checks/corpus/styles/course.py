@@ -224,6 +224,7 @@ FAULTY = [
             "self.gain = nn.Parameter(torch.ones(d_model, device=device, dtype=dtype))",
             'self.register_buffer("gain", torch.ones(d_model, device=device, dtype=dtype))',
         ),
+        also="norm_weight_missing",
     ),
     fault(
         "gradient_missing",

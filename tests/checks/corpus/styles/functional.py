@@ -225,7 +225,7 @@ FAULTY = [
         "range_in_attention",
         (TURN_Q, "position = torch.arange(x.shape[-2], device=x.device)\n    " + TURN_Q),
     ),
-    fault("positions_off_by_one", "q_and_k", (TURN_K, "k = rotate(k, position + 1, theta=theta)")),
+    fault("positions_off_by_one", "keys_ahead", (TURN_K, "k = rotate(k, position + 1, theta=theta)")),
     fault("causal_off_by_one", "strict_past", (".tril()", ".tril(-1)"), base=CAUSAL),
     fault("mask_inverted", "not_forgotten", ("masked_fill(~mask,", "masked_fill(mask,")),
     fault(
@@ -269,10 +269,10 @@ FAULTY = [
     fault("gradient_missing", "params_as_numbers", ('up = x @ params["up"].T', 'up = x @ params["up"].detach().T')),
     fault(
         "gradient_missing",
-        "plain_dictionary",
+        "values_frozen",
         (
-            "self.params = nn.ParameterDict(init(d_model, d_ff, device=device, dtype=dtype))",
-            "made = init(d_model, d_ff, device=device, dtype=dtype)\n        self.params = nn.ParameterDict({name: value for name, value in made.items() if 'norm' in name})\n        for name in made.keys() - self.params.keys():\n            self.params[name] = nn.Parameter(made[name], requires_grad=name != 'wv')",
+            "        self.num_heads = num_heads\n",
+            '        self.params["wv"].requires_grad_(False)\n        self.num_heads = num_heads\n',
         ),
     ),
     fault(

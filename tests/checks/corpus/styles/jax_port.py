@@ -346,15 +346,7 @@ FAULTY = [
         ("sin = self.sin[position].unsqueeze(-2)", "sin = torch.as_tensor(self.table[0])[position].unsqueeze(-2)"),
         ('        self.register_buffer("cos"', '        self.table = (sin, cos)\n        self.register_buffer("cos"'),
     ),
-    fault(
-        "gradient_missing",
-        "through_numpy",
-        (
-            SILU,
-            "x = x * torch.sigmoid(x.detach())\n        x = torch.as_tensor(x.detach().cpu().numpy()).to(x) if x.device.type == 'cpu' and x.dtype != torch.bfloat16 else x.detach()",
-        ),
-        also="wrong_dtype",
-    ),
+    fault("gradient_missing", "gate_detached", (SILU, "x = (x / (1 + torch.exp(-x))).detach()")),
     fault(
         "gradient_wrong",
         "normaliser_detached",

@@ -217,7 +217,7 @@ FAULTY = [
     ),
     fault(
         "positions_off_by_one",
-        "queries_behind",
+        "keys_behind",
         (TURN, "q, k = turn(q, cos, sin), turn(k, cos.roll(1, -2), sin.roll(1, -2))"),
     ),
     fault("causal_off_by_one", "tril_one", (SDPA, BY_HAND.replace("tril()", "tril(1)"))),

@@ -219,6 +219,13 @@ FAULTY = [
             "        if p is None:\n            p = torch.arange(x.shape[-2], device=x.device) * torch.randint(1, 9, ()).item()",
         ),
     ),
+    fault(
+        "gradient_missing",
+        "plain_tensor",
+        ("s.d = P(torch.randn(d, f, **o) * f**-0.5)", "s.d = torch.randn(d, f, **o) * f**-0.5"),
+        (SECOND, SECOND.replace("s.d.T", "s.d.T.to(x)")),
+        also="wrong_device_buffer",
+    ),
     fault("gradient_missing", "data", ("y, s.c)", "y, s.c.data)")),
     fault(
         "gradient_wrong",
