@@ -385,8 +385,8 @@ FAULTY = [
     ),
     fault(
         "forward_error",
-        "shape_of_scores",
-        ("key_states.transpose(-2, -1)) * self.scaling", "key_states) * self.scaling"),
+        "name_unknown",
+        ("key_states.transpose(-2, -1)) * self.scaling", "key_state.transpose(-2, -1)) * self.scaling"),
     ),
     fault(
         "constructor_error",

@@ -263,6 +263,21 @@ FAULTY = [
         ("F.silu(self.gate_proj(h)) * self.up_proj(h)", "self.gate_proj(h) * F.silu(self.up_proj(h))"),
     ),
     fault("unexpected_bias", "as_in_qwen2", base=NO_QK_NORM, target="llama"),
+    fault(
+        "gqa_tiled_instead_of_repeated",
+        "unsqueezed_before_the_heads",
+        (
+            "k = k.unsqueeze(-3).expand(*lead, -1, group, -1, -1)",
+            "k = k.unsqueeze(-4).expand(*lead, group, -1, -1, -1)",
+        ),
+        (
+            "v = v.unsqueeze(-3).expand(*lead, -1, group, -1, -1)",
+            "v = v.unsqueeze(-4).expand(*lead, group, -1, -1, -1)",
+        ),
+        base=NO_QK_NORM,
+        target="llama",
+        also="unexpected_bias",
+    ),
     fault("modifies_input", "in_place", (FIRST, FIRST.replace("h = h + ", "h += "))),
     fault(
         "wrong_device_buffer",
