@@ -33,7 +33,7 @@ EVERYTHING = bool(os.environ.get("PRENORM_ALL_CHECKS"))
 FATAL = {"import_error", "constructor_error", "forward_error", "timeout"}
 BY_TARGET = CONVENTIONS | {"rope_wrong_direction"}
 TARGETS = {
-    "prenorm": Conventions(interleaved=True, causal=False),
+    "paper": Conventions(interleaved=True, causal=False),
     "llama": Conventions(interleaved=False, causal=True),
 }
 CHANGED = {

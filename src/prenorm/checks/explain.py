@@ -145,6 +145,7 @@ class _Search:
             attention = _unique(attention, ("v", "o", "v_bias", "o_bias"))
         elif visible:
             bases = [Spec(softmax="heads"), Spec()]
+            attention = attention[:8]
         bases += [dataclasses.replace(base, plus_one=True) for base in bases if norms != [{}]]
         every = [a | f | n for f in feed_forward for n in norms for a in attention]
         likely = [a | f | n for f in feed_forward[:1] for n in _likely_norms(norms) for a in attention[:4]]

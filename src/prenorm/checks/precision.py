@@ -76,13 +76,13 @@ def _norm_rounding(case: Case) -> None:
         if name in reading:
             reading[name].write(raw, torch.zeros(()))
     x = (case.x(ROWS, 1, dtype=torch.float64) * SIZE).bfloat16()
-    weight = torch.ones(case.sizes.d_model, dtype=torch.bfloat16)
+    weight = torch.ones(case.sizes.d_model)
     if "norm1" in reading and spec.weight1 == "own":
-        weight = reading["norm1"].read(raw) + (1 if spec.plus_one else 0)
+        weight = reading["norm1"].read(raw).float() + (1 if spec.plus_one else 0)
     y = built.run(raw, x).y
     exact = _normed(x.double(), case)
     wide = _normed(x.float(), case)
-    whole, then_weight = (wide * weight.float()).bfloat16(), wide.bfloat16() * weight
+    whole, then_weight = (wide * weight).bfloat16(), (wide.bfloat16() * weight).bfloat16()
     row_scale = _row_scales((y.double() - x.double()) / LOUD, exact * weight.double())
     like_whole, like_then = (float((y == x + added * LOUD).double().mean()) for added in (whole, then_weight))
     if row_scale > ROW_SCALE and max(like_whole, like_then) < ALIKE:

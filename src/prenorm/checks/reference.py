@@ -273,7 +273,8 @@ def feed_forward(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
 
 def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
     """x times the weight of that name, plus its bias if there is one."""
-    y = x @ weights[name].mT
+    weight = weights[name][:, 0].mT  # tokens of all sequences in one product a reading
+    y = (x.flatten(1, 2) @ weight).unflatten(1, x.shape[1:3])
     return y + weights[name + "_bias"] if name + "_bias" in weights else y
 
 

@@ -202,7 +202,7 @@ FAULTY = [
     ),
     fault("rope_wrong_frequency", "degrees", (ANGLE, f"{ANGLE}\n        angle = torch.deg2rad(angle)")),
     fault("rope_interleaved", "even_and_odd", base=CAUSAL, target="llama"),
-    fault("rope_wrong_direction", "both_turned_back", base=TURNING_BACK, target="prenorm"),
+    fault("rope_wrong_direction", "both_turned_back", base=TURNING_BACK, target="paper"),
     fault(
         "rope_bf16_tables",
         "angle_in_input_dtype",

@@ -195,9 +195,9 @@ FAULTY = [
         "sine_negated",
         ("(even * cos - odd * sin, even * sin + odd * cos)", "(even * cos + odd * sin, odd * cos - even * sin)"),
         base=NOT_CAUSAL,
-        target="prenorm",
+        target="paper",
     ),
-    fault("causal_mask", "as_in_a_language_model", target="prenorm"),
+    fault("causal_mask", "as_in_a_language_model", target="paper"),
     fault("token_positions_ignored", "not_handed_on", (FIRST, "x = x + self.attn(self.ln1(x))")),
     fault("causal_off_by_one", "sees_the_next", (TRIL, TRIL.replace("torch.bool))", "torch.bool), diagonal=1)"))),
     fault(

@@ -158,7 +158,7 @@ FAULTY = [
     ),
     fault("rope_on_values", "third_line", (TURN_K, f"{TURN_K}\n        v = self.turn(v, positions)")),
     fault("rope_on_queries_only", "k_forgotten", (TURN_K, "k = k.contiguous()")),
-    fault("rope_half_split", "tensor_split", target="prenorm"),
+    fault("rope_half_split", "tensor_split", target="paper"),
     fault(
         "rope_over_heads",
         "unsqueeze_of_the_sequence",
@@ -195,7 +195,7 @@ FAULTY = [
         ("self.sine[positions]", "self.sine[positions + 1]"),
         also="sequence_length_fixed",
     ),
-    fault("causal_mask", "causal_by_default", base=CAUSAL, target="prenorm", also="rope_half_split"),
+    fault("causal_mask", "causal_by_default", base=CAUSAL, target="paper", also="rope_half_split"),
     fault(
         "causal_off_by_one",
         "strictly_greater",

@@ -321,7 +321,7 @@ FAULTY = [
             ("pairing: Pairing = Pairing.NEIGHBOURS", "pairing: Pairing = Pairing.HALVES"),
             ("    causal: bool = True,\n", "    causal: bool = False,\n"),
         ),
-        target="prenorm",
+        target="paper",
     ),
     fault("rope_interleaved", "enum_default", target="llama"),
     fault(

@@ -193,7 +193,7 @@ FAULTY = [
         (TURN_K, "k = split(rotate(join(k).unsqueeze(-3), position, theta=theta).squeeze(-3), heads)"),
         also="rope_wrong_frequency",
     ),
-    fault("rope_wrong_direction", "minus_phase", target="prenorm"),
+    fault("rope_wrong_direction", "minus_phase", target="paper"),
     fault("rope_interleaved", "complex_numbers", base=LLAMA_BUT_PAIRS, target="llama"),
     fault(
         "rope_bf16_tables",

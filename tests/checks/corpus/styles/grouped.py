@@ -193,7 +193,7 @@ FAULTY = [
         "rope_on_values", "v_as_well", (TURN, "q, k, v = self.rotary(q, pos), self.rotary(k, pos), self.rotary(v, pos)")
     ),
     fault("rope_on_queries_only", "k_given_back", (TURN, "q, k = self.rotary(q, pos), k")),
-    fault("rope_half_split", "split_in_two", base=NOT_CAUSAL, target="prenorm"),
+    fault("rope_half_split", "split_in_two", base=NOT_CAUSAL, target="paper"),
     fault(
         "rope_wrong_direction",
         "lo_and_hi",
@@ -245,7 +245,7 @@ FAULTY = [
         (TURN, "q, k = self.rotary(q, pos), self.rotary(k, pos + 1)"),
         also="sequence_length_fixed",
     ),
-    fault("causal_mask", "default", target="prenorm", also="rope_half_split"),
+    fault("causal_mask", "default", target="paper", also="rope_half_split"),
     fault("causal_off_by_one", "triu_two", (HIDDEN, HIDDEN.replace("triu(1)", "triu(2)"))),
     fault("causal_off_by_one", "triu_zero", (HIDDEN, HIDDEN.replace("triu(1)", "triu()")), ('float("-inf")', "-1e9")),
     fault("mask_inverted", "tril", (HIDDEN, HIDDEN.replace("triu(1)", "tril(-1)"))),

@@ -257,7 +257,7 @@ FAULTY = [
         "key_not_taken",
         ("query_states, key_states = apply_rotary_pos_emb(", "query_states, _ = apply_rotary_pos_emb("),
     ),
-    fault("rope_half_split", "rotate_half", target="prenorm"),
+    fault("rope_half_split", "rotate_half", target="paper"),
     fault(
         "rope_wrong_direction",
         "sign_in_rotate_half",
@@ -293,7 +293,7 @@ FAULTY = [
             "        if True:\n            token_positions",
         ),
     ),
-    fault("causal_mask", "default_true", base=CAUSAL, target="prenorm", also="rope_half_split"),
+    fault("causal_mask", "default_true", base=CAUSAL, target="paper", also="rope_half_split"),
     fault("causal_off_by_one", "triu_of_two", (".triu(1)", ".triu(2)"), base=CAUSAL),
     fault(
         "mask_inverted",

@@ -238,7 +238,7 @@ FAULTY = [
         "rope_wrong_direction",
         "minus_sine",
         ("even * cos - odd * sin, odd * cos + even * sin", "even * cos + odd * sin, odd * cos - even * sin"),
-        target="prenorm",
+        target="paper",
     ),
     fault(
         "rope_bf16_tables",
@@ -278,7 +278,7 @@ FAULTY = [
         "keys_behind",
         (TURN_K, "k = self.apply_rope(k, torch.clamp(position - 1, min=0)).to(dtype)"),
     ),
-    fault("causal_mask", "decoder_only", base=CAUSAL, target="prenorm"),
+    fault("causal_mask", "decoder_only", base=CAUSAL, target="paper"),
     fault(
         "causal_off_by_one",
         "k_minus_one",

@@ -155,7 +155,7 @@ FAULTY = [
                 "",
             ),
         ),
-        target="prenorm",
+        target="paper",
     ),
     fault("rope_wrong_direction", "plus_and_minus", target="llama"),
     fault(

@@ -195,7 +195,7 @@ FAULTY = [
     ),
     fault("rope_theta_ignored", "constant", ("freq = rope_base ** (", "freq = 10000.0 ** (")),
     fault("rope_wrong_frequency", "minus_sign_missing", ("freq = rope_base ** (-torch", "freq = rope_base ** (torch")),
-    fault("rope_half_split", "halves", base=NOT_CAUSAL, target="prenorm"),
+    fault("rope_half_split", "halves", base=NOT_CAUSAL, target="paper"),
     fault(
         "rope_interleaved",
         "strides_of_two",
@@ -235,7 +235,7 @@ FAULTY = [
         ),
         also="sequence_length_fixed",
     ),
-    fault("causal_mask", "bias_buffer", target="prenorm", also="rope_half_split"),
+    fault("causal_mask", "bias_buffer", target="paper", also="rope_half_split"),
     fault(
         "causal_off_by_one",
         "tril_minus_one",

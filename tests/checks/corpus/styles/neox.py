@@ -206,7 +206,7 @@ FAULTY = [
         ("sin = self.sin_cached[position_ids].unsqueeze(-2)", "sin = self.sin_cached[: x.shape[-2]]"),
         also="missing_rope token_positions_ignored",
     ),
-    fault("rope_half_split", "halves", target="prenorm"),
+    fault("rope_half_split", "halves", target="paper"),
     fault(
         "rope_wrong_direction",
         "rotate_negated",
@@ -246,7 +246,7 @@ FAULTY = [
         (TURN_K, "key = self.rotary_emb(key, position_ids + 1)"),
         also="sequence_length_fixed",
     ),
-    fault("causal_mask", "lower_triangle", base=CAUSAL, target="prenorm", also="rope_half_split"),
+    fault("causal_mask", "lower_triangle", base=CAUSAL, target="paper", also="rope_half_split"),
     fault("causal_off_by_one", "strict", (LOWER, LOWER.replace(".tril()", ".tril(-1)")), base=CAUSAL),
     fault("causal_off_by_one", "generous", (LOWER, LOWER.replace(".tril()", ".tril(1)")), base=CAUSAL),
     fault(

@@ -230,7 +230,7 @@ FAULTY = [
         ("first * cos - second * sin", "first * cos + second * sin"),
         ("first * sin + second * cos", "second * cos - first * sin"),
         base=NOT_CAUSAL,
-        target="prenorm",
+        target="paper",
     ),
     fault(
         "rope_bf16_tables",
@@ -259,7 +259,7 @@ FAULTY = [
         ("k = self.rope(self.key(x), positions)", "k = self.rope(self.key(x), positions + 1)"),
         also="sequence_length_fixed",
     ),
-    fault("causal_mask", "tril", target="prenorm"),
+    fault("causal_mask", "tril", target="paper"),
     fault(
         "causal_off_by_one", "diagonal_of_one", (TRIL, TRIL.replace("device=x.device)", "device=x.device), diagonal=1"))
     ),
@@ -308,7 +308,7 @@ FAULTY = [
         "nn_linear_default",
         ("self.proj = nn.Linear(n_embed, n_embed, bias=False,", "self.proj = nn.Linear(n_embed, n_embed,"),
         base=NOT_CAUSAL,
-        target="prenorm",
+        target="paper",
     ),
     fault(
         "leading_dims",

@@ -148,7 +148,7 @@ FAULTY = [
         ),
         also="missing_rope token_positions_ignored",
     ),
-    fault("rope_half_split", "chunks", target="prenorm"),
+    fault("rope_half_split", "chunks", target="paper"),
     fault("rope_wrong_direction", "minus_p", (TURN, "q, k = s.z(q, -p), s.z(k, -p)"), base=CAUSAL, target="llama"),
     fault(
         "rope_bf16_tables",
@@ -178,7 +178,7 @@ FAULTY = [
     fault("positions_off_by_one", "k_plus_one", (TURN, "q, k = s.z(q, p), s.z(k, p + 1)")),
     fault("causal_off_by_one", "two", ("triu(1)", "triu(2)"), base=CAUSAL),
     fault("causal_off_by_one", "zero", ("triu(1)", "triu(0)"), base=CAUSAL),
-    fault("causal_mask", "triu", base=CAUSAL, target="prenorm", also="rope_half_split"),
+    fault("causal_mask", "triu", base=CAUSAL, target="paper", also="rope_half_split"),
     fault("mask_inverted", "tril", ("triu(1)", "tril(-1)"), base=CAUSAL),
     fault("mask_value_too_small", "minus_thirty", ("-torch.inf", "-30"), base=CAUSAL),
     fault("softmax_wrong_dim", "queries", (MIX, MIX.replace("softmax(-1)", "softmax(-2)"))),

@@ -187,7 +187,7 @@ FAULTY = [
             "        self.whole_rope = RotaryTable(d_model, max_seq_len, theta, device=device)\n        self.to_q =",
         ),
     ),
-    fault("rope_half_split", "chunk", target="prenorm"),
+    fault("rope_half_split", "chunk", target="paper"),
     fault("rope_interleaved", "neighbours", ("causal=False,", "causal=True,"), base=INTERLEAVED, target="llama"),
     fault(
         "rope_over_heads",
@@ -232,7 +232,7 @@ FAULTY = [
         "queries_clamped",
         (TURN, "q, k = self.rope(q, (positions - 1).clamp_min(0)), self.rope(k, positions)"),
     ),
-    fault("causal_mask", "is_causal_always", base=CAUSAL, target="prenorm", also="rope_half_split"),
+    fault("causal_mask", "is_causal_always", base=CAUSAL, target="paper", also="rope_half_split"),
     fault(
         "causal_off_by_one",
         "own_mask_with_offset",
