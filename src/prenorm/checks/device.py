@@ -10,7 +10,9 @@ MIXED = ("same device", "expected device", "on device", "is on meta", "different
 def devices(case: Case) -> None:
     """Move a block to another device and call it there; build one there."""
     problems = []
-    reply = case.build().run_on_meta(case.x(2, 7).float())
+    built, x = case.build(), case.x(2, 7).float()
+    built.run(None, x)  # what it keeps from a call must move as well
+    reply = built.run_on_meta(x)
     error = reply.get("error")
     if error is not None and any(words in error["message"] for words in MIXED):
         problems.append(f"moved to another device it raises {error['message'].splitlines()[0][:160]}")

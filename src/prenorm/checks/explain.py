@@ -51,11 +51,12 @@ class Explanation:
 
 
 class UnexplainedError(Exception):
-    """No spec gives the numbers. step: what was looked at."""
+    """No spec gives the numbers. step: what was looked at; faults: what can be said all the same, id and evidence."""
 
-    def __init__(self, step: str) -> None:
+    def __init__(self, step: str, faults: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(step)
         self.step = step
+        self.faults = tuple(faults)
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,12 +135,11 @@ class _Search:
             probe = self._probe(self.raw, 2)
             visible = set()
             bases = [
-                Spec(mask=mask, empty_rows=empty, fill=fill, pairing=pairing)
-                for mask in ("strict", "future_strict", "none", "causal")
-                for empty in ("nan", "zero")
-                for fill in (-float("inf"), -1e9)
-                for pairing in ("interleaved",)
+                Spec(mask=mask, empty_rows=empty, fill=fill)
+                for mask in ("strict", "future_strict")
+                for empty, fill in (("nan", -float("inf")), ("zero", -float("inf")), ("nan", -1e9))
             ]
+            bases += [Spec(), Spec(mask="causal")]
         if visible and visible < set(self.found.attention):
             attention = [reading for reading in attention if self._shown(reading) == visible] or attention
             attention = _unique(attention, ("v", "o", "v_bias", "o_bias"))
@@ -156,7 +156,8 @@ class _Search:
             if matches:
                 break
         else:
-            raise UnexplainedError("one token alone: residuals, norms, feed-forward, value and output projections")
+            step = "one token alone: residuals, norms, feed-forward, value and output projections"
+            raise UnexplainedError(step, self._other_norm(bases, likely))
         best = min(cost for _, cost, _ in matches)
         # a norm's weight that neither is read nor changes anything counts for nothing: readings with more weights first
         matches = [match for match in matches if match[1] == best]
@@ -164,6 +165,17 @@ class _Search:
         chosen = [readings[i] for other, _, indices in matches for i in indices if other == spec]
         kept = dataclasses.replace(spec, mask="none", empty_rows="nan", fill=-float("inf")) if len(bases) > 4 else spec
         return [(kept, cost)], chosen
+
+    def _other_norm(self, bases: list[Spec], readings: list[Pieces]) -> list[tuple[str, str]]:
+        """Whether all is right where every entry is as large as the others, so that every kind of mean is the same."""
+        signs = torch.ones(2, 1, self.sizes.d_model, dtype=self.dtype)
+        signs[..., torch.randperm(self.sizes.d_model // 2, generator=self.generator)[: self.sizes.d_model // 4]] = -1
+        signs[..., self.sizes.d_model // 2 :] = -signs[..., : self.sizes.d_model // 2]
+        probe = _Probe(self.raw, signs, self._ask(self.raw, signs).y, self.tolerance)
+        switches: list[Switch] = [{"norm_factor": 2.0 ** (power / 4)} for power in range(-20, 21) if power]
+        if _search([(base, 0) for base in bases[:4]], switches, readings, self, probe, most=1):
+            return [("norm_wrong_mean", "outputs are right for vectors of entries 1 and -1, and wrong for others")]
+        return []
 
     def _visible(self, probe: _Probe) -> set[str]:
         """The attention parameters that one token's output depends on."""
@@ -250,6 +262,8 @@ class _Search:
         ):
             if matches or most > self.most or (self.most == 1 and most == 1 and specs and specs[0][1] > least):
                 continue
+            if most == 2 and self._some_rotation(bases, readings):
+                break
             every = [
                 (dataclasses.replace(spec, qk_norm=kind), cost) for spec, cost in specs for kind in kinds[: 4 - most]
             ]
@@ -261,8 +275,15 @@ class _Search:
                 ]
             matches = _search(every, switches, readings, self, probe, most=most)
         if not matches and self._some_rotation(bases, readings):
-            spec = dataclasses.replace(bases[0][0], frequency="other ones")
-            return Explanation(spec, readings[0], bases[0][1] + 1)
+            raise UnexplainedError(
+                "several tokens: the rotation",
+                [
+                    (
+                        "rope_wrong_frequency",
+                        "at equal positions all is right, and only distances count, by other angles",
+                    )
+                ],
+            )
         if not matches:
             raise UnexplainedError("several tokens: queries and keys, their rotation, scale and softmax")
         spec, cost, indices = min(matches, key=lambda match: match[1])
@@ -301,15 +322,18 @@ def _search(
         groups.setdefault(frozenset(reading), []).append(i)
     stacked = [(indices, weights([readings[i] for i in indices], probe.raw)) for indices in groups.values()]
     found: list[Match] = []
+    tried: set[Spec] = set()
     deepest = (1 if keep_going else 2) if most is None else most
     for count in range(deepest + 1):
         for combination in itertools.combinations(switches, count):
-            names = [name for switch in combination for name in switch]
-            if len(set(names)) < len(names):
+            if not _together(combination):
                 continue
             changes = {name: value for switch in combination for name, value in switch.items()}
             for base, cost in bases:
                 spec = dataclasses.replace(base, **changes)
+                if spec in tried:
+                    continue
+                tried.add(spec)
                 indices = _matching(spec, stacked, search, probe)
                 if indices:
                     found.append((spec, cost + count, indices))
@@ -318,6 +342,16 @@ def _search(
         if found and count >= keep_going:
             break
     return sorted(found, key=lambda match: match[1])
+
+
+def _together(switches: Sequence[Switch]) -> bool:
+    """Whether they change different fields, and not both the rotation in ways of which each hides the other."""
+    names = [name for switch in switches for name in switch]
+    turning = sum(any(name in _ROTATION for name in switch) for switch in switches)
+    return len(set(names)) == len(names) and (turning < 2 or "rope_on" in names)
+
+
+_ROTATION = frozenset({"rope_axis", "rope_input", "frequency", "tables", "query_shift", "key_shift", "rope_on"})
 
 
 def _matching(spec: Spec, stacked: list[tuple[list[int], Weights]], search: _Search, probe: _Probe) -> list[int]:
@@ -398,6 +432,8 @@ _ZERO_SCORES_PLAIN: list[Switch] = [
     ),
     {"softmax": "queries"},
     {"softmax": "heads"},
+    {"softmax": "nothing"},
+    {"split": "swapped"},
     *({"split": split} for split in ("flat", "dims_first")),
     *({"merge": merge} for merge in ("flat", "flat_dims", "dims_first")),
     *({"split": "flat", "merge": merge} for merge in ("flat", "flat_dims")),

@@ -39,7 +39,8 @@ def judge(subject: Subject, code: Code, *, target: str | None = None, seed: int 
         _judge(case)
     except LearnerError as error:
         report.errors.setdefault(f"{error.stage}_error", error.error)
-        report.found(f"{error.stage}_error", raised(error))
+        if error.stage != "forward" or "sequence_length_fixed" not in report.findings:
+            report.found(f"{error.stage}_error", raised(error))
         report.check(error.stage, False, raised(error))
     except EndedError as error:
         timeout = error.reason == "timeout"
@@ -112,6 +113,12 @@ def _first_call(case: Case, built: Built) -> Built:
     try:
         built.run(None, x)
     except LearnerError as error:
+        for length in (8, 16, MAX_SEQ_LEN):
+            if _runs(case, length):
+                case.report.found(
+                    "sequence_length_fixed", f"{length} tokens run, {TOKENS} tokens raise {raised(error)}"
+                )
+                break
         if not case.learner.takes("max_seq_len"):
             raise
         case.arguments["max_seq_len"] = TOKENS
@@ -127,6 +134,14 @@ def _first_call(case: Case, built: Built) -> Built:
         built.fixed_length = True
     case.report.check("forward", True, "a batch of sequences gives a tensor of the same shape")
     return built
+
+
+def _runs(case: Case, length: int) -> bool:
+    try:
+        case.build().run(None, case.x(2, length, dtype=torch.float32))
+    except LearnerError:
+        return False
+    return True
 
 
 def _widest(case: Case, built: Built) -> None:

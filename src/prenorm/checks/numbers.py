@@ -37,8 +37,12 @@ def numbers(case: Case) -> None:
     try:
         case.explanation = _explained(case, case.built)
     except UnexplainedError as error:
-        case.report.check("the numbers", False, f"no known fault explains them at: {error.step}")
-        if not {"batch_coupled", "not_deterministic", "dropout_in_eval", "retains_state"} & set(case.report.findings):
+        case.report.check("the numbers", False, f"no known fault explains them all at: {error.step}")
+        for id, evidence in error.faults:
+            case.report.found(id, evidence)
+        if not error.faults and not {"batch_coupled", "not_deterministic", "dropout_in_eval", "retains_state"} & set(
+            case.report.findings
+        ):
             case.report.found("unexplained", f"at {error.step}")
         return
     said = list(faults(case.explanation))

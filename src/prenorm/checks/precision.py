@@ -114,8 +114,12 @@ def _second_norm(case: Case) -> None:
     """float16 and entries of some 400, whose squares it cannot hold: a norm in float16 gives zero or NaN."""
     assert case.explanation is not None
     spec, reading = case.explanation.spec, case.explanation.reading
-    others = spec.post or spec.norm2 != "rms" or spec.residual1 != "input" or spec.residual2 != "hidden"
-    if others or "norm_without_upcast" in case.report.findings or not {"v", "down"} <= set(reading):
+    if (
+        case.explanation.cost
+        or spec.norm2 != "rms"
+        or "norm_without_upcast" in case.report.findings
+        or not {"v", "down"} <= set(reading)
+    ):
         return
     try:
         built = case.build(dtype={"dtype": "float16"})

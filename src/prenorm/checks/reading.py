@@ -360,6 +360,8 @@ def feed_forward_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
             for down in single:
                 yield from _fused_gate_up(name, down, found, sizes)
         return
+    if len(single) < 2:
+        return
     orders = list(itertools.permutations(single, min(len(single), 3)))
     first_axis = {name: found.shapes[name].index(sizes.d_model) for name in single}
     odd = [name for name in single if list(first_axis.values()).count(first_axis[name]) == 1]

@@ -33,6 +33,7 @@ class Spec:
     norm2: str = "rms"
     weight1: str = "own"  # none
     weight2: str = "own"  # other: norm1's
+    norm_factor: float = 1.0
     plus_one: bool = False  # weights are kept as w - 1
     eps1: float = 1e-6
     eps2: float = 1e-6
@@ -56,10 +57,10 @@ class Spec:
     fill: float = -math.inf
     fill_by: str = "replacing"  # adding | multiplying
     empty_rows: str = "nan"  # zero
-    softmax: str = "keys"  # queries | heads
+    softmax: str = "keys"  # queries | heads | nothing
     scale: str = "1/sqrt(head_dim)"  # a name of SCALES
     factor: float = 1.0  # on top of it
-    split: str = "standard"  # flat | dims_first
+    split: str = "standard"  # flat | dims_first | swapped
     split_of: str = "qkv"  # which projections are split in that way
     merge: str = "standard"  # flat | dims_first
     tiled: bool = False
@@ -232,7 +233,7 @@ def norm(spec: Spec, kind: str, eps: tuple[float, str], weights: Weights, names:
     """The norm of one kind; eps is the number and its place, names are those of its weight and bias."""
     if kind == "none":
         return x
-    y = x if kind == "gain" else _scaled(kind, *eps, x)
+    y = x if kind == "gain" else _scaled(kind, *eps, x) * spec.norm_factor
     if names and names[0] in weights:
         y = y * (weights[names[0]] + 1 if spec.plus_one else weights[names[0]])
     if names and names[1] in weights:
@@ -284,6 +285,8 @@ def attention(
     """Self-attention of x, (readings, batch, seq, d_model)."""
     width = weights["q"].shape[-1]
     head_dim = weights["q"].shape[-2] // num_heads
+    if spec.split == "swapped":  # as many heads as a head has dimensions, and the other way round
+        num_heads, head_dim = head_dim, num_heads
     turned = _stream(spec, x, positions, head_dim) if spec.rope_input in ("normed", "qk") else x
     inputs = {"q": turned, "k": turned, "v": x if spec.rope_input == "qk" else turned}
     parts = {}
@@ -338,7 +341,8 @@ def _grouped(spec: Spec, x: Tensor, num_heads: int) -> Tensor:
 def _normed_heads(spec: Spec, weights: Weights, name: str, when: str, x: Tensor) -> Tensor:
     if spec.qk_norm != when or name == "v":
         return x
-    y = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    kind = spec.norm1 if spec.norm1 == spec.norm2 and spec.norm1 not in ("none", "gain", "sequence", "batch") else "rms"
+    y = _scaled(kind, spec.eps1, spec.eps_place1, x)
     weight = weights.get(name + "_norm")
     return y if weight is None else y * weight[..., None, :]
 
@@ -363,6 +367,8 @@ def _masked(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:
 
 
 def _softmax(spec: Spec, scores: Tensor) -> Tensor:
+    if spec.softmax == "nothing":  # an axis of size 1
+        return torch.ones_like(scores)
     probabilities = scores.softmax({"keys": -1, "queries": -2, "heads": -3}[spec.softmax])
     return probabilities.nan_to_num(0.0) if spec.empty_rows == "zero" else probabilities
 

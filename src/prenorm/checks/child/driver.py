@@ -301,7 +301,7 @@ def _modules_counted(trace: _Trace) -> Iterator[None]:
 @contextlib.contextmanager
 def _scrambled(block: nn.Module, seed: int) -> Iterator[None]:
     """Other numbers in every floating-point or complex tensor that the block's modules hold beside parameters."""
-    held = [tensor for _, tensor in _held(block)]
+    held = [tensor for _, tensor in _held(block) if not _is_mask(tensor)]
     kept = [tensor.clone() for tensor in held]
     generator = torch.Generator().manual_seed(seed)
     for tensor in held:
@@ -314,11 +314,19 @@ def _scrambled(block: nn.Module, seed: int) -> Iterator[None]:
             tensor.data.copy_(old)
 
 
+def _is_mask(tensor: Tensor) -> bool:
+    """Whether it holds nothing but 0, 1 and infinities."""
+    return not tensor.is_complex() and bool(((tensor == 0) | (tensor == 1) | tensor.isinf()).all())
+
+
+_MODULE_STATE = frozenset(vars(nn.Module()))
+
+
 def _held(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
     """The numbers that modules hold beside their parameters: buffers, plain attributes, and what dictionaries hold."""
     for path, module in block.named_modules():
         for name, value in [*vars(module).items(), *module._buffers.items()]:
-            inside = value.values() if isinstance(value, dict) and not name.startswith("_") else [value]
+            inside = value.values() if isinstance(value, dict) and name not in _MODULE_STATE else [value]
             for one in inside:
                 for tensor in one if isinstance(one, tuple | list) else [one]:
                     is_number = isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex())
