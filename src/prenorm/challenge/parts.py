@@ -219,7 +219,8 @@ def _judge_attention(part: LearnersPart) -> None:
                 )
                 return
     raise _WrongError(
-        "it is not multi-head attention with rotary positions, nor any of the usual mistakes; look at RotaryEmbedding "
+        "it is not multi-head attention with rotary positions, nor any of the usual mistakes; look at "
+        "RotaryEmbedding "
         "first, then at one head with d_model=2."
     )
 
@@ -280,7 +281,7 @@ def _explained(mistake: str) -> str:
         case "rope_on_keys_only":
             mistake = "rope_on_queries_only"
         case "scale":
-            return "likely, scores are divided by sqrt(d_model); the vectors that are multiplied have head_dim numbers."
+            return "likely, scores are divided by sqrt(d_model); head_dim is how many numbers are multiplied."
     if mistake in FAULTS:
         return f"likely, {FAULTS[mistake].meaning}; {FAULTS[mistake].mend}."
     return f"likely, {mistake}: {FAULTS['wrong_activation'].mend}."

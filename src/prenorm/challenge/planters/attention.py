@@ -122,5 +122,5 @@ def _multiplies(code: Code, node: ast.expr) -> bool:
     return contains(node, ast.MatMult) or any(code.calls(node, *PRODUCTS))
 
 
-def _last(call: ast.Call) -> ast.AST:
-    return max([*call.args, *call.keywords], key=lambda one: (one.end_lineno, one.end_col_offset))
+def _last(call: ast.Call) -> ast.expr | ast.keyword:
+    return call.keywords[-1] if call.keywords else call.args[-1]

@@ -105,8 +105,8 @@ class Code:
     @cached_property
     def modules(self) -> set[str]:
         """Names that stand for imported modules or what was taken from them."""
-        imports = [*self.walk(self.tree, ast.Import), *self.walk(self.tree, ast.ImportFrom)]
-        return {(alias.asname or alias.name).split(".")[0] for node in imports for alias in node.names}
+        aliases = self.walk(self.tree, ast.alias)
+        return {(alias.asname or alias.name).split(".")[0] for alias in aliases}
 
     @cached_property
     def made_by(self) -> dict[str, str]:

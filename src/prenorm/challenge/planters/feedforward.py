@@ -31,11 +31,11 @@ def silus(code: Code) -> Iterator[Silu]:
         if (itself or module or own) and call.args:
             yield Silu(call, call.args[0], f"{code.of(call.func)}({{}})")
     for product in code.binary(code.tree, ast.Mult):
-        for gate, call in ((product.left, product.right), (product.right, product.left)):
-            if isinstance(call, ast.Call) and called(call) == "sigmoid":
-                operand = code.operand(call)
+        for gate, other in ((product.left, product.right), (product.right, product.left)):
+            if isinstance(other, ast.Call) and called(other) == "sigmoid":
+                operand = code.operand(other)
                 if operand is not None and code.of(operand) == code.of(gate):
-                    (start, end), (first, last) = code.span(call), code.span(operand)
+                    (start, end), (first, last) = code.span(other), code.span(operand)
                     yield Silu(product, gate, f"({{}}) * {code.text[start:first]}{{}}{code.text[last:end]}")
 
 
