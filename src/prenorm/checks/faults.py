@@ -20,6 +20,10 @@ CONVENTIONS = frozenset(
         "rope_half_split",
         "rope_interleaved",
         "unexpected_bias",
+        "missing_bias",
+        "unexpected_qk_norm",
+        "missing_qk_norm",
+        "rope_wrong_direction",
         "gqa_tiled_instead_of_repeated",
     }
 )
@@ -165,6 +169,11 @@ FAULTS = {
     "gate_after_product": Fault("silu is applied to the product gate * up", "silu(gate(x)) * up(x)"),
     "swapped_gate_up": Fault(
         "silu is applied to what is called up, not to what is called gate", "silu(gate(x)) * up(x)"
+    ),
+    "missing_bias": Fault("queries, keys and values have no biases", "bias=True on q, k and v, as the target has it"),
+    "unexpected_qk_norm": Fault("queries and keys are normalised in each head", "leave the norms of q and k out"),
+    "missing_qk_norm": Fault(
+        "queries and keys are not normalised in each head", "an RMSNorm over head_dim for q and one for k, before RoPE"
     ),
     "unexpected_bias": Fault("a projection has a bias", "bias=False"),
     # How it behaves.

@@ -64,7 +64,7 @@ class Driver:
         """Call the class with "positional" and "arguments"; "double" makes the result float64.
 
         {"dtype": name} and {"device": name} among the arguments stand for torch's own.
-        Gives {"block": number, "parameters", "buffers", "modules", "forward"}.
+        Gives {"block": number, "parameters", "tensors" (buffers, and tensors in plain attributes), "modules", "forward"}.
         """
         assert self._make is not None
         torch.manual_seed(request.get("seed", 0))
@@ -83,7 +83,7 @@ class Driver:
         return {
             "block": number,
             "parameters": _listed(block.named_parameters(remove_duplicate=False)),
-            "buffers": _listed(block.named_buffers(remove_duplicate=False)),
+            "tensors": _listed(_held(block)),
             "modules": [[name, type(module).__name__] for name, module in block.named_modules()],
             "forward": _parameters(block.forward),
         }
@@ -224,10 +224,10 @@ def _listed(named: Iterator[tuple[str, Tensor]]) -> list[dict[str, Any]]:
 
 
 def _set(block: nn.Module, values: dict[str, Tensor]) -> None:
-    parameters = dict(block.named_parameters(remove_duplicate=False))
+    settable = dict(_held(block)) | dict(block.named_parameters(remove_duplicate=False))
     with torch.no_grad():
         for name, value in values.items():
-            parameters[name].copy_(value)
+            settable[name].copy_(value)
 
 
 def _first_tensor(y: Any) -> Tensor:
@@ -274,7 +274,7 @@ def _modules_counted(trace: _Trace) -> Iterator[None]:
 @contextlib.contextmanager
 def _scrambled(block: nn.Module, seed: int) -> Iterator[None]:
     """Other numbers in every floating-point or complex tensor that the block's modules hold beside parameters."""
-    held = [tensor for module in block.modules() for tensor in _tensors(vars(module))]
+    held = [tensor for _, tensor in _held(block)]
     kept = [tensor.clone() for tensor in held]
     generator = torch.Generator().manual_seed(seed)
     for tensor in held:
@@ -287,11 +287,13 @@ def _scrambled(block: nn.Module, seed: int) -> Iterator[None]:
             tensor.data.copy_(old)
 
 
-def _tensors(attributes: dict[str, Any]) -> Iterator[Tensor]:
-    for name, value in [*attributes.items(), *attributes["_buffers"].items()]:
-        inside = value.values() if isinstance(value, dict) and not name.startswith("_") else [value]
-        for one in inside:
-            for tensor in one if isinstance(one, tuple | list) else [one]:
-                is_number = isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex())
-                if is_number and not isinstance(tensor, nn.Parameter) and tensor.numel():
-                    yield tensor
+def _held(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The numbers that modules hold beside their parameters: buffers, plain attributes, and what dictionaries hold."""
+    for path, module in block.named_modules():
+        for name, value in [*vars(module).items(), *module._buffers.items()]:
+            inside = value.values() if isinstance(value, dict) and not name.startswith("_") else [value]
+            for one in inside:
+                for tensor in one if isinstance(one, tuple | list) else [one]:
+                    is_number = isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex())
+                    if is_number and not isinstance(tensor, nn.Parameter) and tensor.numel():
+                        yield f"{path}.{name}" if path else name, tensor

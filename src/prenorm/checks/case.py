@@ -1,0 +1,95 @@
+"""What the checks share: the learner's class, what is known of it so far, and the report they write into."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .explain import Explanation, agrees
+from .faults import FAULTS
+from .learner import Built, Learner, LearnerError
+from .reading import Raw, Sizes
+from .targets import Target
+from .verdict import FAILED, NOT_APPLICABLE, PASSED, Check
+
+MAX_SEQ_LEN = 24
+"""Small enough for every length up to it to be tried."""
+
+
+@dataclass(slots=True)
+class Report:
+    """Findings (id -> evidence) and checks, in the order they were made."""
+
+    findings: dict[str, str] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    conventions: dict[str, Any] = field(default_factory=dict)
+    errors: dict[str, dict[str, Any]] = field(default_factory=dict)  # by finding, what the learner's code raised
+
+    def found(self, id: str, evidence: str) -> None:
+        """A fault. The first evidence of each stays."""
+        assert id in FAULTS, id
+        self.findings.setdefault(id, evidence)
+
+    def check(self, name: str, good: bool, reason: str) -> None:
+        """Something was looked at."""
+        self.checks.append(Check(name=name, result=PASSED if good else FAILED, reason=reason))
+
+    def skip(self, name: str, reason: str) -> None:
+        """Something could not be looked at, and that is no fault."""
+        self.checks.append(Check(name=name, result=NOT_APPLICABLE, reason=reason))
+
+
+@dataclass(slots=True)
+class Case:
+    """One judgement."""
+
+    learner: Learner
+    target: Target
+    generator: torch.Generator
+    report: Report
+    sizes: Sizes = field(default_factory=Sizes)
+    arguments: dict[str, Any] = field(default_factory=dict)  # of every build
+    built: Built | None = None  # in the widest precision that it runs in
+    dtype: torch.dtype = torch.float64
+    tolerance: float = 1e-5
+    raw: Raw = field(default_factory=dict)
+    explanation: Explanation | None = None
+
+    def build(self, **arguments: Any) -> Built:
+        """A block with the judgement's arguments, and these."""
+        double = bool(arguments.pop("double", False))
+        sizes = arguments.pop("sizes", self.sizes)
+        return self.learner.build(sizes, double=double, **(self.arguments | arguments))
+
+    def wide(self, **arguments: Any) -> Built:
+        """A block in the precision in which numbers are compared."""
+        if self.dtype == torch.float64:
+            if self.learner.takes("dtype"):
+                arguments["dtype"] = {"dtype": "float64"}
+            else:
+                arguments["double"] = True
+        built = self.build(**arguments)
+        built.fresh = self.built is not None and self.built.fresh
+        return built
+
+    def x(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Random vectors."""
+        values = torch.randn(*shape, self.sizes.d_model, generator=self.generator, dtype=torch.float64)
+        return values.to(dtype or self.dtype)
+
+    def expected(self, raw: Raw, x: Tensor, positions: Tensor | None = None, **options: Any) -> Tensor:
+        """What the explanation gives."""
+        assert self.explanation is not None
+        positions = torch.arange(x.shape[-2]) if positions is None else positions
+        with torch.no_grad():
+            return self.explanation.forward(raw, x, torch.atleast_2d(positions), self.sizes.num_heads, **options)
+
+    def agrees(self, y: Tensor, expected: Tensor, x: Tensor) -> bool:
+        """Whether both are alike but for rounding."""
+        return agrees(y, expected, x, self.tolerance)
+
+
+def raised(error: LearnerError) -> str:
+    """An error of the learner's code in one line."""
+    return f"{error.error['type']}: {error.error['message'].splitlines()[0] if error.error['message'] else ''}"[:300]

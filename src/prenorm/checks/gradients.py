@@ -1,0 +1,88 @@
+"""The block's gradients against those of the formula that explains its outputs."""
+
+import dataclasses
+
+import torch
+from torch import Tensor
+
+from .case import Case
+from .explain import Explanation
+from .learner import Answer
+from .reading import Raw
+
+TOKENS = 6
+
+
+def gradients(case: Case) -> None:
+    """Send a random cotangent back through both."""
+    assert case.built is not None
+    assert case.explanation is not None
+    raw, x = case.built.draw(case.generator, case.dtype), case.x(2, TOKENS)
+    cotangent = case.x(2, TOKENS)
+    answer = case.built.run(raw, x, cotangent=cotangent)
+    if not torch.isfinite(answer.y).all():
+        case.report.skip("gradients", "the output is not finite")
+        return
+    explanation = case.explanation
+    expected = _gradients(explanation, raw, x, cotangent, case.sizes.num_heads)
+    given = _given(answer)
+    wrong = [name for name, value in expected.items() if not _alike(given.get(name), value, case.tolerance)]
+    case.report.check(
+        "gradients", not wrong, "x and every weight agree with autograd" if not wrong else f"not of {_list(wrong)}"
+    )
+    if not wrong:
+        return
+    for detached in (("1",), ("2",), ("1", "2")):
+        variant = dataclasses.replace(explanation, spec=dataclasses.replace(explanation.spec, detached=detached))
+        other = _gradients(variant, raw, x, cotangent, case.sizes.num_heads)
+        if all(_alike(given.get(name), value, case.tolerance) for name, value in other.items()):
+            which = " and ".join({"1": "first", "2": "second"}[one] for one in detached)
+            case.report.found("residual_detached", f"gradients are those of a block whose {which} residual is detached")
+            return
+    missing = [name for name in wrong if not _is_there(given.get(name)) and _is_there(expected[name])]
+    if missing:
+        case.report.found("gradient_missing", f"there is none for {_list(missing)}")
+    else:
+        gaps = {name: _gap(given[name], expected[name]) for name in wrong}
+        worst = max(gaps, key=lambda name: gaps[name])
+        case.report.found(
+            "gradient_wrong", f"of {_list(wrong)}; worst for {worst}, {gaps[worst]:.1%} of its largest entry"
+        )
+
+
+def _given(answer: Answer) -> dict[str, Tensor | None]:
+    return answer.gradients | {"x": answer.x_gradient}
+
+
+def _gradients(
+    explanation: Explanation, raw: Raw, x: Tensor, cotangent: Tensor, num_heads: int
+) -> dict[str, Tensor | None]:
+    """The gradient of x and of every parameter that the explanation reads."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in raw.items()}
+    leaf = x.clone().requires_grad_()
+    y = explanation.forward(leaves, leaf, torch.arange(x.shape[-2])[None], num_heads)
+    y.backward(cotangent)
+    used = {name for piece in explanation.reading.values() for name in piece.parameters}
+    return {name: leaves[name].grad for name in sorted(used) if name in leaves} | {"x": leaf.grad}
+
+
+def _is_there(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool((gradient != 0).any())
+
+
+def _alike(given: Tensor | None, expected: Tensor | None, tolerance: float) -> bool:
+    if not _is_there(given) or not _is_there(expected):
+        return _is_there(given) == _is_there(expected)
+    return _gap(given, expected) <= 10 * tolerance
+
+
+def _gap(given: Tensor | None, expected: Tensor | None) -> float:
+    assert given is not None
+    assert expected is not None
+    gap = (given.to(expected.dtype) - expected).abs().max() / expected.abs().max()
+    return float(gap.nan_to_num(float("inf")))
+
+
+def _list(names: list[str]) -> str:
+    shown = names[:4]
+    return ", ".join(shown) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

@@ -1,0 +1,208 @@
+"""A learner's block: built with arguments under the learner's own names, and run with numbers of ours."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reading import Raw, Sizes
+from .subject import Subject
+
+# What arguments of constructors and of forward are called. Ours first.
+ARGUMENTS = {
+    "d_model": "d_model dim hidden_size embed_dim n_embd model_dim emb_dim embedding_dim width dmodel d",
+    "num_heads": "num_heads n_heads n_head nhead heads num_attention_heads h nheads",
+    "d_ff": "d_ff intermediate_size dim_feedforward ffn_dim ff_dim mlp_dim d_hidden hidden_dim inner_dim d_mlp dff",
+    "max_seq_len": "max_seq_len max_len max_seq_length max_position_embeddings context_length block_size n_ctx "
+    "max_positions max_length seq_len context_size max_position",
+    "rope_theta": "rope_theta theta rope_base base rotary_base",
+    "eps": "eps norm_eps rms_norm_eps layer_norm_eps epsilon",
+    "num_kv_heads": "num_kv_heads n_kv_heads num_key_value_heads kv_heads n_kv_head num_kv",
+    "causal": "causal is_causal",
+    "dropout": "dropout dropout_p p_drop dropout_rate p_dropout drop",
+    "device": "device",
+    "dtype": "dtype",
+}
+POSITIONS = ["token_positions", "positions", "position_ids", "pos", "input_pos", "pos_ids", "position", "token_pos"]
+MASKS = ["mask", "attn_mask", "attention_mask"]
+
+Description = dict[str, Any]
+
+
+class LearnerError(Exception):
+    """The learner's code raised. stage: import, constructor or forward; error: as the driver describes it."""
+
+    def __init__(self, stage: str, error: Description) -> None:
+        super().__init__(f"{error['type']}: {error['message']}")
+        self.stage = stage
+        self.error = error
+
+
+class MissingError(Exception):
+    """The file has no such class. names: those it has."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+
+
+@dataclass(slots=True)
+class Answer:
+    """What one call gave."""
+
+    y: Tensor
+    x_after: Tensor
+    requires_grad: bool
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    x_gradient: Tensor | None = None
+    operations: frozenset[str] = frozenset()
+    modules_created: int = 0
+
+
+class Learner:
+    """The class under test."""
+
+    def __init__(self, subject: Subject) -> None:
+        self.subject = subject
+        self.constructor: list[Description] | None = None
+
+    def load(self, root: str, module: str, file: str | None, name: str) -> None:
+        """Import the file. Raises LearnerError, or MissingError without such a class."""
+        reply = self.subject.ask({"op": "load", "root": root, "module": module, "file": file, "name": name})
+        if "missing" in reply:
+            raise MissingError([str(one) for one in reply["missing"]])
+        self.constructor = _or_raise("import", reply)["constructor"]
+
+    def takes(self, name: str) -> bool:
+        """Whether the constructor takes the argument that we call name."""
+        return self._own_name(name) is not None
+
+    def default(self, name: str) -> Any:
+        """The constructor's default for it; None where there is none, or it is no plain number."""
+        own = self._own_name(name)
+        return next((one["default"] for one in self.constructor or () if one["name"] == own), None)
+
+    def build(self, sizes: Sizes, *, double: bool = False, **arguments: Any) -> "Built":
+        """A block of these sizes; arguments under our names, and only those that the constructor takes."""
+        given = {"d_model": sizes.d_model, "num_heads": sizes.num_heads, "d_ff": sizes.d_ff} | arguments
+        if self.takes("num_kv_heads") and (sizes.num_kv_heads != sizes.num_heads or self._requires("num_kv_heads")):
+            given["num_kv_heads"] = sizes.num_kv_heads
+        positional, keywords = self._spelled(given)
+        request = {"op": "build", "positional": positional, "arguments": keywords, "double": double}
+        return Built(self, sizes, request)
+
+    def _spelled(self, given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
+        first = ["d_model", "num_heads", "d_ff"]
+        if self.constructor is None or any(self._own_name(name) is None for name in first):
+            positional = [given[name] for name in first]
+        else:
+            positional = []
+        rest = [name for name in given if name not in first or not positional]
+        keywords = {own: given[name] for name in rest if (own := self._own_name(name)) is not None}
+        return positional, keywords
+
+    def _own_name(self, name: str) -> str | None:
+        for alias in ARGUMENTS[name].split():
+            for one in self.constructor or ():
+                if one["name"] == alias and one["kind"] in ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY"):
+                    return alias
+        return None
+
+    def _requires(self, name: str) -> bool:
+        own = self._own_name(name)
+        return any(one["required"] for one in self.constructor or () if one["name"] == own)
+
+
+class Built:
+    """One block, in the process that runs the learner's code."""
+
+    def __init__(self, learner: Learner, sizes: Sizes, request: Description) -> None:
+        self.learner = learner
+        self.sizes = sizes
+        self.request = request
+        self.fresh = False  # build it anew for each call, because calls leave traces
+        reply = _or_raise("constructor", learner.subject.ask(request))
+        self.number = reply["block"]
+        self.parameters: list[Description] = reply["parameters"]
+        self.tensors: list[Description] = reply["tensors"]
+        self.modules: list[list[str]] = reply["modules"]
+        self.forward: list[Description] = reply["forward"] or []
+        names = [one["name"] for one in self.forward if one["kind"] != "POSITIONAL_ONLY"]
+        self.positions_name = next((name for name in POSITIONS if name in names), None)
+        self.mask_name = next((name for name in MASKS if name in names), None)
+
+    @property
+    def requires_positions(self) -> bool:
+        """Whether forward cannot do without positions."""
+        return any(one["required"] for one in self.forward if one["name"] == self.positions_name)
+
+    def draw(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Raw:
+        """Values for every parameter, drawn afresh."""
+        raw: Raw = {}
+        for one in self.parameters:
+            if one["same_as"] in raw:
+                raw[one["name"]] = raw[one["same_as"]]
+                continue
+            shape = tuple(one["shape"])
+            values = torch.randn(shape, generator=generator, dtype=torch.float64)
+            if "bias" in one["name"].rpartition(".")[2]:
+                values = values * 0.3
+            elif max(shape, default=0) == values.numel():
+                values = 1 + 0.3 * values
+            else:
+                values = values * (1.2 / self.sizes.d_model**0.5)
+            raw[one["name"]] = values.to(dtype)
+        return raw
+
+    def run(
+        self,
+        raw: Raw | None,
+        x: Tensor,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cotangent: Tensor | None = None,
+        **options: Any,
+    ) -> Answer:
+        """Call it. Raises LearnerError when it raises, or gives something of another shape than x."""
+        if self.fresh:
+            self.number = _or_raise("constructor", self.learner.subject.ask(self.request))["block"]
+        keywords = {}
+        if positions is None and self.requires_positions:
+            positions = torch.arange(x.shape[-2])
+        if positions is not None and self.positions_name is not None:
+            keywords[self.positions_name] = positions
+        if mask is not None and self.mask_name is not None:
+            keywords[self.mask_name] = mask
+        request = {"op": "run", "block": self.number, "parameters": raw, "inputs": [x], "keywords": keywords}
+        request |= {"cotangent": cotangent} | options
+        reply = _or_raise("forward", self.learner.subject.ask(request))
+        y = reply["y"]
+        if y.shape != x.shape:
+            message = f"the output must have the input's shape {tuple(x.shape)}, but it has {tuple(y.shape)}"
+            raise LearnerError("forward", {"type": "shape", "message": message, "frames": []})
+        return Answer(
+            y=y,
+            x_after=reply["x_after"],
+            requires_grad=reply["requires_grad"],
+            gradients=reply.get("gradients", {}),
+            x_gradient=reply.get("x_gradient"),
+            operations=frozenset(reply.get("operations", ())),
+            modules_created=reply.get("modules_created", 0),
+        )
+
+    def run_on_meta(self, x: Tensor) -> Description:
+        """The driver's reply to a call on the meta device."""
+        return self.learner.subject.ask({"op": "run_on_meta", "block": self.number, "inputs": [x]})
+
+    def names(self) -> Iterator[str]:
+        """The names of the parameters."""
+        return (one["name"] for one in self.parameters)
+
+
+def _or_raise(stage: str, reply: Description) -> Description:
+    if "error" in reply:
+        raise LearnerError(stage, reply["error"])
+    return reply

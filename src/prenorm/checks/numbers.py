@@ -1,0 +1,205 @@
+"""From the explanation of a block's numbers to its faults and its conventions."""
+
+from collections.abc import Iterator
+
+from .case import Case
+from .explain import Explanation, UnexplainedError, explain
+from .reading import Pieces
+from .reference import Spec
+from .targets import Target
+
+NORMS = {
+    "none": ("no_norm", "reads its input without a norm"),
+    "layer": ("layer_norm", "subtracts the mean"),
+    "no_sqrt": ("norm_without_sqrt", "divides by mean(x^2)"),
+    "l2": ("norm_wrong_mean", "divides by the length of the vector, sqrt(sum(x^2))"),
+    "std": ("norm_wrong_mean", "divides by the standard deviation and subtracts nothing"),
+    "sequence": ("norm_over_sequence", "takes its mean over the sequence"),
+    "all": ("norm_over_sequence", "takes its mean over the sequence and the width"),
+    "batch": ("batch_coupled", "takes its mean over the batch"),
+}
+MASKS = {
+    "strict": ("causal_off_by_one", "a token does not see itself (key < query)"),
+    "next": ("causal_off_by_one", "a token sees the next one (key <= query + 1)"),
+    "future": ("mask_inverted", "a token sees itself and what comes after it"),
+    "future_strict": ("mask_inverted", "a token sees only what comes after it"),
+}
+LOOSE = 1e6
+"""A masked score of at most this size, without its sign, can be passed by others."""
+
+
+def numbers(case: Case) -> None:
+    """Explain the outputs, and report what the explanation says. Leaves it in the case."""
+    assert case.built is not None
+    try:
+        case.explanation = explain(case.built, case.generator, tolerance=case.tolerance, dtype=case.dtype)
+    except UnexplainedError as error:
+        case.report.check("the numbers", False, f"no known fault explains them at: {error.step}")
+        if not {"batch_coupled", "not_deterministic", "dropout_in_eval", "retains_state"} & set(case.report.findings):
+            case.report.found("unexplained", f"at {error.step}")
+        return
+    said = list(faults(case.explanation))
+    for id, evidence in said:
+        case.report.found(id, f"the outputs are those of a block in which {evidence}")
+    case.report.check(
+        "the numbers",
+        not said,
+        "one token, zero scores and random inputs give what the formula gives"
+        if not said
+        else "they are those of the formula with: " + "; ".join(evidence for _, evidence in said),
+    )
+    case.report.conventions.update(conventions(case.explanation))
+
+
+def faults(explanation: Explanation) -> Iterator[tuple[str, str]]:
+    """The faults in an explanation that no target could allow, each with what it means there."""
+    spec, reading = explanation.spec, explanation.reading
+    yield from _residuals(spec)
+    yield from _norms(spec, reading)
+    yield from _rotation(spec)
+    yield from _attention(spec, reading)
+    yield from _feed_forward(spec, reading)
+
+
+def _residuals(spec: Spec) -> Iterator[tuple[str, str]]:
+    if spec.order == "post":
+        yield "post_norm", "each norm follows its sum"
+    for which, kind, part in (("1", spec.residual1, "attention"), ("2", spec.residual2, "feed-forward")):
+        if kind == "none":
+            yield (
+                ("missing_residual_attention" if which == "1" else "missing_residual_ffn"),
+                f"nothing is added to {part}",
+            )
+        elif kind == "normed":
+            yield "residual_from_normed", f"the normalised input is added to {part}"
+        elif kind == "doubled":
+            yield "doubled_residual", f"the residual beside {part} counts twice"
+    if spec.residual2 == "input":
+        yield "ffn_residual_from_input", "y = x + ffn(norm2(h))"
+    if spec.parallel != "no":
+        norm = "norm2" if spec.parallel == "own" else "norm1"
+        yield "parallel_sublayers", f"the feed-forward reads {norm}(x)"
+
+
+def _norms(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
+    kinds = {"norm1": spec.norm1, "norm2": spec.norm2}
+    for name, kind in kinds.items():
+        if kind in NORMS:
+            id, what = NORMS[kind]
+            yield id, f"{name} {what}"
+    for name, kind, weight in (("norm1", spec.norm1, spec.weight1), ("norm2", spec.norm2, spec.weight2)):
+        if kind != "none" and (weight == "none" or (name not in reading and weight != "other")):
+            yield "norm_weight_missing", f"{name} has no weight"
+    both = "norm1" in reading and "norm2" in reading
+    if spec.weight2 == "other" or (both and reading["norm1"].parameters == reading["norm2"].parameters):
+        if "none" not in (*kinds.values(), spec.weight1, spec.weight2) and spec.parallel != "shared":
+            yield "shared_norm", "both norms have one weight"
+
+
+def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
+    on = spec.rope_on
+    if spec.rope_input != "no":
+        where = {
+            "x": "the stream x itself",
+            "normed": "norm1(x)",
+            "before_norm": "the input of norm1",
+            "qk": "the input of the query and key projections",
+        }[spec.rope_input]
+        yield "rope_in_block", f"{where} is rotated"
+    elif not on:
+        yield "missing_rope", "no position counts"
+    if "v" in on:
+        yield "rope_on_values", "values are rotated"
+    if ("q" in on) != ("k" in on):
+        yield "rope_on_queries_only", f"only {'queries' if 'q' in on else 'keys'} are rotated"
+    if on == "v":
+        yield "missing_rope", "queries and keys are not rotated"
+    if not on and spec.rope_input == "no":
+        return
+    if spec.rope_axis == "width":
+        yield "rope_over_heads", "the rotation runs over d_model, before heads are split"
+    if spec.frequency != "standard":
+        yield "rope_wrong_frequency", f"frequencies are {spec.frequency}"
+    if spec.tables != "exact":
+        yield "rope_bf16_tables", f"there are {spec.tables}"
+    if spec.key_offset:
+        yield "positions_off_by_one", f"keys are rotated {abs(spec.key_offset)} place beside their queries"
+
+
+def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
+    if spec.mask in MASKS:
+        yield MASKS[spec.mask]
+    if spec.mask != "none" and (spec.fill_by == "multiplying" or abs(spec.fill) < LOOSE):
+        number = "0 by multiplication" if spec.fill_by == "multiplying" else f"{spec.fill:g}"
+        yield "mask_value_too_small", f"masked scores get {number}"
+    if spec.softmax != "keys":
+        yield "softmax_wrong_dim", f"the softmax runs over {spec.softmax}"
+    if spec.scale == "1":
+        yield "missing_attention_scale", "scores are not scaled"
+    elif spec.scale != "1/sqrt(head_dim)":
+        yield "wrong_attention_scale", f"scores are scaled by {spec.scale}"
+    if spec.split != "standard":
+        how = "(heads, seq, head_dim) without a transpose" if spec.split == "flat" else "(head_dim, heads)"
+        yield "wrong_head_split", f"projections are cut as {how}"
+    elif spec.merge != "standard":
+        yield "heads_not_merged", "heads are joined without bringing them beside each other again"
+    if spec.output == "none" or "o" not in reading:
+        yield "missing_output_projection", "the joined heads are the output of attention"
+
+
+def _feed_forward(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
+    if spec.gating == "product":
+        yield "gate_after_product", "the activation is applied to gate * up"
+    elif spec.gating != "gate" or "gate" not in reading:
+        what = {"both": "act(gate) * act(up)", "sum": "act(gate) + up"}.get(spec.gating, "act(up(x)), without a gate")
+        yield "wrong_activation", f"the feed-forward is down({what})"
+    if spec.activation != "silu":
+        yield "wrong_activation", f"the activation is {spec.activation}"
+    if spec.gating == "gate" and "gate" in reading:
+        gate, up = (reading[name].parameters[0].lower() for name in ("gate", "up"))
+        if gate != up and ("up" in _words(gate) or "gate" in _words(up)):
+            yield "swapped_gate_up", f"silu is applied to {reading['gate'].parameters[0]}"
+
+
+def _words(name: str) -> set[str]:
+    return {word for part in name.split(".") for word in (part.split("_"))}
+
+
+def conventions(explanation: Explanation) -> dict[str, object]:
+    """The choices that are nobody's fault without a target."""
+    spec, reading = explanation.spec, explanation.reading
+    rotated = bool(spec.rope_on) or spec.rope_input != "no"
+    said: dict[str, object] = {
+        "rope_pairing": {"interleaved": "interleaved", "half": "half-split"}[spec.pairing] if rotated else None,
+        "rope_direction": spec.direction if rotated else None,
+        "causal": spec.mask in ("causal", "strict", "next"),
+        "biases": [name for name in ("q", "k", "v", "o", "gate", "up", "down") if name + "_bias" in reading],
+        "qk_norm": spec.qk_norm != "none",
+        "norm_weight": "1 + weight" if spec.plus_one else "weight",
+    }
+    if spec.theta != Spec().theta:
+        said["rope_theta"] = spec.theta
+    if spec.rotary_fraction != 1:
+        said["rotary_fraction"] = spec.rotary_fraction
+    return said
+
+
+def against_target(explanation: Explanation, target: Target) -> Iterator[tuple[str, str]]:
+    """Where the block's conventions are not the target's."""
+    spec, said = explanation.spec, conventions(explanation)
+    if target.pairing not in (None, spec.pairing) and said["rope_pairing"] is not None:
+        yield ("rope_half_split" if spec.pairing == "half" else "rope_interleaved"), f"pairs are {said['rope_pairing']}"
+    if target.direction not in (None, spec.direction) and said["rope_direction"] is not None:
+        yield "rope_wrong_direction", "the rotation is by minus the angle"
+    if target.causal is False and said["causal"]:
+        yield "causal_mask", "a token does not see later ones"
+    if target.causal and spec.mask == "none":
+        yield "mask_ignored", "a token sees later ones, which the target forbids"
+    biases = {name for name in ("q", "k", "v", "o", "gate", "up", "down") if name + "_bias" in explanation.reading}
+    if target.biases is not None:
+        if extra := sorted(biases - target.biases):
+            yield "unexpected_bias", f"there is a bias on {', '.join(extra)}"
+        if lacking := sorted(target.biases - biases):
+            yield "missing_bias", f"there is no bias on {', '.join(lacking)}"
+    if target.qk_norm is not None and target.qk_norm != (spec.qk_norm == "before_rope"):
+        yield ("missing_qk_norm" if target.qk_norm else "unexpected_qk_norm"), f"qk-norm: {spec.qk_norm}"

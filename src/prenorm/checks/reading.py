@@ -1,0 +1,414 @@
+"""Which parameter is which: every way to read a learner's parameters as the block's weights, the likely ones first.
+
+Nothing has to be renamed. Sizes are chosen so that a shape says what a parameter can be; names only sort the
+possibilities, and the numbers decide between them.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference import Weights
+
+Raw = dict[str, Tensor]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """The sizes a block is built with. No two of the products that shapes are made of are alike."""
+
+    d_model: int = 32
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    d_ff: int = 52
+
+    @property
+    def head_dim(self) -> int:
+        """The width of one head."""
+        return self.d_model // self.num_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One weight, read from one parameter, or from one for each head, which are stacked.
+
+    A matrix: the axis of size d_model goes last (as input) or first (as output), the others are flattened, and
+    places picks among them. A vector: flattened, and places picks.
+    """
+
+    parameters: tuple[str, ...]
+    axis: int | None = None
+    places: tuple[int, ...] | None = None
+    is_output: bool = False
+
+    def read(self, raw: Raw) -> Tensor:
+        """The matrix (out, in), or the vector."""
+        tensors = [raw[name] for name in self.parameters]
+        tensor = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
+        if self.axis is None:
+            tensor = tensor.flatten()
+            return tensor if self.places is None else tensor[list(self.places)]
+        if self.is_output:
+            tensor = tensor.movedim(self.axis, 0).flatten(1)
+            return tensor if self.places is None else tensor[:, list(self.places)]
+        tensor = tensor.movedim(self.axis, -1).flatten(0, -2)
+        return tensor if self.places is None else tensor[list(self.places)]
+
+    def write(self, raw: Raw, value: Tensor) -> None:
+        """Change raw so that read gives value, and nothing else of it changes."""
+        starts = itertools.accumulate((raw[name].numel() for name in self.parameters), initial=0)
+        numbers = {
+            name: torch.arange(raw[name].numel()).view_as(raw[name]) + start
+            for name, start in zip(self.parameters, starts, strict=False)
+        }
+        flat = torch.cat([raw[name].flatten() for name in self.parameters])
+        flat[self.read(numbers)] = value.to(flat.dtype)
+        sizes = [raw[name].numel() for name in self.parameters]
+        for name, part in zip(self.parameters, flat.split(sizes), strict=True):
+            raw[name] = part.view_as(raw[name])
+
+
+Pieces = dict[str, Piece]
+
+
+@dataclass(frozen=True, slots=True)
+class Parameters:
+    """A learner's parameters, sorted by what their shapes allow."""
+
+    attention: list[str] = field(default_factory=list)  # each entry may stand for one parameter per head
+    feed_forward: list[str] = field(default_factory=list)
+    norms: list[str] = field(default_factory=list)
+    head_norms: list[str] = field(default_factory=list)
+    biases: dict[str, str] = field(default_factory=dict)  # of the weight with that name
+    unknown: list[str] = field(default_factory=list)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    heads: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the entry's parameters, one for each head
+    d_ff: int = 0
+
+
+def weights(readings: Sequence[Pieces], raw: Raw) -> Weights:
+    """The weights of several readings, stacked along a first axis. All readings have the same names."""
+    stacked = {}
+    for name in readings[0]:
+        values = torch.stack([reading[name].read(raw) for reading in readings])
+        stacked[name] = values[:, None] if values.dim() == 3 else values[:, None, None]
+    return stacked
+
+
+def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameters:
+    """Sort the driver's list of parameters by shape."""
+    shapes = {one["name"]: tuple(one["shape"]) for one in listed if one["same_as"] == one["name"]}
+    found = Parameters(shapes=shapes, d_ff=_d_ff(shapes, sizes))
+    vectors = [
+        name for name, shape in shapes.items() if max(shape, default=0) == _numel(shape) or _is_headed(shape, sizes)
+    ]
+    for weight in shapes:
+        bias = next((name for name in _bias_names(weight) if name in vectors and name != weight), None)
+        if bias is not None:
+            found.biases[weight] = bias
+    taken = set(found.biases.values())
+    for name, shape in shapes.items():
+        if name in taken:
+            continue
+        if name in vectors:
+            kind = {sizes.d_model: found.norms, sizes.head_dim: found.head_norms}.get(_numel(shape), found.unknown)
+            (found.unknown if _is_bias_name(name) else kind).append(name)
+        elif sizes.d_model not in shape:
+            found.unknown.append(name)
+        elif _numel(shape) % (found.d_ff * sizes.d_model) == 0 and found.d_ff:
+            found.feed_forward.append(name)
+        else:
+            found.attention.append(name)
+    _gather_heads(found, sizes)
+    return found
+
+
+def _d_ff(shapes: dict[str, tuple[int, ...]], sizes: Sizes) -> int:
+    """The width of the feed-forward that was built: d_ff, or what the learner's own arithmetic made of it."""
+    attention = sizes.d_model * sizes.head_dim
+    others = [
+        _numel(shape) // sizes.d_model
+        for shape in shapes.values()
+        if len(shape) > 1 and sizes.d_model in shape and (_numel(shape) % attention or _numel(shape) // attention > 16)
+    ]
+    if not others or any(size % sizes.d_ff == 0 for size in others):
+        return sizes.d_ff
+    return min(others)
+
+
+def _numel(shape: Sequence[int]) -> int:
+    return int(torch.Size(shape).numel())
+
+
+def _is_headed(shape: tuple[int, ...], sizes: Sizes) -> bool:
+    """Whether it is a bias that is kept as (heads, head_dim), or three of them."""
+    return sizes.d_model not in shape and shape[-2:] in (
+        (sizes.num_heads, sizes.head_dim),
+        (sizes.num_kv_heads, sizes.head_dim),
+    )
+
+
+def _bias_names(weight: str) -> Iterator[str]:
+    folder, dot, last = weight.rpartition(".")
+    for old, new in (("weight", "bias"), ("Weight", "Bias"), ("kernel", "bias"), ("w", "b"), ("W", "b"), ("W", "B")):
+        if old in last:
+            yield folder + dot + last.replace(old, new, 1)
+    yield f"{folder}{dot}{last}_bias"
+    yield f"{folder}{dot}b_{last}"
+    yield f"{folder}{dot}{last}_b"
+
+
+def _is_bias_name(name: str) -> bool:
+    return "bias" in name.rpartition(".")[2].lower()
+
+
+def _gather_heads(found: Parameters, sizes: Sizes) -> None:
+    """Put together what is kept as one parameter for each head, such as heads.0.key.weight, heads.1.key.weight."""
+    small = [name for name in found.attention if _numel(found.shapes[name]) == sizes.head_dim * sizes.d_model]
+    groups: dict[str, list[str]] = {}
+    for name in small:
+        groups.setdefault(re.sub(r"\d+", "#", name, count=1), []).append(name)
+    for pattern, names in groups.items():
+        if len(names) in (sizes.num_heads, sizes.num_kv_heads) and len(names) > 1:
+            names.sort(key=lambda name: int(next(iter(re.findall(r"\d+", name)), "0")))
+            found.heads[pattern] = tuple(names)
+            found.shapes[pattern] = (len(names), *found.shapes[names[0]])
+            found.attention[:] = [name for name in found.attention if name not in names] + [pattern]
+            if all(name in found.biases for name in names):
+                found.heads[pattern + " bias"] = tuple(found.biases[name] for name in names)
+                found.biases[pattern] = pattern + " bias"
+
+
+# --- attention -------------------------------------------------------------------------------------------------------
+
+ROLE_NAMES = {
+    "q": re.compile(r"(^|[._])(w?_?q|q_?proj|quer(y|ies)|to_?q|wq|w_q)([._]|$|_?(w|weight|kernel|proj|lin\w*))", re.I),
+    "k": re.compile(r"(^|[._])(w?_?k|k_?proj|keys?|to_?k|wk|w_k)([._]|$|_?(w|weight|kernel|proj|lin\w*))", re.I),
+    "v": re.compile(r"(^|[._])(w?_?v|v_?proj|values?|to_?v|wv|w_v)([._]|$|_?(w|weight|kernel|proj|lin\w*))", re.I),
+    "o": re.compile(
+        r"(^|[._])(w?_?o|o_?proj|out\w*|to_?out|wo|w_o|c_proj|proj|dense)([._]|$|_?(w|weight|kernel|proj))", re.I
+    ),
+}
+
+
+def attention_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
+    """Every assignment of q, k, v and o to the parameters of attention, the likely ones first."""
+    entries = found.attention
+    if len(entries) > 4:  # something else is among them; those whose names speak come first
+        entries = sorted(entries, key=lambda name: not any(p.search(name) for p in ROLE_NAMES.values()))[:4]
+    rows = {"q": sizes.d_model, "k": sizes.num_kv_heads * sizes.head_dim}
+    rows |= {"v": rows["k"], "o": sizes.d_model}
+    for roles in sorted(_role_splits(entries, found, rows, sizes), key=lambda roles: _unlike_names(roles)):
+        options = [_entry_options(name, roles[name], found, rows, sizes) for name in entries]
+        # the four ways to lay out a square go together: all inputs alike
+        for chosen in _alike(options):
+            pieces: Pieces = {}
+            for option in chosen:
+                pieces |= option
+            if {"q", "k", "v"} <= set(pieces):
+                yield pieces
+
+
+def _role_splits(
+    entries: list[str], found: Parameters, rows: dict[str, int], sizes: Sizes
+) -> Iterator[dict[str, tuple[str, ...]]]:
+    """Each entry's roles, in the order in which it holds them."""
+    for order in itertools.permutations("qkvo"):
+        for count in (4, 3):
+            if count == 3 and order[3] != "o":
+                continue
+            roles: dict[str, tuple[str, ...]] = {}
+            rest = list(order[:count])
+            for name in entries:
+                wanted = _numel(found.shapes[name]) // sizes.d_model
+                taken: list[str] = []
+                while rest and sum(rows[role] for role in taken) < wanted:
+                    taken.append(rest.pop(0))
+                if sum(rows[role] for role in taken) != wanted or ("o" in taken and len(taken) > 1):
+                    break
+                roles[name] = tuple(taken)
+            else:
+                if not rest:
+                    yield roles
+
+
+def _unlike_names(roles: dict[str, tuple[str, ...]]) -> int:
+    """How many roles contradict what the names say, and how many orders are unusual."""
+    wrong = 0
+    for name, held in roles.items():
+        if len(held) == 1:
+            said = [role for role, pattern in ROLE_NAMES.items() if pattern.search(name)]
+            wrong += 2 * (bool(said) and held[0] not in said)
+        else:
+            wrong += held not in (("q", "k", "v"), ("k", "v"), ("q", "k"))
+    flat = [role for held in roles.values() for role in held]
+    return 10 * wrong + sum(a > b for a, b in itertools.combinations([("qkvo").index(role) for role in flat], 2))
+
+
+def _entry_options(
+    name: str, roles: tuple[str, ...], found: Parameters, rows: dict[str, int], sizes: Sizes
+) -> list[Pieces]:
+    shape = found.shapes[name]
+    axes = [axis for axis, size in enumerate(shape) if size == sizes.d_model]
+    bias = found.biases.get(name)
+    if roles == ("o",):
+        return [
+            _with_bias(
+                {"o": Piece(_names(found, name), axis, _undo_dims_first(shape, axis, sizes), True)}, bias, found, {}
+            )
+            for axis in axes
+        ]
+    options = []
+    for axis in reversed(axes):  # (out, in) first, as in nn.Linear
+        for layout in _layouts(roles, shape, axis, rows, sizes):
+            pieces = {role: Piece(_names(found, name), axis, layout[role]) for role in roles}
+            options.append(_with_bias(pieces, bias, found, layout))
+    return options
+
+
+def _names(found: Parameters, entry: str) -> tuple[str, ...]:
+    return found.heads.get(entry, (entry,))
+
+
+def _with_bias(
+    pieces: Pieces, bias: str | None, found: Parameters, layout: dict[str, tuple[int, ...] | None]
+) -> Pieces:
+    if bias is None:
+        return pieces
+    return pieces | {f"{role}_bias": Piece(_names(found, bias), None, layout.get(role)) for role in pieces}
+
+
+def _undo_dims_first(shape: tuple[int, ...], axis: int, sizes: Sizes) -> tuple[int, ...] | None:
+    """The order that brings (head_dim, heads) to (heads, head_dim), for a weight that keeps both axes apart."""
+    rest = shape[:axis] + shape[axis + 1 :]
+    if rest == (sizes.head_dim, sizes.num_heads) or rest == (sizes.head_dim, sizes.num_kv_heads):
+        return tuple(torch.arange(_numel(rest)).view(rest).T.flatten().tolist())
+    return None
+
+
+def _layouts(
+    roles: tuple[str, ...], shape: tuple[int, ...], axis: int, rows: dict[str, int], sizes: Sizes
+) -> Iterator[dict[str, tuple[int, ...] | None]]:
+    """Where, among the flattened other axes, each role's rows lie."""
+    if len(roles) == 1:
+        yield {roles[0]: _undo_dims_first(shape, axis, sizes)}
+        return
+    total = sum(rows[role] for role in roles)
+    places = torch.arange(total)
+    parts = places.split([rows[role] for role in roles])
+    yield {role: tuple(part.tolist()) for role, part in zip(roles, parts, strict=True)}  # one after the other
+    count = len(roles)
+    if len({rows[role] for role in roles}) == 1:
+        heads = rows[roles[0]] // sizes.head_dim
+        by_head = places.view(heads, count, sizes.head_dim)
+        yield {role: tuple(by_head[:, i].flatten().tolist()) for i, role in enumerate(roles)}
+        innermost = places.view(heads, sizes.head_dim, count)
+        yield {role: tuple(innermost[..., i].flatten().tolist()) for i, role in enumerate(roles)}
+    elif set(roles) == {"q", "k", "v"}:  # each key-value head beside the query heads that read it
+        group = sizes.num_heads // sizes.num_kv_heads
+        grouped = places.view(sizes.num_kv_heads, group + 2, sizes.head_dim)
+        slots = {"q": slice(0, group), "k": slice(group, group + 1), "v": slice(group + 1, None)}
+        yield {role: tuple(grouped[:, slots[role]].flatten().tolist()) for role in roles}
+
+
+def _alike(options: list[list[Pieces]]) -> Iterator[tuple[Pieces, ...]]:
+    """Combinations in which separate squares of q, k and v have the same orientation."""
+    for chosen in itertools.product(*options):
+        axes = {
+            (piece.axis == 0)
+            for pieces in chosen
+            for name, piece in pieces.items()
+            if name in "qkv" and piece.axis is not None and len(pieces) <= 2
+        }
+        if len(axes) <= 1:
+            yield chosen
+
+
+# --- feed-forward ----------------------------------------------------------------------------------------------------
+
+GATE_NAME = re.compile(r"gate", re.I)
+UP_NAME = re.compile(r"(^|[._])(w_?)?up", re.I)
+DOWN_NAME = re.compile(r"down|(^|[._])(w2|c_proj|w_?out|proj|fc2|lin2|linear2|dense_4h_to_h)([._]|$)", re.I)
+
+
+def feed_forward_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
+    """Every assignment of gate, up and down, the likely ones first."""
+    one = found.d_ff * sizes.d_model
+    single = [name for name in found.feed_forward if _numel(found.shapes[name]) == one]
+    double = [name for name in found.feed_forward if _numel(found.shapes[name]) == 2 * one]
+    if double:
+        for name in double:
+            for down in single:
+                yield from _fused_gate_up(name, down, found, sizes)
+        return
+    orders = list(itertools.permutations(single, min(len(single), 3)))
+    first_axis = {name: found.shapes[name].index(sizes.d_model) for name in single}
+    odd = [name for name in single if list(first_axis.values()).count(first_axis[name]) == 1]
+    if len(single) == 3 and len(odd) == 1:
+        orders = [order for order in orders if order[-1] == odd[0]]
+    for order in sorted(orders, key=lambda order: _unlike_feed_forward(order)):
+        *inner, down = order
+        names = ("gate", "up") if len(inner) == 2 else ("up",)
+        pieces: Pieces = {}
+        for role, name in zip(names, inner, strict=False):
+            piece = {role: Piece((name,), first_axis[name])}
+            pieces |= _with_bias(piece, found.biases.get(name), found, {})
+        output = {"down": Piece((down,), first_axis[down], None, True)}
+        yield pieces | _with_bias(output, found.biases.get(down), found, {})
+
+
+def _fused_gate_up(name: str, down: str, found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
+    axis = found.shapes[name].index(sizes.d_model)
+    places = torch.arange(2 * found.d_ff)
+    output = {"down": Piece((down,), found.shapes[down].index(sizes.d_model), None, True)}
+    output = _with_bias(output, found.biases.get(down), found, {})
+    for view in (places.view(2, -1), places.view(-1, 2).T):
+        for roles in (("gate", "up"), ("up", "gate")):
+            layout = {role: tuple(half.tolist()) for role, half in zip(roles, view, strict=True)}
+            pieces = {role: Piece((name,), axis, layout[role]) for role in roles}
+            yield output | _with_bias(pieces, found.biases.get(name), found, dict(layout))
+
+
+def _unlike_feed_forward(order: Sequence[str]) -> int:
+    *inner, down = order
+    wrong = 2 * (not DOWN_NAME.search(down)) + sum(bool(DOWN_NAME.search(name)) for name in inner)
+    if len(inner) == 2:
+        wrong += bool(GATE_NAME.search(inner[1])) + bool(UP_NAME.search(inner[0])) + (inner[0] > inner[1])
+    return wrong
+
+
+# --- norms -----------------------------------------------------------------------------------------------------------
+
+
+def norm_readings(found: Parameters) -> Iterator[Pieces]:
+    """Every assignment of norm1 and norm2, in the order of the parameters first; a single one may serve both."""
+    names = found.norms[:4]
+    if not names:
+        yield {}
+    for first, second in itertools.permutations(names, 2):
+        yield _norm(found, "norm1", first) | _norm(found, "norm2", second)
+    for name in names:
+        yield _norm(found, "norm1", name) | _norm(found, "norm2", name)
+    if len(names) == 1:
+        yield _norm(found, "norm1", names[0])
+        yield _norm(found, "norm2", names[0])
+
+
+def _norm(found: Parameters, role: str, name: str) -> Pieces:
+    return _with_bias({role: Piece((name,))}, found.biases.get(name), found, {})
+
+
+def head_norm_readings(found: Parameters) -> Iterator[Pieces]:
+    """q_norm and k_norm over head_dim, where there are such weights."""
+    names = found.head_norms[:2]
+    if not names:
+        yield {}
+    for first, second in itertools.permutations(names, 2):
+        yield {"q_norm": Piece((first,)), "k_norm": Piece((second,))}
+    if len(names) == 1:
+        yield {"q_norm": Piece((names[0],)), "k_norm": Piece((names[0],))}

@@ -1,0 +1,340 @@
+"""The block with switches: the right one as it is by default, and with any one switch turned, one fault.
+
+It shares no code with the package's own block. Weights may have leading axes, one entry for each way to read a
+learner's parameters, so that all readings are tried at once.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+"""q k v o gate up down: (readings, 1, out, in). Their biases q_bias ..., norm1 norm1_bias norm2 norm2_bias, q_norm
+k_norm: (readings, 1, 1, size). A missing name is a missing weight."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """Every choice in a block. The defaults are the right block, with the paper's conventions."""
+
+    # The residual lines.
+    order: str = "pre"  # or post
+    residual1: str = "input"  # none | normed | doubled
+    residual2: str = "hidden"  # none | normed | doubled | input
+    parallel: str = "no"  # own: the feed-forward reads norm2(x); shared: norm1(x)
+    detached: tuple[str, ...] = ()  # residuals (1, 2) that let no gradient through
+    # The norms.
+    norm1: str = "rms"  # none | layer | no_sqrt | l2 | sequence | all
+    norm2: str = "rms"
+    weight1: str = "own"  # none
+    weight2: str = "own"  # other: norm1's
+    plus_one: bool = False  # weights are kept as w - 1
+    eps1: float = 1e-6
+    eps2: float = 1e-6
+    eps_outside: bool = False
+    # Rotary positions.
+    rope_on: str = "qk"  # any of q, k, v; "" is none
+    rope_input: str = (
+        "no"  # normed: norm1(x) is rotated; x: the stream; before_norm: norm1 reads rotated x; qk: as the word
+    )
+    rope_axis: str = "head"  # width: over d_model, before heads are split
+    pairing: str = "interleaved"  # half
+    direction: int = 1
+    theta: float = 10000.0
+    frequency: str = "standard"  # a name of FREQUENCIES
+    rotary_fraction: float = 1.0
+    tables: str = "exact"  # a name of TABLES
+    key_offset: int = 0  # the key's position minus its own place
+    value_offset: int = 0
+    # Attention.
+    mask: str = "none"  # causal | strict | next | future | future_strict
+    fill: float = -math.inf
+    fill_by: str = "replacing"  # adding | multiplying
+    empty_rows: str = "nan"  # zero
+    softmax: str = "keys"  # queries | heads
+    scale: str = "1/sqrt(head_dim)"  # a name of SCALES
+    split: str = "standard"  # flat | dims_first
+    merge: str = "standard"  # flat | dims_first
+    tiled: bool = False
+    qk_norm: str = "none"  # before_rope | after_rope
+    output: str = "projected"  # none
+    # The feed-forward.
+    activation: str = "silu"  # a name of ACTIVATIONS
+    gating: str = "gate"  # product | plain | both
+
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": torch_functional.silu,
+    "gelu": torch_functional.gelu,
+    "tanh-gelu": lambda x: torch_functional.gelu(x, approximate="tanh"),
+    "quick-gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": torch.relu,
+    "relu squared": lambda x: torch.relu(x).square(),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "no": lambda x: x,
+    "softplus": torch_functional.softplus,
+    "elu": torch_functional.elu,
+    "mish": torch_functional.mish,
+    "leaky relu": torch_functional.leaky_relu,
+    "hard-swish": torch_functional.hardswish,
+    "silu twice": lambda x: torch_functional.silu(torch_functional.silu(x)),
+}
+
+SCALES: dict[str, Callable[[int, int, int], float]] = {  # of head_dim, d_model, num_heads
+    "1/sqrt(head_dim)": lambda dim, width, heads: dim**-0.5,
+    "1": lambda dim, width, heads: 1.0,
+    "1/head_dim": lambda dim, width, heads: 1 / dim,
+    "1/sqrt(d_model)": lambda dim, width, heads: width**-0.5,
+    "1/d_model": lambda dim, width, heads: 1 / width,
+    "1/sqrt(num_heads)": lambda dim, width, heads: heads**-0.5,
+    "1/num_heads": lambda dim, width, heads: 1 / heads,
+    "sqrt(head_dim)": lambda dim, width, heads: dim**0.5,
+    "sqrt(d_model)": lambda dim, width, heads: width**0.5,
+    "head_dim": lambda dim, width, heads: float(dim),
+    "head_dim^-1/4": lambda dim, width, heads: dim**-0.25,
+    "1/sqrt(head_dim/2)": lambda dim, width, heads: (dim / 2) ** -0.5,
+    "1/(2 sqrt(head_dim))": lambda dim, width, heads: 0.5 * dim**-0.5,
+    "2/sqrt(head_dim)": lambda dim, width, heads: 2 * dim**-0.5,
+    "1/(head_dim sqrt(head_dim))": lambda dim, width, heads: dim**-1.5,
+    "1/sqrt(2 d_model)": lambda dim, width, heads: (2 * width) ** -0.5,
+}
+
+# Exponents of theta for pair i of n, in a vector of size dim of a model of the given width; then what multiplies it.
+FREQUENCIES: dict[str, Callable[[Tensor, int, int, float], Tensor]] = {
+    "standard": lambda i, dim, width, theta: theta ** (-2 * i / dim),
+    "theta^(-i/head_dim)": lambda i, dim, width, theta: theta ** (-i / dim),
+    "theta^(-2i/d_model)": lambda i, dim, width, theta: theta ** (-2 * i / width),
+    "theta^(+2i/head_dim)": lambda i, dim, width, theta: theta ** (2 * i / dim),
+    "theta^(-4i/head_dim)": lambda i, dim, width, theta: theta ** (-4 * i / dim),
+    "theta^(-2(i+1)/head_dim)": lambda i, dim, width, theta: theta ** (-2 * (i + 1) / dim),
+    "theta^(-(2i+1)/head_dim)": lambda i, dim, width, theta: theta ** (-(2 * i + 1) / dim),
+    "theta^(-(i+1)/head_dim)": lambda i, dim, width, theta: theta ** (-(i + 1) / dim),
+    "theta^(-i/(head_dim/2 - 1))": lambda i, dim, width, theta: theta ** (-i / max(dim / 2 - 1, 1)),
+    "theta^(-2i/num_heads)": lambda i, dim, width, theta: theta ** (-2 * i * dim / width),
+    "the same for every pair": lambda i, dim, width, theta: torch.ones_like(i),
+    "1/(theta 2i/head_dim)": lambda i, dim, width, theta: 1 / (theta * (2 * i / dim)).clamp(min=1e-12),
+    "in degrees": lambda i, dim, width, theta: theta ** (-2 * i / dim) * (math.pi / 180),
+    "times 180/pi": lambda i, dim, width, theta: theta ** (-2 * i / dim) * (180 / math.pi),
+    "times 2 pi": lambda i, dim, width, theta: theta ** (-2 * i / dim) * (2 * math.pi),
+    "exp(-2i/head_dim)": lambda i, dim, width, theta: torch.exp(-2 * i / dim),
+    "2^(-2i/head_dim)": lambda i, dim, width, theta: 2 ** (-2 * i / dim),
+    "reversed": lambda i, dim, width, theta: theta ** (-2 * i.flip(0) / dim),
+    "half of it": lambda i, dim, width, theta: theta ** (-2 * i / dim) / 2,
+    "twice of it": lambda i, dim, width, theta: theta ** (-2 * i / dim) * 2,
+}
+
+
+def _rounded(angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+LOW, HALF = torch.bfloat16, torch.float16
+TABLES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {  # of positions and frequencies, in float64
+    "exact": lambda at, frequency: _rounded(at * frequency, torch.float64),
+    "cos and sin in bfloat16": lambda at, frequency: _rounded(at * frequency, LOW),
+    "cos and sin in float16": lambda at, frequency: _rounded(at * frequency, HALF),
+    "angles in bfloat16": lambda at, frequency: _rounded((at * frequency).to(LOW).double(), torch.float64),
+    "frequencies in bfloat16": lambda at, frequency: _rounded(at * frequency.to(LOW).double(), torch.float64),
+    "frequencies and angles in bfloat16": lambda at, frequency: _rounded(
+        (at.to(LOW) * frequency.to(LOW)).double(), torch.float64
+    ),
+    "frequencies, angles, cos and sin in bfloat16": lambda at, frequency: _rounded(at.to(LOW) * frequency.to(LOW), LOW),
+    "angles, cos and sin in bfloat16": lambda at, frequency: _rounded((at * frequency).to(LOW), LOW),
+    "frequencies in float16": lambda at, frequency: _rounded(at * frequency.to(HALF).double(), torch.float64),
+    "angles in float16": lambda at, frequency: _rounded((at * frequency).to(HALF).double(), torch.float64),
+}
+
+
+def block(
+    spec: Spec, weights: Weights, x: Tensor, positions: Tensor, num_heads: int, *, allowed: Tensor | None = None
+) -> Tensor:
+    """The block's output, (readings, batch, seq, d_model). x: (batch, seq, d_model); positions: (batch or 1, seq).
+
+    allowed: (seq, seq), True where a query (row) may attend to a key; it comes on top of spec.mask.
+    """
+    x = x[None]
+    if spec.rope_input == "x":
+        x = rotated(spec, x, positions, x.shape[-1])
+    if spec.order == "post":
+        h = _norm1(spec, weights, _plus(spec, "1", x, x, attention(spec, weights, x, positions, num_heads, allowed)))
+        return _norm2(spec, weights, _plus(spec, "2", h, h, feed_forward(spec, weights, h), x))
+    normed = _norm1(spec, weights, rotated(spec, x, positions, x.shape[-1]) if spec.rope_input == "before_norm" else x)
+    h = _plus(spec, "1", x, normed, attention(spec, weights, normed, positions, num_heads, allowed))
+    inner = {"no": h, "own": x, "shared": x}[spec.parallel]
+    normed2 = normed if spec.parallel == "shared" else _norm2(spec, weights, inner)
+    return _plus(spec, "2", h, normed2, feed_forward(spec, weights, normed2), x)
+
+
+def _plus(spec: Spec, which: str, stream: Tensor, normed: Tensor, added: Tensor, x: Tensor | None = None) -> Tensor:
+    kind = spec.residual1 if which == "1" else spec.residual2
+    if kind == "none":
+        return added
+    if kind == "input" and x is not None:
+        stream = x
+    if kind == "normed":
+        stream = normed
+    if which in spec.detached:
+        stream = stream.detach()
+    return stream + stream + added if kind == "doubled" else stream + added
+
+
+def _norm1(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
+    names = () if spec.weight1 == "none" else ("norm1", "norm1_bias")
+    return norm(spec, spec.norm1, spec.eps1, weights, names, x)
+
+
+def _norm2(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
+    names = {"own": ("norm2", "norm2_bias"), "other": ("norm1", "norm1_bias"), "none": ()}[spec.weight2]
+    return norm(spec, spec.norm2, spec.eps2, weights, names, x)
+
+
+def norm(spec: Spec, kind: str, eps: float, weights: Weights, names: tuple[str, ...], x: Tensor) -> Tensor:
+    """The norm of one kind; names are those of its weight and bias."""
+    if kind == "none":
+        return x
+    if kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    axes = {"sequence": (-2,), "all": (-2, -1), "batch": (-3,)}.get(kind, (-1,))
+    square = x.square().sum(-1, keepdim=True) if kind == "l2" else x.square().mean(axes, keepdim=True)
+    if kind == "std":
+        square = x.var(-1, keepdim=True, unbiased=False)
+    if kind == "no_sqrt":
+        y = x / (square + eps)
+    else:
+        y = x / (square.sqrt() + eps) if spec.eps_outside else x / (square + eps).sqrt()
+    if names and names[0] in weights:
+        y = y * (weights[names[0]] + 1 if spec.plus_one else weights[names[0]])
+    if names and names[1] in weights:
+        y = y + weights[names[1]]
+    return y
+
+
+def feed_forward(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
+    """The feed-forward, down(silu(gate) * up) where nothing is switched."""
+    active = ACTIVATIONS[spec.activation]
+    up = linear(weights, "up", x)
+    if spec.gating == "plain" or "gate" not in weights:
+        return linear(weights, "down", active(up))
+    gate = linear(weights, "gate", x)
+    inner = {
+        "gate": lambda: active(gate) * up,
+        "product": lambda: active(gate * up),
+        "both": lambda: active(gate) * active(up),
+        "sum": lambda: active(gate) + up,
+    }[spec.gating]()
+    return linear(weights, "down", inner)
+
+
+def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
+    """x times the weight of that name, plus its bias if there is one."""
+    y = x @ weights[name].mT
+    return y + weights[name + "_bias"] if name + "_bias" in weights else y
+
+
+def attention(
+    spec: Spec, weights: Weights, x: Tensor, positions: Tensor, num_heads: int, allowed: Tensor | None = None
+) -> Tensor:
+    """Self-attention of x, (readings, batch, seq, d_model)."""
+    width = weights["q"].shape[-1]
+    head_dim = weights["q"].shape[-2] // num_heads
+    turned = rotated(spec, x, positions, width) if spec.rope_input in ("normed", "qk") else x
+    inputs = {"q": turned, "k": turned, "v": x if spec.rope_input == "qk" else turned}
+    parts = {}
+    for name, source in inputs.items():
+        part = linear(weights, name, source)
+        offset = {"q": 0, "k": spec.key_offset, "v": spec.value_offset}[name]
+        if spec.rope_axis == "width" and name in spec.rope_on:
+            part = rotated(spec, part, positions + offset, width)
+        part = _split(spec, part, head_dim)
+        part = _normed_heads(spec, weights, name, "before_rope", part)
+        if spec.rope_axis == "head" and name in spec.rope_on:
+            part = rotated(spec, part, (positions + offset)[:, None], width)
+        parts[name] = _normed_heads(spec, weights, name, "after_rope", part)
+    q, k, v = parts["q"], *(_grouped(spec, parts[name], num_heads) for name in "kv")
+    scores = q @ k.mT * SCALES[spec.scale](q.shape[-1], width, num_heads)
+    probabilities = _softmax(spec, _masked(spec, scores, allowed))
+    joined = _merge(spec, probabilities @ v)
+    return joined if spec.output == "none" or "o" not in weights else linear(weights, "o", joined)
+
+
+def _split(spec: Spec, x: Tensor, head_dim: int) -> Tensor:
+    """To (..., heads, seq, head_dim)."""
+    heads = x.shape[-1] // head_dim
+    if spec.split == "flat":
+        return x.reshape(*x.shape[:-2], heads, x.shape[-2], head_dim)
+    if spec.split == "dims_first":
+        return x.unflatten(-1, (head_dim, heads)).movedim(-1, -3)
+    return x.unflatten(-1, (heads, head_dim)).transpose(-3, -2)
+
+
+def _merge(spec: Spec, x: Tensor) -> Tensor:
+    heads, seq, head_dim = x.shape[-3:]
+    if spec.merge == "flat":
+        return x.reshape(*x.shape[:-3], seq, heads * head_dim)
+    if spec.merge == "dims_first":
+        return x.movedim(-3, -1).flatten(-2)
+    if spec.merge == "flat_dims":  # (heads, head_dim, seq) is cut as if it were (seq, heads * head_dim)
+        return x.mT.reshape(*x.shape[:-3], seq, heads * head_dim)
+    return x.transpose(-3, -2).flatten(-2)
+
+
+def _grouped(spec: Spec, x: Tensor, num_heads: int) -> Tensor:
+    copies = num_heads // x.shape[-3]
+    if copies == 1:
+        return x
+    return torch.cat([x] * copies, -3) if spec.tiled else x.repeat_interleave(copies, -3)
+
+
+def _normed_heads(spec: Spec, weights: Weights, name: str, when: str, x: Tensor) -> Tensor:
+    if spec.qk_norm != when or name == "v":
+        return x
+    y = x * (x.square().mean(-1, keepdim=True) + 1e-6).rsqrt()
+    weight = weights.get(name + "_norm")
+    return y if weight is None else y * weight[..., None, :]
+
+
+def _masked(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:
+    queries, keys = (torch.arange(size) for size in scores.shape[-2:])
+    ahead = keys - queries[:, None]
+    seen = {
+        "none": torch.ones_like(ahead, dtype=torch.bool),
+        "causal": ahead <= 0,
+        "strict": ahead < 0,
+        "next": ahead <= 1,
+        "future": ahead >= 0,
+        "future_strict": ahead > 0,
+    }[spec.mask]
+    seen = seen if allowed is None else seen & allowed
+    if spec.fill_by == "multiplying":
+        return scores * seen
+    if spec.fill_by == "adding":
+        return torch.where(seen, scores, scores + spec.fill)
+    return scores.masked_fill(~seen, spec.fill)
+
+
+def _softmax(spec: Spec, scores: Tensor) -> Tensor:
+    probabilities = scores.softmax({"keys": -1, "queries": -2, "heads": -3}[spec.softmax])
+    return probabilities.nan_to_num(0.0) if spec.empty_rows == "zero" else probabilities
+
+
+def rotated(spec: Spec, x: Tensor, positions: Tensor, width: int) -> Tensor:
+    """x with its last axis turned; positions broadcast against x.shape[:-1] from the right."""
+    dim = int(x.shape[-1] * spec.rotary_fraction)
+    pair = torch.arange(dim // 2, dtype=torch.float64)
+    frequency = FREQUENCIES[spec.frequency](pair, dim, width, spec.theta)
+    cos, sin = TABLES[spec.tables](positions[..., None].double(), frequency)
+    cos, sin = cos.double(), sin.double() * spec.direction
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    turning, rest = x[..., :dim], x[..., dim:]
+    if spec.pairing == "interleaved":
+        a, b = turning[..., 0::2], turning[..., 1::2]
+        turned = torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+    else:
+        a, b = turning.chunk(2, -1)
+        turned = torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+    return torch.cat((turned, rest), -1) if rest.shape[-1] else turned

@@ -1,0 +1,88 @@
+"""The form of every reply. A reply comes from a process that the learner's code may have taken over."""
+
+import types
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor
+
+from .child.wire import WireError
+
+Form = Callable[[Any], bool]
+
+
+def checked(op: str, reply: dict[str, Any]) -> dict[str, Any]:
+    """reply, if it has the form that child/driver.py gives to replies to op. WireError if not."""
+    forms = (_ERROR,) if op not in FORMS else (_ERROR, *FORMS[op])
+    if op in FORMS and not any(form(reply) for form in forms):
+        raise WireError(f"a reply to {op} has another form")
+    return reply
+
+
+def _is(*kinds: type) -> Form:
+    return lambda value: type(value) in kinds
+
+
+def _list(item: Form) -> Form:
+    return lambda value: type(value) is list and all(map(item, value))
+
+
+def _pair(first: Form, second: Form) -> Form:
+    return lambda value: type(value) is list and len(value) == 2 and first(value[0]) and second(value[1])
+
+
+def _named(item: Form) -> Form:
+    return lambda value: type(value) is dict and all(map(item, value.values()))
+
+
+def _or_none(form: Form) -> Form:
+    return lambda value: value is None or form(value)
+
+
+def _record(optional: dict[str, Form] | None = None, /, **needed: Form) -> Form:
+    known = needed | (optional or {})
+
+    def form(value: Any) -> bool:
+        if type(value) is not dict or not needed.keys() <= value.keys() <= known.keys():
+            return False
+        return all(known[name](item) for name, item in value.items())
+
+    return form
+
+
+_TEXT, _WHOLE, _SWITCH, _TENSOR = _is(str), _is(int), _is(bool), _is(Tensor)
+_SHAPE = _list(_WHOLE)
+_PARAMETERS = _or_none(
+    _list(_record(name=_TEXT, kind=_TEXT, required=_SWITCH, default=_is(bool, int, float, str, types.NoneType)))
+)
+_LISTED = _list(_record(name=_TEXT, shape=_SHAPE, dtype=_TEXT, device=_TEXT, requires_grad=_SWITCH, same_as=_TEXT))
+_FRAME = _record(file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT)
+_ERROR = _record(error=_record(type=_TEXT, message=_TEXT, frames=_list(_FRAME)))
+
+FORMS: dict[str, tuple[Form, ...]] = {
+    "load": (_record(missing=_list(_TEXT)), _record(constructor=_PARAMETERS, is_class=_SWITCH)),
+    "build": (
+        _record(
+            block=_WHOLE,
+            parameters=_LISTED,
+            buffers=_LISTED,
+            modules=_list(_pair(_TEXT, _TEXT)),
+            forward=_PARAMETERS,
+        ),
+    ),
+    "run": (
+        _record(
+            {
+                "operations": _list(_TEXT),
+                "modules_created": _WHOLE,
+                "gradients": _named(_or_none(_TENSOR)),
+                "x_gradient": _or_none(_TENSOR),
+            },
+            y=_TENSOR,
+            x_after=_TENSOR,
+            requires_grad=_SWITCH,
+        ),
+    ),
+    "run_on_meta": (_record(shape=_SHAPE, device=_TEXT),),
+    "forget": (_record(),),
+}
