@@ -8,7 +8,7 @@ half written, it can be read, and it does not say which fault was planted (a sal
 import hashlib
 import json
 import os
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import MISSING, asdict, dataclass, field, fields
 from pathlib import Path
 from types import GenericAlias
 from typing import Any, get_origin
@@ -84,7 +84,7 @@ def load(path: Path) -> Progress:
         )
     try:
         return _read(content)
-    except (TypeError, ValueError) as error:
+    except TypeError as error:
         raise ConfigError(f"{path.name} makes no sense: {error}; {way_out}.") from error
 
 
@@ -103,9 +103,12 @@ def _read(content: dict[str, Any]) -> Progress:
 
 
 def _check(record: type, content: Any) -> None:
-    """Raise TypeError for unknown names and for values of another kind."""
+    """Raise TypeError for names that are unknown or missing, and for values of another kind."""
     if not isinstance(content, dict):
         raise TypeError(f"{content!r} stands where an object should")
+    for one in fields(record):
+        if one.default is MISSING and one.default_factory is MISSING and one.name not in content:
+            raise TypeError(f"{one.name} is missing in {content}")
     known = {one.name: one.type for one in fields(record)}
     for name, value in content.items():
         if name not in known:

@@ -115,12 +115,12 @@ def _inverts(root: Root) -> bool:
     return called(root) == "rsqrt" or (called(root) == "pow" and _number(root.args[-1]) == -0.5)
 
 
-def _half(power: ast.BinOp) -> float | None:
+def _half(power: ast.BinOp) -> float | int | None:
     value = _number(power.right)
     return value if value in (0.5, -0.5) else None
 
 
-def _number(node: ast.expr) -> float | None:
+def _number(node: ast.expr) -> float | int | None:
     try:
         value = ast.literal_eval(node)
     except ValueError:

@@ -162,8 +162,9 @@ class WhoNotices(Problem):
 
     @classmethod
     def draw(cls, rng: Random) -> "WhoNotices":
-        seq = rng.randint(8, 20)
-        return cls(seq, rng.randint(2, seq - 3), rng.choice([True, False]))
+        seq = rng.randint(10, 20)
+        places = [j for j in range(2, seq - 3) if j + 1 not in (seq - j, seq - j - 1)]  # no two mistakes agree
+        return cls(seq, rng.choice(places), rng.choice([True, False]))
 
     def ask(self) -> Question:
         s, j = self.seq, self.changed
