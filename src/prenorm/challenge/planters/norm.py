@@ -93,7 +93,8 @@ def norm_weight_missing(code: Code) -> Candidates:
     for function in norms(code):
         for product in code.binary(function, ast.Mult):
             for weight, other in ((product.right, product.left), (product.left, product.right)):
-                if isinstance(weight, ast.Attribute):
+                handed_in = isinstance(weight, ast.Name) and weight.id in code.arguments(function)[1:]
+                if isinstance(weight, ast.Attribute) or handed_in:
                     yield [code.replace(product, code.inside(other))]
 
 

@@ -41,9 +41,21 @@ class Sum:
 
 def sums(code: Code) -> list[Sum]:
     """The additions in the block's forward, in order."""
-    forward = code.method(code.block, "forward")
+    function = home(code)
+    return _sums(code, function) if function else []
+
+
+def home(code: Code) -> ast.FunctionDef | None:
+    """Where the block adds to its stream: its forward, or the first method that does if forward leaves it to one."""
+    owner = code.classes.get(code.block)
+    methods = [one for one in owner.body if isinstance(one, ast.FunctionDef)] if owner else []
+    by_name = sorted(methods, key=lambda one: one.name != "forward")
+    return next((one for one in by_name if not one.name.startswith("__") and _sums(code, one)), None)
+
+
+def _sums(code: Code, function: ast.FunctionDef) -> list[Sum]:
     found: list[Sum] = []
-    for node in ast.walk(forward) if forward else ():
+    for node in ast.walk(function) if any(code.calls(function)) else ():
         match node:
             case ast.BinOp(op=ast.Add(), left=left, right=right):
                 # The stream is a name, the branch calls something; where both are names, the stream stands first.
@@ -55,9 +67,9 @@ def sums(code: Code) -> list[Sum]:
 
 
 def norm_calls(code: Code) -> list[ast.Call]:
-    """The calls of norms in the block's forward, in order."""
-    forward = code.method(code.block, "forward")
-    return [call for call in code.calls(forward) if code.is_norm(call)] if forward else []
+    """The calls of norms in the same function, in order."""
+    function = home(code)
+    return [call for call in code.calls(function) if code.is_norm(call)] if function else []
 
 
 def missing_residual_attention(code: Code) -> Candidates:
@@ -88,18 +100,16 @@ def residual_from_normed(code: Code) -> Candidates:
 
 
 def ffn_residual_from_input(code: Code) -> Candidates:
-    forward = code.method(code.block, "forward")
+    start = _first_argument(code)
     for one in sums(code)[1:2]:
-        assert forward is not None
-        if code.of(one.stream) != (start := code.arguments(forward)[0]):
+        if start not in ("", code.of(one.stream)):
             yield [one.with_stream(code, start)]
 
 
 def parallel_sublayers(code: Code) -> Candidates:
-    forward = code.method(code.block, "forward")
+    start = _first_argument(code)
     for norm in norm_calls(code)[1:2]:
-        assert forward is not None
-        if code.of(norm.args[0]) != (start := code.arguments(forward)[0]):
+        if start not in ("", code.of(norm.args[0])):
             yield [code.replace(norm.args[0], start)]
 
 
@@ -163,3 +173,8 @@ def _constructor_arguments(code: Code, place: int, text: str) -> Candidates:
     used = [one for one in code.walk(constructor, ast.Name) if one.id in names] if constructor else []
     for name in used:
         yield [code.replace(name, text)]
+
+
+def _first_argument(code: Code) -> str:
+    function = home(code)
+    return next(iter(code.arguments(function)), "") if function else ""
