@@ -94,6 +94,8 @@ def _submit(flags: Submit) -> int:
 
     answers = None if flags.answers is None else read_answers(flags.answers)
     asks = answers is None and not flags.json and sys.stdin is not None and sys.stdin.isatty() and sys.stdout.isatty()
+    if not flags.json and sys.stderr.isatty():
+        print("Running your code; this takes some seconds ...", file=sys.stderr)
     outcome = submit(workspace, answers=answers, ask=_ask if asks else None, seed=flags.seed)
     if flags.json:
         print(json.dumps(outcome.to_json(), indent=2))

@@ -27,7 +27,7 @@ def folder(tmp_path):
 
 def test_submissions_are_subfolders_and_files(folder):
     found = find_submissions(folder, "layers.py:Block")
-    assert [one.name for one in found] == ["ann", "bob", "cy", "dee", "eve", "finn", "gus"]
+    assert [one.name for one in found] == ["ann", "bob", "cy", "dee", "eve", "finn.py", "gus"]
     assert found[0].subject == f"{folder / 'ann' / 'work' / 'layers.py'}:Block"
     assert found[5].subject == f"{folder / 'finn.py'}:Block"
     assert (found[6].subject, found[6].problem) == (None, "it has no layers.py")
@@ -61,7 +61,7 @@ def test_one_that_breaks_never_stops_the_others(folder, capsys):
         ("cy", "problem", "there is nothing to judge."),
         ("dee", "problem", "the process that checked it died"),
         ("eve", "problem", "ZeroDivisionError: ours"),
-        ("finn", "passed", ""),
+        ("finn.py", "passed", ""),
         ("gus", "problem", "it has no layers.py"),
     ]
     assert results[1].to_json()["verdict"]["findings"][0]["id"] == "post_norm"
@@ -78,7 +78,7 @@ def test_a_process_that_dies_once_takes_no_result_away(tmp_path):
     for name, wish in {"a": "die once", "b": "good", "c": "good"}.items():
         (tmp_path / f"{name}.py").write_text(wish)
     results = list(check_all(find_submissions(tmp_path), check, workers=1))
-    assert {one.name: one.outcome for one in results} == {"a": "passed", "b": "passed", "c": "passed"}
+    assert {one.name: one.outcome for one in results} == {"a.py": "passed", "b.py": "passed", "c.py": "passed"}
 
 
 def test_nothing_to_check_starts_no_process(folder):

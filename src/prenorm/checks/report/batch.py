@@ -73,7 +73,7 @@ def find_submissions(folder: Path, pattern: str = "layers.py:TransformerBlock") 
         if path.is_dir():
             found.append(_in_folder(path, file, name))
         elif path.suffix == ".py":
-            found.append(Submission(name=path.stem, subject=f"{path}:{name}"))
+            found.append(Submission(name=path.name, subject=f"{path}:{name}"))
     if not found:
         raise ConfigError(f"{folder} has neither subfolders nor .py files; give the folder that holds all submissions.")
     return found
