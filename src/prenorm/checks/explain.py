@@ -17,6 +17,7 @@ from torch import Tensor
 from .learner import Answer, Built
 from .reading import (
     Parameters,
+    Sizes,
     Pieces,
     Raw,
     attention_readings,
@@ -26,12 +27,14 @@ from .reading import (
     sort_parameters,
     weights,
 )
-from .reference import ACTIVATIONS, FREQUENCIES, SCALES, TABLES, Spec, Weights, block
+from .reference import ACTIVATIONS, FREQUENCIES, SCALES, SHIFTS, SQUARES, TABLES, Spec, Weights, block
 
 Switch = dict[str, Any]
 """Fields of Spec that change together: one fault."""
 
 TOKENS = 7
+MANY_READINGS = 24
+"""With more readings than these, two switches at once in the first step would take too long."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,9 +70,14 @@ class _Probe:
         return torch.arange(self.x.shape[-2])[None]
 
 
-def explain(built: Built, generator: torch.Generator, *, tolerance: float, dtype: torch.dtype) -> Explanation:
-    """The simplest explanation of the block's numbers. Raises UnexplainedError without one."""
-    return _Search(built, generator, tolerance, dtype).run()
+def explain(
+    built: Built, generator: torch.Generator, *, tolerance: float, dtype: torch.dtype, most: int = 2
+) -> Explanation:
+    """The simplest explanation of the block's numbers. Raises UnexplainedError without one.
+
+    most: the switches that are turned together, at most, in each of the three steps.
+    """
+    return _Search(built, generator, tolerance, dtype, most).run()
 
 
 def agrees(y: Tensor, expected: Tensor, x: Tensor, tolerance: float) -> bool:
@@ -88,10 +96,11 @@ def _agreement(y: Tensor, expected: Tensor, x: Tensor, tolerance: float) -> Tens
 
 
 class _Search:
-    def __init__(self, built: Built, generator: torch.Generator, tolerance: float, dtype: torch.dtype) -> None:
-        self.built, self.generator, self.tolerance, self.dtype = built, generator, tolerance, dtype
-        self.sizes = built.sizes
-        self.found = sort_parameters(built.parameters, built.sizes)
+    def __init__(
+        self, built: Built, generator: torch.Generator, tolerance: float, dtype: torch.dtype, most: int
+    ) -> None:
+        self.built, self.generator, self.tolerance, self.dtype, self.most = built, generator, tolerance, dtype, most
+        self.sizes, self.found = _fitting_sizes(built)
         self.raw = built.draw(generator, dtype)
         self.head_norms = list(head_norm_readings(self.found))
 
@@ -136,10 +145,16 @@ class _Search:
             attention = _unique(attention, ("v", "o", "v_bias", "o_bias"))
         elif visible:
             bases = [Spec(softmax="heads"), Spec()]
-        readings = [a | f | n for f in feed_forward for n in norms for a in attention]
         bases += [dataclasses.replace(base, plus_one=True) for base in bases if norms != [{}]]
-        matches = _search([(base, 0) for base in bases], _ONE_TOKEN, readings, self, probe)
-        if not matches:
+        every = [a | f | n for f in feed_forward for n in norms for a in attention]
+        likely = [a | f | n for f in feed_forward[:1] for n in _likely_norms(norms) for a in attention[:2]]
+        for readings, most in ((likely, 1), (every, 1), (likely, 2), (every, 2)):
+            if most > self.most or (most == 2 and len(readings) > MANY_READINGS):
+                continue
+            matches = _search([(base, 0) for base in bases], _ONE_TOKEN, readings, self, probe, most=most)
+            if matches:
+                break
+        else:
             raise UnexplainedError("one token alone: residuals, norms, feed-forward, value and output projections")
         best = min(cost for _, cost, _ in matches)
         # a norm's weight that neither is read nor changes anything counts for nothing: readings with more weights first
@@ -181,11 +196,19 @@ class _Search:
                 for mask in ("none", "causal")
                 for pairing, direction in (("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1))
             ]
-            found = _search(bases[::4], _ZERO_SCORES_PLAIN, group, self, probe, keep_going=1)
+            plain = bases[::4]  # where no value turns, pairing and direction do not show
+            found = _search(plain, _ZERO_SCORES_PLAIN, group, self, probe, keep_going=1)
             if not found:
                 found = _search(bases, _ZERO_SCORES_TURNED, group, self, probe, keep_going=1)
-            if not found:
-                found = _search(bases, [*_ZERO_SCORES_PLAIN, *_ZERO_SCORES_TURNED], group, self, probe)
+            if not found and self.most > 1:
+                found = _search(plain, _ZERO_SCORES_PLAIN, group, self, probe, most=2)
+            if not found and self.most > 1:
+                both = [
+                    (dataclasses.replace(base, **turn), cost + 1)
+                    for base, cost in bases
+                    for turn in _ZERO_SCORES_TURNED
+                ]
+                found = _search(both, _ZERO_SCORES_PLAIN, group, self, probe, most=1)
             matches += [(spec, cost, [group[i] for i in indices]) for spec, cost, indices in found]
             if found:
                 break
@@ -214,29 +237,45 @@ class _Search:
         if self.head_norms != [{}]:
             kinds = ["before_rope", "after_rope", "none"]
         turned = any("v" in spec.rope_on or spec.rope_input != "no" for spec, _ in bases)
-        every = [(dataclasses.replace(spec, qk_norm=kind), cost) for kind in kinds for spec, cost in bases]
-        if not turned:
+        least = min(cost for _, cost in bases)
+        matches: list[Match] = []
+        for specs, switches, most in (
+            ([base for base in bases if base[1] == least], _ALL, 1),
+            ([base for base in bases if base[1] > least], [], 0),
+            (_with_other_tables(bases, least), [], 0),
+            (_with_other_factors(bases, least), [], 0),
+            ([base for base in bases if base[1] > least], _ALL, 1),
+            ([base for base in bases if base[1] == least], _ALL, 2),
+        ):
+            if matches or most > self.most or (self.most == 1 and most == 1 and specs and specs[0][1] > least):
+                continue
             every = [
-                (dataclasses.replace(spec, pairing=pairing, direction=direction), cost)
-                for pairing, direction in rotations
-                for spec, cost in every
+                (dataclasses.replace(spec, qk_norm=kind), cost) for spec, cost in specs for kind in kinds[: 4 - most]
             ]
-        matches = _search(every, _ALL, readings, self, probe)
-        if not matches:
-            wider = [
-                (dataclasses.replace(spec, theta=theta, rotary_fraction=fraction), cost)
-                for spec, cost in every
-                for theta in (10000.0, 500000.0, 1e6, 1000.0, 100.0)
-                for fraction in (1.0, 0.5)
-                if (theta, fraction) != (10000.0, 1.0)
-            ]
-            matches = _search(wider, [], readings, self, probe)
-        if not matches:
-            matches = _search(every, _ALL, readings, self, probe, most=2)
+            if not turned:
+                every = [
+                    (dataclasses.replace(spec, pairing=pairing, direction=direction), cost)
+                    for pairing, direction in rotations
+                    for spec, cost in every
+                ]
+            matches = _search(every, switches, readings, self, probe, most=most)
+        if not matches and self._some_rotation(bases, readings):
+            spec = dataclasses.replace(bases[0][0], frequency="other ones")
+            return Explanation(spec, readings[0], bases[0][1] + 1)
         if not matches:
             raise UnexplainedError("several tokens: queries and keys, their rotation, scale and softmax")
         spec, cost, indices = min(matches, key=lambda match: match[1])
         return Explanation(spec, readings[indices[0]], cost)
+
+    def _some_rotation(self, bases: list[tuple[Spec, int]], readings: list[Pieces]) -> bool:
+        """Whether all is right at one and the same position, and elsewhere only distances count: a rotation it is."""
+        if self.built.positions_name is None:
+            return False
+        x = self._probe(self.raw, TOKENS).x
+        zero, near, far = (torch.arange(TOKENS) * spread + start for spread, start in ((0, 0), (1, 0), (1, 5)))
+        at_zero, at_near, at_far = (self.built.run(self.raw, x, positions=at).y for at in (zero, near, far))
+        expected = block(bases[0][0], weights(readings[:1], self.raw), x, zero[None], self.sizes.num_heads)
+        return agrees(at_zero, expected[0], x, self.tolerance) and agrees(at_near, at_far, x, self.tolerance)
 
 
 Match = tuple[Spec, int, list[int]]
@@ -293,7 +332,9 @@ def _matching(spec: Spec, stacked: list[tuple[list[int], Weights]], search: _Sea
 
 
 def _norm_switches() -> Iterable[Switch]:
-    for kind in ("none", "layer", "no_sqrt", "l2", "sequence", "batch", "std"):
+    for kind in ("none", "gain", *SQUARES):
+        if kind in ("rms", "all"):
+            continue
         yield {"norm1": kind, "norm2": kind}
         yield {"norm1": kind}
         yield {"norm2": kind}
@@ -316,11 +357,16 @@ _ONE_TOKEN: list[Switch] = [
     {"residual2": "doubled"},
     {"residual1": "doubled", "residual2": "doubled"},
     {"residual2": "input"},
-    {"order": "post"},
+    {"post": "12"},
+    {"post": "1"},
+    {"post": "2"},
+    *({"post": post, "pre_too": True} for post in ("12", "1", "2")),
     {"parallel": "own"},
     {"parallel": "shared"},
     {"output": "none"},
     {"tiled": True},
+    {"merge": "mean"},
+    {"merge": "sum"},
     *_norm_switches(),
     *({"activation": name} for name in ACTIVATIONS if name != "silu"),
     *({"gating": gating} for gating in ("product", "plain", "both", "sum")),
@@ -355,6 +401,8 @@ _ZERO_SCORES_PLAIN: list[Switch] = [
     *({"merge": merge} for merge in ("flat", "flat_dims", "dims_first")),
     *({"split": "flat", "merge": merge} for merge in ("flat", "flat_dims")),
     {"split": "dims_first", "merge": "dims_first"},
+    {"split": "flat", "split_of": "v"},
+    {"split": "dims_first", "split_of": "v"},
     {"norm1": "all", "norm2": "all"},
     {"norm1": "all"},
     {"norm2": "all"},
@@ -363,22 +411,65 @@ _ZERO_SCORES_PLAIN: list[Switch] = [
 _ZERO_SCORES_TURNED: list[Switch] = [
     *({"rope_on": on} for on in ("qkv", "v", "kv", "qv")),
     *({"rope_on": on, "rope_axis": "width"} for on in ("qkv", "v")),
-    *({"rope_input": kind, "rope_on": on} for kind in ("x", "normed", "before_norm") for on in ("", "qk")),
+    *(
+        {"rope_input": kind, "rope_input_axis": axis, "rope_on": on}
+        for kind in ("x", "normed", "before_norm")
+        for axis in ("width", "head")
+        for on in ("", "qk")
+    ),
 ]
 
 _ALL: list[Switch] = [
     *({"rope_on": on} for on in ("", "q", "k")),
     {"rope_axis": "width"},
-    {"rope_input": "qk", "rope_on": ""},
-    {"rope_input": "qk"},
+    *({"rope_input": "qk", "rope_input_axis": axis, "rope_on": on} for axis in ("width", "head") for on in ("", "qk")),
     *({"frequency": name} for name in FREQUENCIES if name != "standard"),
     *({"tables": tables} for tables in TABLES),
-    *({"key_offset": offset} for offset in (1, -1)),
+    *({role: shift} for role in ("query_shift", "key_shift") for shift in SHIFTS if shift != "no"),
+    *({"split": split, "split_of": roles} for split in ("flat", "dims_first") for roles in ("q", "k", "qk")),
     *({"scale": scale} for scale in SCALES if scale != "1/sqrt(head_dim)"),
     {"softmax": "queries"},
     {"softmax": "heads"},
     {"mask": "causal", "fill_by": "multiplying"},
 ]
+
+
+def _fitting_sizes(built: Built) -> tuple[Sizes, Parameters]:
+    """The sizes, with the number of key-value heads that the parameters have, and the parameters sorted by them."""
+    listed = [*built.parameters, *built.plain_weights]
+    for heads in (built.sizes.num_kv_heads, 2, 1):
+        sizes = dataclasses.replace(built.sizes, num_kv_heads=heads)
+        found = sort_parameters(listed, sizes)
+        if next(attention_readings(found, sizes), None) is not None:
+            return sizes, found
+    return built.sizes, sort_parameters(listed, built.sizes)
+
+
+def _with_other_tables(bases: list[tuple[Spec, int]], least: int) -> list[tuple[Spec, int]]:
+    """The simplest bases with another theta, or with a part of each head turned only."""
+    return [
+        (dataclasses.replace(spec, theta=theta, rotary_fraction=fraction), cost)
+        for spec, cost in bases
+        for theta in (10000.0, 500000.0, 1e6, 1000.0, 100.0)
+        for fraction in (1.0, 0.5)
+        if (theta, fraction) != (10000.0, 1.0) and cost == least
+    ]
+
+
+def _with_other_factors(bases: list[tuple[Spec, int]], least: int) -> list[tuple[Spec, int]]:
+    """The simplest bases with scores of other sizes: powers of 2, up and down, and their roots."""
+    return [
+        (dataclasses.replace(spec, factor=2.0 ** (power / 4)), cost + 1)
+        for spec, cost in bases
+        for power in range(-24, 25)
+        if power and cost == least
+    ]
+
+
+def _likely_norms(norms: list[Pieces]) -> list[Pieces]:
+    """The first two different weights in their order, and one weight for both."""
+    shared = [one for one in norms if set(one) >= {"norm1", "norm2"} and one["norm1"] == one["norm2"]]
+    return _distinct([*norms[:1], *shared[:2]]) if norms != [{}] else norms
 
 
 def _unique(readings: list[Pieces], names: tuple[str, ...]) -> list[Pieces]:

@@ -1,13 +1,14 @@
 """The block's gradients against those of the formula that explains its outputs."""
 
 import dataclasses
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
-from .case import Case
+from .case import Case, raised
 from .explain import Explanation
-from .learner import Answer
+from .learner import LearnerError
 from .reading import Raw
 
 TOKENS = 6
@@ -19,13 +20,19 @@ def gradients(case: Case) -> None:
     assert case.explanation is not None
     raw, x = case.built.draw(case.generator, case.dtype), case.x(2, TOKENS)
     cotangent = case.x(2, TOKENS)
-    answer = case.built.run(raw, x, cotangent=cotangent)
+    try:
+        answer = case.built.run(raw, x, cotangent=cotangent)
+    except LearnerError as error:
+        case.report.check("gradients", False, f"backward raises {raised(error)}")
+        if "modifies_input" not in case.report.findings:
+            case.report.found("gradient_wrong", f"backward raises {raised(error)}")
+        return
     if not torch.isfinite(answer.y).all():
         case.report.skip("gradients", "the output is not finite")
         return
     explanation = case.explanation
     expected = _gradients(explanation, raw, x, cotangent, case.sizes.num_heads)
-    given = _given(answer)
+    given = _by_weight(explanation, answer.gradients) | {"x": answer.x_gradient}
     wrong = [name for name, value in expected.items() if not _alike(given.get(name), value, case.tolerance)]
     case.report.check(
         "gradients", not wrong, "x and every weight agree with autograd" if not wrong else f"not of {_list(wrong)}"
@@ -50,8 +57,15 @@ def gradients(case: Case) -> None:
         )
 
 
-def _given(answer: Answer) -> dict[str, Tensor | None]:
-    return answer.gradients | {"x": answer.x_gradient}
+def _by_weight(explanation: Explanation, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """The gradient of every weight, cut out of those of the parameters that hold it."""
+    found: dict[str, Tensor | None] = {}
+    for name, piece in explanation.reading.items():
+        parts = {one: gradients.get(one) for one in piece.parameters}
+        there = {one: value for one, value in parts.items() if value is not None}
+        label = f"{name} ({piece.parameters[0]})"
+        found[label] = piece.read(there) if len(there) == len(parts) else None
+    return found
 
 
 def _gradients(
@@ -62,8 +76,7 @@ def _gradients(
     leaf = x.clone().requires_grad_()
     y = explanation.forward(leaves, leaf, torch.arange(x.shape[-2])[None], num_heads)
     y.backward(cotangent)
-    used = {name for piece in explanation.reading.values() for name in piece.parameters}
-    return {name: leaves[name].grad for name in sorted(used) if name in leaves} | {"x": leaf.grad}
+    return _by_weight(explanation, {name: value.grad for name, value in leaves.items()}) | {"x": leaf.grad}
 
 
 def _is_there(gradient: Tensor | None) -> bool:

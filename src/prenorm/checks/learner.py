@@ -1,6 +1,5 @@
 """A learner's block: built with arguments under the learner's own names, and run with numbers of ours."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -58,7 +57,9 @@ class Answer:
     gradients: dict[str, Tensor | None] = field(default_factory=dict)
     x_gradient: Tensor | None = None
     operations: frozenset[str] = frozenset()
+    created: frozenset[tuple[int, ...]] = frozenset()
     modules_created: int = 0
+    masked: bool = False
 
 
 class Learner:
@@ -77,11 +78,11 @@ class Learner:
 
     def takes(self, name: str) -> bool:
         """Whether the constructor takes the argument that we call name."""
-        return self._own_name(name) is not None
+        return self.own_name(name) is not None
 
     def default(self, name: str) -> Any:
         """The constructor's default for it; None where there is none, or it is no plain number."""
-        own = self._own_name(name)
+        own = self.own_name(name)
         return next((one["default"] for one in self.constructor or () if one["name"] == own), None)
 
     def build(self, sizes: Sizes, *, double: bool = False, **arguments: Any) -> "Built":
@@ -95,15 +96,16 @@ class Learner:
 
     def _spelled(self, given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
         first = ["d_model", "num_heads", "d_ff"]
-        if self.constructor is None or any(self._own_name(name) is None for name in first):
+        if self.constructor is None or any(self.own_name(name) is None for name in first):
             positional = [given[name] for name in first]
         else:
             positional = []
         rest = [name for name in given if name not in first or not positional]
-        keywords = {own: given[name] for name in rest if (own := self._own_name(name)) is not None}
+        keywords = {own: given[name] for name in rest if (own := self.own_name(name)) is not None}
         return positional, keywords
 
-    def _own_name(self, name: str) -> str | None:
+    def own_name(self, name: str) -> str | None:
+        """What the constructor calls the argument that we call name; None where it has none."""
         for alias in ARGUMENTS[name].split():
             for one in self.constructor or ():
                 if one["name"] == alias and one["kind"] in ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY"):
@@ -111,7 +113,7 @@ class Learner:
         return None
 
     def _requires(self, name: str) -> bool:
-        own = self._own_name(name)
+        own = self.own_name(name)
         return any(one["required"] for one in self.constructor or () if one["name"] == own)
 
 
@@ -123,10 +125,12 @@ class Built:
         self.sizes = sizes
         self.request = request
         self.fresh = False  # build it anew for each call, because calls leave traces
+        self.fixed_length = False  # or because it takes sequences of max_seq_len only
         reply = _or_raise("constructor", learner.subject.ask(request))
         self.number = reply["block"]
         self.parameters: list[Description] = reply["parameters"]
         self.tensors: list[Description] = reply["tensors"]
+        self.plain_weights: list[Description] = []  # tensors that are no parameters and may be weights all the same
         self.modules: list[list[str]] = reply["modules"]
         self.forward: list[Description] = reply["forward"] or []
         names = [one["name"] for one in self.forward if one["kind"] != "POSITIONAL_ONLY"]
@@ -141,7 +145,7 @@ class Built:
     def draw(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Raw:
         """Values for every parameter, drawn afresh."""
         raw: Raw = {}
-        for one in self.parameters:
+        for one in [*self.parameters, *self.plain_weights]:
             if one["same_as"] in raw:
                 raw[one["name"]] = raw[one["same_as"]]
                 continue
@@ -167,7 +171,10 @@ class Built:
         **options: Any,
     ) -> Answer:
         """Call it. Raises LearnerError when it raises, or gives something of another shape than x."""
-        if self.fresh:
+        if self.fixed_length:
+            own = self.learner.own_name("max_seq_len")
+            self.request["arguments"] = self.request["arguments"] | {own: x.shape[-2]}
+        if self.fresh or self.fixed_length:
             self.number = _or_raise("constructor", self.learner.subject.ask(self.request))["block"]
         keywords = {}
         if positions is None and self.requires_positions:
@@ -190,16 +197,21 @@ class Built:
             gradients=reply.get("gradients", {}),
             x_gradient=reply.get("x_gradient"),
             operations=frozenset(reply.get("operations", ())),
+            created=frozenset(tuple(shape) for shape in reply.get("created", ())),
             modules_created=reply.get("modules_created", 0),
+            masked=bool(reply.get("masked", False)),
         )
+
+    def take_plain_weights(self) -> bool:
+        """Treat buffers and plain attributes of a weight's shape as weights. Gives whether there are any."""
+        width, inner = self.sizes.d_model, self.sizes.d_ff
+        matrices = {(width, width), (width, inner), (inner, width), (3 * width, width), (2 * inner, width)}
+        self.plain_weights = [one for one in self.tensors if tuple(one["shape"]) in matrices | {(width,)}]
+        return bool(self.plain_weights)
 
     def run_on_meta(self, x: Tensor) -> Description:
         """The driver's reply to a call on the meta device."""
         return self.learner.subject.ask({"op": "run_on_meta", "block": self.number, "inputs": [x]})
-
-    def names(self) -> Iterator[str]:
-        """The names of the parameters."""
-        return (one["name"] for one in self.parameters)
 
 
 def _or_raise(stage: str, reply: Description) -> Description:

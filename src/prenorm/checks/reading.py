@@ -76,13 +76,13 @@ class Piece:
 Pieces = dict[str, Piece]
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Parameters:
     """A learner's parameters, sorted by what their shapes allow."""
 
     attention: list[str] = field(default_factory=list)  # each entry may stand for one parameter per head
     feed_forward: list[str] = field(default_factory=list)
-    norms: list[str] = field(default_factory=list)
+    norms: list[Piece] = field(default_factory=list)
     head_norms: list[str] = field(default_factory=list)
     biases: dict[str, str] = field(default_factory=dict)  # of the weight with that name
     unknown: list[str] = field(default_factory=list)
@@ -115,9 +115,15 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
     for name, shape in shapes.items():
         if name in taken:
             continue
-        if name in vectors:
-            kind = {sizes.d_model: found.norms, sizes.head_dim: found.head_norms}.get(_numel(shape), found.unknown)
-            (found.unknown if _is_bias_name(name) else kind).append(name)
+        if name in vectors and _numel(shape) == sizes.d_model and not _is_bias_name(name):
+            found.norms.append(Piece((name,)))
+        elif name in vectors:
+            (found.head_norms if _numel(shape) == sizes.head_dim and not _is_bias_name(name) else found.unknown).append(
+                name
+            )
+        elif _numel(shape) == 2 * sizes.d_model:  # both norms in one
+            halves = torch.arange(2 * sizes.d_model).view(shape).movedim(shape.index(sizes.d_model), -1).flatten(0, -2)
+            found.norms += [Piece((name,), None, tuple(half.tolist())) for half in halves]
         elif sizes.d_model not in shape:
             found.unknown.append(name)
         elif _numel(shape) % (found.d_ff * sizes.d_model) == 0 and found.d_ff:
@@ -229,7 +235,8 @@ def _role_splits(
                 taken: list[str] = []
                 while rest and sum(rows[role] for role in taken) < wanted:
                     taken.append(rest.pop(0))
-                if sum(rows[role] for role in taken) != wanted or ("o" in taken and len(taken) > 1):
+                one_head = taken == ["o"] and wanted == sizes.head_dim
+                if (sum(rows[role] for role in taken) != wanted and not one_head) or ("o" in taken and len(taken) > 1):
                     break
                 roles[name] = tuple(taken)
             else:
@@ -259,7 +266,7 @@ def _entry_options(
     if roles == ("o",):
         return [
             _with_bias(
-                {"o": Piece(_names(found, name), axis, _undo_dims_first(shape, axis, sizes), True)}, bias, found, {}
+                {"o": Piece(_names(found, name), axis, _output_places(shape, axis, sizes), True)}, bias, found, {}
             )
             for axis in axes
         ]
@@ -281,6 +288,13 @@ def _with_bias(
     if bias is None:
         return pieces
     return pieces | {f"{role}_bias": Piece(_names(found, bias), None, layout.get(role)) for role in pieces}
+
+
+def _output_places(shape: tuple[int, ...], axis: int, sizes: Sizes) -> tuple[int, ...] | None:
+    """The columns of an output projection; one that is as wide as one head is the same for all of them."""
+    if _numel(shape) == sizes.head_dim * sizes.d_model:
+        return tuple(range(sizes.head_dim)) * sizes.num_heads
+    return _undo_dims_first(shape, axis, sizes)
 
 
 def _undo_dims_first(shape: tuple[int, ...], axis: int, sizes: Sizes) -> tuple[int, ...] | None:
@@ -387,20 +401,20 @@ def _unlike_feed_forward(order: Sequence[str]) -> int:
 
 def norm_readings(found: Parameters) -> Iterator[Pieces]:
     """Every assignment of norm1 and norm2, in the order of the parameters first; a single one may serve both."""
-    names = found.norms[:4]
-    if not names:
+    norms = found.norms[:4]
+    if not norms:
         yield {}
-    for first, second in itertools.permutations(names, 2):
+    for first, second in itertools.permutations(norms, 2):
         yield _norm(found, "norm1", first) | _norm(found, "norm2", second)
-    for name in names:
-        yield _norm(found, "norm1", name) | _norm(found, "norm2", name)
-    if len(names) == 1:
-        yield _norm(found, "norm1", names[0])
-        yield _norm(found, "norm2", names[0])
+    for norm in norms:
+        yield _norm(found, "norm1", norm) | _norm(found, "norm2", norm)
+    if len(norms) == 1:
+        yield _norm(found, "norm1", norms[0])
+        yield _norm(found, "norm2", norms[0])
 
 
-def _norm(found: Parameters, role: str, name: str) -> Pieces:
-    return _with_bias({role: Piece((name,))}, found.biases.get(name), found, {})
+def _norm(found: Parameters, role: str, norm: Piece) -> Pieces:
+    return _with_bias({role: norm}, found.biases.get(norm.parameters[0]), found, {role: norm.places})
 
 
 def head_norm_readings(found: Parameters) -> Iterator[Pieces]:

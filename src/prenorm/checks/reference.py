@@ -22,25 +22,26 @@ class Spec:
     """Every choice in a block. The defaults are the right block, with the paper's conventions."""
 
     # The residual lines.
-    order: str = "pre"  # or post
+    post: str = ""  # the sublayers whose norm follows the sum: "1", "2" or "12"
+    pre_too: bool = False  # those norms stand before their sublayers as well
     residual1: str = "input"  # none | normed | doubled
     residual2: str = "hidden"  # none | normed | doubled | input
     parallel: str = "no"  # own: the feed-forward reads norm2(x); shared: norm1(x)
     detached: tuple[str, ...] = ()  # residuals (1, 2) that let no gradient through
     # The norms.
-    norm1: str = "rms"  # none | layer | no_sqrt | l2 | sequence | all
+    norm1: str = "rms"  # none | gain | layer | no_sqrt | a name of SQUARES
     norm2: str = "rms"
     weight1: str = "own"  # none
     weight2: str = "own"  # other: norm1's
     plus_one: bool = False  # weights are kept as w - 1
     eps1: float = 1e-6
     eps2: float = 1e-6
-    eps_outside: bool = False
+    eps_place1: str = "under"  # outside: added to the root; clamp, clamp_square: its least value, or its square's
+    eps_place2: str = "under"
     # Rotary positions.
     rope_on: str = "qk"  # any of q, k, v; "" is none
-    rope_input: str = (
-        "no"  # normed: norm1(x) is rotated; x: the stream; before_norm: norm1 reads rotated x; qk: as the word
-    )
+    rope_input: str = "no"  # what else is turned: x | before_norm | normed | qk (what those projections read)
+    rope_input_axis: str = "width"  # head: each head's share of it by itself
     rope_axis: str = "head"  # width: over d_model, before heads are split
     pairing: str = "interleaved"  # half
     direction: int = 1
@@ -48,8 +49,8 @@ class Spec:
     frequency: str = "standard"  # a name of FREQUENCIES
     rotary_fraction: float = 1.0
     tables: str = "exact"  # a name of TABLES
-    key_offset: int = 0  # the key's position minus its own place
-    value_offset: int = 0
+    query_shift: str = "no"  # names of SHIFTS
+    key_shift: str = "no"
     # Attention.
     mask: str = "none"  # causal | strict | next | future | future_strict
     fill: float = -math.inf
@@ -57,7 +58,9 @@ class Spec:
     empty_rows: str = "nan"  # zero
     softmax: str = "keys"  # queries | heads
     scale: str = "1/sqrt(head_dim)"  # a name of SCALES
+    factor: float = 1.0  # on top of it
     split: str = "standard"  # flat | dims_first
+    split_of: str = "qkv"  # which projections are split in that way
     merge: str = "standard"  # flat | dims_first
     tiled: bool = False
     qk_norm: str = "none"  # before_rope | after_rope
@@ -85,23 +88,18 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu twice": lambda x: torch_functional.silu(torch_functional.silu(x)),
 }
 
-SCALES: dict[str, Callable[[int, int, int], float]] = {  # of head_dim, d_model, num_heads
-    "1/sqrt(head_dim)": lambda dim, width, heads: dim**-0.5,
-    "1": lambda dim, width, heads: 1.0,
-    "1/head_dim": lambda dim, width, heads: 1 / dim,
-    "1/sqrt(d_model)": lambda dim, width, heads: width**-0.5,
-    "1/d_model": lambda dim, width, heads: 1 / width,
-    "1/sqrt(num_heads)": lambda dim, width, heads: heads**-0.5,
-    "1/num_heads": lambda dim, width, heads: 1 / heads,
-    "sqrt(head_dim)": lambda dim, width, heads: dim**0.5,
-    "sqrt(d_model)": lambda dim, width, heads: width**0.5,
-    "head_dim": lambda dim, width, heads: float(dim),
-    "head_dim^-1/4": lambda dim, width, heads: dim**-0.25,
-    "1/sqrt(head_dim/2)": lambda dim, width, heads: (dim / 2) ** -0.5,
-    "1/(2 sqrt(head_dim))": lambda dim, width, heads: 0.5 * dim**-0.5,
-    "2/sqrt(head_dim)": lambda dim, width, heads: 2 * dim**-0.5,
-    "1/(head_dim sqrt(head_dim))": lambda dim, width, heads: dim**-1.5,
-    "1/sqrt(2 d_model)": lambda dim, width, heads: (2 * width) ** -0.5,
+SCALES: dict[str, Callable[[int, int, int, int], float]] = {  # of head_dim, d_model, num_heads, seq
+    "1/sqrt(head_dim)": lambda dim, width, heads, seq: dim**-0.5,
+    "1": lambda dim, width, heads, seq: 1.0,
+    "1/head_dim": lambda dim, width, heads, seq: 1 / dim,
+    "1/sqrt(d_model)": lambda dim, width, heads, seq: width**-0.5,
+    "1/d_model": lambda dim, width, heads, seq: 1 / width,
+    "1/sqrt(num_heads)": lambda dim, width, heads, seq: heads**-0.5,
+    "1/num_heads": lambda dim, width, heads, seq: 1 / heads,
+    "1/sqrt(seq)": lambda dim, width, heads, seq: seq**-0.5,
+    "1/seq": lambda dim, width, heads, seq: 1 / seq,
+    "sqrt(head_dim)": lambda dim, width, heads, seq: dim**0.5,
+    "head_dim": lambda dim, width, heads, seq: float(dim),
 }
 
 # Exponents of theta for pair i of n, in a vector of size dim of a model of the given width; then what multiplies it.
@@ -121,11 +119,41 @@ FREQUENCIES: dict[str, Callable[[Tensor, int, int, float], Tensor]] = {
     "in degrees": lambda i, dim, width, theta: theta ** (-2 * i / dim) * (math.pi / 180),
     "times 180/pi": lambda i, dim, width, theta: theta ** (-2 * i / dim) * (180 / math.pi),
     "times 2 pi": lambda i, dim, width, theta: theta ** (-2 * i / dim) * (2 * math.pi),
+    "10^(-2i/head_dim ln theta)": lambda i, dim, width, theta: 10 ** (-2 * i / dim * math.log(theta)),
+    "exp(-2i/head_dim log10 theta)": lambda i, dim, width, theta: torch.exp(-2 * i / dim * math.log10(theta)),
     "exp(-2i/head_dim)": lambda i, dim, width, theta: torch.exp(-2 * i / dim),
     "2^(-2i/head_dim)": lambda i, dim, width, theta: 2 ** (-2 * i / dim),
     "reversed": lambda i, dim, width, theta: theta ** (-2 * i.flip(0) / dim),
     "half of it": lambda i, dim, width, theta: theta ** (-2 * i / dim) / 2,
     "twice of it": lambda i, dim, width, theta: theta ** (-2 * i / dim) * 2,
+}
+
+SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "no": lambda positions: positions,
+    "the next": lambda positions: positions + 1,
+    "the one before": lambda positions: positions - 1,
+    "the one before, or 0": lambda positions: (positions - 1).clamp(min=0),
+    "the next, and for the last the first": lambda positions: positions.roll(-1, -1),
+    "the one before, and for the first the last": lambda positions: positions.roll(1, -1),
+    "the next, or the last": lambda positions: torch.minimum(positions + 1, positions.amax(-1, keepdim=True)),
+}
+
+SQUARES: dict[str, Callable[[Tensor], Tensor]] = {  # what stands under the root, without eps
+    "rms": lambda x: x.square().mean(-1, keepdim=True),
+    "layer": lambda x: x.square().mean(-1, keepdim=True),
+    "no_sqrt": lambda x: x.square().mean(-1, keepdim=True),
+    "sequence": lambda x: x.square().mean(-2, keepdim=True),
+    "all": lambda x: x.square().mean((-2, -1), keepdim=True),
+    "batch": lambda x: x.square().mean(-3, keepdim=True),
+    "sum(x^2)": lambda x: x.square().sum(-1, keepdim=True),
+    "var(x)": lambda x: x.var(-1, keepdim=True, unbiased=False),
+    "sum(x^2) / (d_model - 1)": lambda x: x.square().sum(-1, keepdim=True) / (x.shape[-1] - 1),
+    "mean(|x|)^2": lambda x: x.abs().mean(-1, keepdim=True).square(),
+    "max(|x|)^2": lambda x: x.abs().amax(-1, keepdim=True).square(),
+    "mean(x)^2": lambda x: x.mean(-1, keepdim=True).square(),
+    "mean(x^2)^(2/3)": lambda x: x.square().mean(-1, keepdim=True) ** (2 / 3),
+    "mean(x^2)^(1/2)": lambda x: x.square().mean(-1, keepdim=True) ** (1 / 2),
+    "mean(x^2)^2": lambda x: x.square().mean(-1, keepdim=True).square(),
 }
 
 
@@ -159,13 +187,20 @@ def block(
     """
     x = x[None]
     if spec.rope_input == "x":
-        x = rotated(spec, x, positions, x.shape[-1])
-    if spec.order == "post":
-        h = _norm1(spec, weights, _plus(spec, "1", x, x, attention(spec, weights, x, positions, num_heads, allowed)))
-        return _norm2(spec, weights, _plus(spec, "2", h, h, feed_forward(spec, weights, h), x))
-    normed = _norm1(spec, weights, rotated(spec, x, positions, x.shape[-1]) if spec.rope_input == "before_norm" else x)
-    h = _plus(spec, "1", x, normed, attention(spec, weights, normed, positions, num_heads, allowed))
-    inner = {"no": h, "own": x, "shared": x}[spec.parallel]
+        x = _stream(spec, x, positions, x.shape[-1] // num_heads)
+    if "1" in spec.post:
+        inner = _norm1(spec, weights, x) if spec.pre_too else x
+        added = attention(spec, weights, inner, positions, num_heads, allowed)
+        h = _norm1(spec, weights, _plus(spec, "1", x, inner, added))
+        normed = h
+    else:
+        source = _stream(spec, x, positions, x.shape[-1] // num_heads) if spec.rope_input == "before_norm" else x
+        normed = _norm1(spec, weights, source)
+        h = _plus(spec, "1", x, normed, attention(spec, weights, normed, positions, num_heads, allowed))
+    inner = h if spec.parallel == "no" else x
+    if "2" in spec.post:
+        inner = _norm2(spec, weights, inner) if spec.pre_too else inner
+        return _norm2(spec, weights, _plus(spec, "2", h, h, feed_forward(spec, weights, inner), x))
     normed2 = normed if spec.parallel == "shared" else _norm2(spec, weights, inner)
     return _plus(spec, "2", h, normed2, feed_forward(spec, weights, normed2), x)
 
@@ -185,33 +220,39 @@ def _plus(spec: Spec, which: str, stream: Tensor, normed: Tensor, added: Tensor,
 
 def _norm1(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
     names = () if spec.weight1 == "none" else ("norm1", "norm1_bias")
-    return norm(spec, spec.norm1, spec.eps1, weights, names, x)
+    return norm(spec, spec.norm1, (spec.eps1, spec.eps_place1), weights, names, x)
 
 
 def _norm2(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
     names = {"own": ("norm2", "norm2_bias"), "other": ("norm1", "norm1_bias"), "none": ()}[spec.weight2]
-    return norm(spec, spec.norm2, spec.eps2, weights, names, x)
+    return norm(spec, spec.norm2, (spec.eps2, spec.eps_place2), weights, names, x)
 
 
-def norm(spec: Spec, kind: str, eps: float, weights: Weights, names: tuple[str, ...], x: Tensor) -> Tensor:
-    """The norm of one kind; names are those of its weight and bias."""
+def norm(spec: Spec, kind: str, eps: tuple[float, str], weights: Weights, names: tuple[str, ...], x: Tensor) -> Tensor:
+    """The norm of one kind; eps is the number and its place, names are those of its weight and bias."""
     if kind == "none":
         return x
-    if kind == "layer":
-        x = x - x.mean(-1, keepdim=True)
-    axes = {"sequence": (-2,), "all": (-2, -1), "batch": (-3,)}.get(kind, (-1,))
-    square = x.square().sum(-1, keepdim=True) if kind == "l2" else x.square().mean(axes, keepdim=True)
-    if kind == "std":
-        square = x.var(-1, keepdim=True, unbiased=False)
-    if kind == "no_sqrt":
-        y = x / (square + eps)
-    else:
-        y = x / (square.sqrt() + eps) if spec.eps_outside else x / (square + eps).sqrt()
+    y = x if kind == "gain" else _scaled(kind, *eps, x)
     if names and names[0] in weights:
         y = y * (weights[names[0]] + 1 if spec.plus_one else weights[names[0]])
     if names and names[1] in weights:
         y = y + weights[names[1]]
     return y
+
+
+def _scaled(kind: str, eps: float, place: str, x: Tensor) -> Tensor:
+    if kind == "layer":
+        x = x - x.mean(-1, keepdim=True)
+    square = SQUARES[kind](x)
+    if kind == "no_sqrt":
+        return x / (square + eps)
+    root = {
+        "under": lambda: (square + eps).sqrt(),
+        "outside": lambda: square.sqrt() + eps,
+        "clamp": lambda: square.sqrt().clamp(min=eps),
+        "clamp_square": lambda: square.clamp(min=eps).sqrt(),
+    }[place]()
+    return x / root
 
 
 def feed_forward(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
@@ -242,32 +283,32 @@ def attention(
     """Self-attention of x, (readings, batch, seq, d_model)."""
     width = weights["q"].shape[-1]
     head_dim = weights["q"].shape[-2] // num_heads
-    turned = rotated(spec, x, positions, width) if spec.rope_input in ("normed", "qk") else x
+    turned = _stream(spec, x, positions, head_dim) if spec.rope_input in ("normed", "qk") else x
     inputs = {"q": turned, "k": turned, "v": x if spec.rope_input == "qk" else turned}
     parts = {}
     for name, source in inputs.items():
         part = linear(weights, name, source)
-        offset = {"q": 0, "k": spec.key_offset, "v": spec.value_offset}[name]
+        places = SHIFTS[{"q": spec.query_shift, "k": spec.key_shift, "v": "no"}[name]](positions)
         if spec.rope_axis == "width" and name in spec.rope_on:
-            part = rotated(spec, part, positions + offset, width)
-        part = _split(spec, part, head_dim)
+            part = rotated(spec, part, places, width)
+        part = _split(spec.split if name in spec.split_of else "standard", part, head_dim)
         part = _normed_heads(spec, weights, name, "before_rope", part)
         if spec.rope_axis == "head" and name in spec.rope_on:
-            part = rotated(spec, part, (positions + offset)[:, None], width)
+            part = rotated(spec, part, places[:, None], width)
         parts[name] = _normed_heads(spec, weights, name, "after_rope", part)
     q, k, v = parts["q"], *(_grouped(spec, parts[name], num_heads) for name in "kv")
-    scores = q @ k.mT * SCALES[spec.scale](q.shape[-1], width, num_heads)
+    scores = q @ k.mT * (SCALES[spec.scale](q.shape[-1], width, num_heads, x.shape[-2]) * spec.factor)
     probabilities = _softmax(spec, _masked(spec, scores, allowed))
     joined = _merge(spec, probabilities @ v)
     return joined if spec.output == "none" or "o" not in weights else linear(weights, "o", joined)
 
 
-def _split(spec: Spec, x: Tensor, head_dim: int) -> Tensor:
+def _split(how: str, x: Tensor, head_dim: int) -> Tensor:
     """To (..., heads, seq, head_dim)."""
     heads = x.shape[-1] // head_dim
-    if spec.split == "flat":
+    if how == "flat":
         return x.reshape(*x.shape[:-2], heads, x.shape[-2], head_dim)
-    if spec.split == "dims_first":
+    if how == "dims_first":
         return x.unflatten(-1, (head_dim, heads)).movedim(-1, -3)
     return x.unflatten(-1, (heads, head_dim)).transpose(-3, -2)
 
@@ -278,6 +319,9 @@ def _merge(spec: Spec, x: Tensor) -> Tensor:
         return x.reshape(*x.shape[:-3], seq, heads * head_dim)
     if spec.merge == "dims_first":
         return x.movedim(-3, -1).flatten(-2)
+    if spec.merge in ("mean", "sum"):  # of the heads, once for each of them
+        joined = x.mean(-3) if spec.merge == "mean" else x.sum(-3)
+        return torch.cat([joined] * heads, -1)
     if spec.merge == "flat_dims":  # (heads, head_dim, seq) is cut as if it were (seq, heads * head_dim)
         return x.mT.reshape(*x.shape[:-3], seq, heads * head_dim)
     return x.transpose(-3, -2).flatten(-2)
@@ -320,6 +364,14 @@ def _masked(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:
 def _softmax(spec: Spec, scores: Tensor) -> Tensor:
     probabilities = scores.softmax({"keys": -1, "queries": -2, "heads": -3}[spec.softmax])
     return probabilities.nan_to_num(0.0) if spec.empty_rows == "zero" else probabilities
+
+
+def _stream(spec: Spec, x: Tensor, positions: Tensor, head_dim: int) -> Tensor:
+    """Vectors of d_model, turned."""
+    if spec.rope_input_axis == "width":
+        return rotated(spec, x, positions, x.shape[-1])
+    parts = x.unflatten(-1, (-1, head_dim)).transpose(-3, -2)
+    return rotated(spec, parts, positions[:, None], x.shape[-1]).transpose(-3, -2).flatten(-2)
 
 
 def rotated(spec: Spec, x: Tensor, positions: Tensor, width: int) -> Tensor:

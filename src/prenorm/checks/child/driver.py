@@ -64,7 +64,7 @@ class Driver:
         """Call the class with "positional" and "arguments"; "double" makes the result float64.
 
         {"dtype": name} and {"device": name} among the arguments stand for torch's own.
-        Gives {"block": number, "parameters", "tensors" (buffers, and tensors in plain attributes), "modules", "forward"}.
+        Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "modules", "forward"}.
         """
         assert self._make is not None
         torch.manual_seed(request.get("seed", 0))
@@ -92,7 +92,8 @@ class Driver:
         """Set "parameters", call the block with "inputs" and "keywords", and send "cotangent" back through it.
 
         Gives {"y", "x_after", "requires_grad", "seed_used"} and, with a cotangent, {"gradients", "x_gradient"}
-        (None where there is none); with "trace" also {"operations", "modules_created"}.
+        (None where there is none); with "trace" also {"operations", "created" (shapes of new constant tensors),
+        "modules_created", "masked" (whether masked_fill filled anything)}. "scramble" puts random numbers in place of tables, and of every sine and cosine.
         """
         block = self._blocks[request["block"]]
         block.train(request.get("training", False))
@@ -111,8 +112,9 @@ class Driver:
                 torch.manual_seed(seed)
             if cotangent is None:
                 stack.enter_context(torch.no_grad())
-            if scramble := request.get("scramble_buffers"):
+            if (scramble := request.get("scramble")) is not None:
                 stack.enter_context(_scrambled(block, scramble))
+                stack.enter_context(_OtherAngles(scramble))
             if trace is not None:
                 stack.enter_context(trace)
                 stack.enter_context(_modules_counted(trace))
@@ -120,7 +122,9 @@ class Driver:
         reply = {"y": _plain(y), "x_after": _plain(inputs[0]), "requires_grad": y.requires_grad}
         if trace is not None:
             reply["operations"] = sorted(trace.operations)
+            reply["created"] = sorted(trace.created)
             reply["modules_created"] = trace.modules_created
+            reply["masked"] = trace.masked
         if cotangent is not None:
             if y.requires_grad:
                 y.backward(cotangent.to(y.dtype))
@@ -249,11 +253,34 @@ class _Trace(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.operations: set[str] = set()
+        self.created: set[tuple[int, ...]] = set()
         self.modules_created = 0
+        self.masked = False
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        self.operations.add(str(function.name()).removeprefix("aten::"))
-        return function(*args, **(kwargs or {}))
+        name = str(function.name()).removeprefix("aten::")
+        self.operations.add(name)
+        result = function(*args, **(kwargs or {}))
+        if name.partition(".")[0] in ("ones", "ones_like", "full", "full_like", "empty", "zeros", "fill_"):
+            self.created.add(tuple(result.shape))
+        if name.startswith("masked_fill") and args[1].dim() >= 2:
+            self.masked = self.masked or bool(args[1].any())
+        return result
+
+
+class _OtherAngles(TorchDispatchMode):
+    """Random numbers where a sine or a cosine would be."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        self.generator = torch.Generator().manual_seed(seed)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        if str(function.name()).removeprefix("aten::").partition(".")[0] in ("cos", "sin", "polar", "cos_", "sin_"):
+            noise = torch.rand(result.shape, generator=self.generator, dtype=torch.float64)
+            result.copy_(noise + 0.5)
+        return result
 
 
 @contextlib.contextmanager

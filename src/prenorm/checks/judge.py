@@ -1,0 +1,167 @@
+"""The judgement: every check in its order, and what becomes of a block that fails before it can be looked at."""
+
+import time
+from dataclasses import dataclass
+
+import torch
+
+from . import arguments, behaviour, device, gradients, numbers, precision
+from .case import MAX_SEQ_LEN, Case, Report, raised
+from .faults import FAULTS
+from .learner import Built, Learner, LearnerError
+from .subject import EndedError, Subject
+from .targets import TARGETS, Target
+from .verdict import Finding, Verdict
+
+TOKENS = 7
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Code:
+    """What to import: module from root, or the file as module, and the name in it."""
+
+    root: str
+    module: str
+    file: str | None
+    name: str
+
+
+def judge(subject: Subject, code: Code, *, target: str | None = None, seed: int | None = None) -> Verdict:
+    """Judge the class that code names. Raises learner.MissingError without such a class."""
+    started = time.monotonic()
+    generator = torch.Generator()
+    generator.seed() if seed is None else generator.manual_seed(seed)
+    report = Report()
+    case = Case(Learner(subject), Target() if target is None else TARGETS[target], generator, report)
+    try:
+        case.learner.load(code.root, code.module, code.file, code.name)
+        report.check("import", True, "the file is imported, and the class is there")
+        _judge(case)
+    except LearnerError as error:
+        report.errors.setdefault(f"{error.stage}_error", error.error)
+        report.found(f"{error.stage}_error", raised(error))
+        report.check(error.stage, False, raised(error))
+    except EndedError as error:
+        timeout = error.reason == "timeout"
+        report.found("timeout" if timeout else "forward_error", error.detail)
+        report.check("the process", False, str(error))
+    findings = tuple(
+        Finding(id=id, message=FAULTS[id].meaning, evidence=evidence, mend=FAULTS[id].mend)
+        for id, evidence in report.findings.items()
+    )
+    return Verdict(
+        subject=f"{code.file or code.module}:{code.name}",
+        findings=findings,
+        conventions=report.conventions,
+        checks=tuple(report.checks),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _judge(case: Case) -> None:
+    _arguments(case)
+    built = case.build()
+    case.report.check("constructor", True, f"d_model={case.sizes.d_model}, num_heads={case.sizes.num_heads}, ...")
+    raw = built.draw(case.generator, torch.float32)
+    built = _first_call(case, built)
+    repeatable = behaviour.repeated_calls(case, built, raw)
+    behaviour.input_kept(case, built, raw)
+    behaviour.dropout_argument(case, raw)
+    if repeatable or built.fresh:
+        behaviour.batch_independence(case, built, raw)
+        behaviour.leading_dims(case, built, raw)
+        if "sequence_length_fixed" not in case.report.findings:
+            behaviour.sequence_lengths(case, built, raw)
+    precision.dtypes(case)
+    device.devices(case)
+    if not repeatable and not built.fresh:
+        case.report.skip("the numbers", "they are others at each call")
+        return
+    _widest(case, built)
+    numbers.numbers(case)
+    if case.explanation is None:
+        return
+    _name_by_traces(case)
+    for id, evidence in numbers.against_target(case.explanation, case.target):
+        case.report.found(id, evidence)
+    gradients.gradients(case)
+    for check in (
+        arguments.eps,
+        arguments.rope_theta,
+        arguments.token_positions,
+        arguments.grouped_heads,
+        arguments.causal_argument,
+        arguments.mask_argument,
+        arguments.large_scores,
+        precision.low_precision,
+    ):
+        check(case)
+
+
+def _arguments(case: Case) -> None:
+    """What every build is given, of what the constructor takes."""
+    usual = {"max_seq_len": MAX_SEQ_LEN, "rope_theta": 10000.0, "eps": 1e-6, "dropout": 0.0}
+    case.arguments = {name: value for name, value in usual.items() if case.learner.takes(name)}
+    if case.learner.takes("causal") and case.target.causal is not None:
+        case.arguments["causal"] = case.target.causal
+
+
+def _first_call(case: Case, built: Built) -> Built:
+    """One call in float32; a block that takes one length only gets that one from here on."""
+    x = case.x(2, TOKENS, dtype=torch.float32)
+    try:
+        built.run(None, x)
+    except LearnerError as error:
+        if not case.learner.takes("max_seq_len"):
+            raise
+        case.arguments["max_seq_len"] = TOKENS
+        shorter = case.build()
+        try:
+            shorter.run(None, x)
+        except LearnerError:
+            raise error from None
+        case.report.found(
+            "sequence_length_fixed", f"with max_seq_len={MAX_SEQ_LEN}, {TOKENS} tokens raise {raised(error)}"
+        )
+        built = shorter
+        built.fixed_length = True
+    case.report.check("forward", True, "a batch of sequences gives a tensor of the same shape")
+    return built
+
+
+def _widest(case: Case, built: Built) -> None:
+    """Build it in float64, or where that does not run in float32, for the comparison of numbers."""
+    case.built = built
+    try:
+        wide = case.wide()
+        case.raw = wide.draw(case.generator, torch.float64)
+        wide.run(case.raw, case.x(2, TOKENS))
+        case.built = wide
+    except LearnerError as error:
+        case.dtype, case.tolerance = torch.float32, 1e-4
+        case.built = case.build()
+        case.built.fresh, case.built.fixed_length = built.fresh, built.fixed_length
+        case.raw = case.built.draw(case.generator, torch.float32)
+        case.report.skip("float64", f"numbers are compared in float32, because in float64 it raises {raised(error)}")
+
+
+def _name_by_traces(case: Case) -> None:
+    """Faults with the same numbers, told apart by what the process did."""
+    assert case.built is not None
+    findings = case.report.findings
+    x = case.x(2, TOKENS)
+    if "norm_weight_missing" in findings:
+        trace = case.built.run(case.raw, x, trace=True)
+        if trace.modules_created or (case.sizes.d_model,) in trace.created:
+            findings["norm_created_each_call"] = "forward makes it anew each time; " + findings.pop(
+                "norm_weight_missing"
+            )
+    assert case.explanation is not None
+    attention = {"softmax_wrong_dim", "wrong_head_split", "heads_not_merged", "mask_value_too_small"} & set(findings)
+    if case.explanation.spec.mask == "none" and not attention and case.built.run(case.raw, x, trace=True).masked:
+        case.report.found("mask_ignored", "scores are filled where a mask says so, and no output shows it")
+    if "missing_rope" in findings and "rope_on_values" not in findings:
+        plain, scrambled = (case.built.run(case.raw, x, scramble=seed).y for seed in (None, 1))
+        if not case.agrees(plain, scrambled, x):
+            findings["rope_over_heads"] = "cos and sin are used, and no position counts: all tokens are turned alike"
+            del findings["missing_rope"]

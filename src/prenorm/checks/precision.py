@@ -1,0 +1,181 @@
+"""Blocks in other dtypes: what comes out, how the norm rounds, and whether angles survive bfloat16."""
+
+import torch
+from torch import Tensor
+
+from .case import Case, raised
+from .learner import Built, LearnerError
+from .reading import Raw
+
+TOKENS = 7
+ROWS = 64
+# The scale that a norm gives to a row, against the exact one: roundings of single entries average out to some 2e-4 over
+# 32 of them; a mean, a root or a quotient that is itself rounded to bfloat16 is off by some 1e-3.
+ROW_SCALE = 7e-4
+ALIKE = 0.9  # of the entries equal those of a norm in float32, bit for bit; sums in another order change a few
+SIZE = 16.0  # of x: so large that no eps shows
+LOUD = 2.0**17  # norm1(x) times this is so large that x is lost in the rounding of the sum
+
+
+def dtypes(case: Case) -> None:
+    """float32 and, through the constructor's dtype, float64 and bfloat16: the output has the input's."""
+    problems = []
+    names = ["float32", "float64", "bfloat16"] if case.learner.takes("dtype") else ["float32"]
+    for name in names:
+        dtype = getattr(torch, name)
+        try:
+            built = case.build(**({"dtype": {"dtype": name}} if case.learner.takes("dtype") else {}))
+            y = built.run(built.draw(case.generator, dtype), case.x(2, TOKENS, dtype=dtype)).y
+        except LearnerError as error:
+            problems.append(f"{name} raises {raised(error)}")
+            continue
+        if y.dtype != dtype:
+            problems.append(f"{name} gives {str(y.dtype).removeprefix('torch.')}")
+        others = {one["dtype"] for one in built.parameters} - {name}
+        if others:
+            problems.append(f"a block of dtype={name} has weights in {', '.join(sorted(others))}")
+    if problems:
+        case.report.found("wrong_dtype", "; ".join(problems))
+    case.report.check("dtypes", not problems, "; ".join(problems) or f"{', '.join(names)}: output as input")
+
+
+def low_precision(case: Case) -> None:
+    """The norm and the rotation of a bfloat16 block."""
+    if not case.learner.takes("dtype"):
+        case.report.skip("low precision", "the constructor takes no dtype")
+        return
+    if "wrong_dtype" in case.report.findings and "bfloat16 raises" in case.report.findings["wrong_dtype"]:
+        case.report.skip("low precision", "a bfloat16 block does not run")
+        return
+    try:
+        _norm_rounding(case)
+        _second_norm(case)
+        _angles(case)
+    except LearnerError as error:
+        case.report.skip("low precision", raised(error))
+
+
+def _norm_rounding(case: Case) -> None:
+    """One-token inputs, value and output projections the identity: the output is x + norm1(x), and x is tiny."""
+    assert case.explanation is not None
+    spec, reading = case.explanation.spec, case.explanation.reading
+    plain = not spec.post and spec.norm1 == "rms" and spec.residual1 == "input" and spec.parallel == "no"
+    plain &= spec.residual2 == "hidden" and spec.softmax != "heads" and spec.mask in ("none", "causal")
+    if not plain or "o" not in reading or spec.output == "none" or max(spec.eps1, spec.eps2) > 1e-4:
+        case.report.skip("norm in bfloat16", "other faults cover it")
+        return
+    built = case.build(dtype={"dtype": "bfloat16"})
+    raw = built.draw(case.generator, torch.bfloat16)
+    identity = torch.eye(case.sizes.d_model)
+    if reading["v"].read(raw).shape != identity.shape:
+        case.report.skip("norm in bfloat16", "keys and values are grouped")
+        return
+    reading["v"].write(raw, identity)
+    reading["o"].write(raw, identity * LOUD)
+    for name in ("down", "down_bias", "v_bias", "o_bias"):
+        if name in reading:
+            reading[name].write(raw, torch.zeros(()))
+    x = (case.x(ROWS, 1, dtype=torch.float64) * SIZE).bfloat16()
+    weight = torch.ones(case.sizes.d_model, dtype=torch.bfloat16)
+    if "norm1" in reading and spec.weight1 == "own":
+        weight = reading["norm1"].read(raw) + (1 if spec.plus_one else 0)
+    y = built.run(raw, x).y
+    exact = _normed(x.double(), case)
+    wide = _normed(x.float(), case)
+    whole, then_weight = (wide * weight.float()).bfloat16(), wide.bfloat16() * weight
+    row_scale = _row_scales((y.double() - x.double()) / LOUD, exact * weight.double())
+    like_whole, like_then = (float((y == x + added * LOUD).double().mean()) for added in (whole, then_weight))
+    if row_scale > ROW_SCALE and max(like_whole, like_then) < ALIKE:
+        case.report.found(
+            "norm_without_upcast",
+            f"in bfloat16 the size of norm1(x) is off by {row_scale:.1e} a row; computed in float32 it would be 2e-4",
+        )
+    else:
+        order = "after the weight" if like_whole >= like_then else "before the weight"
+        case.report.conventions["norm_cast"] = order
+        if case.target.upcast_whole_norm and order == "before the weight" and like_then > ALIKE:
+            case.report.found("norm_without_upcast", "the norm's result is rounded to bfloat16 before its weight")
+    good = "norm_without_upcast" not in case.report.findings
+    case.report.check("norm in bfloat16", good, f"the size of a row is off by {row_scale:.1e}; allowed {ROW_SCALE:.0e}")
+
+
+def _normed(x: Tensor, case: Case) -> Tensor:
+    eps = case.arguments.get("eps", case.report.conventions.get("eps", 1e-6))
+    return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
+
+
+def _row_scales(given: Tensor, exact: Tensor) -> float:
+    """How far rows are off as a whole: the root mean square of (given . exact) / (exact . exact) - 1."""
+    scale = (given * exact).sum(-1) / exact.square().sum(-1) - 1
+    return float(scale.square().mean().sqrt())
+
+
+def _second_norm(case: Case) -> None:
+    """float16 and entries of some 400, whose squares it cannot hold: a norm in float16 gives zero or NaN."""
+    assert case.explanation is not None
+    spec, reading = case.explanation.spec, case.explanation.reading
+    others = spec.post or spec.norm2 != "rms" or spec.residual1 != "input" or spec.residual2 != "hidden"
+    if others or "norm_without_upcast" in case.report.findings or not {"v", "down"} <= set(reading):
+        return
+    try:
+        built = case.build(dtype={"dtype": "float16"})
+        raw = built.draw(case.generator, torch.float16)
+        for name in ("v", "v_bias", "o_bias"):
+            if name in reading:
+                reading[name].write(raw, torch.zeros(()))
+        reading["down"].write(raw, reading["down"].read(raw) * 100)
+        x = (case.x(8, 1, dtype=torch.float64).sign() * 400 + case.x(8, 1, dtype=torch.float64) * 20).half()
+        y = built.run(raw, x).y.double()
+    except LearnerError:
+        return  # many operations have no float16 on processors, and that is nobody's fault
+    wide: Raw = {name: value.double() for name, value in raw.items()}
+    expected = case.expected(wide, x.double()) - x.double()
+    gap = ((y - x.double()) - expected).abs().nan_to_num(1e9).max() / expected.abs().max()
+    if gap > 0.5:
+        case.report.found("norm_without_upcast", "in float16, entries of 400 overflow in norm2: their squares do")
+    case.report.check("norm in float16", bool(gap <= 0.5), "entries of 400 in norm2")
+
+
+def _angles(case: Case) -> None:
+    """A bfloat16 block at positions of some 1,000: rounding cos and sin costs 1e-2, rounding angles everything."""
+    assert case.explanation is not None
+    spec = case.explanation.spec
+    if not spec.rope_on or {"rope_bf16_tables", "token_positions_ignored", "retains_state"} & set(case.report.findings):
+        return
+    arguments = {"max_seq_len": 2048} if case.learner.takes("max_seq_len") else {}
+    built = case.build(dtype={"dtype": "bfloat16"}, **arguments)
+    raw = built.draw(case.generator, torch.bfloat16)
+    near = torch.arange(8)
+    if built.positions_name is not None:
+        length, far = 8, near * 111 + 1003
+    elif arguments:
+        length, far = 600, torch.arange(600)
+    else:
+        case.report.skip("angles in bfloat16", "neither positions nor a length can be asked for")
+        return
+    errors = {}
+    for name, positions, seq in (("near", near, 8), ("far", far, length)):
+        x = case.x(1, seq, dtype=torch.bfloat16)
+        y = built.run(raw, x, positions=positions if built.positions_name else None).y
+        wide: Raw = {key: value.double() for key, value in raw.items()}
+        expected = case.expected(wide, x.double(), positions)
+        rest = case.expected(wide, x.double(), positions * 0)
+        last = slice(-4, None)
+        moved = (expected - rest)[:, last].square().mean().sqrt()
+        errors[name] = float((y.double() - expected)[:, last].square().mean().sqrt() / moved)
+    good = not errors["far"] > max(0.3, 3 * errors["near"])
+    if not good:
+        case.report.found(
+            "rope_bf16_tables",
+            f"in a bfloat16 block, outputs at positions of {int(far.max())} are off by {errors['far']:.0%} of what "
+            f"positions do; at 0 to 7 by {errors['near']:.0%}",
+        )
+    case.report.check("angles in bfloat16", good, f"positions up to {int(far.max())}")
+
+
+def tables_dtype(case: Case, built: Built) -> None:
+    """In what dtype a bfloat16 block keeps tables: a convention."""
+    if case.learner.takes("dtype"):
+        kept = sorted({one["dtype"] for one in built.tensors})
+        if kept:
+            case.report.conventions["tables_kept_in"] = kept
