@@ -8,6 +8,8 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 
+from ..checks.check import check
+from ..checks.sandbox import Sandbox
 from ..checks.subject import Subject
 from ..checks.verdict import Verdict
 
@@ -19,13 +21,9 @@ SECONDS = 60.0
 
 def paper_judge(subject: str) -> Verdict:
     """The verdict on FILE.py:CLASS."""
-    from ..checks.check import check  # type: ignore[import-not-found, unused-ignore]
-
     return check(subject, target="paper", seconds=SECONDS, prenorm_importable=False)
 
 
 def sandboxed(folder: Path) -> AbstractContextManager[Subject]:
     """A subject that runs the code of a folder, confined."""
-    from ..checks.sandbox import Sandbox  # type: ignore[import-not-found, unused-ignore]
-
     return Sandbox(folder, seconds=SECONDS, prenorm_importable=False)
