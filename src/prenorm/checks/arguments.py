@@ -192,7 +192,7 @@ def token_positions(case: Case) -> None:
         if any(case.agrees(answer.y, value, x) for value in shifted.values()):
             case.report.found("positions_off_by_one", "with positions handed in, keys are one place beside")
         else:
-            case.report.found("unexplained", f"with token_positions {used[0].tolist()} the numbers are others")
+            case.report.puzzled(f"with token_positions {used[0].tolist()} the numbers are others")
     case.report.check(name, good, f"with gaps and out of order, as {tuple(used.shape)}")
 
 
@@ -221,7 +221,7 @@ def grouped_heads(case: Case) -> None:
         built = case.wide(sizes=sizes)
         explanation = explain(built, case.generator, tolerance=case.tolerance, dtype=case.dtype)
     except UnexplainedError as error:
-        case.report.found("unexplained", f"with 2 key-value heads of {sizes.num_heads}, at {error.step}")
+        case.report.puzzled(f"with 2 key-value heads of {sizes.num_heads}, at {error.step}")
         case.report.check("grouped heads", False, "with 2 key-value heads no known fault explains the numbers")
         return
     except LearnerError as error:
@@ -276,7 +276,7 @@ def _name_causal(case: Case, y: Tensor, x: Tensor, wanted: bool) -> None:
         if case.agrees(y, _with(case, case.raw, x, **changes), x):
             case.report.found(id, f"causal={wanted} gives the numbers of: {changes}")
             return
-    case.report.found("unexplained", f"with causal={wanted}")
+    case.report.puzzled(f"with causal={wanted}")
 
 
 def mask_argument(case: Case) -> None:
@@ -318,7 +318,7 @@ def mask_argument(case: Case) -> None:
                 if case.agrees(y, _masked(case, x, allowed, mask=spec_mask, fill=fill, fill_by=by), x):
                     case.report.found("mask_value_too_small", f"masked scores get {fill:g} by {by}")
                     return
-    case.report.found("unexplained", "with a random boolean mask")
+    case.report.puzzled("with a random boolean mask")
 
 
 def _masked(case: Case, x: Tensor, allowed: Tensor, **changes: object) -> Tensor:

@@ -33,6 +33,11 @@ class Report:
         assert id in FAULTS, id
         self.findings.setdefault(id, evidence)
 
+    def puzzled(self, evidence: str) -> None:
+        """Numbers that nothing explains; where other faults were found, these may be theirs."""
+        if not self.findings:
+            self.found("unexplained", evidence)
+
     def check(self, name: str, good: bool, reason: str) -> None:
         """Something was looked at."""
         self.checks.append(Check(name=name, result=PASSED if good else FAILED, reason=reason))

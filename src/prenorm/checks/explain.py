@@ -147,7 +147,7 @@ class _Search:
             bases = [Spec(softmax="heads"), Spec()]
         bases += [dataclasses.replace(base, plus_one=True) for base in bases if norms != [{}]]
         every = [a | f | n for f in feed_forward for n in norms for a in attention]
-        likely = [a | f | n for f in feed_forward[:1] for n in _likely_norms(norms) for a in attention[:2]]
+        likely = [a | f | n for f in feed_forward[:1] for n in _likely_norms(norms) for a in attention[:4]]
         for readings, most in ((likely, 1), (every, 1), (likely, 2), (every, 2)):
             if most > self.most or (most == 2 and len(readings) > MANY_READINGS):
                 continue

@@ -102,8 +102,8 @@ def _arguments(case: Case) -> None:
     """What every build is given, of what the constructor takes."""
     usual = {"max_seq_len": MAX_SEQ_LEN, "rope_theta": 10000.0, "eps": 1e-6, "dropout": 0.0}
     case.arguments = {name: value for name, value in usual.items() if case.learner.takes(name)}
-    if case.learner.takes("causal") and case.target.causal is not None:
-        case.arguments["causal"] = case.target.causal
+    if case.target.causal and case.learner.takes("causal"):  # what is causal by default stays so, and fails without
+        case.arguments["causal"] = True
 
 
 def _first_call(case: Case, built: Built) -> Built:

@@ -123,7 +123,7 @@ def _norms(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
         if kind not in ("none", "gain") and (weight == "none" or (name not in reading and weight != "other")):
             yield "norm_weight_missing", f"{name} has no weight"
     both = "norm1" in reading and "norm2" in reading
-    shared = spec.weight2 == "other" or (both and reading["norm1"].parameters == reading["norm2"].parameters)
+    shared = spec.weight2 == "other" or (both and reading["norm1"] == reading["norm2"])
     if shared and "none" not in (*kinds.values(), spec.weight1, spec.weight2) and spec.parallel != "shared":
         yield "shared_norm", "both norms have one weight"
 
