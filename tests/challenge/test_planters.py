@@ -7,6 +7,7 @@ from prenorm.challenge.planters.code import Code
 from prenorm.challenge.planters.table import PLANTERS, candidates
 from prenorm.checks.faults import FAULTS
 
+from ..checks.corpus.styles import STYLES
 from .conftest import SOLUTIONS
 from .fake import judge_numbers
 
@@ -74,3 +75,10 @@ def test_a_sum_in_place_is_a_residual_too():
     code = Code(text.replace(old, f"{new}        return y + self.ffn(self.norm2(y))\n"))
     for fault in SUMS.split():
         assert harden.plant_one(code, fault, judge_numbers) is not None, fault
+
+
+@pytest.mark.parametrize("style", [module.STYLE for module in STYLES], ids=lambda style: style.name)
+def test_there_is_a_place_for_many_faults_however_the_block_is_written(style):
+    code = Code(style.source, style.attribute)
+    places = [fault for fault in PLANTERS if any(True for _ in candidates(code, fault))]
+    assert len(places) >= 15

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from random import Random
 
-from ..checks.faults import FAULTS
+from ..checks.faults import CRASHES, FAULTS
 from ..checks.verdict import Verdict
 from ..errors import ConfigError
 from .build import BLOCK
@@ -16,7 +16,6 @@ from .planters.code import Code
 from .planters.table import PLANTERS, candidates
 from .progress import Planted, file_hash
 
-CRASHES = frozenset({"import_error", "constructor_error", "forward_error", "timeout"})
 CANDIDATES = 6  # of one fault; each costs a run of the checker
 
 

@@ -197,10 +197,8 @@ def _check_one(submission: Submission, check: Check) -> Result:
 
 
 def _one_thread() -> None:
-    """Processes share the cores; threads in each would only get in each other's way."""
-    import torch
-
-    torch.set_num_threads(1)
+    """Processes share the cores; threads in each would only get in each other's way. Read when torch is loaded."""
+    os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _cell(text: str) -> str:

@@ -1,20 +1,24 @@
 """A verdict as the results.json of a Gradescope autograder.
 
-The score is max_score times the share of applicable checks that passed; every finding that no failed check accounts for
-takes one more share. So a block without findings gets all points, and none that has a finding does.
+A block without faults gets all points, each fault takes a quarter of them, and a block that cannot be run gets none.
+How many checks passed does not count: a block without its residual passes most of them.
 Format: https://gradescope-autograders.readthedocs.io/en/latest/specs/
 """
 
 from typing import Any
 
-from ..verdict import FAILED, NOT_APPLICABLE, PASSED, Finding, Verdict
+from ..faults import CRASHES
+from ..verdict import FAILED, NOT_APPLICABLE, Finding, Verdict
+
+FAULT_COST = 0.25
 
 
 def gradescope(
-    verdict: Verdict, *, max_score: float = 100.0, partial: bool = True, visibility: str = "visible"
+    verdict: Verdict, *, max_score: float = 100.0, fault_cost: float = FAULT_COST, visibility: str = "visible"
 ) -> dict[str, Any]:
-    """What results.json holds. With partial=False a block gets all points or none.
+    """What results.json holds.
 
+    fault_cost: the share of the points that each fault takes; 1 means all points or none.
     visibility: "visible", "hidden", "after_due_date" or "after_published", for the tests. What the learner's code
     printed is never shown.
     """
@@ -25,7 +29,7 @@ def gradescope(
         if check.result != NOT_APPLICABLE
     ]
     return {
-        "score": round(max_score * share(verdict, partial=partial), 2),
+        "score": round(max_score * share(verdict, fault_cost), 2),
         "max_score": max_score,
         "execution_time": round(verdict.seconds),
         "output": _summary(verdict),
@@ -40,13 +44,11 @@ def gradescope_problem(reason: str, *, max_score: float = 100.0) -> dict[str, An
     return {"score": 0.0, "max_score": max_score, "output": reason, "tests": []}
 
 
-def share(verdict: Verdict, *, partial: bool = True) -> float:
+def share(verdict: Verdict, fault_cost: float = FAULT_COST) -> float:
     """The share of the points, from 0 to 1."""
-    if verdict.passed:
-        return 1.0
-    passed = sum(check.result == PASSED for check in verdict.checks)
-    failed = sum(check.result == FAILED for check in verdict.checks)
-    return passed / (passed + max(failed, len(verdict.findings))) if partial else 0.0
+    if CRASHES.intersection(verdict.ids):
+        return 0.0
+    return max(0.0, 1.0 - fault_cost * len(verdict.findings))
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
