@@ -35,7 +35,7 @@ def test_an_explanation_has_the_slip_the_reason_and_what_the_library_gave(kind):
     question, measured = problem.ask(), problem.demonstrate()
     for mistake in question.mistakes:
         explanation = question.explanation(mistake.value, measured)
-        assert explanation == f"{mistake.why} {question.reason} {question.experiment}: {shown(measured)}."
+        assert explanation == f"{mistake.why} {question.reason} Measured: {shown(measured)} ({question.experiment})."
     if not question.is_choice:
         assert question.explanation(-12345.678, measured).startswith(question.reason)
 

@@ -87,7 +87,7 @@ class WhereTheNormStands(Problem):
             ),
             answer=FORMS[0],
             reason=f"With f = 0 only x + f(norm(x)) is the identity, {n} times over.",
-            experiment="All four forms with a Linear of zeros, and backward(); the gradient comes down unchanged in",
+            experiment="all four forms with a Linear of zeros, and backward(): where the gradient comes down unchanged",
             mistakes=(
                 Mistake(
                     value=FORMS[1],
@@ -143,7 +143,7 @@ class RMSNormByHand(Problem):
             text=f"RMSNorm of {x}, weight 1, eps 0: what does the first number, {first}, become?",
             answer=first / math.sqrt(squares / 4),
             reason=f"The mean of the squares is {squares} / 4 = {squares / 4:g}; {first} / sqrt({squares / 4:g}).",
-            experiment="prenorm.functional.rms_norm of these numbers gives",
+            experiment="prenorm.functional.rms_norm of these numbers",
             mistakes=(
                 Mistake(
                     value=(first - mean) / spread,

@@ -55,7 +55,7 @@ class Question:
         """Why a wrong answer is wrong: the slip, if it is a known one, the reason, and what a run gave."""
         slip = next((one.why for one in self.mistakes if self.agrees(one.value, given)), None)
         begins = f"{slip} " if slip else ""
-        return f"{begins}{self.reason} {self.experiment}: {shown(measured)}."
+        return f"{begins}{self.reason} Measured: {shown(measured)} ({self.experiment})."
 
 
 @dataclass(frozen=True)

@@ -86,7 +86,7 @@ class PriceOfWidening(Problem):
                 f"It leads from {d} to {w} features: {d} * {w} weights, and from then on every gradient on the stream "
                 "is multiplied by that matrix instead of by 1."
             ),
-            experiment=f"Linear({d}, {w}) holds",
+            experiment=f"Linear({d}, {w}), counted",
             mistakes=(
                 Mistake(value=0, why=f"Without a matrix, {d} and {w} features cannot be added."),
                 Mistake(value=w * w, why=f"It reads {d} features, not {w}."),
