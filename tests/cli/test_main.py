@@ -32,7 +32,7 @@ def raises(error):
     return run
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["generate", "--help"]])
+@pytest.mark.parametrize("argv", [["--help"], ["generate", "--help"], ["challenge", "submit", "--help"]])
 def test_help_takes_less_than_half_a_second_of_cpu_time(argv):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
     result = prenorm(*argv)
@@ -42,7 +42,7 @@ def test_help_takes_less_than_half_a_second_of_cpu_time(argv):
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 0.5
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["generate", "--help"]])
+@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["generate", "--help"], ["challenge", "new", "--help"]])
 def test_help_does_not_wait_for_torch(argv):
     program = f"import sys, prenorm.cli.main as m; m.main({argv}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL).returncode == 0
@@ -51,7 +51,7 @@ def test_help_does_not_wait_for_torch(argv):
 def test_help_lists_every_command(capsys):
     assert cli.main(["--help"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert listed == list(cli.COMMANDS) == ["train", "generate"]
+    assert listed == list(cli.COMMANDS) == ["train", "generate", "challenge"]
 
 
 def test_version_is_the_packages(capsys):
@@ -62,8 +62,8 @@ def test_version_is_the_packages(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "a command is one of train, generate, but none is given"),
-        (["trian"], "a command is one of train, generate, but 'trian' is none"),
+        ([], "a command is one of train, generate, challenge, but none is given"),
+        (["trian"], "a command is one of train, generate, challenge, but 'trian' is none"),
     ],
 )
 def test_a_command_line_without_a_command_is_bad_usage(argv, message, capsys):

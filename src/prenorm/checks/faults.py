@@ -29,6 +29,9 @@ CONVENTIONS = frozenset(
 )
 """Faults only against a target; without one they are choices. norm_without_upcast by cast order alone is one too."""
 
+CRASHES = frozenset({"import_error", "constructor_error", "forward_error", "timeout"})
+"""Faults with which there are no numbers to judge."""
+
 FAULTS = {
     # The residual lines.
     "post_norm": Fault(

@@ -65,7 +65,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
         _record(
             block=_WHOLE,
             parameters=_LISTED,
-            buffers=_LISTED,
+            tensors=_LISTED,
             modules=_list(_pair(_TEXT, _TEXT)),
             forward=_PARAMETERS,
         ),
@@ -75,6 +75,8 @@ FORMS: dict[str, tuple[Form, ...]] = {
             {
                 "operations": _list(_TEXT),
                 "modules_created": _WHOLE,
+                "created": _list(_SHAPE),
+                "masked": _SWITCH,
                 "gradients": _named(_or_none(_TENSOR)),
                 "x_gradient": _or_none(_TENSOR),
             },

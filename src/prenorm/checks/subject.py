@@ -1,6 +1,6 @@
 """What is judged, as the judge sees it: something that answers requests with raw numbers (see child/driver.py)."""
 
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from ..errors import PrenormError
 
@@ -18,6 +18,7 @@ class EndedError(PrenormError):
         self.detail = detail
 
 
+@runtime_checkable
 class Subject(Protocol):
     """Answers one request after the other; raises EndedError when it cannot any more."""
 

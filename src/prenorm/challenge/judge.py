@@ -1,0 +1,29 @@
+"""The two ways into checks/ that the challenge takes: the judge of whole blocks, and a sandbox for their parts.
+
+In the challenge a block is held to the paper: pairs (2i, 2i+1), not causal, no biases. prenorm cannot be imported by
+what is judged.
+"""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+from ..checks.check import check
+from ..checks.sandbox import Sandbox
+from ..checks.subject import Subject
+from ..checks.verdict import Verdict
+
+Judge = Callable[[str], Verdict]
+OpenSubject = Callable[[Path], AbstractContextManager[Subject]]
+
+SECONDS = 60.0
+
+
+def paper_judge(subject: str) -> Verdict:
+    """The verdict on FILE.py:CLASS."""
+    return check(subject, target="paper", seconds=SECONDS, prenorm_importable=False)
+
+
+def sandboxed(folder: Path) -> AbstractContextManager[Subject]:
+    """A subject that runs the code of a folder, confined."""
+    return Sandbox(folder, seconds=SECONDS, prenorm_importable=False)

@@ -1,0 +1,63 @@
+"""A verdict as the results.json of a Gradescope autograder.
+
+A block without faults gets all points, each fault takes a quarter of them, and a block that cannot be run gets none.
+How many checks passed does not count: a block without its residual passes most of them.
+Format: https://gradescope-autograders.readthedocs.io/en/latest/specs/
+"""
+
+from typing import Any
+
+from ..faults import CRASHES
+from ..verdict import FAILED, NOT_APPLICABLE, Finding, Verdict
+
+FAULT_COST = 0.25
+
+
+def gradescope(
+    verdict: Verdict, *, max_score: float = 100.0, fault_cost: float = FAULT_COST, visibility: str = "visible"
+) -> dict[str, Any]:
+    """What results.json holds.
+
+    fault_cost: the share of the points that each fault takes; 1 means all points or none.
+    visibility: "visible", "hidden", "after_due_date" or "after_published", for the tests. What the learner's code
+    printed is never shown.
+    """
+    tests = [_finding(finding) for finding in verdict.findings]
+    tests += [
+        {"name": check.name, "status": "failed" if check.result == FAILED else "passed", "output": check.reason}
+        for check in verdict.checks
+        if check.result != NOT_APPLICABLE
+    ]
+    return {
+        "score": round(max_score * share(verdict, fault_cost), 2),
+        "max_score": max_score,
+        "execution_time": round(verdict.seconds),
+        "output": _summary(verdict),
+        "stdout_visibility": "hidden",
+        "tests": [{**test, "visibility": visibility} for test in tests],
+        "extra_data": verdict.to_json(),
+    }
+
+
+def gradescope_problem(reason: str, *, max_score: float = 100.0) -> dict[str, Any]:
+    """What results.json holds where there was nothing to judge: no file, no class."""
+    return {"score": 0.0, "max_score": max_score, "output": reason, "tests": []}
+
+
+def share(verdict: Verdict, fault_cost: float = FAULT_COST) -> float:
+    """The share of the points, from 0 to 1."""
+    if CRASHES.intersection(verdict.ids):
+        return 0.0
+    return max(0.0, 1.0 - fault_cost * len(verdict.findings))
+
+
+def _finding(finding: Finding) -> dict[str, Any]:
+    place = f"\nLine {finding.place.line}: {finding.place.code}" if finding.place is not None else ""
+    output = f"{finding.message}\n{finding.evidence}\nMend it: {finding.mend}{place}"
+    return {"name": f"fault: {finding.id}", "status": "failed", "output": output}
+
+
+def _summary(verdict: Verdict) -> str:
+    if verdict.passed:
+        return "No fault was found."
+    return f"{len(verdict.findings)} fault{'s' if len(verdict.findings) > 1 else ''}: {', '.join(verdict.ids)}."

@@ -1,0 +1,79 @@
+"""Verdicts as JUnit XML, which GitLab, Jenkins, GitHub's report actions and most other CI readers show as tests."""
+
+import re
+import xml.etree.ElementTree as ET
+from collections.abc import Mapping, Sequence
+
+from ..verdict import FAILED, NOT_APPLICABLE, Check, Finding, Verdict
+
+# Everything but what XML 1.0 can hold: a learner's error message may have anything in it.
+NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
+
+
+def junit(verdicts: Sequence[Verdict], problems: Mapping[str, str] | None = None) -> str:
+    """One testsuite a verdict: a testcase for every check, and one for every finding, which always fails.
+
+    problems: subjects that could not be judged, with the reason; each is a testsuite with one error.
+    A check that is not applicable is skipped. Times are seconds.
+    """
+    suites = ET.Element("testsuites", name="prenorm check")
+    for verdict in verdicts:
+        suites.append(_suite(verdict))
+    for subject, reason in (problems or {}).items():
+        suite = _element(suites, "testsuite", name=subject, tests="1", failures="0", errors="1", skipped="0", time="0")
+        case = _element(suite, "testcase", classname=subject, name="can be judged", time="0")
+        _element(case, "error", message=reason, type="problem")
+    for name in ("tests", "failures", "errors", "skipped"):
+        suites.set(name, str(sum(int(suite.get(name, 0)) for suite in suites)))
+    suites.set("time", f"{sum(verdict.seconds for verdict in verdicts):.3f}")
+    ET.indent(suites)
+    return '<?xml version="1.0" encoding="utf-8"?>\n' + ET.tostring(suites, encoding="unicode") + "\n"
+
+
+def _suite(verdict: Verdict) -> ET.Element:
+    failed = sum(one.result == FAILED for one in verdict.checks)
+    counts = {
+        "tests": len(verdict.checks) + len(verdict.findings),
+        "failures": failed + len(verdict.findings),
+        "errors": 0,
+        "skipped": sum(one.result == NOT_APPLICABLE for one in verdict.checks),
+    }
+    suite = ET.Element("testsuite", name=_clean(verdict.subject), time=f"{verdict.seconds:.3f}")
+    for name, count in counts.items():
+        suite.set(name, str(count))
+    if verdict.conventions:
+        properties = _element(suite, "properties")
+        for name, value in verdict.conventions.items():
+            _element(properties, "property", name=name, value=str(value))
+    for check in verdict.checks:
+        _add_check(suite, verdict.subject, check)
+    for finding in verdict.findings:
+        _add_finding(suite, verdict.subject, finding)
+    return suite
+
+
+def _add_check(suite: ET.Element, subject: str, check: Check) -> None:
+    case = _element(suite, "testcase", classname=f"{subject} checks", name=check.name, time="0")
+    if check.result == FAILED:
+        _element(case, "failure", message=check.reason, type="check").text = _clean(check.reason)
+    elif check.result == NOT_APPLICABLE:
+        _element(case, "skipped", message=check.reason)
+
+
+def _add_finding(suite: ET.Element, subject: str, finding: Finding) -> None:
+    case = _element(suite, "testcase", classname=f"{subject} findings", name=finding.id, time="0")
+    lines = [finding.evidence, f"mend: {finding.mend}"]
+    if (place := finding.place) is not None:
+        case.set("file", _clean(place.file))
+        case.set("line", str(place.line))
+        lines.append(f"{place.file}:{place.line}: {place.code}")
+    _element(case, "failure", message=finding.message, type=finding.id).text = _clean("\n".join(lines))
+
+
+def _element(parent: ET.Element, tag: str, **attributes: str) -> ET.Element:
+    return ET.SubElement(parent, tag, {name: _clean(value) for name, value in attributes.items()})
+
+
+def _clean(text: str) -> str:
+    """Without the characters that no XML document may hold."""
+    return NOT_XML.sub("\N{REPLACEMENT CHARACTER}", text)

@@ -1,0 +1,90 @@
+import csv
+import functools
+import io
+
+import pytest
+
+from prenorm.checks.report.batch import check_all, find_submissions, in_order, print_table, to_csv
+from prenorm.errors import ConfigError
+
+from .examples import check
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Submissions that say what should become of them."""
+    for name, wish in {"ann": "good", "bob": "bad", "cy": "nothing", "dee": "die", "eve": "raise"}.items():
+        (tmp_path / name / "work").mkdir(parents=True)
+        (tmp_path / name / "work" / "layers.py").write_text(wish)
+    (tmp_path / "finn.py").write_text("good")
+    (tmp_path / "gus").mkdir()
+    (tmp_path / "notes.txt").write_text("")
+    (tmp_path / "__pycache__").mkdir()
+    (tmp_path / "ann" / ".venv").mkdir()
+    (tmp_path / "ann" / ".venv" / "layers.py").write_text("not hers")
+    return tmp_path
+
+
+def test_submissions_are_subfolders_and_files(folder):
+    found = find_submissions(folder, "layers.py:Block")
+    assert [one.name for one in found] == ["ann", "bob", "cy", "dee", "eve", "finn.py", "gus"]
+    assert found[0].subject == f"{folder / 'ann' / 'work' / 'layers.py'}:Block"
+    assert found[5].subject == f"{folder / 'finn.py'}:Block"
+    assert (found[6].subject, found[6].problem) == (None, "it has no layers.py")
+
+
+def test_two_files_of_the_name_are_a_problem_that_a_longer_pattern_solves(folder):
+    (folder / "bob" / "layers.py").write_text("good")
+    assert "more than once: layers.py, work/layers.py" in find_submissions(folder)[1].problem
+    assert find_submissions(folder, "work/layers.py:TransformerBlock")[1].subject is not None
+
+
+@pytest.mark.parametrize("pattern", ["layers.py", "layers:Block", "layers.py:", "layers.py:a b", ""])
+def test_a_pattern_that_is_none_is_refused(pattern, folder):
+    with pytest.raises(ConfigError, match=r"a pattern is FILE.py:CLASS, such as layers.py:TransformerBlock"):
+        find_submissions(folder, pattern)
+
+
+def test_a_folder_that_is_none_is_refused(folder, tmp_path):
+    with pytest.raises(ConfigError, match="is none"):
+        find_submissions(tmp_path / "none")
+    with pytest.raises(ConfigError, match=r"neither subfolders nor \.py files"):
+        find_submissions(folder / "gus")
+
+
+def test_one_that_breaks_never_stops_the_others(folder, capsys):
+    submissions = find_submissions(folder)
+    results = in_order(list(check_all(submissions, functools.partial(check), workers=2)), submissions)
+    assert [(one.name, one.outcome, one.problem) for one in results] == [
+        ("ann", "passed", ""),
+        ("bob", "failed", ""),
+        ("cy", "problem", "there is nothing to judge."),
+        ("dee", "problem", "the process that checked it died"),
+        ("eve", "problem", "ZeroDivisionError: ours"),
+        ("finn.py", "passed", ""),
+        ("gus", "problem", "it has no layers.py"),
+    ]
+    assert results[1].to_json()["verdict"]["findings"][0]["id"] == "post_norm"
+    rows = list(csv.DictReader(io.StringIO(to_csv(results))))
+    assert [row["outcome"] for row in rows] == [one.outcome for one in results]
+    assert rows[1]["faults"] == "post_norm eps_ignored"
+    print_table(results)
+    shown = capsys.readouterr().out
+    assert "2 passed, 1 failed, 4 problem" in shown
+    assert "eps_ignored 1, post_norm 1" in shown
+
+
+def test_a_process_that_dies_once_takes_no_result_away(tmp_path):
+    for name, wish in {"a": "die once", "b": "good", "c": "good"}.items():
+        (tmp_path / f"{name}.py").write_text(wish)
+    results = list(check_all(find_submissions(tmp_path), check, workers=1))
+    assert {one.name: one.outcome for one in results} == {"a.py": "passed", "b.py": "passed", "c.py": "passed"}
+
+
+def test_nothing_to_check_starts_no_process(folder):
+    assert [one.outcome for one in check_all(find_submissions(folder)[-1:], check)] == ["problem"]
+
+
+def test_a_cell_is_never_a_formula(tmp_path):
+    (tmp_path / "=1+1").mkdir()
+    assert "\n'=1+1,problem" in to_csv(list(check_all(find_submissions(tmp_path), check)))

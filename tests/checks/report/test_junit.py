@@ -1,0 +1,59 @@
+import xml.etree.ElementTree as ET
+
+from prenorm.checks.report.junit import junit
+
+from .examples import BAD, GOOD
+
+
+def test_checks_and_findings_are_testcases():
+    root = ET.fromstring(junit([GOOD, BAD]).encode())
+    assert root.tag == "testsuites"
+    assert {name: root.get(name) for name in ("tests", "failures", "errors", "skipped", "time")} == {
+        "tests": "7",
+        "failures": "3",
+        "errors": "0",
+        "skipped": "1",
+        "time": "3.500",
+    }
+    good, bad = root
+    assert [case.get("name") for case in good.iter("testcase")] == ["values", "mask"]
+    assert [case.get("name") for case in bad.iter("testcase")] == [
+        "values",
+        "shapes",
+        "dtype",
+        "post_norm",
+        "eps_ignored",
+    ]
+    assert good.find("properties/property").attrib == {"name": "causal", "value": "False"}
+    assert good.find("testcase/skipped").get("message") == "forward takes none"
+
+
+def test_every_suite_counts_what_it_holds():
+    for suite in ET.fromstring(junit([GOOD, BAD], {"c": "no file"}).encode()):
+        cases = list(suite.iter("testcase"))
+        assert int(suite.get("tests")) == len(cases)
+        for name, tag in (("failures", "failure"), ("errors", "error"), ("skipped", "skipped")):
+            assert int(suite.get(name)) == len(list(suite.iter(tag)))
+
+
+def test_a_finding_has_its_place_and_its_way_out():
+    root = ET.fromstring(junit([BAD]).encode())
+    (case,) = [case for case in root.iter("testcase") if case.get("name") == "post_norm"]
+    assert (case.get("file"), case.get("line")) == ("b/layers.py", "7")
+    failure = case.find("failure")
+    assert failure.get("message") == "the norms stand on the <residual> path"
+    assert failure.text.endswith("1 & more\nmend: x + f(norm(x))\nb/layers.py:7: x = norm(x + f(x))")
+
+
+def test_characters_that_xml_cannot_hold_are_replaced():
+    text = junit([BAD])
+    assert "\x1b" not in text
+    assert "\x00" not in text
+    assert "\ufffd[31mrms\ufffd 1" in text
+
+
+def test_a_problem_is_an_error():
+    root = ET.fromstring(junit([], {"c": "it has no layers.py"}).encode())
+    assert (root.get("errors"), root.get("tests")) == ("1", "1")
+    assert root.find("testsuite/testcase/error").get("message") == "it has no layers.py"
+    assert junit([]).startswith('<?xml version="1.0" encoding="utf-8"?>\n')
