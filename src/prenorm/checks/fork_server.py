@@ -46,7 +46,7 @@ class ForkServer:
             raise SandboxError("the sandbox needs fork(), which this system has not; Linux and macOS have it")
         self._lock = threading.Lock()
         self._ready = False
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # it is open as long as the server lives
         ours, theirs = socket.socketpair()
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ} | _SET
         with theirs:

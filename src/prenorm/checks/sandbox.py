@@ -21,6 +21,7 @@ from .subject import EndedError
 
 __all__ = ["Limits", "Sandbox", "SandboxError", "prepare"]
 
+DEFAULT_LIMITS = Limits()
 PACKAGE = Path(__file__).resolve().parent.parent
 _FAREWELL = 1.5  # seconds that ending a child may take: it gives back up to Limits.memory
 
@@ -49,7 +50,7 @@ class Sandbox:
         *,
         seconds: float,
         prenorm_importable: bool = True,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULT_LIMITS,
         without: Collection[str] = (),
     ) -> None:
         server = fork_server.running()

@@ -83,12 +83,11 @@ def _wait(child: int, plan: Plan) -> str:
 
 def _is_too_full(plan: Plan) -> bool:
     """Whether the child's folder holds too much. A folder in memory bounds itself, and is not even seen from here."""
-    size = count = 0
-    for entry in _entries(plan.scratch):
-        count += 1
+    size = 0
+    for count, entry in enumerate(_entries(plan.scratch)):
         with contextlib.suppress(OSError):
             size += entry.stat(follow_symlinks=False).st_blocks * 512
-        if size > plan.limits.folder or count > 4096:
+        if size > plan.limits.folder or count >= 4096:
             return True
     return False
 

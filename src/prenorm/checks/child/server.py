@@ -6,6 +6,7 @@ It ends when the parent does, by the end of that socket. It never runs a learner
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -23,7 +24,7 @@ PACKAGE = "_prenorm_child"  # not a name that a learner's file could have, as `w
 def main() -> None:
     """Say "ready" and then obey, until the parent is gone."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    sys.path += json.loads(sys.argv[2])
+    sys.path += [folder for folder in json.loads(sys.argv[2]) if folder not in sys.path]
     sys.argv = [""]
     sys.dont_write_bytecode = True
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -37,7 +38,7 @@ def main() -> None:
         plan, package, descriptors = order
         if os.fork() == 0:
             with contextlib.suppress(BaseException):
-                keeper.keep(plan, descriptors, lambda has: worker.work(plan, package, has_namespaces=has))
+                keeper.keep(plan, descriptors, functools.partial(worker.work, plan, package))
             os._exit(0)
         for descriptor in descriptors:
             os.close(descriptor)
