@@ -109,9 +109,10 @@ class Sandbox:
 
         EndedError when there is none; the child has then ended, and every later call raises the same.
         """
+        frame = wire.encode(request)
         if self._ended is None:
             try:
-                return replies.checked(request["op"], self._exchange(wire.encode(request)))
+                return replies.checked(request["op"], self._exchange(frame))
             except wire.TooLongError as error:
                 self._ended = EndedError("output", str(error))
             except wire.WireError as error:

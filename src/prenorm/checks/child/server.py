@@ -79,13 +79,18 @@ def _receive(control: socket.socket) -> tuple[Any, str | None, list[int]] | None
     confine, limits = _load("confine"), _load("limits")
     plan = confine.Plan(
         readable=(*_python(), *order["readable"]),
-        hidden=tuple(order["hidden"]),
+        hidden=() if order["package"] else tuple({*order["hidden"], *_every_copy_of_prenorm()}),
         scratch=order["scratch"],
         seconds=order["seconds"],
         limits=limits.Limits(**order["limits"]),
         without=frozenset(order["without"]),
     )
     return plan, order["package"], descriptors
+
+
+def _every_copy_of_prenorm() -> list[str]:
+    copies = [os.path.join(folder, "prenorm") for folder in sys.path]
+    return [spelling for copy in copies if os.path.isdir(copy) for spelling in (copy, os.path.realpath(copy))]
 
 
 def _python() -> list[str]:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 MAGIC = b"PRN1"
 HEAD = struct.Struct("<4sIQ")
-LONGEST_TEXT = 16 << 20
+LONGEST_TEXT = 4 << 20
 MOST_TENSORS = 10_000
 DEEPEST = 32
 _TENSOR = "\0"
