@@ -48,7 +48,7 @@ class Sandbox:
         self,
         folder: Path,
         *,
-        seconds: float,
+        seconds: float | int,
         prenorm_importable: bool = True,
         limits: Limits = DEFAULT_LIMITS,
         without: Collection[str] = (),

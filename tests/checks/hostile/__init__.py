@@ -1,1 +1,1 @@
-"""Submissions that attack their judge, and the harness that sees what becomes of it: `python -m tests.checks.hostile`."""
+"""Submissions that attack their judge, and what becomes of them: `python -m tests.checks.hostile`."""

@@ -1,12 +1,15 @@
 """What must stay as it is, whatever a submission does: files, sockets and processes outside its sandbox."""
 
 import contextlib
+import ctypes
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from prenorm.checks import fork_server
@@ -19,18 +22,13 @@ class Canaries:
     """A secret, a folder that anyone here could write in, listening sockets, and a process that wants to live."""
 
     def __init__(self, folder: Path) -> None:
-        self.secret = secrets.token_hex(16)
+        self.secret = f"secret_{secrets.token_hex(16)}"
         self.token = secrets.token_hex(16)
         os.environ[TOKEN] = self.token
-        private = folder / "private"
-        private.mkdir()
-        (private / "secret.txt").write_text(self.secret)
-        self.outside = folder / "outside"
-        (self.outside / "empty").mkdir(parents=True)
-        (self.outside / "precious").write_text("precious")
-        self.submissions = folder / "submissions"
+        self.private, self.outside, self.submissions = (folder / name for name in ("private", "outside", "submissions"))
+        self.private.mkdir()
         self.submissions.mkdir()
-        self.victim = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100000)"])
+        self.victim = _victim()
         self.sockets = [
             _listening(socket.AF_INET, socket.SOCK_STREAM, ("127.0.0.1", 0)),
             _listening(socket.AF_INET, socket.SOCK_DGRAM, ("0.0.0.0", 0)),
@@ -41,21 +39,37 @@ class Canaries:
         server = fork_server.running()
         server.wait_until_ready()
         self.server = server.pid
-        self.places = {
-            "SECRET": private / "secret.txt",
+        self.folder = folder
+        self.reset()
+        self._others = descendants() - {self.server}
+
+    @property
+    def places(self) -> dict[str, object]:
+        """Where they are, under the names that submission.SOURCE has for them."""
+        return {
+            "SECRET": self.private / "secret.txt",
             "OUTSIDE": self.outside,
             "PRECIOUS": self.outside / "precious",
             "FOLDER": self.submissions,
             "TCP": self.sockets[0].getsockname()[1],
             "UDP": self.sockets[1].getsockname()[1],
-            "UNIX": folder / "door",
+            "UNIX": self.folder / "door",
             "ABSTRACT": f"prenorm-hostile-{self.token}",
             "PARENT": os.getpid(),
             "SERVER": self.server,
             "VICTIM": self.victim.pid,
             "PACKAGE": PACKAGE,
         }
-        self._others = descendants() - {self.server}
+
+    def reset(self) -> None:
+        """Make them again as they were, where a submission has touched them."""
+        (self.private / "secret.txt").write_text(self.secret)
+        shutil.rmtree(self.outside, ignore_errors=True)
+        (self.outside / "empty").mkdir(parents=True)
+        (self.outside / "precious").write_text("precious")
+        if self.victim.poll() is not None:
+            self.victim = _victim()
+            self._others = descendants() - {self.server}
 
     def snapshot(self) -> dict[str, object]:
         """What can be changed by writing."""
@@ -101,25 +115,31 @@ class Canaries:
         return left
 
 
-def descendants() -> set[int]:
-    """Every process below this one; those that lost their parent belong to it, see `adopt_orphans`."""
+def descendants(process: int | None = None) -> set[int]:
+    """Every process below process, or below this one; those that lost their parent are its own: `adopt_orphans`."""
     parents = {}
     for name in os.listdir("/proc"):
         if name.isdigit():
             with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
                 parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
-    found, new = set(), {os.getpid()}
+    found, new = set(), {process or os.getpid()}
     while new:
         new = {process for process, parent in parents.items() if parent in new}
         found |= new
     return found
 
 
-def adopt_orphans() -> None:
-    """Become the parent of every process below that loses its own, so that none escapes `descendants`."""
-    import ctypes
+@contextlib.contextmanager
+def adopting_orphans() -> Iterator[None]:
+    """Be the parent of every process below that loses its own, so that none escapes `descendants`."""
+    prctl = ctypes.CDLL(None).prctl
+    prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+    yield
+    prctl(36, 0, 0, 0, 0)
 
-    ctypes.CDLL(None).prctl(36, 1, 0, 0, 0)  # PR_SET_CHILD_SUBREAPER
+
+def _victim() -> subprocess.Popen[bytes]:
+    return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100000)"])
 
 
 def _listening(family: int, kind: int, address: object) -> socket.socket:
@@ -143,6 +163,8 @@ def _reached(one: socket.socket) -> bool:
 
 
 def _state(path: Path) -> object:
+    if not os.path.lexists(path):
+        return None
     status = path.lstat()
     content = path.read_bytes() if path.is_file() and not path.is_symlink() else None
     return (status.st_mode, status.st_uid, status.st_mtime_ns, status.st_nlink, content, os.listxattr(path))

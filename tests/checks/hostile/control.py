@@ -73,8 +73,8 @@ EXITS = {
             def forward(self, x):
                 sys.exit(0)
     """,
-    "underscore_exit@import": "os._exit(0)",
-    "underscore_exit@constructor": "os._exit(0)",
+    "exit_at_once@import": "os._exit(0)",
+    "exit_at_once_later@constructor": "os._exit(0)",
     "exit_by_libc@forward": "libc().exit(0)",
     "quick_exit": "libc().quick_exit(0)",
     "exit_by_system_call": "syscall(231, 0)",
@@ -123,7 +123,14 @@ EXITS = {
             def forward(self, x):
                 raise type("Passed", (BaseException,), {"__str__": lambda self: 1 / 0})
     """,
-    "strange_syntax_error": "raise SyntaxError('x', (object(), object(), {}, b'x'))",
+    "strange_syntax_error": """
+        Right = TransformerBlock
+        class TransformerBlock(Right):
+            def forward(self, x):
+                error = SyntaxError("x")
+                error.filename, error.lineno, error.text = object(), object(), print
+                raise error
+    """,
 }
 
 ESCAPES = {

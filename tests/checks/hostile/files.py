@@ -60,12 +60,15 @@ READS = {
     """,
     "executed_as_python": "import runpy; return runpy.run_path(SECRET)",
     "imported_as_a_module": """
-        import importlib.util
-        return vars(importlib.util.spec_from_file_location("leak", SECRET).loader.load_module())
+        import importlib.machinery, importlib.util
+        loader = importlib.machinery.SourceFileLoader("leak", SECRET)
+        loader.exec_module(importlib.util.module_from_spec(importlib.util.spec_from_loader("leak", loader)))
     """,
     "sqlite_attach": """
         import sqlite3
-        return sqlite3.connect(":memory:").execute(f"ATTACH '{SECRET}' AS leak").execute("SELECT * FROM leak").fetchall()
+        connection = sqlite3.connect(":memory:")
+        connection.execute(f"ATTACH '{SECRET}' AS leak")
+        return connection.execute("SELECT * FROM leak.sqlite_master").fetchall()
     """,
     "symbolic_link": "os.symlink(SECRET, 'link'); return open('link').read()",
     "hard_link": "os.link(SECRET, 'link'); return open('link').read()",

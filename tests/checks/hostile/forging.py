@@ -31,7 +31,7 @@ REPLIES = {
     "replies_in_advance": _REPLY
     + """
         for _ in range(100):
-            os.write(4, reply({"y": {"\\0": 0}, "x_after": {"\\0": 0}, "requires_grad": True}, [["float64", [1]]], bytes(8)))
+            os.write(4, reply({"y": {"\\0": 0}, "x_after": {"\\0": 0}, "requires_grad": True}, [["uint8", [1]]], b"x"))
     """,
     "reply_of_another_op": _REPLY + "        os.write(4, reply({'missing': []}, [], b'')); os._exit(0)",
     "reply_with_a_verdict": _REPLY
@@ -79,7 +79,11 @@ PATCHES = {
     "equal": "torch.equal = lambda *a: True; torch.Tensor.equal = lambda *a: True",
     "isclose": "torch.isclose = lambda a, *r, **k: torch.ones_like(a, dtype=torch.bool)",
     "testing": "import torch.testing as t; t.assert_close = lambda *a, **k: None",
-    "numpy": "import numpy; numpy.allclose = lambda *a, **k: True; numpy.testing.assert_allclose = lambda *a, **k: None",
+    "numpy": """
+        import numpy
+        numpy.allclose = lambda *a, **k: True
+        numpy.testing.assert_allclose = lambda *a, **k: None
+    """,
     "tensor_subtraction": "torch.Tensor.__sub__ = lambda a, b: torch.zeros_like(a)",
     "tensor_equality": "torch.Tensor.__eq__ = lambda a, b: True; torch.Tensor.__hash__ = lambda a: 0",
     "tensor_maximum": "torch.Tensor.max = torch.Tensor.abs = torch.Tensor.norm = lambda *a, **k: torch.tensor(0.0)",
@@ -238,7 +242,7 @@ LIES = {
 }
 
 CLASSES = {
-    "function_that_is_no_class": "TransformerBlock = lambda *a, **k: True",
+    "function_that_is_no_class@import": "global TransformerBlock; TransformerBlock = lambda *a, **k: True",
     "not_a_module": """
         class TransformerBlock:
             def __init__(self, *a, **k): pass
@@ -298,13 +302,13 @@ CLASSES = {
             def __init__(self, d_model, num_heads, d_ff, eps=10 ** 5000, theta=float("nan"), name="x" * (1 << 22)):
                 super().__init__(d_model, num_heads, d_ff)
     """,
-    "right_name_from_elsewhere": "from prenorm import TransformerBlock",
-    "module_that_replaces_itself": """
+    "right_name_from_elsewhere@import": "global TransformerBlock; from prenorm import TransformerBlock",
+    "module_that_replaces_itself@import": """
         import types
         class Module(types.ModuleType):
             def __getattr__(self, name): return True
         sys.modules[__name__].__class__ = Module
-        del TransformerBlock
+        del globals()["TransformerBlock"]
     """,
     "state_of_the_driver": """
         import gc

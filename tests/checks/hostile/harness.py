@@ -18,7 +18,9 @@ SECONDS = 3.0
 LATE = 2.0  # the verdict comes within limit + 2 s
 LIMITS = Limits(memory=1 << 30, reply=32 << 20)
 # An attempt that ends so was written wrongly, and attempted nothing.
-MISTAKES = re.compile(r"^refused: (NameError|AttributeError|SyntaxError|IndentationError|TypeError).*", re.MULTILINE)
+MISTAKES = re.compile(
+    r"^refused: (NameError|UnboundLocalError|AttributeError|SyntaxError|IndentationError|TypeError).*", re.MULTILINE
+)
 SIZES = (16, 2, 32)
 
 
@@ -31,22 +33,26 @@ class Outcome:
     seconds: float
 
 
-def run(submission: Submission, canaries: Canaries, without: tuple[str, ...] = ()) -> Outcome:
-    """Judge submission beside the canaries."""
+def run(
+    submission: Submission, canaries: Canaries, *, limit: float = SECONDS, without: tuple[str, ...] = ()
+) -> Outcome:
+    """Judge submission beside the canaries, within limit seconds."""
     file = canaries.submissions / "submission.py"
     file.write_text(submission.source(canaries.places))
     before = canaries.snapshot()
     start = time.monotonic()
-    passed, said = passes(file, SECONDS, without)
+    passed, said = passes(file, limit, without)
     seconds = time.monotonic() - start
     wrong = canaries.touched(before, said)
     if passed:
         wrong.append("it passed")
-    if seconds > SECONDS + LATE:
+    if seconds > limit + LATE:
         wrong.append(f"it took {seconds:.1f} s")
     if mistake := MISTAKES.search(said):
         wrong.append(f"it attempted nothing: {mistake[0]}")
-    file.unlink()
+    file.unlink(missing_ok=True)
+    if wrong:
+        canaries.reset()
     return Outcome(wrong=wrong, said=said, seconds=seconds)
 
 

@@ -59,7 +59,10 @@ CODES = {
         from torch.utils.data import DataLoader
         return list(DataLoader([1.0, 2.0], num_workers=2))
     """,
-    "torch_multiprocessing": "import torch.multiprocessing as m; m.start_processes(print, nprocs=2, start_method='fork')",
+    "torch_multiprocessing": """
+        import torch.multiprocessing
+        torch.multiprocessing.start_processes(print, nprocs=2, start_method="fork")
+    """,
     "thread_left_behind": """
         import threading, time
         threading.Thread(target=time.sleep, args=(98765,)).start()

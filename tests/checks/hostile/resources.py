@@ -60,10 +60,7 @@ MEMORY = {
     """,
     "expanded_answer@forward": "block.answer = lambda x: torch.zeros(1).expand(1 << 40)",
     "answer_over_the_limit@forward": "block.answer = lambda x: torch.zeros(80, 1 << 20)",
-    "pickle_bomb": """
-        import pickle
-        return pickle.loads(b"\\x80\\x04" + b"\\x8a\\x08" + b"\\xff" * 7 + b"\\x7f" + b"]" * 100 + b".")
-    """,
+    "bytes_of_bytes": "data = b'x'\nwhile True: data = data.join([data] * 9)",
     "decompression": "import zlib; held = [zlib.decompress(zlib.compress(bytes(1 << 28))) for _ in range(100)]",
 }
 

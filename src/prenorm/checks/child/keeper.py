@@ -39,8 +39,9 @@ def keep(plan: Plan, descriptors: list[int], start: Callable[[bool], None]) -> N
             os.setsid()
             os.close(LIFELINE)
             start(has_namespaces)
-        finally:
             os._exit(0)
+        finally:
+            os._exit(1)
     if system.LINUX:
         system.prctl(4, 0)  # PR_SET_DUMPABLE: no other process of this user looks into this one
     for descriptor in (1, 2, REQUESTS, REPLIES):
