@@ -21,6 +21,8 @@ STARTUP = 120.0  # seconds that loading torch may take
 _KEPT = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")  # of the parent's environment; there are secrets in others
 _SET = {
     "PATH": "/usr/bin:/bin",
+    "USER": "nobody",  # /etc/passwd cannot be asked
+    "LOGNAME": "nobody",
     "OMP_NUM_THREADS": "1",
     "OMP_THREAD_LIMIT": "1",  # a learner's torch.set_num_threads(4) would ask for threads, and there are none
     "MKL_NUM_THREADS": "1",

@@ -25,6 +25,7 @@ class Plan:
 def confine(plan: Plan, *, has_namespaces: bool) -> list[str]:
     """Confine this process, for good. Gives what holds it and what does not, one plain line each."""
     held = limits.held()
+    limits.volunteer()
     lines = []
     if has_namespaces:
         lines.append("namespaces: no network, and no process but its own")
@@ -51,6 +52,8 @@ def confine(plan: Plan, *, has_namespaces: bool) -> list[str]:
 
 
 def _narrow(plan: Plan, lines: list[str]) -> bool:
+    if "/" in plan.readable:  # there is nothing to leave away
+        return False
     try:
         namespaces.narrow([*plan.readable, *DEVICES], plan.hidden, plan.scratch, plan.limits.folder)
     except OSError:

@@ -11,7 +11,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from . import namespaces, system
 from .confine import Plan
@@ -19,6 +19,8 @@ from .confine import Plan
 REQUESTS, REPLIES, STATUS, LIFELINE = 3, 4, 5, 6  # file descriptors, here and in the child
 _TICK = 20  # milliseconds
 _GRACE = 1.0  # seconds that the parent has to end the child itself
+_MOST_FILES = 4096  # in a folder that is not in memory, as in one that is
+_LONGEST_PATH = 2000  # what lies deeper than the system's longest path could not be counted
 
 
 def keep(plan: Plan, descriptors: list[int], start: Callable[[bool], None]) -> None:
@@ -84,21 +86,18 @@ def _wait(child: int, plan: Plan) -> str:
 
 def _is_too_full(plan: Plan) -> bool:
     """Whether the child's folder holds too much. A folder in memory bounds itself, and is not even seen from here."""
-    size = 0
-    for count, entry in enumerate(_entries(plan.scratch)):
-        with contextlib.suppress(OSError):
-            size += entry.stat(follow_symlinks=False).st_blocks * 512
-        if size > plan.limits.folder or count >= 4096:
-            return True
+    size = count = 0
+    folders = [plan.scratch]
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                count += 1
+                size += entry.stat(follow_symlinks=False).st_blocks * 512
+                if size > plan.limits.folder or count > _MOST_FILES or len(entry.path) > _LONGEST_PATH:
+                    return True
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
     return False
-
-
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            yield entry
-            if entry.is_dir(follow_symlinks=False):
-                yield from _entries(entry.path)
 
 
 def _report(ended: str) -> None:

@@ -28,7 +28,8 @@ def main() -> None:
     sys.argv = [""]
     sys.dont_write_bytecode = True
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))  # closing all of them takes a moment where there are many
+    few = 256 if hard == resource.RLIM_INFINITY else min(256, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))  # closing all of them takes a moment where there are many
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keeper, worker = _load("keeper"), _load("worker")
