@@ -40,7 +40,7 @@ def confine(plan: Plan, *, has_namespaces: bool) -> list[str]:
     _landlock(plan, lines, has_view=has_view)
     has_seccomp = _seccomp(plan, lines)
     if not has_namespaces:
-        lines.append("no namespaces: the ids of other processes can be seen")
+        lines.append("no namespaces: the network and other processes are kept away by the other layers alone")
     if not has_seccomp:
         lines += _without_seccomp(has_namespaces=has_namespaces, is_root=is_root)
     megabytes = {name: getattr(plan.limits, name) >> 20 for name in ("memory", "file", "folder")}
