@@ -1,7 +1,8 @@
 """The process between the server and a confined child: it starts the child, waits for its end, and sees to that end.
 
 It runs none of the learner's code. Its lifeline is a pipe that only the parent holds the other end of: when that is
-closed, on purpose or because the parent is no more, the child is killed with everything that it has started.
+closed, on purpose or because the parent is no more, the child is killed with everything that it has started. Then the
+child's temporary folder is removed, which takes as long as it took to fill.
 """
 
 import contextlib
@@ -9,6 +10,7 @@ import fcntl
 import json
 import os
 import select
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -50,6 +52,7 @@ def keep(plan: Plan, descriptors: list[int], start: Callable[[bool], None]) -> N
         os.close(descriptor)
     _report(_wait(child, plan))
     _kill_the_rest(child)
+    _remove(plan.scratch)
 
 
 def _arrange(descriptors: list[int]) -> None:
@@ -119,6 +122,13 @@ def _kill_the_rest(child: int) -> None:
                 pass
         except ChildProcessError:
             return
+
+
+def _remove(folder: str) -> None:
+    try:
+        shutil.rmtree(folder, ignore_errors=True)
+    except RecursionError:  # folders within folders, by the thousand
+        os.execvp("rm", ["rm", "-rf", "--", folder])
 
 
 def _children() -> list[int]:
