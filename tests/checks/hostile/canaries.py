@@ -109,7 +109,7 @@ class Canaries:
         os.environ.pop(TOKEN, None)
 
     def _left_behind(self) -> set[int]:
-        deadline = time.monotonic() + 1  # the keeper needs a moment to end after it has said that it does
+        deadline = time.monotonic() + 20  # the keeper may still be removing the temporary folder
         while (left := descendants() - self._others - {self.server}) and time.monotonic() < deadline:
             time.sleep(0.005)
         return left

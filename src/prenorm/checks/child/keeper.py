@@ -10,7 +10,6 @@ import fcntl
 import json
 import os
 import select
-import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -125,10 +124,30 @@ def _kill_the_rest(child: int) -> None:
 
 
 def _remove(folder: str) -> None:
-    try:
-        shutil.rmtree(folder, ignore_errors=True)
-    except RecursionError:  # folders within folders, by the thousand
-        os.execvp("rm", ["rm", "-rf", "--", folder])
+    """Remove folder and all in it, however deep: shutil.rmtree would need a descriptor and a frame for every level."""
+    os.chdir(folder)
+    way = []
+    while True:
+        if (inner := _first_folder_after_removing_files()) is not None:
+            os.chmod(inner, 0o700)
+            os.chdir(inner)
+            way.append(inner)
+        elif way:
+            os.chdir("..")
+            os.rmdir(way.pop())
+        else:
+            break
+    os.chdir("/")
+    os.rmdir(folder)
+
+
+def _first_folder_after_removing_files() -> str | None:
+    with os.scandir(".") as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                return entry.name
+            os.unlink(entry.name)
+    return None
 
 
 def _children() -> list[int]:
