@@ -82,14 +82,15 @@ class Sandbox:
         self._open = {output, requests, replies_end, status, lifeline}
         os.set_blocking(requests, False)
         try:
-            server.fork(order, theirs)
+            try:
+                server.fork(order, theirs)
+            finally:
+                for descriptor in theirs:
+                    os.close(descriptor)
             self.confinement = self._await_confinement()
         except BaseException:
             self.close()
             raise
-        finally:
-            for descriptor in theirs:
-                os.close(descriptor)
 
     def __enter__(self) -> "Sandbox":
         return self
