@@ -329,6 +329,31 @@ def test_what_is_printed_is_bounded_and_harmless(run: Runner) -> None:
     assert sum(map(len, ran.lines)) < 1000
 
 
+@pytest.mark.parametrize("without", [(), ("mounts",), LAYERS])
+def test_it_holds_no_descriptor_but_its_own(run: Runner, without: tuple[str, ...]) -> None:
+    code = """
+        import os, stat
+        def kind(number):
+            try:
+                mode = os.fstat(number).st_mode
+            except OSError:
+                return "-"
+            return "pipe" if stat.S_ISFIFO(mode) else "device" if stat.S_ISCHR(mode) else "other"
+        kinds = [kind(number) for number in range(1000)]
+        print(kinds[:5], set(kinds[5:]))
+    """
+    own = ["device", "pipe", "pipe", "pipe", "pipe"]  # nothing to read, two for what it prints, requests, replies
+    assert run(code, without=without).lines == [f"{own} {{'-'}}"]
+
+
+@pytest.mark.parametrize("without", [(), ("mounts",), ("landlock",)])
+def test_the_harmless_devices_work(run: Runner, without: tuple[str, ...]) -> None:
+    code = """
+        print(open("/dev/null", "w").write("x"), len(open("/dev/urandom", "rb").read(3)))
+    """
+    assert run(code, without=without).lines == ["1 3"]
+
+
 # What it may use.
 
 
