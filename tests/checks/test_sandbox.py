@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import textwrap
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ from prenorm.checks import fork_server
 from prenorm.checks.sandbox import Limits, Sandbox, SandboxError
 from prenorm.checks.subject import EndedError
 
-from .hostile.canaries import descendants
+from .hostile.canaries import descendants, parent_of
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="the layers are Linux's")
 
@@ -271,6 +272,25 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     while _runs_server(server) and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not _runs_server(server)
+
+
+@pytest.mark.parametrize("without", [(), ("namespaces",)])
+def test_it_ends_with_its_keeper(tmp_path: Path, without: tuple[str, ...]) -> None:
+    (tmp_path / "loop.py").write_text("while True: pass")
+    with Sandbox(tmp_path, seconds=20, without=without) as sandbox:
+
+        def ask() -> None:
+            with contextlib.suppress(EndedError):
+                sandbox.ask(load(tmp_path / "loop.py"))
+
+        asking = threading.Thread(target=ask)
+        asking.start()
+        (keeper,) = (process for process in _below_the_server() if parent_of(process) == fork_server.running().pid)
+        os.kill(keeper, signal.SIGKILL)
+        asking.join(10)
+        assert not asking.is_alive()
+        with pytest.raises(EndedError, match="died"):
+            sandbox.ask({"op": "forget"})
 
 
 def test_its_temporary_folder_ends_with_it(run: Runner) -> None:

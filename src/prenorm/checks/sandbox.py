@@ -5,6 +5,7 @@ import dataclasses
 import json
 import os
 import select
+import shutil
 import tempfile
 import time
 import types
@@ -132,13 +133,12 @@ class Sandbox:
         self._shut(self._requests)
         self._shut(self._replies)
         deadline = time.monotonic() + _FAREWELL
-        with contextlib.suppress(TimeoutError):  # a keeper that needs longer goes on by itself
+        with contextlib.suppress(TimeoutError, RecursionError):  # a keeper that needs longer goes on by itself
             while self._hear(deadline):
                 pass
+            shutil.rmtree(self._scratch, ignore_errors=True)  # is there still if the keeper was killed, or never made
         for descriptor in list(self._open):
             self._shut(descriptor)
-        with contextlib.suppress(OSError):
-            os.rmdir(self._scratch)  # is there still if no child was ever made
 
     def _exchange(self, frame: bytes) -> dict[str, Any]:
         reader = wire.Reader(self._limits.reply)

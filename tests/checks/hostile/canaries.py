@@ -117,16 +117,19 @@ class Canaries:
 
 def descendants(process: int | None = None) -> set[int]:
     """Every process below process, or below this one; those that lost their parent are its own: `adopt_orphans`."""
-    parents = {}
-    for name in os.listdir("/proc"):
-        if name.isdigit():
-            with contextlib.suppress(OSError), open(f"/proc/{name}/stat") as file:
-                parents[int(name)] = int(file.read().rpartition(")")[2].split()[1])
+    parents = {int(name): parent_of(int(name)) for name in os.listdir("/proc") if name.isdigit()}
     found, new = set(), {process or os.getpid()}
     while new:
         new = {process for process, parent in parents.items() if parent in new}
         found |= new
     return found
+
+
+def parent_of(process: int) -> int:
+    """The parent's id; 0 if process is no more."""
+    with contextlib.suppress(OSError), open(f"/proc/{process}/stat") as file:
+        return int(file.read().rpartition(")")[2].split()[1])
+    return 0
 
 
 @contextlib.contextmanager

@@ -37,6 +37,7 @@ def confine(plan: Plan, *, has_namespaces: bool) -> list[str]:
     namespaces.drop_privileges()
     if system.LINUX:
         system.prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
+        system.prctl(4, 0)  # PR_SET_DUMPABLE: where cores go to a program, the limit on their size is not asked
     _landlock(plan, lines, has_view=has_view)
     has_seccomp = _seccomp(plan, lines)
     if not has_namespaces:
