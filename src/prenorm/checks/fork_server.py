@@ -21,6 +21,8 @@ STARTUP = 120.0  # seconds that loading torch may take
 _KEPT = ("LD_LIBRARY_PATH", "LANG", "LC_ALL", "SYSTEMROOT")  # of the parent's environment; there are secrets in others
 _SET = {
     "PATH": "/usr/bin:/bin",
+    "USER": "nobody",  # /etc/passwd cannot be asked
+    "LOGNAME": "nobody",
     "OMP_NUM_THREADS": "1",
     "OMP_THREAD_LIMIT": "1",  # a learner's torch.set_num_threads(4) would ask for threads, and there are none
     "MKL_NUM_THREADS": "1",
@@ -46,7 +48,7 @@ class ForkServer:
             raise SandboxError("the sandbox needs fork(), which this system has not; Linux and macOS have it")
         self._lock = threading.Lock()
         self._ready = False
-        self._errors = tempfile.TemporaryFile()
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115  # it is open as long as the server lives
         ours, theirs = socket.socketpair()
         environment = {name: os.environ[name] for name in _KEPT if name in os.environ} | _SET
         with theirs:

@@ -21,6 +21,7 @@ from .subject import EndedError
 
 __all__ = ["Limits", "Sandbox", "SandboxError", "prepare"]
 
+DEFAULT_LIMITS = Limits()
 PACKAGE = Path(__file__).resolve().parent.parent
 _FAREWELL = 1.5  # seconds that ending a child may take: it gives back up to Limits.memory
 
@@ -47,9 +48,9 @@ class Sandbox:
         self,
         folder: Path,
         *,
-        seconds: float,
+        seconds: float | int,
         prenorm_importable: bool = True,
-        limits: Limits = Limits(),
+        limits: Limits = DEFAULT_LIMITS,
         without: Collection[str] = (),
     ) -> None:
         server = fork_server.running()
@@ -62,7 +63,8 @@ class Sandbox:
         self._scratch = os.path.realpath(tempfile.mkdtemp(prefix="prenorm-check-"))
         package = str(PACKAGE)
         order = {
-            "readable": [os.path.realpath(folder), *([package] if prenorm_importable else [])],
+            # Both spellings, where one goes by symbolic links: requests may use either.
+            "readable": [os.path.abspath(folder), os.path.realpath(folder), *([package] if prenorm_importable else [])],
             "hidden": [] if prenorm_importable else [package],
             "package": package if prenorm_importable else None,
             "scratch": self._scratch,
@@ -81,14 +83,15 @@ class Sandbox:
         self._open = {output, requests, replies_end, status, lifeline}
         os.set_blocking(requests, False)
         try:
-            server.fork(order, theirs)
+            try:
+                server.fork(order, theirs)
+            finally:
+                for descriptor in theirs:
+                    os.close(descriptor)
             self.confinement = self._await_confinement()
         except BaseException:
             self.close()
             raise
-        finally:
-            for descriptor in theirs:
-                os.close(descriptor)
 
     def __enter__(self) -> "Sandbox":
         return self
@@ -108,9 +111,10 @@ class Sandbox:
 
         EndedError when there is none; the child has then ended, and every later call raises the same.
         """
+        frame = wire.encode(request)
         if self._ended is None:
             try:
-                return replies.checked(request["op"], self._exchange(wire.encode(request)))
+                return replies.checked(request["op"], self._exchange(frame))
             except wire.TooLongError as error:
                 self._ended = EndedError("output", str(error))
             except wire.WireError as error:
@@ -129,12 +133,12 @@ class Sandbox:
         self._shut(self._requests)
         self._shut(self._replies)
         deadline = time.monotonic() + _FAREWELL
-        with contextlib.suppress(TimeoutError):
+        with contextlib.suppress(TimeoutError, RecursionError):  # a keeper that needs longer goes on by itself
             while self._hear(deadline):
                 pass
+            shutil.rmtree(self._scratch, ignore_errors=True)  # is there still if the keeper was killed, or never made
         for descriptor in list(self._open):
             self._shut(descriptor)
-        shutil.rmtree(self._scratch, ignore_errors=True)
 
     def _exchange(self, frame: bytes) -> dict[str, Any]:
         reader = wire.Reader(self._limits.reply)

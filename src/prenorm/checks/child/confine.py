@@ -25,21 +25,23 @@ class Plan:
 def confine(plan: Plan, *, has_namespaces: bool) -> list[str]:
     """Confine this process, for good. Gives what holds it and what does not, one plain line each."""
     held = limits.held()
-    lines = [
-        "namespaces: no network, and no process but its own"
-        if has_namespaces
-        else "no namespaces: other processes can be seen; the network is refused by other means, if at all"
-    ]
+    limits.volunteer()
+    lines = []
+    if has_namespaces:
+        lines.append("namespaces: no network, and no process but its own")
     has_view = has_namespaces and "mounts" not in plan.without and _narrow(plan, lines)
     if not has_view:
-        lines.append("no file system of its own: names, sizes and times of files outside can be seen")
+        lines.append("no file system of its own: names, sizes and times of files outside can be asked for")
     refused = limits.apply(plan.limits, plan.seconds, held)
     is_root = os.getuid() == 0
     namespaces.drop_privileges()
     if system.LINUX:
         system.prctl(38, 1)  # PR_SET_NO_NEW_PRIVS
+        system.prctl(4, 0)  # PR_SET_DUMPABLE: where cores go to a program, the limit on their size is not asked
     _landlock(plan, lines, has_view=has_view)
     has_seccomp = _seccomp(plan, lines)
+    if not has_namespaces:
+        lines.append("no namespaces: the network and other processes are kept away by the other layers alone")
     if not has_seccomp:
         lines += _without_seccomp(has_namespaces=has_namespaces, is_root=is_root)
     megabytes = {name: getattr(plan.limits, name) >> 20 for name in ("memory", "file", "folder")}
@@ -51,6 +53,8 @@ def confine(plan: Plan, *, has_namespaces: bool) -> list[str]:
 
 
 def _narrow(plan: Plan, lines: list[str]) -> bool:
+    if "/" in plan.readable:  # there is nothing to leave away
+        return False
     try:
         namespaces.narrow([*plan.readable, *DEVICES], plan.hidden, plan.scratch, plan.limits.folder)
     except OSError:

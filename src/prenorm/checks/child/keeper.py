@@ -1,7 +1,8 @@
 """The process between the server and a confined child: it starts the child, waits for its end, and sees to that end.
 
 It runs none of the learner's code. Its lifeline is a pipe that only the parent holds the other end of: when that is
-closed, on purpose or because the parent is no more, the child is killed with everything that it has started.
+closed, on purpose or because the parent is no more, the child is killed with everything that it has started. Then the
+child's temporary folder is removed, which takes as long as it took to fill.
 """
 
 import contextlib
@@ -11,7 +12,7 @@ import os
 import select
 import signal
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 from . import namespaces, system
 from .confine import Plan
@@ -19,6 +20,8 @@ from .confine import Plan
 REQUESTS, REPLIES, STATUS, LIFELINE = 3, 4, 5, 6  # file descriptors, here and in the child
 _TICK = 20  # milliseconds
 _GRACE = 1.0  # seconds that the parent has to end the child itself
+_MOST_FILES = 4096  # in a folder that is not in memory, as in one that is
+_LONGEST_PATH = 2000  # what lies deeper than the system's longest path could not be counted
 
 
 def keep(plan: Plan, descriptors: list[int], start: Callable[[bool], None]) -> None:
@@ -39,14 +42,16 @@ def keep(plan: Plan, descriptors: list[int], start: Callable[[bool], None]) -> N
             os.setsid()
             os.close(LIFELINE)
             start(has_namespaces)
-        finally:
             os._exit(0)
+        finally:
+            os._exit(1)
     if system.LINUX:
         system.prctl(4, 0)  # PR_SET_DUMPABLE: no other process of this user looks into this one
     for descriptor in (1, 2, REQUESTS, REPLIES):
         os.close(descriptor)
     _report(_wait(child, plan))
     _kill_the_rest(child)
+    _remove(plan.scratch)
 
 
 def _arrange(descriptors: list[int]) -> None:
@@ -84,21 +89,17 @@ def _wait(child: int, plan: Plan) -> str:
 def _is_too_full(plan: Plan) -> bool:
     """Whether the child's folder holds too much. A folder in memory bounds itself, and is not even seen from here."""
     size = count = 0
-    for entry in _entries(plan.scratch):
-        count += 1
-        with contextlib.suppress(OSError):
-            size += entry.stat(follow_symlinks=False).st_blocks * 512
-        if size > plan.limits.folder or count > 4096:
-            return True
+    folders = [plan.scratch]
+    while folders:
+        with contextlib.suppress(OSError), os.scandir(folders.pop()) as entries:
+            for entry in entries:
+                count += 1
+                size += entry.stat(follow_symlinks=False).st_blocks * 512
+                if size > plan.limits.folder or count > _MOST_FILES or len(entry.path) > _LONGEST_PATH:
+                    return True
+                if entry.is_dir(follow_symlinks=False):
+                    folders.append(entry.path)
     return False
-
-
-def _entries(folder: str) -> Iterator[os.DirEntry[str]]:
-    with contextlib.suppress(OSError), os.scandir(folder) as entries:
-        for entry in entries:
-            yield entry
-            if entry.is_dir(follow_symlinks=False):
-                yield from _entries(entry.path)
 
 
 def _report(ended: str) -> None:
@@ -120,6 +121,33 @@ def _kill_the_rest(child: int) -> None:
                 pass
         except ChildProcessError:
             return
+
+
+def _remove(folder: str) -> None:
+    """Remove folder and all in it, however deep: shutil.rmtree would need a descriptor and a frame for every level."""
+    os.chdir(folder)
+    way = []
+    while True:
+        if (inner := _first_folder_after_removing_files()) is not None:
+            os.chmod(inner, 0o700)
+            os.chdir(inner)
+            way.append(inner)
+        elif way:
+            os.chdir("..")
+            os.rmdir(way.pop())
+        else:
+            break
+    os.chdir("/")
+    os.rmdir(folder)
+
+
+def _first_folder_after_removing_files() -> str | None:
+    with os.scandir(".") as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                return entry.name
+            os.unlink(entry.name)
+    return None
 
 
 def _children() -> list[int]:

@@ -1,5 +1,6 @@
 """Limits on memory, processor time, processes, open files and the size of a file: setrlimit, on every POSIX system."""
 
+import contextlib
 import os
 import resource
 from dataclasses import dataclass
@@ -39,10 +40,24 @@ def apply(limits: Limits, seconds: float, held: int) -> list[str]:
     refused = []
     for what, (name, soft, more) in wanted.items():
         try:
-            resource.setrlimit(getattr(resource, name, -1), (soft, soft + more))
+            _lower(getattr(resource, name, -1), soft, soft + more)
         except (OSError, ValueError):
             refused.append(f"no limit on {what}: this system refuses {name}")
     return refused
+
+
+def _lower(name: int, soft: int, hard: int) -> None:
+    _, before = resource.getrlimit(name)
+    if before != resource.RLIM_INFINITY:
+        hard = min(hard, before)
+    resource.setrlimit(name, (min(soft, hard), hard))
+
+
+def volunteer() -> None:
+    """Be the first that the kernel ends when memory is short for everyone."""
+    if system.LINUX:
+        with contextlib.suppress(OSError), open("/proc/self/oom_score_adj", "w") as file:
+            file.write("1000")
 
 
 def held() -> int:

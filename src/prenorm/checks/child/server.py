@@ -6,6 +6,7 @@ It ends when the parent does, by the end of that socket. It never runs a learner
 """
 
 import contextlib
+import functools
 import importlib.util
 import json
 import os
@@ -23,11 +24,12 @@ PACKAGE = "_prenorm_child"  # not a name that a learner's file could have, as `w
 def main() -> None:
     """Say "ready" and then obey, until the parent is gone."""
     control = socket.socket(fileno=int(sys.argv[1]))
-    sys.path += json.loads(sys.argv[2])
+    sys.path += [folder for folder in json.loads(sys.argv[2]) if folder not in sys.path]
     sys.argv = [""]
     sys.dont_write_bytecode = True
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (256, hard))  # closing all of them takes a moment where there are many
+    few = 256 if hard == resource.RLIM_INFINITY else min(256, hard)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, hard))  # closing all of them takes a moment where there are many
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     keeper, worker = _load("keeper"), _load("worker")
@@ -37,7 +39,7 @@ def main() -> None:
         plan, package, descriptors = order
         if os.fork() == 0:
             with contextlib.suppress(BaseException):
-                keeper.keep(plan, descriptors, lambda has: worker.work(plan, package, has_namespaces=has))
+                keeper.keep(plan, descriptors, functools.partial(worker.work, plan, package))
             os._exit(0)
         for descriptor in descriptors:
             os.close(descriptor)
@@ -78,13 +80,18 @@ def _receive(control: socket.socket) -> tuple[Any, str | None, list[int]] | None
     confine, limits = _load("confine"), _load("limits")
     plan = confine.Plan(
         readable=(*_python(), *order["readable"]),
-        hidden=tuple(order["hidden"]),
+        hidden=() if order["package"] else tuple({*order["hidden"], *_every_copy_of_prenorm()}),
         scratch=order["scratch"],
         seconds=order["seconds"],
         limits=limits.Limits(**order["limits"]),
         without=frozenset(order["without"]),
     )
     return plan, order["package"], descriptors
+
+
+def _every_copy_of_prenorm() -> list[str]:
+    copies = [os.path.join(folder, "prenorm") for folder in sys.path]
+    return [spelling for copy in copies if os.path.isdir(copy) for spelling in (copy, os.path.realpath(copy))]
 
 
 def _python() -> list[str]:

@@ -4,11 +4,12 @@ import ctypes
 import os
 import platform
 import sys
+from typing import Any
 
 LINUX = sys.platform == "linux"
 MACHINE = platform.machine()
 
-NUMBERS = {
+NUMBERS: dict[str, int | dict[str, int]] = {
     "pivot_root": {"x86_64": 155, "aarch64": 41},
     "capset": {"x86_64": 126, "aarch64": 91},
     "seccomp": {"x86_64": 317, "aarch64": 277},
@@ -42,7 +43,7 @@ def prctl(option: int, argument: int = 0, third: int = 0) -> int:
     return libc("prctl", option, argument, third, 0, 0)
 
 
-def _word(argument: object) -> object:
+def _word(argument: Any) -> Any:
     # A plain int would go as a C int: the upper half of its register is then anything.
     return ctypes.c_long(argument) if isinstance(argument, int) else argument
 

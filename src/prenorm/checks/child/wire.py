@@ -18,7 +18,7 @@ from torch import Tensor
 
 MAGIC = b"PRN1"
 HEAD = struct.Struct("<4sIQ")
-LONGEST_TEXT = 16 << 20
+LONGEST_TEXT = 4 << 20
 MOST_TENSORS = 10_000
 DEEPEST = 32
 _TENSOR = "\0"
@@ -31,7 +31,7 @@ DTYPES = {
 }  # fmt: skip
 _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 # Terminals obey control characters; half a surrogate pair cannot be printed.
-_UNPRINTABLE = {n: "?" for n in (*range(32), *range(127, 160), *range(0x202A, 0x202F), *range(0x2066, 0x206A))} | {
+_UNPRINTABLE = dict.fromkeys((*range(32), *range(127, 160), *range(8234, 8239), *range(8294, 8298)), "?") | {
     ord("\n"): "\n",
     ord("\t"): "\t",
 }

@@ -17,7 +17,7 @@ from .driver import Driver, described
 from .keeper import REPLIES, REQUESTS, STATUS
 
 
-def work(plan: Plan, package: str | None, *, has_namespaces: bool) -> None:
+def work(plan: Plan, package: str | None, has_namespaces: bool) -> None:
     """Confine this process, then answer requests until there are no more.
 
     package: the folder of prenorm, where it shall be importable.

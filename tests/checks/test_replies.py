@@ -1,0 +1,63 @@
+import pytest
+import torch
+from torch import nn
+
+from prenorm.checks import replies
+from prenorm.checks.child.wire import WireError
+from prenorm.checks.local import LocalSubject
+
+
+class Block(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, 4)
+        self.register_buffer("table", torch.zeros(2))
+
+    def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
+        return self.linear(x) * scale
+
+
+def test_every_reply_of_the_driver_has_its_form() -> None:
+    subject = LocalSubject()
+    assert replies.checked("build", subject.add(Block()))
+    x = torch.randn(2, 4)
+    for more in ({}, {"cotangent": torch.ones(2, 4)}, {"trace": True}, {"inputs": ["no tensor"]}):
+        request = {"op": "run", "block": 0, "inputs": [x], **more}
+        assert replies.checked("run", subject.ask(request))
+    assert replies.checked("run_on_meta", subject.ask({"op": "run_on_meta", "block": 0, "inputs": [x]}))
+    assert replies.checked("forget", subject.ask({"op": "forget"})) == {}
+    error = subject.ask({"op": "run", "block": 0, "inputs": [x]})
+    assert "error" in replies.checked("run", error)
+
+
+def test_the_replies_to_load_have_their_form() -> None:
+    subject = LocalSubject()
+    load = {"op": "load", "root": "/", "module": "fractions", "file": None, "name": "Fraction"}
+    assert "constructor" in replies.checked("load", subject.ask(load))
+    assert "missing" in replies.checked("load", subject.ask({**load, "name": "Nothing"}))
+    assert "error" in replies.checked("load", subject.ask({**load, "module": "no_such_module"}))
+
+
+@pytest.mark.parametrize(
+    ("op", "reply"),
+    [
+        ("run", {}),
+        ("run", {"passed": True}),
+        ("run", {"y": "0", "x_after": "0", "requires_grad": False}),
+        ("run", {"y": torch.ones(1), "x_after": torch.ones(1), "requires_grad": 1}),
+        ("run", {"y": torch.ones(1), "x_after": torch.ones(1), "requires_grad": True, "findings": []}),
+        ("run", {"y": torch.ones(1), "x_after": torch.ones(1), "requires_grad": True, "gradients": {"w": 1.0}}),
+        ("build", {"block": True, "parameters": [], "buffers": [], "modules": [], "forward": None}),
+        ("build", {"block": 0, "parameters": [{}], "buffers": [], "modules": [], "forward": None}),
+        ("build", {"block": 0, "parameters": [], "buffers": [], "modules": [["a"]], "forward": None}),
+        ("load", {"constructor": [{"name": "x"}], "is_class": True}),
+        ("load", {"missing": [1]}),
+        ("forget", {"x": 1}),
+        ("run", {"error": "text"}),
+        ("run", {"error": {"type": "E", "message": "m", "frames": [{"file": 1}]}}),
+        ("run", {"error": {"type": "E", "message": "m", "frames": []}, "y": torch.ones(1)}),
+    ],
+)
+def test_any_other_form_is_refused(op: str, reply: dict) -> None:
+    with pytest.raises(WireError, match="another form"):
+        replies.checked(op, reply)
