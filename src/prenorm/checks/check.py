@@ -1,5 +1,6 @@
-"""`check("FILE.py:CLASS")`: a verdict on somebody else's block, whose code runs in a sandbox."""
+"""`check("FILE.py:CLASS")`: the verdict on somebody else's block, whose code runs in a sandbox."""
 
+import dataclasses
 import importlib.util
 from pathlib import Path
 
@@ -27,7 +28,7 @@ def check(
         except MissingError as error:
             names = ", ".join(error.names) or "none"
             raise ConfigError(f"{subject}: there is no {code.name!r}; of its own it has: {names}.") from None
-    return verdict
+        return dataclasses.replace(verdict, subject=subject, confinement=sandbox.confinement)
 
 
 def locate(subject: str) -> Code:

@@ -17,9 +17,9 @@ from torch import Tensor
 from .learner import Answer, Built
 from .reading import (
     Parameters,
-    Sizes,
     Pieces,
     Raw,
+    Sizes,
     attention_readings,
     feed_forward_readings,
     head_norm_readings,

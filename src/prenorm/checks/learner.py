@@ -128,6 +128,7 @@ class Built:
         self.fixed_length = False  # or because it takes sequences of max_seq_len only
         reply = _or_raise("constructor", learner.subject.ask(request))
         self.number = reply["block"]
+        _check_sizes(reply["parameters"])
         self.parameters: list[Description] = reply["parameters"]
         self.tensors: list[Description] = reply["tensors"]
         self.plain_weights: list[Description] = []  # tensors that are no parameters and may be weights all the same
@@ -186,16 +187,22 @@ class Built:
         request = {"op": "run", "block": self.number, "parameters": raw, "inputs": [x], "keywords": keywords}
         request |= {"cotangent": cotangent} | options
         reply = _or_raise("forward", self.learner.subject.ask(request))
-        y = reply["y"]
-        if y.shape != x.shape:
-            message = f"the output must have the input's shape {tuple(x.shape)}, but it has {tuple(y.shape)}"
-            raise LearnerError("forward", {"type": "shape", "message": message, "frames": []})
+        y, x_after = reply["y"], reply["x_after"]
+        if y.shape != x.shape or not y.is_floating_point():
+            given = f"{tuple(y.shape)} in {str(y.dtype).removeprefix('torch.')}"
+            raise _refused("forward", f"the output must have the input's shape {tuple(x.shape)}, but it is {given}")
+        gradients, x_gradient = reply.get("gradients", {}), reply.get("x_gradient")
+        shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
+        for name, gradient in [*gradients.items(), ("x", x_gradient)]:
+            expected = tuple(x.shape) if name == "x" and gradient is x_gradient else shapes.get(name)
+            if gradient is not None and (tuple(gradient.shape) != expected or not gradient.is_floating_point()):
+                raise _refused("forward", f"the gradient of {name} must have its shape {expected}")
         return Answer(
             y=y,
-            x_after=reply["x_after"],
+            x_after=x_after,
             requires_grad=reply["requires_grad"],
-            gradients=reply.get("gradients", {}),
-            x_gradient=reply.get("x_gradient"),
+            gradients=gradients,
+            x_gradient=x_gradient,
             operations=frozenset(reply.get("operations", ())),
             created=frozenset(tuple(shape) for shape in reply.get("created", ())),
             modules_created=reply.get("modules_created", 0),

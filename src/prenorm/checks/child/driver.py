@@ -57,8 +57,12 @@ class Driver:
             found = getattr(found, part)
         if not callable(found):
             return {"missing": [name for name, value in vars(module).items() if _is_own(value, module)][:50]}
-        self._make = found
-        return {"constructor": _parameters(found), "is_class": inspect.isclass(found)}
+        return self.use(found)
+
+    def use(self, make: Callable[..., Any]) -> Reply:
+        """Judge this class or factory; the reply is op_load's."""
+        self._make = make
+        return {"constructor": _parameters(make), "is_class": inspect.isclass(make)}
 
     def op_build(self, request: Request) -> Reply:
         """Call the class with "positional" and "arguments"; "double" makes the result float64.
@@ -66,7 +70,7 @@ class Driver:
         {"dtype": name} and {"device": name} among the arguments stand for torch's own.
         Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "modules", "forward"}.
         """
-        assert self._make is not None
+        assert self._make is not None, "a class is loaded first"
         torch.manual_seed(request.get("seed", 0))
         arguments = {name: _spelled_out(value) for name, value in request.get("arguments", {}).items()}
         block = self._make(*request.get("positional", ()), **arguments)
@@ -91,9 +95,10 @@ class Driver:
     def op_run(self, request: Request) -> Reply:
         """Set "parameters", call the block with "inputs" and "keywords", and send "cotangent" back through it.
 
-        Gives {"y", "x_after", "requires_grad", "seed_used"} and, with a cotangent, {"gradients", "x_gradient"}
-        (None where there is none); with "trace" also {"operations", "created" (shapes of new constant tensors),
-        "modules_created", "masked" (whether masked_fill filled anything)}. "scramble" puts random numbers in place of tables, and of every sine and cosine.
+        Gives {"y", "x_after", "requires_grad"} and, with a cotangent, {"gradients", "x_gradient"} (None where there is
+        none); with "trace" also {"operations", "created" (shapes of new constant tensors), "modules_created", "masked"
+        (whether masked_fill filled anything)}. "scramble" puts random numbers in place of tables, and of every sine and
+        cosine.
         """
         block = self._blocks[request["block"]]
         block.train(request.get("training", False))

@@ -1,0 +1,141 @@
+"""`prenorm check FILE.py:CLASS`: names the faults of a block that somebody else wrote."""
+
+import dataclasses
+import functools
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from ..errors import ConfigError
+
+if TYPE_CHECKING:  # loads torch, which --help does not wait for
+    from ..checks.report.batch import Result, Submission
+    from ..checks.verdict import Verdict
+
+Target = Literal["paper", "llama", "qwen2", "qwen3", "gpt-neox", "causal"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CheckFlags:
+    """Judge a Transformer block that somebody else wrote: what was checked, and every fault by name.
+
+    The class is built as CLASS(d_model, num_heads, d_ff) and with what else of max_seq_len, rope_theta, eps, dtype,
+    device, num_kv_heads, causal and dropout it takes. Its code runs in a sandbox, and only its numbers count.
+    Exit code 0: no fault. 1: faults. 2: nothing to judge.
+    """
+
+    subject: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE.py:CLASS")]
+    """Or package.module:CLASS; a function that gives a block does as well. With --batch, what to look for."""
+
+    target: Annotated[Target | None, tyro.conf.arg(metavar="NAME")] = None
+    """Hold it to the conventions of paper, llama, qwen2, qwen3, gpt-neox or causal; without, they are reported only."""
+
+    timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
+    """Of one judgement."""
+
+    format: Annotated[Literal["text", "json", "junit", "gradescope", "csv"], tyro.conf.arg(metavar="FORMAT")] = "text"
+    """text, json, junit (for CI), gradescope (for its autograder), or csv (with --batch)."""
+
+    json: tyro.conf.FlagCreatePairsOff[bool] = False
+    """The same as --format json: one JSON document on stdout, and nothing else."""
+
+    batch: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
+    """Judge every submission in this folder: each subfolder, each .py file."""
+
+
+def parse(argv: list[str]) -> CheckFlags:
+    """The flags in a command line. Exits with a message when they are none."""
+    return tyro.cli(CheckFlags, prog="prenorm check", args=argv)
+
+
+def run(flags: CheckFlags) -> int:
+    """Judge, and print the verdict. Gives the exit code."""
+    if not flags.timeout > 0:
+        raise ConfigError(f"--timeout must be more than 0 seconds, but it is {flags.timeout:g}.")
+    form = "json" if flags.json else flags.format
+    if flags.json and flags.format not in ("text", "json"):
+        raise ConfigError(f"--json and --format {flags.format} are two formats; give one of them.")
+    return _run_batch(flags, flags.batch, form) if flags.batch is not None else _run_one(flags, form)
+
+
+def _run_one(flags: CheckFlags, form: str) -> int:
+    if form == "csv":
+        raise ConfigError("csv has a row a submission; --format csv goes with --batch.")
+    from ..checks.fork_server import running
+
+    running()  # another process loads torch while this one does
+    from ..checks.check import check, locate
+
+    locate(flags.subject)  # what is not there is said before anything is loaded
+    with _waiting(f"checking {flags.subject}"):
+        verdict = check(flags.subject, target=flags.target, seconds=flags.timeout)
+    _print_verdict(verdict, form)
+    return 0 if verdict.passed else 1
+
+
+def _print_verdict(verdict: "Verdict", form: str) -> None:
+    if form == "json":
+        print(json.dumps(verdict.to_json(), indent=2))
+    elif form == "junit":
+        from ..checks.report.junit import junit
+
+        print(junit([verdict]))
+    elif form == "gradescope":
+        from ..checks.report.gradescope import gradescope
+
+        print(json.dumps(gradescope(verdict), indent=2))
+    else:
+        from rich.console import Console
+
+        from ..checks.report.text import print_verdict
+
+        print_verdict(verdict, Console(highlight=False))
+
+
+def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
+    from ..checks.check import check
+    from ..checks.report import batch
+
+    if form == "gradescope":
+        raise ConfigError("gradescope wants one results.json a submission; --format gradescope goes without --batch.")
+    submissions = batch.find_submissions(folder, flags.subject)
+    judge = functools.partial(check, target=flags.target, seconds=flags.timeout)
+    results = batch.in_order(_with_progress(submissions, judge), submissions)
+    if form == "csv":
+        print(batch.to_csv(results), end="")
+    elif form == "json":
+        print(json.dumps([result.to_json() for result in results], indent=2))
+    elif form == "junit":
+        from ..checks.report.junit import junit
+
+        verdicts = [dataclasses.replace(one.verdict, subject=one.name) for one in results if one.verdict is not None]
+        print(junit(verdicts, {one.name: one.problem for one in results if one.verdict is None}))
+    else:
+        batch.print_table(results)
+    return 0 if all(result.outcome == "passed" for result in results) else 1
+
+
+def _with_progress(submissions: "Sequence[Submission]", judge: "Callable[[str], Verdict]") -> "list[Result]":
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..checks.report.batch import check_all
+
+    console = Console(stderr=True)
+    results = check_all(submissions, judge)
+    if not console.is_terminal:
+        return list(results)
+    return list(track(results, "checking", total=len(submissions), console=console, transient=True))
+
+
+def _waiting(text: str):  # type: ignore[no-untyped-def]  # a context manager of rich's
+    """A spinner on stderr, where a person looks at it."""
+    from rich.console import Console
+    from rich.markup import escape
+
+    return Console(stderr=True, quiet=not sys.stderr.isatty()).status(escape(text))
