@@ -25,7 +25,7 @@ def assert_block_correct(
     """
     if isinstance(make, nn.Module):
         raise ConfigError(
-            f"the class of the block is judged, or a function that builds one, but this is a {type(make).__name__} that is "
+            f"the class of the block is judged, or a function that builds one, but this is a {type(make).__name__}, "
             "built already; assert_block_correct(lambda d_model, num_heads, d_ff: ...) builds it in the sizes it needs."
         )
     if target is not None and target not in TARGETS:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import re
 from pathlib import Path
 
 from ..errors import ConfigError
@@ -56,7 +57,7 @@ def locate(subject: str) -> Code:
 
 def _in_file(path: Path, name: str) -> Code:
     """A file of a package is imported as part of it, so that its relative imports work."""
-    root, module = path.parent, path.stem
+    root, module = path.parent, re.sub(r"\W", "_", path.stem)
     while (root / "__init__.py").is_file():
         root, module = root.parent, f"{root.name}.{module}"
     return Code(root=str(root), module=module, file=str(path), name=name)

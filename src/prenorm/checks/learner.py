@@ -27,6 +27,8 @@ ARGUMENTS = {
 POSITIONS = ["token_positions", "positions", "position_ids", "pos", "input_pos", "pos_ids", "position", "token_pos"]
 MASKS = ["mask", "attn_mask", "attention_mask"]
 
+MOST_WEIGHTS = 1_000_000
+
 Description = dict[str, Any]
 
 
@@ -219,6 +221,17 @@ class Built:
     def run_on_meta(self, x: Tensor) -> Description:
         """The driver's reply to a call on the meta device."""
         return self.learner.subject.ask({"op": "run_on_meta", "block": self.number, "inputs": [x]})
+
+
+def _check_sizes(parameters: list[Description]) -> None:
+    """A block of these sizes has some 10,000 weights; one that has millions would cost the judge its memory."""
+    count = sum(math.prod(one["shape"]) for one in parameters)
+    if count > MOST_WEIGHTS or any(size < 0 for one in parameters for size in one["shape"]):
+        raise _refused("constructor", f"a block of d_model=32, d_ff=52 has some 10,000 weights, but this has {count}")
+
+
+def _refused(stage: str, message: str) -> LearnerError:
+    return LearnerError(stage, {"type": "refused", "message": message, "frames": []})
 
 
 def _or_raise(stage: str, reply: Description) -> Description:
