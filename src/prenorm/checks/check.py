@@ -25,7 +25,7 @@ def check(
     code = locate(subject)
     with Sandbox(Path(code.root), seconds=seconds, prenorm_importable=prenorm_importable) as sandbox:
         try:
-            verdict = judge(sandbox, code, target=target)
+            verdict = judge(sandbox, code, target=target, deadline=sandbox.deadline)
         except MissingError as error:
             names = ", ".join(error.names) or "none"
             raise ConfigError(f"{subject}: there is no {code.name!r}; of its own it has: {names}.") from None

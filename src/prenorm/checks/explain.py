@@ -334,6 +334,7 @@ def _search(
                 if spec in tried:
                     continue
                 tried.add(spec)
+                search.built.learner.check_time()
                 indices = _matching(spec, stacked, search, probe)
                 if indices:
                     found.append((spec, cost + count, indices))

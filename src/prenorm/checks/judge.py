@@ -1,5 +1,6 @@
 """The judgement: every check in its order, and what becomes of a block that fails before it can be looked at."""
 
+import math
 import time
 from dataclasses import dataclass
 
@@ -26,13 +27,18 @@ class Code:
     name: str
 
 
-def judge(subject: Subject, code: Code, *, target: str | None = None, seed: int | None = None) -> Verdict:
-    """Judge the class that code names. Raises learner.MissingError without such a class."""
+def judge(
+    subject: Subject, code: Code, *, target: str | None = None, seed: int | None = None, deadline: float = math.inf
+) -> Verdict:
+    """Judge the class that code names. Raises learner.MissingError without such a class.
+
+    deadline: of time.monotonic(), for everything; past it the verdict is a timeout and what was found so far.
+    """
     started = time.monotonic()
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
     report = Report()
-    case = Case(Learner(subject), Target() if target is None else TARGETS[target], generator, report)
+    case = Case(Learner(subject, deadline), Target() if target is None else TARGETS[target], generator, report)
     try:
         case.learner.load(code.root, code.module, code.file, code.name)
         report.check("import", True, "the file is imported, and the class is there")

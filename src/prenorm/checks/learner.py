@@ -1,5 +1,7 @@
 """A learner's block: built with arguments under the learner's own names, and run with numbers of ours."""
 
+import math
+import time
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -7,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .reading import Raw, Sizes
-from .subject import Subject
+from .subject import EndedError, Subject
 
 # What arguments of constructors and of forward are called. Ours first.
 ARGUMENTS = {
@@ -67,8 +69,9 @@ class Answer:
 class Learner:
     """The class under test."""
 
-    def __init__(self, subject: Subject) -> None:
+    def __init__(self, subject: Subject, deadline: float = math.inf) -> None:
         self.subject = subject
+        self.deadline = deadline  # of time.monotonic()
         self.constructor: list[Description] | None = None
 
     def load(self, root: str, module: str, file: str | None, name: str) -> None:
@@ -77,6 +80,11 @@ class Learner:
         if "missing" in reply:
             raise MissingError([str(one) for one in reply["missing"]])
         self.constructor = _or_raise("import", reply)["constructor"]
+
+    def check_time(self) -> None:
+        """Raise EndedError when the time of the whole judgement is over: our own search takes of it too."""
+        if time.monotonic() > self.deadline:
+            raise EndedError("timeout", "the time limit ran out while its numbers were compared")
 
     def takes(self, name: str) -> bool:
         """Whether the constructor takes the argument that we call name."""

@@ -43,6 +43,8 @@ class Sandbox:
     """
 
     confinement: tuple[str, ...]
+    deadline: float
+    """When the seconds are over, of time.monotonic()."""
 
     def __init__(
         self,
@@ -56,7 +58,7 @@ class Sandbox:
         server = fork_server.running()
         server.wait_until_ready()
         self._limits = limits
-        self._deadline = time.monotonic() + seconds
+        self.deadline = time.monotonic() + seconds
         self._ended: EndedError | None = None
         self._printed = bytearray()
         self._said = b""  # by the keeper
@@ -144,7 +146,7 @@ class Sandbox:
         reader = wire.Reader(self._limits.reply)
         rest = memoryview(frame)
         while reader.wanted:
-            ready = self._poll([self._output, self._replies], [self._requests] if rest else [], self._deadline)
+            ready = self._poll([self._output, self._replies], [self._requests] if rest else [], self.deadline)
             if not ready:
                 raise EndedError("timeout", "the time limit ran out")
             if self._requests in ready:
@@ -185,7 +187,7 @@ class Sandbox:
         return words
 
     def _await_confinement(self) -> tuple[str, ...]:
-        deadline = max(self._deadline, time.monotonic() + 10)
+        deadline = max(self.deadline, time.monotonic() + 10)
         try:
             while b"\n" not in self._said and self._hear(deadline):
                 pass

@@ -4,12 +4,11 @@ import re
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import torch
-
-import prenorm
+from prenorm.checks.judge import Code, judge
+from prenorm.checks.learner import MissingError
 from prenorm.checks.sandbox import Limits, Sandbox
-from prenorm.checks.subject import EndedError
 
 from .canaries import Canaries
 from .submission import Submission
@@ -21,7 +20,6 @@ LIMITS = Limits(memory=1 << 30, reply=32 << 20)
 MISTAKES = re.compile(
     r"^refused: (NameError|UnboundLocalError|AttributeError|SyntaxError|IndentationError|TypeError).*", re.MULTILINE
 )
-SIZES = (16, 2, 32)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -59,36 +57,27 @@ def run(
 def passes(file: Path, seconds: float, without: tuple[str, ...] = ()) -> tuple[bool, str]:
     """Whether the TransformerBlock of file passes, and all that its process said on the way."""
     said: list[str] = []
+    code = Code(root=str(file.parent), module=file.stem, file=str(file), name="TransformerBlock")
     with Sandbox(file.parent, seconds=seconds, prenorm_importable=False, limits=LIMITS, without=without) as sandbox:
         try:
-            passed = _agrees(sandbox, file, said)
-        except EndedError as error:
+            verdict = judge(_Overheard(sandbox, said), code, deadline=sandbox.deadline)
+            passed = verdict.passed
+            said.append(str(verdict))
+        except MissingError:
             passed = False
-            said.append(str(error))
         said.append(sandbox.printed)
     return passed, "\n".join(said)
 
 
-def _agrees(sandbox: Sandbox, file: Path, said: list[str]) -> bool:
-    load = {"op": "load", "root": str(file.parent), "module": file.stem, "file": str(file), "name": "TransformerBlock"}
-    build = {"op": "build", "positional": list(SIZES), "double": True}
-    built = None
-    for request in (load, build):
-        built = sandbox.ask(request)
-        said.append(str(built))
-        if "error" in built or "missing" in built:
-            return False
-    assert built is not None
-    right = prenorm.TransformerBlock(*SIZES, rope_interleaved=True, causal=False).double()
-    for cotangent in (None, torch.randn(2, 3, SIZES[0], dtype=torch.float64), None):
-        for parameter in right.parameters():
-            torch.nn.init.normal_(parameter)
-        values = {name: parameter.detach() for name, parameter in right.named_parameters()}
-        x = torch.randn(2, 3, SIZES[0], dtype=torch.float64)
-        request = {"op": "run", "block": built["block"], "inputs": [x], "parameters": values, "cotangent": cotangent}
-        reply = sandbox.ask(request)
-        said.append(str(reply))
-        y = reply.get("y")
-        if y is None or y.shape != x.shape or y.dtype != x.dtype or not torch.allclose(y, right(x)):
-            return False
-    return True
+class _Overheard:
+    """A sandbox whose replies are written down."""
+
+    def __init__(self, sandbox: Sandbox, said: list[str]) -> None:
+        self.sandbox = sandbox
+        self.said = said
+
+    def ask(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The sandbox's reply."""
+        reply = self.sandbox.ask(request)
+        self.said.append(str(reply))
+        return reply
