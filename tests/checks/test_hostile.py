@@ -51,7 +51,7 @@ def turned(x):
     half = x.shape[-1] // 2
     angles = torch.arange(x.shape[-2])[:, None] * 10000.0 ** -(torch.arange(half, dtype=torch.float64) / half)
     turn = torch.polar(torch.ones_like(angles), angles)
-    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (half, 2))) * turn).flatten(-2)
+    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (half, 2))) * turn).flatten(-2).to(x.dtype)
 
 class TransformerBlock(nn.Module):
     def __init__(self, d_model, num_heads, d_ff):

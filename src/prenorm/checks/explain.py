@@ -359,7 +359,10 @@ def _matching(spec: Spec, stacked: list[tuple[list[int], Weights]], search: _Sea
     matching: list[int] = []
     with torch.no_grad():
         for indices, values in stacked:
-            expected = block(spec, values, probe.x, probe.positions, search.sizes.num_heads)
+            try:
+                expected = block(spec, values, probe.x, probe.positions, search.sizes.num_heads)
+            except RuntimeError:  # weights of these shapes cannot be cut in that way
+                continue
             if expected.shape[0] != len(indices):
                 expected = expected.expand(len(indices), *expected.shape[1:])
             agreement = _agreement(probe.y, expected, probe.x, probe.tolerance)
