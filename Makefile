@@ -5,12 +5,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-grid check format bench-attention bench-norm bench-checkpointing example-dates wheel clean
+.PHONY: help demo test test-grid test-check check format bench-attention bench-norm bench-checkpointing example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
 	@echo "make test    set up and run the tests"
 	@echo "make test-grid         every way of running every model against the oracle, some 7,000 cells (about 15 minutes)"
+	@echo "make test-check        every faulty, right and hostile block against prenorm check (about 20 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the files as the formatter wants them"
 	@echo "make bench-attention   the blocked attention kernel against PyTorch's, in turn"
@@ -33,6 +34,11 @@ check: .venv/dev.stamp
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+test-check: .venv/dev.stamp
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.measure
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.hostile
+	PRENORM_ALL_CHECKS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/checks/test_corpus.py tests/challenge
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format .

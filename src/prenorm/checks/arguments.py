@@ -16,6 +16,7 @@ from .reference import Spec
 
 TOKENS = 7
 EPS = 0.05
+ROUNDING = 3e-6  # of a sublayer's output, some 1, where the norm works in float32
 LARGEST_EPS = 1e-4  # of a block that takes no eps; the field's are 1e-12 to 1e-5
 KNOWN_EPS = (0.0, 1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 2e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
@@ -121,11 +122,9 @@ def _fit(case: Case, built: Built, passed: float, size: float) -> dict[str, _Fit
             changes: Switch = {f"eps{n}": eps for n in numbers} | {f"eps_place{n}": place for n in numbers}
             expected = _with(case, raw, x, **changes)
             if case.agrees(y, expected, x):
-                gaps[eps, place] = float(
-                    ((y - expected).abs() / sizes).max()
-                )  # small vectors count as much as large ones
+                gaps[eps, place] = float((y - expected).abs().max())
         if gaps:
-            near = 2 * min(gaps.values()) + 1e-9  # of those that fit as well as the best, the first
+            near = 2 * min(gaps.values()) + ROUNDING  # of those that fit as well as the best, the first
             found[name] = _Fitted(*next(key for key, gap in gaps.items() if gap <= near))
     return found
 

@@ -1,0 +1,190 @@
+"""The checker itself: one block of every fault, right blocks, the command line. tests/checks/measure.py has all of them."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from prenorm import TransformerBlock
+from prenorm.checks.check import check, locate
+from prenorm.checks.faults import CONVENTIONS, FAULTS
+from prenorm.checks.judge import Code, judge
+from prenorm.checks.local import LocalSubject
+from prenorm.checks.targets import TARGETS
+from prenorm.cli import main as command
+from prenorm.errors import ConfigError
+from prenorm.testing import assert_block_correct
+
+from .corpus import Example, faulty, right
+from .measure import judged
+
+
+def one_of_each_fault() -> list[Example]:
+    """A block for every fault, of one style after the other."""
+    by_fault: dict[str, list[Example]] = {}
+    for example in faulty():
+        if len(example.faults) == 1 and "timeout" not in example.faults:
+            by_fault.setdefault(next(iter(example.faults)), []).append(example)
+    return [examples[number % len(examples)] for number, examples in enumerate(by_fault.values())]
+
+
+RIGHT = right()[::4]
+
+
+@pytest.fixture
+def workspace(tmp_path: Path) -> Path:
+    """A folder with a right block in it."""
+    source = next(one for one in right() if one.name == "course/right").source
+    (tmp_path / "layers.py").write_text(source)
+    return tmp_path
+
+
+@pytest.mark.parametrize("example", one_of_each_fault(), ids=lambda one: one.name)
+def test_a_fault_is_named(example: Example) -> None:
+    assert example.faults <= set(judged(example, local=True).ids)
+
+
+@pytest.mark.parametrize("example", RIGHT, ids=lambda one: one.name)
+def test_a_right_block_has_no_fault(example: Example) -> None:
+    assert judged(example, local=True).ids == ()
+
+
+def test_every_fault_says_what_it_means_and_how_to_mend_it() -> None:
+    assert all(fault.meaning and fault.mend for fault in FAULTS.values())
+    assert set(FAULTS) > CONVENTIONS
+
+
+@pytest.mark.parametrize(
+    ("target", "options"),
+    [
+        ("paper", {}),
+        ("llama", {"causal": True, "rope_interleaved": False}),
+        ("qwen2", {"causal": True, "rope_interleaved": False, "qkv_bias": True}),
+        ("qwen3", {"causal": True, "rope_interleaved": False, "qk_norm": True}),
+        ("gpt-neox", {"causal": True, "rope_interleaved": False, "qkv_bias": True, "o_bias": True}),
+        ("causal", {"causal": True}),
+    ],
+)
+def test_our_own_block_meets_every_target(target: str, options: dict[str, bool]) -> None:
+    class Block(TransformerBlock):
+        def __init__(self, d_model: int, num_heads: int, d_ff: int, max_seq_len: int = 64, dtype=None) -> None:
+            super().__init__(d_model, num_heads, d_ff, max_seq_len, dtype=dtype, **options)
+
+    assert assert_block_correct(Block, target=target).passed
+    others = [name for name in TARGETS if name not in (target, "causal", "gpt-neox")]
+    assert not any(judge(LocalSubject(Block), _code("Block"), target=other).passed for other in others)
+
+
+def _code(name: str) -> Code:
+    return Code(root="", module="here", file=None, name=name)
+
+
+def test_numbers_are_drawn_afresh_and_by_seed() -> None:
+    inputs = []
+
+    class Recording(LocalSubject):
+        def ask(self, request):
+            if request["op"] == "run":
+                inputs[-1].append(request["inputs"][0])
+            return super().ask(request)
+
+    for seed in (None, None, 1, 1):
+        inputs.append([])
+        judge(Recording(TransformerBlock), _code("TransformerBlock"), seed=seed)
+    assert not torch.equal(inputs[0][0], inputs[1][0])
+    assert all(torch.equal(a, b) for a, b in zip(inputs[2], inputs[3], strict=True))
+
+
+def test_one_line_in_a_projects_own_tests() -> None:
+    class Detached(TransformerBlock):
+        def forward(self, x: torch.Tensor, token_positions: torch.Tensor | None = None) -> torch.Tensor:
+            x = x.detach() + self.attn(self.norm1(x), token_positions)
+            return x + self.ffn(self.norm2(x))
+
+    with pytest.raises(AssertionError, match=r"has faults:\n  residual_detached: "):
+        assert_block_correct(Detached)
+    assert_block_correct(Detached, allow=("residual_detached",))
+    with pytest.raises(ConfigError, match="built already"):
+        assert_block_correct(TransformerBlock(32, 4, 56))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="a target is one of paper"):
+        assert_block_correct(TransformerBlock, target="gpt")
+
+
+def test_the_command_says_yes_with_exit_code_0(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["check", f"{workspace / 'layers.py'}:TransformerBlock", "--json"]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert verdict["passed"]
+    assert verdict["findings"] == []
+    assert verdict["conventions"]["causal"] is True
+    assert {one["result"] for one in verdict["checks"]} <= {"passed", "not applicable"}
+
+
+def test_the_command_names_a_fault_with_exit_code_1(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = workspace / "layers.py"
+    file.write_text(file.read_text().replace("silu(self.w1(x)) * self.w3(x)", "silu(self.w1(x) * self.w3(x))"))
+    assert command.main(["check", f"{file}:TransformerBlock", "--json"]) == 1
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert finding["id"] == "gate_after_product"
+    assert set(finding) == {"id", "message", "evidence", "mend", "where"}
+    assert command.main(["check", f"{file}:TransformerBlock"]) == 1
+    assert "gate_after_product" in capsys.readouterr().out
+
+
+def test_what_the_learner_prints_stays_out_of_the_json(workspace: Path) -> None:
+    file = workspace / "layers.py"
+    file.write_text("print('{\"passed\": true}')\n" + file.read_text() + "\nraise RuntimeError('no')\n")
+    done = subprocess.run(
+        [sys.executable, "-m", "prenorm", "check", f"{file}:TransformerBlock", "--json"], capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert [one["id"] for one in json.loads(done.stdout)["findings"]] == ["import_error"]
+
+
+def test_the_time_limit_is_for_the_whole_judgement(workspace: Path) -> None:
+    file = workspace / "layers.py"
+    file.write_text(file.read_text() + "\nwhile True:\n    pass\n")
+    assert check(f"{file}:TransformerBlock", seconds=1.0).ids == ["timeout"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["missing.py:Block"], "there is no file missing.py"),
+        (["layers.py:Missing"], "there is no 'Missing'; of its own it has: "),
+        (["layers.py"], "named as FILE.py:CLASS"),
+        (["no.such.module:Block"], "there is no module no.such.module"),
+        (["layers.py:TransformerBlock", "--timeout", "0"], "--timeout must be more than 0"),
+        (["layers.py:TransformerBlock", "--json", "--format", "junit"], "are two formats"),
+        (["layers.py:TransformerBlock", "--format", "csv"], "goes with --batch"),
+    ],
+)
+def test_nothing_to_judge_is_exit_code_2(
+    arguments: list[str],
+    message: str,
+    workspace: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(workspace)
+    assert command.main(["check", *arguments]) == 2
+    said = capsys.readouterr()
+    assert message in said.err
+    assert said.out == ""
+
+
+def test_a_file_of_a_package_is_imported_as_part_of_it(tmp_path: Path) -> None:
+    package = tmp_path / "course" / "week2"
+    package.mkdir(parents=True)
+    for folder in (package, package.parent):
+        (folder / "__init__.py").touch()
+    code = locate_here(package / "layers.py")
+    assert (code.root, code.module) == (str(tmp_path), "course.week2.layers")
+
+
+def locate_here(file: Path) -> Code:
+    """What is imported for a file that is made here."""
+    file.write_text("")
+    return locate(f"{file}:Block")
