@@ -50,7 +50,7 @@ def _placed(example: Example) -> Placed:
     near = found is not None and any(first <= found.line <= last for first, last in changes)
     spans = _spans(example.source)
     inside = found is not None and any(
-        _span(found.line, spans) == _span(number, spans) for change in changes for number in range(change[0], change[1])
+        (held := _span(found.line, spans)) is not None and held == _span(number, spans) for change in changes for number in range(change[0], change[1])
     )
     return Placed(example, id, found, near, inside or near)
 

@@ -18,15 +18,20 @@ NAMES = {
     "rope": r"rope|rotar|rotat|^_?turn|freq|sinus|phase|^angle",
     "attention": r"attn|attention|attend|(^|_)sa$|multihead|^mha|^head$",
     "ffn": r"mlp|ffn|ffwd|feed|glu|(^|_)ff(_|$)",
+    "split": r"split|heads$",
+    "merge": r"join|merge|combine",
 }
 """What a module, a class or a function is for, by its name. The first that fits: `attention_norm` is a norm."""
 OPERATIONS = {
-    "norm": r"rsqrt|rms_norm|layer_norm|vector_norm|mean\(.*(sqrt|\*\* -?0\.5|pow\(-?0\.5)",
+    "norm": r"rsqrt|rms_norm|layer_norm|vector_norm|mean\(.*(sqrt|\*\* -?0\.5|pow\(-?0\.5)"
+    r"|(pow\(2\)|square\(|\*\* ?2).*(mean|sum|amax)\(|(mean|sum)\(.*(\*\* ?2|square)",
     "rope": r"\bcos|\bsin|view_as_complex|polar\(",
     "attention": r"softmax|scaled_dot_product|masked_fill",
     "ffn": r"silu\b|sigmoid|[gr]elu\b|SiLU",
 }
 """The same by what is computed."""
+_OTHERS = {"__init__": "init", "class": "class", "module": "module"}
+"""Functions, or what is told as one, that no token passes."""
 STREAM = r"^(x|h|hidden\w*|inputs?|stream|src|residual|tokens|embeddings?)$"
 
 
@@ -104,9 +109,10 @@ def read(source: str, name: str) -> list[Function]:
         _mark_function(function)
         if function.name == "forward" and function.owner in under_test:
             function.roles.add("stream")
-        elif not function.roles and any(line.kinds & {"sum", *NAMES} for line in function.lines):
-            function.roles.add("stream")
-        function.roles.add({"__init__": "init", "class": "class", "module": "module"}.get(function.name, "forward"))
+        elif function.name not in {*_OTHERS, top} and not function.roles:
+            if any(line.kinds & {"sum", *NAMES} for line in function.lines):
+                function.roles.add("stream")
+        function.roles.add(_OTHERS.get(function.name, "forward"))
     return functions
 
 
@@ -185,7 +191,7 @@ def _head_text(node: ast.stmt) -> str:
 
 
 def _line(node: ast.AST, own: str, text: str, number: int, end: int) -> Line:
-    text = " ".join(text[:MAX_TEXT].split())
+    text = re.sub(r"\*\* \((-[\w.]+)\)", r"** \1", " ".join(text[:MAX_TEXT].split()))
     return Line(node, number, end, re.sub(rf"\b{own}\.", "self.", text) if own else text)
 
 
@@ -197,7 +203,7 @@ def _role(name: str) -> str | None:
 
 
 def _roles(function: Function, names: _Names) -> set[str]:
-    if function.name in ("__init__", "class", "module"):
+    if function.name in _OTHERS:
         return set()
     roles = {
         role for role, pattern in OPERATIONS.items() if any(re.search(pattern, line.text) for line in function.lines)
@@ -221,20 +227,24 @@ def _attributes(
 
 def _mark(line: Line, function: Function, names: _Names, made: dict[str, set[str]]) -> None:
     """What it calls, and what it computes itself."""
+    if line.text.startswith("def "):
+        return
     line.kinds |= {role for role, pattern in OPERATIONS.items() if re.search(pattern, line.text)}
     for node in ast.walk(line.node):
         if isinstance(node, ast.Call):
-            line.kinds |= _called(node.func, names, made)
+            line.kinds |= (called := _called(node.func, names, made))
+            if "norm" in called and any(len(_terms(one)) > 1 for given in node.args for one in ast.walk(given)):
+                line.kinds.add("post")
 
 
 def _called(callee: ast.expr, names: _Names, made: dict[str, set[str]]) -> set[str]:
     if isinstance(callee, ast.Call):  # Norm(size)(x)
         return _called(callee.func, names, made)
     name = callee.attr if isinstance(callee, ast.Attribute) else getattr(callee, "id", "")
-    if role := _role(name):
-        return {role}
     if made.get(name):
         return made[name]
+    if role := _role(name):
+        return {role}
     return names.roles.get(name, set()) if name not in names.under_test else set()
 
 
@@ -272,6 +282,8 @@ class Flow:
     def follow(self) -> None:
         """Mark sums, and what is done to their terms."""
         for line in self.function.lines:
+            if "norm" in line.kinds:
+                self.normed |= {one.target.id for one in ast.walk(line.node) if isinstance(one, ast.NamedExpr)}
             terms = max((_terms(node) for node in ast.walk(line.node)), key=len, default=[])
             streams = [name for term in terms for name in _held(term) if name in self.stream]
             if len(terms) > 1 and (streams or any(name in self.normed for term in terms for name in _held(term))):
@@ -286,11 +298,7 @@ class Flow:
                 self._assign(line, target.id, line.node.value)
 
     def _norms(self, line: Line) -> None:
-        for node in ast.walk(line.node):
-            if isinstance(node, ast.Call) and (role := _role(ast.unparse(node.func).rpartition(".")[2])) == "norm":
-                if any(len(_terms(one)) > 1 for argument in node.args for one in ast.walk(argument)):
-                    line.kinds.add("post")
-        if "norm" in line.kinds and not line.text.startswith("def "):
+        if "norm" in line.kinds:
             used = tuple(sorted(set(re.findall(r"self\.(?!eps|e\b)\w+(?:\(\w+, \d\))?|\w+\['\w+'\]", line.text))))
             norms = tuple(one for one in used if _role(one.strip("']")) == "norm" or "(" in one) or used
             line.kinds |= {"again"} if any(set(norms) & set(earlier) for earlier in self.norms) else set()
@@ -307,8 +315,6 @@ class Flow:
             self.normed.add(target)
             self.stream.discard(target)
         else:
-            if copied is not None:
-                line.kinds.add("copy")
             self.stream.discard(target)
             self.normed.discard(target)
         if copied in self.stream:

@@ -68,7 +68,7 @@ MEAN = r"\b(mean|sum|amax|median|std|var|vector_norm|norm|normalize)\("
 PAIRS = r"::2|1::2|// 2 ?:|: ?\w+ // 2|chunk\(|split\(|view_as_complex|unflatten\(-1, \(-1, 2|\[\.\.\., :\w+\]|select\("
 TABLE = r"\bcos\w*|\bsin\w*|angle|phase|freq|table"
 FREQUENCY = r"(theta|base|log\d*\(|1e4|1?0000|self\.t\b).*|.*(pow|exp2?)\("
-POWER = r"\*\*|pow\(|exp2?\("
+POWER = r" \*\* |pow\(|exp2?\("
 MASK = r"tril|triu|masked_fill|torch\.where|attn_mask|is_causal"
 COMPARED = r"(None|arange|index|place).*[<>]=?|[<>]=?.*(None|arange|index|place)"
 SCORES = r"\w \) @ |@ k|\bq\w* @|quer\w* @|matmul\(\w*q|einsum\(.*q.*k|@ \w*k"
@@ -136,9 +136,9 @@ LOOKS: dict[str, list[Look]] = {
         Look("forward", r"[A-Z]\w*Norm\(|nn\.Parameter\(|torch\.ones", lacks="tril|triu|mask"),
     ],
     "layer_norm": [
-        Look("init", r"LayerNorm\("),
-        Look("norm", r"- .*\bmean\(|layer_norm|\bvar\(|\bstd\("),
-        Look("forward", r"- .*\bmean\(|layer_norm"),
+        Look("init", r"(?<!RMS)LayerNorm\("),
+        Look("norm", r"- .*\bmean\(|\blayer_norm|\bvar\(|\bstd\("),
+        Look("forward", r"- .*\bmean\(|\blayer_norm"),
         Look("norm", MEAN),
     ],
     "norm_without_sqrt": [
@@ -236,8 +236,8 @@ LOOKS: dict[str, list[Look]] = {
     ],
     "token_positions_ignored": [
         Look("stream attention rope forward", r"^if .*\bTrue\b"),
-        Look("stream attention", r"pos\w* = None|\w*pos\w*=None"),
-        Look("stream attention rope forward", r"pos\w*\b.*= .*arange|^p = .*arange", no="guarded"),
+        Look("stream attention", r"pos\w* = None|\w*pos\w*=None", lacks="^def"),
+        Look("stream attention rope forward", r"pos\w*\b.*= .*arange|^p = .*arange", no="guarded", lacks="^def"),
         Look("rope", r"(cos|sin)\w* = .*\[:"),
         Look("stream", "", "attention", lacks="pos|freqs|cos|rope"),
         Look("stream attention forward", r"pos\w*\b.*= .*arange"),
@@ -286,16 +286,18 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention", "scaled_dot|softmax"),
     ],
     "wrong_attention_scale": [
-        Look("init", r"scal\w* = |norm_factor = "),
+        Look("init", r"scal\w* = |norm_factor = ", lacks="Parameter"),
         Look("attention", r"scale=|(sqrt|\*\* -?[01]\.?5?).*(shape|size|dim|head|width)|(shape|size|dim|head|width).*(sqrt|\*\* -?[01]\.?5?)", no="norm,rope"),
         Look("attention", SCORES, lacks="^def"),
     ],
     "wrong_head_split": [
+        Look("split", SHAPES, "", r"^def"),
         Look("attention", r"(view|reshape)\(", lacks=r"transpose|swapaxes|movedim|out|^return self|-1\)$"),
         Look("attention forward", SHAPES, lacks="@|^def"),
     ],
     "heads_not_merged": [
-        Look("attention", r"cat\(\[|sum\(|stack\(", no="rope"),
+        Look("merge", "^return"),
+        Look("attention", r"cat\(\[|\bsum\(|stack\(", no="rope"),
         *LAST_SHAPES,
     ],
     "gqa_tiled_instead_of_repeated": [
@@ -316,11 +318,11 @@ LOOKS: dict[str, list[Look]] = {
         Look("stream", r"\w \* \w", last=True),
     ],
     "gate_after_product": [
-        Look("ffn stream", rf"({ACTIVATION}).* \* ", lacks="^def"),
+        Look("ffn", rf"({ACTIVATION}).* \* ", lacks="^def"),
         Look("ffn", ACTIVATION, lacks="^def"),
     ],
     "swapped_gate_up": [
-        Look("ffn stream", rf"({ACTIVATION}).* \* |\* .*({ACTIVATION})|{ACTIVATION}.*mul\(", lacks="^def|^return x \\*"),
+        Look("ffn", rf"({ACTIVATION}).* \* |\* .*({ACTIVATION})|{ACTIVATION}.*mul\(", lacks="^def|^return x \\*"),
         Look("ffn", ACTIVATION, lacks="^def"),
     ],
     "missing_bias": [Look("init", r"(q|k|v|qkv|query|key|value)\w* = .*bias=False"), Look("init", r"bias=False")],
