@@ -1,13 +1,16 @@
-"""How often `place` points to the line that was changed: python -m tests.checks.placing [--misses]
+"""How often `place` points to the line that was changed: python -m tests.checks.placing [--misses] [--renamed]
 
 near: within 1 line of a changed one (2 where lines were only taken away). inside: in the function that holds a change.
+--renamed: with meaningless names in place of all that the learner chose, but for arguments that check knows by name.
 Faults that lie in no line (conventions under a target) are left out, and so are blocks with two faults.
 """
 
 import ast
 import difflib
+import io
 import sys
 import tempfile
+import tokenize
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +18,7 @@ from typing import Any
 
 from prenorm.checks.child.driver import Driver
 from prenorm.checks.faults import CRASHES
+from prenorm.checks.learner import ARGUMENTS, MASKS, POSITIONS
 from prenorm.checks.place import place
 from prenorm.checks.verdict import Place
 
@@ -33,24 +37,27 @@ class Placed:
     inside: bool
 
 
-def placed() -> list[Placed]:
+def placed(*, renamed: bool = False) -> list[Placed]:
     """Every faulty example with one fault that changes the source."""
     return [
-        _placed(example)
+        _placed(example, renamed)
         for example in corpus.faulty()
         if len(example.faults) == 1 and example.source != corpus.original(example).source
     ]
 
 
-def _placed(example: Example) -> Placed:
+def _placed(example: Example, renamed: bool) -> Placed:
     (id,) = example.faults
     changes = _changes(corpus.original(example).source, example.source)
     error = raised(example) if id in CRASHES - {"timeout"} else None
-    found = place(id, example.source, "block.py", example.attribute, error=error)
+    source, name = _renamed(example) if renamed else (example.source, example.attribute)
+    found = place(id, source, "block.py", name, error=error)
     near = found is not None and any(first <= found.line <= last for first, last in changes)
     spans = _spans(example.source)
     inside = found is not None and any(
-        (held := _span(found.line, spans)) is not None and held == _span(number, spans) for change in changes for number in range(change[0], change[1])
+        (held := _span(found.line, spans)) is not None and held == _span(number, spans)
+        for change in changes
+        for number in range(change[0], change[1])
     )
     return Placed(example, id, found, near, inside or near)
 
@@ -77,6 +84,35 @@ def _span(line: int, spans: list[tuple[int, int]]) -> tuple[int, int] | None:
     return min((one for one in spans if one[0] <= line <= one[1]), key=lambda one: one[1] - one[0], default=None)
 
 
+KEPT = {*" ".join(ARGUMENTS.values()).split(), *POSITIONS, *MASKS, "self", "forward", "__init__", "dim", "bias"}
+
+
+def _renamed(example: Example) -> tuple[str, str]:
+    """The source, and the class under test, with v1, v2, ... for names; lines stay where they are."""
+    plain, attributes = set[str](), set[str]()
+    for node in ast.walk(ast.parse(example.source)):
+        match node:
+            case ast.ClassDef(name=name) | ast.FunctionDef(name=name):
+                plain.add(name)
+                attributes.add(name)
+            case ast.arg(arg=name) | ast.Name(id=name, ctx=ast.Store()):
+                plain.add(name)
+            case ast.Attribute(attr=name, ctx=ast.Store()):
+                attributes.add(name)
+    plain -= KEPT
+    attributes -= KEPT
+    new = {name: f"v{number}" for number, name in enumerate(sorted(plain | attributes))}
+    lines = example.source.splitlines()
+    for token in reversed(list(tokenize.generate_tokens(io.StringIO(example.source).readline))):
+        if token.type != tokenize.NAME:
+            continue
+        row, column = token.start
+        before = lines[row - 1][:column]
+        if token.string in (attributes if before.endswith(".") else plain):
+            lines[row - 1] = before + new[token.string] + lines[row - 1][token.end[1] :]
+    return "\n".join(lines) + "\n", new.get(example.attribute, example.attribute)
+
+
 def raised(example: Example) -> dict[str, Any] | None:
     """The driver's description of what the block raises; None where it raises nothing."""
     import torch
@@ -100,7 +136,7 @@ def raised(example: Example) -> dict[str, Any] | None:
 def main() -> None:
     """Print the figures, in total and for each fault."""
     by_id: dict[str, list[Placed]] = defaultdict(list)
-    results = placed()
+    results = placed(renamed="--renamed" in sys.argv)
     for one in results:
         by_id[one.id].append(one)
     for id, ones in sorted(by_id.items(), key=lambda item: sum(one.near for one in item[1]) / len(item[1])):

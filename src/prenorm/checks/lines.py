@@ -9,9 +9,9 @@ import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-MAX_CHARACTERS = 200_000
+MAX_CHARACTERS = 100_000
 MAX_NESTING = 60  # of brackets: deeper ones are no block, and cost the parser more than they should
-MAX_TEXT = 2000  # of one statement
+MAX_TEXT = 800  # characters of one statement: in a longer one nothing is looked for
 
 NAMES = {
     "norm": r"norm|rms|(^|_)ln(_|\d|$)",
@@ -33,6 +33,9 @@ OPERATIONS = {
 _OTHERS = {"__init__": "init", "class": "class", "module": "module"}
 """Functions, or what is told as one, that no token passes."""
 STREAM = r"^(x|h|hidden\w*|inputs?|stream|src|residual|tokens|embeddings?)$"
+
+
+Top = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
 
 @dataclass(slots=True)
@@ -61,7 +64,7 @@ class Function:
 class _Names:
     """What stands at the top of the file, and what the attributes of its classes are made of."""
 
-    tops: dict[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]
+    tops: dict[str, Top]
     under_test: set[str]
     roles: dict[str, set[str]] = field(default_factory=dict)  # of classes, functions and methods
 
@@ -83,11 +86,7 @@ def parse(source: str) -> ast.Module:
 def read(source: str, name: str) -> list[Function]:
     """Everything that the class or factory `name` uses, itself first; all of the file without such a name."""
     tree = parse(source)
-    tops = {
-        node.name: node
-        for node in tree.body
-        if isinstance(node, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef)
-    }
+    tops = {node.name: node for node in tree.body if isinstance(node, Top)}
     top = name.partition(".")[0]
     under_test = {top}
     if not isinstance(tops.get(top), ast.ClassDef | None):  # a factory: the classes that it calls
@@ -107,34 +106,36 @@ def read(source: str, name: str) -> list[Function]:
             _mark(line, function, names, made)
     for function in functions:
         _mark_function(function)
-        if function.name == "forward" and function.owner in under_test:
+        works = any(line.kinds & {"sum", *NAMES} for line in function.lines)
+        plain = works and not function.roles and function.name not in {*_OTHERS, top}
+        if plain or (function.name == "forward" and function.owner in under_test):
             function.roles.add("stream")
-        elif function.name not in {*_OTHERS, top} and not function.roles:
-            if any(line.kinds & {"sum", *NAMES} for line in function.lines):
-                function.roles.add("stream")
         function.roles.add(_OTHERS.get(function.name, "forward"))
     return functions
 
 
-def _reached(first: str, tops: dict[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]) -> list[str]:
+def _reached(first: str, tops: dict[str, Top]) -> list[str]:
     order = [first] if first in tops else list(tops)
+    seen = set(order)
     for one in order:  # grows while it is walked
-        order += [other for other in _mentioned(tops[one], tops) if other not in order]
+        new = [other for other in _mentioned(tops[one], tops) if other not in seen]
+        order += new
+        seen.update(new)
     return order
 
 
-def _mentioned(node: ast.AST, tops: dict[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef]) -> list[str]:
+def _mentioned(node: ast.AST, tops: dict[str, Top]) -> list[str]:
     found = [one.id for one in ast.walk(node) if isinstance(one, ast.Name) and one.id in tops]
     return list(dict.fromkeys(found))
 
 
-def _functions(node: ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef) -> list[Function]:
+def _functions(node: Top) -> list[Function]:
     """A function alone; of a class forward, the other methods, the constructor, and what stands beside them."""
     if not isinstance(node, ast.ClassDef):
         return [_function(node, "")]
     methods = [one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
     methods.sort(key=lambda one: {"forward": 0, "__init__": 2}.get(one.name, 1))
-    rest = [one for one in node.body if one not in methods]
+    rest = [one for one in node.body if not isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
     head = _line(node, "", f"class {node.name}", node.lineno, node.lineno)
     body = Function("class", node.name, [], [head, *_lines(rest, "", nested=True)])
     return [*(_function(one, node.name) for one in methods), body]
@@ -154,7 +155,7 @@ def _lines(body: list[ast.stmt], own: str, *, nested: bool) -> Iterator[Line]:
         ]
         inner += [one for handler in getattr(node, "handlers", ()) for one in handler.body]
         inner += [one for case in getattr(node, "cases", ()) for one in case.body]
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+        if isinstance(node, Top):
             if not nested:
                 continue
             for one in node.decorator_list:
@@ -191,7 +192,9 @@ def _head_text(node: ast.stmt) -> str:
 
 
 def _line(node: ast.AST, own: str, text: str, number: int, end: int) -> Line:
-    text = re.sub(r"\*\* \((-[\w.]+)\)", r"** \1", " ".join(text[:MAX_TEXT].split()))
+    if len(text) > MAX_TEXT:
+        node, text = ast.Pass(), ""
+    text = re.sub(r"\*\* \((-[\w.]+)\)", r"** \1", " ".join(text.split()))
     return Line(node, number, end, re.sub(rf"\b{own}\.", "self.", text) if own else text)
 
 
@@ -212,9 +215,7 @@ def _roles(function: Function, names: _Names) -> set[str]:
     return roles | ({by_name} if by_name else set())
 
 
-def _attributes(
-    tops: dict[str, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef], names: _Names
-) -> dict[str, set[str]]:
+def _attributes(tops: dict[str, Top], names: _Names) -> dict[str, set[str]]:
     """Attribute -> roles of the classes that it is made of, as in self.sa = MultiHeadAttention(...)."""
     made: dict[str, set[str]] = {}
     for top in tops.values():
@@ -232,6 +233,9 @@ def _mark(line: Line, function: Function, names: _Names, made: dict[str, set[str
     line.kinds |= {role for role, pattern in OPERATIONS.items() if re.search(pattern, line.text)}
     for node in ast.walk(line.node):
         if isinstance(node, ast.Call):
+            callee = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if isinstance(names.tops.get(callee), ast.ClassDef) or callee[:1].isupper():
+                line.kinds.add("makes")
             line.kinds |= (called := _called(node.func, names, made))
             if "norm" in called and any(len(_terms(one)) > 1 for given in node.args for one in ast.walk(given)):
                 line.kinds.add("post")
@@ -258,16 +262,14 @@ def _mark_function(function: Function) -> None:
             line.kinds.add("guarded")
         if isinstance(line.node, ast.Expr) and isinstance(line.node.value, ast.Call | ast.BinOp):
             line.kinds.add("thrown away")
-    read = [{one.id for one in ast.walk(line.node) if _is_read(one)} for line in function.lines]
-    for index, line in enumerate(function.lines):
-        targets = {one.id for one in ast.walk(line.node) if isinstance(one, ast.Name) and isinstance(one.ctx, ast.Store)}
-        if targets and not targets & set().union(*read[index + 1 :]):
+    read_later: set[str] = set()
+    for line in reversed(function.lines):
+        names = [one for one in ast.walk(line.node) if isinstance(one, ast.Name)]
+        targets = {one.id for one in names if isinstance(one.ctx, ast.Store)}
+        if targets and not targets & read_later:
             line.kinds.add("unused")
+        read_later |= {one.id for one in names if isinstance(one.ctx, ast.Load)}
     Flow(function).follow()
-
-
-def _is_read(node: ast.AST) -> bool:
-    return isinstance(node, ast.Name) and isinstance(node.ctx, ast.Load)
 
 
 class Flow:
@@ -277,7 +279,7 @@ class Flow:
         self.function = function
         self.stream = {one for one in function.parameters if re.search(STREAM, one)} or set(function.parameters[:1])
         self.normed: set[str] = set()
-        self.norms: set[tuple[str, ...]] = set()
+        self.norms: set[str] = set()
 
     def follow(self) -> None:
         """Mark sums, and what is done to their terms."""
@@ -290,7 +292,7 @@ class Flow:
                 line.kinds.add("sum")
                 line.kinds |= {"normed term"} if not streams else set()
                 line.kinds |= {"doubled"} if len(streams) > 1 else set()
-            read = {one.id for one in ast.walk(line.node) if _is_read(one)}
+            read = {one.id for one in ast.walk(line.node) if isinstance(one, ast.Name)}
             if line.kinds & {"attention", "ffn"} and "norm" not in line.kinds and not read & self.normed:
                 line.kinds.add("unnormed")
             self._norms(line)
@@ -299,10 +301,10 @@ class Flow:
 
     def _norms(self, line: Line) -> None:
         if "norm" in line.kinds:
-            used = tuple(sorted(set(re.findall(r"self\.(?!eps|e\b)\w+(?:\(\w+, \d\))?|\w+\['\w+'\]", line.text))))
-            norms = tuple(one for one in used if _role(one.strip("']")) == "norm" or "(" in one) or used
-            line.kinds |= {"again"} if any(set(norms) & set(earlier) for earlier in self.norms) else set()
-            self.norms.add(norms)
+            used = re.findall(r"self\.(?!eps|e\b)\w+(?:\(\w+, \d\))?|\w+\['\w+'\]", line.text)
+            norms = {one for one in used if _role(one.strip("']")) == "norm" or "(" in one} or set(used)
+            line.kinds |= {"again"} if norms & self.norms else set()
+            self.norms |= norms
 
     def _assign(self, line: Line, target: str, value: ast.expr) -> None:
         copied = value.id if isinstance(value, ast.Name) else None
