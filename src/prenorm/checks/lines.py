@@ -342,7 +342,9 @@ def _held(term: ast.expr) -> list[str]:
     match term:
         case ast.Name():
             return [term.id]
-        case ast.Attribute(value=ast.expr() as inner, attr="data") | ast.NamedExpr(target=ast.Name() as inner):
+        case ast.Attribute(value=inner, attr="data"):
+            return _held(inner)
+        case ast.NamedExpr(target=inner):
             return _held(inner)
         case ast.Call(func=ast.Attribute(value=inner, attr="detach" | "clone" | "float" | "double" | "to")):
             return _held(inner)

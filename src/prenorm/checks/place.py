@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from .faults import CRASHES
-from .lines import MAX_TEXT, NAMES, Function, parse, read
+from .lines import MAX_TEXT, NAMES, Function, Line, read
 from .looks import LOOKS, Look
 from .verdict import Place
 
@@ -28,16 +28,16 @@ def place(
     file is the place of a crash. hints: names of parameters that the finding speaks of, such as "ffn.w1.weight".
     """
     number = None
+    lines = re.split("\r\n|\r|\n", source)  # as the parser counts them
     try:
         if id in CRASHES and error is not None:
             number = _innermost(error, file)
         if number is None:
-            number = _searched(id, source, name, hints)
+            number = _searched(id, lines, name, hints)
     except SyntaxError as mistake:
         number = mistake.lineno if id == "import_error" else None
     except (ValueError, RecursionError, MemoryError):  # of the parser, or of what is nested too deeply to be walked
         return None
-    lines = source.split("\n")
     if number is None or not 1 <= number <= len(lines):
         return None
     return Place(file=file, line=number, code=lines[number - 1].strip()[:MAX_CODE])
@@ -56,21 +56,19 @@ def _innermost(error: Mapping[str, Any], file: str) -> int | None:
     return next((int(frame["line"]) for frame in same or alike), None)
 
 
-def _searched(id: str, source: str, name: str, hints: Sequence[str]) -> int | None:
-    if not LOOKS.get(id):
-        parse(source)
-        return None
-    functions = read(source, name)
-    if id in HINTED:
-        owned = {part for hint in hints for part in hint.split(".") if not part.isdigit()} - {"weight", "bias"}
-        pattern = "|".join(rf"\b{re.escape(part)}\b" for part in sorted(owned))
-        if owned and (number := _first(id, functions, pattern, source)) is not None:
-            return number
-    return _first(id, functions, "", source)
+def _searched(id: str, lines: Sequence[str], name: str, hints: Sequence[str]) -> int | None:
+    functions = read("\n".join(lines), name)
+    for hint in hints if id in HINTED else ():
+        for part in reversed(hint.split(".")):  # w1 says more than ffn
+            if part.isidentifier() and part not in ("weight", "bias"):
+                number = _first(id, functions, lines, rf"\b{part}\b")
+                if number is not None:
+                    return number
+    return _first(id, functions, lines)
 
 
-def _first(id: str, functions: Sequence[Function], mentions: str, source: str) -> int | None:
-    for look in LOOKS[id]:
+def _first(id: str, functions: Sequence[Function], lines: Sequence[str], mentions: str = "") -> int | None:
+    for look in LOOKS.get(id, ()):
         roles = set(look.where.split())
         # A function that does one thing says more than one that does it besides.
         ordered = (
@@ -79,15 +77,14 @@ def _first(id: str, functions: Sequence[Function], mentions: str, source: str) -
         for function in ordered:
             if "any" not in roles and not function.roles & roles:
                 continue
-            lines = [line for line in function.lines if look.fits(line) and re.search(mentions, line.text)]
-            if lines:
-                return _exact(lines[-1 if look.last else 0], look, source)
+            found = [line for line in function.lines if look.fits(line) and re.search(mentions, line.text)]
+            if found:
+                return _exact(found[-1 if look.last else 0], look, lines)
     return None
 
 
-def _exact(line: Line, look: Look, source: str) -> int:
+def _exact(line: Line, look: Look, lines: Sequence[str]) -> int:
     """Of a statement over several lines the one that fits by itself."""
-    lines = source.split("\n")
     if look.has and not look.has.startswith("^"):
         for number in range(line.number, min(line.end, len(lines)) + 1):
             if re.search(look.has, lines[number - 1][:MAX_TEXT]):
