@@ -1,0 +1,100 @@
+"""A verdict for people, in a terminal."""
+
+import unicodedata
+from collections.abc import Iterator
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from ..verdict import FAILED, NOT_APPLICABLE, PASSED, Finding, Place, Verdict
+
+MARKS = {PASSED: ("ok", "green"), FAILED: ("wrong", "bold red"), NOT_APPLICABLE: ("-", "dim")}
+MAX_SHOWN = 2000  # characters of any one text
+CONTEXT = 1  # lines of the source on either side of the place
+
+
+def print_verdict(verdict: Verdict, console: Console, source: str | None = None) -> None:
+    """Print what was checked, the conventions, and every finding with its place and how to mend it.
+
+    source: the learner's file; with it the lines beside the place are shown too. All text is printed as it is read:
+    no markup in it works, and no control character reaches the terminal.
+    """
+    console.print(Text.assemble("prenorm check ", (clean(verdict.subject), "bold")))
+    console.print(_checks(verdict))
+    if verdict.conventions:
+        console.print(_conventions(verdict.conventions))
+    for line in verdict.confinement:
+        console.print(Text(clean(line), style="dim"))
+    for finding in verdict.findings:
+        console.print()
+        for text in _finding(finding, source):
+            console.print(text, soft_wrap=False)
+    console.print()
+    console.print(_summary(verdict))
+
+
+def clean(text: object) -> str:
+    """Text without what a terminal might obey: control and bidirectional characters become spaces, newlines stay."""
+    shown = str(text)[:MAX_SHOWN].replace("\r\n", "\n")
+    return "".join(" " if one != "\n" and unicodedata.category(one) in _OBEYED else one for one in shown)
+
+
+# Control, format (right-to-left marks and their like), surrogate, line and paragraph separators.
+_OBEYED = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+
+
+def _line(text: object) -> str:
+    return " ".join(clean(text).split())
+
+
+def _checks(verdict: Verdict) -> Table:
+    table = Table("", "checked", "why", box=None, pad_edge=False, header_style="dim")
+    for check in verdict.checks:
+        mark, style = MARKS.get(check.result, (check.result, ""))
+        table.add_row(Text(_line(mark), style=style), Text(_line(check.name)), Text(_line(check.reason), style="dim"))
+    return table
+
+
+def _conventions(conventions: dict[str, Any]) -> Table:
+    table = Table("convention", "yours", box=None, pad_edge=False, header_style="dim")
+    for name, value in conventions.items():
+        table.add_row(Text(_line(name).replace("_", " ")), Text(_line(value)))
+    return table
+
+
+def _finding(finding: Finding, source: str | None) -> Iterator[Text]:
+    yield Text.assemble((_line(finding.id), "bold red"), "  ", _line(finding.message))
+    yield _indented("shown by  ", finding.evidence)
+    if finding.place is not None:
+        yield from _place(finding.place, source)
+    yield _indented("mend it   ", finding.mend)
+
+
+def _place(place: Place, source: str | None) -> Iterator[Text]:
+    yield Text.assemble("  ", ("most likely at ", "dim"), (f"{_line(place.file)}:{place.line}", "cyan"))
+    lines = source.splitlines() if source is not None else []
+    # Another file than the one that was judged, or one that has changed since: only what the place itself says.
+    beside = CONTEXT if 1 <= place.line <= len(lines) and lines[place.line - 1].strip().startswith(place.code) else 0
+    for number in range(place.line - beside, place.line + beside + 1):
+        if beside and not 1 <= number <= len(lines):
+            continue
+        code = clean(lines[number - 1].expandtabs(4)).replace("\n", " ").rstrip() if beside else _line(place.code)
+        style = "bold" if number == place.line else "dim"
+        yield Text.assemble("  ", (f"{'>' if number == place.line else ' '} {number:5}  ", "dim"), (code, style))
+
+
+def _indented(label: str, text: str) -> Text:
+    lines = clean(text).strip().split("\n")
+    return Text.assemble("  ", (label, "dim"), ("\n" + " " * (2 + len(label))).join(lines))
+
+
+def _summary(verdict: Verdict) -> Text:
+    skipped = [_line(check.name) for check in verdict.checks if check.result == NOT_APPLICABLE]
+    left_out = f"; not applicable: {', '.join(skipped)}" if skipped else ""
+    looked_at = len(verdict.checks) - len(skipped)
+    if verdict.passed:
+        return Text.assemble(("no fault found", "bold green"), f" in {looked_at} checks{left_out}")
+    number = len(verdict.findings)
+    return Text.assemble((f"{number} fault{'s' if number > 1 else ''} found", "bold red"), f": {', '.join(map(_line, verdict.ids))}{left_out}")
