@@ -140,19 +140,28 @@ class _Search:
                 for empty, fill in (("nan", -float("inf")), ("zero", -float("inf")), ("nan", -1e9))
             ]
             bases += [Spec(), Spec(mask="causal")]
-        if visible and visible < set(self.found.attention):
-            attention = [reading for reading in attention if self._shown(reading) == visible] or attention
-            attention = _unique(attention, ("v", "o", "v_bias", "o_bias"))
+        by_heads = attention[:8]  # a softmax over heads makes queries and keys visible, too
+        shown = [reading for reading in attention if self._shown(reading) == visible]
+        if shown:
+            attention = _unique(shown, ("v", "o", "v_bias", "o_bias"))
         elif visible:
-            bases = [Spec(softmax="heads"), Spec()]
-            attention = attention[:8]
+            attention = by_heads
         bases += [dataclasses.replace(base, plus_one=True) for base in bases if norms != [{}]]
         every = [a | f | n for f in feed_forward for n in norms for a in attention]
         likely = [a | f | n for f in feed_forward[:1] for n in _likely_norms(norms) for a in attention[:4]]
-        for readings, most in ((likely, 1), (every, 1), (likely, 2), (every, 2)):
+        turned = [a | f | n for f in feed_forward[:1] for n in _likely_norms(norms) for a in by_heads]
+        for readings, most in ((likely, 1), (every, 1), (turned, 1), (likely, 2), (every, 2), (turned, 2)):
+            if readings is turned and len(self.found.attention) in (1, 2, 4):
+                specs = [dataclasses.replace(base, softmax="heads") for base in bases]
+            elif readings is turned:
+                continue
+            else:
+                specs = bases
             if most > self.most or (most == 2 and len(readings) > MANY_READINGS):
                 continue
-            matches = _search([(base, 0) for base in bases], _ONE_TOKEN, readings, self, probe, most=most)
+            matches = _search(
+                [(spec, int(readings is turned)) for spec in specs], _ONE_TOKEN, readings, self, probe, most=most
+            )
             if matches:
                 break
         else:
@@ -478,11 +487,16 @@ _ALL: list[Switch] = [
 def _fitting_sizes(built: Built) -> tuple[Sizes, Parameters]:
     """The sizes, with the number of key-value heads that the parameters have, and the parameters sorted by them."""
     listed = [*built.parameters, *built.plain_weights]
+    possible = []
     for heads in (built.sizes.num_kv_heads, 2, 1):
         sizes = dataclasses.replace(built.sizes, num_kv_heads=heads)
         found = sort_parameters(listed, sizes)
-        if next(attention_readings(found, sizes), None) is not None:
-            return sizes, found
+        first = next(attention_readings(found, sizes), None)
+        if first is not None:
+            possible.append(("o" not in first, sizes, found))
+    if possible:  # one with an output projection rather than one without
+        _, sizes, found = min(possible, key=lambda one: one[0])
+        return sizes, found
     return built.sizes, sort_parameters(listed, built.sizes)
 
 

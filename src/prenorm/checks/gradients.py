@@ -46,11 +46,19 @@ def gradients(case: Case) -> None:
             which = " and ".join({"1": "first", "2": "second"}[one] for one in detached)
             case.report.found("residual_detached", f"gradients are those of a block whose {which} residual is detached")
             return
-    missing = [name for name in wrong if not _is_there(given.get(name)) and _is_there(expected[name])]
+    whole = {f"{name} ({piece.parameters[0]})": piece for name, piece in explanation.reading.items()}
+    missing = [
+        name
+        for name in wrong
+        if not _is_there(given.get(name))
+        and _is_there(expected[name])
+        # a part of a parameter without gradient is a wrong gradient of the whole
+        and not any(_is_there(answer.gradients.get(one)) for one in (whole[name].parameters if name in whole else ()))
+    ]
     if missing:
         case.report.found("gradient_missing", f"there is none for {_list(missing)}")
     else:
-        gaps = {name: _gap(given[name], expected[name]) for name in wrong}
+        gaps = {name: _gap(given[name], expected[name]) if _is_there(given[name]) else 1.0 for name in wrong}
         worst = max(gaps, key=lambda name: gaps[name])
         case.report.found(
             "gradient_wrong", f"of {_list(wrong)}; worst for {worst}, {gaps[worst]:.1%} of its largest entry"

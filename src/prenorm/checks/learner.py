@@ -98,7 +98,8 @@ class Learner:
     def build(self, sizes: Sizes, *, double: bool = False, **arguments: Any) -> "Built":
         """A block of these sizes; arguments under our names, and only those that the constructor takes."""
         given = {"d_model": sizes.d_model, "num_heads": sizes.num_heads, "d_ff": sizes.d_ff} | arguments
-        if self.takes("num_kv_heads") and (sizes.num_kv_heads != sizes.num_heads or self._requires("num_kv_heads")):
+        other = sizes.num_kv_heads != sizes.num_heads or self.default("num_kv_heads") is not None
+        if self.takes("num_kv_heads") and (other or self._requires("num_kv_heads")):
             given["num_kv_heads"] = sizes.num_kv_heads
         positional, keywords = self._spelled(given)
         request = {"op": "build", "positional": positional, "arguments": keywords, "double": double}
@@ -154,12 +155,11 @@ class Built:
         return any(one["required"] for one in self.forward if one["name"] == self.positions_name)
 
     def draw(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Raw:
-        """Values for every parameter, drawn afresh."""
+        """Values for every parameter, drawn afresh; one with two names has them under its first."""
         raw: Raw = {}
         for one in [*self.parameters, *self.plain_weights]:
-            if one["same_as"] in raw:
-                raw[one["name"]] = raw[one["same_as"]]
-                continue
+            if one["same_as"] != one["name"]:
+                continue  # a second name of the same numbers
             shape = tuple(one["shape"])
             values = torch.randn(shape, generator=generator, dtype=torch.float64)
             if "bias" in one["name"].rpartition(".")[2]:

@@ -344,7 +344,9 @@ def _normed_heads(spec: Spec, weights: Weights, name: str, when: str, x: Tensor)
     kind = spec.norm1 if spec.norm1 == spec.norm2 and spec.norm1 not in ("none", "gain", "sequence", "batch") else "rms"
     y = _scaled(kind, spec.eps1, spec.eps_place1, x)
     weight = weights.get(name + "_norm")
-    return y if weight is None else y * weight[..., None, :]
+    if weight is None:
+        return y
+    return y * (weight[..., None, :] + 1 if spec.plus_one else weight[..., None, :])
 
 
 def _masked(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:

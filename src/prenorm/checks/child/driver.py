@@ -284,7 +284,7 @@ class _OtherAngles(TorchDispatchMode):
         result = function(*args, **(kwargs or {}))
         if str(function.name()).removeprefix("aten::").partition(".")[0] in ("cos", "sin", "polar", "cos_", "sin_"):
             noise = torch.rand(result.shape, generator=self.generator, dtype=torch.float64)
-            result.copy_(noise + 0.5)
+            result.copy_(torch.where(_is_at_zero(result), result, (noise + 0.5).to(result.dtype)))
         return result
 
 
@@ -311,12 +311,17 @@ def _scrambled(block: nn.Module, seed: int) -> Iterator[None]:
     generator = torch.Generator().manual_seed(seed)
     for tensor in held:
         noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
-        tensor.data.copy_(noise + 0.5)
+        tensor.data.copy_(torch.where(_is_at_zero(tensor), tensor, (noise + 0.5).to(tensor.dtype)))
     try:
         yield
     finally:
         for tensor, old in zip(held, kept, strict=True):
             tensor.data.copy_(old)
+
+
+def _is_at_zero(tensor: Tensor) -> Tensor:
+    """Where it is the sine or the cosine of position 0: who turns everything by that turns nothing."""
+    return (tensor == 0) | (tensor == 1)
 
 
 def _is_mask(tensor: Tensor) -> bool:

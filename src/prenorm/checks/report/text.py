@@ -97,4 +97,7 @@ def _summary(verdict: Verdict) -> Text:
     if verdict.passed:
         return Text.assemble(("no fault found", "bold green"), f" in {looked_at} checks{left_out}")
     number = len(verdict.findings)
-    return Text.assemble((f"{number} fault{'s' if number > 1 else ''} found", "bold red"), f": {', '.join(map(_line, verdict.ids))}{left_out}")
+    return Text.assemble(
+        (f"{number} fault{'s' if number > 1 else ''} found", "bold red"),
+        f": {', '.join(map(_line, verdict.ids))}{left_out}",
+    )
