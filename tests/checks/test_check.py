@@ -1,4 +1,4 @@
-"""The checker itself: one block of every fault, right blocks, the command line. tests/checks/measure.py has all of them."""
+"""The checker itself: one block of every fault, right blocks, the command line; measure.py has all of them."""
 
 import json
 import subprocess

@@ -35,6 +35,10 @@ Switch = dict[str, Any]
 TOKENS = 7
 MANY_READINGS = 24
 """With more readings than these, two switches at once in the first step would take too long."""
+MOST_WORK = 160_000
+"""Readings that are tried before it gives up: some 8 seconds, counted so that every machine gives the same verdict."""
+LEAST_WORK = 16
+"""What one reading by itself costs in these."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,6 +106,7 @@ class _Search:
     ) -> None:
         self.built, self.generator, self.tolerance, self.dtype, self.most = built, generator, tolerance, dtype, most
         self.sizes, self.found = _fitting_sizes(built)
+        self.work = 0
         self.raw = built.draw(generator, dtype)
         self.head_norms = list(head_norm_readings(self.found))
 
@@ -344,6 +349,9 @@ def _search(
                     continue
                 tried.add(spec)
                 search.built.learner.check_time()
+                search.work += sum(max(len(indices), LEAST_WORK) for indices, _ in stacked)
+                if search.work > MOST_WORK:
+                    return found
                 indices = _matching(spec, stacked, search, probe)
                 if indices:
                     found.append((spec, cost + count, indices))

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
@@ -10,6 +11,7 @@ from . import arguments, behaviour, device, gradients, numbers, precision
 from .case import MAX_SEQ_LEN, Case, Report, raised
 from .faults import FAULTS
 from .learner import Built, Learner, LearnerError
+from .place import place
 from .subject import EndedError, Subject
 from .targets import TARGETS, Target
 from .verdict import Finding, Verdict
@@ -52,8 +54,25 @@ def judge(
         timeout = error.reason == "timeout"
         report.found("timeout" if timeout else "forward_error", error.detail)
         report.check("the process", False, str(error))
+    source = _source(code)
+    hints = [] if case.built is None else [one["name"] for one in case.built.parameters]
     findings = tuple(
-        Finding(id=id, message=FAULTS[id].meaning, evidence=evidence, mend=FAULTS[id].mend)
+        Finding(
+            id=id,
+            message=FAULTS[id].meaning,
+            evidence=evidence,
+            mend=FAULTS[id].mend,
+            place=None
+            if source is None
+            else place(
+                id,
+                source[1],
+                source[0],
+                code.name,
+                error=report.errors.get(id),
+                hints=[name for name in hints if name in evidence],
+            ),
+        )
         for id, evidence in report.findings.items()
     )
     return Verdict(
@@ -63,6 +82,17 @@ def judge(
         checks=tuple(report.checks),
         seconds=time.monotonic() - started,
     )
+
+
+def _source(code: Code) -> tuple[str, str] | None:
+    """The file of the code and its text, where it is there."""
+    stem = Path(code.root, *code.module.split("."))
+    for path in [Path(code.file)] if code.file else [stem.with_suffix(".py"), stem / "__init__.py"]:
+        try:
+            return str(path), path.read_bytes().decode(errors="replace")
+        except (OSError, ValueError):
+            continue
+    return None
 
 
 def _judge(case: Case) -> None:

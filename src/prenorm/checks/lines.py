@@ -330,8 +330,8 @@ def _terms(node: ast.AST) -> list[ast.expr]:
             left, right = node.left, node.right
         case ast.AugAssign(op=ast.Add()):
             left, right = node.target, node.value
-        case ast.Call(func=ast.Attribute(attr="add" | "add_"), args=[right]):
-            left = node.func.value
+        case ast.Call(func=ast.Attribute(value=left, attr="add" | "add_"), args=[right]):
+            pass
         case _:
             return []
     return [*(_terms(left) or [left]), *(_terms(right) or [right])]
