@@ -306,6 +306,10 @@ def mask_argument(case: Case) -> None:
             case.report.check("mask", True, "True means: may attend")
             large_scores(case, allowed)
             return
+    if _is_added(case, x, allowed):
+        case.report.conventions["mask"] = "added to the scores: 0 where a query may attend, -inf where not"
+        case.report.check("mask", True, "a mask of 0 and -inf is added to the scores")
+        return
     case.report.check("mask", False, "a random boolean mask does not do what it says")
     if case.agrees(y, case.expected(case.raw, x), x):
         case.report.found("mask_ignored", "a random mask changes nothing")
@@ -324,6 +328,19 @@ def mask_argument(case: Case) -> None:
                     case.report.found("mask_value_too_small", f"masked scores get {fill:g} by {by}")
                     return
     case.report.puzzled("with a random boolean mask")
+
+
+def _is_added(case: Case, x: Tensor, allowed: Tensor) -> bool:
+    """Whether forward takes a mask of numbers that are added to the scores, as Hugging Face's models do."""
+    assert case.built is not None
+    assert case.explanation is not None
+    added = torch.zeros(allowed.shape, dtype=case.dtype).masked_fill(~allowed, -1e9)
+    try:
+        y = case.built.run(case.raw, x, mask=added).y
+    except LearnerError:
+        return False
+    kinds = dict.fromkeys((case.explanation.spec.mask, "none"))
+    return any(case.agrees(y, _masked(case, x, allowed, mask=kind), x) for kind in kinds)
 
 
 def _masked(case: Case, x: Tensor, allowed: Tensor, **changes: object) -> Tensor:

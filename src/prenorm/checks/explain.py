@@ -24,6 +24,7 @@ from .reading import (
     feed_forward_readings,
     head_norm_readings,
     norm_readings,
+    possible_d_ff,
     sort_parameters,
     weights,
 )
@@ -263,6 +264,8 @@ class _Search:
         kinds = ["none", "before_rope", "after_rope"]
         if self.head_norms != [{}]:
             kinds = ["before_rope", "after_rope", "none"]
+            if self.found.head_norms and self.found.shapes[self.found.head_norms[0]] == (self.sizes.d_model,):
+                kinds = ["whole", "none"]
         turned = any("v" in spec.rope_on or spec.rope_input != "no" for spec, _ in bases)
         least = min(cost for _, cost in bases)
         matches: list[Match] = []
@@ -496,13 +499,13 @@ def _fitting_sizes(built: Built) -> tuple[Sizes, Parameters]:
     """The sizes, with the number of key-value heads that the parameters have, and the parameters sorted by them."""
     listed = [*built.parameters, *built.plain_weights]
     possible = []
-    for heads in (built.sizes.num_kv_heads, 2, 1):
-        sizes = dataclasses.replace(built.sizes, num_kv_heads=heads)
+    for d_ff, heads in itertools.product(possible_d_ff(listed, built.sizes), (built.sizes.num_kv_heads, 2, 1)):
+        sizes = dataclasses.replace(built.sizes, num_kv_heads=heads, d_ff=d_ff)
         found = sort_parameters(listed, sizes)
-        first = next(attention_readings(found, sizes), None)
-        if first is not None:
-            possible.append(("o" not in first, sizes, found))
-    if possible:  # one with an output projection rather than one without
+        first, inner = next(attention_readings(found, sizes), None), next(feed_forward_readings(found, sizes), None)
+        if first is not None and inner is not None:
+            possible.append((("o" not in first) + ("gate" not in inner), sizes, found))
+    if possible:  # a whole one rather than one without output projection or gate
         _, sizes, found = min(possible, key=lambda one: one[0])
         return sizes, found
     return built.sizes, sort_parameters(listed, built.sizes)
@@ -514,7 +517,7 @@ def _with_other_tables(bases: list[tuple[Spec, int]], least: int) -> list[tuple[
         (dataclasses.replace(spec, theta=theta, rotary_fraction=fraction), cost)
         for spec, cost in bases
         for theta in (10000.0, 500000.0, 1e6, 1000.0, 100.0)
-        for fraction in (1.0, 0.5)
+        for fraction in (1.0, 0.5, 0.25, 0.75)
         if (theta, fraction) != (10000.0, 1.0) and cost == least
     ]
 

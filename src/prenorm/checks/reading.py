@@ -103,7 +103,7 @@ def weights(readings: Sequence[Pieces], raw: Raw) -> Weights:
 def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameters:
     """Sort the driver's list of parameters by shape."""
     shapes = {one["name"]: tuple(one["shape"]) for one in listed if one["same_as"] == one["name"]}
-    found = Parameters(shapes=shapes, d_ff=_d_ff(shapes, sizes))
+    found = Parameters(shapes=shapes, d_ff=sizes.d_ff)
     vectors = [
         name for name, shape in shapes.items() if max(shape, default=0) == _numel(shape) or _is_headed(shape, sizes)
     ]
@@ -115,8 +115,12 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
     for name, shape in shapes.items():
         if name in taken:
             continue
-        if name in vectors and _numel(shape) == sizes.d_model and not _is_bias_name(name):
+        if name in vectors and _numel(shape) == sizes.d_model and QUERY_KEY_NORM.search(name):
+            found.head_norms.append(name)
+        elif name in vectors and _numel(shape) == sizes.d_model and not _is_bias_name(name):
             found.norms.append(Piece((name,)))
+        elif name in vectors and _numel(shape) == 2 * sizes.d_model and not _is_bias_name(name):  # both in one
+            found.norms += [Piece((name,), None, tuple(half.tolist())) for half in torch.arange(_numel(shape)).chunk(2)]
         elif name in vectors:
             (found.head_norms if _numel(shape) == sizes.head_dim and not _is_bias_name(name) else found.unknown).append(
                 name
@@ -134,17 +138,14 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
     return found
 
 
-def _d_ff(shapes: dict[str, tuple[int, ...]], sizes: Sizes) -> int:
-    """The width of the feed-forward that was built: d_ff, or what the learner's own arithmetic made of it."""
-    attention = sizes.d_model * sizes.head_dim
+def possible_d_ff(listed: Sequence[dict[str, Any]], sizes: Sizes) -> list[int]:
+    """The width of the feed-forward that may have been built: d_ff, or what the learner's own arithmetic made of it."""
     others = [
-        _numel(shape) // sizes.d_model
-        for shape in shapes.values()
-        if len(shape) > 1 and sizes.d_model in shape and (_numel(shape) % attention or _numel(shape) // attention > 16)
+        _numel(one["shape"]) // sizes.d_model
+        for one in listed
+        if len(one["shape"]) == 2 and sizes.d_model in one["shape"] and one["same_as"] == one["name"]
     ]
-    if not others or any(size % sizes.d_ff == 0 for size in others):
-        return sizes.d_ff
-    return min(others)
+    return [sizes.d_ff, *(size for size in dict.fromkeys(others) if size != sizes.d_model and others.count(size) > 1)]
 
 
 def _numel(shape: Sequence[int]) -> int:
@@ -202,9 +203,16 @@ ROLE_NAMES = {
 }
 
 
+QUERY_KEY_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(norm|layernorm|ln|rms)|norm_?(q|k)([._]|$)", re.I)
+
+
 def attention_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
     """Every assignment of q, k, v and o to the parameters of attention, the likely ones first."""
     entries = found.attention
+    stacked = (4, sizes.d_model, sizes.d_model)
+    if len(entries) == 1 and found.shapes[entries[0]] == stacked:
+        yield from _stacked(entries[0], sizes)
+        return
     if len(entries) > 4:  # something else is among them; those whose names speak come first
         entries = sorted(entries, key=lambda name: not any(p.search(name) for p in ROLE_NAMES.values()))[:4]
     rows = {"q": sizes.d_model, "k": sizes.num_kv_heads * sizes.head_dim}
@@ -218,6 +226,16 @@ def attention_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
                 pieces |= option
             if {"q", "k", "v"} <= set(pieces):
                 yield pieces
+
+
+def _stacked(name: str, sizes: Sizes) -> Iterator[Pieces]:
+    """All four in one parameter (4, d_model, d_model)."""
+    parts = [tuple(part.tolist()) for part in torch.arange(4 * sizes.d_model).chunk(4)]
+    for order in itertools.permutations("qkvo"):
+        place = dict(zip(order, parts, strict=True))
+        for into, out in ((2, 1), (1, 2)):
+            pieces = {role: Piece((name,), into, place[role]) for role in "qkv"}
+            yield pieces | {"o": Piece((name,), out, place["o"], True)}
 
 
 def _role_splits(

@@ -64,7 +64,7 @@ class Spec:
     split_of: str = "qkv"  # which projections are split in that way
     merge: str = "standard"  # flat | dims_first
     tiled: bool = False
-    qk_norm: str = "none"  # before_rope | after_rope
+    qk_norm: str = "none"  # before_rope | after_rope | whole (over d_model)
     output: str = "projected"  # none
     # The feed-forward.
     activation: str = "silu"  # a name of ACTIVATIONS
@@ -236,7 +236,7 @@ def norm(spec: Spec, kind: str, eps: tuple[float, str], weights: Weights, names:
     y = x if kind == "gain" else _scaled(kind, *eps, x) * spec.norm_factor
     if names and names[0] in weights:
         y = y * (weights[names[0]] + 1 if spec.plus_one else weights[names[0]])
-    if names and names[1] in weights:
+    if names and names[1] and names[1] in weights:
         y = y + weights[names[1]]
     return y
 
@@ -292,6 +292,8 @@ def attention(
     parts = {}
     for name, source in inputs.items():
         part = linear(weights, name, source)
+        if spec.qk_norm == "whole" and name != "v":  # over d_model, all heads together
+            part = norm(spec, "rms", (spec.eps1, spec.eps_place1), weights, (f"{name}_norm", ""), part)
         places = SHIFTS[{"q": spec.query_shift, "k": spec.key_shift, "v": "no"}[name]](positions)
         if spec.rope_axis == "width" and name in spec.rope_on:
             part = rotated(spec, part, places, width)
