@@ -36,8 +36,8 @@ Switch = dict[str, Any]
 TOKENS = 7
 MANY_READINGS = 24
 """With more readings than these, two switches at once in the first step would take too long."""
-MOST_WORK = 160_000
-"""Readings that are tried before it gives up: some 8 seconds, counted so that every machine gives the same verdict."""
+MOST_WORK = 100_000
+"""Readings that are tried before it gives up: some 5 seconds, counted so that every machine gives the same verdict."""
 LEAST_WORK = 16
 """What one reading by itself costs in these."""
 
