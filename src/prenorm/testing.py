@@ -5,7 +5,8 @@ from typing import Any
 
 from torch import nn
 
-from .checks.judge import Code, judge
+from .checks.code import Code
+from .checks.judge import judge
 from .checks.local import LocalSubject
 from .checks.targets import TARGETS
 from .checks.verdict import Finding, Verdict

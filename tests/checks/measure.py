@@ -20,7 +20,8 @@ from pathlib import Path
 import torch
 
 from prenorm.checks.check import check
-from prenorm.checks.judge import Code, judge
+from prenorm.checks.code import Code
+from prenorm.checks.judge import judge
 from prenorm.checks.local import LocalSubject
 from prenorm.checks.verdict import FAILED, Verdict
 

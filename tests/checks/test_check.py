@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from prenorm import TransformerBlock
-from prenorm.checks.check import check, locate
+from prenorm.checks.check import check
+from prenorm.checks.code import Code, locate
 from prenorm.checks.faults import CONVENTIONS, FAULTS
-from prenorm.checks.judge import Code, judge
+from prenorm.checks.judge import judge
 from prenorm.checks.local import LocalSubject
 from prenorm.checks.targets import TARGETS
 from prenorm.cli import main as command

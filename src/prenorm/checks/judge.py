@@ -2,13 +2,13 @@
 
 import math
 import time
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
 from . import arguments, behaviour, device, gradients, numbers, precision
 from .case import MAX_SEQ_LEN, Case, Report, raised
+from .code import Code
 from .faults import FAULTS
 from .learner import Built, Learner, LearnerError
 from .place import place
@@ -17,16 +17,6 @@ from .targets import TARGETS, Target
 from .verdict import Finding, Verdict
 
 TOKENS = 7
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Code:
-    """What to import: module from root, or the file as module, and the name in it."""
-
-    root: str
-    module: str
-    file: str | None
-    name: str
 
 
 def judge(

@@ -66,12 +66,13 @@ def run(flags: CheckFlags) -> int:
 def _run_one(flags: CheckFlags, form: str) -> int:
     if form == "csv":
         raise ConfigError("csv has a row a submission; --format csv goes with --batch.")
+    from ..checks.code import locate
     from ..checks.fork_server import running
 
-    running()  # another process loads torch while this one does
-    from ..checks.check import check, locate
-
     locate(flags.subject)  # what is not there is said before anything is loaded
+    running()  # another process loads torch while this one does
+    from ..checks.check import check
+
     with _waiting(f"checking {flags.subject}"):
         verdict = check(flags.subject, target=flags.target, seconds=flags.timeout)
     _print_verdict(verdict, form)

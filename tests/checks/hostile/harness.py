@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prenorm.checks.judge import Code, judge
+from prenorm.checks.code import Code
+from prenorm.checks.judge import judge
 from prenorm.checks.learner import MissingError
 from prenorm.checks.sandbox import Limits, Sandbox
 
