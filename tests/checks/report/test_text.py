@@ -24,7 +24,8 @@ class B:
 def shown(verdict: Verdict, source: str | None = None, *, width: int = 100, terminal: bool = False) -> str:
     """What is printed."""
     file = io.StringIO()
-    print_verdict(verdict, Console(file=file, width=width, force_terminal=terminal, color_system="truecolor"), source)
+    colours = "truecolor" if terminal else None
+    print_verdict(verdict, Console(file=file, width=width, force_terminal=terminal, color_system=colours), source)
     return file.getvalue()
 
 
@@ -83,7 +84,7 @@ HOSTILE = [
 ]
 
 
-@pytest.mark.parametrize("text", HOSTILE, ids=ascii)
+@pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 @pytest.mark.parametrize("terminal", [False, True])
 def test_a_learner_s_text_cannot_paint_over_the_report(text, terminal):
     place = Place(file=text, line=1, code=text)
