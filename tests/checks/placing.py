@@ -37,11 +37,11 @@ class Placed:
     inside: bool
 
 
-def placed(*, renamed: bool = False) -> list[Placed]:
-    """Every faulty example with one fault that changes the source."""
+def placed(*, renamed: bool = False, every: int = 1) -> list[Placed]:
+    """Every faulty example with one fault that changes the source, or one in so many."""
     return [
         _placed(example, renamed)
-        for example in corpus.faulty()
+        for example in corpus.faulty()[::every]
         if len(example.faults) == 1 and example.source != corpus.original(example).source
     ]
 

@@ -23,8 +23,10 @@ def locate(subject: str) -> Code:
     where, colon, name = subject.rpartition(":")
     if not colon or not where or not name:
         raise ConfigError(f"a block is named as FILE.py:CLASS or package.module:CLASS, but {subject!r} is not.")
+    path = Path(where)
+    if path.is_file() and path.suffix != ".py":
+        raise ConfigError(f"a file to judge ends in .py, but {where} does not; rename it.")
     if where.endswith(".py") or "/" in where:
-        path = Path(where)
         if not path.is_file():
             raise ConfigError(f"there is no file {where}.")
         return _in_file(path.resolve(), name)
@@ -38,6 +40,9 @@ def locate(subject: str) -> Code:
     if spec is not None and spec.origin is not None:
         folder = Path(spec.origin).parent
         root = folder.parent if spec.submodule_search_locations else folder
+        inside = Path(root, *where.split("."))
+        if "." in where and not inside.is_dir() and not list(inside.parent.glob(f"{inside.name}.*")):
+            raise ConfigError(f"there is no module {where}: the package is there, but not {inside}.py.")
     elif not (root / where.replace(".", "/")).exists() and not (root / (where.replace(".", "/") + ".py")).exists():
         raise ConfigError(f"there is no module {where}; a file is named as FILE.py:CLASS.")
     return Code(root=str(root), module=where, file=None, name=name)

@@ -372,7 +372,9 @@ def _together(switches: Sequence[Switch]) -> bool:
     return len(set(names)) == len(names) and (turning < 2 or "rope_on" in names)
 
 
-_ROTATION = frozenset({"rope_axis", "rope_input", "frequency", "tables", "query_shift", "key_shift", "rope_on"})
+_ROTATION = frozenset(
+    {"mixed", "rope_axis", "rope_input", "frequency", "tables", "query_shift", "key_shift", "rope_on"}
+)
 
 
 def _matching(spec: Spec, stacked: list[tuple[list[int], Weights]], search: _Search, probe: _Probe) -> list[int]:
@@ -420,6 +422,7 @@ _ONE_TOKEN: list[Switch] = [
     {"post": "1"},
     {"post": "2"},
     *({"post": post, "pre_too": True} for post in ("12", "1", "2")),
+    *({"post": post, "before_sum": True} for post in ("12", "1", "2")),
     {"parallel": "own"},
     {"parallel": "shared"},
     {"output": "none"},
@@ -483,6 +486,7 @@ _ZERO_SCORES_TURNED: list[Switch] = [
 _ALL: list[Switch] = [
     *({"rope_on": on} for on in ("", "q", "k")),
     {"rope_axis": "width"},
+    {"mixed": True},
     *({"rope_input": "qk", "rope_input_axis": axis, "rope_on": on} for axis in ("width", "head") for on in ("", "qk")),
     *({"frequency": name} for name in FREQUENCIES if name != "standard"),
     *({"tables": tables} for tables in TABLES),

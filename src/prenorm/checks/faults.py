@@ -211,7 +211,10 @@ FAULTS = {
     "retains_state": Fault("an earlier call changes a later one's result", "keep nothing of a call in the module"),
     # It does not come to that.
     "import_error": Fault("the file cannot be imported", "see the error"),
-    "constructor_error": Fault("the constructor raises", "see the error"),
+    "constructor_error": Fault(
+        "the constructor raises",
+        "see the error; a function make(d_model, num_heads, d_ff) that builds the block is judged as well as its class",
+    ),
     "forward_error": Fault("forward raises, or gives something that is no output", "see the error"),
     "timeout": Fault("the time limit ran out", "look for an endless loop, or give more with --timeout"),
     "unexplained": Fault(

@@ -15,7 +15,7 @@ MAX_TEXT = 800  # characters of one statement: in a longer one nothing is looked
 
 NAMES = {
     "norm": r"norm|rms|(^|_)ln(_|\d|$)",
-    "rope": r"rope|rotar|rotat|^_?turn|freq|sinus|phase|^angle",
+    "rope": r"rope|rotar|rotat|^_?turn|freq|sinus|phase|^angle|posit(?!ion_?wise)|^pos$",
     "attention": r"attn|attention|attend|(^|_)sa$|multihead|^mha|^head$",
     "ffn": r"mlp|ffn|ffwd|feed|glu|(^|_)ff(_|$)",
     "split": r"split|heads$",
@@ -81,6 +81,11 @@ def parse(source: str) -> ast.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of invalid escapes
         return ast.parse(source)
+
+
+def split(source: str) -> list[str]:
+    """Its lines, as the parser counts them."""
+    return re.split("\r\n|\r|\n", source)
 
 
 def read(source: str, name: str) -> list[Function]:
@@ -237,7 +242,7 @@ def _mark(line: Line, function: Function, names: _Names, made: dict[str, set[str
             if isinstance(names.tops.get(callee), ast.ClassDef) or callee[:1].isupper():
                 line.kinds.add("makes")
             line.kinds |= (called := _called(node.func, names, made))
-            if "norm" in called and any(len(_terms(one)) > 1 for given in node.args for one in ast.walk(given)):
+            if "norm" in called and any(len(_longest_sum(given)) > 1 for given in node.args):
                 line.kinds.add("post")
 
 
@@ -286,7 +291,7 @@ class Flow:
         for line in self.function.lines:
             if "norm" in line.kinds:
                 self.normed |= {one.target.id for one in ast.walk(line.node) if isinstance(one, ast.NamedExpr)}
-            terms = max((_terms(node) for node in ast.walk(line.node)), key=len, default=[])
+            terms = _longest_sum(line.node)
             streams = [name for term in terms for name in _held(term) if name in self.stream]
             if len(terms) > 1 and (streams or any(name in self.normed for term in terms for name in _held(term))):
                 line.kinds.add("sum")
@@ -323,18 +328,35 @@ class Flow:
             line.kinds.add("copy")
 
 
-def _terms(node: ast.AST) -> list[ast.expr]:
-    """What a sum adds, as + or .add() or +=; nothing for what is no sum."""
+def _longest_sum(node: ast.AST) -> list[ast.expr]:
+    """The terms of the longest sum in it; the first of several that are as long."""
+    longest: list[ast.expr] = []
+    inner: set[ast.AST] = set()  # sums that are terms of longer ones
+    for one in ast.walk(node):
+        if one in inner or not (waiting := _addends(one)):
+            continue
+        terms = []
+        while waiting:
+            first = waiting.pop(0)
+            if parts := _addends(first):
+                inner.add(first)
+                waiting = [*parts, *waiting]
+            else:
+                terms.append(first)
+        longest = max(longest, terms, key=len)
+    return longest
+
+
+def _addends(node: ast.AST) -> list[ast.expr]:
+    """What +, .add() or += adds to what; nothing for what is no sum."""
     match node:
         case ast.BinOp(op=ast.Add()):
-            left, right = node.left, node.right
+            return [node.left, node.right]
         case ast.AugAssign(op=ast.Add()):
-            left, right = node.target, node.value
+            return [node.target, node.value]
         case ast.Call(func=ast.Attribute(value=left, attr="add" | "add_"), args=[right]):
-            pass
-        case _:
-            return []
-    return [*(_terms(left) or [left]), *(_terms(right) or [right])]
+            return [left, right]
+    return []
 
 
 def _held(term: ast.expr) -> list[str]:
@@ -344,8 +366,8 @@ def _held(term: ast.expr) -> list[str]:
             return [term.id]
         case ast.Attribute(value=inner, attr="data"):
             return _held(inner)
-        case ast.NamedExpr(target=inner):
-            return _held(inner)
+        case ast.NamedExpr():
+            return [term.target.id]
         case ast.Call(func=ast.Attribute(value=inner, attr="detach" | "clone" | "float" | "double" | "to")):
             return _held(inner)
         case ast.BinOp(left=ast.Constant(), op=ast.Mult(), right=ast.Name() as inner):

@@ -183,6 +183,7 @@ LOOKS: dict[str, list[Look]] = {
     "rope_interleaved": PAIRING,
     "rope_wrong_direction": [
         Look("attention", r"-p\)|-pos", "rope"),
+        Look("rope", r"\w \* [\w.]+ [-+] \w+ \* \w"),
         Look("rope", r"cos.*\+.*sin.*-|-.*\+ |cat\(\(\w+, -"),
         Look("rope", r"cos.*sin"),
         *PAIRING,

@@ -6,7 +6,7 @@ from pathlib import PurePath
 from typing import Any
 
 from .faults import CRASHES
-from .lines import MAX_TEXT, NAMES, Function, Line, read
+from .lines import MAX_TEXT, NAMES, Function, Line, read, split
 from .looks import LOOKS, Look
 from .verdict import Place
 
@@ -28,7 +28,7 @@ def place(
     file is the place of a crash. hints: names of parameters that the finding speaks of, such as "ffn.w1.weight".
     """
     number = None
-    lines = re.split("\r\n|\r|\n", source)  # as the parser counts them
+    lines = split(source)
     try:
         if id in CRASHES and error is not None:
             number = _innermost(error, file)

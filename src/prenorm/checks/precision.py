@@ -150,6 +150,8 @@ def _angles(case: Case) -> None:
     arguments = {"max_seq_len": 2048} if case.learner.takes("max_seq_len") else {}
     built = case.build(dtype={"dtype": "bfloat16"}, **arguments)
     raw = built.draw(case.generator, torch.bfloat16)
+    for name in ("q", "k"):  # sharp attention, or the errors of many keys average out
+        case.explanation.reading[name].write(raw, case.explanation.reading[name].read(raw) * 2)
     near = torch.arange(8)
     if built.positions_name is not None:
         length, far = 8, near * 111 + 1003

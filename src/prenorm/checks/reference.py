@@ -24,6 +24,7 @@ class Spec:
     # The residual lines.
     post: str = ""  # the sublayers whose norm follows the sum: "1", "2" or "12"
     pre_too: bool = False  # those norms stand before their sublayers as well
+    before_sum: bool = False  # they follow the sublayer, not the sum
     residual1: str = "input"  # none | normed | doubled
     residual2: str = "hidden"  # none | normed | doubled | input
     parallel: str = "no"  # own: the feed-forward reads norm2(x); shared: norm1(x)
@@ -48,6 +49,7 @@ class Spec:
     direction: int = 1
     theta: float = 10000.0
     frequency: str = "standard"  # a name of FREQUENCIES
+    mixed: bool = False  # tables are laid out for the other pairing
     rotary_fraction: float = 1.0
     tables: str = "exact"  # a name of TABLES
     query_shift: str = "no"  # names of SHIFTS
@@ -142,6 +144,8 @@ SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
 SQUARES: dict[str, Callable[[Tensor], Tensor]] = {  # what stands under the root, without eps
     "rms": lambda x: x.square().mean(-1, keepdim=True),
     "layer": lambda x: x.square().mean(-1, keepdim=True),
+    "layer_unbiased": lambda x: x.square().sum(-1, keepdim=True) / (x.shape[-1] - 1),
+    "var(x), unbiased": lambda x: x.var(-1, keepdim=True),
     "no_sqrt": lambda x: x.square().mean(-1, keepdim=True),
     "sequence": lambda x: x.square().mean(-2, keepdim=True),
     "all": lambda x: x.square().mean((-2, -1), keepdim=True),
@@ -192,7 +196,10 @@ def block(
     if "1" in spec.post:
         inner = _norm1(spec, weights, x) if spec.pre_too else x
         added = attention(spec, weights, inner, positions, num_heads, allowed)
-        h = _norm1(spec, weights, _plus(spec, "1", x, inner, added))
+        if spec.before_sum:
+            h = _plus(spec, "1", x, inner, _norm1(spec, weights, added))
+        else:
+            h = _norm1(spec, weights, _plus(spec, "1", x, inner, added))
         normed = h
     else:
         source = _stream(spec, x, positions, x.shape[-1] // num_heads) if spec.rope_input == "before_norm" else x
@@ -201,7 +208,10 @@ def block(
     inner = h if spec.parallel == "no" else x
     if "2" in spec.post:
         inner = _norm2(spec, weights, inner) if spec.pre_too else inner
-        return _norm2(spec, weights, _plus(spec, "2", h, h, feed_forward(spec, weights, inner), x))
+        added = feed_forward(spec, weights, inner)
+        if spec.before_sum:
+            return _plus(spec, "2", h, h, _norm2(spec, weights, added), x)
+        return _norm2(spec, weights, _plus(spec, "2", h, h, added, x))
     normed2 = normed if spec.parallel == "shared" else _norm2(spec, weights, inner)
     return _plus(spec, "2", h, normed2, feed_forward(spec, weights, normed2), x)
 
@@ -242,7 +252,7 @@ def norm(spec: Spec, kind: str, eps: tuple[float, str], weights: Weights, names:
 
 
 def _scaled(kind: str, eps: float, place: str, x: Tensor) -> Tensor:
-    if kind == "layer":
+    if kind in ("layer", "layer_unbiased"):
         x = x - x.mean(-1, keepdim=True)
     square = SQUARES[kind](x)
     if kind == "no_sqrt":
@@ -394,10 +404,12 @@ def rotated(spec: Spec, x: Tensor, positions: Tensor, width: int) -> Tensor:
     cos, sin = cos.double(), sin.double() * spec.direction
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     turning, rest = x[..., :dim], x[..., dim:]
-    if spec.pairing == "interleaved":
-        a, b = turning[..., 0::2], turning[..., 1::2]
-        turned = torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
-    else:
-        a, b = turning.chunk(2, -1)
-        turned = torch.cat((a * cos - b * sin, a * sin + b * cos), -1)
+    first, second = (cos, sin), (cos, sin)  # of both members of a pair
+    if spec.mixed:
+        place = torch.arange(dim) // 2 if spec.pairing == "half" else torch.arange(dim) % (dim // 2)
+        halves = place.chunk(2) if spec.pairing == "half" else (place[0::2], place[1::2])
+        first, second = ((cos[..., half], sin[..., half]) for half in halves)
+    a, b = (turning[..., 0::2], turning[..., 1::2]) if spec.pairing == "interleaved" else turning.chunk(2, -1)
+    pair_of = (a * first[0] - b * first[1], a * second[1] + b * second[0])
+    turned = torch.stack(pair_of, -1).flatten(-2) if spec.pairing == "interleaved" else torch.cat(pair_of, -1)
     return torch.cat((turned, rest), -1) if rest.shape[-1] else turned

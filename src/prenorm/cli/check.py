@@ -17,6 +17,7 @@ if TYPE_CHECKING:  # loads torch, which --help does not wait for
     from ..checks.report.batch import Result, Submission
     from ..checks.verdict import Verdict
 
+DAY = 86_400
 Target = Literal["paper", "llama", "qwen2", "qwen3", "gpt-neox", "causal"]
 
 
@@ -55,8 +56,8 @@ def parse(argv: list[str]) -> CheckFlags:
 
 def run(flags: CheckFlags) -> int:
     """Judge, and print the verdict. Gives the exit code."""
-    if not flags.timeout > 0:
-        raise ConfigError(f"--timeout must be more than 0 seconds, but it is {flags.timeout:g}.")
+    if not 0 < flags.timeout <= DAY:
+        raise ConfigError(f"--timeout must be more than 0 and at most {DAY} seconds, but it is {flags.timeout:g}.")
     form = "json" if flags.json else flags.format
     if flags.json and flags.format not in ("text", "json"):
         raise ConfigError(f"--json and --format {flags.format} are two formats; give one of them.")

@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from ..lines import split
 from ..verdict import FAILED, NOT_APPLICABLE, PASSED, Finding, Place, Verdict
 
 MARKS = {PASSED: ("ok", "green"), FAILED: ("wrong", "bold red"), NOT_APPLICABLE: ("-", "dim")}
@@ -30,7 +31,7 @@ def print_verdict(verdict: Verdict, console: Console, source: str | None = None)
     for finding in verdict.findings:
         console.print()
         for text in _finding(finding, source):
-            console.print(text, soft_wrap=False)
+            console.print(text)
     console.print()
     console.print(_summary(verdict))
 
@@ -64,30 +65,29 @@ def _conventions(conventions: dict[str, Any]) -> Table:
     return table
 
 
-def _finding(finding: Finding, source: str | None) -> Iterator[Text]:
+def _finding(finding: Finding, source: str | None) -> Iterator[Text | Table]:
     yield Text.assemble((_line(finding.id), "bold red"), "  ", _line(finding.message))
-    yield _indented("shown by  ", finding.evidence)
-    if finding.place is not None:
-        yield from _place(finding.place, source)
-    yield _indented("mend it   ", finding.mend)
+    table = Table.grid(padding=(0, 2))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column()
+    table.add_row("  shown by", Text(clean(finding.evidence).strip()))
+    if (place := finding.place) is not None:
+        table.add_row("  likely at", Text(f"{_line(place.file)}:{place.line}", style="cyan"))
+        for number, code in _code(place, source):
+            here = number == place.line
+            table.add_row(f"{'>' if here else ' '} {number}".rjust(11), Text(code, style="bold" if here else "dim"))
+    table.add_row("  mend it", Text(clean(finding.mend).strip()))
+    yield table
 
 
-def _place(place: Place, source: str | None) -> Iterator[Text]:
-    yield Text.assemble("  ", ("most likely at ", "dim"), (f"{_line(place.file)}:{place.line}", "cyan"))
-    lines = source.splitlines() if source is not None else []
-    # Another file than the one that was judged, or one that has changed since: only what the place itself says.
-    beside = CONTEXT if 1 <= place.line <= len(lines) and lines[place.line - 1].strip().startswith(place.code) else 0
-    for number in range(place.line - beside, place.line + beside + 1):
-        if beside and not 1 <= number <= len(lines):
-            continue
-        code = clean(lines[number - 1].expandtabs(4)).replace("\n", " ").rstrip() if beside else _line(place.code)
-        style = "bold" if number == place.line else "dim"
-        yield Text.assemble("  ", (f"{'>' if number == place.line else ' '} {number:5}  ", "dim"), (code, style))
-
-
-def _indented(label: str, text: str) -> Text:
-    lines = clean(text).strip().split("\n")
-    return Text.assemble("  ", (label, "dim"), ("\n" + " " * (2 + len(label))).join(lines))
+def _code(place: Place, source: str | None) -> Iterator[tuple[int, str]]:
+    """The line, with those beside it where the source is the one that was judged."""
+    lines = split(source) if source is not None else []
+    if not 1 <= place.line <= len(lines) or not lines[place.line - 1].strip().startswith(place.code):
+        yield place.line, _line(place.code)
+        return
+    for number in range(max(1, place.line - CONTEXT), min(len(lines), place.line + CONTEXT) + 1):
+        yield number, clean(lines[number - 1].expandtabs(4)).replace("\n", " ").rstrip()
 
 
 def _summary(verdict: Verdict) -> Text:
@@ -97,7 +97,5 @@ def _summary(verdict: Verdict) -> Text:
     if verdict.passed:
         return Text.assemble(("no fault found", "bold green"), f" in {looked_at} checks{left_out}")
     number = len(verdict.findings)
-    return Text.assemble(
-        (f"{number} fault{'s' if number > 1 else ''} found", "bold red"),
-        f": {', '.join(map(_line, verdict.ids))}{left_out}",
-    )
+    found = f"{number} fault{'s' if number > 1 else ''} found"
+    return Text.assemble((found, "bold red"), f": {', '.join(map(_line, verdict.ids))}{left_out}")
