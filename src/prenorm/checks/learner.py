@@ -26,7 +26,17 @@ ARGUMENTS = {
     "device": "device",
     "dtype": "dtype",
 }
-POSITIONS = ["token_positions", "positions", "position_ids", "pos", "input_pos", "pos_ids", "position", "token_pos"]
+POSITIONS = [
+    "token_positions",
+    "positions",
+    "position_ids",
+    "pos",
+    "input_pos",
+    "pos_ids",
+    "position",
+    "token_pos",
+    "p",
+]
 MASKS = ["mask", "attn_mask", "attention_mask"]
 
 MOST_WEIGHTS = 1_000_000

@@ -149,6 +149,7 @@ def _angles(case: Case) -> None:
         return
     arguments = {"max_seq_len": 2048} if case.learner.takes("max_seq_len") else {}
     built = case.build(dtype={"dtype": "bfloat16"}, **arguments)
+    tables_dtype(case, built)
     raw = built.draw(case.generator, torch.bfloat16)
     for name in ("q", "k"):  # sharp attention, or the errors of many keys average out
         case.explanation.reading[name].write(raw, case.explanation.reading[name].read(raw) * 2)
@@ -181,8 +182,7 @@ def _angles(case: Case) -> None:
 
 
 def tables_dtype(case: Case, built: Built) -> None:
-    """In what dtype a bfloat16 block keeps tables: a convention."""
-    if case.learner.takes("dtype"):
-        kept = sorted({one["dtype"] for one in built.tensors})
-        if kept:
-            case.report.conventions["tables_kept_in"] = kept
+    """In what dtype a bfloat16 block keeps its tables: a convention."""
+    kept = sorted({one["dtype"] for one in built.tensors})
+    if kept:
+        case.report.conventions["tables_kept_in"] = ", ".join(kept)

@@ -346,12 +346,6 @@ FAULTY = [
         also="missing_rope token_positions_ignored",
     ),
     fault(
-        "rope_bf16_tables",
-        "tables_in_config_dtype",
-        ('"cosines", angles.cos().float()', '"cosines", angles.cos().to(config.dtype or torch.float32)'),
-        ('"sines", angles.sin().float()', '"sines", angles.sin().to(config.dtype or torch.float32)'),
-    ),
-    fault(
         "rope_theta_ignored",
         "configuration_without_base",
         ("RotaryConfig(base=rope_theta, max_positions=max_seq_len)", "RotaryConfig(max_positions=max_seq_len)"),

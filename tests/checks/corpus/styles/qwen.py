@@ -187,14 +187,6 @@ FAULTY = [
         ),
     ),
     fault(
-        "rope_bf16_tables",
-        "cast_with_the_model",
-        (
-            "cos, sin = rotary_table(d_model // num_heads, max_seq_len, rope_theta, device)",
-            "cos, sin = (table.to(dtype or torch.float32) for table in rotary_table(d_model // num_heads, max_seq_len, rope_theta, device))",
-        ),
-    ),
-    fault(
         "rope_theta_ignored",
         "constant",
         (
