@@ -59,13 +59,13 @@ class Judged:
         return set(self.ids) - self.faults - self.also_named
 
 
-def judged(example: Example, *, local: bool) -> Judged:
-    """Judge one example."""
+def judged(example: Example, *, local: bool, seed: int | None = None) -> Judged:
+    """Judge one example; with a seed (and locally) by the same numbers every time."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "learner.py"
         file.write_text(example.source)
         begin = time.monotonic()
-        verdict = _judge_here(example, file) if local else _judge_in_sandbox(example, file)
+        verdict = _judge_here(example, file, seed) if local else _judge_in_sandbox(example, file)
         seconds = time.monotonic() - begin
     return Judged(
         name=example.name,
@@ -82,12 +82,12 @@ def _judge_in_sandbox(example: Example, file: Path) -> Verdict:
     return check(f"{file}:{example.attribute}", target=example.target, seconds=seconds)
 
 
-def _judge_here(example: Example, file: Path) -> Verdict:
+def _judge_here(example: Example, file: Path, seed: int | None) -> Verdict:
     sys.modules.pop("learner", None)
     path = list(sys.path)
     try:
         code = Code(root=str(file.parent), module="learner", file=str(file), name=example.attribute)
-        return judge(LocalSubject(), code, target=example.target)
+        return judge(LocalSubject(), code, target=example.target, seed=seed)
     finally:
         sys.path[:] = path
 
