@@ -8,6 +8,7 @@ quicker.
 import argparse
 import collections
 import json
+import multiprocessing
 import os
 import sys
 import tempfile
@@ -92,10 +93,11 @@ def _judge_here(example: Example, file: Path, seed: int | None) -> Verdict:
         sys.path[:] = path
 
 
-def all_judged(examples: Sequence[Example], *, local: bool, workers: int) -> Iterator[Judged]:
+def all_judged(examples: Sequence[Example], *, local: bool, workers: int, seed: int | None = None) -> Iterator[Judged]:
     """Judge them side by side, in their order."""
-    with ProcessPoolExecutor(workers, initializer=_one_thread) as pool:
-        futures = [pool.submit(judged, example, local=local) for example in examples]
+    context = multiprocessing.get_context("spawn")  # as a user's process is, also where tests instrument this one
+    with ProcessPoolExecutor(workers, context, _one_thread) as pool:
+        futures = [pool.submit(judged, example, local=local, seed=seed) for example in examples]
         for future in futures:
             yield future.result()
 

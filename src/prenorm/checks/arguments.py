@@ -39,6 +39,7 @@ def eps(case: Case) -> None:
         return
     passed = case.arguments.get("eps", 1e-6)
     large, small = _fit(case, case.wide(eps=EPS), EPS, 0.2), _fit(case, case.wide(), passed, 1e-3)
+    _keep(case, small)
     case.report.conventions["eps"] = default
     problems = []
     for name in _fitted_norms(spec):
@@ -84,6 +85,7 @@ def _eps_without_argument(case: Case) -> None:
     assert case.built is not None
     assert case.explanation is not None
     fitted = _fit(case, case.wide(), 1e-6, 1e-3)
+    _keep(case, fitted)
     zeros = case.x(1, 2) * 0
     finite = bool(torch.isfinite(case.built.run(case.raw, zeros).y).all())
     if not finite:
@@ -95,6 +97,16 @@ def _eps_without_argument(case: Case) -> None:
         if one.eps > LARGEST_EPS:
             case.report.found("wrong_eps", f"{name} works with {one.eps:g}; 1e-6 or 1e-5 is usual")
     case.report.check("eps", finite, "it takes no eps; small vectors and zeros were tried")
+
+
+def _keep(case: Case, fitted: "dict[str, _Fitted]") -> None:
+    """Put the eps that the block works with into the explanation, so that it plays no part in what follows."""
+    assert case.explanation is not None
+    changes: Switch = {}
+    for name, one in fitted.items():
+        changes |= {f"eps{name[-1]}": one.eps, f"eps_place{name[-1]}": one.place}
+    spec = dataclasses.replace(case.explanation.spec, **changes)
+    case.explanation = dataclasses.replace(case.explanation, spec=spec)
 
 
 def _fit(case: Case, built: Built, passed: float, size: float) -> dict[str, _Fitted]:

@@ -123,7 +123,8 @@ class _Search:
 
     def _probe(self, raw: Raw, tokens: int, batch: int = 2) -> _Probe:
         x = torch.randn(batch, tokens, self.sizes.d_model, generator=self.generator, dtype=torch.float64)
-        x = ((x + 0.3) * torch.tensor([1.0, 2.0])[:, None, None][:batch]).to(self.dtype)
+        sizes = torch.tensor([4.0, 8.0])[:, None, None]  # so large that eps hardly shows
+        x = ((x + 0.3) * sizes[:batch]).to(self.dtype)
         return _Probe(raw, x, self._ask(raw, x).y, self.tolerance)
 
     def _ask(self, raw: Raw, x: Tensor) -> Answer:
@@ -147,7 +148,9 @@ class _Search:
             ]
             bases += [Spec(), Spec(mask="causal")]
         by_heads = attention[:8]  # a softmax over heads makes queries and keys visible, too
-        shown = [reading for reading in attention if self._shown(reading) == visible]
+        shown = [reading for reading in attention if self._shown(reading, ("v", "o")) == visible]
+        if not shown:  # an output projection that is there and has no effect
+            shown = [reading for reading in attention if self._shown(reading, ("v",)) == visible]
         if shown:
             attention = _unique(shown, ("v", "o", "v_bias", "o_bias"))
         elif visible:
@@ -204,9 +207,9 @@ class _Search:
                 visible.add(entry)
         return visible
 
-    def _shown(self, reading: Pieces) -> set[str]:
-        """The attention parameters that hold v or o in a reading."""
-        held = {name for role in ("v", "o") if role in reading for name in reading[role].parameters}
+    def _shown(self, reading: Pieces, roles: tuple[str, ...]) -> set[str]:
+        """The attention parameters that hold these roles in a reading."""
+        held = {name for role in roles if role in reading for name in reading[role].parameters}
         return {entry for entry in self.found.attention if held & set(self.found.heads.get(entry, (entry,)))}
 
     # Several tokens, all scores zero: who sees whom, and how heads are cut and joined.
@@ -404,6 +407,7 @@ def _norm_switches() -> Iterable[Switch]:
     yield {"weight2": "none"}
     for eps in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
         yield {"eps1": eps, "eps2": eps}
+        yield {"eps1": eps, "eps2": eps, "eps_place1": "outside", "eps_place2": "outside"}
         yield {"eps1": eps}
         yield {"eps2": eps}
 
