@@ -22,7 +22,6 @@ from prenorm.testing import assert_block_correct
 from .corpus import Example, faulty, right
 from .measure import Judged, all_judged
 
-
 # Found, and not named: as many heads as a head should have dimensions, with tables for the wrong size.
 UNNAMED = {"einsums/wrong_head_split.heads_and_sizes_swapped"}
 

@@ -111,9 +111,9 @@ def _judge(case: Case) -> None:
     _name_by_traces(case)
     for id, evidence in numbers.against_target(case.explanation, case.target):
         case.report.found(id, evidence)
-    gradients.gradients(case)
     for check in (
-        arguments.eps,
+        arguments.eps,  # first: what it fits is part of what the others expect
+        gradients.gradients,
         arguments.rope_theta,
         arguments.token_positions,
         arguments.grouped_heads,
