@@ -60,12 +60,16 @@ def parameters(made: torch.nn.Module) -> dict[str, torch.Tensor]:
     return dict(made.named_parameters())
 
 
+# What no block of the corpus has: targets with biases and qk-norm are tried with our own block in test_check.py.
+WITHOUT_EXAMPLES = ("missing_bias", "missing_qk_norm", "unexpected_qk_norm", "unexplained")
+
+
 def test_the_corpus_is_large_and_covers_every_fault():
     counts = Counter(fault for example in faulty() for fault in example.faults)
     assert len(faulty()) >= 320
     assert sum(len(example.faults) == 2 for example in faulty()) >= 60
     assert len(right()) >= 60
-    assert {fault for fault in FAULTS if counts[fault] < 3} == {"unexplained"}
+    assert {fault for fault in FAULTS if counts[fault] < 3} == {*WITHOUT_EXAMPLES}
     assert len({example.style for example in faulty()}) >= 12
 
 

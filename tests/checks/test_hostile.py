@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from .corpus import right
 from .hostile.__main__ import ALL
 from .hostile.canaries import Canaries, adopting_orphans
 from .hostile.harness import SECONDS, passes, run
@@ -35,42 +36,7 @@ LIMIT = SECONDS if IS_EVERYTHING else 2.0
 BY_NAME = {one.name: one for one in ALL}
 CHOSEN = ALL if IS_EVERYTHING else [BY_NAME[name] for name in SOME]
 
-RIGHT = """
-import torch
-from torch import nn
-from torch.nn import functional as F
-
-class Norm(nn.Module):
-    def __init__(self, width):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-    def forward(self, x):
-        return self.weight * x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6)
-
-def turned(x):
-    half = x.shape[-1] // 2
-    angles = torch.arange(x.shape[-2])[:, None] * 10000.0 ** -(torch.arange(half, dtype=torch.float64) / half)
-    turn = torch.polar(torch.ones_like(angles), angles)
-    return torch.view_as_real(torch.view_as_complex(x.unflatten(-1, (half, 2))) * turn).flatten(-2).to(x.dtype)
-
-class TransformerBlock(nn.Module):
-    def __init__(self, d_model, num_heads, d_ff):
-        super().__init__()
-        self.num_heads = num_heads
-        self.norm1, self.norm2, self.attn, self.ffn = Norm(d_model), Norm(d_model), nn.Module(), nn.Module()
-        for name in ("q_proj", "k_proj", "v_proj", "o_proj"):
-            setattr(self.attn, name, nn.Linear(d_model, d_model, bias=False))
-        self.ffn.gate_proj = nn.Linear(d_model, d_ff, bias=False)
-        self.ffn.up_proj = nn.Linear(d_model, d_ff, bias=False)
-        self.ffn.down_proj = nn.Linear(d_ff, d_model, bias=False)
-    def forward(self, x):
-        a, f, n = self.attn, self.ffn, self.norm1(x)
-        q, k, v = (p(n).unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for p in (a.q_proj, a.k_proj, a.v_proj))
-        y = F.scaled_dot_product_attention(turned(q), turned(k), v)
-        h = x + a.o_proj(y.transpose(1, 2).flatten(-2))
-        n = self.norm2(h)
-        return h + f.down_proj(F.silu(f.gate_proj(n)) * f.up_proj(n))
-"""
+RIGHT = next(one for one in right() if one.name == "course/right").source
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ class Block(nn.Module):
 
 def test_every_reply_of_the_driver_has_its_form() -> None:
     subject = LocalSubject()
-    assert replies.checked("build", subject.add(Block()))
+    assert replies.checked("build", subject.driver.add(Block()))
     x = torch.randn(2, 4)
     for more in ({}, {"cotangent": torch.ones(2, 4)}, {"trace": True}, {"inputs": ["no tensor"]}):
         request = {"op": "run", "block": 0, "inputs": [x], **more}

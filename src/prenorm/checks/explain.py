@@ -512,8 +512,9 @@ def _fitting_sizes(built: Built) -> tuple[Sizes, Parameters]:
         found = sort_parameters(listed, sizes)
         first, inner = next(attention_readings(found, sizes), None), next(feed_forward_readings(found, sizes), None)
         if first is not None and inner is not None:
-            possible.append((("o" not in first) + ("gate" not in inner), sizes, found))
-    if possible:  # a whole one rather than one without output projection or gate
+            fewer = heads != built.sizes.num_kv_heads
+            possible.append(((fewer, ("o" not in first) + ("gate" not in inner)), sizes, found))
+    if possible:  # as many key-value heads as were asked for; then a whole one rather than one without gate
         _, sizes, found = min(possible, key=lambda one: one[0])
         return sizes, found
     return built.sizes, sort_parameters(listed, built.sizes)
