@@ -370,10 +370,11 @@ def large_scores(case: Case, allowed: Tensor | None = None) -> None:
     assert case.explanation is not None
     spec, reading = case.explanation.spec, case.explanation.reading
     mixing = {"wrong_head_split", "heads_not_merged", "softmax_wrong_dim", "norm_over_sequence"}
-    if (allowed is None and spec.mask != "causal") or spec.qk_norm != "none" or mixing & set(case.report.findings):
+    sizes = ("q", "k", "q_bias", "k_bias") if spec.qk_norm == "none" else ("q_norm", "k_norm")
+    if (allowed is None and spec.mask != "causal") or mixing & set(case.report.findings) or sizes[0] not in reading:
         return
     raw = dict(case.raw)
-    for name in ("q", "k", "q_bias", "k_bias"):
+    for name in sizes:
         if name in reading:
             reading[name].write(raw, reading[name].read(raw) * 150)
     leaks = 0.0
