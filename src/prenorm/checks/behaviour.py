@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .case import MAX_SEQ_LEN, Case, raised
 from .learner import Built, LearnerError
-from .reading import Raw
+from .parameters import Raw
 
 DROPOUT = ("dropout", "bernoulli")
 TOKENS = 7

@@ -6,10 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .explain import Explanation, agrees
+from .explain import Explanation
 from .faults import FAULTS
 from .learner import Built, Learner, LearnerError
-from .reading import Raw, Sizes
+from .parameters import Raw, Sizes
+from .search import agrees
 from .targets import Target
 from .verdict import FAILED, NOT_APPLICABLE, PASSED, Check
 
@@ -88,12 +89,21 @@ class Case:
         values = torch.randn(*shape, self.sizes.d_model, generator=self.generator, dtype=torch.float64)
         return values.to(dtype or self.dtype)
 
-    def expected(self, raw: Raw, x: Tensor, positions: Tensor | None = None, **options: Any) -> Tensor:
-        """What the explanation gives."""
+    def expected(
+        self,
+        raw: Raw,
+        x: Tensor,
+        positions: Tensor | None = None,
+        *,
+        allowed: Tensor | None = None,
+        **changes: Any,
+    ) -> Tensor:
+        """What the explanation gives, or would give with these changes to its spec."""
         assert self.explanation is not None
         positions = torch.arange(x.shape[-2]) if positions is None else positions
+        explanation = self.explanation.changed(**changes)
         with torch.no_grad():
-            return self.explanation.forward(raw, x, torch.atleast_2d(positions), self.sizes.num_heads, **options)
+            return explanation.forward(raw, x, torch.atleast_2d(positions), self.sizes.num_heads, allowed=allowed)
 
     def agrees(self, y: Tensor, expected: Tensor, x: Tensor) -> bool:
         """Whether both are alike but for rounding."""

@@ -1,6 +1,5 @@
 """The block's gradients against those of the formula that explains its outputs."""
 
-import dataclasses
 from collections.abc import Mapping
 
 import torch
@@ -9,7 +8,7 @@ from torch import Tensor
 from .case import Case, raised
 from .explain import Explanation
 from .learner import LearnerError
-from .reading import Raw
+from .parameters import Raw
 
 TOKENS = 6
 
@@ -40,7 +39,7 @@ def gradients(case: Case) -> None:
     if not wrong:
         return
     for detached in (("1",), ("2",), ("1", "2")):
-        variant = dataclasses.replace(explanation, spec=dataclasses.replace(explanation.spec, detached=detached))
+        variant = explanation.changed(detached=detached)
         other = _gradients(variant, raw, x, cotangent, case.sizes.num_heads)
         if all(_alike(given.get(name), value, case.tolerance) for name, value in other.items()):
             which = " and ".join({"1": "first", "2": "second"}[one] for one in detached)

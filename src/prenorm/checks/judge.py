@@ -6,11 +6,12 @@ from pathlib import Path
 
 import torch
 
-from . import arguments, behaviour, device, gradients, numbers, precision
+from . import arguments, behaviour, device, eps, gradients, masks, numbers, precision
 from .case import MAX_SEQ_LEN, Case, Report, raised
 from .code import Code
 from .faults import FAULTS
 from .learner import Built, Learner, LearnerError
+from .lines import MAX_CHARACTERS
 from .place import place
 from .subject import EndedError, Subject
 from .targets import TARGETS, Target
@@ -44,27 +45,7 @@ def judge(
         timeout = error.reason == "timeout"
         report.found("timeout" if timeout else "forward_error", error.detail)
         report.check("the process", False, str(error))
-    source = _source(code)
-    hints = [] if case.built is None else [one["name"] for one in case.built.parameters]
-    findings = tuple(
-        Finding(
-            id=id,
-            message=FAULTS[id].meaning,
-            evidence=evidence,
-            mend=FAULTS[id].mend,
-            place=None
-            if source is None
-            else place(
-                id,
-                source[1],
-                source[0],
-                code.name,
-                error=report.errors.get(id),
-                hints=[name for name in hints if name in evidence],
-            ),
-        )
-        for id, evidence in report.findings.items()
-    )
+    findings = tuple(_finding(case, code, id) for id in report.findings)
     return Verdict(
         subject=f"{code.file or code.module}:{code.name}",
         findings=findings,
@@ -74,12 +55,22 @@ def judge(
     )
 
 
+def _finding(case: Case, code: Code, id: str) -> Finding:
+    evidence, error = case.report.findings[id], case.report.errors.get(id)
+    parameters = [] if case.built is None else [one["name"] for one in case.built.parameters]
+    hints = [name for name in parameters if name in evidence]
+    source = _source(code)
+    where = None if source is None else place(id, source[1], source[0], code.name, error=error, hints=hints)
+    return Finding(id=id, message=FAULTS[id].meaning, evidence=evidence, mend=FAULTS[id].mend, place=where)
+
+
 def _source(code: Code) -> tuple[str, str] | None:
-    """The file of the code and its text, where it is there."""
+    """The file of the code and its text, where it is there and of a size that a person may have written."""
     stem = Path(code.root, *code.module.split("."))
     for path in [Path(code.file)] if code.file else [stem.with_suffix(".py"), stem / "__init__.py"]:
         try:
-            return str(path), path.read_bytes().decode(errors="replace")
+            if path.is_file() and path.stat().st_size <= MAX_CHARACTERS:
+                return str(path), path.read_bytes().decode(errors="replace")
         except (OSError, ValueError):
             continue
     return None
@@ -112,14 +103,14 @@ def _judge(case: Case) -> None:
     for id, evidence in numbers.against_target(case.explanation, case.target):
         case.report.found(id, evidence)
     for check in (
-        arguments.eps,  # first: what it fits is part of what the others expect
+        eps.eps,  # first: what it fits is part of what the others expect
         gradients.gradients,
         arguments.rope_theta,
         arguments.token_positions,
         arguments.grouped_heads,
-        arguments.causal_argument,
-        arguments.mask_argument,
-        arguments.large_scores,
+        masks.causal_argument,
+        masks.mask_argument,
+        masks.large_scores,
         precision.low_precision,
     ):
         check(case)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reading import Raw, Sizes
+from .parameters import Raw, Sizes
 from .subject import EndedError, Subject
 
 # What arguments of constructors and of forward are called. Ours first.
@@ -153,7 +153,6 @@ class Built:
         self.parameters: list[Description] = reply["parameters"]
         self.tensors: list[Description] = reply["tensors"]
         self.plain_weights: list[Description] = []  # tensors that are no parameters and may be weights all the same
-        self.modules: list[list[str]] = reply["modules"]
         self.forward: list[Description] = reply["forward"] or []
         names = [one["name"] for one in self.forward if one["kind"] != "POSITIONAL_ONLY"]
         self.positions_name = next((name for name in POSITIONS if name in names), None)

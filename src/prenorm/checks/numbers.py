@@ -7,7 +7,7 @@ from typing import Any
 from .case import Case
 from .explain import Explanation, UnexplainedError, explain
 from .learner import Built, LearnerError
-from .reading import Pieces
+from .parameters import Pieces
 from .reference import Spec
 from .targets import Target
 
@@ -124,10 +124,9 @@ def _norms(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
             id, what = NORMS.get(kind, ("norm_wrong_mean", f"divides by sqrt({kind})"))
             yield id, f"{name} {what}"
     for name, kind, weight in (("norm1", spec.norm1, spec.weight1), ("norm2", spec.norm2, spec.weight2)):
-        if kind not in ("none", "gain") and (weight == "none" or (name not in reading and weight != "other")):
+        if kind not in ("none", "gain") and (weight == "none" or name not in reading):
             yield "norm_weight_missing", f"{name} has no weight"
-    both = "norm1" in reading and "norm2" in reading
-    shared = spec.weight2 == "other" or (both and reading["norm1"] == reading["norm2"])
+    shared = "norm1" in reading and reading["norm1"] == reading.get("norm2")
     if shared and "none" not in (*kinds.values(), spec.weight1, spec.weight2) and spec.parallel != "shared":
         yield "shared_norm", "both norms have one weight"
 

@@ -5,7 +5,7 @@ from torch import Tensor
 
 from .case import Case, raised
 from .learner import Built, LearnerError
-from .reading import Raw
+from .parameters import Raw
 
 TOKENS = 7
 ROWS = 64

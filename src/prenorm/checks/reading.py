@@ -1,195 +1,16 @@
 """Which parameter is which: every way to read a learner's parameters as the block's weights, the likely ones first.
 
-Nothing has to be renamed. Sizes are chosen so that a shape says what a parameter can be; names only sort the
-possibilities, and the numbers decide between them.
+Nothing has to be renamed. Names only sort the possibilities, and the numbers decide between them.
 """
 
 import itertools
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from .reference import Weights
-
-Raw = dict[str, Tensor]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sizes:
-    """The sizes a block is built with. No two of the products that shapes are made of are alike."""
-
-    d_model: int = 32
-    num_heads: int = 4
-    num_kv_heads: int = 4
-    d_ff: int = 52
-
-    @property
-    def head_dim(self) -> int:
-        """The width of one head."""
-        return self.d_model // self.num_heads
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One weight, read from one parameter, or from one for each head, which are stacked.
-
-    A matrix: the axis of size d_model goes last (as input) or first (as output), the others are flattened, and
-    places picks among them. A vector: flattened, and places picks.
-    """
-
-    parameters: tuple[str, ...]
-    axis: int | None = None
-    places: tuple[int, ...] | None = None
-    is_output: bool = False
-
-    def read(self, raw: Raw) -> Tensor:
-        """The matrix (out, in), or the vector."""
-        tensors = [raw[name] for name in self.parameters]
-        tensor = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
-        if self.axis is None:
-            tensor = tensor.flatten()
-            return tensor if self.places is None else tensor[list(self.places)]
-        if self.is_output:
-            tensor = tensor.movedim(self.axis, 0).flatten(1)
-            return tensor if self.places is None else tensor[:, list(self.places)]
-        tensor = tensor.movedim(self.axis, -1).flatten(0, -2)
-        return tensor if self.places is None else tensor[list(self.places)]
-
-    def write(self, raw: Raw, value: Tensor) -> None:
-        """Change raw so that read gives value, and nothing else of it changes."""
-        starts = itertools.accumulate((raw[name].numel() for name in self.parameters), initial=0)
-        numbers = {
-            name: torch.arange(raw[name].numel()).view_as(raw[name]) + start
-            for name, start in zip(self.parameters, starts, strict=False)
-        }
-        flat = torch.cat([raw[name].flatten() for name in self.parameters])
-        flat[self.read(numbers)] = value.to(flat.dtype)
-        sizes = [raw[name].numel() for name in self.parameters]
-        for name, part in zip(self.parameters, flat.split(sizes), strict=True):
-            raw[name] = part.view_as(raw[name])
-
-
-Pieces = dict[str, Piece]
-
-
-@dataclass(slots=True)
-class Parameters:
-    """A learner's parameters, sorted by what their shapes allow."""
-
-    attention: list[str] = field(default_factory=list)  # each entry may stand for one parameter per head
-    feed_forward: list[str] = field(default_factory=list)
-    norms: list[Piece] = field(default_factory=list)
-    head_norms: list[str] = field(default_factory=list)
-    biases: dict[str, str] = field(default_factory=dict)  # of the weight with that name
-    unknown: list[str] = field(default_factory=list)
-    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    heads: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the entry's parameters, one for each head
-    d_ff: int = 0
-
-
-def weights(readings: Sequence[Pieces], raw: Raw) -> Weights:
-    """The weights of several readings, stacked along a first axis. All readings have the same names."""
-    stacked = {}
-    for name in readings[0]:
-        values = torch.stack([reading[name].read(raw) for reading in readings])
-        stacked[name] = values[:, None] if values.dim() == 3 else values[:, None, None]
-    return stacked
-
-
-def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameters:
-    """Sort the driver's list of parameters by shape."""
-    shapes = {one["name"]: tuple(one["shape"]) for one in listed if one["same_as"] == one["name"]}
-    found = Parameters(shapes=shapes, d_ff=sizes.d_ff)
-    vectors = [
-        name for name, shape in shapes.items() if max(shape, default=0) == _numel(shape) or _is_headed(shape, sizes)
-    ]
-    for weight in shapes:
-        bias = next((name for name in _bias_names(weight) if name in vectors and name != weight), None)
-        if bias is not None:
-            found.biases[weight] = bias
-    taken = set(found.biases.values())
-    for name, shape in shapes.items():
-        if name in taken:
-            continue
-        if name in vectors and _numel(shape) == sizes.d_model and QUERY_KEY_NORM.search(name):
-            found.head_norms.append(name)
-        elif name in vectors and _numel(shape) == sizes.d_model and not _is_bias_name(name):
-            found.norms.append(Piece((name,)))
-        elif name in vectors and _numel(shape) == 2 * sizes.d_model and not _is_bias_name(name):  # both in one
-            found.norms += [Piece((name,), None, tuple(half.tolist())) for half in torch.arange(_numel(shape)).chunk(2)]
-        elif name in vectors:
-            (found.head_norms if _numel(shape) == sizes.head_dim and not _is_bias_name(name) else found.unknown).append(
-                name
-            )
-        elif _numel(shape) == 2 * sizes.d_model:  # both norms in one
-            halves = torch.arange(2 * sizes.d_model).view(shape).movedim(shape.index(sizes.d_model), -1).flatten(0, -2)
-            found.norms += [Piece((name,), None, tuple(half.tolist())) for half in halves]
-        elif sizes.d_model not in shape:
-            found.unknown.append(name)
-        elif _numel(shape) % (found.d_ff * sizes.d_model) == 0 and found.d_ff:
-            found.feed_forward.append(name)
-        else:
-            found.attention.append(name)
-    _gather_heads(found, sizes)
-    return found
-
-
-def possible_d_ff(listed: Sequence[dict[str, Any]], sizes: Sizes) -> list[int]:
-    """The width of the feed-forward that may have been built: d_ff, or what the learner's own arithmetic made of it."""
-    others = [
-        _numel(one["shape"]) // sizes.d_model
-        for one in listed
-        if len(one["shape"]) == 2 and sizes.d_model in one["shape"] and one["same_as"] == one["name"]
-    ]
-    return [sizes.d_ff, *(size for size in dict.fromkeys(others) if size != sizes.d_model and others.count(size) > 1)]
-
-
-def _numel(shape: Sequence[int]) -> int:
-    return int(torch.Size(shape).numel())
-
-
-def _is_headed(shape: tuple[int, ...], sizes: Sizes) -> bool:
-    """Whether it is a bias that is kept as (heads, head_dim), or three of them."""
-    return sizes.d_model not in shape and shape[-2:] in (
-        (sizes.num_heads, sizes.head_dim),
-        (sizes.num_kv_heads, sizes.head_dim),
-    )
-
-
-def _bias_names(weight: str) -> Iterator[str]:
-    folder, dot, last = weight.rpartition(".")
-    for old, new in (("weight", "bias"), ("Weight", "Bias"), ("kernel", "bias"), ("w", "b"), ("W", "b"), ("W", "B")):
-        if old in last:
-            yield folder + dot + last.replace(old, new, 1)
-    yield f"{folder}{dot}{last}_bias"
-    yield f"{folder}{dot}b_{last}"
-    yield f"{folder}{dot}{last}_b"
-
-
-def _is_bias_name(name: str) -> bool:
-    return "bias" in name.rpartition(".")[2].lower()
-
-
-def _gather_heads(found: Parameters, sizes: Sizes) -> None:
-    """Put together what is kept as one parameter for each head, such as heads.0.key.weight, heads.1.key.weight."""
-    small = [name for name in found.attention if _numel(found.shapes[name]) == sizes.head_dim * sizes.d_model]
-    groups: dict[str, list[str]] = {}
-    for name in small:
-        groups.setdefault(re.sub(r"\d+", "#", name, count=1), []).append(name)
-    for pattern, names in groups.items():
-        if len(names) in (sizes.num_heads, sizes.num_kv_heads) and len(names) > 1:
-            names.sort(key=lambda name: int(next(iter(re.findall(r"\d+", name)), "0")))
-            found.heads[pattern] = tuple(names)
-            found.shapes[pattern] = (len(names), *found.shapes[names[0]])
-            found.attention[:] = [name for name in found.attention if name not in names] + [pattern]
-            if all(name in found.biases for name in names):
-                found.heads[pattern + " bias"] = tuple(found.biases[name] for name in names)
-                found.biases[pattern] = pattern + " bias"
-
+from .parameters import Parameters, Piece, Pieces, Sizes, numel
 
 # --- attention -------------------------------------------------------------------------------------------------------
 
@@ -201,9 +22,6 @@ ROLE_NAMES = {
         r"(^|[._])(w?_?o|o_?proj|out\w*|to_?out|wo|w_o|c_proj|proj|dense)([._]|$|_?(w|weight|kernel|proj))", re.I
     ),
 }
-
-
-QUERY_KEY_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(norm|layernorm|ln|rms)|norm_?(q|k)([._]|$)", re.I)
 
 
 def attention_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
@@ -249,7 +67,7 @@ def _role_splits(
             roles: dict[str, tuple[str, ...]] = {}
             rest = list(order[:count])
             for name in entries:
-                wanted = _numel(found.shapes[name]) // sizes.d_model
+                wanted = numel(found.shapes[name]) // sizes.d_model
                 taken: list[str] = []
                 while rest and sum(rows[role] for role in taken) < wanted:
                     taken.append(rest.pop(0))
@@ -310,7 +128,7 @@ def _with_bias(
 
 def _output_places(shape: tuple[int, ...], axis: int, sizes: Sizes) -> tuple[int, ...] | None:
     """The columns of an output projection; one that is as wide as one head is the same for all of them."""
-    if _numel(shape) == sizes.head_dim * sizes.d_model:
+    if numel(shape) == sizes.head_dim * sizes.d_model:
         return tuple(range(sizes.head_dim)) * sizes.num_heads
     return _undo_dims_first(shape, axis, sizes)
 
@@ -319,7 +137,7 @@ def _undo_dims_first(shape: tuple[int, ...], axis: int, sizes: Sizes) -> tuple[i
     """The order that brings (head_dim, heads) to (heads, head_dim), for a weight that keeps both axes apart."""
     rest = shape[:axis] + shape[axis + 1 :]
     if rest == (sizes.head_dim, sizes.num_heads) or rest == (sizes.head_dim, sizes.num_kv_heads):
-        return tuple(torch.arange(_numel(rest)).view(rest).T.flatten().tolist())
+        return tuple(torch.arange(numel(rest)).view(rest).T.flatten().tolist())
     return None
 
 
@@ -371,8 +189,8 @@ DOWN_NAME = re.compile(r"down|(^|[._])(w2|c_proj|w_?out|proj|fc2|lin2|linear2|de
 def feed_forward_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
     """Every assignment of gate, up and down, the likely ones first."""
     one = found.d_ff * sizes.d_model
-    single = [name for name in found.feed_forward if _numel(found.shapes[name]) == one]
-    double = [name for name in found.feed_forward if _numel(found.shapes[name]) == 2 * one]
+    single = [name for name in found.feed_forward if numel(found.shapes[name]) == one]
+    double = [name for name in found.feed_forward if numel(found.shapes[name]) == 2 * one]
     if double:
         for name in double:
             for down in single:
@@ -446,3 +264,44 @@ def head_norm_readings(found: Parameters) -> Iterator[Pieces]:
         yield {"q_norm": Piece((first,)), "k_norm": Piece((second,))}
     if len(names) == 1:
         yield {"q_norm": Piece((names[0],)), "k_norm": Piece((names[0],))}
+
+
+# --- lists of readings ------------------------------------------------------------------------------------------------
+
+
+def likely_norms(norms: list[Pieces]) -> list[Pieces]:
+    """The first two different weights in their order, and one weight for both."""
+    shared = [one for one in norms if set(one) >= {"norm1", "norm2"} and one["norm1"] == one["norm2"]]
+    return distinct([*norms[:1], *shared[:2]]) if norms != [{}] else norms
+
+
+def unique(readings: list[Pieces], names: tuple[str, ...]) -> list[Pieces]:
+    """The first of those that are alike in these names."""
+    seen: dict[tuple[Any, ...], Pieces] = {}
+    for reading in readings:
+        seen.setdefault(tuple(reading.get(name) for name in names), reading)
+    return list(seen.values())
+
+
+def distinct(readings: list[Pieces]) -> list[Pieces]:
+    """The first of those that are alike."""
+    return unique(readings, tuple(sorted({name for reading in readings for name in reading})))
+
+
+def with_same_values(chosen: list[Pieces], attention: list[Pieces]) -> list[Pieces]:
+    """The readings that were chosen, with every way to read queries and keys beside their values and outputs."""
+    names = ("v", "o", "v_bias", "o_bias")
+    out = []
+    for reading in chosen:
+        key = tuple(reading.get(name) for name in names)
+        out += [reading | other for other in attention if tuple(other.get(name) for name in names) == key]
+    return distinct(out)
+
+
+def by_queries_and_keys(readings: list[Pieces]) -> list[list[Pieces]]:
+    """Readings grouped by the parameters that are zero when queries and keys are."""
+    groups: dict[frozenset[Any], list[Pieces]] = {}
+    for reading in readings:
+        held = frozenset((reading[role].parameters, frozenset(reading[role].places or ())) for role in ("q", "k"))
+        groups.setdefault(held, []).append(reading)
+    return list(groups.values())

@@ -27,10 +27,6 @@ def _list(item: Form) -> Form:
     return lambda value: type(value) is list and all(map(item, value))
 
 
-def _pair(first: Form, second: Form) -> Form:
-    return lambda value: type(value) is list and len(value) == 2 and first(value[0]) and second(value[1])
-
-
 def _named(item: Form) -> Form:
     return lambda value: type(value) is dict and all(map(item, value.values()))
 
@@ -66,7 +62,6 @@ FORMS: dict[str, tuple[Form, ...]] = {
             block=_WHOLE,
             parameters=_LISTED,
             tensors=_LISTED,
-            modules=_list(_pair(_TEXT, _TEXT)),
             forward=_PARAMETERS,
         ),
     ),

@@ -19,16 +19,11 @@ from .child.limits import Limits
 from .fork_server import SandboxError
 from .subject import EndedError
 
-__all__ = ["Limits", "Sandbox", "SandboxError", "prepare"]
+__all__ = ["Limits", "Sandbox", "SandboxError"]
 
 DEFAULT_LIMITS = Limits()
 PACKAGE = Path(__file__).resolve().parent.parent
 _FAREWELL = 1.5  # seconds that ending a child may take: it gives back up to Limits.memory
-
-
-def prepare() -> None:
-    """Start loading torch for the sandboxes to come, without waiting for it."""
-    fork_server.running()
 
 
 class Sandbox:

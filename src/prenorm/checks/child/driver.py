@@ -68,7 +68,7 @@ class Driver:
         """Call the class with "positional" and "arguments"; "double" makes the result float64.
 
         {"dtype": name} and {"device": name} among the arguments stand for torch's own.
-        Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "modules", "forward"}.
+        Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "forward"}.
         """
         assert self._make is not None, "a class is loaded first"
         torch.manual_seed(request.get("seed", 0))
@@ -88,7 +88,6 @@ class Driver:
             "block": number,
             "parameters": _listed(block.named_parameters(remove_duplicate=False)),
             "tensors": _listed(_held(block)),
-            "modules": [[name, type(module).__name__] for name, module in block.named_modules()],
             "forward": _parameters(block.forward),
         }
 

@@ -1,0 +1,194 @@
+"""A learner's parameters: what each can be by its shape and its name, and how a weight is read out of them.
+
+Sizes are chosen so that a shape says what a parameter can be.
+"""
+
+import itertools
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference import Weights
+
+Raw = dict[str, Tensor]
+"""The values of a learner's parameters, by their own names."""
+
+QUERY_KEY_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(norm|layernorm|ln|rms)|norm_?(q|k)([._]|$)", re.I)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sizes:
+    """The sizes a block is built with. No two of the products that shapes are made of are alike."""
+
+    d_model: int = 32
+    num_heads: int = 4
+    num_kv_heads: int = 4
+    d_ff: int = 52
+
+    @property
+    def head_dim(self) -> int:
+        """The width of one head."""
+        return self.d_model // self.num_heads
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One weight, read from one parameter, or from one for each head, which are stacked.
+
+    A matrix: the axis of size d_model goes last (as input) or first (as output), the others are flattened, and
+    places picks among them. A vector: flattened, and places picks.
+    """
+
+    parameters: tuple[str, ...]
+    axis: int | None = None
+    places: tuple[int, ...] | None = None
+    is_output: bool = False
+
+    def read(self, raw: Raw) -> Tensor:
+        """The matrix (out, in), or the vector."""
+        tensors = [raw[name] for name in self.parameters]
+        tensor = tensors[0] if len(tensors) == 1 else torch.stack(tensors)
+        if self.axis is None:
+            tensor = tensor.flatten()
+            return tensor if self.places is None else tensor[list(self.places)]
+        if self.is_output:
+            tensor = tensor.movedim(self.axis, 0).flatten(1)
+            return tensor if self.places is None else tensor[:, list(self.places)]
+        tensor = tensor.movedim(self.axis, -1).flatten(0, -2)
+        return tensor if self.places is None else tensor[list(self.places)]
+
+    def write(self, raw: Raw, value: Tensor) -> None:
+        """Change raw so that read gives value, and nothing else of it changes."""
+        starts = itertools.accumulate((raw[name].numel() for name in self.parameters), initial=0)
+        numbers = {
+            name: torch.arange(raw[name].numel()).view_as(raw[name]) + start
+            for name, start in zip(self.parameters, starts, strict=False)
+        }
+        flat = torch.cat([raw[name].flatten() for name in self.parameters])
+        flat[self.read(numbers)] = value.to(flat.dtype)
+        sizes = [raw[name].numel() for name in self.parameters]
+        for name, part in zip(self.parameters, flat.split(sizes), strict=True):
+            raw[name] = part.view_as(raw[name])
+
+
+Pieces = dict[str, Piece]
+
+
+@dataclass(slots=True)
+class Parameters:
+    """A learner's parameters, sorted by what their shapes allow."""
+
+    attention: list[str] = field(default_factory=list)  # each entry may stand for one parameter per head
+    feed_forward: list[str] = field(default_factory=list)
+    norms: list[Piece] = field(default_factory=list)
+    head_norms: list[str] = field(default_factory=list)
+    biases: dict[str, str] = field(default_factory=dict)  # of the weight with that name
+    unknown: list[str] = field(default_factory=list)
+    shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
+    heads: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the entry's parameters, one for each head
+    d_ff: int = 0
+
+
+def weights(readings: Sequence[Pieces], raw: Raw) -> Weights:
+    """The weights of several readings, stacked along a first axis. All readings have the same names."""
+    stacked = {}
+    for name in readings[0]:
+        values = torch.stack([reading[name].read(raw) for reading in readings])
+        stacked[name] = values[:, None] if values.dim() == 3 else values[:, None, None]
+    return stacked
+
+
+def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameters:
+    """Sort the driver's list of parameters by shape."""
+    shapes = {one["name"]: tuple(one["shape"]) for one in listed if one["same_as"] == one["name"]}
+    found = Parameters(shapes=shapes, d_ff=sizes.d_ff)
+    vectors = [
+        name for name, shape in shapes.items() if max(shape, default=0) == numel(shape) or _is_headed(shape, sizes)
+    ]
+    for weight in shapes:
+        bias = next((name for name in _bias_names(weight) if name in vectors and name != weight), None)
+        if bias is not None:
+            found.biases[weight] = bias
+    taken = set(found.biases.values())
+    for name, shape in shapes.items():
+        if name in taken:
+            continue
+        if name in vectors and numel(shape) == sizes.d_model and QUERY_KEY_NORM.search(name):
+            found.head_norms.append(name)
+        elif name in vectors and numel(shape) == sizes.d_model and not _is_bias_name(name):
+            found.norms.append(Piece((name,)))
+        elif name in vectors and numel(shape) == 2 * sizes.d_model and not _is_bias_name(name):  # both in one
+            found.norms += [Piece((name,), None, tuple(half.tolist())) for half in torch.arange(numel(shape)).chunk(2)]
+        elif name in vectors:
+            (found.head_norms if numel(shape) == sizes.head_dim and not _is_bias_name(name) else found.unknown).append(
+                name
+            )
+        elif numel(shape) == 2 * sizes.d_model:  # both norms in one
+            halves = torch.arange(2 * sizes.d_model).view(shape).movedim(shape.index(sizes.d_model), -1).flatten(0, -2)
+            found.norms += [Piece((name,), None, tuple(half.tolist())) for half in halves]
+        elif sizes.d_model not in shape:
+            found.unknown.append(name)
+        elif numel(shape) % (found.d_ff * sizes.d_model) == 0 and found.d_ff:
+            found.feed_forward.append(name)
+        else:
+            found.attention.append(name)
+    _gather_heads(found, sizes)
+    return found
+
+
+def possible_d_ff(listed: Sequence[dict[str, Any]], sizes: Sizes) -> list[int]:
+    """The width of the feed-forward that may have been built: d_ff, or what the learner's own arithmetic made of it."""
+    others = [
+        numel(one["shape"]) // sizes.d_model
+        for one in listed
+        if len(one["shape"]) == 2 and sizes.d_model in one["shape"] and one["same_as"] == one["name"]
+    ]
+    return [sizes.d_ff, *(size for size in dict.fromkeys(others) if size != sizes.d_model and others.count(size) > 1)]
+
+
+def numel(shape: Sequence[int]) -> int:
+    """How many numbers a shape holds."""
+    return int(torch.Size(shape).numel())
+
+
+def _is_headed(shape: tuple[int, ...], sizes: Sizes) -> bool:
+    """Whether it is a bias that is kept as (heads, head_dim), or three of them."""
+    return sizes.d_model not in shape and shape[-2:] in (
+        (sizes.num_heads, sizes.head_dim),
+        (sizes.num_kv_heads, sizes.head_dim),
+    )
+
+
+def _bias_names(weight: str) -> Iterator[str]:
+    folder, dot, last = weight.rpartition(".")
+    for old, new in (("weight", "bias"), ("Weight", "Bias"), ("kernel", "bias"), ("w", "b"), ("W", "b"), ("W", "B")):
+        if old in last:
+            yield folder + dot + last.replace(old, new, 1)
+    yield f"{folder}{dot}{last}_bias"
+    yield f"{folder}{dot}b_{last}"
+    yield f"{folder}{dot}{last}_b"
+
+
+def _is_bias_name(name: str) -> bool:
+    return "bias" in name.rpartition(".")[2].lower()
+
+
+def _gather_heads(found: Parameters, sizes: Sizes) -> None:
+    """Put together what is kept as one parameter for each head, such as heads.0.key.weight, heads.1.key.weight."""
+    small = [name for name in found.attention if numel(found.shapes[name]) == sizes.head_dim * sizes.d_model]
+    groups: dict[str, list[str]] = {}
+    for name in small:
+        groups.setdefault(re.sub(r"\d+", "#", name, count=1), []).append(name)
+    for pattern, names in groups.items():
+        if len(names) in (sizes.num_heads, sizes.num_kv_heads) and len(names) > 1:
+            names.sort(key=lambda name: int(next(iter(re.findall(r"\d+", name)), "0")))
+            found.heads[pattern] = tuple(names)
+            found.shapes[pattern] = (len(names), *found.shapes[names[0]])
+            found.attention[:] = [name for name in found.attention if name not in names] + [pattern]
+            if all(name in found.biases for name in names):
+                found.heads[pattern + " bias"] = tuple(found.biases[name] for name in names)
+                found.biases[pattern] = pattern + " bias"

@@ -1,0 +1,120 @@
+"""The switches of the reference that are turned, one or two at a time, in each step of the search: one fault each."""
+
+from collections.abc import Iterable
+from typing import Any
+
+from .variants import ACTIVATIONS, FREQUENCIES, SCALES, SHIFTS, SQUARES, TABLES
+
+Switch = dict[str, Any]
+"""Fields of Spec that change together: one fault."""
+
+ROTATION = frozenset({"mixed", "rope_axis", "rope_input", "frequency", "tables", "query_shift", "key_shift", "rope_on"})
+"""Of two changes to the rotation each hides the other, unless one says what is turned at all."""
+
+
+def _norm_switches() -> Iterable[Switch]:
+    for kind in ("none", "gain", *SQUARES):
+        if kind in ("rms", "all"):
+            continue
+        yield {"norm1": kind, "norm2": kind}
+        yield {"norm1": kind}
+        yield {"norm2": kind}
+    yield {"weight1": "none", "weight2": "none"}
+    yield {"weight1": "none"}
+    yield {"weight2": "none"}
+    for eps in (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0):
+        yield {"eps1": eps, "eps2": eps}
+        yield {"eps1": eps, "eps2": eps, "eps_place1": "outside", "eps_place2": "outside"}
+        yield {"eps1": eps}
+        yield {"eps2": eps}
+
+
+ONE_TOKEN: list[Switch] = [
+    {"residual1": "none"},
+    {"residual2": "none"},
+    {"residual1": "normed"},
+    {"residual2": "normed"},
+    {"residual1": "normed", "residual2": "normed"},
+    {"residual1": "doubled"},
+    {"residual2": "doubled"},
+    {"residual1": "doubled", "residual2": "doubled"},
+    {"residual2": "input"},
+    {"post": "12"},
+    {"post": "1"},
+    {"post": "2"},
+    *({"post": post, "pre_too": True} for post in ("12", "1", "2")),
+    *({"post": post, "before_sum": True} for post in ("12", "1", "2")),
+    {"parallel": "own"},
+    {"parallel": "shared"},
+    {"output": "none"},
+    {"tiled": True},
+    {"merge": "mean"},
+    {"merge": "sum"},
+    *_norm_switches(),
+    *({"activation": name} for name in ACTIVATIONS if name != "silu"),
+    *({"gating": gating} for gating in ("product", "plain", "both", "sum")),
+    *({"gating": "product", "activation": name} for name in ("gelu", "relu", "sigmoid", "tanh")),
+]
+
+ZERO_SCORES_PLAIN: list[Switch] = [
+    *({"mask": mask} for mask in ("next", "future", "future_strict")),
+    *(
+        {"mask": mask, "empty_rows": empty, "fill": fill, "fill_by": by}
+        for mask in ("strict",)
+        for empty, fill, by in (
+            ("nan", -float("inf"), "replacing"),
+            ("zero", -float("inf"), "replacing"),
+            ("nan", -1e9, "replacing"),
+            ("nan", -1e9, "adding"),
+        )
+    ),
+    {"mask": "future_strict", "empty_rows": "zero"},
+    {"mask": "future_strict", "fill": -1e9},
+    {"mask": "future_strict", "fill": -1e9, "fill_by": "adding"},
+    *(
+        {"mask": mask, "fill": fill, "fill_by": by}
+        for mask in ("causal",)
+        for fill in (0.0, -0.1, -1.0, -2.0, -3.0, -5.0, -10.0, 1e-9)
+        for by in ("replacing", "adding")
+        if (fill, by) != (0.0, "adding")
+    ),
+    {"softmax": "queries"},
+    {"softmax": "heads"},
+    {"softmax": "nothing"},
+    {"split": "swapped"},
+    *({"split": split} for split in ("flat", "dims_first")),
+    *({"merge": merge} for merge in ("flat", "flat_dims", "dims_first")),
+    *({"split": "flat", "merge": merge} for merge in ("flat", "flat_dims")),
+    {"split": "dims_first", "merge": "dims_first"},
+    {"split": "flat", "split_of": "v"},
+    {"split": "dims_first", "split_of": "v"},
+    {"norm1": "all", "norm2": "all"},
+    {"norm1": "all"},
+    {"norm2": "all"},
+]
+
+ZERO_SCORES_TURNED: list[Switch] = [
+    *({"rope_on": on} for on in ("qkv", "v", "kv", "qv")),
+    *({"rope_on": on, "rope_axis": "width"} for on in ("qkv", "v")),
+    *(
+        {"rope_input": kind, "rope_input_axis": axis, "rope_on": on}
+        for kind in ("x", "normed", "before_norm")
+        for axis in ("width", "head")
+        for on in ("", "qk")
+    ),
+]
+
+SCORES: list[Switch] = [
+    *({"rope_on": on} for on in ("", "q", "k")),
+    {"rope_axis": "width"},
+    {"mixed": True},
+    *({"rope_input": "qk", "rope_input_axis": axis, "rope_on": on} for axis in ("width", "head") for on in ("", "qk")),
+    *({"frequency": name} for name in FREQUENCIES if name != "standard"),
+    *({"tables": tables} for tables in TABLES),
+    *({role: shift} for role in ("query_shift", "key_shift") for shift in SHIFTS if shift != "no"),
+    *({"split": split, "split_of": roles} for split in ("flat", "dims_first") for roles in ("q", "k", "qk")),
+    *({"scale": scale} for scale in SCALES if scale != "1/sqrt(head_dim)"),
+    {"softmax": "queries"},
+    {"softmax": "heads"},
+    {"mask": "causal", "fill_by": "multiplying"},
+]

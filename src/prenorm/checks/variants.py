@@ -1,0 +1,117 @@
+"""The formulas of which the reference holds several: activations, scales, frequencies, shifts, means, and roundings."""
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as torch_functional
+from torch import Tensor
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": torch_functional.silu,
+    "gelu": torch_functional.gelu,
+    "tanh-gelu": lambda x: torch_functional.gelu(x, approximate="tanh"),
+    "quick-gelu": lambda x: x * torch.sigmoid(1.702 * x),
+    "relu": torch.relu,
+    "relu squared": lambda x: torch.relu(x).square(),
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "no": lambda x: x,
+    "softplus": torch_functional.softplus,
+    "elu": torch_functional.elu,
+    "mish": torch_functional.mish,
+    "leaky relu": torch_functional.leaky_relu,
+    "hard-swish": torch_functional.hardswish,
+    "silu twice": lambda x: torch_functional.silu(torch_functional.silu(x)),
+}
+
+SCALES: dict[str, Callable[[int, int, int, int], float]] = {  # of head_dim, d_model, num_heads, seq
+    "1/sqrt(head_dim)": lambda dim, width, heads, seq: dim**-0.5,
+    "1": lambda dim, width, heads, seq: 1.0,
+    "1/head_dim": lambda dim, width, heads, seq: 1 / dim,
+    "1/sqrt(d_model)": lambda dim, width, heads, seq: width**-0.5,
+    "1/d_model": lambda dim, width, heads, seq: 1 / width,
+    "1/sqrt(num_heads)": lambda dim, width, heads, seq: heads**-0.5,
+    "1/num_heads": lambda dim, width, heads, seq: 1 / heads,
+    "1/sqrt(seq)": lambda dim, width, heads, seq: seq**-0.5,
+    "1/seq": lambda dim, width, heads, seq: 1 / seq,
+    "sqrt(head_dim)": lambda dim, width, heads, seq: dim**0.5,
+    "head_dim": lambda dim, width, heads, seq: float(dim),
+}
+
+# Exponents of theta for pair i of n, in a vector of size dim of a model of the given width; then what multiplies it.
+FREQUENCIES: dict[str, Callable[[Tensor, int, int, float], Tensor]] = {
+    "standard": lambda i, dim, width, theta: theta ** (-2 * i / dim),
+    "theta^(-i/head_dim)": lambda i, dim, width, theta: theta ** (-i / dim),
+    "theta^(-2i/d_model)": lambda i, dim, width, theta: theta ** (-2 * i / width),
+    "theta^(+2i/head_dim)": lambda i, dim, width, theta: theta ** (2 * i / dim),
+    "theta^(-4i/head_dim)": lambda i, dim, width, theta: theta ** (-4 * i / dim),
+    "theta^(-2(i+1)/head_dim)": lambda i, dim, width, theta: theta ** (-2 * (i + 1) / dim),
+    "theta^(-(2i+1)/head_dim)": lambda i, dim, width, theta: theta ** (-(2 * i + 1) / dim),
+    "theta^(-(i+1)/head_dim)": lambda i, dim, width, theta: theta ** (-(i + 1) / dim),
+    "theta^(-i/(head_dim/2 - 1))": lambda i, dim, width, theta: theta ** (-i / max(dim / 2 - 1, 1)),
+    "theta^(-2i/num_heads)": lambda i, dim, width, theta: theta ** (-2 * i * dim / width),
+    "the same for every pair": lambda i, dim, width, theta: torch.ones_like(i),
+    "1/(theta 2i/head_dim)": lambda i, dim, width, theta: 1 / (theta * (2 * i / dim)).clamp(min=1e-12),
+    "in degrees": lambda i, dim, width, theta: theta ** (-2 * i / dim) * (math.pi / 180),
+    "times 180/pi": lambda i, dim, width, theta: theta ** (-2 * i / dim) * (180 / math.pi),
+    "times 2 pi": lambda i, dim, width, theta: theta ** (-2 * i / dim) * (2 * math.pi),
+    "10^(-2i/head_dim ln theta)": lambda i, dim, width, theta: 10 ** (-2 * i / dim * math.log(theta)),
+    "exp(-2i/head_dim log10 theta)": lambda i, dim, width, theta: torch.exp(-2 * i / dim * math.log10(theta)),
+    "exp(-2i/head_dim)": lambda i, dim, width, theta: torch.exp(-2 * i / dim),
+    "2^(-2i/head_dim)": lambda i, dim, width, theta: 2 ** (-2 * i / dim),
+    "reversed": lambda i, dim, width, theta: theta ** (-2 * i.flip(0) / dim),
+    "half of it": lambda i, dim, width, theta: theta ** (-2 * i / dim) / 2,
+    "twice of it": lambda i, dim, width, theta: theta ** (-2 * i / dim) * 2,
+}
+
+SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
+    "no": lambda positions: positions,
+    "the next": lambda positions: positions + 1,
+    "the one before": lambda positions: positions - 1,
+    "the one before, or 0": lambda positions: (positions - 1).clamp(min=0),
+    "the next, and for the last the first": lambda positions: positions.roll(-1, -1),
+    "the one before, and for the first the last": lambda positions: positions.roll(1, -1),
+    "the next, or the last": lambda positions: torch.minimum(positions + 1, positions.amax(-1, keepdim=True)),
+}
+
+SQUARES: dict[str, Callable[[Tensor], Tensor]] = {  # what stands under the root, without eps
+    "rms": lambda x: x.square().mean(-1, keepdim=True),
+    "layer": lambda x: x.square().mean(-1, keepdim=True),
+    "layer_unbiased": lambda x: x.square().sum(-1, keepdim=True) / (x.shape[-1] - 1),
+    "var(x), unbiased": lambda x: x.var(-1, keepdim=True),
+    "no_sqrt": lambda x: x.square().mean(-1, keepdim=True),
+    "sequence": lambda x: x.square().mean(-2, keepdim=True),
+    "all": lambda x: x.square().mean((-2, -1), keepdim=True),
+    "batch": lambda x: x.square().mean(-3, keepdim=True),
+    "sum(x^2)": lambda x: x.square().sum(-1, keepdim=True),
+    "var(x)": lambda x: x.var(-1, keepdim=True, unbiased=False),
+    "sum(x^2) / (d_model - 1)": lambda x: x.square().sum(-1, keepdim=True) / (x.shape[-1] - 1),
+    "mean(|x|)^2": lambda x: x.abs().mean(-1, keepdim=True).square(),
+    "max(|x|)^2": lambda x: x.abs().amax(-1, keepdim=True).square(),
+    "mean(x)^2": lambda x: x.mean(-1, keepdim=True).square(),
+    "mean(x^2)^(2/3)": lambda x: x.square().mean(-1, keepdim=True) ** (2 / 3),
+    "mean(x^2)^(1/2)": lambda x: x.square().mean(-1, keepdim=True) ** (1 / 2),
+    "mean(x^2)^2": lambda x: x.square().mean(-1, keepdim=True).square(),
+}
+
+
+def _rounded(angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    return angle.cos().to(dtype), angle.sin().to(dtype)
+
+
+LOW, HALF = torch.bfloat16, torch.float16
+TABLES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {  # of positions and frequencies, in float64
+    "exact": lambda at, frequency: _rounded(at * frequency, torch.float64),
+    "cos and sin in bfloat16": lambda at, frequency: _rounded(at * frequency, LOW),
+    "cos and sin in float16": lambda at, frequency: _rounded(at * frequency, HALF),
+    "angles in bfloat16": lambda at, frequency: _rounded((at * frequency).to(LOW).double(), torch.float64),
+    "frequencies in bfloat16": lambda at, frequency: _rounded(at * frequency.to(LOW).double(), torch.float64),
+    "frequencies and angles in bfloat16": lambda at, frequency: _rounded(
+        (at.to(LOW) * frequency.to(LOW)).double(), torch.float64
+    ),
+    "frequencies, angles, cos and sin in bfloat16": lambda at, frequency: _rounded(at.to(LOW) * frequency.to(LOW), LOW),
+    "angles, cos and sin in bfloat16": lambda at, frequency: _rounded((at * frequency).to(LOW), LOW),
+    "frequencies in float16": lambda at, frequency: _rounded(at * frequency.to(HALF).double(), torch.float64),
+    "angles in float16": lambda at, frequency: _rounded((at * frequency).to(HALF).double(), torch.float64),
+}
