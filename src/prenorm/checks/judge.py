@@ -11,8 +11,8 @@ from .case import MAX_SEQ_LEN, Case, Report, raised
 from .code import Code
 from .faults import FAULTS
 from .learner import Built, Learner, LearnerError
-from .lines import MAX_CHARACTERS
 from .place import place
+from .source import MAX_CHARACTERS
 from .subject import EndedError, Subject
 from .targets import TARGETS, Target
 from .verdict import Finding, Verdict

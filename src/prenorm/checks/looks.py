@@ -6,7 +6,7 @@ The numbers say which fault it is; these only say which line is most likely to m
 import re
 from dataclasses import dataclass
 
-from .lines import Line
+from .source import Line
 
 
 @dataclass(frozen=True, slots=True)

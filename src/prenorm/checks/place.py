@@ -6,8 +6,10 @@ from pathlib import PurePath
 from typing import Any
 
 from .faults import CRASHES
-from .lines import MAX_TEXT, NAMES, Function, Line, read, split
+from .lines import read
 from .looks import LOOKS, Look
+from .roles import NAMES
+from .source import MAX_TEXT, Function, Line, split
 from .verdict import Place
 
 MAX_CODE = 200  # characters of a line that are shown

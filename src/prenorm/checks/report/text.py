@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..lines import split
+from ..source import split
 from ..verdict import FAILED, NOT_APPLICABLE, PASSED, Finding, Place, Verdict
 
 MARKS = {PASSED: ("ok", "green"), FAILED: ("wrong", "bold red"), NOT_APPLICABLE: ("-", "dim")}
