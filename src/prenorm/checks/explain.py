@@ -32,6 +32,8 @@ from .search import Base, Match, Probe, Search, agrees
 from .switches import ONE_TOKEN, SCORES, ZERO_SCORES_PLAIN, ZERO_SCORES_TURNED, Switch
 
 TOKENS = 7
+SHOWING_SCORES = ("heads", "none", "sigmoid", "relu")
+"""Kinds of softmax with which one token's output depends on its score."""
 MANY_READINGS = 24
 """With more readings than these, two switches at once in the first step would take too long."""
 
@@ -118,7 +120,7 @@ class _Steps:
                 for empty, fill in (("nan", -float("inf")), ("zero", -float("inf")), ("nan", -1e9))
             ]
             bases += [Spec(), Spec(mask="causal")]
-        by_heads = attention[:8]  # a softmax over heads makes queries and keys visible, too
+        by_heads = attention[:8]  # some kinds of softmax make queries and keys visible, too
         shown = [reading for reading in attention if self._shown(reading, ("v", "o")) == visible]
         if not shown:  # an output projection that is there and has no effect
             shown = [reading for reading in attention if self._shown(reading, ("v",)) == visible]
@@ -131,8 +133,8 @@ class _Steps:
         likely = [a | f | n for f in feed_forward[:1] for n in likely_norms(norms) for a in attention[:4]]
         turned = [a | f | n for f in feed_forward[:1] for n in likely_norms(norms) for a in by_heads]
         for readings, most in ((likely, 1), (every, 1), (turned, 1), (likely, 2), (every, 2), (turned, 2)):
-            if readings is turned and len(self.found.attention) in (1, 2, 4):
-                specs = [dataclasses.replace(base, softmax="heads") for base in bases]
+            if readings is turned and len(self.found.attention) <= 4:
+                specs = [dataclasses.replace(base, softmax=kind) for kind in SHOWING_SCORES for base in bases]
             elif readings is turned:
                 continue
             else:
@@ -230,7 +232,10 @@ class _Steps:
 
     def _all(self, bases: list[Base], readings: list[Pieces]) -> Explanation:
         probe = self._probe(self.raw, TOKENS)
-        readings = [reading | norms for norms in self.head_norms for reading in readings]
+        head_norms = list(self.head_norms)
+        if head_norms != [{}] and bases[0][0].weight1 == bases[0][0].weight2 == "none":  # of one class with these
+            head_norms.append({})
+        readings = [reading | norms for norms in head_norms for reading in readings]
         rotations = [("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1)]
         kinds = ["none", "before_rope", "after_rope"]
         if self.head_norms != [{}]:

@@ -123,6 +123,10 @@ FAULTS = {
     "rope_wrong_frequency": Fault(
         "the frequencies are not theta^(-2i/head_dim)", "theta ** -(arange(0, head_dim, 2) / head_dim)"
     ),
+    "rope_not_a_rotation": Fault(
+        "pairs are not rotated: a sign is wrong, and their lengths change",
+        "(x1 cos - x2 sin, x1 sin + x2 cos): one sine has a minus",
+    ),
     "token_positions_ignored": Fault(
         "token_positions have no effect", "look up cos and sin at token_positions instead of 0, 1, 2, ..."
     ),
@@ -145,6 +149,11 @@ FAULTS = {
     ),
     "softmax_wrong_dim": Fault(
         "the softmax does not run over the keys", "softmax(scores, dim=-1), scores (..., query, key)"
+    ),
+    "missing_softmax": Fault("attention weights are not the softmax of the scores", "softmax(scores, dim=-1) @ v"),
+    "mask_after_softmax": Fault(
+        "the mask is applied after the softmax, so that weights do not add up to 1",
+        "fill the scores with -inf where a query may not attend, then take the softmax",
     ),
     "missing_attention_scale": Fault("scores are not divided by sqrt(head_dim)", "scores / sqrt(head_dim)"),
     "wrong_attention_scale": Fault(

@@ -188,6 +188,12 @@ LOOKS: dict[str, list[Look]] = {
         Look("rope", r"cos.*sin"),
         *PAIRING,
     ],
+    "rope_not_a_rotation": [
+        Look("rope", r"\w \* [\w.]+ [-+] \w+ \* \w"),
+        Look("rope any", r"cat\(|stack\("),
+        Look("rope", r"cos.*sin"),
+        *PAIRING,
+    ],
     "rope_over_heads": [
         Look("rope", r"(cos|sin)\w*\[?.*(unsqueeze|\[|embedding)|cis\w* = "),
         Look("attention", TABLE, "rope"),
@@ -259,6 +265,15 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention", r"(softmax|logsumexp)\(.*(?:-[23]|[012]\))"),
         Look("attention", "softmax|logsumexp|amax"),
         Look("attention", r"scaled_dot|exp\("),
+    ],
+    "missing_softmax": [
+        Look("attention", r"sigmoid|relu"),
+        Look("attention", r"@ \w*v|matmul\(|einsum\(", last=True),
+        Look("any", SCORES),
+    ],
+    "mask_after_softmax": [
+        Look("attention", MASK + r"|\* \w*mask", lacks="inf|torch.ones"),
+        Look("any", MASK),
     ],
     "missing_attention_scale": [
         Look("attention", r"scale=1\.0|scale=1\b"),

@@ -120,6 +120,7 @@ def large_scores(case: Case, allowed: Tensor | None = None) -> None:
     assert case.explanation is not None
     spec, reading = case.explanation.spec, case.explanation.reading
     mixing = {"wrong_head_split", "heads_not_merged", "softmax_wrong_dim", "norm_over_sequence"}
+    mixing |= {"missing_softmax", "mask_after_softmax"}  # there scores need not be large to be seen
     sizes = ("q", "k", "q_bias", "k_bias") if spec.qk_norm == "none" else ("q_norm", "k_norm")
     if (allowed is None and spec.mask != "causal") or mixing & set(case.report.findings) or sizes[0] not in reading:
         return

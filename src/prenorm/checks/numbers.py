@@ -10,6 +10,7 @@ from .learner import Built, LearnerError
 from .parameters import Pieces
 from .reference import Spec
 from .targets import Target
+from .variants import NO_SOFTMAX
 
 NORMS = {
     "none": ("no_norm", "reads its input without a norm"),
@@ -155,6 +156,8 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
         yield "rope_over_heads", "the rotation runs over d_model, before heads are split"
     if spec.frequency != "standard":
         yield "rope_wrong_frequency", f"frequencies are {spec.frequency}"
+    if spec.signs != "rotation":
+        yield "rope_not_a_rotation", f"both sines have the sign {spec.signs}, so that lengths change"
     if spec.mixed:
         yield "rope_wrong_frequency", "dimensions are paired in one order, and the tables laid out for the other"
     if spec.tables != "exact":
@@ -167,20 +170,31 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
 def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
     if spec.mask in MASKS:
         yield MASKS[spec.mask]
-    if spec.mask != "none" and (spec.fill_by == "multiplying" or abs(spec.fill) < LOOSE):
+    if spec.masked_after:
+        yield "mask_after_softmax", "weights are masked, and their sum is less than 1"
+    elif spec.mask != "none" and spec.softmax != "none" and (spec.fill_by == "multiplying" or abs(spec.fill) < LOOSE):
         number = "0 by multiplication" if spec.fill_by == "multiplying" else f"{spec.fill:g}"
         yield "mask_value_too_small", f"masked scores get {number}"
-    if spec.softmax != "keys":
+    if spec.softmax in NO_SOFTMAX:
+        yield "missing_softmax", f"weights are {'' if spec.softmax == 'none' else spec.softmax + ' of '}the scores"
+    elif spec.softmax != "keys":
         yield "softmax_wrong_dim", f"the softmax runs over {spec.softmax}"
-    if spec.scale == "1":
+    if spec.scaled_after:
+        yield "wrong_attention_scale", "the scale is applied to the weights, after the softmax"
+    elif spec.split == "never":
+        pass  # the sizes of its heads are others
+    elif spec.scale == "1":
         yield "missing_attention_scale", "scores are not scaled"
     elif spec.factor != 1:
         yield "wrong_attention_scale", f"scores are {spec.factor:.4g} times as large as scores / sqrt(head_dim)"
     elif spec.scale != "1/sqrt(head_dim)":
         yield "wrong_attention_scale", f"scores are scaled by {spec.scale}"
     if spec.split != "standard":
-        how = "(heads, seq, head_dim) without a transpose" if spec.split == "flat" else "(head_dim, heads)"
-        yield "wrong_head_split", f"{', '.join(spec.split_of)} are cut as {how}"
+        how = {
+            "flat": "are cut as (heads, seq, head_dim) without a transpose",
+            "never": "are never cut: there is one head of d_model",
+        }.get(spec.split, "are cut as (head_dim, heads)")
+        yield "wrong_head_split", f"{', '.join(spec.split_of)} {how}"
     elif spec.merge != "standard" or len(set(reading["o"].places or ()) if "o" in reading else ()) == 8:
         yield "heads_not_merged", "heads are joined without bringing them beside each other again"
     if spec.output == "none" or "o" not in reading:

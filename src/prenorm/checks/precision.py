@@ -60,7 +60,12 @@ def _norm_rounding(case: Case) -> None:
     assert case.explanation is not None
     spec, reading = case.explanation.spec, case.explanation.reading
     plain = not spec.post and spec.norm1 == "rms" and spec.residual1 == "input" and spec.parallel == "no"
-    plain &= spec.residual2 == "hidden" and spec.softmax != "heads" and spec.mask in ("none", "causal")
+    plain &= (
+        spec.residual2 == "hidden"
+        and spec.softmax in ("keys", "queries", "nothing")
+        and not spec.scaled_after
+        and spec.mask in ("none", "causal")
+    )
     plain &= not {"heads_not_merged", "wrong_head_split"} & set(case.report.findings)
     if not plain or "o" not in reading or spec.output == "none" or max(spec.eps1, spec.eps2) > 1e-4:
         case.report.skip("norm in bfloat16", "other faults cover it")

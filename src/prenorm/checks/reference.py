@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .variants import ACTIVATIONS, FREQUENCIES, SCALES, SHIFTS, SQUARES, TABLES
+from .variants import ACTIVATIONS, FREQUENCIES, NO_SOFTMAX, SCALES, SHIFTS, SQUARES, TABLES
 
 Weights = dict[str, Tensor]
 """q k v o gate up down: (readings, 1, out, in). Their biases q_bias ..., norm1 norm1_bias norm2 norm2_bias, q_norm
@@ -49,6 +49,7 @@ class Spec:
     direction: int = 1
     theta: float = 10000.0
     frequency: str = "standard"  # a name of FREQUENCIES
+    signs: str = "rotation"  # of both sines: plus | minus
     mixed: bool = False  # tables are laid out for the other pairing
     rotary_fraction: float = 1.0
     tables: str = "exact"  # a name of TABLES
@@ -59,10 +60,12 @@ class Spec:
     fill: float = -math.inf
     fill_by: str = "replacing"  # adding | multiplying
     empty_rows: str = "nan"  # zero
-    softmax: str = "keys"  # queries | heads | nothing
+    softmax: str = "keys"  # queries | heads | nothing; none (scores as they are) | sigmoid | relu
+    masked_after: bool = False  # weights are masked, not scores
+    scaled_after: bool = False  # weights are scaled, not scores
     scale: str = "1/sqrt(head_dim)"  # a name of SCALES
     factor: float = 1.0  # on top of it
-    split: str = "standard"  # flat | dims_first | swapped
+    split: str = "standard"  # flat | dims_first | swapped | never
     split_of: str = "qkv"  # which projections are split in that way
     merge: str = "standard"  # flat | dims_first
     tiled: bool = False
@@ -187,6 +190,8 @@ def attention(
     head_dim = weights["q"].shape[-2] // num_heads
     if spec.split == "swapped":  # as many heads as a head has dimensions, and the other way round
         num_heads, head_dim = head_dim, num_heads
+    if spec.split == "never":
+        head_dim *= num_heads
     turned = _stream(spec, x, positions, head_dim) if spec.rope_input in ("normed", "qk") else x
     inputs = {"q": turned, "k": turned, "v": x if spec.rope_input == "qk" else turned}
     parts = {}
@@ -202,9 +207,15 @@ def attention(
         if spec.rope_axis == "head" and name in spec.rope_on:
             part = rotated(spec, part, places[:, None], width)
         parts[name] = _normed_heads(spec, weights, name, "after_rope", part)
-    q, k, v = parts["q"], *(_grouped(spec, parts[name], num_heads) for name in "kv")
-    scores = q @ k.mT * (SCALES[spec.scale](q.shape[-1], width, num_heads, x.shape[-2]) * spec.factor)
-    probabilities = _softmax(spec, _masked(spec, scores, allowed))
+    q, k, v = parts["q"], *(_grouped(spec, parts[name], parts["q"].shape[-3]) for name in "kv")
+    scale = SCALES[spec.scale](q.shape[-1], width, num_heads, x.shape[-2]) * spec.factor
+    scores = q @ k.mT
+    if spec.masked_after:
+        probabilities = _softmax(spec, scores * scale) * _seen(spec, scores, allowed)
+    elif spec.scaled_after:
+        probabilities = _softmax(spec, _masked(spec, scores, allowed)) * scale
+    else:
+        probabilities = _softmax(spec, _masked(spec, scores * scale, allowed))
     joined = _merge(spec, probabilities @ v)
     return joined if spec.output == "none" or "o" not in weights else linear(weights, "o", joined)
 
@@ -251,7 +262,8 @@ def _normed_heads(spec: Spec, weights: Weights, name: str, when: str, x: Tensor)
     return y * (weight[..., None, :] + 1 if spec.plus_one else weight[..., None, :])
 
 
-def _masked(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:
+def _seen(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:
+    """(seq, seq), True where a query may attend to a key."""
     queries, keys = (torch.arange(size) for size in scores.shape[-2:])
     ahead = keys - queries[:, None]
     seen = {
@@ -262,7 +274,11 @@ def _masked(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:
         "future": ahead >= 0,
         "future_strict": ahead > 0,
     }[spec.mask]
-    seen = seen if allowed is None else seen & allowed
+    return seen if allowed is None else seen & allowed
+
+
+def _masked(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:
+    seen = _seen(spec, scores, allowed)
     if spec.fill_by == "multiplying":
         return scores * seen
     if spec.fill_by == "adding":
@@ -273,6 +289,8 @@ def _masked(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:
 def _softmax(spec: Spec, scores: Tensor) -> Tensor:
     if spec.softmax == "nothing":  # an axis of size 1
         return torch.ones_like(scores)
+    if spec.softmax in NO_SOFTMAX:
+        return NO_SOFTMAX[spec.softmax](scores)
     probabilities = scores.softmax({"keys": -1, "queries": -2, "heads": -3}[spec.softmax])
     return probabilities.nan_to_num(0.0) if spec.empty_rows == "zero" else probabilities
 
@@ -300,6 +318,7 @@ def rotated(spec: Spec, x: Tensor, positions: Tensor, width: int) -> Tensor:
         halves = place.chunk(2) if spec.pairing == "half" else (place[0::2], place[1::2])
         first, second = ((cos[..., half], sin[..., half]) for half in halves)
     a, b = (turning[..., 0::2], turning[..., 1::2]) if spec.pairing == "interleaved" else turning.chunk(2, -1)
-    pair_of = (a * first[0] - b * first[1], a * second[1] + b * second[0])
+    plus, minus = {"rotation": (1, -1), "plus": (1, 1), "minus": (-1, -1)}[spec.signs]
+    pair_of = (a * first[0] + minus * b * first[1], plus * a * second[1] + b * second[0])
     turned = torch.stack(pair_of, -1).flatten(-2) if spec.pairing == "interleaved" else torch.cat(pair_of, -1)
     return torch.cat((turned, rest), -1) if rest.shape[-1] else turned

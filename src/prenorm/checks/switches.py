@@ -8,7 +8,9 @@ from .variants import ACTIVATIONS, FREQUENCIES, SCALES, SHIFTS, SQUARES, TABLES
 Switch = dict[str, Any]
 """Fields of Spec that change together: one fault."""
 
-ROTATION = frozenset({"mixed", "rope_axis", "rope_input", "frequency", "tables", "query_shift", "key_shift", "rope_on"})
+ROTATION = frozenset(
+    {"mixed", "rope_axis", "rope_input", "frequency", "signs", "tables", "query_shift", "key_shift", "rope_on"}
+)
 """Of two changes to the rotation each hides the other, unless one says what is turned at all."""
 
 
@@ -47,6 +49,7 @@ ONE_TOKEN: list[Switch] = [
     {"parallel": "own"},
     {"parallel": "shared"},
     {"output": "none"},
+    {"scaled_after": True},
     {"tiled": True},
     {"merge": "mean"},
     {"merge": "sum"},
@@ -81,6 +84,8 @@ ZERO_SCORES_PLAIN: list[Switch] = [
     {"softmax": "queries"},
     {"softmax": "heads"},
     {"softmax": "nothing"},
+    {"softmax": "none", "fill": 0.0},
+    {"masked_after": True},
     {"split": "swapped"},
     *({"split": split} for split in ("flat", "dims_first")),
     *({"merge": merge} for merge in ("flat", "flat_dims", "dims_first")),
@@ -113,7 +118,11 @@ SCORES: list[Switch] = [
     *({"tables": tables} for tables in TABLES),
     *({role: shift} for role in ("query_shift", "key_shift") for shift in SHIFTS if shift != "no"),
     *({"split": split, "split_of": roles} for split in ("flat", "dims_first") for roles in ("q", "k", "qk")),
-    *({"scale": scale} for scale in SCALES if scale != "1/sqrt(head_dim)"),
+    {"split": "never"},
+    {"split": "never", "scale": "1/sqrt(d_model / num_heads)"},
+    {"signs": "plus"},
+    {"signs": "minus"},
+    *({"scale": scale} for scale in SCALES if scale not in ("1/sqrt(head_dim)", "1/sqrt(d_model / num_heads)")),
     {"softmax": "queries"},
     {"softmax": "heads"},
     {"mask": "causal", "fill_by": "multiplying"},

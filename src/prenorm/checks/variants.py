@@ -31,12 +31,19 @@ SCALES: dict[str, Callable[[int, int, int, int], float]] = {  # of head_dim, d_m
     "1/head_dim": lambda dim, width, heads, seq: 1 / dim,
     "1/sqrt(d_model)": lambda dim, width, heads, seq: width**-0.5,
     "1/d_model": lambda dim, width, heads, seq: 1 / width,
+    "1/sqrt(d_model / num_heads)": lambda dim, width, heads, seq: (width / heads) ** -0.5,
     "1/sqrt(num_heads)": lambda dim, width, heads, seq: heads**-0.5,
     "1/num_heads": lambda dim, width, heads, seq: 1 / heads,
     "1/sqrt(seq)": lambda dim, width, heads, seq: seq**-0.5,
     "1/seq": lambda dim, width, heads, seq: 1 / seq,
     "sqrt(head_dim)": lambda dim, width, heads, seq: dim**0.5,
     "head_dim": lambda dim, width, heads, seq: float(dim),
+}
+
+NO_SOFTMAX: dict[str, Callable[[Tensor], Tensor]] = {  # what may stand in its place
+    "none": lambda scores: scores,
+    "sigmoid": torch.sigmoid,
+    "relu": torch.relu,
 }
 
 # Exponents of theta for pair i of n, in a vector of size dim of a model of the given width; then what multiplies it.

@@ -251,4 +251,22 @@ FAULTY = [
         "forward_waits",
         ("def silu(x):\n", "def silu(x):\n    while x.isfinite().all() or True:\n        x = x.clone()\n"),
     ),
+    fault("missing_softmax", "scores_as_they_are", ("softmax(scores, dim=-1) @ v", "scores @ v"), base=NOT_CAUSAL),
+    fault(
+        "mask_after_softmax",
+        "multiplied",
+        ('        scores = scores.masked_fill(~mask, float("-inf"))\n', "        pass\n"),
+        ("return softmax(scores, dim=-1) @ v", "return softmax(scores, dim=-1) * mask @ v"),
+    ),
+    fault(
+        "wrong_attention_scale",
+        "after_the_softmax",
+        (SCORES, "scores = q @ k.transpose(-1, -2)"),
+        ("softmax(scores, dim=-1) @ v", "softmax(scores, dim=-1) / math.sqrt(q.shape[-1]) @ v"),
+    ),
+    fault(
+        "rope_not_a_rotation",
+        "both_plus",
+        ("(even * cos - odd * sin, even * sin + odd * cos)", "(even * cos + odd * sin, even * sin + odd * cos)"),
+    ),
 ]

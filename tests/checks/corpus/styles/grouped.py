@@ -336,4 +336,14 @@ FAULTY = [
         "annotation_unknown",
         ("def mlp(self, x: Tensor) -> Tensor:", "def mlp(self, x: Float) -> Tensor:"),
     ),
+    fault("missing_softmax", "sigmoid", ("att.softmax(-1)", "att.sigmoid()")),
+    fault(
+        "mask_after_softmax",
+        "filled_with_zero",
+        (
+            '            att = att.masked_fill(hidden, float("-inf"))\n        y = att.softmax(-1) @ v',
+            "            att = att.softmax(-1).masked_fill(hidden, 0.0)\n        y = att @ v",
+        ),
+    ),
+    fault("rope_not_a_rotation", "both_plus", ("lo * cos - hi * sin", "lo * cos + hi * sin")),
 ]

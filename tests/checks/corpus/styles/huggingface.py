@@ -393,4 +393,9 @@ FAULTY = [
         "super_forgotten",
         ("        super().__init__()\n        self.weight = nn.Parameter", "        self.weight = nn.Parameter"),
     ),
+    fault(
+        "rope_not_a_rotation",
+        "no_minus_in_rotate_half",
+        ("torch.cat((-x2, x1), dim=-1)", "torch.cat((x2, x1), dim=-1)"),
+    ),
 ]

@@ -385,4 +385,9 @@ FAULTY = [
             "torch.empty((features_in, features_out), axes=('in', 'out'), dtype=dtype)",
         ),
     ),
+    fault(
+        "rope_not_a_rotation",
+        "both_minus",
+        ("odd * cos + even * sin", "odd * cos - even * sin"),
+    ),
 ]

@@ -301,4 +301,12 @@ FAULTY = [
             "        self.n_head = n_head\n        while n_embd > 1:\n            n_embd = n_embd // 2 + 1\n",
         ),
     ),
+    fault(
+        "mask_after_softmax",
+        "lines_swapped",
+        (
+            '            att = att.masked_fill(self.bias[:T, :T] == 0, float("-inf"))\n        att = F.softmax(att, dim=-1)\n',
+            "            att = F.softmax(att, dim=-1)\n            att = att.masked_fill(self.bias[:T, :T] == 0, 0)\n",
+        ),
+    ),
 ]

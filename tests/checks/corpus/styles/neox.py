@@ -345,4 +345,5 @@ FAULTY = [
         ),
     ),
     fault("forward_error", "tuple_of_nothing", (SECOND_SUM, "return ()")),
+    fault("missing_softmax", "relu", ("torch.softmax(scores, dim=-1)", "torch.relu(scores)")),
 ]

@@ -259,4 +259,5 @@ FAULTY = [
     fault("forward_error", "axis_out_of_range", (MERGE, "m = m.transpose(-2, -5).flatten(-2)")),
     fault("constructor_error", "super_with_arguments", ("super().__init__()", "super().__init__(d, n, f)")),
     fault("import_error", "misspelled", ("P = nn.Parameter", "P = nn.Paramater")),
+    fault("missing_softmax", "left_out", ("(q @ k.mT / s.h**0.5).softmax(-1) @ v", "(q @ k.mT / s.h**0.5) @ v")),
 ]

@@ -271,6 +271,7 @@ FAULTY = [
             OUT_OF_SDPA,
             "def over_queries(q, k, v, attn_mask, dropout_p, is_causal):\n            scores = q @ k.mT * q.shape[-1] ** -0.5\n            scores = scores if attn_mask is None else scores.masked_fill(~attn_mask, -1e30)\n            return scores.softmax(dim=-2) @ v\n\n        out = over_queries(\n            q,",
         ),
+        also="mask_ignored",  # is_causal, which is off by default
     ),
     fault(
         "wrong_head_split",
