@@ -71,6 +71,7 @@ class Case:
         built = self.learner.build(sizes, double=double, **(self.arguments | arguments))
         if self.built is not None:
             built.fresh, built.fixed_length = self.built.fresh, self.built.fixed_length
+            built.kept = self.built.kept
             if self.built.plain_weights:
                 built.take_plain_weights()
         return built

@@ -22,6 +22,7 @@ from .reading import (
     distinct,
     feed_forward_readings,
     head_norm_readings,
+    likely_feed_forward,
     likely_norms,
     norm_readings,
     unique,
@@ -30,10 +31,11 @@ from .reading import (
 from .reference import Spec, block
 from .search import Base, Match, Probe, Search, agrees
 from .switches import ONE_TOKEN, SCORES, ZERO_SCORES_PLAIN, ZERO_SCORES_TURNED, Switch
+from .variants import NO_SOFTMAX
 
 TOKENS = 7
-SHOWING_SCORES = ("heads", "none", "sigmoid", "relu")
-"""Kinds of softmax with which one token's output depends on its score."""
+LOUD = 0.01
+"""Of the largest output: what the sign of all queries has to change."""
 MANY_READINGS = 24
 """With more readings than these, two switches at once in the first step would take too long."""
 
@@ -58,12 +60,16 @@ class Explanation:
 
 
 class UnexplainedError(Exception):
-    """No spec gives the numbers. step: what was looked at; faults: what can be said all the same, id and evidence."""
+    """No spec gives the numbers. step: what was looked at; faults: what can be said all the same, id and evidence.
+
+    unknown: parameters that are no weight of a block by their shape, or only a part of one.
+    """
 
     def __init__(self, step: str, faults: Sequence[tuple[str, str]] = ()) -> None:
         super().__init__(step)
         self.step = step
         self.faults = tuple(faults)
+        self.unknown: tuple[str, ...] = ()
 
 
 def explain(
@@ -73,15 +79,32 @@ def explain(
 
     most: the switches that are turned together, at most, in each of the three steps.
     """
-    return _Steps(built, generator, tolerance, dtype, most).run()
+    problem: UnexplainedError | None = None
+    possible = _fitting_sizes(built)
+    for together in range(1 if len(possible) > 1 else most, most + 1):
+        for sizes, found in possible:
+            try:
+                return _Steps(built, sizes, found, generator, tolerance, dtype, together).run()
+            except UnexplainedError as error:
+                error.unknown = (*found.unknown, *found.parts)
+                problem = problem or error
+    assert problem is not None
+    raise problem
 
 
 class _Steps:
     def __init__(
-        self, built: Built, generator: torch.Generator, tolerance: float, dtype: torch.dtype, most: int
+        self,
+        built: Built,
+        sizes: Sizes,
+        found: Parameters,
+        generator: torch.Generator,
+        tolerance: float,
+        dtype: torch.dtype,
+        most: int,
     ) -> None:
         self.built, self.generator, self.tolerance, self.dtype, self.most = built, generator, tolerance, dtype, most
-        self.sizes, self.found = _fitting_sizes(built)
+        self.sizes, self.found = sizes, found
         self.search = Search(self.sizes.num_heads, built.learner.check_time)
         self.raw = built.draw(generator, dtype)
         self.head_norms = list(head_norm_readings(self.found))
@@ -91,10 +114,16 @@ class _Steps:
         feed_forward = list(feed_forward_readings(self.found, self.sizes))
         norms = list(norm_readings(self.found))
         if not attention or not feed_forward:
-            raise UnexplainedError(_unrecognised(self.found, not attention))
+            raise UnexplainedError(self._unrecognised(not attention))
         specs, readings = self._one_token(attention, feed_forward, norms)
         bases, readings = self._zero_scores(specs, with_same_values(readings, attention))
         return self._all(bases, readings)
+
+    def _unrecognised(self, attention: bool) -> str:
+        found, what = self.found, "queries, keys and values" if attention else "a feed-forward"
+        found.unknown += found.attention if attention else found.feed_forward
+        shapes = ", ".join(f"{name} {found.shapes[name]}" for name in found.unknown) or "none"
+        return f"the parameters do not make up {what}: {shapes}"
 
     def _probe(self, raw: Raw, tokens: int, batch: int = 2) -> Probe:
         x = torch.randn(batch, tokens, self.sizes.d_model, generator=self.generator, dtype=torch.float64)
@@ -130,15 +159,21 @@ class _Steps:
             attention = by_heads
         bases += [dataclasses.replace(base, plus_one=True) for base in bases if norms != [{}]]
         every = [a | f | n for f in feed_forward for n in norms for a in attention]
-        likely = [a | f | n for f in feed_forward[:1] for n in likely_norms(norms) for a in attention[:4]]
-        turned = [a | f | n for f in feed_forward[:1] for n in likely_norms(norms) for a in by_heads]
-        for readings, most in ((likely, 1), (every, 1), (turned, 1), (likely, 2), (every, 2), (turned, 2)):
-            if readings is turned and len(self.found.attention) <= 4:
-                specs = [dataclasses.replace(base, softmax=kind) for kind in SHOWING_SCORES for base in bases]
-            elif readings is turned:
-                continue
-            else:
-                specs = bases
+        inner = likely_feed_forward(feed_forward)
+        likely = [a | f | n for f in inner for n in likely_norms(norms) for a in attention[:4]]
+        turned = [a | f | n for f in inner for n in likely_norms(norms) for a in by_heads]
+        heads = [dataclasses.replace(base, softmax="heads") for base in bases]
+        others = [dataclasses.replace(base, softmax=kind) for kind in NO_SOFTMAX for base in bases]
+        whole = len(self.found.attention) <= 4
+        for specs, readings, most in (
+            (bases, likely, 1),
+            (bases, every, 1),
+            (others if whole else [], turned, 0),
+            (heads if whole else [], turned, 1),
+            (bases, likely, 2),
+            (bases, every, 2),
+            (heads if whole else [], turned, 2),
+        ):
             if most > self.most or (most == 2 and len(readings) > MANY_READINGS):
                 continue
             matches = self.search.find(
@@ -159,22 +194,35 @@ class _Steps:
         return [(spec, cost)], chosen
 
     def _other_norm(self, bases: list[Spec], readings: list[Pieces]) -> list[tuple[str, str]]:
-        """Whether all is right where every entry is as large as the others, so that every kind of mean is the same."""
+        """Whether all is right where every entry is as large as the others, so that every kind of mean is the same.
+
+        One sublayer at a time, with a number of its own by which its norm may be off.
+        """
         signs = torch.ones(2, 1, self.sizes.d_model, dtype=self.dtype)
         signs[..., torch.randperm(self.sizes.d_model // 2, generator=self.generator)[: self.sizes.d_model // 4]] = -1
         signs[..., self.sizes.d_model // 2 :] = -signs[..., : self.sizes.d_model // 2]
-        probe = Probe(self.raw, signs, self.built.run(self.raw, signs).y, self.tolerance)
-        switches: list[Switch] = [{"norm_factor": 2.0 ** (power / 4)} for power in range(-20, 21) if power]
-        if self.search.find([(base, 0) for base in bases[:4]], switches, readings, probe, most=1):
-            return [("norm_wrong_mean", "outputs are right for vectors of entries 1 and -1, and wrong for others")]
-        return []
+        factors: list[Switch] = [{"norm_factor": 2.0 ** (power / 4)} for power in range(-20, 21) if power]
+        search = Search(self.sizes.num_heads, self.built.learner.check_time)  # the other one may have no work left
+        starts = [(base, 0) for base in bases[:4]]
+        usual = True
+        for muted in ("down", "o" if "o" in readings[0] else "v"):
+            raw = dict(self.raw)
+            for role in (muted, f"{muted}_bias"):
+                if role in readings[0]:
+                    readings[0][role].write(raw, torch.zeros(()))
+            probe = Probe(raw, signs, self.built.run(raw, signs).y, self.tolerance)
+            if not search.find(starts, factors, readings, probe, most=1):
+                return []
+            usual &= bool(search.find(starts, [], readings, self._probe(raw, 1), most=0))
+        evidence = "each sublayer is right for vectors of entries 1 and -1 (or off by a number), and wrong for others"
+        return [] if usual else [("norm_wrong_mean", evidence)]
 
     def _visible(self, probe: Probe) -> set[str]:
         """The attention parameters that one token's output depends on."""
         visible = set()
         for entry in self.found.attention:
             changed = dict(self.raw)
-            for name in self.found.heads.get(entry, (entry,)):
+            for name in self.found.parts.get(entry, (entry,)):
                 changed[name] = changed[name] * 1.5 + 0.1
             y = self.built.run(changed, probe.x).y
             if not torch.equal(y, probe.y) and (y - probe.y).abs().max() > 1e-9:
@@ -184,7 +232,7 @@ class _Steps:
     def _shown(self, reading: Pieces, roles: tuple[str, ...]) -> set[str]:
         """The attention parameters that hold these roles in a reading."""
         held = {name for role in roles if role in reading for name in reading[role].parameters}
-        return {entry for entry in self.found.attention if held & set(self.found.heads.get(entry, (entry,)))}
+        return {entry for entry in self.found.attention if held & set(self.found.parts.get(entry, (entry,)))}
 
     # Several tokens, all scores zero: who sees whom, and how heads are cut and joined.
 
@@ -231,7 +279,7 @@ class _Steps:
     # Everything.
 
     def _all(self, bases: list[Base], readings: list[Pieces]) -> Explanation:
-        probe = self._probe(self.raw, TOKENS)
+        probe = self._probe(self._louder(readings[0]), TOKENS)
         head_norms = list(self.head_norms)
         if head_norms != [{}] and bases[0][0].weight1 == bases[0][0].weight2 == "none":  # of one class with these
             head_norms.append({})
@@ -282,6 +330,19 @@ class _Steps:
         spec, cost, indices = min(matches, key=lambda match: match[1])
         return Explanation(spec, readings[indices[0]], cost)
 
+    def _louder(self, reading: Pieces) -> Raw:
+        """The parameters, with queries so large that outputs depend on them: a wrong norm may make them tiny."""
+        x = self._probe(self.raw, TOKENS).x
+        for power in range(5):
+            loud, turned = dict(self.raw), dict(self.raw)
+            queries = reading["q"].read(self.raw) * 10.0**power
+            reading["q"].write(loud, queries)
+            reading["q"].write(turned, -queries)
+            y = self.built.run(loud, x).y
+            if not (y - self.built.run(turned, x).y).abs().max() < LOUD * y.abs().max():
+                return loud
+        return self.raw
+
     def _some_rotation(self, bases: list[Base], readings: list[Pieces]) -> bool:
         """Whether all is right at one and the same position, and elsewhere only distances count: a rotation it is."""
         if self.built.positions_name is None:
@@ -293,8 +354,11 @@ class _Steps:
         return agrees(at_zero, expected[0], x, self.tolerance) and agrees(at_near, at_far, x, self.tolerance)
 
 
-def _fitting_sizes(built: Built) -> tuple[Sizes, Parameters]:
-    """The sizes, with the number of key-value heads that the parameters have, and the parameters sorted by them."""
+def _fitting_sizes(built: Built) -> list[tuple[Sizes, Parameters]]:
+    """The sizes, with the number of key-value heads that the parameters have, and the parameters sorted by them.
+
+    Two of them where a block with the heads that were asked for would lack a weight, and one with fewer would not.
+    """
     listed = [*built.parameters, *built.plain_weights]
     possible = []
     for d_ff, heads in itertools.product(possible_d_ff(listed, built.sizes), (built.sizes.num_kv_heads, 2, 1)):
@@ -302,12 +366,13 @@ def _fitting_sizes(built: Built) -> tuple[Sizes, Parameters]:
         found = sort_parameters(listed, sizes)
         first, inner = next(attention_readings(found, sizes), None), next(feed_forward_readings(found, sizes), None)
         if first is not None and inner is not None:
-            fewer = heads != built.sizes.num_kv_heads
-            possible.append(((fewer, ("o" not in first) + ("gate" not in inner)), sizes, found))
-    if possible:  # as many key-value heads as were asked for; then a whole one rather than one without gate
-        _, sizes, found = min(possible, key=lambda one: one[0])
-        return sizes, found
-    return built.sizes, sort_parameters(listed, built.sizes)
+            lacking = ("o" not in first) + ("gate" not in inner)
+            possible.append((heads != built.sizes.num_kv_heads, lacking, (sizes, found)))
+    if not possible:
+        return [(built.sizes, sort_parameters(listed, built.sizes))]
+    best = min(possible, key=lambda one: one[:2])
+    wholer = [one for one in possible if one[1] < best[1]]
+    return [best[2], *(one[2] for one in sorted(wholer, key=lambda one: one[1])[:1])]
 
 
 def _with_other_tables(bases: list[Base], least: int) -> list[Base]:
@@ -329,10 +394,3 @@ def _with_other_factors(bases: list[Base], least: int) -> list[Base]:
         for power in range(-24, 25)
         if power and cost == least
     ]
-
-
-def _unrecognised(found: Parameters, attention: bool) -> str:
-    names = found.attention if attention else found.feed_forward
-    what = "queries, keys and values" if attention else "a feed-forward"
-    shapes = ", ".join(f"{name} {found.shapes[name]}" for name in [*names, *found.unknown]) or "none"
-    return f"the parameters do not make up {what}: {shapes}"

@@ -226,6 +226,10 @@ FAULTS = {
     ),
     "forward_error": Fault("forward raises, or gives something that is no output", "see the error"),
     "timeout": Fault("the time limit ran out", "look for an endless loop, or give more with --timeout"),
+    "unreadable": Fault(
+        "nobody can say which parameter is which weight of a block, so its numbers were not judged",
+        "keep every weight as a parameter of its own, or several of them stacked, without a function in between",
+    ),
     "unexplained": Fault(
         "the numbers differ from a right block's, and no fault of this list explains them",
         "compare the stages that are named in the evidence, one after the other",

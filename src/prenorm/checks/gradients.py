@@ -8,7 +8,7 @@ from torch import Tensor
 from .case import Case, raised
 from .explain import Explanation
 from .learner import LearnerError
-from .parameters import Raw
+from .parameters import Piece, Raw
 
 TOKENS = 6
 
@@ -30,7 +30,7 @@ def gradients(case: Case) -> None:
         case.report.skip("gradients", "the output is not finite")
         return
     explanation = case.explanation
-    expected = _gradients(explanation, raw, x, cotangent, case.sizes.num_heads)
+    expected, of_parameters = _gradients(explanation, raw, x, cotangent, case.sizes.num_heads)
     given = _by_weight(explanation, answer.gradients) | {"x": answer.x_gradient}
     wrong = [name for name, value in expected.items() if not _alike(given.get(name), value, case.tolerance)]
     case.report.check(
@@ -40,20 +40,17 @@ def gradients(case: Case) -> None:
         return
     for detached in (("1",), ("2",), ("1", "2")):
         variant = explanation.changed(detached=detached)
-        other = _gradients(variant, raw, x, cotangent, case.sizes.num_heads)
+        other, _ = _gradients(variant, raw, x, cotangent, case.sizes.num_heads)
         if all(_alike(given.get(name), value, case.tolerance) for name, value in other.items()):
             which = " and ".join({"1": "first", "2": "second"}[one] for one in detached)
             case.report.found("residual_detached", f"gradients are those of a block whose {which} residual is detached")
             return
-    whole = {f"{name} ({piece.parameters[0]})": piece for name, piece in explanation.reading.items()}
-    missing = [
-        name
-        for name in wrong
-        if not _is_there(given.get(name))
-        and _is_there(expected[name])
-        # a part of a parameter without gradient is a wrong gradient of the whole
-        and not any(_is_there(answer.gradients.get(one)) for one in (whole[name].parameters if name in whole else ()))
-    ]
+    # A part of a parameter without gradient is a wrong gradient of the whole.
+    absent = {
+        name for name, value in of_parameters.items() if _is_there(value) and not _is_there(answer.gradients.get(name))
+    }
+    held = {_label(name, piece): {*piece.parameters} for name, piece in explanation.reading.items()}
+    missing = [name for name in wrong if (held[name] & absent if name in held else not _is_there(given.get(name)))]
     if missing:
         case.report.found("gradient_missing", f"there is none for {_list(missing)}")
     else:
@@ -64,26 +61,30 @@ def gradients(case: Case) -> None:
         )
 
 
+def _label(name: str, piece: Piece) -> str:
+    return f"{name} ({piece.parameters[0]})"
+
+
 def _by_weight(explanation: Explanation, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
     """The gradient of every weight, cut out of those of the parameters that hold it."""
     found: dict[str, Tensor | None] = {}
     for name, piece in explanation.reading.items():
         parts = {one: gradients.get(one) for one in piece.parameters}
         there = {one: value for one, value in parts.items() if value is not None}
-        label = f"{name} ({piece.parameters[0]})"
-        found[label] = piece.read(there) if len(there) == len(parts) else None
+        found[_label(name, piece)] = piece.read(there) if len(there) == len(parts) else None
     return found
 
 
 def _gradients(
     explanation: Explanation, raw: Raw, x: Tensor, cotangent: Tensor, num_heads: int
-) -> dict[str, Tensor | None]:
-    """The gradient of x and of every parameter that the explanation reads."""
+) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
+    """The gradients of x and of every weight; and those of the learner's parameters."""
     leaves = {name: value.detach().clone().requires_grad_() for name, value in raw.items()}
     leaf = x.clone().requires_grad_()
     y = explanation.forward(leaves, leaf, torch.arange(x.shape[-2])[None], num_heads)
     y.backward(cotangent)
-    return _by_weight(explanation, {name: value.grad for name, value in leaves.items()}) | {"x": leaf.grad}
+    of_parameters = {name: value.grad for name, value in leaves.items()}
+    return _by_weight(explanation, of_parameters) | {"x": leaf.grad}, of_parameters
 
 
 def _is_there(gradient: Tensor | None) -> bool:

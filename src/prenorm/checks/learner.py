@@ -152,6 +152,7 @@ class Built:
         _check_sizes(reply["parameters"])
         self.parameters: list[Description] = reply["parameters"]
         self.tensors: list[Description] = reply["tensors"]
+        self.kept: frozenset[str] = frozenset()  # parameters that stay as they were built
         self.plain_weights: list[Description] = []  # tensors that are no parameters and may be weights all the same
         self.forward: list[Description] = reply["forward"] or []
         names = [one["name"] for one in self.forward if one["kind"] != "POSITIONAL_ONLY"]
@@ -169,6 +170,10 @@ class Built:
         for one in [*self.parameters, *self.plain_weights]:
             if one["same_as"] != one["name"]:
                 continue  # a second name of the same numbers
+            if one["name"] in self.kept:
+                if "lora" in one["name"].lower():  # which adds nothing then
+                    raw[one["name"]] = torch.zeros(one["shape"], dtype=dtype)
+                continue
             shape = tuple(one["shape"])
             values = torch.randn(shape, generator=generator, dtype=torch.float64)
             if "bias" in one["name"].rpartition(".")[2]:

@@ -405,5 +405,6 @@ LOOKS: dict[str, list[Look]] = {
     "import_error": [Look("module", "^(from|import) ")],
     "constructor_error": [Look("init", "^def __init__"), Look("class", "^class ")],
     "forward_error": [Look("stream", "^return", last=True), Look("stream", "", last=True), Look("class", "^class ")],
+    "unreadable": [],
     "unexplained": [],
 }

@@ -1,5 +1,6 @@
 """From the explanation of a block's numbers to its faults and its conventions."""
 
+import contextlib
 import re
 from collections.abc import Iterator
 from typing import Any
@@ -40,10 +41,14 @@ def numbers(case: Case) -> None:
         case.explanation = _explained(case, case.built)
     except UnexplainedError as error:
         case.report.check("the numbers", False, f"no known fault explains them all at: {error.step}")
-        odd = {"batch_coupled", "not_deterministic", "dropout_in_eval", "retains_state"} & set(case.report.findings)
+        odd = {"batch_coupled", "not_deterministic", "dropout_in_eval", "retains_state", "wrong_dtype"} & set(
+            case.report.findings
+        )
         for id, evidence in () if odd else error.faults:
             case.report.found(id, evidence)
-        if not error.faults and not odd:
+        if error.unknown and not error.faults and not odd:
+            case.report.found("unreadable", f"at {error.step}; not recognised: {', '.join(error.unknown[:5])}")
+        elif not error.faults and not odd:
             case.report.found("unexplained", f"at {error.step}")
         return
     said = list(faults(case.explanation))
@@ -81,10 +86,21 @@ def _explained(case: Case, built: Built) -> Explanation:
         except (UnexplainedError, LearnerError):
             pass
         built.plain_weights = []
-    if explanation is None:
-        assert problem is not None
-        raise problem
-    return explanation
+    if explanation is not None:
+        return explanation
+    assert problem is not None
+    if problem.unknown:  # such as adapters that start at zero, or tables that are parameters
+        kept = case.wide()
+        kept.kept = frozenset(one["name"] for one in kept.parameters if one["name"] in problem.unknown)
+        with contextlib.suppress(UnexplainedError, LearnerError):
+            explanation = explain(kept, case.generator, **options)
+            case.built, case.raw = kept, kept.draw(case.generator, case.dtype)
+            case.report.conventions["left_as_built"] = sorted(kept.kept)
+            vectors = [one["name"] for one in kept.parameters if one["name"] in kept.kept and len(one["shape"]) == 1]
+            if vectors and case.target.biases is not None:
+                case.report.found("unexpected_bias", f"{', '.join(vectors)} may be added to something")
+            return explanation
+    raise problem
 
 
 def faults(explanation: Explanation) -> Iterator[tuple[str, str]]:
@@ -111,6 +127,8 @@ def _residuals(spec: Spec) -> Iterator[tuple[str, str]]:
             yield "residual_from_normed", f"the normalised input is added to {part}"
         elif kind == "doubled":
             yield "doubled_residual", f"the residual beside {part} counts twice"
+    if spec.residual2 == "both":
+        yield "doubled_residual", "y = x + h + ffn(norm2(h)): the block's input is added to h, which holds it already"
     if spec.residual2 == "input":
         yield "ffn_residual_from_input", "y = x + ffn(norm2(h))"
     if spec.parallel != "no":

@@ -37,7 +37,7 @@ class Sizes:
 
 @dataclass(frozen=True, slots=True)
 class Piece:
-    """One weight, read from one parameter, or from one for each head, which are stacked.
+    """One weight, read from one parameter, or from several that are stacked, such as one for each head.
 
     A matrix: the axis of size d_model goes last (as input) or first (as output), the others are flattened, and
     places picks among them. A vector: flattened, and places picks.
@@ -82,14 +82,14 @@ Pieces = dict[str, Piece]
 class Parameters:
     """A learner's parameters, sorted by what their shapes allow."""
 
-    attention: list[str] = field(default_factory=list)  # each entry may stand for one parameter per head
+    attention: list[str] = field(default_factory=list)  # each entry may stand for several parameters
     feed_forward: list[str] = field(default_factory=list)
     norms: list[Piece] = field(default_factory=list)
     head_norms: list[str] = field(default_factory=list)
     biases: dict[str, str] = field(default_factory=dict)  # of the weight with that name
     unknown: list[str] = field(default_factory=list)
     shapes: dict[str, tuple[int, ...]] = field(default_factory=dict)
-    heads: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the entry's parameters, one for each head
+    parts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the parameters that an entry stands for
     d_ff: int = 0
 
 
@@ -136,7 +136,11 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
             found.feed_forward.append(name)
         else:
             found.attention.append(name)
-    _gather_heads(found, sizes)
+    _gather_parts(found, sizes)
+    for name in list(found.attention):  # adapters of low rank, which start without effect
+        if numel(found.shapes[name]) % (sizes.head_dim * sizes.d_model) or "lora" in name.lower():
+            found.attention.remove(name)
+            found.unknown.append(name)
     return found
 
 
@@ -171,24 +175,32 @@ def _bias_names(weight: str) -> Iterator[str]:
     yield f"{folder}{dot}{last}_bias"
     yield f"{folder}{dot}b_{last}"
     yield f"{folder}{dot}{last}_b"
+    yield f"{folder}{dot}{last}b"
+    yield f"{folder}{dot}b{last}"
 
 
 def _is_bias_name(name: str) -> bool:
     return "bias" in name.rpartition(".")[2].lower()
 
 
-def _gather_heads(found: Parameters, sizes: Sizes) -> None:
-    """Put together what is kept as one parameter for each head, such as heads.0.key.weight, heads.1.key.weight."""
-    small = [name for name in found.attention if numel(found.shapes[name]) == sizes.head_dim * sizes.d_model]
+def _gather_parts(found: Parameters, sizes: Sizes) -> None:
+    """Put together what is kept in several parameters, such as heads.0.key.weight, heads.1.key.weight."""
     groups: dict[str, list[str]] = {}
-    for name in small:
+    for name in found.attention:
         groups.setdefault(re.sub(r"\d+", "#", name, count=1), []).append(name)
+    wholes = {sizes.d_model**2, sizes.d_model * sizes.num_kv_heads * sizes.head_dim}
+    inner = sizes.d_model * found.d_ff
     for pattern, names in groups.items():
-        if len(names) in (sizes.num_heads, sizes.num_kv_heads) and len(names) > 1:
-            names.sort(key=lambda name: int(next(iter(re.findall(r"\d+", name)), "0")))
-            found.heads[pattern] = tuple(names)
-            found.shapes[pattern] = (len(names), *found.shapes[names[0]])
-            found.attention[:] = [name for name in found.attention if name not in names] + [pattern]
-            if all(name in found.biases for name in names):
-                found.heads[pattern + " bias"] = tuple(found.biases[name] for name in names)
-                found.biases[pattern] = pattern + " bias"
+        shape = found.shapes[names[0]]
+        size = numel(shape) * len(names)
+        alone = numel(shape) in wholes or size not in wholes | {inner}
+        if len(names) < 2 or alone or any(found.shapes[name] != shape for name in names):
+            continue
+        names.sort(key=lambda name: int(next(iter(re.findall(r"\d+", name)), "0")))
+        found.parts[pattern] = tuple(names)
+        found.shapes[pattern] = (len(names), *shape)
+        found.attention[:] = [name for name in found.attention if name not in names]
+        (found.feed_forward if size == inner else found.attention).append(pattern)
+        if all(name in found.biases for name in names):
+            found.parts[pattern + " bias"] = tuple(found.biases[name] for name in names)
+            found.biases[pattern] = pattern + " bias"

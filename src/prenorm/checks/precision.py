@@ -89,7 +89,9 @@ def _norm_rounding(case: Case) -> None:
     exact = _normed(x.double(), case)
     wide = _normed(x.float(), case)
     whole, then_weight = (wide * weight).bfloat16(), (wide.bfloat16() * weight).bfloat16()
-    row_scale = _row_scales((y.double() - x.double()) / LOUD, exact * weight.double())
+    added = (y.double() - x.double()) / LOUD
+    weights = [weight, weight.bfloat16()]  # 1 + w, which is not kept, may be rounded by itself
+    row_scale = min(_row_scales(added, exact * one.double()) for one in weights)
     like_whole, like_then = (float((y == x + added * LOUD).double().mean()) for added in (whole, then_weight))
     if row_scale > ROW_SCALE and max(like_whole, like_then) < ALIKE:
         case.report.found(

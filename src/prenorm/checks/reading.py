@@ -115,7 +115,7 @@ def _entry_options(
 
 
 def _names(found: Parameters, entry: str) -> tuple[str, ...]:
-    return found.heads.get(entry, (entry,))
+    return found.parts.get(entry, (entry,))
 
 
 def _with_bias(
@@ -208,16 +208,16 @@ def feed_forward_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
         names = ("gate", "up") if len(inner) == 2 else ("up",)
         pieces: Pieces = {}
         for role, name in zip(names, inner, strict=False):
-            piece = {role: Piece((name,), first_axis[name])}
+            piece = {role: Piece(_names(found, name), first_axis[name])}
             pieces |= _with_bias(piece, found.biases.get(name), found, {})
-        output = {"down": Piece((down,), first_axis[down], None, True)}
+        output = {"down": Piece(_names(found, down), first_axis[down], None, True)}
         yield pieces | _with_bias(output, found.biases.get(down), found, {})
 
 
 def _fused_gate_up(name: str, down: str, found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
     axis = found.shapes[name].index(sizes.d_model)
     places = torch.arange(2 * found.d_ff)
-    output = {"down": Piece((down,), found.shapes[down].index(sizes.d_model), None, True)}
+    output = {"down": Piece(_names(found, down), found.shapes[down].index(sizes.d_model), None, True)}
     output = _with_bias(output, found.biases.get(down), found, {})
     for view in (places.view(2, -1), places.view(-1, 2).T):
         for roles in (("gate", "up"), ("up", "gate")):
@@ -267,6 +267,12 @@ def head_norm_readings(found: Parameters) -> Iterator[Pieces]:
 
 
 # --- lists of readings ------------------------------------------------------------------------------------------------
+
+
+def likely_feed_forward(readings: list[Pieces]) -> list[Pieces]:
+    """The first, or where no name tells gate from up, the first two."""
+    names = " ".join(piece.parameters[0] for piece in readings[0].values())
+    return readings[:1] if re.search(r"gate|up|1|fc", names) else readings[:2]
 
 
 def likely_norms(norms: list[Pieces]) -> list[Pieces]:

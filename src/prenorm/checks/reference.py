@@ -26,7 +26,7 @@ class Spec:
     pre_too: bool = False  # those norms stand before their sublayers as well
     before_sum: bool = False  # they follow the sublayer, not the sum
     residual1: str = "input"  # none | normed | doubled
-    residual2: str = "hidden"  # none | normed | doubled | input
+    residual2: str = "hidden"  # none | normed | doubled | input | both (h and the input)
     parallel: str = "no"  # own: the feed-forward reads norm2(x); shared: norm1(x)
     detached: tuple[str, ...] = ()  # residuals (1, 2) that let no gradient through
     # The norms.
@@ -60,7 +60,7 @@ class Spec:
     fill: float = -math.inf
     fill_by: str = "replacing"  # adding | multiplying
     empty_rows: str = "nan"  # zero
-    softmax: str = "keys"  # queries | heads | nothing; none (scores as they are) | sigmoid | relu
+    softmax: str = "keys"  # queries ("queries, with the largest of the keys") | heads | nothing | one of NO_SOFTMAX
     masked_after: bool = False  # weights are masked, not scores
     scaled_after: bool = False  # weights are scaled, not scores
     scale: str = "1/sqrt(head_dim)"  # a name of SCALES
@@ -115,6 +115,8 @@ def _plus(spec: Spec, which: str, stream: Tensor, normed: Tensor, added: Tensor,
         return added
     if kind == "input" and x is not None:
         stream = x
+    if kind == "both" and x is not None:
+        stream = stream + x
     if kind == "normed":
         stream = normed
     if which in spec.detached:
@@ -291,6 +293,9 @@ def _softmax(spec: Spec, scores: Tensor) -> Tensor:
         return torch.ones_like(scores)
     if spec.softmax in NO_SOFTMAX:
         return NO_SOFTMAX[spec.softmax](scores)
+    if spec.softmax == "queries, with the largest of the keys":
+        exponentials = (scores - scores.amax(-1, keepdim=True)).exp()
+        return exponentials / exponentials.sum(-2, keepdim=True)
     probabilities = scores.softmax({"keys": -1, "queries": -2, "heads": -3}[spec.softmax])
     return probabilities.nan_to_num(0.0) if spec.empty_rows == "zero" else probabilities
 
