@@ -157,7 +157,7 @@ class _Steps:
             attention = unique(shown, ("v", "o", "v_bias", "o_bias"))
         elif visible:
             attention = by_heads
-        bases += [dataclasses.replace(base, plus_one=True) for base in bases if norms != [{}]]
+        bases = [dataclasses.replace(base, plus_one=plus_one) for plus_one in self._offsets() for base in bases]
         every = [a | f | n for f in feed_forward for n in norms for a in attention]
         inner = likely_feed_forward(feed_forward)
         likely = [a | f | n for f in inner for n in likely_norms(norms) for a in attention[:4]]
@@ -217,12 +217,26 @@ class _Steps:
         evidence = "each sublayer is right for vectors of entries 1 and -1 (or off by a number), and wrong for others"
         return [] if usual else [("norm_wrong_mean", evidence)]
 
+    def _offsets(self) -> list[bool]:
+        """Whether the norms multiply by 1 + weight: at -1 nothing counts then but the residuals, elsewhere at 0."""
+        others = self.built.draw(self.generator, self.dtype)
+        counting = {one for name in self.found.attention + self.found.feed_forward for one in self.found.names(name)}
+        x = self._probe(self.raw, 1).x
+        for plus_one in (False, True):
+            raw = dict(self.raw)
+            for norm in self.found.norms:
+                norm.write(raw, torch.full((), -float(plus_one)))
+            changed = raw | {name: others[name] for name in counting}
+            if torch.equal(self.built.run(raw, x).y, self.built.run(changed, x).y):
+                return [plus_one]
+        return [False, True]
+
     def _visible(self, probe: Probe) -> set[str]:
         """The attention parameters that one token's output depends on."""
         visible = set()
         for entry in self.found.attention:
             changed = dict(self.raw)
-            for name in self.found.parts.get(entry, (entry,)):
+            for name in self.found.names(entry):
                 changed[name] = changed[name] * 1.5 + 0.1
             y = self.built.run(changed, probe.x).y
             if not torch.equal(y, probe.y) and (y - probe.y).abs().max() > 1e-9:
@@ -232,7 +246,7 @@ class _Steps:
     def _shown(self, reading: Pieces, roles: tuple[str, ...]) -> set[str]:
         """The attention parameters that hold these roles in a reading."""
         held = {name for role in roles if role in reading for name in reading[role].parameters}
-        return {entry for entry in self.found.attention if held & set(self.found.parts.get(entry, (entry,)))}
+        return {entry for entry in self.found.attention if held & set(self.found.names(entry))}
 
     # Several tokens, all scores zero: who sees whom, and how heads are cut and joined.
 

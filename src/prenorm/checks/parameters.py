@@ -92,6 +92,10 @@ class Parameters:
     parts: dict[str, tuple[str, ...]] = field(default_factory=dict)  # the parameters that an entry stands for
     d_ff: int = 0
 
+    def names(self, entry: str) -> tuple[str, ...]:
+        """The parameters that an entry stands for: itself, mostly."""
+        return self.parts.get(entry, (entry,))
+
 
 def weights(readings: Sequence[Pieces], raw: Raw) -> Weights:
     """The weights of several readings, stacked along a first axis. All readings have the same names."""

@@ -101,21 +101,15 @@ def _entry_options(
     bias = found.biases.get(name)
     if roles == ("o",):
         return [
-            _with_bias(
-                {"o": Piece(_names(found, name), axis, _output_places(shape, axis, sizes), True)}, bias, found, {}
-            )
+            _with_bias({"o": Piece(found.names(name), axis, _output_places(shape, axis, sizes), True)}, bias, found, {})
             for axis in axes
         ]
     options = []
     for axis in reversed(axes):  # (out, in) first, as in nn.Linear
         for layout in _layouts(roles, shape, axis, rows, sizes):
-            pieces = {role: Piece(_names(found, name), axis, layout[role]) for role in roles}
+            pieces = {role: Piece(found.names(name), axis, layout[role]) for role in roles}
             options.append(_with_bias(pieces, bias, found, layout))
     return options
-
-
-def _names(found: Parameters, entry: str) -> tuple[str, ...]:
-    return found.parts.get(entry, (entry,))
 
 
 def _with_bias(
@@ -123,7 +117,7 @@ def _with_bias(
 ) -> Pieces:
     if bias is None:
         return pieces
-    return pieces | {f"{role}_bias": Piece(_names(found, bias), None, layout.get(role)) for role in pieces}
+    return pieces | {f"{role}_bias": Piece(found.names(bias), None, layout.get(role)) for role in pieces}
 
 
 def _output_places(shape: tuple[int, ...], axis: int, sizes: Sizes) -> tuple[int, ...] | None:
@@ -208,16 +202,16 @@ def feed_forward_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
         names = ("gate", "up") if len(inner) == 2 else ("up",)
         pieces: Pieces = {}
         for role, name in zip(names, inner, strict=False):
-            piece = {role: Piece(_names(found, name), first_axis[name])}
+            piece = {role: Piece(found.names(name), first_axis[name])}
             pieces |= _with_bias(piece, found.biases.get(name), found, {})
-        output = {"down": Piece(_names(found, down), first_axis[down], None, True)}
+        output = {"down": Piece(found.names(down), first_axis[down], None, True)}
         yield pieces | _with_bias(output, found.biases.get(down), found, {})
 
 
 def _fused_gate_up(name: str, down: str, found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
     axis = found.shapes[name].index(sizes.d_model)
     places = torch.arange(2 * found.d_ff)
-    output = {"down": Piece(_names(found, down), found.shapes[down].index(sizes.d_model), None, True)}
+    output = {"down": Piece(found.names(down), found.shapes[down].index(sizes.d_model), None, True)}
     output = _with_bias(output, found.biases.get(down), found, {})
     for view in (places.view(2, -1), places.view(-1, 2).T):
         for roles in (("gate", "up"), ("up", "gate")):

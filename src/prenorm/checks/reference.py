@@ -4,6 +4,7 @@ It shares no code with the package's own block. Weights may have leading axes, o
 learner's parameters, so that all readings are tried at once.
 """
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -196,8 +197,12 @@ def attention(
         head_dim *= num_heads
     turned = _stream(spec, x, positions, head_dim) if spec.rope_input in ("normed", "qk") else x
     inputs = {"q": turned, "k": turned, "v": x if spec.rope_input == "qk" else turned}
+    seen = spec.mask in ("none", "causal") and allowed is None
+    alone = x.shape[-2] == 1 and seen and spec.softmax == "keys" and not spec.scaled_after
     parts = {}
     for name, source in inputs.items():
+        if alone and name != "v":  # of one score the softmax is 1, and most searches look at one token
+            continue
         part = linear(weights, name, source)
         if spec.qk_norm == "whole" and name != "v":  # over d_model, all heads together
             part = norm(spec, "rms", (spec.eps1, spec.eps_place1), weights, (f"{name}_norm", ""), part)
@@ -209,17 +214,22 @@ def attention(
         if spec.rope_axis == "head" and name in spec.rope_on:
             part = rotated(spec, part, places[:, None], width)
         parts[name] = _normed_heads(spec, weights, name, "after_rope", part)
-    q, k, v = parts["q"], *(_grouped(spec, parts[name], parts["q"].shape[-3]) for name in "kv")
-    scale = SCALES[spec.scale](q.shape[-1], width, num_heads, x.shape[-2]) * spec.factor
-    scores = q @ k.mT
-    if spec.masked_after:
-        probabilities = _softmax(spec, scores * scale) * _seen(spec, scores, allowed)
-    elif spec.scaled_after:
-        probabilities = _softmax(spec, _masked(spec, scores, allowed)) * scale
-    else:
-        probabilities = _softmax(spec, _masked(spec, scores * scale, allowed))
-    joined = _merge(spec, probabilities @ v)
+    heads = 1 if spec.split == "never" else num_heads
+    mixed = v = _grouped(spec, parts["v"], heads)
+    if not alone:
+        q, k = parts["q"], _grouped(spec, parts["k"], heads)
+        scale = SCALES[spec.scale](q.shape[-1], width, num_heads, x.shape[-2]) * spec.factor
+        mixed = _probabilities(spec, q @ k.mT, scale, allowed) @ v
+    joined = _merge(spec, mixed)
     return joined if spec.output == "none" or "o" not in weights else linear(weights, "o", joined)
+
+
+def _probabilities(spec: Spec, scores: Tensor, scale: float, allowed: Tensor | None) -> Tensor:
+    if spec.masked_after:
+        return _softmax(spec, scores * scale) * _seen(spec, scores, allowed)
+    if spec.scaled_after:
+        return _softmax(spec, _masked(spec, scores, allowed)) * scale
+    return _softmax(spec, _masked(spec, scores * scale, allowed))
 
 
 def _split(how: str, x: Tensor, head_dim: int) -> Tensor:
@@ -308,14 +318,23 @@ def _stream(spec: Spec, x: Tensor, positions: Tensor, head_dim: int) -> Tensor:
     return rotated(spec, parts, positions[:, None], x.shape[-1]).transpose(-3, -2).flatten(-2)
 
 
+@functools.lru_cache(maxsize=256)
+def _cos_sin(
+    frequency: str, tables: str, theta: float, dim: int, width: int, shape: torch.Size, positions: tuple[int, ...]
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines in float64. Positions by their numbers, so that a search makes each table once."""
+    pair = torch.arange(dim // 2, dtype=torch.float64)
+    places = torch.tensor(positions, dtype=torch.float64).view(*shape, 1)
+    cos, sin = TABLES[tables](places, FREQUENCIES[frequency](pair, dim, width, theta))
+    return cos.double(), sin.double()
+
+
 def rotated(spec: Spec, x: Tensor, positions: Tensor, width: int) -> Tensor:
     """x with its last axis turned; positions broadcast against x.shape[:-1] from the right."""
     dim = int(x.shape[-1] * spec.rotary_fraction)
-    pair = torch.arange(dim // 2, dtype=torch.float64)
-    frequency = FREQUENCIES[spec.frequency](pair, dim, width, spec.theta)
-    cos, sin = TABLES[spec.tables](positions[..., None].double(), frequency)
-    cos, sin = cos.double(), sin.double() * spec.direction
-    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    made_of = spec.frequency, spec.tables, spec.theta, dim, width, positions.shape, tuple(positions.flatten().tolist())
+    cos, sin = (table.to(x.dtype) for table in _cos_sin(*made_of))
+    sin = sin * spec.direction
     turning, rest = x[..., :dim], x[..., dim:]
     first, second = (cos, sin), (cos, sin)  # of both members of a pair
     if spec.mixed:
