@@ -34,6 +34,8 @@ from .switches import ONE_TOKEN, SCORES, ZERO_SCORES_PLAIN, ZERO_SCORES_TURNED, 
 from .variants import NO_SOFTMAX
 
 TOKENS = 7
+MANY_SPECS = 3
+"""With which the next step goes on, of those that give the numbers of one token: some differ in several only."""
 LOUD = 0.01
 """Of the largest output: what the sign of all queries has to change."""
 MANY_READINGS = 24
@@ -86,7 +88,9 @@ def explain(
             try:
                 return _Steps(built, sizes, found, generator, tolerance, dtype, together).run()
             except UnexplainedError as error:
-                error.unknown = (*found.unknown, *found.parts)
+                whole = (sizes.num_heads, sizes.num_kv_heads)  # one part a head
+                cut = [name for name, held in found.parts.items() if len(held) not in whole]
+                error.unknown = (*found.unknown, *cut)
                 problem = problem or error
     assert problem is not None
     raise problem
@@ -125,10 +129,12 @@ class _Steps:
         shapes = ", ".join(f"{name} {found.shapes[name]}" for name in found.unknown) or "none"
         return f"the parameters do not make up {what}: {shapes}"
 
-    def _probe(self, raw: Raw, tokens: int, batch: int = 2) -> Probe:
+    def _probe(self, raw: Raw, tokens: int) -> Probe:
+        """Two sequences, or of one token each as many as have as many numbers."""
+        batch = 2 * TOKENS if tokens == 1 else 2
         x = torch.randn(batch, tokens, self.sizes.d_model, generator=self.generator, dtype=torch.float64)
-        sizes = torch.tensor([4.0, 8.0])[:, None, None]  # so large that eps hardly shows
-        x = ((x + 0.3) * sizes[:batch]).to(self.dtype)
+        sizes = torch.tensor([4.0, 8.0]).repeat(TOKENS)[:batch, None, None]  # so large that eps hardly shows
+        x = ((x + 0.3) * sizes).to(self.dtype)
         return Probe(raw, x, self.built.run(raw, x).y, self.tolerance)
 
     # One token: attention is o(v(norm1(x))), whatever the scores are.
@@ -184,14 +190,13 @@ class _Steps:
         else:
             step = "one token alone: residuals, norms, feed-forward, value and output projections"
             raise UnexplainedError(step, self._other_norm(bases, likely))
-        best = min(cost for _, cost, _ in matches)
         # a norm's weight that neither is read nor changes anything counts for nothing: readings with more weights first
-        matches = [match for match in matches if match[1] == best]
-        spec, cost, _ = matches[0]
-        chosen = [readings[i] for other, _, indices in matches for i in indices if other == spec]
+        best = min(cost for _, cost, _ in matches)
+        specs = list(dict.fromkeys(spec for spec, cost, _ in matches if cost == best))[:MANY_SPECS]
+        chosen = [readings[i] for spec, _, indices in matches for i in indices if spec in specs]
         if not sees_itself:  # the next step looks at masks by itself
-            spec = dataclasses.replace(spec, mask="none", empty_rows="nan", fill=-float("inf"))
-        return [(spec, cost)], chosen
+            specs = [dataclasses.replace(spec, mask="none", empty_rows="nan", fill=-float("inf")) for spec in specs]
+        return [(spec, best) for spec in dict.fromkeys(specs)], distinct(chosen)
 
     def _other_norm(self, bases: list[Spec], readings: list[Pieces]) -> list[tuple[str, str]]:
         """Whether all is right where every entry is as large as the others, so that every kind of mean is the same.
@@ -341,8 +346,17 @@ class _Steps:
             )
         if not matches:
             raise UnexplainedError("several tokens: queries and keys, their rotation, scale and softmax")
-        spec, cost, indices = min(matches, key=lambda match: match[1])
-        return Explanation(spec, readings[indices[0]], cost)
+        least = min(cost for _, cost, _ in matches)
+        explanations = [Explanation(spec, readings[at[0]], cost) for spec, cost, at in matches if cost == least]
+        return self._nearest(explanations, probe)
+
+    def _nearest(self, explanations: list[Explanation], probe: Probe) -> Explanation:
+        """The first of those that come as near as the nearest: where outputs hardly depend on scores, many fit."""
+        with torch.no_grad():
+            given = [one.forward(probe.raw, probe.x, probe.positions, self.sizes.num_heads) for one in explanations]
+        gaps = [float((y - probe.y).abs().nan_to_num().max()) for y in given]
+        near = 2 * min(gaps) + 1e-9
+        return next(one for one, gap in zip(explanations, gaps, strict=True) if gap <= near)
 
     def _louder(self, reading: Pieces) -> Raw:
         """The parameters, with queries so large that outputs depend on them: a wrong norm may make them tiny."""

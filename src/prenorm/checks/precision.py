@@ -152,7 +152,11 @@ def _angles(case: Case) -> None:
     """A bfloat16 block at positions of some 1,000: rounding cos and sin costs 1e-2, rounding angles everything."""
     assert case.explanation is not None
     spec = case.explanation.spec
-    if not spec.rope_on or {"rope_bf16_tables", "token_positions_ignored", "retains_state"} & set(case.report.findings):
+    if (
+        not spec.rope_on
+        or spec.rope_input != "no"
+        or {"rope_bf16_tables", "token_positions_ignored", "retains_state"} & set(case.report.findings)
+    ):
         return
     arguments = {"max_seq_len": 2048} if case.learner.takes("max_seq_len") else {}
     built = case.build(dtype={"dtype": "bfloat16"}, **arguments)
