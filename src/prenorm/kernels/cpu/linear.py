@@ -1,0 +1,166 @@
+"""float32 products through oneDNN, on processors where it is faster than MKL: AMD's with AVX-512.
+
+A PyTorch program multiplies float32 matrices on a CPU with MKL, which Intel writes for Intel. PyTorch has oneDNN too,
+for bfloat16. Both are full float32; they differ in the order of sums.
+"""
+
+import platform
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..plain import ORDINARY, computes_now, is_compiling
+
+is_exporting = torch.compiler.is_exporting
+get_num_threads = torch.get_num_threads
+
+AMD, ZEN_4, ZEN_5 = "AuthenticAMD", 25, 26  # vendor and families; 25 is Zen 3 too, which has no AVX-512
+# `make bench-linear` on Zen 4: one thread multiplies a row or two by a weight that fits the caches faster in MKL.
+FEW_ROWS, LARGE_WEIGHT = 4, 2**22
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b, (..., in) to (..., out), with gradients of all three."""
+    if is_compiling():  # a graph holds it as one op
+        return _op(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return _Linear.apply(x, weight, bias)
+    return _product(x, weight, bias)
+
+
+def suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are ordinary float32 tensors of a CPU on which oneDNN is the faster one.
+
+    Code that is compiled holds the product as one op. What is exported does not: it must run without this package.
+    """
+    return (
+        not REASON
+        and (computes_now() or (is_compiling() and not is_exporting()))
+        and type(x) in ORDINARY
+        and type(weight) in ORDINARY
+        and weight.dtype == torch.float32
+        and weight.is_cpu
+        and weight.ndim == 2
+        and (weight.is_contiguous() or weight.t().is_contiguous())  # a slice would run oneDNN's slow reference code
+        and (bias is None or (type(bias) in ORDINARY and bias.dtype == torch.float32))
+        and x.shape[-1] == weight.shape[-1]
+        and not torch.is_autocast_enabled("cpu")
+        and x.numel() > 0
+        and weight.numel() > 0
+        and (is_compiling() or get_num_threads() > 1 or _is_much(x, weight))
+    )
+
+
+def _is_much(x: Tensor, weight: Tensor) -> bool:
+    return x.numel() >= FEW_ROWS * x.shape[-1] or weight.numel() >= LARGE_WEIGHT
+
+
+def why_not() -> str:
+    """Why MKL runs on this machine; empty where oneDNN does."""
+    return REASON
+
+
+def reason(vendor: str, family: int, *, avx512: bool) -> str:
+    """Why MKL runs on such a processor; empty where oneDNN does."""
+    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+        return "this PyTorch has no oneDNN"
+    if not torch.backends.mkl.is_available():
+        return "this PyTorch does not multiply with MKL"
+    if vendor != AMD or family < ZEN_4 or not avx512:
+        return "MKL is at its best here: this is no AMD processor with AVX-512"
+    return ""
+
+
+def processor() -> tuple[str, int]:
+    """Vendor and family, as the processor tells them (CPUID); ("", 0) where the system does not say."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
+    except OSError:
+        words = platform.processor().split()  # Windows: "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD"
+        family = words[words.index("Family") + 1] if "Family" in words else "0"
+        return (words[-1] if words else "", int(family) if family.isdigit() else 0)
+    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+    family = told.get("cpu family", "0")
+    return told.get("vendor_id", ""), int(family) if family.isdigit() else 0
+
+
+# Once: compiled code cannot ask.
+REASON = reason(*processor(), avx512=torch.cpu._is_avx512_supported())
+WEIGHT_TOO = processor()[1] >= ZEN_5  # on Zen 4 MKL is as fast at gradients of weights, and faster at small ones
+
+
+def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+def _gradients(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
+    """The gradients of x and of weight; where one is not asked for, an empty tensor."""
+    rows, gradients = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    grad_x = _product(gradients, weight.t()).view(x.shape) if for_x else x.new_empty(0)
+    if not for_weight:
+        return grad_x, x.new_empty(0)
+    grad_weight = _product(gradients.t(), rows.t()) if WEIGHT_TOO else gradients.t() @ rows
+    return grad_x, grad_weight
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x, weight)
+        return _product(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+        x, weight = ctx.saved_tensors
+        for_x, for_weight, for_bias = ctx.needs_input_grad
+        grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if for_bias else None
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
+        if torch.is_grad_enabled() or batched or not computes_now() or type(grad) not in ORDINARY:
+            grad_x = grad @ weight if for_x else None  # which may have gradients of their own, or onlookers
+            rows = grad.reshape(-1, grad.shape[-1])
+            grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if for_weight else None
+            return grad_x, grad_weight, grad_bias
+        grad_x, grad_weight = _gradients(grad, x, weight, for_x, for_weight)
+        return grad_x if for_x else None, grad_weight if for_weight else None, grad_bias
+
+
+@torch.library.custom_op("prenorm::linear", mutates_args=())
+def _op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return _product(x.contiguous(), weight, bias)
+
+
+@_op.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty(*x.shape[:-1], weight.shape[0])
+
+
+@torch.library.custom_op("prenorm::linear_gradients", mutates_args=())
+def _op_gradients(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
+    return _gradients(grad.contiguous(), x.contiguous(), weight, for_x, for_weight)
+
+
+@_op_gradients.register_fake
+def _(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
+    return (
+        x.new_empty(x.shape if for_x else (0,)),
+        weight.new_empty(weight.shape if for_weight else (0,)),
+    )
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, weight, _ = inputs
+    ctx.save_for_backward(x, weight)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    x, weight = ctx.saved_tensors
+    for_x, for_weight, for_bias = ctx.needs_input_grad
+    grad_x, grad_weight = _op_gradients(grad, x, weight, for_x, for_weight)
+    grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if for_bias else None
+    return grad_x if for_x else None, grad_weight if for_weight else None, grad_bias
+
+
+_op.register_autograd(_backward, setup_context=_keep)

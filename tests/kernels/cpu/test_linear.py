@@ -1,0 +1,161 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import prenorm.functional as F
+from prenorm import use_backend
+from prenorm.kernels.cpu import linear as kernel
+from prenorm.ops import backends
+
+from ...oracle.inputs import layouts, leadings, normal, seeds
+from ...oracle.tolerance import array, assert_accurate, assert_rounding_alone
+
+sizes = st.sampled_from([1, 2, 3, 7, 8, 16, 31, 64, 100])
+
+
+@pytest.fixture
+def here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As if this were a processor on which the kernel is the faster one."""
+    if kernel.REASON.startswith("MKL"):
+        monkeypatch.setattr(kernel, "REASON", "")
+
+
+def inputs(*leading, d_in, d_out, seed=0, layout="contiguous", bias=True):
+    """x, weight, bias and the gradient of the result."""
+    x = normal(*leading, d_in, seed=seed, dtype=torch.float32, layout=layout)
+    weight, offset = (normal(*shape, seed=seed + 1, dtype=torch.float32) for shape in ((d_out, d_in), (d_out,)))
+    return x, weight, offset if bias else None, normal(*leading, d_out, seed=seed + 2, dtype=torch.float32)
+
+
+def run(function, x, weight, bias, grad):
+    """The result and all gradients."""
+    leaves = [one.detach().requires_grad_() for one in (x, weight, bias) if one is not None]
+    y = function(*leaves, *([] if bias is not None else [None]))
+    return [y.detach(), *torch.autograd.grad(y, leaves, grad)]
+
+
+def oracle(x, weight, bias, grad):
+    """The same in float64."""
+    x, weight, grad = array(x), array(weight), array(grad)
+    rows, gradients = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
+    expected = [x @ weight.T, grad @ weight, gradients.T @ rows]
+    return expected if bias is None else [expected[0] + array(bias), *expected[1:], gradients.sum(0)]
+
+
+@given(leadings, sizes, sizes, layouts, seeds, st.booleans())
+def test_values_and_gradients_are_right(leading, d_in, d_out, layout, seed, bias):
+    given = inputs(*leading, 3, d_in=d_in, d_out=d_out, seed=seed, layout=layout, bias=bias)
+    if given[0].numel() == 0:
+        return  # the formula's
+    for actual, expected in zip(run(kernel.linear, *given), oracle(*given), strict=True):
+        assert actual.shape == expected.shape
+        assert_rounding_alone(actual, expected, torch.float32)
+
+
+@pytest.mark.parametrize(("rows", "d_in", "d_out"), [(300, 512, 700), (64, 2048, 64), (1, 4096, 999)])
+def test_they_are_as_accurate_as_pytorchs(rows, d_in, d_out):
+    given = inputs(rows, d_in=d_in, d_out=d_out)
+    plain = run(torch.nn.functional.linear, *given)
+    for actual, expected, formula in zip(run(kernel.linear, *given), oracle(*given), plain, strict=True):
+        assert_accurate(actual, expected, formula)
+
+
+def test_it_takes_what_it_can_and_nothing_else(here):
+    x, weight, bias, _ = inputs(4, d_in=8, d_out=6)
+    if kernel.REASON:
+        assert not kernel.suits(x, weight, bias)
+        return
+    assert kernel.suits(x, weight, bias)
+    assert kernel.suits(x, weight, None)
+    assert kernel.suits(x, weight.T.contiguous().T, None)  # laid out the other way round
+    refused = [
+        (x, normal(6, 16, dtype=torch.float32)[:, :8], None),
+        (x, weight.bfloat16(), None),
+        (x, weight.double(), None),
+        (x, weight, bias.double()),
+        (x[:0], weight, None),
+        (x[:, :5], weight, None),  # PyTorch names both sizes
+        (x, weight[0], None),
+        (x.as_subclass(Looked), weight, None),
+    ]
+    for one in refused:
+        assert not kernel.suits(*one)
+    with torch.autocast("cpu"):
+        assert not kernel.suits(x, weight, None)
+    assert torch.func.vmap(lambda row: torch.tensor(float(kernel.suits(row, weight, None))))(x).sum() == 0
+
+
+class Looked(torch.Tensor):
+    """A tensor of a class of its own."""
+
+
+def test_the_op_takes_it_where_it_suits(here):
+    x, weight, bias, _ = inputs(4, d_in=8, d_out=6)
+    chosen = backends.choose("linear", x, weight, bias)
+    assert chosen is (None if kernel.REASON else kernel.linear)
+    assert backends.choose("linear", x.double(), weight.double(), None) is None
+    with use_backend("reference"):
+        assert backends.choose("linear", x, weight, bias) is None
+
+
+def test_a_view_that_is_negated_when_it_is_read_is():
+    x, weight, bias, _ = inputs(4, d_in=8, d_out=6)
+    negated = torch.complex(x, x).conj().imag
+    assert negated.is_neg()
+    torch.testing.assert_close(kernel.linear(negated, weight, bias), torch.nn.functional.linear(-x, weight, bias))
+
+
+def test_gradients_have_gradients(here):
+    x, weight, bias, grad = inputs(5, d_in=7, d_out=6)
+    found = []
+    for function in (kernel.linear, torch.nn.functional.linear):
+        leaves = [one.detach().requires_grad_() for one in (x, weight, bias)]
+        first = torch.autograd.grad(function(*leaves), leaves, grad.requires_grad_(), create_graph=True)
+        found.append(torch.autograd.grad(sum(one.square().sum() for one in first), [*leaves[:2], grad]))
+    for ours, theirs in zip(*found, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+def test_only_gradients_that_are_asked_for_are_made(here):
+    x, weight, _, grad = inputs(5, d_in=7, d_out=6, bias=False)
+    (alone,) = torch.autograd.grad(kernel.linear(x.requires_grad_(), weight, None), x, grad)
+    torch.testing.assert_close(alone, grad @ weight)
+    (alone,) = torch.autograd.grad(kernel.linear(x.detach(), weight.requires_grad_(), None), weight, grad)
+    torch.testing.assert_close(alone, grad.T @ x.detach())
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script(_method)?. is deprecated")
+def test_compiled_code_gives_the_same_numbers(here, shapes_unchecked):
+    def both(x, weight, bias):
+        return F.linear(F.linear(x, weight, bias), weight.T.contiguous())
+
+    x, weight, bias, _ = inputs(5, 3, d_in=8, d_out=6)
+    grad = normal(5, 3, 8, dtype=torch.float32)
+    eager, fast = run(both, x, weight, bias, grad), run(torch.compile(both, fullgraph=True), x, weight, bias, grad)
+    for one, other in zip(eager, fast, strict=True):
+        torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "avx512", "runs"),
+    [
+        ("AuthenticAMD", 26, True, True),
+        ("AuthenticAMD", 25, False, False),  # Zen 3
+        ("AuthenticAMD", 23, False, False),
+        ("GenuineIntel", 6, True, False),
+        ("", 0, True, False),
+    ],
+)
+def test_the_rule_goes_by_the_processor(vendor, family, avx512, runs):
+    why = kernel.reason(vendor, family, avx512=avx512)
+    assert (why == "") == runs or why.startswith("this PyTorch")
+
+
+def test_the_processor_is_what_the_system_says(tmp_path, monkeypatch):
+    assert isinstance(kernel.processor()[1], int)
+    monkeypatch.setattr(kernel, "Path", lambda path: tmp_path / "nothing")
+    monkeypatch.setattr(kernel.platform, "processor", lambda: "AMD64 Family 26 Model 68 Stepping 0, AuthenticAMD")
+    assert kernel.processor() == ("AuthenticAMD", 26)
+    monkeypatch.setattr(kernel.platform, "processor", lambda: "arm")
+    assert kernel.processor() == ("arm", 0)
