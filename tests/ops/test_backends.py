@@ -5,9 +5,11 @@ import torch
 
 import prenorm.functional as F
 from prenorm import ConfigError, TransformerBlock, explain, use_backend
+from prenorm.kernels.cpu.blocked_attention import blocked_attention
 from prenorm.kernels.cpu.linear import why_not as why_no_linear
 from prenorm.kernels.cpu.rms_norm import why_not
 from prenorm.kernels.sdpa import sdpa
+from prenorm.ops import backends
 
 from ..oracle.inputs import normal
 
@@ -34,6 +36,16 @@ def test_the_kernel_of_the_table_runs_unless_the_formula_is_asked_for():
             assert what_runs(x) == [FUSED]
         assert what_runs(x) == ["formula"]
     assert what_runs(x) == [FUSED]
+
+
+def test_without_a_backward_pass_nothing_is_kept_for_one():
+    x = normal(1, 2, 64, 16, dtype=torch.bfloat16)
+    options = {"causal": True, "dropout": 0.0}
+    wanted = backends.choose("scaled_dot_product_attention", x.requires_grad_(), x, **options)
+    assert wanted is blocked_attention
+    with torch.no_grad():
+        assert backends.choose("scaled_dot_product_attention", x, x, **options) is sdpa
+    assert backends.choose("scaled_dot_product_attention", x.detach(), x.detach(), **options) is sdpa
 
 
 def test_an_error_inside_leaves_the_backend_as_it_was():
