@@ -5,15 +5,18 @@ the ratio of each to ours, with its lowest and highest: above 1 ours is faster. 
 16 heads; `nn.TransformerEncoderLayer` has GELU and d_ff 4128, which is as many FLOPs. The title says how much of our
 time the block's matrix products take by themselves, through the same kernel: no block can be faster than these.
 
-Refuses to report while other work keeps the machine busy. --only forward-512-float32 measures one cell.
+Refuses to report while other work keeps the machine busy. --only forward-512-float32 measures one cell;
+--beside 2 starts two processes that spin on the same cores, to see who falls behind when cores are shared.
 """
 
 import argparse
+import contextlib
 import json
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -185,19 +188,33 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CELLS, metavar="CELL", help=f"one of {', '.join(CELLS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument("--beside", type=int, default=0, metavar="N", help="N processes that spin on the same cores")
     options = parser.parse_args()
     if (load := busy()) > BUSY:
         sys.exit(f"other work keeps the processors {load:.0%} busy, and would be measured too: stop it, or try later")
     vendor, family = processor()
-    machine = f"{vendor} family {family}, {torch.get_num_threads()} threads, torch {torch.__version__}"
+    beside = f", beside {options.beside} busy processes" if options.beside else ""
+    machine = f"{vendor} family {family}, {torch.get_num_threads()} threads, torch {torch.__version__}{beside}"
     versions = f"transformers {transformers.__version__}, x-transformers {version('x-transformers')}"
-    cells = [measure(cell) for cell in ([options.only] if options.only else CELLS)]
+    with others(options.beside):
+        cells = [measure(cell) for cell in ([options.only] if options.only else CELLS)]
     console = Console()
     for cell in cells:
         console.print(table(cell))
     console.print(f"{machine}, {versions}. Products: {why_not() or 'oneDNN'} in float32, oneDNN in bfloat16.")
     if options.json is not None:
         options.json.write_text(json.dumps({"machine": machine, "versions": versions, "cells": cells}, indent=1) + "\n")
+
+
+@contextlib.contextmanager
+def others(count: int) -> Iterator[None]:
+    """Processes that want the cores as well."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for one in spinning:
+            one.kill()
 
 
 def table(cell: dict[str, Any]) -> Table:

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 
 import prenorm.functional as F
 from prenorm import ConfigError, ShapeError, use_backend
+from prenorm.kernels.cpu.blocked_attention import blocked_attention
 
 from ..oracle import formulas
 from ..oracle.inputs import layouts, mask_of, normal, seeds, seqs
@@ -258,8 +259,11 @@ def test_long_causal_bfloat16_is_as_accurate_as_the_formula_and_so_are_its_gradi
     assert_exact(torch.from_numpy(exact[0]), oracle(q, k, v, allowed))
     with use_backend("reference"):
         plain = attend(q, k, v)
-    for actual, wanted, formula in zip(attend(q, k, v), exact, plain, strict=True):
-        assert_accurate(actual, wanted, formula)
+    y = blocked_attention(q, k, v, torch.from_numpy(allowed), True, 0.0)
+    blocked = y, *torch.autograd.grad(y, (q, k, v), grad)
+    for run in (attend(q, k, v), blocked):
+        for actual, wanted, formula in zip(run, exact, plain, strict=True):
+            assert_accurate(actual, wanted, formula)
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

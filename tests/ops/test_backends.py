@@ -38,14 +38,14 @@ def test_the_kernel_of_the_table_runs_unless_the_formula_is_asked_for():
     assert what_runs(x) == [FUSED]
 
 
-def test_without_a_backward_pass_nothing_is_kept_for_one():
-    x = normal(1, 2, 64, 16, dtype=torch.bfloat16)
-    options = {"causal": True, "dropout": 0.0}
-    wanted = backends.choose("scaled_dot_product_attention", x.requires_grad_(), x, **options)
-    assert wanted is blocked_attention
-    with torch.no_grad():
-        assert backends.choose("scaled_dot_product_attention", x, x, **options) is sdpa
-    assert backends.choose("scaled_dot_product_attention", x.detach(), x.detach(), **options) is sdpa
+def test_the_blocked_kernel_is_for_code_that_is_compiled(shapes_unchecked):
+    def which(x):
+        chosen = backends.choose("scaled_dot_product_attention", x, x, causal=True, dropout=0.0)
+        return x + (1 if chosen is blocked_attention else 2 if chosen is sdpa else 3)
+
+    x = torch.zeros(1, 2, 64, 16, dtype=torch.bfloat16)
+    assert (which(x) == 2).all()
+    assert (torch.compile(which, backend="eager", fullgraph=True)(x) == 1).all()
 
 
 def test_an_error_inside_leaves_the_backend_as_it_was():

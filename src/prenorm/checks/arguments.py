@@ -88,6 +88,10 @@ def grouped_heads(case: Case) -> None:
     if not case.learner.takes("num_kv_heads"):
         case.report.skip("grouped heads", "the constructor takes no number of key-value heads")
         return
+    assert case.explanation is not None
+    if case.explanation.cost > 1:  # a search for two faults at once, and once more with other sizes, is a long one
+        case.report.skip("grouped heads", "other faults cover it")
+        return
     sizes = Sizes(num_kv_heads=2)
     try:
         built = case.wide(sizes=sizes)

@@ -86,7 +86,9 @@ def explain(
     for together in range(1 if len(possible) > 1 else most, most + 1):
         for sizes, found in possible:
             try:
-                return _Steps(built, sizes, found, generator, tolerance, dtype, together).run()
+                steps = _Steps(built, sizes, found, generator, tolerance, dtype, together)
+                steps.search.most_work //= len(possible)
+                return steps.run()
             except UnexplainedError as error:
                 whole = (sizes.num_heads, sizes.num_kv_heads)  # one part a head
                 cut = [name for name, held in found.parts.items() if len(held) not in whole]

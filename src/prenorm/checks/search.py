@@ -41,8 +41,8 @@ class Probe:
 class Search:
     """Counts the work of all searches in one block. check_time raises when the judgement's time is over."""
 
-    def __init__(self, num_heads: int, check_time: Callable[[], None]) -> None:
-        self.num_heads, self.check_time = num_heads, check_time
+    def __init__(self, num_heads: int, check_time: Callable[[], None], most_work: int = MOST_WORK) -> None:
+        self.num_heads, self.check_time, self.most_work = num_heads, check_time, most_work
         self.work = 0
 
     def find(
@@ -80,7 +80,7 @@ class Search:
                     tried.add(spec)
                     self.check_time()
                     self.work += work
-                    if self.work > MOST_WORK:
+                    if self.work > self.most_work:
                         return found
                     indices = self._matching(spec, stacked, probe)
                     if indices:

@@ -49,7 +49,7 @@ KERNELS = (
         dtypes=(torch.bfloat16,),
         run=blocked_attention,
         suits=suits,
-        reason="causal bfloat16 on a CPU: compiled, twice as fast as PyTorch's fused attention (make bench-attention)",
+        reason="causal bfloat16 on a CPU, compiled: twice as fast as PyTorch's fused attention (make bench-attention)",
     ),
     Kernel(
         op="scaled_dot_product_attention",

@@ -15,9 +15,9 @@ from ..leading_dims import four_dims
 from ..plain import is_compiling
 
 BLOCK = 128  # queries; 64 and 256 were slower at 256 to 1024 tokens
-# `make bench-attention`: compiled 2 to 3 times as fast as the fused kernel at 128 to 1024 tokens; as it stands 1.4
-# times at 128, equal at 512, slower at 1024, where its passes over the scores leave the caches.
-MAX_SEQ, MAX_SEQ_COMPILED = 512, 1024
+# `make bench-attention`: compiled, forward and backward are 2 to 3 times as fast as the fused kernel at 128 to 1024
+# tokens. As it stands it is no faster at any length, and its passes over the scores leave the caches.
+MAX_SEQ = 1024
 
 
 def suits(query: Tensor, key: Tensor, *, causal: bool, dropout: float) -> bool:
@@ -25,19 +25,12 @@ def suits(query: Tensor, key: Tensor, *, causal: bool, dropout: float) -> bool:
 
     Code compiled for any length has another kernel: it would have to be compiled again for each number of blocks.
     """
-    if not causal or dropout:
+    if not causal or dropout or not is_compiling():
         return False
-    # Without a backward pass there is nothing to keep: as it stands the fused kernel is then 1.3 to 6 times as fast.
-    if not is_compiling() and not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad)):
-        return False
-    seq, most = query.shape[-2], MAX_SEQ
-    if is_compiling():
-        from torch.fx.experimental.symbolic_shapes import has_static_value  # there by now, and slow to load before
+    from torch.fx.experimental.symbolic_shapes import has_static_value  # there by now, and slow to load before
 
-        if not has_static_value(seq):
-            return False
-        most = MAX_SEQ_COMPILED
-    return seq == key.shape[-2] and 32 <= seq <= most and query.numel() > 0
+    seq = query.shape[-2]
+    return has_static_value(seq) and seq == key.shape[-2] and 32 <= seq <= MAX_SEQ and query.numel() > 0
 
 
 def blocked_attention(
