@@ -1,5 +1,6 @@
 """Blocks whose parameters are kept in unusual ways are right all the same, or it is said that nobody can read them."""
 
+import itertools
 import multiprocessing
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -7,12 +8,16 @@ from dataclasses import dataclass
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prenorm import TransformerBlock
 from prenorm.checks.code import Code
 from prenorm.checks.judge import judge
 from prenorm.checks.local import LocalSubject
+from prenorm.checks.parameters import Sizes, possible_d_ff, sort_parameters, weights
+from prenorm.checks.reading import attention_readings, feed_forward_readings, norm_readings
 
 
 class LowRank(nn.Module):
@@ -119,6 +124,27 @@ def without_scale(block: nn.Module) -> nn.Module:
 
 def times_root(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor:
     return y * 8**0.5
+
+
+NAMES = st.text("abWqkvo01._", min_size=1, max_size=8) | st.sampled_from(
+    ["q.weight", "q.bias", "norm.weight", "lora_A"]
+)
+SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, 16, 26, 32, 52, 64, 96, 104]), max_size=4)
+
+
+@given(st.dictionaries(NAMES, SHAPES, max_size=12), st.sampled_from([4, 2, 1]))
+def test_parameters_of_any_names_and_shapes_are_sorted(shapes: dict[str, list[int]], num_kv_heads: int) -> None:
+    listed = [{"name": name, "shape": shape, "same_as": name} for name, shape in shapes.items()]
+    sizes = Sizes(num_kv_heads=num_kv_heads)
+    assert possible_d_ff(listed, sizes)[0] == sizes.d_ff
+    found = sort_parameters(listed, sizes)
+    entries = {*found.attention, *found.feed_forward, *found.unknown, *found.head_norms, *found.biases.values()}
+    sorted_ones = {one for entry in entries for one in found.names(entry)}
+    assert sorted_ones | {one for norm in found.norms for one in norm.parameters} == shapes.keys()
+    raw = {name: torch.randn(shape) for name, shape in shapes.items()}
+    for readings in (attention_readings(found, sizes), feed_forward_readings(found, sizes), norm_readings(found)):
+        for reading in itertools.islice(readings, 3):
+            weights([reading], raw)
 
 
 CASES = {

@@ -131,7 +131,7 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
             (found.head_norms if numel(shape) == sizes.head_dim and not _is_bias_name(name) else found.unknown).append(
                 name
             )
-        elif numel(shape) == 2 * sizes.d_model:  # both norms in one
+        elif numel(shape) == 2 * sizes.d_model and sizes.d_model in shape:  # both norms in one
             halves = torch.arange(2 * sizes.d_model).view(shape).movedim(shape.index(sizes.d_model), -1).flatten(0, -2)
             found.norms += [Piece((name,), None, tuple(half.tolist())) for half in halves]
         elif sizes.d_model not in shape:
