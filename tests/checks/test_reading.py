@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -132,6 +132,7 @@ NAMES = st.text("abWqkvo01._", min_size=1, max_size=8) | st.sampled_from(
 SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 4, 8, 16, 26, 32, 52, 64, 96, 104]), max_size=4)
 
 
+@example({"v.lora_B": [16, 4]}, 2)  # as many numbers as two norms have
 @given(st.dictionaries(NAMES, SHAPES, max_size=12), st.sampled_from([4, 2, 1]))
 def test_parameters_of_any_names_and_shapes_are_sorted(shapes: dict[str, list[int]], num_kv_heads: int) -> None:
     listed = [{"name": name, "shape": shape, "same_as": name} for name, shape in shapes.items()]
