@@ -90,12 +90,20 @@ def explain(
                 steps.search.most_work //= len(possible)
                 return steps.run()
             except UnexplainedError as error:
-                whole = (sizes.num_heads, sizes.num_kv_heads)  # one part a head
-                cut = [name for name, held in found.parts.items() if len(held) not in whole]
-                error.unknown = (*found.unknown, *cut)
+                error.unknown = _unknown(sizes, found)
                 problem = problem or error
     assert problem is not None
     raise problem
+
+
+def unknown_parameters(built: Built) -> tuple[str, ...]:
+    """Parameters that are no weight of a block by their shape, such as adapters and tables."""
+    return tuple(_fitting_sizes(built)[0][1].unknown)
+
+
+def _unknown(sizes: Sizes, found: Parameters) -> tuple[str, ...]:
+    whole = (sizes.num_heads, sizes.num_kv_heads)  # one part a head
+    return (*found.unknown, *(name for name, held in found.parts.items() if len(held) not in whole))
 
 
 class _Steps:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from .case import Case
-from .explain import Explanation, UnexplainedError, explain
+from .explain import Explanation, UnexplainedError, explain, unknown_parameters
 from .learner import Built, LearnerError
 from .parameters import Pieces
 from .reference import Spec
@@ -70,6 +70,9 @@ def _explained(case: Case, built: Built) -> Explanation:
     options: dict[str, Any] = {"tolerance": case.tolerance, "dtype": case.dtype, "most": 1 if odd else 2}
     problem: UnexplainedError | None = None
     explanation = None
+    if unknown := unknown_parameters(built):
+        with contextlib.suppress(UnexplainedError, LearnerError):
+            return _left_as_built(case, unknown, options | {"most": 1})
     try:
         explanation = explain(built, case.generator, **options)
         lacking = {"norm_weight_missing", "missing_output_projection"} & {id for id, _ in faults(explanation)}
@@ -89,18 +92,20 @@ def _explained(case: Case, built: Built) -> Explanation:
     if explanation is not None:
         return explanation
     assert problem is not None
-    if problem.unknown:  # such as adapters that start at zero, or tables that are parameters
-        kept = case.wide()
-        kept.kept = frozenset(one["name"] for one in kept.parameters if one["name"] in problem.unknown)
-        with contextlib.suppress(UnexplainedError, LearnerError):
-            explanation = explain(kept, case.generator, **options)
-            case.built, case.raw = kept, kept.draw(case.generator, case.dtype)
-            case.report.conventions["left_as_built"] = sorted(kept.kept)
-            vectors = [one["name"] for one in kept.parameters if one["name"] in kept.kept and len(one["shape"]) == 1]
-            if vectors and case.target.biases is not None:
-                case.report.found("unexpected_bias", f"{', '.join(vectors)} may be added to something")
-            return explanation
     raise problem
+
+
+def _left_as_built(case: Case, unknown: tuple[str, ...], options: dict[str, Any]) -> Explanation:
+    """The explanation where adapters start at zero, tables are parameters, and the like."""
+    kept = case.wide()
+    kept.kept = frozenset(unknown)
+    explanation = explain(kept, case.generator, **options)
+    case.built, case.raw = kept, kept.draw(case.generator, case.dtype)
+    case.report.conventions["left_as_built"] = sorted(unknown)
+    vectors = [one["name"] for one in kept.parameters if one["name"] in unknown and len(one["shape"]) == 1]
+    if vectors and case.target.biases is not None:
+        case.report.found("unexpected_bias", f"{', '.join(vectors)} may be added to something")
+    return explanation
 
 
 def faults(explanation: Explanation) -> Iterator[tuple[str, str]]:
