@@ -28,7 +28,7 @@ class LowRank(nn.Module):
         self.inner = inner
         rows, columns = inner.weight.shape
         self.lora_A = nn.Parameter(torch.randn(3, columns))
-        self.lora_B = nn.Parameter(torch.randn(rows, 3))
+        self.lora_B = nn.Parameter(torch.zeros(rows, 3))  # as they start: without effect
 
     def forward(self, x: Tensor) -> Tensor:
         return self.inner(x) + x @ self.lora_A.to(x.dtype).T @ self.lora_B.to(x.dtype).T
@@ -71,6 +71,12 @@ def pool() -> Iterator[ProcessPoolExecutor]:
 
 def with_adapters(block: nn.Module) -> nn.Module:
     block.attn.q_proj, block.ffn.up_proj = LowRank(block.attn.q_proj), LowRank(block.ffn.up_proj)
+    return block
+
+
+def with_adapters_that_count(block: nn.Module) -> nn.Module:
+    block = with_adapters(block)
+    nn.init.normal_(block.attn.q_proj.lora_B)
     return block
 
 
@@ -150,6 +156,7 @@ def test_parameters_of_any_names_and_shapes_are_sorted(shapes: dict[str, list[in
 
 CASES = {
     "adapters": (Make(with_adapters), []),
+    "adapters that have an effect": (Make(with_adapters_that_count), []),
     "shards": (Make(in_shards), []),
     "a table among the parameters": (Make(with_a_table), []),
     "fewer key-value heads that nobody asked for": (Make(fused, num_kv_heads=2), []),

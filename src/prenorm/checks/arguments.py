@@ -4,9 +4,10 @@ import torch
 from torch import Tensor
 
 from .case import MAX_SEQ_LEN, Case, raised
-from .explain import UnexplainedError, explain
 from .learner import Answer, Built, LearnerError
 from .parameters import Sizes
+from .search.explain import explain
+from .search.explanation import UnexplainedError
 
 TOKENS = 7
 

@@ -6,11 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .explain import Explanation
 from .faults import FAULTS
 from .learner import Built, Learner, LearnerError
 from .parameters import Raw, Sizes
-from .search import agrees
+from .search.explanation import Explanation
+from .search.trials import agrees
 from .targets import Target
 from .verdict import FAILED, NOT_APPLICABLE, PASSED, Check
 
@@ -71,7 +71,7 @@ class Case:
         built = self.learner.build(sizes, double=double, **(self.arguments | arguments))
         if self.built is not None:
             built.fresh, built.fixed_length = self.built.fresh, self.built.fixed_length
-            built.kept = self.built.kept
+            built.kept, built.muted = self.built.kept, self.built.muted
             if self.built.plain_weights:
                 built.take_plain_weights()
         return built

@@ -9,7 +9,7 @@ import torch
 from .case import Case
 from .learner import Built
 from .reference import Spec
-from .switches import Switch
+from .search.switches import Switch
 
 EPS = 0.05
 ROUNDING = 3e-6  # of a sublayer's output, some 1, where the norm works in float32

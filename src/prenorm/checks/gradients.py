@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from .case import Case, raised
-from .explain import Explanation
 from .learner import LearnerError
 from .parameters import Piece, Raw
+from .search.explanation import Explanation
 
 TOKENS = 6
 

@@ -153,6 +153,7 @@ class Built:
         self.parameters: list[Description] = reply["parameters"]
         self.tensors: list[Description] = reply["tensors"]
         self.kept: frozenset[str] = frozenset()  # parameters that stay as they were built
+        self.muted: frozenset[str] = frozenset()  # parameters that are zero, such as adapters
         self.plain_weights: list[Description] = []  # tensors that are no parameters and may be weights all the same
         self.forward: list[Description] = reply["forward"] or []
         names = [one["name"] for one in self.forward if one["kind"] != "POSITIONAL_ONLY"]
@@ -168,13 +169,12 @@ class Built:
         """Values for every parameter, drawn afresh; one with two names has them under its first."""
         raw: Raw = {}
         for one in [*self.parameters, *self.plain_weights]:
-            if one["same_as"] != one["name"]:
-                continue  # a second name of the same numbers
-            if one["name"] in self.kept:
-                if "lora" in one["name"].lower():  # which adds nothing then
-                    raw[one["name"]] = torch.zeros(one["shape"], dtype=dtype)
-                continue
+            if one["same_as"] != one["name"] or one["name"] in self.kept:
+                continue  # a second name of the same numbers, or one that stays as it was built
             shape = tuple(one["shape"])
+            if one["name"] in self.muted:
+                raw[one["name"]] = torch.zeros(shape, dtype=dtype)
+                continue
             values = torch.randn(shape, generator=generator, dtype=torch.float64)
             if "bias" in one["name"].rpartition(".")[2]:
                 values = values * 0.3

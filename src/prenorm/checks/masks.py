@@ -7,7 +7,7 @@ from torch import Tensor
 
 from .case import Case, raised
 from .learner import LearnerError
-from .switches import Switch
+from .search.switches import Switch
 
 TOKENS = 7
 

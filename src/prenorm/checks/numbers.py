@@ -1,15 +1,18 @@
 """From the explanation of a block's numbers to its faults and its conventions."""
 
 import contextlib
+import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from .case import Case
-from .explain import Explanation, UnexplainedError, explain, unknown_parameters
 from .learner import Built, LearnerError
 from .parameters import Pieces
 from .reference import Spec
+from .search.explain import explain
+from .search.explanation import Explanation, UnexplainedError
+from .search.sizes import fitting_sizes
 from .targets import Target
 from .variants import NO_SOFTMAX
 
@@ -70,9 +73,11 @@ def _explained(case: Case, built: Built) -> Explanation:
     options: dict[str, Any] = {"tolerance": case.tolerance, "dtype": case.dtype, "most": 1 if odd else 2}
     problem: UnexplainedError | None = None
     explanation = None
-    if unknown := unknown_parameters(built):
-        with contextlib.suppress(UnexplainedError, LearnerError):
-            return _left_as_built(case, unknown, options | {"most": 1})
+    if unknown := fitting_sizes(built)[0].unknown:
+        adapters = [one["name"] for one in built.parameters if one["name"] in unknown and _is_matrix(one["shape"])]
+        for muted in dict.fromkeys([frozenset(), frozenset(adapters)]):
+            with contextlib.suppress(UnexplainedError, LearnerError):
+                return _set_aside(case, unknown, muted, options | {"most": 1})
     try:
         explanation = explain(built, case.generator, **options)
         lacking = {"norm_weight_missing", "missing_output_projection"} & {id for id, _ in faults(explanation)}
@@ -95,14 +100,20 @@ def _explained(case: Case, built: Built) -> Explanation:
     raise problem
 
 
-def _left_as_built(case: Case, unknown: tuple[str, ...], options: dict[str, Any]) -> Explanation:
-    """The explanation where adapters start at zero, tables are parameters, and the like."""
+def _is_matrix(shape: Sequence[int]) -> bool:
+    return math.prod(shape) > max(shape, default=0)
+
+
+def _set_aside(case: Case, unknown: tuple[str, ...], muted: frozenset[str], options: dict[str, Any]) -> Explanation:
+    """The explanation with unknown parameters as they were built, or at zero: adapters add nothing then."""
     kept = case.wide()
-    kept.kept = frozenset(unknown)
+    kept.kept, kept.muted = frozenset(unknown) - muted, muted
     explanation = explain(kept, case.generator, **options)
     case.built, case.raw = kept, kept.draw(case.generator, case.dtype)
-    case.report.conventions["left_as_built"] = sorted(unknown)
-    vectors = [one["name"] for one in kept.parameters if one["name"] in unknown and len(one["shape"]) == 1]
+    for said, names in (("left_as_built", kept.kept), ("taken_as_zero", muted)):
+        if names:
+            case.report.conventions[said] = sorted(names)
+    vectors = [one["name"] for one in kept.parameters if one["name"] in unknown and not _is_matrix(one["shape"])]
     if vectors and case.target.biases is not None:
         case.report.found("unexpected_bias", f"{', '.join(vectors)} may be added to something")
     return explanation

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .parameters import Pieces, Raw, weights
-from .reference import Spec, Weights, block
+from ..parameters import Pieces, Raw, weights
+from ..reference import Spec, Weights, block
 from .switches import ROTATION, Switch
 
 Base = tuple[Spec, int]
@@ -38,7 +38,7 @@ class Probe:
         return torch.arange(self.x.shape[-2])[None]
 
 
-class Search:
+class Trials:
     """Counts the work of all searches in one block. check_time raises when the judgement's time is over."""
 
     def __init__(self, num_heads: int, check_time: Callable[[], None], most_work: int = MOST_WORK) -> None:

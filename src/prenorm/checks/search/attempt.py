@@ -1,0 +1,47 @@
+"""What the three steps of an attempt share: the block, its parameters with values, and the work that is left."""
+
+import torch
+
+from ..learner import Built
+from ..parameters import Raw
+from .sizes import Fit
+from .trials import Probe, Trials
+
+TOKENS = 7
+
+
+class Attempt:
+    """An attempt at an explanation, with the sizes and the parameters of one fit.
+
+    most: the switches that are turned together, at most, in each of the three steps.
+    share: how many attempts share the work that one may take.
+    """
+
+    def __init__(
+        self,
+        built: Built,
+        fit: Fit,
+        generator: torch.Generator,
+        *,
+        tolerance: float,
+        dtype: torch.dtype,
+        most: int,
+        share: int,
+    ) -> None:
+        self.built, self.generator, self.tolerance, self.dtype, self.most = built, generator, tolerance, dtype, most
+        self.sizes, self.found = fit.sizes, fit.found
+        self.trials = self.more_trials()
+        self.trials.most_work //= share
+        self.raw = built.draw(generator, dtype)
+
+    def more_trials(self) -> Trials:
+        """Trials with work of their own."""
+        return Trials(self.sizes.num_heads, self.built.learner.check_time)
+
+    def probe(self, raw: Raw, tokens: int) -> Probe:
+        """Two sequences, or of one token each as many as have as many numbers."""
+        batch = 2 * TOKENS if tokens == 1 else 2
+        x = torch.randn(batch, tokens, self.sizes.d_model, generator=self.generator, dtype=torch.float64)
+        sizes = torch.tensor([4.0, 8.0]).repeat(TOKENS)[:batch, None, None]  # so large that eps hardly shows
+        x = ((x + 0.3) * sizes).to(self.dtype)
+        return Probe(raw, x, self.built.run(raw, x).y, self.tolerance)

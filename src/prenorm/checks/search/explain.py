@@ -1,0 +1,54 @@
+"""Finds the switches under which the reference gives the learner's numbers: the fewest that do.
+
+In three steps, each of which hides what the later ones look at, so that two faults at once stay countable:
+one token (residuals, norms, feed-forward, value and output weights), several tokens with zero scores (mask, heads,
+rotated values), several tokens (queries, keys, rotation, scale).
+"""
+
+import torch
+
+from ..learner import Built
+from ..reading import attention_readings, feed_forward_readings, norm_readings, with_same_values
+from .attempt import Attempt
+from .explanation import Explanation, UnexplainedError
+from .one_token import one_token
+from .scores import scores
+from .sizes import fitting_sizes
+from .zero_scores import zero_scores
+
+
+def explain(
+    built: Built, generator: torch.Generator, *, tolerance: float, dtype: torch.dtype, most: int = 2
+) -> Explanation:
+    """The simplest explanation of the block's numbers. Raises UnexplainedError without one.
+
+    most: the switches that are turned together, at most, in each of the three steps.
+    """
+    problem: UnexplainedError | None = None
+    fits = fitting_sizes(built)
+    for together in range(1 if len(fits) > 1 else most, most + 1):
+        for fit in fits:
+            try:
+                return _steps(
+                    Attempt(built, fit, generator, tolerance=tolerance, dtype=dtype, most=together, share=len(fits))
+                )
+            except UnexplainedError as error:
+                error.unknown = (*fit.unknown, *error.unknown, *fit.uncertain)
+                problem = problem or error
+    assert problem is not None
+    raise problem
+
+
+def _steps(attempt: Attempt) -> Explanation:
+    found, sizes = attempt.found, attempt.sizes
+    attention = list(attention_readings(found, sizes))
+    feed_forward = list(feed_forward_readings(found, sizes))
+    if not attention or not feed_forward:
+        what, which = (
+            ("a feed-forward", found.feed_forward) if attention else ("queries, keys and values", found.attention)
+        )
+        shapes = ", ".join(f"{name} {found.shapes[name]}" for name in (*found.unknown, *which)) or "none"
+        raise UnexplainedError(f"the parameters do not make up {what}: {shapes}", unknown=which)
+    specs, readings = one_token(attempt, attention, feed_forward, list(norm_readings(found)))
+    bases, readings = zero_scores(attempt, specs, with_same_values(readings, attention))
+    return scores(attempt, bases, readings)

@@ -1,0 +1,151 @@
+"""The first step, one token: residuals, norms, feed-forward, value and output weights.
+
+Attention is o(v(norm1(x))) then, whatever the scores are.
+"""
+
+import dataclasses
+
+import torch
+
+from ..parameters import Pieces
+from ..reading import distinct, likely_feed_forward, likely_norms, unique
+from ..reference import Spec
+from ..variants import NO_SOFTMAX
+from .attempt import Attempt
+from .explanation import UnexplainedError
+from .switches import ONE_TOKEN, Switch
+from .trials import Base, Probe
+
+MANY_SPECS = 3
+"""With which the next step goes on, of those that give the numbers of one token: some differ in several only."""
+MANY_READINGS = 24
+"""With more readings than these, two switches at once would take too long."""
+SOME_READINGS = 8
+"""Of attention, where nothing tells which are likely."""
+
+
+def one_token(
+    attempt: Attempt, attention: list[Pieces], feed_forward: list[Pieces], norms: list[Pieces]
+) -> tuple[list[Base], list[Pieces]]:
+    """The specs that give the numbers of one token, with what they cost, and the readings under which they do."""
+    probe = attempt.probe(attempt.raw, 1)
+    visible = _visible(attempt, probe)
+    bases = [Spec()]
+    sees_itself = bool(visible) and bool(torch.isfinite(probe.y).all())
+    if not sees_itself:
+        probe, visible, bases = attempt.probe(attempt.raw, 2), set(), _blind_to_themselves()
+    by_heads = attention[:SOME_READINGS]  # some kinds of softmax make queries and keys visible, too
+    attention = _reading_visible(attempt, attention, visible)
+    bases = [dataclasses.replace(base, plus_one=plus_one) for plus_one in _offsets(attempt) for base in bases]
+    every = [a | f | n for f in feed_forward for n in norms for a in attention]
+    inner = likely_feed_forward(feed_forward)
+    likely = [a | f | n for f in inner for n in likely_norms(norms) for a in attention[:4]]
+    turned = [a | f | n for f in inner for n in likely_norms(norms) for a in by_heads]
+    heads = [dataclasses.replace(base, softmax="heads") for base in bases]
+    others = [dataclasses.replace(base, softmax=kind) for kind in NO_SOFTMAX for base in bases]
+    whole = len(attempt.found.attention) <= 4
+    for specs, readings, most in (
+        (bases, likely, 1),
+        (bases, every, 1),
+        (others if whole else [], turned, 0),
+        (heads if whole else [], turned, 1),
+        (bases, likely, 2),
+        (bases, every, 2),
+        (heads if whole else [], turned, 2),
+    ):
+        if most > attempt.most or (most == 2 and len(readings) > MANY_READINGS):
+            continue
+        matches = attempt.trials.find(
+            [(spec, int(readings is turned)) for spec in specs], ONE_TOKEN, readings, probe, most=most
+        )
+        if matches:
+            break
+    else:
+        step = "one token alone: residuals, norms, feed-forward, value and output projections"
+        raise UnexplainedError(step, faults=_other_norm(attempt, bases, likely))
+    # a norm's weight that neither is read nor changes anything counts for nothing: readings with more weights first
+    best = min(cost for _, cost, _ in matches)
+    specs = list(dict.fromkeys(spec for spec, cost, _ in matches if cost == best))[:MANY_SPECS]
+    chosen = [readings[i] for spec, _, indices in matches for i in indices if spec in specs]
+    if not sees_itself:  # the next step looks at masks by itself
+        specs = [dataclasses.replace(spec, mask="none", empty_rows="nan", fill=-float("inf")) for spec in specs]
+    return [(spec, best) for spec in dict.fromkeys(specs)], distinct(chosen)
+
+
+def _other_norm(attempt: Attempt, bases: list[Spec], readings: list[Pieces]) -> list[tuple[str, str]]:
+    """Whether all is right where every entry is as large as the others, so that every kind of mean is the same.
+
+    One sublayer at a time, with a number of its own by which its norm may be off.
+    """
+    half = torch.ones(2, 1, attempt.sizes.d_model // 2, dtype=attempt.dtype)
+    half[..., torch.randperm(half.shape[-1], generator=attempt.generator)[: half.shape[-1] // 2]] = -1
+    signs = torch.cat([half, -half], -1)
+    factors: list[Switch] = [{"norm_factor": 2.0 ** (power / 4)} for power in range(-20, 21) if power]
+    trials = attempt.more_trials()  # the attempt's own may have no work left
+    starts = [(base, 0) for base in bases[:4]]
+    usual = True
+    for muted in ("down", "o" if "o" in readings[0] else "v"):
+        raw = dict(attempt.raw)
+        for role in (muted, f"{muted}_bias"):
+            if role in readings[0]:
+                readings[0][role].write(raw, torch.zeros(()))
+        probe = Probe(raw, signs, attempt.built.run(raw, signs).y, attempt.tolerance)
+        if not trials.find(starts, factors, readings, probe, most=1):
+            return []
+        usual &= bool(trials.find(starts, [], readings, attempt.probe(raw, 1), most=0))
+    evidence = "each sublayer is right for vectors of entries 1 and -1 (or off by a number), and wrong for others"
+    return [] if usual else [("norm_wrong_mean", evidence)]
+
+
+def _offsets(attempt: Attempt) -> list[bool]:
+    """Whether the norms multiply by 1 + weight: at -1 nothing counts then but the residuals, elsewhere at 0."""
+    others = attempt.built.draw(attempt.generator, attempt.dtype)
+    counting = {
+        one for name in attempt.found.attention + attempt.found.feed_forward for one in attempt.found.names(name)
+    }
+    x = attempt.probe(attempt.raw, 1).x
+    for plus_one in (False, True):
+        raw = dict(attempt.raw)
+        for norm in attempt.found.norms:
+            norm.write(raw, torch.full((), -float(plus_one)))
+        changed = raw | {name: others[name] for name in counting}
+        if torch.equal(attempt.built.run(raw, x).y, attempt.built.run(changed, x).y):
+            return [plus_one]
+    return [False, True]
+
+
+def _blind_to_themselves() -> list[Spec]:
+    """Where a token by itself shows nothing: the masks under which it does not see itself, and the usual ones."""
+    fills = (("nan", -float("inf")), ("zero", -float("inf")), ("nan", -1e9))
+    strict = [
+        Spec(mask=mask, empty_rows=empty, fill=fill) for mask in ("strict", "future_strict") for empty, fill in fills
+    ]
+    return [*strict, Spec(), Spec(mask="causal")]
+
+
+def _visible(attempt: Attempt, probe: Probe) -> set[str]:
+    """The attention parameters that one token's output depends on."""
+    visible = set()
+    for entry in attempt.found.attention:
+        changed = dict(attempt.raw)
+        for name in attempt.found.names(entry):
+            changed[name] = changed[name] * 1.5 + 0.1
+        y = attempt.built.run(changed, probe.x).y
+        if not torch.equal(y, probe.y) and (y - probe.y).abs().max() > 1e-9:
+            visible.add(entry)
+    return visible
+
+
+def _reading_visible(attempt: Attempt, attention: list[Pieces], visible: set[str]) -> list[Pieces]:
+    """The readings whose value and output weights are those that one token's output depends on."""
+    for roles in (("v", "o"), ("v",)):  # an output projection may be there and have no effect
+        shown = [reading for reading in attention if _holding(attempt, reading, roles) == visible]
+        if shown:
+            return unique(shown, ("v", "o", "v_bias", "o_bias"))
+    return attention[:SOME_READINGS] if visible else attention
+
+
+def _holding(attempt: Attempt, reading: Pieces, roles: tuple[str, ...]) -> set[str]:
+    """The attention parameters that hold these roles in a reading."""
+    held = {name for role in roles if role in reading for name in reading[role].parameters}
+    return {entry for entry in attempt.found.attention if held & set(attempt.found.names(entry))}

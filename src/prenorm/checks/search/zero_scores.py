@@ -1,0 +1,54 @@
+"""The second step, several tokens with all scores zero: who sees whom, and how heads are cut and joined."""
+
+import dataclasses
+
+import torch
+
+from ..parameters import Pieces, Raw
+from ..reading import by_queries_and_keys, distinct
+from ..reference import Spec
+from .attempt import TOKENS, Attempt
+from .explanation import UnexplainedError
+from .switches import ZERO_SCORES_PLAIN, ZERO_SCORES_TURNED
+from .trials import Base
+
+
+def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> tuple[list[Base], list[Pieces]]:
+    """Of specs and readings those that go on to give the numbers, with masks, heads and what turns beside q and k."""
+    matches: list[tuple[Spec, int, list[Pieces]]] = []
+    for group in by_queries_and_keys(readings):
+        raw = _without_scores(attempt, group[0])
+        probe = attempt.probe(raw, TOKENS)
+        bases = [
+            (dataclasses.replace(spec, mask=mask, pairing=pairing, direction=direction), cost)
+            for spec, cost in specs
+            for mask in ("none", "causal")
+            for pairing, direction in (("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1))
+        ]
+        plain = bases[::4]  # where no value turns, pairing and direction do not show
+        found = attempt.trials.find(plain, ZERO_SCORES_PLAIN, group, probe, keep_going=1)
+        if not found:
+            found = attempt.trials.find(bases, ZERO_SCORES_TURNED, group, probe, keep_going=1)
+        if not found and attempt.most > 1:
+            found = attempt.trials.find(plain, ZERO_SCORES_PLAIN, group, probe, most=2)
+        if not found and attempt.most > 1:
+            both = [
+                (dataclasses.replace(base, **turn), cost + 1) for base, cost in bases for turn in ZERO_SCORES_TURNED
+            ]
+            found = attempt.trials.find(both, ZERO_SCORES_PLAIN, group, probe, most=1)
+        matches += [(spec, cost, [group[i] for i in indices]) for spec, cost, indices in found]
+        if found:
+            break
+    if not matches:
+        raise UnexplainedError("several tokens with all scores zero: mask, heads, and what is rotated beside q and k")
+    chosen = [reading for _, _, group in matches for reading in group]
+    return [(spec, cost) for spec, cost, _ in matches], distinct(chosen)
+
+
+def _without_scores(attempt: Attempt, reading: Pieces) -> Raw:
+    """The parameters with everything that queries are made of at zero."""
+    raw = dict(attempt.raw)
+    for role in ("q", "q_bias", "k", "k_bias"):
+        if role in reading:
+            reading[role].write(raw, torch.zeros(()))
+    return raw
