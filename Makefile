@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-grid test-check check format bench-attention bench-blocks bench-linear bench-norm bench-checkpointing example-dates wheel clean
+.PHONY: help demo test test-grid test-check check format bench-attention bench-blocks bench-decode bench-linear bench-norm bench-checkpointing example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -16,6 +16,7 @@ help:
 	@echo "make format  rewrite the files as the formatter wants them"
 	@echo "make bench-attention   the blocked attention kernel against PyTorch's, in turn"
 	@echo "make bench-blocks      a block on a CPU against those of transformers, x-transformers and PyTorch (about 6 minutes)"
+	@echo "make bench-decode      writing text on a CPU against transformers (about 3 minutes; LARGE=1 with 1.1B parameters too)"
 	@echo "make bench-linear      float32 products through oneDNN and through MKL"
 	@echo "make bench-norm        RMSNorm against LayerNorm, the textbook formula and PyTorch's own"
 	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
@@ -51,6 +52,9 @@ bench-attention: .venv/dev.stamp
 
 bench-blocks: .venv/dev.stamp
 	$(BIN)/python benchmarks/blocks.py
+
+bench-decode: .venv/dev.stamp
+	$(BIN)/python benchmarks/decode.py $(if $(LARGE),--large)
 
 bench-linear: .venv/dev.stamp
 	$(BIN)/python benchmarks/linear.py

@@ -24,6 +24,7 @@ from typing import Any
 import torch
 import transformers
 import x_transformers
+from machine import describe, refuse_while_busy
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -31,7 +32,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 from prenorm import TransformerBlock
 from prenorm.functional import linear
-from prenorm.kernels.cpu.linear import processor, why_not
+from prenorm.kernels.cpu.linear import why_not
 
 D_MODEL, HEADS, D_FF = 1024, 16, 2752
 CELLS = [
@@ -41,7 +42,6 @@ CELLS = [
     for tokens in (512, 2048)
 ]
 ROUNDS, WARMUP = 9, 2
-BUSY = 0.15  # of the processors' time, before anything of ours runs
 
 
 class HuggingFace(nn.Module):
@@ -168,21 +168,6 @@ def products(x: Tensor, *, backward: bool) -> float:
     return statistics.median(taken[WARMUP:])
 
 
-def busy() -> float:
-    """The share of the processors' time that others use, over a second; 0 where the system does not say."""
-
-    def times() -> list[int]:
-        return [int(one) for one in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
-
-    try:
-        before = times()
-        time.sleep(1)
-        spent = [b - a for a, b in zip(before, times(), strict=True)]
-    except OSError:
-        return 0.0
-    return 1 - (spent[3] + spent[4]) / sum(spent)
-
-
 def main() -> None:
     """Print a table for each cell, and write the numbers where --json says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -190,11 +175,8 @@ def main() -> None:
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     parser.add_argument("--beside", type=int, default=0, metavar="N", help="N processes that spin on the same cores")
     options = parser.parse_args()
-    if (load := busy()) > BUSY:
-        sys.exit(f"other work keeps the processors {load:.0%} busy, and would be measured too: stop it, or try later")
-    vendor, family = processor()
-    beside = f", beside {options.beside} busy processes" if options.beside else ""
-    machine = f"{vendor} family {family}, {torch.get_num_threads()} threads, torch {torch.__version__}{beside}"
+    refuse_while_busy()
+    machine = describe() + (f", beside {options.beside} busy processes" if options.beside else "")
     versions = f"transformers {transformers.__version__}, x-transformers {version('x-transformers')}"
     with others(options.beside):
         cells = [measure(cell) for cell in ([options.only] if options.only else CELLS)]

@@ -36,7 +36,7 @@ def scaled_dot_product_attention(
     scores_shape = (*query.shape[:-1], key.shape[-2])
     if mask is not None:
         check_mask(mask, scores_shape)
-    kernel = backends.choose("scaled_dot_product_attention", query, key, causal=causal, dropout=dropout)
+    kernel = backends.choose("scaled_dot_product_attention", query, key, value, mask, causal=causal, dropout=dropout)
     if kernel and causal and mask is None and window is None and query.shape[-2] == key.shape[-2]:
         return kernel(query, key, value, None, True, dropout)  # the kernel needs no mask to be made
     mask = _restrict(mask, scores_shape, causal, window, query.device)

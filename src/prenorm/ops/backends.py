@@ -16,9 +16,15 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kernels.cpu.blocked_attention import blocked_attention, suits
 from ..kernels.cpu.dropout import dropout
+from ..kernels.cpu.few_rows import few_rows
+from ..kernels.cpu.few_rows import suits as suits_few_rows
+from ..kernels.cpu.few_rows import why_not as why_no_few_rows
 from ..kernels.cpu.linear import linear
 from ..kernels.cpu.linear import suits as suits_linear
 from ..kernels.cpu.linear import why_not as why_no_linear
+from ..kernels.cpu.one_query import one_query
+from ..kernels.cpu.one_query import suits as suits_one_query
+from ..kernels.cpu.one_query import why_not as why_no_one_query
 from ..kernels.cpu.rms_norm import rms_norm
 from ..kernels.cpu.rms_norm import suits as suits_rms_norm
 from ..kernels.cpu.rms_norm import why_not as why_no_rms_norm
@@ -46,6 +52,15 @@ KERNELS = (
     Kernel(
         op="scaled_dot_product_attention",
         devices=("cpu",),
+        dtypes=(torch.float32, torch.bfloat16),
+        run=one_query,
+        suits=suits_one_query,
+        why_not=why_no_one_query,
+        reason="one query a head, as in decoding: keys and values are read once, in C++ (make bench-decode)",
+    ),
+    Kernel(
+        op="scaled_dot_product_attention",
+        devices=("cpu",),
         dtypes=(torch.bfloat16,),
         run=blocked_attention,
         suits=suits,
@@ -57,6 +72,15 @@ KERNELS = (
         dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
         run=sdpa,
         reason="PyTorch's fused attention never stores the scores (memory linear in seq instead of quadratic)",
+    ),
+    Kernel(
+        op="linear",
+        devices=("cpu",),
+        dtypes=(torch.float32, torch.bfloat16),
+        run=few_rows,
+        suits=suits_few_rows,
+        why_not=why_no_few_rows,
+        reason="up to 8 rows, as in decoding: the weight is read once, at the speed of memory (make bench-decode)",
     ),
     Kernel(
         op="linear",

@@ -20,7 +20,7 @@ BLOCK = 128  # queries; 64 and 256 were slower at 256 to 1024 tokens
 MAX_SEQ = 1024
 
 
-def suits(query: Tensor, key: Tensor, *, causal: bool, dropout: float) -> bool:
+def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool, dropout: float) -> bool:
     """Whether the shapes are those that this kernel was measured to be faster on.
 
     Code compiled for any length has another kernel: it would have to be compiled again for each number of blocks.

@@ -1,7 +1,7 @@
-"""Kernels in C++: built at their first use, kept for the next, and loaded with ctypes.
+"""Kernels in C++: all built when the first of them is used, kept for the next program, and loaded with ctypes.
 
-A source is a plain C++ file beside this one, with `extern "C"` functions and neither torch's nor Python's headers, so
-that a compiler takes two seconds for it. Where it cannot be built or loaded, there is no kernel, and a reason why.
+A source is a plain C++ file beside this one, with `extern "C"` functions and no headers but ours and the language's, so
+that a compiler takes seconds for it. Where it cannot be built or loaded, there is no kernel, and a reason why.
 """
 
 import ctypes
@@ -9,10 +9,14 @@ import functools
 import hashlib
 import os
 import shlex
+import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import warnings
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
@@ -26,6 +30,7 @@ COMPILE = (
 # Without -fopenmp: the library would bring the system's OpenMP, a second one beside torch's with threads of its own.
 # As it is, torch's answers, which every process that imports torch has loaded for all to see.
 LINK = ("-shared", "-Wl,--as-needed")
+HERE = Path(__file__).parent
 SECONDS = 120  # more than a compiler ever needs
 
 
@@ -41,45 +46,45 @@ class _CannotBuildError(Exception):
 
 
 @functools.cache
-def load(name: str) -> Native:
-    """The library of `name`.cpp, built if it has not been. Never raises.
+def load() -> Native:
+    """The library of the sources beside this file, built if it has not been. Never raises.
 
     A machine without a compiler is no fault, and nothing is said; a compiler that fails or a library that does not
     load gives one RuntimeWarning.
     """
-    source = Path(__file__).with_name(f"{name}.cpp")
     command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
     try:
-        return Native(_load(source, command))
+        return Native(_load(sorted(HERE.glob("*.cpp")), command))
     except FileNotFoundError as error:
         if error.filename == command[0]:
             return Native(None, f"there is no C++ compiler ({command[0]}; the variable CXX names another)")
         reason = str(error)
     except (OSError, _CannotBuildError, subprocess.SubprocessError, ValueError) as error:
         reason = str(error)
-    warnings.warn(f"{source.name} could not be built, so a slower formula runs: {reason}", RuntimeWarning, stacklevel=2)
+    warnings.warn(f"the C++ kernels could not be built, so slower code runs: {reason}", RuntimeWarning, stacklevel=2)
     return Native(None, f"it could not be built: {reason}")
 
 
-def _load(source: Path, command: list[str]) -> ctypes.CDLL:
-    built = f"{source.stem}-{_fingerprint(source)}.so"
+def _load(sources: Sequence[Path], command: list[str]) -> ctypes.CDLL:
+    built = f"kernels-{_fingerprint(sources)}.so"
     folder = _cache_folder()
     if folder is not None and _is_ours(folder / built) and _is_whole(folder / built):
         return ctypes.CDLL(str(folder / built))
     with tempfile.TemporaryDirectory(prefix="prenorm-") as scratch:
-        library = _build(source, command, Path(scratch))
+        library = _build(sources, command, Path(scratch))
         if folder is not None and _keep(library, folder / built):
             library = folder / built
         return ctypes.CDLL(str(library))
 
 
-def _fingerprint(source: Path) -> str:
-    """A name that no other source, flags or CPU has: a home directory may be shared by machines of several kinds."""
+def _fingerprint(sources: Sequence[Path]) -> str:
+    """A name that no other sources, flags or CPU have: a home directory may be shared by machines of several kinds."""
     cpu = ""
     with suppress(OSError):
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         cpu = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    parts = (source.read_bytes(), " ".join((*COMPILE, *LINK)).encode(), " ".join(os.uname()[4:]).encode(), cpu.encode())
+    files = (path.read_bytes() for path in (*sources, *sorted(HERE.glob("*.h"))))
+    parts = (*files, " ".join((*COMPILE, *LINK)).encode(), " ".join(os.uname()[4:]).encode(), cpu.encode())
     return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
 
 
@@ -109,14 +114,22 @@ def _is_whole(library: Path) -> bool:
     return hashlib.sha256(content[:-32]).digest() == content[-32:]
 
 
-def _build(source: Path, command: list[str], scratch: Path) -> Path:
-    objects, library = scratch / "kernel.o", scratch / "kernel.so"
-    for step in ((*COMPILE, "-c", str(source), "-o", str(objects)), (*LINK, str(objects), "-o", str(library))):
-        done = subprocess.run([*command, *step], capture_output=True, text=True, errors="replace", timeout=SECONDS)
-        if done.returncode != 0:
-            said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-            raise _CannotBuildError(f"{shlex.join(command)} failed: {said[0]}")
+def _build(sources: Sequence[Path], command: list[str], scratch: Path) -> Path:
+    objects, library = [scratch / f"{source.stem}.o" for source in sources], scratch / "kernels.so"
+    if shutil.which(command[0]) is not None:
+        print("prenorm: building its C++ kernels, which takes some seconds, once ...", file=sys.stderr, flush=True)
+    steps = [(*COMPILE, "-c", str(source), "-o", str(made)) for source, made in zip(sources, objects, strict=True)]
+    with ThreadPoolExecutor(len(steps)) as together:
+        list(together.map(lambda step: _run(command, step), steps))
+    _run(command, (*LINK, *map(str, objects), "-o", str(library)))
     return library
+
+
+def _run(command: list[str], step: Sequence[str]) -> None:
+    done = subprocess.run([*command, *step], capture_output=True, text=True, errors="replace", timeout=SECONDS)
+    if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
+        raise _CannotBuildError(f"{shlex.join(command)} failed: {said[0]}")
 
 
 def _keep(library: Path, place: Path) -> bool:

@@ -11,112 +11,18 @@
 
 #include <cfloat>
 #include <cmath>
-#include <cstdint>
-#include <cstdlib>
-#include <cstring>
-#if defined(__SSE2__)
-#include <immintrin.h>
-#endif
 #if defined(__linux__)
 #include <sys/mman.h>
 #endif
 
+#include "vectors.h"
+
 namespace {
 
-#if defined(__AVX512F__)
-constexpr int64_t LANES = 16;
-#elif defined(__AVX2__)
-constexpr int64_t LANES = 8;
-#else
-constexpr int64_t LANES = 4;
-#endif
-
-// The compiler's own vectors: the order of every sum is what is written here, under any optimisation.
-typedef float Floats __attribute__((vector_size(4 * LANES)));
-typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
-
-constexpr int64_t STEP = 2 * LANES;            // numbers that are handled at a time
 constexpr int64_t CHUNK = 64 * STEP;           // numbers that are summed in float32 before the sum goes on in double
 constexpr int64_t BLOCK = 32;                  // rows whose part of dw is summed in float32 before it goes on in double
-constexpr int64_t WORTH_A_THREAD = 1 << 14;    // numbers; waking another thread costs as much as these
 constexpr int64_t LARGE = 24 << 20;            // bytes of a result that no cache would keep for whoever reads it next
 constexpr int64_t HUGE_PAGE = 2 << 20;         // bytes
-
-// --- a step's numbers: two vectors of float32 ---
-
-// In the order of memory for float32. bfloat16 is the upper half of a float32, so the numbers at even places are the
-// lower halves of the words shifted up, and those at odd places the upper halves as they stand: nothing is moved
-// across lanes, which costs more than the arithmetic.
-struct Pair {
-    Floats first, second;
-};
-
-struct BFloat16 {
-    uint16_t bits;
-};
-
-inline Pair operator*(Pair a, Pair b) { return {a.first * b.first, a.second * b.second}; }
-inline Pair operator*(Pair a, float b) { return {a.first * b, a.second * b}; }
-inline Pair operator+(Pair a, float b) { return {a.first + b, a.second + b}; }
-inline Pair operator+(Pair a, Pair b) { return {a.first + b.first, a.second + b.second}; }
-inline Pair operator-(Pair a, Pair b) { return {a.first - b.first, a.second - b.second}; }
-
-inline Pair load(const float *from) {
-    Floats first, second;  // a Pair that memcpy fills would go through the stack
-    memcpy(&first, from, sizeof first);
-    memcpy(&second, from + LANES, sizeof second);
-    return {first, second};
-}
-
-inline Pair load(const BFloat16 *from) {
-    Words words;
-    memcpy(&words, from, sizeof words);
-    return {(Floats)(words << 16), (Floats)(words & 0xffff0000)};
-}
-
-// The last numbers of a row that is no multiple of STEP long, and zeros after them.
-template <typename T>
-inline Pair load(const T *from, int64_t count) {
-    T padded[STEP] = {};
-    memcpy(padded, from, count * sizeof(T));
-    return load(padded);
-}
-
-// STREAM goes around the caches: `to` must be a multiple of the vector's size.
-template <bool STREAM, typename V>
-inline void store_vector(void *to, V v) {
-#if defined(__AVX512F__)
-    if (STREAM) return _mm512_stream_si512((__m512i *)to, (__m512i)v);
-#elif defined(__AVX2__)
-    if (STREAM) return _mm256_stream_si256((__m256i *)to, (__m256i)v);
-#endif
-    memcpy(to, &v, sizeof v);
-}
-
-template <bool STREAM>
-inline void store(float *to, Pair pair) {
-    store_vector<STREAM>(to, pair.first);
-    store_vector<STREAM>(to + LANES, pair.second);
-}
-
-// To nearest, ties to even, in the upper half; the lower half is left over. Infinity stays what it is; a NaN becomes
-// the quiet one, because rounding could carry its digits over to infinity or zero.
-inline Words round_to_bfloat16(Floats v) {
-    const Words bits = (Words)v, quiet_nan = 0x7fc00000 + (Words){};
-    return v != v ? quiet_nan : bits + 0x7fff + (bits >> 16 & 1);
-}
-
-template <bool STREAM>
-inline void store(BFloat16 *to, Pair pair) {
-    store_vector<STREAM>(to, round_to_bfloat16(pair.first) >> 16 | (round_to_bfloat16(pair.second) & 0xffff0000));
-}
-
-template <typename T>
-inline void store(T *to, Pair pair, int64_t count) {
-    T padded[STEP];
-    store<false>(padded, pair);
-    memcpy(to, padded, count * sizeof(T));
-}
 
 // --- weights, and gradients of weights, as float32 in the order that a step of X has ---
 
@@ -163,19 +69,6 @@ void write_weight(const double *totals, W *weight, int64_t width) {
 }
 
 // --- sums ---
-
-inline float add_up(Pair pair) {
-    const Floats v = pair.first + pair.second;
-#if defined(__AVX512F__)
-    return _mm512_reduce_add_ps((__m512)v);
-#else
-    float sums[LANES];
-    memcpy(sums, &v, sizeof v);
-    for (int64_t half = LANES / 2; half > 0; half /= 2)
-        for (int64_t i = 0; i < half; ++i) sums[i] += sums[i + half];
-    return sums[0];
-#endif
-}
 
 // The sum of term(i) over whole steps and of rest(i, count) for what is left: float32 in each lane, then double.
 template <typename Term, typename Rest>
@@ -243,29 +136,6 @@ void finish_streaming() {
     _mm_sfence();
 #endif
 }
-
-int64_t threads_for(int64_t rows, int64_t width, int64_t threads) {
-    const int64_t worth = rows * width / WORTH_A_THREAD, most = worth < rows ? worth : rows;
-    return most < 1 ? 1 : most < threads ? most : threads;
-}
-
-// run(part, first row, row after the last) for as many parts as threads are worth their waking.
-template <typename Run>
-inline void in_parts(int64_t rows, int64_t width, int64_t threads, Run run) {
-    threads = threads_for(rows, width, threads);
-    if (threads == 1) return run(0, 0, rows);  // without OpenMP, which takes a microsecond also for one thread
-#pragma omp parallel for schedule(static) num_threads(threads)
-    for (int64_t part = 0; part < threads; ++part) run(part, rows * part / threads, rows * (part + 1) / threads);
-}
-
-// Room for numbers, freed at the end; `start` is null where there is no memory.
-template <typename T>
-struct Room {
-    T *start;
-    explicit Room(int64_t count) : start((T *)malloc(count * sizeof(T) + 1)) {}
-    ~Room() { free(start); }
-    Room(const Room &) = delete;
-};
 
 // The weight as read_weight gives it, which often is the weight as it is.
 template <typename X, typename W>
@@ -384,7 +254,7 @@ int backward(const X *g, const X *x, const W *weight, X *dx, W *dw, int64_t rows
 // --- what Python calls: 0 is given, or 1 where memory ran out ---
 
 // One argument, packed: ctypes takes longer for each than a short row does.
-struct Call {
+struct RmsNormCall {
     const void *x, *weight, *g;
     void *y, *dx, *dw;  // null is what is not wanted: y in backward, dx and dw in forward, one of those in backward
     int64_t rows, width;
@@ -393,11 +263,11 @@ struct Call {
 };
 
 #define FOR_DTYPES(X, W, NAME)                                                                                       \
-    extern "C" int forward_##NAME(const Call *call) {                                                                \
+    extern "C" int forward_##NAME(const RmsNormCall *call) {                                                         \
         return forward((const X *)call->x, (const W *)call->weight, (X *)call->y, call->rows, call->width,           \
                        call->eps, call->threads);                                                                    \
     }                                                                                                                \
-    extern "C" int backward_##NAME(const Call *call) {                                                               \
+    extern "C" int backward_##NAME(const RmsNormCall *call) {                                                        \
         const auto run = !call->dw   ? backward<true, false, X, W>                                                   \
                          : !call->dx ? backward<false, true, X, W>                                                   \
                                      : backward<true, true, X, W>;                                                   \

@@ -19,7 +19,7 @@ DTYPES = {  # of x, of weight
     (torch.bfloat16, torch.bfloat16): "bfloat16_bfloat16",
     (torch.bfloat16, torch.float32): "bfloat16_float32",
 }
-# struct Call: x, weight, g, y, dx, dw, rows, width, eps, threads
+# struct RmsNormCall: x, weight, g, y, dx, dw, rows, width, eps, threads
 pack = struct.Struct("6P2qdq").pack
 
 
@@ -52,13 +52,13 @@ def suits(x: Tensor, weight: Tensor) -> bool:
 
 def why_not() -> str:
     """Why there is no kernel on this machine; empty where there is one."""
-    return native.load("rms_norm").why_not
+    return native.load().why_not
 
 
 @functools.cache
 def _functions() -> dict[tuple[torch.dtype, torch.dtype], tuple[Callable[[bytes], int], Callable[[bytes], int]]]:
     """By the dtypes of x and of weight: forward and backward. Nothing where there is no library."""
-    library = native.load("rms_norm").library
+    library = native.load().library
     if library is None:
         return {}
     return {dtypes: (library[f"forward_{name}"], library[f"backward_{name}"]) for dtypes, name in DTYPES.items()}

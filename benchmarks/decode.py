@@ -1,0 +1,157 @@
+"""Writing text with a language model on a CPU, against Hugging Face's `generate`: `make bench-decode`.
+
+Both have the same weights, read from the same folder, and write token after token greedily. They run in turn; the
+table has medians in tokens a second and the ratio, with its lowest and highest: above 1 ours is faster. `prefill` is
+128 tokens that are read at once. `bandwidth` is how many bytes of weights a second our decoding reads, as a share of
+what the sum of a large tensor reads in the same rounds.
+
+Refuses to report while other work keeps the machine busy. --only 110M-1-bfloat16 measures one cell; --large has 1.1B
+parameters too (24 GiB of memory).
+"""
+
+import argparse
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from machine import describe, refuse_while_busy
+from rich.console import Console
+from rich.table import Table
+from transformers import AutoModelForCausalLM
+
+from prenorm import ModelConfig, TransformerLM
+
+MODELS = {
+    "110M": ModelConfig(32000, 768, 12, 12, d_ff=2048, max_seq_len=1024),
+    "1.1B": ModelConfig(32000, 2048, 22, 32, num_kv_heads=4, d_ff=5632, max_seq_len=1024),
+}
+NEW_TOKENS = {"110M": 64, "1.1B": 24}
+DTYPES, BATCHES = ("float32", "bfloat16"), (1, 8)
+PROMPT, PREFILL = 16, 128  # tokens
+ROUNDS, WARMUP = 7, 1
+
+
+def cells(model: str) -> list[str]:
+    """What is measured with a model."""
+    return [f"{model}-{what}-{dtype}" for dtype in DTYPES for what in (*map(str, BATCHES), "prefill")]
+
+
+def contestants(model: str, dtype: str, folder: Path) -> tuple[TransformerLM, Any]:
+    """Ours and Hugging Face's, with the same weights."""
+    torch.manual_seed(0)
+    made = TransformerLM(MODELS[model]).to(getattr(torch, dtype))
+    made.save_pretrained(folder)
+    del made
+    ours = TransformerLM.from_pretrained(folder)
+    theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=getattr(torch, dtype)).eval()
+    return ours, theirs
+
+
+def measure(cell: str, ours: TransformerLM, theirs: Any) -> dict[str, Any]:
+    """Tokens a second of each, a list by round."""
+    model, what, _ = cell.split("-")
+    batch, length, new = (1, PREFILL, 1) if what == "prefill" else (int(what), PROMPT, NEW_TOKENS[model])
+    prompts = torch.randint(MODELS[model].vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
+    runs: dict[str, Callable[[], list[list[int]]]] = {
+        "prenorm": lambda: ours.generate(prompts, max_new_tokens=new, temperature=0),
+        "transformers": lambda: written(theirs, prompts, new),
+    }
+    tokens = batch * length if what == "prefill" else batch * new
+    rates: dict[str, list[float]] = {name: [] for name in (*runs, "sum")}
+    texts = {}
+    large = torch.randn(60_000_000)
+    for _ in range(WARMUP + ROUNDS):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            texts[name] = run()
+            rates[name].append(tokens / (time.perf_counter() - start))
+        start = time.perf_counter()
+        large.sum()
+        rates["sum"].append(large.nbytes / (time.perf_counter() - start))
+    read = sum(p.nbytes for name, p in ours.named_parameters() if name != "embedding.weight")
+    return {
+        "cell": cell,
+        "tokens_per_second": {name: rate[WARMUP:] for name, rate in rates.items() if name != "sum"},
+        "bytes_per_second": rates["sum"][WARMUP:],
+        "bytes_per_step": read,
+        "same_text": texts["prenorm"] == texts["transformers"],
+    }
+
+
+def written(model: Any, prompts: torch.Tensor, new: int) -> list[list[int]]:
+    """What Hugging Face's `generate` writes after the prompts."""
+    everything = model.generate(
+        prompts,
+        attention_mask=torch.ones_like(prompts),
+        max_new_tokens=new,
+        min_new_tokens=new,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    tokens: list[list[int]] = everything[:, prompts.shape[1] :].tolist()
+    return tokens
+
+
+def main() -> None:
+    """Print the table, and write the numbers where --json says."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = [cell for model in MODELS for cell in cells(model)]
+    parser.add_argument("--only", choices=known, metavar="CELL", help=f"one of {', '.join(known)}")
+    parser.add_argument("--large", action="store_true", help="1.1B parameters too")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    options = parser.parse_args()
+    refuse_while_busy()
+    wanted = (
+        [options.only] if options.only else [cell for m in MODELS if m != "1.1B" or options.large for cell in cells(m)]
+    )
+    found = []
+    for model in MODELS:
+        for dtype in DTYPES:
+            mine = [cell for cell in wanted if cell.startswith(f"{model}-") and cell.endswith(f"-{dtype}")]
+            if mine:
+                with tempfile.TemporaryDirectory() as folder:
+                    ours, theirs = contestants(model, dtype, Path(folder))
+                    found += [measure(cell, ours, theirs) for cell in mine]
+                    del ours, theirs
+    machine = f"{describe()}, transformers {transformers.__version__}"
+    Console().print(table(found), machine)
+    if options.json is not None:
+        options.json.write_text(json.dumps({"machine": machine, "cells": found}, indent=1) + "\n")
+
+
+def table(found: list[dict[str, Any]]) -> Table:
+    """The numbers, written out."""
+    shown = Table(
+        "model", "what", "dtype", "ours", "transformers", "times theirs", "lowest..highest", "bandwidth", "same text"
+    )
+    for one in found:
+        model, what, dtype = one["cell"].split("-")
+        ours, theirs = (one["tokens_per_second"][name] for name in ("prenorm", "transformers"))
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        share = ""
+        if what == "1":
+            read = [
+                rate * one["bytes_per_step"] / sum_ for rate, sum_ in zip(ours, one["bytes_per_second"], strict=True)
+            ]
+            share = f"{statistics.median(read):.0%}"
+        shown.add_row(
+            model,
+            what if what == "prefill" else f"batch {what}",
+            dtype,
+            *(f"{statistics.median(rate):.0f}" for rate in (ours, theirs)),
+            f"{statistics.median(ratios):.2f}",
+            f"{min(ratios):.2f}..{max(ratios):.2f}",
+            share,
+            "yes" if one["same_text"] else "no",
+        )
+    return shown
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,79 @@
+"""Products of a few rows with a large weight, in C++ (few_rows.cpp): decoding, at the speed at which memory is read.
+
+PyTorch reads a weight at half that speed for one row, and at a fifth of it for eight.
+"""
+
+import functools
+import struct
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..plain import ORDINARY, computes_now
+from . import native
+
+DTYPES = {torch.float32: "few_rows_float32", torch.bfloat16: "few_rows_bfloat16"}
+MOST_ROWS = 8
+# struct FewRowsCall: x, weight, bias, y, rows, in, out, threads
+pack = struct.Struct("4P4q").pack
+get_num_threads = torch.get_num_threads
+is_autocast_enabled = torch.is_autocast_enabled
+
+
+def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b, (..., in) to (..., out), summed in float32 and rounded once; without gradients."""
+    x = x.contiguous()
+    out_features, in_features = weight.shape
+    y = x.new_empty((*x.shape[:-1], out_features))
+    bias = None if bias is None else bias.contiguous()  # held until the call is over
+    call = pack(
+        x.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        x.numel() // in_features,
+        in_features,
+        out_features,
+        get_num_threads(),
+    )
+    _functions()[x.dtype](call)
+    return y
+
+
+def suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether these are 1 to 8 rows of a CPU that need no gradient, and there is code for them here."""
+    return (
+        0 < x.numel() <= MOST_ROWS * x.shape[-1]
+        and computes_now()
+        and not (
+            torch.is_grad_enabled()
+            and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
+        )
+        and type(x) in ORDINARY
+        and type(weight) in ORDINARY
+        and weight.dtype == x.dtype
+        and weight.is_cpu
+        and weight.ndim == 2
+        and weight.is_contiguous()
+        and weight.numel() > 0
+        and weight.shape[1] == x.shape[-1]
+        and not x.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not weight.is_neg()
+        and (bias is None or (type(bias) in ORDINARY and bias.dtype == x.dtype and bias.shape == weight.shape[:1]))
+        and not (bias is not None and bias.is_neg())
+        and not is_autocast_enabled("cpu")
+        and x.dtype in _functions()
+    )
+
+
+def why_not() -> str:
+    """Why there is no kernel on this machine; empty where there is one."""
+    return native.load().why_not
+
+
+@functools.cache
+def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
+    """By dtype. Nothing where there is no library."""
+    library = native.load().library
+    return {} if library is None else {dtype: library[name] for dtype, name in DTYPES.items()}

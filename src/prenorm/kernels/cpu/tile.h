@@ -1,0 +1,177 @@
+// Products of a few rows with many, both read along their rows: every sum in float32, and added up in one order,
+// whatever stands beside it.
+
+#pragma once
+
+#include <type_traits>
+
+#include "vectors.h"
+
+namespace {
+
+#if defined(__AVX512BF16__)
+#define BFLOAT16_PRODUCTS 1
+#else
+#define BFLOAT16_PRODUCTS 0
+#endif
+
+inline Floats multiply_add(Floats a, Floats b, Floats sum) {
+#if defined(__AVX512F__)
+    return (Floats)_mm512_fmadd_ps((__m512)a, (__m512)b, (__m512)sum);
+#elif defined(__AVX2__) && defined(__FMA__)
+    return (Floats)_mm256_fmadd_ps((__m256)a, (__m256)b, (__m256)sum);
+#else
+    return a * b + sum;
+#endif
+}
+
+// Two vectors of numbers, ready to be multiplied, and sum + x . w over them.
+
+struct BFloat16s {
+#if BFLOAT16_PRODUCTS
+    __m512bh numbers;
+#else
+    Pair numbers;
+#endif
+};
+
+inline Pair ready(const float *from) { return load(from); }
+inline Pair ready(const float *from, int64_t count) { return load(from, count); }
+
+inline BFloat16s ready(const BFloat16 *from) {
+    BFloat16s to;
+#if BFLOAT16_PRODUCTS
+    memcpy(&to, from, sizeof to);
+#else
+    to.numbers = load(from);
+#endif
+    return to;
+}
+
+inline BFloat16s ready(const BFloat16 *from, int64_t count) {
+    BFloat16 padded[STEP] = {};
+    memcpy(padded, from, count * sizeof(BFloat16));
+    return ready(padded);
+}
+
+inline Floats add_products(Pair x, Pair w, Floats sum) {
+    return multiply_add(x.second, w.second, multiply_add(x.first, w.first, sum));
+}
+
+inline Floats add_products(BFloat16s x, BFloat16s w, Floats sum) {
+#if BFLOAT16_PRODUCTS
+    return (Floats)_mm512_dpbf16_ps((__m512)sum, x.numbers, w.numbers);
+#else
+    return add_products(x.numbers, w.numbers, sum);
+#endif
+}
+
+inline float value(float x) { return x; }
+inline float value(BFloat16 x) {
+    const uint32_t bits = (uint32_t)x.bits << 16;
+    float v;
+    memcpy(&v, &bits, sizeof v);
+    return v;
+}
+inline void put(float *to, float v) { *to = v; }
+inline void put(BFloat16 *to, float v) {
+    const uint32_t bits = round_to_bfloat16(v + Floats{})[0];
+    to->bits = (uint16_t)(bits >> 16);
+}
+
+// The sums of 16 vectors, each added up in the order of add_up.
+inline void add_up_16(const Floats *v, float *to) {
+#if defined(__AVX512F__)
+    __m512 by_four[4];
+    for (int i = 0; i < 4; ++i) {
+        const __m512 a = (__m512)v[4 * i], b = (__m512)v[4 * i + 1], c = (__m512)v[4 * i + 2], d = (__m512)v[4 * i + 3];
+        const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
+        const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
+        by_four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
+    }
+    __m512 by_two[2];
+    for (int i = 0; i < 2; ++i) {
+        const __m512 a = by_four[2 * i], b = by_four[2 * i + 1];
+        by_two[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
+    }
+    const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(by_two[0], by_two[1], 0x44), _mm512_shuffle_ps(by_two[0], by_two[1], 0xee));
+    float sums[16];
+    memcpy(sums, &all, sizeof sums);
+    for (int i = 0; i < 16; ++i) to[i] = sums[i % 4 * 4 + i / 4];
+#else
+    for (int i = 0; i < 16; ++i) to[i] = add_up(v[i]);
+#endif
+}
+
+// One row is multiplied faster than memory gives the next numbers, and then every instruction is one too many.
+constexpr int PREFETCHING = 4;         // rows from which it pays to ask for numbers before they are needed
+constexpr int64_t AHEAD = 4096;        // bytes
+
+template <typename T>
+inline void prefetch(const T *from) {
+    for (int64_t line = 0; line < STEP * (int64_t)sizeof(T); line += 64)
+        __builtin_prefetch((const char *)from + AHEAD + line, 0, 3);
+}
+
+// The products of ROWS rows of x with COLUMNS rows of w, `stride` numbers from one to the next: products[r][c].
+// Every number that is loaded is used several times.
+template <int ROWS, int COLUMNS, typename T>
+inline void multiply_tile(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width,
+                          float (*products)[COLUMNS]) {
+    Floats sums[(ROWS * COLUMNS + 15) / 16 * 16] = {};
+    const auto step = [&](auto at, auto... count) {
+        decltype(ready(w)) ws[COLUMNS];
+        for (int c = 0; c < COLUMNS; ++c) {
+            if (ROWS >= PREFETCHING) prefetch(w + c * w_stride + at);
+            ws[c] = ready(w + c * w_stride + at, count...);
+        }
+        for (int r = 0; r < ROWS; ++r) {
+            const auto xs = ready(x + r * x_stride + at, count...);
+            for (int c = 0; c < COLUMNS; ++c) sums[r * COLUMNS + c] = add_products(xs, ws[c], sums[r * COLUMNS + c]);
+        }
+    };
+    int64_t i = 0;
+    for (; i + STEP <= width; i += STEP) step(i);
+    if (i < width) step(i, width - i);
+    float added[sizeof sums / sizeof *sums];
+    for (int at = 0; at < ROWS * COLUMNS; at += 16) add_up_16(sums + at, added + at);
+    memcpy(products, added, ROWS * COLUMNS * sizeof(float));
+}
+
+// Calls run(first, products) for `count` rows of w, as many at a time as the registers hold sums.
+template <int ROWS, typename T, typename Run>
+inline void multiply_rows(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width, int64_t count,
+                          Run run) {
+    constexpr int COLUMNS = ROWS == 1 ? 16 : ROWS == 2 ? 8 : ROWS <= 4 ? 4 : 3;
+    int64_t c = 0;
+    for (; c + COLUMNS <= count; c += COLUMNS) {
+        float products[ROWS][COLUMNS];
+        multiply_tile<ROWS, COLUMNS>(x, x_stride, w + c * w_stride, w_stride, width, products);
+        for (int i = 0; i < COLUMNS; ++i)
+            for (int r = 0; r < ROWS; ++r) run(r, c + i, products[r][i]);
+    }
+    for (; c < count; ++c) {
+        float products[ROWS][1];
+        multiply_tile<ROWS, 1>(x, x_stride, w + c * w_stride, w_stride, width, products);
+        for (int r = 0; r < ROWS; ++r) run(r, c, products[r][0]);
+    }
+}
+
+// run(1) .. run(8), as a constant that code is made for; nothing for other numbers.
+template <typename Run>
+inline void with_rows(int64_t rows, Run run) {
+    switch (rows) {
+        case 1: return run(std::integral_constant<int, 1>());
+        case 2: return run(std::integral_constant<int, 2>());
+        case 3: return run(std::integral_constant<int, 3>());
+        case 4: return run(std::integral_constant<int, 4>());
+        case 5: return run(std::integral_constant<int, 5>());
+        case 6: return run(std::integral_constant<int, 6>());
+        case 7: return run(std::integral_constant<int, 7>());
+        case 8: return run(std::integral_constant<int, 8>());
+    }
+}
+
+constexpr int64_t MOST_ROWS = 8;
+
+}  // namespace
