@@ -61,7 +61,8 @@ def test_an_unknown_backend_is_refused_by_name():
 
 def test_the_table_gives_a_reason_for_every_kernel():
     rows = explain()
-    assert {row.op for row in rows} == {"scaled_dot_product_attention", "linear", "dropout", "rms_norm", "layer_norm"}
+    ops = {"scaled_dot_product_attention", "linear", "dropout", "rms_norm", "layer_norm", "decode_step"}
+    assert {row.op for row in rows} == ops
     assert {torch.float64, torch.float32, torch.bfloat16} <= {row.dtype for row in rows}
     for row in rows:
         if row.runs == "formula":  # a machine that has no compiler, or on which MKL is the faster one

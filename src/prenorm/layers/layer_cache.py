@@ -145,6 +145,24 @@ class LayerCache:
         self.longest, self.ragged = stop, ragged
         return keys, values, key_places
 
+    @property
+    def has_room(self) -> bool:
+        """Whether every row has room for another token, as far as is known without asking the device."""
+        return self.longest < self.max_seq_len
+
+    def shows_all_that_is_seen(self, window: int | None) -> bool:
+        """Whether the next token of each row sees all that is held once it is stored, and needs no mask."""
+        if self.slots < self.max_seq_len:
+            return self.slots == window
+        return window is None or window >= self.max_seq_len
+
+    def add_one(self) -> None:
+        """Count a token more in each row, for who stores its key and value at slot `place % slots`."""
+        self._unfinished = True
+        self.longest += 1
+        if self.ragged:
+            self._lengths += 1
+
     def longest_after(self, seq: int, real: Tensor | None, *, exact: bool = False) -> int:
         """How many tokens the longest row holds after `seq` further ones.
 

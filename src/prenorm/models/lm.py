@@ -26,6 +26,7 @@ from ..ops.cross_entropy import IGNORED, linear_cross_entropy
 from ..ops.documents import check_segment_dtype, document_mask, document_positions
 from ..ops.linear import linear
 from .init import initialise
+from .steps import Steps
 
 
 class TransformerLM(nn.Module):
@@ -165,7 +166,7 @@ class TransformerLM(nn.Module):
         """
         rows = token_lists(prompts)
         options = self._decoding(rows, logprobs=logprobs, **options)
-        return decoding.generate(self._next_logits, self.make_cache, rows, **options)
+        return decoding.generate(Steps(self), self.make_cache, rows, **options)
 
     @overload
     def stream(
@@ -192,7 +193,7 @@ class TransformerLM(nn.Module):
         """
         rows = token_lists(prompts)
         options = self._decoding(rows, logprobs=logprobs, **options)
-        return decoding.stream(self._next_logits, self.make_cache, rows, **options)
+        return decoding.stream(Steps(self), self.make_cache, rows, **options)
 
     @classmethod
     def from_pretrained(
@@ -276,7 +277,7 @@ class TransformerLM(nn.Module):
             )
         return Speculation(
             all_logits=self.forward,
-            draft_logits=draft._next_logits,
+            draft_logits=Steps(draft),
             make_draft_cache=draft.make_cache,
             draft_vocab_size=draft.config.vocab_size,
             draft_max_seq_len=draft.config.max_seq_len,

@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..kernels.cpu.blocked_attention import blocked_attention, suits
+from ..kernels.cpu.decode_step import decode_step
+from ..kernels.cpu.decode_step import suits as suits_decode_step
+from ..kernels.cpu.decode_step import why_not as why_no_decode_step
 from ..kernels.cpu.dropout import dropout
 from ..kernels.cpu.few_rows import few_rows
 from ..kernels.cpu.few_rows import suits as suits_few_rows
@@ -92,6 +95,15 @@ KERNELS = (
         reason="oneDNN instead of MKL: the faster one on AMD processors with AVX-512 (make bench-linear)",
     ),
     Kernel(
+        op="decode_step",
+        devices=("cpu",),
+        dtypes=(torch.float32, torch.bfloat16),
+        run=decode_step,
+        suits=suits_decode_step,
+        why_not=why_no_decode_step,
+        reason="a token for up to 8 rows through a whole model in one call, as fast as memory (make bench-decode)",
+    ),
+    Kernel(
         op="dropout",
         devices=("cpu",),
         dtypes=(torch.float64, torch.float32, torch.bfloat16),
@@ -142,7 +154,7 @@ _backend = "auto"
 _record: list[Choice] | None = None
 
 
-def choose(op: str, x: Tensor, *others: Tensor | None, **options: Any) -> Callable[..., Any] | None:
+def choose(op: str, x: Tensor, *others: Any, **options: Any) -> Callable[..., Any] | None:
     """The kernel that runs `op` on these inputs, or None where the formula runs."""
     chosen = None
     if _backend != "reference":

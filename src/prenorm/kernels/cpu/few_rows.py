@@ -44,8 +44,8 @@ def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 def suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether these are 1 to 8 rows of a CPU that need no gradient, and there is code for them here."""
     return (
-        0 < x.numel() <= MOST_ROWS * x.shape[-1]
-        and computes_now()
+        computes_now()  # first: while compiling, a size that is compared is one that is compiled for
+        and 0 < x.numel() <= MOST_ROWS * x.shape[-1]
         and not (
             torch.is_grad_enabled()
             and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))

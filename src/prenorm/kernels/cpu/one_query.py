@@ -57,10 +57,10 @@ def suits(
 ) -> bool:
     """Whether it is one query that needs no gradient, over plain tensors that lie as a cache has them."""
     return (
-        query.shape[-2] == 1
+        computes_now()  # first: while compiling, a size that is compared is one that is compiled for
+        and query.shape[-2] == 1
         and query.ndim == 4
         and not dropout
-        and computes_now()
         and all(type(x) in ORDINARY and x.is_cpu and not x.is_neg() for x in (query, key, value))
         and not (torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad))
         and key.stride(-1) == value.stride(-1) == 1

@@ -1,5 +1,4 @@
-// Products of a few rows with many, both read along their rows: every sum in float32, and added up in one order,
-// whatever stands beside it.
+// Products of 1 to 8 rows with many, both read along their rows, summed in float32.
 
 #pragma once
 
@@ -84,7 +83,8 @@ inline void add_up_16(const Floats *v, float *to) {
 #if defined(__AVX512F__)
     __m512 by_four[4];
     for (int i = 0; i < 4; ++i) {
-        const __m512 a = (__m512)v[4 * i], b = (__m512)v[4 * i + 1], c = (__m512)v[4 * i + 2], d = (__m512)v[4 * i + 3];
+        const __m512 a = (__m512)v[4 * i], b = (__m512)v[4 * i + 1];
+        const __m512 c = (__m512)v[4 * i + 2], d = (__m512)v[4 * i + 3];
         const __m512 ab = _mm512_add_ps(_mm512_shuffle_f32x4(a, b, 0x44), _mm512_shuffle_f32x4(a, b, 0xee));
         const __m512 cd = _mm512_add_ps(_mm512_shuffle_f32x4(c, d, 0x44), _mm512_shuffle_f32x4(c, d, 0xee));
         by_four[i] = _mm512_add_ps(_mm512_shuffle_f32x4(ab, cd, 0x88), _mm512_shuffle_f32x4(ab, cd, 0xdd));
@@ -94,7 +94,8 @@ inline void add_up_16(const Floats *v, float *to) {
         const __m512 a = by_four[2 * i], b = by_four[2 * i + 1];
         by_two[i] = _mm512_add_ps(_mm512_unpacklo_ps(a, b), _mm512_unpackhi_ps(a, b));
     }
-    const __m512 all = _mm512_add_ps(_mm512_shuffle_ps(by_two[0], by_two[1], 0x44), _mm512_shuffle_ps(by_two[0], by_two[1], 0xee));
+    const __m512 low = _mm512_shuffle_ps(by_two[0], by_two[1], 0x44);
+    const __m512 all = _mm512_add_ps(low, _mm512_shuffle_ps(by_two[0], by_two[1], 0xee));
     float sums[16];
     memcpy(sums, &all, sizeof sums);
     for (int i = 0; i < 16; ++i) to[i] = sums[i % 4 * 4 + i / 4];
@@ -103,9 +104,9 @@ inline void add_up_16(const Floats *v, float *to) {
 #endif
 }
 
-// One row is multiplied faster than memory gives the next numbers, and then every instruction is one too many.
-constexpr int PREFETCHING = 4;         // rows from which it pays to ask for numbers before they are needed
-constexpr int64_t AHEAD = 4096;        // bytes
+// Several rows leave time to ask for numbers before they are needed; one row is multiplied faster than memory gives
+// them, and then every instruction is one too many.
+constexpr int64_t AHEAD = 4096;  // bytes
 
 template <typename T>
 inline void prefetch(const T *from) {
@@ -114,15 +115,40 @@ inline void prefetch(const T *from) {
 }
 
 // The products of ROWS rows of x with COLUMNS rows of w, `stride` numbers from one to the next: products[r][c].
-// Every number that is loaded is used several times.
+//
+// One or two rows go through a row of w after the other, the order in which a processor fetches memory ahead of time
+// best; several sums for each product, so that one addition need not wait for the other.
 template <int ROWS, int COLUMNS, typename T>
-inline void multiply_tile(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width,
-                          float (*products)[COLUMNS]) {
-    Floats sums[(ROWS * COLUMNS + 15) / 16 * 16] = {};
+inline void multiply_in_order(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width,
+                              Floats *sums) {
+    constexpr int PARTS = 4 / ROWS;
+    for (int c = 0; c < COLUMNS; ++c, w += w_stride) {
+        Floats parts[PARTS][ROWS] = {};
+        const auto step = [&](int part, auto at, auto... count) {
+            const auto ws = ready(w + at, count...);
+            for (int r = 0; r < ROWS; ++r)
+                parts[part][r] = add_products(ready(x + r * x_stride + at, count...), ws, parts[part][r]);
+        };
+        int64_t i = 0;
+        for (; i + PARTS * STEP <= width; i += PARTS * STEP)
+            for (int part = 0; part < PARTS; ++part) step(part, i + part * STEP);
+        for (; i + STEP <= width; i += STEP) step(0, i);
+        if (i < width) step(0, i, width - i);
+        for (int r = 0; r < ROWS; ++r) {
+            sums[r * COLUMNS + c] = parts[0][r];
+            for (int part = 1; part < PARTS; ++part) sums[r * COLUMNS + c] += parts[part][r];
+        }
+    }
+}
+
+// More rows take several rows of w at a time, so that every number that is loaded is used several times.
+template <int ROWS, int COLUMNS, typename T>
+inline void multiply_together(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width,
+                              Floats *sums) {
     const auto step = [&](auto at, auto... count) {
         decltype(ready(w)) ws[COLUMNS];
         for (int c = 0; c < COLUMNS; ++c) {
-            if (ROWS >= PREFETCHING) prefetch(w + c * w_stride + at);
+            prefetch(w + c * w_stride + at);
             ws[c] = ready(w + c * w_stride + at, count...);
         }
         for (int r = 0; r < ROWS; ++r) {
@@ -133,12 +159,22 @@ inline void multiply_tile(const T *x, int64_t x_stride, const T *w, int64_t w_st
     int64_t i = 0;
     for (; i + STEP <= width; i += STEP) step(i);
     if (i < width) step(i, width - i);
+}
+
+template <int ROWS, int COLUMNS, typename T>
+inline void multiply_tile(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width,
+                          float (*products)[COLUMNS]) {
+    Floats sums[(ROWS * COLUMNS + 15) / 16 * 16] = {};
+    if constexpr (ROWS <= 2)
+        multiply_in_order<ROWS, COLUMNS>(x, x_stride, w, w_stride, width, sums);
+    else
+        multiply_together<ROWS, COLUMNS>(x, x_stride, w, w_stride, width, sums);
     float added[sizeof sums / sizeof *sums];
     for (int at = 0; at < ROWS * COLUMNS; at += 16) add_up_16(sums + at, added + at);
     memcpy(products, added, ROWS * COLUMNS * sizeof(float));
 }
 
-// Calls run(first, products) for `count` rows of w, as many at a time as the registers hold sums.
+// Calls run(row, column, product) for `count` rows of w, as many at a time as the registers hold sums.
 template <int ROWS, typename T, typename Run>
 inline void multiply_rows(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width, int64_t count,
                           Run run) {

@@ -1,0 +1,298 @@
+"""A step of decoding in one call of a kernel gives what the model gives, and knows when it may not stand in for it."""
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from prenorm import ModelConfig, RangeError, TransformerLM, use_backend
+from prenorm.kernels.cpu import decode_step as kernel
+from prenorm.layers.linear import Linear
+from prenorm.models import steps
+from prenorm.models.steps import Steps
+from prenorm.ops import backends
+
+from ..oracle.inputs import integers, randomise
+
+pytestmark = pytest.mark.skipif(bool(kernel.why_not()), reason="this machine has no C++ compiler")
+
+VOCAB, MAX = 131, 48
+KINDS = {
+    "plain": {},
+    "grouped, with biases": {"num_kv_heads": 2, "qkv_bias": True, "o_bias": True},
+    "many queries a group": {"num_heads": 10, "num_kv_heads": 1, "head_dim": 32},
+    "normed queries, pairs side by side, tied": {"qk_norm": True, "rope_interleaved": True, "tie_embeddings": True},
+    "windowed": {"window": 9},
+    "a window that is never full": {"window": MAX},
+}
+
+
+def model(dtype: torch.dtype = torch.float32, **options: object) -> TransformerLM:
+    given = {"num_heads": 4, "d_ff": 200, "max_seq_len": MAX} | options
+    return randomise(TransformerLM(ModelConfig(VOCAB, 128, 2, **given))).to(dtype).eval()
+
+
+def prompts(rows: int) -> tuple[Tensor, Tensor | None]:
+    """Five tokens a row, or where there are three rows, from one to five of them."""
+    segment_ids = torch.tensor([[0] * count + [-1] * (5 - count) for count in (5, 3, 1)]) if rows == 3 else None
+    return integers(rows, 5, limit=VOCAB), segment_ids
+
+
+class Beside:
+    """The same steps through the kernel and through the model, each with a cache of its own."""
+
+    def __init__(self, made: TransformerLM, rows: int = 1, **cache: int) -> None:
+        self.model, self.steps, self.rows = made, Steps(made), rows
+        token_ids, segment_ids = prompts(rows)
+        with torch.inference_mode():
+            self.caches = [made.make_cache(rows, MAX, **cache) for _ in range(2)]
+            for one in self.caches:
+                made._next_logits(token_ids, segment_ids=segment_ids, cache=one)
+        self.seed = 0
+
+    def step(self) -> tuple[Tensor, Tensor, bool]:
+        """What each gives, and whether the kernel ran."""
+        self.seed += 1
+        token_ids, ran = integers(self.rows, 1, limit=VOCAB, seed=self.seed), []
+        original = kernel.decode_step
+        with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
+            patch.setattr(
+                backends, "choose", lambda op, *given, **options: self.watch(op, given, options, original, ran)
+            )
+            ours = self.steps(token_ids, segment_ids=None, cache=self.caches[0])
+            patch.undo()
+            theirs = self.model._next_logits(token_ids, segment_ids=None, cache=self.caches[1])
+        return ours, theirs, bool(ran)
+
+    @staticmethod
+    def watch(op, given, options, original, ran, choose=backends.choose):
+        chosen = choose(op, *given, **options)
+        if chosen is original:
+            ran.append(op)
+        return chosen
+
+
+def alike(ours: Tensor, theirs: Tensor) -> None:
+    """Rounded at the same places; only float32's own last bits may differ, in bfloat16 where they decide a rounding."""
+    tolerance = 2e-6 if ours.dtype == torch.float32 else 2e-2
+    assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 3, 8])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_gives_what_the_model_gives(kind, dtype, rows):
+    both = Beside(model(dtype, **KINDS[kind]), rows)
+    for _ in range(20):
+        ours, theirs, ran = both.step()
+        assert ran
+        assert ours.dtype == dtype
+        alike(ours, theirs)
+    assert torch.equal(both.caches[0].lengths, both.caches[1].lengths)
+    for one, other in zip(*both.caches, strict=True):
+        alike(one.keys[:, :, :-1], other.keys[:, :, :-1])
+        alike(one.values[:, :, :-1], other.values[:, :, :-1])
+
+
+def test_the_path_may_change_from_step_to_step():
+    made = model()
+    whole = made(token_ids := integers(2, 20, limit=VOCAB))
+    taken, cache = Steps(made), made.make_cache(2, MAX)
+    with torch.inference_mode():
+        taken(token_ids[:, :4], segment_ids=None, cache=cache)
+        for place in range(4, 20):
+            given = token_ids[:, place : place + 1]
+            logits = taken(given, segment_ids=None, cache=cache) if place % 3 else made(given, cache=cache)[:, -1]
+            torch.testing.assert_close(logits, whole[:, place], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_bits_do_not_hang_on_threads(threads):
+    found, before = [], torch.get_num_threads()
+    for count in (before, threads):
+        try:
+            torch.set_num_threads(count)
+            both = Beside(model(num_kv_heads=2), 3)
+            found.append([both.step()[0] for _ in range(4)])
+        finally:
+            torch.set_num_threads(before)
+    assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
+
+
+CHANGES = {
+    "copy_": lambda made: made.layers[1].ffn.up_proj.weight.copy_(torch.randn(200, 128) / 11),
+    "data": lambda made: setattr(made.layers[1].ffn.up_proj.weight, "data", torch.randn(200, 128) / 11),
+    "another parameter": lambda made: setattr(
+        made.layers[0].attn.q_proj, "weight", nn.Parameter(torch.randn(128, 128) / 11)
+    ),
+    "load_state_dict": lambda made: made.load_state_dict(model().double().state_dict()),
+    "assign": lambda made: made.load_state_dict(randomise(model(), seed=5).state_dict(), assign=True),
+    "optimizer": lambda made: one_step_of_training(made),
+}
+
+
+def one_step_of_training(made: TransformerLM) -> None:
+    with torch.inference_mode(False), torch.enable_grad():
+        made.loss(integers(2, 6, limit=VOCAB), integers(2, 6, limit=VOCAB, seed=1)).backward()
+        torch.optim.SGD(made.parameters(), lr=0.5).step()
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_weights_that_change_are_what_the_next_step_has(change):
+    both = Beside(randomise(model(), seed=3))
+    both.step()
+    before = both.model.layers[1].ffn.up_proj.weight.clone(), both.model.layers[0].attn.q_proj.weight.clone()
+    with torch.no_grad():
+        CHANGES[change](both.model)
+    after = both.model.layers[1].ffn.up_proj.weight, both.model.layers[0].attn.q_proj.weight
+    assert not all(torch.equal(one, other) for one, other in zip(before, after, strict=True))
+    ours, theirs, ran = both.step()
+    assert ran
+    alike(ours, theirs)
+
+
+class Doubling(Linear):
+    """A layer of another class."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Twice the product."""
+        return 2 * super().forward(x)
+
+
+def double(module: nn.Module, given: object, y: Tensor) -> Tensor:
+    return 2 * y
+
+
+def put_another_in(made: TransformerLM) -> None:
+    made.layers[1].ffn.down_proj = Doubling(200, 128)
+
+
+def replace_forward(made: TransformerLM) -> None:
+    forward = made.layers[1].norm2.forward
+    made.layers[1].norm2.forward = lambda x: 2 * forward(x)
+
+
+def half_of_it(made: TransformerLM) -> None:
+    made.layers[1].ffn.down_proj.weight = nn.Parameter((torch.randn(128, 400) / 14)[:, ::2])
+
+
+INSTEAD = {
+    "a hook": lambda made: made.layers[1].attn.o_proj.register_forward_hook(double),
+    "a hook before": lambda made: made.layers[1].norm1.register_forward_pre_hook(lambda module, given: (2 * given[0],)),
+    "a hook on the model's norm": lambda made: made.final_norm.register_forward_hook(double),
+    "another module": put_another_in,
+    "another forward": replace_forward,
+    "a weight with gaps": half_of_it,
+}
+
+
+@pytest.mark.parametrize("when", ["before", "in between"])
+@pytest.mark.parametrize("what", INSTEAD)
+def test_it_does_not_stand_in_for_what_is_not_ours(what, when):
+    made = model()
+    if when == "before":
+        INSTEAD[what](made)
+    both = Beside(made)
+    if when == "in between":
+        assert both.step()[2]
+        INSTEAD[what](made)
+    ours, theirs, ran = both.step()
+    assert not ran
+    alike(ours, theirs)
+
+
+def test_a_hook_on_all_modules_is_called():
+    both, seen = Beside(model()), []
+    hook = nn.modules.module.register_module_forward_hook(lambda module, given, y: seen.append(module))
+    try:
+        assert not both.step()[2]
+    finally:
+        hook.remove()
+    assert both.model.layers[1].ffn.gate_proj in seen
+
+
+class Sub(TransformerLM):
+    """A model of another class."""
+
+
+@pytest.mark.parametrize(
+    "made",
+    [
+        lambda: Sub(ModelConfig(VOCAB, 128, 2, 4)),
+        lambda: model(torch.float64),
+        lambda: model(num_heads=8),  # heads of 16
+        lambda: model(dropout=0.1).train(),
+    ],
+)
+def test_models_that_it_has_no_code_for(made):
+    ours, theirs, ran = (both := Beside(made())).step()
+    assert not ran
+    assert ours.shape == theirs.shape
+    assert both.caches[0].lengths.tolist() == [6]
+
+
+def test_what_training_drops_it_does_not_drop():
+    assert Beside(model(dropout=0.1)).step()[2]  # in eval mode
+    assert Beside(model().train()).step()[2]  # nothing is dropped
+
+
+def test_calls_that_it_has_no_code_for():
+    both = Beside(model(window=9), rewind=3)  # more is held than is seen
+    ours, theirs, ran = both.step()
+    assert not ran
+    assert torch.equal(ours, theirs)
+    assert not Beside(model(), 9).step()[2]
+    with torch.autocast("cpu"):
+        assert not Beside(model()).step()[2]
+    with use_backend("reference"):
+        assert not Beside(model()).step()[2]
+    made = model()
+    cache = made.make_cache(1, MAX)
+    logits = Steps(made)(integers(1, 1, limit=VOCAB), segment_ids=None, cache=cache)
+    assert logits.requires_grad  # outside of no_grad somebody may want gradients
+
+
+def test_a_cache_that_is_full_is_refused_as_ever_and_keeps_what_it_has():
+    both = Beside(model())
+    for _ in range(MAX - 5):
+        both.step()
+    for run in (both.steps, both.model._next_logits):
+        with pytest.raises(RangeError, match=f"{MAX + 1} tokens need positions up to {MAX}"), torch.inference_mode():
+            run(integers(1, 1, limit=VOCAB), segment_ids=None, cache=both.caches[0])
+    assert both.caches[0].lengths.tolist() == [MAX]
+
+
+@pytest.mark.parametrize("token", [-1, VOCAB, 2**40])
+def test_a_token_outside_the_vocabulary_is_refused_and_loses_nothing(token):
+    both = Beside(model(), 2)
+    with pytest.raises(RangeError, match="token ids"), torch.inference_mode():
+        both.steps(torch.tensor([[1], [token]]), segment_ids=None, cache=both.caches[0])
+    ours, theirs, ran = both.step()
+    assert ran
+    alike(ours, theirs)
+
+
+def test_without_memory_the_cache_stays_what_it_was(monkeypatch):
+    both = Beside(model())
+    functions = dict.fromkeys((torch.float32, torch.bfloat16), lambda call: kernel.NO_MEMORY)
+    with monkeypatch.context() as patch, torch.inference_mode():
+        patch.setattr(kernel, "_functions", lambda: functions)
+        with pytest.raises(MemoryError):
+            both.steps(integers(1, 1, limit=VOCAB), segment_ids=None, cache=both.caches[0])
+    ours, theirs, ran = both.step()
+    assert ran
+    alike(ours, theirs)
+
+
+def test_generation_takes_it(monkeypatch):
+    called = []
+    original = steps.Steps._one_token
+    monkeypatch.setattr(steps.Steps, "_one_token", lambda *given: called.append(original(*given)) or called[-1])
+    made = model()
+    replies = made.generate([[1, 2, 3], [4]], max_new_tokens=6, temperature=0)
+    assert len(called) == 5
+    assert all(logits is not None for logits in called)
+    assert list(zip(*made.stream([[1, 2, 3], [4]], max_new_tokens=6, temperature=0), strict=True)) == [
+        tuple(reply) for reply in replies
+    ]
+    with use_backend("reference"):
+        assert made.generate([[1, 2, 3], [4]], max_new_tokens=6, temperature=0) == replies
