@@ -120,31 +120,26 @@ def main() -> None:
                     found += [measure(cell, ours, theirs) for cell in mine]
                     del ours, theirs
     machine = f"{describe()}, transformers {transformers.__version__}"
-    Console().print(table(found), machine)
+    Console().print(table(found))
+    Console().print(machine)
     if options.json is not None:
         options.json.write_text(json.dumps({"machine": machine, "cells": found}, indent=1) + "\n")
 
 
 def table(found: list[dict[str, Any]]) -> Table:
     """The numbers, written out."""
-    shown = Table(
-        "model", "what", "dtype", "ours", "transformers", "times theirs", "lowest..highest", "bandwidth", "same text"
-    )
+    shown = Table("tokens/s", "ours", "theirs", "ratio", "lowest..highest", "bandwidth", "same text")
     for one in found:
         model, what, dtype = one["cell"].split("-")
         ours, theirs = (one["tokens_per_second"][name] for name in ("prenorm", "transformers"))
         ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
         share = ""
         if what == "1":
-            read = [
-                rate * one["bytes_per_step"] / sum_ for rate, sum_ in zip(ours, one["bytes_per_second"], strict=True)
-            ]
-            share = f"{statistics.median(read):.0%}"
+            steps = [rate * one["bytes_per_step"] for rate in ours]
+            share = f"{statistics.median(a / b for a, b in zip(steps, one['bytes_per_second'], strict=True)):.0%}"
         shown.add_row(
-            model,
-            what if what == "prefill" else f"batch {what}",
-            dtype,
-            *(f"{statistics.median(rate):.0f}" for rate in (ours, theirs)),
+            f"{model} {what if what == 'prefill' else f'batch {what}'} {dtype}",
+            *(f"{statistics.median(rate):.1f}" for rate in (ours, theirs)),
             f"{statistics.median(ratios):.2f}",
             f"{min(ratios):.2f}..{max(ratios):.2f}",
             share,
