@@ -16,7 +16,7 @@ help:
 	@echo "make format  rewrite the files as the formatter wants them"
 	@echo "make bench-attention   the blocked attention kernel against PyTorch's, in turn"
 	@echo "make bench-blocks      a block on a CPU against those of transformers, x-transformers and PyTorch (about 6 minutes)"
-	@echo "make bench-decode      writing text on a CPU against transformers (about 3 minutes; LARGE=1 with 1.1B parameters too)"
+	@echo "make bench-decode      writing text on a CPU against transformers (about 5 minutes; LARGE=1 with 1.1B parameters too)"
 	@echo "make bench-linear      float32 products through oneDNN and through MKL"
 	@echo "make bench-norm        RMSNorm against LayerNorm, the textbook formula and PyTorch's own"
 	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
@@ -54,6 +54,7 @@ bench-blocks: .venv/dev.stamp
 	$(BIN)/python benchmarks/blocks.py
 
 bench-decode: .venv/dev.stamp
+	$(BIN)/python benchmarks/decode_pieces.py
 	$(BIN)/python benchmarks/decode.py $(if $(LARGE),--large)
 
 bench-linear: .venv/dev.stamp

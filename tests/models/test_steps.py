@@ -1,11 +1,15 @@
 """A step of decoding in one call of a kernel gives what the model gives, and knows when it may not stand in for it."""
 
+import dataclasses
+
 import pytest
 import torch
 from torch import Tensor, nn
 
-from prenorm import ModelConfig, RangeError, TransformerLM, use_backend
+from prenorm import ConfigError, ModelConfig, RangeError, SwiGLU, TransformerLM, use_backend
 from prenorm.kernels.cpu import decode_step as kernel
+from prenorm.layers.dropout import Dropout
+from prenorm.layers.layer_cache import LayerCache
 from prenorm.layers.linear import Linear
 from prenorm.models import steps
 from prenorm.models.steps import Steps
@@ -175,7 +179,49 @@ def half_of_it(made: TransformerLM) -> None:
     made.layers[1].ffn.down_proj.weight = nn.Parameter((torch.randn(128, 400) / 14)[:, ::2])
 
 
+def drop_in_between(made: TransformerLM) -> None:
+    """Monte Carlo dropout: in eval mode all but the layers that drop."""
+    for module in made.modules():
+        if isinstance(module, Dropout):
+            module.p = 0.5
+            module.train()
+
+
+def keep_as_buffer(made: TransformerLM) -> None:
+    linear = made.layers[1].attn.q_proj
+    del linear.bias
+    linear.register_buffer("bias", torch.ones(128))
+
+
+def forget_one_norm(made: TransformerLM) -> None:
+    made.layers[1].attn.k_norm = None
+
+
+def parametrise(made: TransformerLM) -> None:
+    nn.utils.parametrizations.weight_norm(made.layers[0].ffn.up_proj)
+
+
+def transpose(made: TransformerLM) -> None:
+    weight = made.layers[0].attn.q_proj.weight
+    weight.data = weight.data.t()
+
+
+def replace_method(made: TransformerLM) -> None:
+    project = made.layers[1].attn._project
+    made.layers[1].attn._project = lambda *given: [2 * one for one in project(*given)]
+
+
 INSTEAD = {
+    "biases of the feed-forward": lambda made: setattr(made.layers[0].ffn, "down_proj", Linear(200, 128, bias=True)),
+    "a bias that is a buffer": keep_as_buffer,
+    "one norm without the other": forget_one_norm,
+    "a parametrisation": parametrise,
+    "a weight the other way round": transpose,
+    "another method": replace_method,
+    "another eps": lambda made: setattr(made.layers[0].norm1, "eps", 0.5),
+    "another pairing": lambda made: setattr(made.layers[0].attn.rope, "interleaved", True),
+    "no norm at all": lambda made: setattr(made.layers[0], "norm1", Dropout(0.0)),
+    "no feed-forward at all": lambda made: setattr(made.layers[0], "ffn", Linear(128, 128)),
     "a hook": lambda made: made.layers[1].attn.o_proj.register_forward_hook(double),
     "a hook before": lambda made: made.layers[1].norm1.register_forward_pre_hook(lambda module, given: (2 * given[0],)),
     "a hook on the model's norm": lambda made: made.final_norm.register_forward_hook(double),
@@ -188,7 +234,7 @@ INSTEAD = {
 @pytest.mark.parametrize("when", ["before", "in between"])
 @pytest.mark.parametrize("what", INSTEAD)
 def test_it_does_not_stand_in_for_what_is_not_ours(what, when):
-    made = model()
+    made = model(qkv_bias=True, qk_norm=True)
     if when == "before":
         INSTEAD[what](made)
     both = Beside(made)
@@ -196,8 +242,75 @@ def test_it_does_not_stand_in_for_what_is_not_ours(what, when):
         assert both.step()[2]
         INSTEAD[what](made)
     ours, theirs, ran = both.step()
-    assert not ran
+    assert ran == (what == "another pairing" and when == "before")
     alike(ours, theirs)
+
+
+@pytest.mark.parametrize("when", ["before", "in between"])
+def test_what_is_dropped_in_eval_mode_is_dropped(when):
+    made = model()
+    if when == "before":
+        drop_in_between(made)
+    both = Beside(made)
+    if when == "in between":
+        assert both.step()[2]
+        drop_in_between(made)
+    ours, theirs, ran = both.step()
+    assert not ran
+    assert (ours - theirs).abs().max() > 0.1  # by chance
+
+
+def test_a_class_that_was_changed_is_not_ours(monkeypatch):
+    forward = SwiGLU.forward
+    monkeypatch.setattr(SwiGLU, "forward", lambda self, x: 2 * forward(self, x))
+    ours, theirs, ran = Beside(model()).step()
+    assert not ran
+    assert torch.equal(ours, theirs)
+
+
+def test_a_part_that_is_gone_is_missed_by_the_model():
+    both = Beside(model())
+    both.step()
+    del both.model.layers[0].ffn.up_proj
+    with pytest.raises(AttributeError, match="up_proj"):
+        both.step()
+
+
+class Loud(LayerCache):
+    """A cache that changes what it is given."""
+
+    def append(self, k, v, *given, **options):
+        return super().append(k, 2 * v, *given, **options)
+
+
+def test_a_cache_of_another_class_is_asked():
+    both = Beside(model())
+    for cache in both.caches:
+        for layer in cache:
+            layer.__class__ = Loud
+    ours, theirs, ran = both.step()
+    assert not ran
+    assert torch.equal(ours, theirs)
+
+
+def test_a_cache_of_another_window_is_refused_as_ever():
+    made = model(window=5)
+    narrow = model(window=3).make_cache(1, MAX, rewind=2)
+    with pytest.raises(ConfigError, match="window"), torch.inference_mode():
+        Steps(made)(integers(1, 1, limit=VOCAB), segment_ids=None, cache=narrow)
+
+
+def test_no_place_is_read_beyond_the_tables():
+    made = model()
+    made.config = dataclasses.replace(made.config, max_seq_len=1000)
+    made.layers[0].attn.rope.max_seq_len = 1000
+    cache = made.make_cache(1, 1000)
+    with torch.inference_mode():
+        for _ in range(MAX):
+            Steps(made)(integers(1, 1, limit=VOCAB), segment_ids=None, cache=cache)
+    with pytest.raises(IndexError), torch.inference_mode():
+        Steps(made)(integers(1, 1, limit=VOCAB), segment_ids=None, cache=cache)
+    assert cache.lengths.tolist() == [MAX]
 
 
 def test_a_hook_on_all_modules_is_called():

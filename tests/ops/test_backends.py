@@ -111,3 +111,16 @@ def test_what_was_explained_before_an_error_is_forgotten():
     with pytest.raises(RuntimeError, match="stop"):
         explain(Fails(), normal(1, 3, 4))
     assert what_runs(normal(1, 3, 4)) == [FUSED]
+
+
+def test_choices_print_with_what_the_alternative_costs():
+    x = normal(1, 3, 4)
+    (choice,) = choices = explain(Attend(), x)
+    assert str(choices) == (
+        f"scaled_dot_product_attention (cpu, float64): {FUSED}\n    {choice.why}\n    instead: {choice.instead}"
+    )
+    with use_backend("reference"):
+        assert str(explain(Attend(), x)) == (
+            'scaled_dot_product_attention (cpu, float64): formula\n    use_backend("reference") asks for it'
+        )
+    assert all(row.instead for row in explain() if row.runs != "formula")

@@ -152,8 +152,10 @@ class LayerCache:
 
     def shows_all_that_is_seen(self, window: int | None) -> bool:
         """Whether the next token of each row sees all that is held once it is stored, and needs no mask."""
+        if type(self) is not LayerCache:  # which may keep it otherwise
+            return False
         if self.slots < self.max_seq_len:
-            return self.slots == window
+            return self.slots == self.window == window
         return window is None or window >= self.max_seq_len
 
     def add_one(self) -> None:

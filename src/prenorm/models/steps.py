@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..blocks.transformer import TransformerBlock
-from ..kernels.cpu.decode_step import Model, Sizes
+from ..kernels.cpu.decode_step import DTYPES, MOST_ROWS, WIDTH, Model, Sizes
 from ..layers.attention import SelfAttention
 from ..layers.cache import KVCache, whole_call
 from ..layers.dropout import Dropout
@@ -29,6 +29,21 @@ WEIGHTS = (  # of a layer, in the order in which the kernel takes them
     *("attn.o_proj.weight", "attn.o_proj.bias"),
     *("norm2.weight", "ffn.gate_proj.weight", "ffn.up_proj.weight", "ffn.down_proj.weight"),
 )
+CLASSES = {  # of the parts of a block
+    "norm1": RMSNorm,
+    "attn": SelfAttention,
+    "attn.q_proj": Linear,
+    "attn.k_proj": Linear,
+    "attn.v_proj": Linear,
+    "attn.o_proj": Linear,
+    "attn.rope": RotaryEmbedding,
+    "norm2": RMSNorm,
+    "ffn": SwiGLU,
+    "ffn.gate_proj": Linear,
+    "ffn.up_proj": Linear,
+    "ffn.down_proj": Linear,
+    "dropout": Dropout,
+}
 get_version = operator.attrgetter("_version")
 
 
@@ -36,23 +51,22 @@ class Steps:
     """What a model's decoding calls for the logits of the next token, see `generation.logits.NextLogits`.
 
     The kernel has the maths of the blocks, not their code: it stands in only for modules that are exactly ours, with
-    nothing hooked to them or put in their place, which is looked at before each step, as are the parameters.
+    nothing hooked to them, put in their place or changed since, which is looked at before each step, as are the
+    parameters.
     """
 
     def __init__(self, model: "TransformerLM") -> None:
         self.model = model
-        modules = list(model.modules())
-        self.sizes = _sizes(model) if _is_ours(modules) else None
+        self.modules = list(model.modules())
+        self.sizes = _sizes(model) if _is_ours(self.modules) else None
         if self.sizes is None:
             return
         self.blocks = cast("list[TransformerBlock]", list(model.layers))
-        self.dicts = [module.__dict__ for module in modules]
-        self.attributes = sum(map(len, self.dicts))
-        self.hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
-        self.places = [(module._modules, name) for module in modules for name in module._modules]
-        self.children = [child for module in modules for child in module._modules.values()]
-        self.owners = [_owner(block, name) for block in self.blocks for name in WEIGHTS]
-        self.names = [name.rpartition(".")[2] for name in WEIGHTS] * len(self.blocks)
+        self.types = list(map(type, self.modules))
+        self.attributes = [dict(vars(module)) for module in self.modules]
+        self.hooks = [hooks for module in self.modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        self.children = [dict(module._modules) for module in self.modules]
+        self.owners = [[_owner(block, name) for name in WEIGHTS] for block in self.blocks]
         self.seen: object = None
         self.known: Model | None = None
 
@@ -67,14 +81,21 @@ class Steps:
 
     def _one_token(self, token_ids: Tensor, cache: KVCache, sizes: Sizes) -> Tensor | None:
         """The logits, or None where this cache or machine is not the kernel's."""
+        if not backends.uses_kernels() or len(token_ids) > MOST_ROWS:
+            return None
         self.model._check_cache(cache)
         attention = self.blocks[0].attn
         assert attention.rope is not None
         if not all(layer.shows_all_that_is_seen(attention.window) and layer.has_room for layer in cache):
             return None
-        if len(token_ids) != len(cache[0].keys) or cache[0].longest >= attention.rope.max_seq_len:
+        if len(token_ids) != len(cache[0].keys) or cache[0].longest >= min(
+            attention.rope.max_seq_len, len(attention.rope.cos)
+        ):
             return None  # the model says what is wrong
-        given = (self.model.head_weight, self._tensors(cache, sizes), token_ids[:, 0], cache.lengths)
+        tensors = self._tensors(cache, sizes)
+        if tensors is None:
+            return None
+        given = (self.model.head_weight, tensors, token_ids[:, 0], cache.lengths)
         kernel = backends.choose("decode_step", *given)
         if kernel is None:
             return None
@@ -87,59 +108,82 @@ class Steps:
                 layer.add_one()
         return logits
 
-    def _tensors(self, cache: KVCache, sizes: Sizes) -> Model:
+    def _tensors(self, cache: KVCache, sizes: Sizes) -> Model | None:
         """The tensors as they are now; those that are what they were in the step before need no second look."""
         model, rope = self.model, self.blocks[0].attn.rope
         assert rope is not None
-        weights = list(map(dict.get, self.owners, self.names))
-        held = [tensor for layer in cache for tensor in (layer.keys, layer.values)]
-        others = (model.embedding.weight, model.final_norm.weight, model.head_weight, rope.cos, rope.sin)
-        every = [tensor for tensor in (*weights, *held, *others) if tensor is not None]
-        seen = (list(map(id, every)), list(map(Tensor.data_ptr, every)), _versions(every))
-        if self.known is None or seen != self.seen:
-            count = len(WEIGHTS)
-            layers = [
-                [*weights[i * count : (i + 1) * count], *held[2 * i : 2 * i + 2]] for i in range(len(self.blocks))
+        try:
+            layers: list[list[Tensor | None]] = [
+                [None if owner is None else owner[0][owner[1]] for owner in owners] for owners in self.owners
             ]
+        except KeyError:  # a parameter that is one no more
+            return None
+        for weights, layer in zip(layers, cache, strict=True):
+            weights += [layer.keys, layer.values]
+        others = (model.embedding.weight, model.final_norm.weight, model.head_weight, rope.cos, rope.sin)
+        every = [tensor for one in (*layers, others) for tensor in one if tensor is not None]
+        marks = (list(map(id, every)), list(map(Tensor.data_ptr, every)), list(map(Tensor.stride, every)))
+        seen = (*marks, _versions(every))
+        if self.known is None or seen != self.seen:
             self.known, self.seen = Model(layers, *others, sizes=sizes), seen
         return self.known
 
     def _is_unchanged(self) -> bool:
-        """Whether modules still do what their classes say: no hooks, nothing put in their place, nothing dropped."""
+        """Whether modules still are what they were: nothing hooked to them, put in their place, or set."""
         return (
             not any(self.hooks)
             and not _has_any_global_hook()
-            and not (self.model.training and self.model.config.dropout)
-            and sum(map(len, self.dicts)) == self.attributes
-            and [children[name] for children, name in self.places] == self.children
+            and list(map(type, self.modules)) == self.types
+            and list(map(vars, self.modules)) == self.attributes
+            and [module._modules for module in self.modules] == self.children
         )
 
 
+def _code() -> list[dict[str, Any]]:
+    return [dict(vars(one)) for one in OURS]
+
+
+CODE = _code()
+
+
 def _is_ours(modules: list[nn.Module]) -> bool:
-    """Whether these are a model of ours, all of it, and none has been given another forward pass."""
+    """Whether these are a model of ours, all of it, with the methods that their classes had from the start."""
     from .lm import TransformerLM
 
     return (
         type(modules[0]) is TransformerLM
         and all(type(module) in OURS for module in modules[1:])
-        and not any({"forward", "_compiled_call_impl"} & module.__dict__.keys() for module in modules)
+        and _code() == CODE
+        and not any(hasattr(type(module), name) for module in modules for name in vars(module))
     )
 
 
 def _sizes(model: "TransformerLM") -> Sizes | None:
-    """The sizes of all blocks; None where they differ."""
+    """The sizes of all blocks; None where they differ, or the kernel has not what they have."""
     found = set()
-    for block in cast("list[TransformerBlock]", model.layers):
-        attention, rope = block.attn, block.attn.rope
-        norms = (block.norm1, block.norm2, attention.q_norm, attention.k_norm, model.final_norm)
-        eps = {norm.eps for norm in norms if norm is not None}
-        if rope is None or not attention.causal or len(eps) > 1:
+    weight = model.embedding.weight
+    if not weight.is_cpu or weight.dtype not in DTYPES or type(model.final_norm) is not RMSNorm:
+        return None
+    for block in model.layers:
+        if type(block) is not TransformerBlock or any(
+            type(operator.attrgetter(name)(block)) is not expected for name, expected in CLASSES.items()
+        ):
+            return None
+        attention, ffn, rope = block.attn, block.ffn, block.attn.rope
+        assert rope is not None
+        head_norms = (attention.q_norm, attention.k_norm)
+        if {type(norm) for norm in head_norms} not in ({RMSNorm}, {type(None)}):
+            return None
+        dropped = (block.dropout.training and block.dropout.p) or (attention.training and attention.dropout)
+        biased = any(one.bias is not None for one in (ffn.gate_proj, ffn.up_proj, ffn.down_proj))
+        eps = {norm.eps for norm in (block.norm1, block.norm2, *head_norms, model.final_norm) if norm is not None}
+        if dropped or biased or not attention.causal or len(eps) > 1 or attention.head_dim % WIDTH:
             return None
         sizes = Sizes(
             heads=attention.num_heads,
             groups=attention.num_kv_heads,
             head_dim=attention.head_dim,
-            d_ff=block.ffn.d_ff,
+            d_ff=ffn.d_ff,
             interleaved=rope.interleaved,
             eps=eps.pop(),
         )
@@ -147,10 +191,11 @@ def _sizes(model: "TransformerLM") -> Sizes | None:
     return found.pop()[0] if len(found) == 1 else None
 
 
-def _owner(block: nn.Module, name: str) -> dict[str, Any]:
-    """Where a parameter is kept; an empty place for one of a module that there is not."""
-    module = operator.attrgetter(name.rpartition(".")[0])(block)
-    return {} if module is None else module._parameters
+def _owner(block: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:
+    """Where a parameter is kept, and its name there; None for one that there is not."""
+    path, _, last = name.rpartition(".")
+    module = operator.attrgetter(path)(block)
+    return None if module is None or getattr(module, last) is None else (module._parameters, last)
 
 
 def _versions(tensors: list[Tensor]) -> list[object]:

@@ -39,13 +39,17 @@ from ..kernels.sdpa import sdpa
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernel:
-    """One row of the table: a function that may stand in for an op's formula, and the reason why it exists."""
+    """One row of the table: a function that may stand in for an op's formula, and the reason why it exists.
+
+    instead: what would run without it, and what that costs; measured by the command that `reason` names.
+    """
 
     op: str
     devices: tuple[str, ...]
     dtypes: tuple[torch.dtype, ...]
     run: Callable[..., Any]
     reason: str
+    instead: str
     suits: Callable[..., bool] | None = None  # of the op's arguments; None: every shape
     why_not: Callable[[], str] | None = None  # why this machine cannot have it, empty where it can; None: all can
 
@@ -60,6 +64,7 @@ KERNELS = (
         suits=suits_one_query,
         why_not=why_no_one_query,
         reason="one query a head, as in decoding: keys and values are read once, in C++ (make bench-decode)",
+        instead="PyTorch's fused attention: 1.2 to 2.4 times as long, in bfloat16 3 to 13 times",
     ),
     Kernel(
         op="scaled_dot_product_attention",
@@ -68,6 +73,7 @@ KERNELS = (
         run=blocked_attention,
         suits=suits,
         reason="causal bfloat16 on a CPU, compiled: twice as fast as PyTorch's fused attention (make bench-attention)",
+        instead="PyTorch's fused attention: 2 to 3 times as long, forward and backward",
     ),
     Kernel(
         op="scaled_dot_product_attention",
@@ -75,6 +81,7 @@ KERNELS = (
         dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
         run=sdpa,
         reason="PyTorch's fused attention never stores the scores (memory linear in seq instead of quadratic)",
+        instead="the formula: memory for seq x seq scores of each head",
     ),
     Kernel(
         op="linear",
@@ -84,6 +91,7 @@ KERNELS = (
         suits=suits_few_rows,
         why_not=why_no_few_rows,
         reason="up to 8 rows, as in decoding: the weight is read once, at the speed of memory (make bench-decode)",
+        instead="PyTorch's product: 1.5 to 6 times as long, in bfloat16 1.2 to 2.5 times",
     ),
     Kernel(
         op="linear",
@@ -93,6 +101,7 @@ KERNELS = (
         suits=suits_linear,
         why_not=why_no_linear,
         reason="oneDNN instead of MKL: the faster one on AMD processors with AVX-512 (make bench-linear)",
+        instead="MKL: 1.2 to 1.6 times as long from 64 rows on, on Zen 4",
     ),
     Kernel(
         op="decode_step",
@@ -102,6 +111,7 @@ KERNELS = (
         suits=suits_decode_step,
         why_not=why_no_decode_step,
         reason="a token for up to 8 rows through a whole model in one call, as fast as memory (make bench-decode)",
+        instead="the layers one after the other, each with its kernels: 1.3 times as long at 110M parameters",
     ),
     Kernel(
         op="dropout",
@@ -110,6 +120,7 @@ KERNELS = (
         run=dropout,
         suits=is_plain,
         reason="random bits instead of random floats: several times as fast as PyTorch's",
+        instead="PyTorch's own, which draws a float for each number",
     ),
     Kernel(
         op="rms_norm",
@@ -119,6 +130,7 @@ KERNELS = (
         suits=suits_rms_norm,
         why_not=why_no_rms_norm,
         reason="one pass over memory, in C++: twice as fast as PyTorch's layer_norm (make bench-norm)",
+        instead="the formula: 2 to 6 times as long",
     ),
     Kernel(
         op="layer_norm",
@@ -127,6 +139,7 @@ KERNELS = (
         run=layer_norm,
         suits=one_dtype,
         reason="PyTorch's fused layer normalisation passes over memory once",
+        instead="the formula: six passes over memory",
     ),
 )
 
@@ -141,13 +154,25 @@ BACKENDS = ("auto", "reference")
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """What runs for an op on one kind of input, and why."""
+    """What runs for an op on one kind of input, why, and what would run instead, at which cost; "" for nothing."""
 
     op: str
     device: str
     dtype: torch.dtype
     runs: str
     why: str
+    instead: str = ""
+
+
+class Choices(list[Choice]):
+    """Choices, which print as one paragraph each."""
+
+    def __str__(self) -> str:
+        return "\n".join(
+            f"{one.op} ({one.device}, {str(one.dtype).removeprefix('torch.')}): {one.runs}\n    {one.why}"
+            + (f"\n    instead: {one.instead}" if one.instead else "")
+            for one in self
+        )
 
 
 _backend = "auto"
@@ -157,7 +182,7 @@ _record: list[Choice] | None = None
 def choose(op: str, x: Tensor, *others: Any, **options: Any) -> Callable[..., Any] | None:
     """The kernel that runs `op` on these inputs, or None where the formula runs."""
     chosen = None
-    if _backend != "reference":
+    if uses_kernels():
         device = "cpu" if x.is_cpu else x.device.type  # the latter makes a string each time
         for kernel in _ROWS.get((op, device, x.dtype), ()):
             if kernel.suits is None or kernel.suits(x, *others, **options):
@@ -166,6 +191,11 @@ def choose(op: str, x: Tensor, *others: Any, **options: Any) -> Callable[..., An
     if _record is not None:
         _record.append(_describe(op, x.device.type, x.dtype, chosen))
     return None if chosen is None else chosen.run
+
+
+def uses_kernels() -> bool:
+    """Whether kernels may stand in for formulas at all: not within `use_backend("reference")`."""
+    return _backend != "reference"
 
 
 @contextlib.contextmanager
@@ -184,8 +214,8 @@ def use_backend(name: str) -> Iterator[None]:
         _backend = before
 
 
-def explain(module: nn.Module | None = None, *inputs: Any, **options: Any) -> list[Choice]:
-    """Which kernel runs for what, and why.
+def explain(module: nn.Module | None = None, *inputs: Any, **options: Any) -> Choices:
+    """Which kernel runs for what, why, and what the alternative costs: `print(explain(block, x))` writes it out.
 
     Without a module: every row of the table for this machine. With a module and its inputs: the module is run once,
     without gradients, and the choices that its ops made are given, each once, in the order they were met.
@@ -193,19 +223,20 @@ def explain(module: nn.Module | None = None, *inputs: Any, **options: Any) -> li
     global _record
     if module is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        return [_describe_row(k, device, dtype) for k in KERNELS if device in k.devices for dtype in k.dtypes]
+        return Choices(_describe_row(k, device, dtype) for k in KERNELS if device in k.devices for dtype in k.dtypes)
     _record = []
     try:
         with torch.no_grad():
             module(*inputs, **options)
-        return list(dict.fromkeys(_record))
+        return Choices(dict.fromkeys(_record))
     finally:
         _record = None
 
 
 def _describe(op: str, device: str, dtype: torch.dtype, kernel: Kernel | None) -> Choice:
     if kernel is not None:
-        return Choice(op, device, dtype, f"{kernel.run.__module__}.{kernel.run.__qualname__}", kernel.reason)
+        runs = f"{kernel.run.__module__}.{kernel.run.__qualname__}"
+        return Choice(op, device, dtype, runs, kernel.reason, kernel.instead)
     if _backend == "reference":
         return Choice(op, device, dtype, "formula", 'use_backend("reference") asks for it')
     known = _ROWS.get((op, device, dtype))

@@ -1,10 +1,12 @@
 import ctypes
+import io
 import os
 import stat
 import subprocess
 import sys
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,3 +246,15 @@ def test_a_build_is_announced_and_a_library_that_is_found_is_not(cache, source, 
     assert said.splitlines() == ["prenorm: building its C++ kernels, which takes some seconds, once ..."]
     answer(source)
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize("listener", ["none", "closed", "broken"])
+def test_it_is_built_where_nobody_listens(cache, source, monkeypatch, listener):
+    def broken(*_):
+        raise BrokenPipeError
+
+    closed = io.StringIO()
+    closed.close()
+    streams = {"none": None, "closed": closed, "broken": SimpleNamespace(write=broken, flush=broken)}
+    monkeypatch.setattr(sys, "stderr", streams[listener])
+    assert answer(source) == 42

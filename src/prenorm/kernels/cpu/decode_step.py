@@ -100,6 +100,7 @@ def _is_plain(tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...])
         and tensor.dtype == dtype
         and tensor.shape == shape
         and tensor.is_cpu
+        and tensor.layout == torch.strided
         and tensor.is_contiguous()
         and not tensor.is_neg()  # a view of complex numbers: what lies in memory is to be negated
     )

@@ -54,13 +54,17 @@ def suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and type(weight) in ORDINARY
         and weight.dtype == x.dtype
         and weight.is_cpu
+        and x.layout == weight.layout == torch.strided  # a sparse or packed one has no address
         and weight.ndim == 2
         and weight.is_contiguous()
         and weight.numel() > 0
         and weight.shape[1] == x.shape[-1]
         and not x.is_neg()  # a view of complex numbers: what lies in memory is to be negated
         and not weight.is_neg()
-        and (bias is None or (type(bias) in ORDINARY and bias.dtype == x.dtype and bias.shape == weight.shape[:1]))
+        and (
+            bias is None
+            or (type(bias) in ORDINARY and bias.is_cpu and bias.dtype == x.dtype and bias.shape == weight.shape[:1])
+        )
         and not (bias is not None and bias.is_neg())
         and not is_autocast_enabled("cpu")
         and x.dtype in _functions()

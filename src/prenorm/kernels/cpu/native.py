@@ -59,9 +59,12 @@ def load() -> Native:
         if error.filename == command[0]:
             return Native(None, f"there is no C++ compiler ({command[0]}; the variable CXX names another)")
         reason = str(error)
-    except (OSError, _CannotBuildError, subprocess.SubprocessError, ValueError) as error:
+    except (OSError, RuntimeError, _CannotBuildError, subprocess.SubprocessError, ValueError) as error:
         reason = str(error)
-    warnings.warn(f"the C++ kernels could not be built, so slower code runs: {reason}", RuntimeWarning, stacklevel=2)
+    with suppress(OSError, ValueError):  # nobody may be listening
+        warnings.warn(
+            f"the C++ kernels could not be built, so slower code runs: {reason}", RuntimeWarning, stacklevel=2
+        )
     return Native(None, f"it could not be built: {reason}")
 
 
@@ -116,8 +119,9 @@ def _is_whole(library: Path) -> bool:
 
 def _build(sources: Sequence[Path], command: list[str], scratch: Path) -> Path:
     objects, library = [scratch / f"{source.stem}.o" for source in sources], scratch / "kernels.so"
-    if shutil.which(command[0]) is not None:
-        print("prenorm: building its C++ kernels, which takes some seconds, once ...", file=sys.stderr, flush=True)
+    if shutil.which(command[0]) is not None and sys.stderr is not None:
+        with suppress(OSError, ValueError):  # nobody may be listening
+            print("prenorm: building its C++ kernels, which takes some seconds, once ...", file=sys.stderr, flush=True)
     steps = [(*COMPILE, "-c", str(source), "-o", str(made)) for source, made in zip(sources, objects, strict=True)]
     with ThreadPoolExecutor(len(steps)) as together:
         list(together.map(lambda step: _run(command, step), steps))

@@ -1,0 +1,97 @@
+"""The products and the attention of decoding by themselves, ours and PyTorch's, on a CPU: `make bench-decode`.
+
+All run in turn (A B A B ...), some milliseconds at a time, over as many weights or caches as no cache of the processor
+holds; the table has medians of what ours reads, in GB/s, and how many times as long the other takes, with its lowest
+and highest round: above 1 ours is faster.
+"""
+
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from machine import describe, refuse_while_busy
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+from torch.nn.functional import linear, scaled_dot_product_attention
+
+from prenorm.kernels.cpu.few_rows import few_rows
+from prenorm.kernels.cpu.one_query import one_query
+
+WEIGHTS = ((768, 768), (768, 2048), (2048, 768), (2048, 5632), (5632, 2048))  # in, out
+ROWS = (1, 2, 3, 4, 8)
+CACHES = ((12, 12, 64), (32, 4, 64))  # heads, heads of keys and values, head_dim
+BATCHES, KEYS = (1, 8), (64, 192, 1024)
+DTYPES = (torch.float32, torch.bfloat16)
+BYTES = 150_000_000  # of weights or caches, one after the other
+ROUNDS = 9
+
+
+def main() -> None:
+    """Print both tables."""
+    refuse_while_busy()
+    torch.manual_seed(0)
+    console = Console()
+    with torch.inference_mode():
+        table = Table("rows x in x out", "dtype", "GB/s", "PyTorch takes", "lowest..highest")
+        for dtype in DTYPES:
+            for rows in ROWS:
+                for d_in, d_out in WEIGHTS:
+                    table.add_row(f"{rows} x {d_in} x {d_out}", name(dtype), *product(rows, d_in, d_out, dtype))
+        console.print(table)
+        table = Table("batch x heads (of keys) x keys", "dtype", "GB/s", "PyTorch takes", "lowest..highest")
+        for dtype in DTYPES:
+            for heads, groups, head_dim in CACHES:
+                for batch in BATCHES:
+                    for keys in KEYS:
+                        shape = f"{batch} x {heads} ({groups}) x {keys}"
+                        table.add_row(shape, name(dtype), *attention(batch, heads, groups, keys, head_dim, dtype))
+        console.print(table)
+    console.print(describe())
+
+
+def name(dtype: torch.dtype) -> str:
+    """Without torch's name before it."""
+    return str(dtype).removeprefix("torch.")
+
+
+def product(rows: int, d_in: int, d_out: int, dtype: torch.dtype) -> list[str]:
+    """One line of the first table."""
+    count = max(2, BYTES // (d_in * d_out * dtype.itemsize))
+    weights = [torch.randn(d_out, d_in).to(dtype) for _ in range(count)]
+    x = torch.randn(rows, d_in).to(dtype)
+    runs = [lambda w=w: few_rows(x, w, None) for w in weights], [lambda w=w: linear(x, w) for w in weights]
+    return compared(runs, weights[0].nbytes)
+
+
+def attention(batch: int, heads: int, groups: int, keys: int, head_dim: int, dtype: torch.dtype) -> list[str]:
+    """One line of the second table. What is fused in PyTorch reads the keys of a group for each of its heads."""
+    count = max(2, min(64, BYTES // (2 * batch * groups * keys * head_dim * dtype.itemsize)))
+    query = torch.randn(batch, heads, 1, head_dim).to(dtype)
+    caches = [torch.randn(2, batch, groups, keys, head_dim).to(dtype) for _ in range(count)]
+
+    def fused(cache: Tensor) -> Tensor:
+        return scaled_dot_product_attention(query, *cache, enable_gqa=heads != groups)
+
+    runs = [lambda c=c: one_query(query, *c, None, True, 0.0) for c in caches], [lambda c=c: fused(c) for c in caches]
+    return compared(runs, caches[0].nbytes)
+
+
+def compared(runs: tuple[list[Callable[[], Tensor]], list[Callable[[], Tensor]]], read: int) -> list[str]:
+    """Bytes a second of the first, how many times as long the second takes, and from where to where."""
+    taken: list[list[float]] = [[], []]
+    for _ in range(ROUNDS + 1):
+        for mine, seconds in zip(runs, taken, strict=True):
+            start = time.perf_counter()
+            for run in mine:
+                run()
+            seconds.append((time.perf_counter() - start) / len(mine))
+    ours, theirs = (seconds[1:] for seconds in taken)
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    spread = f"{min(ratios):.2f}..{max(ratios):.2f}"
+    return [f"{read / statistics.median(ours) / 1e9:.1f}", f"{statistics.median(ratios):.2f}", spread]
+
+
+if __name__ == "__main__":
+    main()
