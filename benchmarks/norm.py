@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from prenorm.functional import rms_norm
-from prenorm.kernels.cpu.rms_norm import why_not
+from prenorm.kernels.cpu.native import why_not
 from prenorm.training.device import hold_on_to_memory
 
 SHAPES = [  # tokens, d_model

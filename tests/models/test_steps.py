@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from prenorm import ConfigError, ModelConfig, RangeError, SwiGLU, TransformerLM, use_backend
 from prenorm.kernels.cpu import decode_step as kernel
+from prenorm.kernels.cpu import native
 from prenorm.layers.dropout import Dropout
 from prenorm.layers.layer_cache import LayerCache
 from prenorm.layers.linear import Linear
@@ -17,7 +18,7 @@ from prenorm.ops import backends
 
 from ..oracle.inputs import integers, randomise
 
-pytestmark = pytest.mark.skipif(bool(kernel.why_not()), reason="this machine has no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
 
 VOCAB, MAX = 131, 48
 KINDS = {

@@ -7,7 +7,7 @@ import prenorm.functional as F
 from prenorm import ConfigError, TransformerBlock, explain, use_backend
 from prenorm.kernels.cpu.blocked_attention import blocked_attention
 from prenorm.kernels.cpu.linear import why_not as why_no_linear
-from prenorm.kernels.cpu.rms_norm import why_not
+from prenorm.kernels.cpu.native import why_not
 from prenorm.kernels.sdpa import sdpa
 from prenorm.ops import backends
 

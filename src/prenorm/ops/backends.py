@@ -17,20 +17,17 @@ from ..errors import ConfigError
 from ..kernels.cpu.blocked_attention import blocked_attention, suits
 from ..kernels.cpu.decode_step import decode_step
 from ..kernels.cpu.decode_step import suits as suits_decode_step
-from ..kernels.cpu.decode_step import why_not as why_no_decode_step
 from ..kernels.cpu.dropout import dropout
 from ..kernels.cpu.few_rows import few_rows
 from ..kernels.cpu.few_rows import suits as suits_few_rows
-from ..kernels.cpu.few_rows import why_not as why_no_few_rows
 from ..kernels.cpu.linear import linear
 from ..kernels.cpu.linear import suits as suits_linear
 from ..kernels.cpu.linear import why_not as why_no_linear
+from ..kernels.cpu.native import why_not as why_no_native
 from ..kernels.cpu.one_query import one_query
 from ..kernels.cpu.one_query import suits as suits_one_query
-from ..kernels.cpu.one_query import why_not as why_no_one_query
 from ..kernels.cpu.rms_norm import rms_norm
 from ..kernels.cpu.rms_norm import suits as suits_rms_norm
-from ..kernels.cpu.rms_norm import why_not as why_no_rms_norm
 from ..kernels.layer_norm import layer_norm
 from ..kernels.layer_norm import suits as one_dtype
 from ..kernels.plain import is_plain
@@ -62,7 +59,7 @@ KERNELS = (
         dtypes=(torch.float32, torch.bfloat16),
         run=one_query,
         suits=suits_one_query,
-        why_not=why_no_one_query,
+        why_not=why_no_native,
         reason="one query a head, as in decoding: keys and values are read once, in C++ (make bench-decode)",
         instead="PyTorch's fused attention: 1.2 to 2.4 times as long, in bfloat16 3 to 13 times",
     ),
@@ -89,7 +86,7 @@ KERNELS = (
         dtypes=(torch.float32, torch.bfloat16),
         run=few_rows,
         suits=suits_few_rows,
-        why_not=why_no_few_rows,
+        why_not=why_no_native,
         reason="up to 8 rows, as in decoding: the weight is read once, at the speed of memory (make bench-decode)",
         instead="PyTorch's product: 1.5 to 6 times as long, in bfloat16 1.2 to 2.5 times",
     ),
@@ -109,7 +106,7 @@ KERNELS = (
         dtypes=(torch.float32, torch.bfloat16),
         run=decode_step,
         suits=suits_decode_step,
-        why_not=why_no_decode_step,
+        why_not=why_no_native,
         reason="a token for up to 8 rows through a whole model in one call, as fast as memory (make bench-decode)",
         instead="the layers one after the other, each with its kernels: 1.3 times as long at 110M parameters",
     ),
@@ -128,7 +125,7 @@ KERNELS = (
         dtypes=(torch.float32, torch.bfloat16),
         run=rms_norm,
         suits=suits_rms_norm,
-        why_not=why_no_rms_norm,
+        why_not=why_no_native,
         reason="one pass over memory, in C++: twice as fast as PyTorch's layer_norm (make bench-norm)",
         instead="the formula: 2 to 6 times as long",
     ),

@@ -7,6 +7,7 @@ from torch import nn
 import prenorm.functional as F
 from prenorm import Linear, use_backend
 from prenorm.kernels.cpu import few_rows as kernel
+from prenorm.kernels.cpu import native
 from prenorm.ops import backends
 
 from ...oracle.inputs import layouts, normal, seeds
@@ -16,7 +17,7 @@ sizes = st.sampled_from([1, 2, 3, 7, 8, 16, 31, 33, 64, 100])
 rows = st.integers(1, kernel.MOST_ROWS)
 narrow = st.sampled_from([torch.float32, torch.bfloat16])
 
-pytestmark = pytest.mark.skipif(bool(kernel.why_not()), reason="this machine has no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
 
 
 def inputs(*leading, d_in, d_out, dtype=torch.float32, seed=0, layout="contiguous", bias=True):

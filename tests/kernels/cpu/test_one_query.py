@@ -5,6 +5,7 @@ from hypothesis import strategies as st
 
 import prenorm.functional as F
 from prenorm import ModelConfig, TransformerLM, use_backend
+from prenorm.kernels.cpu import native
 from prenorm.kernels.cpu import one_query as kernel
 from prenorm.ops import backends
 from prenorm.ops.attention import _formula
@@ -12,7 +13,7 @@ from prenorm.ops.attention import _formula
 from ...oracle.inputs import normal, randomise, seeds
 from ...oracle.tolerance import array, assert_accurate, assert_rounded_once
 
-pytestmark = pytest.mark.skipif(bool(kernel.why_not()), reason="this machine has no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
 
 narrow = st.sampled_from([torch.float32, torch.bfloat16])
 

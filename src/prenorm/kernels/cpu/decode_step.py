@@ -157,13 +157,7 @@ def suits(head: Tensor, model: Model, tokens: Tensor, places: Tensor) -> bool:
     )
 
 
-def why_not() -> str:
-    """Why there is no kernel on this machine; empty where there is one."""
-    return native.load().why_not
-
-
 @functools.cache
 def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
     """By dtype. Nothing where there is no library."""
-    library = native.load().library
-    return {} if library is None else {dtype: library[name] for dtype, name in DTYPES.items()}
+    return native.functions(DTYPES)

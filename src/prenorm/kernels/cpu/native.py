@@ -15,11 +15,11 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 # Without -ffast-math: NaN and infinity are numbers that a caller may look for. Without contraction to fused
 # multiply-adds, so that the bits of a result do not hang on which copy of a loop the compiler put it through.
@@ -31,6 +31,7 @@ COMPILE = (
 # As it is, torch's answers, which every process that imports torch has loaded for all to see.
 LINK = ("-shared", "-Wl,--as-needed")
 HERE = Path(__file__).parent
+Key = TypeVar("Key")
 SECONDS = 120  # more than a compiler ever needs
 
 
@@ -66,6 +67,17 @@ def load() -> Native:
             f"the C++ kernels could not be built, so slower code runs: {reason}", RuntimeWarning, stacklevel=2
         )
     return Native(None, f"it could not be built: {reason}")
+
+
+def why_not() -> str:
+    """Why there are no kernels on this machine; empty where there are."""
+    return load().why_not
+
+
+def functions(names: dict[Key, str]) -> dict[Key, Callable[[bytes], int]]:
+    """The functions of these names, by what they are wanted for. Nothing where there is no library."""
+    library = load().library
+    return {} if library is None else {key: library[name] for key, name in names.items()}
 
 
 def _load(sources: Sequence[Path], command: list[str]) -> ctypes.CDLL:

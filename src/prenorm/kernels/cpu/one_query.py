@@ -78,13 +78,7 @@ def _is_of_rows(mask: Tensor, query: Tensor) -> bool:
     return type(mask) in ORDINARY and mask.is_cpu and (mask.ndim == 2 or (mask.ndim == 4 and mask.shape[1] == 1))
 
 
-def why_not() -> str:
-    """Why there is no kernel on this machine; empty where there is one."""
-    return native.load().why_not
-
-
 @functools.cache
 def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
     """By dtype. Nothing where there is no library."""
-    library = native.load().library
-    return {} if library is None else {dtype: library[name] for dtype, name in DTYPES.items()}
+    return native.functions(DTYPES)

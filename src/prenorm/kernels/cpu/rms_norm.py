@@ -50,11 +50,6 @@ def suits(x: Tensor, weight: Tensor) -> bool:
     )
 
 
-def why_not() -> str:
-    """Why there is no kernel on this machine; empty where there is one."""
-    return native.load().why_not
-
-
 @functools.cache
 def _functions() -> dict[tuple[torch.dtype, torch.dtype], tuple[Callable[[bytes], int], Callable[[bytes], int]]]:
     """By the dtypes of x and of weight: forward and backward. Nothing where there is no library."""
