@@ -8,7 +8,9 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..blocks.transformer import TransformerBlock
-from ..kernels.cpu.decode_step import DTYPES, MOST_ROWS, WIDTH, Model, Sizes
+from ..kernels.cpu.decode_step import DTYPES, Model, Sizes
+from ..kernels.cpu.few_rows import MOST_ROWS
+from ..kernels.cpu.one_query import WIDTH
 from ..layers.attention import SelfAttention
 from ..layers.cache import KVCache, whole_call
 from ..layers.dropout import Dropout

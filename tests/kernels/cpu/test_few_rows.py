@@ -72,14 +72,6 @@ def test_what_is_no_number_stays_where_it_is(dtype):
     assert y.isnan().sum() == 3
 
 
-def test_no_row_is_touched_beyond_the_last():
-    x, weight, _ = inputs(5, d_in=33, d_out=17, bias=False)
-    room = torch.full((7, 17), 3.0)
-    room[1:6] = kernel.few_rows(x, weight, None)
-    assert (room[0] == 3).all()
-    assert (room[6] == 3).all()
-
-
 @pytest.mark.parametrize("change", ["copy_", "load_state_dict", "optimizer"])
 def test_a_weight_that_changes_is_what_the_next_product_has(change):
     layer = Linear(64, 48)

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from ..plain import ORDINARY, computes_now
 from . import native
+from .few_rows import MOST_ROWS
+from .one_query import WIDTH
 
 DTYPES = {torch.float32: "decode_step_float32", torch.bfloat16: "decode_step_bfloat16"}
-MOST_ROWS = 8
 OPTIONAL = (4, 5, 6, 7, 8, 10)  # of a layer's weights: biases, and the norms of queries and keys
-WIDTH = 32  # of which head_dim must be a multiple: two vectors of the widest processors
 # struct DecodeStepCall: layers, tokens, places, embedding, final_norm, head, cos, sin, logits, eleven sizes, eps
 pack = struct.Struct("9P11qd").pack
 NO_MEMORY, NO_SUCH_TOKEN = 1, 2

@@ -68,12 +68,12 @@ def suits(
         and 0 not in query.shape
         and 0 not in key.shape
         and query.shape[-1] % WIDTH == 0
-        and (mask is None or _is_of_rows(mask, query))
+        and (mask is None or _is_of_rows(mask))
         and query.dtype in _functions()
     )
 
 
-def _is_of_rows(mask: Tensor, query: Tensor) -> bool:
+def _is_of_rows(mask: Tensor) -> bool:
     """Whether all heads of a row have one mask."""
     return type(mask) in ORDINARY and mask.is_cpu and (mask.ndim == 2 or (mask.ndim == 4 and mask.shape[1] == 1))
 
