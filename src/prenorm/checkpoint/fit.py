@@ -6,27 +6,34 @@ from collections.abc import Iterable, Mapping, Sized
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from .names import parameters_of
+from .names import PACKED, SHAPE, parameters_of
 
 # The dtypes that a model's weights may have.
 FLOATS = ("F32", "BF16", "F16", "F64")
+WHOLE = {PACKED: "I32", SHAPE: "I64"}  # by the end of the name
 
 # Rotary tables that old transformers stored among the weights; they are made from the config.
 _ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
 
 
 def check_fit(
-    config: ModelConfig, found: Mapping[str, tuple[str, tuple[int, ...]]], *, hugging_face: bool, source: str
+    config: ModelConfig,
+    found: Mapping[str, tuple[str, tuple[int, ...]]],
+    *,
+    hugging_face: bool,
+    source: str,
+    kind: str | None = None,
 ) -> list[str]:
     """The names of the tensors to use, once `found` (name: dtype, shape) is known to be what the config needs.
 
-    `hugging_face` tells whose names they are. A tied model may bring its lm_head.weight too, to be compared with the
-    embedding. Raises CheckpointError with all that is missing, unexpected, mis-shaped or in a foreign dtype.
+    `hugging_face` tells whose names they are, `kind` what the matrices are (None: floats). A tied model may bring its
+    lm_head.weight too, to be compared with the embedding.
+    Raises CheckpointError with all that is missing, unexpected, mis-shaped or in a foreign dtype.
     """
     check_layers(config.num_layers, found, source)
     expected = {
         parameter.hugging_face if hugging_face else parameter.name: parameter.shape
-        for parameter in parameters_of(config)
+        for parameter in parameters_of(config, kind)
     }
     if config.tie_embeddings and "lm_head.weight" in found:
         expected["lm_head.weight"] = (config.vocab_size, config.d_model)
@@ -59,13 +66,17 @@ def check_tensors(
             if name in expected and shape != expected[name]
         ],
         f"of a dtype other than {', '.join(FLOATS)}": [
-            f"{name} {dtype}" for name, (dtype, _) in found.items() if dtype not in FLOATS
+            f"{name} {dtype}" for name, (dtype, _) in found.items() if dtype not in _dtypes(name)
         ],
     }
     if any(differences.values()):
         listed = "; ".join(f"{what}: {_briefly(names)}" for what, names in differences.items() if names)
         raise CheckpointError(f"{source}: the tensors must be exactly those of the config, but some are {listed}.")
     return list(found)
+
+
+def _dtypes(name: str) -> tuple[str, ...]:
+    return next(((dtype,) for end, dtype in WHOLE.items() if name.endswith(end)), FLOATS)
 
 
 def _briefly(entries: Iterable[str], at_most: int = 12) -> str:

@@ -21,7 +21,8 @@ from .layouts import (
     eos_to_hugging_face,
     weights_to_hugging_face,
 )
-from .names import parameters_of
+from .names import PACKED, SCALES, SHAPE, parameters_of
+from .quantized import KEY, from_rows, kind_in, quantization_config, to_rows
 from .together import CONFIG, Weights, check_dtype, encode, found_among, opened, write_model
 
 GENERATION_CONFIG = "generation_config.json"  # transformers' settings for generate(); its end-of-text ids come first
@@ -34,10 +35,16 @@ class Checkpoint:
     config: ModelConfig
     tensors: dict[str, Tensor]
     eos_token_ids: tuple[int, ...] = ()
+    kind: str | None = None  # "int8" or "int4" where the matrices are whole numbers, as QuantizedLinear holds them
 
 
 def save(
-    folder: Path | str, config: ModelConfig, tensors: Mapping[str, Tensor], *, eos_token_ids: tuple[int, ...] = ()
+    folder: Path | str,
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    *,
+    eos_token_ids: tuple[int, ...] = (),
+    kind: str | None = None,
 ) -> None:
     """Write a model as a folder that `load` opens, and transformers' AutoModelForCausalLM where it knows the family.
 
@@ -47,15 +54,20 @@ def save(
     """
     folder = Path(folder).expanduser()
     eos_from_hugging_face(list(eos_token_ids), config.vocab_size, source="the model to save")
-    check_fit(config, found_among(tensors), hugging_face=False, source="the model to save")
+    if kind is not None:
+        tensors = to_rows(config, kind, tensors)
+    check_fit(config, found_among(tensors), hugging_face=False, source="the model to save", kind=kind)
     _check_tied_head(config, tensors, "embedding.weight", "the model to save")
-    dtype = functools.reduce(torch.promote_types, (tensor.dtype for tensor in tensors.values()))
+    floats = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
 
+    dtype = functools.reduce(torch.promote_types, floats)
     fields = config_to_hugging_face(config, eos_token_ids=eos_token_ids, dtype=dtype)
+    if kind is not None:
+        fields[KEY] = quantization_config(kind)
     others: dict[Path, Content] = {}
     if (folder / GENERATION_CONFIG).exists():
         others[folder / GENERATION_CONFIG] = encode(_generation_config(folder, eos_token_ids))
-    write_model(folder, fields, weights_to_hugging_face(config, tensors), others)
+    write_model(folder, fields, weights_to_hugging_face(config, tensors, kind), others)
     if fields["model_type"] == "prenorm":
         # Last, so that a program that turns warnings into errors has its model all the same.
         warnings.warn(
@@ -76,13 +88,20 @@ def load(
     """
     check_dtype(dtype)
     with opened(folder) as (path, fields):
-        config, eos_token_ids = config_from_hugging_face(fields, source=str(path / CONFIG))
+        source = str(path / CONFIG)
+        kind = kind_in(fields, source)
+        config, eos_token_ids = config_from_hugging_face(
+            {key: value for key, value in fields.items() if key != KEY}, source=source
+        )
         weights = Weights(path, fields)
-        used = check_fit(config, weights.found, hugging_face=True, source=str(path))
-        stored = weights.read(used, dtype, device)
+        used = check_fit(config, weights.found, hugging_face=True, source=str(path), kind=kind)
+        whole = [name for name in used if name.endswith((PACKED, SCALES, SHAPE))]
+        stored = weights.read(whole, None, device) | weights.read(sorted({*used} - {*whole}), dtype, device)
         _check_tied_head(config, stored, "model.embed_tokens.weight", str(path))
-        tensors = {parameter.name: stored[parameter.hugging_face] for parameter in parameters_of(config)}
-        return Checkpoint(config, tensors, _generation_eos(path, config, eos_token_ids))
+        tensors = {parameter.name: stored[parameter.hugging_face] for parameter in parameters_of(config, kind)}
+        if kind is not None:
+            tensors = from_rows(config, kind, tensors, str(path))
+        return Checkpoint(config, tensors, _generation_eos(path, config, eos_token_ids), kind)
 
 
 def _check_tied_head(config: ModelConfig, tensors: Mapping[str, Tensor], embedding: str, source: str) -> None:

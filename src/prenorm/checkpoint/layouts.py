@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..config import ModelConfig, check_size
 from ..errors import CheckpointError, ConfigError
-from .names import parameters_of
+from .names import PACKED, SCALES, parameters_of
 from .rope import as_float, foreign_in_rope_keys, half_split, rope_from_hugging_face, rope_to_hugging_face
 
 # The class that opens each model_type. "prenorm" is for what no family of theirs can say.
@@ -189,14 +189,17 @@ def eos_to_hugging_face(eos_token_ids: tuple[int, ...]) -> int | list[int] | Non
     return list(eos_token_ids) if len(eos_token_ids) > 1 else next(iter(eos_token_ids), None)
 
 
-def weights_to_hugging_face(config: ModelConfig, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def weights_to_hugging_face(
+    config: ModelConfig, tensors: Mapping[str, Tensor], kind: str | None = None
+) -> dict[str, Tensor]:
     """A model's tensors under Hugging Face's names, in half-split order whatever order the model has."""
-    rotated = ("q_proj.weight", "k_proj.weight", "q_proj.bias", "k_proj.bias", "q_norm.weight", "k_norm.weight")
+    ends = (".weight", ".bias", PACKED, SCALES)
+    rotated = (*(f"{one}_proj{end}" for one in "qk" for end in ends), "q_norm.weight", "k_norm.weight")
     return {
         parameter.hugging_face: half_split(tensors[parameter.name], config.head_dim)
         if config.rope_interleaved and parameter.name.endswith(rotated)
         else tensors[parameter.name]
-        for parameter in parameters_of(config)
+        for parameter in parameters_of(config, kind)
     }
 
 

@@ -1,9 +1,14 @@
 """The parameters of a model: our name for each, Hugging Face's name for it, and its shape."""
 
+import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
 from ..config import ModelConfig
+from ..ops.quantized import GROUP, KINDS
+
+# What a matrix of whole numbers has instead of a weight: see quantized.py.
+PACKED, SCALES, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
 
 
 class Parameter(NamedTuple):
@@ -14,8 +19,35 @@ class Parameter(NamedTuple):
     shape: tuple[int, ...]
 
 
-def parameters_of(config: ModelConfig) -> Iterator[Parameter]:
-    """Every tensor that a model of this shape has, one by one. With tied embeddings there is no lm_head.weight."""
+def parameters_of(config: ModelConfig, kind: str | None = None) -> Iterator[Parameter]:
+    """Every tensor that a model of this shape has, one by one. With tied embeddings there is no lm_head.weight.
+
+    kind: "int8" or "int4" where its matrices are whole numbers; None where they are floats.
+    """
+    for parameter in _floats_of(config):
+        if kind is None or not _is_matrix(parameter):
+            yield parameter
+            continue
+        name, hugging_face = parameter.name.removesuffix(".weight"), parameter.hugging_face.removesuffix(".weight")
+        rows, columns = parameter.shape
+        packed, groups = math.ceil(columns * KINDS[kind] / 32), math.ceil(columns / GROUP)
+        for end, shape in ((PACKED, (rows, packed)), (SCALES, (rows, groups)), (SHAPE, (2,))):
+            yield Parameter(name + end, hugging_face + end, shape)
+
+
+def matrices_of(config: ModelConfig) -> Iterator[tuple[str, tuple[int, int]]]:
+    """Our names of the layers whose weights are quantised, and the weights' shapes."""
+    for parameter in _floats_of(config):
+        if _is_matrix(parameter):
+            rows, columns = parameter.shape
+            yield parameter.name.removesuffix(".weight"), (rows, columns)
+
+
+def _is_matrix(parameter: Parameter) -> bool:
+    return len(parameter.shape) == 2 and parameter.name != "embedding.weight"
+
+
+def _floats_of(config: ModelConfig) -> Iterator[Parameter]:
     yield Parameter("embedding.weight", "model.embed_tokens.weight", (config.vocab_size, config.d_model))
     layer = _parameters_of_a_layer(config)
     for i in range(config.num_layers):

@@ -104,9 +104,9 @@ class SelfAttention(nn.Module):
         With a window it holds the window and not more, whatever max_seq_len; `rewind` is the number of newest tokens
         that `LayerCache.rewind` may take back even so.
         """
-        weight, kind = self.k_proj.weight, self.k_proj.weight.device.type
-        if dtype is None and weight.dtype != torch.float64 and torch.is_autocast_enabled(kind):
-            dtype = torch.get_autocast_dtype(kind)  # that of the keys
+        device, own = self.k_proj.weight.device, self.k_proj.dtype
+        if dtype is None and own != torch.float64 and torch.is_autocast_enabled(device.type):
+            dtype = torch.get_autocast_dtype(device.type)  # that of the keys
         return LayerCache(
             batch_size,
             self.num_kv_heads,
@@ -114,8 +114,8 @@ class SelfAttention(nn.Module):
             self.head_dim,
             window=self.window,
             rewind=rewind,
-            dtype=dtype or weight.dtype,
-            device=weight.device,
+            dtype=dtype or own,
+            device=device,
         )
 
     def _project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -39,6 +39,11 @@ class Linear(nn.Module):
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the weight, and of the results."""
+        return self.weight.dtype
+
     def forward(self, x: Float[Tensor, "*batch {self.in_features}"]) -> Float[Tensor, "*batch {self.out_features}"]:
         """See `prenorm.functional.linear`."""
         return linear(x, self.weight, self.bias)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..blocks.transformer import TransformerBlock
-from ..kernels.cpu.decode_step import DTYPES, Model, Sizes
+from ..kernels.cpu.decode_step import DTYPES, Layer, Matrix, Model, Sizes
 from ..kernels.cpu.few_rows import MOST_ROWS
 from ..kernels.cpu.one_query import WIDTH
 from ..layers.attention import SelfAttention
@@ -18,34 +18,36 @@ from ..layers.embedding import Embedding
 from ..layers.feedforward import SwiGLU
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
+from ..layers.quantized import QuantizedLinear
 from ..layers.rope import RotaryEmbedding
 from ..ops import backends
 
 if TYPE_CHECKING:
     from .lm import TransformerLM
 
-OURS = (TransformerBlock, SelfAttention, Dropout, Embedding, SwiGLU, Linear, RMSNorm, RotaryEmbedding, nn.ModuleList)
-WEIGHTS = (  # of a layer, in the order in which the kernel takes them
-    *("norm1.weight", "attn.q_proj.weight", "attn.k_proj.weight", "attn.v_proj.weight"),
-    *("attn.q_proj.bias", "attn.k_proj.bias", "attn.v_proj.bias", "attn.q_norm.weight", "attn.k_norm.weight"),
-    *("attn.o_proj.weight", "attn.o_proj.bias"),
-    *("norm2.weight", "ffn.gate_proj.weight", "ffn.up_proj.weight", "ffn.down_proj.weight"),
+OURS = (
+    *(TransformerBlock, SelfAttention, Dropout, Embedding, SwiGLU, Linear, QuantizedLinear, RMSNorm, RotaryEmbedding),
+    nn.ModuleList,
 )
-CLASSES = {  # of the parts of a block
-    "norm1": RMSNorm,
-    "attn": SelfAttention,
-    "attn.q_proj": Linear,
-    "attn.k_proj": Linear,
-    "attn.v_proj": Linear,
-    "attn.o_proj": Linear,
-    "attn.rope": RotaryEmbedding,
-    "norm2": RMSNorm,
-    "ffn": SwiGLU,
-    "ffn.gate_proj": Linear,
-    "ffn.up_proj": Linear,
-    "ffn.down_proj": Linear,
-    "dropout": Dropout,
+MATRICES = (
+    *("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj"),
+    *("ffn.gate_proj", "ffn.up_proj", "ffn.down_proj"),
+)
+CLASSES: dict[str, tuple[type[nn.Module], ...]] = {  # of the parts of a block
+    "norm1": (RMSNorm,),
+    "attn": (SelfAttention,),
+    "attn.rope": (RotaryEmbedding,),
+    "norm2": (RMSNorm,),
+    "ffn": (SwiGLU,),
+    "dropout": (Dropout,),
+    **dict.fromkeys(MATRICES, (Linear, QuantizedLinear)),
 }
+TENSORS = (  # of a block, in the order in which `_layer` takes them
+    *(f"{matrix}.{name}" for matrix in MATRICES for name in ("weight", "scale")),
+    *("norm1.weight", "norm2.weight"),
+    *(f"{matrix}.bias" for matrix in MATRICES[:4]),
+    *("attn.q_norm.weight", "attn.k_norm.weight"),
+)
 get_version = operator.attrgetter("_version")
 
 
@@ -68,7 +70,7 @@ class Steps:
         self.attributes = [dict(vars(module)) for module in self.modules]
         self.hooks = [hooks for module in self.modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
         self.children = [dict(module._modules) for module in self.modules]
-        self.owners = [[_owner(block, name) for name in WEIGHTS] for block in self.blocks]
+        self.owners = [[_owner(block, name) for name in TENSORS] for block in self.blocks]
         self.seen: object = None
         self.known: Model | None = None
 
@@ -97,7 +99,7 @@ class Steps:
         tensors = self._tensors(cache, sizes)
         if tensors is None:
             return None
-        given = (self.model.head_weight, tensors, token_ids[:, 0], cache.lengths)
+        given = (self.model.embedding.weight, tensors, token_ids[:, 0], cache.lengths)
         kernel = backends.choose("decode_step", *given)
         if kernel is None:
             return None
@@ -120,14 +122,17 @@ class Steps:
             ]
         except KeyError:  # a parameter that is one no more
             return None
-        for weights, layer in zip(layers, cache, strict=True):
-            weights += [layer.keys, layer.values]
-        others = (model.embedding.weight, model.final_norm.weight, model.head_weight, rope.cos, rope.sin)
+        for tensors, layer in zip(layers, cache, strict=True):
+            tensors += [layer.keys, layer.values]
+        head = _matrix(model.embedding if model.lm_head is None else model.lm_head)
+        others = (model.embedding.weight, model.final_norm.weight, *head, rope.cos, rope.sin)
         every = [tensor for one in (*layers, others) for tensor in one if tensor is not None]
         marks = (list(map(id, every)), list(map(Tensor.data_ptr, every)), list(map(Tensor.stride, every)))
         seen = (*marks, _versions(every))
         if self.known is None or seen != self.seen:
-            self.known, self.seen = Model(layers, *others, sizes=sizes), seen
+            embedding, norm, *_, cos, sin = others
+            self.known = Model(list(map(_layer, layers)), embedding, norm, head, cos, sin, sizes)
+            self.seen = seen
         return self.known
 
     def _is_unchanged(self) -> bool:
@@ -168,7 +173,7 @@ def _sizes(model: "TransformerLM") -> Sizes | None:
         return None
     for block in model.layers:
         if type(block) is not TransformerBlock or any(
-            type(operator.attrgetter(name)(block)) is not expected for name, expected in CLASSES.items()
+            type(operator.attrgetter(name)(block)) not in expected for name, expected in CLASSES.items()
         ):
             return None
         attention, ffn, rope = block.attn, block.ffn, block.attn.rope
@@ -194,10 +199,27 @@ def _sizes(model: "TransformerLM") -> Sizes | None:
 
 
 def _owner(block: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:
-    """Where a parameter is kept, and its name there; None for one that there is not."""
+    """Where a tensor is kept, and its name there; None for one that there is not."""
     path, _, last = name.rpartition(".")
     module = operator.attrgetter(path)(block)
-    return None if module is None or getattr(module, last) is None else (module._parameters, last)
+    if module is None or getattr(module, last, None) is None:
+        return None
+    whole = isinstance(module, QuantizedLinear) and last != "bias"
+    return (module._buffers if whole else module._parameters, last)
+
+
+def _layer(tensors: list[Any]) -> Layer:
+    """TENSORS of a block, and the keys and values of its cache, as the kernel wants them."""
+    pairs = len(MATRICES)
+    matrices = tuple(Matrix(*tensors[2 * i : 2 * i + 2]) for i in range(pairs))
+    norms, biases, head_norms, cache = (
+        tuple(tensors[2 * pairs + start : 2 * pairs + stop]) for start, stop in ((0, 2), (2, 6), (6, 8), (8, 10))
+    )
+    return Layer(matrices, norms, biases, head_norms, cache)
+
+
+def _matrix(head: Embedding | Linear | QuantizedLinear) -> Matrix:
+    return Matrix(head.weight, head.scale if isinstance(head, QuantizedLinear) else None)
 
 
 def _versions(tensors: list[Tensor]) -> list[object]:

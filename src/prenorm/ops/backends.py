@@ -26,6 +26,8 @@ from ..kernels.cpu.linear import why_not as why_no_linear
 from ..kernels.cpu.native import why_not as why_no_native
 from ..kernels.cpu.one_query import one_query
 from ..kernels.cpu.one_query import suits as suits_one_query
+from ..kernels.cpu.quantized_linear import quantized_linear
+from ..kernels.cpu.quantized_linear import suits as suits_quantized_linear
 from ..kernels.cpu.rms_norm import rms_norm
 from ..kernels.cpu.rms_norm import suits as suits_rms_norm
 from ..kernels.layer_norm import layer_norm
@@ -99,6 +101,16 @@ KERNELS = (
         why_not=why_no_linear,
         reason="oneDNN instead of MKL: the faster one on AMD processors with AVX-512 (make bench-linear)",
         instead="MKL: 1.2 to 1.6 times as long from 64 rows on, on Zen 4",
+    ),
+    Kernel(
+        op="quantized_linear",
+        devices=("cpu",),
+        dtypes=(torch.float32, torch.bfloat16),
+        run=quantized_linear,
+        suits=suits_quantized_linear,
+        why_not=why_no_native,
+        reason="whole numbers times whole numbers, which are read as they are stored (make bench-quantized)",
+        instead="the formula: the weight is turned into floats first, each time",
     ),
     Kernel(
         op="decode_step",

@@ -1,5 +1,6 @@
 """Cross-entropy, and its form that never holds the logits of a long sequence at once."""
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -46,6 +47,26 @@ def linear_cross_entropy(
     _check_targets(x.shape[:-1], targets, weight.shape[0], ignore_index)
     rows = x.reshape(-1, x.shape[-1])
     return _LinearCrossEntropy.apply(rows, weight, targets.reshape(-1), ignore_index)
+
+
+def chunked_cross_entropy(
+    head: Callable[[Tensor], Tensor],
+    x: Float[Tensor, "*batch d_model"],
+    targets: Int[Tensor, "*batch"],
+    *,
+    vocab_size: int,
+    ignore_index: int = IGNORED,
+) -> Float[Tensor, ""]:
+    """cross_entropy(head(x), targets), some rows of logits at a time, for a head that has no weight in floats."""
+    _check_targets(x.shape[:-1], targets, vocab_size, ignore_index)
+    rows, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
+    total = torch.zeros((), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
+    chunk = max(1, CHUNK_ELEMENTS // vocab_size)
+    for start in range(0, rows.shape[0], chunk):
+        part = slice(start, start + chunk)
+        kept = (targets[part] != ignore_index).sum()
+        total += cross_entropy(head(rows[part]), targets[part], ignore_index=ignore_index) * kept
+    return total / (targets != ignore_index).sum().clamp_min(1)
 
 
 class _LinearCrossEntropy(torch.autograd.Function):

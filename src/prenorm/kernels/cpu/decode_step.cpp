@@ -9,15 +9,24 @@
 
 #include <omp.h>
 
+#include <algorithm>
+
 #include "attend.h"
 #include "mean_square.h"
+#include "quantized.h"
 
 namespace {
 
+// A matrix in the model's dtype, or in whole numbers (quantized.h) with their scales.
+struct Matrix {
+    const void *numbers;
+    const BFloat16 *scales;  // null for numbers of the model's dtype
+};
+
 template <typename T>
 struct Layer {
-    const T *norm1, *q, *k, *v, *q_bias, *k_bias, *v_bias, *q_norm, *k_norm, *o, *o_bias;
-    const T *norm2, *gate, *up, *down;
+    Matrix q, k, v, o, gate, up, down;
+    const T *norm1, *norm2, *q_bias, *k_bias, *v_bias, *o_bias, *q_norm, *k_norm;
     T *keys, *values;  // (rows, groups, slots + 1, head_dim)
 };
 
@@ -26,10 +35,13 @@ struct DecodeStepCall {
     const int64_t *tokens;          // (rows)
     const int64_t *places;          // (rows): how many tokens each row of the cache holds
     const void *embedding;          // (vocab, d_model)
-    const void *final_norm, *head;  // (d_model), (vocab, d_model)
+    const void *final_norm;         // (d_model)
+    Matrix head;                    // (vocab, d_model)
     const float *cos, *sin;         // (max_seq_len, head_dim / 2)
     void *logits;                   // (rows, vocab)
-    int64_t num_layers, rows, d_model, d_ff, vocab, heads, groups, head_dim, slots, interleaved, threads;
+    int64_t num_layers, rows, d_model, d_ff, vocab, heads, groups, head_dim, slots, interleaved;
+    int64_t bits, head_bits;        // of the whole numbers of all layers and of the head: 8 or 4; 0 for none
+    int64_t threads;
     double eps;
 };
 
@@ -94,24 +106,50 @@ inline Span span(int64_t count, int64_t part, int64_t parts) {
 // What becomes of the columns of x W^T + b in y: they are written, added to what is there, or multiply it.
 enum Into { WRITE, ADD, MULTIPLY };
 
-template <int ROWS, Into INTO, typename T>
-__attribute__((noinline)) void project(const T *x, int64_t in, const T *w, const T *bias, Span columns, T *y,
-                                       int64_t out) {
-    multiply_rows<ROWS>(x, in, w + columns.start * in, in, in, columns.stop - columns.start,
-                        [=](int r, int64_t c, float sum) {
-                            c += columns.start;
-                            if (bias) sum += value(bias[c]);
-                            T *to = y + r * out + c;
-                            if (INTO == ADD) sum = value(*to) + rounded<T>(sum);
-                            if (INTO == MULTIPLY) sum = value(*to) * rounded<T>(sum);
-                            put(to, sum);
-                        });
+// ROWS rows that are about to be multiplied with weights of a kind: T, Int8 or Int4.
+template <int ROWS, typename Kind, typename T>
+struct Input {
+    Rows x;
+    Input(const T *from, int64_t in, const Rows &room) : x(room) {
+        x.groups = groups_of(in);
+        x.in = x.groups * GROUP;
+        for (int r = 0; r < ROWS; ++r) quantize_row(from + r * in, in, x, r, Kind::ZERO);
+    }
+    template <typename Run>
+    void multiply(const Matrix &w, Span columns, Run run) const {
+        multiply_columns<ROWS, Kind>(x, 0, (const uint8_t *)w.numbers, w.scales, columns.start, columns.stop, run);
+    }
+};
+
+template <int ROWS, typename T>
+struct Input<ROWS, T, T> {
+    const T *x;
+    int64_t in;
+    Input(const T *from, int64_t in, const Rows &) : x(from), in(in) {}
+    template <typename Run>
+    void multiply(const Matrix &w, Span columns, Run run) const {
+        multiply_rows<ROWS>(x, in, (const T *)w.numbers + columns.start * in, in, in, columns.stop - columns.start,
+                            [=](int r, int64_t c, float sum) { run(r, columns.start + c, sum); });
+    }
+};
+
+template <int ROWS, Into INTO, typename Kind, typename T>
+__attribute__((noinline)) void project(const Input<ROWS, Kind, T> &x, const Matrix &w, const T *bias, Span columns,
+                                       T *y, int64_t out) {
+    x.multiply(w, columns, [=](int r, int64_t c, float sum) {
+        if (bias) sum += value(bias[c]);
+        T *to = y + r * out + c;
+        if (INTO == ADD) sum = value(*to) + rounded<T>(sum);
+        if (INTO == MULTIPLY) sum = value(*to) * rounded<T>(sum);
+        put(to, sum);
+    });
 }
 
 template <typename T>
 struct Scratch {
     T *x, *q, *k, *v, *attended, *hidden;  // of all threads: (rows, ...)
     T *normed;                             // of one thread
+    Rows whole;
     float *scores;
 };
 
@@ -147,32 +185,39 @@ __attribute__((noinline)) void attend_group(const Layer<T> &layer, const DecodeS
         });
 }
 
-template <int ROWS, typename T>
+template <int ROWS, typename Kind, typename T>
 inline void block(const Layer<T> &layer, const DecodeStepCall &call, const Scratch<T> &at, int64_t part,
                   int64_t parts) {
-    T *const x = at.x;
+    using In = Input<ROWS, Kind, T>;
     const int64_t d_model = call.d_model, d_ff = call.d_ff, width = call.heads * call.head_dim;
     const int64_t kv_width = call.groups * call.head_dim, groups = ROWS * call.groups;
     const T *const none = nullptr;
-    normalise_rows<ROWS>((const T *)x, layer.norm1, at.normed, call);
-    const Span kv = span(kv_width, part, parts);
-    project<ROWS, WRITE>((const T *)at.normed, d_model, layer.q, layer.q_bias, span(width, part, parts), at.q, width);
-    project<ROWS, WRITE>((const T *)at.normed, d_model, layer.k, layer.k_bias, kv, at.k, kv_width);
-    project<ROWS, WRITE>((const T *)at.normed, d_model, layer.v, layer.v_bias, kv, at.v, kv_width);
+    const Span kv = span(kv_width, part, parts), model = span(d_model, part, parts), inner = span(d_ff, part, parts);
+    normalise_rows<ROWS>((const T *)at.x, layer.norm1, at.normed, call);
+    const In to_attend(at.normed, d_model, at.whole);
+    project<ROWS, WRITE>(to_attend, layer.q, layer.q_bias, span(width, part, parts), at.q, width);
+    project<ROWS, WRITE>(to_attend, layer.k, layer.k_bias, kv, at.k, kv_width);
+    project<ROWS, WRITE>(to_attend, layer.v, layer.v_bias, kv, at.v, kv_width);
 #pragma omp barrier
     for (int64_t i = groups * part / parts; i < groups * (part + 1) / parts; ++i)
         attend_group(layer, call, at, i / call.groups, i % call.groups);
 #pragma omp barrier
-    project<ROWS, ADD>((const T *)at.attended, width, layer.o, layer.o_bias, span(d_model, part, parts), x, d_model);
+    project<ROWS, ADD>(In(at.attended, width, at.whole), layer.o, layer.o_bias, model, at.x, d_model);
 #pragma omp barrier
-    normalise_rows<ROWS>((const T *)x, layer.norm2, at.normed, call);
-    const Span inner = span(d_ff, part, parts);
-    project<ROWS, WRITE>((const T *)at.normed, d_model, layer.gate, none, inner, at.hidden, d_ff);
+    normalise_rows<ROWS>((const T *)at.x, layer.norm2, at.normed, call);
+    const In to_widen(at.normed, d_model, at.whole);
+    project<ROWS, WRITE>(to_widen, layer.gate, none, inner, at.hidden, d_ff);
     for (int r = 0; r < ROWS; ++r) silu_in_place(at.hidden + r * d_ff + inner.start, inner.stop - inner.start);
-    project<ROWS, MULTIPLY>((const T *)at.normed, d_model, layer.up, none, inner, at.hidden, d_ff);
+    project<ROWS, MULTIPLY>(to_widen, layer.up, none, inner, at.hidden, d_ff);
 #pragma omp barrier
-    project<ROWS, ADD>((const T *)at.hidden, d_ff, layer.down, none, span(d_model, part, parts), x, d_model);
+    project<ROWS, ADD>(In(at.hidden, d_ff, at.whole), layer.down, none, model, at.x, d_model);
 #pragma omp barrier
+}
+
+// run(T()), run(Int8()) or run(Int4()).
+template <typename T, typename Run>
+inline void with_kind(int64_t bits, Run run) {
+    bits == 8 ? run(Int8()) : bits == 4 ? run(Int4()) : run(T());
 }
 
 template <typename T>
@@ -185,8 +230,13 @@ int decode_step(const DecodeStepCall &call) {
     const Room<T> normed(call.threads * call.rows * call.d_model);
     const int64_t scores_room = MOST_ROWS * call.slots + LANES;
     const Room<float> scores(call.threads * scores_room);
+    const int64_t widest = std::max({call.d_model, call.d_ff, width});
+    const int64_t groups = call.bits || call.head_bits ? call.rows * groups_of(widest) : 0;  // for each thread
+    const Room<int8_t> numbers(call.threads * groups * GROUP);
+    const Room<float> scales(call.threads * groups);
+    const Room<int32_t> sums(call.threads * groups);
     const bool room = x.start && q.start && k.start && v.start && attended.start && hidden.start && normed.start;
-    if (!room || !scores.start) return 1;
+    if (!room || !scores.start || !numbers.start || !scales.start || !sums.start) return 1;
     for (int64_t row = 0; row < call.rows; ++row)
         memcpy(x.start + row * call.d_model, (const T *)call.embedding + call.tokens[row] * call.d_model,
                call.d_model * sizeof(T));
@@ -195,13 +245,20 @@ int decode_step(const DecodeStepCall &call) {
         {
             const int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();
             T *const mine = normed.start + part * call.rows * call.d_model;
+            const Rows whole = {numbers.start + part * groups * GROUP, scales.start + part * groups,
+                                sums.start + part * groups, 0, 0};
             const Scratch<T> at = {x.start,        q.start,      k.start, v.start,
-                                   attended.start, hidden.start, mine,    scores.start + part * scores_room};
-            for (int64_t i = 0; i < call.num_layers; ++i)
-                block<rows.value>(((const Layer<T> *)call.layers)[i], call, at, part, parts);
+                                   attended.start, hidden.start, mine,    whole, scores.start + part * scores_room};
+            with_kind<T>(call.bits, [&](auto kind) {
+                for (int64_t i = 0; i < call.num_layers; ++i)
+                    block<rows.value, decltype(kind)>(((const Layer<T> *)call.layers)[i], call, at, part, parts);
+            });
             normalise_rows<rows.value>((const T *)x.start, (const T *)call.final_norm, mine, call);
-            project<rows.value, WRITE>((const T *)mine, call.d_model, (const T *)call.head, (const T *)nullptr,
-                                       span(call.vocab, part, parts), (T *)call.logits, call.vocab);
+            with_kind<T>(call.head_bits, [&](auto kind) {
+                const Input<rows.value, decltype(kind), T> to_read(mine, call.d_model, whole);
+                project<rows.value, WRITE>(to_read, call.head, (const T *)nullptr, span(call.vocab, part, parts),
+                                           (T *)call.logits, call.vocab);
+            });
         }
     });
     return 0;

@@ -16,11 +16,12 @@ from ..plain import ORDINARY, computes_now
 from . import native
 from .few_rows import MOST_ROWS
 from .one_query import WIDTH
+from .quantized_linear import BITS, GROUP, ROWS, SCALE
 
 DTYPES = {torch.float32: "decode_step_float32", torch.bfloat16: "decode_step_bfloat16"}
-OPTIONAL = (4, 5, 6, 7, 8, 10)  # of a layer's weights: biases, and the norms of queries and keys
-# struct DecodeStepCall: layers, tokens, places, embedding, final_norm, head, cos, sin, logits, eleven sizes, eps
-pack = struct.Struct("9P11qd").pack
+# struct DecodeStepCall: layers, tokens, places, embedding, final_norm, head and its scales, cos, sin, logits, thirteen
+# sizes, eps
+pack = struct.Struct("10P13qd").pack
 NO_MEMORY, NO_SUCH_TOKEN = 1, 2
 
 
@@ -35,68 +36,106 @@ class Sizes(NamedTuple):
     eps: float
 
 
+class Matrix(NamedTuple):
+    """A weight (out, in) in the model's dtype; or in whole numbers with their scales, see quantized_linear.py."""
+
+    numbers: Tensor
+    scales: Tensor | None = None
+
+    @property
+    def bits(self) -> int:
+        """8 or 4 for whole numbers, else 0."""
+        return 0 if self.scales is None else BITS.get(self.numbers.shape[-1], 0)
+
+    def has(self, shape: tuple[int, int], dtype: torch.dtype, bits: int) -> bool:
+        """Whether it is a plain matrix of this shape, of this dtype or these bits."""
+        if self.scales is None:
+            return bits == 0 and _is_plain(self.numbers, dtype, shape)
+        blocks, groups = -(-shape[0] // ROWS), -(-shape[1] // GROUP)
+        return (
+            bits != 0
+            and _is_plain(self.numbers, torch.uint8, (blocks, groups, ROWS * GROUP * bits // 8))
+            and _is_plain(self.scales, SCALE, (blocks, groups, ROWS))
+        )
+
+
+class Layer(NamedTuple):
+    """The tensors of a block, and the keys and values of its cache (rows, groups, slots + 1, head_dim).
+
+    The token after n others lies in slot n % slots, and sees what is in all slots.
+    """
+
+    matrices: tuple[Matrix, ...]  # q, k, v, o, gate, up, down
+    norms: tuple[Tensor, Tensor]
+    biases: tuple[Tensor | None, ...]  # of q, k, v, o
+    head_norms: tuple[Tensor | None, Tensor | None]  # of queries and keys
+    cache: tuple[Tensor, Tensor]
+
+    def tensors(self) -> list[Tensor | None]:
+        """All of them, in the order of struct Layer."""
+        matrices = (tensor for matrix in self.matrices for tensor in matrix)
+        return [*matrices, *self.norms, *self.biases, *self.head_norms, *self.cache]
+
+
 class Model:
     """The tensors of a model and of its cache, looked at once: `fits` says whether the kernel can work with them.
 
-    layers: of each, norm1, q, k, v, their biases, the norms of queries and keys, o, its bias, norm2, gate, up, down,
-    and the keys and values of its cache (rows, groups, slots + 1, head_dim); None for what there is not. The token
-    after n others lies in slot n % slots, and sees what is in all slots. cos, sin: (max_seq_len, head_dim / 2),
-    float32.
+    cos, sin: (max_seq_len, head_dim / 2), float32.
     """
 
     def __init__(
         self,
-        layers: Sequence[Sequence[Tensor | None]],
+        layers: Sequence[Layer],
         embedding: Tensor,
         final_norm: Tensor,
-        head: Tensor,
+        head: Matrix,
         cos: Tensor,
         sin: Tensor,
         sizes: Sizes,
     ) -> None:
         self.layers, self.embedding, self.final_norm, self.head = layers, embedding, final_norm, head
         self.cos, self.sin, self.sizes = cos, sin, sizes
-        keys = layers[0][-1]
-        self.rows, self.slots = (0, 0) if keys is None or keys.ndim != 4 else (len(keys), keys.shape[2] - 1)
+        self.bits = layers[0].matrices[0].bits
+        keys = layers[0].cache[0]
+        self.rows, self.slots = (len(keys), keys.shape[2] - 1) if keys.ndim == 4 else (0, 0)
         self.fits = self._fits()
-        pointers = [None if tensor is None else tensor.data_ptr() for layer in layers for tensor in layer]
+        pointers = [None if tensor is None else tensor.data_ptr() for layer in layers for tensor in layer.tensors()]
         self.table = (ctypes.c_void_p * len(pointers))(*pointers)
 
     def _fits(self) -> bool:
         """Whether these are plain tensors of one dtype, of the shapes that their sizes say."""
         d_model, dtype, sizes = len(self.final_norm), self.final_norm.dtype, self.sizes
-        expected = (*_shapes(d_model, sizes), *[(self.rows, sizes.groups, self.slots + 1, sizes.head_dim)] * 2)
         half = (len(self.cos), sizes.head_dim // 2)
         return (
             0 < self.rows <= MOST_ROWS
             and sizes.head_dim % WIDTH == 0
             and dtype in _functions()
-            and all(
-                (tensor is None and i in OPTIONAL) or _is_plain(tensor, dtype, expected[i])
-                for layer in self.layers
-                for i, tensor in enumerate(layer)
-            )
+            and all(self._has_shapes(layer) for layer in self.layers)
             and _is_plain(self.final_norm, dtype, (d_model,))
             and _is_plain(self.embedding, dtype, (len(self.embedding), d_model))
-            and _is_plain(self.head, dtype, self.embedding.shape)
+            and self.head.has((len(self.embedding), d_model), dtype, self.head.bits)
             and _is_plain(self.cos, torch.float32, half)
             and _is_plain(self.sin, torch.float32, half)
         )
 
+    def _has_shapes(self, layer: Layer) -> bool:
+        d_model, dtype, sizes = len(self.final_norm), self.final_norm.dtype, self.sizes
+        heads, groups, d_ff = sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim, sizes.d_ff
+        projections = ((heads, d_model), (groups, d_model), (groups, d_model), (d_model, heads))
+        matrices = (*projections, (d_ff, d_model), (d_ff, d_model), (d_model, d_ff))
+        vectors = (*layer.norms, *layer.biases, *layer.head_norms)
+        widths = (d_model, d_model, *(rows for rows, _ in projections), sizes.head_dim, sizes.head_dim)
+        cache = (self.rows, sizes.groups, self.slots + 1, sizes.head_dim)
+        return (
+            all(matrix.has(shape, dtype, self.bits) for matrix, shape in zip(layer.matrices, matrices, strict=True))
+            and all(v is None or _is_plain(v, dtype, (width,)) for v, width in zip(vectors, widths, strict=True))
+            and all(_is_plain(tensor, dtype, cache) for tensor in layer.cache)
+        )
 
-def _shapes(d_model: int, sizes: Sizes) -> tuple[tuple[int, ...], ...]:
-    """The shapes of a layer's weights."""
-    heads, groups = sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim
-    attention = ((heads, d_model), (groups, d_model), (groups, d_model), (heads,), (groups,), (groups,))
-    norms, output = ((sizes.head_dim,), (sizes.head_dim,)), ((d_model, heads), (d_model,))
-    feed_forward = ((d_model,), (sizes.d_ff, d_model), (sizes.d_ff, d_model), (d_model, sizes.d_ff))
-    return ((d_model,), *attention, *norms, *output, *feed_forward)
 
-
-def _is_plain(tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
+def _is_plain(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> bool:
     return (
-        tensor is not None
-        and type(tensor) in ORDINARY
+        type(tensor) in ORDINARY
         and tensor.dtype == dtype
         and tensor.shape == shape
         and tensor.is_cpu
@@ -106,38 +145,42 @@ def _is_plain(tensor: Tensor | None, dtype: torch.dtype, shape: tuple[int, ...])
     )
 
 
-def decode_step(head: Tensor, model: Model, tokens: Tensor, places: Tensor) -> Tensor:
+def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor) -> Tensor:
     """The logits (rows, vocab) of one token for each row; its keys and values are stored.
 
-    head: that of the model. tokens: (rows,), int64. places: (rows,), how many tokens each row holds, int64.
+    x: what tokens are looked up in, the embedding of the model. tokens: (rows,), int64. places: (rows,), how many
+    tokens each row holds, int64.
     Raises IndexError for a token outside the vocabulary; then nothing is stored.
     """
     sizes = model.sizes
-    logits = head.new_empty(model.rows, len(head))
+    logits = x.new_empty(model.rows, len(x))
     call = pack(
         ctypes.addressof(model.table),
         tokens.data_ptr(),
         places.data_ptr(),
         model.embedding.data_ptr(),
         model.final_norm.data_ptr(),
-        head.data_ptr(),
+        model.head.numbers.data_ptr(),
+        0 if model.head.scales is None else model.head.scales.data_ptr(),
         model.cos.data_ptr(),
         model.sin.data_ptr(),
         logits.data_ptr(),
         len(model.layers),
         model.rows,
-        head.shape[1],
+        x.shape[1],
         sizes.d_ff,
-        len(head),
+        len(x),
         sizes.heads,
         sizes.groups,
         sizes.head_dim,
         model.slots,
         sizes.interleaved,
+        model.bits,
+        model.head.bits,
         torch.get_num_threads(),
         sizes.eps,
     )
-    wrong = _functions()[head.dtype](call)
+    wrong = _functions()[x.dtype](call)
     if wrong == NO_SUCH_TOKEN:
         raise IndexError
     if wrong == NO_MEMORY:
@@ -145,7 +188,7 @@ def decode_step(head: Tensor, model: Model, tokens: Tensor, places: Tensor) -> T
     return logits
 
 
-def suits(head: Tensor, model: Model, tokens: Tensor, places: Tensor) -> bool:
+def suits(x: Tensor, model: Model, tokens: Tensor, places: Tensor) -> bool:
     """Whether it can be computed now, without gradients, and the tensors fit together."""
     return (
         computes_now()

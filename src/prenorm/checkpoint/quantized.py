@@ -1,0 +1,107 @@
+"""Matrices of whole numbers in a folder: the layout "pack-quantized" of compressed-tensors 0.20, both ways.
+
+A matrix X is there as X.weight_packed (int32, each with 4 or 8 numbers along a row, the first in the lowest bits, with
+128 or 8 added), X.weight_scale (rows, groups of 32), in the dtype of the other weights, and X.weight_shape.
+Read from compressors/pack_quantized/ and quantization/quant_args.py.
+"""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..ops.quantized import GROUP, KINDS, SCALE, pack, unpack
+from .names import PACKED, SCALES, SHAPE, matrices_of
+
+KEY = "quantization_config"
+
+
+def quantization_config(kind: str) -> dict[str, Any]:
+    """What config.json says of a model whose matrices are of this kind.
+
+    Activations are not spoken of: that they are rounded, too, is a way to multiply with such matrices, not a part of
+    the model.
+    """
+    weights = {"type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP, "dynamic": False}
+    return {
+        "quant_method": "compressed-tensors",
+        "format": "pack-quantized",
+        "quantization_status": "compressed",
+        "ignore": [],
+        "config_groups": {
+            "group_0": {
+                "targets": ["Linear"],
+                "weights": {"num_bits": KINDS[kind], **weights},
+                "input_activations": None,
+                "output_activations": None,
+                "format": "pack-quantized",
+            }
+        },
+        "kv_cache_scheme": None,
+    }
+
+
+def kind_in(fields: Mapping[str, Any], source: str) -> str | None:
+    """The kind of a model's matrices, None where they are in floats.
+
+    Raises CheckpointError for every quantization but our own: another one has other numbers.
+    """
+    said = fields.get(KEY)
+    for kind in KINDS:
+        if said == quantization_config(kind):
+            return kind
+    if said is not None:
+        raise CheckpointError(
+            f"{source}: {KEY} must be what save_pretrained writes for an int8 or int4 model, but it is "
+            f"{json.dumps(said)[:200]}; open the folder that this one was made of, and quantize() that."
+        )
+    return None
+
+
+def to_rows(config: ModelConfig, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors of a model, its matrices row by row as they are stored, under names of `names.parameters_of`."""
+    dtype = tensors["embedding.weight"].dtype
+    rows = dict(tensors)
+    for name, shape in matrices_of(config):
+        numbers, scale = unpack(rows.pop(f"{name}.weight").cpu(), rows.pop(f"{name}.scale").cpu(), shape)
+        rows[name + PACKED] = _words(numbers, KINDS[kind])
+        rows[name + SCALES] = scale.to(dtype)
+        rows[name + SHAPE] = torch.tensor(shape)
+    return rows
+
+
+def from_rows(config: ModelConfig, kind: str, rows: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors of a model, as its layers hold them. Raises CheckpointError for scales that they cannot hold."""
+    tensors = dict(rows)
+    for name, shape in matrices_of(config):
+        words, scale, said = (tensors.pop(name + end) for end in (PACKED, SCALES, SHAPE))
+        if said.tolist() != list(shape):
+            raise CheckpointError(f"{source}: {name} must have the shape {shape}, but {SHAPE} says {said.tolist()}.")
+        narrow = scale.to(SCALE)
+        if not torch.equal(narrow.to(scale.dtype), scale):
+            raise CheckpointError(
+                f"{source}: the scales of {name} must be bfloat16 numbers, but are not; quantize() the model they were "
+                "made of."
+            )
+        numbers = _numbers(words, KINDS[kind])[:, : shape[1]]
+        tensors[f"{name}.weight"], tensors[f"{name}.scale"] = pack(numbers, narrow, kind)
+    return tensors
+
+
+def _words(numbers: Tensor, bits: int) -> Tensor:
+    padded = torch.nn.functional.pad(numbers, (0, -numbers.shape[1] % (32 // bits)))
+    stored = (padded.to(torch.int16) + 2 ** (bits - 1)).to(torch.uint8)
+    if bits == 4:
+        stored = stored[:, ::2] | stored[:, 1::2] << 4
+    return stored.contiguous().view(torch.int32)
+
+
+def _numbers(words: Tensor, bits: int) -> Tensor:
+    stored = words.contiguous().view(torch.uint8)
+    if bits == 4:
+        stored = torch.stack([stored & 15, stored >> 4], -1).flatten(1)
+    return (stored.to(torch.int16) - 2 ** (bits - 1)).to(torch.int8)

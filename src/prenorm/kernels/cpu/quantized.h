@@ -1,0 +1,168 @@
+// Rows of whole numbers times weights of whole numbers, with a scale for each group of 32: see ops/quantized.py.
+//
+// A weight W (out, in) lies in blocks of 16 columns of the product (16 rows of W), a block in groups of 32 along `in`,
+// a group in quads: 4 neighbours of column 0, then those of column 1, ... That is what one instruction (AVX512-VNNI)
+// multiplies with 4 numbers of x that all columns share. Numbers are stored with ZERO added, without a sign; int4 has
+// quads i and i + 4 of a group in one byte, the earlier one in the lower half.
+
+#pragma once
+
+#include "tile.h"
+
+namespace {
+
+constexpr int64_t GROUP = 32, COLUMNS = 16, QUADS = GROUP / 4;
+
+struct Int8 {
+    static constexpr int ZERO = 128;
+    static constexpr int64_t BYTES = COLUMNS * GROUP;  // of a group in a block
+};
+struct Int4 {
+    static constexpr int ZERO = 8;
+    static constexpr int64_t BYTES = COLUMNS * GROUP / 2;
+};
+
+// Rows of x, each number rounded to a multiple of its group's scale.
+struct Rows {
+    int8_t *numbers;   // (rows, in)
+    float *scales;     // (rows, groups)
+    int32_t *sums;     // (rows, groups): minus ZERO times the sum of the numbers, where a group's products start
+    int64_t in, groups;  // both of whole groups
+};
+
+inline int64_t groups_of(int64_t in) { return (in + GROUP - 1) / GROUP; }
+
+constexpr float TINY = 7.888609e-31f;  // 2^-100: the numbers of a group that has none as large become 0
+
+// The largest absolute value of a group; NaN where a number is infinite or none.
+template <typename T>
+inline float largest(const T *x, int64_t count) {
+    uint32_t most = 0;  // without their sign, floats are in the order of their bits, and NaN is above infinity
+    for (int64_t i = 0; i < count; ++i) {
+        const float v = value(x[i]);
+        uint32_t bits;
+        memcpy(&bits, &v, sizeof bits);
+        bits &= 0x7fffffff;
+        most = bits > most ? bits : most;
+    }
+    if (most >= 0x7f800000) most = 0x7fc00000;
+    float v;
+    memcpy(&v, &most, sizeof v);
+    return v;
+}
+
+template <typename T>
+inline void quantize_row(const T *x, int64_t count, const Rows &to, int64_t row, int zero) {
+    for (int64_t group = 0; group < to.groups; ++group, x += GROUP, count -= GROUP) {
+        const int64_t some = count < GROUP ? count : GROUP;
+        int8_t *numbers = to.numbers + row * to.in + group * GROUP;
+        const float most = largest(x, some), inverse = most >= TINY || most != most ? 1 / most * 127 : 0;
+        int32_t sum = 0;
+        for (int64_t i = 0; i < some; ++i) {
+            const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
+            const float rounded = value(x[i]) * inverse + magic;
+            int32_t bits;
+            memcpy(&bits, &rounded, sizeof bits);
+            numbers[i] = (int8_t)(bits - 0x4b400000);
+            sum += numbers[i];
+        }
+        for (int64_t i = some; i < GROUP; ++i) numbers[i] = 0;
+        to.scales[row * to.groups + group] = most / 127;
+        to.sums[row * to.groups + group] = -zero * sum;
+    }
+}
+
+#if defined(__AVX512VNNI__)
+
+constexpr int64_t FAR = 2048;  // bytes; how far ahead memory is asked
+
+inline __m512 widen(const BFloat16 *scales) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)scales)), 16);
+}
+
+inline void load_quads(const uint8_t *w, Int8, __m512i *quads) {
+    for (int i = 0; i < QUADS; ++i) quads[i] = _mm512_loadu_si512(w + 64 * i);
+}
+
+inline void load_quads(const uint8_t *w, Int4, __m512i *quads) {
+    const __m512i low = _mm512_set1_epi8(15);
+    for (int i = 0; i < QUADS / 2; ++i) {
+        const __m512i both = _mm512_loadu_si512(w + 64 * i);
+        quads[i] = _mm512_and_si512(both, low);
+        quads[i + QUADS / 2] = _mm512_and_si512(_mm512_srli_epi16(both, 4), low);
+    }
+}
+
+// The products of ROWS rows, from `row` on, with the 16 columns of a block.
+template <int ROWS, typename Kind>
+inline void multiply_block(const Rows &x, int64_t row, const uint8_t *w, const BFloat16 *scales,
+                           float (*products)[COLUMNS]) {
+    __m512 sums[ROWS];
+    for (int r = 0; r < ROWS; ++r) sums[r] = _mm512_setzero_ps();
+    const int8_t *numbers = x.numbers + row * x.in;
+    const float *x_scales = x.scales + row * x.groups;
+    const int32_t *starts = x.sums + row * x.groups;
+    for (int64_t group = 0; group < x.groups; ++group, w += Kind::BYTES, scales += COLUMNS, numbers += GROUP) {
+        __m512i quads[QUADS], whole[ROWS];
+        load_quads(w, Kind(), quads);
+        for (int r = 0; r < ROWS; ++r) whole[r] = _mm512_set1_epi32(starts[r * x.groups + group]);
+        if constexpr (ROWS > 2)  // one or two rows are multiplied faster than memory gives numbers
+            for (int64_t line = 0; line < Kind::BYTES; line += 64) __builtin_prefetch(w + FAR + line, 0, 3);
+        for (int i = 0; i < QUADS; ++i)
+            for (int r = 0; r < ROWS; ++r) {
+                int32_t four;
+                memcpy(&four, numbers + r * x.in + 4 * i, sizeof four);
+                whole[r] = _mm512_dpbusd_epi32(whole[r], quads[i], _mm512_set1_epi32(four));
+            }
+        const __m512 scale = widen(scales);
+        for (int r = 0; r < ROWS; ++r)
+            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[r]),
+                                      _mm512_mul_ps(scale, _mm512_set1_ps(x_scales[r * x.groups + group])), sums[r]);
+    }
+    for (int r = 0; r < ROWS; ++r) _mm512_storeu_ps(products[r], sums[r]);
+}
+
+#else
+
+inline int number(const uint8_t *w, Int8, int64_t quad, int64_t column, int64_t i) {
+    return w[quad * 64 + column * 4 + i];
+}
+inline int number(const uint8_t *w, Int4, int64_t quad, int64_t column, int64_t i) {
+    return w[quad % 4 * 64 + column * 4 + i] >> quad / 4 * 4 & 15;
+}
+
+template <int ROWS, typename Kind>
+inline void multiply_block(const Rows &x, int64_t row, const uint8_t *w, const BFloat16 *scales,
+                           float (*products)[COLUMNS]) {
+    memset(products, 0, ROWS * sizeof *products);
+    for (int64_t group = 0; group < x.groups; ++group, w += Kind::BYTES, scales += COLUMNS)
+        for (int r = 0; r < ROWS; ++r) {
+            const int64_t place = (row + r) * x.groups + group;
+            const int8_t *numbers = x.numbers + (row + r) * x.in + group * GROUP;
+            for (int64_t c = 0; c < COLUMNS; ++c) {
+                int32_t whole = x.sums[place];
+                for (int64_t quad = 0; quad < QUADS; ++quad)
+                    for (int64_t i = 0; i < 4; ++i) whole += number(w, Kind(), quad, c, i) * numbers[quad * 4 + i];
+                products[r][c] += (float)whole * (value(scales[c]) * x.scales[place]);
+            }
+        }
+}
+
+#endif
+
+// Calls run(row, column, product) for ROWS rows from `row` on and the columns from start to stop; start is a multiple
+// of 16.
+template <int ROWS, typename Kind, typename Run>
+inline void multiply_columns(const Rows &x, int64_t row, const uint8_t *w, const BFloat16 *scales, int64_t start,
+                             int64_t stop, Run run) {
+    for (int64_t block = start / COLUMNS; block * COLUMNS < stop; ++block) {
+        float products[ROWS][COLUMNS];
+        multiply_block<ROWS, Kind>(x, row, w + block * x.groups * Kind::BYTES, scales + block * x.groups * COLUMNS,
+                                   products);
+        const int64_t count = stop - block * COLUMNS < COLUMNS ? stop - block * COLUMNS : COLUMNS;
+        for (int64_t c = 0; c < count; ++c)
+            for (int r = 0; r < ROWS; ++r) run(r, block * COLUMNS + c, products[r][c]);
+    }
+}
+
+}  // namespace

@@ -1,0 +1,70 @@
+// y = x W^T + b with W in whole numbers of 8 or 4 bits (ops/quantized.py); x is rounded to whole numbers on the way.
+//
+// Products and their sums within a group of 32 are exact; scales and sums of groups are float32, and a result is
+// rounded to its dtype once, last. What a row gives depends neither on what is in the other rows, nor on how many
+// they are, nor on the threads. Built by native.py.
+
+#include "quantized.h"
+
+#include <omp.h>
+
+namespace {
+
+struct QuantizedLinearCall {
+    const void *x;          // (rows, in)
+    const uint8_t *weight;  // (blocks, groups, bytes)
+    const BFloat16 *scale;  // (blocks, groups, 16)
+    const void *bias;       // (out); null for none
+    void *y;                // (rows, out)
+    int64_t rows, in, out, threads;
+};
+
+constexpr int64_t IN_CACHE = 1 << 18;  // numbers of x that are multiplied with all columns before the next are
+
+template <typename Kind, typename T>
+int quantized_linear(const QuantizedLinearCall &call) {
+    const int64_t groups = groups_of(call.in), in = groups * GROUP, blocks = (call.out + COLUMNS - 1) / COLUMNS;
+    const Room<int8_t> numbers(call.rows * in);
+    const Room<float> scales(call.rows * groups);
+    const Room<int32_t> sums(call.rows * groups);
+    if (!numbers.start || !scales.start || !sums.start) return 1;
+    const Rows x = {numbers.start, scales.start, sums.start, in, groups};
+    const T *from = (const T *)call.x, *bias = (const T *)call.bias;
+    const int64_t threads = threads_for(blocks, call.rows * in, call.threads);
+    const int64_t together = IN_CACHE / in / MOST_ROWS * MOST_ROWS, step = together < MOST_ROWS ? MOST_ROWS : together;
+#pragma omp parallel num_threads(threads)
+    {
+        const int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();
+        for (int64_t row = call.rows * part / parts; row < call.rows * (part + 1) / parts; ++row)
+            quantize_row(from + row * call.in, call.in, x, row, Kind::ZERO);
+#pragma omp barrier
+        const int64_t start = blocks * part / parts, stop = blocks * (part + 1) / parts;
+        for (int64_t chunk = 0; chunk < call.rows; chunk += step) {
+            const int64_t end = chunk + step < call.rows ? chunk + step : call.rows;
+            for (int64_t block = start; block < stop; ++block)
+                for (int64_t row = chunk; row < end; row += MOST_ROWS)
+                    with_rows(end - row < MOST_ROWS ? end - row : MOST_ROWS, [&](auto n) {
+                        const int64_t last = (block + 1) * COLUMNS;
+                        multiply_columns<n.value, Kind>(x, row, call.weight, call.scale, block * COLUMNS,
+                                                        last < call.out ? last : call.out,
+                                                        [&](int r, int64_t c, float sum) {
+                                                            put((T *)call.y + (row + r) * call.out + c,
+                                                                bias ? sum + value(bias[c]) : sum);
+                                                        });
+                    });
+        }
+    }
+    return 0;
+}
+
+}  // namespace
+
+// What Python calls: 0 is given, or 1 where memory ran out, with nothing done.
+
+#define FOR(KIND, T, NAME)                                                                                           \
+    extern "C" int quantized_linear_##NAME(const QuantizedLinearCall *call) { return quantized_linear<KIND, T>(*call); }
+
+FOR(Int8, float, int8_float32)
+FOR(Int8, BFloat16, int8_bfloat16)
+FOR(Int4, float, int4_float32)
+FOR(Int4, BFloat16, int4_bfloat16)

@@ -1,0 +1,97 @@
+"""Products with weights of 8 or 4 bits, in C++ (quantized_linear.cpp): whole numbers are multiplied with whole numbers.
+
+PyTorch's own products of whole numbers round activations a tensor at a time, or turn weights into floats first.
+"""
+
+import functools
+import struct
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..plain import ORDINARY, computes_now, is_compiling
+from . import native
+
+ROWS, GROUP, SCALE = 16, 32, torch.bfloat16
+BITS = {ROWS * GROUP: 8, ROWS * GROUP // 2: 4}  # of a number, by the bytes of a group in a block
+FUNCTIONS = {
+    (dtype, size): f"quantized_linear_int{bits}_{str(dtype).removeprefix('torch.')}"
+    for dtype in (torch.float32, torch.bfloat16)
+    for size, bits in BITS.items()
+}
+# struct QuantizedLinearCall: x, weight, scale, bias, y, rows, in, out, threads
+pack = struct.Struct("5P4q").pack
+is_exporting = torch.compiler.is_exporting
+
+
+def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    """x W^T + b, (..., in) to (..., out), with x rounded; W as `ops.quantized.pack` packs it. Without gradients."""
+    return (_op if is_compiling() else _product)(x, weight, scale, bias, out_features)
+
+
+def suits(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> bool:
+    """Whether these are ordinary tensors of a CPU, of shapes that fit together, and there is code for them here.
+
+    Code that is compiled holds the product as one op. What is exported does not: it must run without this package.
+    """
+    return (
+        (computes_now() or (is_compiling() and not is_exporting()))
+        and _is_plain(weight, torch.uint8)
+        and _is_plain(scale, SCALE)
+        and type(x) in ORDINARY
+        and x.layout == torch.strided
+        and not x.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and weight.ndim == scale.ndim == 3
+        and scale.shape == (*weight.shape[:2], ROWS)
+        and weight.shape[0] == -(-out_features // ROWS)
+        and weight.shape[1] == -(-x.shape[-1] // GROUP)
+        and (bias is None or (_is_plain(bias, x.dtype) and bias.shape == (out_features,)))
+        and (x.dtype, weight.shape[2]) in _functions()
+    )
+
+
+def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
+    return (
+        type(tensor) in ORDINARY
+        and tensor.dtype == dtype
+        and tensor.is_cpu
+        and tensor.layout == torch.strided
+        and tensor.is_contiguous()
+        and not tensor.is_neg()
+    )
+
+
+def _product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    x = x.contiguous()
+    y = x.new_empty((*x.shape[:-1], out_features))
+    call = pack(
+        x.data_ptr(),
+        weight.data_ptr(),
+        scale.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        y.numel() // out_features,
+        x.shape[-1],
+        out_features,
+        torch.get_num_threads(),
+    )
+    if _functions()[x.dtype, weight.shape[2]](call):
+        raise MemoryError
+    return y
+
+
+@torch.library.custom_op("prenorm::quantized_linear", mutates_args=())
+def _op(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    return _product(x, weight, scale, bias, out_features)
+
+
+@_op.register_fake
+def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
+    return x.new_empty((*x.shape[:-1], out_features))
+
+
+@functools.cache
+def _functions() -> dict[tuple[torch.dtype, int], Callable[[bytes], int]]:
+    """By the dtype of x and the bytes of a group. Nothing where there is no library."""
+    return native.functions(FUNCTIONS)

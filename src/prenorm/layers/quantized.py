@@ -1,0 +1,84 @@
+"""The linear layer with a weight in whole numbers of 8 or 4 bits."""
+
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from ..config import check_size
+from ..ops.quantized import GROUP, SCALE, pack, quantize, quantized_linear, unpack
+from .linear import Linear
+
+
+class QuantizedLinear(nn.Module):
+    """A `Linear` whose weight is whole numbers of 8 ("int8") or 4 bits ("int4"): see `prenorm.ops.quantized`.
+
+    The numbers, packed, and the scales of their groups are buffers, `weight` and `scale`: stored and moved with the
+    model, and no parameters. A change of the model's dtype is one of inputs, bias and results, and leaves them as they
+    are. There are no gradients through it. It starts as zero; `of` makes one from a `Linear`.
+    """
+
+    weight: Tensor
+    scale: Tensor
+    like: Tensor
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        kind: str,
+        bias: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("in_features", in_features)
+        check_size("out_features", out_features)
+        self.in_features, self.out_features, self.kind = in_features, out_features, kind
+        zero = torch.zeros(out_features, in_features, device=device, dtype=torch.int8)
+        scale = torch.zeros(out_features, -(-in_features // GROUP), device=device, dtype=SCALE)
+        weight, scale = pack(zero, scale, kind)
+        self.register_buffer("weight", weight)
+        self.register_buffer("scale", scale)
+        self.register_buffer("like", torch.empty(0, device=device, dtype=dtype), persistent=False)
+        self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype), False) if bias else None
+
+    @classmethod
+    def of(cls, linear: Linear, kind: str) -> "QuantizedLinear":
+        """A linear layer, rounded."""
+        weight, bias = linear.weight, linear.bias
+        with torch.device("meta"):
+            made = cls(linear.in_features, linear.out_features, kind)
+        made.weight, made.scale = pack(*quantize(weight, kind), kind)
+        made.like = weight.detach().new_empty(0)
+        made.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        return made.train(linear.training)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """That of the results."""
+        return self.like.dtype
+
+    def numbers(self) -> tuple[Tensor, Tensor]:
+        """The whole numbers (out_features, in_features), int8, and the scales (out_features, groups of 32)."""
+        return unpack(self.weight, self.scale, (self.out_features, self.in_features))
+
+    def forward(self, x: Float[Tensor, "*batch {self.in_features}"]) -> Float[Tensor, "*batch {self.out_features}"]:
+        """See `prenorm.ops.quantized.quantized_linear`."""
+        return quantized_linear(x, self.weight, self.scale, self.bias, out_features=self.out_features)
+
+    def extra_repr(self) -> str:
+        """The sizes, for print(model)."""
+        return (
+            f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
+            f"kind={self.kind}"
+        )
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
+        """What `to()` and its kin do to all tensors: scales are moved, but keep their dtype."""
+        scale = self.scale
+        super()._apply(fn, recurse)
+        if self.scale.dtype != SCALE:
+            self.scale = scale.to(self.weight.device)
+        return self

@@ -1,0 +1,60 @@
+"""A language model's matrices in whole numbers of 8 or 4 bits."""
+
+import dataclasses
+from typing import TYPE_CHECKING
+
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..kernels.plain import ORDINARY
+from ..layers.linear import Linear
+from ..layers.quantized import QuantizedLinear
+from ..ops.quantized import bits_of
+
+if TYPE_CHECKING:
+    from .lm import TransformerLM
+
+
+def quantize_(model: "TransformerLM", kind: str) -> None:
+    """See `TransformerLM.quantize`."""
+    bits_of(kind)
+    if kind_of(model) is not None:
+        raise ConfigError(f"the model is quantised already, to {kind_of(model)}; quantize the one that it was made of.")
+    matrices = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
+    for name, linear in matrices.items():
+        _check(name, linear.weight)
+    if model.lm_head is None:
+        _check("embedding", model.embedding.weight)
+    if model.lm_head is None:
+        model.lm_head = Linear(model.config.d_model, model.config.vocab_size, device="meta")
+        model.lm_head.weight = model.embedding.weight
+        model.config = dataclasses.replace(model.config, tie_embeddings=False)
+        matrices["lm_head"] = model.lm_head
+    model.requires_grad_(False).eval()
+    for name, linear in matrices.items():
+        model.set_submodule(name, QuantizedLinear.of(linear, kind))
+
+
+def prepare(model: "TransformerLM", kind: str) -> None:
+    """Give a model, without weights as yet, the modules that `quantize_` would give it."""
+    for name, linear in [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]:
+        bias, weight = linear.bias is not None, linear.weight
+        made = QuantizedLinear(
+            linear.in_features, linear.out_features, kind, bias, device=weight.device, dtype=weight.dtype
+        )
+        model.set_submodule(name, made)
+
+
+def kind_of(model: nn.Module) -> str | None:
+    """What the matrices of a model were quantised to; None where they were not."""
+    return next((module.kind for module in model.modules() if isinstance(module, QuantizedLinear)), None)
+
+
+def _check(name: str, weight: Tensor) -> None:
+    """Raise ConfigError unless the module's weight is plain numbers that can be rounded."""
+    if type(weight) not in ORDINARY:
+        raise ConfigError(f"only plain tensors can be quantised, but {name}.weight is a {type(weight).__name__}.")
+    if weight.is_meta:
+        raise ConfigError(f"{name}.weight has no numbers yet (it is on the meta device); load them, then quantize.")
+    if not bool(weight.isfinite().all()):
+        raise ConfigError(f"weights must be finite to be quantised, but {name}.weight has NaN or infinity in it.")
