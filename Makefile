@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-grid test-check check format bench-attention bench-blocks bench-decode bench-linear bench-norm bench-checkpointing example-dates wheel clean
+.PHONY: help demo test test-grid test-check check format bench-attention bench-blocks bench-decode bench-linear bench-norm bench-quantized bench-checkpointing example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -19,6 +19,7 @@ help:
 	@echo "make bench-decode      writing text on a CPU against transformers (about 5 minutes; LARGE=1 with 1.1B parameters too)"
 	@echo "make bench-linear      float32 products through oneDNN and through MKL"
 	@echo "make bench-norm        RMSNorm against LayerNorm, the textbook formula and PyTorch's own"
+	@echo "make bench-quantized   writing in bfloat16, int8 and int4 (about 2 minutes; LARGE=1; RUN=runs/demo: how much worse)"
 	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
 	@echo "make example-dates     train an encoder-decoder to read dates in some hundred languages"
 	@echo "make wheel   build dist/prenorm-*.whl"
@@ -62,6 +63,9 @@ bench-linear: .venv/dev.stamp
 
 bench-norm: .venv/dev.stamp
 	$(BIN)/python benchmarks/norm.py
+
+bench-quantized: .venv/dev.stamp
+	$(BIN)/python benchmarks/quantized.py $(if $(LARGE),--large) $(if $(RUN),--run $(RUN))
 
 bench-checkpointing: .venv/dev.stamp
 	$(BIN)/python benchmarks/checkpointing.py

@@ -183,3 +183,17 @@ def test_damaged_weights_are_refused(tmp_path, run_folder, capsys):
         (tmp_path / name).write_bytes((run_folder / name).read_bytes())
     (tmp_path / "model.safetensors").write_bytes((run_folder / "model.safetensors").read_bytes()[:1000])
     assert "model.safetensors" in error_line([tmp_path, "--prompt", "a"], capsys)
+
+
+def test_a_model_can_be_quantised_first(run_folder, tmp_path, capsys):
+    argv = ["--prompt", "def ", "--max-new-tokens", "20", "--temperature", "0"]
+    texts = {}
+    for kind in ("int8", "int4"):
+        assert main(["generate", str(run_folder), *argv, "--quantize", kind]) == 0
+        texts[kind] = capsys.readouterr().out
+        TransformerLM.from_pretrained(run_folder).quantize(kind).save_pretrained(tmp_path)
+        (tmp_path / "tokenizer.json").write_bytes((run_folder / "tokenizer.json").read_bytes())
+        assert main(["generate", str(tmp_path), *argv]) == 0
+        assert capsys.readouterr().out == texts[kind]
+    assert texts["int8"] != texts["int4"]
+    assert "quantised already, to int4" in error_line([tmp_path, *argv, "--quantize", "int8"], capsys)

@@ -152,8 +152,26 @@ PATHS = {
 def test_a_token_reaches_itself_and_the_window_after_it_and_nobody_else(path, options, dtype):
     if path is checkpointed_with_dropout:
         options = {**options, "dropout": 0.2}
-    model, ids = make(dtype, **options), integers(2, SEQ, limit=VOCAB)
-    run = path(model)
+    check(path, make(dtype, **options), options)
+
+
+QUANTIZED = {name: path for name, path in PATHS.items() if name not in ("checkpointed with dropout", "compiled")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "options"),
+    [("int8", torch.float32, OPTIONS[0]), ("int4", torch.bfloat16, OPTIONS[1])],
+    ids=["int8, full", "int4, window"],
+)
+@pytest.mark.parametrize("path", QUANTIZED.values(), ids=QUANTIZED)
+@torch.no_grad()
+def test_so_it_is_in_a_quantised_model(path, options, kind, dtype):
+    """The scale that a token's activations are rounded by is its own."""
+    check(path, make(dtype, **options).quantize(kind), options)
+
+
+def check(path, model, options):
+    ids, run = integers(2, SEQ, limit=VOCAB), path(model)
     before = run(ids)
     reach = LAYERS * (options.get("window", SEQ) - 1) + 1  # each layer hands it on
     for token in range(SEQ):

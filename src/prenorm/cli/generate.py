@@ -5,7 +5,7 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -52,6 +52,9 @@ class GenerateFlags:
     stop: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
     """End before this string."""
 
+    quantize: Annotated[Literal["int8", "int4"] | None, tyro.conf.arg(metavar="KIND")] = None
+    """Round the model's matrices to 8 or 4 bits (int8, int4) first: on a CPU it writes faster, and a little worse."""
+
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON document, a list of {prompt, text, token_ids, finish_reason}, and nothing else. See --logprobs."""
 
@@ -69,7 +72,7 @@ def run(flags: GenerateFlags) -> int:
     if flags.logprobs and not flags.json:
         raise ConfigError("--logprobs are numbers for each token, which text has no place for; add --json.")
     prompts = flags.prompt or (_prompt_from_stdin(),)
-    generator = _open(flags.run)
+    generator = _open(flags.run, flags.quantize)
     options: dict[str, Any] = {name: getattr(flags, name) for name in OPTIONS}
     if flags.json:
         documents = [dataclasses.asdict(one) for one in generator.generate(prompts, logprobs=flags.logprobs, **options)]
@@ -96,7 +99,7 @@ def _prompt_from_stdin() -> str:
     return text
 
 
-def _open(folder: Path) -> "TextGenerator":
+def _open(folder: Path, quantize: str | None) -> "TextGenerator":
     _check_folder(folder)
     import torch
 
@@ -105,7 +108,8 @@ def _open(folder: Path) -> "TextGenerator":
 
     tokenizer = load_tokenizer(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    return TextGenerator(TransformerLM.from_pretrained(folder, device=device), tokenizer)
+    model = TransformerLM.from_pretrained(folder, device=device)
+    return TextGenerator(model if quantize is None else model.quantize(quantize), tokenizer)
 
 
 def _check_folder(folder: Path) -> None:

@@ -76,7 +76,7 @@ def prepare_text(config: TrainConfig, run: Path, say: Say) -> TextData:
             say(
                 f"The tokenizer loses part of {changed:,} held-out documents, so bits per byte are too good to be true."
             )
-    data = _read_tokens(run)
+    data = read_tokens(run)
     _check_lengths(data, config.context)
     return data
 
@@ -152,7 +152,8 @@ def _slices(text: str) -> list[str]:
     return slices
 
 
-def _read_tokens(run: Path) -> TextData:
+def read_tokens(run: Path) -> TextData:
+    """The text that a run has left in its folder. Raises CheckpointError where it is not whole."""
     folder, summary = run / "data", read_json(run / "data" / "data.json")
     return TextData(
         load_tokenizer(run / "tokenizer.json"),

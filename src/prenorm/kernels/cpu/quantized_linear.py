@@ -41,13 +41,13 @@ def suits(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_fea
         and _is_plain(scale, SCALE)
         and type(x) in ORDINARY
         and x.layout == torch.strided
-        and not x.is_neg()  # a view of complex numbers: what lies in memory is to be negated
         and weight.ndim == scale.ndim == 3
         and scale.shape == (*weight.shape[:2], ROWS)
         and weight.shape[0] == -(-out_features // ROWS)
         and weight.shape[1] == -(-x.shape[-1] // GROUP)
         and (bias is None or (_is_plain(bias, x.dtype) and bias.shape == (out_features,)))
-        and (x.dtype, weight.shape[2]) in _functions()
+        and (x.dtype, weight.shape[2]) in FUNCTIONS
+        and _are_there()
     )
 
 
@@ -58,12 +58,12 @@ def _is_plain(tensor: Tensor, dtype: torch.dtype) -> bool:
         and tensor.is_cpu
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
-        and not tensor.is_neg()
     )
 
 
 def _product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
-    x = x.contiguous()
+    x = x.resolve_neg().contiguous()  # a view of complex numbers may be one whose memory is to be negated
+    bias = None if bias is None else bias.resolve_neg()
     y = x.new_empty((*x.shape[:-1], out_features))
     call = pack(
         x.data_ptr(),
@@ -89,6 +89,11 @@ def _op(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_featu
 @_op.register_fake
 def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
     return x.new_empty((*x.shape[:-1], out_features))
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
+def _are_there() -> bool:
+    return not native.why_not()
 
 
 @functools.cache
