@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-grid test-check check format bench-attention bench-blocks bench-decode bench-linear bench-norm bench-quantized bench-checkpointing example-dates wheel clean
+.PHONY: help demo test test-grid test-check check format bench-attention bench-blocks bench-decode bench-linear bench-llama bench-norm bench-quantized bench-checkpointing example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -18,6 +18,7 @@ help:
 	@echo "make bench-blocks      a block on a CPU against those of transformers, x-transformers and PyTorch (about 6 minutes)"
 	@echo "make bench-decode      writing text on a CPU against transformers (about 5 minutes; LARGE=1 with 1.1B parameters too)"
 	@echo "make bench-linear      float32 products through oneDNN and through MKL"
+	@echo "make bench-llama       writing text on a CPU against llama.cpp, which it compiles first (LARGE=1 as above)"
 	@echo "make bench-norm        RMSNorm against LayerNorm, the textbook formula and PyTorch's own"
 	@echo "make bench-quantized   writing in bfloat16, int8 and int4 (about 2 minutes; LARGE=1; RUN=runs/demo: how much worse)"
 	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
@@ -61,6 +62,9 @@ bench-decode: .venv/dev.stamp
 bench-linear: .venv/dev.stamp
 	$(BIN)/python benchmarks/linear.py
 
+bench-llama: .venv/llama.stamp
+	$(BIN)/python benchmarks/decode_llama_cpp.py $(if $(LARGE),--large)
+
 bench-norm: .venv/dev.stamp
 	$(BIN)/python benchmarks/norm.py
 
@@ -90,3 +94,7 @@ $(BIN)/python:
 .venv/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
 	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
 	touch $@ .venv/demo.stamp
+
+.venv/llama.stamp: .venv/dev.stamp
+	$(BIN)/pip install --quiet -c constraints.txt -e ".[llama]"
+	touch $@

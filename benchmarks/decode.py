@@ -38,9 +38,27 @@ PROMPT, PREFILL = 16, 128  # tokens
 ROUNDS, WARMUP = 7, 1
 
 
-def cells(model: str) -> list[str]:
+def cells(model: str, dtypes: tuple[str, ...] = DTYPES) -> list[str]:
     """What is measured with a model."""
-    return [f"{model}-{what}-{dtype}" for dtype in DTYPES for what in (*map(str, BATCHES), "prefill")]
+    return [f"{model}-{what}-{dtype}" for dtype in dtypes for what in (*map(str, BATCHES), "prefill")]
+
+
+def sizes(cell: str) -> tuple[int, int, int]:
+    """Of a cell: how many prompts, how many tokens each has, how many are written after it."""
+    model, what, _ = cell.split("-")
+    return (1, PREFILL, 1) if what == "prefill" else (int(what), PROMPT, NEW_TOKENS[model])
+
+
+def drawn(cell: str) -> torch.Tensor:
+    """A cell's prompts."""
+    model, (batch, length, _) = cell.split("-")[0], sizes(cell)
+    return torch.randint(MODELS[model].vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
+
+
+def counted(cell: str) -> int:
+    """The tokens by which a cell's time is divided: those that are read at once, or those that are written."""
+    batch, length, new = sizes(cell)
+    return batch * (length if new == 1 else new)
 
 
 def contestants(model: str, dtype: str, folder: Path) -> tuple[TransformerLM, Any]:
@@ -56,15 +74,12 @@ def contestants(model: str, dtype: str, folder: Path) -> tuple[TransformerLM, An
 
 def measure(cell: str, ours: TransformerLM, theirs: Any) -> dict[str, Any]:
     """Tokens a second of each, a list by round."""
-    model, what, _ = cell.split("-")
-    batch, length, new = (1, PREFILL, 1) if what == "prefill" else (int(what), PROMPT, NEW_TOKENS[model])
-    prompts = torch.randint(MODELS[model].vocab_size, (batch, length), generator=torch.Generator().manual_seed(1))
+    prompts, (_, _, new) = drawn(cell), sizes(cell)
     runs: dict[str, Callable[[], list[list[int]]]] = {
         "prenorm": lambda: ours.generate(prompts, max_new_tokens=new, temperature=0),
         "layer by layer": lambda: by_layer(ours, prompts, new),
         "transformers": lambda: written(theirs, prompts, new),
     }
-    tokens = batch * length if what == "prefill" else batch * new
     rates: dict[str, list[float]] = {name: [] for name in (*runs, "sum")}
     texts = {}
     large = torch.randn(60_000_000)
@@ -72,7 +87,7 @@ def measure(cell: str, ours: TransformerLM, theirs: Any) -> dict[str, Any]:
         for name, run in runs.items():
             start = time.perf_counter()
             texts[name] = run()
-            rates[name].append(tokens / (time.perf_counter() - start))
+            rates[name].append(counted(cell) / (time.perf_counter() - start))
         start = time.perf_counter()
         large.sum()
         rates["sum"].append(large.nbytes / (time.perf_counter() - start))
@@ -113,18 +128,22 @@ def written(model: Any, prompts: torch.Tensor, new: int) -> list[list[int]]:
     return tokens
 
 
-def main() -> None:
-    """Print the table, and write the numbers where --json says."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    known = [cell for model in MODELS for cell in cells(model)]
-    parser.add_argument("--only", choices=known, metavar="CELL", help=f"one of {', '.join(known)}")
+def arguments(description: str | None, dtypes: tuple[str, ...]) -> tuple[list[str], Path | None]:
+    """What the command line asks for: the cells, and the file for their numbers."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    known = [cell for model in MODELS for cell in cells(model, dtypes)]
+    parser.add_argument("--only", nargs="+", choices=known, metavar="CELL", help=f"some of {', '.join(known)}")
     parser.add_argument("--large", action="store_true", help="1.1B parameters too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     options = parser.parse_args()
+    small = [cell for cell in known if options.large or not cell.startswith("1.1B")]
+    return options.only or small, options.json
+
+
+def main() -> None:
+    """Print the table, and write the numbers where --json says."""
+    wanted, json_file = arguments(__doc__, DTYPES)
     refuse_while_busy()
-    wanted = (
-        [options.only] if options.only else [cell for m in MODELS if m != "1.1B" or options.large for cell in cells(m)]
-    )
     found = []
     for model in MODELS:
         for dtype in DTYPES:
@@ -138,8 +157,8 @@ def main() -> None:
     console = Console(width=110)
     console.print(table(found))
     console.print(machine)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": machine, "cells": found}, indent=1) + "\n")
+    if json_file is not None:
+        json_file.write_text(json.dumps({"machine": machine, "cells": found}, indent=1) + "\n")
 
 
 def table(found: list[dict[str, Any]]) -> Table:

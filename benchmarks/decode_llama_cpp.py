@@ -1,0 +1,272 @@
+"""Writing text with a language model on a CPU, against llama.cpp: `make bench-llama`.
+
+Both have the same weights, written to a GGUF file for llama.cpp (`gguf_file.py`), and write token after token greedily.
+They run in turn; the table has medians in tokens a second and the ratio, with its lowest and highest: above 1 ours is
+faster. `prefill` is 128 tokens that are read at once. `bandwidth` is how many bytes of weights a second each reads at
+batch 1, as a share of what the sum of a large tensor reads in the same rounds. `logits apart` is the largest difference
+of the logits after the cell's prompts, as a share of their root mean square, and `same text` whether all tokens agree.
+
+llama.cpp is called as its own programs call it, by its C functions: one `llama_decode` for a token of each row, the
+largest logit by NumPy, no sampler, no wrapper's loop; its cache is made before the clock runs. It is timed with its own
+defaults, which are its fastest (measured: keys and values in float32, or attention that is not fused, take up to 1.8
+times as long). These round keys and values to float16, so logits and texts are compared in a run that is not timed,
+with keys and values in float32 and plain attention.
+
+Each has a process of its own, as its users have, which waits at a pipe while the other runs. Threads that have
+finished go on looking for work for some milliseconds, hence the pause before each turn.
+
+Refuses to report while other work keeps the machine busy. --only 110M-1-bfloat16 measures one cell; --large has 1.1B
+parameters too (16 GiB of memory).
+"""
+
+import json
+import multiprocessing
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
+
+import gguf_file
+import numpy as np
+import torch
+from decode import MODELS, ROUNDS, WARMUP, arguments, counted, drawn, sizes
+from machine import describe, refuse_while_busy
+from rich.console import Console
+from rich.table import Table
+
+from prenorm import TransformerLM
+
+DTYPES = ("float32", "bfloat16", "int8", "int4")
+PAUSE = 0.02  # seconds
+
+
+class Ours:
+    """prenorm, and the file for the other."""
+
+    def __init__(self, model: str, dtype: str, file: Path) -> None:
+        torch.manual_seed(0)
+        self.model = TransformerLM(MODELS[model]).eval()
+        if dtype == "bfloat16":
+            self.model.bfloat16()
+        gguf_file.write(self.model, dtype, file)
+        if dtype in ("int8", "int4"):
+            self.model.quantize(dtype)
+
+    def read(self) -> int:
+        """Bytes of weights that a step reads."""
+        return sum(weight.nbytes for name, weight in self.model.state_dict().items() if name != "embedding.weight")
+
+    def prepare(self, rows: int, length: int, exact: bool) -> None:
+        """Nothing: `generate` makes its own cache."""
+
+    def logits(self, prompts: np.ndarray) -> np.ndarray:
+        """Of the token after each prompt."""
+        with torch.inference_mode():
+            return self.model(torch.from_numpy(prompts))[:, -1].float().numpy()
+
+    def write(self, prompts: np.ndarray, new: int) -> list[list[int]]:
+        """The most likely tokens after each prompt."""
+        return self.model.generate(torch.from_numpy(prompts), max_new_tokens=new, temperature=0)
+
+
+class LlamaCpp:
+    """llama.cpp, by its C functions."""
+
+    def __init__(self, model: str, dtype: str, file: Path, threads: int) -> None:
+        import llama_cpp
+
+        self.silent = llama_cpp.llama_log_callback(lambda level, text, user_data: None)  # kept, as C keeps it
+        llama_cpp.llama_log_set(self.silent, None)
+
+        self.c, self.file, self.threads = llama_cpp, file, threads
+        self.vocab_size = MODELS[model].vocab_size
+        self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
+        self.context = None
+
+    def version(self) -> str:
+        """Of the package, and what of the processor it was built to use."""
+        return f"llama-cpp-python {self.c.__version__}: {self.c.llama_print_system_info().decode().strip(' |')}"
+
+    def read(self) -> int:
+        """Bytes of weights that a step reads."""
+        return gguf_file.bytes_but_the_embedding(self.file)
+
+    def prepare(self, rows: int, length: int, exact: bool) -> None:
+        """Make room for rows of this many tokens; exact: with attention in float32."""
+        if self.context is not None:
+            self.c.llama_batch_free(self.batch)
+            self.c.llama_free(self.context)
+        params = self.c.llama_context_default_params()
+        params.n_seq_max, params.n_ctx = rows, rows * length
+        params.n_threads = params.n_threads_batch = self.threads
+        if exact:
+            params.type_k = params.type_v = self.c.GGML_TYPE_F32
+            params.flash_attn_type = self.c.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        self.context = self.c.llama_init_from_model(self.model, params)
+        self.memory = self.c.llama_get_memory(self.context)
+        self.batch = self.c.llama_batch_init(rows * length, 0, 1)
+
+    def decode(self, tokens: np.ndarray, place: int) -> np.ndarray:
+        """The logits after each row's last token, where the rows' tokens stand at `place` and after it."""
+        rows, length = tokens.shape
+        batch, count = self.batch, tokens.size
+        view = np.ctypeslib.as_array
+        batch.n_tokens = count
+        view(batch.token, (count,))[:] = tokens.reshape(-1)
+        view(batch.pos, (count,)).reshape(rows, length)[:] = np.arange(place, place + length)
+        view(batch.n_seq_id, (count,))[:] = 1
+        view(batch.logits, (count,)).reshape(rows, length)[:] = np.arange(length) == length - 1
+        for row in range(rows):
+            for at in range(row * length, (row + 1) * length):
+                batch.seq_id[at][0] = row
+        if failed := self.c.llama_decode(self.context, batch):
+            raise RuntimeError(f"llama_decode gave {failed}")
+        return view(self.c.llama_get_logits(self.context), (rows, self.vocab_size))
+
+    def logits(self, prompts: np.ndarray) -> np.ndarray:
+        """Of the token after each prompt."""
+        self.c.llama_memory_clear(self.memory, False)
+        return self.decode(prompts, 0).copy()
+
+    def write(self, prompts: np.ndarray, new: int) -> list[list[int]]:
+        """The most likely tokens after each prompt."""
+        self.c.llama_memory_clear(self.memory, False)
+        rows, length = prompts.shape
+        written = np.empty((rows, new), dtype=np.int64)
+        given = prompts
+        for i in range(new):
+            written[:, i] = self.decode(given, 0 if i == 0 else length + i - 1).argmax(-1)
+            given = written[:, i : i + 1]
+        return written.tolist()
+
+
+class Process:
+    """One of the two, in its own process."""
+
+    def __init__(self, contestant: Callable[..., Any], *given: Any) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.pipe, far_end = context.Pipe()
+        self.process = context.Process(target=serve, args=(far_end, contestant, given), daemon=True)
+        self.process.start()
+        far_end.close()
+        self.pipe.recv()
+
+    def ask(self, name: str, *given: Any) -> tuple[Any, float]:
+        """What the method gives, and the seconds that it took."""
+        self.pipe.send((name, given))
+        return self.pipe.recv()
+
+    def end(self) -> None:
+        """Give its memory back."""
+        self.pipe.close()
+        self.process.join()
+
+
+def serve(pipe: Connection, contestant: Callable[..., Any], given: tuple[Any, ...]) -> None:
+    """Do what is asked for over a pipe, one thing after the other, until it is closed."""
+    made = contestant(*given)
+    pipe.send("ready")
+    while True:
+        try:
+            name, asked = pipe.recv()
+        except EOFError:
+            return
+        time.sleep(PAUSE)
+        start = time.perf_counter()
+        result = getattr(made, name)(*asked)
+        pipe.send((result, time.perf_counter() - start))
+
+
+def measure(cell: str, ours: Process, theirs: Process) -> dict[str, Any]:
+    """Tokens a second of each, a list by round, and whether both are the same model."""
+    prompts, (rows, length, new) = drawn(cell).numpy(), sizes(cell)
+    contestants = {"prenorm": ours, "llama.cpp": theirs}
+    logits, texts = {}, {}
+    for name, contestant in contestants.items():
+        contestant.ask("prepare", rows, length + new, True)
+        logits[name], _ = contestant.ask("logits", prompts)
+        texts[name], _ = contestant.ask("write", prompts, new)
+        contestant.ask("prepare", rows, length + new, False)
+    rates: dict[str, list[float]] = {name: [] for name in (*contestants, "sum")}
+    large = torch.randn(60_000_000)
+    for _ in range(WARMUP + ROUNDS):
+        for name, contestant in contestants.items():
+            _, seconds = contestant.ask("write", prompts, new)
+            rates[name].append(counted(cell) / seconds)
+        time.sleep(PAUSE)
+        start = time.perf_counter()
+        large.sum()
+        rates["sum"].append(large.nbytes / (time.perf_counter() - start))
+    apart = np.abs(logits["prenorm"] - logits["llama.cpp"]).max()
+    return {
+        "cell": cell,
+        "tokens_per_second": {name: rates[name][WARMUP:] for name in contestants},
+        "bytes_per_second": rates["sum"][WARMUP:],
+        "bytes_per_step": {name: contestant.ask("read")[0] for name, contestant in contestants.items()},
+        "logits_apart": float(apart / np.sqrt(np.square(logits["prenorm"]).mean())),
+        "same_text": texts["prenorm"] == texts["llama.cpp"],
+    }
+
+
+def main() -> None:
+    """Print the table, and write the numbers where --json says."""
+    wanted, json_file = arguments(__doc__, DTYPES)
+    if not hasattr(TransformerLM, "quantize") and any(cell.endswith(("int8", "int4")) for cell in wanted):
+        sys.exit("TransformerLM has no quantize, which the cells in int8 and int4 measure: name others with --only")
+    refuse_while_busy()
+    found, version = [], ""
+    for model in MODELS:
+        for dtype in DTYPES:
+            mine = [cell for cell in wanted if cell.startswith(f"{model}-") and cell.endswith(f"-{dtype}")]
+            if mine:
+                with tempfile.TemporaryDirectory() as folder:
+                    file = Path(folder) / "model.gguf"
+                    ours = Process(Ours, model, dtype, file)
+                    theirs = Process(LlamaCpp, model, dtype, file, torch.get_num_threads())
+                    version, _ = theirs.ask("version")
+                    found += [measure(cell, ours, theirs) for cell in mine]
+                    ours.end()
+                    theirs.end()
+    machine = f"{describe()}, {version}"
+    console = Console(width=120)
+    console.print(table(found))
+    console.print(machine)
+    if json_file is not None:
+        json_file.write_text(json.dumps({"machine": machine, "cells": found}, indent=1) + "\n")
+
+
+def table(found: list[dict[str, Any]]) -> Table:
+    """The numbers, written out."""
+    shown = Table("tokens/s", "ours", "llama.cpp", "ratio", "lowest..highest", "bandwidth", "logits apart", "same text")
+    for one in found:
+        model, what, dtype = one["cell"].split("-")
+        ours, theirs = one["tokens_per_second"].values()
+        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+        shown.add_row(
+            f"{model} {what if what == 'prefill' else f'batch {what}'} {dtype}",
+            *(f"{statistics.median(rate):.1f}" for rate in (ours, theirs)),
+            f"{statistics.median(ratios):.2f}",
+            f"{min(ratios):.2f}..{max(ratios):.2f}",
+            ", ".join(shares(one)) if what == "1" else "",
+            f"{one['logits_apart']:.1e}",
+            "yes" if one["same_text"] else "no",
+        )
+    return shown
+
+
+def shares(one: dict[str, Any]) -> list[str]:
+    """What each reads a second, of what a sum reads."""
+    by_name = one["tokens_per_second"].items()
+    read = {name: [rate * one["bytes_per_step"][name] for rate in rates] for name, rates in by_name}
+    return [
+        f"{statistics.median(a / b for a, b in zip(of_one, one['bytes_per_second'], strict=True)):.0%}"
+        for of_one in read.values()
+    ]
+
+
+if __name__ == "__main__":
+    main()
