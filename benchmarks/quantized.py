@@ -89,7 +89,9 @@ def bits_per_byte(run: Path) -> dict[str, float]:
     )
     made = TransformerLM.from_pretrained(run)
     models = {"as saved": made, **{kind: copy.deepcopy(made).quantize(kind) for kind in KINDS[1:]}}
-    losses = {kind: heldout_loss(one, batches, Device(torch.device("cpu"), None)) for kind, one in models.items()}
+    losses = {
+        kind: heldout_loss(one, batches, Device(torch.device("cpu"), torch.float32)) for kind, one in models.items()
+    }
     return {kind: data.heldout_text.bits_per_byte(loss, data.heldout.num_targets) for kind, loss in losses.items()}
 
 

@@ -186,8 +186,8 @@ class TransformerLM(nn.Module):
         logprobs: give (replies, logprobs), two lists of the same shape.
         """
         rows = token_lists(prompts)
-        options = self._decoding(rows, logprobs=logprobs, **options)
-        return decoding.generate(Steps(self), self.make_cache, rows, **options)
+        options = self._decoding(rows, logprobs=logprobs, alone=True, **options)
+        return decoding.generate(Steps(self, alone=True), self.make_cache, rows, **options)
 
     @overload
     def stream(
@@ -270,6 +270,7 @@ class TransformerLM(nn.Module):
         cache: KVCache | None = None,
         draft: object = None,
         draft_tokens: int | None = None,
+        alone: bool = False,
         **options: Any,
     ) -> dict[str, Any]:
         decoding.check_options(options)
@@ -282,7 +283,7 @@ class TransformerLM(nn.Module):
             "held": None if cache is None else cache.lengths.tolist(),
             "device": self.embedding.weight.device,
             "cache": cache,
-            "speculation": self._speculation(draft, draft_tokens),
+            "speculation": self._speculation(draft, draft_tokens, alone=alone),
             **options,
             "eos_token_id": self.eos_token_ids if options.get("eos_token_id") is None else options["eos_token_id"],
         }
@@ -292,7 +293,7 @@ class TransformerLM(nn.Module):
             raise ConfigError(f"a model takes a KVCache, from make_cache, not a {type(cache).__name__}.")
         cache.check(self.config.num_layers)
 
-    def _speculation(self, draft: object, draft_tokens: int | None) -> Speculation | None:
+    def _speculation(self, draft: object, draft_tokens: int | None, *, alone: bool) -> Speculation | None:
         if draft is None:
             if draft_tokens is not None:
                 raise ConfigError("draft_tokens needs a draft to draw them; give one, or leave draft_tokens out.")
@@ -306,7 +307,7 @@ class TransformerLM(nn.Module):
             )
         return Speculation(
             all_logits=self.forward,
-            draft_logits=Steps(draft),
+            draft_logits=Steps(draft, alone=alone),
             make_draft_cache=draft.make_cache,
             draft_vocab_size=draft.config.vocab_size,
             draft_max_seq_len=draft.config.max_seq_len,

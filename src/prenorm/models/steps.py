@@ -56,11 +56,11 @@ class Steps:
 
     The kernel has the maths of the blocks, not their code: it stands in only for modules that are exactly ours, with
     nothing hooked to them, put in their place or changed since, which is looked at before each step, as are the
-    parameters.
+    parameters. Where nobody else's code runs between steps (`alone`), the first look at a cache is enough.
     """
 
-    def __init__(self, model: "TransformerLM") -> None:
-        self.model = model
+    def __init__(self, model: "TransformerLM", *, alone: bool = False) -> None:
+        self.model, self.alone = model, alone
         self.modules = list(model.modules())
         self.sizes = _sizes(model) if _is_ours(self.modules) else None
         if self.sizes is None:
@@ -73,33 +73,25 @@ class Steps:
         self.owners = [[_owner(block, name) for name in TENSORS] for block in self.blocks]
         self.seen: object = None
         self.known: Model | None = None
+        self.settled: KVCache | None = None
+        self.most = 0  # tokens that a row can hold
 
     def __call__(
         self, token_ids: Int[Tensor, "batch seq"], *, segment_ids: Int[Tensor, "batch seq"] | None, cache: KVCache
     ) -> Float[Tensor, "batch vocab"]:
         """The logits that follow each row's last real token."""
         logits = None
-        if self.sizes is not None and segment_ids is None and token_ids.shape[1] == 1 and self._is_unchanged():
-            logits = self._one_token(token_ids, cache, self.sizes)
+        if self.sizes is not None and segment_ids is None and token_ids.shape[1] == 1:
+            logits = self._one_token(token_ids, cache)
         return self.model._next_logits(token_ids, segment_ids=segment_ids, cache=cache) if logits is None else logits
 
-    def _one_token(self, token_ids: Tensor, cache: KVCache, sizes: Sizes) -> Tensor | None:
-        """The logits, or None where this cache or machine is not the kernel's."""
-        if not backends.uses_kernels() or len(token_ids) > MOST_ROWS:
+    def _one_token(self, token_ids: Tensor, cache: KVCache) -> Tensor | None:
+        """The logits, or None where this model, cache or machine is not the kernel's."""
+        if self.settled is not cache and not self._look(token_ids, cache):
             return None
-        self.model._check_cache(cache)
-        attention = self.blocks[0].attn
-        assert attention.rope is not None
-        if not all(layer.shows_all_that_is_seen(attention.window) and layer.has_room for layer in cache):
-            return None
-        if len(token_ids) != len(cache[0].keys) or cache[0].longest >= min(
-            attention.rope.max_seq_len, len(attention.rope.cos)
-        ):
+        if not cache[0].has_room or cache[0].longest >= self.most:
             return None  # the model says what is wrong
-        tensors = self._tensors(cache, sizes)
-        if tensors is None:
-            return None
-        given = (self.model.embedding.weight, tensors, token_ids[:, 0], cache.lengths)
+        given = (self.model.embedding.weight, self.known, token_ids[:, 0], cache.lengths)
         kernel = backends.choose("decode_step", *given)
         if kernel is None:
             return None
@@ -112,10 +104,28 @@ class Steps:
                 layer.add_one()
         return logits
 
-    def _tensors(self, cache: KVCache, sizes: Sizes) -> Model | None:
+    def _look(self, token_ids: Tensor, cache: KVCache) -> bool:
+        """Whether the kernel may stand in with this cache; `known` are the tensors then."""
+        if not backends.uses_kernels() or len(token_ids) > MOST_ROWS or not self._is_unchanged():
+            return False
+        self.model._check_cache(cache)
+        attention = self.blocks[0].attn
+        assert attention.rope is not None
+        if not all(layer.shows_all_that_is_seen(attention.window) and layer.has_room for layer in cache):
+            return False
+        if len(token_ids) != len(cache[0].keys):
+            return False
+        self.most = min(attention.rope.max_seq_len, len(attention.rope.cos))
+        self.known = self._tensors(cache)
+        if self.alone and self.known is not None:
+            self.settled = cache
+        return self.known is not None
+
+    def _tensors(self, cache: KVCache) -> Model | None:
         """The tensors as they are now; those that are what they were in the step before need no second look."""
         model, rope = self.model, self.blocks[0].attn.rope
         assert rope is not None
+        assert self.sizes is not None
         try:
             layers: list[list[Tensor | None]] = [
                 [None if owner is None else owner[0][owner[1]] for owner in owners] for owners in self.owners
@@ -131,8 +141,8 @@ class Steps:
         seen = (*marks, _versions(every))
         if self.known is None or seen != self.seen:
             embedding, norm, *_, cos, sin = others
-            self.known = Model(list(map(_layer, layers)), embedding, norm, head, cos, sin, sizes)
             self.seen = seen
+            return Model(list(map(_layer, layers)), embedding, norm, head, cos, sin, self.sizes)
         return self.known
 
     def _is_unchanged(self) -> bool:

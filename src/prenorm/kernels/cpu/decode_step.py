@@ -1,4 +1,4 @@
-"""One step of decoding, a token for each of a few rows through a whole model, in one call of C++ (decode_step.cpp).
+"""One step of decoding, a token for each of a few rows through a whole model, in one call of C++ (decode_step.h).
 
 A step of a small model is shorter than what Python needs to call its layers one after the other.
 """
@@ -99,6 +99,9 @@ class Model:
         keys = layers[0].cache[0]
         self.rows, self.slots = (len(keys), keys.shape[2] - 1) if keys.ndim == 4 else (0, 0)
         self.fits = self._fits()
+        held = (*(tensor for layer in layers for tensor in layer.tensors()), embedding, final_norm, *head, cos, sin)
+        # So that the memory stays where it is, whatever becomes of a parameter in another thread.
+        self.storages = [tensor.untyped_storage() for tensor in held if tensor is not None]
         pointers = [None if tensor is None else tensor.data_ptr() for layer in layers for tensor in layer.tensors()]
         self.table = (ctypes.c_void_p * len(pointers))(*pointers)
 

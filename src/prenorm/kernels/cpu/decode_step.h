@@ -5,7 +5,9 @@
 // In one call, so that nothing is done between products but what they need. Every weight is read once, where its
 // parameter is; keys and values are stored in the cache. Results are rounded to the model's dtype wherever the blocks'
 // own modules round theirs; in between all is float32. What a row gives depends neither on what is in the other
-// rows nor on how many threads there are. Built by native.py.
+// rows nor on how many threads there are. A file for each dtype includes this, so that two compilers share the work.
+
+#pragma once
 
 #include <omp.h>
 
@@ -265,8 +267,3 @@ int decode_step(const DecodeStepCall &call) {
 }
 
 }  // namespace
-
-// What Python calls: 0 is given, 1 where memory ran out, or 2 for a token outside the vocabulary, with nothing done.
-
-extern "C" int decode_step_float32(const DecodeStepCall *call) { return decode_step<float>(*call); }
-extern "C" int decode_step_bfloat16(const DecodeStepCall *call) { return decode_step<BFloat16>(*call); }
