@@ -5,7 +5,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-grid test-check check format bench-attention bench-blocks bench-decode bench-linear bench-llama bench-norm bench-quantized bench-checkpointing example-dates wheel clean
+.PHONY: help demo test test-grid test-check check format bench bench-all bench-attention bench-blocks bench-decode bench-linear bench-llama bench-norm bench-quantized bench-checkpointing example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -14,6 +14,8 @@ help:
 	@echo "make test-check        every faulty, right and hostile block against prenorm check (about 20 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the files as the formatter wants them"
+	@echo "make bench         blocks, writing, whole numbers, a training step: tables and runs/bench/*.json (about 15 minutes)"
+	@echo "make bench-all     the same with 1.1B parameters, and against llama.cpp (about 40 minutes)"
 	@echo "make bench-attention   the blocked attention kernel against PyTorch's, in turn"
 	@echo "make bench-blocks      a block on a CPU against those of transformers, x-transformers and PyTorch (about 6 minutes)"
 	@echo "make bench-decode      writing text on a CPU against transformers (about 5 minutes; LARGE=1 with 1.1B parameters too)"
@@ -48,6 +50,17 @@ test-check: .venv/dev.stamp
 format: .venv/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+bench: .venv/dev.stamp
+	mkdir -p runs/bench
+	$(BIN)/python benchmarks/blocks.py --json runs/bench/blocks.json
+	$(BIN)/python benchmarks/decode.py $(if $(LARGE),--large) --json runs/bench/decode.json
+	$(BIN)/python benchmarks/quantized.py $(if $(LARGE),--large) --json runs/bench/quantized.json
+	$(BIN)/python benchmarks/training.py --json runs/bench/training.json
+
+bench-all: .venv/llama.stamp
+	$(MAKE) bench LARGE=1
+	$(BIN)/python benchmarks/decode_llama_cpp.py --large --json runs/bench/llama_cpp.json
 
 bench-attention: .venv/dev.stamp
 	$(BIN)/python benchmarks/attention.py

@@ -10,13 +10,10 @@ Refuses to report while other work keeps the machine busy. --only forward-512-fl
 """
 
 import argparse
-import contextlib
 import json
 import statistics
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,7 +21,7 @@ from typing import Any
 import torch
 import transformers
 import x_transformers
-from machine import describe, refuse_while_busy
+from machine import describe, others, refuse_while_busy
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -186,17 +183,6 @@ def main() -> None:
     console.print(f"{machine}, {versions}. Products: {why_not() or 'oneDNN'} in float32, oneDNN in bfloat16.")
     if options.json is not None:
         options.json.write_text(json.dumps({"machine": machine, "versions": versions, "cells": cells}, indent=1) + "\n")
-
-
-@contextlib.contextmanager
-def others(count: int) -> Iterator[None]:
-    """Processes that want the cores as well."""
-    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
-    try:
-        yield
-    finally:
-        for one in spinning:
-            one.kill()
 
 
 def table(cell: dict[str, Any]) -> Table:

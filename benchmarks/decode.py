@@ -6,7 +6,8 @@ table has medians in tokens a second and the ratio, with its lowest and highest:
 bytes of weights a second our decoding reads, as a share of what the sum of a large tensor reads in the same rounds.
 
 Refuses to report while other work keeps the machine busy. --only 110M-1-bfloat16 measures one cell; --large has 1.1B
-parameters too (24 GiB of memory).
+parameters too (24 GiB of memory). --beside 2 starts two processes that spin on the same cores, to see who falls behind
+when cores are shared.
 """
 
 import argparse
@@ -20,7 +21,7 @@ from typing import Any
 
 import torch
 import transformers
-from machine import describe, refuse_while_busy
+from machine import describe, others, refuse_while_busy
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
@@ -128,37 +129,40 @@ def written(model: Any, prompts: torch.Tensor, new: int) -> list[list[int]]:
     return tokens
 
 
-def arguments(description: str | None, dtypes: tuple[str, ...]) -> tuple[list[str], Path | None]:
-    """What the command line asks for: the cells, and the file for their numbers."""
+def arguments(description: str | None, dtypes: tuple[str, ...]) -> argparse.Namespace:
+    """What the command line asks for: the `cells`, the `json` file for their numbers, and how many are `beside`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [cell for model in MODELS for cell in cells(model, dtypes)]
     parser.add_argument("--only", nargs="+", choices=known, metavar="CELL", help=f"some of {', '.join(known)}")
     parser.add_argument("--large", action="store_true", help="1.1B parameters too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    parser.add_argument("--beside", type=int, default=0, metavar="N", help="N processes that spin on the same cores")
     options = parser.parse_args()
-    small = [cell for cell in known if options.large or not cell.startswith("1.1B")]
-    return options.only or small, options.json
+    options.cells = options.only or [cell for cell in known if options.large or not cell.startswith("1.1B")]
+    return options
 
 
 def main() -> None:
     """Print the table, and write the numbers where --json says."""
-    wanted, json_file = arguments(__doc__, DTYPES)
+    options = arguments(__doc__, DTYPES)
     refuse_while_busy()
     found = []
     for model in MODELS:
         for dtype in DTYPES:
-            mine = [cell for cell in wanted if cell.startswith(f"{model}-") and cell.endswith(f"-{dtype}")]
+            mine = [cell for cell in options.cells if cell.startswith(f"{model}-") and cell.endswith(f"-{dtype}")]
             if mine:
                 with tempfile.TemporaryDirectory() as folder:
                     ours, theirs = contestants(model, dtype, Path(folder))
-                    found += [measure(cell, ours, theirs) for cell in mine]
+                    with others(options.beside):
+                        found += [measure(cell, ours, theirs) for cell in mine]
                     del ours, theirs
     machine = f"{describe()}, transformers {transformers.__version__}"
+    machine += f", beside {options.beside} busy processes" if options.beside else ""
     console = Console(width=110)
     console.print(table(found))
     console.print(machine)
-    if json_file is not None:
-        json_file.write_text(json.dumps({"machine": machine, "cells": found}, indent=1) + "\n")
+    if options.json is not None:
+        options.json.write_text(json.dumps({"machine": machine, "cells": found}, indent=1) + "\n")
 
 
 def table(found: list[dict[str, Any]]) -> Table:

@@ -144,12 +144,12 @@ def measure(cell: str, ours: Process, theirs: Process) -> dict[str, Any]:
 
 def main() -> None:
     """Print the table, and write the numbers where --json says."""
-    wanted, json_file = arguments(__doc__, DTYPES)
+    options = arguments(__doc__, DTYPES)
     refuse_while_busy()
     found, version = [], ""
     for model in MODELS:
         for dtype in DTYPES:
-            mine = [cell for cell in wanted if cell.startswith(f"{model}-") and cell.endswith(f"-{dtype}")]
+            mine = [cell for cell in options.cells if cell.startswith(f"{model}-") and cell.endswith(f"-{dtype}")]
             if mine:
                 with tempfile.TemporaryDirectory() as folder:
                     file = Path(folder) / "model.gguf"
@@ -163,8 +163,8 @@ def main() -> None:
     console = Console(width=120)
     console.print(table(found))
     console.print(machine)
-    if json_file is not None:
-        json_file.write_text(json.dumps({"machine": machine, "cells": found}, indent=1) + "\n")
+    if options.json is not None:
+        options.json.write_text(json.dumps({"machine": machine, "cells": found}, indent=1) + "\n")
 
 
 def table(found: list[dict[str, Any]]) -> Table:

@@ -1,7 +1,10 @@
 """The machine that a benchmark runs on: what it is, and whether it is free."""
 
+import contextlib
+import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -36,3 +39,14 @@ def busy() -> float:
     except OSError:
         return 0.0
     return 1 - (spent[3] + spent[4]) / sum(spent)
+
+
+@contextlib.contextmanager
+def others(count: int) -> Iterator[None]:
+    """Processes that want the cores as well."""
+    spinning = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(count)]
+    try:
+        yield
+    finally:
+        for one in spinning:
+            one.kill()
