@@ -41,6 +41,7 @@ class QuantizedLinear(nn.Module):
         weight, scale = pack(zero, scale, kind)
         self.register_buffer("weight", weight)
         self.register_buffer("scale", scale)
+        # Empty: its dtype is that of the results, and changes with the model's.
         self.register_buffer("like", torch.empty(0, device=device, dtype=dtype), persistent=False)
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype), False) if bias else None
 
