@@ -131,19 +131,21 @@ struct Input<ROWS, T, T> {
     template <typename Run>
     void multiply(const Matrix &w, Span columns, Run run) const {
         multiply_rows<ROWS>(x, in, (const T *)w.numbers + columns.start * in, in, in, columns.stop - columns.start,
-                            [=](int r, int64_t c, float sum) { run(r, columns.start + c, sum); });
+                            [=](int r, int64_t c, float sum) { run(r, columns.start + c, &sum, 1); });
     }
 };
 
 template <int ROWS, Into INTO, typename Kind, typename T>
 __attribute__((noinline)) void project(const Input<ROWS, Kind, T> &x, const Matrix &w, const T *bias, Span columns,
                                        T *y, int64_t out) {
-    x.multiply(w, columns, [=](int r, int64_t c, float sum) {
-        if (bias) sum += value(bias[c]);
+    x.multiply(w, columns, [=](int r, int64_t c, const float *sums, int64_t count) {
         T *to = y + r * out + c;
-        if (INTO == ADD) sum = value(*to) + rounded<T>(sum);
-        if (INTO == MULTIPLY) sum = value(*to) * rounded<T>(sum);
-        put(to, sum);
+        for (int64_t i = 0; i < count; ++i) {
+            float sum = bias ? sums[i] + value(bias[c + i]) : sums[i];
+            if (INTO == ADD) sum = value(to[i]) + rounded<T>(sum);
+            if (INTO == MULTIPLY) sum = value(to[i]) * rounded<T>(sum);
+            put(to + i, sum);
+        }
     });
 }
 

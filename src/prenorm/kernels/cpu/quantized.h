@@ -34,10 +34,21 @@ inline int64_t groups_of(int64_t in) { return (in + GROUP - 1) / GROUP; }
 
 constexpr float TINY = 7.888609e-31f;  // 2^-100: the numbers of a group that has none as large become 0
 
-// The largest absolute value of a group; NaN where a number is infinite or none.
+// The bits of the largest absolute value of numbers; those of NaN where one is infinite or none. Without their sign,
+// floats are in the order of their bits, and NaN is above infinity.
+inline float size_of(uint32_t most) {
+    if (most >= 0x7f800000) most = 0x7fc00000;
+    float v;
+    memcpy(&v, &most, sizeof v);
+    return v;
+}
+
+// What numbers of a group are multiplied with before they are rounded to whole ones.
+inline float inverse_scale(float most) { return most >= TINY || most != most ? 1 / most * 127 : 0; }
+
 template <typename T>
-inline float largest(const T *x, int64_t count) {
-    uint32_t most = 0;  // without their sign, floats are in the order of their bits, and NaN is above infinity
+inline float round_group(const T *x, int64_t count, int8_t *numbers, int32_t *sum) {
+    uint32_t most = 0;
     for (int64_t i = 0; i < count; ++i) {
         const float v = value(x[i]);
         uint32_t bits;
@@ -45,28 +56,56 @@ inline float largest(const T *x, int64_t count) {
         bits &= 0x7fffffff;
         most = bits > most ? bits : most;
     }
-    if (most >= 0x7f800000) most = 0x7fc00000;
-    float v;
-    memcpy(&v, &most, sizeof v);
-    return v;
+    const float inverse = inverse_scale(size_of(most));
+    *sum = 0;
+    for (int64_t i = 0; i < GROUP; ++i) {
+        const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
+        const float rounded = (i < count ? value(x[i]) * inverse : 0) + magic;
+        int32_t bits;
+        memcpy(&bits, &rounded, sizeof bits);
+        numbers[i] = (int8_t)(bits - 0x4b400000);
+        *sum += numbers[i];
+    }
+    return size_of(most);
 }
+
+#if defined(__AVX512F__)
+
+inline __m512 widen(const BFloat16 *from) {
+    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)from)), 16);
+}
+inline __m512 widen(const float *from) { return _mm512_loadu_ps(from); }
+
+template <typename T>
+inline float round_whole_group(const T *x, int8_t *numbers, int32_t *sum) {
+    const __m512 first = widen(x), second = widen(x + 16);
+    const __m512i no_sign = _mm512_set1_epi32(0x7fffffff);
+    const float most = size_of(_mm512_reduce_max_epu32(_mm512_max_epu32(
+        _mm512_and_si512((__m512i)first, no_sign), _mm512_and_si512((__m512i)second, no_sign))));
+    const __m512 inverse = _mm512_set1_ps(inverse_scale(most));
+    const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
+    const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));
+    _mm_storeu_si128((__m128i *)numbers, _mm512_cvtepi32_epi8(low));
+    _mm_storeu_si128((__m128i *)(numbers + 16), _mm512_cvtepi32_epi8(high));
+    *sum = _mm512_reduce_add_epi32(_mm512_add_epi32(low, high));
+    return most;
+}
+
+#else
+
+template <typename T>
+inline float round_whole_group(const T *x, int8_t *numbers, int32_t *sum) {
+    return round_group(x, GROUP, numbers, sum);
+}
+
+#endif
 
 template <typename T>
 inline void quantize_row(const T *x, int64_t count, const Rows &to, int64_t row, int zero) {
     for (int64_t group = 0; group < to.groups; ++group, x += GROUP, count -= GROUP) {
-        const int64_t some = count < GROUP ? count : GROUP;
         int8_t *numbers = to.numbers + row * to.in + group * GROUP;
-        const float most = largest(x, some), inverse = most >= TINY || most != most ? 1 / most * 127 : 0;
-        int32_t sum = 0;
-        for (int64_t i = 0; i < some; ++i) {
-            const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
-            const float rounded = value(x[i]) * inverse + magic;
-            int32_t bits;
-            memcpy(&bits, &rounded, sizeof bits);
-            numbers[i] = (int8_t)(bits - 0x4b400000);
-            sum += numbers[i];
-        }
-        for (int64_t i = some; i < GROUP; ++i) numbers[i] = 0;
+        int32_t sum;
+        const float most = count >= GROUP ? round_whole_group(x, numbers, &sum) : round_group(x, count, numbers, &sum);
         to.scales[row * to.groups + group] = most / 127;
         to.sums[row * to.groups + group] = -zero * sum;
     }
@@ -75,10 +114,6 @@ inline void quantize_row(const T *x, int64_t count, const Rows &to, int64_t row,
 #if defined(__AVX512VNNI__)
 
 constexpr int64_t FAR = 2048;  // bytes; how far ahead memory is asked
-
-inline __m512 widen(const BFloat16 *scales) {
-    return (__m512)_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256((const __m256i *)scales)), 16);
-}
 
 inline void load_quads(const uint8_t *w, Int8, __m512i *quads) {
     for (int i = 0; i < QUADS; ++i) quads[i] = _mm512_loadu_si512(w + 64 * i);
@@ -150,18 +185,16 @@ inline void multiply_block(const Rows &x, int64_t row, const uint8_t *w, const B
 
 #endif
 
-// Calls run(row, column, product) for ROWS rows from `row` on and the columns from start to stop; start is a multiple
-// of 16.
+// Calls run(row, column, products, count) for ROWS rows from `row` on and the columns from start to stop, up to 16
+// neighbours at a time; start is a multiple of 16.
 template <int ROWS, typename Kind, typename Run>
 inline void multiply_columns(const Rows &x, int64_t row, const uint8_t *w, const BFloat16 *scales, int64_t start,
                              int64_t stop, Run run) {
-    for (int64_t block = start / COLUMNS; block * COLUMNS < stop; ++block) {
+    for (int64_t column = start; column < stop; column += COLUMNS) {
         float products[ROWS][COLUMNS];
-        multiply_block<ROWS, Kind>(x, row, w + block * x.groups * Kind::BYTES, scales + block * x.groups * COLUMNS,
-                                   products);
-        const int64_t count = stop - block * COLUMNS < COLUMNS ? stop - block * COLUMNS : COLUMNS;
-        for (int64_t c = 0; c < count; ++c)
-            for (int r = 0; r < ROWS; ++r) run(r, block * COLUMNS + c, products[r][c]);
+        const int64_t groups = column / COLUMNS * x.groups;
+        multiply_block<ROWS, Kind>(x, row, w + groups * Kind::BYTES, scales + groups * COLUMNS, products);
+        for (int r = 0; r < ROWS; ++r) run(r, column, products[r], stop - column < COLUMNS ? stop - column : COLUMNS);
     }
 }
 

@@ -45,12 +45,13 @@ int quantized_linear(const QuantizedLinearCall &call) {
                 for (int64_t row = chunk; row < end; row += MOST_ROWS)
                     with_rows(end - row < MOST_ROWS ? end - row : MOST_ROWS, [&](auto n) {
                         const int64_t last = (block + 1) * COLUMNS;
-                        multiply_columns<n.value, Kind>(x, row, call.weight, call.scale, block * COLUMNS,
-                                                        last < call.out ? last : call.out,
-                                                        [&](int r, int64_t c, float sum) {
-                                                            put((T *)call.y + (row + r) * call.out + c,
-                                                                bias ? sum + value(bias[c]) : sum);
-                                                        });
+                        multiply_columns<n.value, Kind>(
+                            x, row, call.weight, call.scale, block * COLUMNS, last < call.out ? last : call.out,
+                            [&](int r, int64_t c, const float *products, int64_t count) {
+                                T *to = (T *)call.y + (row + r) * call.out + c;
+                                for (int64_t i = 0; i < count; ++i)
+                                    put(to + i, bias ? products[i] + value(bias[c + i]) : products[i]);
+                            });
                     });
         }
     }

@@ -73,9 +73,10 @@ inline float value(BFloat16 x) {
     return v;
 }
 inline void put(float *to, float v) { *to = v; }
-inline void put(BFloat16 *to, float v) {
-    const uint32_t bits = round_to_bfloat16(v + Floats{})[0];
-    to->bits = (uint16_t)(bits >> 16);
+inline void put(BFloat16 *to, float v) {  // as round_to_bfloat16 rounds
+    uint32_t bits;
+    memcpy(&bits, &v, sizeof bits);
+    to->bits = (uint16_t)((v != v ? 0x7fc00000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
 // The sums of 16 vectors, each added up in the order of add_up.
