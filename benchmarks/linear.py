@@ -1,8 +1,9 @@
 """float32 products through oneDNN and through MKL, which PyTorch takes, on a CPU: `make bench-linear`.
 
 Both run in turn (A B A B ...), some milliseconds at a time; the table has medians in GFLOP/s and the ratio with its
-lowest and highest round: above 1 oneDNN is faster. `input` and `weight` are the two gradients. Nothing else should be
-running. The rule in `prenorm/kernels/cpu/linear.py` was written from this table.
+lowest and highest round: above 1 oneDNN is faster. `input` and `weight` are the two gradients, `own` is the second by
+the kernel in C++ that is for it, against MKL too. Nothing else should be running. The rules in
+`prenorm/kernels/cpu/linear.py` and `product.py` were written from this table.
 """
 
 import statistics
@@ -14,7 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from prenorm.kernels.cpu.linear import processor
+from prenorm.kernels.cpu.native import why_not
+from prenorm.kernels.cpu.processor import processor
+from prenorm.kernels.cpu.product import product
 
 SHAPES = [(768, 768), (768, 2048), (2048, 768), (1024, 1024), (1024, 2752), (2752, 1024), (768, 32000)]  # in, out
 ROWS = (1, 2, 4, 8, 16, 64, 128, 512, 2048)
@@ -35,7 +38,7 @@ def main() -> None:
     for threads in dict.fromkeys((torch.get_num_threads(), 1)):
         torch.set_num_threads(threads)
         table = Table(
-            *("rows x in x out", "MKL", "oneDNN", "forward", "lowest..highest", "input", "weight"),
+            *("rows x in x out", "MKL", "oneDNN", "forward", "lowest..highest", "input", "weight", "own"),
             title=f"{vendor} family {family}, {threads} threads, torch {torch.__version__}",
         )
         for d_in, d_out in SHAPES:
@@ -51,13 +54,21 @@ def row(rows: int, d_in: int, d_out: int) -> list[str]:
     ratios = [a / b for a, b in zip(mkl, ours, strict=True)]
     rates = (f"{2e-9 * rows * d_in * d_out / statistics.median(taken):.0f}" for taken in (mkl, ours))
     for_input = in_turn(lambda: grad @ weight, lambda: onednn(grad, weight.t()))
-    for_weight = in_turn(lambda: grad.t() @ x, lambda: onednn(grad.t(), x.t()))
+    runs = [
+        lambda: grad.t() @ x,
+        lambda: onednn(grad.t(), x.t()),
+        *([] if why_not() else [lambda: product(grad.t(), x)]),
+    ]
+    first, *others = in_turn(*runs)
     return [
         f"{rows} x {d_in} x {d_out}",
         *rates,
         f"{statistics.median(ratios):.2f}",
         f"{min(ratios):.2f}..{max(ratios):.2f}",
-        *(f"{statistics.median(a / b for a, b in zip(*both, strict=True)):.2f}" for both in (for_input, for_weight)),
+        *(
+            f"{statistics.median(a / b for a, b in zip(*both, strict=True)):.2f}"
+            for both in (for_input, *([first, other] for other in others))
+        ),
     ]
 
 

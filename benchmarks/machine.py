@@ -9,7 +9,7 @@ from pathlib import Path
 
 import torch
 
-from prenorm.kernels.cpu.linear import processor
+from prenorm.kernels.cpu.processor import processor
 
 BUSY = 0.15  # of the processors' time, before anything of ours runs
 

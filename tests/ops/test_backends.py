@@ -8,6 +8,7 @@ from prenorm import ConfigError, TransformerBlock, explain, use_backend
 from prenorm.kernels.cpu.blocked_attention import blocked_attention
 from prenorm.kernels.cpu.linear import why_not as why_no_linear
 from prenorm.kernels.cpu.native import why_not
+from prenorm.kernels.cpu.product import why_not as why_no_product
 from prenorm.kernels.sdpa import sdpa
 from prenorm.ops import backends
 
@@ -61,20 +62,13 @@ def test_an_unknown_backend_is_refused_by_name():
 
 def test_the_table_gives_a_reason_for_every_kernel():
     rows = explain()
-    ops = {
-        "scaled_dot_product_attention",
-        "linear",
-        "dropout",
-        "rms_norm",
-        "layer_norm",
-        "decode_step",
-        "quantized_linear",
-    }
+    ops = {"scaled_dot_product_attention", "linear", "dropout", "rms_norm", "layer_norm", "decode_step"}
+    ops |= {"add_product", "losses", "quantized_linear", "rotate", "silu_gate"}
     assert {row.op for row in rows} == ops
     assert {torch.float64, torch.float32, torch.bfloat16} <= {row.dtype for row in rows}
     for row in rows:
         if row.runs == "formula":  # a machine that has no compiler, or on which MKL is the faster one
-            assert row.why in {why_not(), why_no_linear()}
+            assert row.why in {why_not(), why_no_linear(), why_no_product()}
             continue
         module, name = row.runs.rsplit(".", 1)
         assert callable(getattr(importlib.import_module(module), name))
@@ -87,7 +81,9 @@ def test_a_block_is_explained_op_by_op_each_once_and_untouched():
     assert [(choice.op, choice.device, choice.dtype) for choice in choices] == [
         ("rms_norm", "cpu", torch.float32),  # both norms
         ("linear", "cpu", torch.float32),  # all seven
+        ("rotate", "cpu", torch.float32),  # queries and keys
         ("scaled_dot_product_attention", "cpu", torch.float32),
+        ("silu_gate", "cpu", torch.float32),
     ]
     assert all(parameter.grad is None for parameter in block.parameters())
     with use_backend("reference"):

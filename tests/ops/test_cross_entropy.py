@@ -109,6 +109,26 @@ def test_huge_logits_do_not_overflow():
     assert_rounding_alone(F.cross_entropy(logits, torch.tensor([0, 1])), 0.5e30, torch.float32, terms=LOSS_TERMS)
 
 
+def test_autocast_narrows_the_products_and_nothing_else():
+    x, weight = (normal(*shape, dtype=torch.float32).requires_grad_() for shape in ((200, 16), (64, 16)))
+    targets, narrow = some_targets(200, vocab=64), (x.detach().bfloat16(), weight.detach().bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = F.linear_cross_entropy(x, weight, targets)
+    assert_rounding_alone(loss, array(F.linear_cross_entropy(*narrow, targets)), torch.float32, terms=LOSS_TERMS)
+    plain = F.cross_entropy(F.linear(*narrow).float(), targets)
+    assert_rounding_alone(loss, array(plain), torch.float32, terms=LOSS_TERMS)
+    assert [one.dtype for one in torch.autograd.grad(loss, (x, weight))] == [torch.float32] * 2
+    with torch.autocast("cpu", torch.bfloat16):  # float64 stays what it is, as in PyTorch's own products
+        wide = F.linear_cross_entropy(x.double(), weight.double(), targets)
+    assert_exact(wide, array(F.linear_cross_entropy(x.double(), weight.double(), targets)))
+
+
+def test_the_meta_device_has_a_loss_too():
+    x, weight = (torch.empty(*shape, device="meta", requires_grad=True) for shape in ((3, 4), (5, 4)))
+    loss = F.linear_cross_entropy(x, weight, torch.empty(3, dtype=torch.int64, device="meta"))
+    assert [one.shape for one in torch.autograd.grad(loss, (x, weight))] == [(3, 4), (5, 4)]
+
+
 def test_another_mark_may_mean_ignore():
     logits, weight, targets = normal(4, 5), normal(5, 5, seed=1), torch.tensor([0, 1, 4, 1])
     kept = targets != 1

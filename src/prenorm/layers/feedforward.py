@@ -6,7 +6,7 @@ from torch import Tensor, nn
 
 from ..config import check_size
 from ..ops.gelu import gelu
-from ..ops.swiglu import silu
+from ..ops.swiglu import silu_gate
 from .dropout import Dropout
 from .linear import Linear
 
@@ -30,7 +30,7 @@ class SwiGLU(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch {self.d_model}"]) -> Float[Tensor, "*batch {self.d_model}"]:
         """See `prenorm.functional.swiglu`."""
-        return self.down_proj(silu(self.gate_proj(x)) * self.up_proj(x))
+        return self.down_proj(silu_gate(self.gate_proj(x), self.up_proj(x)))
 
 
 class FeedForward(nn.Module):

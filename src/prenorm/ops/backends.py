@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..kernels.cpu.blocked_attention import blocked_attention, suits
+from ..kernels.cpu.cross_entropy import losses_
+from ..kernels.cpu.cross_entropy import suits as suits_losses
 from ..kernels.cpu.decode_step import decode_step
 from ..kernels.cpu.decode_step import suits as suits_decode_step
 from ..kernels.cpu.dropout import dropout
@@ -26,10 +28,17 @@ from ..kernels.cpu.linear import why_not as why_no_linear
 from ..kernels.cpu.native import why_not as why_no_native
 from ..kernels.cpu.one_query import one_query
 from ..kernels.cpu.one_query import suits as suits_one_query
+from ..kernels.cpu.product import add_product_
+from ..kernels.cpu.product import suits as suits_product
+from ..kernels.cpu.product import why_not as why_no_product
 from ..kernels.cpu.quantized_linear import quantized_linear
 from ..kernels.cpu.quantized_linear import suits as suits_quantized_linear
 from ..kernels.cpu.rms_norm import rms_norm
 from ..kernels.cpu.rms_norm import suits as suits_rms_norm
+from ..kernels.cpu.rope import rotate
+from ..kernels.cpu.rope import suits as suits_rotate
+from ..kernels.cpu.silu_gate import silu_gate
+from ..kernels.cpu.silu_gate import suits as suits_silu_gate
 from ..kernels.layer_norm import layer_norm
 from ..kernels.layer_norm import suits as one_dtype
 from ..kernels.plain import is_plain
@@ -113,6 +122,16 @@ KERNELS = (
         instead="the formula: the weight is turned into floats first, each time",
     ),
     Kernel(
+        op="add_product",
+        devices=("cpu",),
+        dtypes=(torch.float32, torch.bfloat16),
+        run=add_product_,
+        suits=suits_product,
+        why_not=why_no_product,
+        reason="the gradient of the head's weight, added to as it is multiplied, in C++ (make bench-training)",
+        instead="PyTorch's product, and a pass over the whole gradient to add it",
+    ),
+    Kernel(
         op="decode_step",
         devices=("cpu",),
         dtypes=(torch.float32, torch.bfloat16),
@@ -140,6 +159,36 @@ KERNELS = (
         why_not=why_no_native,
         reason="one pass over memory, in C++: twice as fast as PyTorch's layer_norm (make bench-norm)",
         instead="the formula: 2 to 6 times as long",
+    ),
+    Kernel(
+        op="rotate",
+        devices=("cpu",),
+        dtypes=(torch.float32, torch.bfloat16),
+        run=rotate,
+        suits=suits_rotate,
+        why_not=why_no_native,
+        reason="RoPE in one pass over memory, in C++ (make bench-training)",
+        instead="the formula: a pass over memory for each product and sum, and a copy",
+    ),
+    Kernel(
+        op="silu_gate",
+        devices=("cpu",),
+        dtypes=(torch.float32, torch.bfloat16),
+        run=silu_gate,
+        suits=suits_silu_gate,
+        why_not=why_no_native,
+        reason="silu(gate) * up in one pass over memory, and both gradients in another, in C++ (make bench-training)",
+        instead="the formula: two passes forward, four backward, and one more tensor that is kept",
+    ),
+    Kernel(
+        op="losses",
+        devices=("cpu",),
+        dtypes=(torch.float32, torch.bfloat16),
+        run=losses_,
+        suits=suits_losses,
+        why_not=why_no_native,
+        reason="logits become losses and gradients while a row is in the cache, in C++ (make bench-training)",
+        instead="the formula: five passes over the logits",
     ),
     Kernel(
         op="layer_norm",

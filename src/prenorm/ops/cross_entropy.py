@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..errors import ShapeError
+from . import backends
 from .linear import linear
 from .ranges import check_range
 
@@ -72,30 +73,23 @@ def chunked_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-        wide = torch.promote_types(x.dtype, torch.float32)
-        kept = targets != ignore_index
-        count = kept.sum().clamp_min(1)
+        wide, ctx.weight_dtype = torch.promote_types(x.dtype, torch.float32), weight.dtype
+        count = (targets != ignore_index).sum().clamp_min(1)
         total = torch.zeros((), dtype=wide, device=x.device)
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
-        grad_weight = torch.zeros_like(weight, dtype=wide) if ctx.needs_input_grad[1] else None
+        grad_weight = weight.new_zeros(weight.shape, dtype=wide) if ctx.needs_input_grad[1] else None
         chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
+        x, weight = _as_multiplied(x), _as_multiplied(weight)  # once, and not in every product
         for start in range(0, x.shape[0], chunk):
             part = slice(start, start + chunk)
-            target, keep = targets[part].where(kept[part], 0)[:, None], kept[part][:, None]
-            narrow = linear(x[part], weight)
-            log_probabilities = torch.log_softmax(narrow, -1, dtype=wide)
-            total -= log_probabilities.gather(-1, target).where(keep, 0).sum()
-            if grad_x is None and grad_weight is None:
-                continue
-            # d loss / d logits = softmax(logits) - one_hot(target), and nothing where there is no target
-            grad = log_probabilities.exp_().scatter_add_(-1, target, -torch.ones_like(target, dtype=wide))
-            grad = grad.mul_(keep).to(narrow.dtype)
+            with_gradient = grad_x is not None or grad_weight is not None
+            losses, grad = losses_and_gradient(linear(x[part], weight), targets[part], ignore_index, with_gradient)
+            total += losses.sum()
             if grad_x is not None:
                 grad_x[part] = linear(grad, weight.t())
             if grad_weight is not None:
-                grad_weight += linear(grad.t(), x[part].t())
+                add_product_(grad_weight, grad.t(), x[part])
         ctx.save_for_backward(grad_x, grad_weight, count)
-        ctx.weight_dtype = weight.dtype
         return total / count
 
     @staticmethod
@@ -109,6 +103,44 @@ class _LinearCrossEntropy(torch.autograd.Function):
             None,
             None,
         )
+
+
+def _as_multiplied(x: Tensor) -> Tensor:
+    """In the dtype that autocast, where it is on, has for products."""
+    kind = x.device.type
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):  # of meta one cannot ask
+        return x
+    return x.to(torch.get_autocast_dtype(kind))
+
+
+def add_product_(
+    total: Float[Tensor, "rows columns"], a: Float[Tensor, "rows inner"], b: Float[Tensor, "inner columns"]
+) -> None:
+    """total += a b, in the dtype of the total."""
+    if kernel := backends.choose("add_product", a, b):
+        kernel(total, a, b)
+    else:
+        total += linear(a, b.t())
+
+
+def losses_and_gradient(
+    logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, " rows"], ignore_index: int, with_gradient: bool
+) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows vocab"]]:
+    """The loss of each row, and the gradient of their sum, which may have taken the logits' place.
+
+    d loss / d logits = softmax(logits) - one_hot(target), and nothing where there is no target.
+    """
+    if kernel := backends.choose("losses", logits, targets):
+        return kernel(logits, targets, ignore_index, with_gradient), logits
+    wide = torch.promote_types(logits.dtype, torch.float32)
+    kept = targets != ignore_index
+    target = targets.where(kept, 0)[:, None]
+    log_probabilities = torch.log_softmax(logits, -1, dtype=wide)
+    losses = -log_probabilities.gather(-1, target)[:, 0].where(kept, 0)
+    if not with_gradient:
+        return losses, logits
+    grad = log_probabilities.exp_().scatter_add_(-1, target, -torch.ones_like(target, dtype=wide))
+    return losses, grad.mul_(kept[:, None]).to(logits.dtype)
 
 
 def _check_targets(rows: torch.Size, targets: Tensor, vocab_size: int, ignore_index: int) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..config import RopeScaling
 from ..errors import ConfigError
+from . import backends
 
 
 def rope(
@@ -40,6 +41,9 @@ def rotate(
     interleaved: bool,
 ) -> Float[Tensor, "*batch seq head_dim"]:
     """Turn the pairs of x by the angles whose cosines and sines are given: (a, b) -> (a cos - b sin, b cos + a sin)."""
+    if kernel := backends.choose("rotate", x, cos, sin):
+        rotated: Tensor = kernel(x, cos, sin, interleaved)
+        return rotated
     wide = x.to(cos.dtype)
     if interleaved:
         a, b = wide.unflatten(-1, (-1, 2)).unbind(-1)

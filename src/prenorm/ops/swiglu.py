@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from . import backends
 from .linear import linear
 
 
@@ -14,7 +15,15 @@ def swiglu(
     down_proj_weight: Float[Tensor, "d_model d_ff"],
 ) -> Float[Tensor, "*batch d_model"]:
     """y = W_down (silu(W_gate x) * W_up x). Source: Shazeer 2020, arXiv:2002.05202."""
-    return linear(silu(linear(x, gate_proj_weight)) * linear(x, up_proj_weight), down_proj_weight)
+    return linear(silu_gate(linear(x, gate_proj_weight), linear(x, up_proj_weight)), down_proj_weight)
+
+
+def silu_gate(gate: Float[Tensor, "*shape"], up: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """silu(gate) * up: how much of each number of `up` goes through."""
+    if kernel := backends.choose("silu_gate", gate, up):
+        gated: Tensor = kernel(gate, up)
+        return gated
+    return silu(gate) * up
 
 
 def silu(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -4,19 +4,19 @@ A PyTorch program multiplies float32 matrices on a CPU with MKL, which Intel wri
 for bfloat16. Both are full float32; they differ in the order of sums.
 """
 
-import platform
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..plain import ORDINARY, computes_now, is_compiling
+from .processor import AMD, ZEN_4, ZEN_5, processor
+from .product import product
+from .product import suits as suits_product
 
 is_exporting = torch.compiler.is_exporting
 get_num_threads = torch.get_num_threads
 
-AMD, ZEN_4, ZEN_5 = "AuthenticAMD", 25, 26  # vendor and families; 25 is Zen 3 too, which has no AVX-512
 # `make bench-linear` on Zen 4: one thread multiplies a row or two by a weight that fits the caches faster in MKL.
 FEW_ROWS, LARGE_WEIGHT = 4, 2**22
 
@@ -73,22 +73,9 @@ def reason(vendor: str, family: int, *, avx512: bool) -> str:
     return ""
 
 
-def processor() -> tuple[str, int]:
-    """Vendor and family, as the processor tells them (CPUID); ("", 0) where the system does not say."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
-    except OSError:
-        words = platform.processor().split()  # Windows: "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD"
-        family = words[words.index("Family") + 1] if "Family" in words else "0"
-        return (words[-1] if words else "", int(family) if family.isdigit() else 0)
-    told = {name.strip(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
-    family = told.get("cpu family", "0")
-    return told.get("vendor_id", ""), int(family) if family.isdigit() else 0
-
-
 # Once: compiled code cannot ask.
 REASON = reason(*processor(), avx512=torch.cpu._is_avx512_supported())
-WEIGHT_TOO = processor()[1] >= ZEN_5  # on Zen 4 MKL is as fast at gradients of weights, and faster at small ones
+WEIGHT_TOO = processor()[1] >= ZEN_5  # on Zen 4 another kernel is, product.py
 
 
 def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
@@ -102,8 +89,9 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight:
     grad_x = _product(gradients, weight.t()).view(x.shape) if for_x else x.new_empty(0)
     if not for_weight:
         return grad_x, x.new_empty(0)
-    grad_weight = _product(gradients.t(), rows.t()) if WEIGHT_TOO else gradients.t() @ rows
-    return grad_x, grad_weight
+    if WEIGHT_TOO:
+        return grad_x, _product(gradients.t(), rows.t())
+    return grad_x, (product if suits_product(gradients.t(), rows) else torch.mm)(gradients.t(), rows)
 
 
 class _Linear(torch.autograd.Function):

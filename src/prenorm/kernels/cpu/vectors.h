@@ -102,6 +102,34 @@ inline void store(T *to, Pair pair, int64_t count) {
     memcpy(to, padded, count * sizeof(T));
 }
 
+// A step's numbers at even places, then those at odd places, which is the order in which bfloat16 is loaded; and back.
+inline Pair apart(Pair x) {
+#if defined(__AVX512F__)
+    const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
+    const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
+    return {(Floats)_mm512_permutex2var_ps((__m512)x.first, even, (__m512)x.second),
+            (Floats)_mm512_permutex2var_ps((__m512)x.first, odd, (__m512)x.second)};
+#else
+    float from[STEP];
+    store<false>(from, x);
+    for (int64_t i = 0; i < LANES; ++i) x.first[i] = from[2 * i], x.second[i] = from[2 * i + 1];
+    return x;
+#endif
+}
+
+inline Pair together(Pair x) {
+#if defined(__AVX512F__)
+    const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    return {(Floats)_mm512_permutex2var_ps((__m512)x.first, low, (__m512)x.second),
+            (Floats)_mm512_permutex2var_ps((__m512)x.first, high, (__m512)x.second)};
+#else
+    float to[STEP];
+    for (int64_t i = 0; i < LANES; ++i) to[2 * i] = x.first[i], to[2 * i + 1] = x.second[i];
+    return load(to);
+#endif
+}
+
 // --- sums ---
 
 inline float add_up(Floats v) {

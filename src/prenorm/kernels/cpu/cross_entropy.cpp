@@ -1,0 +1,113 @@
+// Rows of logits to their losses, and in the same place to their gradients, while a row is in the cache:
+//
+//   loss = log(sum(e^(x - max))) + max - x[target]      x <- e^(x - max) / sum(e^(x - max)) - (1 at target)
+//
+// A row without a target has loss 0 and gradient 0. The arithmetic is float32, long sums go on in double, and a gradient
+// is rounded to the dtype of the logits once, last. What a row gives never depends on the other rows. Built by native.py.
+
+#include <cmath>
+
+#include "exponential.h"
+
+namespace {
+
+constexpr int64_t CHUNK = 64 * STEP;  // numbers that are summed in float32 before the sum goes on in double
+
+inline Pair larger(Pair a, Pair b) {
+    return {a.first > b.first ? a.first : b.first, a.second > b.second ? a.second : b.second};
+}
+
+inline Pair exponential(Pair x) { return {exponential(x.first), exponential(x.second)}; }
+
+// The last numbers of a row, and -infinity after them, which is no number's maximum and has no exponential.
+template <typename T>
+inline Pair load_rest(const T *from, int64_t count) {
+    T padded[STEP];
+    for (int64_t i = 0; i < STEP; ++i) put(padded + i, -INFINITY);
+    memcpy(padded, from, count * sizeof(T));
+    return load(padded);
+}
+
+// run(place, how many) for every step, of which the last may be short.
+template <typename Run>
+inline void by_steps(int64_t start, int64_t stop, Run run) {
+    int64_t i = start;
+    for (; i + STEP <= stop; i += STEP) run(i, std::integral_constant<int64_t, STEP>());
+    if (i < stop) run(i, stop - i);
+}
+
+template <typename T>
+inline Pair read(const T *from, int64_t count) {
+    return count == STEP ? load(from) : load_rest(from, count);
+}
+
+// NaN is passed over, and spoils the sum instead.
+template <typename T>
+inline float largest(const T *x, int64_t width) {
+    Pair most = Pair{} + -INFINITY;
+    by_steps(0, width, [&](int64_t i, auto count) { most = larger(read(x + i, count), most); });
+    float all[STEP], one = -INFINITY;
+    store<false>(all, most);
+    for (const float v : all) one = v > one ? v : one;
+    return one;
+}
+
+template <typename T>
+inline double sum_of_exponentials(const T *x, int64_t width, float max) {
+    double total = 0;
+    for (int64_t start = 0; start < width; start += CHUNK) {
+        Pair sum = {};
+        const int64_t stop = start + CHUNK < width ? start + CHUNK : width;
+        by_steps(start, stop, [&](int64_t i, auto count) { sum = sum + exponential(read(x + i, count) + -max); });
+        total += add_up(sum);
+    }
+    return total;
+}
+
+template <typename T>
+inline float row(T *x, int64_t target, int64_t width, bool gradient) {
+    const float max = largest(x, width);
+    const double sum = sum_of_exponentials(x, width, max);
+    const double loss = std::log(sum) + ((double)max - value(x[target]));
+    if (!gradient) return (float)loss;
+    const float inverse = (float)(1 / sum);
+    const float at_target = exponential(value(x[target]) - max + Floats{})[0] * inverse - 1;
+    by_steps(0, width, [&](int64_t i, auto count) {
+        const Pair here = exponential(read(x + i, count) + -max) * inverse;
+        if (count == STEP)
+            store<false>(x + i, here);
+        else
+            store(x + i, here, count);
+    });
+    put(x + target, at_target);
+    return (float)loss;
+}
+
+}  // namespace
+
+struct CrossEntropyCall {
+    void *logits;
+    const int64_t *targets;
+    float *losses;
+    int64_t rows, width, ignored, gradient, threads;
+};
+
+namespace {
+
+template <typename T>
+int cross_entropy(const CrossEntropyCall &call) {
+    in_parts(call.rows, call.width, call.threads, [&](int64_t, int64_t start, int64_t stop) {
+        for (int64_t i = start; i < stop; ++i) {
+            T *x = (T *)call.logits + i * call.width;
+            const bool kept = call.targets[i] != call.ignored;
+            call.losses[i] = kept ? row(x, call.targets[i], call.width, call.gradient) : 0;
+            if (!kept && call.gradient) memset(x, 0, call.width * sizeof(T));
+        }
+    });
+    return 0;
+}
+
+}  // namespace
+
+extern "C" int cross_entropy_float32(const CrossEntropyCall *call) { return cross_entropy<float>(*call); }
+extern "C" int cross_entropy_bfloat16(const CrossEntropyCall *call) { return cross_entropy<BFloat16>(*call); }

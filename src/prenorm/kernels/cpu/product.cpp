@@ -1,0 +1,213 @@
+// C = A B or C += A B of large matrices, at nearly the rate of the processor's multipliers however A and B lie in
+// memory: the gradients of weights are products of two transposes. A and B are float32 or bfloat16, C is float32.
+//
+// The numbers of B are packed in panels as wide as a tile, in the order in which they are read; those of A as well, a
+// panel as tall as a tile at a time, right before it meets the panels of B. A tile's sums stay in registers. Every sum
+// is float32 and runs in the order of the inner axis, whatever the number of threads.
+// Source: Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication". Built by native.py.
+
+#include "tile.h"
+
+namespace {
+
+#if defined(__AVX512F__)
+constexpr int64_t TALL = 14;  // rows of a tile: 2 * 14 vectors of sums, 2 of B and 1 of A fill 32 registers
+#else
+constexpr int64_t TALL = 6;   // likewise of 16
+#endif
+constexpr int64_t WIDE = 2 * LANES;     // columns of a tile
+constexpr int64_t DEEP = 256;           // words along the inner axis: a panel of A fits the first cache
+constexpr int64_t COLUMNS = 24 * WIDE;  // of B, that a panel of A meets at a time: they fit the second cache
+
+// What is packed of numbers T: as what word, how many in one, and sum + a . b of two vectors of words.
+template <typename T>
+struct Packing {
+    static constexpr int64_t IN = 1;
+    static float word(const T *from, int64_t, int64_t) { return value(*from); }
+    static Floats add(Floats a, Floats b, Floats sum) { return multiply_add(a, b, sum); }
+};
+
+#if BFLOAT16_PRODUCTS
+template <>
+struct Packing<BFloat16> {  // twins: two neighbours along the inner axis
+    static constexpr int64_t IN = 2;
+    static float word(const BFloat16 *from, int64_t next, int64_t depth) {
+        const uint32_t bits = from->bits | (depth > 1 ? (uint32_t)from[next].bits << 16 : 0);
+        float word;
+        memcpy(&word, &bits, sizeof word);
+        return word;
+    }
+    static Floats add(Floats a, Floats b, Floats sum) {
+        return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
+    }
+};
+
+// Words of `count` twins, at most LANES, that lie side by side in two rows.
+inline Floats twins(const BFloat16 *row, int64_t next, int64_t depth, int64_t count) {
+    const __mmask16 mask = count < LANES ? (1u << count) - 1 : 0xffff;
+    const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
+    if (depth < 2) return (Floats)low;
+    const __m512i high = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row + next));
+    return (Floats)_mm512_or_si512(low, _mm512_slli_epi32(high, 16));
+}
+#endif
+
+struct Square {
+    Floats rows[LANES];
+};
+
+inline Square transposed(Square from) {
+#pragma GCC unroll 4
+    for (int64_t round = 1; round < LANES; round *= 2) {
+        Square to;
+#pragma GCC unroll 8
+        for (int64_t i = 0; i < LANES / 2; ++i) {
+            const Pair mixed = together({from.rows[i], from.rows[i + LANES / 2]});
+            to.rows[2 * i] = mixed.first, to.rows[2 * i + 1] = mixed.second;
+        }
+        from = to;
+    }
+    return from;
+}
+
+inline int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+
+// SIZE vectors of `depth` numbers as words [depth / IN][SIZE], with zeros beyond `count` vectors: their numbers lie
+// `next` apart, one vector `stride` from another. Writes up to LANES words too many.
+template <int64_t SIZE, typename T>
+inline void pack(const T *from, int64_t stride, int64_t next, int64_t count, int64_t depth, float *to) {
+    constexpr int64_t IN = Packing<T>::IN;
+    constexpr bool SAME = IN * sizeof(T) == sizeof(float);  // a word has the bits of what it is made of
+    int64_t k = 0;
+    if (stride == 1 && count >= SIZE && SAME) {
+        for (; k < depth; k += IN, to += SIZE)
+            if constexpr (IN == 1)
+                memcpy(to, from + k * next, SIZE * sizeof(float));
+#if BFLOAT16_PRODUCTS
+            else
+                for (int64_t start = 0; start < SIZE; start += LANES) {
+                    const int64_t some = SIZE - start < LANES ? SIZE - start : LANES;
+                    const Floats here = twins(from + k * next + start, next, depth - k, some);
+                    memcpy(to + start, &here, sizeof here);
+                }
+#endif
+        return;
+    }
+    if (next == 1 && SAME)
+        for (; k + LANES * IN <= depth; k += LANES * IN, to += LANES * SIZE)
+            for (int64_t start = 0; start < SIZE; start += LANES) {
+                Square here;
+#pragma GCC unroll 16
+                for (int64_t i = 0; i < LANES; ++i) {
+                    here.rows[i] = Floats{};
+                    if (start + i < SIZE && start + i < count)
+                        memcpy(here.rows + i, from + (start + i) * stride + k, sizeof(Floats));
+                }
+                here = transposed(here);
+#pragma GCC unroll 16
+                for (int64_t i = 0; i < LANES; ++i) memcpy(to + i * SIZE + start, here.rows + i, sizeof(Floats));
+            }
+    for (; k < depth; k += IN, to += SIZE)
+        for (int64_t i = 0; i < SIZE; ++i)
+            to[i] = i < count ? Packing<T>::word(from + i * stride + k * next, next, depth - k) : 0;
+}
+
+// A tile of C from a panel of A and one of B, `depth` words of each.
+template <typename T>
+inline void multiply_tile(const float *a, const float *b, int64_t depth, float *c, int64_t c_stride, int64_t rows,
+                          int64_t columns, bool add) {
+    Pair sums[TALL] = {};
+    for (int64_t r = 0; r < rows && add; ++r)
+        for (int64_t i = 0; i < columns; i += LANES) __builtin_prefetch(c + r * c_stride + i, 1);
+    for (int64_t k = 0; k < depth; ++k, a += TALL, b += WIDE) {
+        const Pair here = load(b);
+#pragma GCC unroll 14
+        for (int64_t r = 0; r < TALL; ++r) {
+            const Floats one = a[r] - Floats{};  // adding would be a sum: -0 + 0 is 0
+            sums[r] = {Packing<T>::add(one, here.first, sums[r].first),
+                       Packing<T>::add(one, here.second, sums[r].second)};
+        }
+    }
+    const bool whole = columns == WIDE;
+#pragma GCC unroll 14
+    for (int64_t r = 0; r < TALL; ++r) {
+        float *to = c + r * c_stride;
+        if (r >= rows) continue;
+        if (whole)
+            store<false>(to, add ? load(to) + sums[r] : sums[r]);
+        else
+            store(to, add ? load(to, columns) + sums[r] : sums[r], columns);
+    }
+}
+
+// Numbers between neighbours along each axis.
+struct Strides {
+    int64_t rows, columns;
+};
+
+}  // namespace
+
+// a (rows, depth), b (depth, columns), c (rows, columns) with columns side by side.
+struct ProductCall {
+    const void *a, *b;
+    float *c;
+    int64_t rows, columns, depth;
+    Strides a_strides, b_strides;
+    int64_t c_stride, add, threads;
+};
+
+namespace {
+
+inline int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Numbers start .. start + depth of the inner axis of B, as panels.
+template <typename T>
+void pack_columns(const ProductCall &call, int64_t start, int64_t depth, float *packed) {
+    const Strides strides = call.b_strides;
+    const int64_t words = parts(depth, Packing<T>::IN), step = LANES * Packing<T>::IN;
+    in_parts(parts(call.columns, WIDE), WIDE * depth, call.threads, [=, &call](int64_t, int64_t first, int64_t last) {
+        // Some numbers of every panel before more of one: where columns lie side by side, rows are read along.
+        for (int64_t k = 0; k < depth; k += step)
+            for (int64_t i = first; i < last; ++i)
+                pack<WIDE>((const T *)call.b + i * WIDE * strides.columns + (start + k) * strides.rows, strides.columns,
+                           strides.rows, call.columns - i * WIDE, less(depth - k, step),
+                           packed + (i * words + k / Packing<T>::IN) * WIDE);
+    });
+}
+
+// What was packed of B meets A: columns of B in the outer loop, so that they stay in the cache for many panels of A.
+template <typename T>
+void multiply(const ProductCall &call, int64_t start, int64_t depth, const float *packed, bool add) {
+    const int64_t words = parts(depth, Packing<T>::IN), panels = parts(call.rows, TALL);
+    const int64_t pieces = parts(call.columns, COLUMNS) * panels;
+    in_parts(pieces, TALL * less(COLUMNS, call.columns) * 8, call.threads, [=, &call](int64_t, int64_t i, int64_t last) {
+        float a[TALL * DEEP + LANES];
+        for (; i < last; ++i) {
+            const int64_t row = i % panels * TALL, from = i / panels * COLUMNS;
+            pack<TALL>((const T *)call.a + row * call.a_strides.rows + start * call.a_strides.columns,
+                       call.a_strides.rows, call.a_strides.columns, call.rows - row, depth, a);
+            for (int64_t column = from; column < less(from + COLUMNS, call.columns); column += WIDE)
+                multiply_tile<T>(a, packed + column * words, words, call.c + row * call.c_stride + column,
+                                 call.c_stride, less(call.rows - row, TALL), less(call.columns - column, WIDE), add);
+        }
+    });
+}
+
+template <typename T>
+int product(const ProductCall &call) {
+    constexpr int64_t NUMBERS = DEEP * Packing<T>::IN;
+    const Room<float> room(parts(call.columns, WIDE) * WIDE * DEEP + 2 * LANES);
+    if (!room.start) return 1;
+    float *packed = (float *)(((uintptr_t)room.start + 63) / 64 * 64);
+    for (int64_t start = 0; start < call.depth; start += NUMBERS) {
+        const int64_t depth = less(call.depth - start, NUMBERS);
+        pack_columns<T>(call, start, depth, packed);
+        multiply<T>(call, start, depth, packed, call.add || start > 0);
+    }
+    return 0;
+}
+
+}  // namespace
+
+extern "C" int product_float32(const ProductCall *call) { return product<float>(*call); }
+extern "C" int product_bfloat16(const ProductCall *call) { return product<BFloat16>(*call); }

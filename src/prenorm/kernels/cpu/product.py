@@ -1,0 +1,82 @@
+"""Products of large matrices that lie in memory in any order, in C++ (product.cpp): gradients of weights.
+
+The gradient of a weight is a product of two transposes, at which MKL and oneDNN are slower than at others; and theirs
+in bfloat16 is rounded before it can be added to a sum.
+"""
+
+import functools
+import struct
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..plain import is_plain
+from . import native
+from .processor import AMD, ZEN_4, processor
+
+# `make bench-linear`: on Zen 4, and from so many rows on, the fastest at gradients of weights.
+ZEN_4_HERE = processor() == (AMD, ZEN_4) and torch.cpu._is_avx512_supported()
+LEAST_ROWS = 64
+DTYPES = {torch.float32: "product_float32", torch.bfloat16: "product_bfloat16"}
+# struct ProductCall: a, b, c, rows, columns, depth, strides of a and b, stride of the rows of c, add, threads
+pack = struct.Struct("3P10q").pack
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """a b in float32, of float32 or bfloat16: each sum in the order of the inner dim, on any number of threads."""
+    return _multiply(a, b, a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32), add=False)
+
+
+def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    """total += a b, for a total of float32, without a pass of its own over it."""
+    return _multiply(a, b, total, add=True)
+
+
+def suits(a: Tensor, b: Tensor) -> bool:
+    """Whether these are ordinary, large matrices of a CPU on which it is the fastest, and it can be built here."""
+    return (
+        ZEN_4_HERE
+        and is_plain(a, b)
+        and a.is_cpu
+        and b.is_cpu
+        and a.ndim == b.ndim == 2
+        and a.dtype == b.dtype
+        and a.shape[1] == b.shape[0] >= LEAST_ROWS
+        and a.numel() > 0
+        and b.numel() > 0
+        and not a.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not b.is_neg()
+        and a.dtype in _functions()
+    )
+
+
+def why_not() -> str:
+    """Why it does not run on this machine; empty where it does."""
+    return (
+        native.why_not() if ZEN_4_HERE else "it was measured to be the fastest on AMD's Zen 4 alone, which this is not"
+    )
+
+
+@functools.cache
+def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
+    """By dtype. Nothing where there is no library."""
+    return native.functions(DTYPES)
+
+
+def _multiply(a: Tensor, b: Tensor, c: Tensor, *, add: bool) -> Tensor:
+    call = pack(
+        a.data_ptr(),
+        b.data_ptr(),
+        c.data_ptr(),
+        *c.shape,
+        a.shape[1],
+        *a.stride(),
+        *b.stride(),
+        c.stride(0),
+        add,
+        torch.get_num_threads(),
+    )
+    if _functions()[a.dtype](call):
+        raise MemoryError
+    return c

@@ -1,0 +1,109 @@
+"""Rotary embedding in one pass over memory, forward and backward, in C++ (rope.cpp).
+
+As ops it is a pass for each of two halves, four products and two sums, and a copy that puts them together again.
+"""
+
+import functools
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..plain import ORDINARY, computes_now, is_plain
+from . import native
+
+DTYPES = {torch.float32: "rope_float32", torch.bfloat16: "rope_bfloat16"}
+# struct RopeCall: x, y, cos, sin, batch, heads, seq, half, strides of each, interleaved, backwards, threads
+pack = struct.Struct("4P4q12q3q").pack
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """The pairs of x (..., seq, head_dim) turned by angles of float32 (..., seq, head_dim / 2), which broadcast.
+
+    The bits are those of the formula.
+    """
+    if torch.is_grad_enabled() and x.requires_grad:
+        y: Tensor = _Rotate.apply(x, cos, sin, interleaved)
+        return y
+    return _turn(x, cos, sin, interleaved, backwards=False)
+
+
+def suits(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether these are ordinary tensors of a CPU whose angles need no gradient, and the code can be built here."""
+    return (
+        is_plain(x, cos, sin)
+        and cos.is_cpu
+        and sin.is_cpu
+        and cos.dtype == sin.dtype == torch.float32
+        and not (torch.is_grad_enabled() and (cos.requires_grad or sin.requires_grad))
+        and cos.shape == sin.shape
+        and x.ndim >= cos.ndim
+        and all(n in (1, m) for n, m in zip(cos.shape[-2::-1], x.shape[-2::-1], strict=False))  # x is not to broadcast
+        and x.shape[-1] == 2 * cos.shape[-1] > 0
+        and x.numel() > 0
+        and not (x.is_neg() or cos.is_neg() or sin.is_neg())  # what lies in memory would have to be negated
+        and x.dtype in _functions()
+    )
+
+
+@functools.cache
+def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
+    """By dtype. Nothing where there is no library."""
+    return native.functions(DTYPES)
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, backwards: bool) -> Tensor:
+    """Turned forwards, or back; the result lies in memory as x does."""
+    half = cos.shape[-1]
+    four = _four_dims(x)
+    y = torch.empty_like(four)
+    if y.stride(-1) != 1:  # x was expanded
+        y = torch.empty(four.shape, dtype=x.dtype)
+    cos, sin = (_four_dims(one.expand(*x.shape[:-1], half)) for one in (cos, sin))
+    call = pack(
+        four.data_ptr(),
+        y.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        *four.shape[:3],
+        half,
+        *(stride for one in (four, y, cos, sin) for stride in one.stride()[:3]),
+        interleaved,
+        backwards,
+        torch.get_num_threads(),
+    )
+    _functions()[x.dtype](call)
+    return y.view(x.shape)
+
+
+def _four_dims(x: Tensor) -> Tensor:
+    """(batch, heads, seq, features), with the features side by side."""
+    if x.ndim != 4:
+        x = x.reshape(-1, *(1, 1, *x.shape)[-3:])
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+class _Rotate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        ctx.interleaved = interleaved
+        return _turn(x, cos, sin, interleaved, backwards=False)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        cos, sin = ctx.saved_tensors
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
+        if not (computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
+            return _turned_back(grad, cos, sin, ctx.interleaved), None, None, None  # may have gradients, or onlookers
+        return _turn(grad, cos, sin, ctx.interleaved, backwards=True), None, None, None
+
+
+def _turned_back(grad: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """The gradient in ops that have gradients: every pair turned by the angle's negative."""
+    apart = (cos.shape[-1], 2) if interleaved else (2, cos.shape[-1])
+    a, b = grad.float().reshape(*grad.shape[:-1], *apart).unbind(-1 if interleaved else -2)
+    turned = torch.stack((a * cos + b * sin, b * cos - a * sin), dim=-1 if interleaved else -2)
+    return turned.reshape(grad.shape).to(grad.dtype)

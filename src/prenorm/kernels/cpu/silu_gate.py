@@ -1,0 +1,92 @@
+"""silu(gate) * up, the bend in the middle of SwiGLU, in one pass over memory, in C++ (silu_gate.cpp).
+
+As two ops it is two passes forward and four backward, and one tensor more is kept for the backward pass.
+"""
+
+import functools
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..plain import ORDINARY, computes_now, is_plain
+from . import native
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+# struct SiluGateCall: gate, up, g, y, dgate, dup, count, threads
+pack = struct.Struct("6P2q").pack
+
+
+def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
+    """silu(gate) * up, computed in float32 and rounded to the dtype of both once, at the end."""
+    gate, up = gate.contiguous(), up.contiguous()
+    if torch.is_grad_enabled() and (gate.requires_grad or up.requires_grad):
+        y: Tensor = _SiluGate.apply(gate, up)
+        return y
+    return _forward(gate, up)
+
+
+def suits(gate: Tensor, up: Tensor) -> bool:
+    """Whether these are ordinary tensors of a CPU, of one shape and dtype, and the code can be built here."""
+    return (
+        is_plain(gate, up)
+        and up.is_cpu
+        and gate.dtype == up.dtype
+        and gate.shape == up.shape
+        and not gate.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not up.is_neg()
+        and gate.dtype in _functions()
+    )
+
+
+@functools.cache
+def _functions() -> dict[torch.dtype, tuple[Callable[[bytes], int], Callable[[bytes], int]]]:
+    """By dtype: forward and backward. Nothing where there is no library."""
+    forward = native.functions({dtype: f"silu_gate_{name}" for dtype, name in DTYPES.items()})
+    backward = native.functions({dtype: f"silu_gate_backward_{name}" for dtype, name in DTYPES.items()})
+    return {dtype: (forward[dtype], backward[dtype]) for dtype in forward}
+
+
+def _forward(gate: Tensor, up: Tensor) -> Tensor:
+    y = torch.empty_like(gate)
+    call = pack(gate.data_ptr(), up.data_ptr(), 0, y.data_ptr(), 0, 0, gate.numel(), torch.get_num_threads())
+    _functions()[gate.dtype][0](call)
+    return y
+
+
+class _SiluGate(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, gate: Tensor, up: Tensor) -> Tensor:
+        ctx.save_for_backward(gate, up)
+        return _forward(gate, up)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        gate, up = ctx.saved_tensors
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
+        if not (computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
+            return _gradients(grad, gate, up)  # which may have gradients of their own, or onlookers
+        grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()  # hooks may have moved what was saved
+        grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
+        call = pack(
+            gate.data_ptr(),
+            up.data_ptr(),
+            grad.data_ptr(),
+            0,
+            grad_gate.data_ptr(),
+            grad_up.data_ptr(),
+            gate.numel(),
+            torch.get_num_threads(),
+        )
+        _functions()[gate.dtype][1](call)
+        return grad_gate, grad_up
+
+
+def _gradients(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+    """The gradients in ops that have gradients."""
+    wide, through = gate.float(), grad.float()
+    s = wide.sigmoid()
+    grad_gate = through * up.float() * (s * (1 + wide * (1 - s)))
+    return grad_gate.to(gate.dtype), (through * (wide * s)).to(up.dtype)
