@@ -105,51 +105,23 @@ inline void add_up_16(const Floats *v, float *to) {
 #endif
 }
 
-// Several rows leave time to ask for numbers before they are needed; one row is multiplied faster than memory gives
-// them, and then every instruction is one too many.
-constexpr int64_t AHEAD = 4096;  // bytes
-
+// The processor itself fetches ahead within a page of memory, which is a row of w or two. The rows of the next tile are
+// asked for while this one is multiplied, into the second cache: the first has no room for them beside x.
 template <typename T>
 inline void prefetch(const T *from) {
     for (int64_t line = 0; line < STEP * (int64_t)sizeof(T); line += 64)
-        __builtin_prefetch((const char *)from + AHEAD + line, 0, 3);
+        __builtin_prefetch((const char *)from + line, 0, 2);
 }
 
-// The products of ROWS rows of x with COLUMNS rows of w, `stride` numbers from one to the next: products[r][c].
-//
-// One or two rows go through a row of w after the other, the order in which a processor fetches memory ahead of time
-// best; several sums for each product, so that one addition need not wait for the other.
-template <int ROWS, int COLUMNS, typename T>
-inline void multiply_in_order(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width,
-                              Floats *sums) {
-    constexpr int PARTS = 4 / ROWS;
-    for (int c = 0; c < COLUMNS; ++c, w += w_stride) {
-        Floats parts[PARTS][ROWS] = {};
-        const auto step = [&](int part, auto at, auto... count) {
-            const auto ws = ready(w + at, count...);
-            for (int r = 0; r < ROWS; ++r)
-                parts[part][r] = add_products(ready(x + r * x_stride + at, count...), ws, parts[part][r]);
-        };
-        int64_t i = 0;
-        for (; i + PARTS * STEP <= width; i += PARTS * STEP)
-            for (int part = 0; part < PARTS; ++part) step(part, i + part * STEP);
-        for (; i + STEP <= width; i += STEP) step(0, i);
-        if (i < width) step(0, i, width - i);
-        for (int r = 0; r < ROWS; ++r) {
-            sums[r * COLUMNS + c] = parts[0][r];
-            for (int part = 1; part < PARTS; ++part) sums[r * COLUMNS + c] += parts[part][r];
-        }
-    }
-}
-
-// More rows take several rows of w at a time, so that every number that is loaded is used several times.
+// The products of ROWS rows of x with COLUMNS rows of w, `stride` numbers from one to the next, to sums[r][c]. Several
+// rows of w at a time, so that every number that is loaded is used several times, and many are on their way at once.
 template <int ROWS, int COLUMNS, typename T>
 inline void multiply_together(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width,
                               Floats *sums) {
     const auto step = [&](auto at, auto... count) {
         decltype(ready(w)) ws[COLUMNS];
         for (int c = 0; c < COLUMNS; ++c) {
-            prefetch(w + c * w_stride + at);
+            prefetch(w + (COLUMNS + c) * w_stride + at);
             ws[c] = ready(w + c * w_stride + at, count...);
         }
         for (int r = 0; r < ROWS; ++r) {
@@ -166,10 +138,7 @@ template <int ROWS, int COLUMNS, typename T>
 inline void multiply_tile(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width,
                           float (*products)[COLUMNS]) {
     Floats sums[(ROWS * COLUMNS + 15) / 16 * 16] = {};
-    if constexpr (ROWS <= 2)
-        multiply_in_order<ROWS, COLUMNS>(x, x_stride, w, w_stride, width, sums);
-    else
-        multiply_together<ROWS, COLUMNS>(x, x_stride, w, w_stride, width, sums);
+    multiply_together<ROWS, COLUMNS>(x, x_stride, w, w_stride, width, sums);
     float added[sizeof sums / sizeof *sums];
     for (int at = 0; at < ROWS * COLUMNS; at += 16) add_up_16(sums + at, added + at);
     memcpy(products, added, ROWS * COLUMNS * sizeof(float));
@@ -179,7 +148,7 @@ inline void multiply_tile(const T *x, int64_t x_stride, const T *w, int64_t w_st
 template <int ROWS, typename T, typename Run>
 inline void multiply_rows(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width, int64_t count,
                           Run run) {
-    constexpr int COLUMNS = ROWS == 1 ? 16 : ROWS == 2 ? 8 : ROWS <= 4 ? 4 : 3;
+    constexpr int COLUMNS = ROWS <= 2 ? 8 : ROWS <= 4 ? 4 : 3;
     int64_t c = 0;
     for (; c + COLUMNS <= count; c += COLUMNS) {
         float products[ROWS][COLUMNS];
