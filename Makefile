@@ -5,7 +5,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-grid test-check check format bench bench-all bench-attention bench-blocks bench-decode bench-linear bench-llama bench-norm bench-quantized bench-checkpointing example-dates wheel clean
+.PHONY: help demo test test-grid test-check check format bench bench-all bench-attention bench-blocks bench-decode
+.PHONY: bench-linear bench-llama bench-norm bench-quantized bench-checkpointing bench-training example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -24,6 +25,7 @@ help:
 	@echo "make bench-norm        RMSNorm against LayerNorm, the textbook formula and PyTorch's own"
 	@echo "make bench-quantized   writing in bfloat16, int8 and int4 (about 2 minutes; LARGE=1; RUN=runs/demo: how much worse)"
 	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
+	@echo "make bench-training    training on a CPU against transformers, step by step and piece by piece (about 6 minutes)"
 	@echo "make example-dates     train an encoder-decoder to read dates in some hundred languages"
 	@echo "make wheel   build dist/prenorm-*.whl"
 	@echo "make clean   remove .venv and everything that was built (runs/ stays)"
@@ -86,6 +88,9 @@ bench-quantized: .venv/dev.stamp
 
 bench-checkpointing: .venv/dev.stamp
 	$(BIN)/python benchmarks/checkpointing.py
+
+bench-training: .venv/dev.stamp
+	$(BIN)/python benchmarks/training.py
 
 example-dates: .venv/dev.stamp
 	GOMP_SPINCOUNT=1000 $(BIN)/python examples/dates.py

@@ -129,7 +129,7 @@ KERNELS = (
         suits=suits_product,
         why_not=why_no_product,
         reason="the gradient of the head's weight, added to as it is multiplied, in C++ (make bench-training)",
-        instead="PyTorch's product, and a pass over the whole gradient to add it",
+        instead="PyTorch's product and a pass to add it: 1.3 times as long, in bfloat16 1.7 times",
     ),
     Kernel(
         op="decode_step",
@@ -168,7 +168,7 @@ KERNELS = (
         suits=suits_rotate,
         why_not=why_no_native,
         reason="RoPE in one pass over memory, in C++ (make bench-training)",
-        instead="the formula: a pass over memory for each product and sum, and a copy",
+        instead="the formula: 1.2 times as long for a token, 4 to 11 times for 2,048",
     ),
     Kernel(
         op="silu_gate",
@@ -178,7 +178,7 @@ KERNELS = (
         suits=suits_silu_gate,
         why_not=why_no_native,
         reason="silu(gate) * up in one pass over memory, and both gradients in another, in C++ (make bench-training)",
-        instead="the formula: two passes forward, four backward, and one more tensor that is kept",
+        instead="the formula: 1.3 times as long for 16 tokens of d_ff 2,048, 1.7 to 1.9 times for 2,048",
     ),
     Kernel(
         op="losses",
@@ -188,7 +188,7 @@ KERNELS = (
         suits=suits_losses,
         why_not=why_no_native,
         reason="logits become losses and gradients while a row is in the cache, in C++ (make bench-training)",
-        instead="the formula: five passes over the logits",
+        instead="the formula: 2.7 to 4.4 times as long",
     ),
     Kernel(
         op="layer_norm",

@@ -15,6 +15,7 @@ from ..plain import ORDINARY, computes_now, is_plain
 from . import native
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+LEAST = 2**15  # numbers; `make bench-training`: with 2**11 of them PyTorch's two ops are faster, forward and backward
 # struct SiluGateCall: gate, up, g, y, dgate, dup, count, threads
 pack = struct.Struct("6P2q").pack
 
@@ -29,9 +30,10 @@ def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def suits(gate: Tensor, up: Tensor) -> bool:
-    """Whether these are ordinary tensors of a CPU, of one shape and dtype, and the code can be built here."""
+    """Whether these are ordinary, large tensors of a CPU, of one shape and dtype, and the code can be built here."""
     return (
-        is_plain(gate, up)
+        is_plain(gate, up)  # first: while compiling, a size that is compared is one that is compiled for
+        and gate.numel() >= LEAST
         and up.is_cpu
         and gate.dtype == up.dtype
         and gate.shape == up.shape
