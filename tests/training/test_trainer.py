@@ -2,7 +2,7 @@ import pytest
 import torch
 
 import prenorm.training.trainer as trainer_module
-from prenorm import TransformerLM
+from prenorm import TransformerLM, use_backend
 from prenorm.errors import PrenormError
 from prenorm.training.device import choose_device
 from prenorm.training.display import Display
@@ -164,7 +164,8 @@ def test_compiling_ahead_changes_no_weight_and_leaves_no_gradient(tiny, trainer_
     compiled.compile(done=0)
     assert {(16, 4), (4, 16)} <= shapes  # both lengths of row were met before the first step
     assert all(parameter.grad is None for parameter in compiled.model.parameters())
-    assert losses_of(compiled, steps=4) == losses_of(plain, steps=4)
+    with use_backend("reference"):  # what is compiled holds the formulas, whose bits are not those of the kernels
+        assert losses_of(compiled, steps=4) == losses_of(plain, steps=4)
 
 
 def test_where_compiling_fails_the_run_goes_on_without(tiny, trainer_of, monkeypatch, capsys, shapes_unchecked):

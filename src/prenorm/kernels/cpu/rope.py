@@ -55,19 +55,22 @@ def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, backwards: bool) -> Tensor:
-    """Turned forwards, or back; the result lies in memory as x does."""
+    """Turned forwards, or back."""
     half = cos.shape[-1]
     four = _four_dims(x)
-    y = torch.empty_like(four)
-    if y.stride(-1) != 1:  # x was expanded
-        y = torch.empty(four.shape, dtype=x.dtype)
+    batch, heads, seq, head_dim = four.shape
+    y = torch.empty_like(four, memory_format=torch.contiguous_format)
+    if backwards:  # heads side by side, as projections have them, whose gradients then need no copy
+        y = y.view(batch, seq, heads, head_dim).transpose(1, 2)
     cos, sin = (_four_dims(one.expand(*x.shape[:-1], half)) for one in (cos, sin))
     call = pack(
         four.data_ptr(),
         y.data_ptr(),
         cos.data_ptr(),
         sin.data_ptr(),
-        *four.shape[:3],
+        batch,
+        heads,
+        seq,
         half,
         *(stride for one in (four, y, cos, sin) for stride in one.stride()[:3]),
         interleaved,
