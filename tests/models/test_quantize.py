@@ -92,7 +92,7 @@ def test_a_step_in_one_call_gives_what_the_layers_give(options, kind, dtype, row
 
 
 @pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
-@pytest.mark.parametrize("change", ["load_state_dict", "copy_", "another layer", "in floats"])
+@pytest.mark.parametrize("change", ["load_state_dict", "assigned", "copy_", "another layer", "in floats"])
 @torch.no_grad()
 def test_a_step_sees_what_was_changed_since_the_last(change):
     model, other = make().quantize("int8"), randomise(make(), seed=1).quantize("int8")
@@ -108,6 +108,8 @@ def test_a_step_sees_what_was_changed_since_the_last(change):
     down = model.layers[1].ffn.down_proj
     if change == "load_state_dict":
         model.load_state_dict(other.state_dict())
+    elif change == "assigned":
+        model.load_state_dict(other.state_dict(), assign=True)
     elif change == "copy_":
         down.scale.copy_(2 * down.scale)
     elif change == "another layer":
