@@ -17,7 +17,7 @@ help:
 	@echo "make format  rewrite the files as the formatter wants them"
 	@echo "make bench         blocks, writing, whole numbers, a training step: tables and runs/bench/*.json (about 15 minutes)"
 	@echo "make bench-all     the same with 1.1B parameters, and against llama.cpp (about 40 minutes)"
-	@echo "make bench-attention   the blocked attention kernel against PyTorch's, in turn"
+	@echo "make bench-attention   attention on a CPU against PyTorch's, in turn (about 5 minutes)"
 	@echo "make bench-blocks      a block on a CPU against those of transformers, x-transformers and PyTorch (about 6 minutes)"
 	@echo "make bench-decode      writing text on a CPU against transformers (about 5 minutes; LARGE=1 with 1.1B parameters too)"
 	@echo "make bench-linear      float32 products through oneDNN and through MKL"

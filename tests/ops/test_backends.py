@@ -5,6 +5,8 @@ import torch
 
 import prenorm.functional as F
 from prenorm import ConfigError, TransformerBlock, explain, use_backend
+from prenorm.kernels.cpu.attention import attention
+from prenorm.kernels.cpu.attention import why_not as why_no_attention
 from prenorm.kernels.cpu.blocked_attention import blocked_attention
 from prenorm.kernels.cpu.linear import why_not as why_no_linear
 from prenorm.kernels.cpu.native import why_not
@@ -42,7 +44,7 @@ def test_the_kernel_of_the_table_runs_unless_the_formula_is_asked_for():
 def test_the_blocked_kernel_is_for_code_that_is_compiled(shapes_unchecked):
     def which(x):
         chosen = backends.choose("scaled_dot_product_attention", x, x, x, None, causal=True, dropout=0.0)
-        return x + (1 if chosen is blocked_attention else 2 if chosen is sdpa else 3)
+        return x + (1 if chosen is blocked_attention else 2 if chosen in (sdpa, attention) else 3)
 
     x = torch.zeros(1, 2, 64, 16, dtype=torch.bfloat16)
     assert (which(x) == 2).all()
@@ -68,7 +70,7 @@ def test_the_table_gives_a_reason_for_every_kernel():
     assert {torch.float64, torch.float32, torch.bfloat16} <= {row.dtype for row in rows}
     for row in rows:
         if row.runs == "formula":  # a machine that has no compiler, or on which MKL is the faster one
-            assert row.why in {why_not(), why_no_linear(), why_no_product()}
+            assert row.why in {why_not(), why_no_linear(), why_no_product(), why_no_attention()}
             continue
         module, name = row.runs.rsplit(".", 1)
         assert callable(getattr(importlib.import_module(module), name))

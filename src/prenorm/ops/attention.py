@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..config import check_size
 from ..errors import ConfigError, ShapeError
+from ..kernels.cpu.attention import attention
 from . import backends
 from .dropout import dropout as drop
 from .softmax import softmax
@@ -37,6 +38,8 @@ def scaled_dot_product_attention(
     if mask is not None:
         check_mask(mask, scores_shape)
     kernel = backends.choose("scaled_dot_product_attention", query, key, value, mask, causal=causal, dropout=dropout)
+    if kernel is attention:  # which makes no mask of who sees whom by place
+        return attention(query, key, value, mask, causal=causal, window=window)
     if kernel and causal and mask is None and window is None and query.shape[-2] == key.shape[-2]:
         return kernel(query, key, value, None, True, dropout)  # the kernel needs no mask to be made
     mask = _restrict(mask, scores_shape, causal, window, query.device)

@@ -1,0 +1,197 @@
+"""Attention of many queries in C++ (attention.cpp, attention_backward.cpp): products at the multipliers' speed.
+
+PyTorch's fused kernel takes its products to a library block by block, and on AMD processors that library is MKL; in
+bfloat16 it is no faster than in float32. This one multiplies bfloat16 in pairs, never copies keys for the heads of a
+group, passes over blocks that nobody sees, and makes no mask for causal attention.
+"""
+
+import functools
+import struct
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..leading_dims import four_dims
+from ..plain import ORDINARY, computes_now
+from . import native
+from .linear import AMD, ZEN_4, processor
+
+DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
+WIDTH, MOST_DIM = 16, 256  # head_dim: a multiple of a vector, and what the packed blocks have room for
+# `make bench-attention`: float32 with fewer scores a head is as fast in PyTorch's kernel, or faster.
+LEAST_SCORES = 4096
+# struct AttentionCall: q, k, v, mask, y, sums, g, dq, dk, dv; batch, heads, groups, queries, keys, head_dim; strides of
+# q, k, v, mask, y, g, dq, dk and dv; causal, window, threads
+pack = struct.Struct("10P6q27q2qq").pack
+
+
+def attention(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool = False, window: int | None = None
+) -> Tensor:
+    """softmax(Q K^T / sqrt(head_dim)) V over (..., heads, seq, head_dim), with gradients.
+
+    mask (True = may attend), causal and window restrict each other, and a query that may attend to nothing gives
+    zeros. In memory the result is (batch, seq, heads, head_dim), so that merging its heads copies nothing.
+    """
+    shape = query.shape
+    query, key, value, mask = four_dims(query, key, value, mask)
+    query, key, value = _rows(query), _rows(key), _rows(value)
+    if mask is not None:
+        mask = _rows(mask).expand(*query.shape[:-1], key.shape[-2])
+    if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
+        y: Tensor = _Attention.apply(query, key, value, mask, causal, window)
+    else:
+        y = _forward(query, key, value, mask, None, causal, window)
+    return y.reshape(shape)
+
+
+def suits(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool = False, dropout: float = 0.0
+) -> bool:
+    """Whether this is the processor it was measured on, and the tensors are ordinary ones that it has code for."""
+    return (
+        computes_now()  # first: while compiling, a size that is compared is one that is compiled for
+        and not REASON
+        and not dropout
+        and fits(query, key, value, mask)
+        and (query.dtype != torch.float32 or _is_much(query, key))
+    )
+
+
+def fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
+    """Whether there is code for such tensors."""
+    return (
+        all(type(x) in ORDINARY and x.is_cpu and not x.is_neg() for x in (query, key, value))
+        and (mask is None or (type(mask) in ORDINARY and mask.is_cpu))
+        and query.shape[-1] == value.shape[-1]
+        and query.shape[-1] % WIDTH == 0
+        and query.shape[-1] <= MOST_DIM
+        and 0 not in query.shape
+        and 0 not in key.shape
+        and query.dtype in _functions()
+    )
+
+
+def _is_much(query: Tensor, key: Tensor) -> bool:
+    if torch.is_autocast_enabled("cpu"):  # PyTorch's rounds to its dtype
+        return False
+    return query.shape[-2] * key.shape[-2] >= LEAST_SCORES
+
+
+def why_not() -> str:
+    """Why PyTorch's attention runs on this machine; empty where this one does."""
+    return REASON or native.why_not()
+
+
+def reason(vendor: str, family: int, *, avx512: bool) -> str:
+    """Why PyTorch's attention runs on such a processor; empty where this one does."""
+    if vendor == AMD and family >= ZEN_4 and avx512:
+        return ""
+    return "it was measured on AMD processors with AVX-512 alone, and this is none"
+
+
+REASON = reason(*processor(), avx512=torch.cpu._is_avx512_supported())
+
+
+@functools.cache
+def _functions() -> dict[torch.dtype, tuple[Callable[[bytes], int], Callable[[bytes], int]]]:
+    """By dtype: forward and backward. Nothing where there is no library."""
+    forward = native.functions({dtype: f"attention_{name}" for dtype, name in DTYPES.items()})
+    backward = native.functions({dtype: f"attention_backward_{name}" for dtype, name in DTYPES.items()})
+    return {dtype: (forward[dtype], backward[dtype]) for dtype in forward}
+
+
+def _rows(x: Tensor) -> Tensor:
+    """With each row's numbers beside each other."""
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _like(x: Tensor) -> Tensor:
+    """Room for a tensor of this shape, in memory (batch, seq, heads, head_dim)."""
+    return x.new_empty(x.transpose(1, 2).shape).transpose(1, 2)
+
+
+def _call(which: int, given: list[Tensor | None], causal: bool, window: int | None) -> None:
+    """Run forward (0) or backward (1) on q, k, v, mask, y, sums, g, dq, dk and dv."""
+    query, key = given[0], given[1]
+    assert query is not None
+    assert key is not None
+    strides = [(0, 0, 0) if x is None else x.stride()[:3] for x in (*given[:5], *given[6:])]  # sums are contiguous
+    batch, heads, queries, head_dim = query.shape
+    call = pack(
+        *(0 if x is None else x.data_ptr() for x in given),
+        *(batch, heads, key.shape[1], queries, key.shape[2], head_dim),
+        *(stride for each in strides for stride in each),
+        *(causal, window or 0, torch.get_num_threads()),
+    )
+    if _functions()[query.dtype][which](call):
+        raise MemoryError
+
+
+def _forward(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    sums: Tensor | None,
+    causal: bool,
+    window: int | None,
+) -> Tensor:
+    y = _like(query)
+    _call(0, [query, key, value, mask, y, sums, None, None, None, None], causal, window)
+    return y
+
+
+class _Attention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, window: int | None
+    ) -> Tensor:
+        sums = query.new_empty((*query.shape[:-1], 2), dtype=torch.float32)
+        y = _forward(query, key, value, mask, sums, causal, window)
+        ctx.save_for_backward(query, key, value, mask, y, sums)
+        ctx.causal, ctx.window = causal, window
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        query, key, value, mask, y, sums = ctx.saved_tensors
+        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
+        if not (computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
+            return *_gradients(grad, query, key, value, mask, ctx.causal, ctx.window), None, None, None
+        for_query, for_key, for_value = ctx.needs_input_grad[:3]
+        query, key, value, y, grad = map(_rows, (query, key, value, y, grad))  # hooks may have moved what was saved
+        mask = None if mask is None else _rows(mask)
+        grad_query = _like(query) if for_query else None
+        grad_key, grad_value = (_like(key), _like(value)) if for_key or for_value else (None, None)
+        given = [query, key, value, mask, y, sums.contiguous(), grad, grad_query, grad_key, grad_value]
+        _call(1, given, ctx.causal, ctx.window)
+        return grad_query, grad_key if for_key else None, grad_value if for_value else None, None, None, None
+
+
+def _gradients(
+    grad: Tensor, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, window: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The gradients in ops that have gradients: the heads of a group are rows below each other, over one key head."""
+    queries, keys = query.shape[2], key.shape[2]
+    scale = query.shape[-1] ** -0.5
+
+    def fold(x: Tensor) -> Tensor:
+        return x.reshape(*key.shape[:2], -1, x.shape[-1])
+
+    behind = torch.arange(keys - queries, keys)[:, None] - torch.arange(keys)
+    allowed = behind >= (0 if causal else -keys)
+    if window is not None:
+        allowed = allowed & (behind < window)
+    if mask is not None:
+        allowed = allowed & mask
+    allowed = fold(allowed.expand(*query.shape[:2], queries, keys))
+    folded, through = fold(query), fold(grad)
+    scores = ((folded @ key.mT).float() * scale).masked_fill(~allowed, -torch.inf)
+    weights = scores.masked_fill(~allowed.any(-1, keepdim=True), 0).softmax(-1) * allowed
+    slopes = (through @ value.mT).float()
+    slopes = (weights * (slopes - (weights * slopes).sum(-1, keepdim=True)) * scale).to(query.dtype)
+    rounded = weights.to(query.dtype)
+    return (slopes @ key).reshape(query.shape), slopes.mT @ folded, rounded.mT @ through
