@@ -16,7 +16,7 @@ from torch import Tensor
 from ..leading_dims import four_dims
 from ..plain import ORDINARY, computes_now
 from . import native
-from .linear import AMD, ZEN_4, processor
+from .processor import AMD, ZEN_4, processor
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 WIDTH, MOST_DIM = 16, 256  # head_dim: a multiple of a vector, and what the packed blocks have room for
