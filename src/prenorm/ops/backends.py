@@ -85,7 +85,7 @@ KERNELS = (
         suits=suits_attention,
         why_not=why_no_attention,
         reason="blocks that stay in the caches, in C++, on AMD processors with AVX-512 (make bench-attention)",
-        instead="PyTorch's fused attention: 1.2 to 2.2 times as long, in bfloat16 1.7 to 5",
+        instead="PyTorch's fused attention: 1.3 to 2.5 times as long, in bfloat16 1.8 to 5",
     ),
     Kernel(
         op="scaled_dot_product_attention",
