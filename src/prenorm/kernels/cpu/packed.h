@@ -110,11 +110,14 @@ inline void add_rows(const Word *a, const Word *b, int64_t b_step, int64_t depth
 
 // --- packing ---
 
-// `count` words of a row that T numbers make, taken along the row; zeros are left to the caller.
+// `width` numbers of a row as words along the row.
 inline void pack_row(const float *from, int64_t width, float *to) { memcpy(to, from, width * sizeof(float)); }
 inline void pack_row(const BFloat16 *from, int64_t width, Twins *to) { memcpy(to, from, width * sizeof(BFloat16)); }
 inline void pack_row(const BFloat16 *from, int64_t width, float *to) {
-    for (int64_t i = 0; i < width; ++i) to[i] = value(from[i]);
+    for (int64_t i = 0; i < width; ++i) {
+        const float number = value(from[i]);
+        memcpy(to + i, &number, sizeof number);  // what `to` points to may be part of a vector
+    }
 }
 
 // A square of words, turned: halves change places, then quarters, ...
