@@ -235,11 +235,6 @@ def test_any_dims_may_lead(leading, heads, dtype, masked, seed):
     mask = mask_of(*leading, 1, 20, 30, seed=seed) if masked else None
     y = kernel.attention(query, key, value, mask, causal=True)
     assert y.shape == query.shape
-    assert (
-        kernel.attention(query[..., 0, :, :], key[..., 0, :, :], value[..., 0, :, :], None).shape
-        == ((*leading, 20, 32) if leading else (20, 32))
-        or len(leading) >= 1
-    )
     with use_backend("reference"):
         plain = F.scaled_dot_product_attention(query, key, value, mask, causal=True)
         exact = F.scaled_dot_product_attention(query.double(), key.double(), value.double(), mask, causal=True)
