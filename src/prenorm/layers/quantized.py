@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..config import check_size
-from ..ops.quantized import GROUP, SCALE, pack, quantize, quantized_linear, unpack
+from ..ops.quantized import SCALE, pack, packed_shapes, quantize, quantized_linear, unpack
 from .linear import Linear
 
 
@@ -36,11 +36,9 @@ class QuantizedLinear(nn.Module):
         check_size("in_features", in_features)
         check_size("out_features", out_features)
         self.in_features, self.out_features, self.kind = in_features, out_features, kind
-        zero = torch.zeros(out_features, in_features, device=device, dtype=torch.int8)
-        scale = torch.zeros(out_features, -(-in_features // GROUP), device=device, dtype=SCALE)
-        weight, scale = pack(zero, scale, kind)
-        self.register_buffer("weight", weight)
-        self.register_buffer("scale", scale)
+        packed, scales = packed_shapes((out_features, in_features), kind)
+        self.register_buffer("weight", torch.zeros(packed, device=device, dtype=torch.uint8))
+        self.register_buffer("scale", torch.zeros(scales, device=device, dtype=SCALE))
         # Empty: its dtype is that of the results, and changes with the model's.
         self.register_buffer("like", torch.empty(0, device=device, dtype=dtype), persistent=False)
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype), False) if bias else None

@@ -25,7 +25,6 @@ def quantize_(model: "TransformerLM", kind: str) -> None:
         _check(name, linear.weight)
     if model.lm_head is None:
         _check("embedding", model.embedding.weight)
-    if model.lm_head is None:
         model.lm_head = Linear(model.config.d_model, model.config.vocab_size, device="meta")
         model.lm_head.weight = model.embedding.weight
         model.config = dataclasses.replace(model.config, tie_embeddings=False)

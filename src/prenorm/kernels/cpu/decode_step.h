@@ -67,10 +67,7 @@ inline void rotate(T *x, const float *cos, const float *sin, int64_t half, bool 
     }
 }
 
-inline Floats silu(Floats x) {
-    const Floats e = exponential(x < 0 ? x : -x), one = 1.0f + Floats{};
-    return x * ((x < 0 ? e : one) / (one + e));
-}
+inline Floats silu(Floats x) { return x * sigmoid(x); }
 
 template <typename T>
 inline void silu_in_place(T *x, int64_t width) {
