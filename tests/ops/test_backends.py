@@ -41,7 +41,9 @@ def test_the_kernel_of_the_table_runs_unless_the_formula_is_asked_for():
     assert what_runs(x) == [FUSED]
 
 
-def test_the_blocked_kernel_is_for_code_that_is_compiled(shapes_unchecked):
+def test_the_blocked_kernel_is_for_code_that_is_compiled_where_no_other_is(shapes_unchecked, monkeypatch):
+    monkeypatch.setattr("prenorm.kernels.cpu.attention.REASON", "another processor")
+
     def which(x):
         chosen = backends.choose("scaled_dot_product_attention", x, x, x, None, causal=True, dropout=0.0)
         return x + (1 if chosen is blocked_attention else 2 if chosen in (sdpa, attention) else 3)

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 
 import prenorm.functional as F
 from prenorm import use_backend
@@ -317,6 +318,54 @@ def test_it_takes_what_it_can_and_nothing_else():
         assert not kernel.fits(*one)
     with torch.autocast("cpu", torch.bfloat16):
         assert not kernel.suits(query, key, value, None)
+
+
+class Attend(torch.nn.Module):
+    """The op, as a module and as a function that can be compiled."""
+
+    def __init__(self, **options):
+        super().__init__()
+        self.options = options
+
+    def forward(self, query, key, value, mask=None):
+        return F.scaled_dot_product_attention(query, key, value, mask, **self.options)
+
+
+@both
+@pytest.mark.parametrize(
+    ("masked", "options"), [(False, {"causal": True}), (False, {"causal": True, "window": 5}), (True, {})]
+)
+def test_compiled_code_holds_it_as_one_op_for_every_size(masked, options, dtype, monkeypatch, shapes_unchecked):
+    monkeypatch.setattr(kernel, "REASON", "")
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(Attend(**options), fullgraph=True, backend=counter)
+    for batch, seq in ((2, 70), (3, 65), (2, 64), (4, 4), (5, 3)):
+        query, key, value, grad = inputs(batch, 4, 2, seq, seq, 32, dtype=dtype)
+        mask = mask_of(batch, 1, seq, seq) if masked else None
+        ours = run(query, key, value, grad, mask, attend=compiled)
+        for one, other in zip(ours, run(query, key, value, grad, mask, **options), strict=True):
+            assert torch.equal(one, other)
+            assert one.stride() == other.stride()
+    assert counter.frame_count == 2
+    assert "prenorm.attention" in counter.graphs[-1].code
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("window", [None, 5])
+def test_the_op_is_what_its_description_for_compilers_says(masked, window):
+    query, key, value, _ = inputs(2, 4, 2, 10, 12, 32)
+    leaves = [x.requires_grad_() for x in (query, key, value)]
+    mask = mask_of(2, 1, 10, 12) if masked else None
+    torch.library.opcheck(torch.ops.prenorm.attention.default, (*leaves, mask, True, window))
+
+
+def test_neither_exported_code_nor_a_single_query_of_float32_holds_it(monkeypatch, shapes_unchecked):
+    monkeypatch.setattr(kernel, "REASON", "")
+    query, key, value, _ = inputs(2, 4, 2, 64, 64, 32)
+    assert "prenorm" not in torch.export.export(Attend(), (query, key, value)).graph_module.code
+    counter = CompileCounterWithBackend("eager")
+    torch.compile(Attend(), fullgraph=True, backend=counter)(query[:, :, :1], key, value)
+    assert "prenorm" not in counter.graphs[-1].code
 
 
 class Looked(torch.Tensor):

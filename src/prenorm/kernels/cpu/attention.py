@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..leading_dims import four_dims
-from ..plain import ORDINARY, computes_now
+from ..plain import ORDINARY, computes_now, is_compiling
 from . import native
 from .processor import AMD, ZEN_4, processor
 
@@ -22,6 +22,7 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 WIDTH, MOST_DIM = 16, 256  # head_dim: a multiple of a vector, and what the packed blocks have room for
 # `make bench-attention`: float32 with fewer scores a head is as fast in PyTorch's kernel, or faster.
 LEAST_SCORES = 4096
+is_exporting = torch.compiler.is_exporting
 # struct AttentionCall: q, k, v, mask, y, sums, g, dq, dk, dv; batch, heads, groups, queries, keys, head_dim; strides of
 # q, k, v, mask, y, g, dq, dk and dv; causal, window, threads
 pack = struct.Struct("10P6q27q2qq").pack
@@ -37,9 +38,9 @@ def attention(
     """
     shape = query.shape
     query, key, value, mask = four_dims(query, key, value, mask)
-    query, key, value = _rows(query), _rows(key), _rows(value)
-    if mask is not None:
-        mask = _rows(mask).expand(*query.shape[:-1], key.shape[-2])
+    if is_compiling():  # a graph holds it as one op
+        return _op(query, key, value, mask, causal, window)[0].reshape(shape)
+    query, key, value, mask = _prepared(query, key, value, mask)
     if torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad):
         y: Tensor = _Attention.apply(query, key, value, mask, causal, window)
     else:
@@ -50,9 +51,12 @@ def attention(
 def suits(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool = False, dropout: float = 0.0
 ) -> bool:
-    """Whether this is the processor it was measured on, and the tensors are ordinary ones that it has code for."""
+    """Whether this is the processor it was measured on, and the tensors are ordinary ones that it has code for.
+
+    Code that is compiled holds it as one op. What is exported does not: it must run without this package.
+    """
     return (
-        computes_now()  # first: while compiling, a size that is compared is one that is compiled for
+        (computes_now() or (is_compiling() and not is_exporting()))
         and not REASON
         and not dropout
         and fits(query, key, value, mask)
@@ -63,20 +67,25 @@ def suits(
 def fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool:
     """Whether there is code for such tensors."""
     return (
-        all(type(x) in ORDINARY and x.is_cpu and not x.is_neg() for x in (query, key, value))
+        all(type(x) in ORDINARY and x.is_cpu for x in (query, key, value))
+        # What lies in memory may have to be negated; an op that a graph holds is given it negated.
+        and (is_compiling() or not any(x.is_neg() for x in (query, key, value)))
         and (mask is None or (type(mask) in ORDINARY and mask.is_cpu))
         and query.shape[-1] == value.shape[-1]
         and query.shape[-1] % WIDTH == 0
         and query.shape[-1] <= MOST_DIM
         and 0 not in query.shape
         and 0 not in key.shape
-        and query.dtype in _functions()
+        and query.dtype in DTYPES
+        and _is_there()
     )
 
 
 def _is_much(query: Tensor, key: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu"):  # PyTorch's rounds to its dtype
         return False
+    if is_compiling():  # a size that is compared is one that is compiled for, except 1, which always is
+        return query.shape[-2] != 1
     return query.shape[-2] * key.shape[-2] >= LEAST_SCORES
 
 
@@ -93,6 +102,11 @@ def reason(vendor: str, family: int, *, avx512: bool) -> str:
 
 
 REASON = reason(*processor(), avx512=torch.cpu._is_avx512_supported())
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
+def _is_there() -> bool:
+    return not native.why_not()
 
 
 @functools.cache
@@ -130,6 +144,15 @@ def _call(which: int, given: list[Tensor | None], causal: bool, window: int | No
         raise MemoryError
 
 
+def _prepared(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+    """As the C++ code takes them: each row's numbers beside each other, and a mask of all dims."""
+    if mask is not None:
+        mask = _rows(mask).expand(*query.shape[:-1], key.shape[-2])
+    return _rows(query), _rows(key), _rows(value), mask
+
+
 def _forward(
     query: Tensor,
     key: Tensor,
@@ -162,13 +185,27 @@ class _Attention(torch.autograd.Function):
         if not (computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
             return *_gradients(grad, query, key, value, mask, ctx.causal, ctx.window), None, None, None
         for_query, for_key, for_value = ctx.needs_input_grad[:3]
-        query, key, value, y, grad = map(_rows, (query, key, value, y, grad))  # hooks may have moved what was saved
-        mask = None if mask is None else _rows(mask)
         grad_query = _like(query) if for_query else None
         grad_key, grad_value = (_like(key), _like(value)) if for_key or for_value else (None, None)
-        given = [query, key, value, mask, y, sums.contiguous(), grad, grad_query, grad_key, grad_value]
-        _call(1, given, ctx.causal, ctx.window)
+        _backward(grad, query, key, value, mask, y, sums, (grad_query, grad_key, grad_value), ctx.causal, ctx.window)
         return grad_query, grad_key if for_key else None, grad_value if for_value else None, None, None, None
+
+
+def _backward(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    y: Tensor,
+    sums: Tensor,
+    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
+    causal: bool,
+    window: int | None,
+) -> None:
+    query, key, value, y, grad = map(_rows, (query, key, value, y, grad))  # hooks may have moved what was saved
+    mask = None if mask is None else _rows(mask)
+    _call(1, [query, key, value, mask, y, sums.contiguous(), grad, *grads], causal, window)
 
 
 def _gradients(
@@ -195,3 +232,65 @@ def _gradients(
     slopes = (weights * (slopes - (weights * slopes).sum(-1, keepdim=True)) * scale).to(query.dtype)
     rounded = weights.to(query.dtype)
     return (slopes @ key).reshape(query.shape), slopes.mT @ folded, rounded.mT @ through
+
+
+@torch.library.custom_op("prenorm::attention", mutates_args=())
+def _op(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, window: int | None
+) -> tuple[Tensor, Tensor]:
+    """Also what its backward pass needs: of each query the largest score, and the sum of the others beside it."""
+    query, key, value, mask = _prepared(query, key, value, mask)
+    sums = query.new_empty((*query.shape[:-1], 2), dtype=torch.float32)
+    return _forward(query, key, value, mask, sums, causal, window), sums
+
+
+@_op.register_fake
+def _(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, window: int | None
+) -> tuple[Tensor, Tensor]:
+    return _like(query), query.new_empty((*query.shape[:-1], 2), dtype=torch.float32)
+
+
+@torch.library.custom_op("prenorm::attention_gradients", mutates_args=())
+def _op_gradients(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    y: Tensor,
+    sums: Tensor,
+    causal: bool,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    grads = _like(query), _like(key), _like(value)
+    query, key, value, mask = _prepared(query, key, value, mask)
+    _backward(grad, query, key, value, mask, y, sums, grads, causal, window)
+    return grads
+
+
+@_op_gradients.register_fake
+def _(
+    grad: Tensor,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    y: Tensor,
+    sums: Tensor,
+    causal: bool,
+    window: int | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _like(query), _like(key), _like(value)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:4], *output)
+    ctx.causal, ctx.window = inputs[4:]
+
+
+def _gradients_of_op(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+    return *_op_gradients(grad, *ctx.saved_tensors, ctx.causal, ctx.window), None, None, None
+
+
+_op.register_autograd(_gradients_of_op, setup_context=_keep)
