@@ -67,7 +67,7 @@ def test_an_unknown_backend_is_refused_by_name():
 def test_the_table_gives_a_reason_for_every_kernel():
     rows = explain()
     ops = {"scaled_dot_product_attention", "linear", "dropout", "rms_norm", "layer_norm", "decode_step"}
-    ops |= {"add_product", "losses", "quantized_linear", "rotate", "silu_gate"}
+    ops |= {"add_product", "largest", "losses", "quantized_linear", "rotate", "silu_gate"}
     assert {row.op for row in rows} == ops
     assert {torch.float64, torch.float32, torch.bfloat16} <= {row.dtype for row in rows}
     for row in rows:

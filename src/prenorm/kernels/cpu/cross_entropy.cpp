@@ -8,49 +8,13 @@
 #include <cmath>
 
 #include "exponential.h"
+#include "largest.h"
 
 namespace {
 
 constexpr int64_t CHUNK = 64 * STEP;  // numbers that are summed in float32 before the sum goes on in double
 
-inline Pair larger(Pair a, Pair b) {
-    return {a.first > b.first ? a.first : b.first, a.second > b.second ? a.second : b.second};
-}
-
 inline Pair exponential(Pair x) { return {exponential(x.first), exponential(x.second)}; }
-
-// The last numbers of a row, and -infinity after them, which is no number's maximum and has no exponential.
-template <typename T>
-inline Pair load_rest(const T *from, int64_t count) {
-    T padded[STEP];
-    for (int64_t i = 0; i < STEP; ++i) put(padded + i, -INFINITY);
-    memcpy(padded, from, count * sizeof(T));
-    return load(padded);
-}
-
-// run(place, how many) for every step, of which the last may be short.
-template <typename Run>
-inline void by_steps(int64_t start, int64_t stop, Run run) {
-    int64_t i = start;
-    for (; i + STEP <= stop; i += STEP) run(i, std::integral_constant<int64_t, STEP>());
-    if (i < stop) run(i, stop - i);
-}
-
-template <typename T>
-inline Pair read(const T *from, int64_t count) {
-    return count == STEP ? load(from) : load_rest(from, count);
-}
-
-// NaN is passed over, and spoils the sum instead.
-template <typename T>
-inline float largest(const T *x, int64_t width) {
-    Pair most = Pair{} + -INFINITY;
-    by_steps(0, width, [&](int64_t i, auto count) { most = larger(read(x + i, count), most); });
-    float all[STEP], one = -INFINITY;
-    store<false>(all, most);
-    for (const float v : all) one = v > one ? v : one;
-    return one;
-}
 
 template <typename T>
 inline double sum_of_exponentials(const T *x, int64_t width, float max) {

@@ -127,8 +127,8 @@ struct Input<ROWS, T, T> {
     Input(const T *from, int64_t in, const Rows &) : x(from), in(in) {}
     template <typename Run>
     void multiply(const Matrix &w, Span columns, Run run) const {
-        multiply_rows<ROWS>(x, in, (const T *)w.numbers + columns.start * in, in, in, columns.stop - columns.start,
-                            [=](int r, int64_t c, float sum) { run(r, columns.start + c, &sum, 1); });
+        multiply_weight<ROWS>(x, (const T *)w.numbers + columns.start * in, in, columns.stop - columns.start,
+                              [=](int r, int64_t c, float sum) { run(r, columns.start + c, &sum, 1); });
     }
 };
 

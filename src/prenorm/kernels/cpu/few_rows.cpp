@@ -13,7 +13,7 @@ template <typename T>
 void few_rows(const T *x, const T *w, const T *bias, T *y, int64_t rows, int64_t in, int64_t out, int64_t threads) {
     in_parts(out, in, threads, [=](int64_t, int64_t start, int64_t stop) {
         with_rows(rows, [=](auto n) {
-            multiply_rows<n.value>(x, in, w + start * in, in, in, stop - start, [=](int r, int64_t c, float sum) {
+            multiply_weight<n.value>(x, w + start * in, in, stop - start, [=](int r, int64_t c, float sum) {
                 put(y + r * out + start + c, bias ? sum + value(bias[start + c]) : sum);
             });
         });

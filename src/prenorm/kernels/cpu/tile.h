@@ -163,6 +163,25 @@ inline void multiply_rows(const T *x, int64_t x_stride, const T *w, int64_t w_st
     }
 }
 
+// The same for a weight, whose rows of `width` numbers come from memory. For one row of x they are taken one after the
+// other, as they lie, which is what a processor fetches ahead best, and their sums are added up sixteen at a time.
+template <int ROWS, typename T, typename Run>
+inline void multiply_weight(const T *x, const T *w, int64_t width, int64_t count, Run run) {
+    if constexpr (ROWS == 1) {
+        for (int64_t c = 0; c < count; c += 16) {
+            const int64_t columns = count - c < 16 ? count - c : 16;
+            Floats sums[16] = {};
+            for (int64_t i = 0; i < columns; ++i)
+                multiply_together<1, 1>(x, 0, w + (c + i) * width, width, width, sums + i);
+            float products[16];
+            add_up_16(sums, products);
+            for (int64_t i = 0; i < columns; ++i) run(0, c + i, products[i]);
+        }
+    } else {
+        multiply_rows<ROWS>(x, width, w, width, width, count, run);
+    }
+}
+
 // run(1) .. run(8), as a constant that code is made for; nothing for other numbers.
 template <typename Run>
 inline void with_rows(int64_t rows, Run run) {

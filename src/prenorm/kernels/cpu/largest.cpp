@@ -1,0 +1,56 @@
+// Where the largest number of each row is, the first of equal ones: the greedy choice among logits.
+//
+// A row that holds NaN, or whose largest number is not finite, gives -1. Built by native.py.
+
+#include "largest.h"
+
+namespace {
+
+constexpr int64_t CHUNK = 32 * STEP;
+
+template <typename T>
+inline bool holds_nan(const T *x, int64_t width) {
+    Words found = {};
+    by_steps(0, width, [&](int64_t i, auto count) {
+        const Pair here = read(x + i, count);
+        found |= (Words)(here.first != here.first) | (Words)(here.second != here.second);
+    });
+    const Words none = {};
+    return memcmp(&found, &none, sizeof none) != 0;
+}
+
+template <typename T>
+inline int64_t place_of_largest(const T *x, int64_t width) {
+    float most = -INFINITY;
+    int64_t at = -1;
+    for (int64_t start = 0; start < width; start += CHUNK) {
+        const int64_t count = start + CHUNK < width ? CHUNK : width - start;
+        if (holds_nan(x + start, count)) return -1;
+        const float here = largest(x + start, count);
+        if (here > most) most = here, at = start;
+    }
+    if (at < 0 || most == INFINITY) return -1;
+    while (value(x[at]) != most) ++at;
+    return at;
+}
+
+}  // namespace
+
+// What Python calls.
+
+struct LargestCall {
+    const void *x;
+    int64_t *places;
+    int64_t rows, width, threads;
+};
+
+#define FOR_DTYPE(T, NAME)                                                                                           \
+    extern "C" void largest_##NAME(const LargestCall *call) {                                                        \
+        in_parts(call->rows, call->width, call->threads, [=](int64_t, int64_t start, int64_t stop) {                 \
+            for (int64_t row = start; row < stop; ++row)                                                             \
+                call->places[row] = place_of_largest((const T *)call->x + row * call->width, call->width);           \
+        });                                                                                                          \
+    }
+
+FOR_DTYPE(float, float32)
+FOR_DTYPE(BFloat16, bfloat16)

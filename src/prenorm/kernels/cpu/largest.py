@@ -1,0 +1,41 @@
+"""The greedy choice among logits, in C++ (largest.cpp): one pass over them.
+
+PyTorch's argmax is not vectorised on a CPU, which a small model's step feels: 32,000 logits take a tenth of it.
+"""
+
+import functools
+import struct
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from ..plain import is_plain
+from . import native
+
+DTYPES = {torch.float32: "largest_float32", torch.bfloat16: "largest_bfloat16"}
+# struct LargestCall: x, places, rows, width, threads
+pack = struct.Struct("2P3q").pack
+
+
+def largest(x: Tensor) -> Tensor:
+    """Where the largest number of each row of x (..., width) is, the first of equal ones: (...), int64.
+
+    -1 for a row that holds NaN, or whose largest number is not finite.
+    """
+    x = x.contiguous()
+    places = torch.empty(x.shape[:-1], dtype=torch.int64)
+    call = pack(x.data_ptr(), places.data_ptr(), places.numel(), x.shape[-1], torch.get_num_threads())
+    _functions()[x.dtype](call)
+    return places
+
+
+def suits(x: Tensor) -> bool:
+    """Whether these are ordinary numbers of a CPU, and the code can be built here."""
+    return is_plain(x) and x.numel() > 0 and not x.is_neg() and x.dtype in _functions()
+
+
+@functools.cache
+def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
+    """By dtype. Nothing where there is no library."""
+    return native.functions(DTYPES)
