@@ -1,4 +1,5 @@
-"""The products and the attention of decoding by themselves, ours and PyTorch's, on a CPU: `make bench-decode`.
+"""The pieces of decoding by themselves on a CPU: products, attention and the greedy choice, ours and PyTorch's, and short
+prompts, in one call and layer by layer: `make bench-decode`.
 
 All run in turn (A B A B ...), some milliseconds at a time, over as many weights or caches as no cache of the processor
 holds; the table has medians of what ours reads, in GB/s, and how many times as long the other takes, with its lowest
@@ -8,6 +9,7 @@ and highest round: above 1 ours is faster.
 import statistics
 import time
 from collections.abc import Callable
+from unittest.mock import patch
 
 import torch
 from machine import describe, refuse_while_busy
@@ -16,13 +18,18 @@ from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
+from prenorm import ModelConfig, TransformerLM
 from prenorm.kernels.cpu.few_rows import few_rows
+from prenorm.kernels.cpu.largest import largest
 from prenorm.kernels.cpu.one_query import one_query
+from prenorm.models.steps import Steps
 
 WEIGHTS = ((768, 768), (768, 2048), (2048, 768), (2048, 5632), (5632, 2048))  # in, out
 ROWS = (1, 2, 3, 4, 8)
 CACHES = ((12, 12, 64), (32, 4, 64))  # heads, heads of keys and values, head_dim
 BATCHES, KEYS = (1, 8), (64, 192, 1024)
+VOCAB = 32_000
+PROMPTS = (8, 16, 24, 32)  # tokens
 DTYPES = (torch.float32, torch.bfloat16)
 BYTES = 150_000_000  # of weights or caches, one after the other
 ROUNDS = 9
@@ -47,6 +54,17 @@ def main() -> None:
                     for keys in KEYS:
                         shape = f"{batch} x {heads} ({groups}) x {keys}"
                         table.add_row(shape, name(dtype), *attention(batch, heads, groups, keys, head_dim, dtype))
+        console.print(table)
+        table = Table("rows x logits", "dtype", "GB/s", "PyTorch takes", "lowest..highest")
+        for dtype in DTYPES:
+            for rows in BATCHES:
+                table.add_row(f"{rows} x {VOCAB}", name(dtype), *choice(rows, dtype))
+        console.print(table)
+        table = Table("tokens of a prompt, 110M", "dtype", "tokens/s", "layer by layer", "lowest..highest")
+        for dtype in DTYPES:
+            model = TransformerLM(ModelConfig(VOCAB, 768, 12, 12, d_ff=2048, max_seq_len=64), dtype=dtype).eval()
+            for tokens in PROMPTS:
+                table.add_row(str(tokens), name(dtype), *prompt(model, tokens))
         console.print(table)
     console.print(describe())
 
@@ -78,8 +96,34 @@ def attention(batch: int, heads: int, groups: int, keys: int, head_dim: int, dty
     return compared(runs, caches[0].nbytes)
 
 
+def choice(rows: int, dtype: torch.dtype) -> list[str]:
+    """One line of the third table."""
+    logits = [torch.randn(rows, VOCAB).to(dtype) for _ in range(64)]
+    runs = [lambda x=x: largest(x) for x in logits], [lambda x=x: x.argmax(-1) for x in logits]
+    return compared(runs, logits[0].nbytes)
+
+
+def prompt(model: TransformerLM, tokens: int) -> list[str]:
+    """One line of the last table: a prompt eight tokens at a time, without the limit that the rule has."""
+    token_ids, cache, steps = torch.randint(VOCAB, (1, tokens)), model.make_cache(1, 64), Steps(model)
+
+    def run(logits: Callable[..., Tensor]) -> Tensor:
+        cache.reset()
+        return logits(token_ids, segment_ids=None, cache=cache)
+
+    with patch("prenorm.models.steps.MOST_TOKENS", 64), patch("prenorm.kernels.cpu.decode_step.MOST_TOKENS", 64):
+        rate, ratio, spread = in_turn(([lambda: run(steps)], [lambda: run(model._next_logits)]), tokens)
+    return [f"{rate:.0f}", ratio, spread]
+
+
 def compared(runs: tuple[list[Callable[[], Tensor]], list[Callable[[], Tensor]]], read: int) -> list[str]:
-    """Bytes a second of the first, how many times as long the second takes, and from where to where."""
+    """Gigabytes a second of the first, how many times as long the second takes, and from where to where."""
+    rate, ratio, spread = in_turn(runs, read)
+    return [f"{rate / 1e9:.1f}", ratio, spread]
+
+
+def in_turn(runs: tuple[list[Callable[[], Tensor]], list[Callable[[], Tensor]]], count: int) -> tuple[float, str, str]:
+    """How many of what `count` counts in a run the first does a second, and how the second's time compares."""
     taken: list[list[float]] = [[], []]
     for _ in range(ROUNDS + 1):
         for mine, seconds in zip(runs, taken, strict=True):
@@ -90,7 +134,7 @@ def compared(runs: tuple[list[Callable[[], Tensor]], list[Callable[[], Tensor]]]
     ours, theirs = (seconds[1:] for seconds in taken)
     ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
     spread = f"{min(ratios):.2f}..{max(ratios):.2f}"
-    return [f"{read / statistics.median(ours) / 1e9:.1f}", f"{statistics.median(ratios):.2f}", spread]
+    return count / statistics.median(ours), f"{statistics.median(ratios):.2f}", spread
 
 
 if __name__ == "__main__":

@@ -54,10 +54,10 @@ class Beside:
                 made._next_logits(token_ids, segment_ids=segment_ids, cache=one)
         self.seed = 0
 
-    def step(self) -> tuple[Tensor, Tensor, bool]:
+    def step(self, seq: int = 1) -> tuple[Tensor, Tensor, bool]:
         """What each gives, and whether the kernel ran."""
         self.seed += 1
-        token_ids, ran = integers(self.rows, 1, limit=VOCAB, seed=self.seed), []
+        token_ids, ran = integers(self.rows, seq, limit=VOCAB, seed=self.seed), []
         original = kernel.decode_step
         with pytest.MonkeyPatch.context() as patch, torch.inference_mode():
             patch.setattr(
@@ -98,6 +98,41 @@ def test_it_gives_what_the_model_gives(kind, dtype, rows):
         alike(one.values[:, :, :-1], other.values[:, :, :-1])
 
 
+@pytest.mark.parametrize("rows", [1, 2, 3, 5])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", KINDS)
+def test_it_takes_several_tokens_of_a_row_too(kind, dtype, rows):
+    made = model(dtype, **KINDS[kind])
+    for held in (0, 5):  # from the start, and after a prompt
+        both = Beside(made, rows)
+        if not held:
+            both.caches = [made.make_cache(rows, MAX) for _ in range(2)]
+        ring = both.caches[0][0].slots < MAX
+        for seq in (3, 12 // rows, 1, 2, 24 // rows):
+            ours, theirs, ran = both.step(seq)
+            held += seq
+            assert ran == (seq == 1 or not ring or held <= made.config.window)
+            alike(ours, theirs)
+        assert torch.equal(both.caches[0].lengths, both.caches[1].lengths)
+        for one, other in zip(*both.caches, strict=True):
+            stored = slice(None) if rows == 3 or ring else slice(held)  # a slot of padding may hold anything
+            alike(one.keys[:, :, :-1][:, :, stored], other.keys[:, :, :-1][:, :, stored])
+            alike(one.values[:, :, :-1][:, :, stored], other.values[:, :, :-1][:, :, stored])
+
+
+def test_tokens_give_the_same_bits_together_and_one_by_one():
+    made, token_ids = model(num_kv_heads=2), integers(2, 12, limit=VOCAB)
+    found = []
+    for pieces in ([12], [1] * 12, [5, 1, 6], [7, 5]):
+        taken, cache = Steps(made), made.make_cache(2, MAX)
+        with torch.inference_mode():
+            logits = [taken(piece, segment_ids=None, cache=cache) for piece in token_ids.split(pieces, 1)]
+        found.append((logits[-1], *(layer.keys[:, :, :12] for layer in cache)))
+    for other in found[1:]:
+        for one, same in zip(found[0], other, strict=True):
+            assert torch.equal(one, same)
+
+
 def test_the_path_may_change_from_step_to_step():
     made = model()
     whole = made(token_ids := integers(2, 20, limit=VOCAB))
@@ -117,7 +152,7 @@ def test_bits_do_not_hang_on_threads(threads):
         try:
             torch.set_num_threads(count)
             both = Beside(model(num_kv_heads=2), 3)
-            found.append([both.step()[0] for _ in range(4)])
+            found.append([both.step(seq)[0] for seq in (1, 7, 1, 4)])
         finally:
             torch.set_num_threads(before)
     assert all(torch.equal(one, other) for one, other in zip(*found, strict=True))
@@ -355,6 +390,8 @@ def test_calls_that_it_has_no_code_for():
     assert not ran
     assert torch.equal(ours, theirs)
     assert not Beside(model(), 9).step()[2]
+    assert not Beside(model(), 1).step(25)[2]
+    assert not Beside(model(), 5).step(5)[2]
     with torch.autocast("cpu"):
         assert not Beside(model()).step()[2]
     with use_backend("reference"):
@@ -380,6 +417,8 @@ def test_a_token_outside_the_vocabulary_is_refused_and_loses_nothing(token):
     both = Beside(model(), 2)
     with pytest.raises(RangeError, match="token ids"), torch.inference_mode():
         both.steps(torch.tensor([[1], [token]]), segment_ids=None, cache=both.caches[0])
+    with pytest.raises(RangeError, match="token ids"), torch.inference_mode():
+        both.steps(torch.tensor([[1, 2], [token, 3]]), segment_ids=None, cache=both.caches[0])
     ours, theirs, ran = both.step()
     assert ran
     alike(ours, theirs)
@@ -399,9 +438,12 @@ def test_without_memory_the_cache_stays_what_it_was(monkeypatch):
 
 def test_generation_takes_it(monkeypatch):
     called = []
-    original = steps.Steps._one_token
-    monkeypatch.setattr(steps.Steps, "_one_token", lambda *given: called.append(original(*given)) or called[-1])
+    original = steps.Steps._few_tokens
+    monkeypatch.setattr(steps.Steps, "_few_tokens", lambda *given: called.append(original(*given)) or called[-1])
     made = model()
+    made.generate([[1, 2, 3], [4, 5, 6]], max_new_tokens=6, temperature=0)
+    assert len(called) == 6
+    called.clear()
     replies = made.generate([[1, 2, 3], [4]], max_new_tokens=6, temperature=0)
     assert len(called) == 5
     assert all(logits is not None for logits in called)

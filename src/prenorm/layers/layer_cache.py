@@ -158,12 +158,12 @@ class LayerCache:
             return self.slots == self.window == window
         return window is None or window >= self.max_seq_len
 
-    def add_one(self) -> None:
-        """Count a token more in each row, for who stores its key and value at slot `place % slots`."""
+    def add(self, seq: int) -> None:
+        """Count `seq` tokens more in each row, for who stores their keys and values at slots `place % slots`."""
         self._unfinished = True
-        self.longest += 1
+        self.longest += seq
         if self.ragged:
-            self._lengths += 1
+            self._lengths += seq
 
     def longest_after(self, seq: int, real: Tensor | None, *, exact: bool = False) -> int:
         """How many tokens the longest row holds after `seq` further ones.

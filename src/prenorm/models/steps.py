@@ -1,4 +1,4 @@
-"""The logits of the next token: through the model, or where one token a row is fed, in one call of a kernel."""
+"""The logits of the next token: through the model, or where few tokens are fed, in one call of a kernel."""
 
 import operator
 from typing import TYPE_CHECKING, Any, cast
@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
 from ..blocks.transformer import TransformerBlock
-from ..kernels.cpu.decode_step import DTYPES, Layer, Matrix, Model, Sizes
+from ..kernels.cpu.decode_step import DTYPES, MOST_TOKENS, Layer, Matrix, Model, Sizes
 from ..kernels.cpu.few_rows import MOST_ROWS
 from ..kernels.cpu.one_query import WIDTH
 from ..layers.attention import SelfAttention
@@ -81,17 +81,19 @@ class Steps:
     ) -> Float[Tensor, "batch vocab"]:
         """The logits that follow each row's last real token."""
         logits = None
-        if self.sizes is not None and segment_ids is None and token_ids.shape[1] == 1:
-            logits = self._one_token(token_ids, cache)
+        if self.sizes is not None and segment_ids is None and 0 < token_ids.numel() <= MOST_TOKENS:
+            logits = self._few_tokens(token_ids, cache)
         return self.model._next_logits(token_ids, segment_ids=segment_ids, cache=cache) if logits is None else logits
 
-    def _one_token(self, token_ids: Tensor, cache: KVCache) -> Tensor | None:
+    def _few_tokens(self, token_ids: Tensor, cache: KVCache) -> Tensor | None:
         """The logits, or None where this model, cache or machine is not the kernel's."""
         if self.settled is not cache and not self._look(token_ids, cache):
             return None
-        if not cache[0].has_room or cache[0].longest >= self.most:
-            return None  # the model says what is wrong
-        given = (self.model.embedding.weight, self.known, token_ids[:, 0], cache.lengths)
+        seq, first = token_ids.shape[1], cache[0]
+        # Where there is no room, the model says what is wrong; and it knows what several tokens see of a ring.
+        if first.longest + seq > min(self.most, first.max_seq_len if seq == 1 else first.slots):
+            return None
+        given = (self.model.embedding.weight, self.known, token_ids.contiguous(), cache.lengths)
         kernel = backends.choose("decode_step", *given)
         if kernel is None:
             return None
@@ -101,7 +103,7 @@ class Steps:
             except IndexError:  # a token outside the vocabulary: the model says which
                 return None
             for layer in cache:
-                layer.add_one()
+                layer.add(seq)
         return logits
 
     def _look(self, token_ids: Tensor, cache: KVCache) -> bool:

@@ -1,4 +1,4 @@
-// One step of decoding: a token for each of 1 to 8 rows through all blocks of a model, and its logits.
+// One step of decoding: the next tokens of 1 to 8 rows through all blocks of a model, and the logits of the last ones.
 //
 //   x = x + attention(norm1(x)), then x = x + down(silu(gate(norm2(x))) * up(norm2(x))) in each block; head(norm(x))
 //
@@ -6,6 +6,9 @@
 // parameter is; keys and values are stored in the cache. Results are rounded to the model's dtype wherever the blocks'
 // own modules round theirs; in between all is float32. What a row gives depends neither on what is in the other
 // rows nor on how many threads there are. A file for each dtype includes this, so that two compilers share the work.
+//
+// Several tokens of a row, as a short prompt has them, go through the blocks eight at a time, as eight rows do: those of
+// a row one after the other, each with the keys of those before it.
 
 #pragma once
 
@@ -34,14 +37,14 @@ struct Layer {
 
 struct DecodeStepCall {
     const void *layers;
-    const int64_t *tokens;          // (rows)
+    const int64_t *tokens;          // (rows, seq)
     const int64_t *places;          // (rows): how many tokens each row of the cache holds
     const void *embedding;          // (vocab, d_model)
     const void *final_norm;         // (d_model)
     Matrix head;                    // (vocab, d_model)
     const float *cos, *sin;         // (max_seq_len, head_dim / 2)
     void *logits;                   // (rows, vocab)
-    int64_t num_layers, rows, d_model, d_ff, vocab, heads, groups, head_dim, slots, interleaved;
+    int64_t num_layers, rows, seq, d_model, d_ff, vocab, heads, groups, head_dim, slots, interleaved;
     int64_t bits, head_bits;        // of the whole numbers of all layers and of the head: 8 or 4; 0 for none
     int64_t threads;
     double eps;
@@ -152,6 +155,7 @@ struct Scratch {
     T *normed;                             // of one thread
     Rows whole;
     float *scores;
+    int64_t first;  // which token the first row is
 };
 
 template <int ROWS, typename T>
@@ -160,29 +164,48 @@ inline void normalise_rows(const T *x, const T *weight, T *y, const DecodeStepCa
         normalise(x + r * call.d_model, weight, y + r * call.d_model, call.d_model, call.eps);
 }
 
-// Queries and keys of one group of heads in one row: normalised, rotated, stored; then attention.
+// One of the tokens that go through the blocks together; all are counted through the rows, then through time.
+struct Token {
+    int64_t row, place;
+};
+
+inline Token token_at(const DecodeStepCall &call, int64_t count) {
+    const int64_t row = count % call.rows;
+    return {row, call.places[row] + count / call.rows};
+}
+
+// Queries and keys of one group of heads of token `i`: normalised, rotated; keys and values stored.
 template <typename T>
-__attribute__((noinline)) void attend_group(const Layer<T> &layer, const DecodeStepCall &call, const Scratch<T> &at,
-                                            int64_t row, int64_t group) {
-    const int64_t dim = call.head_dim, queries = call.heads / call.groups, place = call.places[row];
-    const int64_t head = (row * call.groups + group) * queries, cached = (row * call.groups + group) * (call.slots + 1);
-    const float *cos = call.cos + place * dim / 2, *sin = call.sin + place * dim / 2;
-    T *q = at.q + head * dim, *k = at.k + (row * call.groups + group) * dim;
-    const T *v = at.v + (row * call.groups + group) * dim;
-    for (int64_t i = 0; i < queries; ++i) {
-        if (layer.q_norm) normalise(q + i * dim, layer.q_norm, q + i * dim, dim, call.eps);
-        rotate(q + i * dim, cos, sin, dim / 2, call.interleaved);
+__attribute__((noinline)) void store_group(const Layer<T> &layer, const DecodeStepCall &call, const Scratch<T> &at,
+                                           int64_t i, int64_t group) {
+    const int64_t dim = call.head_dim, queries = call.heads / call.groups;
+    const Token token = token_at(call, at.first + i);
+    const float *cos = call.cos + token.place * dim / 2, *sin = call.sin + token.place * dim / 2;
+    T *q = at.q + (i * call.groups + group) * queries * dim, *k = at.k + (i * call.groups + group) * dim;
+    const T *v = at.v + (i * call.groups + group) * dim;
+    for (int64_t j = 0; j < queries; ++j) {
+        if (layer.q_norm) normalise(q + j * dim, layer.q_norm, q + j * dim, dim, call.eps);
+        rotate(q + j * dim, cos, sin, dim / 2, call.interleaved);
     }
     if (layer.k_norm) normalise(k, layer.k_norm, k, dim, call.eps);
     rotate(k, cos, sin, dim / 2, call.interleaved);
-    T *keys = layer.keys + cached * dim, *values = layer.values + cached * dim;
-    memcpy(keys + place % call.slots * dim, k, dim * sizeof(T));
-    memcpy(values + place % call.slots * dim, v, dim * sizeof(T));
-    const int64_t held = place < call.slots ? place + 1 : call.slots;
-    for (int64_t i = 0; i < queries; i += MOST_ROWS)
-        with_rows(queries - i < MOST_ROWS ? queries - i : MOST_ROWS, [&](auto n) {
-            attend<n.value>(q + i * dim, keys, dim, values, dim, nullptr, at.attended + (head + i) * dim, held, dim,
-                            at.scores);
+    const int64_t slot = (token.row * call.groups + group) * (call.slots + 1) + token.place % call.slots;
+    memcpy(layer.keys + slot * dim, k, dim * sizeof(T));
+    memcpy(layer.values + slot * dim, v, dim * sizeof(T));
+}
+
+template <typename T>
+__attribute__((noinline)) void attend_group(const Layer<T> &layer, const DecodeStepCall &call, const Scratch<T> &at,
+                                            int64_t i, int64_t group) {
+    const int64_t dim = call.head_dim, queries = call.heads / call.groups;
+    const Token token = token_at(call, at.first + i);
+    const int64_t head = (i * call.groups + group) * queries;
+    const int64_t cached = (token.row * call.groups + group) * (call.slots + 1) * dim;
+    const int64_t held = token.place < call.slots ? token.place + 1 : call.slots;
+    for (int64_t j = 0; j < queries; j += MOST_ROWS)
+        with_rows(queries - j < MOST_ROWS ? queries - j : MOST_ROWS, [&](auto n) {
+            attend<n.value>(at.q + (head + j) * dim, layer.keys + cached, dim, layer.values + cached, dim, nullptr,
+                            at.attended + (head + j) * dim, held, dim, at.scores);
         });
 }
 
@@ -200,8 +223,12 @@ inline void block(const Layer<T> &layer, const DecodeStepCall &call, const Scrat
     project<ROWS, WRITE>(to_attend, layer.k, layer.k_bias, kv, at.k, kv_width);
     project<ROWS, WRITE>(to_attend, layer.v, layer.v_bias, kv, at.v, kv_width);
 #pragma omp barrier
-    for (int64_t i = groups * part / parts; i < groups * (part + 1) / parts; ++i)
-        attend_group(layer, call, at, i / call.groups, i % call.groups);
+    const int64_t first = groups * part / parts, stop = groups * (part + 1) / parts;
+    for (int64_t i = first; i < stop; ++i) store_group(layer, call, at, i / call.groups, i % call.groups);
+    if (call.seq > 1) {  // a token attends to those of its row that another thread stored
+#pragma omp barrier
+    }
+    for (int64_t i = first; i < stop; ++i) attend_group(layer, call, at, i / call.groups, i % call.groups);
 #pragma omp barrier
     project<ROWS, ADD>(In(at.attended, width, at.whole), layer.o, layer.o_bias, model, at.x, d_model);
 #pragma omp barrier
@@ -224,44 +251,54 @@ inline void with_kind(int64_t bits, Run run) {
 template <typename T>
 int decode_step(const DecodeStepCall &call) {
     const int64_t width = call.heads * call.head_dim, kv_width = call.groups * call.head_dim;
-    for (int64_t row = 0; row < call.rows; ++row)
-        if (call.tokens[row] < 0 || call.tokens[row] >= call.vocab) return 2;
-    const Room<T> x(call.rows * call.d_model), q(call.rows * width), k(call.rows * kv_width), v(call.rows * kv_width);
-    const Room<T> attended(call.rows * width), hidden(call.rows * call.d_ff);
-    const Room<T> normed(call.threads * call.rows * call.d_model);
+    const int64_t tokens = call.rows * call.seq, most = tokens < MOST_ROWS ? tokens : MOST_ROWS;
+    for (int64_t i = 0; i < tokens; ++i)
+        if (call.tokens[i] < 0 || call.tokens[i] >= call.vocab) return 2;
+    const Room<T> x(most * call.d_model), q(most * width), k(most * kv_width), v(most * kv_width);
+    const Room<T> attended(most * width), hidden(most * call.d_ff);
+    const Room<T> normed(call.threads * most * call.d_model);
     const int64_t scores_room = MOST_ROWS * call.slots + LANES;
     const Room<float> scores(call.threads * scores_room);
     const int64_t widest = std::max({call.d_model, call.d_ff, width});
-    const int64_t groups = call.bits || call.head_bits ? call.rows * groups_of(widest) : 0;  // for each thread
+    const int64_t groups = call.bits || call.head_bits ? most * groups_of(widest) : 0;  // for each thread
     const Room<int8_t> numbers(call.threads * groups * GROUP);
     const Room<float> scales(call.threads * groups);
     const Room<int32_t> sums(call.threads * groups);
     const bool room = x.start && q.start && k.start && v.start && attended.start && hidden.start && normed.start;
     if (!room || !scores.start || !numbers.start || !scales.start || !sums.start) return 1;
-    for (int64_t row = 0; row < call.rows; ++row)
-        memcpy(x.start + row * call.d_model, (const T *)call.embedding + call.tokens[row] * call.d_model,
-               call.d_model * sizeof(T));
-    with_rows(call.rows, [&](auto rows) {
 #pragma omp parallel num_threads(call.threads)
-        {
-            const int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();
-            T *const mine = normed.start + part * call.rows * call.d_model;
-            const Rows whole = {numbers.start + part * groups * GROUP, scales.start + part * groups,
-                                sums.start + part * groups, 0, 0};
-            const Scratch<T> at = {x.start,        q.start,      k.start, v.start,
-                                   attended.start, hidden.start, mine,    whole, scores.start + part * scores_room};
-            with_kind<T>(call.bits, [&](auto kind) {
-                for (int64_t i = 0; i < call.num_layers; ++i)
-                    block<rows.value, decltype(kind)>(((const Layer<T> *)call.layers)[i], call, at, part, parts);
+    {
+        const int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();
+        T *const mine = normed.start + part * most * call.d_model;
+        const Rows whole = {numbers.start + part * groups * GROUP, scales.start + part * groups,
+                            sums.start + part * groups, 0, 0};
+        Scratch<T> at = {x.start,        q.start,      k.start, v.start,
+                         attended.start, hidden.start, mine,    whole, scores.start + part * scores_room, 0};
+        int64_t count = (tokens - 1) % MOST_ROWS + 1;  // fewer at first, so that the last of all rows come together
+        for (; at.first < tokens; at.first += count, count = MOST_ROWS) {
+#pragma omp single
+            for (int64_t i = 0; i < count; ++i) {
+                const int64_t row = (at.first + i) % call.rows, time = (at.first + i) / call.rows;
+                const T *from = (const T *)call.embedding + call.tokens[row * call.seq + time] * call.d_model;
+                memcpy(x.start + i * call.d_model, from, call.d_model * sizeof(T));
+            }
+            with_rows(count, [&](auto rows) {
+                with_kind<T>(call.bits, [&](auto kind) {
+                    for (int64_t i = 0; i < call.num_layers; ++i)
+                        block<rows.value, decltype(kind)>(((const Layer<T> *)call.layers)[i], call, at, part, parts);
+                });
             });
-            normalise_rows<rows.value>((const T *)x.start, (const T *)call.final_norm, mine, call);
+        }
+        const T *const last = x.start + (most - call.rows) * call.d_model;
+        with_rows(call.rows, [&](auto rows) {
+            normalise_rows<rows.value>(last, (const T *)call.final_norm, mine, call);
             with_kind<T>(call.head_bits, [&](auto kind) {
                 const Input<rows.value, decltype(kind), T> to_read(mine, call.d_model, whole);
                 project<rows.value, WRITE>(to_read, call.head, (const T *)nullptr, span(call.vocab, part, parts),
                                            (T *)call.logits, call.vocab);
             });
-        }
-    });
+        });
+    }
     return 0;
 }
 

@@ -1,4 +1,4 @@
-"""One step of decoding, a token for each of a few rows through a whole model, in one call of C++ (decode_step.h).
+"""One step of decoding, the next tokens of a few rows through a whole model, in one call of C++ (decode_step.h).
 
 A step of a small model is shorter than what Python needs to call its layers one after the other.
 """
@@ -19,9 +19,11 @@ from .one_query import WIDTH
 from .quantized_linear import BITS, GROUP, ROWS, SCALE
 
 DTYPES = {torch.float32: "decode_step_float32", torch.bfloat16: "decode_step_bfloat16"}
-# struct DecodeStepCall: layers, tokens, places, embedding, final_norm, head and its scales, cos, sin, logits, thirteen
+# struct DecodeStepCall: layers, tokens, places, embedding, final_norm, head and its scales, cos, sin, logits, fourteen
 # sizes, eps
-pack = struct.Struct("10P13qd").pack
+pack = struct.Struct("10P14qd").pack
+# `make bench-decode`: eight tokens at a time are faster than all of them layer by layer up to here.
+MOST_TOKENS = 24
 NO_MEMORY, NO_SUCH_TOKEN = 1, 2
 
 
@@ -149,10 +151,10 @@ def _is_plain(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> boo
 
 
 def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor) -> Tensor:
-    """The logits (rows, vocab) of one token for each row; its keys and values are stored.
+    """The logits (rows, vocab) after the next tokens of each row, whose keys and values are stored.
 
-    x: what tokens are looked up in, the embedding of the model. tokens: (rows,), int64. places: (rows,), how many
-    tokens each row holds, int64.
+    x: what tokens are looked up in, the embedding of the model. tokens: (rows, seq), int64; several of a row must fit
+    into slots that hold none yet. places: (rows,), how many tokens each row holds, int64.
     Raises IndexError for a token outside the vocabulary; then nothing is stored.
     """
     sizes = model.sizes
@@ -169,7 +171,7 @@ def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor) -> Tens
         model.sin.data_ptr(),
         logits.data_ptr(),
         len(model.layers),
-        model.rows,
+        *tokens.shape,
         x.shape[1],
         sizes.d_ff,
         len(x),
@@ -198,7 +200,8 @@ def suits(x: Tensor, model: Model, tokens: Tensor, places: Tensor) -> bool:
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and model.fits
-        and _is_plain(tokens, torch.int64, (model.rows,))
+        and 0 < tokens.numel() <= MOST_TOKENS
+        and _is_plain(tokens, torch.int64, (model.rows, tokens.shape[-1]))
         and _is_plain(places, torch.int64, (model.rows,))
     )
 
