@@ -1,5 +1,5 @@
-"""The pieces of decoding by themselves on a CPU: products, attention and the greedy choice, ours and PyTorch's, and short
-prompts, in one call and layer by layer: `make bench-decode`.
+"""The pieces of decoding on a CPU by themselves: products, attention and the greedy choice, ours and PyTorch's, and
+short prompts, in one call and layer by layer: `make bench-decode`.
 
 All run in turn (A B A B ...), some milliseconds at a time, over as many weights or caches as no cache of the processor
 holds; the table has medians of what ours reads, in GB/s, and how many times as long the other takes, with its lowest

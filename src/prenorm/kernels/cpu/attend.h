@@ -25,6 +25,29 @@ inline float soften(float *scores, int64_t count) {
     return add_up(sum);
 }
 
+constexpr int64_t VALUES_AHEAD = 16;  // which the processor is asked for
+
+// The first STEPS steps of all values, weighted and summed, to y.
+template <int ROWS, int STEPS, typename T>
+inline void average(const float *weights, const float *inverse, const T *v, int64_t v_seq, T *y, int64_t keys,
+                    int64_t head_dim) {
+    Pair sums[ROWS][STEPS] = {};
+    for (int64_t key = 0; key < keys; ++key) {
+        for (int i = 0; i < STEPS; ++i) {
+            const T *from = v + key * v_seq + i * STEP;
+            prefetch(from + VALUES_AHEAD * v_seq);
+            const Pair here = load(from);
+            for (int r = 0; r < ROWS; ++r) {
+                const Floats weight = weights[r * keys + key] + Floats{};
+                sums[r][i] = {multiply_add(here.first, weight, sums[r][i].first),
+                              multiply_add(here.second, weight, sums[r][i].second)};
+            }
+        }
+    }
+    for (int r = 0; r < ROWS; ++r)
+        for (int i = 0; i < STEPS; ++i) store<false>(y + r * head_dim + i * STEP, sums[r][i] * inverse[r]);
+}
+
 // ROWS queries of one group, q (ROWS, head_dim), to y of the same shape.
 template <int ROWS, typename T>
 inline void attend(const T *q, const T *k, int64_t k_seq, const T *v, int64_t v_seq, const uint8_t *allowed, T *y,
@@ -38,18 +61,11 @@ inline void attend(const T *q, const T *k, int64_t k_seq, const T *v, int64_t v_
         const float sum = soften(scores + r * keys, keys);
         inverse[r] = sum == 0 ? 0 : 1 / sum;
     }
-    for (int64_t d = 0; d < head_dim; d += STEP) {
-        Pair sums[ROWS] = {};
-        for (int64_t key = 0; key < keys; ++key) {
-            const Pair here = load(v + key * v_seq + d);
-            for (int r = 0; r < ROWS; ++r) {
-                const Floats weight = scores[r * keys + key] + Floats{};
-                sums[r] = {multiply_add(here.first, weight, sums[r].first),
-                           multiply_add(here.second, weight, sums[r].second)};
-            }
-        }
-        for (int r = 0; r < ROWS; ++r) store<false>(y + r * head_dim + d, sums[r] * inverse[r]);
-    }
+    constexpr int WIDE = ROWS <= 2 ? 2 : 1;  // steps: as many as the registers hold sums
+    int64_t d = 0;
+    for (; d + WIDE * STEP <= head_dim; d += WIDE * STEP)
+        average<ROWS, WIDE>(scores, inverse, v + d, v_seq, y + d, keys, head_dim);
+    for (; d < head_dim; d += STEP) average<ROWS, 1>(scores, inverse, v + d, v_seq, y + d, keys, head_dim);
 }
 
 }  // namespace
