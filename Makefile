@@ -58,7 +58,8 @@ bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/blocks.py --json runs/bench/blocks.json
 	$(BIN)/python benchmarks/decode.py $(if $(LARGE),--large) --json runs/bench/decode.json
 	$(BIN)/python benchmarks/quantized.py $(if $(LARGE),--large) --json runs/bench/quantized.json
-	$(BIN)/python benchmarks/training.py --json runs/bench/training.json
+	$(BIN)/python benchmarks/training.py --only step-float32 step-bfloat16 loss-float32 loss-bfloat16 \
+		--json runs/bench/training.json
 
 bench-all: .venv/llama.stamp
 	$(MAKE) bench LARGE=1

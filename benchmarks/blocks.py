@@ -38,7 +38,7 @@ CELLS = [
     for way in ("forward", "both")
     for tokens in (512, 2048)
 ]
-ROUNDS, WARMUP = 9, 2
+ROUNDS, WARMUP = 7, 2
 
 
 class HuggingFace(nn.Module):

@@ -12,20 +12,16 @@ defaults, which are its fastest (measured: keys and values in float32, or attent
 times as long). These round keys and values to float16, so logits and texts are compared in a run that is not timed,
 with keys and values in float32 and plain attention.
 
-Each has a process of its own, as its users have, which waits at a pipe while the other runs. Threads that have
-finished go on looking for work for some milliseconds, hence the pause before each turn.
+Each has a process of its own, as its users have, which waits at a pipe while the other runs.
 
 Refuses to report while other work keeps the machine busy. --only 110M-1-bfloat16 measures one cell; --large has 1.1B
 parameters too (16 GiB of memory).
 """
 
 import json
-import multiprocessing
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +31,7 @@ import torch
 from decode import MODELS, ROUNDS, WARMUP, arguments, counted, drawn, sizes
 from llama import LlamaCpp
 from machine import describe, refuse_while_busy
+from processes import PAUSE, Process
 from quantized import bytes_per_step
 from rich.console import Console
 from rich.table import Table
@@ -42,7 +39,6 @@ from rich.table import Table
 from prenorm import TransformerLM
 
 DTYPES = ("float32", "bfloat16", "int8", "int4")
-PAUSE = 0.02  # seconds
 
 
 class Ours:
@@ -72,43 +68,6 @@ class Ours:
     def write(self, prompts: np.ndarray, new: int) -> list[list[int]]:
         """The most likely tokens after each prompt."""
         return self.model.generate(torch.from_numpy(prompts), max_new_tokens=new, temperature=0)
-
-
-class Process:
-    """One of the two, in its own process."""
-
-    def __init__(self, contestant: Callable[..., Any], *given: Any) -> None:
-        context = multiprocessing.get_context("spawn")
-        self.pipe, far_end = context.Pipe()
-        self.process = context.Process(target=serve, args=(far_end, contestant, given), daemon=True)
-        self.process.start()
-        far_end.close()
-        self.pipe.recv()
-
-    def ask(self, name: str, *given: Any) -> tuple[Any, float]:
-        """What the method gives, and the seconds that it took."""
-        self.pipe.send((name, given))
-        return self.pipe.recv()
-
-    def end(self) -> None:
-        """Give its memory back."""
-        self.pipe.close()
-        self.process.join()
-
-
-def serve(pipe: Connection, contestant: Callable[..., Any], given: tuple[Any, ...]) -> None:
-    """Do what is asked for over a pipe, one thing after the other, until it is closed."""
-    made = contestant(*given)
-    pipe.send("ready")
-    while True:
-        try:
-            name, asked = pipe.recv()
-        except EOFError:
-            return
-        time.sleep(PAUSE)
-        start = time.perf_counter()
-        result = getattr(made, name)(*asked)
-        pipe.send((result, time.perf_counter() - start))
 
 
 def measure(cell: str, ours: Process, theirs: Process) -> dict[str, Any]:

@@ -14,7 +14,7 @@ hidden states and 32,000 tokens, with the memory that each takes at its peak bey
 as a step has and for a few.
 
 Large tensors keep their memory, as in `prenorm train`, for both; --fresh leaves that to the allocator. bfloat16 is
-autocast. Refuses to report while other work keeps the machine busy. --only step-bfloat16 measures one cell.
+autocast. Refuses to report while other work keeps the machine busy. --only step-bfloat16 measures that cell.
 """
 
 import argparse
@@ -238,7 +238,7 @@ MEASURE = {"step": measure_step, "loss": measure_loss, "pieces": measure_pieces}
 def main() -> None:
     """Print a table for each kind of cell, and write the numbers where --json says."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=CELLS, metavar="CELL", help=f"one of {', '.join(CELLS)}")
+    parser.add_argument("--only", nargs="+", choices=CELLS, metavar="CELL", help=f"some of {', '.join(CELLS)}")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     parser.add_argument("--fresh", action="store_true", help="leave the memory of large tensors to the allocator")
     options = parser.parse_args()
@@ -246,7 +246,7 @@ def main() -> None:
     if not options.fresh:
         hold_on_to_memory()
     found = []
-    for cell in [options.only] if options.only else CELLS:
+    for cell in options.only or CELLS:
         what, dtype = cell.split("-")
         found.append(MEASURE[what](dtype))
     memory = "as the allocator gives it" if options.fresh else "held by the process"

@@ -133,3 +133,14 @@ def test_a_terminal_without_a_character_gets_the_others(command):
     environment = {**os.environ, "PYTHONIOENCODING": "ascii"}
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, env=environment)
     assert (result.returncode, result.stdout, result.stderr) == (0, b"a?b\n", b"")
+
+
+@pytest.mark.parametrize(
+    ("argv", "before", "after"), [("generate", None, "1"), ("generate", "0", "0"), ("train", None, None)]
+)
+def test_generation_has_large_pages_unless_somebody_says_otherwise(argv, before, after, monkeypatch, capsys):
+    monkeypatch.setenv("THP_MEM_ALLOC_ENABLE", before or "")  # noted, so that it is put back
+    if before is None:
+        monkeypatch.delenv("THP_MEM_ALLOC_ENABLE")
+    cli.main([argv, "--help"])
+    assert os.environ.get("THP_MEM_ALLOC_ENABLE") == after
