@@ -105,8 +105,8 @@ inline void add_up_16(const Floats *v, float *to) {
 #endif
 }
 
-// The processor itself fetches ahead within a page of memory, which is a row of w or two. The rows of the next tile are
-// asked for while this one is multiplied, into the second cache: the first has no room for them beside x.
+// The processor itself fetches ahead within a page of memory, which is a row of w or two. What comes `ahead` numbers later
+// is asked for as well, into the second cache: the first has no room for it beside x.
 template <typename T>
 inline void prefetch(const T *from) {
     for (int64_t line = 0; line < STEP * (int64_t)sizeof(T); line += 64)
@@ -117,11 +117,11 @@ inline void prefetch(const T *from) {
 // rows of w at a time, so that every number that is loaded is used several times, and many are on their way at once.
 template <int ROWS, int COLUMNS, typename T>
 inline void multiply_together(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width,
-                              Floats *sums) {
+                              int64_t ahead, Floats *sums) {
     const auto step = [&](auto at, auto... count) {
         decltype(ready(w)) ws[COLUMNS];
         for (int c = 0; c < COLUMNS; ++c) {
-            prefetch(w + (COLUMNS + c) * w_stride + at);
+            prefetch(w + c * w_stride + at + ahead);
             ws[c] = ready(w + c * w_stride + at, count...);
         }
         for (int r = 0; r < ROWS; ++r) {
@@ -138,7 +138,7 @@ template <int ROWS, int COLUMNS, typename T>
 inline void multiply_tile(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width,
                           float (*products)[COLUMNS]) {
     Floats sums[(ROWS * COLUMNS + 15) / 16 * 16] = {};
-    multiply_together<ROWS, COLUMNS>(x, x_stride, w, w_stride, width, sums);
+    multiply_together<ROWS, COLUMNS>(x, x_stride, w, w_stride, width, COLUMNS * w_stride, sums);  // the next tile
     float added[sizeof sums / sizeof *sums];
     for (int at = 0; at < ROWS * COLUMNS; at += 16) add_up_16(sums + at, added + at);
     memcpy(products, added, ROWS * COLUMNS * sizeof(float));
@@ -163,6 +163,8 @@ inline void multiply_rows(const T *x, int64_t x_stride, const T *w, int64_t w_st
     }
 }
 
+constexpr int64_t AHEAD = 1024;  // numbers; a quarter and four times of it were slower
+
 // The same for a weight, whose rows of `width` numbers come from memory. For one row of x they are taken one after the
 // other, as they lie, which is what a processor fetches ahead best, and their sums are added up sixteen at a time.
 template <int ROWS, typename T, typename Run>
@@ -172,7 +174,7 @@ inline void multiply_weight(const T *x, const T *w, int64_t width, int64_t count
             const int64_t columns = count - c < 16 ? count - c : 16;
             Floats sums[16] = {};
             for (int64_t i = 0; i < columns; ++i)
-                multiply_together<1, 1>(x, 0, w + (c + i) * width, width, width, sums + i);
+                multiply_together<1, 1>(x, 0, w + (c + i) * width, width, width, AHEAD, sums + i);
             float products[16];
             add_up_16(sums, products);
             for (int64_t i = 0; i < columns; ++i) run(0, c + i, products[i]);
