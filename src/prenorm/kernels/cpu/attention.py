@@ -238,7 +238,7 @@ def _gradients(
 def _op(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, window: int | None
 ) -> tuple[Tensor, Tensor]:
-    """Also what its backward pass needs: of each query the largest score, and the sum of the others beside it."""
+    """Also what its backward pass needs of each query: the largest score, and 1 / the sum of its weights."""
     query, key, value, mask = _prepared(query, key, value, mask)
     sums = query.new_empty((*query.shape[:-1], 2), dtype=torch.float32)
     return _forward(query, key, value, mask, sums, causal, window), sums

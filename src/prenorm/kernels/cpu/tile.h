@@ -144,11 +144,11 @@ inline void multiply_tile(const T *x, int64_t x_stride, const T *w, int64_t w_st
     memcpy(products, added, ROWS * COLUMNS * sizeof(float));
 }
 
-// Calls run(row, column, product) for `count` rows of w, as many at a time as the registers hold sums.
+// Calls run(row, column, product) for `count` rows of w, about as many at a time as the registers hold sums.
 template <int ROWS, typename T, typename Run>
 inline void multiply_rows(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width, int64_t count,
                           Run run) {
-    constexpr int COLUMNS = ROWS <= 2 ? 8 : ROWS <= 4 ? 4 : 3;
+    constexpr int COLUMNS = ROWS <= 2 ? 8 : ROWS <= 4 || sizeof(T) == 2 ? 4 : 3;
     int64_t c = 0;
     for (; c + COLUMNS <= count; c += COLUMNS) {
         float products[ROWS][COLUMNS];
