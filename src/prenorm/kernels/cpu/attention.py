@@ -245,9 +245,7 @@ def _op(
 
 
 @_op.register_fake
-def _(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, window: int | None
-) -> tuple[Tensor, Tensor]:
+def _(query: Tensor, *others: object) -> tuple[Tensor, Tensor]:
     return _like(query), query.new_empty((*query.shape[:-1], 2), dtype=torch.float32)
 
 
@@ -270,17 +268,7 @@ def _op_gradients(
 
 
 @_op_gradients.register_fake
-def _(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    y: Tensor,
-    sums: Tensor,
-    causal: bool,
-    window: int | None,
-) -> tuple[Tensor, Tensor, Tensor]:
+def _(grad: Tensor, query: Tensor, key: Tensor, value: Tensor, *others: object) -> tuple[Tensor, Tensor, Tensor]:
     return _like(query), _like(key), _like(value)
 
 
