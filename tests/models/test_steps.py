@@ -120,8 +120,12 @@ def test_it_takes_several_tokens_of_a_row_too(kind, dtype, rows):
             alike(one.values[:, :, :-1][:, :, stored], other.values[:, :, :-1][:, :, stored])
 
 
-def test_tokens_give_the_same_bits_together_and_one_by_one():
-    made, token_ids = model(num_kv_heads=2), integers(2, 12, limit=VOCAB)
+@pytest.mark.parametrize("kind", [None, "int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_tokens_give_the_same_bits_together_and_one_by_one(dtype, kind):
+    made, token_ids = model(dtype, num_kv_heads=2), integers(2, 12, limit=VOCAB)
+    if kind:
+        made.quantize(kind)
     found = []
     for pieces in ([12], [1] * 12, [5, 1, 6], [7, 5]):
         taken, cache = Steps(made), made.make_cache(2, MAX)

@@ -10,6 +10,7 @@ ORDINARY = (Tensor, Parameter)
 are_functorch_transforms_active = torch._C._are_functorch_transforms_active
 get_tracing_state = torch._C._get_tracing_state
 is_compiling = torch.compiler.is_compiling
+is_exporting = torch.compiler.is_exporting
 len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 
 
@@ -35,3 +36,16 @@ def computes_now() -> bool:
         and get_tracing_state() is None
         and forward_ad._current_level < 0
     )
+
+
+def is_held_in_a_graph() -> bool:
+    """Whether code is being compiled that may hold an op of ours.
+
+    What is exported must run without this package, and torch.func has no rules for custom ops.
+    """
+    return is_compiling() and not is_exporting() and not _is_transformed()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
+def _is_transformed() -> bool:
+    return are_functorch_transforms_active()

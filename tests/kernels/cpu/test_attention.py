@@ -350,6 +350,31 @@ def test_compiled_code_holds_it_as_one_op_for_every_size(masked, options, dtype,
     assert "prenorm.attention" in counter.graphs[-1].code
 
 
+@pytest.mark.filterwarnings("ignore:.torch.jit.script(_method)?. is deprecated")
+def test_generated_code_gives_the_same_numbers(monkeypatch, shapes_unchecked):
+    monkeypatch.setattr(kernel, "REASON", "")
+    given = inputs(2, 4, 2, 70, 70, 32)
+    compiled = torch.compile(Attend(causal=True), fullgraph=True)
+    for one, other in zip(run(*given, attend=compiled), run(*given, causal=True), strict=True):
+        assert torch.equal(one, other)
+        assert one.stride() == other.stride()
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch says it of its own attention
+@pytest.mark.parametrize("transform", [lambda f: f, torch.func.vmap])
+def test_compiled_code_under_torch_func_holds_the_formula(transform, monkeypatch, shapes_unchecked):
+    monkeypatch.setattr(kernel, "REASON", "")
+    query, key, value, _ = inputs(3, 4, 4, 9, 9, 32)
+
+    def loss(query):
+        return F.scaled_dot_product_attention(query, key[0], value[0], causal=True).square().sum()
+
+    slopes = transform(torch.func.grad(loss))
+    given = query if transform is torch.func.vmap else query[0]
+    compiled = torch.compile(slopes, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(given), slopes(given))
+
+
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("window", [None, 5])
 def test_the_op_is_what_its_description_for_compilers_says(masked, window):
@@ -359,7 +384,7 @@ def test_the_op_is_what_its_description_for_compilers_says(masked, window):
     torch.library.opcheck(torch.ops.prenorm.attention.default, (*leaves, mask, True, window))
 
 
-def test_neither_exported_code_nor_a_single_query_of_float32_holds_it(monkeypatch, shapes_unchecked):
+def test_neither_exported_code_nor_a_single_query_holds_it(monkeypatch, shapes_unchecked):
     monkeypatch.setattr(kernel, "REASON", "")
     query, key, value, _ = inputs(2, 4, 2, 64, 64, 32)
     assert "prenorm" not in torch.export.export(Attend(), (query, key, value)).graph_module.code

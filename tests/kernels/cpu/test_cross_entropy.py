@@ -63,6 +63,15 @@ def test_losses_and_gradients_are_right(rows, vocab, dtype, seed, size):
 
 
 @every_dtype
+def test_another_default_device_changes_nothing(dtype):
+    logits, targets = inputs(5, 100, dtype=dtype)
+    with torch.device("meta"):
+        losses, gradient = run(logits, targets)
+    for one, other in zip((losses, gradient), run(logits, targets), strict=True):
+        assert torch.equal(one, other)
+
+
+@every_dtype
 def test_they_are_as_accurate_as_the_formulas(dtype):
     logits, targets = inputs(100, 32_000, dtype=dtype)
     losses, gradient = run(logits, targets)

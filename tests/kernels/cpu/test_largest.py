@@ -27,7 +27,7 @@ def formula(x):
 
 
 def greedy(x):
-    return Sampling(temperature=0).choose(x, torch.zeros(x.shape[:-1], dtype=torch.float64))
+    return Sampling(temperature=0).choose(x, torch.zeros(x.shape[:-1], dtype=torch.float64, device="cpu"))
 
 
 @given(st.integers(1, 9), widths, dtypes, seeds, st.sampled_from([2, 50, 10**6]))
@@ -70,6 +70,13 @@ def test_any_dims_and_layouts_and_threads(dtype):
             assert torch.equal(kernel.largest(x), expected)
     finally:
         torch.set_num_threads(before)
+
+
+@every_dtype
+def test_another_default_device_changes_nothing(dtype):
+    x = normal(2, 50).to(dtype)
+    with torch.device("meta"):
+        assert torch.equal(kernel.largest(x), formula(x))
 
 
 def test_the_greedy_choice_takes_it():

@@ -137,6 +137,12 @@ def test_compiled_code_gives_the_same_numbers(here, shapes_unchecked):
         torch.testing.assert_close(one, other)
 
 
+def test_compiled_code_under_torch_func_holds_the_formula(here, shapes_unchecked):
+    x, weight, bias, _ = inputs(5, d_in=8, d_out=6)
+    slopes = torch.func.grad(lambda x: F.linear(x, weight, bias).square().sum())
+    torch.testing.assert_close(torch.compile(slopes, fullgraph=True, backend="aot_eager")(x), slopes(x))
+
+
 @pytest.mark.parametrize(
     ("vendor", "family", "avx512", "runs"),
     [

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..leading_dims import four_dims
-from ..plain import ORDINARY, computes_now, is_compiling
+from ..plain import ORDINARY, computes_now, is_compiling, is_held_in_a_graph
 from . import native
 from .processor import AMD, ZEN_4, processor
 
@@ -22,7 +22,6 @@ DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
 WIDTH, MOST_DIM = 16, 256  # head_dim: a multiple of a vector, and what the packed blocks have room for
 # `make bench-attention`: float32 with fewer scores a head is as fast in PyTorch's kernel, or faster.
 LEAST_SCORES = 4096
-is_exporting = torch.compiler.is_exporting
 # struct AttentionCall: q, k, v, mask, y, sums, g, dq, dk, dv; batch, heads, groups, queries, keys, head_dim; strides of
 # q, k, v, mask, y, g, dq, dk and dv; causal, window, threads
 pack = struct.Struct("10P6q27q2qq").pack
@@ -56,7 +55,7 @@ def suits(
     Code that is compiled holds it as one op. What is exported does not: it must run without this package.
     """
     return (
-        (computes_now() or (is_compiling() and not is_exporting()))
+        (computes_now() or is_held_in_a_graph())
         and not REASON
         and not dropout
         and fits(query, key, value, mask)

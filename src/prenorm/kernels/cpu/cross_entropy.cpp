@@ -2,8 +2,9 @@
 //
 //   loss = log(sum(e^(x - max))) + max - x[target]      x <- e^(x - max) / sum(e^(x - max)) - (1 at target)
 //
-// A row without a target has loss 0 and gradient 0. The arithmetic is float32, long sums go on in double, and a gradient
-// is rounded to the dtype of the logits once, last. What a row gives never depends on the other rows. Built by native.py.
+// A row without a target has loss 0 and gradient 0. The arithmetic is float32, long sums go on in double, and a
+// gradient is rounded to the dtype of the logits once, last. What a row gives never depends on the other rows. Built by
+// native.py.
 
 #include <cmath>
 

@@ -24,7 +24,7 @@ def losses_(logits: Tensor, targets: Tensor, ignore_index: int, gradient: bool) 
     Targets are in the vocabulary, or `ignore_index`. No gradients flow through it.
     """
     targets = targets.to(torch.int64).contiguous()  # held until the call is over
-    losses = torch.empty(logits.shape[0], dtype=torch.float32)
+    losses = logits.new_empty(logits.shape[0], dtype=torch.float32)
     call = pack(
         logits.data_ptr(),
         targets.data_ptr(),

@@ -7,8 +7,8 @@
 // own modules round theirs; in between all is float32. What a row gives depends neither on what is in the other
 // rows nor on how many threads there are. A file for each dtype includes this, so that two compilers share the work.
 //
-// Several tokens of a row, as a short prompt has them, go through the blocks eight at a time, as eight rows do: those of
-// a row one after the other, each with the keys of those before it.
+// Several tokens of a row, as a short prompt has them, go through the blocks eight at a time, as eight rows do: those
+// of a row one after the other, each with the keys of those before it.
 
 #pragma once
 

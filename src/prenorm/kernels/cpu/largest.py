@@ -24,7 +24,7 @@ def largest(x: Tensor) -> Tensor:
     -1 for a row that holds NaN, or whose largest number is not finite.
     """
     x = x.contiguous()
-    places = torch.empty(x.shape[:-1], dtype=torch.int64)
+    places = x.new_empty(x.shape[:-1], dtype=torch.int64)
     call = pack(x.data_ptr(), places.data_ptr(), places.numel(), x.shape[-1], torch.get_num_threads())
     _functions()[x.dtype](call)
     return places

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..plain import ORDINARY, computes_now, is_compiling
+from ..plain import ORDINARY, computes_now, is_compiling, is_held_in_a_graph
 from .processor import AMD, ZEN_4, ZEN_5, processor
 from .product import product
 from .product import suits as suits_product
 
-is_exporting = torch.compiler.is_exporting
 get_num_threads = torch.get_num_threads
 
 # `make bench-linear` on Zen 4: one thread multiplies a row or two by a weight that fits the caches faster in MKL.
@@ -37,7 +36,7 @@ def suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """
     return (
         not REASON
-        and (computes_now() or (is_compiling() and not is_exporting()))
+        and (computes_now() or is_held_in_a_graph())
         and type(x) in ORDINARY
         and type(weight) in ORDINARY
         and weight.dtype == torch.float32

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ..plain import ORDINARY, computes_now, is_compiling
+from ..plain import ORDINARY, computes_now, is_compiling, is_held_in_a_graph
 from . import native
 
 ROWS, GROUP, SCALE = 16, 32, torch.bfloat16
@@ -22,7 +22,6 @@ FUNCTIONS = {
 }
 # struct QuantizedLinearCall: x, weight, scale, bias, y, rows, in, out, threads
 pack = struct.Struct("5P4q").pack
-is_exporting = torch.compiler.is_exporting
 
 
 def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -36,7 +35,7 @@ def suits(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_fea
     Code that is compiled holds the product as one op. What is exported does not: it must run without this package.
     """
     return (
-        (computes_now() or (is_compiling() and not is_exporting()))
+        (computes_now() or is_held_in_a_graph())
         and _is_plain(weight, torch.uint8)
         and _is_plain(scale, SCALE)
         and type(x) in ORDINARY

@@ -105,8 +105,8 @@ inline void add_up_16(const Floats *v, float *to) {
 #endif
 }
 
-// The processor itself fetches ahead within a page of memory, which is a row of w or two. What comes `ahead` numbers later
-// is asked for as well, into the second cache: the first has no room for it beside x.
+// The processor itself fetches ahead within a page of memory, which is a row of w or two. What comes `ahead` numbers
+// later is asked for as well, into the second cache: the first has no room for it beside x.
 template <typename T>
 inline void prefetch(const T *from) {
     for (int64_t line = 0; line < STEP * (int64_t)sizeof(T); line += 64)
