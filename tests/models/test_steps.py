@@ -1,5 +1,6 @@
 """A step of decoding in one call of a kernel gives what the model gives, and knows when it may not stand in for it."""
 
+import copy
 import dataclasses
 
 import pytest
@@ -17,6 +18,7 @@ from prenorm.models.steps import Steps
 from prenorm.ops import backends
 
 from ..oracle.inputs import integers, randomise
+from ..oracle.tolerance import array, assert_accurate
 
 pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
 
@@ -103,21 +105,26 @@ def test_it_gives_what_the_model_gives(kind, dtype, rows):
 @pytest.mark.parametrize("kind", KINDS)
 def test_it_takes_several_tokens_of_a_row_too(kind, dtype, rows):
     made = model(dtype, **KINDS[kind])
+    wide = copy.deepcopy(made).double()
     for held in (0, 5):  # from the start, and after a prompt
-        both = Beside(made, rows)
+        both, exact = Beside(made, rows), Beside(wide, rows).caches[1]
         if not held:
-            both.caches = [made.make_cache(rows, MAX) for _ in range(2)]
-        ring = both.caches[0][0].slots < MAX
+            both.caches, exact = [made.make_cache(rows, MAX) for _ in range(2)], wide.make_cache(rows, MAX)
+        ring = exact[0].slots < MAX
         for seq in (3, 12 // rows, 1, 2, 24 // rows):
             ours, theirs, ran = both.step(seq)
             held += seq
             assert ran == (seq == 1 or not ring or held <= made.config.window)
-            alike(ours, theirs)
+            with torch.inference_mode():
+                token_ids = integers(rows, seq, limit=VOCAB, seed=both.seed)
+                logits = wide._next_logits(token_ids, segment_ids=None, cache=exact)
+            assert_accurate(ours, array(logits), theirs)
         assert torch.equal(both.caches[0].lengths, both.caches[1].lengths)
-        for one, other in zip(*both.caches, strict=True):
-            stored = slice(None) if rows == 3 or ring else slice(held)  # a slot of padding may hold anything
-            alike(one.keys[:, :, :-1][:, :, stored], other.keys[:, :, :-1][:, :, stored])
-            alike(one.values[:, :, :-1][:, :, stored], other.values[:, :, :-1][:, :, stored])
+        stored = slice(-1) if rows == 3 or ring else slice(held)  # a slot of padding may hold anything
+        for one, other, oracle in zip(*both.caches, exact, strict=True):
+            for name in ("keys", "values"):
+                mine, plain, right = (getattr(layer, name)[:, :, stored] for layer in (one, other, oracle))
+                assert_accurate(mine, array(right), plain)
 
 
 @pytest.mark.parametrize("kind", [None, "int8", "int4"])
