@@ -7,7 +7,7 @@ group, passes over blocks that nobody sees, and makes no mask for causal attenti
 
 import functools
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -179,32 +179,23 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mask, y, sums = ctx.saved_tensors
+        query, key, value, mask, *_ = ctx.saved_tensors
         batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
         if not (computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
             return *_gradients(grad, query, key, value, mask, ctx.causal, ctx.window), None, None, None
         for_query, for_key, for_value = ctx.needs_input_grad[:3]
         grad_query = _like(query) if for_query else None
         grad_key, grad_value = (_like(key), _like(value)) if for_key or for_value else (None, None)
-        _backward(grad, query, key, value, mask, y, sums, (grad_query, grad_key, grad_value), ctx.causal, ctx.window)
+        _backward(grad, ctx.saved_tensors, (grad_query, grad_key, grad_value), ctx.causal, ctx.window)
         return grad_query, grad_key if for_key else None, grad_value if for_value else None, None, None, None
 
 
 def _backward(
-    grad: Tensor,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    mask: Tensor | None,
-    y: Tensor,
-    sums: Tensor,
-    grads: tuple[Tensor | None, Tensor | None, Tensor | None],
-    causal: bool,
-    window: int | None,
+    grad: Tensor, saved: Sequence[Any], grads: Sequence[Tensor | None], causal: bool, window: int | None
 ) -> None:
-    query, key, value, y, grad = map(_rows, (query, key, value, y, grad))  # hooks may have moved what was saved
-    mask = None if mask is None else _rows(mask)
-    _call(1, [query, key, value, mask, y, sums.contiguous(), grad, *grads], causal, window)
+    """Fill those of the three gradients that are there; hooks may have moved what was saved."""
+    *inputs, y, sums = saved
+    _call(1, [*_prepared(*inputs), _rows(y), sums.contiguous(), _rows(grad), *grads], causal, window)
 
 
 def _gradients(
@@ -261,8 +252,7 @@ def _op_gradients(
     window: int | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     grads = _like(query), _like(key), _like(value)
-    query, key, value, mask = _prepared(query, key, value, mask)
-    _backward(grad, query, key, value, mask, y, sums, grads, causal, window)
+    _backward(grad, (query, key, value, mask, y, sums), grads, causal, window)
     return grads
 
 
