@@ -23,7 +23,7 @@ from prenorm.functional import linear
 from prenorm.kernels.cpu.attention import attention
 from prenorm.kernels.cpu.blocked_attention import blocked_attention
 from prenorm.kernels.sdpa import sdpa
-from prenorm.ops.attention import causal_mask
+from prenorm.ops.masks import causal_mask
 from prenorm.training.device import hold_on_to_memory
 
 SHAPES = [  # batch, heads, heads of keys and values, queries, keys, head_dim

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
     from .layers.cache import KVCache as KVCache
     from .layers.embedding import Embedding as Embedding
     from .layers.feedforward import FeedForward as FeedForward
-    from .layers.feedforward import SwiGLU as SwiGLU
+    from .layers.layer_norm import LayerNorm as LayerNorm
     from .layers.linear import Linear as Linear
     from .layers.multihead import MultiHeadAttention as MultiHeadAttention
-    from .layers.norm import LayerNorm as LayerNorm
     from .layers.norm import RMSNorm as RMSNorm
     from .layers.rope import RotaryEmbedding as RotaryEmbedding
+    from .layers.swiglu import SwiGLU as SwiGLU
     from .models.decoder import TransformerDecoder as TransformerDecoder
     from .models.encoder import TransformerEncoder as TransformerEncoder
     from .models.encoder_decoder import EncoderDecoder as EncoderDecoder
@@ -60,12 +60,12 @@ _HOME = {
     "SelfAttention": "layers.attention",
     "KVCache": "layers.cache",
     "Embedding": "layers.embedding",
-    "SwiGLU": "layers.feedforward",
+    "SwiGLU": "layers.swiglu",
     "FeedForward": "layers.feedforward",
     "Linear": "layers.linear",
     "MultiHeadAttention": "layers.multihead",
     "RMSNorm": "layers.norm",
-    "LayerNorm": "layers.norm",
+    "LayerNorm": "layers.layer_norm",
     "RotaryEmbedding": "layers.rope",
     "TransformerDecoder": "models.decoder",
     "TransformerEncoder": "models.encoder",

@@ -2,11 +2,11 @@
 
 import dataclasses
 import math
-import sys
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import ConfigError
+from .validation import attention_sizes, check_dropout, check_number, check_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -238,64 +238,3 @@ def _check_names(what: str, record: type, fields: dict[str, Any]) -> None:
 def default_d_ff(d_model: int) -> int:
     """8/3 d_model, rounded up to a multiple of 64: SwiGLU's three matrices then cost what two of 4 d_model did."""
     return 64 * math.ceil(8 * d_model / 3 / 64)
-
-
-def attention_sizes(
-    d_model: int, num_heads: int, num_kv_heads: int | None, head_dim: int | None, *, rotary: bool = True
-) -> tuple[int, int]:
-    """Check the head sizes and fill in those left as None. Returns (num_kv_heads, head_dim); raises ConfigError."""
-    check_size("d_model", d_model)
-    check_size("num_heads", num_heads)
-    if head_dim is None:
-        if d_model % num_heads:
-            step = 2 * num_heads  # for an even d_model, which rotary and sinusoidal positions need
-            wider = step * math.ceil(d_model / step)
-            near = range(1, min(d_model, 2 * num_heads) + 1)  # beyond, 1 is nearer
-            fitting = [n for n in near if d_model % n == 0 and (d_model // n % 2 == 0 or not rotary)]
-            nearest = min(fitting, key=lambda n: abs(n - num_heads), default=None)
-            heads = "" if nearest is None else f" or num_heads={nearest}"
-            raise ConfigError(
-                f"num_heads must divide d_model, but {num_heads} does not divide {d_model}; "
-                f"d_model={wider}{heads} would{' (or give head_dim)' if rotary else ''}."
-            )
-        head_dim = d_model // num_heads
-    check_size("head_dim", head_dim)
-    if rotary and head_dim % 2:
-        raise ConfigError(
-            f"head_dim must be even, because rotary embedding turns pairs, but it is {head_dim} "
-            f"(d_model {d_model}, num_heads {num_heads}); head_dim={head_dim + 1} would do."
-        )
-    if num_kv_heads is None:
-        num_kv_heads = num_heads
-    check_size("num_kv_heads", num_kv_heads)
-    if num_heads % num_kv_heads:
-        nearest = min((n for n in range(1, num_heads + 1) if num_heads % n == 0), key=lambda n: abs(n - num_kv_heads))
-        raise ConfigError(
-            f"num_kv_heads must divide num_heads, but {num_kv_heads} does not divide {num_heads}; "
-            f"num_kv_heads={nearest} would."
-        )
-    return num_kv_heads, head_dim
-
-
-def check_size(name: str, value: object) -> None:
-    """Raise ConfigError unless `value` is a whole number of at least 1."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ConfigError(f"{name} must be a whole number of at least 1, not {value!r}.")
-
-
-def check_number(name: str, value: object, *, above: float | None = None, at_least: float | None = None) -> None:
-    """Raise ConfigError unless `value` is a finite number above (or at least) the given bound."""
-    largest = sys.float_info.max  # compared, because math.isfinite cannot take a whole number beyond it
-    if isinstance(value, bool) or not isinstance(value, int | float) or not -largest <= value <= largest:
-        raise ConfigError(f"{name} must be a finite number, not {value!r}.")
-    if above is not None and value <= above:
-        raise ConfigError(f"{name} must be greater than {above:g}, not {value!r}.")
-    if at_least is not None and value < at_least:
-        raise ConfigError(f"{name} must be at least {at_least:g}, not {value!r}.")
-
-
-def check_dropout(value: object) -> None:
-    """Raise ConfigError unless `value` is a probability below 1."""
-    check_number("dropout", value, at_least=0.0)
-    if value >= 1:  # type: ignore[operator]
-        raise ConfigError(f"dropout must be below 1, not {value!r}: 1 would drop everything.")

@@ -4,9 +4,10 @@ from .ops.attention import scaled_dot_product_attention
 from .ops.cross_entropy import cross_entropy, linear_cross_entropy
 from .ops.dropout import dropout
 from .ops.gelu import gelu
+from .ops.layer_norm import layer_norm
 from .ops.linear import linear
 from .ops.multihead import multihead_self_attention, multihead_self_attention_with_rope
-from .ops.norm import layer_norm, rms_norm
+from .ops.norm import rms_norm
 from .ops.positions import sinusoidal_positions
 from .ops.rope import rope
 from .ops.softmax import softmax

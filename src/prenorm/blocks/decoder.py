@@ -1,18 +1,21 @@
 """The classical pre-norm decoder block: self-attention, cross-attention to an encoder's output, feed-forward."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..layers.attention import SelfAttention
-from ..layers.cache import whole_call
+from ..layers.attention import SelfAttention, kind_of
 from ..layers.decoder_cache import DecoderLayerCache
 from ..layers.dropout import Dropout
 from ..layers.feedforward import FeedForward
+from ..layers.layer_norm import LayerNorm
 from ..layers.multihead import MultiHeadAttention
-from ..layers.norm import LayerNorm
-from ..ops.attention import check_mask
+from ..layers.plan import AttentionPlan, planned
+from ..ops.masks import check_mask
 
 
 class TransformerDecoderBlock(nn.Module):
@@ -57,6 +60,7 @@ class TransformerDecoderBlock(nn.Module):
         *,
         segment_ids: Int[Tensor, "*batch seq"] | None = None,
         cache: DecoderLayerCache | None = None,
+        plan: AttentionPlan | None = None,
     ) -> Float[Tensor, "*batch seq d_model"]:
         """The block applied to x (..., seq, d_model) and encoder_output (..., source_seq, d_model).
 
@@ -64,15 +68,19 @@ class TransformerDecoderBlock(nn.Module):
         (..., heads or 1, q or 1, kv). segment_ids: as in `TransformerBlock`, for the self-attention.
         cache: from `make_cache`, which has read the encoder output: it is then left out here. x is (batch, seq,
         d_model), the tokens after those already in the cache; needs causal=True.
+        plan: from the decoder that the block is a part of, instead of self_mask and segment_ids.
         Raises ShapeError and ConfigError.
         """
-        keys, values = self._cross_keys_values(encoder_output, cache)
-        if cache is not None and cross_mask is not None:  # before anything is written
-            check_mask(cross_mask, (*keys.shape[:-2], *x.shape[-2:-1], keys.shape[-2]))
-        with whole_call(cache):
-            x = x + self.dropout(self.self_attn(self.norm1(x), mask=self_mask, segment_ids=segment_ids, cache=cache))
-            x = x + self.dropout(self.cross_attn.attend(self.norm2(x), keys, values, cross_mask))
-            return x + self.dropout(self.ffn(self.norm3(x)))
+        options: dict[str, Any] = {"segment_ids": segment_ids, "cache": cache}
+        if plan is None:
+            check_sources(encoder_output, cross_mask, cache, seq=x.shape[-2])
+            run = partial(TransformerDecoderBlock.forward, self, x, encoder_output, self_mask, cross_mask, **options)
+            return planned(run, kind_of(self.self_attn), x, mask=self_mask, **options)
+        if kind_of(self.self_attn):
+            options["plan"] = plan
+        x = x + self.dropout(self.self_attn(self.norm1(x), mask=self_mask, **options))
+        x = x + self.dropout(self.cross_attn.attend(self.norm2(x), *self._cross(encoder_output, cache), cross_mask))
+        return x + self.dropout(self.ffn(self.norm3(x)))
 
     def make_cache(
         self,
@@ -86,21 +94,31 @@ class TransformerDecoderBlock(nn.Module):
         """
         return DecoderLayerCache(*self.cross_attn.project(encoder_output, encoder_output), max_seq_len, dtype=dtype)
 
-    def _cross_keys_values(
-        self, encoder_output: Tensor | None, cache: DecoderLayerCache | None
-    ) -> tuple[Tensor, Tensor]:
-        if cache is None:
-            if encoder_output is None:
-                raise ConfigError(
-                    "a decoder block needs the encoder's output, or a cache that has read it: make_cache(encoder_output"
-                    ", max_seq_len)."
-                )
-            return self.cross_attn.project(encoder_output, encoder_output)
-        if not isinstance(cache, DecoderLayerCache):
-            raise ConfigError(f"a decoder block takes a DecoderLayerCache, from make_cache, not {cache!r}.")
-        if encoder_output is not None:
+    def _cross(self, encoder_output: Tensor | None, cache: DecoderLayerCache | None) -> tuple[Tensor, Tensor]:
+        """The keys and values of the encoder output: worked out now, or when the cache was made."""
+        if cache is not None:
+            return cache.cross_keys, cache.cross_values
+        assert encoder_output is not None
+        return self.cross_attn.project(encoder_output, encoder_output)
+
+
+def check_sources(
+    encoder_output: Tensor | None, cross_mask: Tensor | None, cache: DecoderLayerCache | None, *, seq: int
+) -> None:
+    """Raise unless there is one encoder output, in the cache or beside it, and a mask that fits the cached one."""
+    if cache is None:
+        if encoder_output is None:
             raise ConfigError(
-                "encoder_output must be left out with a cache, which holds that output's keys and values; "
-                "make_cache(encoder_output, max_seq_len) makes a cache for another."
+                "a decoder block needs the encoder's output, or a cache that has read it: make_cache(encoder_output, "
+                "max_seq_len)."
             )
-        return cache.cross_keys, cache.cross_values
+        return
+    if not isinstance(cache, DecoderLayerCache):
+        raise ConfigError(f"a decoder block takes a DecoderLayerCache, from make_cache, not {cache!r}.")
+    if encoder_output is not None:
+        raise ConfigError(
+            "encoder_output must be left out with a cache, which holds that output's keys and values; "
+            "make_cache(encoder_output, max_seq_len) makes a cache for another."
+        )
+    if cross_mask is not None:  # before anything is written
+        check_mask(cross_mask, (*cache.cross_keys.shape[:-2], seq, cache.cross_keys.shape[-2]))

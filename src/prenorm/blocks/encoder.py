@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..layers.attention import SelfAttention
 from ..layers.dropout import Dropout
 from ..layers.feedforward import FeedForward
-from ..layers.norm import LayerNorm
+from ..layers.layer_norm import LayerNorm
 
 
 class TransformerEncoderBlock(nn.Module):

@@ -1,17 +1,21 @@
 """The pre-norm Transformer block."""
 
+from functools import partial
+from typing import Any
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..config import RopeScaling, attention_sizes
-from ..layers.attention import SelfAttention
-from ..layers.cache import whole_call
+from ..config import RopeScaling
+from ..layers.attention import SelfAttention, kind_of
 from ..layers.dropout import Dropout
-from ..layers.feedforward import SwiGLU
 from ..layers.layer_cache import LayerCache
 from ..layers.norm import RMSNorm
+from ..layers.plan import AttentionPlan, planned
 from ..layers.rope import RotaryEmbedding
+from ..layers.swiglu import SwiGLU
+from ..validation import attention_sizes
 
 
 class TransformerBlock(nn.Module):
@@ -20,7 +24,7 @@ class TransformerBlock(nn.Module):
     Norm: RMSNorm. Attention: `SelfAttention` with rotary positions, not causal unless causal=True. Feed-forward:
     SwiGLU of width d_ff. Sources: Xiong et al. 2020, arXiv:2002.04745 (pre-norm); Touvron et al. 2023,
     arXiv:2302.13971 (this combination).
-    A given `rope` is used instead of a new one, so that the blocks of a model share one table.
+    A given `rope` is used instead of a new one, so that the blocks of a model share a plan.
     Raises ConfigError for numbers that no block can have.
     """
 
@@ -50,7 +54,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         if rope is None:
             rope_dim = attention_sizes(d_model, num_heads, num_kv_heads, head_dim)[1]
-            rope = RotaryEmbedding(rope_dim, max_seq_len, rope_theta, rope_interleaved, rope_scaling, device=device)
+            rope = RotaryEmbedding(rope_dim, max_seq_len, rope_theta, rope_interleaved, rope_scaling)
         self.norm1 = RMSNorm(d_model, eps, device=device, dtype=dtype)
         self.attn = SelfAttention(
             d_model,
@@ -80,6 +84,7 @@ class TransformerBlock(nn.Module):
         mask: Bool[Tensor, "*mask_batch q_or_1 kv_seq"] | None = None,
         segment_ids: Int[Tensor, "*batch seq"] | None = None,
         cache: LayerCache | None = None,
+        plan: AttentionPlan | None = None,
     ) -> Float[Tensor, "*batch seq d_model"]:
         """The block applied to x (..., seq, d_model), any leading dims; y has the same shape.
 
@@ -88,12 +93,17 @@ class TransformerBlock(nn.Module):
         mask: boolean, True = may attend, (q, kv) or the dims of the scores (..., heads or 1, q or 1, kv).
         segment_ids: (..., seq): a run of equal ids is a document that sees only itself; negative = padding.
         cache: from `make_cache`; x is then (batch, seq, d_model), the tokens after those already in it.
+        plan: from the model that the block is a part of, instead of the arguments before it, cache excepted.
         Raises ShapeError, ConfigError and RangeError.
         """
-        with whole_call(cache):
-            attended = self.attn(self.norm1(x), token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
-            x = x + self.dropout(attended)
-            return x + self.dropout(self.ffn(self.norm2(x)))
+        options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
+        if plan is None:
+            run = partial(TransformerBlock.forward, self, x, token_positions, **options)
+            return planned(run, kind_of(self.attn), x, token_positions, **options)
+        if kind_of(self.attn):
+            options["plan"] = plan
+        x = x + self.dropout(self.attn(self.norm1(x), token_positions, **options))
+        return x + self.dropout(self.ffn(self.norm2(x)))
 
     def make_cache(
         self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None, *, rewind: int = 0

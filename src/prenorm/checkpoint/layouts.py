@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig, check_size
+from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
+from ..validation import check_size
 from .names import PACKED, SCALES, parameters_of
 from .rope import as_float, foreign_in_rope_keys, half_split, rope_from_hugging_face, rope_to_hugging_face
 

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int, Int64
 from torch import Tensor
 
-from ..config import check_number, check_size
 from ..errors import ConfigError
 from ..ops import backends
+from ..validation import check_number, check_size
 
 WHOLE = 2**52  # shares in a probability of 1
 NO_TOKEN = -1  # where none can be chosen

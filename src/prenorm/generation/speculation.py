@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from ..config import check_size
 from ..errors import ConfigError
+from ..validation import check_size
 from .logits import AllLogits, NextLogits
 from .padding import pad
 from .replies import NO_DRAFT, NOTHING, Batch, Token, fetch

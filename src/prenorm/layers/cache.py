@@ -1,22 +1,39 @@
 """The KV cache: keys and values of tokens already seen, owned by the caller and filled in place."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from typing import no_type_check, overload
+from contextlib import AbstractContextManager, nullcontext
+from typing import overload
 
-import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import ShapeError
 from .layer_cache import LayerCache
+from .timeline import Arrival, Pass, Timeline
 
 
 class KVCache(Sequence[LayerCache]):
-    """One LayerCache for each layer of a model: cache[i] is what block i takes."""
+    """One LayerCache for each layer of a model, with one timeline: cache[i] is what block i takes.
+
+    A model's call counts its tokens in all layers. Blocks may also be called one by one, each with its cache[i]: the
+    tokens then count once every layer has them.
+    """
 
     def __init__(self, layers: Sequence[LayerCache]) -> None:
         self.layers = tuple(layers)
+        self.timeline = self.layers[0].timeline if self.layers else Timeline(0, 1)
+        shapes = {(layer.timeline.batch_size, layer.max_seq_len) for layer in self.layers}
+        if len(shapes) > 1:
+            raise ShapeError(
+                f"the layers of a cache must have one batch size and one max_seq_len, but have {sorted(shapes)}."
+            )
+        if [layer.timeline for layer in self.layers] == [self.timeline] * len(self.timeline.ahead):
+            return  # they belong together already
+        if any(layer.timeline.longest or any(layer.timeline.ahead) for layer in self.layers):
+            raise ShapeError("a cache is made of layers that hold no tokens yet, but some do; reset them first.")
+        self.timeline.ahead = [0] * len(self.layers)
+        for index, layer in enumerate(self.layers):
+            layer.timeline, layer.index = self.timeline, index
 
     @overload
     def __getitem__(self, index: int) -> LayerCache: ...
@@ -34,62 +51,40 @@ class KVCache(Sequence[LayerCache]):
     @property
     def lengths(self) -> Int[Tensor, " batch"]:
         """How many tokens each row holds."""
-        return self.layers[0].lengths
+        return self.timeline.lengths()
+
+    @property
+    def documents(self) -> Int[Tensor, " batch"]:
+        """The segment id of each row's document, -1 where none is known yet."""
+        return self.timeline.documents
 
     def check(self, num_layers: int) -> None:
-        """Raise ShapeError for another number of layers, an error in the middle, or layers with different tokens."""
+        """Raise ShapeError for another number of layers, or for layers with different tokens."""
         if len(self.layers) != num_layers:
             raise ShapeError(f"this cache has {len(self.layers)} layers, but the model has {num_layers}.")
-        for layer in self.layers:
-            layer.check_whole()
-        # Not compiled: torch's code generator loses a number that it learns to be equal to another one.
-        if not torch.compiler.is_compiling() and not all(layer.agrees(self.layers[0]) for layer in self.layers[1:]):
+        if self.layers and any(self.timeline.ahead):
             held = [layer.lengths.tolist() for layer in self.layers]
             raise ShapeError(
                 f"the layers of a cache must hold the same tokens, but they hold {held}: some were used alone. "
                 "cache.reset() and feed the tokens again."
             )
 
+    def arrive(self, x: Tensor, segment_ids: Int[Tensor, "batch seq"] | None, *, exact: bool = False) -> Arrival:
+        """The places of the next tokens, in all layers. See `Timeline.arrive`."""
+        return self.timeline.arrive(x, segment_ids, layer=None, exact=exact)
+
     def rewind(self, counts: Int[Tensor, " batch"], *, longest: int | None = None) -> None:
         """Forget the newest counts[i] tokens of each row i, in all layers. See `LayerCache.rewind`."""
         self.check(len(self.layers))
-        self.layers[0].rewind(counts, longest=longest)
-        for layer in self.layers[1:]:
-            layer.follow(self.layers[0])
+        rings = [layer.max_rewind for layer in self.layers if layer.is_ring]
+        self.timeline.rewind(counts, longest=longest, most=min(rings, default=None))
 
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
-        for layer in self.layers:
-            layer.reset()
-
-    def begin(self) -> None:
-        """A forward pass begins. Raises ShapeError after one that an error stopped in the middle."""
-        for layer in self.layers:
-            layer.check_whole()
-        for layer in self.layers:
-            layer.begin()
-
-    def end(self, *, well: bool) -> None:
-        """The forward pass ends, well or with an error."""
-        for layer in self.layers:
-            layer.end(well=well)
+        self.timeline.reset()
 
 
-@no_type_check  # in tests a wrapper around it would stop torch.compile, which knows generators alone
-@contextmanager
-def whole_call(cache: LayerCache | KVCache | None) -> Iterator[None]:
-    """A `with` around all of a call that adds tokens to a cache, if there is one.
-
-    An error in there after tokens were stored leaves the cache unusable until it is reset: fed again, they would be in
-    it twice. Calls may lie one inside the other.
-    """
-    if not isinstance(cache, LayerCache | KVCache):  # what is no cache at all is refused elsewhere
-        yield
-        return
-    cache.begin()
-    well = False
-    try:
-        yield
-        well = True
-    finally:
-        cache.end(well=well)
+def one_pass(cache: LayerCache | KVCache | None) -> AbstractContextManager[None]:
+    """A `with` around a forward pass that adds tokens to a cache, if there is one: see `Pass`."""
+    # What is no cache at all is refused elsewhere.
+    return Pass(cache.timeline) if isinstance(cache, LayerCache | KVCache) else nullcontext()

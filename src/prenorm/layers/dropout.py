@@ -3,8 +3,8 @@
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..config import check_dropout
 from ..ops.dropout import dropout
+from ..validation import check_dropout
 
 
 class Dropout(nn.Module):

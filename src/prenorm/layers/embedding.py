@@ -4,9 +4,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..config import check_size
 from ..errors import ShapeError
 from ..ops.ranges import check_range
+from ..validation import check_size
 
 
 class Embedding(nn.Module):

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..config import check_size
 from ..ops.linear import linear
+from ..validation import check_size
 
 
 class Linear(nn.Module):

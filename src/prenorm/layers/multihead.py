@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from ..config import attention_sizes, check_dropout
 from ..errors import ShapeError
 from ..ops.attention import scaled_dot_product_attention
-from ..ops.multihead import merge_heads, split_heads
+from ..ops.heads import merge_heads, split_heads
+from ..validation import attention_sizes, check_dropout
 from .linear import Linear
 
 

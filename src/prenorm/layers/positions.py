@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..config import check_size
 from ..errors import ConfigError
 from ..ops.positions import sinusoidal_positions
 from ..ops.ranges import check_positions
+from ..validation import check_size
 from .embedding import Embedding
 
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from ..config import check_size
 from ..ops.quantized import SCALE, pack, packed_shapes, quantize, quantized_linear, unpack
+from ..validation import check_size
 from .linear import Linear
 
 

@@ -1,27 +1,23 @@
-"""Rotary position embedding with its table of cosines and sines."""
-
-from collections.abc import Callable
+"""Rotary position embedding: the cosines and sines of a layer's frequencies, for the positions at hand."""
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..config import RopeScaling, check_number, check_size
+from ..config import RopeScaling
 from ..errors import ConfigError
 from ..ops.ranges import check_positions
 from ..ops.rope import rope_angles, rope_frequencies, rotate
+from ..validation import check_number, check_size
 
 
 class RotaryEmbedding(nn.Module):
-    """Turns pairs of features by position * frequency; the blocks of one model hold the same object.
+    """Turns pairs of features by position * frequency. See `prenorm.functional.rope` for the maths.
 
-    The table is (max_seq_len, head_dim / 2), twice, in float32 whatever the dtype of the model: `.to(bfloat16)`
-    leaves it alone, and it is no part of the state dict. A float64 input gets float64 cosines and sines.
-    See `prenorm.functional.rope` for the maths.
+    Angles are computed in float64, for the positions of a call and no others; cosines and sines are rounded once, to
+    float32, and not at all for a float64 input. Nothing that is done to the model (`.to(bfloat16)`, to the meta device
+    and back) reaches the frequencies, and they are not in the state dict.
     """
-
-    cos: Tensor
-    sin: Tensor
 
     def __init__(
         self,
@@ -30,7 +26,6 @@ class RotaryEmbedding(nn.Module):
         theta: float = 10000.0,
         interleaved: bool = True,
         scaling: RopeScaling | None = None,
-        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         check_size("head_dim", head_dim)
@@ -43,9 +38,8 @@ class RotaryEmbedding(nn.Module):
             )
         self.head_dim, self.max_seq_len, self.theta = head_dim, max_seq_len, theta
         self.interleaved, self.scaling = interleaved, scaling
-        self.register_buffer("cos", None, persistent=False)
-        self.register_buffer("sin", None, persistent=False)
-        self.place_tables(torch.empty(0, device=device).device)
+        with torch.inference_mode(False):  # made under inference mode it could not be used in training afterwards
+            self._frequencies = rope_frequencies(head_dim, theta, scaling)
 
     def forward(
         self,
@@ -65,33 +59,13 @@ class RotaryEmbedding(nn.Module):
         self, token_positions: Int[Tensor, "*positions seq"], dtype: torch.dtype
     ) -> tuple[Float[Tensor, "*positions seq half"], Float[Tensor, "*positions seq half"]]:
         """Cosines and sines for (checked) positions, in float32, or in float64 for a float64 input."""
-        if dtype == torch.float64:
-            frequencies = rope_frequencies(self.head_dim, self.theta, self.scaling)
-            angles = rope_angles(token_positions, frequencies.to(token_positions.device))
-            return angles.cos(), angles.sin()
-        if self.cos.device != token_positions.device:
-            self.place_tables(token_positions.device)
-        places = token_positions.long()  # a uint8 index would be read as a mask
-        return self.cos[places], self.sin[places]
-
-    def place_tables(self, device: torch.device) -> None:
-        """Make the tables on `device`: angles in float64 on the CPU, then rounded once to float32."""
-        # A table made under inference mode could not be used in training afterwards.
-        with torch.inference_mode(False), torch.no_grad():
-            source = "meta" if device.type == "meta" else "cpu"
-            places = torch.arange(self.max_seq_len, device=source)
-            frequencies = rope_frequencies(self.head_dim, self.theta, self.scaling).to(source)
-            angles = rope_angles(places, frequencies)
-            self.cos, self.sin = angles.cos().float().to(device), angles.sin().float().to(device)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
-        # Follow the module to another device, but never to another dtype, and never by copying uninitialised memory
-        # (to_empty): the tables are made anew where the module goes.
-        here = "cpu" if self.cos.is_meta else self.cos.device  # nothing can be moved from the meta device
-        device = fn(torch.empty(0, device=here)).device
-        if device != self.cos.device:
-            self.place_tables(device)
-        return self
+        device = token_positions.device
+        if self._frequencies.device != device and device.type != "mps":  # which has no float64
+            with torch.inference_mode(False):
+                self._frequencies = rope_frequencies(self.head_dim, self.theta, self.scaling).to(device)
+        angles = rope_angles(token_positions.to(self._frequencies.device), self._frequencies)
+        wide = torch.float64 if dtype == torch.float64 else torch.float32
+        return angles.cos().to(device, wide), angles.sin().to(device, wide)
 
     def extra_repr(self) -> str:
         """The sizes, for print(model)."""

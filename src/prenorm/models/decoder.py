@@ -8,12 +8,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..blocks.activation_checkpointing import run_block
-from ..blocks.decoder import TransformerDecoderBlock
-from ..config import check_size
+from ..blocks.decoder import TransformerDecoderBlock, check_sources
 from ..errors import ConfigError
-from ..layers.cache import whole_call
+from ..layers.attention import plan_for
+from ..layers.cache import one_pass
 from ..layers.decoder_cache import DecoderCache
-from ..layers.norm import LayerNorm
+from ..layers.layer_norm import LayerNorm
+from ..layers.plan import Call
+from ..validation import check_size
 
 
 class TransformerDecoder(nn.Module):
@@ -60,27 +62,31 @@ class TransformerDecoder(nn.Module):
         use_checkpointing: as in `TransformerEncoder.forward`; nothing is checkpointed with a cache.
         Raises ShapeError and ConfigError.
         """
-        if cache is None:
-            masks: dict[str, Tensor | None] = {
-                "self_mask": self_mask,
-                "cross_mask": cross_mask,
-                "segment_ids": segment_ids,
-            }
+        if cache is not None:
+            if not isinstance(cache, DecoderCache):
+                raise ConfigError(f"a decoder takes a DecoderCache, from make_cache, not a {type(cache).__name__}.")
+            if encoder_output is not None or cross_mask is not None:
+                raise ConfigError(
+                    "encoder_output and cross_mask must be left out with a cache, which holds both; make_cache("
+                    "encoder_output, max_seq_len, cross_mask) makes a cache for others."
+                )
+            cache.check(len(self.layers))
+            cross_mask, use_checkpointing = cache.cross_mask, False
+        else:
+            check_sources(encoder_output, cross_mask, None, seq=x.shape[-2])
+        with one_pass(cache):
+            call = Call(x, mask=self_mask, segment_ids=segment_ids, cache=cache)
             for number, block in enumerate(self.layers):
-                x = run_block(block, number, x, encoder_output, use_checkpointing=use_checkpointing, **masks)
-            return self.final_norm(x)
-        if not isinstance(cache, DecoderCache):
-            raise ConfigError(f"a decoder takes a DecoderCache, from make_cache, not a {type(cache).__name__}.")
-        if encoder_output is not None or cross_mask is not None:
-            raise ConfigError(
-                "encoder_output and cross_mask must be left out with a cache, which holds both; make_cache("
-                "encoder_output, max_seq_len, cross_mask) makes a cache for others."
-            )
-        cache.check(len(self.layers))
-        with whole_call(cache):
-            for block, layer in zip(self.layers, cache, strict=True):
-                x = block(x, None, self_mask, cache.cross_mask, segment_ids=segment_ids, cache=layer)
-            return self.final_norm(x)
+                layer = None if cache is None else cache[number]
+                options = plan_for(block, TransformerDecoderBlock, "self_attn", call, layer)
+                options |= (
+                    {"segment_ids": segment_ids} if layer is None else {"segment_ids": segment_ids, "cache": layer}
+                )
+                given = (block, number, x, encoder_output, self_mask, cross_mask)
+                x = run_block(*given, use_checkpointing=use_checkpointing, **options)
+            x = self.final_norm(x)
+            call.done()
+            return x
 
     def make_cache(
         self,

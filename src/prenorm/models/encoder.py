@@ -6,9 +6,9 @@ from torch import Tensor, nn
 
 from ..blocks.activation_checkpointing import run_block
 from ..blocks.encoder import TransformerEncoderBlock
-from ..config import check_size
-from ..layers.norm import LayerNorm
-from ..ops.documents import check_segment_ids, within_documents
+from ..layers.layer_norm import LayerNorm
+from ..ops.documents import check_segments, within_documents
+from ..validation import check_size
 
 
 class TransformerEncoder(nn.Module):
@@ -54,7 +54,7 @@ class TransformerEncoder(nn.Module):
         Raises ShapeError and ConfigError.
         """
         if segment_ids is not None:  # the same in every block, so it is worked out once
-            check_segment_ids(segment_ids, x)
+            check_segments(segment_ids, x.shape[:-1], axes="(..., seq) = ")
             mask = within_documents(segment_ids, mask, self.num_heads)
         for number, block in enumerate(self.layers):
             x = run_block(block, number, x, mask, use_checkpointing=use_checkpointing)

@@ -15,13 +15,14 @@ from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
 from ..generation.padding import last_of_each_row, pad
 from ..generation.prompts import Prompts, check_ids, token_lists
+from ..layers.cache import one_pass
 from ..layers.decoder_cache import DecoderCache
 from ..layers.dropout import Dropout
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
 from ..layers.positions import LearnedPositions, SinusoidalPositions
 from ..ops.cross_entropy import IGNORED, linear_cross_entropy
-from ..ops.documents import check_segment_dtype, cross_document_mask, document_positions
+from ..ops.documents import check_segments, cross_document_mask, document_positions
 from ..ops.linear import linear
 from .decoder import TransformerDecoder
 from .encoder import TransformerEncoder
@@ -164,7 +165,8 @@ class EncoderDecoder(nn.Module):
 
         segment_ids: a negative id is padding; a row is one document.
         """
-        return linear(self._decode(target_ids, cache, segment_ids), self.head_weight)
+        with one_pass(cache):
+            return linear(self._decode(target_ids, cache, segment_ids), self.head_weight)
 
     def make_cache(
         self,
@@ -261,16 +263,15 @@ class EncoderDecoder(nn.Module):
         if target_ids.ndim != 2:
             raise ShapeError(f"with a cache target_ids must be (batch, seq), but they are {tuple(target_ids.shape)}.")
         _check_segments("target", segment_ids, target_ids)
-        cache[0].check_batch(target_ids.shape[0])
-        places = cache[0].places(target_ids.shape[-1], None if segment_ids is None else segment_ids >= 0)
-        x = self._embed_target(target_ids, places.clamp_min(0))  # padding has no place, and nobody sees it
-        return self.decoder(x, segment_ids=segment_ids, cache=cache)
+        token_positions = cache.arrive(target_ids[..., None], segment_ids).places.clamp_min(0)  # nobody sees padding
+        return self.decoder(self._embed_target(target_ids, token_positions), segment_ids=segment_ids, cache=cache)
 
     def _next_logits(
         self, token_ids: Int[Tensor, "batch seq"], *, segment_ids: Int[Tensor, "batch seq"] | None, cache: DecoderCache
     ) -> Float[Tensor, "batch vocab"]:
-        hidden = self._decode(token_ids, cache, segment_ids)
-        return linear(last_of_each_row(hidden, segment_ids), self.head_weight)
+        with one_pass(cache):
+            hidden = self._decode(token_ids, cache, segment_ids)
+            return linear(last_of_each_row(hidden, segment_ids), self.head_weight)
 
     def _rows(self, sources: Prompts, prompts: Prompts | None) -> tuple[list[list[int]], Prompts]:
         rows = token_lists(sources, "source")
@@ -327,11 +328,5 @@ def _places(token_ids: Tensor, segment_ids: Tensor | None) -> Tensor:
 def _check_segments(side: str, segment_ids: Tensor | None, token_ids: Tensor) -> None:
     if token_ids.ndim == 0:
         raise ShapeError(f"{side}_ids must be (..., seq), but it is a single number; {side}_ids[None] makes it one.")
-    if segment_ids is None:
-        return
-    check_segment_dtype(segment_ids, f"{side}_segment_ids")
-    if segment_ids.shape != token_ids.shape:
-        raise ShapeError(
-            f"{side}_segment_ids must have one id a token, {tuple(token_ids.shape)}, but they are "
-            f"{tuple(segment_ids.shape)}."
-        )
+    if segment_ids is not None:
+        check_segments(segment_ids, token_ids.shape, name=f"{side}_segment_ids")

@@ -11,21 +11,24 @@ from torch import Tensor, nn
 from ..blocks.activation_checkpointing import run_block
 from ..blocks.transformer import TransformerBlock
 from ..checkpoint import folder as checkpoint
-from ..config import ModelConfig, check_size
+from ..config import ModelConfig
 from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
 from ..generation.padding import last_of_each_row
 from ..generation.prompts import token_lists
 from ..generation.speculation import DRAFT_TOKENS, Speculation
-from ..layers.cache import KVCache, whole_call
+from ..layers.attention import plan_for
+from ..layers.cache import KVCache, one_pass
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
+from ..layers.plan import Call
 from ..layers.quantized import QuantizedLinear
 from ..layers.rope import RotaryEmbedding
 from ..ops.cross_entropy import IGNORED, chunked_cross_entropy, linear_cross_entropy
-from ..ops.documents import check_segment_dtype, document_mask, document_positions
+from ..ops.documents import check_segments, document_mask, document_positions
 from ..ops.linear import linear
+from ..validation import check_size
 from .init import initialise
 from .quantize import kind_of, prepare, quantize_
 from .steps import Steps
@@ -54,7 +57,6 @@ class TransformerLM(nn.Module):
             config.rope_theta,
             config.rope_interleaved,
             config.rope_scaling,
-            device=device,
         )
         self.layers = nn.ModuleList(_block(config, rope, device, dtype) for _ in range(config.num_layers))
         self.final_norm = RMSNorm(config.d_model, config.eps, device=device, dtype=dtype)
@@ -78,10 +80,9 @@ class TransformerLM(nn.Module):
         block (k), and compute what is inside again in the backward pass; the numbers are the same bit for bit.
         Raises RangeError for ids outside the vocabulary, and what the block raises.
         """
-        hidden = self.hidden(
-            token_ids, token_positions, segment_ids=segment_ids, cache=cache, use_checkpointing=use_checkpointing
-        )
-        return self._head(hidden)
+        options: dict[str, Any] = {"segment_ids": segment_ids, "use_checkpointing": use_checkpointing}
+        with one_pass(cache):
+            return self._head(self.hidden(token_ids, token_positions, cache=cache, **options))
 
     def hidden(
         self,
@@ -100,20 +101,26 @@ class TransformerLM(nn.Module):
             if token_ids.ndim != 2:
                 raise ShapeError(f"with a cache token_ids must be (batch, seq), but they are {tuple(token_ids.shape)}.")
         mask = None
+        if segment_ids is not None:
+            check_segments(segment_ids, token_ids.shape)
         if segment_ids is not None and cache is None:
             # Who belongs to which document is the same in every block, so it is worked out once.
-            _check_segments(segment_ids, token_ids)
             mask = document_mask(segment_ids)
             token_positions = document_positions(segment_ids) if token_positions is None else token_positions
             segment_ids = None
-        with whole_call(cache):
+        with one_pass(cache):
             x = self.embedding(token_ids)
+            call = Call(x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
             for i, block in enumerate(self.layers):
-                if cache is None:
-                    x = run_block(block, i, x, token_positions, mask=mask, use_checkpointing=use_checkpointing)
-                else:  # never run twice: each run appends to the cache
-                    x = block(x, token_positions, segment_ids=segment_ids, cache=cache[i])
-            return self.final_norm(x)
+                layer = None if cache is None else cache[i]
+                plan = plan_for(block, TransformerBlock, "attn", call, layer)
+                if layer is None:
+                    x = run_block(block, i, x, token_positions, mask=mask, use_checkpointing=use_checkpointing, **plan)
+                else:  # never run twice: each run would store its tokens
+                    x = block(x, token_positions, segment_ids=segment_ids, cache=layer, **plan)
+            x = self.final_norm(x)
+            call.done()
+            return x
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:
@@ -136,7 +143,7 @@ class TransformerLM(nn.Module):
         sequence are never held whole. use_checkpointing: as in `forward`.
         """
         if segment_ids is not None:
-            _check_segments(segment_ids, token_ids)
+            check_segments(segment_ids, token_ids.shape)
             if targets.shape == token_ids.shape:  # other shapes are refused below
                 targets = targets.masked_fill(segment_ids < 0, IGNORED)
         hidden = self.hidden(token_ids, segment_ids=segment_ids, use_checkpointing=use_checkpointing)
@@ -231,8 +238,6 @@ class TransformerLM(nn.Module):
                 prepare(model, loaded.kind)
         model.load_state_dict(loaded.tensors, assign=True)
         for module in model.modules():
-            if isinstance(module, RotaryEmbedding):
-                module.place_tables(model.embedding.weight.device)
             if isinstance(module, QuantizedLinear):
                 module.like = model.embedding.weight.new_empty(0)
         model.eos_token_ids = loaded.eos_token_ids
@@ -250,14 +255,15 @@ class TransformerLM(nn.Module):
         cache: KVCache,
     ) -> Float[Tensor, "batch vocab"]:
         if segment_ids is None:
-            return self._head(self.hidden(token_ids, cache=cache)[:, -1])
+            with one_pass(cache):
+                return self._head(self.hidden(token_ids, cache=cache)[:, -1])
         # Which tokens are padding is all that is known here: each row goes on with the document of the caller's cache.
-        documents = cache[0].documents.clone()
+        documents = cache.documents.clone()
         segment_ids = torch.where(segment_ids >= 0, documents.clamp_min(0)[:, None], -1)
-        hidden = self.hidden(token_ids, segment_ids=segment_ids, cache=cache)
-        for layer in cache:
-            layer.documents.copy_(documents)
-        return self._head(last_of_each_row(hidden, segment_ids))
+        with one_pass(cache):
+            hidden = self.hidden(token_ids, segment_ids=segment_ids, cache=cache)
+            cache.documents.copy_(documents)
+            return self._head(last_of_each_row(hidden, segment_ids))
 
     def _head(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """The logits."""
@@ -276,7 +282,7 @@ class TransformerLM(nn.Module):
         decoding.check_options(options)
         if cache is not None:
             self._check_cache(cache)
-            cache[0].check_batch(len(rows))
+            cache.timeline.check_batch(len(rows))
         return {
             "vocab_size": self.config.vocab_size,
             "max_seq_len": self.config.max_seq_len if cache is None else cache[0].max_seq_len,
@@ -291,7 +297,7 @@ class TransformerLM(nn.Module):
     def _check_cache(self, cache: object) -> None:
         if not isinstance(cache, KVCache):
             raise ConfigError(f"a model takes a KVCache, from make_cache, not a {type(cache).__name__}.")
-        cache.check(self.config.num_layers)
+        cache.check(len(self.layers))
 
     def _speculation(self, draft: object, draft_tokens: int | None, *, alone: bool) -> Speculation | None:
         if draft is None:
@@ -335,11 +341,3 @@ def _block(
         dropout=config.dropout,
         rope=rope,
     )
-
-
-def _check_segments(segment_ids: Tensor, token_ids: Tensor) -> None:
-    check_segment_dtype(segment_ids)
-    if segment_ids.shape != token_ids.shape:
-        raise ShapeError(
-            f"segment_ids must have one id a token, {tuple(token_ids.shape)}, but they are {tuple(segment_ids.shape)}."
-        )

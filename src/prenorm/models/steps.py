@@ -3,6 +3,7 @@
 import operator
 from typing import TYPE_CHECKING, Any, cast
 
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
@@ -12,19 +13,21 @@ from ..kernels.cpu.decode_step import DTYPES, MOST_TOKENS, Layer, Matrix, Model,
 from ..kernels.cpu.few_rows import MOST_ROWS
 from ..kernels.cpu.one_query import WIDTH
 from ..layers.attention import SelfAttention
-from ..layers.cache import KVCache, whole_call
+from ..layers.cache import KVCache
 from ..layers.dropout import Dropout
 from ..layers.embedding import Embedding
-from ..layers.feedforward import SwiGLU
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
 from ..layers.quantized import QuantizedLinear
 from ..layers.rope import RotaryEmbedding
+from ..layers.swiglu import SwiGLU
+from ..layers.timeline import Timeline
 from ..ops import backends
 
 if TYPE_CHECKING:
     from .lm import TransformerLM
 
+AHEAD = 64  # tokens whose cosines and sines are worked out together
 OURS = (
     *(TransformerBlock, SelfAttention, Dropout, Embedding, SwiGLU, Linear, QuantizedLinear, RMSNorm, RotaryEmbedding),
     nn.ModuleList,
@@ -75,6 +78,8 @@ class Steps:
         self.known: Model | None = None
         self.settled: KVCache | None = None
         self.most = 0  # tokens that a row can hold
+        self.first = -AHEAD  # the place of the first of `angles`
+        self.angles: tuple[Tensor, Tensor] | None = None
 
     def __call__(
         self, token_ids: Int[Tensor, "batch seq"], *, segment_ids: Int[Tensor, "batch seq"] | None, cache: KVCache
@@ -89,22 +94,35 @@ class Steps:
         """The logits, or None where this model, cache or machine is not the kernel's."""
         if self.settled is not cache and not self._look(token_ids, cache):
             return None
-        seq, first = token_ids.shape[1], cache[0]
+        seq, first, timeline = token_ids.shape[1], cache[0], cache.timeline
         # Where there is no room, the model says what is wrong; and it knows what several tokens see of a ring.
-        if first.longest + seq > min(self.most, first.max_seq_len if seq == 1 else first.slots):
+        if timeline.longest + seq > min(self.most, first.max_seq_len if seq == 1 else first.slots):
             return None
-        given = (self.model.embedding.weight, self.known, token_ids.contiguous(), cache.lengths)
+        lengths = timeline.lengths()
+        angles = self._cos_sin(lengths, timeline, seq)
+        given = (self.model.embedding.weight, self.known, token_ids.contiguous(), lengths, *angles)
         kernel = backends.choose("decode_step", *given)
         if kernel is None:
             return None
-        with whole_call(cache):
-            try:
-                logits: Tensor = kernel(*given)
-            except IndexError:  # a token outside the vocabulary: the model says which
-                return None
-            for layer in cache:
-                layer.add(seq)
+        try:
+            logits: Tensor = kernel(*given)
+        except IndexError:  # a token outside the vocabulary: the model says which
+            return None
+        timeline.count(seq)
         return logits
+
+    def _cos_sin(self, lengths: Tensor, timeline: Timeline, seq: int) -> tuple[Tensor, Tensor]:
+        """Of the tokens to come (rows or 1, seq, head_dim / 2), where rows are equally long some tokens ahead."""
+        rope = self.blocks[0].attn.rope
+        assert rope is not None
+        if timeline.ragged:
+            return rope.cos_sin(lengths[:, None] + torch.arange(seq), torch.float32)
+        first = timeline.longest - self.first
+        if self.angles is None or not 0 <= first <= AHEAD - seq:
+            self.first, first = timeline.longest, 0
+            self.angles = rope.cos_sin(self.first + torch.arange(AHEAD), torch.float32)
+        cos, sin = self.angles
+        return cos[first : first + seq], sin[first : first + seq]
 
     def _look(self, token_ids: Tensor, cache: KVCache) -> bool:
         """Whether the kernel may stand in with this cache; `known` are the tensors then."""
@@ -113,11 +131,11 @@ class Steps:
         self.model._check_cache(cache)
         attention = self.blocks[0].attn
         assert attention.rope is not None
-        if not all(layer.shows_all_that_is_seen(attention.window) and layer.has_room for layer in cache):
+        if not all(layer.needs_no_mask(attention.window) for layer in cache):
             return False
-        if len(token_ids) != len(cache[0].keys):
+        if len(token_ids) != cache.timeline.batch_size:
             return False
-        self.most = min(attention.rope.max_seq_len, len(attention.rope.cos))
+        self.most = attention.rope.max_seq_len
         self.known = self._tensors(cache)
         if self.alone and self.known is not None:
             self.settled = cache
@@ -125,8 +143,7 @@ class Steps:
 
     def _tensors(self, cache: KVCache) -> Model | None:
         """The tensors as they are now; those that are what they were in the step before need no second look."""
-        model, rope = self.model, self.blocks[0].attn.rope
-        assert rope is not None
+        model = self.model
         assert self.sizes is not None
         try:
             layers: list[list[Tensor | None]] = [
@@ -137,14 +154,14 @@ class Steps:
         for tensors, layer in zip(layers, cache, strict=True):
             tensors += [layer.keys, layer.values]
         head = _matrix(model.embedding if model.lm_head is None else model.lm_head)
-        others = (model.embedding.weight, model.final_norm.weight, *head, rope.cos, rope.sin)
+        others = (model.embedding.weight, model.final_norm.weight, *head)
         every = [tensor for one in (*layers, others) for tensor in one if tensor is not None]
         marks = (list(map(id, every)), list(map(Tensor.data_ptr, every)), list(map(Tensor.stride, every)))
         seen = (*marks, _versions(every))
         if self.known is None or seen != self.seen:
-            embedding, norm, *_, cos, sin = others
+            embedding, norm, *_ = others
             self.seen = seen
-            return Model(list(map(_layer, layers)), embedding, norm, head, cos, sin, self.sizes)
+            return Model(list(map(_layer, layers)), embedding, norm, head, self.sizes)
         return self.known
 
     def _is_unchanged(self) -> bool:

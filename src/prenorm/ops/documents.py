@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from . import ranges
-from .attention import check_mask
+from .masks import check_mask
 
 
 def document_mask(segment_ids: Int[Tensor, "*batch seq"]) -> Bool[Tensor, "*batch 1 seq seq"]:
@@ -32,22 +32,17 @@ def within_documents(
     return mask & documents
 
 
-def check_segment_ids(segment_ids: Tensor, x: Tensor) -> None:
-    """Raise ShapeError unless there is one whole number for each token of x (..., seq, d_model)."""
-    check_segment_dtype(segment_ids)
-    if segment_ids.shape != x.shape[:-1]:
-        raise ShapeError(
-            f"segment_ids must have one id a token, (..., seq) = {tuple(x.shape[:-1])}, but they are "
-            f"{tuple(segment_ids.shape)}."
-        )
-
-
-def check_segment_dtype(segment_ids: Tensor, name: str = "segment_ids") -> None:
-    """Raise ShapeError for anything but whole numbers: a mask of True and False would be read as two documents."""
+def check_segments(segment_ids: Tensor, shape: tuple[int, ...], *, name: str = "segment_ids", axes: str = "") -> None:
+    """Raise ShapeError unless there is one integer a token, of which there are `shape` (..., seq)."""
     if segment_ids.dtype.is_floating_point or segment_ids.dtype.is_complex or segment_ids.dtype == torch.bool:
+        # A mask of True and False would be read as two documents.
         raise ShapeError(
             f"{name} must be whole numbers, a negative one for padding, but they are {segment_ids.dtype}; a mask that "
             "is True for tokens says the same as torch.where(mask, 0, -1)."
+        )
+    if segment_ids.shape != shape:
+        raise ShapeError(
+            f"{name} must have one id a token, {axes}{tuple(shape)}, but they are {tuple(segment_ids.shape)}."
         )
 
 

@@ -4,9 +4,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..config import attention_sizes
 from ..errors import ShapeError
+from ..validation import attention_sizes
 from .attention import scaled_dot_product_attention
+from .heads import merge_heads, split_heads
 from .linear import linear
 from .ranges import check_length, check_positions
 from .rope import rope
@@ -57,16 +58,6 @@ def multihead_self_attention_with_rope(
     positions = resolve_positions(token_positions, in_features, max_seq_len)
     q, k = rope(q, positions.unsqueeze(-2), theta=theta), rope(k, positions.unsqueeze(-2), theta=theta)
     return linear(merge_heads(scaled_dot_product_attention(q, k, v, causal=causal)), o_proj_weight)
-
-
-def split_heads(x: Float[Tensor, "*batch seq features"], head_dim: int) -> Float[Tensor, "*batch heads seq head_dim"]:
-    """Cut the features into heads."""
-    return x.unflatten(-1, (x.shape[-1] // head_dim, head_dim)).transpose(-2, -3)
-
-
-def merge_heads(x: Float[Tensor, "*batch heads seq head_dim"]) -> Float[Tensor, "*batch seq features"]:
-    """Lay the heads side by side again."""
-    return x.transpose(-2, -3).flatten(-2)
 
 
 def resolve_positions(

@@ -1,4 +1,4 @@
-"""RMS normalisation and layer normalisation."""
+"""RMS normalisation."""
 
 import torch
 from jaxtyping import Float
@@ -21,24 +21,3 @@ def rms_norm(
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     mean = (wide.square() / x.shape[-1]).sum(-1, keepdim=True)  # divided first: the sum of squares of 1e18 overflows
     return (weight * wide * torch.rsqrt(mean + eps)).to(x.dtype)
-
-
-def layer_norm(
-    x: Float[Tensor, "*batch d_model"],
-    weight: Float[Tensor, " d_model"],
-    bias: Float[Tensor, " d_model"],
-    *,
-    eps: float = 1e-5,
-) -> Float[Tensor, "*batch d_model"]:
-    """Bring every vector to mean 0 and variance 1, then scale it by `weight` and shift it by `bias`.
-
-    y = weight * (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) + bias, the means over d_model.
-    Everything runs in float32 or wider and is cast once, at the end; y has the dtype of x.
-    Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
-    """
-    if kernel := backends.choose("layer_norm", x, weight, bias):
-        return kernel(x, weight, bias, eps)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    centred = wide - (wide / x.shape[-1]).sum(-1, keepdim=True)
-    variance = (centred.square() / x.shape[-1]).sum(-1, keepdim=True)
-    return (weight * centred * torch.rsqrt(variance + eps) + bias).to(x.dtype)

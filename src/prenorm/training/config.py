@@ -10,8 +10,9 @@ from typing import Any, Literal, get_args
 
 import tomli_w
 
-from ..config import ModelConfig, check_number, check_size
+from ..config import ModelConfig
 from ..errors import ConfigError
+from ..validation import check_number, check_size
 from .presets import PRESETS, PresetName
 
 Dtype = Literal["auto", "float32", "bfloat16"]

@@ -8,8 +8,8 @@ from torch import nn
 
 from ...blocks.transformer import TransformerBlock
 from ...layers.attention import SelfAttention
-from ...layers.feedforward import SwiGLU
 from ...layers.linear import Linear
+from ...layers.swiglu import SwiGLU
 from .problem import Answer, Mistake, Problem, Question
 
 

@@ -42,10 +42,11 @@ struct DecodeStepCall {
     const void *embedding;          // (vocab, d_model)
     const void *final_norm;         // (d_model)
     Matrix head;                    // (vocab, d_model)
-    const float *cos, *sin;         // (max_seq_len, head_dim / 2)
+    const float *cos, *sin;         // (rows or 1, seq, head_dim / 2)
     void *logits;                   // (rows, vocab)
     int64_t num_layers, rows, seq, d_model, d_ff, vocab, heads, groups, head_dim, slots, interleaved;
     int64_t bits, head_bits;        // of the whole numbers of all layers and of the head: 8 or 4; 0 for none
+    int64_t angles_stride;          // from row to row of cos and sin: 0 where all rows are at the same places
     int64_t threads;
     double eps;
 };
@@ -166,12 +167,12 @@ inline void normalise_rows(const T *x, const T *weight, T *y, const DecodeStepCa
 
 // One of the tokens that go through the blocks together; all are counted through the rows, then through time.
 struct Token {
-    int64_t row, place;
+    int64_t row, time, place;
 };
 
 inline Token token_at(const DecodeStepCall &call, int64_t count) {
-    const int64_t row = count % call.rows;
-    return {row, call.places[row] + count / call.rows};
+    const int64_t row = count % call.rows, time = count / call.rows;
+    return {row, time, call.places[row] + time};
 }
 
 // Queries and keys of one group of heads of token `i`: normalised, rotated; keys and values stored.
@@ -180,7 +181,8 @@ __attribute__((noinline)) void store_group(const Layer<T> &layer, const DecodeSt
                                            int64_t i, int64_t group) {
     const int64_t dim = call.head_dim, queries = call.heads / call.groups;
     const Token token = token_at(call, at.first + i);
-    const float *cos = call.cos + token.place * dim / 2, *sin = call.sin + token.place * dim / 2;
+    const int64_t angles = token.row * call.angles_stride + token.time * dim / 2;
+    const float *cos = call.cos + angles, *sin = call.sin + angles;
     T *q = at.q + (i * call.groups + group) * queries * dim, *k = at.k + (i * call.groups + group) * dim;
     const T *v = at.v + (i * call.groups + group) * dim;
     for (int64_t j = 0; j < queries; ++j) {

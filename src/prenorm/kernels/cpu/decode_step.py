@@ -19,9 +19,9 @@ from .one_query import WIDTH
 from .quantized_linear import BITS, GROUP, ROWS, SCALE
 
 DTYPES = {torch.float32: "decode_step_float32", torch.bfloat16: "decode_step_bfloat16"}
-# struct DecodeStepCall: layers, tokens, places, embedding, final_norm, head and its scales, cos, sin, logits, fourteen
+# struct DecodeStepCall: layers, tokens, places, embedding, final_norm, head and its scales, cos, sin, logits, fifteen
 # sizes, eps
-pack = struct.Struct("10P14qd").pack
+pack = struct.Struct("10P15qd").pack
 # `make bench-decode`: eight tokens at a time are faster than all of them layer by layer up to here.
 MOST_TOKENS = 24
 NO_MEMORY, NO_SUCH_TOKEN = 1, 2
@@ -80,10 +80,7 @@ class Layer(NamedTuple):
 
 
 class Model:
-    """The tensors of a model and of its cache, looked at once: `fits` says whether the kernel can work with them.
-
-    cos, sin: (max_seq_len, head_dim / 2), float32.
-    """
+    """The tensors of a model and of its cache, looked at once: `fits` says whether the kernel can work with them."""
 
     def __init__(
         self,
@@ -91,17 +88,15 @@ class Model:
         embedding: Tensor,
         final_norm: Tensor,
         head: Matrix,
-        cos: Tensor,
-        sin: Tensor,
         sizes: Sizes,
     ) -> None:
         self.layers, self.embedding, self.final_norm, self.head = layers, embedding, final_norm, head
-        self.cos, self.sin, self.sizes = cos, sin, sizes
+        self.sizes = sizes
         self.bits = layers[0].matrices[0].bits
         keys = layers[0].cache[0]
         self.rows, self.slots = (len(keys), keys.shape[2] - 1) if keys.ndim == 4 else (0, 0)
         self.fits = self._fits()
-        held = (*(tensor for layer in layers for tensor in layer.tensors()), embedding, final_norm, *head, cos, sin)
+        held = (*(tensor for layer in layers for tensor in layer.tensors()), embedding, final_norm, *head)
         # So that the memory stays where it is, whatever becomes of a parameter in another thread.
         self.storages = [tensor.untyped_storage() for tensor in held if tensor is not None]
         pointers = [None if tensor is None else tensor.data_ptr() for layer in layers for tensor in layer.tensors()]
@@ -110,7 +105,6 @@ class Model:
     def _fits(self) -> bool:
         """Whether these are plain tensors of one dtype, of the shapes that their sizes say."""
         d_model, dtype, sizes = len(self.final_norm), self.final_norm.dtype, self.sizes
-        half = (len(self.cos), sizes.head_dim // 2)
         return (
             0 < self.rows <= MOST_ROWS
             and sizes.head_dim % WIDTH == 0
@@ -119,8 +113,6 @@ class Model:
             and _is_plain(self.final_norm, dtype, (d_model,))
             and _is_plain(self.embedding, dtype, (len(self.embedding), d_model))
             and self.head.has((len(self.embedding), d_model), dtype, self.head.bits)
-            and _is_plain(self.cos, torch.float32, half)
-            and _is_plain(self.sin, torch.float32, half)
         )
 
     def _has_shapes(self, layer: Layer) -> bool:
@@ -150,11 +142,12 @@ def _is_plain(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> boo
     )
 
 
-def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor) -> Tensor:
+def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The logits (rows, vocab) after the next tokens of each row, whose keys and values are stored.
 
     x: what tokens are looked up in, the embedding of the model. tokens: (rows, seq), int64; several of a row must fit
-    into slots that hold none yet. places: (rows,), how many tokens each row holds, int64.
+    into slots that hold none yet. places: (rows,), how many tokens each row holds, int64. cos, sin: of these tokens,
+    (seq, head_dim / 2) for all rows or (rows, seq, head_dim / 2), float32.
     Raises IndexError for a token outside the vocabulary; then nothing is stored.
     """
     sizes = model.sizes
@@ -167,8 +160,8 @@ def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor) -> Tens
         model.final_norm.data_ptr(),
         model.head.numbers.data_ptr(),
         0 if model.head.scales is None else model.head.scales.data_ptr(),
-        model.cos.data_ptr(),
-        model.sin.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
         logits.data_ptr(),
         len(model.layers),
         *tokens.shape,
@@ -182,6 +175,7 @@ def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor) -> Tens
         sizes.interleaved,
         model.bits,
         model.head.bits,
+        cos.stride(0) if cos.ndim == 3 else 0,
         torch.get_num_threads(),
         sizes.eps,
     )
@@ -193,8 +187,9 @@ def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor) -> Tens
     return logits
 
 
-def suits(x: Tensor, model: Model, tokens: Tensor, places: Tensor) -> bool:
+def suits(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether it can be computed now, without gradients, and the tensors fit together."""
+    angles = (*tokens.shape[2 - (cos.ndim - 1) :], model.sizes.head_dim // 2)
     return (
         computes_now()
         and not torch.is_grad_enabled()
@@ -203,6 +198,8 @@ def suits(x: Tensor, model: Model, tokens: Tensor, places: Tensor) -> bool:
         and 0 < tokens.numel() <= MOST_TOKENS
         and _is_plain(tokens, torch.int64, (model.rows, tokens.shape[-1]))
         and _is_plain(places, torch.int64, (model.rows,))
+        and _is_plain(cos, torch.float32, angles)
+        and _is_plain(sin, torch.float32, angles)
     )
 
 

@@ -1,0 +1,61 @@
+"""Who may attend to which keys of a cache."""
+
+import torch
+from torch import Tensor
+
+from ..errors import ConfigError
+from ..ops.masks import causal_mask, check_mask, columns_at, place_mask
+from .layer_cache import LayerCache, Slots
+from .timeline import Arrival
+
+
+def cached_mask(
+    layer: LayerCache, arrival: Arrival, mask: Tensor | None, num_heads: int, causal: bool, window: int | None
+) -> tuple[Tensor | None, bool, Slots]:
+    """The mask over the keys that `layer.store` gives, whether it still has to be made causal, and the slots to store.
+
+    Raises ConfigError for a cache that does not keep what this attention sees, RangeError when there is no room in it,
+    ShapeError for a mask that does not fit.
+    """
+    _check_cache(layer, causal, window)
+    layer.timeline.check_room(arrival)
+    if mask is not None:
+        check_mask(mask, (arrival.batch_size, num_heads, arrival.seq, arrival.stop))
+    slots, key_places = layer.slots_for(arrival)
+    # Compiled, the first chunk is as any other: it would be compiled twice.
+    if arrival.start == 0 and arrival.before is None and not torch.compiler.is_compiling():
+        return mask, True, slots
+    kv_seq = slots.held + arrival.seq if slots.joined else slots.held
+    allowed = _allowed(arrival, key_places, kv_seq, window)
+    if mask is not None and key_places is not None:
+        mask = columns_at(mask, key_places)
+    if mask is not None and allowed is not None:
+        allowed = mask & allowed
+    return mask if allowed is None else allowed, False, slots
+
+
+def _allowed(arrival: Arrival, key_places: Tensor | None, kv_seq: int, window: int | None) -> Tensor | None:
+    """Who may attend to whom by place: (q, kv), (batch, 1, q, kv), or None where all may."""
+    places = arrival.places
+    if key_places is None and arrival.before is None:
+        # The size is not compared with the window while compiling: the code would have to be compiled again.
+        all_seen = window is None or (not torch.compiler.is_compiling() and kv_seq <= window)
+        if arrival.seq == 1 and all_seen:
+            return None
+        return causal_mask(arrival.seq, kv_seq, window=window, device=places.device)
+    if key_places is None:
+        key_places = torch.arange(kv_seq, device=places.device)
+    allowed = place_mask(places, key_places, window=window)
+    return allowed.unsqueeze(1) if allowed.ndim == 3 else allowed
+
+
+def _check_cache(layer: LayerCache, causal: bool, window: int | None) -> None:
+    if not causal:
+        raise ConfigError(
+            "a cache needs causal=True: without it, tokens already cached would have to see those to come."
+        )
+    if layer.is_ring and (window is None or window > (layer.window or 0)):
+        raise ConfigError(
+            f"this cache remembers a window of {layer.window} places, but this attention has window={window}; "
+            "make a cache for this model."
+        )

@@ -1,0 +1,298 @@
+"""The timeline of a KV cache: how many tokens each row holds, and of which document they are."""
+
+from types import TracebackType
+from typing import NamedTuple, no_type_check
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..errors import ConfigError, RangeError, ShapeError
+from ..ops import ranges
+from ..ops.documents import document_counts
+
+
+class Arrival(NamedTuple):
+    """The tokens that a call brings to a cache, and the places that they take in it."""
+
+    batch_size: int
+    seq: int
+    """Tokens a row, padding included."""
+
+    start: int
+    """At least the tokens in every row before this call, known without asking the device."""
+
+    stop: int
+    """The same after this call."""
+
+    before: Int[Tensor, " batch"] | None
+    """The tokens in each row before this call; None: `start` in every row, and no padding comes."""
+
+    after: Int[Tensor, " batch"] | None
+    """The same after this call."""
+
+    places: Int[Tensor, " seq"] | Int[Tensor, "batch seq"]
+    """The place that each token takes in its row, -1 for padding."""
+
+    is_token: Bool[Tensor, "batch seq"] | None
+    """False for padding; None: there is none."""
+
+    layer: int | None
+    """The layer that they come to; None: all of them."""
+
+    ahead: int
+    """How many columns of tokens that layer has stored that other layers have not."""
+
+
+class Timeline:
+    """How many tokens the rows of a cache hold: one for all of its layers.
+
+    Padding is never stored: a row's tokens have the places 0, 1, 2, ... whatever padding stood between them.
+    A token counts once every layer has stored it and the call that brought it is done (`Pass`). Until then `ahead` says
+    how many columns of tokens a layer has that others have not: where layers are called one by one it may differ.
+    """
+
+    def __init__(self, batch_size: int, max_seq_len: int, device: torch.device | str | None = None) -> None:
+        self.max_seq_len = max_seq_len
+        with torch.inference_mode(False):
+            self.documents = torch.full((batch_size,), -1, device=device)  # the segment id of each row, once known
+            # Tokens in each row, now and before rewinding: looked at only where rows differ (`ragged`).
+            self._lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
+            self._peaks = torch.zeros(batch_size, dtype=torch.int64, device=device)
+        self.longest = 0  # at least the tokens in every row, known without asking the device
+        self.ragged = False
+        self.ahead = [0]  # of each layer
+        self.overwritten = 0  # tokens that the running call writes over older ones, in a ring
+        self.torn = False  # some of those are needed, should the call fail
+        self._columns: Tensor | None = None  # (batch, columns): what is no padding among the columns of `ahead`
+        self._stop = 0  # `longest` once all of these count
+        self._running = self._broken = False
+
+    @property
+    def batch_size(self) -> int:
+        """How many rows there are."""
+        return len(self.documents)
+
+    def lengths(self, ahead: int = 0) -> Int[Tensor, " batch"]:
+        """How many tokens each row holds, with those in the next `ahead` columns."""
+        columns = ahead if self._columns is None else self._columns[:, :ahead].sum(-1)
+        counted = self._lengths.clone() if self.ragged else torch.full_like(self._lengths, self.longest)
+        return counted + columns if ahead else counted
+
+    def arrive(
+        self, x: Tensor, segment_ids: Int[Tensor, "batch seq"] | None, *, layer: int | None, exact: bool
+    ) -> Arrival:
+        """The places of x (batch, seq, d_model) after the tokens that a layer, or all of them, have stored.
+
+        segment_ids: negative for padding. exact: ask the device how long the longest row will be, where rows differ or
+        padding comes; otherwise `stop` may be more than that, as long as it fits. Nothing is stored or counted yet.
+        Raises ShapeError, and ConfigError for a second document in a row.
+        """
+        if x.ndim != 3:
+            raise ShapeError(f"with a cache x must be (batch, seq, d_model), but it is {tuple(x.shape)}.")
+        batch_size, seq, _ = x.shape
+        self.check_batch(batch_size)
+        if segment_ids is not None:
+            self._check_documents(segment_ids)
+        is_token = None if segment_ids is None else segment_ids >= 0
+        ahead = 0 if layer is None else self.ahead[layer]
+        start = self.longest + ahead
+        new: Tensor | int = seq if is_token is None else is_token.sum(-1)
+        ragged = self.ragged or self._columns is not None or is_token is not None
+        before = self.lengths(ahead) if ragged else None
+        after = None if before is None else before + new
+        stop = self._longest_after(start + seq, after, exact=exact)
+        if before is None:
+            places = torch.arange(start, start + seq, device=self.documents.device)
+        elif is_token is None:
+            places = before[:, None] + torch.arange(seq, device=before.device)
+        else:
+            places = torch.where(is_token, before[:, None] + is_token.cumsum(-1) - 1, -1)
+        return Arrival(batch_size, seq, start, stop, before, after, places, is_token, layer, ahead)
+
+    def check_batch(self, batch_size: int) -> None:
+        """Raise ShapeError unless the cache was made for this many rows."""
+        if batch_size != self.batch_size:
+            raise ShapeError(
+                f"this cache was made for batch size {self.batch_size}, but x has batch size {batch_size}; make a "
+                "cache for this batch."
+            )
+
+    def check_room(self, arrival: Arrival) -> None:
+        """Raise RangeError unless there is room for these tokens."""
+        start, stop, after = arrival.start, arrival.stop, arrival.after
+        if stop > self.max_seq_len:
+            raise RangeError(
+                f"a cache holds at most max_seq_len = {self.max_seq_len} tokens, but {start} are in it and "
+                f"{stop - start} more are to come; make_cache(max_seq_len={stop}) would do."
+            )
+        if after is not None and torch.compiler.is_compiling():
+            torch._assert_async((after <= self.max_seq_len).all(), "a cache holds at most max_seq_len tokens")
+
+    def note(self, arrival: Arrival, segment_ids: Int[Tensor, "batch seq"] | None = None) -> None:
+        """The tokens are stored: they count once the call is done, and every layer has them. Raises ShapeError."""
+        end = arrival.ahead + arrival.seq
+        layers = range(len(self.ahead)) if arrival.layer is None else (arrival.layer,)
+        for layer in layers:
+            if self.ahead[layer] not in (arrival.ahead, end):  # a block in it was called alone, and not as it was
+                raise ShapeError(
+                    f"in one call every layer of a cache stores the same tokens, but layer {layer} was given "
+                    f"{self.ahead[layer] - arrival.ahead} a row and others {arrival.seq}."
+                )
+        self._keep_columns(arrival, end)
+        for layer in layers:
+            self.ahead[layer] = end
+        if segment_ids is not None and arrival.seq:
+            new = segment_ids.amax(-1)
+            self.documents.copy_(torch.where(new >= 0, new, self.documents))
+
+    def count(self, seq: int) -> None:
+        """Count `seq` tokens more in each row, which somebody else has stored in every layer."""
+        self.longest += seq
+        if self.ragged:
+            self._lengths += seq
+
+    def settle(self) -> None:
+        """Count what every layer has stored."""
+        self.overwritten, self.torn = 0, False
+        done = min(self.ahead)
+        if not done:
+            return
+        if self.ragged or self._columns is not None:
+            self._lengths.copy_(self.lengths(done))
+            self.ragged = True
+        even = all(ahead == done for ahead in self.ahead)
+        self.longest = self._stop if even else min(self.longest + done, self.max_seq_len)
+        self.ahead = [ahead - done for ahead in self.ahead]
+        self._columns = None if even or self._columns is None else self._columns[:, done:]
+
+    def rewind(self, counts: Int[Tensor, " batch"], *, longest: int | None, most: int | None) -> None:
+        """Forget the newest counts[i] tokens of each row i. most: how many a ring remembers beyond its window.
+
+        longest: how many tokens the longest row then has, if known; otherwise read from the device (synchronises).
+        Raises RangeError and ShapeError; on a CPU only, as for token positions, RangeError.
+        """
+        self.check_whole()
+        lengths = self.lengths()
+        self._check_rewind(counts, lengths, most)
+        self._peaks.copy_(torch.maximum(self._peaks, lengths))
+        self._lengths.copy_(lengths - counts)
+        self.documents.masked_fill_(self._lengths == 0, -1)
+        self.ragged = True
+        if longest is None:
+            longest = int(self._lengths.max()) if len(counts) else 0
+        self.longest = longest
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self._lengths.zero_()
+        self._peaks.zero_()
+        self.documents.fill_(-1)
+        self.longest, self.overwritten = 0, 0
+        self.ragged = self.torn = self._broken = False
+        self.ahead, self._columns = [0] * len(self.ahead), None
+
+    def check_whole(self) -> None:
+        """Raise ShapeError when a call failed that had overwritten tokens which are still needed."""
+        if self._broken:
+            raise ShapeError(
+                "an earlier forward pass failed when it had stored tokens over older ones that a window still needs; "
+                "call cache.reset() and feed all tokens again."
+            )
+
+    def _keep_columns(self, arrival: Arrival, end: int) -> None:
+        """Remember which of the columns up to `end` are padding, where any is."""
+        known = max(self.ahead)
+        if end > known:
+            self._stop = arrival.stop
+        if arrival.is_token is None and self._columns is None:
+            return
+        shape, device = (self.batch_size, known), self.documents.device
+        columns = torch.ones(shape, dtype=torch.bool, device=device) if self._columns is None else self._columns
+        new = arrival.is_token
+        new = columns.new_ones(self.batch_size, arrival.seq) if new is None else new
+        again = known - arrival.ahead  # columns that other layers have been given
+        if ranges.at_hand(columns) and not torch.equal(columns[:, arrival.ahead : end], new[:, :again]):
+            raise ShapeError("the layers of a cache must be given the same tokens, but padding differs between them.")
+        self._columns = torch.cat((columns, new[:, again:]), dim=1)
+
+    def _longest_after(self, most: int, after: Tensor | None, *, exact: bool) -> int:
+        if after is None:
+            return most
+        if torch.compiler.is_compiling():
+            return min(most, self.max_seq_len)
+        if exact or most > self.max_seq_len:
+            most = int(after.max()) if len(after) else min(most, self.max_seq_len)
+        return most
+
+    def _check_documents(self, segment_ids: Tensor) -> None:
+        """Raise ConfigError unless each row goes on with its one document, with padding only before or after it."""
+        if not ranges.at_hand(segment_ids) or 0 in segment_ids.shape:
+            return
+        new = segment_ids.amax(-1)
+        other = (self.documents >= 0) & (new >= 0) & (new != self.documents)
+        wrong = ((document_counts(segment_ids) > 1) | other).nonzero()
+        if len(wrong):
+            row = int(wrong[0])
+            held = int(self.documents[row])
+            after = "" if held < 0 else f", after those of document {held} in the cache"
+            raise ConfigError(
+                f"with a cache a row holds one document, without a gap, but row {row} has segment ids "
+                f"{segment_ids[row].unique_consecutive().tolist()[:5]}{after}; use one cache for each document, or "
+                "pack documents without a cache."
+            )
+
+    def _check_rewind(self, counts: Tensor, lengths: Tensor, most: int | None) -> None:
+        if not isinstance(counts, Tensor) or counts.dtype.is_floating_point or counts.dtype == torch.bool:
+            raise ShapeError(f"counts must be a tensor of whole numbers, one for each row, not {counts!r}.")
+        if counts.shape != lengths.shape:
+            raise ShapeError(f"counts must be one number a row, {tuple(lengths.shape)}, not {tuple(counts.shape)}.")
+        if not ranges.at_hand(counts):
+            return
+        impossible = ((counts < 0) | (counts > lengths)).nonzero()
+        if len(impossible):
+            row = int(impossible[0])
+            raise RangeError(
+                f"a row can forget from 0 to all of its tokens, but row {row} has {int(lengths[row])} and should "
+                f"forget {int(counts[row])}."
+            )
+        behind = torch.maximum(self._peaks, lengths) - lengths + counts
+        too_far = (behind > (self.max_seq_len if most is None else most)).nonzero()
+        if len(too_far):
+            row = int(too_far[0])
+            raise RangeError(
+                f"the cache of a window remembers no more than {most} tokens behind the most that a row has held, as "
+                f"make_cache(rewind={most}) says, but row {row} would go back {int(behind[row])}; "
+                f"make_cache(rewind={int(behind[row])}) would do."
+            )
+
+
+@no_type_check  # in tests a wrapper around its methods would stop torch.compile
+class Pass:
+    """A `with` around a forward pass: its tokens count when all of it is done, and none of them when it fails.
+
+    Passes may lie one inside the other: the outermost counts. Raises ShapeError after one that failed when it had
+    overwritten tokens that are still needed.
+    """
+
+    def __init__(self, timeline: Timeline) -> None:
+        self.timeline = timeline
+
+    def __enter__(self) -> None:
+        timeline = self.timeline
+        timeline.check_whole()
+        self._outer = timeline._running
+        timeline._running = True
+        self._before = (list(timeline.ahead), timeline._columns, timeline._stop)
+
+    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
+        timeline = self.timeline
+        timeline._running = self._outer
+        if kind is not None:
+            timeline.ahead, timeline._columns, timeline._stop = self._before
+            timeline._broken = timeline._broken or timeline.torn
+            if timeline.overwritten:  # as if its tokens had been there, and were taken back
+                timeline._peaks.copy_(torch.maximum(timeline._peaks, timeline.lengths() + timeline.overwritten))
+                timeline.overwritten = 0
+        elif not self._outer:
+            timeline.settle()

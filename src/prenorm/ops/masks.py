@@ -1,0 +1,67 @@
+"""Who may attend to whom, as boolean masks: True = may attend."""
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from ..errors import ConfigError, ShapeError
+from ..validation import check_size
+
+
+def causal_mask(
+    q_seq: int, kv_seq: int, *, window: int | None = None, device: torch.device | None = None
+) -> Bool[Tensor, "q_seq kv_seq"]:
+    """True where the query's place, counted from the end, is not before the key's (nor `window` or more after it)."""
+    behind = torch.arange(kv_seq - q_seq, kv_seq, device=device)[:, None] - torch.arange(kv_seq, device=device)
+    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
+
+
+def place_mask(
+    places: Int[Tensor, "*batch q_seq"], key_places: Int[Tensor, "*key_batch kv_seq"], *, window: int | None = None
+) -> Bool[Tensor, "*any_batch q_seq kv_seq"]:
+    """True where a key's place is at most the query's, and less than `window` before it; a negative one is no token."""
+    behind = places[..., :, None] - key_places[..., None, :]
+    allowed = (behind >= 0) & (key_places >= 0)[..., None, :]
+    return allowed if window is None else allowed & (behind < window)
+
+
+def columns_at(
+    mask: Bool[Tensor, "*mask_batch q_or_1 kv_seq"], key_places: Int[Tensor, "*key_batch held"]
+) -> Bool[Tensor, "*any_batch q_or_1 held"]:
+    """A mask over places as one over keys that lie at `key_places` (held,) or (batch, held)."""
+    columns = key_places.clamp_min(0)  # what is no token is masked elsewhere
+    if columns.ndim == 1:
+        return mask[..., columns]
+    mask = mask[None, None] if mask.ndim == 2 else mask
+    return torch.take_along_dim(mask, columns[:, None, None, :], dim=-1)
+
+
+def check_window(window: int | None, *, causal: bool) -> None:
+    """Raise ConfigError for a window that is no size, or without causal attention."""
+    if window is None:
+        return
+    check_size("window", window)
+    if not causal:
+        raise ConfigError(
+            f"window={window} counts places before the query, so it needs causal=True, but causal is False; "
+            "pass causal=True, or a mask."
+        )
+
+
+def check_mask(mask: Tensor, scores_shape: tuple[int, ...]) -> None:
+    """Raise ShapeError unless `mask` is boolean with dims (q, kv) or exactly those of the scores."""
+    if mask.dtype != torch.bool:
+        raise ShapeError(f"mask must be boolean (True = may attend), but it is {mask.dtype}; mask.bool() makes it one.")
+    if mask.ndim == 2 and tuple(mask.shape) == scores_shape[-2:]:
+        return
+    fits = mask.ndim == len(scores_shape) and mask.shape[-1] == scores_shape[-1]
+    # Compared with ==: to torch.compile a size that varies is `in` no tuple.
+    if fits and all(size == 1 or size == wanted for size, wanted in zip(mask.shape, scores_shape, strict=True)):
+        return
+    rule = f"mask must be (q, kv) = {scores_shape[-2:]} or have the dims of the scores {scores_shape}"
+    if len(scores_shape) >= 3 and mask.ndim == len(scores_shape) - 1:
+        raise ShapeError(
+            f"{rule} (..., heads or 1, q or 1, kv), but it is {tuple(mask.shape)}: an axis is missing; "
+            "if it is the heads axis, mask.unsqueeze(-3) adds it."
+        )
+    raise ShapeError(f"{rule} (..., heads or 1, q or 1, kv), but it is {tuple(mask.shape)}.")
