@@ -11,7 +11,7 @@ from torch import Tensor
 from prenorm.config import ModelConfig
 from prenorm.generation import decoding
 from prenorm.generation.speculation import Speculation
-from prenorm.layers.cache import LayerCache
+from prenorm.layers.timeline import Timeline
 from prenorm.ops import ranges
 
 
@@ -120,7 +120,7 @@ class ScriptedModel(HistoryModel):
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Checks on values do what they do on a GPU, where looking at a value would wait for it."""
     monkeypatch.setattr(ranges, "at_hand", lambda values: False)
-    monkeypatch.setattr(LayerCache, "check_document", lambda *args: None)
+    monkeypatch.setattr(Timeline, "_check_documents", lambda *args: None)
 
 
 @pytest.fixture

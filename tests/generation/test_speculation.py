@@ -13,7 +13,7 @@ from prenorm.errors import ConfigError, PrenormError, RangeError
 from prenorm.generation.replies import NOTHING
 from prenorm.generation.sampling import Sampling, draw, random_streams
 from prenorm.generation.speculation import LANES, judge
-from prenorm.layers.cache import LayerCache
+from prenorm.layers.timeline import Timeline
 
 from .conftest import Histories, HistoryModel
 from .traffic import Traffic, per_step
@@ -458,7 +458,7 @@ def test_a_round_fetches_one_tensor_and_sends_one_only_where_a_reply_has_just_en
 def test_with_language_models_too_a_round_fetches_one_tensor(options, monkeypatch):
     model, rounds, traffic = a_model(dtype=torch.float32), [], Traffic()
     # Where rows differ and room is short, a cache may have to ask for the length of the longest one.
-    monkeypatch.setattr(LayerCache, "longest_after", traffic.unheard(LayerCache.longest_after))
+    monkeypatch.setattr(Timeline, "_longest_after", traffic.unheard(Timeline._longest_after))
     forward = model.forward
     monkeypatch.setattr(model, "forward", lambda *args, **more: rounds.append(1) or forward(*args, **more))
     steps = model.stream(RAGGED, draft=nearly(model), max_new_tokens=20, seed=0, **options)

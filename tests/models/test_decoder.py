@@ -182,7 +182,7 @@ def test_what_does_not_go_with_a_cache_is_refused():
     assert torch.equal(decoder(x, cache=cache), decoder(x, cache=decoder.make_cache(encoded, 5)))
 
 
-def test_a_pass_that_stopped_in_the_middle_is_noticed(monkeypatch):
+def test_a_pass_that_stopped_in_the_middle_leaves_the_cache_as_it_was():
     decoder, (x, encoded) = make(), inputs(2)
     cache = decoder.make_cache(encoded, 5)
 
@@ -193,9 +193,6 @@ def test_a_pass_that_stopped_in_the_middle_is_noticed(monkeypatch):
     with pytest.raises(KeyboardInterrupt):
         decoder(x[:, :2], cache=cache)
     handle.remove()
-    with pytest.raises(ShapeError, match="a forward pass stopped in the middle"):
-        decoder(x[:, :2], cache=cache)
-    cache.reset()
     assert_exact(run_in_pieces(decoder, x, [2, 3], cache), array(decoder(x, encoded)))
 
 

@@ -64,6 +64,7 @@ class Timeline:
         self.ahead = [0]  # of each layer
         self.overwritten = 0  # tokens that the running call writes over older ones, in a ring
         self.torn = False  # some of those are needed, should the call fail
+        self._new_documents: Tensor | None = None  # the segment ids of the running call
         self._columns: Tensor | None = None  # (batch, columns): what is no padding among the columns of `ahead`
         self._stop = 0  # `longest` once all of these count
         self._running = self._broken = False
@@ -142,9 +143,7 @@ class Timeline:
         self._keep_columns(arrival, end)
         for layer in layers:
             self.ahead[layer] = end
-        if segment_ids is not None and arrival.seq:
-            new = segment_ids.amax(-1)
-            self.documents.copy_(torch.where(new >= 0, new, self.documents))
+        self._new_documents = segment_ids
 
     def count(self, seq: int) -> None:
         """Count `seq` tokens more in each row, which somebody else has stored in every layer."""
@@ -155,6 +154,10 @@ class Timeline:
     def settle(self) -> None:
         """Count what every layer has stored."""
         self.overwritten, self.torn = 0, False
+        if self._new_documents is not None and self._new_documents.shape[-1]:
+            new = self._new_documents.amax(-1)
+            self.documents.copy_(torch.where(new >= 0, new, self.documents))
+        self._new_documents = None
         done = min(self.ahead)
         if not done:
             return
@@ -290,6 +293,7 @@ class Pass:
         timeline._running = self._outer
         if kind is not None:
             timeline.ahead, timeline._columns, timeline._stop = self._before
+            timeline._new_documents = None
             timeline._broken = timeline._broken or timeline.torn
             if timeline.overwritten:  # as if its tokens had been there, and were taken back
                 timeline._peaks.copy_(torch.maximum(timeline._peaks, timeline.lengths() + timeline.overwritten))

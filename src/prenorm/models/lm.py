@@ -262,8 +262,9 @@ class TransformerLM(nn.Module):
         segment_ids = torch.where(segment_ids >= 0, documents.clamp_min(0)[:, None], -1)
         with one_pass(cache):
             hidden = self.hidden(token_ids, segment_ids=segment_ids, cache=cache)
-            cache.documents.copy_(documents)
-            return self._head(last_of_each_row(hidden, segment_ids))
+            logits = self._head(last_of_each_row(hidden, segment_ids))
+        cache.documents.copy_(documents)
+        return logits
 
     def _head(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """The logits."""
