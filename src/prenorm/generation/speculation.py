@@ -95,9 +95,7 @@ class _Rounds:
         sizes = {"batch_size": len(batch.rows), "max_seq_len": batch.room, "rewind": models.draft_tokens}
         self._cache, self._draft_cache = make_cache(**sizes), models.make_draft_cache(**sizes)
         self._uniforms = batch.uniforms.mT.contiguous()  # lanes batch places
-        self._held = [
-            len(row) for row in batch.rows
-        ]  # tokens of each row in the model's cache; the draft's has no more
+        self._held = [len(row) for row in batch.rows]  # tokens in the model's cache; the draft's has no more
         self._drafting = [0] * len(batch.rows)  # how many tokens each row drafts in this round; -1: it has ended
 
     def first(self) -> list[list[Token]]:
