@@ -92,20 +92,15 @@ def parameters_of(config: EncoderDecoderConfig) -> Iterator[tuple[str, tuple[int
     for stack, (num_layers, norms, attentions) in stacks.items():
         for layer in range(num_layers):
             for norm in norms:
-                yield from _norm(f"{stack}.layers.{layer}.{norm}", d_model)
+                yield from _weight_and_bias(f"{stack}.layers.{layer}.{norm}", d_model)
             for attention in attentions:
                 for part in "qkvo":
-                    yield from _linear(f"{stack}.layers.{layer}.{attention}.{part}_proj", d_model, d_model)
-            yield from _linear(f"{stack}.layers.{layer}.ffn.up_proj", config.d_ff, d_model)
-            yield from _linear(f"{stack}.layers.{layer}.ffn.down_proj", d_model, config.d_ff)
-        yield from _norm(f"{stack}.final_norm", d_model)
+                    yield from _weight_and_bias(f"{stack}.layers.{layer}.{attention}.{part}_proj", d_model, d_model)
+            yield from _weight_and_bias(f"{stack}.layers.{layer}.ffn.up_proj", config.d_ff, d_model)
+            yield from _weight_and_bias(f"{stack}.layers.{layer}.ffn.down_proj", d_model, config.d_ff)
+        yield from _weight_and_bias(f"{stack}.final_norm", d_model)
 
 
-def _norm(name: str, d_model: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (d_model,)
-    yield f"{name}.bias", (d_model,)
-
-
-def _linear(name: str, out_features: int, in_features: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (out_features, in_features)
-    yield f"{name}.bias", (out_features,)
+def _weight_and_bias(name: str, *shape: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from .files import Content, file_in, read_json
+from .files import Content, file_in, json_content, read_json
 from .fit import check_fit
 from .layouts import (
     config_from_hugging_face,
@@ -23,7 +23,7 @@ from .layouts import (
 )
 from .names import PACKED, SCALES, SHAPE, parameters_of
 from .quantized import KEY, from_rows, kind_in, quantization_config, to_rows
-from .together import CONFIG, Weights, check_dtype, encode, found_among, opened, write_model
+from .together import CONFIG, Weights, check_dtype, found_among, opened, write_model
 
 GENERATION_CONFIG = "generation_config.json"  # transformers' settings for generate(); its end-of-text ids come first
 
@@ -66,7 +66,7 @@ def save(
         fields[KEY] = quantization_config(kind)
     others: dict[Path, Content] = {}
     if (folder / GENERATION_CONFIG).exists():
-        others[folder / GENERATION_CONFIG] = encode(_generation_config(folder, eos_token_ids))
+        others[folder / GENERATION_CONFIG] = json_content(_generation_config(folder, eos_token_ids))
     write_model(folder, fields, weights_to_hugging_face(config, tensors, kind), others)
     if fields["model_type"] == "prenorm":
         # Last, so that a program that turns warnings into errors has its model all the same.

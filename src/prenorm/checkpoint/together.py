@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from .files import Content, file_in, read_json, write_together
+from .files import Content, file_in, json_content, read_json, write_together
 from .fit import FLOATS
 from .shards import WEIGHTS, find_weights, remove_shards
 from .tensors import Header, dtype_name, read_tensors, tensors_content
@@ -39,15 +39,10 @@ def write_model(
     # Should a crash fall between two of these, the new weights will not match the old config's id.
     files: dict[Path, Content] = {
         folder / WEIGHTS: tensors_content(tensors, {SAVE_ID: save_id}),
-        folder / CONFIG: encode({**fields, SAVE_ID: save_id}),
+        folder / CONFIG: json_content({**fields, SAVE_ID: save_id}),
     }
     write_together(files | dict(others or {}))
     remove_shards(folder)
-
-
-def encode(fields: Mapping[str, Any]) -> bytes:
-    """A JSON file for people to read, too."""
-    return (json.dumps(fields, indent=2) + "\n").encode()
 
 
 def found_among(tensors: Mapping[str, Tensor]) -> Found:

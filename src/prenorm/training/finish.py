@@ -1,11 +1,10 @@
 """The end of a run: the model's folder, the whole held-out text scored, the losses drawn, and a first text."""
 
-import json
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..checkpoint.files import read_json, write_atomically
+from ..checkpoint.files import json_content, read_json, write_atomically
 from ..errors import CheckpointError
 from ..generation.text import TextGenerator
 from ..models.lm import TransformerLM
@@ -62,7 +61,7 @@ def finish(trainer: Trainer, run: Path, metrics: Metrics) -> Result:
         command=f"prenorm generate {shlex.quote(str(run))} --prompt {shlex.quote(prompt)}",
     )
     metrics.write(evaluation)
-    write_atomically(run / "result.json", (json.dumps(asdict(result), indent=2) + "\n").encode("utf-8"))
+    write_atomically(run / "result.json", json_content(asdict(result)))
     show(result, display)
     return result
 
