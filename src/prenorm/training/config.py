@@ -144,16 +144,8 @@ class TrainConfig:
             check_size(name, getattr(self, name))
         for name in ("seed", "short_context", "micro_batch_size", "warmup_steps", "eval_every", "checkpoint_every"):
             _check_count(name, getattr(self, name))
-        for name in (
-            "muon_lr",
-            "embedding_lr",
-            "head_lr",
-            "vector_lr",
-            "adam_eps",
-            "weight_decay",
-            "grad_clip",
-            "log_seconds",
-        ):
+        rates = ("muon_lr", "embedding_lr", "head_lr", "vector_lr")
+        for name in (*rates, "adam_eps", "weight_decay", "grad_clip", "log_seconds"):
             check_number(name, getattr(self, name), at_least=0.0)
         for name in ("muon_momentum", "eval_overlap"):
             _check_share(name, getattr(self, name), below=True)

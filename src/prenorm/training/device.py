@@ -38,9 +38,8 @@ def choose_device(config: TrainConfig) -> Device:
         except (RuntimeError, AssertionError) as error:  # torch says of a missing CUDA that it was asserted
             reason = str(error).splitlines()[0]
             raise ConfigError(f"device must be one of this machine, but {config.device!r} is not: {reason}") from error
-    if config.dtype == "auto":
-        return Device(device, torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32)
-    return Device(device, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
+    narrow = _multiplies_bfloat16(device) if config.dtype == "auto" else config.dtype == "bfloat16"
+    return Device(device, torch.bfloat16 if narrow else torch.float32)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
