@@ -3,7 +3,6 @@
 import functools
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +22,9 @@ from .layouts import (
 )
 from .names import PACKED, SCALES, SHAPE, parameters_of
 from .quantized import KEY, from_rows, kind_in, quantization_config, to_rows
-from .together import CONFIG, Weights, check_dtype, found_among, opened, write_model
+from .together import CONFIG, Checkpoint, Weights, check_dtype, found_among, opened, write_model
 
 GENERATION_CONFIG = "generation_config.json"  # transformers' settings for generate(); its end-of-text ids come first
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """What a folder holds: the model's shape, its tensors under our names, and the ids that end a text."""
-
-    config: ModelConfig
-    tensors: dict[str, Tensor]
-    eos_token_ids: tuple[int, ...] = ()
-    kind: str | None = None  # "int8" or "int4" where the matrices are whole numbers, as QuantizedLinear holds them
 
 
 def save(
@@ -80,7 +69,7 @@ def save(
 
 def load(
     folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> Checkpoint:
+) -> Checkpoint[ModelConfig]:
     """Read the model in a folder, its tensors in `dtype` (None: as stored) on `device` (None: CPU).
 
     Headers are compared with the config before anything is allocated. Raises CheckpointError for a folder that is not

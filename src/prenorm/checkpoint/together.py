@@ -5,8 +5,9 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
@@ -22,7 +23,18 @@ CONFIG = "config.json"
 # Stands in config.json and in the weights' metadata: the two were saved together.
 SAVE_ID = "prenorm_save_id"
 
+Config = TypeVar("Config")
 Found = dict[str, tuple[str, tuple[int, ...]]]  # each tensor's dtype and shape, as a header gives them
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint(Generic[Config]):
+    """What a folder holds: the model's shape, its tensors under our names, and the ids that end a text."""
+
+    config: Config
+    tensors: dict[str, Tensor]
+    eos_token_ids: tuple[int, ...]
+    kind: str | None = None  # "int8" or "int4" where the matrices are whole numbers, as QuantizedLinear holds them
 
 
 def write_model(

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -80,7 +81,9 @@ def run(flags: GenerateFlags) -> int:
             del document["logprobs"]
         print(json.dumps(documents, indent=2))
     elif len(prompts) == 1:
-        _print_stream(generator, prompts[0], options)
+        pieces = generator.stream(prompts[0], **options)  # raises for bad options, before anything is printed
+        for piece in chain(prompts, pieces, ["\n"]):
+            print(piece, end="", flush=True)
     else:
         for number, one in enumerate(generator.generate(prompts, **options), start=1):
             print(f"--- prompt {number} of {len(prompts)} ---\n{one.prompt}{one.text}")
@@ -125,11 +128,3 @@ def _check_folder(folder: Path) -> None:
             f"{folder} holds no trained model: it has no config.json; give a folder that prenorm train or "
             "save_pretrained wrote."
         )
-
-
-def _print_stream(generator: "TextGenerator", prompt: str, options: dict[str, Any]) -> None:
-    pieces = generator.stream(prompt, **options)
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()

@@ -31,14 +31,17 @@ def token_lists(prompts: Prompts, name: str = "prompt") -> list[list[int]]:
 
 def endings(eos_token_id: int | Sequence[int] | None, stop: Sequence[Sequence[int]]) -> list[list[int]]:
     """The sequences of ids that end a reply: each end-of-text id alone, and the stop sequences. Raises ConfigError."""
-    if eos_token_id is None:
-        eos_token_id = ()
-    elif isinstance(eos_token_id, int):
-        eos_token_id = (eos_token_id,)
     sequences = _id_lists(stop, "stop sequence")
     if [] in sequences:
         raise ConfigError("a stop sequence must have at least one token id, but one is empty; leave it out.")
-    return [[one] for one in _id_list(eos_token_id, "eos_token_id")] + sequences
+    return [[one] for one in end_ids(eos_token_id)] + sequences
+
+
+def end_ids(eos_token_id: int | Sequence[int] | None) -> list[int]:
+    """The end-of-text ids, given as none, one or several. Raises ConfigError."""
+    if eos_token_id is None:
+        return []
+    return _id_list([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id, "eos_token_id")
 
 
 def check_ids(rows: list[list[int]], vocab_size: int, name: str = "prompt") -> None:

@@ -68,8 +68,7 @@ class Sampling:
         """
         logits = logits.to(uniforms.device)
         if self.temperature == 0:
-            logits = self._penalised(logits, seen)
-            return _largest(logits)
+            return _largest(self._penalised(logits, seen))
         return draw(self.shares(logits, seen), uniforms)
 
     def shares(
@@ -140,9 +139,8 @@ def tokens_seen(
     """True for the tokens in each row. Padding, on the right, where segment_ids are negative, does not count."""
     if segment_ids is not None:
         token_ids = token_ids.where(segment_ids >= 0, token_ids[:, :1])
-    return torch.zeros(len(token_ids), vocab_size, dtype=torch.bool, device=token_ids.device).scatter_(
-        1, token_ids, True
-    )
+    seen = torch.zeros(len(token_ids), vocab_size, dtype=torch.bool, device=token_ids.device)
+    return seen.scatter_(1, token_ids, True)
 
 
 def random_streams(

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
+from .prompts import end_ids
 
 END_OF_TEXT = "<|endoftext|>"
 DEFAULT_NEW_TOKENS = 128
@@ -56,7 +57,9 @@ class TextGenerator:
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._eos_token_ids = _eos_token_ids(eos_token_id, model, tokenizer)
+        if eos_token_id is None:
+            eos_token_id = model.eos_token_ids or tokenizer.token_to_id(END_OF_TEXT)
+        self._eos_token_ids = end_ids(eos_token_id)
 
     def stream(self, prompt: str, *, stop: str | Sequence[str] = (), **options: Any) -> Generator[str, None, None]:
         """The continuation, in pieces of whole characters, as soon as they are certain.
@@ -122,7 +125,7 @@ class TextGenerator:
                 f"a prompt must be text that UTF-8 can hold, but character {error.start} of one is no character: "
                 f"{prompt[error.start]!r}."
             ) from None
-        ids = self._tokenizer.encode(prompt).ids or list(self._eos_token_ids[:1])
+        ids = self._tokenizer.encode(prompt).ids or self._eos_token_ids[:1]
         if not ids:
             raise ConfigError(
                 "an empty prompt starts from the end-of-text token, but neither the model nor the tokenizer "
@@ -153,7 +156,7 @@ class _Reply:
         tokenizer: Tokenizer,
         prompt_ids: list[int],
         stops: tuple[str, ...],
-        eos_token_ids: tuple[int, ...],
+        eos_token_ids: list[int],
         logprobs: bool,
     ) -> None:
         self.finish_reason: Literal["stop", "eos", "length"] | None = None
@@ -247,11 +250,3 @@ def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
         if not isinstance(one, str) or not one:
             raise ConfigError(f"a stop string must be text of at least one character, not {one!r}; leave it out.")
     return stops
-
-
-def _eos_token_ids(given: int | Sequence[int] | None, model: LanguageModel, tokenizer: Tokenizer) -> tuple[int, ...]:
-    if given is None:
-        given = model.eos_token_ids or tokenizer.token_to_id(END_OF_TEXT)
-    if given is None:
-        return ()
-    return (given,) if isinstance(given, int) else tuple(given)
