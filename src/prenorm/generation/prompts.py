@@ -101,14 +101,17 @@ def _id_list(ids: Any, name: str) -> list[int]:
         raise ConfigError(
             f"{name} must be token ids, not the text {ids!r}; prenorm.generation.text.TextGenerator takes text."
         )
-    if isinstance(ids, Tensor) and (ids.ndim != 1 or not _holds_integers(ids)):
-        raise ConfigError(
-            f"{name} must be one row of whole numbers, not a tensor of {ids.dtype} with shape {tuple(ids.shape)}."
-        )
+    if isinstance(ids, Tensor):
+        inexact = ids.dtype.is_floating_point or ids.dtype.is_complex
+        if ids.ndim != 1 or inexact or ids.dtype == torch.bool:
+            raise ConfigError(
+                f"{name} must be one row of whole numbers, not a tensor of {ids.dtype} with shape {tuple(ids.shape)}."
+            )
+        return ids.tolist()
     if not hasattr(ids, "__iter__"):
         raise ConfigError(f"{name} must be a sequence of token ids, not {ids!r}; put the ids in a list: [[...]].")
     try:
-        return [_id(one) for one in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+        return [_id(one) for one in ids]
     except TypeError:
         raise ConfigError(f"{name} must be a sequence of whole numbers, the token ids, not {ids!r}.") from None
 
@@ -117,7 +120,3 @@ def _id(one: Any) -> int:
     if isinstance(one, bool):
         raise TypeError
     return operator.index(one)
-
-
-def _holds_integers(ids: Tensor) -> bool:
-    return not (ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool)

@@ -114,7 +114,10 @@ class Sampling:
             up_to = ranked.cumsum(-1)
             nucleus = up_to - ranked < up_to[..., -1:].double() * self.top_p
             count = nucleus.sum(-1, keepdim=True).clamp(min=1)  # only a row of NaN has none
-        return shares.where(_best(logits, count, values.gather(-1, count - 1)), 0)
+        threshold = values.gather(-1, count - 1)
+        above, tied = logits > threshold, logits == threshold
+        kept = above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))  # of ties the lower ids
+        return shares.where(kept, 0)
 
 
 def _largest(logits: Float[Tensor, "*batch vocab"]) -> Int64[Tensor, "*batch"]:
@@ -189,12 +192,6 @@ def _check_seed(seed: object) -> int:
     if not 0 <= number < 2**64:
         raise ConfigError(f"seed must be a whole number from 0 to 2^64 - 1, not {seed!r}.")
     return number
-
-
-def _best(logits: Tensor, count: Tensor, threshold: Tensor) -> Tensor:
-    """True for the `count` largest logits of a row, the last of which is `threshold`; ties go to the lower ids."""
-    above, tied = logits > threshold, logits == threshold
-    return above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
 
 
 def _check_probability(name: str, value: float | int | None, one: str) -> None:

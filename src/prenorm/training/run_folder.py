@@ -109,7 +109,9 @@ def _checkpoint_to_resume(run: Path, config: TrainConfig, say: Say) -> Path | No
 
 def _check_agreement(what: str, old: TrainConfig, new: TrainConfig, *, step: int) -> None:
     changed = {name: values for name, values in differences(old, new).items() if name not in FREE}
-    if not changed and not _same_schedule(old, new, step):
+    taken = range(1, step + 1)
+    same_rates = all(learning_rate_scale(old, s) == learning_rate_scale(new, s) for s in taken)
+    if not changed and not (new.steps >= step and same_rates):
         changed = {"steps": (old.steps, new.steps)}
     if changed:
         listed = ", ".join(
@@ -119,12 +121,6 @@ def _check_agreement(what: str, old: TrainConfig, new: TrainConfig, *, step: int
             f"a run goes on exactly only with the settings of {what}, but {listed}; "
             "leave that out, or start another run with another --out."
         )
-
-
-def _same_schedule(old: TrainConfig, new: TrainConfig, step: int) -> bool:
-    """Whether every step that was taken would have had the same learning rates."""
-    taken = range(1, step + 1)
-    return new.steps >= step and all(learning_rate_scale(old, s) == learning_rate_scale(new, s) for s in taken)
 
 
 @contextmanager

@@ -76,7 +76,12 @@ def prepare_text(config: TrainConfig, run: Path, say: Say) -> TextData:
                 f"The tokenizer loses part of {changed:,} held-out documents, so bits per byte are too good to be true."
             )
     data = read_tokens(run)
-    _check_lengths(data, config.context)
+    for side, stream, least in (("training", data.train, config.context), ("held-out", data.heldout, 2)):
+        if stream.num_targets < least:
+            raise DataError(
+                f"the {side} text must have at least {least:,} tokens, but has {stream.num_targets:,}; "
+                "give more text with --data" + (", or a smaller --context." if side == "training" else ".")
+            )
     return data
 
 
@@ -174,12 +179,3 @@ def _read_stream(folder: Path, side: str, summary: dict[str, Any]) -> TokenStrea
             "start the run again in another folder."
         )
     return TokenStream(tokens, starts)
-
-
-def _check_lengths(data: TextData, context: int) -> None:
-    for side, stream, least in (("training", data.train, context), ("held-out", data.heldout, 2)):
-        if stream.num_targets < least:
-            raise DataError(
-                f"the {side} text must have at least {least:,} tokens, but has {stream.num_targets:,}; "
-                "give more text with --data" + (", or a smaller --context." if side == "training" else ".")
-            )
