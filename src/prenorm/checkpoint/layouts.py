@@ -55,18 +55,8 @@ _COMMON = {
 }
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
 _FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {
-        "num_key_value_heads": None,
-        "max_position_embeddings": 2048,
-        "attention_bias": False,
-        "eos_token_id": 2,
-    },
-    "mistral": {
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "sliding_window": 4096,
-        "eos_token_id": 2,
-    },
+    "llama": {"num_key_value_heads": None, "max_position_embeddings": 2048, "attention_bias": False, "eos_token_id": 2},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096, "eos_token_id": 2},
     "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768, **_QWEN_WINDOW},
     "qwen3": {
         "num_key_value_heads": 32,
