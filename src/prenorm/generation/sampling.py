@@ -68,7 +68,10 @@ class Sampling:
         """
         logits = logits.to(uniforms.device)
         if self.temperature == 0:
-            return _largest(self._penalised(logits, seen))
+            logits = self._penalised(logits, seen)
+            if kernel := backends.choose("largest", logits):
+                return kernel(logits)
+            return logits.argmax(-1).where(logits.amax(-1).isfinite(), NO_TOKEN)
         return draw(self.shares(logits, seen), uniforms)
 
     def shares(
@@ -118,14 +121,6 @@ class Sampling:
         above, tied = logits > threshold, logits == threshold
         kept = above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))  # of ties the lower ids
         return shares.where(kept, 0)
-
-
-def _largest(logits: Float[Tensor, "*batch vocab"]) -> Int64[Tensor, "*batch"]:
-    """The ids of the largest logits, of equal ones the lowest; -1 where the largest is not finite, or there is NaN."""
-    if kernel := backends.choose("largest", logits):
-        places: Tensor = kernel(logits)
-        return places
-    return logits.argmax(-1).where(logits.amax(-1).isfinite(), NO_TOKEN)
 
 
 def draw(shares: Int64[Tensor, "*batch vocab"], uniforms: Float64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:

@@ -1,7 +1,7 @@
 """Text in, text out: prompts, stop strings and whole characters around a model that knows only token ids."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -108,7 +108,12 @@ class TextGenerator:
         stops = _stop_strings(stop)
         rows = [self._encode(prompt) for prompt in prompts]
         logprobs = bool(options.get("logprobs"))
-        replies = [_Reply(self._tokenizer, row, stops, self._eos_token_ids, logprobs) for row in rows]
+        replies = [
+            _Reply(
+                _Characters(self._tokenizer, row), _StopStrings(stops), self._eos_token_ids, [] if logprobs else None
+            )
+            for row in rows
+        ]
         if options.get("max_new_tokens") is None:
             room = self._model.config.max_seq_len - max(map(len, rows), default=0) + 1  # the last one is not fed back
             options["max_new_tokens"] = max(1, min(DEFAULT_NEW_TOKENS, room))
@@ -148,51 +153,44 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+@dataclass(slots=True)
 class _Reply:
     """The continuation of one prompt as it grows."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt_ids: list[int],
-        stops: tuple[str, ...],
-        eos_token_ids: list[int],
-        logprobs: bool,
-    ) -> None:
-        self.finish_reason: Literal["stop", "eos", "length"] | None = None
-        self._token_ids: list[int] = []
-        self._logprobs: list[float] | None = [] if logprobs else None
-        self._pieces: list[str] = []
-        self._characters = _Characters(tokenizer, prompt_ids)
-        self._stops = _StopStrings(stops)
-        self._eos_token_ids = eos_token_ids
+    characters: "_Characters"
+    stops: "_StopStrings"
+    eos_token_ids: list[int]
+    logprobs: list[float] | None
+    finish_reason: Literal["stop", "eos", "length"] | None = None
+    token_ids: list[int] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
 
     def take(self, token: int, logprob: float | None = None) -> str:
         """The text that became certain with this token; nothing once the reply has ended."""
         if self.finish_reason:
             return ""
-        self._token_ids.append(token)
-        if self._logprobs is not None and logprob is not None:
-            self._logprobs.append(logprob)
-        piece = self._stops.take(self._characters.take(token))
-        self._pieces.append(piece)
-        if self._stops.found:
+        self.token_ids.append(token)
+        if self.logprobs is not None and logprob is not None:
+            self.logprobs.append(logprob)
+        piece = self.stops.take(self.characters.take(token))
+        self.pieces.append(piece)
+        if self.stops.found:
             self.finish_reason = "stop"
-        elif token in self._eos_token_ids:
+        elif token in self.eos_token_ids:
             self.finish_reason = "eos"
         return piece
 
     def finish(self) -> str:
         """The text that was held back, now that nothing follows."""
         self.finish_reason = self.finish_reason or "length"
-        self._pieces.append(self._stops.held)
-        self._stops.held = ""
-        return self._pieces[-1]
+        self.pieces.append(self.stops.held)
+        self.stops.held = ""
+        return self.pieces[-1]
 
     def completion(self, prompt: str) -> Completion:
         self.finish()
         assert self.finish_reason
-        return Completion(prompt, "".join(self._pieces), self._token_ids, self.finish_reason, self._logprobs)
+        return Completion(prompt, "".join(self.pieces), self.token_ids, self.finish_reason, self.logprobs)
 
 
 class _Characters:
