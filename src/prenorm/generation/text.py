@@ -105,7 +105,10 @@ class TextGenerator:
     def _start(
         self, prompts: Sequence[str], stop: str | Sequence[str], options: dict[str, Any]
     ) -> tuple[list["_Reply"], Iterator[list[tuple[int | None, float | None]]]]:
-        stops = _stop_strings(stop)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        for one in stops:
+            if not isinstance(one, str) or not one:
+                raise ConfigError(f"a stop string must be text of at least one character, not {one!r}; leave it out.")
         rows = [self._encode(prompt) for prompt in prompts]
         logprobs = bool(options.get("logprobs"))
         replies = [
@@ -240,11 +243,3 @@ class _StopStrings:
         certain = len(text) - max(starts, default=0)
         self.held = text[certain:]
         return text[:certain]
-
-
-def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    for one in stops:
-        if not isinstance(one, str) or not one:
-            raise ConfigError(f"a stop string must be text of at least one character, not {one!r}; leave it out.")
-    return stops

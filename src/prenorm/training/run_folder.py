@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -127,18 +127,13 @@ def _check_agreement(what: str, old: TrainConfig, new: TrainConfig, *, step: int
 def _alone(run: Path) -> Iterator[None]:
     """The folder, made if need be, with a lock on it that ends with this process."""
     run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run, os.O_RDONLY)
-    try:
-        _lock(descriptor, run)
+    with ExitStack() as stack:
+        descriptor = os.open(run, os.O_RDONLY)
+        stack.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another process is training in {run}; wait for it, or choose another --out.") from error
+        except OSError:  # some network file systems have no locks; there is only nobody to warn
+            pass
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, run: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(f"another process is training in {run}; wait for it, or choose another --out.") from error
-    except OSError:  # some network file systems have no locks; there is only nobody to warn
-        pass
