@@ -157,26 +157,20 @@ def family_of(config: ModelConfig) -> str:
 
 
 def _own_keys(family: str, config: ModelConfig) -> dict[str, Any]:
+    """What the config says in the keys that not every family has."""
     windowed = config.window is not None
-    qwen_window = {
+    said = {
+        "attention_bias": config.qkv_bias,
         "use_sliding_window": windowed,
         "sliding_window": config.window,
         "max_window_layers": 0 if windowed else config.num_layers,
         "layer_types": ["sliding_attention" if windowed else "full_attention"] * config.num_layers,
+        "qk_norm": config.qk_norm,
+        "qkv_bias": config.qkv_bias,
+        "o_bias": config.o_bias,
     }
-    own: dict[str, dict[str, Any]] = {
-        "llama": {"attention_bias": config.qkv_bias, "mlp_bias": False},
-        "mistral": {"sliding_window": config.window},
-        "qwen2": qwen_window,
-        "qwen3": {"attention_bias": config.qkv_bias, **qwen_window},
-        "prenorm": {
-            "sliding_window": config.window,
-            "qk_norm": config.qk_norm,
-            "qkv_bias": config.qkv_bias,
-            "o_bias": config.o_bias,
-        },
-    }
-    return own[family]
+    own = {key: said[key] for key in _FAMILIES[family] if key in said}
+    return own | ({"mlp_bias": False} if family == "llama" else {})
 
 
 def eos_to_hugging_face(eos_token_ids: tuple[int, ...]) -> int | list[int] | None:

@@ -1,11 +1,11 @@
 """Text to tokens and back: a byte-level BPE, trained here or read from a file. Any text comes back byte for byte."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from ..checkpoint.files import json_content
 from ..errors import DataError
 from ..generation.text import END_OF_TEXT
 
@@ -81,7 +81,7 @@ def comes_back(tokenizer: Tokenizer, text: str) -> bool:
     return tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """The files, by name, with which `tokenizers` and Hugging Face's AutoTokenizer open this tokenizer."""
     end, _ = end_of_text(tokenizer)
     config = {
@@ -91,8 +91,8 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
         "clean_up_tokenization_spaces": False,
     }
     return {
-        "tokenizer.json": tokenizer.to_str(pretty=True) + "\n",
-        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+        "tokenizer.json": f"{tokenizer.to_str(pretty=True)}\n".encode(),
+        "tokenizer_config.json": json_content(config),
     }
 
 

@@ -67,7 +67,7 @@ def prepare_text(config: TrainConfig, run: Path, say: Say) -> TextData:
         else:
             tokenizer = train_tokenizer(corpus.sample(config.tokenizer_sample_mb * 1_000_000), config.model.vocab_size)
             say(f"Trained a tokenizer of {vocabulary_size(tokenizer):,} tokens.")
-        write_together({run / name: text.encode("utf-8") for name, text in tokenizer_files(tokenizer).items()})
+        write_together({run / name: content for name, content in tokenizer_files(tokenizer).items()})
         _write_tokens(run / "data", corpus, tokenizer)
         if config.tokenizer and (
             changed := sum(not comes_back(tokenizer, text) for text in corpus.texts(heldout=True))
