@@ -10,7 +10,7 @@ from typing import Any
 
 __version__ = "0.1.0"
 
-# The names are listed once, as the imports of the type stub: the module that each name lives in.
+# The module that each public name lives in. The names are listed once, as the imports of the type stub.
 _STUB = Path(__file__).with_suffix(".pyi").read_text(encoding="utf-8")
 _HOME = {name: module for module, name in re.findall(r"^from (\S+) import (\w+)", _STUB, re.MULTILINE)}
 

@@ -31,7 +31,7 @@ ENCODER_DECODER = "prenorm_encoder_decoder"
 # The longest context published is 10 million tokens; a rotary table for this many takes some 10 GB.
 _LONGEST_CONTEXT = 2**24
 
-# The sizes: their names in every family, and ours.
+# The sizes: their names in every family, and ours. Every file must have the first five.
 _SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",

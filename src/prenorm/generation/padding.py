@@ -21,7 +21,7 @@ def pad(
     """
     if side not in ("left", "right"):
         raise ConfigError(f"side must be 'left' or 'right', not {side!r}.")
-    tensors = [torch.tensor(row) for row in token_lists(rows, "row")]
+    tensors = [torch.tensor(row, device="cpu") for row in token_lists(rows, "row")]
     if not tensors:
         return torch.zeros(0, 0, dtype=torch.int64, device=device), None
     token_ids = pad_sequence(tensors, batch_first=True, padding_side=side)

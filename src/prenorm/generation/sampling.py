@@ -119,7 +119,8 @@ class Sampling:
             count = nucleus.sum(-1, keepdim=True).clamp(min=1)  # only a row of NaN has none
         threshold = values.gather(-1, count - 1)
         above, tied = logits > threshold, logits == threshold
-        kept = above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))  # of ties the lower ids
+        # The `count` largest logits, the last of which is the threshold; ties go to the lower ids.
+        kept = above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
         return shares.where(kept, 0)
 
 

@@ -46,10 +46,8 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the hardware has instructions for it: elsewhere bfloat16 is emulated, and slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        has = torch.cpu.get_capabilities()
-        return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-    return False
+    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def hold_on_to_memory() -> None:

@@ -84,8 +84,8 @@ class Trainer:
         torch.manual_seed(_seed(self.config.seed, step))  # of dropout: a resumed run draws the same
         batch = self.batches.at(step)
         loss = self._add_up_gradients(batch)
-        largest = self.config.grad_clip or math.inf
-        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest).item()  # that before the clipping
+        largest = self.config.grad_clip or math.inf  # the whole gradient is scaled down to it
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest).item()  # before that
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise PrenormError(
                 f"the loss must stay a finite number, but at step {step} it is {loss} and its gradient's norm "
