@@ -103,19 +103,6 @@ def _prompt_from_stdin() -> str:
 
 
 def _open(folder: Path, quantize: str | None) -> "TextGenerator":
-    _check_folder(folder)
-    import torch
-
-    from ..generation.text import TextGenerator, load_tokenizer
-    from ..models.lm import TransformerLM
-
-    tokenizer = load_tokenizer(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = TransformerLM.from_pretrained(folder, device=device)
-    return TextGenerator(model if quantize is None else model.quantize(quantize), tokenizer)
-
-
-def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"RUN must be a folder with a trained model, but there is no folder {folder}.")
     if (folder / "config.toml").is_file() and not (folder / "model.safetensors").is_file():
@@ -128,3 +115,12 @@ def _check_folder(folder: Path) -> None:
             f"{folder} holds no trained model: it has no config.json; give a folder that prenorm train or "
             "save_pretrained wrote."
         )
+    import torch
+
+    from ..generation.text import TextGenerator, load_tokenizer
+    from ..models.lm import TransformerLM
+
+    tokenizer = load_tokenizer(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = TransformerLM.from_pretrained(folder, device=device)
+    return TextGenerator(model if quantize is None else model.quantize(quantize), tokenizer)

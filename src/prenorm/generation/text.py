@@ -100,7 +100,8 @@ class TextGenerator:
                     reply.take(token, logprob)
             if all(reply.finish_reason for reply in replies):
                 break
-        return [reply.completion(prompt) for reply, prompt in zip(replies, prompts, strict=True)]
+        logprobs = bool(options.get("logprobs"))
+        return [reply.completion(prompt, logprobs=logprobs) for reply, prompt in zip(replies, prompts, strict=True)]
 
     def _start(
         self, prompts: Sequence[str], stop: str | Sequence[str], options: dict[str, Any]
@@ -111,12 +112,7 @@ class TextGenerator:
                 raise ConfigError(f"a stop string must be text of at least one character, not {one!r}; leave it out.")
         rows = [self._encode(prompt) for prompt in prompts]
         logprobs = bool(options.get("logprobs"))
-        replies = [
-            _Reply(
-                _Characters(self._tokenizer, row), _StopStrings(stops), self._eos_token_ids, [] if logprobs else None
-            )
-            for row in rows
-        ]
+        replies = [_Reply(_Characters(self._tokenizer, row), _StopStrings(stops), self._eos_token_ids) for row in rows]
         if options.get("max_new_tokens") is None:
             room = self._model.config.max_seq_len - max(map(len, rows), default=0) + 1  # the last one is not fed back
             options["max_new_tokens"] = max(1, min(DEFAULT_NEW_TOKENS, room))
@@ -163,9 +159,9 @@ class _Reply:
     characters: "_Characters"
     stops: "_StopStrings"
     eos_token_ids: list[int]
-    logprobs: list[float] | None
     finish_reason: Literal["stop", "eos", "length"] | None = None
     token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
 
     def take(self, token: int, logprob: float | None = None) -> str:
@@ -173,7 +169,7 @@ class _Reply:
         if self.finish_reason:
             return ""
         self.token_ids.append(token)
-        if self.logprobs is not None and logprob is not None:
+        if logprob is not None:
             self.logprobs.append(logprob)
         piece = self.stops.take(self.characters.take(token))
         self.pieces.append(piece)
@@ -190,10 +186,11 @@ class _Reply:
         self.stops.held = ""
         return self.pieces[-1]
 
-    def completion(self, prompt: str) -> Completion:
+    def completion(self, prompt: str, *, logprobs: bool) -> Completion:
         self.finish()
         assert self.finish_reason
-        return Completion(prompt, "".join(self.pieces), self.token_ids, self.finish_reason, self.logprobs)
+        given = self.logprobs if logprobs else None
+        return Completion(prompt, "".join(self.pieces), self.token_ids, self.finish_reason, given)
 
 
 class _Characters:

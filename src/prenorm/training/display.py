@@ -7,7 +7,7 @@ from typing import TypeVar
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from .metrics import Record
@@ -43,14 +43,7 @@ class Display:
         if not self._console.is_terminal:
             yield self._step_lines(total, line_seconds)
             return
-        columns = (
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[news]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
+        columns = ("training", BarColumn(), MofNCompleteColumn(), "{task.fields[news]}", TimeRemainingColumn(), "left")
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task("", completed=done, total=total, news="the first step takes longest")
 
@@ -82,7 +75,7 @@ class Display:
             self.say(f"{what} ...")
             yield from items
             return
-        with Progress(TextColumn(what), BarColumn(), TimeRemainingColumn(), console=self._console) as progress:
+        with Progress(what, BarColumn(), TimeRemainingColumn(), console=self._console) as progress:
             yield from progress.track(items, total=total)
 
     def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
