@@ -103,12 +103,9 @@ def _check_tied_head(config: ModelConfig, tensors: Mapping[str, Tensor], embeddi
 
 
 def _generation_eos(folder: Path, config: ModelConfig, otherwise: tuple[int, ...]) -> tuple[int, ...]:
-    if not (folder / GENERATION_CONFIG).exists():
-        return otherwise
-    value = read_json(file_in(folder, GENERATION_CONFIG)).get("eos_token_id")
-    if value is None:
-        return otherwise
-    return eos_from_hugging_face(value, config.vocab_size, source=str(folder / GENERATION_CONFIG))
+    path = folder / GENERATION_CONFIG
+    value = read_json(file_in(folder, path.name)).get("eos_token_id") if path.exists() else None
+    return otherwise if value is None else eos_from_hugging_face(value, config.vocab_size, source=str(path))
 
 
 def _generation_config(folder: Path, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:

@@ -171,7 +171,8 @@ class TrainConfig:
         """
         preset = fields.get("preset", "demo")
         _check_choice("preset", preset, PresetName)
-        merged = {name: _unlisted(value) for name, value in {**PRESETS[preset], **fields}.items()}
+        merged = {**PRESETS[preset], **fields}
+        merged = {name: tuple(value) if isinstance(value, list) else value for name, value in merged.items()}
         _check_names(merged, {*RUN_FIELDS, *MODEL_FIELDS}, "a run")
         model = {name: merged.pop(name) for name in MODEL_FIELDS if name in merged}
         context = merged.get("context", RUN_FIELDS["context"].default)
@@ -233,10 +234,6 @@ def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
 def _listed(value: Any) -> Any:
     """TOML and JSON have lists; the record, which does not change, has tuples."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def _unlisted(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _check_names(given: Mapping[str, Any], known: set[str], where: str) -> None:
