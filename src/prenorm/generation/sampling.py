@@ -159,9 +159,8 @@ def random_streams(
     lane: where a step needs several numbers, which of them; it is the highest word of the counter.
     Raises ConfigError for seeds that are not whole numbers in [0, 2^64), or not one for each prompt.
     """
-    keys = _stream_keys(seed, num_prompts)
     words = np.empty((num_prompts, num_steps), np.uint64)
-    for row, key in zip(words, keys, strict=True):
+    for row, key in zip(words, _stream_keys(seed, num_prompts), strict=True):
         row[:] = np.random.Philox(counter=lane << 192, key=np.array(key, np.uint64)).random_raw(num_steps)
     uniforms = torch.from_numpy((words >> np.uint64(11)) * 2.0**-53).T
     return uniforms if torch.device(device).type == "mps" else uniforms.to(device)

@@ -65,8 +65,7 @@ def latest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run, or None. What killed writers left is deleted."""
     for leftover in (run / "checkpoints").glob(".*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
-    complete = _complete(run)
-    return complete[-1] if complete else None
+    return next(reversed(_complete(run)), None)
 
 
 def read_state(folder: Path) -> TrainingState:
