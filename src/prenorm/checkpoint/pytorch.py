@@ -49,10 +49,8 @@ def from_pytorch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if tensor.shape[0] % len(PACKED):
             raise CheckpointError(f"{name} must be three projections in one, but its shape is {tuple(tensor.shape)}.")
         prefix, kind = packed.groups()
-        parts = tensor.chunk(len(PACKED))
-        ours |= {
-            _our_name(f"{prefix}{part}.{kind}", state_dict): rows for part, rows in zip(PACKED, parts, strict=True)
-        }
+        for part, rows in zip(PACKED, tensor.chunk(len(PACKED)), strict=True):
+            ours[_our_name(f"{prefix}{part}.{kind}", state_dict)] = rows
     _check_names(ours, "PyTorch's Transformer modules")
     return ours
 
