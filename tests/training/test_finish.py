@@ -3,7 +3,6 @@ import json
 import pytest
 
 from prenorm.errors import CheckpointError
-from prenorm.training import finish
 from prenorm.training.display import Display
 from prenorm.training.finish import Result, finished_result, show
 
@@ -42,10 +41,3 @@ def test_a_result_that_is_none_is_refused(tiny, tmp_path):
     (tmp_path / "result.json").write_text('{"steps": 6}')
     with pytest.raises(CheckpointError, match=r"result\.json is not a run's result"):
         finished_result(tmp_path, tiny())
-
-
-def test_without_matplotlib_the_run_goes_on_and_says_how_to_get_it(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(finish, "can_draw", lambda: False)
-    finish._draw([], tmp_path / "loss.png", Display())
-    assert "pip install 'prenorm[plot]'" in capsys.readouterr().out
-    assert not (tmp_path / "loss.png").exists()

@@ -1,13 +1,22 @@
+import sys
+
 from matplotlib.image import imread
 
-from prenorm.training.picture import can_draw, draw_losses
+from prenorm.training.picture import draw_losses
 
 
-def test_a_picture_is_drawn_from_any_records(tmp_path):
+def test_a_picture_is_drawn_from_any_records(tmp_path, said):
     steps = [{"step": step, "loss": 5.0 / step} for step in range(1, 50)]
     evaluation = {"step": 20, "eval_loss": 3.0, "eval_bits_per_byte": 2.0}
-    assert can_draw()
     for number, records in enumerate(([], [evaluation], steps[:1], [*steps, evaluation])):
         path = tmp_path / f"{number}.png"
-        draw_losses(records, path)
+        draw_losses(records, path, said.append)
         assert imread(path).shape == (500, 800, 4)
+    assert not said
+
+
+def test_without_matplotlib_the_run_goes_on_and_says_how_to_get_it(tmp_path, monkeypatch, said):
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    draw_losses([], tmp_path / "loss.png", said.append)
+    assert "pip install 'prenorm[plot]'" in said.pop()
+    assert not (tmp_path / "loss.png").exists()

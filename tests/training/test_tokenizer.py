@@ -56,8 +56,8 @@ def test_a_prompt_starts_with_the_end_of_text_as_in_training():
 
 
 def test_the_files_open_here_and_with_hugging_face(tmp_path):
-    for name, text in tokenizer_files(TOKENIZER).items():
-        (tmp_path / name).write_text(text)
+    for name, content in tokenizer_files(TOKENIZER).items():
+        (tmp_path / name).write_bytes(content)
     ours, theirs = load_tokenizer(tmp_path / "tokenizer.json"), AutoTokenizer.from_pretrained(tmp_path)
     prompt = "def f(x) :\n\n    return  x , 42"
     assert ours.to_str() == TOKENIZER.to_str()

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,17 +12,9 @@ from ..config import EncoderDecoderConfig
 from ..errors import CheckpointError, ConfigError
 from .fit import check_layers, check_tensors
 from .layouts import ENCODER_DECODER, eos_from_hugging_face
-from .together import CONFIG, SAVE_ID, Weights, check_dtype, found_among, opened, write_model
+from .together import CONFIG, SAVE_ID, Checkpoint, Weights, check_dtype, found_among, opened, write_model
 
 _FIELDS = frozenset(field.name for field in dataclasses.fields(EncoderDecoderConfig))
-
-
-class EncoderDecoderCheckpoint(NamedTuple):
-    """What a folder holds: the model's shape, its tensors, and the ids that end a target."""
-
-    config: EncoderDecoderConfig
-    tensors: dict[str, Tensor]
-    eos_token_ids: tuple[int, ...]
 
 
 def save(
@@ -42,7 +34,7 @@ def save(
 
 def load(
     folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> EncoderDecoderCheckpoint:
+) -> Checkpoint[EncoderDecoderConfig]:
     """Read the model in a folder, its tensors in `dtype` (None: as stored) on `device` (None: CPU).
 
     Headers are compared with the config before anything is allocated. Raises CheckpointError for a folder that is not
@@ -54,7 +46,7 @@ def load(
         weights = Weights(path, fields)
         check_layers(config.num_layers + config.num_decoder_layers, weights.found, str(path))
         names = check_tensors(dict(parameters_of(config)), weights.found, str(path))
-        return EncoderDecoderCheckpoint(config, weights.read(names, dtype, device), eos_token_ids)
+        return Checkpoint(config, weights.read(names, dtype, device), eos_token_ids)
 
 
 def _read(fields: Mapping[str, Any], source: str) -> tuple[EncoderDecoderConfig, tuple[int, ...]]:
@@ -92,20 +84,15 @@ def parameters_of(config: EncoderDecoderConfig) -> Iterator[tuple[str, tuple[int
     for stack, (num_layers, norms, attentions) in stacks.items():
         for layer in range(num_layers):
             for norm in norms:
-                yield from _norm(f"{stack}.layers.{layer}.{norm}", d_model)
+                yield from _weight_and_bias(f"{stack}.layers.{layer}.{norm}", d_model)
             for attention in attentions:
                 for part in "qkvo":
-                    yield from _linear(f"{stack}.layers.{layer}.{attention}.{part}_proj", d_model, d_model)
-            yield from _linear(f"{stack}.layers.{layer}.ffn.up_proj", config.d_ff, d_model)
-            yield from _linear(f"{stack}.layers.{layer}.ffn.down_proj", d_model, config.d_ff)
-        yield from _norm(f"{stack}.final_norm", d_model)
+                    yield from _weight_and_bias(f"{stack}.layers.{layer}.{attention}.{part}_proj", d_model, d_model)
+            yield from _weight_and_bias(f"{stack}.layers.{layer}.ffn.up_proj", config.d_ff, d_model)
+            yield from _weight_and_bias(f"{stack}.layers.{layer}.ffn.down_proj", d_model, config.d_ff)
+        yield from _weight_and_bias(f"{stack}.final_norm", d_model)
 
 
-def _norm(name: str, d_model: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (d_model,)
-    yield f"{name}.bias", (d_model,)
-
-
-def _linear(name: str, out_features: int, in_features: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield f"{name}.weight", (out_features, in_features)
-    yield f"{name}.bias", (out_features,)
+def _weight_and_bias(name: str, *shape: int) -> Iterator[tuple[str, tuple[int, ...]]]:
+    yield f"{name}.weight", shape
+    yield f"{name}.bias", shape[:1]

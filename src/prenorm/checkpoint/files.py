@@ -42,7 +42,7 @@ def write_together(contents: Mapping[Path, Content]) -> None:
             for path, temporary in staged.items():
                 os.replace(temporary, path)
             for folder in {path.parent for path in contents}:
-                _sync_folder(folder)
+                sync_folder(folder)
     except OSError as error:
         names = ", ".join(str(path) for path in contents)
         raise CheckpointError(
@@ -80,7 +80,7 @@ def _remove_leftovers(path: Path) -> None:
             leftover.unlink()
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut, where the file system can promise that."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -94,15 +94,12 @@ def _sync_folder(folder: Path) -> None:
 
 def _advice(error: OSError, path: Path) -> str:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return f"the disk is full ({_free_space(path)}); make room, or choose a folder on another disk."
+        folder = next(parent for parent in path.absolute().parents if parent.exists())
+        free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free"
+        return f"the disk is full ({free}); make room, or choose a folder on another disk."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return f"this user may not write in {path.parent} ({error.strerror}); choose another folder."
     return f"{error.strerror or error}; choose another folder, or mend this one."
-
-
-def _free_space(path: Path) -> str:
-    folder = next(parent for parent in path.absolute().parents if parent.exists())
-    return f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free"
 
 
 def file_in(folder: Path, name: str) -> Path:
@@ -121,6 +118,11 @@ def file_in(folder: Path, name: str) -> Path:
     if not path.is_file():
         raise CheckpointError(f"{path} is missing, or is not a regular file; copy or download the folder again.")
     return path
+
+
+def json_content(fields: Mapping[str, Any]) -> bytes:
+    """A JSON file for people to read, too."""
+    return (json.dumps(fields, indent=2) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from .names import PACKED, SHAPE, parameters_of
 
 # The dtypes that a model's weights may have.
 FLOATS = ("F32", "BF16", "F16", "F64")
-WHOLE = {PACKED: "I32", SHAPE: "I64"}  # by the end of the name
+WHOLE = {PACKED: ("I32",), SHAPE: ("I64",)}  # by the end of the name
 
 # Rotary tables that old transformers stored among the weights; they are made from the config.
 _ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -66,17 +66,15 @@ def check_tensors(
             if name in expected and shape != expected[name]
         ],
         f"of a dtype other than {', '.join(FLOATS)}": [
-            f"{name} {dtype}" for name, (dtype, _) in found.items() if dtype not in _dtypes(name)
+            f"{name} {dtype}"
+            for name, (dtype, _) in found.items()
+            if dtype not in WHOLE.get(name[name.rfind(".") :], FLOATS)
         ],
     }
     if any(differences.values()):
         listed = "; ".join(f"{what}: {_briefly(names)}" for what, names in differences.items() if names)
         raise CheckpointError(f"{source}: the tensors must be exactly those of the config, but some are {listed}.")
     return list(found)
-
-
-def _dtypes(name: str) -> tuple[str, ...]:
-    return next(((dtype,) for end, dtype in WHOLE.items() if name.endswith(end)), FLOATS)
 
 
 def _briefly(entries: Iterable[str], at_most: int = 12) -> str:

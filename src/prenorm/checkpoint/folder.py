@@ -3,7 +3,6 @@
 import functools
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,7 @@ from torch import Tensor
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from .files import Content, file_in, read_json
+from .files import Content, file_in, json_content, read_json
 from .fit import check_fit
 from .layouts import (
     config_from_hugging_face,
@@ -23,19 +22,9 @@ from .layouts import (
 )
 from .names import PACKED, SCALES, SHAPE, parameters_of
 from .quantized import KEY, from_rows, kind_in, quantization_config, to_rows
-from .together import CONFIG, Weights, check_dtype, encode, found_among, opened, write_model
+from .together import CONFIG, Checkpoint, Weights, check_dtype, found_among, opened, write_model
 
 GENERATION_CONFIG = "generation_config.json"  # transformers' settings for generate(); its end-of-text ids come first
-
-
-@dataclass(frozen=True, slots=True)
-class Checkpoint:
-    """What a folder holds: the model's shape, its tensors under our names, and the ids that end a text."""
-
-    config: ModelConfig
-    tensors: dict[str, Tensor]
-    eos_token_ids: tuple[int, ...] = ()
-    kind: str | None = None  # "int8" or "int4" where the matrices are whole numbers, as QuantizedLinear holds them
 
 
 def save(
@@ -66,7 +55,7 @@ def save(
         fields[KEY] = quantization_config(kind)
     others: dict[Path, Content] = {}
     if (folder / GENERATION_CONFIG).exists():
-        others[folder / GENERATION_CONFIG] = encode(_generation_config(folder, eos_token_ids))
+        others[folder / GENERATION_CONFIG] = json_content(_generation_config(folder, eos_token_ids))
     write_model(folder, fields, weights_to_hugging_face(config, tensors, kind), others)
     if fields["model_type"] == "prenorm":
         # Last, so that a program that turns warnings into errors has its model all the same.
@@ -80,7 +69,7 @@ def save(
 
 def load(
     folder: Path | str, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-) -> Checkpoint:
+) -> Checkpoint[ModelConfig]:
     """Read the model in a folder, its tensors in `dtype` (None: as stored) on `device` (None: CPU).
 
     Headers are compared with the config before anything is allocated. Raises CheckpointError for a folder that is not
@@ -114,12 +103,9 @@ def _check_tied_head(config: ModelConfig, tensors: Mapping[str, Tensor], embeddi
 
 
 def _generation_eos(folder: Path, config: ModelConfig, otherwise: tuple[int, ...]) -> tuple[int, ...]:
-    if not (folder / GENERATION_CONFIG).exists():
-        return otherwise
-    value = read_json(file_in(folder, GENERATION_CONFIG)).get("eos_token_id")
-    if value is None:
-        return otherwise
-    return eos_from_hugging_face(value, config.vocab_size, source=str(folder / GENERATION_CONFIG))
+    path = folder / GENERATION_CONFIG
+    value = read_json(file_in(folder, path.name)).get("eos_token_id") if path.exists() else None
+    return otherwise if value is None else eos_from_hugging_face(value, config.vocab_size, source=str(path))
 
 
 def _generation_config(folder: Path, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:

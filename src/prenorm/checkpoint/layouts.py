@@ -5,7 +5,7 @@ Read from the config classes of transformers 5.23 (models/{llama,mistral,qwen2,q
 
 import json
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -32,9 +32,21 @@ ENCODER_DECODER = "prenorm_encoder_decoder"
 # The longest context published is 10 million tokens; a rotary table for this many takes some 10 GB.
 _LONGEST_CONTEXT = 2**24
 
+# The sizes: their names in every family, and ours. Every file must have the first five.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "hidden_size": "d_model",
+    "intermediate_size": "d_ff",
+    "num_hidden_layers": "num_layers",
+    "num_attention_heads": "num_heads",
+    "num_key_value_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "max_position_embeddings": "max_seq_len",
+}
+
 # The keys that matter to the numbers. First those that every file must have, then those of every family, then each
 # family's own, with what its config class assumes when the file is silent.
-_REQUIRED = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+_REQUIRED = tuple(_SIZES)[:5]
 _COMMON = {
     "head_dim": None,
     "rms_norm_eps": 1e-6,
@@ -44,18 +56,8 @@ _COMMON = {
 }
 _QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
 _FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": {
-        "num_key_value_heads": None,
-        "max_position_embeddings": 2048,
-        "attention_bias": False,
-        "eos_token_id": 2,
-    },
-    "mistral": {
-        "num_key_value_heads": 8,
-        "max_position_embeddings": 131072,
-        "sliding_window": 4096,
-        "eos_token_id": 2,
-    },
+    "llama": {"num_key_value_heads": None, "max_position_embeddings": 2048, "attention_bias": False, "eos_token_id": 2},
+    "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096, "eos_token_id": 2},
     "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768, **_QWEN_WINDOW},
     "qwen3": {
         "num_key_value_heads": 32,
@@ -123,14 +125,7 @@ def config_to_hugging_face(
     fields = {
         "architectures": [_ARCHITECTURES[family]],
         "model_type": family,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.d_model,
-        "intermediate_size": config.d_ff,
-        "num_hidden_layers": config.num_layers,
-        "num_attention_heads": config.num_heads,
-        "num_key_value_heads": config.num_kv_heads,
-        "head_dim": config.head_dim,
-        "max_position_embeddings": config.max_seq_len,
+        **{key: getattr(config, field) for key, field in _SIZES.items()},
         "hidden_act": "silu",
         "rms_norm_eps": float(config.eps),
         "tie_word_embeddings": config.tie_embeddings,
@@ -163,26 +158,20 @@ def family_of(config: ModelConfig) -> str:
 
 
 def _own_keys(family: str, config: ModelConfig) -> dict[str, Any]:
+    """What the config says in the keys that not every family has."""
     windowed = config.window is not None
-    qwen_window = {
+    said = {
+        "attention_bias": config.qkv_bias,
         "use_sliding_window": windowed,
         "sliding_window": config.window,
         "max_window_layers": 0 if windowed else config.num_layers,
         "layer_types": ["sliding_attention" if windowed else "full_attention"] * config.num_layers,
+        "qk_norm": config.qk_norm,
+        "qkv_bias": config.qkv_bias,
+        "o_bias": config.o_bias,
     }
-    own: dict[str, dict[str, Any]] = {
-        "llama": {"attention_bias": config.qkv_bias, "mlp_bias": False},
-        "mistral": {"sliding_window": config.window},
-        "qwen2": qwen_window,
-        "qwen3": {"attention_bias": config.qkv_bias, **qwen_window},
-        "prenorm": {
-            "sliding_window": config.window,
-            "qk_norm": config.qk_norm,
-            "qkv_bias": config.qkv_bias,
-            "o_bias": config.o_bias,
-        },
-    }
-    return own[family]
+    own = {key: said[key] for key in _FAMILIES[family] if key in said}
+    return own | ({"mlp_bias": False} if family == "llama" else {})
 
 
 def eos_to_hugging_face(eos_token_ids: tuple[int, ...]) -> int | list[int] | None:
@@ -216,7 +205,8 @@ def config_from_hugging_face(
     if not isinstance(family, str) or family not in _FAMILIES:
         hint = "; EncoderDecoder.from_pretrained opens this folder" if family == ENCODER_DECODER else ""
         raise CheckpointError(f"{source}: model_type must be one of {', '.join(_FAMILIES)}, not {family!r}{hint}.")
-    if problems := [*_missing_keys(fields), *_foreign_keys(family, fields)]:
+    missing = [f"{key} is missing" for key in _REQUIRED if fields.get(key) is None]
+    if problems := [*missing, *_foreign_keys(family, fields)]:
         raise CheckpointError(
             f"{source} (model_type {family}) must be understood as a whole, but {'; '.join(problems)}. "
             "Nothing is ignored, because each of these may change what the model computes."
@@ -229,20 +219,15 @@ def config_from_hugging_face(
     return config, eos_from_hugging_face(known["eos_token_id"], config.vocab_size, source=source)
 
 
-def _missing_keys(fields: Mapping[str, Any]) -> list[str]:
-    return [f"{key} is missing" for key in _REQUIRED if fields.get(key) is None]
-
-
-def _foreign_keys(family: str, fields: Mapping[str, Any]) -> list[str]:
+def _foreign_keys(family: str, fields: Mapping[str, Any]) -> Iterator[str]:
     known = {*_REQUIRED, *_COMMON, *_FAMILIES[family], *_READ_ELSEWHERE, *_NO_INFLUENCE}
-    foreign = []
     for key in sorted(fields.keys() - known):
         if key not in _HARMLESS_VALUES:
-            foreign.append(f"{key} is not known")
+            yield f"{key} is not known"
         elif fields[key] not in _HARMLESS_VALUES[key]:
             only = json.dumps(_HARMLESS_VALUES[key][0])
-            foreign.append(f"{key} must be {only} or absent, not {reprlib.repr(fields[key])}")
-    return [*foreign, *foreign_in_rope_keys(fields)]
+            yield f"{key} must be {only} or absent, not {reprlib.repr(fields[key])}"
+    yield from foreign_in_rope_keys(fields)
 
 
 def _read(family: str, known: Mapping[str, Any]) -> ModelConfig:
@@ -253,14 +238,8 @@ def _read(family: str, known: Mapping[str, Any]) -> ModelConfig:
         raise ConfigError(f"max_position_embeddings must be at most {_LONGEST_CONTEXT}, not {max_seq_len}.")
     theta, scaling = rope_from_hugging_face(known, max_seq_len)
     attention_bias = known.get("attention_bias", False)
-    left_to_the_config = {"num_kv_heads": known["num_key_value_heads"], "head_dim": known["head_dim"]}
     return ModelConfig(
-        vocab_size=known["vocab_size"],
-        d_model=known["hidden_size"],
-        num_layers=known["num_hidden_layers"],
-        num_heads=known["num_attention_heads"],
-        d_ff=known["intermediate_size"],
-        max_seq_len=max_seq_len,
+        **{field: known[key] for key, field in _SIZES.items()},
         rope_theta=theta,
         rope_scaling=scaling,
         eps=as_float(known["rms_norm_eps"]),
@@ -270,7 +249,6 @@ def _read(family: str, known: Mapping[str, Any]) -> ModelConfig:
         o_bias=known["o_bias"] if family == "prenorm" else attention_bias,
         tie_embeddings=known["tie_word_embeddings"],
         dropout=as_float(known["prenorm_dropout"]),
-        **{name: value for name, value in left_to_the_config.items() if value is not None},
     )
 
 

@@ -10,6 +10,9 @@ from ..ops.quantized import GROUP, KINDS
 # What a matrix of whole numbers has instead of a weight: see quantized.py.
 PACKED, SCALES, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
 
+# The parts of a layer: our names, and Hugging Face's.
+_PARTS = {"norm1": "input_layernorm", "attn": "self_attn", "norm2": "post_attention_layernorm", "ffn": "mlp"}
+
 
 class Parameter(NamedTuple):
     """One tensor of a model."""
@@ -49,7 +52,7 @@ def _is_matrix(parameter: Parameter) -> bool:
 
 def _floats_of(config: ModelConfig) -> Iterator[Parameter]:
     yield Parameter("embedding.weight", "model.embed_tokens.weight", (config.vocab_size, config.d_model))
-    layer = _parameters_of_a_layer(config)
+    layer = list(_parameters_of_a_layer(config))
     for i in range(config.num_layers):
         for name, hugging_face, shape in layer:
             yield Parameter(f"layers.{i}.{name}", f"model.layers.{i}.{hugging_face}", shape)
@@ -58,31 +61,26 @@ def _floats_of(config: ModelConfig) -> Iterator[Parameter]:
         yield Parameter("lm_head.weight", "lm_head.weight", (config.vocab_size, config.d_model))
 
 
-def _parameters_of_a_layer(config: ModelConfig) -> list[Parameter]:
+def _parameters_of_a_layer(config: ModelConfig) -> Iterator[Parameter]:
     d_model, d_ff = config.d_model, config.d_ff
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    table = [
-        Parameter("norm1.weight", "input_layernorm.weight", (d_model,)),
-        Parameter("attn.q_proj.weight", "self_attn.q_proj.weight", (queries, d_model)),
-        Parameter("attn.k_proj.weight", "self_attn.k_proj.weight", (keys, d_model)),
-        Parameter("attn.v_proj.weight", "self_attn.v_proj.weight", (keys, d_model)),
-        Parameter("attn.o_proj.weight", "self_attn.o_proj.weight", (d_model, queries)),
-        Parameter("norm2.weight", "post_attention_layernorm.weight", (d_model,)),
-        Parameter("ffn.gate_proj.weight", "mlp.gate_proj.weight", (d_ff, d_model)),
-        Parameter("ffn.up_proj.weight", "mlp.up_proj.weight", (d_ff, d_model)),
-        Parameter("ffn.down_proj.weight", "mlp.down_proj.weight", (d_model, d_ff)),
-    ]
+    shapes: dict[str, tuple[int, ...]] = {
+        "norm1.weight": (d_model,),
+        "attn.q_proj.weight": (queries, d_model),
+        "attn.k_proj.weight": (keys, d_model),
+        "attn.v_proj.weight": (keys, d_model),
+        "attn.o_proj.weight": (d_model, queries),
+        "norm2.weight": (d_model,),
+        "ffn.gate_proj.weight": (d_ff, d_model),
+        "ffn.up_proj.weight": (d_ff, d_model),
+        "ffn.down_proj.weight": (d_model, d_ff),
+    }
     if config.qkv_bias:
-        table += [
-            Parameter("attn.q_proj.bias", "self_attn.q_proj.bias", (queries,)),
-            Parameter("attn.k_proj.bias", "self_attn.k_proj.bias", (keys,)),
-            Parameter("attn.v_proj.bias", "self_attn.v_proj.bias", (keys,)),
-        ]
+        shapes |= {"attn.q_proj.bias": (queries,), "attn.k_proj.bias": (keys,), "attn.v_proj.bias": (keys,)}
     if config.o_bias:
-        table += [Parameter("attn.o_proj.bias", "self_attn.o_proj.bias", (d_model,))]
+        shapes |= {"attn.o_proj.bias": (d_model,)}
     if config.qk_norm:
-        table += [
-            Parameter("attn.q_norm.weight", "self_attn.q_norm.weight", (config.head_dim,)),
-            Parameter("attn.k_norm.weight", "self_attn.k_norm.weight", (config.head_dim,)),
-        ]
-    return table
+        shapes |= {"attn.q_norm.weight": (config.head_dim,), "attn.k_norm.weight": (config.head_dim,)}
+    for name, shape in shapes.items():
+        part, _, rest = name.partition(".")
+        yield Parameter(name, f"{_PARTS[part]}.{rest}", shape)

@@ -49,11 +49,9 @@ def from_pytorch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if tensor.shape[0] % len(PACKED):
             raise CheckpointError(f"{name} must be three projections in one, but its shape is {tuple(tensor.shape)}.")
         prefix, kind = packed.groups()
-        parts = tensor.chunk(len(PACKED))
-        ours |= {
-            _our_name(f"{prefix}{part}.{kind}", state_dict): rows for part, rows in zip(PACKED, parts, strict=True)
-        }
-    _refuse((name for name in ours if not OUR_NAMES.fullmatch(name)), "PyTorch's Transformer modules")
+        for part, rows in zip(PACKED, tensor.chunk(len(PACKED)), strict=True):
+            ours[_our_name(f"{prefix}{part}.{kind}", state_dict)] = rows
+    _check_names(ours, "PyTorch's Transformer modules")
     return ours
 
 
@@ -62,10 +60,11 @@ def to_pytorch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Raises CheckpointError for names that are not those modules', and for an attention that is not whole.
     """
-    _refuse((name for name in state_dict if not OUR_NAMES.fullmatch(name)), "the encoder-decoder family")
+    _check_names(state_dict, "the encoder-decoder family")
+    their_names = {ours: theirs for theirs, ours in NAMES.items()}
     theirs: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
-        their = _their_name(name)
+        their = _translate(re.sub(r"(^|\.)attn\.", r"\1self_attn.", name), their_names)
         packed = re.fullmatch(rf"(.*?)({'|'.join(PACKED)})\.(weight|bias)", their)
         if packed is None:
             theirs[their] = tensor
@@ -88,18 +87,12 @@ def _our_name(name: str, state_dict: Mapping[str, Tensor]) -> str:
     return _translate(name, NAMES)
 
 
-def _their_name(name: str) -> str:
-    back = {ours: theirs for theirs, ours in NAMES.items()}
-    return _translate(re.sub(r"(^|\.)attn\.", r"\1self_attn.", name), back)
-
-
 def _translate(name: str, names: Mapping[str, str]) -> str:
     for old, new in names.items():
         name = re.sub(rf"(^|\.){re.escape(old)}\.", rf"\g<1>{new}.", name)
     return name
 
 
-def _refuse(names: Iterable[str], where: str) -> None:
-    unknown = sorted(names)
-    if unknown:
+def _check_names(names: Iterable[str], where: str) -> None:
+    if unknown := sorted(name for name in names if not OUR_NAMES.fullmatch(name)):
         raise CheckpointError(f"there is no place for {', '.join(unknown)}: names must be those of {where}.")

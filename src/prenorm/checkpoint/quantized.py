@@ -51,15 +51,15 @@ def kind_in(fields: Mapping[str, Any], source: str) -> str | None:
     Raises CheckpointError for every quantization but our own: another one has other numbers.
     """
     said = fields.get(KEY)
+    if said is None:
+        return None
     for kind in KINDS:
         if said == quantization_config(kind):
             return kind
-    if said is not None:
-        raise CheckpointError(
-            f"{source}: {KEY} must be what save_pretrained writes for an int8 or int4 model, but it is "
-            f"{json.dumps(said)[:200]}; open the folder that this one was made of, and quantize() that."
-        )
-    return None
+    raise CheckpointError(
+        f"{source}: {KEY} must be what save_pretrained writes for an int8 or int4 model, but it is "
+        f"{json.dumps(said)[:200]}; open the folder that this one was made of, and quantize() that."
+    )
 
 
 def to_rows(config: ModelConfig, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

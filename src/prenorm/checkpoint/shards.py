@@ -24,7 +24,14 @@ def find_weights(folder: Path) -> dict[Path, Header]:
         return {path: read_header(path)}
     if (folder / INDEX).exists():
         weight_map = _read_index(folder)
-        paths = [file_in(folder, shard) for shard in _all_present(folder, weight_map)]
+        shards = sorted(set(weight_map.values()))
+        missing = [shard for shard in shards if "/" not in shard and not (folder / shard).exists()]
+        if missing:
+            raise CheckpointError(
+                f"{folder}: {len(missing)} of the {len(shards)} files that {INDEX} lists are missing: "
+                f"{', '.join(missing[:10])}; copy or download them."
+            )
+        paths = [file_in(folder, shard) for shard in shards]
         files = {path: read_header(path) for path in paths}
         _check_index(folder, weight_map, files)
         return files
@@ -47,17 +54,6 @@ def _read_index(folder: Path) -> dict[str, str]:
     if foreign:
         raise CheckpointError(f"{index}: shards must be .safetensors files, but it names {', '.join(foreign[:5])}.")
     return weight_map
-
-
-def _all_present(folder: Path, weight_map: Mapping[str, str]) -> list[str]:
-    shards = sorted(set(weight_map.values()))
-    missing = [shard for shard in shards if "/" not in shard and not (folder / shard).exists()]
-    if missing:
-        raise CheckpointError(
-            f"{folder}: {len(missing)} of the {len(shards)} files that {INDEX} lists are missing: "
-            f"{', '.join(missing[:10])}; copy or download them."
-        )
-    return shards
 
 
 def _check_index(folder: Path, weight_map: Mapping[str, str], files: Mapping[Path, Header]) -> None:

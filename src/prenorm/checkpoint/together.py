@@ -5,14 +5,15 @@ import json
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..errors import CheckpointError, ConfigError
-from .files import Content, file_in, read_json, write_together
+from .files import Content, file_in, json_content, read_json, write_together
 from .fit import FLOATS
 from .shards import WEIGHTS, find_weights, remove_shards
 from .tensors import Header, dtype_name, read_tensors, tensors_content
@@ -22,7 +23,18 @@ CONFIG = "config.json"
 # Stands in config.json and in the weights' metadata: the two were saved together.
 SAVE_ID = "prenorm_save_id"
 
+Config = TypeVar("Config")
 Found = dict[str, tuple[str, tuple[int, ...]]]  # each tensor's dtype and shape, as a header gives them
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint(Generic[Config]):
+    """What a folder holds: the model's shape, its tensors under our names, and the ids that end a text."""
+
+    config: Config
+    tensors: dict[str, Tensor]
+    eos_token_ids: tuple[int, ...]
+    kind: str | None = None  # "int8" or "int4" where the matrices are whole numbers, as QuantizedLinear holds them
 
 
 def write_model(
@@ -39,15 +51,10 @@ def write_model(
     # Should a crash fall between two of these, the new weights will not match the old config's id.
     files: dict[Path, Content] = {
         folder / WEIGHTS: tensors_content(tensors, {SAVE_ID: save_id}),
-        folder / CONFIG: encode({**fields, SAVE_ID: save_id}),
+        folder / CONFIG: json_content({**fields, SAVE_ID: save_id}),
     }
     write_together(files | dict(others or {}))
     remove_shards(folder)
-
-
-def encode(fields: Mapping[str, Any]) -> bytes:
-    """A JSON file for people to read, too."""
-    return (json.dumps(fields, indent=2) + "\n").encode()
 
 
 def found_among(tensors: Mapping[str, Tensor]) -> Found:

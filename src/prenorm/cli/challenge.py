@@ -3,7 +3,6 @@
 import json
 import string
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -60,17 +59,12 @@ class Status:
 
 
 Flags = New | Submit | Status
-SUBCOMMANDS: dict[str, Callable[..., Any]] = {"new": New, "submit": Submit, "status": Status}
 
 
 def parse(argv: list[str]) -> Flags:
     """The flags in a command line. Exits with a message when they are none."""
-    return tyro.extras.subcommand_cli_from_dict(
-        SUBCOMMANDS,
-        prog="prenorm challenge",
-        description="Build a Transformer block, justify it, and find a fault in it.",
-        args=argv,
-    )
+    description = "Build a Transformer block, justify it, and find a fault in it."
+    return tyro.cli(Flags, prog="prenorm challenge", description=description, args=argv)
 
 
 def run(flags: Flags) -> int:

@@ -4,7 +4,6 @@ import dataclasses
 import functools
 import json
 import sys
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -14,7 +13,6 @@ import tyro
 from ..errors import ConfigError
 
 if TYPE_CHECKING:  # loads torch, which --help does not wait for
-    from ..checks.report.batch import Result, Submission
     from ..checks.verdict import Verdict
 
 DAY = 86_400
@@ -72,9 +70,13 @@ def _run_one(flags: CheckFlags, form: str) -> int:
 
     locate(flags.subject)  # what is not there is said before anything is loaded
     running()  # another process loads torch while this one does
+    from rich.console import Console
+    from rich.markup import escape
+
     from ..checks.check import check
 
-    with _waiting(f"checking {flags.subject}"):
+    # A spinner on stderr, where a person looks at it.
+    with Console(stderr=True, quiet=not sys.stderr.isatty()).status(escape(f"checking {flags.subject}")):
         verdict = check(flags.subject, target=flags.target, seconds=flags.timeout)
     _print_verdict(verdict, form)
     return 0 if verdict.passed else 1
@@ -100,6 +102,9 @@ def _print_verdict(verdict: "Verdict", form: str) -> None:
 
 
 def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
+    from rich.console import Console
+    from rich.progress import track
+
     from ..checks.check import check
     from ..checks.report import batch
 
@@ -107,7 +112,10 @@ def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
         raise ConfigError("gradescope wants one results.json a submission; --format gradescope goes without --batch.")
     submissions = batch.find_submissions(folder, flags.subject)
     judge = functools.partial(check, target=flags.target, seconds=flags.timeout)
-    results = batch.in_order(_with_progress(submissions, judge), submissions)
+    found, console = batch.check_all(submissions, judge), Console(stderr=True)
+    if console.is_terminal:
+        found = iter(track(found, "checking", total=len(submissions), console=console, transient=True))
+    results = batch.in_order(list(found), submissions)
     if form == "csv":
         print(batch.to_csv(results), end="")
     elif form == "json":
@@ -120,24 +128,3 @@ def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
     else:
         batch.print_table(results)
     return 0 if all(result.outcome == "passed" for result in results) else 1
-
-
-def _with_progress(submissions: "Sequence[Submission]", judge: "Callable[[str], Verdict]") -> "list[Result]":
-    from rich.console import Console
-    from rich.progress import track
-
-    from ..checks.report.batch import check_all
-
-    console = Console(stderr=True)
-    results = check_all(submissions, judge)
-    if not console.is_terminal:
-        return list(results)
-    return list(track(results, "checking", total=len(submissions), console=console, transient=True))
-
-
-def _waiting(text: str):  # type: ignore[no-untyped-def]  # a context manager of rich's
-    """A spinner on stderr, where a person looks at it."""
-    from rich.console import Console
-    from rich.markup import escape
-
-    return Console(stderr=True, quiet=not sys.stderr.isatty()).status(escape(text))

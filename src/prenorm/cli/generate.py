@@ -4,6 +4,7 @@ import dataclasses
 import json
 import sys
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -80,7 +81,9 @@ def run(flags: GenerateFlags) -> int:
             del document["logprobs"]
         print(json.dumps(documents, indent=2))
     elif len(prompts) == 1:
-        _print_stream(generator, prompts[0], options)
+        pieces = generator.stream(prompts[0], **options)  # raises for bad options, before anything is printed
+        for piece in chain(prompts, pieces, ["\n"]):
+            print(piece, end="", flush=True)
     else:
         for number, one in enumerate(generator.generate(prompts, **options), start=1):
             print(f"--- prompt {number} of {len(prompts)} ---\n{one.prompt}{one.text}")
@@ -100,19 +103,6 @@ def _prompt_from_stdin() -> str:
 
 
 def _open(folder: Path, quantize: str | None) -> "TextGenerator":
-    _check_folder(folder)
-    import torch
-
-    from ..generation.text import TextGenerator, load_tokenizer
-    from ..models.lm import TransformerLM
-
-    tokenizer = load_tokenizer(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = TransformerLM.from_pretrained(folder, device=device)
-    return TextGenerator(model if quantize is None else model.quantize(quantize), tokenizer)
-
-
-def _check_folder(folder: Path) -> None:
     if not folder.is_dir():
         raise CheckpointError(f"RUN must be a folder with a trained model, but there is no folder {folder}.")
     if (folder / "config.toml").is_file() and not (folder / "model.safetensors").is_file():
@@ -125,11 +115,12 @@ def _check_folder(folder: Path) -> None:
             f"{folder} holds no trained model: it has no config.json; give a folder that prenorm train or "
             "save_pretrained wrote."
         )
+    import torch
 
+    from ..generation.text import TextGenerator, load_tokenizer
+    from ..models.lm import TransformerLM
 
-def _print_stream(generator: "TextGenerator", prompt: str, options: dict[str, Any]) -> None:
-    pieces = generator.stream(prompt, **options)
-    print(prompt, end="", flush=True)
-    for piece in pieces:
-        print(piece, end="", flush=True)
-    print()
+    tokenizer = load_tokenizer(folder)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = TransformerLM.from_pretrained(folder, device=device)
+    return TextGenerator(model if quantize is None else model.quantize(quantize), tokenizer)

@@ -74,7 +74,8 @@ def _run(name: str, argv: list[str]) -> int:
         print(f"prenorm {__version__}")
         return 0
     if name not in COMMANDS:
-        print(f"prenorm: {_no_such_command(name)}\n\n{_help()}", file=sys.stderr)
+        given = f"{name!r} is none" if name else "none is given"
+        print(f"prenorm: a command is one of {', '.join(COMMANDS)}, but {given}.\n\n{_help()}", file=sys.stderr)
         return BAD_USAGE
     module, _ = COMMANDS[name]
     command = importlib.import_module(module)
@@ -89,8 +90,3 @@ def _help() -> str:
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
     return f"usage: prenorm COMMAND ...\n\n{commands}\n\nprenorm COMMAND --help has the flags; prenorm --version."
-
-
-def _no_such_command(name: str) -> str:
-    given = f"{name!r} is none" if name else "none is given"
-    return f"a command is one of {', '.join(COMMANDS)}, but {given}."

@@ -1,7 +1,8 @@
 """Token after token, from any callable that gives the logits of the next one."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
-from typing import Any, Literal, overload
+from dataclasses import fields
+from typing import Any
 
 import torch
 
@@ -14,48 +15,14 @@ from .sampling import Sampling, random_streams
 from .speculation import LANES, Speculation, speculative_rounds
 
 # What a user may say about a generation; the rest of `stream`'s arguments is the model's to say.
-OPTIONS = {
-    "max_new_tokens",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "repetition_penalty",
-    "seed",
-    "eos_token_id",
-    "stop",
-    "logprobs",
-}
+OPTIONS = {field.name for field in fields(Sampling)} | {"max_new_tokens", "seed", "eos_token_id", "stop", "logprobs"}
 
 Step = list[int | None]
 Logprobs = list[float | None]
 
 
-@overload
 def generate(
-    next_logits: NextLogits,
-    make_cache: Callable[..., Any],
-    prompts: Prompts,
-    *,
-    logprobs: Literal[False] = False,
-    **options: Any,
-) -> list[list[int]]: ...
-@overload
-def generate(
-    next_logits: NextLogits,
-    make_cache: Callable[..., Any],
-    prompts: Prompts,
-    *,
-    logprobs: Literal[True],
-    **options: Any,
-) -> tuple[list[list[int]], list[list[float]]]: ...
-def generate(
-    next_logits: NextLogits,
-    make_cache: Callable[..., Any],
-    prompts: Prompts,
-    *,
-    logprobs: bool = False,
-    **options: Any,
+    next_logits: NextLogits, make_cache: Callable[..., Any], prompts: Prompts, *, logprobs: bool = False, **options: Any
 ) -> list[list[int]] | tuple[list[list[int]], list[list[float]]]:
     """The new token ids of each prompt: `stream`, collected. Takes the same options, raises the same errors.
 
@@ -73,32 +40,9 @@ def generate(
     return (replies, chosen) if logprobs else replies
 
 
-@overload
 def stream(
-    next_logits: NextLogits,
-    make_cache: Callable[..., Any],
-    prompts: Prompts,
-    *,
-    logprobs: Literal[False] = False,
-    **options: Any,
-) -> Generator[Step, None, None]: ...
-@overload
-def stream(
-    next_logits: NextLogits,
-    make_cache: Callable[..., Any],
-    prompts: Prompts,
-    *,
-    logprobs: Literal[True],
-    **options: Any,
-) -> Generator[tuple[Step, Logprobs], None, None]: ...
-def stream(
-    next_logits: NextLogits,
-    make_cache: Callable[..., Any],
-    prompts: Prompts,
-    *,
-    logprobs: bool = False,
-    **options: Any,
-) -> Generator[Step, None, None] | Generator[tuple[Step, Logprobs], None, None]:
+    next_logits: NextLogits, make_cache: Callable[..., Any], prompts: Prompts, *, logprobs: bool = False, **options: Any
+) -> Generator[Step | tuple[Step, Logprobs], None, None]:
     """One new token id per prompt a step, None for a prompt that has ended; over when all have ended.
 
     A prompt ends with an end-of-text id (eos_token_id: none, one or several), with one of the `stop` sequences of ids,
@@ -143,16 +87,12 @@ def _steps(
     device: torch.device | str = "cpu",
     cache: Any = None,
     max_new_tokens: int = 128,
-    temperature: float | int = 1.0,
-    top_k: int | None = None,
-    top_p: float | int | None = None,
-    min_p: float | int | None = None,
-    repetition_penalty: float | int | None = None,
     seed: int | Sequence[int] | None = None,
     eos_token_id: int | Sequence[int] | None = None,
     stop: Sequence[Sequence[int]] = (),
     logprobs: bool = False,
     speculation: Speculation | None = None,
+    **sampling: Any,
 ) -> Generator[list[tuple[int | None, float | None]], None, None]:
     """What `stream` gives, each token with its log-probability."""
     rows = token_lists(prompts)
@@ -166,9 +106,7 @@ def _steps(
     batch = Batch(
         rows=rows,
         replies=[Reply(ends, max_new_tokens) for _ in rows],
-        sampling=Sampling(
-            temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p, repetition_penalty=repetition_penalty
-        ),
+        sampling=Sampling(**sampling),
         uniforms=torch.stack(
             [random_streams(seed, len(rows), max_new_tokens, lane=lane, device=device) for lane in range(lanes)]
         ),

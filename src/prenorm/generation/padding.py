@@ -5,6 +5,7 @@ from typing import Literal
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from ..errors import ConfigError
 from .prompts import Prompts, token_lists
@@ -20,18 +21,15 @@ def pad(
     """
     if side not in ("left", "right"):
         raise ConfigError(f"side must be 'left' or 'right', not {side!r}.")
-    lists = token_lists(rows, "row")
-    width = max(map(len, lists), default=0)
-    token_ids, segment_ids = [], []
-    for row in lists:
-        missing = width - len(row)
-        left, right = (missing, 0) if side == "left" else (0, missing)
-        token_ids.append([0] * left + row + [0] * right)
-        segment_ids.append([-1] * left + [0] * len(row) + [-1] * right)
-    ids = torch.tensor(token_ids, dtype=torch.int64, device=device).view(len(lists), width)
-    if all(len(row) == width for row in lists):
-        return ids, None
-    return ids, torch.tensor(segment_ids, device=device)
+    tensors = [torch.tensor(row, device="cpu") for row in token_lists(rows, "row")]
+    if not tensors:
+        return torch.zeros(0, 0, dtype=torch.int64, device=device), None
+    token_ids = pad_sequence(tensors, batch_first=True, padding_side=side)
+    if all(len(row) == token_ids.shape[1] for row in tensors):
+        return token_ids.to(device), None
+    real = [torch.zeros_like(row) for row in tensors]
+    segment_ids = pad_sequence(real, batch_first=True, padding_value=-1, padding_side=side)
+    return token_ids.to(device), segment_ids.to(device)
 
 
 def last_of_each_row(

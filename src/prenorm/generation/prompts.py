@@ -31,14 +31,17 @@ def token_lists(prompts: Prompts, name: str = "prompt") -> list[list[int]]:
 
 def endings(eos_token_id: int | Sequence[int] | None, stop: Sequence[Sequence[int]]) -> list[list[int]]:
     """The sequences of ids that end a reply: each end-of-text id alone, and the stop sequences. Raises ConfigError."""
-    if eos_token_id is None:
-        eos_token_id = ()
-    elif isinstance(eos_token_id, int):
-        eos_token_id = (eos_token_id,)
     sequences = _id_lists(stop, "stop sequence")
     if [] in sequences:
         raise ConfigError("a stop sequence must have at least one token id, but one is empty; leave it out.")
-    return [[one] for one in _id_list(eos_token_id, "eos_token_id")] + sequences
+    return [[one] for one in end_ids(eos_token_id)] + sequences
+
+
+def end_ids(eos_token_id: int | Sequence[int] | None) -> list[int]:
+    """The end-of-text ids, given as none, one or several. Raises ConfigError."""
+    if eos_token_id is None:
+        return []
+    return _id_list([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id, "eos_token_id")
 
 
 def check_ids(rows: list[list[int]], vocab_size: int, name: str = "prompt") -> None:
@@ -98,14 +101,17 @@ def _id_list(ids: Any, name: str) -> list[int]:
         raise ConfigError(
             f"{name} must be token ids, not the text {ids!r}; prenorm.generation.text.TextGenerator takes text."
         )
-    if isinstance(ids, Tensor) and (ids.ndim != 1 or not _holds_integers(ids)):
-        raise ConfigError(
-            f"{name} must be one row of whole numbers, not a tensor of {ids.dtype} with shape {tuple(ids.shape)}."
-        )
+    if isinstance(ids, Tensor):
+        inexact = ids.dtype.is_floating_point or ids.dtype.is_complex
+        if ids.ndim != 1 or inexact or ids.dtype == torch.bool:
+            raise ConfigError(
+                f"{name} must be one row of whole numbers, not a tensor of {ids.dtype} with shape {tuple(ids.shape)}."
+            )
+        return ids.tolist()
     if not hasattr(ids, "__iter__"):
         raise ConfigError(f"{name} must be a sequence of token ids, not {ids!r}; put the ids in a list: [[...]].")
     try:
-        return [_id(one) for one in (ids.tolist() if isinstance(ids, Tensor) else ids)]
+        return [_id(one) for one in ids]
     except TypeError:
         raise ConfigError(f"{name} must be a sequence of whole numbers, the token ids, not {ids!r}.") from None
 
@@ -114,7 +120,3 @@ def _id(one: Any) -> int:
     if isinstance(one, bool):
         raise TypeError
     return operator.index(one)
-
-
-def _holds_integers(ids: Tensor) -> bool:
-    return not (ids.dtype.is_floating_point or ids.dtype.is_complex or ids.dtype == torch.bool)

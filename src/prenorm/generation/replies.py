@@ -58,12 +58,14 @@ class Reply:
 
     def take(self, tokens: list[Token]) -> None:
         """Keep the next tokens, up to the one that ends the reply."""
+        new = self._new
         for token in tokens:
             if self.ended or token[0] == NOTHING:
                 return
             self.waiting.append(token)
-            self._new.append(token[0])
-            self.ended = not self._goes_on()
+            new.append(token[0])
+            complete = len(new) == self._max_new_tokens or any(new[-len(end) :] == end for end in self._ends)
+            self.ended = complete or token[0] < 0
 
     def give(self) -> tuple[int | None, float | None]:
         """The next token that waits, None once the reply has ended. Raises PrenormError in place of a failed one."""
@@ -77,11 +79,6 @@ class Reply:
                 "not finite; look for weights that are not finite, or use a wider dtype (float32)."
             )
         return token, logprob
-
-    def _goes_on(self) -> bool:
-        if self._new[-1] < 0 or len(self._new) == self._max_new_tokens:
-            return False
-        return not any(self._new[-len(end) :] == end for end in self._ends)
 
 
 def fetch(

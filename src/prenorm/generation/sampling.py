@@ -69,7 +69,9 @@ class Sampling:
         logits = logits.to(uniforms.device)
         if self.temperature == 0:
             logits = self._penalised(logits, seen)
-            return _largest(logits)
+            if kernel := backends.choose("largest", logits):
+                return kernel(logits)
+            return logits.argmax(-1).where(logits.amax(-1).isfinite(), NO_TOKEN)
         return draw(self.shares(logits, seen), uniforms)
 
     def shares(
@@ -115,15 +117,11 @@ class Sampling:
             up_to = ranked.cumsum(-1)
             nucleus = up_to - ranked < up_to[..., -1:].double() * self.top_p
             count = nucleus.sum(-1, keepdim=True).clamp(min=1)  # only a row of NaN has none
-        return shares.where(_best(logits, count, values.gather(-1, count - 1)), 0)
-
-
-def _largest(logits: Float[Tensor, "*batch vocab"]) -> Int64[Tensor, "*batch"]:
-    """The ids of the largest logits, of equal ones the lowest; -1 where the largest is not finite, or there is NaN."""
-    if kernel := backends.choose("largest", logits):
-        places: Tensor = kernel(logits)
-        return places
-    return logits.argmax(-1).where(logits.amax(-1).isfinite(), NO_TOKEN)
+        threshold = values.gather(-1, count - 1)
+        above, tied = logits > threshold, logits == threshold
+        # The `count` largest logits, the last of which is the threshold; ties go to the lower ids.
+        kept = above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
+        return shares.where(kept, 0)
 
 
 def draw(shares: Int64[Tensor, "*batch vocab"], uniforms: Float64[Tensor, "*batch"]) -> Int64[Tensor, "*batch"]:
@@ -140,9 +138,8 @@ def tokens_seen(
     """True for the tokens in each row. Padding, on the right, where segment_ids are negative, does not count."""
     if segment_ids is not None:
         token_ids = token_ids.where(segment_ids >= 0, token_ids[:, :1])
-    return torch.zeros(len(token_ids), vocab_size, dtype=torch.bool, device=token_ids.device).scatter_(
-        1, token_ids, True
-    )
+    seen = torch.zeros(len(token_ids), vocab_size, dtype=torch.bool, device=token_ids.device)
+    return seen.scatter_(1, token_ids, True)
 
 
 def random_streams(
@@ -162,9 +159,8 @@ def random_streams(
     lane: where a step needs several numbers, which of them; it is the highest word of the counter.
     Raises ConfigError for seeds that are not whole numbers in [0, 2^64), or not one for each prompt.
     """
-    keys = _stream_keys(seed, num_prompts)
     words = np.empty((num_prompts, num_steps), np.uint64)
-    for row, key in zip(words, keys, strict=True):
+    for row, key in zip(words, _stream_keys(seed, num_prompts), strict=True):
         row[:] = np.random.Philox(counter=lane << 192, key=np.array(key, np.uint64)).random_raw(num_steps)
     uniforms = torch.from_numpy((words >> np.uint64(11)) * 2.0**-53).T
     return uniforms if torch.device(device).type == "mps" else uniforms.to(device)
@@ -191,12 +187,6 @@ def _check_seed(seed: object) -> int:
     if not 0 <= number < 2**64:
         raise ConfigError(f"seed must be a whole number from 0 to 2^64 - 1, not {seed!r}.")
     return number
-
-
-def _best(logits: Tensor, count: Tensor, threshold: Tensor) -> Tensor:
-    """True for the `count` largest logits of a row, the last of which is `threshold`; ties go to the lower ids."""
-    above, tied = logits > threshold, logits == threshold
-    return above | (tied & (tied.cumsum(-1) <= count - above.sum(-1, keepdim=True)))
 
 
 def _check_probability(name: str, value: float | int | None, one: str) -> None:

@@ -73,19 +73,16 @@ def speculative_rounds(
     fewer than others, or has ended, is padded.
     """
     rounds = _Rounds(batch, next_logits, make_cache, models)
-    with torch.inference_mode():  # a round at a time: around the yield it would hold for the consumer too
-        fetched = rounds.first()
-    yield fetched
+    yield rounds.first()
     while not all(reply.ended for reply in batch.replies):
-        with torch.inference_mode():
-            fetched = rounds.next()
-        yield fetched
+        yield rounds.next()
 
 
 class _Rounds:
     """What one round leaves to the next, all of it on the device.
 
     Both caches hold a row's tokens but the last; the draft's not the one before it either, where all were accepted.
+    A round at a time is in inference mode: around a yield it would hold for the consumer too.
     """
 
     def __init__(
@@ -95,11 +92,10 @@ class _Rounds:
         sizes = {"batch_size": len(batch.rows), "max_seq_len": batch.room, "rewind": models.draft_tokens}
         self._cache, self._draft_cache = make_cache(**sizes), models.make_draft_cache(**sizes)
         self._uniforms = batch.uniforms.mT.contiguous()  # lanes batch places
-        self._held = [
-            len(row) for row in batch.rows
-        ]  # tokens of each row in the model's cache; the draft's has no more
+        self._held = [len(row) for row in batch.rows]  # tokens in the model's cache; the draft's has no more
         self._drafting = [0] * len(batch.rows)  # how many tokens each row drafts in this round; -1: it has ended
 
+    @torch.inference_mode()
     def first(self) -> list[list[Token]]:
         """Read the prompts, and choose one token after each, as without a draft."""
         batch = self._batch
@@ -114,6 +110,7 @@ class _Rounds:
         self._go_on(tokens, accepted=self._written, drafted=self._written, seen=None if seen is None else seen[:, None])
         return fetched
 
+    @torch.inference_mode()
     def next(self) -> list[list[Token]]:
         """Draft, let the model judge, and take back what it rejects."""
         batch = self._batch

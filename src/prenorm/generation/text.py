@@ -1,7 +1,7 @@
 """Text in, text out: prompts, stop strings and whole characters around a model that knows only token ids."""
 
 from collections.abc import Generator, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
+from .prompts import end_ids
 
 END_OF_TEXT = "<|endoftext|>"
 DEFAULT_NEW_TOKENS = 128
@@ -56,7 +57,9 @@ class TextGenerator:
     ) -> None:
         self._model = model
         self._tokenizer = tokenizer
-        self._eos_token_ids = _eos_token_ids(eos_token_id, model, tokenizer)
+        if eos_token_id is None:
+            eos_token_id = model.eos_token_ids or tokenizer.token_to_id(END_OF_TEXT)
+        self._eos_token_ids = end_ids(eos_token_id)
 
     def stream(self, prompt: str, *, stop: str | Sequence[str] = (), **options: Any) -> Generator[str, None, None]:
         """The continuation, in pieces of whole characters, as soon as they are certain.
@@ -97,15 +100,19 @@ class TextGenerator:
                     reply.take(token, logprob)
             if all(reply.finish_reason for reply in replies):
                 break
-        return [reply.completion(prompt) for reply, prompt in zip(replies, prompts, strict=True)]
+        logprobs = bool(options.get("logprobs"))
+        return [reply.completion(prompt, logprobs=logprobs) for reply, prompt in zip(replies, prompts, strict=True)]
 
     def _start(
         self, prompts: Sequence[str], stop: str | Sequence[str], options: dict[str, Any]
     ) -> tuple[list["_Reply"], Iterator[list[tuple[int | None, float | None]]]]:
-        stops = _stop_strings(stop)
+        stops = (stop,) if isinstance(stop, str) else tuple(stop)
+        for one in stops:
+            if not isinstance(one, str) or not one:
+                raise ConfigError(f"a stop string must be text of at least one character, not {one!r}; leave it out.")
         rows = [self._encode(prompt) for prompt in prompts]
         logprobs = bool(options.get("logprobs"))
-        replies = [_Reply(self._tokenizer, row, stops, self._eos_token_ids, logprobs) for row in rows]
+        replies = [_Reply(_Characters(self._tokenizer, row), _StopStrings(stops), self._eos_token_ids) for row in rows]
         if options.get("max_new_tokens") is None:
             room = self._model.config.max_seq_len - max(map(len, rows), default=0) + 1  # the last one is not fed back
             options["max_new_tokens"] = max(1, min(DEFAULT_NEW_TOKENS, room))
@@ -122,7 +129,7 @@ class TextGenerator:
                 f"a prompt must be text that UTF-8 can hold, but character {error.start} of one is no character: "
                 f"{prompt[error.start]!r}."
             ) from None
-        ids = self._tokenizer.encode(prompt).ids or list(self._eos_token_ids[:1])
+        ids = self._tokenizer.encode(prompt).ids or self._eos_token_ids[:1]
         if not ids:
             raise ConfigError(
                 "an empty prompt starts from the end-of-text token, but neither the model nor the tokenizer "
@@ -145,51 +152,45 @@ def load_tokenizer(folder: Path) -> Tokenizer:
     return tokenizer
 
 
+@dataclass(slots=True)
 class _Reply:
     """The continuation of one prompt as it grows."""
 
-    def __init__(
-        self,
-        tokenizer: Tokenizer,
-        prompt_ids: list[int],
-        stops: tuple[str, ...],
-        eos_token_ids: tuple[int, ...],
-        logprobs: bool,
-    ) -> None:
-        self.finish_reason: Literal["stop", "eos", "length"] | None = None
-        self._token_ids: list[int] = []
-        self._logprobs: list[float] | None = [] if logprobs else None
-        self._pieces: list[str] = []
-        self._characters = _Characters(tokenizer, prompt_ids)
-        self._stops = _StopStrings(stops)
-        self._eos_token_ids = eos_token_ids
+    characters: "_Characters"
+    stops: "_StopStrings"
+    eos_token_ids: list[int]
+    finish_reason: Literal["stop", "eos", "length"] | None = None
+    token_ids: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    pieces: list[str] = field(default_factory=list)
 
     def take(self, token: int, logprob: float | None = None) -> str:
         """The text that became certain with this token; nothing once the reply has ended."""
         if self.finish_reason:
             return ""
-        self._token_ids.append(token)
-        if self._logprobs is not None and logprob is not None:
-            self._logprobs.append(logprob)
-        piece = self._stops.take(self._characters.take(token))
-        self._pieces.append(piece)
-        if self._stops.found:
+        self.token_ids.append(token)
+        if logprob is not None:
+            self.logprobs.append(logprob)
+        piece = self.stops.take(self.characters.take(token))
+        self.pieces.append(piece)
+        if self.stops.found:
             self.finish_reason = "stop"
-        elif token in self._eos_token_ids:
+        elif token in self.eos_token_ids:
             self.finish_reason = "eos"
         return piece
 
     def finish(self) -> str:
         """The text that was held back, now that nothing follows."""
         self.finish_reason = self.finish_reason or "length"
-        self._pieces.append(self._stops.held)
-        self._stops.held = ""
-        return self._pieces[-1]
+        self.pieces.append(self.stops.held)
+        self.stops.held = ""
+        return self.pieces[-1]
 
-    def completion(self, prompt: str) -> Completion:
+    def completion(self, prompt: str, *, logprobs: bool) -> Completion:
         self.finish()
         assert self.finish_reason
-        return Completion(prompt, "".join(self._pieces), self._token_ids, self.finish_reason, self._logprobs)
+        given = self.logprobs if logprobs else None
+        return Completion(prompt, "".join(self.pieces), self.token_ids, self.finish_reason, given)
 
 
 class _Characters:
@@ -239,19 +240,3 @@ class _StopStrings:
         certain = len(text) - max(starts, default=0)
         self.held = text[certain:]
         return text[:certain]
-
-
-def _stop_strings(stop: str | Sequence[str]) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop)
-    for one in stops:
-        if not isinstance(one, str) or not one:
-            raise ConfigError(f"a stop string must be text of at least one character, not {one!r}; leave it out.")
-    return stops
-
-
-def _eos_token_ids(given: int | Sequence[int] | None, model: LanguageModel, tokenizer: Tokenizer) -> tuple[int, ...]:
-    if given is None:
-        given = model.eos_token_ids or tokenizer.token_to_id(END_OF_TEXT)
-    if given is None:
-        return ()
-    return (given,) if isinstance(given, int) else tuple(given)

@@ -4,7 +4,6 @@ model.safetensors has the weights, optimizer.safetensors what the optimisers rem
 settings and the torch version. Batches and dropout follow from seed and step, so there is no more to keep.
 """
 
-import json
 import os
 import re
 import shutil
@@ -14,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import nn
 
-from ..checkpoint.files import read_json, write_together
+from ..checkpoint.files import json_content, read_json, sync_folder, write_together
 from ..checkpoint.tensors import read_tensors, tensors_content
 from ..errors import CheckpointError
 from .config import TrainConfig
@@ -44,11 +43,11 @@ def save_checkpoint(run: Path, step: int, config: TrainConfig, model: nn.Module,
             {
                 passing / "model.safetensors": tensors_content(model.state_dict()),
                 passing / "optimizer.safetensors": tensors_content(optimizer.state_tensors()),
-                passing / "state.json": (json.dumps(state, indent=2) + "\n").encode("utf-8"),
+                passing / "state.json": json_content(state),
             }
         )
         os.replace(passing, folder)
-        _sync(folder.parent)
+        sync_folder(folder.parent)
     except OSError as error:
         raise CheckpointError(
             f"{folder} could not be written: {error.strerror}; the one before it is whole."
@@ -56,15 +55,17 @@ def save_checkpoint(run: Path, step: int, config: TrainConfig, model: nn.Module,
     finally:
         shutil.rmtree(passing, ignore_errors=True)
     for old in _complete(run)[: -config.keep_checkpoints]:
-        _remove(old)
+        # Its name goes before the first of its files, so that a kill never leaves half of one.
+        passing = _passing_name(old)
+        os.replace(old, passing)
+        shutil.rmtree(passing, ignore_errors=True)
 
 
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run, or None. What killed writers left is deleted."""
     for leftover in (run / "checkpoints").glob(".*.tmp"):
         shutil.rmtree(leftover, ignore_errors=True)
-    complete = _complete(run)
-    return complete[-1] if complete else None
+    return next(reversed(_complete(run)), None)
 
 
 def read_state(folder: Path) -> TrainingState:
@@ -91,20 +92,5 @@ def _complete(run: Path) -> list[Path]:
     return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in found if match)]
 
 
-def _remove(folder: Path) -> None:
-    """Delete a checkpoint; its name goes before the first of its files, so that a kill never leaves half of one."""
-    passing = _passing_name(folder)
-    os.replace(folder, passing)
-    shutil.rmtree(passing, ignore_errors=True)
-
-
 def _passing_name(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.tmp")
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -145,23 +145,22 @@ class TrainConfig:
             check_size(name, getattr(self, name))
         for name in ("seed", "short_context", "micro_batch_size", "warmup_steps", "eval_every", "checkpoint_every"):
             _check_count(name, getattr(self, name))
-        for name in (
-            "muon_lr",
-            "embedding_lr",
-            "head_lr",
-            "vector_lr",
-            "adam_eps",
-            "weight_decay",
-            "grad_clip",
-            "log_seconds",
-        ):
+        rates = ("muon_lr", "embedding_lr", "head_lr", "vector_lr")
+        for name in (*rates, "adam_eps", "weight_decay", "grad_clip", "log_seconds"):
             check_number(name, getattr(self, name), at_least=0.0)
         for name in ("muon_momentum", "eval_overlap"):
             _check_share(name, getattr(self, name), below=True)
         for name in ("decay_share", "short_share"):
             _check_share(name, getattr(self, name))
-        _check_texts("data", self.data)
-        _check_betas(self.adam_betas)
+        if not isinstance(self.data, tuple):
+            raise ConfigError(f"data must be a list of strings, not {self.data!r}.")
+        for part in self.data:
+            _check_text("each of data", part)
+        betas: Any = self.adam_betas
+        if not isinstance(betas, tuple) or len(betas) != 2:
+            raise ConfigError(f"adam_betas must be two numbers, such as 0.9 and 0.95, not {_listed(betas)!r}.")
+        for beta in betas:
+            _check_share("each of adam_betas", beta, below=True)
         object.__setattr__(self, "out", self.out or f"runs/{self.preset}")
         _check_together(self)
 
@@ -173,7 +172,8 @@ class TrainConfig:
         """
         preset = fields.get("preset", "demo")
         _check_choice("preset", preset, PresetName)
-        merged = {name: _unlisted(value) for name, value in {**PRESETS[preset], **fields}.items()}
+        merged = {**PRESETS[preset], **fields}
+        merged = {name: tuple(value) if isinstance(value, list) else value for name, value in merged.items()}
         _check_names(merged, {*RUN_FIELDS, *MODEL_FIELDS}, "a run")
         model = {name: merged.pop(name) for name in MODEL_FIELDS if name in merged}
         context = merged.get("context", RUN_FIELDS["context"].default)
@@ -222,9 +222,9 @@ def differences(old: TrainConfig, new: TrainConfig) -> dict[str, tuple[Any, Any]
 
 def _to_toml(config: TrainConfig) -> dict[str, Any]:
     """TOML has no null: a None is left out, which reads back as the default, None."""
-    table = {name: _listed(value) for name, value in dataclasses.asdict(config).items()}
-    model = table.pop("model")
-    return {**table, "model": {name: value for name, value in model.items() if value is not None}}
+    return dataclasses.asdict(
+        config, dict_factory=lambda pairs: {name: _listed(value) for name, value in pairs if value is not None}
+    )
 
 
 def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
@@ -235,10 +235,6 @@ def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
 def _listed(value: Any) -> Any:
     """TOML and JSON have lists; the record, which does not change, has tuples."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def _unlisted(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _check_names(given: Mapping[str, Any], known: set[str], where: str) -> None:
@@ -273,25 +269,13 @@ def _check_share(name: str, value: Any, *, below: bool = False) -> None:
         raise ConfigError(f"{name} must be between 0 and 1{' (1 excluded)' if below else ''}, not {value!r}.")
 
 
-def _check_texts(name: str, value: Any) -> None:
-    if not isinstance(value, tuple):
-        raise ConfigError(f"{name} must be a list of strings, not {value!r}.")
-    for part in value:
-        _check_text(f"each of {name}", part)
-
-
-def _check_betas(value: Any) -> None:
-    if not isinstance(value, tuple) or len(value) != 2:
-        raise ConfigError(f"adam_betas must be two numbers, such as 0.9 and 0.95, not {_listed(value)!r}.")
-    for beta in value:
-        _check_share("each of adam_betas", beta, below=True)
-
-
 def _check_together(config: TrainConfig) -> None:
     if config.batch_size % (config.micro_batch_size or config.batch_size):
+        divisors = [n for n in range(1, config.batch_size + 1) if config.batch_size % n == 0]
+        nearest = min(divisors, key=lambda n: abs(n - config.micro_batch_size))
         raise ConfigError(
             f"micro_batch_size must divide batch_size, but {config.micro_batch_size} does not divide "
-            f"{config.batch_size}; micro_batch_size={_nearest_divisor(config)} would."
+            f"{config.batch_size}; micro_batch_size={nearest} would."
         )
     if config.context % (config.short_context or config.context):
         raise ConfigError(
@@ -307,8 +291,3 @@ def _check_together(config: TrainConfig) -> None:
         raise ConfigError(
             f"vocab_size must be at least 257 (every byte, and the end of a text), not {config.model.vocab_size}."
         )
-
-
-def _nearest_divisor(config: TrainConfig) -> int:
-    divisors = [n for n in range(1, config.batch_size + 1) if config.batch_size % n == 0]
-    return min(divisors, key=lambda n: abs(n - config.micro_batch_size))

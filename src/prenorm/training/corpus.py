@@ -45,7 +45,10 @@ class Corpus:
 
     def __init__(self, paths: Sequence[str] = (), *, leave_out: Path | None = None) -> None:
         self.skipped: Counter[str] = Counter()
-        found = [source for path in paths for source in _find(Path(path))] if paths else _standard_library()
+        if paths:
+            found = [source for path in paths for source in _find(Path(path))]
+        else:
+            found = [source for source in _find(Path(sysconfig.get_path("stdlib"))) if source.path.suffix == ".py"]
         if leave_out:
             found = [source for source in found if leave_out.resolve() not in source.path.resolve().parents]
         self.sources = sorted(found, key=lambda source: (source.name, str(source.path)))
@@ -73,11 +76,6 @@ class Corpus:
                 yield Document(f"{source.name}:{index}", text)
             else:
                 self.skipped["empty"] += 1
-
-
-def _standard_library() -> list[Source]:
-    root = Path(sysconfig.get_paths()["stdlib"])
-    return [source for source in _find(root) if source.path.suffix == ".py"]
 
 
 def _find(root: Path) -> list[Source]:

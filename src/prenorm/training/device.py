@@ -38,19 +38,16 @@ def choose_device(config: TrainConfig) -> Device:
         except (RuntimeError, AssertionError) as error:  # torch says of a missing CUDA that it was asserted
             reason = str(error).splitlines()[0]
             raise ConfigError(f"device must be one of this machine, but {config.device!r} is not: {reason}") from error
-    if config.dtype == "auto":
-        return Device(device, torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32)
-    return Device(device, torch.bfloat16 if config.dtype == "bfloat16" else torch.float32)
+    narrow = _multiplies_bfloat16(device) if config.dtype == "auto" else config.dtype == "bfloat16"
+    return Device(device, torch.bfloat16 if narrow else torch.float32)
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
     """Whether the hardware has instructions for it: elsewhere bfloat16 is emulated, and slower than float32."""
     if device.type == "cuda":
         return torch.cuda.is_bf16_supported(including_emulation=False)
-    if device.type == "cpu":
-        has = torch.cpu.get_capabilities()
-        return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
-    return False
+    has = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return bool(has.get("avx512_bf16") or has.get("amx_bf16"))
 
 
 def hold_on_to_memory() -> None:

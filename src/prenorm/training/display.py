@@ -2,12 +2,12 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import TypeVar
 
 from rich import box
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
 from .metrics import Record
@@ -33,26 +33,17 @@ class Display:
             f"{record['eval_bits_per_byte']:.3f} bits per byte"
         )
 
-    @contextmanager
-    def working(self, what: str) -> Iterator[None]:
+    def working(self, what: str) -> AbstractContextManager[object]:
         """Shows on a terminal that something is under way whose end nobody can foresee."""
-        with self._console.status(what):
-            yield
+        return self._console.status(what)
 
     @contextmanager
     def steps(self, *, done: int, total: int, line_seconds: float) -> Iterator[StepReport]:
         """Progress over optimiser steps: a bar, or a line every `line_seconds` where there is no terminal."""
         if not self._console.is_terminal:
-            yield _StepLines(self, total, line_seconds)
+            yield self._step_lines(total, line_seconds)
             return
-        columns = (
-            TextColumn("training"),
-            BarColumn(),
-            MofNCompleteColumn(),
-            TextColumn("{task.fields[news]}"),
-            TimeRemainingColumn(),
-            TextColumn("left"),
-        )
+        columns = ("training", BarColumn(), MofNCompleteColumn(), "{task.fields[news]}", TimeRemainingColumn(), "left")
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task("", completed=done, total=total, news="the first step takes longest")
 
@@ -61,13 +52,30 @@ class Display:
 
             yield report
 
+    def _step_lines(self, total: int, seconds: float) -> StepReport:
+        """Plain lines of progress: the first step, one every so often, the last step."""
+        first: tuple[int, float] | None = None  # a step and when it ended: the first one also compiles
+        latest = float("-inf")
+
+        def report(record: Record) -> None:
+            nonlocal first, latest
+            now, step, left = time.monotonic(), record["step"], ""
+            if step < total and now - latest < seconds:
+                return
+            if first:
+                left = f", {clock((now - first[1]) / (step - first[0]) * (total - step))} left"
+            latest, first = now, first or (step, now)
+            self.say(f"step {step:,} of {total:,}: {_news(record)}{left}")
+
+        return report
+
     def track(self, items: Iterable[Item], total: int, what: str) -> Iterator[Item]:
         """The items, with a bar on a terminal."""
         if not self._console.is_terminal:
             self.say(f"{what} ...")
             yield from items
             return
-        with Progress(TextColumn(what), BarColumn(), TimeRemainingColumn(), console=self._console) as progress:
+        with Progress(what, BarColumn(), TimeRemainingColumn(), console=self._console) as progress:
             yield from progress.track(items, total=total)
 
     def table(self, title: str, rows: Iterable[tuple[str, str]]) -> None:
@@ -78,29 +86,6 @@ class Display:
         for row in rows:
             table.add_row(*row)
         self._console.print(table)
-
-
-class _StepLines:
-    """Plain lines of progress: the first step, one every so often, the last step."""
-
-    def __init__(self, display: Display, total: int, seconds: float) -> None:
-        self._display, self._total, self._seconds = display, total, seconds
-        self._first: tuple[int, float] | None = None  # a step and when it ended: the first one also compiles
-        self._last = float("-inf")
-
-    def __call__(self, record: Record) -> None:
-        now, step = time.monotonic(), record["step"]
-        if step < self._total and now - self._last < self._seconds:
-            return
-        self._last = now
-        self._display.say(f"step {step:,} of {self._total:,}: {_news(record)}{self._left(step, now)}")
-
-    def _left(self, step: int, now: float) -> str:
-        if self._first is None:
-            self._first = (step, now)
-            return ""
-        first, since = self._first
-        return f", {clock((now - since) / (step - first) * (self._total - step))} left"
 
 
 def _news(record: Record) -> str:

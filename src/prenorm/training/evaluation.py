@@ -1,6 +1,7 @@
 """The loss on held-out text: every token of it scored once, in windows that read some of the text before them again."""
 
 from collections.abc import Iterable, Iterator
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -46,10 +47,9 @@ class HeldOutBatches:
     def __init__(self, stream: TokenStream, *, batch_size: int, context: int, overlap: float) -> None:
         self._tokens, self._batch_size, self._context = stream.tokens, batch_size, context
         stride = max(1, int(context * (1 - overlap)))
-        bounds = zip(stream.starts[:-1].tolist(), stream.starts[1:].tolist(), strict=True)
-        self._rows = _packed(
-            [window for start, end in bounds for window in _windows(start, end, context, stride)], context
-        )
+        bounds = pairwise(stream.starts.tolist())
+        windows = [window for start, end in bounds for window in _windows(start, end, context, stride)]
+        self._rows = _packed(windows, context)
 
     def __len__(self) -> int:
         return -(-len(self._rows) // self._batch_size)

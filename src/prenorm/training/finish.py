@@ -1,18 +1,17 @@
 """The end of a run: the model's folder, the whole held-out text scored, the losses drawn, and a first text."""
 
-import json
 import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..checkpoint.files import read_json, write_atomically
+from ..checkpoint.files import json_content, read_json, write_atomically
 from ..errors import CheckpointError
 from ..generation.text import TextGenerator
 from ..models.lm import TransformerLM
 from .config import TrainConfig
 from .display import Display, clock
-from .metrics import Metrics, Record, read_metrics
-from .picture import can_draw, draw_losses
+from .metrics import Metrics, read_metrics
+from .picture import draw_losses
 from .tokens import TextData
 from .trainer import Trainer
 
@@ -46,13 +45,14 @@ def finish(trainer: Trainer, run: Path, metrics: Metrics) -> Result:
     trainer.model.save_pretrained(run)
     evaluation = trainer.evaluate(config.steps)
     records = [*read_metrics(run / "metrics.jsonl"), evaluation]
-    _draw(records, run / "loss.png", display)
-    prompt = _prompt(config, data)
+    draw_losses(records, run / "loss.png", display.say)
+    prompt, tokens = _prompt(config, data), config.batch_size * config.context
     result = Result(
         run=str(run),
         steps=config.steps,
         parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
-        training_seconds=_training_seconds(records, config),
+        # Those of the steps, in every part of a run that was stopped and resumed.
+        training_seconds=sum(tokens / record["tokens_per_second"] for record in records if "loss" in record),
         eval_loss=evaluation["eval_loss"],
         eval_bits_per_byte=evaluation["eval_bits_per_byte"],
         gzip_bits_per_byte=data.heldout_text.gzip_bits_per_byte,
@@ -62,7 +62,7 @@ def finish(trainer: Trainer, run: Path, metrics: Metrics) -> Result:
         command=f"prenorm generate {shlex.quote(str(run))} --prompt {shlex.quote(prompt)}",
     )
     metrics.write(evaluation)
-    write_atomically(run / "result.json", (json.dumps(asdict(result), indent=2) + "\n").encode("utf-8"))
+    write_atomically(run / "result.json", json_content(asdict(result)))
     show(result, display)
     return result
 
@@ -96,13 +96,6 @@ def show(result: Result, display: Display) -> None:
     display.say(f"The run is in {result.run}. To go on writing:\n\n  {result.command}\n")
 
 
-def _draw(records: list[Record], path: Path, display: Display) -> None:
-    if can_draw():
-        draw_losses(records, path)
-    else:
-        display.say("There is no loss.png, because matplotlib is not installed: pip install 'prenorm[plot]'.")
-
-
 def _prompt(config: TrainConfig, data: TextData) -> str:
     """What the sample goes on from: a Python function, or the beginning of a held-out text."""
     if not config.data:
@@ -120,9 +113,3 @@ def _sample(run: Path, trainer: Trainer, prompt: str) -> str:
         [prompt], max_new_tokens=min(SAMPLE_TOKENS, room), temperature=SAMPLE_TEMPERATURE, seed=trainer.config.seed
     )
     return completion.text
-
-
-def _training_seconds(records: list[Record], config: TrainConfig) -> float:
-    """The time spent in steps, of every part of a run that was stopped and resumed."""
-    tokens = config.batch_size * config.context
-    return sum(tokens / record["tokens_per_second"] for record in records if "loss" in record)

@@ -8,7 +8,7 @@ from .device import choose_device
 from .display import Display
 from .finish import Result, finish, finished_result, show
 from .metrics import Metrics
-from .run_folder import OpenRun, open_run, undone_on_failure
+from .run_folder import open_run, undone_on_failure
 from .signals import Stopped, stop_on_signals
 from .tokens import prepare_text
 from .trainer import Trainer
@@ -32,21 +32,16 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
             with display.working("reading the text"):
                 data = prepare_text(config, run.folder, display.say)
             trainer = Trainer(config, data, device, display)
-            done = _restore(trainer, run)
+            done = 0
+            if run.checkpoint is not None:
+                load_checkpoint(run.checkpoint, trainer.model, trainer.optimizer)
+                done = read_state(run.checkpoint).step
+                display.say(f"Going on from {run.checkpoint}.")
             if done < config.steps:
                 trainer.compile(done)
         with Metrics(run.folder / "metrics.jsonl", up_to_step=done) as metrics:
             _take_steps(trainer, run.folder, done, metrics)
             return finish(trainer, run.folder, metrics)
-
-
-def _restore(trainer: Trainer, run: OpenRun) -> int:
-    """The number of steps that are done, with their checkpoint in place."""
-    if run.checkpoint is None:
-        return 0
-    load_checkpoint(run.checkpoint, trainer.model, trainer.optimizer)
-    trainer.display.say(f"Going on from {run.checkpoint}.")
-    return read_state(run.checkpoint).step
 
 
 def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics) -> None:

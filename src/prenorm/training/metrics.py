@@ -53,15 +53,13 @@ def read_metrics(path: Path) -> list[Record]:
     """
     if not path.exists():
         return []
-    lines = path.read_bytes().split(b"\n")[:-1]
-    return [_record(line, f"{path}, line {number}") for number, line in enumerate(lines, start=1)]
-
-
-def _record(line: bytes, where: str) -> Record:
-    record = parse_json(line, where)
-    if not isinstance(record.get("step"), int):
-        raise CheckpointError(f"{where} must have a step, but is {line[:80]!r}.")
-    return record
+    records = []
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        where = f"{path}, line {number}"
+        records.append(parse_json(line, where))
+        if not isinstance(records[-1].get("step"), int):
+            raise CheckpointError(f"{where} must have a step, but is {line[:80]!r}.")
+    return records
 
 
 def _line(record: Record) -> str:

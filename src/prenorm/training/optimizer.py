@@ -55,8 +55,10 @@ class MuonAndAdamW:
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
+                    # Averages lie where their parameter does; fused AdamW wants its step count there too.
                     optimizer.state[parameter] = {
-                        what: _placed(tensor, parameter) for what, tensor in states[self._names[parameter]].items()
+                        what: tensor.to(parameter.device, copy=True)
+                        for what, tensor in states[self._names[parameter]].items()
                     }
 
     def _groups(self) -> Iterator[dict[str, Any]]:
@@ -80,8 +82,3 @@ def _groups(model: nn.Module, config: TrainConfig) -> tuple[dict[str, Any], list
             group = matrices
         group["params"].append(parameter)
     return matrices, [group for group in (embedding, head, vectors) if group["params"]]
-
-
-def _placed(tensor: Tensor, parameter: Tensor) -> Tensor:
-    """Averages lie where their parameter does; fused AdamW wants its step count there too."""
-    return tensor.to(parameter.device, copy=True)

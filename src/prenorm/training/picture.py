@@ -1,23 +1,25 @@
 """loss.png: the losses of a run over its steps."""
 
-import importlib.util
 from pathlib import Path
 
 from ..checkpoint.files import write_atomically
+from .corpus import Say
 from .metrics import Record
 
 SMOOTHING = 0.95  # of the running mean: it looks back about 20 steps
 
 
-def can_draw() -> bool:
-    """Whether matplotlib is installed."""
-    return importlib.util.find_spec("matplotlib") is not None
+def draw_losses(records: list[Record], path: Path, say: Say) -> None:
+    """Write a picture of the training loss, as it is and smoothed, and of the held-out bits per byte.
 
-
-def draw_losses(records: list[Record], path: Path) -> None:
-    """Write a picture of the training loss, as it is and smoothed, and of the held-out bits per byte."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+    Without matplotlib, says so and does nothing.
+    """
+    try:
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+    except ModuleNotFoundError:
+        say("There is no loss.png, because matplotlib is not installed: pip install 'prenorm[plot]'.")
+        return
 
     steps = [(record["step"], record["loss"]) for record in records if "loss" in record]
     evaluations = [(record["step"], record["eval_bits_per_byte"]) for record in records if "eval_loss" in record]

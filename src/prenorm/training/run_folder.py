@@ -3,7 +3,7 @@
 import fcntl
 import os
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -109,7 +109,9 @@ def _checkpoint_to_resume(run: Path, config: TrainConfig, say: Say) -> Path | No
 
 def _check_agreement(what: str, old: TrainConfig, new: TrainConfig, *, step: int) -> None:
     changed = {name: values for name, values in differences(old, new).items() if name not in FREE}
-    if not changed and not _same_schedule(old, new, step):
+    taken = range(1, step + 1)
+    same_rates = all(learning_rate_scale(old, s) == learning_rate_scale(new, s) for s in taken)
+    if not changed and not (new.steps >= step and same_rates):
         changed = {"steps": (old.steps, new.steps)}
     if changed:
         listed = ", ".join(
@@ -121,28 +123,17 @@ def _check_agreement(what: str, old: TrainConfig, new: TrainConfig, *, step: int
         )
 
 
-def _same_schedule(old: TrainConfig, new: TrainConfig, step: int) -> bool:
-    """Whether every step that was taken would have had the same learning rates."""
-    taken = range(1, step + 1)
-    return new.steps >= step and all(learning_rate_scale(old, s) == learning_rate_scale(new, s) for s in taken)
-
-
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
     """The folder, made if need be, with a lock on it that ends with this process."""
     run.mkdir(parents=True, exist_ok=True)
-    descriptor = os.open(run, os.O_RDONLY)
-    try:
-        _lock(descriptor, run)
+    with ExitStack() as stack:
+        descriptor = os.open(run, os.O_RDONLY)
+        stack.callback(os.close, descriptor)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ConfigError(f"another process is training in {run}; wait for it, or choose another --out.") from error
+        except OSError:  # some network file systems have no locks; there is only nobody to warn
+            pass
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _lock(descriptor: int, run: Path) -> None:
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ConfigError(f"another process is training in {run}; wait for it, or choose another --out.") from error
-    except OSError:  # some network file systems have no locks; there is only nobody to warn
-        pass

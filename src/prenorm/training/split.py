@@ -67,7 +67,8 @@ def split(corpus: Corpus, say: Say) -> SplitCorpus:
     for document in corpus:
         names.append(document.name)
         sizes.append(len(document.text.encode("utf-8")))
-    skipped = f"; skipped {_counts(corpus)}" if corpus.skipped else ""
+    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(corpus.skipped.items()))
+    skipped = f"; skipped {corpus.skipped.total()} ({reasons})" if reasons else ""
     if not names:
         raise DataError(f"there is no text to train on{skipped}; --data takes UTF-8 files, and folders of them.")
     say(f"Read {len(names):,} documents, {sum(sizes) / 1e6:,.1f} MB{skipped}.")
@@ -75,23 +76,13 @@ def split(corpus: Corpus, say: Say) -> SplitCorpus:
     sides = tuple(held_out(name) for name in names)
     if len(names) == 1:
         say(f"There is one document: its last 1/{ONE_IN} is held out.")
-        return _split_tail(corpus)
+        sizes = [len(part.text.encode("utf-8")) for part in _cut(next(iter(corpus)))]
+        return SplitCorpus(corpus, (False, True), tuple(sizes), (0, 1), tail=True)
     if len(set(sides)) == 1:
         least = min(range(len(names)), key=lambda index: (hashes[index], index))
         sides = tuple(index == least for index in range(len(names)))
         say(f"The hash of the names leaves one side empty, so one document is held out: {names[least]}.")
     return SplitCorpus(corpus, sides, tuple(sizes), hashes)
-
-
-def _counts(corpus: Corpus) -> str:
-    reasons = ", ".join(f"{count} {reason}" for reason, count in sorted(corpus.skipped.items()))
-    return f"{corpus.skipped.total()} ({reasons})"
-
-
-def _split_tail(corpus: Corpus) -> SplitCorpus:
-    parts = _cut(next(iter(corpus)))
-    sizes = tuple(len(part.text.encode("utf-8")) for part in parts)
-    return SplitCorpus(corpus, (False, True), sizes, (0, 1), tail=True)
 
 
 def _cut(document: Document) -> tuple[Document, Document]:

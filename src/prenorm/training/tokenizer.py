@@ -1,16 +1,16 @@
 """Text to tokens and back: a byte-level BPE, trained here or read from a file. Any text comes back byte for byte."""
 
-import json
 from collections.abc import Iterable
 from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from ..checkpoint.files import json_content
 from ..errors import DataError
 from ..generation.text import END_OF_TEXT
 
-# What other tokenizers call the token between two texts.
-OTHER_ENDS = ("<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
+# What tokenizers call the token between two texts: ours, then others.
+ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 
 # Pieces that a token never crosses: a line's end with the next line's indent, a word or a dotted name with the space
 # before it and the bracket after it, up to three digits, a run of signs. Held-out text of Python's library is 3.63
@@ -35,7 +35,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _prepared(tokenizer, END_OF_TEXT)
+    return _prepared(tokenizer)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -46,17 +46,14 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise DataError(f"the tokenizer {path} cannot be read: {error.strerror}.") from error
     except Exception as error:  # tokenizers raises bare Exceptions for what it cannot parse
         raise DataError(f"the tokenizer {path} is not a tokenizer.json: {error}.") from error
-    ends = [token for token in (END_OF_TEXT, *OTHER_ENDS) if tokenizer.token_to_id(token) is not None]
-    if not ends:
-        raise DataError(
-            f"the tokenizer {path} must have a token that ends a text, one of {', '.join((END_OF_TEXT, *OTHER_ENDS))}."
-        )
-    return _prepared(tokenizer, ends[0])
+    if all(tokenizer.token_to_id(token) is None for token in ENDS):
+        raise DataError(f"the tokenizer {path} must have a token that ends a text, one of {', '.join(ENDS)}.")
+    return _prepared(tokenizer)
 
 
 def end_of_text(tokenizer: Tokenizer) -> tuple[str, int]:
     """The token that is put before every text and predicted after it: its name and its id."""
-    for token in (END_OF_TEXT, *OTHER_ENDS):
+    for token in ENDS:
         if (token_id := tokenizer.token_to_id(token)) is not None:
             return token, token_id
     raise AssertionError("train_tokenizer and load_tokenizer give tokenizers with an end-of-text token")
@@ -84,7 +81,7 @@ def comes_back(tokenizer: Tokenizer, text: str) -> bool:
     return tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
+def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     """The files, by name, with which `tokenizers` and Hugging Face's AutoTokenizer open this tokenizer."""
     end, _ = end_of_text(tokenizer)
     config = {
@@ -94,18 +91,18 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, str]:
         "clean_up_tokenization_spaces": False,
     }
     return {
-        "tokenizer.json": tokenizer.to_str(pretty=True) + "\n",
-        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+        "tokenizer.json": f"{tokenizer.to_str(pretty=True)}\n".encode(),
+        "tokenizer_config.json": json_content(config),
     }
 
 
-def _prepared(tokenizer: Tokenizer, end: str) -> Tokenizer:
+def _prepared(tokenizer: Tokenizer) -> Tokenizer:
     """Set to what training does: whole texts, each begun by the end-of-text token, whose name is no token in a text."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    start = (end, tokenizer.token_to_id(end))
+    end, id = end_of_text(tokenizer)
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{end} $A", pair=f"{end} $A {end} $B", special_tokens=[start]
+        single=f"{end} $A", pair=f"{end} $A {end} $B", special_tokens=[(end, id)]
     )
     return tokenizer

@@ -1,6 +1,5 @@
 """The tokens of a run: one long stream a side, on the disk of the run itself, so that a resumed run reads the same."""
 
-import json
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from tokenizers import Tokenizer
 
-from ..checkpoint.files import read_json, write_together
+from ..checkpoint.files import json_content, read_json, write_together
 from ..errors import CheckpointError, DataError
 from .baseline import HeldOutText, TextMeter
 from .config import TrainConfig
@@ -68,7 +67,7 @@ def prepare_text(config: TrainConfig, run: Path, say: Say) -> TextData:
         else:
             tokenizer = train_tokenizer(corpus.sample(config.tokenizer_sample_mb * 1_000_000), config.model.vocab_size)
             say(f"Trained a tokenizer of {vocabulary_size(tokenizer):,} tokens.")
-        write_together({run / name: text.encode("utf-8") for name, text in tokenizer_files(tokenizer).items()})
+        write_together({run / name: content for name, content in tokenizer_files(tokenizer).items()})
         _write_tokens(run / "data", corpus, tokenizer)
         if config.tokenizer and (
             changed := sum(not comes_back(tokenizer, text) for text in corpus.texts(heldout=True))
@@ -77,31 +76,36 @@ def prepare_text(config: TrainConfig, run: Path, say: Say) -> TextData:
                 f"The tokenizer loses part of {changed:,} held-out documents, so bits per byte are too good to be true."
             )
     data = read_tokens(run)
-    _check_lengths(data, config.context)
+    for side, stream, least in (("training", data.train, config.context), ("held-out", data.heldout, 2)):
+        if stream.num_targets < least:
+            raise DataError(
+                f"the {side} text must have at least {least:,} tokens, but has {stream.num_targets:,}; "
+                "give more text with --data" + (", or a smaller --context." if side == "training" else ".")
+            )
     return data
 
 
 def _write_tokens(folder: Path, corpus: SplitCorpus, tokenizer: Tokenizer) -> None:
     """data.json comes last: where it is, everything else is whole."""
     train, heldout, meter = _StreamWriter(tokenizer), _StreamWriter(tokenizer), TextMeter()
+
+    def write_summary(file: BinaryIO) -> None:
+        summary = {
+            "dtype": train.dtype.str,
+            "tokens": {"train": train.starts[-1] + 1, "heldout": heldout.starts[-1] + 1},
+            "heldout_text": asdict(meter.sizes()),
+        }
+        file.write(json_content(summary))
+
     write_together(
         {
             folder / "train.bin": lambda file: train.write(file, corpus.texts(heldout=False)),
             folder / "train_starts.npy": train.write_starts,
             folder / "heldout.bin": lambda file: heldout.write(file, meter.metered(corpus.texts(heldout=True))),
             folder / "heldout_starts.npy": heldout.write_starts,
-            folder / "data.json": lambda file: _write_summary(file, train, heldout, meter),
+            folder / "data.json": write_summary,
         }
     )
-
-
-def _write_summary(file: BinaryIO, train: "_StreamWriter", heldout: "_StreamWriter", meter: TextMeter) -> None:
-    summary = {
-        "dtype": train.dtype.str,
-        "tokens": {"train": train.starts[-1] + 1, "heldout": heldout.starts[-1] + 1},
-        "heldout_text": asdict(meter.sizes()),
-    }
-    file.write((json.dumps(summary, indent=2) + "\n").encode("utf-8"))
 
 
 class _StreamWriter:
@@ -175,12 +179,3 @@ def _read_stream(folder: Path, side: str, summary: dict[str, Any]) -> TokenStrea
             "start the run again in another folder."
         )
     return TokenStream(tokens, starts)
-
-
-def _check_lengths(data: TextData, context: int) -> None:
-    for side, stream, least in (("training", data.train, context), ("held-out", data.heldout, 2)):
-        if stream.num_targets < least:
-            raise DataError(
-                f"the {side} text must have at least {least:,} tokens, but has {stream.num_targets:,}; "
-                "give more text with --data" + (", or a smaller --context." if side == "training" else ".")
-            )

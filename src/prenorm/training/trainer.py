@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
 
@@ -83,7 +84,8 @@ class Trainer:
         torch.manual_seed(_seed(self.config.seed, step))  # of dropout: a resumed run draws the same
         batch = self.batches.at(step)
         loss = self._add_up_gradients(batch)
-        grad_norm = self._clip_gradients()
+        largest = self.config.grad_clip or math.inf  # the whole gradient is scaled down to it
+        grad_norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest).item()  # before that
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             raise PrenormError(
                 f"the loss must stay a finite number, but at step {step} it is {loss} and its gradient's norm "
@@ -101,26 +103,23 @@ class Trainer:
 
     def glance(self, step: int) -> Record:
         """The loss on a fixed part of the held-out text: its line of metrics."""
-        return self._evaluation(step, heldout_loss(self.model, self._glance_batches(), self.device))
+        return self._evaluation(step, self.heldout_batches.spread(self.config.eval_batches))
 
     def evaluate(self, step: int) -> Record:
         """The loss on all of the held-out text: its line of metrics."""
         batches = self.display.track(self.heldout_batches, len(self.heldout_batches), "scoring all held-out text")
-        return self._evaluation(step, heldout_loss(self.model, batches, self.device))
+        return self._evaluation(step, batches)
 
-    def _evaluation(self, step: int, loss: float) -> Record:
+    def _evaluation(self, step: int, batches: Iterable[Batch]) -> Record:
+        loss = heldout_loss(self.model, batches, self.device)
         bits = self.data.heldout_text.bits_per_byte(loss, self.data.heldout.num_targets)
         return {"step": step, "eval_loss": loss, "eval_bits_per_byte": bits}
-
-    def _glance_batches(self) -> list[Batch]:
-        return self.heldout_batches.spread(self.config.eval_batches)
 
     def _add_up_gradients(self, batch: Batch) -> float:
         """Leave the gradients of the mean loss over the batch in the parameters, and give that loss."""
         total = 0.0
-        rows = (
-            self.micro_batch_size * self.config.context // batch.token_ids.shape[1]
-        )  # more of them while they are short
+        # More of them while they are short.
+        rows = self.micro_batch_size * self.config.context // batch.token_ids.shape[1]
         use_checkpointing = self.config.checkpoint_activations and self.config.checkpoint_activations_every
         for part in batch.split(rows):
             share = part.targets.numel() / batch.targets.numel()
@@ -130,11 +129,6 @@ class Trainer:
             loss.backward()
             total += loss.item()
         return total
-
-    def _clip_gradients(self) -> float:
-        """Scale the whole gradient down to the norm `grad_clip`, and give the norm that it had."""
-        largest = self.config.grad_clip or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest).item()
 
 
 def build_model(config: TrainConfig, data: TextData) -> TransformerLM:
