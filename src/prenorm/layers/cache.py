@@ -1,7 +1,6 @@
 """The KV cache: keys and values of tokens already seen, owned by the caller and filled in place."""
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import overload
 
 from jaxtyping import Int
@@ -9,7 +8,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from .layer_cache import LayerCache
-from .timeline import Arrival, Pass, Timeline
+from .timeline import Arrival, Timeline
 
 
 class KVCache(Sequence[LayerCache]):
@@ -60,6 +59,7 @@ class KVCache(Sequence[LayerCache]):
 
     def check(self, num_layers: int) -> None:
         """Raise ShapeError for another number of layers, or for layers with different tokens."""
+        self.timeline.check_whole()
         if len(self.layers) != num_layers:
             raise ShapeError(f"this cache has {len(self.layers)} layers, but the model has {num_layers}.")
         if self.layers and any(self.timeline.ahead):
@@ -82,9 +82,3 @@ class KVCache(Sequence[LayerCache]):
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
         self.timeline.reset()
-
-
-def one_pass(cache: LayerCache | KVCache | None) -> AbstractContextManager[None]:
-    """A `with` around a forward pass that adds tokens to a cache, if there is one: see `Pass`."""
-    # What is no cache at all is refused elsewhere.
-    return Pass(cache.timeline) if isinstance(cache, LayerCache | KVCache) else nullcontext()

@@ -11,10 +11,11 @@ from ..errors import ConfigError, ShapeError
 from ..ops.documents import check_segments, document_positions, within_documents
 from ..ops.multihead import check_position_shape
 from ..ops.ranges import check_length, check_positions
-from .cache import KVCache, one_pass
+from .cache import KVCache
 from .cached_mask import cached_mask
 from .layer_cache import LayerCache, Slots
 from .rope import RotaryEmbedding
+from .timeline import one_pass
 
 
 class Kind(NamedTuple):

@@ -1,7 +1,8 @@
 """The timeline of a KV cache: how many tokens each row holds, and of which document they are."""
 
-from types import TracebackType
-from typing import NamedTuple, no_type_check
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple, no_type_check
 
 import torch
 from jaxtyping import Bool, Int
@@ -13,35 +14,24 @@ from ..ops.documents import document_counts
 
 
 class Arrival(NamedTuple):
-    """The tokens that a call brings to a cache, and the places that they take in it."""
+    """The tokens that a call brings to a cache, and the places that they take in it.
+
+    start, stop: at least the tokens in every row before and after, known without asking the device. before, after:
+    those in each row, None where they are the same in all and no padding comes. places: -1 for padding. is_token: False
+    for padding, None where there is none. layer: the one that they come to, None for all of them. ahead: how many
+    columns of tokens it has stored that not every layer has.
+    """
 
     batch_size: int
     seq: int
-    """Tokens a row, padding included."""
-
     start: int
-    """At least the tokens in every row before this call, known without asking the device."""
-
     stop: int
-    """The same after this call."""
-
     before: Int[Tensor, " batch"] | None
-    """The tokens in each row before this call; None: `start` in every row, and no padding comes."""
-
     after: Int[Tensor, " batch"] | None
-    """The same after this call."""
-
     places: Int[Tensor, " seq"] | Int[Tensor, "batch seq"]
-    """The place that each token takes in its row, -1 for padding."""
-
     is_token: Bool[Tensor, "batch seq"] | None
-    """False for padding; None: there is none."""
-
     layer: int | None
-    """The layer that they come to; None: all of them."""
-
     ahead: int
-    """How many columns of tokens that layer has stored that other layers have not."""
 
 
 class Timeline:
@@ -169,6 +159,14 @@ class Timeline:
         self.ahead = [ahead - done for ahead in self.ahead]
         self._columns = None if even or self._columns is None else self._columns[:, done:]
 
+    def _take_back(self, ahead: list[int], columns: Tensor | None, stop: int) -> None:
+        """Be as before a pass that failed."""
+        self.ahead, self._columns, self._stop, self._new_documents = ahead, columns, stop, None
+        self._broken = self._broken or self.torn
+        if self.overwritten:  # as if its tokens had been there, and were taken back
+            self._peaks.copy_(torch.maximum(self._peaks, self.lengths() + self.overwritten))
+            self.overwritten = 0
+
     def rewind(self, counts: Int[Tensor, " batch"], *, longest: int | None, most: int | None) -> None:
         """Forget the newest counts[i] tokens of each row i. most: how many a ring remembers beyond its window.
 
@@ -270,33 +268,27 @@ class Timeline:
             )
 
 
-@no_type_check  # in tests a wrapper around its methods would stop torch.compile
-class Pass:
+@no_type_check  # in tests a wrapper around it would stop torch.compile
+@contextmanager
+def one_pass(cache: Any) -> Iterator[None]:
     """A `with` around a forward pass: its tokens count when all of it is done, and none of them when it fails.
 
     Passes may lie one inside the other: the outermost counts. Raises ShapeError after one that failed when it had
-    overwritten tokens that are still needed.
+    overwritten tokens that are still needed. None, and what is no cache (refused elsewhere), is passed by.
     """
-
-    def __init__(self, timeline: Timeline) -> None:
-        self.timeline = timeline
-
-    def __enter__(self) -> None:
-        timeline = self.timeline
-        timeline.check_whole()
-        self._outer = timeline._running
-        timeline._running = True
-        self._before = (list(timeline.ahead), timeline._columns, timeline._stop)
-
-    def __exit__(self, kind: type[BaseException] | None, error: object, trace: TracebackType | None) -> None:
-        timeline = self.timeline
-        timeline._running = self._outer
-        if kind is not None:
-            timeline.ahead, timeline._columns, timeline._stop = self._before
-            timeline._new_documents = None
-            timeline._broken = timeline._broken or timeline.torn
-            if timeline.overwritten:  # as if its tokens had been there, and were taken back
-                timeline._peaks.copy_(torch.maximum(timeline._peaks, timeline.lengths() + timeline.overwritten))
-                timeline.overwritten = 0
-        elif not self._outer:
-            timeline.settle()
+    timeline: Timeline | None = getattr(cache, "timeline", None)
+    if timeline is None:
+        yield
+        return
+    timeline.check_whole()
+    outer, before = timeline._running, (list(timeline.ahead), timeline._columns, timeline._stop)
+    timeline._running = True
+    try:
+        yield
+    except BaseException:
+        timeline._take_back(*before)
+        raise
+    finally:
+        timeline._running = outer
+    if not outer:
+        timeline.settle()

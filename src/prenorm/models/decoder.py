@@ -11,10 +11,10 @@ from ..blocks.activation_checkpointing import run_block
 from ..blocks.decoder import TransformerDecoderBlock, check_sources
 from ..errors import ConfigError
 from ..layers.attention import plan_for
-from ..layers.cache import one_pass
 from ..layers.decoder_cache import DecoderCache
 from ..layers.layer_norm import LayerNorm
 from ..layers.plan import Call
+from ..layers.timeline import one_pass
 from ..validation import check_size
 
 

@@ -1,41 +1,41 @@
 """The encoder-decoder: source tokens -> encoder; target tokens -> decoder that reads it -> logits -> loss."""
 
 import math
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..checkpoint import encoder_decoder as checkpoint
+from ..checkpoint import encoder_decoder
 from ..config import EncoderDecoderConfig
 from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
 from ..generation.padding import last_of_each_row, pad
 from ..generation.prompts import Prompts, check_ids, token_lists
-from ..layers.cache import one_pass
 from ..layers.decoder_cache import DecoderCache
 from ..layers.dropout import Dropout
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
 from ..layers.positions import LearnedPositions, SinusoidalPositions
-from ..ops.cross_entropy import IGNORED, linear_cross_entropy
+from ..layers.timeline import one_pass
 from ..ops.documents import check_segments, cross_document_mask, document_positions
-from ..ops.linear import linear
 from .decoder import TransformerDecoder
 from .encoder import TransformerEncoder
+from .generative import GenerativeModel
 
 
-class EncoderDecoder(nn.Module):
+class EncoderDecoder(GenerativeModel):
     """Two ids in, logits out: source ids (..., source_seq), target ids (..., seq) -> logits (..., seq, vocab).
 
     Pre-norm blocks with LayerNorm, exact GELU and biases, causal in the target. Embeddings are multiplied by
     sqrt(d_model), then positions are added. With tie_embeddings one matrix embeds both sides and is the head.
     `eos_token_ids` are the ids that end a target, () when none is known.
+    A folder has the names of our parameters.
     Source: Vaswani et al. 2017, arXiv:1706.03762, with the norms before each sublayer.
     """
+
+    checkpoint: ClassVar = encoder_decoder
 
     def __init__(
         self,
@@ -45,7 +45,6 @@ class EncoderDecoder(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.eos_token_ids: tuple[int, ...] = ()
         d_model = config.d_model
         place: dict[str, Any] = {"device": device, "dtype": dtype}
         block = (d_model, config.num_heads, config.d_ff, config.dropout, config.eps)
@@ -78,14 +77,8 @@ class EncoderDecoder(nn.Module):
         use_checkpointing: as in `TransformerEncoder.forward`, in encoder and decoder.
         Raises RangeError for ids outside the vocabulary and rows longer than max_seq_len, ShapeError and ConfigError.
         """
-        hidden = self.hidden(
-            source_ids,
-            target_ids,
-            source_segment_ids=source_segment_ids,
-            target_segment_ids=target_segment_ids,
-            use_checkpointing=use_checkpointing,
-        )
-        return linear(hidden, self.head_weight)
+        segments = {"source_segment_ids": source_segment_ids, "target_segment_ids": target_segment_ids}
+        return self._head(self.hidden(source_ids, target_ids, use_checkpointing=use_checkpointing, **segments))
 
     def loss(
         self,
@@ -101,16 +94,9 @@ class EncoderDecoder(nn.Module):
 
         Targets of -100, and those at padding (negative target_segment_ids), are left out of the mean.
         """
-        hidden = self.hidden(
-            source_ids,
-            target_ids,
-            source_segment_ids=source_segment_ids,
-            target_segment_ids=target_segment_ids,
-            use_checkpointing=use_checkpointing,
-        )
-        if target_segment_ids is not None and targets.shape == target_ids.shape:  # other shapes are refused below
-            targets = targets.masked_fill(target_segment_ids < 0, IGNORED)
-        return linear_cross_entropy(hidden, self.head_weight, targets)
+        segments = {"source_segment_ids": source_segment_ids, "target_segment_ids": target_segment_ids}
+        hidden = self.hidden(source_ids, target_ids, use_checkpointing=use_checkpointing, **segments)
+        return self._loss(hidden, targets, target_segment_ids, self.config.target_vocab_size)
 
     def hidden(
         self,
@@ -166,7 +152,7 @@ class EncoderDecoder(nn.Module):
         segment_ids: a negative id is padding; a row is one document.
         """
         with one_pass(cache):
-            return linear(self._decode(target_ids, cache, segment_ids), self.head_weight)
+            return self._head(self._decode(target_ids, cache, segment_ids))
 
     def make_cache(
         self,
@@ -188,14 +174,6 @@ class EncoderDecoder(nn.Module):
         cross_mask = cross_document_mask(None, source_segment_ids)
         return self.decoder.make_cache(encoder_output, max_seq_len, cross_mask, dtype)
 
-    @overload
-    def generate(
-        self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: Literal[False] = False, **options: Any
-    ) -> list[list[int]]: ...
-    @overload
-    def generate(
-        self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: Literal[True], **options: Any
-    ) -> tuple[list[list[int]], list[list[float]]]: ...
     def generate(
         self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: bool = False, **options: Any
     ) -> Any:
@@ -207,14 +185,6 @@ class EncoderDecoder(nn.Module):
         options = self._decoding({"logprobs": logprobs, **options})
         return decoding.generate(self._next_logits, self._cache_maker(rows), prompts, **options)
 
-    @overload
-    def stream(
-        self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: Literal[False] = False, **options: Any
-    ) -> Iterator[decoding.Step]: ...
-    @overload
-    def stream(
-        self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: Literal[True], **options: Any
-    ) -> Iterator[tuple[decoding.Step, decoding.Logprobs]]: ...
     def stream(
         self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: bool = False, **options: Any
     ) -> Any:
@@ -228,30 +198,6 @@ class EncoderDecoder(nn.Module):
         rows, prompts = self._rows(sources, prompts)
         options = self._decoding({"logprobs": logprobs, **options})
         return decoding.stream(self._next_logits, self._cache_maker(rows), prompts, **options)
-
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> "EncoderDecoder":
-        """The model that `save_pretrained` wrote, in eval mode; dtype None: as stored.
-
-        Raises CheckpointError, by name, for anything in the folder that is missing, extra or not understood.
-        """
-        loaded = checkpoint.load(folder, dtype=dtype, device=device)
-        with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
-            model = cls(loaded.config)
-        model.load_state_dict(loaded.tensors, assign=True)
-        model.eos_token_ids = loaded.eos_token_ids
-        return model.requires_grad_().eval()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors, under the names of our parameters. Raises CheckpointError."""
-        checkpoint.save(folder, self.config, self.state_dict(), self.eos_token_ids)
-
-    @property
-    def head_weight(self) -> Float[Tensor, "vocab d_model"]:
-        """The weight that turns hidden states into logits."""
-        return self.embedding.weight if self.lm_head is None else self.lm_head.weight
 
     def _embed_target(self, target_ids: Tensor, places: Tensor) -> Tensor:
         embedding = self.embedding if self.target_embedding is None else self.target_embedding
@@ -271,7 +217,7 @@ class EncoderDecoder(nn.Module):
     ) -> Float[Tensor, "batch vocab"]:
         with one_pass(cache):
             hidden = self._decode(token_ids, cache, segment_ids)
-            return linear(last_of_each_row(hidden, segment_ids), self.head_weight)
+            return self._head(last_of_each_row(hidden, segment_ids))
 
     def _rows(self, sources: Prompts, prompts: Prompts | None) -> tuple[list[list[int]], Prompts]:
         rows = token_lists(sources, "source")
@@ -302,14 +248,7 @@ class EncoderDecoder(nn.Module):
                 "an EncoderDecoder takes no draft, which would have to read the sources too; leave it out."
             )
         options.pop("cache", None)
-        decoding.check_options(options)
-        return {
-            "vocab_size": self.config.target_vocab_size,
-            "max_seq_len": self.config.max_seq_len,
-            "device": self.embedding.weight.device,
-            **options,
-            "eos_token_id": self.eos_token_ids if options.get("eos_token_id") is None else options["eos_token_id"],
-        }
+        return self._settings(options, vocab_size=self.config.target_vocab_size, max_seq_len=self.config.max_seq_len)
 
 
 def _positions(config: EncoderDecoderConfig, **place: Any) -> SinusoidalPositions | LearnedPositions:

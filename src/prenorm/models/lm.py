@@ -1,8 +1,7 @@
 """The language model: tokens -> embedding -> blocks -> norm -> logits -> loss."""
 
 from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, ClassVar, Literal, cast, overload
 
 import torch
 from jaxtyping import Float, Int
@@ -10,7 +9,7 @@ from torch import Tensor, nn
 
 from ..blocks.activation_checkpointing import run_block
 from ..blocks.transformer import TransformerBlock
-from ..checkpoint import folder as checkpoint
+from ..checkpoint import folder
 from ..config import ModelConfig
 from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
@@ -18,28 +17,31 @@ from ..generation.padding import last_of_each_row
 from ..generation.prompts import token_lists
 from ..generation.speculation import DRAFT_TOKENS, Speculation
 from ..layers.attention import plan_for
-from ..layers.cache import KVCache, one_pass
+from ..layers.cache import KVCache
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
 from ..layers.plan import Call
 from ..layers.quantized import QuantizedLinear
 from ..layers.rope import RotaryEmbedding
-from ..ops.cross_entropy import IGNORED, chunked_cross_entropy, linear_cross_entropy
+from ..layers.timeline import one_pass
 from ..ops.documents import check_segments, document_mask, document_positions
-from ..ops.linear import linear
 from ..validation import check_size
+from .generative import GenerativeModel
 from .init import initialise
-from .quantize import kind_of, prepare, quantize_
+from .quantize import quantize_
 from .steps import Steps
 
 
-class TransformerLM(nn.Module):
+class TransformerLM(GenerativeModel):
     """A causal language model of pre-norm blocks, from token ids (..., seq) to logits (..., seq, vocab_size).
 
     With tie_embeddings the head is the embedding's weight, and there is no lm_head.
     `eos_token_ids` are the ids that end a text, () when none is known.
+    A folder has Hugging Face's layout, both ways.
     """
+
+    checkpoint: ClassVar = folder
 
     def __init__(
         self,
@@ -49,7 +51,6 @@ class TransformerLM(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.eos_token_ids: tuple[int, ...] = ()
         self.embedding = Embedding(config.vocab_size, config.d_model, device=device, dtype=dtype)
         rope = RotaryEmbedding(
             config.head_dim,
@@ -122,13 +123,6 @@ class TransformerLM(nn.Module):
             call.done()
             return x
 
-    @property
-    def head_weight(self) -> Float[Tensor, "vocab d_model"]:
-        """The weight that turns hidden states into logits. Raises ConfigError where it is quantised."""
-        if isinstance(self.lm_head, QuantizedLinear):
-            raise ConfigError("a quantised head has no weight in floats; lm_head multiplies with what it has.")
-        return self.embedding.weight if self.lm_head is None else self.lm_head.weight
-
     def loss(
         self,
         token_ids: Int[Tensor, "*batch seq"],
@@ -142,14 +136,8 @@ class TransformerLM(nn.Module):
         Targets of -100, and those at padding (negative segment_ids), are left out of the mean. The logits of a long
         sequence are never held whole. use_checkpointing: as in `forward`.
         """
-        if segment_ids is not None:
-            check_segments(segment_ids, token_ids.shape)
-            if targets.shape == token_ids.shape:  # other shapes are refused below
-                targets = targets.masked_fill(segment_ids < 0, IGNORED)
         hidden = self.hidden(token_ids, segment_ids=segment_ids, use_checkpointing=use_checkpointing)
-        if isinstance(self.lm_head, QuantizedLinear):
-            return chunked_cross_entropy(self.lm_head, hidden, targets, vocab_size=self.config.vocab_size)
-        return linear_cross_entropy(hidden, self.head_weight, targets)
+        return self._loss(hidden, targets, segment_ids, self.config.vocab_size)
 
     def quantize(self, kind: str) -> "TransformerLM":
         """Round all matrices but the embedding to whole numbers of 8 ("int8") or 4 bits ("int4"), in place.
@@ -223,30 +211,6 @@ class TransformerLM(nn.Module):
         options = self._decoding(rows, logprobs=logprobs, **options)
         return decoding.stream(Steps(self), self.make_cache, rows, **options)
 
-    @classmethod
-    def from_pretrained(
-        cls, folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
-    ) -> "TransformerLM":
-        """The model in a folder with Hugging Face's layout, in eval mode; dtype None: as stored.
-
-        Raises CheckpointError, by name, for anything in the folder that is missing, extra or not understood.
-        """
-        loaded = checkpoint.load(folder, dtype=dtype, device=device)
-        with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
-            model = cls(loaded.config)
-            if loaded.kind is not None:
-                prepare(model, loaded.kind)
-        model.load_state_dict(loaded.tensors, assign=True)
-        for module in model.modules():
-            if isinstance(module, QuantizedLinear):
-                module.like = model.embedding.weight.new_empty(0)
-        model.eos_token_ids = loaded.eos_token_ids
-        return model.requires_grad_(loaded.kind is None).eval()
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors in Hugging Face's layout. Raises CheckpointError."""
-        checkpoint.save(folder, self.config, self.state_dict(), eos_token_ids=self.eos_token_ids, kind=kind_of(self))
-
     def _next_logits(
         self,
         token_ids: Int[Tensor, "batch seq"],
@@ -266,10 +230,6 @@ class TransformerLM(nn.Module):
         cache.documents.copy_(documents)
         return logits
 
-    def _head(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
-        """The logits."""
-        return linear(hidden, self.embedding.weight) if self.lm_head is None else self.lm_head(hidden)
-
     def _decoding(
         self,
         rows: list[list[int]],
@@ -280,20 +240,14 @@ class TransformerLM(nn.Module):
         alone: bool = False,
         **options: Any,
     ) -> dict[str, Any]:
-        decoding.check_options(options)
+        max_seq_len, held = self.config.max_seq_len, None
         if cache is not None:
             self._check_cache(cache)
             cache.timeline.check_batch(len(rows))
-        return {
-            "vocab_size": self.config.vocab_size,
-            "max_seq_len": self.config.max_seq_len if cache is None else cache[0].max_seq_len,
-            "held": None if cache is None else cache.lengths.tolist(),
-            "device": self.embedding.weight.device,
-            "cache": cache,
-            "speculation": self._speculation(draft, draft_tokens, alone=alone),
-            **options,
-            "eos_token_id": self.eos_token_ids if options.get("eos_token_id") is None else options["eos_token_id"],
-        }
+            max_seq_len, held = cache.timeline.max_seq_len, cache.lengths.tolist()
+        settings = self._settings(options, vocab_size=self.config.vocab_size, max_seq_len=max_seq_len)
+        speculation = self._speculation(draft, draft_tokens, alone=alone)
+        return settings | {"cache": cache, "held": held, "speculation": speculation}
 
     def _check_cache(self, cache: object) -> None:
         if not isinstance(cache, KVCache):
@@ -325,20 +279,7 @@ class TransformerLM(nn.Module):
 def _block(
     config: ModelConfig, rope: RotaryEmbedding, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> TransformerBlock:
-    return TransformerBlock(
-        config.d_model,
-        config.num_heads,
-        config.d_ff,
-        eps=config.eps,
-        device=device,
-        dtype=dtype,
-        num_kv_heads=config.num_kv_heads,
-        head_dim=config.head_dim,
-        causal=True,
-        window=config.window,
-        qk_norm=config.qk_norm,
-        qkv_bias=config.qkv_bias,
-        o_bias=config.o_bias,
-        dropout=config.dropout,
-        rope=rope,
-    )
+    same = ("eps", "num_kv_heads", "head_dim", "window", "qk_norm", "qkv_bias", "o_bias", "dropout")
+    options: dict[str, Any] = {name: getattr(config, name) for name in same}
+    sizes = (config.d_model, config.num_heads, config.d_ff)
+    return TransformerBlock(*sizes, device=device, dtype=dtype, causal=True, rope=rope, **options)

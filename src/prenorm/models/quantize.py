@@ -34,7 +34,7 @@ def quantize_(model: "TransformerLM", kind: str) -> None:
         model.set_submodule(name, QuantizedLinear.of(linear, kind))
 
 
-def prepare(model: "TransformerLM", kind: str) -> None:
+def prepare(model: nn.Module, kind: str) -> None:
     """Give a model, without weights as yet, the modules that `quantize_` would give it."""
     for name, linear in [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]:
         bias, weight = linear.bias is not None, linear.weight

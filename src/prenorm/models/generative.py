@@ -1,0 +1,103 @@
+"""What the language model and the encoder-decoder share: a head and its loss, options of generation, a folder."""
+
+from pathlib import Path
+from types import ModuleType
+from typing import Any, ClassVar, TypeVar
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ..errors import ConfigError
+from ..generation import decoding
+from ..layers.embedding import Embedding
+from ..layers.linear import Linear
+from ..layers.plan import is_untouched
+from ..layers.quantized import QuantizedLinear
+from ..ops.cross_entropy import IGNORED, chunked_cross_entropy, linear_cross_entropy
+from ..ops.linear import linear
+from .quantize import kind_of, prepare
+
+Model = TypeVar("Model", bound="GenerativeModel")
+
+
+class GenerativeModel(nn.Module):
+    """A model with an embedding and a head, which is the embedding's weight where there is no `lm_head`.
+
+    `eos_token_ids` are the ids that end a text, () when none is known.
+    """
+
+    checkpoint: ClassVar[ModuleType]  # how its folders are written and read
+    config: Any
+    embedding: Embedding
+    lm_head: Linear | QuantizedLinear | None
+    eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def head_weight(self) -> Float[Tensor, "vocab d_model"]:
+        """The weight that turns hidden states into logits. Raises ConfigError where it is quantised."""
+        if isinstance(self.lm_head, QuantizedLinear):
+            raise ConfigError("a quantised head has no weight in floats; lm_head multiplies with what it has.")
+        return self.embedding.weight if self.lm_head is None else self.lm_head.weight
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Model], folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+    ) -> Model:
+        """The model in a folder that `save_pretrained` wrote, or another program in the same layout, in eval mode.
+
+        dtype None: as stored. Raises CheckpointError, by name, for anything in the folder that is missing, extra or not
+        understood.
+        """
+        loaded = cls.checkpoint.load(folder, dtype=dtype, device=device)
+        with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
+            model = cls(loaded.config)
+            if loaded.kind is not None:
+                prepare(model, loaded.kind)
+        model.load_state_dict(loaded.tensors, assign=True)
+        for module in model.modules():
+            if isinstance(module, QuantizedLinear):
+                module.like = model.embedding.weight.new_empty(0)
+        model.eos_token_ids = loaded.eos_token_ids
+        return model.requires_grad_(loaded.kind is None).eval()
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors. Raises CheckpointError."""
+        kind = kind_of(self)
+        options = {} if kind is None else {"kind": kind}
+        self.checkpoint.save(folder, self.config, self.state_dict(), eos_token_ids=self.eos_token_ids, **options)
+
+    def _head(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
+        """The logits."""
+        return linear(hidden, self.embedding.weight) if self.lm_head is None else self.lm_head(hidden)
+
+    def _loss(
+        self,
+        hidden: Float[Tensor, "*batch seq d_model"],
+        targets: Int[Tensor, "*batch seq"],
+        segment_ids: Int[Tensor, "*batch seq"] | None,
+        vocab_size: int,
+    ) -> Float[Tensor, ""]:
+        """The cross-entropy of the head's logits, without targets at padding."""
+        if segment_ids is not None and targets.shape == segment_ids.shape:  # other shapes are refused below
+            targets = targets.masked_fill(segment_ids < 0, IGNORED)
+        if self.lm_head is None or _is_product(self.lm_head):
+            return linear_cross_entropy(hidden, self.head_weight, targets)
+        return chunked_cross_entropy(self._head, hidden, targets, vocab_size=vocab_size)
+
+    def _settings(self, options: dict[str, Any], *, vocab_size: int, max_seq_len: int) -> dict[str, Any]:
+        """What `decoding.stream` has to know, with a user's options. Raises ConfigError for one that there is not."""
+        decoding.check_options(options)
+        return {
+            "vocab_size": vocab_size,
+            "max_seq_len": max_seq_len,
+            "device": self.embedding.weight.device,
+            **options,
+            "eos_token_id": self.eos_token_ids if options.get("eos_token_id") is None else options["eos_token_id"],
+        }
+
+
+def _is_product(head: Linear | QuantizedLinear) -> bool:
+    """Whether calling the head is a product with its weight and nothing else, so that the loss may do without it."""
+    hooked = bool(head._forward_hooks or head._backward_hooks or head._backward_pre_hooks)
+    return is_untouched(head, Linear) and head.bias is None and not hooked
