@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .cpu.dropout import draw
+from .kernel import Kernel
 from .leading_dims import four_dims
 from .plain import is_plain
 
@@ -69,3 +70,13 @@ def _products(
         return weights @ value
     dropped, scale = draw(weights, dropout)
     return torch.where(dropped, 0.0, weights) @ value * scale
+
+
+KERNEL = Kernel(
+    op="scaled_dot_product_attention",
+    devices=("cpu", "cuda"),
+    dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
+    run=sdpa,
+    reason="PyTorch's fused attention never stores the scores (memory linear in seq instead of quadratic)",
+    instead="the formula: memory for seq x seq scores of each head",
+)

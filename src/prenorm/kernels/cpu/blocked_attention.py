@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..kernel import Kernel
 from ..leading_dims import four_dims
 from ..plain import is_compiling
 
@@ -82,3 +83,14 @@ class _Block(torch.autograd.Function):
         sums = (wide * grad_weights).sum(-1, keepdim=True)
         grad_scores = (wide * (grad_weights - sums) * query.shape[-1] ** -0.5).to(query.dtype)
         return grad_scores @ key, grad_scores.transpose(-1, -2) @ query, grad_value, None
+
+
+KERNEL = Kernel(
+    op="scaled_dot_product_attention",
+    devices=("cpu",),
+    dtypes=(torch.bfloat16,),
+    run=blocked_attention,
+    suits=suits,
+    reason="causal bfloat16 on a CPU, compiled: twice as fast as PyTorch's fused attention (make bench-attention)",
+    instead="PyTorch's fused attention: 2 to 3 times as long, forward and backward",
+)

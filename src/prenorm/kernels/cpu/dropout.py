@@ -9,6 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..kernel import Kernel
+from ..plain import is_plain
+
 LEVELS = 2**16  # p is taken to the nearest 1/65536, and kept numbers are scaled by just that share
 
 
@@ -27,3 +30,14 @@ def draw(x: Tensor, p: float) -> tuple[Tensor, float]:
     )
     bits = torch.from_numpy(words.view(np.int16))[: x.numel()]
     return (bits < level - LEVELS // 2).view(x.shape), LEVELS / (LEVELS - level)
+
+
+KERNEL = Kernel(
+    op="dropout",
+    devices=("cpu",),
+    dtypes=(torch.float64, torch.float32, torch.bfloat16),
+    run=dropout,
+    suits=is_plain,
+    reason="random bits instead of random floats: several times as fast as PyTorch's",
+    instead="PyTorch's own, which draws a float for each number",
+)

@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..kernel import Kernel
 from ..plain import is_plain
 from . import native
 
@@ -39,3 +40,15 @@ def suits(x: Tensor) -> bool:
 def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
     """By dtype. Nothing where there is no library."""
     return native.functions(DTYPES)
+
+
+KERNEL = Kernel(
+    op="largest",
+    devices=("cpu",),
+    dtypes=tuple(DTYPES),
+    run=largest,
+    suits=suits,
+    why_not=native.why_not,
+    reason="the greedy choice among logits in one pass over them, in C++ (make bench-decode)",
+    instead="PyTorch's: 3 times as long for 32,000 logits, in bfloat16 11 to 13 times",
+)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..kernel import Kernel
 from ..plain import is_plain
 from . import native
 from .processor import AMD, ZEN_4, processor
@@ -80,3 +81,15 @@ def _multiply(a: Tensor, b: Tensor, c: Tensor, *, add: bool) -> Tensor:
     if _functions()[a.dtype](call):
         raise MemoryError
     return c
+
+
+KERNEL = Kernel(
+    op="add_product",
+    devices=("cpu",),
+    dtypes=tuple(DTYPES),
+    run=add_product_,
+    suits=suits,
+    why_not=why_not,
+    reason="the gradient of the head's weight, added to as it is multiplied, in C++ (make bench-training)",
+    instead="PyTorch's product and a pass to add it: 1.3 times as long, in bfloat16 1.7 times",
+)

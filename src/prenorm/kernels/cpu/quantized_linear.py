@@ -10,6 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ..kernel import Kernel
 from ..plain import ORDINARY, computes_now, is_compiling, is_held_in_a_graph
 from . import native
 
@@ -99,3 +100,15 @@ def _are_there() -> bool:
 def _functions() -> dict[tuple[torch.dtype, int], Callable[[bytes], int]]:
     """By the dtype of x and the bytes of a group. Nothing where there is no library."""
     return native.functions(FUNCTIONS)
+
+
+KERNEL = Kernel(
+    op="quantized_linear",
+    devices=("cpu",),
+    dtypes=(torch.float32, torch.bfloat16),
+    run=quantized_linear,
+    suits=suits,
+    why_not=native.why_not,
+    reason="whole numbers times whole numbers, which are read as they are stored (make bench-quantized)",
+    instead="the formula: the weight is turned into floats first, each time",
+)

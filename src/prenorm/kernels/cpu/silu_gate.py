@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..kernel import Kernel
 from ..plain import ORDINARY, computes_now, is_plain
 from . import native
 
@@ -92,3 +93,15 @@ def _gradients(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
     s = wide.sigmoid()
     grad_gate = through * up.float() * (s * (1 + wide * (1 - s)))
     return grad_gate.to(gate.dtype), (through * (wide * s)).to(up.dtype)
+
+
+KERNEL = Kernel(
+    op="silu_gate",
+    devices=("cpu",),
+    dtypes=tuple(DTYPES),
+    run=silu_gate,
+    suits=suits,
+    why_not=native.why_not,
+    reason="silu(gate) * up in one pass over memory, and both gradients in another, in C++ (make bench-training)",
+    instead="the formula: 1.3 times as long for 16 tokens of d_ff 2,048, 1.7 to 1.9 times for 2,048",
+)
