@@ -1,40 +1,12 @@
+import copy
+
 import pytest
 import torch
 
-from prenorm import KVCache, RangeError, ShapeError
-from prenorm.layers.cache import whole_call
+from prenorm import ConfigError, KVCache, RangeError, ShapeError
+from prenorm.layers.timeline import one_pass
 
-from .test_layer_cache import cache_for, keys_values
-
-
-@pytest.mark.parametrize("inner", [False, True])
-def test_a_call_that_an_error_stopped_after_storing_is_noticed_until_reset(inner):
-    cache = cache_for()
-
-    def call(stop):
-        with whole_call(cache):
-            with whole_call(cache if inner else None):
-                cache.append(*keys_values(seq=2))
-            if stop:
-                raise KeyboardInterrupt
-
-    call(stop=False)
-    with pytest.raises(KeyboardInterrupt):
-        call(stop=True)
-    for _ in range(2):
-        with pytest.raises(ShapeError, match=r"stopped in the middle.*cache\.reset\(\)"):
-            call(stop=False)
-    cache.reset()
-    call(stop=False)
-    assert cache.lengths.tolist() == [2, 2]
-
-
-def test_a_call_that_an_error_stopped_before_storing_may_be_repeated():
-    cache = cache_for()
-    with pytest.raises(ZeroDivisionError), whole_call(cache):
-        raise ZeroDivisionError
-    with whole_call(cache):
-        cache.append(*keys_values(seq=2))
+from .test_layer_cache import append, cache_for, filled, keys_values
 
 
 def test_a_models_cache_is_a_sequence_of_its_layers():
@@ -46,7 +18,7 @@ def test_a_models_cache_is_a_sequence_of_its_layers():
     assert list(cache[:1]) == layers[:1]
     cache.check(2)
     for layer in cache:
-        layer.append(*keys_values(seq=2))
+        append(layer, *keys_values(seq=2))
     assert cache.lengths.tolist() == [2, 2]
     cache.reset()
     assert [layer.lengths.tolist() for layer in cache] == [[0, 0], [0, 0]]
@@ -57,42 +29,94 @@ def test_another_number_of_layers_is_refused():
         KVCache([cache_for(), cache_for()]).check(3)
 
 
+def test_tokens_count_once_every_layer_has_them():
+    cache = KVCache([cache_for(), cache_for()])
+    keys, values = keys_values(seq=7)
+    pieces = ((0, 0, 5), (0, 5, 7), (1, 0, 3), (1, 3, 7))  # layer by layer, each in chunks of its own
+    counted = [[0, 0], [0, 0], [3, 3], [7, 7]]
+    for (layer, start, stop), lengths in zip(pieces, counted, strict=True):
+        held, _, _ = append(cache[layer], keys[:, :, start:stop], values[:, :, start:stop])
+        assert torch.equal(held, keys[:, :, :stop])
+        assert cache.lengths.tolist() == lengths
+        assert cache[layer].lengths.tolist() == [stop, stop]
+    cache.check(2)
+
+
+def test_so_they_do_where_rows_differ():
+    cache, real = KVCache([cache_for(), cache_for()]), torch.tensor([[True, True, False], [False, True, True]])
+    keys, values = keys_values(seq=4)
+    for layer in cache:
+        append(layer, keys[:, :, :3], values[:, :, :3], real)
+        append(layer, keys[:, :, 3:], values[:, :, 3:])
+        assert layer.lengths.tolist() == [3, 3]
+        assert torch.equal(layer.keys[0, :, :3], keys[0, :, [0, 1, 3]])
+        assert torch.equal(layer.keys[1, :, :3], keys[1, :, [1, 2, 3]])
+    assert cache.lengths.tolist() == [3, 3]
+    assert cache.timeline.ahead == [0, 0]
+    append(cache[0], keys[:, :, :3], values[:, :, :3], real)
+    with pytest.raises(ShapeError, match="must be given the same tokens, but padding differs between them"):
+        append(cache[1], keys[:, :, :3], values[:, :, :3], ~real)
+
+
 def test_layers_that_hold_different_tokens_are_refused():
     cache = KVCache([cache_for(), cache_for()])
-    cache[0].append(*keys_values(seq=2))
-    cache[0]._unfinished = False  # the call ended well, but it was a call of one layer alone
-    with pytest.raises(
-        ShapeError, match=r"must hold the same tokens, but they hold \[\[2, 2\], \[0, 0\]\].*cache\.reset"
-    ):
-        cache.check(2)
+    append(cache[0], *keys_values(seq=2))
+    for call in (lambda: cache.check(2), lambda: cache.rewind(torch.tensor([0, 0]))):
+        with pytest.raises(
+            ShapeError, match=r"must hold the same tokens, but they hold \[\[2, 2\], \[0, 0\]\].*cache\.reset"
+        ):
+            call()
+
+
+def test_a_layer_that_stores_more_than_the_call_brings_is_noticed():
+    cache = KVCache([cache_for(), cache_for()])
+
+    def call():
+        with one_pass(cache):
+            arrival = cache.arrive(torch.empty(2, 2, 1), None)
+            for _ in range(2):
+                append(cache[1], *keys_values(seq=2))  # as a block that stands in two places of a model does
+            cache.timeline.note(arrival)
+
+    with pytest.raises(ShapeError, match="layer 1 was given 4 a row and others 2"):
+        call()
+    assert cache.timeline.ahead == [0, 0]
 
 
 def test_rewinding_takes_tokens_back_from_all_layers():
-    cache = KVCache([cache_for(max_seq_len=40, window=3, rewind=2) for _ in range(3)])
-    with whole_call(cache):
-        for layer in cache:
-            layer.append(*keys_values(seq=9))
+    cache = KVCache([cache_for(max_seq_len=40, window=3, rewind=rewind) for rewind in (2, 3, 2)])
+    for layer in cache:
+        append(layer, *keys_values(seq=9))
     cache.rewind(torch.tensor([2, 1]))
     assert [layer.lengths.tolist() for layer in cache] == [[7, 8]] * 3
-    assert [layer.longest for layer in cache] == [8] * 3
-    cache.check(3)
+    assert cache.timeline.longest == 8
     for layer in cache:
-        _, _, places = layer.append(*keys_values(seq=1))
+        _, _, places = append(layer, *keys_values(seq=1))
         assert {int(place) for place in places[0]} >= {5, 6, 7}
-        layer._unfinished = False  # as after a call that has ended well
-        with pytest.raises(RangeError, match="row 0 would go back 3"):  # every layer knows how far its ring has come
-            layer.rewind(torch.tensor([2, 0]))
+    with pytest.raises(RangeError, match=r"no more than 2 tokens behind .* row 0 would go back 3"):
+        cache.rewind(torch.tensor([2, 0]))  # as far as every ring remembers
 
 
-def test_layers_that_differ_in_one_row_alone_are_refused():
+@pytest.mark.parametrize("what", ["rewind", "reset"])
+def test_a_layer_goes_back_with_the_others_alone(what):
     cache = KVCache([cache_for(), cache_for()])
-    with whole_call(cache):
-        for layer in cache:
-            layer.append(*keys_values(seq=4))
-    cache[0].rewind(torch.tensor([1, 0]))
-    for call in (lambda: cache.check(2), lambda: cache.rewind(torch.tensor([0, 0]))):
-        with pytest.raises(ShapeError, match=r"they hold \[\[3, 4\], \[4, 4\]\]: some were used alone"):
-            call()
-    cache[1].rewind(torch.tensor([0, 1]))  # rows of the same longest length, and not the same rows
-    with pytest.raises(ShapeError, match="some were used alone"):
-        cache.check(2)
+    given = (torch.tensor([0, 0]),) if what == "rewind" else ()
+    with pytest.raises(ConfigError, match=f"so they {what} together: call {what} on the KVCache"):
+        getattr(cache[0], what)(*given)
+
+
+def test_layers_of_one_cache_fit_together():
+    with pytest.raises(ShapeError, match=r"one batch size and one max_seq_len, but have \[\(2, 20\), \(3, 20\)\]"):
+        KVCache([cache_for(), cache_for(3)])
+    with pytest.raises(ShapeError, match="hold no tokens yet, but some do"):
+        KVCache([cache_for(), filled(2)])
+    cache = KVCache([filled(2)])  # one alone may
+    assert KVCache(cache.layers).lengths.tolist() == [2, 2]
+
+
+def test_a_copy_has_a_timeline_of_its_own():
+    cache = KVCache([cache_for(), cache_for()])
+    other = copy.deepcopy(cache)
+    for layer in other:
+        append(layer, *keys_values(seq=2))
+    assert (cache.lengths.tolist(), other.lengths.tolist()) == ([0, 0], [2, 2])

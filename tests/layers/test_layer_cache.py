@@ -1,4 +1,5 @@
 import copy
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -6,8 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from prenorm import ConfigError, KVCache, RangeError, ShapeError
-from prenorm.layers.cache import whole_call
 from prenorm.layers.layer_cache import LayerCache
+from prenorm.layers.timeline import Timeline, one_pass
 
 from ..oracle.inputs import normal, seeds
 
@@ -22,17 +23,32 @@ def keys_values(batch=2, seq=1, *, heads=3, head_dim=4, seed=0, dtype=torch.floa
     return [normal(batch, heads, seq, head_dim, seed=seed + i, dtype=dtype) for i in range(2)]
 
 
+def append(cache, k, v, real=None, *, exact=False):
+    """What attention does with a cache, in a call of its own: the keys and values to attend to, and their places."""
+    segment_ids = None if real is None else torch.where(real, 0, -1)
+    with one_pass(cache):
+        with patch.object(Timeline, "_check_documents"):  # padding anywhere, gaps too
+            arrival = cache.arrive(torch.empty(len(k), k.shape[2], 1), segment_ids, exact=exact)
+        cache.timeline.check_room(arrival)
+        slots, places = cache.slots_for(arrival)
+        given = cache.store(k, v, slots)
+        cache.timeline.note(arrival)
+        return *given, places
+
+
 def contents(cache):
     """Everything that a cache holds."""
-    held = cache.lengths.max() if len(cache.lengths) else 0
+    held, timeline = cache.lengths.max() if len(cache.lengths) else 0, cache.timeline
     return (
         cache.keys[:, :, :held].tolist(),
         cache.values[:, :, :held].tolist(),
         cache.lengths.tolist(),
-        cache.longest,
-        cache.ragged,
-        cache._unfinished,
-        cache._peaks.tolist(),
+        timeline.longest,
+        timeline.ragged,
+        timeline._peaks.tolist(),
+        timeline.documents.tolist(),
+        timeline.ahead,
+        (timeline._columns, timeline._running, timeline._broken, timeline.torn, timeline.overwritten),
     )
 
 
@@ -49,7 +65,7 @@ def by_place(held, places, row):
 def test_chunks_of_any_size_come_back_joined(sizes, batch, seed):
     cache, (keys, values) = cache_for(batch), keys_values(batch, sum(sizes), seed=seed)
     for k, v, stop in zip(keys.split(sizes, 2), values.split(sizes, 2), torch.tensor(sizes).cumsum(0), strict=True):
-        held_k, held_v, places = cache.append(k, v)
+        held_k, held_v, places = append(cache, k, v)
         assert places is None
         assert torch.equal(held_k, keys[:, :, :stop])
         assert torch.equal(held_v, values[:, :, :stop])
@@ -83,7 +99,7 @@ def test_tokens_are_given_all_that_they_may_see_and_padding_is_never_stored(grad
             torch.ones(2, seq, dtype=torch.bool) if real is None else torch.tensor(real, dtype=torch.bool).view(2, seq)
         )
         with torch.set_grad_enabled(grad):
-            held_k, held_v, places = cache.append(k, v, None if real is None else keep)
+            held_k, held_v, places = append(cache, k, v, None if real is None else keep)
         for row in range(2):
             first = len(tokens[row])
             tokens[row] += zip(k[row, :, keep[row]].unbind(1), v[row, :, keep[row]].unbind(1), strict=True)
@@ -95,20 +111,25 @@ def test_tokens_are_given_all_that_they_may_see_and_padding_is_never_stored(grad
     assert cache.keys.shape[2] == 1 + (room if window is None else min(room, window + rewind))
 
 
+def places(cache, seq, real=None):
+    segment_ids = None if real is None else torch.where(torch.tensor(real), 0, -1)
+    return cache.arrive(torch.empty(2, seq, 1), segment_ids).places.tolist()
+
+
 def test_places_count_each_rows_own_tokens():
     cache = cache_for()
-    assert cache.places(2).tolist() == [0, 1]  # of all rows
-    cache.append(*keys_values(seq=3), torch.tensor([[False, True, True], [True, False, False]]))
-    assert cache.places(2).tolist() == [[2, 3], [1, 2]]
-    assert cache.places(2, torch.tensor([[True, False], [False, True]])).tolist() == [[2, -1], [-1, 1]]
+    assert places(cache, 2) == [0, 1]  # of all rows
+    append(cache, *keys_values(seq=3), torch.tensor([[False, True, True], [True, False, False]]))
+    assert places(cache, 2) == [[2, 3], [1, 2]]
+    assert places(cache, 2, [[True, False], [False, True]]) == [[2, -1], [-1, 1]]
 
 
 def test_what_is_stored_is_a_constant_and_what_comes_is_not():
     for real in (None, torch.tensor([[False, True], [True, True]])):
         cache = cache_for()
         first, second = ([x.requires_grad_() for x in keys_values(seq=2, seed=seed)] for seed in (0, 9))
-        cache.append(*first, real)
-        held, *_ = cache.append(*second, real)
+        append(cache, *first, real)
+        held, *_ = append(cache, *second, real)
         (held * normal(*held.shape)).sum().backward()
         assert first[0].grad is None
         assert second[0].grad[:, :, -1].all()
@@ -116,15 +137,19 @@ def test_what_is_stored_is_a_constant_and_what_comes_is_not():
 
 def test_tokens_to_come_leave_earlier_gradients_alone():
     cache, first = cache_for(), [x.requires_grad_() for x in keys_values(seq=2)]
-    held, *_ = cache.append(*first)
+    held, *_ = append(cache, *first)
     loss = held.square().sum()
-    cache.append(*keys_values(seq=3, seed=5))
+    append(cache, *keys_values(seq=3, seed=5))
     loss.backward()
     assert torch.equal(first[0].grad, 2 * first[0])
 
 
 WRONG = {
-    "batch size": ({"batch": 3}, ShapeError, r"made for batch size 2, 3 key heads and head_dim 4.*\(3, 3, 1, 4\)"),
+    "batch size": (
+        {"batch": 3},
+        ShapeError,
+        "made for batch size 2, but x has batch size 3",
+    ),
     "heads": ({"heads": 1}, ShapeError, r"made for batch size 2, 3 key heads and head_dim 4.*\(2, 1, 1, 4\)"),
     "head_dim": ({"head_dim": 6}, ShapeError, r"made for batch size 2, 3 key heads and head_dim 4.*\(2, 3, 1, 6\)"),
     "dtype": ({"dtype": torch.float32}, ShapeError, "holds torch.float64, but the keys are torch.float32"),
@@ -136,24 +161,24 @@ WRONG = {
 @pytest.mark.parametrize(("wrong", "error", "message"), WRONG.values(), ids=WRONG.keys())
 def test_what_does_not_fit_is_refused_and_changes_nothing(wrong, error, message, ragged):
     cache = cache_for(max_seq_len=4)
-    cache.append(*keys_values(seq=2), torch.ones(2, 2, dtype=torch.bool) if ragged else None)
+    append(cache, *keys_values(seq=2), torch.ones(2, 2, dtype=torch.bool) if ragged else None)
     before = copy.deepcopy(contents(cache))
     with pytest.raises(error, match=message):
-        cache.append(*keys_values(**wrong))
+        append(cache, *keys_values(**wrong))
     assert contents(cache) == before
 
 
 def test_it_can_be_filled_to_the_last_place():
     for real in (None, torch.ones(2, 4, dtype=torch.bool)):
         cache = cache_for(max_seq_len=4)
-        held, *_ = cache.append(*keys_values(seq=4), real)
+        held, *_ = append(cache, *keys_values(seq=4), real)
         assert torch.equal(held, keys_values(seq=4)[0])
 
 
 def test_padding_needs_no_room():
     cache = cache_for(max_seq_len=2)
-    cache.append(*keys_values(seq=4), torch.tensor([[False, True, True, False], [False, False, False, True]]))
-    cache.append(*keys_values(seq=1), torch.tensor([[False], [True]]))
+    append(cache, *keys_values(seq=4), torch.tensor([[False, True, True, False], [False, False, False, True]]))
+    append(cache, *keys_values(seq=1), torch.tensor([[False], [True]]))
     assert cache.lengths.tolist() == [2, 2]
 
 
@@ -169,27 +194,25 @@ def test_what_was_taken_back_was_never_there(window, steps, last, seed):
     for i, (seq, back) in enumerate([*steps, (last, (0, 0))]):
         k, v = keys_values(seq=seq, seed=seed + i)
         with torch.no_grad():
-            held, _, places = cache.append(k, v)
+            held, _, places = append(cache, k, v)
         for row in range(2):
             first = len(tokens[row])
             tokens[row] += k[row].unbind(1)
             given_k = by_place(held, places, row)
             for place in range(max(0, first - (window or 60) + 1), len(tokens[row])):
                 assert torch.equal(given_k[place], tokens[row][place])
-        cache._unfinished = False  # the call has ended
         counts = torch.tensor([min(n, seq) for n in back])  # of this chunk, so never more than 3 behind the most
         cache.rewind(counts)
         for row in range(2):
             del tokens[row][len(tokens[row]) - int(counts[row]) :]
         assert cache.lengths.tolist() == [len(row) for row in tokens]
-        assert cache.longest == max(map(len, tokens))
+        assert cache.timeline.longest == max(map(len, tokens))
 
 
 def filled(seq, **options):
     """A cache after one call."""
     cache = cache_for(**options)
-    with whole_call(cache):
-        cache.append(*keys_values(seq=seq))
+    append(cache, *keys_values(seq=seq))
     return cache
 
 
@@ -205,8 +228,7 @@ def test_more_than_there_is_or_than_a_ring_remembers_cannot_be_taken_back(window
             KVCache([cache]).rewind(no_counts)
     assert cache.lengths.tolist() == [8, 8]
     cache.rewind(torch.tensor([2, 0]))
-    with whole_call(cache):
-        cache.append(*keys_values(seq=1))
+    append(cache, *keys_values(seq=1))
     if window is None:
         cache.rewind(torch.tensor([7, 9]))
         assert cache.lengths.tolist() == [0, 0]
@@ -223,36 +245,101 @@ def test_how_long_the_longest_row_is_may_be_said():
     for said, longest in ((None, 7), (7, 7), (8, 8)):  # or at least how long
         cache = filled(8)
         cache.rewind(torch.tensor([2, 1]), longest=said)
-        assert cache.longest == longest
+        assert cache.timeline.longest == longest
         with torch.no_grad():
-            _, _, places = cache.append(*keys_values(seq=2))
+            _, _, places = append(cache, *keys_values(seq=2))
         assert places is None
         assert cache.lengths.tolist() == [8, 9]
 
 
-def test_a_call_stopped_in_the_middle_cannot_be_rewound():
+def call(cache, seq, *, fails=False, documents=None):
+    """A call of one layer that may fail once its tokens are stored."""
+    segment_ids = None if documents is None else torch.tensor(documents)[:, None].expand(-1, seq)
+    with one_pass(cache):
+        arrival = cache.arrive(torch.empty(2, seq, 1), segment_ids)
+        given = cache.store(*keys_values(seq=seq), cache.slots_for(arrival)[0])
+        cache.timeline.note(arrival, segment_ids)
+        if fails:
+            raise KeyboardInterrupt
+        return given
+
+
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("nested", [False, True])
+def test_a_call_that_fails_leaves_the_cache_as_it_was(nested, window):
+    cache = filled(2, window=window)
+    before = copy.deepcopy(contents(cache))
+
+    def fail():
+        with one_pass(cache if nested else None):
+            call(cache, 1, fails=not nested, documents=[3, 4])
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        fail()
+    assert contents(cache) == before
+    call(cache, 1, documents=[5, 5])  # what failed was of no document either
+    assert cache.lengths.tolist() == [3, 3]
+
+
+def test_tokens_count_when_the_outermost_call_is_done():
     cache = cache_for()
-    cache.append(*keys_values(seq=2))
-    with pytest.raises(ShapeError, match="stopped in the middle"):
-        cache.rewind(torch.tensor([1, 1]))
+    with one_pass(cache):
+        call(cache, 2)
+        assert cache.timeline.longest == 0
+        call(cache, 1)  # after those before
+    assert cache.lengths.tolist() == [3, 3]
+    assert torch.equal(cache.keys[:, :, :2], keys_values(seq=2)[0])
+    assert torch.equal(cache.keys[:, :, 2:3], keys_values(seq=1)[0])
+
+
+@pytest.mark.parametrize(("rewind", "seq", "tears"), [(0, 1, False), (0, 2, True), (2, 3, False), (2, 4, True)])
+def test_a_call_that_fails_when_a_ring_was_overwritten_is_noticed_if_that_was_needed(rewind, seq, tears):
+    with torch.no_grad():
+        cache, other = (filled(8, window=3, rewind=rewind) for _ in range(2))
+        with pytest.raises(KeyboardInterrupt):
+            call(cache, seq, fails=True)
+        if not tears:
+            assert cache.lengths.tolist() == [8, 8]
+            seen = [by_place(append(one, *keys_values(seed=5))[0], append_places(one), 0) for one in (cache, other)]
+            assert all(torch.equal(seen[0][place], seen[1][place]) for place in (6, 7, 8))
+            if rewind:  # the tokens of the call that failed have used up the ring's spare ones
+                with pytest.raises(RangeError, match="row 0 would go back 4"):
+                    cache.rewind(torch.tensor([2, 0]))
+            return
+        for use in (lambda: call(cache, 1), lambda: cache.rewind(torch.tensor([1, 1]))):
+            with pytest.raises(ShapeError, match=r"an earlier forward pass failed .* call cache\.reset\(\)"):
+                use()
+        cache.reset()
+        call(cache, 1)
+
+
+def append_places(cache):
+    """The places of what the last call gave, one token in a ring that is full."""
+    return cache._places_held(None, cache.timeline.longest, cache.slots)
 
 
 def test_a_row_without_tokens_has_no_document():
-    cache = filled(3)
-    cache.keep_document(torch.tensor([[4, 4], [5, 5]]))
+    cache = cache_for()
+    call(cache, 3, documents=[4, 5])
     cache.rewind(torch.tensor([3, 1]))
-    cache.check_document(torch.tensor([[6], [5]]))
-    with pytest.raises(ConfigError, match=r"row 1 has segment ids \[6\], after those of document 5 in the cache"):
-        cache.check_document(torch.tensor([[6], [6]]))
-    with pytest.raises(ConfigError, match=r"row 0 has segment ids \[0, -1, 0\]; use one cache"):
-        cache.check_document(torch.tensor([[0, -1, 0], [5, 5, 5]]))
+    call(cache, 1, documents=[6, 5])
+    for documents, message in (
+        ([[6], [6]], r"row 1 has segment ids \[6\], after those of document 5 in the cache"),
+        (
+            [[6, -1, 6], [5, 5, 5]],
+            r"row 0 has segment ids \[6, -1, 6\], after those of document 6 in the cache; use one",
+        ),
+    ):
+        ids = torch.tensor(documents)
+        with pytest.raises(ConfigError, match=message):
+            cache.arrive(torch.empty(*ids.shape, 1), ids)
 
 
 def test_without_rows_any_amount_of_padding_fits():
     cache = cache_for(0, max_seq_len=5)
     for _ in range(3):
-        with whole_call(cache):
-            cache.append(*keys_values(0, 3), torch.zeros(0, 3, dtype=torch.bool))
+        append(cache, *keys_values(0, 3), torch.zeros(0, 3, dtype=torch.bool))
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
@@ -281,18 +368,17 @@ def test_a_number_of_tokens_to_take_back_is_a_whole_number(rewind):
 
 def test_a_cache_that_was_reset_is_a_new_one():
     cache = cache_for(window=3, rewind=2)
-    with whole_call(cache):
-        cache.append(*keys_values(seq=2), torch.tensor([[False, True], [True, True]]))
+    append(cache, *keys_values(seq=2), torch.tensor([[False, True], [True, True]]))
     cache.rewind(torch.tensor([1, 1]))
     cache.reset()
     assert contents(cache) == contents(cache_for(window=3, rewind=2))
-    assert torch.equal(cache.append(*keys_values(seq=3))[0], keys_values(seq=3)[0])
+    assert torch.equal(append(cache, *keys_values(seq=3))[0], keys_values(seq=3)[0])
 
 
 def test_filled_under_inference_mode_it_can_be_used_in_training():
     with torch.inference_mode():
         cache = cache_for()
-        cache.append(*keys_values(seq=2))
+        append(cache, *keys_values(seq=2))
     k, v = (x.requires_grad_() for x in keys_values(seq=1))
-    cache.append(k, v)[0].square().sum().backward()
+    append(cache, k, v)[0].square().sum().backward()
     assert torch.equal(k.grad, 2 * k)

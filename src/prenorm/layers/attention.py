@@ -78,7 +78,7 @@ class SelfAttention(nn.Module):
     ) -> Float[Tensor, "*batch seq {self.d_model}"]:
         """Attend. Arguments as in `TransformerBlock.forward`."""
         if plan is None:
-            self._check_input(x)
+            self._check_arguments(x, token_positions)
             options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
             run = partial(SelfAttention.forward, self, x, **options)
             return planned(run, self.kind, x, token_positions, **options)
@@ -116,7 +116,9 @@ class SelfAttention(nn.Module):
             device=device,
         )
 
-    def _check_input(self, x: Tensor) -> None:
+    def _check_arguments(self, x: Tensor, token_positions: Tensor | None) -> None:
+        if token_positions is not None and self.rope is None:
+            raise ConfigError("token_positions only rotate, but this attention has no rope; leave them out.")
         if x.ndim < 2 or x.shape[-1] != self.d_model:
             raise ShapeError(
                 f"x must be (..., seq, d_model) with d_model = {self.d_model}, but it is {tuple(x.shape)}."

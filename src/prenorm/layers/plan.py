@@ -118,8 +118,6 @@ def planned(
     """
     if cache is not None and not isinstance(cache, LayerCache):
         raise ConfigError(f"a block takes the cache of one layer, cache[i], not a {type(cache).__name__}.")
-    if token_positions is not None and kind is not None and kind.rope is None:
-        raise ConfigError("token_positions only rotate, but this attention has no rope; leave them out.")
     with one_pass(cache):
         call = Call(x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
         y = run(plan=AttentionPlan() if kind is None else call.plan(kind, cache))
