@@ -190,7 +190,7 @@ def test_a_model_call_that_fails_takes_back_what_layers_of_others_have_counted()
 
 def test_a_layer_that_is_ours_gets_a_plan_and_only_that_counts():
     block, x = TransformerBlock(16, 2, 12, causal=True, dtype=torch.float64), normal(2, 5, 16)
-    plan = Call(x).plan(block.attn.kind)
+    plan = Call(x).plan(block.attn)
     assert isinstance(plan, AttentionPlan)
     assert_exact(block(x, torch.arange(5, 10), plan=plan), array(block(x)))
     with pytest.raises(AttributeError):

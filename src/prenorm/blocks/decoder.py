@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..layers.attention import SelfAttention, kind_of
+from ..layers.attention import SelfAttention, ours
 from ..layers.decoder_cache import DecoderLayerCache
 from ..layers.dropout import Dropout
 from ..layers.feedforward import FeedForward
@@ -75,8 +75,8 @@ class TransformerDecoderBlock(nn.Module):
         if plan is None:
             check_sources(encoder_output, cross_mask, cache, seq=x.shape[-2])
             run = partial(TransformerDecoderBlock.forward, self, x, encoder_output, self_mask, cross_mask, **options)
-            return planned(run, kind_of(self.self_attn), x, mask=self_mask, **options)
-        if kind_of(self.self_attn):
+            return planned(run, ours(self.self_attn), x, mask=self_mask, **options)
+        if ours(self.self_attn):
             options["plan"] = plan
         x = x + self.dropout(self.self_attn(self.norm1(x), mask=self_mask, **options))
         x = x + self.dropout(self.cross_attn.attend(self.norm2(x), *self._cross(encoder_output, cache), cross_mask))

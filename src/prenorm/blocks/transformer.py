@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..config import RopeScaling
-from ..layers.attention import SelfAttention, kind_of
+from ..layers.attention import SelfAttention, ours
 from ..layers.dropout import Dropout
 from ..layers.layer_cache import LayerCache
 from ..layers.norm import RMSNorm
@@ -99,8 +99,8 @@ class TransformerBlock(nn.Module):
         options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
         if plan is None:
             run = partial(TransformerBlock.forward, self, x, token_positions, **options)
-            return planned(run, kind_of(self.attn), x, token_positions, **options)
-        if kind_of(self.attn):
+            return planned(run, ours(self.attn), x, token_positions, **options)
+        if ours(self.attn):
             options["plan"] = plan
         x = x + self.dropout(self.attn(self.norm1(x), token_positions, **options))
         return x + self.dropout(self.ffn(self.norm2(x)))

@@ -16,7 +16,7 @@ from ..validation import attention_sizes, check_dropout
 from .layer_cache import LayerCache
 from .linear import Linear
 from .norm import RMSNorm
-from .plan import AttentionPlan, Call, Kind, is_untouched, planned
+from .plan import AttentionPlan, is_untouched, planned
 from .rope import RotaryEmbedding
 
 
@@ -61,11 +61,6 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(head_dim, eps, device=device, dtype=dtype) if qk_norm else None
         self.rope = rope
 
-    @property
-    def kind(self) -> Kind:
-        """What its plans depend on."""
-        return Kind(self.rope, self.causal, self.window, self.num_heads)
-
     def forward(
         self,
         x: Float[Tensor, "*batch seq {self.d_model}"],
@@ -81,7 +76,7 @@ class SelfAttention(nn.Module):
             self._check_arguments(x, token_positions)
             options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
             run = partial(SelfAttention.forward, self, x, **options)
-            return planned(run, self.kind, x, token_positions, **options)
+            return planned(run, self, x, token_positions, **options)
         q, k, v = (split_heads(proj(x), self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -105,16 +100,8 @@ class SelfAttention(nn.Module):
         device, own = self.k_proj.weight.device, self.k_proj.dtype
         if dtype is None and own != torch.float64 and torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)  # that of the keys
-        return LayerCache(
-            batch_size,
-            self.num_kv_heads,
-            max_seq_len,
-            self.head_dim,
-            window=self.window,
-            rewind=rewind,
-            dtype=dtype or own,
-            device=device,
-        )
+        sizes = (batch_size, self.num_kv_heads, max_seq_len, self.head_dim)
+        return LayerCache(*sizes, window=self.window, rewind=rewind, dtype=dtype or own, device=device)
 
     def _check_arguments(self, x: Tensor, token_positions: Tensor | None) -> None:
         if token_positions is not None and self.rope is None:
@@ -125,14 +112,6 @@ class SelfAttention(nn.Module):
             )
 
 
-def kind_of(attention: nn.Module) -> Kind | None:
-    """What its plans depend on, for attention that runs our forward; None for any other, which is given none."""
-    return attention.kind if is_untouched(attention, SelfAttention) else None  # type: ignore[return-value]
-
-
-def plan_for(
-    block: nn.Module, ours: type[nn.Module], attention: str, call: Call, layer: LayerCache | None
-) -> dict[str, Any]:
-    """{"plan": its plan} for a block of ours with attention of ours; {} for any other, which makes its own."""
-    kind = kind_of(getattr(block, attention)) if is_untouched(block, ours) else None
-    return {} if kind is None else {"plan": call.plan(kind, layer)}
+def ours(attention: nn.Module) -> SelfAttention | None:
+    """The attention where it runs our forward on what it is given; None for any other, which takes no plan."""
+    return attention if is_untouched(attention, SelfAttention) else None  # type: ignore[return-value]

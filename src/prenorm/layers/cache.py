@@ -1,6 +1,6 @@
 """The KV cache: keys and values of tokens already seen, owned by the caller and filled in place."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import overload
 
 from jaxtyping import Int
@@ -43,9 +43,6 @@ class KVCache(Sequence[LayerCache]):
 
     def __len__(self) -> int:
         return len(self.layers)
-
-    def __iter__(self) -> Iterator[LayerCache]:
-        return iter(self.layers)
 
     @property
     def lengths(self) -> Int[Tensor, " batch"]:

@@ -1,10 +1,11 @@
 """Who may attend to which keys of a cache."""
 
 import torch
+from jaxtyping import Bool, Int
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..ops.masks import causal_mask, check_mask, columns_at, place_mask
+from ..ops.masks import causal_mask, check_mask
 from .layer_cache import LayerCache, Slots
 from .timeline import Arrival
 
@@ -47,6 +48,26 @@ def _allowed(arrival: Arrival, key_places: Tensor | None, kv_seq: int, window: i
         key_places = torch.arange(kv_seq, device=places.device)
     allowed = place_mask(places, key_places, window=window)
     return allowed.unsqueeze(1) if allowed.ndim == 3 else allowed
+
+
+def place_mask(
+    places: Int[Tensor, "*batch q_seq"], key_places: Int[Tensor, "*key_batch kv_seq"], *, window: int | None = None
+) -> Bool[Tensor, "*any_batch q_seq kv_seq"]:
+    """True where a key's place is at most the query's, and less than `window` before it; a negative one is no token."""
+    behind = places[..., :, None] - key_places[..., None, :]
+    allowed = (behind >= 0) & (key_places >= 0)[..., None, :]
+    return allowed if window is None else allowed & (behind < window)
+
+
+def columns_at(
+    mask: Bool[Tensor, "*mask_batch q_or_1 kv_seq"], key_places: Int[Tensor, "*key_batch held"]
+) -> Bool[Tensor, "*any_batch q_or_1 held"]:
+    """A mask over places as one over keys that lie at `key_places` (held,) or (batch, held)."""
+    columns = key_places.clamp_min(0)  # what is no token is masked elsewhere
+    if columns.ndim == 1:
+        return mask[..., columns]
+    mask = mask[None, None] if mask.ndim == 2 else mask
+    return torch.take_along_dim(mask, columns[:, None, None, :], dim=-1)
 
 
 def _check_cache(layer: LayerCache, causal: bool, window: int | None) -> None:

@@ -1,7 +1,8 @@
 """The plan of a call: what attention layers need to know beside x, worked out once, at the door."""
 
 from collections.abc import Callable
-from typing import NamedTuple, no_type_check
+from contextlib import nullcontext
+from typing import Any, NamedTuple, no_type_check
 
 import torch
 from jaxtyping import Bool, Float
@@ -16,15 +17,6 @@ from .cached_mask import cached_mask
 from .layer_cache import LayerCache, Slots
 from .rope import RotaryEmbedding
 from .timeline import one_pass
-
-
-class Kind(NamedTuple):
-    """What makes attention layers need plans of their own."""
-
-    rope: RotaryEmbedding | None
-    causal: bool
-    window: int | None
-    num_heads: int
 
 
 class AttentionPlan(NamedTuple):
@@ -62,24 +54,24 @@ class Call:
         self.seq, self.dtype, self.device = x.shape[-2], x.dtype, x.device
         self.token_positions, self.mask, self.segment_ids, self.cache = token_positions, mask, segment_ids, cache
         self.arrival = None if cache is None else cache.arrive(x, segment_ids, exact=mask is not None)
-        self._plans: list[tuple[Kind, int, AttentionPlan]] = []
+        self._plans: list[tuple[RotaryEmbedding | None, object, AttentionPlan]] = []
 
-    def plan(self, kind: Kind, layer: LayerCache | None = None) -> AttentionPlan:
-        """The plan for attention of this kind. layer: its cache."""
-        num_slots = 0 if layer is None else layer.slots
-        for known, known_slots, plan in self._plans:
-            if known.rope is kind.rope and known[1:] == kind[1:] and known_slots == num_slots:
+    def plan(self, attention: Any, layer: LayerCache | None = None) -> AttentionPlan:
+        """The plan for a `SelfAttention` of this kind: its rotation, causality and window. layer: its cache."""
+        rope, num_heads, causal, window = attention.rope, attention.num_heads, attention.causal, attention.window
+        kind = (num_heads, causal, window, None if layer is None else layer.slots)
+        for known_rope, known_kind, plan in self._plans:
+            if known_rope is rope and known_kind == kind:
                 return plan
-        cos, sin, mask, causal, slots = None, None, self.mask, kind.causal, None
-        if kind.rope is not None:
-            positions = self._positions(kind.rope).unsqueeze(-2)  # the same for all heads
-            cos, sin = kind.rope.cos_sin(positions, self.dtype)
+        cos, sin, mask, slots = None, None, self.mask, None
+        if rope is not None:
+            cos, sin = rope.cos_sin(self._positions(rope).unsqueeze(-2), self.dtype)  # the same for all heads
         if layer is not None and self.arrival is not None:
-            mask, causal, slots = cached_mask(layer, self.arrival, mask, kind.num_heads, kind.causal, kind.window)
+            mask, causal, slots = cached_mask(layer, self.arrival, mask, num_heads, causal, window)
         elif self.segment_ids is not None:
-            mask = within_documents(self.segment_ids, mask, kind.num_heads)
+            mask = within_documents(self.segment_ids, mask, num_heads)
         plan = AttentionPlan(cos, sin, mask, causal, slots)
-        self._plans.append((kind, num_slots, plan))
+        self._plans.append((rope, kind, plan))
         return plan
 
     def done(self) -> None:
@@ -104,7 +96,7 @@ class Call:
 
 def planned(
     run: Callable[..., Tensor],
-    kind: Kind | None,
+    attention: Any,
     x: Tensor,
     token_positions: Tensor | None = None,
     *,
@@ -112,15 +104,15 @@ def planned(
     segment_ids: Tensor | None,
     cache: LayerCache | None,
 ) -> Tensor:
-    """run(plan=...), for a layer that is called alone and so makes its own plan, an empty one for attention of no kind.
+    """run(plan=...), for a layer that is called alone and so makes the plan for its attention itself.
 
-    Its tokens count when all of it is done.
+    Its tokens count when all of it is done. The plan is empty where the attention is None, as it is not ours.
     """
     if cache is not None and not isinstance(cache, LayerCache):
         raise ConfigError(f"a block takes the cache of one layer, cache[i], not a {type(cache).__name__}.")
-    with one_pass(cache):
+    with nullcontext() if cache is None else one_pass(cache):
         call = Call(x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
-        y = run(plan=AttentionPlan() if kind is None else call.plan(kind, cache))
+        y = run(plan=AttentionPlan() if attention is None else call.plan(attention, cache))
         call.done()
         return y
 

@@ -5,7 +5,6 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import RopeScaling
-from ..errors import ConfigError
 from ..ops.ranges import check_positions
 from ..ops.rope import rope_angles, rope_frequencies, rotate
 from ..validation import check_number, check_size
@@ -31,11 +30,6 @@ class RotaryEmbedding(nn.Module):
         check_size("head_dim", head_dim)
         check_size("max_seq_len", max_seq_len)
         check_number("theta", theta, above=0.0)
-        if head_dim % 2:
-            raise ConfigError(
-                f"head_dim must be even, because rotary embedding turns pairs, but it is {head_dim}; "
-                f"head_dim={head_dim + 1} would do."
-            )
         self.head_dim, self.max_seq_len, self.theta = head_dim, max_seq_len, theta
         self.interleaved, self.scaling = interleaved, scaling
         with torch.inference_mode(False):  # made under inference mode it could not be used in training afterwards

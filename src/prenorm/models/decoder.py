@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from ..blocks.activation_checkpointing import run_block
 from ..blocks.decoder import TransformerDecoderBlock, check_sources
+from ..blocks.plan import plan_for
 from ..errors import ConfigError
-from ..layers.attention import plan_for
 from ..layers.decoder_cache import DecoderCache
 from ..layers.layer_norm import LayerNorm
 from ..layers.plan import Call

@@ -8,6 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..blocks.activation_checkpointing import run_block
+from ..blocks.plan import plan_for
 from ..blocks.transformer import TransformerBlock
 from ..checkpoint import folder
 from ..config import ModelConfig
@@ -16,7 +17,6 @@ from ..generation import decoding
 from ..generation.padding import last_of_each_row
 from ..generation.prompts import token_lists
 from ..generation.speculation import DRAFT_TOKENS, Speculation
-from ..layers.attention import plan_for
 from ..layers.cache import KVCache
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear

@@ -1,7 +1,7 @@
 """Who may attend to whom, as boolean masks: True = may attend."""
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
@@ -14,26 +14,6 @@ def causal_mask(
     """True where the query's place, counted from the end, is not before the key's (nor `window` or more after it)."""
     behind = torch.arange(kv_seq - q_seq, kv_seq, device=device)[:, None] - torch.arange(kv_seq, device=device)
     return behind >= 0 if window is None else (behind >= 0) & (behind < window)
-
-
-def place_mask(
-    places: Int[Tensor, "*batch q_seq"], key_places: Int[Tensor, "*key_batch kv_seq"], *, window: int | None = None
-) -> Bool[Tensor, "*any_batch q_seq kv_seq"]:
-    """True where a key's place is at most the query's, and less than `window` before it; a negative one is no token."""
-    behind = places[..., :, None] - key_places[..., None, :]
-    allowed = (behind >= 0) & (key_places >= 0)[..., None, :]
-    return allowed if window is None else allowed & (behind < window)
-
-
-def columns_at(
-    mask: Bool[Tensor, "*mask_batch q_or_1 kv_seq"], key_places: Int[Tensor, "*key_batch held"]
-) -> Bool[Tensor, "*any_batch q_or_1 held"]:
-    """A mask over places as one over keys that lie at `key_places` (held,) or (batch, held)."""
-    columns = key_places.clamp_min(0)  # what is no token is masked elsewhere
-    if columns.ndim == 1:
-        return mask[..., columns]
-    mask = mask[None, None] if mask.ndim == 2 else mask
-    return torch.take_along_dim(mask, columns[:, None, None, :], dim=-1)
 
 
 def check_window(window: int | None, *, causal: bool) -> None:

@@ -57,7 +57,10 @@ def rotate(
 def rope_frequencies(head_dim: int, theta: float, scaling: RopeScaling | None = None) -> Float[Tensor, " half"]:
     """theta^(-2i / head_dim) for i in 0 .. head_dim/2 - 1, in radians a token, as float64 on the CPU."""
     if head_dim % 2:
-        raise ConfigError(f"head_dim must be even, because rotary embedding turns pairs, but it is {head_dim}.")
+        raise ConfigError(
+            f"head_dim must be even, because rotary embedding turns pairs, but it is {head_dim}; "
+            f"head_dim={head_dim + 1} would do."
+        )
     exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim
     frequencies = theta**-exponents
     if scaling is None:
