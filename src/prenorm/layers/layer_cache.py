@@ -18,8 +18,8 @@ class Slots(NamedTuple):
     start: int
     """The first slot of the new tokens, which take those after it, too, unless `of_tokens` says otherwise."""
 
-    of_tokens: Int[Tensor, " seq"] | Int[Tensor, "batch seq"] | None
-    """The slot of each new token."""
+    of_tokens: Int[Tensor, " seq"] | Int[Tensor, "batch heads seq head_dim"] | None
+    """The slot of each new token, where rows differ for each number of it."""
 
     held: int
     """How many slots are read."""
@@ -105,6 +105,9 @@ class LayerCache:
         tears = wraps and seq > self.slots - (self.window or 0) + 1  # what the first of these tokens see
         joined = tears or torch.is_grad_enabled()
         of_tokens = self._slots_of(places, stop if after is None else after) if wraps or after is not None else None
+        if of_tokens is not None and of_tokens.ndim == 2:
+            _, num_kv_heads, _, head_dim = self.keys.shape
+            of_tokens = of_tokens[:, None, :, None].expand(-1, num_kv_heads, -1, head_dim)
         if joined:
             # Where rows differ, `start` may be more than any row holds, and more than there are slots.
             held = min(start, self.slots) if not compiling else self.slots if wraps else start
@@ -134,7 +137,7 @@ class LayerCache:
             elif slots.of_tokens.ndim == 1:
                 held[:, :, slots.of_tokens] = new
             else:
-                held.scatter_(2, slots.of_tokens[:, None, :, None].expand(new.shape), new)
+                held.scatter_(2, slots.of_tokens, new)
         return keys, values
 
     def rewind(self, counts: Int[Tensor, " batch"], *, longest: int | None = None) -> None:

@@ -59,7 +59,7 @@ class Call:
     def plan(self, attention: Any, layer: LayerCache | None = None) -> AttentionPlan:
         """The plan for a `SelfAttention` of this kind: its rotation, causality and window. layer: its cache."""
         rope, num_heads, causal, window = attention.rope, attention.num_heads, attention.causal, attention.window
-        kind = (num_heads, causal, window, None if layer is None else layer.slots)
+        kind = (num_heads, causal, window, None if layer is None else layer.keys.shape)
         for known_rope, known_kind, plan in self._plans:
             if known_rope is rope and known_kind == kind:
                 return plan
