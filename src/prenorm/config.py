@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import ConfigError
-from .validation import attention_sizes, check_dropout, check_number, check_size
+from .validation import attention_sizes, check_dropout, check_flag, check_number, check_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,8 +114,7 @@ class ModelConfig:
         if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
             raise ConfigError(f"rope_scaling must be a RopeScaling record or None, not {self.rope_scaling!r}.")
         for name in ("rope_interleaved", "qk_norm", "qkv_bias", "o_bias", "tie_embeddings"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}.")
+            check_flag(name, getattr(self, name))
         for name, value in (("num_kv_heads", num_kv_heads), ("head_dim", head_dim), ("d_ff", d_ff)):
             object.__setattr__(self, name, value)
 
@@ -203,8 +202,7 @@ class EncoderDecoderConfig:
             object.__setattr__(self, name, value)
         check_number("eps", self.eps, above=0.0)
         check_dropout(self.dropout)
-        if not isinstance(self.tie_embeddings, bool):
-            raise ConfigError(f"tie_embeddings must be True or False, not {self.tie_embeddings!r}.")
+        check_flag("tie_embeddings", self.tie_embeddings)
         if self.tie_embeddings and self.target_vocab_size != self.vocab_size:
             raise ConfigError(
                 f"tie_embeddings needs one vocabulary, but vocab_size is {self.vocab_size} and target_vocab_size "
