@@ -26,11 +26,11 @@ class MuonAndAdamW:
         if matrices["params"]:
             self.optimizers.append(torch.optim.Muon([matrices], momentum=config.muon_momentum))
         groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
-        self._learning_rates = [(group, group["lr"]) for group in groups]
+        self._full_rates = [(group, group["lr"]) for group in groups]
 
     def step(self, scale: float) -> None:
         """Update every weight from its gradient, at `scale` times the full learning rates, and drop the gradients."""
-        for group, learning_rate in self._learning_rates:
+        for group, learning_rate in self._full_rates:
             group["lr"] = learning_rate * scale
         for optimizer in self.optimizers:
             optimizer.step()
