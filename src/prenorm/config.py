@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import ConfigError
-from .validation import attention_sizes, check_dropout, check_number, check_size
+from .validation import attention_sizes, check_dropout, check_flag, check_number, check_size
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +104,7 @@ class ModelConfig:
         for name in ("vocab_size", "d_model", "num_layers", "num_heads", "max_seq_len"):
             check_size(name, getattr(self, name))
         num_kv_heads, head_dim = attention_sizes(self.d_model, self.num_heads, self.num_kv_heads, self.head_dim)
-        d_ff = default_d_ff(self.d_model) if self.d_ff is None else self.d_ff
-        check_size("d_ff", d_ff)
+        _fill_in(self, num_kv_heads=num_kv_heads, head_dim=head_dim, d_ff=default_d_ff(self.d_model))
         check_number("rope_theta", self.rope_theta, above=0.0)
         check_number("eps", self.eps, above=0.0)
         check_dropout(self.dropout)
@@ -114,10 +113,7 @@ class ModelConfig:
         if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
             raise ConfigError(f"rope_scaling must be a RopeScaling record or None, not {self.rope_scaling!r}.")
         for name in ("rope_interleaved", "qk_norm", "qkv_bias", "o_bias", "tie_embeddings"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}.")
-        for name, value in (("num_kv_heads", num_kv_heads), ("head_dim", head_dim), ("d_ff", d_ff)):
-            object.__setattr__(self, name, value)
+            check_flag(name, getattr(self, name))
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and dicts: `ModelConfig.from_dict` gives the same config back."""
@@ -126,12 +122,10 @@ class ModelConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "ModelConfig":
         """The config that `to_dict` wrote. Raises ConfigError for fields that no config has."""
-        _check_names("a model config", cls, fields)
         scaling = fields.get("rope_scaling")
         if isinstance(scaling, dict):
-            _check_names("rope_scaling", RopeScaling, scaling)
-            fields = {**fields, "rope_scaling": RopeScaling(**scaling)}
-        return cls(**fields)
+            fields = {**fields, "rope_scaling": _from_dict(RopeScaling, "rope_scaling", scaling)}
+        return _from_dict(cls, "a model config", fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,19 +186,10 @@ class EncoderDecoderConfig:
                 f"{self.d_model}; d_model={wider} would do, or positions='learned'."
             )
         attention_sizes(self.d_model, self.num_heads, None, None, rotary=False)
-        defaults = {
-            "num_decoder_layers": self.num_layers,
-            "d_ff": 4 * self.d_model,
-            "target_vocab_size": self.vocab_size,
-        }
-        for name, default in defaults.items():
-            value = default if getattr(self, name) is None else getattr(self, name)
-            check_size(name, value)
-            object.__setattr__(self, name, value)
+        _fill_in(self, num_decoder_layers=self.num_layers, d_ff=4 * self.d_model, target_vocab_size=self.vocab_size)
         check_number("eps", self.eps, above=0.0)
         check_dropout(self.dropout)
-        if not isinstance(self.tie_embeddings, bool):
-            raise ConfigError(f"tie_embeddings must be True or False, not {self.tie_embeddings!r}.")
+        check_flag("tie_embeddings", self.tie_embeddings)
         if self.tie_embeddings and self.target_vocab_size != self.vocab_size:
             raise ConfigError(
                 f"tie_embeddings needs one vocabulary, but vocab_size is {self.vocab_size} and target_vocab_size "
@@ -221,11 +206,18 @@ class EncoderDecoderConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "EncoderDecoderConfig":
         """The config that `to_dict` wrote. Raises ConfigError for fields that no config has."""
-        _check_names("an encoder-decoder config", cls, fields)
-        return cls(**fields)
+        return _from_dict(cls, "an encoder-decoder config", fields)
 
 
-def _check_names(what: str, record: type, fields: dict[str, Any]) -> None:
+def _fill_in(record: object, **defaults: int) -> None:
+    """Give the sizes that are None these values."""
+    for name, default in defaults.items():
+        value = default if getattr(record, name) is None else getattr(record, name)
+        check_size(name, value)
+        object.__setattr__(record, name, value)
+
+
+def _from_dict(record: type[Any], what: str, fields: dict[str, Any]) -> Any:
     known = {field.name: field for field in dataclasses.fields(record)}
     unknown = sorted(fields.keys() - known.keys())
     if unknown:
@@ -233,6 +225,7 @@ def _check_names(what: str, record: type, fields: dict[str, Any]) -> None:
     missing = [n for n, field in known.items() if field.default is dataclasses.MISSING and n not in fields]
     if missing:
         raise ConfigError(f"{what} needs {', '.join(missing)}.")
+    return record(**fields)
 
 
 def default_d_ff(d_model: int) -> int:

@@ -35,12 +35,16 @@ def attention_sizes(
         num_kv_heads = num_heads
     check_size("num_kv_heads", num_kv_heads)
     if num_heads % num_kv_heads:
-        nearest = min((n for n in range(1, num_heads + 1) if num_heads % n == 0), key=lambda n: abs(n - num_kv_heads))
         raise ConfigError(
             f"num_kv_heads must divide num_heads, but {num_kv_heads} does not divide {num_heads}; "
-            f"num_kv_heads={nearest} would."
+            f"num_kv_heads={nearest_divisor(num_heads, num_kv_heads)} would."
         )
     return num_kv_heads, head_dim
+
+
+def nearest_divisor(number: int, wanted: int) -> int:
+    """The divisor of `number` that is nearest to `wanted`, the smaller one of two."""
+    return min((n for n in range(1, number + 1) if number % n == 0), key=lambda n: abs(n - wanted))
 
 
 def check_size(name: str, value: object, *, at_least: int = 1) -> None:
@@ -58,6 +62,12 @@ def check_number(name: str, value: object, *, above: float | None = None, at_lea
         raise ConfigError(f"{name} must be greater than {above:g}, not {value!r}.")
     if at_least is not None and value < at_least:
         raise ConfigError(f"{name} must be at least {at_least:g}, not {value!r}.")
+
+
+def check_flag(name: str, value: object) -> None:
+    """Raise ConfigError unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise ConfigError(f"{name} must be True or False, not {value!r}.")
 
 
 def check_dropout(value: object) -> None:

@@ -12,7 +12,7 @@ from ..config import EncoderDecoderConfig
 from ..errors import CheckpointError, ConfigError
 from .fit import check_layers, check_tensors
 from .layouts import ENCODER_DECODER, eos_from_hugging_face
-from .together import CONFIG, SAVE_ID, Checkpoint, Weights, check_dtype, found_among, opened, write_model
+from .together import CONFIG, SAVE_ID, Checkpoint, Weights, found_among, opened, write_model
 
 _FIELDS = frozenset(field.name for field in dataclasses.fields(EncoderDecoderConfig))
 
@@ -40,7 +40,6 @@ def load(
     Headers are compared with the config before anything is allocated. Raises CheckpointError for a folder that is not
     whole, has tensors missing, left over or mis-shaped, or a config that is not understood to the last key.
     """
-    check_dtype(dtype)
     with opened(folder) as (path, fields):
         config, eos_token_ids = _read(fields, str(path / CONFIG))
         weights = Weights(path, fields)

@@ -22,7 +22,7 @@ from .layouts import (
 )
 from .names import PACKED, SCALES, SHAPE, parameters_of
 from .quantized import KEY, from_rows, kind_in, quantization_config, to_rows
-from .together import CONFIG, Checkpoint, Weights, check_dtype, found_among, opened, write_model
+from .together import CONFIG, Checkpoint, Weights, found_among, opened, write_model
 
 GENERATION_CONFIG = "generation_config.json"  # transformers' settings for generate(); its end-of-text ids come first
 
@@ -75,7 +75,6 @@ def load(
     Headers are compared with the config before anything is allocated. Raises CheckpointError for a folder that is not
     whole, has tensors missing, left over or mis-shaped, or a config that is not understood to the last key.
     """
-    check_dtype(dtype)
     with opened(folder) as (path, fields):
         source = str(path / CONFIG)
         kind = kind_in(fields, source)

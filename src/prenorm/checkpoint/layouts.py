@@ -54,18 +54,19 @@ _COMMON = {
     "eos_token_id": None,
     "prenorm_dropout": 0.0,
 }
-_QWEN_WINDOW = {"use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28, "layer_types": None}
+_QWEN = {
+    "num_key_value_heads": 32,
+    "max_position_embeddings": 32768,
+    "use_sliding_window": False,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+    "layer_types": None,
+}
 _FAMILIES: dict[str, dict[str, Any]] = {
     "llama": {"num_key_value_heads": None, "max_position_embeddings": 2048, "attention_bias": False, "eos_token_id": 2},
     "mistral": {"num_key_value_heads": 8, "max_position_embeddings": 131072, "sliding_window": 4096, "eos_token_id": 2},
-    "qwen2": {"num_key_value_heads": 32, "max_position_embeddings": 32768, **_QWEN_WINDOW},
-    "qwen3": {
-        "num_key_value_heads": 32,
-        "max_position_embeddings": 32768,
-        "head_dim": 128,
-        "attention_bias": False,
-        **_QWEN_WINDOW,
-    },
+    "qwen2": _QWEN,
+    "qwen3": {"head_dim": 128, "attention_bias": False, **_QWEN},
     "prenorm": {
         "num_key_value_heads": None,
         "max_position_embeddings": 2048,

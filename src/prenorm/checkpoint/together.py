@@ -88,17 +88,16 @@ class Weights:
         }
 
     def read(self, names: list[str], dtype: torch.dtype | None, device: torch.device | str | None) -> dict[str, Tensor]:
-        """The tensors of these names, in `dtype` (None: as stored) on `device` (None: CPU)."""
+        """The tensors of these names, in `dtype` (None: as stored) on `device` (None: CPU).
+
+        Raises ConfigError for a dtype that a model's weights cannot have.
+        """
+        if dtype is not None and dtype_name(dtype) not in FLOATS:
+            raise ConfigError(f"a model's dtype must be one of {', '.join(FLOATS)}, not {dtype}.")
         tensors: dict[str, Tensor] = {}
         for path, header in self._headers.items():
             tensors |= read_tensors(path, set(names) & header.tensors.keys(), dtype=dtype, device=device)
         return tensors
-
-
-def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raise ConfigError unless a model's weights may be loaded in this dtype."""
-    if dtype is not None and dtype_name(dtype) not in FLOATS:
-        raise ConfigError(f"a model's dtype must be one of {', '.join(FLOATS)}, not {dtype}.")
 
 
 def _model_folder(folder: Path | str) -> Path:

@@ -6,14 +6,11 @@ import json
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Literal
 
 import tyro
 
 from ..errors import ConfigError
-
-if TYPE_CHECKING:  # loads torch, which --help does not wait for
-    from ..checks.verdict import Verdict
 
 DAY = 86_400
 Target = Literal["paper", "llama", "qwen2", "qwen3", "gpt-neox", "causal"]
@@ -78,11 +75,6 @@ def _run_one(flags: CheckFlags, form: str) -> int:
     # A spinner on stderr, where a person looks at it.
     with Console(stderr=True, quiet=not sys.stderr.isatty()).status(escape(f"checking {flags.subject}")):
         verdict = check(flags.subject, target=flags.target, seconds=flags.timeout)
-    _print_verdict(verdict, form)
-    return 0 if verdict.passed else 1
-
-
-def _print_verdict(verdict: "Verdict", form: str) -> None:
     if form == "json":
         print(json.dumps(verdict.to_json(), indent=2))
     elif form == "junit":
@@ -94,11 +86,10 @@ def _print_verdict(verdict: "Verdict", form: str) -> None:
 
         print(json.dumps(gradescope(verdict), indent=2))
     else:
-        from rich.console import Console
-
         from ..checks.report.text import print_verdict
 
         print_verdict(verdict, Console(highlight=False))
+    return 0 if verdict.passed else 1
 
 
 def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:

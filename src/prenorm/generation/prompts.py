@@ -9,6 +9,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import ConfigError, RangeError
+from ..validation import check_size
 
 # The axes have no names, because each row, and the sources and prompts of one call, may have any lengths.
 Prompts = Sequence[Sequence[int]] | Sequence[Int[Tensor, " _"]] | Int[Tensor, "... _"]
@@ -68,8 +69,7 @@ def check_room(
     held: how many tokens each row has already, in a cache. The very last new token is never fed back, so
     held + prompt + max_new_tokens - 1 may be max_seq_len.
     """
-    if isinstance(max_new_tokens, bool) or not isinstance(max_new_tokens, int) or max_new_tokens < 0:
-        raise ConfigError(f"max_new_tokens must be a whole number of at least 0, not {max_new_tokens!r}.")
+    check_size("max_new_tokens", max_new_tokens, at_least=0)
     if not rows:
         return
     held = [0] * len(rows) if held is None else held

@@ -112,7 +112,7 @@ class TextGenerator:
                 raise ConfigError(f"a stop string must be text of at least one character, not {one!r}; leave it out.")
         rows = [self._encode(prompt) for prompt in prompts]
         logprobs = bool(options.get("logprobs"))
-        replies = [_Reply(_Characters(self._tokenizer, row), _StopStrings(stops), self._eos_token_ids) for row in rows]
+        replies = [_Reply(_Characters(self._tokenizer, row), stops, self._eos_token_ids) for row in rows]
         if options.get("max_new_tokens") is None:
             room = self._model.config.max_seq_len - max(map(len, rows), default=0) + 1  # the last one is not fed back
             options["max_new_tokens"] = max(1, min(DEFAULT_NEW_TOKENS, room))
@@ -157,8 +157,9 @@ class _Reply:
     """The continuation of one prompt as it grows."""
 
     characters: "_Characters"
-    stops: "_StopStrings"
+    stops: tuple[str, ...]
     eos_token_ids: list[int]
+    held: str = ""  # what may be the start of a stop string
     finish_reason: Literal["stop", "eos", "length"] | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -171,9 +172,9 @@ class _Reply:
         self.token_ids.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
-        piece = self.stops.take(self.characters.take(token))
+        piece, self.held, stopped = _up_to_stop(self.held + self.characters.take(token), self.stops)
         self.pieces.append(piece)
-        if self.stops.found:
+        if stopped:
             self.finish_reason = "stop"
         elif token in self.eos_token_ids:
             self.finish_reason = "eos"
@@ -182,8 +183,8 @@ class _Reply:
     def finish(self) -> str:
         """The text that was held back, now that nothing follows."""
         self.finish_reason = self.finish_reason or "length"
-        self.pieces.append(self.stops.held)
-        self.stops.held = ""
+        self.pieces.append(self.held)
+        self.held = ""
         return self.pieces[-1]
 
     def completion(self, prompt: str, *, logprobs: bool) -> Completion:
@@ -222,21 +223,12 @@ class _Characters:
         return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
-class _StopStrings:
-    """Lets text through up to the stop string that is complete first, and holds back what may be the start of one."""
-
-    def __init__(self, stops: tuple[str, ...]) -> None:
-        self.found = False
-        self.held = ""
-        self._stops = stops
-
-    def take(self, piece: str) -> str:
-        text = self.held + piece
-        complete = [(text.index(stop) + len(stop), text.index(stop)) for stop in self._stops if stop in text]
-        if complete:
-            self.found, self.held = True, ""
-            return text[: min(complete)[1]]
-        starts = (size for stop in self._stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
-        certain = len(text) - max(starts, default=0)
-        self.held = text[certain:]
-        return text[:certain]
+def _up_to_stop(text: str, stops: tuple[str, ...]) -> tuple[str, str, bool]:
+    """The text up to the stop string that is complete first, the end that may be the start of one, and whether one is
+    complete."""
+    complete = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
+    if complete:
+        return text[: min(complete)[1]], "", True
+    starts = (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
+    certain = len(text) - max(starts, default=0)
+    return text[:certain], text[certain:], False

@@ -79,7 +79,7 @@ def cross_document_mask(
         return (source_segment_ids >= 0)[..., None, None, :]
     for ids in (segment_ids, source_segment_ids):
         _check_rows(
-            document_counts(ids) > _distinct_ids(ids),
+            document_counts(ids) > document_counts(ids.sort(-1).values),  # sorted, equal ids are one document
             "a target document reads the source document of the same id, so a row must not have two of one id, "
             "but row {row} has",
         )
@@ -94,11 +94,6 @@ def cross_document_mask(
 def document_counts(segment_ids: Int[Tensor, "*batch seq"]) -> Int[Tensor, "*batch"]:
     """How many documents each row holds; padding is none."""
     return (_document_starts(segment_ids) & (segment_ids >= 0)).sum(-1)
-
-
-def _distinct_ids(segment_ids: Tensor) -> Tensor:
-    """How many different ids of documents each row has."""
-    return document_counts(segment_ids.sort(-1).values)
 
 
 def _check_one_document(segment_ids: Tensor, side: str) -> None:

@@ -30,8 +30,7 @@ def multihead_self_attention(
     Raises ConfigError and ShapeError. Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
     """
     q, k, v = _project(d_model, num_heads, q_proj_weight, k_proj_weight, v_proj_weight, in_features, rotary=False)
-    _check_output(o_proj_weight, d_model)
-    return linear(merge_heads(scaled_dot_product_attention(q, k, v, causal=causal)), o_proj_weight)
+    return _attend(q, k, v, o_proj_weight, causal=causal)
 
 
 def multihead_self_attention_with_rope(
@@ -54,22 +53,14 @@ def multihead_self_attention_with_rope(
     0 .. seq-1. Raises RangeError for positions outside.
     """
     q, k, v = _project(d_model, num_heads, q_proj_weight, k_proj_weight, v_proj_weight, in_features, rotary=True)
-    _check_output(o_proj_weight, d_model)
-    positions = resolve_positions(token_positions, in_features, max_seq_len)
-    q, k = rope(q, positions.unsqueeze(-2), theta=theta), rope(k, positions.unsqueeze(-2), theta=theta)
-    return linear(merge_heads(scaled_dot_product_attention(q, k, v, causal=causal)), o_proj_weight)
-
-
-def resolve_positions(
-    token_positions: Int[Tensor, "*positions seq"] | None, x: Float[Tensor, "*batch seq d_model"], max_seq_len: int
-) -> Int[Tensor, "*positions seq"]:
-    """The positions handed in, checked, or 0 .. seq-1. Raises ShapeError and RangeError."""
     if token_positions is None:
-        check_length(x.shape[-2], max_seq_len)
-        return torch.arange(x.shape[-2], device=x.device)
-    check_position_shape(token_positions, x)
-    check_positions(token_positions, max_seq_len)
-    return token_positions
+        check_length(in_features.shape[-2], max_seq_len)
+        token_positions = torch.arange(in_features.shape[-2], device=in_features.device)
+    else:
+        check_position_shape(token_positions, in_features)
+        check_positions(token_positions, max_seq_len)
+    q, k = (rope(x, token_positions.unsqueeze(-2), theta=theta) for x in (q, k))
+    return _attend(q, k, v, o_proj_weight, causal=causal)
 
 
 def check_position_shape(token_positions: Tensor, x: Tensor) -> None:
@@ -83,13 +74,6 @@ def check_position_shape(token_positions: Tensor, x: Tensor) -> None:
         raise ShapeError(
             f"token_positions must be (seq,) = {rows[-1:]} or (..., seq) = {rows}, but they are "
             f"{tuple(token_positions.shape)}."
-        )
-
-
-def _check_output(o_proj_weight: Tensor, d_model: int) -> None:
-    if o_proj_weight.shape[-1] != d_model:
-        raise ShapeError(
-            f"o_proj_weight must be (d_out, d_model) with d_model = {d_model}, but it is {tuple(o_proj_weight.shape)}."
         )
 
 
@@ -113,3 +97,13 @@ def _project(
             )
     q, k, v = (split_heads(linear(in_features, weight), head_dim) for weight in weights.values())
     return q, k, v
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, o_proj_weight: Tensor, *, causal: bool) -> Tensor:
+    merged = merge_heads(scaled_dot_product_attention(q, k, v, causal=causal))
+    d_model = merged.shape[-1]
+    if o_proj_weight.shape[-1] != d_model:
+        raise ShapeError(
+            f"o_proj_weight must be (d_out, d_model) with d_model = {d_model}, but it is {tuple(o_proj_weight.shape)}."
+        )
+    return linear(merged, o_proj_weight)

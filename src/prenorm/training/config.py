@@ -12,7 +12,7 @@ import tomli_w
 
 from ..config import ModelConfig
 from ..errors import ConfigError
-from ..validation import check_number, check_size
+from ..validation import check_flag, check_number, check_size, nearest_divisor
 from .presets import PRESETS, PresetName
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -138,13 +138,12 @@ class TrainConfig:
         for name in ("out", "tokenizer", "device"):
             _check_text(name, getattr(self, name))
         for name in ("compile", "checkpoint_activations"):
-            if not isinstance(getattr(self, name), bool):
-                raise ConfigError(f"{name} must be True or False, not {getattr(self, name)!r}.")
+            check_flag(name, getattr(self, name))
         check_size("checkpoint_activations_every", self.checkpoint_activations_every)
         for name in ("steps", "context", "batch_size", "tokenizer_sample_mb", "eval_batches", "keep_checkpoints"):
             check_size(name, getattr(self, name))
         for name in ("seed", "short_context", "micro_batch_size", "warmup_steps", "eval_every", "checkpoint_every"):
-            _check_count(name, getattr(self, name))
+            check_size(name, getattr(self, name), at_least=0)
         rates = ("muon_lr", "embedding_lr", "head_lr", "vector_lr")
         for name in (*rates, "adam_eps", "weight_decay", "grad_clip", "log_seconds"):
             check_number(name, getattr(self, name), at_least=0.0)
@@ -258,11 +257,6 @@ def _check_text(name: str, value: Any) -> None:
         raise ConfigError(f"{name} must have printable characters only, or config.toml could not hold it: {value!r}.")
 
 
-def _check_count(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 0:
-        raise ConfigError(f"{name} must be a whole number of at least 0, not {value!r}.")
-
-
 def _check_share(name: str, value: Any, *, below: bool = False) -> None:
     check_number(name, value, at_least=0.0)
     if value > 1 or (below and value == 1):
@@ -271,8 +265,7 @@ def _check_share(name: str, value: Any, *, below: bool = False) -> None:
 
 def _check_together(config: TrainConfig) -> None:
     if config.batch_size % (config.micro_batch_size or config.batch_size):
-        divisors = [n for n in range(1, config.batch_size + 1) if config.batch_size % n == 0]
-        nearest = min(divisors, key=lambda n: abs(n - config.micro_batch_size))
+        nearest = nearest_divisor(config.batch_size, config.micro_batch_size)
         raise ConfigError(
             f"micro_batch_size must divide batch_size, but {config.micro_batch_size} does not divide "
             f"{config.batch_size}; micro_batch_size={nearest} would."

@@ -58,16 +58,13 @@ def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics) -> 
             record = trainer.step(step)
             metrics.write(record)
             report(record)
-            if _due(step, config.eval_every) and not last:
+            if config.eval_every and step % config.eval_every == 0 and not last:
                 glance = trainer.glance(step)
                 metrics.write(glance)
                 display.evaluation(glance)
-            if _due(step, config.checkpoint_every) or last or stop.requested:
+            due = config.checkpoint_every and step % config.checkpoint_every == 0
+            if due or last or stop.requested:
                 metrics.sync()
                 save_checkpoint(folder, step, config, trainer.model, trainer.optimizer)
             if stop.requested and not last:
                 raise Stopped(stop.signal_number, step, folder)
-
-
-def _due(step: int, every: int) -> bool:
-    return every > 0 and step % every == 0

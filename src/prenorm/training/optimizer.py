@@ -1,6 +1,6 @@
 """The optimiser: Muon for the blocks' matrices, AdamW for the embedding, the head and the vectors."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -25,11 +25,12 @@ class MuonAndAdamW:
         self.optimizers: list[torch.optim.Optimizer] = [adamw]
         if matrices["params"]:
             self.optimizers.append(torch.optim.Muon([matrices], momentum=config.muon_momentum))
-        self._learning_rates = [group["lr"] for group in self._groups()]
+        groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
+        self._full_rates = [(group, group["lr"]) for group in groups]
 
     def step(self, scale: float) -> None:
         """Update every weight from its gradient, at `scale` times the full learning rates, and drop the gradients."""
-        for group, learning_rate in zip(self._groups(), self._learning_rates, strict=True):
+        for group, learning_rate in self._full_rates:
             group["lr"] = learning_rate * scale
         for optimizer in self.optimizers:
             optimizer.step()
@@ -60,9 +61,6 @@ class MuonAndAdamW:
                         what: tensor.to(parameter.device, copy=True)
                         for what, tensor in states[self._names[parameter]].items()
                     }
-
-    def _groups(self) -> Iterator[dict[str, Any]]:
-        return (group for optimizer in self.optimizers for group in optimizer.param_groups)
 
 
 def _groups(model: nn.Module, config: TrainConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
