@@ -44,9 +44,12 @@ def _allowed(arrival: Arrival, key_places: Tensor | None, kv_seq: int, window: i
         if arrival.seq == 1 and all_seen:
             return None
         return causal_mask(arrival.seq, kv_seq, window=window, device=places.device)
-    if key_places is None:
+    if key_places is None:  # the i-th key is at place i
         key_places = torch.arange(kv_seq, device=places.device)
-    allowed = place_mask(places, key_places, window=window)
+        allowed = places[..., :, None] >= key_places
+        allowed = allowed if window is None else allowed & (places[..., :, None] - key_places < window)
+    else:
+        allowed = place_mask(places, key_places, window=window)
     return allowed.unsqueeze(1) if allowed.ndim == 3 else allowed
 
 

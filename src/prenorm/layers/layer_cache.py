@@ -104,7 +104,10 @@ class LayerCache:
         wraps = self.is_ring and (compiling or stop > self.slots)
         tears = wraps and seq > self.slots - (self.window or 0) + 1  # what the first of these tokens see
         joined = tears or torch.is_grad_enabled()
-        of_tokens = self._slots_of(places, stop if after is None else after) if wraps or after is not None else None
+        of_tokens = None
+        if wraps or after is not None:
+            padded = arrival.is_token is not None
+            of_tokens = self._slots_of(places, stop if after is None else after, padded=padded, wraps=wraps)
         if of_tokens is not None and of_tokens.ndim == 2:
             _, num_kv_heads, _, head_dim = self.keys.shape
             of_tokens = of_tokens[:, None, :, None].expand(-1, num_kv_heads, -1, head_dim)
@@ -164,8 +167,10 @@ class LayerCache:
         last = length - 1 if lengths is None else lengths[:, None] - 1
         return last - (last - slots) % self.slots
 
-    def _slots_of(self, places: Tensor, after: int | Tensor) -> Tensor:
+    def _slots_of(self, places: Tensor, after: int | Tensor, *, padded: bool, wraps: bool) -> Tensor:
         """The slot of each new token; that which nobody reads for padding, and for what later ones would overwrite."""
+        if not padded and not wraps:
+            return places
         first = after[:, None] - self.slots if isinstance(after, Tensor) else after - self.slots
         return torch.where((places >= 0) & (places >= first), places % self.slots, self.slots)
 

@@ -82,14 +82,17 @@ class Call:
     def _positions(self, rope: RotaryEmbedding) -> Tensor:
         """What the tokens are rotated by: what was asked for, or their places in the document or the cache."""
         positions, arrival = self.token_positions, self.arrival
-        if positions is None and arrival is not None and arrival.before is not None:
-            positions = arrival.places.clamp_min(0)  # padding has no place; where it is rotated to is never seen
-        elif positions is None and arrival is None and self.segment_ids is not None:
+        if positions is None and arrival is not None:
+            # Padding has no place; where it is rotated to is never seen.
+            positions = arrival.places if arrival.before is None else arrival.places.clamp_min(0)
+            if arrival.before is None or arrival.stop <= rope.max_seq_len:  # no place is beyond `stop`
+                check_length(arrival.stop, rope.max_seq_len)
+                return positions
+        elif positions is None and self.segment_ids is None:
+            check_length(self.seq, rope.max_seq_len)
+            return torch.arange(self.seq, device=self.device)
+        elif positions is None:
             positions = document_positions(self.segment_ids)
-        if positions is None:
-            start = 0 if arrival is None else arrival.start
-            check_length(start + self.seq, rope.max_seq_len)
-            return torch.arange(start, start + self.seq, device=self.device)
         check_positions(positions, rope.max_seq_len)
         return positions
 
