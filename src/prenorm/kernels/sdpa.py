@@ -25,8 +25,10 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal:
     empty = None
     if mask is not None:
         # Fused kernels differ on rows that may attend to nothing (NaN, or an average): they get a full row, then zeros.
-        empty = ~mask.any(-1, keepdim=True)
-        mask = mask | empty
+        seen = mask.any(-1, keepdim=True)
+        if not (mask.is_cpu and is_plain(mask) and bool(seen.all())):  # on a CPU Python may look
+            empty = ~seen
+            mask = mask | empty
     causal = causal and mask is None
     grouped = query.shape[1] != key.shape[1]
     if grouped and query.shape[2] == 1 and not causal and (mask is None or mask.ndim == 2 or mask.shape[1] == 1):

@@ -81,8 +81,7 @@ class SelfAttention(nn.Module):
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
         if self.rope is not None and plan.cos is not None and plan.sin is not None:
-            q = rotate(q, plan.cos, plan.sin, interleaved=self.rope.interleaved)
-            k = rotate(k, plan.cos, plan.sin, interleaved=self.rope.interleaved)
+            q, k = (rotate(one, plan.cos, plan.sin, interleaved=self.rope.interleaved) for one in (q, k))
         if cache is not None and plan.slots is not None:
             k, v = cache.store(k, v, plan.slots)
         window, dropout = self.window if plan.causal else None, self.dropout if self.training else 0.0

@@ -13,7 +13,7 @@ from ..ops.documents import check_segments, document_positions, within_documents
 from ..ops.multihead import check_position_shape
 from ..ops.ranges import check_length, check_positions
 from .cache import KVCache
-from .cached_mask import cached_mask
+from .cached_plan import cached_mask, cached_positions
 from .layer_cache import LayerCache, Slots
 from .rope import RotaryEmbedding
 from .timeline import one_pass
@@ -54,14 +54,14 @@ class Call:
         self.seq, self.dtype, self.device = x.shape[-2], x.dtype, x.device
         self.token_positions, self.mask, self.segment_ids, self.cache = token_positions, mask, segment_ids, cache
         self.arrival = None if cache is None else cache.arrive(x, segment_ids, exact=mask is not None)
-        self._plans: list[tuple[RotaryEmbedding | None, object, AttentionPlan]] = []
+        self._plans: list[tuple[object, AttentionPlan]] = []
 
     def plan(self, attention: Any, layer: LayerCache | None = None) -> AttentionPlan:
         """The plan for a `SelfAttention` of this kind: its rotation, causality and window. layer: its cache."""
         rope, num_heads, causal, window = attention.rope, attention.num_heads, attention.causal, attention.window
-        kind = (num_heads, causal, window, None if layer is None else layer.keys.shape)
-        for known_rope, known_kind, plan in self._plans:
-            if known_rope is rope and known_kind == kind:
+        kind = (rope, num_heads, causal, window, None if layer is None else layer.keys.shape)
+        for known, plan in self._plans:
+            if known == kind:
                 return plan
         cos, sin, mask, slots = None, None, self.mask, None
         if rope is not None:
@@ -71,7 +71,7 @@ class Call:
         elif self.segment_ids is not None:
             mask = within_documents(self.segment_ids, mask, num_heads)
         plan = AttentionPlan(cos, sin, mask, causal, slots)
-        self._plans.append((rope, kind, plan))
+        self._plans.append((kind, plan))
         return plan
 
     def done(self) -> None:
@@ -81,18 +81,14 @@ class Call:
 
     def _positions(self, rope: RotaryEmbedding) -> Tensor:
         """What the tokens are rotated by: what was asked for, or their places in the document or the cache."""
-        positions, arrival = self.token_positions, self.arrival
-        if positions is None and arrival is not None:
-            # Padding has no place; where it is rotated to is never seen.
-            positions = arrival.places if arrival.before is None else arrival.places.clamp_min(0)
-            if arrival.before is None or arrival.stop <= rope.max_seq_len:  # no place is beyond `stop`
-                check_length(arrival.stop, rope.max_seq_len)
-                return positions
-        elif positions is None and self.segment_ids is None:
+        positions, segment_ids = self.token_positions, self.segment_ids
+        if positions is None and self.arrival is not None:
+            return cached_positions(self.arrival, rope.max_seq_len)
+        if positions is None and segment_ids is not None:
+            positions = document_positions(segment_ids)
+        if positions is None:
             check_length(self.seq, rope.max_seq_len)
             return torch.arange(self.seq, device=self.device)
-        elif positions is None:
-            positions = document_positions(self.segment_ids)
         check_positions(positions, rope.max_seq_len)
         return positions
 

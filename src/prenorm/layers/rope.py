@@ -6,7 +6,8 @@ from torch import Tensor, nn
 
 from ..config import RopeScaling
 from ..ops.ranges import check_positions
-from ..ops.rope import rope_angles, rope_frequencies, rotate
+from ..ops.rope import rope_angles, rotate
+from ..ops.rope_frequencies import rope_frequencies
 from ..validation import check_number, check_size
 
 

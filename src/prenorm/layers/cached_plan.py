@@ -1,4 +1,4 @@
-"""Who may attend to which keys of a cache."""
+"""What a plan says of a cache: where tokens stand, and who may attend to which of its keys."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -6,8 +6,19 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..ops.masks import causal_mask, check_mask
+from ..ops.ranges import check_length, check_positions
 from .layer_cache import LayerCache, Slots
 from .timeline import Arrival
+
+
+def cached_positions(arrival: Arrival, max_seq_len: int) -> Int[Tensor, "*batch seq"]:
+    """What tokens are rotated by: their places in the cache. Raises RangeError beyond max_seq_len."""
+    if arrival.before is None or arrival.stop <= max_seq_len:  # no place is beyond `stop`
+        check_length(arrival.stop, max_seq_len)
+        return arrival.places if arrival.is_token is None else arrival.places.clamp_min(0)
+    positions = arrival.places.clamp_min(0)  # padding has no place; where it is rotated to is never seen
+    check_positions(positions, max_seq_len)
+    return positions
 
 
 def cached_mask(
