@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-grid test-check check format bench bench-all bench-attention bench-blocks bench-decode
-.PHONY: bench-linear bench-llama bench-norm bench-quantized bench-checkpointing bench-training example-dates wheel clean
+.PHONY: against lines bench-linear bench-llama bench-norm bench-quantized bench-checkpointing bench-training example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -26,6 +26,8 @@ help:
 	@echo "make bench-quantized   writing in bfloat16, int8 and int4 (about 2 minutes; LARGE=1; RUN=runs/demo: how much worse)"
 	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
 	@echo "make bench-training    training on a CPU against transformers, step by step and piece by piece (about 6 minutes)"
+	@echo "make against OLD=DIR   this checkout against another one: bits, and speed (about 20 minutes)"
+	@echo "make lines             how many lines there are to read"
 	@echo "make example-dates     train an encoder-decoder to read dates in some hundred languages"
 	@echo "make wheel   build dist/prenorm-*.whl"
 	@echo "make clean   remove .venv and everything that was built (runs/ stays)"
@@ -92,6 +94,12 @@ bench-checkpointing: .venv/dev.stamp
 
 bench-training: .venv/dev.stamp
 	$(BIN)/python benchmarks/training.py
+
+against: .venv/dev.stamp
+	$(BIN)/python benchmarks/against.py $(OLD)
+
+lines: .venv/dev.stamp
+	$(BIN)/python benchmarks/lines_to_read.py
 
 example-dates: .venv/dev.stamp
 	GOMP_SPINCOUNT=1000 $(BIN)/python examples/dates.py

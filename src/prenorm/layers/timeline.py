@@ -38,8 +38,8 @@ class Timeline:
     """How many tokens the rows of a cache hold: one for all of its layers.
 
     Padding is never stored: a row's tokens have the places 0, 1, 2, ... whatever padding stood between them.
-    A token counts once every layer has stored it and the call that brought it is done (`Pass`). Until then `ahead` says
-    how many columns of tokens a layer has that others have not: where layers are called one by one it may differ.
+    A token counts once every layer has stored it and the call that brought it is done (`one_pass`). Until then `ahead`
+    says how many columns of tokens a layer has that others have not: it may differ where layers are called one by one.
     """
 
     def __init__(self, batch_size: int, max_seq_len: int, device: torch.device | str | None = None) -> None:

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 from types import ModuleType
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
@@ -97,7 +97,7 @@ class GenerativeModel(nn.Module):
         }
 
 
-def _is_product(head: Linear | QuantizedLinear) -> bool:
+def _is_product(head: nn.Module) -> bool:
     """Whether calling the head is a product with its weight and nothing else, so that the loss may do without it."""
-    hooked = bool(head._forward_hooks or head._backward_hooks or head._backward_pre_hooks)
-    return is_untouched(head, Linear) and head.bias is None and not hooked
+    hooked = head._forward_hooks or head._backward_hooks or head._backward_pre_hooks
+    return is_untouched(head, Linear) and cast(Linear, head).bias is None and not hooked
