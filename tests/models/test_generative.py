@@ -1,4 +1,4 @@
-"""The head of both models: whatever stands in its place is called, in forward, loss and decoding alike."""
+"""What stands in the place of a part, or of forward itself, counts in forward, loss and decoding alike."""
 
 import pytest
 import torch
@@ -102,3 +102,132 @@ def test_decoding_calls_it_too(make):
     model.lm_head.register_forward_hook(lambda module, x, y: nn.functional.one_hot(torch.tensor(chosen), VOCAB) + 0 * y)
     assert model.eval().generate(*prompts, max_new_tokens=3, temperature=0) == [[7, 7, 7]]
     assert (model(*given).argmax(-1) == 7).all()
+
+
+def low(logits):
+    """Ids of 3 and more may not be written."""
+    logits = logits.clone()
+    logits[..., 3:] = -torch.inf
+    return logits
+
+
+class OnlyLow(TransformerLM):
+    """A model of another class."""
+
+    def forward(self, *given, **options):
+        return low(super().forward(*given, **options))
+
+
+class OnlyLowTwins(EncoderDecoder):
+    """The same, of two sides."""
+
+    def forward(self, *given, **options):
+        return low(super().forward(*given, **options))
+
+
+def overridden(model):
+    model.__class__ = OnlyLow if isinstance(model, TransformerLM) else OnlyLowTwins
+    return model
+
+
+def hooked_model(model):
+    model.register_forward_hook(lambda module, given, logits: low(logits))
+    return model
+
+
+def replaced_forward(model):
+    forward = model.forward
+    model.forward = lambda *given, **options: low(forward(*given, **options))
+    return model
+
+
+def through_forward(model, *given):
+    """Greedy decoding as a loop over `forward`, one prompt at a time."""
+    replies = []
+    for row in zip(*given, strict=True):
+        *source, tokens = ([*ids] for ids in row)
+        for _ in range(5):
+            logits = model(*(torch.tensor([ids]) for ids in (*source, tokens)))
+            tokens.append(int(logits[0, -1].argmax()))
+        replies.append(tokens[-5:])
+    return replies
+
+
+@pytest.mark.parametrize("draft", [False, True])
+@pytest.mark.parametrize("make", [language_model, twins])
+@pytest.mark.parametrize("change", [overridden, hooked_model, replaced_forward])
+def test_forward_counts_in_decoding(change, make, draft):
+    model = randomise(make()[0].double()).eval()
+    prompts = [[[1, 2, 9], [4], [3, 3]], [[5], [6, 7], [8, 8]]][: 1 if make is language_model else 2]
+    plain = through_forward(model, *prompts)
+    wanted = through_forward(change(model), *prompts)
+    assert wanted != plain
+    options = {"max_new_tokens": 5, "temperature": 0}
+    if draft and make is language_model:
+        options["draft"] = randomise(TransformerLM(ModelConfig(VOCAB, 4, 1, 1)), seed=3).eval()
+    assert model.generate(*prompts, **options) == wanted
+    steps = list(model.stream(*prompts, **options))
+    assert [list(reply) for reply in zip(*steps, strict=True)] == wanted
+
+
+def test_hooks_on_all_modules_count_in_decoding():
+    model = randomise(language_model()[0]).eval()
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, given, y: low(y) if isinstance(module, TransformerLM) else None
+    )
+    try:
+        wanted = through_forward(model, [[1, 2]])
+        assert model.generate([[1, 2]], max_new_tokens=5, temperature=0) == wanted
+        assert max(wanted[0]) < 3
+    finally:
+        hook.remove()
+
+
+class LowRank(nn.Module):
+    """A layer with a low-rank addition, and none of the attributes of ours."""
+
+    def __init__(self, base):
+        super().__init__()
+        self.inner = base
+        self.down = nn.Linear(D_MODEL, 2, bias=False)
+        self.up = nn.Linear(2, D_MODEL, bias=False)
+
+    def forward(self, x):
+        return self.inner(x) + self.up(self.down(x))
+
+
+class Scaled(nn.Module):
+    """What wraps any part, and multiplies what it gives."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def forward(self, *given, **options):
+        return 0.5 * self.part(*given, **options)
+
+
+PARTS = {
+    "k_proj": ("layers.0.attn.k_proj", LowRank),
+    "k_proj of PyTorch": ("layers.0.attn.k_proj", lambda part: nn.Linear(D_MODEL, D_MODEL)),
+    "v_proj": ("layers.0.attn.v_proj", Scaled),
+    "o_proj": ("layers.0.attn.o_proj", LowRank),
+    "embedding": ("embedding", Scaled),
+    "embedding of PyTorch": ("embedding", lambda part: nn.Embedding(VOCAB, D_MODEL)),
+    "norm": ("layers.0.norm2", Scaled),
+    "norm of PyTorch": ("final_norm", lambda part: nn.LayerNorm(D_MODEL)),
+    "feed-forward": ("layers.0.ffn", Scaled),
+    "identity": ("layers.0.ffn", lambda part: nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_decoding_needs_nothing_of_a_part_that_forward_does_not_need(part):
+    model, _, _ = language_model()
+    name, change = PARTS[part]
+    model.set_submodule(name, change(model.get_submodule(name)))
+    randomise(model).eval()
+    prompts = [[1, 2, 9], [4]]
+    assert model.generate(prompts, max_new_tokens=5, temperature=0) == through_forward(model, prompts)
+    ids = integers(2, 6, limit=VOCAB)
+    assert_exact(model.double().loss(ids, ids), array(cross_entropy(model(ids), ids)))

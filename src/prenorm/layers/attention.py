@@ -14,7 +14,7 @@ from ..ops.masks import check_window
 from ..ops.rope import rotate
 from ..validation import attention_sizes, check_dropout
 from .layer_cache import LayerCache
-from .linear import Linear
+from .linear import Linear, device_and_dtype
 from .norm import RMSNorm
 from .plan import AttentionPlan, is_untouched, planned
 from .rope import RotaryEmbedding
@@ -96,7 +96,7 @@ class SelfAttention(nn.Module):
         With a window it holds the window and not more, whatever max_seq_len; `rewind` is the number of newest tokens
         that `LayerCache.rewind` may take back even so.
         """
-        device, own = self.k_proj.weight.device, self.k_proj.dtype
+        device, own = device_and_dtype(self.k_proj)
         if dtype is None and own != torch.float64 and torch.is_autocast_enabled(device.type):
             dtype = torch.get_autocast_dtype(device.type)  # that of the keys
         sizes = (batch_size, self.num_kv_heads, max_seq_len, self.head_dim)

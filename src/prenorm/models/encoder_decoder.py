@@ -1,6 +1,8 @@
 """The encoder-decoder: source tokens -> encoder; target tokens -> decoder that reads it -> logits -> loss."""
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -11,6 +13,7 @@ from ..checkpoint import encoder_decoder
 from ..config import EncoderDecoderConfig
 from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
+from ..generation.logits import NextLogits
 from ..generation.padding import last_of_each_row, pad
 from ..generation.prompts import Prompts, check_ids, token_lists
 from ..layers.decoder_cache import DecoderCache
@@ -183,7 +186,7 @@ class EncoderDecoder(GenerativeModel):
         """
         rows, prompts = self._rows(sources, prompts)
         options = self._decoding({"logprobs": logprobs, **options})
-        return decoding.generate(self._next_logits, self._cache_maker(rows), prompts, **options)
+        return decoding.generate(*self._way_to_decode(rows), prompts, **options)
 
     def stream(
         self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: bool = False, **options: Any
@@ -197,7 +200,7 @@ class EncoderDecoder(GenerativeModel):
         """
         rows, prompts = self._rows(sources, prompts)
         options = self._decoding({"logprobs": logprobs, **options})
-        return decoding.stream(self._next_logits, self._cache_maker(rows), prompts, **options)
+        return decoding.stream(*self._way_to_decode(rows), prompts, **options)
 
     def _embed_target(self, target_ids: Tensor, places: Tensor) -> Tensor:
         embedding = self.embedding if self.target_embedding is None else self.target_embedding
@@ -232,13 +235,25 @@ class EncoderDecoder(GenerativeModel):
             raise ShapeError(f"there must be one prompt a source, but {len(prompts)} came with {len(rows)} sources.")
         return rows, prompts
 
-    def _cache_maker(self, rows: list[list[int]]) -> Any:
-        def make_cache(batch_size: int, max_seq_len: int) -> DecoderCache:
-            source_ids, segment_ids = pad(rows, self.embedding.weight.device)
-            with torch.inference_mode():
-                return self.make_cache(source_ids, max_seq_len, source_segment_ids=segment_ids)
+    def _way_to_decode(self, rows: list[list[int]]) -> tuple[NextLogits, Callable[..., Any]]:
+        """What gives the logits of the next token for these sources, and what makes its cache."""
+        source_ids, source_segment_ids = pad(rows, self.device)
 
-        return make_cache
+        def make_cache(batch_size: int, max_seq_len: int) -> DecoderCache:
+            with torch.inference_mode():
+                return self.make_cache(source_ids, max_seq_len, source_segment_ids=source_segment_ids)
+
+        def through_forward(token_ids: Tensor, *, segment_ids: Tensor | None, cache: list[list[int]]) -> Tensor:
+            marks = torch.zeros_like(token_ids) if segment_ids is None else segment_ids
+            for row, ids, real in zip(cache, token_ids.tolist(), (marks >= 0).tolist(), strict=True):
+                row += itertools.compress(ids, real)
+            target_ids, target_segment_ids = pad(cache, self.device)
+            segments = {"source_segment_ids": source_segment_ids, "target_segment_ids": target_segment_ids}
+            return last_of_each_row(self(source_ids, target_ids, **segments), target_segment_ids)
+
+        if self.is_called_plainly:
+            return self._next_logits, make_cache
+        return through_forward, lambda batch_size, max_seq_len: [[] for _ in rows]  # targets, read anew each time
 
     def _decoding(self, options: dict[str, Any]) -> dict[str, Any]:
         if options.get("cache") is not None:

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, TypeVar, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
 
 from ..errors import ConfigError
 from ..generation import decoding
@@ -32,6 +33,17 @@ class GenerativeModel(nn.Module):
     embedding: Embedding
     lm_head: Linear | QuantizedLinear | None
     eos_token_ids: tuple[int, ...] = ()
+
+    @property
+    def device(self) -> torch.device:
+        """Where its parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def is_called_plainly(self) -> bool:
+        """Whether calling it is our forward and nothing else, so that decoding may do without the call."""
+        ours = next(cls for cls in type(self).__mro__ if "checkpoint" in vars(cls))
+        return is_untouched(self, ours) and not self._forward_hooks and not _has_any_global_hook()
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:
@@ -91,7 +103,7 @@ class GenerativeModel(nn.Module):
         return {
             "vocab_size": vocab_size,
             "max_seq_len": max_seq_len,
-            "device": self.embedding.weight.device,
+            "device": self.device,
             **options,
             "eos_token_id": self.eos_token_ids if options.get("eos_token_id") is None else options["eos_token_id"],
         }

@@ -218,16 +218,18 @@ class TransformerLM(GenerativeModel):
         segment_ids: Int[Tensor, "batch seq"] | None,
         cache: KVCache,
     ) -> Float[Tensor, "batch vocab"]:
-        if segment_ids is None:
-            with one_pass(cache):
-                return self._head(self.hidden(token_ids, cache=cache)[:, -1])
-        # Which tokens are padding is all that is known here: each row goes on with the document of the caller's cache.
-        documents = cache.documents.clone()
-        segment_ids = torch.where(segment_ids >= 0, documents.clamp_min(0)[:, None], -1)
+        if segment_ids is not None:
+            # Which tokens are padding is all that is known here: each row goes on with the document of its cache.
+            documents = cache.documents.clone()
+            segment_ids = torch.where(segment_ids >= 0, documents.clamp_min(0)[:, None], -1)
         with one_pass(cache):
-            hidden = self.hidden(token_ids, segment_ids=segment_ids, cache=cache)
-            logits = self._head(last_of_each_row(hidden, segment_ids))
-        cache.documents.copy_(documents)
+            if self.is_called_plainly:  # the head sees each row's last token alone
+                hidden = self.hidden(token_ids, segment_ids=segment_ids, cache=cache)
+                logits = self._head(last_of_each_row(hidden, segment_ids))
+            else:
+                logits = last_of_each_row(self(token_ids, segment_ids=segment_ids, cache=cache), segment_ids)
+        if segment_ids is not None:
+            cache.documents.copy_(documents)
         return logits
 
     def _decoding(
@@ -261,13 +263,13 @@ class TransformerLM(GenerativeModel):
             return None
         if not isinstance(draft, TransformerLM):
             raise ConfigError(f"a draft must be a TransformerLM, not a {type(draft).__name__}.")
-        here, there = self.embedding.weight.device, draft.embedding.weight.device
+        here, there = self.device, draft.device
         if here != there:
             raise ConfigError(
                 f"a draft must be on the model's device, {here}, but it is on {there}; draft.to('{here}') would do."
             )
         return Speculation(
-            all_logits=self.forward,
+            all_logits=self,
             draft_logits=Steps(draft, alone=alone),
             make_draft_cache=draft.make_cache,
             draft_vocab_size=draft.config.vocab_size,
