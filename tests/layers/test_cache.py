@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prenorm import ConfigError, KVCache, RangeError, ShapeError
-from prenorm.layers.timeline import one_pass
+from prenorm.layers.cache import one_pass
 
 from .test_layer_cache import append, cache_for, filled, keys_values
 
@@ -52,10 +52,11 @@ def test_so_they_do_where_rows_differ():
         assert torch.equal(layer.keys[0, :, :3], keys[0, :, [0, 1, 3]])
         assert torch.equal(layer.keys[1, :, :3], keys[1, :, [1, 2, 3]])
     assert cache.lengths.tolist() == [3, 3]
-    assert cache.timeline.ahead == [0, 0]
+    assert [layer.ahead for layer in cache] == [0, 0]
     append(cache[0], keys[:, :, :3], values[:, :, :3], real)
+    append(cache[1], keys[:, :, :3], values[:, :, :3], ~real)
     with pytest.raises(ShapeError, match="must be given the same tokens, but padding differs between them"):
-        append(cache[1], keys[:, :, :3], values[:, :, :3], ~real)
+        cache.check(2)
 
 
 def test_layers_that_hold_different_tokens_are_refused():
@@ -68,19 +69,15 @@ def test_layers_that_hold_different_tokens_are_refused():
             call()
 
 
-def test_a_layer_that_stores_more_than_the_call_brings_is_noticed():
+@pytest.mark.parametrize("times", [0, 2])
+def test_a_layer_that_stores_more_or_less_than_the_others_is_noticed_at_the_next_call(times):
     cache = KVCache([cache_for(), cache_for()])
-
-    def call():
-        with one_pass(cache):
-            arrival = cache.arrive(torch.empty(2, 2, 1), None)
-            for _ in range(2):
-                append(cache[1], *keys_values(seq=2))  # as a block that stands in two places of a model does
-            cache.timeline.note(arrival)
-
-    with pytest.raises(ShapeError, match="layer 1 was given 4 a row and others 2"):
-        call()
-    assert cache.timeline.ahead == [0, 0]
+    with one_pass(cache):
+        append(cache[0], *keys_values(seq=2))
+        for _ in range(times):
+            append(cache[1], *keys_values(seq=2))  # as a block that stands in two places of a model does
+    with pytest.raises(ShapeError, match="must hold the same tokens, but they hold"):
+        cache.check(2)
 
 
 def test_rewinding_takes_tokens_back_from_all_layers():
@@ -106,12 +103,18 @@ def test_a_layer_goes_back_with_the_others_alone(what):
 
 
 def test_layers_of_one_cache_fit_together():
-    with pytest.raises(ShapeError, match=r"one batch size and one max_seq_len, but have \[\(2, 20\), \(3, 20\)\]"):
-        KVCache([cache_for(), cache_for(3)])
-    with pytest.raises(ShapeError, match="hold no tokens yet, but some do"):
-        KVCache([cache_for(), filled(2)])
-    cache = KVCache([filled(2)])  # one alone may
+    for wrong in ([cache_for(), cache_for(3)], [cache_for(), filled(2)]):
+        with pytest.raises(ShapeError, match="one batch size, one max_seq_len and the same tokens, but have"):
+            KVCache(wrong)
+    cache = KVCache([filled(2), filled(2)])
+    assert cache.lengths.tolist() == [2, 2]
     assert KVCache(cache.layers).lengths.tolist() == [2, 2]
+    for wrong in (cache[:1], [cache[0], cache_for()], [one := cache_for(), one]):
+        with pytest.raises(ShapeError, match="belong to no other cache, each of them once"):
+            KVCache(wrong)
+    for layer in cache:
+        append(layer, *keys_values(seq=1))
+    assert cache.lengths.tolist() == [3, 3]
 
 
 def test_a_copy_has_a_timeline_of_its_own():

@@ -1,10 +1,13 @@
 """One plan a call for each kind of layer, given to layers of ours alone."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.testing import CompileCounter
 
-from prenorm import ModelConfig, RotaryEmbedding, SelfAttention, TransformerBlock, TransformerLM
+from prenorm import ModelConfig, RotaryEmbedding, SelfAttention, ShapeError, TransformerBlock, TransformerLM
 from prenorm.layers.layer_cache import LayerCache
 from prenorm.layers.plan import AttentionPlan, Call
 
@@ -184,7 +187,7 @@ def test_a_model_call_that_fails_takes_back_what_layers_of_others_have_counted()
         with pytest.raises(ZeroDivisionError):
             model(ids[:, 2:3], cache=cache)
     handle.remove()
-    assert cache.timeline.ahead == [0] * 6
+    assert [layer.ahead for layer in cache] == [0] * 6
     assert_exact(model(ids[:, 2:], cache=cache), array(model(ids)[:, 2:]))
 
 
@@ -230,3 +233,126 @@ def test_a_context_of_ten_million_positions_costs_nothing():
     assert sum(tensor.numel() for tensor in held) <= 8
     far = model(ids, torch.arange(9_999_990, 9_999_996))
     torch.testing.assert_close(far, near(ids), rtol=1e-4, atol=1e-4)  # only distances count
+
+
+def small(layers=3, **options):
+    config = ModelConfig(VOCAB, 16, layers, 2, **{"d_ff": 12, "max_seq_len": MAX, **options})
+    return randomise(TransformerLM(config, dtype=torch.float64)).eval()
+
+
+@pytest.mark.parametrize("cls", [TransformerBlock, SelfAttention])
+def test_a_forward_that_is_replaced_in_its_class_is_called_once_with_the_arguments(cls, monkeypatch):
+    model, ids, forward = small(), integers(2, 6, limit=VOCAB), cls.forward
+    alone = next(part for part in model.modules() if type(part) is cls)
+    x = normal(2, 6, 16)
+    plain = alone(x)
+
+    def doubled(self, x, token_positions=None, *, mask=None, segment_ids=None, cache=None):
+        return 2 * forward(self, x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
+
+    monkeypatch.setattr(cls, "forward", doubled)
+    assert_exact(alone(x), array(2 * plain))
+    wanted, cache = model(ids), model.make_cache(2, 6)
+    assert_exact(torch.cat([model(part, cache=cache) for part in ids.split(2, 1)], 1), array(wanted))
+
+
+CHANGES = {
+    "more tokens": lambda y: y.repeat_interleave(2, -2),
+    "fewer tokens": lambda y: y[..., ::2, :],
+    "another dtype": lambda y: y.float(),
+}
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("seq", [1, 6])
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_hook_that_makes_other_tokens_of_them_gives_the_next_layers_a_call_of_their_own(change, seq):
+    model, ids = small(), integers(2, seq, limit=VOCAB)
+    if change == "another dtype":
+        for part in (*model.layers[1:], model.final_norm, model.lm_head):
+            part.float()
+    model.layers[0].register_forward_hook(lambda block, given, y: CHANGES[change](y))
+    x = model.embedding(ids)
+    for block in model.layers:
+        x = block(x)
+    assert_exact(model(ids).double(), array(model.lm_head(model.final_norm(x))))
+
+
+def test_layers_that_record_gradients_keep_keys_and_values_that_do():
+    model, ids = small(), integers(2, 5, limit=VOCAB)
+
+    def off(*_):
+        torch.set_grad_enabled(False)
+
+    def on(*_):
+        torch.set_grad_enabled(True)
+
+    model.layers[0].register_forward_pre_hook(off)
+    model.layers[0].register_forward_hook(on)
+    cache = model.make_cache(2, 5)
+    model(ids, cache=cache).sum().backward()
+    norms = [block.attn.v_proj.weight.grad for block in model.layers]
+    assert norms[0] is None
+    assert all(grad.abs().max() > 0 for grad in norms[1:])
+
+
+class Skipping(Plain):
+    """A block that can be left out."""
+
+    skips = False
+
+    def forward(self, x, *given, **options):
+        return x if self.skips else super().forward(x, *given, **options)
+
+
+@pytest.mark.parametrize("when", ["always", "once"])
+def test_a_layer_that_stored_nothing_is_not_counted(when):
+    model, ids = small(), integers(2, 6, limit=VOCAB)
+    model.layers[1] = Skipping(model.layers[1])
+    model.layers[1].make_cache = model.layers[1].block.make_cache
+    model.layers[1].skips, cache = True, model.make_cache(2, 8)
+    model(ids[:, :3], cache=cache)
+    model.layers[1].skips = when == "always"
+    with pytest.raises(ShapeError, match=r"must hold the same tokens, but they hold \[\[3, 3\], \[0, 0\], \[3, 3\]\]"):
+        model(ids[:, 3:], cache=cache)
+
+
+def test_several_chunks_of_a_ring_in_a_call_that_fails_are_noticed():
+    model, ids = small(window=3), integers(2, 7, limit=VOCAB)
+    for i, block in enumerate(model.layers):
+        model.layers[i] = InTwoParts(block)
+        model.layers[i].make_cache = block.make_cache
+    cache = model.make_cache(2, 12)
+    model(ids[:, :4], cache=cache)
+    handle = model.lm_head.register_forward_hook(lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        model(ids[:, 4:6], cache=cache)  # two of one token each: together one too many
+    handle.remove()
+    with pytest.raises(ShapeError, match="an earlier forward pass failed"):
+        model(ids[:, 4:], cache=cache)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("in_place", [False, True])
+@pytest.mark.parametrize("window", [None, 4])
+def test_blocks_that_are_compiled_alone_share_their_code_with_a_cache_too(window, in_place):
+    model, counter = small(5, window=window), CompileCounter()
+    for i, block in enumerate(model.layers):
+        if in_place:
+            block.compile(backend=counter)
+        else:
+            model.layers[i] = torch.compile(block, backend=counter)
+    cache, ids = model.make_cache(2, 20), integers(2, 12, limit=VOCAB)
+    with torch.no_grad():
+        pieces = [model(piece, cache=cache) for piece in ids.split([5, 1, 1, 1, 1, 1, 1, 1], 1)]
+        assert counter.frame_count <= 2
+        assert_exact(torch.cat(pieces, 1), array(model(ids)))
+
+
+def test_after_a_pass_on_another_device_it_generates_as_before():
+    model = small().float()
+    wanted, weights = model.generate([[1, 2, 3]], max_new_tokens=5, temperature=0), copy.deepcopy(model.state_dict())
+    model.to("meta")(torch.zeros(1, 2, dtype=torch.int64, device="meta"))
+    model.to_empty(device="cpu").load_state_dict(weights)
+    assert list(model.stream([[1, 2, 3]], max_new_tokens=5, temperature=0)) == [[token] for token in wanted[0]]
+    assert model.generate([[1, 2, 3] * 10], max_new_tokens=5, temperature=0)

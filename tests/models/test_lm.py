@@ -379,7 +379,7 @@ def test_all_blocks_share_one_rope():
     model = make(num_layers=5)
     assert len([module for module in model.modules() if isinstance(module, RotaryEmbedding)]) == 1
     assert len({id(block.attn.rope) for block in model.layers}) == 1
-    assert list(model.buffers()) == []
+    assert [name for name, _ in model.named_buffers()] == ["layers.0.attn.rope.frequencies"]
 
 
 def test_the_config_reaches_every_block():

@@ -1,8 +1,9 @@
 """Which blocks a model gives its plan to."""
 
+from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers.attention import ours
 from ..layers.layer_cache import LayerCache
@@ -10,11 +11,15 @@ from ..layers.plan import Call, is_untouched
 
 
 def plan_for(
-    block: nn.Module, cls: type[nn.Module], attention: str, call: Call, layer: LayerCache | None
+    block: nn.Module, forward: Callable[..., Any], attention: str, x: Tensor, call: Call, layer: LayerCache | None
 ) -> dict[str, Any]:
-    """{"plan": its plan} for a block of this class of ours with attention of ours; {} for any other.
+    """{"plan": its plan} for a block that runs this forward of ours, on x, with attention of ours; {} for any other.
 
     A block that gets none is called with the arguments of the model's call, and makes its own. layer: its cache.
     """
-    part = ours(getattr(block, attention)) if is_untouched(block, cls) else None
+    if not is_untouched(block, forward) or not call.suits(x):
+        return {}
+    if layer is not None and block._compiled_call_impl is not None:
+        return {}  # compiled by itself: what stands in a cache is told in numbers, which change with every token
+    part = ours(getattr(block, attention))
     return {} if part is None else {"plan": call.plan(part, layer)}

@@ -97,11 +97,14 @@ class TransformerBlock(nn.Module):
         Raises ShapeError, ConfigError and RangeError.
         """
         options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
-        if plan is None:
-            run = partial(TransformerBlock.forward, self, x, token_positions, **options)
-            return planned(run, ours(self.attn), x, token_positions, **options)
+        run = partial(self._add, x, token_positions, options)
+        return run(plan) if plan is not None else planned(run, ours(self.attn), x, token_positions, **options)
+
+    def _add(
+        self, x: Tensor, token_positions: Tensor | None, options: dict[str, Any], plan: AttentionPlan | None
+    ) -> Tensor:
         if ours(self.attn):
-            options["plan"] = plan
+            options = {"plan": plan, **options}
         x = x + self.dropout(self.attn(self.norm1(x), token_positions, **options))
         return x + self.dropout(self.ffn(self.norm2(x)))
 
@@ -110,3 +113,6 @@ class TransformerBlock(nn.Module):
     ) -> LayerCache:
         """An empty cache of this block's keys and values. Arguments as in `SelfAttention.make_cache`."""
         return self.attn.make_cache(batch_size, max_seq_len, dtype, rewind=rewind)
+
+
+FORWARD = TransformerBlock.forward  # whatever may be put in its place later

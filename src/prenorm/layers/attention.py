@@ -1,7 +1,7 @@
 """Multi-head self-attention with rotary positions, grouped heads, window, documents and a cache."""
 
 from functools import partial
-from typing import Any
+from typing import cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -72,11 +72,13 @@ class SelfAttention(nn.Module):
         plan: AttentionPlan | None = None,
     ) -> Float[Tensor, "*batch seq {self.d_model}"]:
         """Attend. Arguments as in `TransformerBlock.forward`."""
-        if plan is None:
-            self._check_arguments(x, token_positions)
-            options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
-            run = partial(SelfAttention.forward, self, x, **options)
-            return planned(run, self, x, token_positions, **options)
+        if plan is not None:
+            return self._attend(x, cache, plan)
+        self._check_arguments(x, token_positions)
+        run = partial(self._attend, x, cache)
+        return planned(run, self, x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
+
+    def _attend(self, x: Tensor, cache: LayerCache | None, plan: AttentionPlan) -> Tensor:
         q, k, v = (split_heads(proj(x), self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -111,6 +113,9 @@ class SelfAttention(nn.Module):
             )
 
 
+FORWARD = SelfAttention.forward  # whatever may be put in its place later
+
+
 def ours(attention: nn.Module) -> SelfAttention | None:
     """The attention where it runs our forward on what it is given; None for any other, which takes no plan."""
-    return attention if is_untouched(attention, SelfAttention) else None  # type: ignore[return-value]
+    return cast(SelfAttention, attention) if is_untouched(attention, FORWARD) else None

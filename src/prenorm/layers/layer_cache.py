@@ -30,9 +30,6 @@ class Slots(NamedTuple):
     wraps: bool
     """The new tokens may be stored over older ones, in a ring."""
 
-    tears: bool
-    """Among these older ones are some that the first of the new tokens sees."""
-
 
 class LayerCache:
     """One layer's keys and values, beside a timeline that says how many tokens each row holds.
@@ -68,17 +65,25 @@ class LayerCache:
             self.keys = torch.zeros(shape, dtype=dtype, device=device)
             self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.timeline = Timeline(batch_size, max_seq_len, device)
-        self.index = 0  # which layer of the timeline this is
+        self.ahead = 0  # columns of tokens that it has stored, and that do not count in the timeline yet
+        self.columns: Tensor | None = None  # (batch, ahead): which of them are no padding; None: all
+        self.overwritten = 0  # slots of older tokens that the running call has written over
 
     @property
     def lengths(self) -> Int[Tensor, " batch"]:
         """How many tokens each row holds."""
-        return self.timeline.lengths(self.timeline.ahead[self.index])
+        lengths = self.timeline.lengths()
+        return lengths + (self.ahead if self.columns is None else self.columns.sum(-1)) if self.ahead else lengths
 
     @property
     def is_ring(self) -> bool:
         """Whether there are fewer slots than places."""
         return self.slots < self.max_seq_len
+
+    @property
+    def spare(self) -> int:
+        """How many tokens of a ring that is full may be written over before one is lost that the next token sees."""
+        return self.slots - (self.window or 0) + 1
 
     def needs_no_mask(self, window: int | None) -> bool:
         """Whether the next token of each row may attend to every slot that is filled once it is stored."""
@@ -89,8 +94,20 @@ class LayerCache:
         return window is None or window >= self.max_seq_len
 
     def arrive(self, x: Tensor, segment_ids: Int[Tensor, "batch seq"] | None, *, exact: bool = False) -> Arrival:
-        """The places of the next tokens in this layer alone. See `Timeline.arrive`."""
-        return self.timeline.arrive(x, segment_ids, layer=self.index, exact=exact)
+        """The places of the next tokens in this layer. See `Timeline.arrive`."""
+        return self.timeline.arrive(x, segment_ids, ahead=self.ahead, columns=self.columns, exact=exact)
+
+    def note(self, arrival: Arrival) -> None:
+        """It has stored these tokens."""
+        if not self.ahead:
+            self.columns = arrival.is_token
+        elif arrival.is_token is not None or self.columns is not None:
+            shape = (arrival.batch_size, max(self.ahead, arrival.seq))
+            ones = torch.ones(shape, dtype=torch.bool, device=self.keys.device)
+            before = ones[:, : self.ahead] if self.columns is None else self.columns
+            new = ones[:, : arrival.seq] if arrival.is_token is None else arrival.is_token
+            self.columns = torch.cat((before, new), dim=1)
+        self.ahead += arrival.seq
 
     def slots_for(self, arrival: Arrival) -> tuple[Slots, Int[Tensor, "*rows kv_seq"] | None]:
         """Where these tokens are stored, and the places of the keys that `store` gives, negative for what is no token.
@@ -102,7 +119,7 @@ class LayerCache:
         # Compiled, a ring is taken to be full, so that it is not compiled again when it is; places hide what is empty.
         compiling = torch.compiler.is_compiling()
         wraps = self.is_ring and (compiling or stop > self.slots)
-        tears = wraps and seq > self.slots - (self.window or 0) + 1  # what the first of these tokens see
+        tears = wraps and seq > self.spare  # some that the first of these tokens sees
         joined = tears or torch.is_grad_enabled()
         of_tokens = None
         if wraps or after is not None:
@@ -119,7 +136,7 @@ class LayerCache:
         else:
             held = self.slots if wraps else stop
             key_places = self._places_held(after, stop, held) if wraps else None
-        return Slots(seq, start, of_tokens, held, joined, wraps, tears), key_places
+        return Slots(seq, start, of_tokens, held, joined, wraps), key_places
 
     def store(
         self, k: Float[Tensor, "batch heads seq head_dim"], v: Float[Tensor, "batch heads seq head_dim"], slots: Slots
@@ -133,7 +150,7 @@ class LayerCache:
         if slots.joined:
             keys, values = torch.cat((keys, k), dim=2), torch.cat((values, v), dim=2)
         if slots.wraps:
-            self.timeline.overwritten, self.timeline.torn = slots.seq, self.timeline.torn or slots.tears
+            self.overwritten += slots.seq
         for held, new in ((self.keys, k.detach()), (self.values, v.detach())):
             if slots.of_tokens is None:
                 held[:, :, slots.start : slots.start + slots.seq] = new
@@ -157,6 +174,7 @@ class LayerCache:
         """Forget everything; the memory is kept."""
         self._check_alone("reset")
         self.timeline.reset()
+        self.ahead, self.columns, self.overwritten = 0, None, 0
 
     def _places_held(self, lengths: Tensor | None, length: int, held: int) -> Tensor:
         """The place of the newest token in each of the first `held` slots, negative for none: (held,) or (batch, held).
@@ -187,7 +205,7 @@ class LayerCache:
             )
 
     def _check_alone(self, what: str) -> None:
-        if len(self.timeline.ahead) > 1:
+        if self.timeline.num_layers > 1:
             raise ConfigError(
                 f"the layers of a model's cache hold the same tokens, so they {what} together: call {what} on the "
                 "KVCache."

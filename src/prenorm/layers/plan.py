@@ -7,16 +7,16 @@ from typing import Any, NamedTuple, no_type_check
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
+from torch.nn.modules.module import _global_forward_pre_hooks
 
 from ..errors import ConfigError, ShapeError
 from ..ops.documents import check_segments, document_positions, within_documents
 from ..ops.multihead import check_position_shape
 from ..ops.ranges import check_length, check_positions
-from .cache import KVCache
+from .cache import KVCache, one_pass
 from .cached_plan import cached_mask, cached_positions
 from .layer_cache import LayerCache, Slots
 from .rope import RotaryEmbedding
-from .timeline import one_pass
 
 
 class AttentionPlan(NamedTuple):
@@ -55,11 +55,15 @@ class Call:
         self.token_positions, self.mask, self.segment_ids, self.cache = token_positions, mask, segment_ids, cache
         self.arrival = None if cache is None else cache.arrive(x, segment_ids, exact=mask is not None)
         self._plans: list[tuple[object, AttentionPlan]] = []
+        self._planned: list[LayerCache] = []
 
     def plan(self, attention: Any, layer: LayerCache | None = None) -> AttentionPlan:
         """The plan for a `SelfAttention` of this kind: its rotation, causality and window. layer: its cache."""
         rope, num_heads, causal, window = attention.rope, attention.num_heads, attention.causal, attention.window
-        kind = (rope, num_heads, causal, window, None if layer is None else layer.keys.shape)
+        kind: tuple[object, ...] = (rope, num_heads, causal, window)
+        if layer is not None:
+            self._planned.append(layer)
+            kind += (type(layer), layer.window, layer.keys.shape, torch.is_grad_enabled())
         for known, plan in self._plans:
             if known == kind:
                 return plan
@@ -74,10 +78,16 @@ class Call:
         self._plans.append((kind, plan))
         return plan
 
+    def suits(self, x: Tensor) -> bool:
+        """Whether this is a call of x: hooks may have made more or fewer tokens of it, or numbers of another dtype."""
+        return x.shape[-2] == self.seq and x.dtype == self.dtype and x.device == self.device
+
     def done(self) -> None:
-        """The layers have stored the tokens, which count when the pass around this call ends well."""
+        """Layers with a plan have stored the tokens, which count when the pass around this call ends well."""
         if self.cache is not None and self.arrival is not None:
-            self.cache.timeline.note(self.arrival, self.segment_ids)
+            for layer in self._planned:
+                layer.note(self.arrival)
+            self.cache.timeline.arrived = (self.arrival.stop, self.segment_ids)
 
     def _positions(self, rope: RotaryEmbedding) -> Tensor:
         """What the tokens are rotated by: what was asked for, or their places in the document or the cache."""
@@ -94,7 +104,7 @@ class Call:
 
 
 def planned(
-    run: Callable[..., Tensor],
+    run: Callable[[AttentionPlan | None], Tensor],
     attention: Any,
     x: Tensor,
     token_positions: Tensor | None = None,
@@ -103,20 +113,21 @@ def planned(
     segment_ids: Tensor | None,
     cache: LayerCache | None,
 ) -> Tensor:
-    """run(plan=...), for a layer that is called alone and so makes the plan for its attention itself.
+    """run(plan), for a layer that is called alone and so makes the plan for its attention itself.
 
-    Its tokens count when all of it is done. The plan is empty where the attention is None, as it is not ours.
+    Its tokens count when all of it is done. The plan is None where the attention is None, as it is not ours.
     """
     if cache is not None and not isinstance(cache, LayerCache):
         raise ConfigError(f"a block takes the cache of one layer, cache[i], not a {type(cache).__name__}.")
     with nullcontext() if cache is None else one_pass(cache):
         call = Call(x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
-        y = run(plan=AttentionPlan() if attention is None else call.plan(attention, cache))
+        y = run(None if attention is None else call.plan(attention, cache))
         call.done()
         return y
 
 
-def is_untouched(module: nn.Module, ours: type[nn.Module]) -> bool:
-    """Whether the module runs the forward of this class of ours, on the arguments that it is called with."""
+def is_untouched(module: nn.Module, forward: Callable[..., Any]) -> bool:
+    """Whether the module runs exactly this forward, on the arguments that it is called with."""
     # By the method, not the class: torch.export puts a subclass in the place of each.
-    return type(module).forward is ours.forward and "forward" not in vars(module) and not module._forward_pre_hooks
+    touched = "forward" in vars(module) or module._forward_pre_hooks or _global_forward_pre_hooks
+    return type(module).forward is forward and not touched

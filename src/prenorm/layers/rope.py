@@ -1,5 +1,7 @@
 """Rotary position embedding: the cosines and sines of a layer's frequencies, for the positions at hand."""
 
+from collections.abc import Callable
+
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -19,6 +21,8 @@ class RotaryEmbedding(nn.Module):
     and back) reaches the frequencies, and they are not in the state dict.
     """
 
+    frequencies: Tensor
+
     def __init__(
         self,
         head_dim: int,
@@ -33,8 +37,8 @@ class RotaryEmbedding(nn.Module):
         check_number("theta", theta, above=0.0)
         self.head_dim, self.max_seq_len, self.theta = head_dim, max_seq_len, theta
         self.interleaved, self.scaling = interleaved, scaling
-        with torch.inference_mode(False):  # made under inference mode it could not be used in training afterwards
-            self._frequencies = rope_frequencies(head_dim, theta, scaling)
+        self.register_buffer("frequencies", None, persistent=False)
+        self._place(torch.device("cpu"))
 
     def forward(
         self,
@@ -54,13 +58,26 @@ class RotaryEmbedding(nn.Module):
         self, token_positions: Int[Tensor, "*positions seq"], dtype: torch.dtype
     ) -> tuple[Float[Tensor, "*positions seq half"], Float[Tensor, "*positions seq half"]]:
         """Cosines and sines for (checked) positions, in float32, or in float64 for a float64 input."""
-        device = token_positions.device
-        if self._frequencies.device != device and device.type != "mps":  # which has no float64
-            with torch.inference_mode(False):
-                self._frequencies = rope_frequencies(self.head_dim, self.theta, self.scaling).to(device)
-        angles = rope_angles(token_positions.to(self._frequencies.device), self._frequencies)
+        device, frequencies = token_positions.device, self.frequencies
+        home = torch.device("cpu") if device.type == "mps" else device  # which has no float64
+        if frequencies.device != home:
+            frequencies = rope_frequencies(self.head_dim, self.theta, self.scaling).to(home)
+        angles = rope_angles(token_positions.to(home), frequencies)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         return angles.cos().to(device, wide), angles.sin().to(device, wide)
+
+    def _place(self, device: torch.device) -> None:
+        with torch.inference_mode(False):  # made under inference mode it could not be used in training afterwards
+            self.frequencies = rope_frequencies(self.head_dim, self.theta, self.scaling).to(device)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
+        # Follow the module to another device, but never to another dtype, nor by copying uninitialised memory
+        # (to_empty): the frequencies are made anew where the module goes.
+        here = "cpu" if self.frequencies.is_meta else self.frequencies.device  # nothing can be moved from meta
+        device = fn(torch.empty(0, device=here)).device
+        if device != self.frequencies.device and device.type != "mps":
+            self._place(device)
+        return self
 
     def extra_repr(self) -> str:
         """The sizes, for print(model)."""

@@ -1,8 +1,6 @@
 """The timeline of a KV cache: how many tokens each row holds, and of which document they are."""
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, NamedTuple, no_type_check
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Int
@@ -18,8 +16,7 @@ class Arrival(NamedTuple):
 
     start, stop: at least the tokens in every row before and after, known without asking the device. before, after:
     those in each row, None where they are the same in all and no padding comes. places: -1 for padding. is_token: False
-    for padding, None where there is none. layer: the one that they come to, None for all of them. ahead: how many
-    columns of tokens it has stored that not every layer has.
+    for padding, None where there is none.
     """
 
     batch_size: int
@@ -30,20 +27,19 @@ class Arrival(NamedTuple):
     after: Int[Tensor, " batch"] | None
     places: Int[Tensor, " seq"] | Int[Tensor, "batch seq"]
     is_token: Bool[Tensor, "batch seq"] | None
-    layer: int | None
-    ahead: int
 
 
 class Timeline:
     """How many tokens the rows of a cache hold: one for all of its layers.
 
     Padding is never stored: a row's tokens have the places 0, 1, 2, ... whatever padding stood between them.
-    A token counts once every layer has stored it and the call that brought it is done (`one_pass`). Until then `ahead`
-    says how many columns of tokens a layer has that others have not: it may differ where layers are called one by one.
+    A token counts here once every layer has stored it, and the call that brought it is done. What a layer has stored
+    beyond that is the layer's `ahead`: more than nothing within a call, and where layers are called one by one.
     """
 
     def __init__(self, batch_size: int, max_seq_len: int, device: torch.device | str | None = None) -> None:
         self.max_seq_len = max_seq_len
+        self.num_layers = 1
         with torch.inference_mode(False):
             self.documents = torch.full((batch_size,), -1, device=device)  # the segment id of each row, once known
             # Tokens in each row, now and before rewinding: looked at only where rows differ (`ragged`).
@@ -51,33 +47,33 @@ class Timeline:
             self._peaks = torch.zeros(batch_size, dtype=torch.int64, device=device)
         self.longest = 0  # at least the tokens in every row, known without asking the device
         self.ragged = False
-        self.ahead = [0]  # of each layer
-        self.overwritten = 0  # tokens that the running call writes over older ones, in a ring
-        self.torn = False  # some of those are needed, should the call fail
-        self._new_documents: Tensor | None = None  # the segment ids of the running call
-        self._columns: Tensor | None = None  # (batch, columns): what is no padding among the columns of `ahead`
-        self._stop = 0  # `longest` once all of these count
-        self._running = self._broken = False
+        self.running = False  # a call
+        self.torn = False  # a call failed that had overwritten tokens which are still needed
+        self.arrived: tuple[int, Tensor | None] = (0, None)  # the `stop` and the segment ids of the latest call
 
     @property
     def batch_size(self) -> int:
         """How many rows there are."""
         return len(self.documents)
 
-    def lengths(self, ahead: int = 0) -> Int[Tensor, " batch"]:
-        """How many tokens each row holds, with those in the next `ahead` columns."""
-        columns = ahead if self._columns is None else self._columns[:, :ahead].sum(-1)
-        counted = self._lengths.clone() if self.ragged else torch.full_like(self._lengths, self.longest)
-        return counted + columns if ahead else counted
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """How many tokens each row holds."""
+        return self._lengths.clone() if self.ragged else torch.full_like(self._lengths, self.longest)
 
     def arrive(
-        self, x: Tensor, segment_ids: Int[Tensor, "batch seq"] | None, *, layer: int | None, exact: bool
+        self,
+        x: Tensor,
+        segment_ids: Int[Tensor, "batch seq"] | None,
+        *,
+        ahead: int = 0,
+        columns: Bool[Tensor, "batch ahead"] | None = None,
+        exact: bool = False,
     ) -> Arrival:
-        """The places of x (batch, seq, d_model) after the tokens that a layer, or all of them, have stored.
+        """The places of x (batch, seq, d_model), after `ahead` columns of tokens that do not count yet.
 
-        segment_ids: negative for padding. exact: ask the device how long the longest row will be, where rows differ or
-        padding comes; otherwise `stop` may be more than that, as long as it fits. Nothing is stored or counted yet.
-        Raises ShapeError, and ConfigError for a second document in a row.
+        columns: False for padding among these. segment_ids: negative for padding. exact: ask the device how long the
+        longest row will be, where rows differ or padding comes; otherwise `stop` may be more than that, as long as it
+        fits. Nothing is stored or counted. Raises ShapeError, and ConfigError for a second document in a row.
         """
         if x.ndim != 3:
             raise ShapeError(f"with a cache x must be (batch, seq, d_model), but it is {tuple(x.shape)}.")
@@ -86,12 +82,11 @@ class Timeline:
         if segment_ids is not None:
             self._check_documents(segment_ids)
         is_token = None if segment_ids is None else segment_ids >= 0
-        ahead = 0 if layer is None else self.ahead[layer]
         start = self.longest + ahead
-        new: Tensor | int = seq if is_token is None else is_token.sum(-1)
-        ragged = self.ragged or self._columns is not None or is_token is not None
-        before = self.lengths(ahead) if ragged else None
-        after = None if before is None else before + new
+        before = after = None
+        if self.ragged or columns is not None or is_token is not None:
+            before = self.lengths() + (ahead if columns is None else columns.sum(-1))
+            after = before + (seq if is_token is None else is_token.sum(-1))
         stop = self._longest_after(start + seq, after, exact=exact)
         if before is None:
             places = torch.arange(start, start + seq, device=self.documents.device)
@@ -99,7 +94,7 @@ class Timeline:
             places = before[:, None] + torch.arange(seq, device=before.device)
         else:
             places = torch.where(is_token, before[:, None] + is_token.cumsum(-1) - 1, -1)
-        return Arrival(batch_size, seq, start, stop, before, after, places, is_token, layer, ahead)
+        return Arrival(batch_size, seq, start, stop, before, after, places, is_token)
 
     def check_batch(self, batch_size: int) -> None:
         """Raise ShapeError unless the cache was made for this many rows."""
@@ -120,52 +115,26 @@ class Timeline:
         if after is not None and torch.compiler.is_compiling():
             torch._assert_async((after <= self.max_seq_len).all(), "a cache holds at most max_seq_len tokens")
 
-    def note(self, arrival: Arrival, segment_ids: Int[Tensor, "batch seq"] | None = None) -> None:
-        """The tokens are stored: they count once the call is done, and every layer has them. Raises ShapeError."""
-        end = arrival.ahead + arrival.seq
-        layers = range(len(self.ahead)) if arrival.layer is None else (arrival.layer,)
-        for layer in layers:
-            if self.ahead[layer] not in (arrival.ahead, end):  # a block in it was called alone, and not as it was
-                raise ShapeError(
-                    f"in one call every layer of a cache stores the same tokens, but layer {layer} was given "
-                    f"{self.ahead[layer] - arrival.ahead} a row and others {arrival.seq}."
-                )
-        self._keep_columns(arrival, end)
-        for layer in layers:
-            self.ahead[layer] = end
-        self._new_documents = segment_ids
+    def count(self, seq: int, columns: Bool[Tensor, "batch seq"] | None = None, *, stop: int | None = None) -> None:
+        """Count `seq` columns of tokens more, which every layer has stored; columns: False for padding among them.
 
-    def count(self, seq: int) -> None:
-        """Count `seq` tokens more in each row, which somebody else has stored in every layer."""
-        self.longest += seq
-        if self.ragged:
-            self._lengths += seq
-
-    def settle(self) -> None:
-        """Count what every layer has stored."""
-        self.overwritten, self.torn = 0, False
-        if self._new_documents is not None and self._new_documents.shape[-1]:
-            new = self._new_documents.amax(-1)
-            self.documents.copy_(torch.where(new >= 0, new, self.documents))
-        self._new_documents = None
-        done = min(self.ahead)
-        if not done:
-            return
-        if self.ragged or self._columns is not None:
-            self._lengths.copy_(self.lengths(done))
+        stop: `longest` afterwards, where less is known than that all of the columns are tokens of the longest row.
+        """
+        if self.ragged or columns is not None:
+            self._lengths.copy_(self.lengths() + (seq if columns is None else columns.sum(-1)))
             self.ragged = True
-        even = all(ahead == done for ahead in self.ahead)
-        self.longest = self._stop if even else min(self.longest + done, self.max_seq_len)
-        self.ahead = [ahead - done for ahead in self.ahead]
-        self._columns = None if even or self._columns is None else self._columns[:, done:]
+        self.longest = min(self.longest + seq, self.max_seq_len) if stop is None else stop
 
-    def _take_back(self, ahead: list[int], columns: Tensor | None, stop: int) -> None:
-        """Be as before a pass that failed."""
-        self.ahead, self._columns, self._stop, self._new_documents = ahead, columns, stop, None
-        self._broken = self._broken or self.torn
-        if self.overwritten:  # as if its tokens had been there, and were taken back
-            self._peaks.copy_(torch.maximum(self._peaks, self.lengths() + self.overwritten))
-            self.overwritten = 0
+    def keep_documents(self) -> None:
+        """Remember the documents of the latest call, so that the next one can be checked."""
+        segment_ids = self.arrived[1]
+        if segment_ids is not None and segment_ids.shape[-1]:
+            new = segment_ids.amax(-1)
+            self.documents.copy_(torch.where(new >= 0, new, self.documents))
+
+    def take_back(self, lengths: Int[Tensor, " batch"], overwritten: int) -> None:
+        """A call failed that had overwritten some slots: as if its tokens had been there, and were rewound."""
+        self._peaks.copy_(torch.maximum(self._peaks, lengths + overwritten - 1))  # of a ring, one slot is to spare
 
     def rewind(self, counts: Int[Tensor, " batch"], *, longest: int | None, most: int | None) -> None:
         """Forget the newest counts[i] tokens of each row i. most: how many a ring remembers beyond its window.
@@ -189,33 +158,15 @@ class Timeline:
         self._lengths.zero_()
         self._peaks.zero_()
         self.documents.fill_(-1)
-        self.longest, self.overwritten = 0, 0
-        self.ragged = self.torn = self._broken = False
-        self.ahead, self._columns = [0] * len(self.ahead), None
+        self.longest, self.ragged, self.torn = 0, False, False
 
     def check_whole(self) -> None:
         """Raise ShapeError when a call failed that had overwritten tokens which are still needed."""
-        if self._broken:
+        if self.torn:
             raise ShapeError(
                 "an earlier forward pass failed when it had stored tokens over older ones that a window still needs; "
                 "call cache.reset() and feed all tokens again."
             )
-
-    def _keep_columns(self, arrival: Arrival, end: int) -> None:
-        """Remember which of the columns up to `end` are padding, where any is."""
-        known = max(self.ahead)
-        if end > known:
-            self._stop = arrival.stop
-        if arrival.is_token is None and self._columns is None:
-            return
-        shape, device = (self.batch_size, known), self.documents.device
-        columns = torch.ones(shape, dtype=torch.bool, device=device) if self._columns is None else self._columns
-        new = arrival.is_token
-        new = columns.new_ones(self.batch_size, arrival.seq) if new is None else new
-        again = known - arrival.ahead  # columns that other layers have been given
-        if ranges.at_hand(columns) and not torch.equal(columns[:, arrival.ahead : end], new[:, :again]):
-            raise ShapeError("the layers of a cache must be given the same tokens, but padding differs between them.")
-        self._columns = torch.cat((columns, new[:, again:]), dim=1)
 
     def _longest_after(self, most: int, after: Tensor | None, *, exact: bool) -> int:
         if after is None:
@@ -266,29 +217,3 @@ class Timeline:
                 f"make_cache(rewind={most}) says, but row {row} would go back {int(behind[row])}; "
                 f"make_cache(rewind={int(behind[row])}) would do."
             )
-
-
-@no_type_check  # in tests a wrapper around it would stop torch.compile
-@contextmanager
-def one_pass(cache: Any) -> Iterator[None]:
-    """A `with` around a forward pass: its tokens count when all of it is done, and none of them when it fails.
-
-    Passes may lie one inside the other: the outermost counts. Raises ShapeError after one that failed when it had
-    overwritten tokens that are still needed. None, and what is no cache (refused elsewhere), is passed by.
-    """
-    timeline: Timeline | None = getattr(cache, "timeline", None)
-    if timeline is None:
-        yield
-        return
-    timeline.check_whole()
-    outer, before = timeline._running, (list(timeline.ahead), timeline._columns, timeline._stop)
-    timeline._running = True
-    try:
-        yield
-    except BaseException:
-        timeline._take_back(*before)
-        raise
-    finally:
-        timeline._running = outer
-    if not outer:
-        timeline.settle()

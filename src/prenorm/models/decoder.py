@@ -8,13 +8,13 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..blocks.activation_checkpointing import run_block
-from ..blocks.decoder import TransformerDecoderBlock, check_sources
+from ..blocks.decoder import FORWARD, TransformerDecoderBlock, check_sources
 from ..blocks.plan import plan_for
 from ..errors import ConfigError
+from ..layers.cache import one_pass
 from ..layers.decoder_cache import DecoderCache
 from ..layers.layer_norm import LayerNorm
 from ..layers.plan import Call
-from ..layers.timeline import one_pass
 from ..validation import check_size
 
 
@@ -73,12 +73,12 @@ class TransformerDecoder(nn.Module):
             cache.check(len(self.layers))
             cross_mask, use_checkpointing = cache.cross_mask, False
         else:
-            check_sources(encoder_output, cross_mask, None, seq=x.shape[-2])
+            check_sources(encoder_output, cross_mask, None, x)
         with one_pass(cache):
             call = Call(x, mask=self_mask, segment_ids=segment_ids, cache=cache)
             for number, block in enumerate(self.layers):
                 layer = None if cache is None else cache[number]
-                options = plan_for(block, TransformerDecoderBlock, "self_attn", call, layer)
+                options = plan_for(block, FORWARD, "self_attn", x, call, layer)
                 options |= (
                     {"segment_ids": segment_ids} if layer is None else {"segment_ids": segment_ids, "cache": layer}
                 )

@@ -16,12 +16,12 @@ from ..generation import decoding
 from ..generation.logits import NextLogits
 from ..generation.padding import last_of_each_row, pad
 from ..generation.prompts import Prompts, check_ids, token_lists
+from ..layers.cache import one_pass
 from ..layers.decoder_cache import DecoderCache
 from ..layers.dropout import Dropout
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
 from ..layers.positions import LearnedPositions, SinusoidalPositions
-from ..layers.timeline import one_pass
 from ..ops.documents import check_segments, cross_document_mask, document_positions
 from .decoder import TransformerDecoder
 from .encoder import TransformerEncoder
@@ -251,7 +251,7 @@ class EncoderDecoder(GenerativeModel):
             segments = {"source_segment_ids": source_segment_ids, "target_segment_ids": target_segment_ids}
             return last_of_each_row(self(source_ids, target_ids, **segments), target_segment_ids)
 
-        if self.is_called_plainly:
+        if self.runs_plainly(OUR_FORWARD):
             return self._next_logits, make_cache
         return through_forward, lambda batch_size, max_seq_len: [[] for _ in rows]  # targets, read anew each time
 
@@ -264,6 +264,9 @@ class EncoderDecoder(GenerativeModel):
             )
         options.pop("cache", None)
         return self._settings(options, vocab_size=self.config.target_vocab_size, max_seq_len=self.config.max_seq_len)
+
+
+OUR_FORWARD = EncoderDecoder.forward  # whatever may be put in its place later
 
 
 def _positions(config: EncoderDecoderConfig, **place: Any) -> SinusoidalPositions | LearnedPositions:

@@ -1,5 +1,6 @@
 """What the language model and the encoder-decoder share: a head and its loss, options of generation, a folder."""
 
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 from typing import Any, ClassVar, TypeVar, cast
@@ -12,9 +13,11 @@ from torch.nn.modules.module import _has_any_global_hook
 from ..errors import ConfigError
 from ..generation import decoding
 from ..layers.embedding import Embedding
+from ..layers.linear import FORWARD as OF_LINEAR
 from ..layers.linear import Linear
 from ..layers.plan import is_untouched
 from ..layers.quantized import QuantizedLinear
+from ..layers.rope import RotaryEmbedding
 from ..ops.cross_entropy import IGNORED, chunked_cross_entropy, linear_cross_entropy
 from ..ops.linear import linear
 from .quantize import kind_of, prepare
@@ -39,11 +42,9 @@ class GenerativeModel(nn.Module):
         """Where its parameters are."""
         return next(self.parameters()).device
 
-    @property
-    def is_called_plainly(self) -> bool:
-        """Whether calling it is our forward and nothing else, so that decoding may do without the call."""
-        ours = next(cls for cls in type(self).__mro__ if "checkpoint" in vars(cls))
-        return is_untouched(self, ours) and not self._forward_hooks and not _has_any_global_hook()
+    def runs_plainly(self, forward: Callable[..., Any]) -> bool:
+        """Whether calling it is this forward of ours and nothing else, so that decoding may do without the call."""
+        return is_untouched(self, forward) and not self._forward_hooks and not _has_any_global_hook()
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:
@@ -70,6 +71,8 @@ class GenerativeModel(nn.Module):
         for module in model.modules():
             if isinstance(module, QuantizedLinear):
                 module.like = model.embedding.weight.new_empty(0)
+            if isinstance(module, RotaryEmbedding):
+                module.to(model.device)
         model.eos_token_ids = loaded.eos_token_ids
         return model.requires_grad_(loaded.kind is None).eval()
 
@@ -112,4 +115,4 @@ class GenerativeModel(nn.Module):
 def _is_product(head: nn.Module) -> bool:
     """Whether calling the head is a product with its weight and nothing else, so that the loss may do without it."""
     hooked = head._forward_hooks or head._backward_hooks or head._backward_pre_hooks
-    return is_untouched(head, Linear) and cast(Linear, head).bias is None and not hooked
+    return is_untouched(head, OF_LINEAR) and cast(Linear, head).bias is None and not hooked

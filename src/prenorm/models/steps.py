@@ -184,10 +184,11 @@ CODE = _code()
 
 def _is_ours(modules: list[nn.Module]) -> bool:
     """Whether these are a model of ours, all of it, with the methods that their classes had from the start."""
-    from .lm import TransformerLM
+    from .lm import OUR_FORWARD, TransformerLM
 
     return (
         type(modules[0]) is TransformerLM
+        and modules[0].runs_plainly(OUR_FORWARD)
         and all(type(module) in OURS for module in modules[1:])
         and _code() == CODE
         and not any(hasattr(type(module), name) for module in modules for name in vars(module))

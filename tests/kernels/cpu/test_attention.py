@@ -2,6 +2,7 @@ import math
 
 import pytest
 import torch
+import torch.utils.checkpoint
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch._dynamo.testing import CompileCounterWithBackend
@@ -411,3 +412,16 @@ def test_processors_that_were_not_measured_are_left_to_pytorch():
     assert not kernel.reason("AuthenticAMD", 26, avx512=True)
     for vendor, family, avx512 in (("AuthenticAMD", 25, False), ("GenuineIntel", 6, True), ("", 0, True)):
         assert "AVX-512" in kernel.reason(vendor, family, avx512=avx512)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_under_activation_checkpointing_its_gradients_are_the_same(dtype):
+    query, key, value, grad = inputs(1, 2, 2, 70, 70, 32, dtype=dtype)
+    plain = run(query, key, value, grad, causal=True)
+    twice = torch.utils.checkpoint.checkpoint
+
+    def attend(*given, **options):  # what was saved for the second is computed anew, and unpacked once only
+        return twice(lambda *x: kernel.attention(*x, **options) + 0, *given, use_reentrant=False)
+
+    for ours, wanted in zip(run(query, key, value, grad, attend=attend, causal=True), plain, strict=True):
+        assert torch.equal(ours, wanted)

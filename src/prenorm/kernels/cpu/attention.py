@@ -180,14 +180,15 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, mask, *_ = ctx.saved_tensors
+        saved = ctx.saved_tensors  # once: under checkpointing it can be asked for once only
+        query, key, value, mask, *_ = saved
         batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
         if not (computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
             return *_gradients(grad, query, key, value, mask, ctx.causal, ctx.window), None, None, None
         for_query, for_key, for_value = ctx.needs_input_grad[:3]
         grad_query = _like(query) if for_query else None
         grad_key, grad_value = (_like(key), _like(value)) if for_key or for_value else (None, None)
-        _backward(grad, ctx.saved_tensors, (grad_query, grad_key, grad_value), ctx.causal, ctx.window)
+        _backward(grad, saved, (grad_query, grad_key, grad_value), ctx.causal, ctx.window)
         return grad_query, grad_key if for_key else None, grad_value if for_value else None, None, None, None
 
 
