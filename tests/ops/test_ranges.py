@@ -3,7 +3,8 @@ import torch
 
 from prenorm import RangeError
 from prenorm.ops import ranges
-from prenorm.ops.ranges import check_length, check_positions, check_range
+from prenorm.ops.position_checks import check_length, check_positions
+from prenorm.ops.ranges import check_range
 
 LIMIT = 4
 

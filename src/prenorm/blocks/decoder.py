@@ -72,25 +72,15 @@ class TransformerDecoderBlock(nn.Module):
         Raises ShapeError and ConfigError.
         """
         options: dict[str, Any] = {"mask": self_mask, "segment_ids": segment_ids, "cache": cache}
-        run = partial(self._add, x, encoder_output, cross_mask, options)
-        if plan is not None:
-            return run(plan)
-        check_sources(encoder_output, cross_mask, cache, x)
-        return planned(run, ours(self.self_attn), x, **options)
-
-    def _add(
-        self,
-        x: Tensor,
-        encoder_output: Tensor | None,
-        cross_mask: Tensor | None,
-        options: dict[str, Any],
-        plan: AttentionPlan | None,
-    ) -> Tensor:
+        if plan is None:
+            check_sources(encoder_output, cross_mask, cache, x)
+            given: dict[str, Any] = {"segment_ids": segment_ids, "cache": cache}
+            run = partial(FORWARD, self, x, encoder_output, self_mask, cross_mask, **given)
+            return planned(run, ours(self.self_attn), x, **options)
         if ours(self.self_attn):
-            options = {"plan": plan, **options}
+            options["plan"] = plan
         x = x + self.dropout(self.self_attn(self.norm1(x), **options))
-        keys, values = self._cross(encoder_output, options["cache"])
-        x = x + self.dropout(self.cross_attn.attend(self.norm2(x), keys, values, cross_mask))
+        x = x + self.dropout(self.cross_attn.attend(self.norm2(x), *self._cross(encoder_output, cache), cross_mask))
         return x + self.dropout(self.ffn(self.norm3(x)))
 
     def make_cache(

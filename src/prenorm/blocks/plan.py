@@ -17,7 +17,8 @@ def plan_for(
 
     A block that gets none is called with the arguments of the model's call, and makes its own. layer: its cache.
     """
-    if not is_untouched(block, forward) or not call.suits(x):
+    # Hooks may have made more or fewer tokens of those that the call is about, or numbers of another dtype.
+    if not is_untouched(block, forward) or (x.shape[-2], x.dtype, x.device) != (call.seq, call.dtype, call.device):
         return {}
     if layer is not None and block._compiled_call_impl is not None:
         return {}  # compiled by itself: what stands in a cache is told in numbers, which change with every token

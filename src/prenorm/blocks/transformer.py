@@ -97,14 +97,11 @@ class TransformerBlock(nn.Module):
         Raises ShapeError, ConfigError and RangeError.
         """
         options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
-        run = partial(self._add, x, token_positions, options)
-        return run(plan) if plan is not None else planned(run, ours(self.attn), x, token_positions, **options)
-
-    def _add(
-        self, x: Tensor, token_positions: Tensor | None, options: dict[str, Any], plan: AttentionPlan | None
-    ) -> Tensor:
+        if plan is None:
+            run = partial(FORWARD, self, x, token_positions, **options)
+            return planned(run, ours(self.attn), x, token_positions, **options)
         if ours(self.attn):
-            options = {"plan": plan, **options}
+            options["plan"] = plan
         x = x + self.dropout(self.attn(self.norm1(x), token_positions, **options))
         return x + self.dropout(self.ffn(self.norm2(x)))
 

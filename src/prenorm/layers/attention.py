@@ -1,7 +1,7 @@
 """Multi-head self-attention with rotary positions, grouped heads, window, documents and a cache."""
 
 from functools import partial
-from typing import cast
+from typing import Any, cast
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -13,8 +13,8 @@ from ..ops.heads import merge_heads, split_heads
 from ..ops.masks import check_window
 from ..ops.rope import rotate
 from ..validation import attention_sizes, check_dropout
-from .layer_cache import LayerCache
-from .linear import Linear, device_and_dtype
+from .layer_cache import LayerCache, device_and_dtype
+from .linear import Linear
 from .norm import RMSNorm
 from .plan import AttentionPlan, is_untouched, planned
 from .rope import RotaryEmbedding
@@ -72,13 +72,10 @@ class SelfAttention(nn.Module):
         plan: AttentionPlan | None = None,
     ) -> Float[Tensor, "*batch seq {self.d_model}"]:
         """Attend. Arguments as in `TransformerBlock.forward`."""
-        if plan is not None:
-            return self._attend(x, cache, plan)
-        self._check_arguments(x, token_positions)
-        run = partial(self._attend, x, cache)
-        return planned(run, self, x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
-
-    def _attend(self, x: Tensor, cache: LayerCache | None, plan: AttentionPlan) -> Tensor:
+        if plan is None:
+            self._check_arguments(x, token_positions)
+            options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
+            return planned(partial(FORWARD, self, x, **options), self, x, token_positions, **options)
         q, k, v = (split_heads(proj(x), self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)

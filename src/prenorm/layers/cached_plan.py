@@ -6,7 +6,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..ops.masks import causal_mask, check_mask
-from ..ops.ranges import check_length, check_positions
+from ..ops.position_checks import check_length, check_positions
 from .layer_cache import LayerCache, Slots
 from .timeline import Arrival
 

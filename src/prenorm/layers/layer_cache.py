@@ -4,7 +4,7 @@ from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError, ShapeError
 from ..validation import check_size
@@ -210,3 +210,11 @@ class LayerCache:
                 f"the layers of a model's cache hold the same tokens, so they {what} together: call {what} on the "
                 "KVCache."
             )
+
+
+def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where the results of a module are, and what they are: of whatever stands in the place of a layer of ours."""
+    held = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
+    device, dtype = (held[0].device, held[0].dtype) if held else (torch.get_default_device(), torch.get_default_dtype())
+    own = getattr(module, "dtype", None)
+    return device, own if isinstance(own, torch.dtype) else dtype

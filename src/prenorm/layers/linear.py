@@ -51,14 +51,3 @@ class Linear(nn.Module):
     def extra_repr(self) -> str:
         """The sizes, for print(model)."""
         return f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}"
-
-
-FORWARD = Linear.forward  # whatever may be put in its place later
-
-
-def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where a module's results are, and what they are: whatever stands in the place of a layer of ours."""
-    held = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
-    device, dtype = (held[0].device, held[0].dtype) if held else (torch.get_default_device(), torch.get_default_dtype())
-    own = getattr(module, "dtype", None)
-    return device, own if isinstance(own, torch.dtype) else dtype

@@ -11,8 +11,7 @@ from torch.nn.modules.module import _global_forward_pre_hooks
 
 from ..errors import ConfigError, ShapeError
 from ..ops.documents import check_segments, document_positions, within_documents
-from ..ops.multihead import check_position_shape
-from ..ops.ranges import check_length, check_positions
+from ..ops.position_checks import check_length, check_position_shape, check_positions
 from .cache import KVCache, one_pass
 from .cached_plan import cached_mask, cached_positions
 from .layer_cache import LayerCache, Slots
@@ -78,10 +77,6 @@ class Call:
         self._plans.append((kind, plan))
         return plan
 
-    def suits(self, x: Tensor) -> bool:
-        """Whether this is a call of x: hooks may have made more or fewer tokens of it, or numbers of another dtype."""
-        return x.shape[-2] == self.seq and x.dtype == self.dtype and x.device == self.device
-
     def done(self) -> None:
         """Layers with a plan have stored the tokens, which count when the pass around this call ends well."""
         if self.cache is not None and self.arrival is not None:
@@ -104,30 +99,23 @@ class Call:
 
 
 def planned(
-    run: Callable[[AttentionPlan | None], Tensor],
-    attention: Any,
-    x: Tensor,
-    token_positions: Tensor | None = None,
-    *,
-    mask: Tensor | None,
-    segment_ids: Tensor | None,
-    cache: LayerCache | None,
+    run: Callable[..., Tensor], attention: Any, x: Tensor, *given: Tensor | None, cache: object, **options: Any
 ) -> Tensor:
-    """run(plan), for a layer that is called alone and so makes the plan for its attention itself.
+    """run(plan=...), for a layer that is called alone: it makes the plan for its attention itself.
 
-    Its tokens count when all of it is done. The plan is None where the attention is None, as it is not ours.
+    An attention that is not ours, and so None, is given no plan. `given` and options: those of `Call`.
     """
     if cache is not None and not isinstance(cache, LayerCache):
         raise ConfigError(f"a block takes the cache of one layer, cache[i], not a {type(cache).__name__}.")
     with nullcontext() if cache is None else one_pass(cache):
-        call = Call(x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
-        y = run(None if attention is None else call.plan(attention, cache))
+        call = Call(x, *given, cache=cache, **options)
+        y = run(plan=AttentionPlan() if attention is None else call.plan(attention, cache))
         call.done()
         return y
 
 
 def is_untouched(module: nn.Module, forward: Callable[..., Any]) -> bool:
     """Whether the module runs exactly this forward, on the arguments that it is called with."""
-    # By the method, not the class: torch.export puts a subclass in the place of each.
-    touched = "forward" in vars(module) or module._forward_pre_hooks or _global_forward_pre_hooks
-    return type(module).forward is forward and not touched
+    if "forward" in vars(module) or module._forward_pre_hooks or _global_forward_pre_hooks:
+        return False
+    return type(module).forward is forward  # not the class: torch.export puts a subclass in the place of each

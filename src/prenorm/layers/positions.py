@@ -5,8 +5,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..ops.position_checks import check_positions
 from ..ops.positions import sinusoidal_positions
-from ..ops.ranges import check_positions
 from ..validation import check_size
 from .embedding import Embedding
 

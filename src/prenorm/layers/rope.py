@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import RopeScaling
-from ..ops.ranges import check_positions
+from ..ops.position_checks import check_positions
 from ..ops.rope import rope_angles, rotate
 from ..ops.rope_frequencies import rope_frequencies
 from ..validation import check_number, check_size
@@ -37,8 +37,7 @@ class RotaryEmbedding(nn.Module):
         check_number("theta", theta, above=0.0)
         self.head_dim, self.max_seq_len, self.theta = head_dim, max_seq_len, theta
         self.interleaved, self.scaling = interleaved, scaling
-        self.register_buffer("frequencies", None, persistent=False)
-        self._place(torch.device("cpu"))
+        self.register_buffer("frequencies", self._made_on(torch.device("cpu")), persistent=False)
 
     def forward(
         self,
@@ -61,14 +60,14 @@ class RotaryEmbedding(nn.Module):
         device, frequencies = token_positions.device, self.frequencies
         home = torch.device("cpu") if device.type == "mps" else device  # which has no float64
         if frequencies.device != home:
-            frequencies = rope_frequencies(self.head_dim, self.theta, self.scaling).to(home)
+            frequencies = self._made_on(home)
         angles = rope_angles(token_positions.to(home), frequencies)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         return angles.cos().to(device, wide), angles.sin().to(device, wide)
 
-    def _place(self, device: torch.device) -> None:
-        with torch.inference_mode(False):  # made under inference mode it could not be used in training afterwards
-            self.frequencies = rope_frequencies(self.head_dim, self.theta, self.scaling).to(device)
+    def _made_on(self, device: torch.device) -> Tensor:
+        with torch.inference_mode(False):  # made under inference mode they could not be used in training afterwards
+            return rope_frequencies(self.head_dim, self.theta, self.scaling).to(device)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
         # Follow the module to another device, but never to another dtype, nor by copying uninitialised memory
@@ -76,7 +75,7 @@ class RotaryEmbedding(nn.Module):
         here = "cpu" if self.frequencies.is_meta else self.frequencies.device  # nothing can be moved from meta
         device = fn(torch.empty(0, device=here)).device
         if device != self.frequencies.device and device.type != "mps":
-            self._place(device)
+            self.frequencies = self._made_on(device)
         return self
 
     def extra_repr(self) -> str:

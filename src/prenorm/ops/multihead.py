@@ -9,7 +9,7 @@ from ..validation import attention_sizes
 from .attention import scaled_dot_product_attention
 from .heads import merge_heads, split_heads
 from .linear import linear
-from .ranges import check_length, check_positions
+from .position_checks import check_length, check_position_shape, check_positions
 from .rope import rope
 
 
@@ -61,20 +61,6 @@ def multihead_self_attention_with_rope(
         check_positions(token_positions, max_seq_len)
     q, k = (rope(x, token_positions.unsqueeze(-2), theta=theta) for x in (q, k))
     return _attend(q, k, v, o_proj_weight, causal=causal)
-
-
-def check_position_shape(token_positions: Tensor, x: Tensor) -> None:
-    """Raise ShapeError unless the positions are integers of shape (seq,) or (..., seq) with x's leading dims."""
-    if token_positions.dtype.is_floating_point or token_positions.dtype == torch.bool:
-        raise ShapeError(f"token_positions must be integers, but they are {token_positions.dtype}.")
-    rows = tuple(x.shape[:-1])
-    fits = token_positions.ndim in (1, len(rows)) and token_positions.shape[-1] == rows[-1]
-    leading = zip(token_positions.shape[:-1], rows[:-1], strict=False)
-    if not fits or any(size != 1 and size != row for size, row in leading):  # `in` fails for sizes that compile varies
-        raise ShapeError(
-            f"token_positions must be (seq,) = {rows[-1:]} or (..., seq) = {rows}, but they are "
-            f"{tuple(token_positions.shape)}."
-        )
 
 
 def _project(

@@ -27,18 +27,3 @@ def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
 def at_hand(values: Tensor) -> bool:
     """Whether Python may look at them: without breaking a graph, and without waiting for a device."""
     return not torch.compiler.is_compiling() and values.is_cpu
-
-
-def check_positions(positions: Tensor, max_seq_len: int) -> None:
-    """`check_range` for the positions that tokens are rotated by."""
-    rule = f"positions must be in [0, max_seq_len) = [0, {max_seq_len})"
-    check_range(positions, max_seq_len, what="the token positions", rule=rule)
-
-
-def check_length(seq: int, max_seq_len: int) -> None:
-    """Raise RangeError when `seq` tokens, at positions 0 .. seq-1, do not fit below max_seq_len."""
-    if seq > max_seq_len:
-        raise RangeError(
-            f"positions must be in [0, max_seq_len) = [0, {max_seq_len}), but {seq} tokens need positions up to "
-            f"{seq - 1}; max_seq_len={seq} would do, or token_positions below {max_seq_len}."
-        )
