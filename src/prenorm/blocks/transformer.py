@@ -54,7 +54,7 @@ class TransformerBlock(nn.Module):
         super().__init__()
         if rope is None:
             rope_dim = attention_sizes(d_model, num_heads, num_kv_heads, head_dim)[1]
-            rope = RotaryEmbedding(rope_dim, max_seq_len, rope_theta, rope_interleaved, rope_scaling)
+            rope = RotaryEmbedding(rope_dim, max_seq_len, rope_theta, rope_interleaved, rope_scaling, device=device)
         self.norm1 = RMSNorm(d_model, eps, device=device, dtype=dtype)
         self.attn = SelfAttention(
             d_model,

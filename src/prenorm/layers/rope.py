@@ -30,6 +30,7 @@ class RotaryEmbedding(nn.Module):
         theta: float = 10000.0,
         interleaved: bool = True,
         scaling: RopeScaling | None = None,
+        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         check_size("head_dim", head_dim)
@@ -37,7 +38,7 @@ class RotaryEmbedding(nn.Module):
         check_number("theta", theta, above=0.0)
         self.head_dim, self.max_seq_len, self.theta = head_dim, max_seq_len, theta
         self.interleaved, self.scaling = interleaved, scaling
-        self.register_buffer("frequencies", self._made_on(torch.device("cpu")), persistent=False)
+        self.register_buffer("frequencies", self._made_on(torch.empty(0, device=device).device), persistent=False)
 
     def forward(
         self,
@@ -58,23 +59,23 @@ class RotaryEmbedding(nn.Module):
     ) -> tuple[Float[Tensor, "*positions seq half"], Float[Tensor, "*positions seq half"]]:
         """Cosines and sines for (checked) positions, in float32, or in float64 for a float64 input."""
         device, frequencies = token_positions.device, self.frequencies
-        home = torch.device("cpu") if device.type == "mps" else device  # which has no float64
-        if frequencies.device != home:
-            frequencies = self._made_on(home)
-        angles = rope_angles(token_positions.to(home), frequencies)
+        if frequencies.device != device and device.type != "mps":
+            frequencies = self._made_on(device)
+        angles = rope_angles(token_positions.to(frequencies.device), frequencies)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
         return angles.cos().to(device, wide), angles.sin().to(device, wide)
 
     def _made_on(self, device: torch.device) -> Tensor:
         with torch.inference_mode(False):  # made under inference mode they could not be used in training afterwards
-            return rope_frequencies(self.head_dim, self.theta, self.scaling).to(device)
+            frequencies = rope_frequencies(self.head_dim, self.theta, self.scaling)
+            return frequencies if device.type == "mps" else frequencies.to(device)  # which has no float64
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
         # Follow the module to another device, but never to another dtype, nor by copying uninitialised memory
         # (to_empty): the frequencies are made anew where the module goes.
         here = "cpu" if self.frequencies.is_meta else self.frequencies.device  # nothing can be moved from meta
         device = fn(torch.empty(0, device=here)).device
-        if device != self.frequencies.device and device.type != "mps":
+        if device != self.frequencies.device:
             self.frequencies = self._made_on(device)
         return self
 

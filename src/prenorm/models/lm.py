@@ -51,13 +51,8 @@ class TransformerLM(GenerativeModel):
         super().__init__()
         self.config = config
         self.embedding = Embedding(config.vocab_size, config.d_model, device=device, dtype=dtype)
-        rope = RotaryEmbedding(
-            config.head_dim,
-            config.max_seq_len,
-            config.rope_theta,
-            config.rope_interleaved,
-            config.rope_scaling,
-        )
+        angles = (config.rope_theta, config.rope_interleaved, config.rope_scaling)
+        rope = RotaryEmbedding(config.head_dim, config.max_seq_len, *angles, device=device)
         self.layers = nn.ModuleList(_block(config, rope, device, dtype) for _ in range(config.num_layers))
         self.final_norm = RMSNorm(config.d_model, config.eps, device=device, dtype=dtype)
         self.lm_head: Linear | QuantizedLinear | None = (
