@@ -19,7 +19,7 @@ class Slots(NamedTuple):
     """The first slot of the new tokens, which take those after it, too, unless `of_tokens` says otherwise."""
 
     of_tokens: Int[Tensor, " seq"] | Int[Tensor, "batch heads seq head_dim"] | None
-    """The slot of each new token, where rows differ for each number of it."""
+    """The slot of each new token; where rows differ, one for each number of it, as `scatter_` takes them."""
 
     held: int
     """How many slots are read."""
