@@ -356,3 +356,17 @@ def test_after_a_pass_on_another_device_it_generates_as_before():
     model.to_empty(device="cpu").load_state_dict(weights)
     assert list(model.stream([[1, 2, 3]], max_new_tokens=5, temperature=0)) == [[token] for token in wanted[0]]
     assert model.generate([[1, 2, 3] * 10], max_new_tokens=5, temperature=0)
+
+
+def test_a_hook_before_all_modules_may_change_the_arguments_of_blocks():
+    model, ids, positions = small(), integers(2, 6, limit=VOCAB), 2 * torch.arange(6)
+    wanted = model(ids, positions)
+
+    def spread(module, given):
+        return (given[0], positions) if isinstance(module, TransformerBlock) else None
+
+    hook = nn.modules.module.register_module_forward_pre_hook(spread)
+    try:
+        assert_exact(model(ids), array(wanted))
+    finally:
+        hook.remove()
