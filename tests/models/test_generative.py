@@ -170,6 +170,17 @@ def test_forward_counts_in_decoding(change, make, draft):
     assert [list(reply) for reply in zip(*steps, strict=True)] == wanted
 
 
+def test_a_hook_on_all_modules_reaches_the_head_in_the_loss():
+    model, (ids,), _ = language_model()
+    hook = nn.modules.module.register_module_forward_hook(
+        lambda module, given, y: 2 * y if module is model.lm_head else None
+    )
+    try:
+        assert_exact(randomise(model.double()).loss(ids, ids), array(cross_entropy(model(ids), ids)))
+    finally:
+        hook.remove()
+
+
 def test_hooks_on_all_modules_count_in_decoding():
     model = randomise(language_model()[0]).eval()
     hook = nn.modules.module.register_module_forward_hook(

@@ -78,10 +78,9 @@ class TransformerDecoder(nn.Module):
             call = Call(x, mask=self_mask, segment_ids=segment_ids, cache=cache)
             for number, block in enumerate(self.layers):
                 layer = None if cache is None else cache[number]
-                options = plan_for(block, FORWARD, "self_attn", x, call, layer)
-                options |= (
-                    {"segment_ids": segment_ids} if layer is None else {"segment_ids": segment_ids, "cache": layer}
-                )
+                options = {"segment_ids": segment_ids, **plan_for(block, FORWARD, "self_attn", x, call, layer)}
+                if layer is not None:
+                    options["cache"] = layer
                 given = (block, number, x, encoder_output, self_mask, cross_mask)
                 x = run_block(*given, use_checkpointing=use_checkpointing, **options)
             x = self.final_norm(x)

@@ -114,5 +114,5 @@ class GenerativeModel(nn.Module):
 
 def _is_product(head: nn.Module) -> bool:
     """Whether calling the head is a product with its weight and nothing else, so that the loss may do without it."""
-    hooked = head._forward_hooks or head._backward_hooks or head._backward_pre_hooks
+    hooked = head._forward_hooks or head._backward_hooks or head._backward_pre_hooks or _has_any_global_hook()
     return is_untouched(head, OF_LINEAR) and cast(Linear, head).bias is None and not hooked

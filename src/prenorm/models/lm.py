@@ -128,7 +128,8 @@ class TransformerLM(GenerativeModel):
         """The mean cross-entropy in nats a token: targets[t] is the token after token_ids[t]; nothing is shifted here.
 
         Targets of -100, and those at padding (negative segment_ids), are left out of the mean. The logits of a long
-        sequence are never held whole. use_checkpointing: as in `forward`.
+        sequence are never held whole, in training as long as the head is a plain `Linear` of ours (or the embedding).
+        use_checkpointing: as in `forward`.
         """
         hidden = self.hidden(token_ids, segment_ids=segment_ids, use_checkpointing=use_checkpointing)
         return self._loss(hidden, targets, segment_ids, self.config.vocab_size)
