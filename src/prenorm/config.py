@@ -2,11 +2,20 @@
 
 import dataclasses
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import ConfigError
-from .validation import attention_sizes, check_dropout, check_flag, check_number, check_size
+from .validation import (
+    IN_PYTHON,
+    Spelling,
+    attention_sizes,
+    check_dropout,
+    check_flag,
+    check_number,
+    check_size,
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,17 +35,7 @@ class RopeScaling:
     original_max_seq_len: int = 8192
 
     def __post_init__(self) -> None:
-        if self.kind not in ("linear", "llama3"):
-            raise ConfigError(f"rope_scaling kind must be 'linear' or 'llama3', not {self.kind!r}.")
-        check_number("rope_scaling factor", self.factor, at_least=1.0)
-        check_number("rope_scaling low_freq_factor", self.low_freq_factor, above=0.0)
-        check_number("rope_scaling high_freq_factor", self.high_freq_factor, above=0.0)
-        check_size("rope_scaling original_max_seq_len", self.original_max_seq_len)
-        if self.kind == "llama3" and self.high_freq_factor <= self.low_freq_factor:
-            raise ConfigError(
-                f"rope_scaling high_freq_factor must be greater than low_freq_factor, but {self.high_freq_factor} "
-                f"is not greater than {self.low_freq_factor}; Llama 3.1 has 4.0 and 1.0."
-            )
+        check_scaling(_fields_of(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,19 +100,8 @@ class ModelConfig:
     """Probability of dropping attention weights and what attention and feed-forward add, in training."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "max_seq_len"):
-            check_size(name, getattr(self, name))
-        num_kv_heads, head_dim = attention_sizes(self.d_model, self.num_heads, self.num_kv_heads, self.head_dim)
-        _fill_in(self, num_kv_heads=num_kv_heads, head_dim=head_dim, d_ff=default_d_ff(self.d_model))
-        check_number("rope_theta", self.rope_theta, above=0.0)
-        check_number("eps", self.eps, above=0.0)
-        check_dropout(self.dropout)
-        if self.window is not None:
-            check_size("window", self.window)
-        if self.rope_scaling is not None and not isinstance(self.rope_scaling, RopeScaling):
-            raise ConfigError(f"rope_scaling must be a RopeScaling record or None, not {self.rope_scaling!r}.")
-        for name in ("rope_interleaved", "qk_norm", "qkv_bias", "o_bias", "tie_embeddings"):
-            check_flag(name, getattr(self, name))
+        for name, size in check_model(_fields_of(self)).items():
+            object.__setattr__(self, name, size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers, strings and dicts: `ModelConfig.from_dict` gives the same config back."""
@@ -175,29 +163,8 @@ class EncoderDecoderConfig:
     """Probability of dropping embeddings, attention weights, hidden values and what each sublayer adds, in training."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "d_model", "num_layers", "num_heads", "max_seq_len"):
-            check_size(name, getattr(self, name))
-        if self.positions not in ("sinusoidal", "learned"):
-            raise ConfigError(f"positions must be 'sinusoidal' or 'learned', not {self.positions!r}.")
-        if self.positions == "sinusoidal" and self.d_model % 2:
-            wider = 2 * self.num_heads * math.ceil(self.d_model / (2 * self.num_heads))
-            raise ConfigError(
-                f"d_model must be even, because sinusoidal positions are pairs of a sine and a cosine, but it is "
-                f"{self.d_model}; d_model={wider} would do, or positions='learned'."
-            )
-        attention_sizes(self.d_model, self.num_heads, None, None, rotary=False)
-        _fill_in(self, num_decoder_layers=self.num_layers, d_ff=4 * self.d_model, target_vocab_size=self.vocab_size)
-        check_number("eps", self.eps, above=0.0)
-        check_dropout(self.dropout)
-        check_flag("tie_embeddings", self.tie_embeddings)
-        if self.tie_embeddings and self.target_vocab_size != self.vocab_size:
-            raise ConfigError(
-                f"tie_embeddings needs one vocabulary, but vocab_size is {self.vocab_size} and target_vocab_size "
-                f"{self.target_vocab_size}; tie_embeddings=False would do."
-            )
-        start = self.start_token_id
-        if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < self.target_vocab_size:
-            raise ConfigError(f"start_token_id must be in [0, {self.target_vocab_size}), not {start!r}.")
+        for name, size in check_encoder_decoder(_fields_of(self)).items():
+            object.__setattr__(self, name, size)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain numbers and strings: `EncoderDecoderConfig.from_dict` gives the same config back."""
@@ -209,12 +176,85 @@ class EncoderDecoderConfig:
         return _from_dict(cls, "an encoder-decoder config", fields)
 
 
-def _fill_in(record: object, **defaults: int) -> None:
-    """Give the sizes that are None these values."""
-    for name, default in defaults.items():
-        value = default if getattr(record, name) is None else getattr(record, name)
-        check_size(name, value)
-        object.__setattr__(record, name, value)
+def check_scaling(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> None:
+    """Raise ConfigError unless a RopeScaling may have these fields. `spelling`: their names and values in messages."""
+    if fields["kind"] not in ("linear", "llama3"):
+        raise ConfigError(f"rope_scaling kind must be 'linear' or 'llama3', not {fields['kind']!r}.")
+    check_number("rope_scaling factor", fields["factor"], at_least=1.0, spelling=spelling)
+    low, high = fields["low_freq_factor"], fields["high_freq_factor"]
+    check_number("rope_scaling low_freq_factor", low, above=0.0, spelling=spelling)
+    check_number("rope_scaling high_freq_factor", high, above=0.0, spelling=spelling)
+    check_size("rope_scaling original_max_seq_len", fields["original_max_seq_len"], spelling=spelling)
+    if fields["kind"] == "llama3" and high <= low:
+        raise ConfigError(
+            f"{spelling.name('rope_scaling high_freq_factor')} must be greater than low_freq_factor, but {high} "
+            f"is not greater than {low}; Llama 3.1 has 4.0 and 1.0."
+        )
+
+
+def check_model(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> dict[str, int]:
+    """The sizes that a ModelConfig of these fields fills in: num_kv_heads, head_dim and d_ff.
+
+    Raises ConfigError unless a model may have these fields. `spelling`: their names and values in messages.
+    """
+    for name in ("vocab_size", "d_model", "num_layers", "num_heads", "max_seq_len"):
+        check_size(name, fields[name], spelling=spelling)
+    heads = (fields[name] for name in ("d_model", "num_heads", "num_kv_heads", "head_dim"))
+    num_kv_heads, head_dim = attention_sizes(*heads, spelling=spelling)
+    d_ff = default_d_ff(fields["d_model"]) if fields["d_ff"] is None else fields["d_ff"]
+    check_size("d_ff", d_ff, spelling=spelling)
+    check_number("rope_theta", fields["rope_theta"], above=0.0, spelling=spelling)
+    check_number("eps", fields["eps"], above=0.0, spelling=spelling)
+    check_dropout(fields["dropout"], spelling=spelling)
+    if fields["window"] is not None:
+        check_size("window", fields["window"], spelling=spelling)
+    scaling = fields["rope_scaling"]
+    if scaling is not None and not isinstance(scaling, RopeScaling):
+        raise ConfigError(f"rope_scaling must be a RopeScaling record or None, not {scaling!r}.")
+    for name in ("rope_interleaved", "qk_norm", "qkv_bias", "o_bias", "tie_embeddings"):
+        check_flag(name, fields[name], spelling=spelling)
+    return {"num_kv_heads": num_kv_heads, "head_dim": head_dim, "d_ff": d_ff}
+
+
+def check_encoder_decoder(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> dict[str, int]:
+    """The sizes that an EncoderDecoderConfig of these fields fills in. Raises ConfigError as `check_model` does."""
+    for name in ("vocab_size", "d_model", "num_layers", "num_heads", "max_seq_len"):
+        check_size(name, fields[name], spelling=spelling)
+    d_model, num_heads, positions = (fields[name] for name in ("d_model", "num_heads", "positions"))
+    if positions not in ("sinusoidal", "learned"):
+        raise ConfigError(f"positions must be 'sinusoidal' or 'learned', not {spelling.value(positions)}.")
+    if positions == "sinusoidal" and d_model % 2:
+        wider = 2 * num_heads * -(-d_model // (2 * num_heads))
+        raise ConfigError(
+            f"d_model must be even, because sinusoidal positions are pairs of a sine and a cosine, but it is "
+            f"{d_model}; d_model={wider} would do, or positions='learned'."
+        )
+    attention_sizes(d_model, num_heads, None, None, rotary=False, spelling=spelling)
+    defaults = {
+        "num_decoder_layers": fields["num_layers"],
+        "d_ff": 4 * d_model,
+        "target_vocab_size": fields["vocab_size"],
+    }
+    sizes = {name: default if fields[name] is None else fields[name] for name, default in defaults.items()}
+    for name, size in sizes.items():
+        check_size(name, size, spelling=spelling)
+    check_number("eps", fields["eps"], above=0.0, spelling=spelling)
+    check_dropout(fields["dropout"], spelling=spelling)
+    check_flag("tie_embeddings", fields["tie_embeddings"], spelling=spelling)
+    target = sizes["target_vocab_size"]
+    if fields["tie_embeddings"] and target != fields["vocab_size"]:
+        raise ConfigError(
+            f"tie_embeddings needs one vocabulary, but vocab_size is {fields['vocab_size']} and target_vocab_size "
+            f"{target}; tie_embeddings={spelling.value(False)} would do."
+        )
+    start = fields["start_token_id"]
+    if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < target:
+        raise ConfigError(f"start_token_id must be in [0, {target}), not {spelling.value(start)}.")
+    return sizes
+
+
+def _fields_of(record: Any) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
 
 
 def _from_dict(record: type[Any], what: str, fields: dict[str, Any]) -> Any:

@@ -236,7 +236,7 @@ def test_weights_are_not_rounded_to_whole_numbers(saved):
 
 
 def test_an_end_of_text_that_the_vocabulary_lacks_is_not_saved(tmp_path):
-    with pytest.raises(CheckpointError, match=r"the model to save: eos_token_id must be ids from 0 to 60, not 61"):
+    with pytest.raises(CheckpointError, match=r"the model to save: eos_token_ids must be ids from 0 to 60, not 61"):
         save(tmp_path, config(), tensors_of(config()), eos_token_ids=(61,))
 
 

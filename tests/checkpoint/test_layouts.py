@@ -1,8 +1,11 @@
+import contextlib
+import re
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from transformers import AutoConfig
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from prenorm import ModelConfig, RopeScaling
 from prenorm.checkpoint.layouts import (
@@ -274,6 +277,70 @@ def test_absent_keys_mean_what_the_config_class_says(family):
     assert eos_token_ids == (() if theirs.eos_token_id is None else (theirs.eos_token_id,))
 
 
+def test_a_key_of_another_family_that_is_null_says_nothing():
+    assert config_from_hugging_face(written() | {"final_logit_softcapping": None, "layer_types": None})[0] == config()
+    mistral = written(window=5) | {"attention_bias": None}
+    assert config_from_hugging_face(mistral)[0] == config(window=5)
+
+
+NULLABLE = ("num_key_value_heads", "head_dim", "sliding_window", "layer_types", "eos_token_id", "prenorm_dropout")
+SIZES = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads")
+SWITCHES = ("tie_word_embeddings", "attention_bias", "use_sliding_window")
+KEYS = (*SIZES, *SWITCHES, "max_position_embeddings", "rms_norm_eps", "hidden_act", "max_window_layers")
+
+
+@pytest.mark.parametrize("key", [*NULLABLE, *KEYS])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_null_means_what_it_means_to_the_config_class_or_is_refused_by_name(family, key):
+    fields = {"model_type": family, **dict.fromkeys(("bos_token_id", "pad_token_id"))}
+    fields |= {"vocab_size": 61, "hidden_size": 128, "intermediate_size": 40, "num_hidden_layers": 2}
+    fields |= {"num_attention_heads": 32, "max_position_embeddings": 64, "use_sliding_window": True}
+    fields |= {"max_window_layers": 0, key: None}
+    if family in ("llama", "mistral"):
+        fields = {name: value for name, value in fields.items() if "window" not in name or name == key}
+    try:
+        read, eos_token_ids = config_from_hugging_face(fields)
+    except CheckpointError as refused:
+        assert key in str(refused)  # noqa: PT017 (either is right)
+        with pytest.raises(Exception, match=r"NoneType|unsupported operand"):
+            AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields))
+        return
+    theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields), attn_implementation="eager")
+    attention, config = theirs.model.layers[0].self_attn, theirs.config
+    assert (read.num_kv_heads, read.head_dim) == (config.num_key_value_heads, attention.head_dim)
+    assert (read.eps, read.tie_embeddings) == (config.rms_norm_eps, config.tie_word_embeddings)
+    assert read.window == getattr(config, "sliding_window", None)
+    assert (read.qkv_bias, read.o_bias) == (attention.q_proj.bias is not None, attention.o_proj.bias is not None)
+    assert eos_token_ids == (() if config.eos_token_id is None else (config.eos_token_id,))
+
+
+def test_what_a_message_names_and_the_file_does_not_say_is_told():
+    fields = written(window=5) | {"num_attention_heads": 6}
+    del fields["num_key_value_heads"]
+    with pytest.raises(CheckpointError) as refused:
+        config_from_hugging_face(fields)
+    assert str(refused.value) == (
+        "config.json: num_key_value_heads must divide num_attention_heads, but 8 does not divide 6; "
+        "num_key_value_heads=6 would. num_key_value_heads is absent, which means 8."
+    )
+
+
+@pytest.mark.parametrize("wrong", ["5", 5.5, True, -5, 0, 10**400, [5], {"a": 5}])
+@pytest.mark.parametrize("key", [*KEYS, *NULLABLE, "rope_theta"])
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_whatever_stands_in_the_place_of_a_number_is_refused_under_the_files_own_name(key, wrong):
+    fields = {name: value for name, value in written(qk_norm=True, window=5).items() if "rope" not in name}
+    with contextlib.suppress(CheckpointError):  # some of them are numbers that may stand there
+        config_from_hugging_face(fields | {key: wrong})
+        return
+    with pytest.raises(CheckpointError, match=key) as refused:
+        config_from_hugging_face(fields | {key: wrong})
+    ours = (
+        r"d_model|num_layers|num_heads|num_kv_heads|d_ff|max_seq_len|\beps\b|qkv_bias|o_bias|tie_embeddings|True|None"
+    )
+    assert not re.search(ours, str(refused.value))
+
+
 def test_everything_that_is_missing_or_foreign_is_named_in_one_message():
     fields = written() | {
         "final_logit_softcapping": 30.0,
@@ -289,8 +356,8 @@ def test_everything_that_is_missing_or_foreign_is_named_in_one_message():
     assert str(raised.value) == (
         "config.json (model_type llama) must be understood as a whole, but hidden_size is missing; attention_dropout "
         'must be 0 or absent, not 0.1; final_logit_softcapping is not known; hidden_act must be "silu" or absent, not '
-        "'gelu'; quantization_config must be null or absent, not {'quant_method': 'fp8'}; sliding_window must be null "
-        "or absent, not 8; rope_scaling has rope_type 'yarn', where default, linear, llama3 are known. Nothing is "
+        '"gelu"; quantization_config must be null or absent, not {"quant_method": "fp8"}; sliding_window must be null '
+        'or absent, not 8; rope_scaling has rope_type "yarn", where default, linear, llama3 are known. Nothing is '
         "ignored, because each of these may change what the model computes."
     )
 
@@ -298,25 +365,25 @@ def test_everything_that_is_missing_or_foreign_is_named_in_one_message():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"model_type": "gemma2"}, "model_type must be one of llama, mistral, qwen2, qwen3, prenorm, not 'gemma2'"),
-        ({"model_type": None}, "not None"),
-        ({"model_type": ["llama"]}, r"not \['llama'\]"),
-        ({"intermediate_size": None}, "intermediate_size is missing"),
+        ({"model_type": "gemma2"}, 'model_type must be one of llama, mistral, qwen2, qwen3, prenorm, not "gemma2"'),
+        ({"model_type": None}, "not null"),
+        ({"model_type": ["llama"]}, r"not \[\"llama\"\]"),
+        ({"intermediate_size": None}, "intermediate_size is null"),
         ({"auto_map": {"AutoModel": "evil.py"}}, "auto_map must be null or absent"),
-        ({"rope_theta": float("nan"), "rope_parameters": None}, "rope_theta must be a finite number, not nan"),
+        ({"rope_theta": float("nan"), "rope_parameters": None}, "rope_theta must be a finite number, not NaN"),
         ({"rope_theta": {"__float__": "NaN"}, "rope_parameters": None}, "rope_theta must be a finite number"),
-        ({"rope_theta": 10**400, "rope_parameters": None}, "int too large"),
-        ({"hidden_size": -24}, "d_model must be a whole number of at least 1, not -24"),
-        ({"hidden_size": 24.0}, "d_model must be a whole number of at least 1, not 24.0"),
-        ({"hidden_size": "24"}, "d_model must be a whole number of at least 1, not '24'"),
-        ({"num_key_value_heads": 3}, "num_kv_heads must divide num_heads"),
+        ({"rope_theta": 10**400, "rope_parameters": None}, "rope_theta must be a finite number, not one of 1329 bits"),
+        ({"hidden_size": -24}, "hidden_size must be a whole number of at least 1, not -24"),
+        ({"hidden_size": 24.0}, "hidden_size must be a whole number of at least 1, not 24.0"),
+        ({"hidden_size": "24"}, 'hidden_size must be a whole number of at least 1, not "24"'),
+        ({"num_key_value_heads": 3}, "num_key_value_heads must divide num_attention_heads, but 3"),
         ({"head_dim": 5}, "head_dim must be even"),
         ({"max_position_embeddings": 10**9}, "max_position_embeddings must be at most 16777216, not 1000000000"),
-        ({"tie_word_embeddings": "no"}, "tie_embeddings must be True or False, not 'no'"),
-        ({"rms_norm_eps": 0}, "eps must be greater than 0"),
+        ({"tie_word_embeddings": "no"}, 'tie_word_embeddings must be true or false, not "no"'),
+        ({"rms_norm_eps": 0}, "rms_norm_eps must be greater than 0, not 0"),
         ({"eos_token_id": 61}, "eos_token_id must be ids from 0 to 60, not 61"),
-        ({"eos_token_id": [1, "2"]}, "eos_token_id must be ids from 0 to 60, not '2'"),
-        ({"prenorm_dropout": 1.5}, "dropout must be below 1"),
+        ({"eos_token_id": [1, "2"]}, 'eos_token_id must be ids from 0 to 60, not "2"'),
+        ({"prenorm_dropout": 1.5}, "prenorm_dropout must be below 1"),
     ],
 )
 @pytest.mark.usefixtures("shapes_unchecked")
@@ -354,7 +421,7 @@ def test_a_qwen_window_holds_for_all_layers_or_none(changes, window):
         ({"layer_types": None, "max_window_layers": 1}, "max_window_layers gives the first 1 of 2 layers none"),
         ({"use_sliding_window": False}, "layer_types says sliding_attention, but"),
         ({"use_sliding_window": "no"}, "use_sliding_window must be true or false"),
-        ({"max_window_layers": "all"}, "max_window_layers and num_hidden_layers whole numbers"),
+        ({"max_window_layers": "all"}, 'max_window_layers must be a whole number of at least 0, not "all"'),
     ],
 )
 def test_mixed_or_contradictory_qwen_windows_are_refused(changes, message):

@@ -132,11 +132,11 @@ NAME = "model.layers.1.mlp.up_proj"
 WRONG = {
     "of another shape": (
         lambda tensors: tensors.update({f"{NAME}.weight_shape": torch.tensor([96, 32])}),
-        r"layers.1.ffn.up_proj must have the shape \(96, 64\), but .weight_shape says \[96, 32\]",
+        r"model.layers.1.mlp.up_proj must have the shape \(96, 64\), but \S+up_proj.weight_shape says \[96, 32\]",
     ),
     "with finer scales": (
         lambda tensors: tensors.update({f"{NAME}.weight_scale": tensors[f"{NAME}.weight_scale"] * 1.001}),
-        "the scales of layers.1.ffn.up_proj must be bfloat16 numbers",
+        "model.layers.1.mlp.up_proj.weight_scale must hold bfloat16 numbers",
     ),
     "in another dtype": (
         lambda tensors: tensors.update({f"{NAME}.weight_packed": tensors[f"{NAME}.weight_packed"].long()}),

@@ -1,12 +1,25 @@
+import copy
+import json
+
 import pytest
 import torch
-from transformers import LlamaConfig
+from torch.testing import assert_close
+from transformers import LlamaConfig, LlamaForCausalLM
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from prenorm import RopeScaling
 from prenorm.checkpoint.rope import foreign_in_rope_keys, half_split, rope_from_hugging_face, rope_to_hugging_face
 from prenorm.errors import ConfigError
+from prenorm.ops.rope_frequencies import rope_frequencies
 
+TINY = {
+    "vocab_size": 8,
+    "hidden_size": 32,
+    "intermediate_size": 8,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "max_position_embeddings": 2048,
+}
 LLAMA3 = RopeScaling("llama3", 8.0, 1.0, 4.0, 8192)
 LLAMA3_KEYS = {
     "rope_type": "llama3",
@@ -57,13 +70,31 @@ def test_the_length_before_stretching_is_the_models_own_when_it_is_not_given():
             {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
             "contradict each other: rope_theta gives 10000.0, rope_parameters.rope_theta gives 500000.0; keep one",
         ),
-        ({"rope_scaling": None, "rope_parameters": LLAMA3_KEYS}, "contradict .*: rope_scaling gives None"),
+        (
+            {"rope_scaling": {"type": "default"}, "rope_parameters": LLAMA3_KEYS},
+            'contradict .*: rope_scaling gives no scaling, rope_parameters gives {"rope_type": "llama3", "factor": 8.0',
+        ),
+        (
+            {"rope_scaling": LLAMA3_KEYS, "rope_parameters": {**LLAMA3_KEYS, "rope_theta": 5e5}},
+            "rope_parameters.rope_theta gives 500000.0, rope_scaling without a rope_theta gives 10000.0; keep one",
+        ),
+        ({"rope_theta": None}, "rope_theta must be a finite number or absent, not null"),
+        ({"rope_parameters": {"rope_theta": None}}, "rope_theta must be a finite number or absent, not null"),
+        ({"rope_parameters": {"rope_theta": "5"}}, 'rope_parameters.rope_theta must be a finite number, not "5"'),
+        ({"rope_scaling": {"type": "linear", "factor": None}}, "rope_scaling.factor must be a finite number, not null"),
+        (
+            {"rope_parameters": {**LLAMA3_KEYS, "original_max_position_embeddings": 0.5}},
+            "rope_parameters.original_max_position_embeddings must be a whole number of at least 1, not 0.5",
+        ),
+        (
+            {"rope_parameters": {**LLAMA3_KEYS, "high_freq_factor": 0.5}},
+            "rope_parameters.high_freq_factor must be greater than low_freq_factor, but 0.5 is not greater than 1.0",
+        ),
         ({"rope_scaling": LLAMA3_KEYS, "rope_parameters": {"rope_type": "linear", "factor": 8.0}}, "contradict"),
-        ({"rope_scaling": {"type": "linear", "rope_type": "llama3", "factor": 8.0}}, "'llama3', but type is 'linear'"),
-        ({"rope_scaling": {"rope_type": "linear"}}, "rope_scaling: rope_type 'linear' needs factor"),
+        ({"rope_scaling": {"type": "linear", "rope_type": "llama3", "factor": 8.0}}, '"llama3", but type is "linear"'),
+        ({"rope_scaling": {"rope_type": "linear"}}, 'rope_scaling: rope_type "linear" needs factor'),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "needs low_freq_factor, high_freq_factor"),
         ({"rope_scaling": {"rope_type": "linear", "factor": 0.5}}, "factor must be at least 1"),
-        ({"rope_scaling": [2.0]}, r"rope_scaling must be an object or null, not \[2.0\]"),
     ],
 )
 def test_contradictions_and_gaps_are_refused(fields, message):
@@ -77,10 +108,58 @@ def test_every_foreign_key_is_named():
         "rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5, "mscale": 1.0},
     }
     assert list(foreign_in_rope_keys(fields)) == [
-        "rope_scaling has rope_type 'yarn', where default, linear, llama3 are known",
-        "rope_parameters.mscale is not known for rope_type 'linear'",
-        "rope_parameters.partial_rotary_factor must be 1.0 or absent",
+        'rope_scaling has rope_type "yarn", where default, linear, llama3 are known',
+        'rope_parameters.mscale is not known for rope_type "linear"',
+        "rope_parameters.partial_rotary_factor must be 1.0 or absent, not 0.5",
     ]
+
+
+@pytest.mark.parametrize("rope_type", [None, 3, ["linear"]])
+def test_a_rope_type_that_is_no_name_is_refused_as_it_stands(rope_type):
+    (problem,) = foreign_in_rope_keys({"rope_scaling": {"rope_type": rope_type, "factor": 2.0}})
+    assert problem.startswith(f"rope_scaling has rope_type {json.dumps(rope_type)}, where default")
+    assert list(foreign_in_rope_keys({"rope_scaling": [2.0]})) == ["rope_scaling must be an object or null, not [2.0]"]
+
+
+# What says nothing beside what does, in transformers too: (keys, base, scaling).
+SILENT = {
+    "old scaling null": ({"rope_scaling": None, "rope_parameters": {**LLAMA3_KEYS, "rope_theta": 5e5}}, 5e5, LLAMA3),
+    "old scaling empty": ({"rope_scaling": {}, "rope_parameters": {**LLAMA3_KEYS, "rope_theta": 5e5}}, 5e5, LLAMA3),
+    "old base null": ({"rope_theta": None, "rope_parameters": {**LLAMA3_KEYS, "rope_theta": 5e5}}, 5e5, LLAMA3),
+    "new key null": ({"rope_theta": 5e5, "rope_scaling": LLAMA3_KEYS, "rope_parameters": None}, 5e5, LLAMA3),
+    "new key empty": ({"rope_theta": 5e5, "rope_scaling": LLAMA3_KEYS, "rope_parameters": {}}, 5e5, LLAMA3),
+    "base in the old scaling": ({"rope_scaling": {**LLAMA3_KEYS, "rope_theta": 5e5}}, 5e5, LLAMA3),
+    "type null": (
+        {"rope_scaling": {"type": None, "rope_type": "linear", "factor": 2.0}},
+        1e4,
+        RopeScaling("linear", 2.0),
+    ),
+    "a factor of nothing": ({"rope_scaling": {"type": "default", "factor": None}}, 1e4, None),
+    "parts of another type": (
+        {"rope_parameters": {"rope_type": "linear", "factor": 2, "low_freq_factor": None, "attention_factor": None}},
+        1e4,
+        RopeScaling("linear", 2.0),
+    ),
+    "partial_rotary_factor null": (
+        {"rope_parameters": {"rope_type": "default", "partial_rotary_factor": None}},
+        1e4,
+        None,
+    ),
+    "a length that is a float": (
+        {"rope_scaling": {**LLAMA3_KEYS, "original_max_position_embeddings": 8192.0}},
+        1e4,
+        LLAMA3,
+    ),
+}
+
+
+@pytest.mark.parametrize("silent", SILENT)
+def test_null_and_empty_say_nothing_as_in_transformers(silent):
+    fields, theta, scaling = SILENT[silent]
+    assert not list(foreign_in_rope_keys(fields))
+    assert rope_from_hugging_face(fields, 2048) == (theta, scaling)
+    theirs = LlamaForCausalLM(LlamaConfig(**TINY, **copy.deepcopy(fields))).model.rotary_emb
+    assert_close(theirs.inv_freq, rope_frequencies(16, theta, scaling).float(), rtol=1e-5, atol=0)
 
 
 def test_half_split_brings_each_pair_from_neighbours_to_half_a_head_apart():

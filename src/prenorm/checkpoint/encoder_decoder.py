@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..config import EncoderDecoderConfig
+from ..config import EncoderDecoderConfig, check_encoder_decoder
 from ..errors import CheckpointError, ConfigError
+from .files import IN_THE_FILE, json_text
 from .fit import check_layers, check_tensors
 from .layouts import ENCODER_DECODER, eos_from_hugging_face
 from .together import CONFIG, SAVE_ID, Checkpoint, Weights, found_among, opened, write_model
@@ -26,7 +27,7 @@ def save(
     Raises CheckpointError when the tensors are not those of the config, and when the disk does not take them.
     """
     source = "the model to save"
-    eos_from_hugging_face(list(eos_token_ids), config.target_vocab_size, source=source)
+    eos_from_hugging_face(list(eos_token_ids), config.target_vocab_size, source=source, key="eos_token_ids")
     check_tensors(dict(parameters_of(config)), found_among(tensors), source)
     fields = {"model_type": ENCODER_DECODER, **config.to_dict(), "eos_token_ids": list(eos_token_ids)}
     write_model(Path(folder).expanduser(), fields, tensors)
@@ -49,9 +50,10 @@ def load(
 
 
 def _read(fields: Mapping[str, Any], source: str) -> tuple[EncoderDecoderConfig, tuple[int, ...]]:
-    if fields.get("model_type") != ENCODER_DECODER:
+    model_type = fields.get("model_type")
+    if model_type != ENCODER_DECODER:
         raise CheckpointError(
-            f"{source}: model_type must be {ENCODER_DECODER} for an EncoderDecoder, not {fields.get('model_type')!r}; "
+            f"{source}: model_type must be {ENCODER_DECODER} for an EncoderDecoder, not {json_text(model_type)}; "
             "folders of language models are opened by TransformerLM.from_pretrained."
         )
     wanted = {*_FIELDS, "model_type", "eos_token_ids"}
@@ -59,11 +61,14 @@ def _read(fields: Mapping[str, Any], source: str) -> tuple[EncoderDecoderConfig,
     problems += [f"{key} is not known" for key in sorted(fields.keys() - wanted - {SAVE_ID})]
     if problems:
         raise CheckpointError(f"{source} must be understood as a whole, but {'; '.join(problems)}.")
+    own = {key: fields[key] for key in _FIELDS}
     try:
-        config = EncoderDecoderConfig.from_dict({key: fields[key] for key in _FIELDS})
+        check_encoder_decoder(own, IN_THE_FILE)
+        config = EncoderDecoderConfig.from_dict(own)
     except ConfigError as error:
         raise CheckpointError(f"{source}: {error}") from error
-    return config, eos_from_hugging_face(fields["eos_token_ids"], config.target_vocab_size, source=source)
+    eos = eos_from_hugging_face(fields["eos_token_ids"], config.target_vocab_size, source=source, key="eos_token_ids")
+    return config, eos
 
 
 def parameters_of(config: EncoderDecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:

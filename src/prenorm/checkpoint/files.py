@@ -4,19 +4,25 @@ import errno
 import fcntl
 import glob
 import json
+import math
 import os
 import secrets
 import shutil
+from codecs import BOM_UTF8
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO
 
 from ..errors import CheckpointError
+from ..validation import Spelling
 
 # The largest header and index that honest models need are below 1 MB; parsing 100 MB of hostile JSON takes a minute.
 MAX_JSON_BYTES = 10_000_000
+
+# Characters of a file's value that a message shows.
+LONGEST_TEXT = 80
 
 Content = bytes | Callable[[BinaryIO], None]
 
@@ -137,14 +143,27 @@ def read_json(path: Path) -> dict[str, Any]:
     return parse_json(data, str(path))
 
 
+def json_text(value: Any) -> str:
+    """A value as the file spells it, cut where it is long."""
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "..."
+
+
+IN_THE_FILE = Spelling(value=json_text)
+
+
 def parse_json(data: bytes, source: str) -> dict[str, Any]:
     """The object in JSON text, with each key once and finite numbers only. `source` names the text in errors."""
+    if data.startswith(BOM_UTF8):
+        raise CheckpointError(
+            f"{source} must be UTF-8 without a byte order mark, but begins with one; save it without."
+        )
     try:
-        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_each_key_once, parse_constant=_refuse_constant)
+        parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source} must be valid JSON, but is not: {error}.") from error
     if not isinstance(parsed, dict):
-        raise CheckpointError(f"{source} must hold a JSON object, not a {type(parsed).__name__}.")
+        raise CheckpointError(f"{source} must hold a JSON object, not {json_text(parsed)}.")
     return parsed
 
 
@@ -152,8 +171,14 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
     if twice:
         raise ValueError(f"{', '.join(twice[:5])} may be there once only")
+    for key, value in pairs:
+        if (number := _not_finite(value)) is not None:
+            raise ValueError(f"the number of {key} must be finite, not {json_text(number)}")
     return dict(pairs)
 
 
-def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is not a number")
+def _not_finite(value: Any) -> float | None:
+    """A number in a value, or in lists of it, that JSON has no place for: NaN, Infinity, 1e999."""
+    if isinstance(value, list):
+        return next((number for each in value if (number := _not_finite(each)) is not None), None)
+    return value if isinstance(value, float) and not math.isfinite(value) else None

@@ -42,7 +42,7 @@ def save(
     Raises CheckpointError when the tensors are not those of the config, and when the disk does not take them.
     """
     folder = Path(folder).expanduser()
-    eos_from_hugging_face(list(eos_token_ids), config.vocab_size, source="the model to save")
+    eos_from_hugging_face(list(eos_token_ids), config.vocab_size, source="the model to save", key="eos_token_ids")
     if kind is not None:
         tensors = to_rows(config, kind, tensors)
     check_fit(config, found_among(tensors), hugging_face=False, source="the model to save", kind=kind)

@@ -3,17 +3,18 @@
 Read from the config classes of transformers 5.23 (models/{llama,mistral,qwen2,qwen3}/configuration_*.py).
 """
 
-import json
-import reprlib
+import dataclasses
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..config import ModelConfig
+from ..config import ModelConfig, check_model
 from ..errors import CheckpointError, ConfigError
-from ..validation import check_size
+from ..validation import check_flag, check_size
+from .files import IN_THE_FILE, json_text
 from .names import PACKED, SCALES, parameters_of
 from .rope import as_float, foreign_in_rope_keys, half_split, rope_from_hugging_face, rope_to_hugging_face
 
@@ -43,6 +44,25 @@ _SIZES = {
     "head_dim": "head_dim",
     "max_position_embeddings": "max_seq_len",
 }
+
+# Further fields of ours, and their keys in every family.
+_NUMBERS = {
+    "eps": "rms_norm_eps",
+    "tie_embeddings": "tie_word_embeddings",
+    "dropout": "prenorm_dropout",
+    "window": "sliding_window",
+}
+# Sizes that may be null in other families, where they are worked out. These families' own classes refuse a null.
+_NEVER_NULL = {
+    "llama": (),
+    "mistral": ("num_key_value_heads",),
+    "qwen2": ("head_dim",),
+    "qwen3": ("head_dim",),
+    "prenorm": (),
+}
+# What a family has without saying so.
+_FIXED = {"qwen2": {"qkv_bias": True}, "qwen3": {"qk_norm": True}}
+_DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
 
 # The keys that matter to the numbers. First those that every file must have, then those of every family, then each
 # family's own, with what its config class assumes when the file is silent.
@@ -205,18 +225,27 @@ def config_from_hugging_face(
     family = fields.get("model_type")
     if not isinstance(family, str) or family not in _FAMILIES:
         hint = "; EncoderDecoder.from_pretrained opens this folder" if family == ENCODER_DECODER else ""
-        raise CheckpointError(f"{source}: model_type must be one of {', '.join(_FAMILIES)}, not {family!r}{hint}.")
-    missing = [f"{key} is missing" for key in _REQUIRED if fields.get(key) is None]
-    if problems := [*missing, *_foreign_keys(family, fields)]:
+        raise CheckpointError(
+            f"{source}: model_type must be one of {', '.join(_FAMILIES)}, not {json_text(family)}{hint}."
+        )
+    problems = [f"{key} is missing" for key in _REQUIRED if key not in fields]
+    problems += [f"{key} is null" for key in (*_REQUIRED, *_NEVER_NULL[family]) if fields.get(key, 0) is None]
+    if problems := [*problems, *_foreign_keys(family, fields)]:
         raise CheckpointError(
             f"{source} (model_type {family}) must be understood as a whole, but {'; '.join(problems)}. "
             "Nothing is ignored, because each of these may change what the model computes."
         )
-    known = {**_COMMON, **_FAMILIES[family], **fields}
+    defaults = {**_COMMON, **_FAMILIES[family]}
+    known = {**defaults, **fields}
     try:
         config = _read(family, known)
-    except (ConfigError, OverflowError) as error:  # Overflow: a whole number of hundreds of digits
-        raise CheckpointError(f"{source}: {error}") from error
+    except ConfigError as error:
+        told = [
+            f" {key} is absent, which means {json_text(default)}."
+            for key, default in defaults.items()
+            if key not in fields and default is not None and re.search(rf"\b{key}\b", str(error))
+        ]
+        raise CheckpointError(f"{source}: {error}{''.join(told)}") from error
     return config, eos_from_hugging_face(known["eos_token_id"], config.vocab_size, source=source)
 
 
@@ -224,43 +253,47 @@ def _foreign_keys(family: str, fields: Mapping[str, Any]) -> Iterator[str]:
     known = {*_REQUIRED, *_COMMON, *_FAMILIES[family], *_READ_ELSEWHERE, *_NO_INFLUENCE}
     for key in sorted(fields.keys() - known):
         if key not in _HARMLESS_VALUES:
-            yield f"{key} is not known"
+            if fields[key] is not None:  # a null says nothing, whatever it might have been about
+                yield f"{key} is not known"
         elif fields[key] not in _HARMLESS_VALUES[key]:
-            only = json.dumps(_HARMLESS_VALUES[key][0])
-            yield f"{key} must be {only} or absent, not {reprlib.repr(fields[key])}"
+            only = json_text(_HARMLESS_VALUES[key][0])
+            yield f"{key} must be {only} or absent, not {json_text(fields[key])}"
     yield from foreign_in_rope_keys(fields)
 
 
 def _read(family: str, known: Mapping[str, Any]) -> ModelConfig:
-    """The config that these fields describe; the family's defaults are among them. Raises ConfigError."""
+    """The config that these fields describe; the family's defaults are among them. Raises ConfigError.
+
+    Everything is checked under the file's own names first, so that a message names what the file contains.
+    """
     max_seq_len = known["max_position_embeddings"]
-    check_size("max_position_embeddings", max_seq_len)
+    check_size("max_position_embeddings", max_seq_len, spelling=IN_THE_FILE)
     if max_seq_len > _LONGEST_CONTEXT:
         raise ConfigError(f"max_position_embeddings must be at most {_LONGEST_CONTEXT}, not {max_seq_len}.")
     theta, scaling = rope_from_hugging_face(known, max_seq_len)
-    attention_bias = known.get("attention_bias", False)
-    return ModelConfig(
-        **{field: known[key] for key, field in _SIZES.items()},
-        rope_theta=theta,
-        rope_scaling=scaling,
-        eps=as_float(known["rms_norm_eps"]),
-        window=_qwen_window(known) if family.startswith("qwen") else known.get("sliding_window"),
-        qk_norm=known["qk_norm"] if family == "prenorm" else family == "qwen3",
-        qkv_bias=known["qkv_bias"] if family == "prenorm" else family == "qwen2" or attention_bias,
-        o_bias=known["o_bias"] if family == "prenorm" else attention_bias,
-        tie_embeddings=known["tie_word_embeddings"],
-        dropout=as_float(known["prenorm_dropout"]),
-    )
+    biases = {"qkv_bias": "attention_bias", "o_bias": "attention_bias"} if "attention_bias" in _FAMILIES[family] else {}
+    own = {name: name for name in ("qk_norm", "qkv_bias", "o_bias")} if family == "prenorm" else biases
+    names = {**{field: key for key, field in _SIZES.items()}, **_NUMBERS, **own}
+    fields = {
+        **{field: known.get(key) for field, key in names.items()},
+        "rope_theta": theta,
+        "rope_scaling": scaling,
+        "eps": as_float(known["rms_norm_eps"]),
+        "dropout": 0.0 if known["prenorm_dropout"] is None else as_float(known["prenorm_dropout"]),
+        "window": _qwen_window(known) if family.startswith("qwen") else known.get("sliding_window"),
+        **_FIXED.get(family, {}),
+    }
+    spelling = IN_THE_FILE._replace(name=lambda field: names.get(field, field))
+    check_model({**_DEFAULTS, **fields}, spelling)
+    return ModelConfig(**fields)
 
 
 def _qwen_window(known: Mapping[str, Any]) -> int | None:
     """The window of every layer. Raises ConfigError when some layers have one and others none."""
     switch, first, num_layers = (known[key] for key in ("use_sliding_window", "max_window_layers", "num_hidden_layers"))
-    if not isinstance(switch, bool) or not isinstance(first, int) or not isinstance(num_layers, int):
-        raise ConfigError(
-            "use_sliding_window must be true or false, max_window_layers and num_hidden_layers whole numbers, "
-            f"not {switch!r}, {first!r} and {num_layers!r}."
-        )
+    check_size("num_hidden_layers", num_layers, spelling=IN_THE_FILE)
+    check_flag("use_sliding_window", switch, spelling=IN_THE_FILE)
+    check_size("max_window_layers", first, at_least=0, spelling=IN_THE_FILE)
     window = known["sliding_window"] if switch else None
     types = known["layer_types"]
     if types is None:
@@ -271,7 +304,7 @@ def _qwen_window(known: Mapping[str, Any]) -> int | None:
             )
         return window if first <= 0 else None
     if not isinstance(types, list) or len(types) != num_layers:
-        raise ConfigError(f"layer_types must name each of the {num_layers} layers, not {reprlib.repr(types)}.")
+        raise ConfigError(f"layer_types must name each of the {num_layers} layers, not {json_text(types)}.")
     kinds = sorted({str(kind) for kind in types})
     if kinds not in (["full_attention"], ["sliding_attention"]):
         raise ConfigError(
@@ -285,10 +318,12 @@ def _qwen_window(known: Mapping[str, Any]) -> int | None:
     return window
 
 
-def eos_from_hugging_face(value: Any, vocab_size: int, *, source: str = "config.json") -> tuple[int, ...]:
-    """The ids that end a text, from config.json's number, list or null."""
+def eos_from_hugging_face(
+    value: Any, vocab_size: int, *, source: str = "config.json", key: str = "eos_token_id"
+) -> tuple[int, ...]:
+    """The ids that end a text, from the number, list or null of a key in config.json."""
     ids = [] if value is None else value if isinstance(value, list) else [value]
     for id in ids:
         if type(id) is not int or not 0 <= id < vocab_size:
-            raise CheckpointError(f"{source}: eos_token_id must be ids from 0 to {vocab_size - 1}, not {id!r}.")
+            raise CheckpointError(f"{source}: {key} must be ids from 0 to {vocab_size - 1}, not {json_text(id)}.")
     return tuple(ids)

@@ -38,12 +38,11 @@ def parameters_of(config: ModelConfig, kind: str | None = None) -> Iterator[Para
             yield Parameter(name + end, hugging_face + end, shape)
 
 
-def matrices_of(config: ModelConfig) -> Iterator[tuple[str, tuple[int, int]]]:
-    """Our names of the layers whose weights are quantised, and the weights' shapes."""
-    for parameter in _floats_of(config):
-        if _is_matrix(parameter):
-            rows, columns = parameter.shape
-            yield parameter.name.removesuffix(".weight"), (rows, columns)
+def matrices_of(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, int]]]:
+    """The layers whose weights are quantised: our name, Hugging Face's, and the weight's shape."""
+    for name, hugging_face, shape in filter(_is_matrix, _floats_of(config)):
+        rows, columns = shape
+        yield name.removesuffix(".weight"), hugging_face.removesuffix(".weight"), (rows, columns)
 
 
 def _is_matrix(parameter: Parameter) -> bool:

@@ -66,7 +66,7 @@ def to_rows(config: ModelConfig, kind: str, tensors: Mapping[str, Tensor]) -> di
     """The tensors of a model, its matrices row by row as they are stored, under names of `names.parameters_of`."""
     dtype = tensors["embedding.weight"].dtype
     rows = dict(tensors)
-    for name, shape in matrices_of(config):
+    for name, _, shape in matrices_of(config):
         numbers, scale = unpack(rows.pop(f"{name}.weight").cpu(), rows.pop(f"{name}.scale").cpu(), shape)
         rows[name + PACKED] = _words(numbers, KINDS[kind])
         rows[name + SCALES] = scale.to(dtype)
@@ -77,15 +77,17 @@ def to_rows(config: ModelConfig, kind: str, tensors: Mapping[str, Tensor]) -> di
 def from_rows(config: ModelConfig, kind: str, rows: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
     """The tensors of a model, as its layers hold them. Raises CheckpointError for scales that they cannot hold."""
     tensors = dict(rows)
-    for name, shape in matrices_of(config):
+    for name, hugging_face, shape in matrices_of(config):
         words, scale, said = (tensors.pop(name + end) for end in (PACKED, SCALES, SHAPE))
         if said.tolist() != list(shape):
-            raise CheckpointError(f"{source}: {name} must have the shape {shape}, but {SHAPE} says {said.tolist()}.")
+            raise CheckpointError(
+                f"{source}: {hugging_face} must have the shape {shape}, but {hugging_face}{SHAPE} says {said.tolist()}."
+            )
         narrow = scale.to(SCALE)
         if not torch.equal(narrow.to(scale.dtype), scale):
             raise CheckpointError(
-                f"{source}: the scales of {name} must be bfloat16 numbers, but are not; quantize() the model they were "
-                "made of."
+                f"{source}: {hugging_face}{SCALES} must hold bfloat16 numbers, but does not; quantize() the model "
+                "that it was made of."
             )
         numbers = _numbers(words, KINDS[kind])[:, : shape[1]]
         tensors[f"{name}.weight"], tensors[f"{name}.scale"] = pack(numbers, narrow, kind)
