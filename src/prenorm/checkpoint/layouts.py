@@ -13,10 +13,12 @@ from torch import Tensor
 
 from ..config import ModelConfig, check_model
 from ..errors import CheckpointError, ConfigError
-from ..validation import check_flag, check_size
+from ..validation import check_size
+from .bookkeeping import HARMLESS_VALUES, NO_INFLUENCE
 from .files import IN_THE_FILE, json_text
 from .names import PACKED, SCALES, parameters_of
 from .rope import as_float, foreign_in_rope_keys, half_split, rope_from_hugging_face, rope_to_hugging_face
+from .windows import window_of_others, window_of_qwen
 
 # The class that opens each model_type. "prenorm" is for what no family of theirs can say.
 _ARCHITECTURES = {
@@ -96,43 +98,8 @@ _FAMILIES: dict[str, dict[str, Any]] = {
         "o_bias": False,
     },
 }
-# Read in one piece by `rope_from_hugging_face`, and by whoever reads the file.
-_READ_ELSEWHERE = {"model_type", "rope_theta", "rope_scaling", "rope_parameters", "prenorm_save_id"}
-
-# Keys that stand in many files, with the values under which they change nothing here.
-_HARMLESS_VALUES: dict[str, tuple[Any, ...]] = {
-    "hidden_act": ("silu",),
-    "attention_dropout": (0, None),  # a switch of training; dropout is ours to choose
-    "mlp_bias": (False, None),
-    "attention_bias": (False, None),
-    "sliding_window": (None,),
-    "pretraining_tp": (1, None),
-    "partial_rotary_factor": (1, None),
-    "rope_interleaved": (False, None),
-    "use_mrope": (False, None),
-    "is_encoder_decoder": (False, None),
-    "add_cross_attention": (False, None),
-    "cross_attention_hidden_size": (None,),
-    "tie_encoder_decoder": (False, None),
-    "pruned_heads": ({}, None),
-    "quantization_config": (None,),
-    "auto_map": (None,),
-}
-
-# Keys that have no influence on the logits: bookkeeping of transformers, and settings of its generate().
-_NO_INFLUENCE = frozenset(
-    """
-    architectures transformers_version _name_or_path name_or_path _commit_hash dtype torch_dtype use_cache
-    initializer_range bos_token_id pad_token_id sep_token_id decoder_start_token_id output_attentions
-    output_hidden_states return_dict attn_implementation _attn_implementation _attn_implementation_autoset
-    chunk_size_feed_forward is_decoder torchscript use_bfloat16 tf_legacy_loss id2label label2id num_labels
-    problem_type finetuning_task task_specific_params prefix tokenizer_class is_llama_config transformers.js_config
-    max_length min_length do_sample early_stopping num_beams num_beam_groups diversity_penalty temperature top_k top_p
-    typical_p repetition_penalty length_penalty no_repeat_ngram_size encoder_no_repeat_ngram_size bad_words_ids
-    num_return_sequences output_scores return_dict_in_generate forced_bos_token_id forced_eos_token_id
-    remove_invalid_values exponential_decay_length_penalty suppress_tokens begin_suppress_tokens
-    """.split()  # noqa: SIM905 (one word a line would be most of this file)
-)
+# Read in one piece by `rope_from_hugging_face` and windows.py, and by whoever reads the file.
+_READ_ELSEWHERE = {"model_type", "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "prenorm_save_id"}
 
 
 def config_to_hugging_face(
@@ -250,13 +217,13 @@ def config_from_hugging_face(
 
 
 def _foreign_keys(family: str, fields: Mapping[str, Any]) -> Iterator[str]:
-    known = {*_REQUIRED, *_COMMON, *_FAMILIES[family], *_READ_ELSEWHERE, *_NO_INFLUENCE}
+    known = {*_REQUIRED, *_COMMON, *_FAMILIES[family], *_READ_ELSEWHERE, *NO_INFLUENCE}
     for key in sorted(fields.keys() - known):
-        if key not in _HARMLESS_VALUES:
+        if key not in HARMLESS_VALUES:
             if fields[key] is not None:  # a null says nothing, whatever it might have been about
                 yield f"{key} is not known"
-        elif fields[key] not in _HARMLESS_VALUES[key]:
-            only = json_text(_HARMLESS_VALUES[key][0])
+        elif fields[key] not in HARMLESS_VALUES[key]:
+            only = json_text(HARMLESS_VALUES[key][0])
             yield f"{key} must be {only} or absent, not {json_text(fields[key])}"
     yield from foreign_in_rope_keys(fields)
 
@@ -266,6 +233,7 @@ def _read(family: str, known: Mapping[str, Any]) -> ModelConfig:
 
     Everything is checked under the file's own names first, so that a message names what the file contains.
     """
+    check_size("num_hidden_layers", known["num_hidden_layers"], spelling=IN_THE_FILE)
     max_seq_len = known["max_position_embeddings"]
     check_size("max_position_embeddings", max_seq_len, spelling=IN_THE_FILE)
     if max_seq_len > _LONGEST_CONTEXT:
@@ -280,42 +248,12 @@ def _read(family: str, known: Mapping[str, Any]) -> ModelConfig:
         "rope_scaling": scaling,
         "eps": as_float(known["rms_norm_eps"]),
         "dropout": 0.0 if known["prenorm_dropout"] is None else as_float(known["prenorm_dropout"]),
-        "window": _qwen_window(known) if family.startswith("qwen") else known.get("sliding_window"),
+        "window": window_of_qwen(known) if family.startswith("qwen") else window_of_others(known),
         **_FIXED.get(family, {}),
     }
     spelling = IN_THE_FILE._replace(name=lambda field: names.get(field, field))
     check_model({**_DEFAULTS, **fields}, spelling)
     return ModelConfig(**fields)
-
-
-def _qwen_window(known: Mapping[str, Any]) -> int | None:
-    """The window of every layer. Raises ConfigError when some layers have one and others none."""
-    switch, first, num_layers = (known[key] for key in ("use_sliding_window", "max_window_layers", "num_hidden_layers"))
-    check_size("num_hidden_layers", num_layers, spelling=IN_THE_FILE)
-    check_flag("use_sliding_window", switch, spelling=IN_THE_FILE)
-    check_size("max_window_layers", first, at_least=0, spelling=IN_THE_FILE)
-    window = known["sliding_window"] if switch else None
-    types = known["layer_types"]
-    if types is None:
-        if window is not None and 0 < first < num_layers:
-            raise ConfigError(
-                f"every layer must have the same window, but max_window_layers gives the first {first} of "
-                f"{num_layers} layers none; no such mixed model can be held."
-            )
-        return window if first <= 0 else None
-    if not isinstance(types, list) or len(types) != num_layers:
-        raise ConfigError(f"layer_types must name each of the {num_layers} layers, not {json_text(types)}.")
-    kinds = sorted({str(kind) for kind in types})
-    if kinds not in (["full_attention"], ["sliding_attention"]):
-        raise ConfigError(
-            f"layer_types must be all full_attention or all sliding_attention, not {', '.join(kinds)}; "
-            "no mixed model can be held."
-        )
-    if kinds == ["full_attention"]:
-        return None
-    if window is None:
-        raise ConfigError("layer_types says sliding_attention, but use_sliding_window with sliding_window gives none.")
-    return window
 
 
 def eos_from_hugging_face(
