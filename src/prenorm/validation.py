@@ -1,5 +1,6 @@
 """Numbers that layers and records are built from, checked: sizes, head sizes, probabilities."""
 
+import operator
 import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple, TypeGuard
@@ -75,6 +76,15 @@ def check_size(name: str, value: object, *, at_least: int = 1, spelling: Spellin
     if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= LARGEST_SIZE:
         limits = f"from {at_least} to {LARGEST_SIZE}" if _is_huge(value) else f"of at least {at_least}"
         raise ConfigError(f"{spelling.name(name)} must be a whole number {limits}, not {_shown(value, spelling)}.")
+
+
+def as_size(name: str, value: Any, *, at_least: int = 1) -> int:
+    """An argument of a call as an int, which may have come as NumPy's or a tensor's. Raises as `check_size` does."""
+    dtype = str(getattr(value, "dtype", ""))
+    if not isinstance(value, int) and "int" in dtype and getattr(value, "ndim", 1) == 0:
+        value = operator.index(value)
+    check_size(name, value, at_least=at_least)
+    return int(value)
 
 
 def check_number(

@@ -225,7 +225,7 @@ def test_more_than_there_is_or_than_a_ring_remembers_cannot_be_taken_back(window
         with pytest.raises(RangeError, match=f"a row can forget from 0 to all of its tokens, but .*{message}"):
             cache.rewind(torch.tensor(bad))
     for no_counts in (torch.tensor([0]), torch.tensor([1.0, 0.0]), torch.tensor([True, False]), [1, 0], 1, None):
-        with pytest.raises(ShapeError, match=r"one number a row|whole numbers, one for each row"):
+        with pytest.raises(ShapeError, match=r"one number a row|counts must be (a tensor of )?int64"):
             KVCache([cache]).rewind(no_counts)
     assert cache.lengths.tolist() == [8, 8]
     cache.rewind(torch.tensor([2, 0]))

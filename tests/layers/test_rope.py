@@ -110,11 +110,10 @@ def test_more_tokens_than_positions_are_refused():
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int8, torch.int16, torch.int32])
-def test_positions_may_be_integers_of_any_width(dtype):
+def test_positions_may_be_int32():
     layer, positions = RotaryEmbedding(4, 8), torch.tensor([5, 0, 1])
     for x in (normal(3, 4), normal(3, 4).float()):
-        assert torch.equal(layer(x, positions.to(dtype)), layer(x, positions))
+        assert torch.equal(layer(x, positions.int()), layer(x, positions))
 
 
 @pytest.mark.parametrize(

@@ -687,7 +687,7 @@ def test_shapes_that_do_not_fit_are_refused_with_the_rule():
     for segment_ids in (None, zeros):
         with pytest.raises(ShapeError, match=r"one target a row, but the rows are \(2, 3\) and the targets \(3,\)"):
             model.loss(source, target, target[0], target_segment_ids=segment_ids)
-    with pytest.raises(ShapeError, match=r"token ids must be int64 or int32, but they are torch.float32"):
+    with pytest.raises(ShapeError, match=r"source_ids must be int64 or int32, but they are torch.float32"):
         model(source.float(), target)
 
 

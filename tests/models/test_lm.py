@@ -483,7 +483,7 @@ def test_segment_ids_are_whole_numbers():
             lambda wrong=wrong: model.loss(ids, ids, segment_ids=wrong),
             lambda wrong=wrong: model.layers[0](normal(1, 3, 8), segment_ids=wrong),
         ):
-            with pytest.raises(ShapeError, match=r"segment_ids must be whole numbers.*torch.where\(mask, 0, -1\)"):
+            with pytest.raises(ShapeError, match=r"segment_ids must be int64 or int32.*torch.where\(mask, 0, -1\)"):
                 call()
 
 

@@ -123,7 +123,7 @@ def test_positions_of_another_shape_are_refused(shape):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bool])
 def test_positions_that_are_no_integers_are_refused(dtype):
     given = weights_and_features((), 3, 4)
-    with pytest.raises(ShapeError, match=f"token_positions must be integers, but they are {dtype}"):
+    with pytest.raises(ShapeError, match=f"token_positions must be int64 or int32, but they are {dtype}"):
         F.multihead_self_attention_with_rope(
             d_model=4, num_heads=2, max_seq_len=8, theta=10.0, token_positions=torch.ones(3, dtype=dtype), **given
         )

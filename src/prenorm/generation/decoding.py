@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from ..errors import ConfigError
+from ..validation import as_size
 from .logits import NextLogits
 from .padding import pad
 from .prompts import Prompts, check_ids, check_room, endings, token_lists
@@ -97,6 +98,7 @@ def _steps(
     """What `stream` gives, each token with its log-probability."""
     rows = token_lists(prompts)
     check_ids(rows, vocab_size)
+    max_new_tokens = as_size("max_new_tokens", max_new_tokens, at_least=0)
     check_room(rows, max_new_tokens, max_seq_len, held=held)
     ends = endings(eos_token_id, stop)
     if speculation is not None:

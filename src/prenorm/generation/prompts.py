@@ -4,12 +4,12 @@ import operator
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import ConfigError, RangeError
-from ..validation import check_size
 
 # The axes have no names, because each row, and the sources and prompts of one call, may have any lengths.
 Prompts = Sequence[Sequence[int]] | Sequence[Int[Tensor, " _"]] | Int[Tensor, "... _"]
@@ -20,7 +20,7 @@ def token_lists(prompts: Prompts, name: str = "prompt") -> list[list[int]]:
 
     Raises ConfigError for anything that is no prompt, among it a prompt without a token.
     """
-    single = isinstance(prompts, Tensor) and prompts.ndim < 2
+    single = isinstance(prompts, Tensor | np.ndarray) and prompts.ndim < 2
     rows = _id_lists([prompts] if single else prompts, name)
     if [] in rows:
         raise ConfigError(
@@ -42,7 +42,8 @@ def end_ids(eos_token_id: int | Sequence[int] | None) -> list[int]:
     """The end-of-text ids, given as none, one or several. Raises ConfigError."""
     if eos_token_id is None:
         return []
-    return _id_list([eos_token_id] if isinstance(eos_token_id, int) else eos_token_id, "eos_token_id")
+    single = not hasattr(eos_token_id, "__iter__") or getattr(eos_token_id, "ndim", 1) == 0
+    return _id_list([eos_token_id] if single else eos_token_id, "eos_token_id")
 
 
 def check_ids(rows: list[list[int]], vocab_size: int, name: str = "prompt") -> None:
@@ -64,12 +65,11 @@ def check_room(
     *,
     held: Sequence[int] | None = None,
 ) -> None:
-    """Raise unless every prompt and its reply fit: RangeError, or ConfigError when max_new_tokens is no count.
+    """Raise RangeError unless every prompt and its reply fit.
 
     held: how many tokens each row has already, in a cache. The very last new token is never fed back, so
     held + prompt + max_new_tokens - 1 may be max_seq_len.
     """
-    check_size("max_new_tokens", max_new_tokens, at_least=0)
     if not rows:
         return
     held = [0] * len(rows) if held is None else held
@@ -101,9 +101,8 @@ def _id_list(ids: Any, name: str) -> list[int]:
         raise ConfigError(
             f"{name} must be token ids, not the text {ids!r}; prenorm.generation.text.TextGenerator takes text."
         )
-    if isinstance(ids, Tensor):
-        inexact = ids.dtype.is_floating_point or ids.dtype.is_complex
-        if ids.ndim != 1 or inexact or ids.dtype == torch.bool:
+    if isinstance(ids, Tensor | np.ndarray):
+        if ids.ndim != 1 or "int" not in str(ids.dtype):
             raise ConfigError(
                 f"{name} must be one row of whole numbers, not a tensor of {ids.dtype} with shape {tuple(ids.shape)}."
             )
@@ -117,6 +116,6 @@ def _id_list(ids: Any, name: str) -> list[int]:
 
 
 def _id(one: Any) -> int:
-    if isinstance(one, bool):
+    if isinstance(one, bool) or getattr(one, "dtype", None) == torch.bool:
         raise TypeError
     return operator.index(one)

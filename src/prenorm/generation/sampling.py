@@ -4,6 +4,7 @@ import operator
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 
 from ..errors import ConfigError
 from ..ops import backends
-from ..validation import check_number, check_size
+from ..validation import as_size, check_number
 
 WHOLE = 2**52  # shares in a probability of 1
 NO_TOKEN = -1  # where none can be chosen
@@ -42,7 +43,7 @@ class Sampling:
     def __post_init__(self) -> None:
         check_number("temperature", self.temperature, at_least=0.0)
         if self.top_k is not None:
-            check_size("top_k", self.top_k)
+            object.__setattr__(self, "top_k", as_size("top_k", self.top_k))
         _check_probability("top_p", self.top_p, "1 keeps every token")
         _check_probability("min_p", self.min_p, "1 keeps only the most probable")
         if self.repetition_penalty is not None:
@@ -166,9 +167,11 @@ def random_streams(
     return uniforms if torch.device(device).type == "mps" else uniforms.to(device)
 
 
-def _stream_keys(seed: int | Sequence[int] | None, num_prompts: int) -> list[tuple[int, int]]:
+def _stream_keys(seed: Any, num_prompts: int) -> list[tuple[int, int]]:
     if seed is None:
         seed = secrets.randbits(64)
+    if isinstance(seed, np.ndarray | Tensor):
+        seed = seed.tolist()
     if isinstance(seed, Sequence):
         if len(seed) != num_prompts:
             raise ConfigError(

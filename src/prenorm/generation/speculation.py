@@ -9,7 +9,7 @@ from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from ..errors import ConfigError
-from ..validation import check_size
+from ..validation import as_size
 from .logits import AllLogits, NextLogits
 from .padding import pad
 from .replies import NO_DRAFT, NOTHING, Batch, Token, fetch
@@ -50,7 +50,7 @@ class Speculation:
     """The most tokens that are drafted at a time."""
 
     def __post_init__(self) -> None:
-        check_size("draft_tokens", self.draft_tokens)
+        object.__setattr__(self, "draft_tokens", as_size("draft_tokens", self.draft_tokens))
 
     def check(self, vocab_size: int, cache: Any) -> None:
         """Raise ConfigError unless this draft can serve a model with this vocabulary, and no cache of the caller."""

@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..errors import ShapeError
+from ..ops.integers import check_integers
 from ..ops.ranges import check_range
 from ..validation import check_size
 
@@ -31,9 +31,8 @@ class Embedding(nn.Module):
         nn.init.trunc_normal_(self.weight, std=1.0, a=-3.0, b=3.0)
 
     def forward(self, token_ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch {self.d_model}"]:
-        """Look the ids up. Raises RangeError for an id outside [0, vocab_size)."""
-        if token_ids.dtype not in (torch.int64, torch.int32):
-            raise ShapeError(f"token ids must be int64 or int32, but they are {token_ids.dtype}.")
+        """Look the ids up. Raises ShapeError, and RangeError for an id outside [0, vocab_size)."""
+        check_integers("token ids", token_ids, device=self.weight.device)
         rule = f"token ids must be in [0, vocab_size) = [0, {self.vocab_size})"
         check_range(token_ids, self.vocab_size, what="the token ids", rule=rule)
         return torch.nn.functional.embedding(token_ids, self.weight)

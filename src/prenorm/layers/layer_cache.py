@@ -7,7 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import ConfigError, ShapeError
-from ..validation import check_size
+from ..validation import as_size
 from .timeline import Arrival, Timeline
 
 
@@ -52,9 +52,9 @@ class LayerCache:
         dtype: torch.dtype | None = None,
         device: torch.device | str | None = None,
     ) -> None:
-        check_size("batch_size", batch_size, at_least=0)
-        check_size("max_seq_len", max_seq_len)
-        check_size("rewind", rewind, at_least=0)
+        batch_size = as_size("batch_size", batch_size, at_least=0)
+        max_seq_len = as_size("max_seq_len", max_seq_len)
+        rewind = as_size("rewind", rewind, at_least=0)
         if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
             raise ConfigError(f"a cache's dtype must be a floating point torch.dtype, not {dtype!r}.")
         self.max_seq_len, self.window, self.max_rewind = max_seq_len, window, rewind

@@ -5,6 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..ops.integers import check_integers
 from ..ops.position_checks import check_positions
 from ..ops.positions import sinusoidal_positions
 from ..validation import check_size
@@ -26,6 +27,7 @@ class SinusoidalPositions(nn.Module):
         self, x: Float[Tensor, "*batch seq {self.d_model}"], token_positions: Int[Tensor, "*positions seq"]
     ) -> Float[Tensor, "*batch seq {self.d_model}"]:
         """Add the positions, in float32 or wider; y has the dtype of x. Raises RangeError beyond max_seq_len."""
+        check_integers("token_positions", token_positions)
         check_positions(token_positions, self.max_seq_len)
         wide = torch.promote_types(x.dtype, torch.float32)
         return (x + sinusoidal_positions(token_positions, self.d_model, dtype=wide)).to(x.dtype)
@@ -49,5 +51,6 @@ class LearnedPositions(nn.Module):
         self, x: Float[Tensor, "*batch seq {self.d_model}"], token_positions: Int[Tensor, "*positions seq"]
     ) -> Float[Tensor, "*batch seq {self.d_model}"]:
         """Add the positions. Raises RangeError beyond max_seq_len."""
+        check_integers("token_positions", token_positions)
         check_positions(token_positions, self.max_seq_len)
         return x + self.embedding(token_positions)

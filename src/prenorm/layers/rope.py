@@ -7,6 +7,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ..config import RopeScaling
+from ..ops.integers import check_integers
 from ..ops.position_checks import check_positions
 from ..ops.rope import rope_angles, rotate
 from ..ops.rope_frequencies import rope_frequencies
@@ -51,6 +52,7 @@ class RotaryEmbedding(nn.Module):
         """
         if token_positions is None:
             token_positions = torch.arange(x.shape[-2], device=x.device)
+        check_integers("token_positions", token_positions)
         check_positions(token_positions, self.max_seq_len)
         return rotate(x, *self.cos_sin(token_positions, x.dtype), interleaved=self.interleaved)
 

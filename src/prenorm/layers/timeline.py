@@ -9,6 +9,8 @@ from torch import Tensor
 from ..errors import ConfigError, RangeError, ShapeError
 from ..ops import ranges
 from ..ops.documents import document_counts
+from ..ops.integers import check_integers
+from ..validation import as_size
 
 
 class Arrival(NamedTuple):
@@ -151,7 +153,7 @@ class Timeline:
         self.ragged = True
         if longest is None:
             longest = int(self._lengths.max()) if len(counts) else 0
-        self.longest = longest
+        self.longest = as_size("longest", longest, at_least=0)
 
     def reset(self) -> None:
         """Forget everything."""
@@ -195,8 +197,7 @@ class Timeline:
             )
 
     def _check_rewind(self, counts: Tensor, lengths: Tensor, most: int | None) -> None:
-        if not isinstance(counts, Tensor) or counts.dtype.is_floating_point or counts.dtype == torch.bool:
-            raise ShapeError(f"counts must be a tensor of whole numbers, one for each row, not {counts!r}.")
+        check_integers("counts", counts)
         if counts.shape != lengths.shape:
             raise ShapeError(f"counts must be one number a row, {tuple(lengths.shape)}, not {tuple(counts.shape)}.")
         if not ranges.at_hand(counts):

@@ -23,6 +23,8 @@ from ..layers.embedding import Embedding
 from ..layers.linear import Linear
 from ..layers.positions import LearnedPositions, SinusoidalPositions
 from ..ops.documents import check_segments, cross_document_mask, document_positions
+from ..ops.integers import check_integers
+from ..validation import as_size
 from .decoder import TransformerDecoder
 from .encoder import TransformerEncoder
 from .generative import GenerativeModel
@@ -97,6 +99,7 @@ class EncoderDecoder(GenerativeModel):
 
         Targets of -100, and those at padding (negative target_segment_ids), are left out of the mean.
         """
+        check_integers("targets", targets)
         segments = {"source_segment_ids": source_segment_ids, "target_segment_ids": target_segment_ids}
         hidden = self.hidden(source_ids, target_ids, use_checkpointing=use_checkpointing, **segments)
         return self._loss(hidden, targets, target_segment_ids, self.config.target_vocab_size)
@@ -166,11 +169,13 @@ class EncoderDecoder(GenerativeModel):
         dtype: torch.dtype | None = None,
     ) -> DecoderCache:
         """Encode the sources, and keep every decoder block's keys and values of them, with room for target tokens."""
+        max_seq_len = as_size("max_seq_len", max_seq_len)
         if max_seq_len > self.config.max_seq_len:
             raise RangeError(
                 f"a cache can have room for at most the model's max_seq_len = {self.config.max_seq_len} tokens, "
                 f"not for {max_seq_len}."
             )
+        check_integers("source_ids", source_ids)
         if source_ids.ndim != 2:
             raise ShapeError(f"with a cache source_ids must be (batch, seq), but they are {tuple(source_ids.shape)}.")
         encoder_output = self.encode(source_ids, segment_ids=source_segment_ids)
@@ -209,6 +214,7 @@ class EncoderDecoder(GenerativeModel):
     def _decode(self, target_ids: Tensor, cache: DecoderCache, segment_ids: Tensor | None) -> Tensor:
         if not isinstance(cache, DecoderCache):
             raise ConfigError(f"a decoder takes a DecoderCache, from make_cache, not a {type(cache).__name__}.")
+        check_integers("target_ids", target_ids)
         if target_ids.ndim != 2:
             raise ShapeError(f"with a cache target_ids must be (batch, seq), but they are {tuple(target_ids.shape)}.")
         _check_segments("target", segment_ids, target_ids)
@@ -283,6 +289,7 @@ def _places(token_ids: Tensor, segment_ids: Tensor | None) -> Tensor:
 
 
 def _check_segments(side: str, segment_ids: Tensor | None, token_ids: Tensor) -> None:
+    check_integers(f"{side}_ids", token_ids)
     if token_ids.ndim == 0:
         raise ShapeError(f"{side}_ids must be (..., seq), but it is a single number; {side}_ids[None] makes it one.")
     if segment_ids is not None:

@@ -25,7 +25,8 @@ from ..layers.plan import Call
 from ..layers.quantized import QuantizedLinear
 from ..layers.rope import RotaryEmbedding
 from ..ops.documents import check_segments, document_mask, document_positions
-from ..validation import check_size
+from ..ops.integers import check_integers
+from ..validation import as_size
 from .generative import GenerativeModel
 from .init import initialise
 from .quantize import quantize_
@@ -89,6 +90,7 @@ class TransformerLM(GenerativeModel):
         use_checkpointing: bool | int = False,
     ) -> Float[Tensor, "*batch seq d_model"]:
         """What the head sees: embedding, blocks and the final norm. Arguments as in `forward`."""
+        check_integers("token ids", token_ids)
         if token_ids.ndim == 0:
             raise ShapeError("token_ids must be (..., seq), but it is a single number; token_ids[None] makes it one.")
         if cache is not None:
@@ -131,6 +133,7 @@ class TransformerLM(GenerativeModel):
         sequence are never held whole, in training as long as the head is a plain `Linear` of ours (or the embedding).
         use_checkpointing: as in `forward`.
         """
+        check_integers("targets", targets)
         hidden = self.hidden(token_ids, segment_ids=segment_ids, use_checkpointing=use_checkpointing)
         return self._loss(hidden, targets, segment_ids, self.config.vocab_size)
 
@@ -153,7 +156,7 @@ class TransformerLM(GenerativeModel):
         self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None, *, rewind: int = 0
     ) -> KVCache:
         """An empty KV cache with room for max_seq_len tokens a row. Arguments as in `SelfAttention.make_cache`."""
-        check_size("max_seq_len", max_seq_len)
+        max_seq_len = as_size("max_seq_len", max_seq_len)
         if max_seq_len > self.config.max_seq_len:
             raise RangeError(
                 f"a cache can have room for at most the model's max_seq_len = {self.config.max_seq_len} tokens, "

@@ -10,6 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from ..errors import ShapeError
 from . import backends
+from .integers import check_integers
 from .linear import linear
 from .ranges import check_range
 
@@ -144,6 +145,7 @@ def losses_and_gradient(
 
 
 def _check_targets(rows: torch.Size, targets: Tensor, vocab_size: int, ignore_index: int) -> None:
+    check_integers("targets", targets)
     if rows != targets.shape:
         raise ShapeError(
             f"there must be one target a row, but the rows are {tuple(rows)} and the targets {tuple(targets.shape)}."

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
 from . import ranges
+from .integers import check_integers
 from .masks import check_mask
 
 
@@ -34,12 +35,7 @@ def within_documents(
 
 def check_segments(segment_ids: Tensor, shape: tuple[int, ...], *, name: str = "segment_ids", axes: str = "") -> None:
     """Raise ShapeError unless there is one integer a token, of which there are `shape` (..., seq)."""
-    if segment_ids.dtype.is_floating_point or segment_ids.dtype.is_complex or segment_ids.dtype == torch.bool:
-        # A mask of True and False would be read as two documents.
-        raise ShapeError(
-            f"{name} must be whole numbers, a negative one for padding, but they are {segment_ids.dtype}; a mask that "
-            "is True for tokens says the same as torch.where(mask, 0, -1)."
-        )
+    check_integers(name, segment_ids, mask="torch.where(mask, 0, -1) says the same as a mask that is True for tokens")
     if segment_ids.shape != shape:
         raise ShapeError(
             f"{name} must have one id a token, {axes}{tuple(shape)}, but they are {tuple(segment_ids.shape)}."

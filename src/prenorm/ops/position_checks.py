@@ -1,9 +1,9 @@
 """Checks on the positions that tokens are rotated by, or that are added to them."""
 
-import torch
 from torch import Tensor
 
 from ..errors import RangeError, ShapeError
+from .integers import check_integers
 from .ranges import check_range
 
 
@@ -24,8 +24,7 @@ def check_length(seq: int, max_seq_len: int) -> None:
 
 def check_position_shape(token_positions: Tensor, x: Tensor) -> None:
     """Raise ShapeError unless the positions are integers of shape (seq,) or (..., seq) with x's leading dims."""
-    if token_positions.dtype.is_floating_point or token_positions.dtype == torch.bool:
-        raise ShapeError(f"token_positions must be integers, but they are {token_positions.dtype}.")
+    check_integers("token_positions", token_positions)
     rows = tuple(x.shape[:-1])
     fits = token_positions.ndim in (1, len(rows)) and token_positions.shape[-1] == rows[-1]
     leading = zip(token_positions.shape[:-1], rows[:-1], strict=False)

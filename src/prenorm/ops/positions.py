@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from .integers import check_integers
+
 LONGEST = 10000.0  # the base of the wavelengths, from 2 pi to 2 pi times this
 
 
@@ -15,6 +17,7 @@ def sinusoidal_positions(
     Computed in float64 (on the CPU where the device has none) and rounded once.
     Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.5.
     """
+    check_integers("token_positions", token_positions)
     device = torch.device("cpu") if token_positions.device.type == "mps" else token_positions.device
     exponents = torch.arange(0, d_model, 2, dtype=torch.float64, device=device) / d_model
     angles = token_positions.to(device, torch.float64)[..., None] * LONGEST**-exponents

@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..config import RopeScaling
 from . import backends
+from .integers import check_integers
 from .rope_frequencies import rope_frequencies
 
 
@@ -22,10 +23,12 @@ def rope(
     interleaved: pair i is features (2i, 2i+1), as in the paper; otherwise (i, i + head_dim/2), as in Hugging Face
     folders. token_positions broadcast against the leading dims of x and default to 0 .. seq-1. Angles are computed in
     float64; the rotation runs in float32 or wider and y has the dtype of x.
-    Source: Su et al. 2021, arXiv:2104.09864.
+    Raises ShapeError for positions that are no integers. Source: Su et al. 2021, arXiv:2104.09864.
     """
     if token_positions is None:
         token_positions = torch.arange(x.shape[-2], device=x.device)
+    else:
+        check_integers("token_positions", token_positions)
     wide = torch.promote_types(x.dtype, torch.float32)
     angles = rope_angles(token_positions, rope_frequencies(x.shape[-1], theta, scaling).to(x.device))
     return rotate(x, angles.cos().to(wide), angles.sin().to(wide), interleaved=interleaved)
