@@ -29,6 +29,7 @@ from .models.decoder import TransformerDecoder as TransformerDecoder
 from .models.encoder import TransformerEncoder as TransformerEncoder
 from .models.encoder_decoder import EncoderDecoder as EncoderDecoder
 from .models.lm import TransformerLM as TransformerLM
+from .models.with_loss import ModelWithLoss as ModelWithLoss
 from .ops.backends import explain as explain
 from .ops.backends import use_backend as use_backend
 

@@ -15,6 +15,7 @@ from ..layers.feedforward import FeedForward
 from ..layers.layer_norm import LayerNorm
 from ..layers.multihead import MultiHeadAttention
 from ..layers.plan import AttentionPlan, planned
+from ..layers.sharded import check_gathered
 from ..ops.masks import check_mask
 
 
@@ -93,6 +94,7 @@ class TransformerDecoderBlock(nn.Module):
 
         The tokens' keys and values are kept in `dtype`, by default that of encoder_output.
         """
+        check_gathered(self, "make_cache")
         return DecoderLayerCache(*self.cross_attn.project(encoder_output, encoder_output), max_seq_len, dtype=dtype)
 
     def _cross(self, encoder_output: Tensor | None, cache: DecoderLayerCache | None) -> tuple[Tensor, Tensor]:

@@ -22,6 +22,7 @@ from ..layers.dropout import Dropout
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
 from ..layers.positions import LearnedPositions, SinusoidalPositions
+from ..layers.sharded import check_gathered, may_gather
 from ..ops.documents import check_segments, cross_document_mask, document_positions
 from ..ops.integers import check_integers
 from ..validation import as_size
@@ -99,6 +100,7 @@ class EncoderDecoder(GenerativeModel):
 
         Targets of -100, and those at padding (negative target_segment_ids), are left out of the mean.
         """
+        check_gathered(self, "loss")
         check_integers("targets", targets)
         segments = {"source_segment_ids": source_segment_ids, "target_segment_ids": target_segment_ids}
         hidden = self.hidden(source_ids, target_ids, use_checkpointing=use_checkpointing, **segments)
@@ -141,6 +143,7 @@ class EncoderDecoder(GenerativeModel):
         use_checkpointing: bool | int = False,
     ) -> Float[Tensor, "*batch source_seq d_model"]:
         """What the encoder makes of the sources, every token seeing all of its document."""
+        check_gathered(self, "encode")
         _check_segments("source", segment_ids, source_ids)
         x = self.embedding(source_ids) * math.sqrt(self.config.d_model)
         x = self.dropout(self.source_positions(x, _places(source_ids, segment_ids)))
@@ -157,6 +160,7 @@ class EncoderDecoder(GenerativeModel):
 
         segment_ids: a negative id is padding; a row is one document.
         """
+        check_gathered(self, "decode")
         with one_pass(cache):
             return self._head(self._decode(target_ids, cache, segment_ids))
 
@@ -169,6 +173,7 @@ class EncoderDecoder(GenerativeModel):
         dtype: torch.dtype | None = None,
     ) -> DecoderCache:
         """Encode the sources, and keep every decoder block's keys and values of them, with room for target tokens."""
+        check_gathered(self, "make_cache")
         max_seq_len = as_size("max_seq_len", max_seq_len)
         if max_seq_len > self.config.max_seq_len:
             raise RangeError(
@@ -189,6 +194,7 @@ class EncoderDecoder(GenerativeModel):
 
         logprobs: give (replies, logprobs), two lists of the same shape.
         """
+        check_gathered(self, "generate")
         rows, prompts = self._rows(sources, prompts)
         options = self._decoding({"logprobs": logprobs, **options})
         return decoding.generate(*self._way_to_decode(rows), prompts, **options)
@@ -203,6 +209,7 @@ class EncoderDecoder(GenerativeModel):
         draft; for repetition_penalty only the target's tokens count.
         The model runs in the mode that it is in, so in training with dropout.
         """
+        check_gathered(self, "stream")
         rows, prompts = self._rows(sources, prompts)
         options = self._decoding({"logprobs": logprobs, **options})
         return decoding.stream(*self._way_to_decode(rows), prompts, **options)
@@ -224,7 +231,7 @@ class EncoderDecoder(GenerativeModel):
     def _next_logits(
         self, token_ids: Int[Tensor, "batch seq"], *, segment_ids: Int[Tensor, "batch seq"] | None, cache: DecoderCache
     ) -> Float[Tensor, "batch vocab"]:
-        with one_pass(cache):
+        with may_gather(self), one_pass(cache):
             hidden = self._decode(token_ids, cache, segment_ids)
             return self._head(last_of_each_row(hidden, segment_ids))
 
@@ -246,7 +253,7 @@ class EncoderDecoder(GenerativeModel):
         source_ids, source_segment_ids = pad(rows, self.device)
 
         def make_cache(batch_size: int, max_seq_len: int) -> DecoderCache:
-            with torch.inference_mode():
+            with torch.inference_mode(), may_gather(self):
                 return self.make_cache(source_ids, max_seq_len, source_segment_ids=source_segment_ids)
 
         def through_forward(token_ids: Tensor, *, segment_ids: Tensor | None, cache: list[list[int]]) -> Tensor:
@@ -255,7 +262,8 @@ class EncoderDecoder(GenerativeModel):
                 row += itertools.compress(ids, real)
             target_ids, target_segment_ids = pad(cache, self.device)
             segments = {"source_segment_ids": source_segment_ids, "target_segment_ids": target_segment_ids}
-            return last_of_each_row(self(source_ids, target_ids, **segments), target_segment_ids)
+            with may_gather(self):
+                return last_of_each_row(self(source_ids, target_ids, **segments), target_segment_ids)
 
         if self.runs_plainly(OUR_FORWARD):
             return self._next_logits, make_cache

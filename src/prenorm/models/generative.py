@@ -10,6 +10,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from ..checkpoint.whole import whole_tensors, written_once
 from ..errors import ConfigError
 from ..generation import decoding
 from ..layers.embedding import Embedding
@@ -77,10 +78,17 @@ class GenerativeModel(nn.Module):
         return model.requires_grad_(loaded.kind is None).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors. Raises CheckpointError."""
+        """Write config.json and model.safetensors. Raises CheckpointError.
+
+        A model that is sharded over processes is saved by all of them together: each gathers it, the first one writes.
+        """
         kind = kind_of(self)
         options = {} if kind is None else {"kind": kind}
-        self.checkpoint.save(folder, self.config, self.state_dict(), eos_token_ids=self.eos_token_ids, **options)
+        state_dict = self.state_dict()
+        tensors = whole_tensors(state_dict)
+        with written_once(state_dict) as writes:
+            if writes:
+                self.checkpoint.save(folder, self.config, tensors, eos_token_ids=self.eos_token_ids, **options)
 
     def _head(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """The logits."""

@@ -24,6 +24,7 @@ from ..layers.norm import RMSNorm
 from ..layers.plan import Call
 from ..layers.quantized import QuantizedLinear
 from ..layers.rope import RotaryEmbedding
+from ..layers.sharded import check_gathered, has_sharded, may_gather
 from ..ops.documents import check_segments, document_mask, document_positions
 from ..ops.integers import check_integers
 from ..validation import as_size
@@ -133,6 +134,7 @@ class TransformerLM(GenerativeModel):
         sequence are never held whole, in training as long as the head is a plain `Linear` of ours (or the embedding).
         use_checkpointing: as in `forward`.
         """
+        check_gathered(self, "loss")
         check_integers("targets", targets)
         hidden = self.hidden(token_ids, segment_ids=segment_ids, use_checkpointing=use_checkpointing)
         return self._loss(hidden, targets, segment_ids, self.config.vocab_size)
@@ -178,6 +180,7 @@ class TransformerLM(GenerativeModel):
 
         logprobs: give (replies, logprobs), two lists of the same shape.
         """
+        check_gathered(self, "generate")
         rows = token_lists(prompts)
         options = self._decoding(rows, logprobs=logprobs, alone=True, **options)
         return decoding.generate(Steps(self, alone=True), self.make_cache, rows, **options)
@@ -205,6 +208,7 @@ class TransformerLM(GenerativeModel):
         but a seed gives other tokens, which draft_tokens and max_new_tokens have a say in. No cache of the caller. See
         `prenorm.generation.speculation`.
         """
+        check_gathered(self, "stream")
         rows = token_lists(prompts)
         options = self._decoding(rows, logprobs=logprobs, **options)
         return decoding.stream(Steps(self), self.make_cache, rows, **options)
@@ -220,7 +224,7 @@ class TransformerLM(GenerativeModel):
             # Which tokens are padding is all that is known here: each row goes on with the document of its cache.
             documents = cache.documents.clone()
             segment_ids = torch.where(segment_ids >= 0, documents.clamp_min(0)[:, None], -1)
-        with one_pass(cache):
+        with may_gather(self), one_pass(cache):
             if self.runs_plainly(OUR_FORWARD):  # the head sees each row's last token alone
                 hidden = self.hidden(token_ids, segment_ids=segment_ids, cache=cache)
                 logits = self._head(last_of_each_row(hidden, segment_ids))
@@ -261,6 +265,8 @@ class TransformerLM(GenerativeModel):
             return None
         if not isinstance(draft, TransformerLM):
             raise ConfigError(f"a draft must be a TransformerLM, not a {type(draft).__name__}.")
+        if has_sharded(self) or has_sharded(draft):
+            raise ConfigError("a draft and its model need whole weights, but some are sharded (DTensor); leave it out.")
         here, there = self.device, draft.device
         if here != there:
             raise ConfigError(
