@@ -653,12 +653,11 @@ def test_more_tokens_than_positions_are_refused_packed_documents_are_not():
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.int16, torch.int32])
-def test_positions_may_be_integers_of_any_width(dtype):
+def test_positions_may_be_int32():
     positions = torch.tensor([60, 0, 1])
     for weights_dtype in (torch.float64, torch.float32):
         block, x = make(weights_dtype), normal(2, 3, D_MODEL, dtype=weights_dtype)
-        assert torch.equal(block(x, positions.to(dtype)), block(x, positions))
+        assert torch.equal(block(x, positions.int()), block(x, positions))
 
 
 # Compiled

@@ -46,7 +46,7 @@ def save(
     if kind is not None:
         tensors = to_rows(config, kind, tensors)
     check_fit(config, found_among(tensors), hugging_face=False, source="the model to save", kind=kind)
-    _check_tied_head(config, tensors, "embedding.weight", "the model to save")
+    _check_tied_head(config, tensors, "embedding.weight", "the model to save", "tie_embeddings=False")
     floats = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
 
     dtype = functools.reduce(torch.promote_types, floats)
@@ -85,19 +85,21 @@ def load(
         used = check_fit(config, weights.found, hugging_face=True, source=str(path), kind=kind)
         whole = [name for name in used if name.endswith((PACKED, SCALES, SHAPE))]
         stored = weights.read(whole, None, device) | weights.read(sorted({*used} - {*whole}), dtype, device)
-        _check_tied_head(config, stored, "model.embed_tokens.weight", str(path))
+        _check_tied_head(config, stored, "model.embed_tokens.weight", str(path), '"tie_word_embeddings": false')
         tensors = {parameter.name: stored[parameter.hugging_face] for parameter in parameters_of(config, kind)}
         if kind is not None:
             tensors = from_rows(config, kind, tensors, str(path))
         return Checkpoint(config, tensors, _generation_eos(path, config, eos_token_ids), kind)
 
 
-def _check_tied_head(config: ModelConfig, tensors: Mapping[str, Tensor], embedding: str, source: str) -> None:
+def _check_tied_head(
+    config: ModelConfig, tensors: Mapping[str, Tensor], embedding: str, source: str, untied: str
+) -> None:
     head = tensors.get("lm_head.weight")
     if config.tie_embeddings and head is not None and not torch.equal(head, tensors[embedding]):
         raise CheckpointError(
             f"{source}: tied embeddings share one tensor, but lm_head.weight differs from {embedding}; "
-            "say that they are not tied, or leave lm_head.weight out."
+            f"{untied} says that they are not tied, or leave lm_head.weight out."
         )
 
 

@@ -97,7 +97,7 @@ def _check_folder(run: Path, resume: bool) -> bool:
 
 
 def _checkpoint_to_resume(run: Path, config: TrainConfig, say: Say) -> Path | None:
-    _check_agreement(f"the run in {run}", TrainConfig.from_fields(read_toml(run / "config.toml")), config, step=0)
+    _check_agreement(f"the run in {run}", _config_in(run / "config.toml"), config, step=0)
     checkpoint = latest_checkpoint(run)
     if checkpoint is not None:
         state = read_state(checkpoint)
@@ -105,6 +105,14 @@ def _checkpoint_to_resume(run: Path, config: TrainConfig, say: Say) -> Path | No
         if state.torch_version != torch.__version__:
             say(f"{checkpoint} is of torch {state.torch_version}, this is {torch.__version__}: numbers may differ.")
     return checkpoint
+
+
+def _config_in(path: Path) -> TrainConfig:
+    fields = read_toml(path)
+    try:
+        return TrainConfig.from_fields(fields)
+    except ConfigError as error:
+        raise ConfigError(f"{path}: {error}") from error
 
 
 def _check_agreement(what: str, old: TrainConfig, new: TrainConfig, *, step: int) -> None:
