@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
+from ..kernels.plain import is_transformed
 
 
 def run_block(
@@ -15,12 +16,13 @@ def run_block(
     """block(x, *inputs, **options), with nothing inside it kept for the backward pass where that is asked for.
 
     use_checkpointing: True for every block, k for every k-th (`number` counts from 0), False for none. Outside of
-    training, and without gradients, it changes nothing. The random state is kept, so that dropout is the same both
-    times, and so is autocast: outputs and gradients are those without checkpointing, bit for bit.
+    training, without gradients and under torch.func, which has no rule for it, it changes nothing. The random state is
+    kept, so that dropout is the same both times, and so is autocast: outputs and gradients are those without
+    checkpointing, bit for bit.
     Source: Chen et al. 2016, arXiv:1604.06174.
     """
     every = check_use_checkpointing(use_checkpointing)
-    if every and (number + 1) % every == 0 and block.training and torch.is_grad_enabled():
+    if every and (number + 1) % every == 0 and block.training and torch.is_grad_enabled() and not is_transformed():
         return checkpoint(block, x, *inputs, use_reentrant=False, preserve_rng_state=True, **options)
     return block(x, *inputs, **options)
 

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from .kernel import Kernel
+from .plain import is_transformed
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
@@ -13,8 +14,8 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
 
 
 def suits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
-    """One dtype throughout: the kernel takes no other mixtures on every device."""
-    return x.dtype == weight.dtype == bias.dtype
+    """One dtype throughout (the kernel takes no other mixtures on every device), and not under torch.func."""
+    return x.dtype == weight.dtype == bias.dtype and not is_transformed()
 
 
 KERNEL = Kernel(

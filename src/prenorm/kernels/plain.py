@@ -1,5 +1,8 @@
 """Which tensors a kernel with a backward pass of its own may take."""
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
@@ -8,6 +11,7 @@ from torch.nn import Parameter
 ORDINARY = (Tensor, Parameter)
 # Names of this module, because finding each in torch takes as long as calling it, and small norms are many.
 are_functorch_transforms_active = torch._C._are_functorch_transforms_active
+is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
 get_tracing_state = torch._C._get_tracing_state
 is_compiling = torch.compiler.is_compiling
 is_exporting = torch.compiler.is_exporting
@@ -38,14 +42,36 @@ def computes_now() -> bool:
     )
 
 
+def fits_backward(grad: Tensor) -> bool:
+    """Whether a kernel's own backward pass may take this gradient; otherwise the formula's gradients are needed.
+
+    Not when gradients of the gradients are wanted, whether or not `grad` itself needs one (create_graph), nor for a
+    batch of gradients (is_grads_batched, which jacobians are made of) or one whose memory has to be negated.
+    """
+    return not torch.is_grad_enabled() and is_plain(grad) and not is_legacy_batchedtensor(grad) and not grad.is_neg()
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: they need rules that only formulas have."""
+    return are_functorch_transforms_active() or forward_ad._current_level >= 0
+
+
 def is_held_in_a_graph() -> bool:
     """Whether code is being compiled that may hold an op of ours.
 
     What is exported must run without this package, and torch.func has no rules for custom ops.
     """
-    return is_compiling() and not is_exporting() and not _is_transformed()
+    return is_compiling() and not is_exporting() and not is_transformed()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
-def _is_transformed() -> bool:
-    return are_functorch_transforms_active()
+def no_second_derivative(name: str) -> Callable[..., Any]:
+    """The backward pass of an op that is itself a backward pass in compiled code. Raises RuntimeError."""
+
+    def backward(*_: Any) -> Any:
+        raise RuntimeError(
+            f"compiled code has first derivatives only, and the gradients of {name} are to be differentiated again; "
+            'do not compile this module, or compile it within use_backend("reference").'
+        )
+
+    return backward

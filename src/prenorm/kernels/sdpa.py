@@ -1,12 +1,14 @@
 """PyTorch's fused attention behind the signature that the op needs."""
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from .cpu.dropout import draw
 from .kernel import Kernel
 from .leading_dims import four_dims
-from .plain import is_plain
+from .plain import is_compiling, is_plain, is_transformed
 
 # On a CPU PyTorch's fused kernel is slow for short rows in bfloat16: forward and backward at 16 to 44 keys take 5 times
 # as long as plain products, at 128 keys 2.7 times; decoding at 192 keys 3 times. From 512 keys on it is faster.
@@ -50,9 +52,43 @@ def _attend(
         short = query.dtype == torch.bfloat16 and key.shape[2] <= SHORT
         if dropout or short:
             return _products(query, key, value, mask, causal, dropout, grouped)
-    return torch.nn.functional.scaled_dot_product_attention(
+    out = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
     )
+    if out.requires_grad and torch.is_grad_enabled() and not is_compiling():
+        chosen: Tensor = _Gradients.apply(out, query, key, value, mask, causal, dropout, grouped)
+        return chosen
+    return out
+
+
+class _Gradients(torch.autograd.Function):
+    """Its first input, unchanged, with gradients that can be differentiated again where that is wanted.
+
+    PyTorch's fused attention has no second derivative. Without create_graph the gradient goes to `out`, and from there
+    through the fused backward pass; with it, past `out` to query, key and value, through products and a softmax.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, out: Tensor, *inputs: Any) -> Tensor:
+        ctx.save_for_backward(*inputs[:4])
+        ctx.options = inputs[4:]
+        return out.view_as(out)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        if not torch.is_grad_enabled():
+            return grad, None, None, None, None, None, None, None
+        query, key, value, mask = ctx.saved_tensors
+        causal, dropout, grouped = ctx.options
+        if dropout:
+            raise RuntimeError(
+                "PyTorch's fused attention has no second derivative, and what it dropped cannot be dropped again; use "
+                'dropout=0, or run forward and backward within use_backend("reference").'
+            )
+        y = _products(query, key, value, mask, causal, 0.0, grouped)
+        wanted = [x for x, needed in zip((query, key, value), ctx.needs_input_grad[1:], strict=False) if needed]
+        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
+        return None, *(next(found) if needed else None for needed in ctx.needs_input_grad[1:4]), None, None, None, None
 
 
 def _products(
@@ -74,11 +110,17 @@ def _products(
     return torch.where(dropped, 0.0, weights) @ value * scale
 
 
+def suits(*_: object, **options: object) -> bool:
+    """Anything but torch.func and forward-mode differentiation, which it has no rules for."""
+    return not is_transformed()
+
+
 KERNEL = Kernel(
     op="scaled_dot_product_attention",
     devices=("cpu", "cuda"),
     dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
     run=sdpa,
+    suits=suits,
     reason="PyTorch's fused attention never stores the scores (memory linear in seq instead of quadratic)",
     instead="the formula: memory for seq x seq scores of each head",
 )

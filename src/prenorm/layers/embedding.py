@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from ..ops.integers import check_integers
 from ..ops.ranges import check_range
 from ..validation import check_size
+from .truncated_normal import truncated_normal_
 
 
 class Embedding(nn.Module):
@@ -28,7 +29,7 @@ class Embedding(nn.Module):
 
     def reset_parameters(self) -> None:
         """Draw the rows anew."""
-        nn.init.trunc_normal_(self.weight, std=1.0, a=-3.0, b=3.0)
+        truncated_normal_(self.weight, 1.0)
 
     def forward(self, token_ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch {self.d_model}"]:
         """Look the ids up. Raises ShapeError, and RangeError for an id outside [0, vocab_size)."""

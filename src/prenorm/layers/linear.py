@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from ..ops.linear import linear
 from ..validation import check_size
+from .truncated_normal import truncated_normal_
 
 
 class Linear(nn.Module):
@@ -35,7 +36,7 @@ class Linear(nn.Module):
     def reset_parameters(self) -> None:
         """Draw the weight anew; the bias becomes zero."""
         std = math.sqrt(2 / (self.in_features + self.out_features))
-        nn.init.trunc_normal_(self.weight, std=std, a=-3 * std, b=3 * std)
+        truncated_normal_(self.weight, std)
         if self.bias is not None:
             nn.init.zeros_(self.bias)
 

@@ -114,7 +114,7 @@ class Timeline:
                 f"a cache holds at most max_seq_len = {self.max_seq_len} tokens, but {start} are in it and "
                 f"{stop - start} more are to come; make_cache(max_seq_len={stop}) would do."
             )
-        if after is not None and torch.compiler.is_compiling():
+        if after is not None and not ranges.has_values(after):
             torch._assert_async((after <= self.max_seq_len).all(), "a cache holds at most max_seq_len tokens")
 
     def count(self, seq: int, columns: Bool[Tensor, "batch seq"] | None = None, *, stop: int | None = None) -> None:
@@ -173,7 +173,7 @@ class Timeline:
     def _longest_after(self, most: int, after: Tensor | None, *, exact: bool) -> int:
         if after is None:
             return most
-        if torch.compiler.is_compiling():
+        if not ranges.has_values(after):
             return min(most, self.max_seq_len)
         if exact or most > self.max_seq_len:
             most = int(after.max()) if len(after) else min(most, self.max_seq_len)

@@ -6,9 +6,9 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..errors import ShapeError
+from ..kernels.plain import is_transformed
 from . import backends
 from .integers import check_integers
 from .linear import linear
@@ -44,9 +44,12 @@ def linear_cross_entropy(
     """cross_entropy(linear(x, weight), targets), some rows of logits at a time.
 
     The gradients with respect to x and weight are computed in the forward pass, while a chunk's logits are at hand, so
-    the memory is that of one chunk in training too. Differentiable once.
+    the memory is that of one chunk in training too. Second derivatives, and those of torch.func and forward-mode
+    differentiation, hold all logits.
     """
     _check_targets(x.shape[:-1], targets, weight.shape[0], ignore_index)
+    if is_transformed():
+        return cross_entropy(linear(x, weight), targets, ignore_index=ignore_index)
     rows = x.reshape(-1, x.shape[-1])
     return _LinearCrossEntropy.apply(rows, weight, targets.reshape(-1), ignore_index)
 
@@ -61,6 +64,8 @@ def chunked_cross_entropy(
 ) -> Float[Tensor, ""]:
     """cross_entropy(head(x), targets), some rows of logits at a time, for a head that has no weight in floats."""
     _check_targets(x.shape[:-1], targets, vocab_size, ignore_index)
+    if is_transformed():
+        return cross_entropy(head(x), targets, ignore_index=ignore_index)
     rows, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
     total = torch.zeros((), dtype=torch.promote_types(x.dtype, torch.float32), device=x.device)
     chunk = max(1, CHUNK_ELEMENTS // vocab_size)
@@ -74,7 +79,7 @@ def chunked_cross_entropy(
 class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, targets: Tensor, ignore_index: int) -> Tensor:
-        wide, ctx.weight_dtype = torch.promote_types(x.dtype, torch.float32), weight.dtype
+        wide, given = torch.promote_types(x.dtype, torch.float32), (x, weight)
         count = (targets != ignore_index).sum().clamp_min(1)
         total = torch.zeros((), dtype=wide, device=x.device)
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
@@ -90,17 +95,23 @@ class _LinearCrossEntropy(torch.autograd.Function):
                 grad_x[part] = linear(grad, weight.t())
             if grad_weight is not None:
                 add_product_(grad_weight, grad.t(), x[part])
-        ctx.save_for_backward(grad_x, grad_weight, count)
+        ctx.save_for_backward(*given, targets, grad_x, grad_weight, count)
+        ctx.multiplied, ctx.ignore_index = x.dtype, ignore_index
         return total / count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
-        grad_x, grad_weight, count = ctx.saved_tensors
+        x, weight, targets, grad_x, grad_weight, count = ctx.saved_tensors
+        if torch.is_grad_enabled():  # gradients of the gradients are wanted, for which those at hand are constants
+            logits = linear(x.to(ctx.multiplied), weight.to(ctx.multiplied))
+            loss = cross_entropy(logits, targets, ignore_index=ctx.ignore_index)
+            wanted = [one for one in (x, weight) if one.requires_grad]
+            found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=True))
+            return *(next(found) if one.requires_grad else None for one in (x, weight)), None, None
         scale = grad / count
         return (
             None if grad_x is None else (grad_x * scale).to(grad_x.dtype),
-            None if grad_weight is None else (grad_weight * scale).to(ctx.weight_dtype),
+            None if grad_weight is None else (grad_weight * scale).to(weight.dtype),
             None,
             None,
         )

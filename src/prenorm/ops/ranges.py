@@ -2,8 +2,11 @@
 
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import RangeError
+
+is_functorch_wrapped_tensor = torch._C._functorch.is_functorch_wrapped_tensor
 
 
 def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
@@ -14,6 +17,7 @@ def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
     """
     if values.is_meta:
         return
+    values = _underlying(values)
     if not at_hand(values):
         torch._assert_async(((values >= 0) & (values < limit)).all(), f"{what}: {rule}")
         return
@@ -26,4 +30,28 @@ def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
 
 def at_hand(values: Tensor) -> bool:
     """Whether Python may look at them: without breaking a graph, and without waiting for a device."""
-    return not torch.compiler.is_compiling() and values.is_cpu
+    return values.is_cpu and has_values(values)
+
+
+def has_values(values: Tensor) -> bool:
+    """Whether there are numbers that Python may look at, if need be by waiting for a device.
+
+    There are none in compiled, exported or traced code, in fake tensors, or within torch.func.vmap.
+    """
+    return (
+        not torch.compiler.is_compiling()
+        and not values.is_meta
+        and not is_functorch_wrapped_tensor(values)
+        and not torch._C._len_torch_dispatch_stack()
+        and torch._C._get_tracing_state() is None
+        and not isinstance(values, FakeTensor)
+    )
+
+
+def _underlying(values: Tensor) -> Tensor:
+    """All rows of a vmap in one, and the plain tensor under torch.func's wrappers: a range is the same for each."""
+    if torch.compiler.is_compiling():
+        return values
+    while is_functorch_wrapped_tensor(values):
+        values = torch._C._functorch.get_unwrapped(values)
+    return values

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from ..kernel import Kernel
 from ..leading_dims import four_dims
-from ..plain import ORDINARY, computes_now, is_compiling, is_held_in_a_graph
+from ..plain import (
+    ORDINARY,
+    computes_now,
+    fits_backward,
+    is_compiling,
+    is_held_in_a_graph,
+    no_second_derivative,
+)
 from . import native
 from .processor import AMD, ZEN_4, processor
 
@@ -182,8 +189,7 @@ class _Attention(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved = ctx.saved_tensors  # once: under checkpointing it can be asked for once only
         query, key, value, mask, *_ = saved
-        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
-        if not (computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
+        if not fits_backward(grad):
             return *_gradients(grad, query, key, value, mask, ctx.causal, ctx.window), None, None, None
         for_query, for_key, for_value = ctx.needs_input_grad[:3]
         grad_query = _like(query) if for_query else None
@@ -273,6 +279,7 @@ def _gradients_of_op(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Tensor | None, 
 
 
 _op.register_autograd(_gradients_of_op, setup_context=_keep)
+_op_gradients.register_autograd(no_second_derivative("attention"))
 
 
 KERNEL = Kernel(

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now, is_compiling, is_held_in_a_graph
+from ..plain import (
+    ORDINARY,
+    computes_now,
+    fits_backward,
+    is_compiling,
+    is_held_in_a_graph,
+    no_second_derivative,
+)
 from .processor import AMD, ZEN_4, ZEN_5, processor
 from .product import product
 from .product import suits as suits_product
@@ -105,8 +112,7 @@ class _Linear(torch.autograd.Function):
         x, weight = ctx.saved_tensors
         for_x, for_weight, for_bias = ctx.needs_input_grad
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if for_bias else None
-        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
-        if torch.is_grad_enabled() or batched or not computes_now() or type(grad) not in ORDINARY:
+        if not fits_backward(grad):
             grad_x = grad @ weight if for_x else None  # which may have gradients of their own, or onlookers
             rows = grad.reshape(-1, grad.shape[-1])
             grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if for_weight else None
@@ -152,6 +158,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Ten
 
 
 _op.register_autograd(_backward, setup_context=_keep)
+_op_gradients.register_autograd(no_second_derivative("linear"))
 
 
 KERNEL = Kernel(

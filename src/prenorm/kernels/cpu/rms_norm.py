@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now
+from ..plain import ORDINARY, computes_now, fits_backward
 from . import native
 
 DTYPES = {  # of x, of weight
@@ -78,8 +78,7 @@ class _RMSNorm(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
-        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
-        if not (computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
+        if not fits_backward(grad):
             return *_gradients(grad, x, weight, ctx.eps), None  # which may have gradients of their own, or onlookers
         for_x, for_weight, _ = ctx.needs_input_grad
         grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()  # hooks may have moved what was saved

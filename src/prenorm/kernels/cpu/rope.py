@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now, is_plain
+from ..plain import fits_backward, is_plain
 from . import native
 
 DTYPES = {torch.float32: "rope_float32", torch.bfloat16: "rope_bfloat16"}
@@ -99,8 +99,7 @@ class _Rotate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
-        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
-        if not (computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
+        if not fits_backward(grad):
             return _turned_back(grad, cos, sin, ctx.interleaved), None, None, None  # may have gradients, or onlookers
         return _turn(grad, cos, sin, ctx.interleaved, backwards=True), None, None, None
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now, is_plain
+from ..plain import fits_backward, is_plain
 from . import native
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
@@ -68,8 +68,7 @@ class _SiluGate(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
-        batched = torch._C._functorch.is_legacy_batchedtensor(grad)  # by is_grads_batched, which jacobians are made of
-        if not (computes_now() and type(grad) in ORDINARY) or batched or grad.is_neg() or torch.is_grad_enabled():
+        if not fits_backward(grad):
             return _gradients(grad, gate, up)  # which may have gradients of their own, or onlookers
         grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()  # hooks may have moved what was saved
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
