@@ -5,12 +5,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-grid test-check check format bench bench-all bench-attention bench-blocks bench-decode
+.PHONY: help demo test test-all test-grid test-check check format bench bench-all bench-attention bench-blocks bench-decode
 .PHONY: against lines bench-linear bench-llama bench-norm bench-quantized bench-checkpointing bench-training example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
 	@echo "make test    set up and run the tests"
+	@echo "make test-all          the same with the long sweeps, which are marked slow"
 	@echo "make test-grid         every way of running every model against the oracle, some 7,000 cells (about 15 minutes)"
 	@echo "make test-check        every faulty, right and hostile block against prenorm check (about 20 minutes)"
 	@echo "make check   formatting, lint and types"
@@ -37,6 +38,9 @@ demo: .venv/demo.stamp
 
 test: .venv/dev.stamp
 	$(BIN)/python -m pytest
+
+test-all: .venv/dev.stamp
+	$(BIN)/python -m pytest -m ""
 
 test-grid: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.equality

@@ -64,6 +64,53 @@ def test_it_comes_back_as_it_was(tmp_path, kind, width):
     assert torch.equal(again(ids), model(ids))
 
 
+SIZES = {
+    "tiny": 2e-38,
+    "small": 2e-5,
+    "one": 1.0,
+    "huge": 1e4,
+}  # of weights; "huge" times 2e33 more where the dtype has room
+
+
+@pytest.mark.parametrize("kind", ["int8", "int4"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("size", SIZES)
+@torch.no_grad()
+def test_every_scale_comes_back_bit_for_bit(tmp_path, dtype, kind, size):
+    model, ids = make().to(dtype), integers(2, 20, limit=61)
+    for layer in model.layers:
+        layer.norm2.weight.mul_(1000)  # small weights behind a large norm: nothing is small outside
+        weight = layer.ffn.up_proj.weight
+        weight.copy_(torch.randn(weight.shape).to(torch.float64) * SIZES[size])
+        weight[3] = 0
+        weight[4] = weight[4] * 1e-3  # in float16, these are subnormal or zero where the others are small
+    if size == "huge" and dtype != torch.float16:
+        weight.mul_(2e33)
+    model.quantize(kind).save_pretrained(tmp_path)
+    again, state = TransformerLM.from_pretrained(tmp_path), model.state_dict()
+    for name, tensor in again.state_dict().items():
+        assert tensor.dtype == state[name].dtype
+        assert torch.equal(tensor.view(torch.uint8), state[name].view(torch.uint8)), name
+    assert again.layers[0].ffn.up_proj.dtype == dtype
+    torch.testing.assert_close(again(ids), model(ids), rtol=0, atol=0, equal_nan=True)
+    assert json.loads((tmp_path / "config.json").read_text())["dtype"] == str(dtype).removeprefix("torch.")
+
+
+@torch.no_grad()
+def test_a_folder_with_scales_in_float16_still_opens(tmp_path):
+    """As folders of float16 models were written before."""
+    model, ids = make().half().quantize("int8"), integers(2, 20, limit=61)
+    model.save_pretrained(tmp_path)
+
+    def narrow(tensors):
+        for name in tensors:
+            if name.endswith(".weight_scale"):
+                tensors[name] = tensors[name].half()
+
+    rewrite(tmp_path, narrow)
+    assert torch.equal(TransformerLM.from_pretrained(tmp_path)(ids), model(ids))
+
+
 @torch.no_grad()
 def test_an_interleaved_model_comes_back_half_split_with_the_same_logits(tmp_path):
     model, ids = make(rope_interleaved=True).quantize("int8"), integers(2, 20, limit=61)
@@ -136,7 +183,11 @@ WRONG = {
     ),
     "with finer scales": (
         lambda tensors: tensors.update({f"{NAME}.weight_scale": tensors[f"{NAME}.weight_scale"] * 1.001}),
-        "model.layers.1.mlp.up_proj.weight_scale must hold bfloat16 numbers",
+        "model.layers.1.mlp.up_proj.weight_scale must hold finite bfloat16 numbers",
+    ),
+    "with infinite scales": (
+        lambda tensors: tensors.update({f"{NAME}.weight_scale": tensors[f"{NAME}.weight_scale"] / 0}),
+        "model.layers.1.mlp.up_proj.weight_scale must hold finite bfloat16 numbers",
     ),
     "in another dtype": (
         lambda tensors: tensors.update({f"{NAME}.weight_packed": tensors[f"{NAME}.weight_packed"].long()}),

@@ -145,3 +145,16 @@ def test_a_hostile_header_is_refused_by_name(tmp_path, content, message):
 def test_a_file_that_cannot_be_opened_is_a_clear_error(tmp_path):
     with pytest.raises(CheckpointError, match="cannot be read: No such file"):
         read_tensors(Path(tmp_path / "missing"))
+
+
+@pytest.mark.parametrize(("wide", "narrow"), [("float32", "float16"), ("bfloat16", "float16"), ("float64", "float32")])
+def test_a_number_beyond_the_range_of_the_dtype_that_is_asked_for_is_refused(tmp_path, wide, narrow):
+    wide, narrow = getattr(torch, wide), getattr(torch, narrow)
+    largest = torch.finfo(narrow).max
+    path = tmp_path / "model.safetensors"
+    write_atomically(path, tensors_content({"bias": torch.tensor([1.0, torch.inf, -4 * largest / 3], dtype=wide)}))
+    with pytest.raises(CheckpointError, match=rf"bias must fit into {narrow}, whose largest .* dtype={wide} keeps it"):
+        read_tensors(path, dtype=narrow)
+    infinite = torch.tensor([1.0, torch.inf, torch.nan], dtype=wide)
+    write_atomically(path, tensors_content({"bias": infinite}))
+    assert torch.equal(read_tensors(path, dtype=narrow)["bias"].isinf(), infinite.isinf())

@@ -13,7 +13,6 @@ from prenorm.generation.text import Completion, TextGenerator, load_tokenizer
 END = "<|endoftext|>"
 TEXT = "def naïve(x): return '世界 🙂🏽' + x\n"
 any_character = st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")
-any_character = st.characters(exclude_categories=["Cs"], exclude_characters="\ufffd")
 any_text = st.text(st.sampled_from("ab  é世🙂🏽\n") | any_character, min_size=1, max_size=20)
 
 
@@ -88,9 +87,45 @@ def test_a_character_is_given_with_the_token_that_completes_it(saying):
     assert list(saying(BYTES, script).stream("x", max_new_tokens=len(script))) == ["é", "🙂", "a"]
 
 
-def test_a_character_that_is_never_completed_is_left_out(saying):
+def test_a_character_that_is_never_completed_is_shown_as_the_tokenizer_shows_it(saying):
     script = BYTES.encode("ab🙂").ids[:-1]
-    assert list(saying(BYTES, script).stream("x", max_new_tokens=len(script))) == ["a", "b"]
+    assert list(saying(BYTES, script).stream("x", max_new_tokens=len(script))) == ["a", "b", "\ufffd"]
+    (completion,) = saying(BYTES, script).generate(["x"], max_new_tokens=len(script))
+    assert completion.text == BYTES.decode(script) == "ab\ufffd"
+
+
+def test_a_replacement_character_is_text_like_any_other(saying):
+    for tokenizer in (BYTES, MERGED, LLAMA):
+        for text in ("a\ufffdb", "ab\ufffd", "\ufffd" * 100):
+            script = tokenizer.encode(text, add_special_tokens=False).ids
+            completions = saying(tokenizer, script).generate(["x"], max_new_tokens=len(script))
+            assert completions[0].text.lstrip(" ") == text
+
+
+@pytest.mark.parametrize(
+    ("text", "stop", "shown"),
+    [
+        ("a\ufffdb\ufffd\ufffdc", "\ufffd\ufffd", "a\ufffdb"),
+        ("ab\ufffd", "\ufffd", "ab"),
+        ("a\ufffd", "\ufffdb", "a\ufffd"),
+        ("世é\n世", "é\n", "世"),
+        ("世é", "é", "世"),
+    ],
+)
+def test_stop_strings_may_lie_in_bytes_and_be_replacement_characters(text, stop, shown, saying):
+    for tokenizer in (BYTES, LLAMA):
+        script = tokenizer.encode(text, add_special_tokens=False).ids
+        options = {"stop": stop, "max_new_tokens": len(script)}
+        (completion,) = saying(tokenizer, script).generate(["x"], **options)
+        assert completion.text.lstrip(" ") == shown
+        assert completion.finish_reason == ("stop" if stop in text else "length")
+        assert "".join(saying(tokenizer, script).stream("x", **options)) == completion.text
+
+
+def test_a_stop_string_may_end_in_bytes_that_are_no_character(saying):
+    script = [*BYTES.encode("a").ids, BYTES.encode("🙂").ids[0]]
+    (completion,) = saying(BYTES, script).generate(["x"], stop="\ufffd", max_new_tokens=2)
+    assert (completion.text, completion.finish_reason) == ("a", "stop")
 
 
 def test_bytes_that_are_no_character_are_shown_as_such_once_others_follow(saying):

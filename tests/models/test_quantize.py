@@ -218,6 +218,10 @@ def test_nothing_is_changed_where_it_is_refused():
         model.layers[1].ffn.up_proj.weight[3, 4] = torch.nan
     with pytest.raises(ConfigError, match=r"finite to be quantised, but layers\.1\.ffn\.up_proj\.weight has NaN"):
         model.quantize("int8")
+    with torch.no_grad():
+        model.layers[1].ffn.up_proj.weight[3, 4] = 3e38
+    with pytest.raises(ConfigError, match=r"at most 1\.7e\+38 in size .*up_proj\.weight has 3\.0e\+38; scale it down"):
+        model.quantize("int8")
     assert sum(isinstance(module, Linear) for module in model.modules()) == 2 * 7 + 1
     assert all(parameter.requires_grad for parameter in model.parameters())
     with torch.device("meta"):

@@ -58,6 +58,15 @@ def test_unpacking_gives_what_was_packed(kind, rows, columns, seed):
     assert torch.equal(again[1], scale)
 
 
+@given(st.integers(-110, 110), seeds)
+def test_four_bits_depend_on_the_size_of_a_weight_in_nothing_but_the_scale(power, seed):
+    weight = weight_of(8, 64, seed=seed)
+    numbers, scale = quantize(weight, "int4")
+    as_large = quantize(weight * 2.0**power, "int4")
+    assert torch.equal(as_large[0], numbers)
+    assert torch.equal(as_large[1].double(), scale.double() * 2.0**power)
+
+
 @pytest.mark.parametrize(("kind", "bits"), [("int8", 8.5), ("int4", 4.5)])
 def test_a_number_takes_as_many_bits_as_it_says(kind, bits):
     assert sum(8 * one.nbytes for one in packed(weight_of(64, 96), kind)) == bits * 64 * 96

@@ -130,6 +130,15 @@ def test_a_loss_that_is_no_number_is_refused_before_the_weights_are_touched(tiny
     assert all(torch.equal(before[name].nan_to_num(), after[name].nan_to_num()) for name in before)
 
 
+def test_a_held_out_loss_that_is_no_number_is_refused_before_it_is_written(tiny, trainer_of):
+    trainer = trainer_of(tiny())
+    with torch.no_grad():
+        next(trainer.model.parameters()).fill_(torch.nan)
+    for evaluation in (trainer.glance, trainer.evaluate):
+        with pytest.raises(PrenormError, match="held-out loss must stay a finite number, but after step 3 it is nan"):
+            evaluation(3)
+
+
 def test_a_glance_is_a_part_of_what_the_full_evaluation_scores(tiny, trainer_of):
     trainer = trainer_of(tiny(eval_batches=2))
     glance, full = trainer.glance(3), trainer.evaluate(3)

@@ -47,8 +47,9 @@ def save(
         tensors = to_rows(config, kind, tensors)
     check_fit(config, found_among(tensors), hugging_face=False, source="the model to save", kind=kind)
     _check_tied_head(config, tensors, "embedding.weight", "the model to save", "tie_embeddings=False")
-    floats = (tensor.dtype for tensor in tensors.values() if tensor.is_floating_point())
-
+    floats = (
+        tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point() and not name.endswith(SCALES)
+    )
     dtype = functools.reduce(torch.promote_types, floats)
     fields = config_to_hugging_face(config, eos_token_ids=eos_token_ids, dtype=dtype)
     if kind is not None:

@@ -1,7 +1,8 @@
 """Matrices of whole numbers in a folder: the layout "pack-quantized" of compressed-tensors 0.20, both ways.
 
 A matrix X is there as X.weight_packed (int32, each with 4 or 8 numbers along a row, the first in the lowest bits, with
-128 or 8 added), X.weight_scale (rows, groups of 32), in the dtype of the other weights, and X.weight_shape.
+128 or 8 added), X.weight_scale (rows, groups of 32), in the dtype of the other weights where that holds every bfloat16
+number (all but float16, beside which it is float32), and X.weight_shape.
 Read from compressors/pack_quantized/ and quantization/quant_args.py.
 """
 
@@ -64,7 +65,7 @@ def kind_in(fields: Mapping[str, Any], source: str) -> str | None:
 
 def to_rows(config: ModelConfig, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The tensors of a model, its matrices row by row as they are stored, under names of `names.parameters_of`."""
-    dtype = tensors["embedding.weight"].dtype
+    dtype = torch.promote_types(tensors["embedding.weight"].dtype, SCALE)
     rows = dict(tensors)
     for name, _, shape in matrices_of(config):
         numbers, scale = unpack(rows.pop(f"{name}.weight").cpu(), rows.pop(f"{name}.scale").cpu(), shape)
@@ -84,10 +85,10 @@ def from_rows(config: ModelConfig, kind: str, rows: Mapping[str, Tensor], source
                 f"{source}: {hugging_face} must have the shape {shape}, but {hugging_face}{SHAPE} says {said.tolist()}."
             )
         narrow = scale.to(SCALE)
-        if not torch.equal(narrow.to(scale.dtype), scale):
+        if not torch.equal(narrow.to(scale.dtype), scale) or not bool(narrow.isfinite().all()):
             raise CheckpointError(
-                f"{source}: {hugging_face}{SCALES} must hold bfloat16 numbers, but does not; quantize() the model "
-                "that it was made of."
+                f"{source}: {hugging_face}{SCALES} must hold finite bfloat16 numbers, but does not; quantize() the "
+                "model that it was made of."
             )
         numbers = _numbers(words, KINDS[kind])[:, : shape[1]]
         tensors[f"{name}.weight"], tensors[f"{name}.scale"] = pack(numbers, narrow, kind)

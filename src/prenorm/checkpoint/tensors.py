@@ -101,7 +101,7 @@ def read_tensors(
     """The tensors of a safetensors file (all, or those named), in `dtype` (None: as stored) on `device` (None: CPU).
 
     They are copies: the library's own tensors are windows on the file, and change with it.
-    Raises CheckpointError, naming the file, when it is not whole.
+    Raises CheckpointError, naming the file, when it is not whole, and when a number is beyond the range of `dtype`.
     """
     header = read_header(path)
     foreign = sorted({info.dtype for info in header.tensors.values() if info.dtype not in _DTYPES})
@@ -110,11 +110,22 @@ def read_tensors(
     try:
         with safe_open(path, framework="pt") as file:
             return {
-                name: file.get_tensor(name).to(device=device or "cpu", dtype=dtype, copy=True)
+                name: _cast(file.get_tensor(name), dtype, device or "cpu", f"{path}: {name}")
                 for name in (header.tensors if names is None else names)
             }
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
+
+
+def _cast(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str, source: str) -> Tensor:
+    """A copy of a tensor. Raises CheckpointError where a finite number would become infinite."""
+    cast = tensor.to(dtype=dtype, copy=True)
+    if cast.dtype != tensor.dtype and bool((cast.isinf() & tensor.isfinite()).any()):
+        raise CheckpointError(
+            f"{source} must fit into {dtype}, whose largest number is {torch.finfo(cast.dtype).max:.4g}, but has "
+            f"{tensor[tensor.isfinite()].abs().max().item():.4g} in it; dtype={tensor.dtype} keeps it as it is stored."
+        )
+    return cast.to(device)
 
 
 def read_header(path: Path) -> Header:

@@ -9,6 +9,7 @@ from tokenizers import Tokenizer
 
 from ..config import ModelConfig
 from ..errors import CheckpointError, ConfigError
+from .characters import Characters, characters_of
 from .prompts import end_ids
 
 END_OF_TEXT = "<|endoftext|>"
@@ -64,6 +65,7 @@ class TextGenerator:
     def stream(self, prompt: str, *, stop: str | Sequence[str] = (), **options: Any) -> Generator[str, None, None]:
         """The continuation, in pieces of whole characters, as soon as they are certain.
 
+        Joined, they are what the tokenizer gives for all tokens at once, bytes that are no character included (U+FFFD).
         What may be the beginning of a stop string is held back until it is known not to be.
         options: those of `TransformerLM.stream`, whose errors are raised at the call; without max_new_tokens, 128, or
         as many as the model has room for. Closing the generator cancels it.
@@ -112,7 +114,8 @@ class TextGenerator:
                 raise ConfigError(f"a stop string must be text of at least one character, not {one!r}; leave it out.")
         rows = [self._encode(prompt) for prompt in prompts]
         logprobs = bool(options.get("logprobs"))
-        replies = [_Reply(_Characters(self._tokenizer, row), stops, self._eos_token_ids) for row in rows]
+        begin = characters_of(self._tokenizer)
+        replies = [_Reply(begin(row), stops, self._eos_token_ids) for row in rows]
         if options.get("max_new_tokens") is None:
             room = self._model.config.max_seq_len - max(map(len, rows), default=0) + 1  # the last one is not fed back
             options["max_new_tokens"] = max(1, min(DEFAULT_NEW_TOKENS, room))
@@ -156,7 +159,7 @@ def load_tokenizer(folder: Path) -> Tokenizer:
 class _Reply:
     """The continuation of one prompt as it grows."""
 
-    characters: "_Characters"
+    characters: Characters
     stops: tuple[str, ...]
     eos_token_ids: list[int]
     held: str = ""  # what may be the start of a stop string
@@ -172,55 +175,34 @@ class _Reply:
         self.token_ids.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
-        piece, self.held, stopped = _up_to_stop(self.held + self.characters.take(token), self.stops)
-        self.pieces.append(piece)
-        if stopped:
-            self.finish_reason = "stop"
-        elif token in self.eos_token_ids:
+        piece = self._add(self.characters.take(token))
+        if self.finish_reason is None and token in self.eos_token_ids:
             self.finish_reason = "eos"
         return piece
 
     def finish(self) -> str:
         """The text that was held back, now that nothing follows."""
-        self.finish_reason = self.finish_reason or "length"
+        if self.finish_reason == "stop":
+            return ""
+        rest = self._add(self.characters.finish()) + self.held
         self.pieces.append(self.held)
         self.held = ""
-        return self.pieces[-1]
+        self.finish_reason = self.finish_reason or "length"
+        return rest
+
+    def _add(self, text: str) -> str:
+        """What of this text is certain to be shown."""
+        piece, self.held, stopped = _up_to_stop(self.held + text, self.stops)
+        self.pieces.append(piece)
+        if stopped:
+            self.finish_reason = "stop"
+        return piece
 
     def completion(self, prompt: str, *, logprobs: bool) -> Completion:
         self.finish()
         assert self.finish_reason
         given = self.logprobs if logprobs else None
         return Completion(prompt, "".join(self.pieces), self.token_ids, self.finish_reason, given)
-
-
-class _Characters:
-    """Turns token ids into text a token at a time, never a part of a character.
-
-    Tokens are decoded together with those before them, and the difference is given: some decoders strip the space
-    before the first token, and a character may be spread over several. A character that is never completed is left
-    out; special tokens are skipped.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, prompt_ids: list[int]) -> None:
-        self._tokenizer = tokenizer
-        self._context = list(prompt_ids)  # tokens whose text was given in full,
-        self._pending: list[int] = []  # and those after them
-        self._given = len(self._decode(self._context))  # how many characters of the two are given
-
-    def take(self, token: int) -> str:
-        self._pending.append(token)
-        text = self._decode(self._context + self._pending)
-        whole = text.rstrip("\ufffd")  # the tokenizer's sign for bytes that are no character (yet)
-        piece = whole[self._given :]
-        self._given += len(piece)
-        if piece and whole == text:
-            self._context, self._pending = self._pending, []
-            self._given = len(self._decode(self._context))
-        return piece
-
-    def _decode(self, ids: list[int]) -> str:
-        return self._tokenizer.decode(ids, skip_special_tokens=True)
 
 
 def _up_to_stop(text: str, stops: tuple[str, ...]) -> tuple[str, str, bool]:

@@ -61,7 +61,7 @@ class GenerativeModel(nn.Module):
         """The model in a folder that `save_pretrained` wrote, or another program in the same layout, in eval mode.
 
         dtype None: as stored. Raises CheckpointError, by name, for anything in the folder that is missing, extra or not
-        understood.
+        understood, and for weights beyond the range of dtype.
         """
         loaded = cls.checkpoint.load(folder, dtype=dtype, device=device)
         with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced

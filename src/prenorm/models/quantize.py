@@ -9,7 +9,7 @@ from ..errors import ConfigError
 from ..kernels.plain import ORDINARY
 from ..layers.linear import Linear
 from ..layers.quantized import QuantizedLinear
-from ..ops.quantized import bits_of
+from ..ops.quantized import MOST, bits_of
 
 if TYPE_CHECKING:
     from .lm import TransformerLM
@@ -57,3 +57,9 @@ def _check(name: str, weight: Tensor) -> None:
         raise ConfigError(f"{name}.weight has no numbers yet (it is on the meta device); load them, then quantize.")
     if not bool(weight.isfinite().all()):
         raise ConfigError(f"weights must be finite to be quantised, but {name}.weight has NaN or infinity in it.")
+    largest = weight.detach().abs().max().item()
+    if largest > MOST:
+        raise ConfigError(
+            f"weights must be at most {MOST:.1e} in size to be quantised, since scales have the range of float32, but "
+            f"{name}.weight has {largest:.1e}; scale it down first."
+        )

@@ -100,7 +100,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return total / count
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, targets, grad_x, grad_weight, count = ctx.saved_tensors
         if torch.is_grad_enabled():  # gradients of the gradients are wanted, for which those at hand are constants
             logits = linear(x.to(ctx.multiplied), weight.to(ctx.multiplied))

@@ -15,6 +15,7 @@ GROUP = 32  # neighbours along in_features that share a scale; as in llama.cpp's
 ROWS, QUAD = 16, 4
 SCALE = torch.bfloat16  # the range of float32; a scale's own rounding is known when numbers are rounded to it
 LARGEST = 127  # of what is rounded to 8 bits
+MOST = 2.0**127  # the largest weight that is rounded: half of what float32 holds, so that number x scale is finite
 TINY = 2.0**-100  # numbers of a group that has none as large become 0: 1 / such a number may be infinite
 
 
@@ -161,10 +162,12 @@ def _scale_int4(groups: Tensor) -> Tensor:
     """The best of several: the value of largest size becomes -8, or a bit more or less than that."""
     place = groups.abs().argmax(-1, keepdim=True)
     extreme = groups.gather(-1, place)
+    # Errors are compared in a unit near the largest value, a power of two: squares of 1e20 or 1e-30 have no float32.
+    unit = -torch.frexp(extreme).exponent.clamp(-100, 100)
     best, least = torch.zeros_like(extreme, dtype=SCALE), torch.full_like(extreme, math.inf)
     for steps in INT4_STEPS:
         scale = (extreme / steps).to(SCALE)
-        error = (_rounded(groups, scale, 4) * scale.float() - groups).square_().sum(-1, keepdim=True)
+        error = (_rounded(groups, scale, 4) * scale.float() - groups).ldexp_(unit).square_().sum(-1, keepdim=True)
         best, least = torch.where(error < least, scale, best), torch.minimum(error, least)
     return best
 

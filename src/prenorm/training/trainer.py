@@ -112,6 +112,11 @@ class Trainer:
 
     def _evaluation(self, step: int, batches: Iterable[Batch]) -> Record:
         loss = heldout_loss(self.model, batches, self.device)
+        if not math.isfinite(loss):  # the files of a run hold finite numbers only, and --resume reads them
+            raise PrenormError(
+                f"the held-out loss must stay a finite number, but after step {step} it is {loss}; start again with "
+                "lower learning rates."
+            )
         bits = self.data.heldout_text.bits_per_byte(loss, self.data.heldout.num_targets)
         return {"step": step, "eval_loss": loss, "eval_bits_per_byte": bits}
 
