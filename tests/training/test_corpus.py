@@ -1,5 +1,6 @@
 import json
 import os
+import re
 import sysconfig
 from pathlib import Path
 
@@ -28,7 +29,7 @@ def test_a_folder_gives_its_files_sorted_by_name_however_they_lie_on_disk(tmp_pa
 
 
 def test_texts_are_read_byte_for_byte(tmp_path):
-    text = "\ufeffa\r\nb\rc\u2028d\n\n  \t"
+    text = "a\r\nb\ufeff\rc\u2028d\n\n  \t"
     (tmp_path / "odd.txt").write_bytes(text.encode())
     assert documents(tmp_path / "odd.txt") == [("odd.txt", text)]
 
@@ -85,25 +86,100 @@ def test_jsonl_gives_a_document_a_line(tmp_path):
     corpus = Corpus([str(tmp_path)])
     assert [tuple(document) for document in corpus] == [("t.jsonl:0", "one\n"), ("t.jsonl:2", "zwei ä")]
     assert corpus.skipped == {"empty": 1}
+    assert corpus.files == 1
 
 
-@pytest.mark.parametrize(
-    ("line", "message"),
-    [
-        (b"{text", "line 2 is not JSON"),
-        (b'{"text": "\xff"}', "line 2 is not JSON"),
-        (b'["text"]', 'line 2 must be an object with a string named "text"'),
-        (b'{"body": "x"}', 'line 2 must be an object with a string named "text"'),
-        (b'{"text": 3}', 'line 2 must be an object with a string named "text"'),
-        (rb'{"text": "\ud800"}', "line 2 has half of a surrogate pair"),
-        (b"[" * 100_000, "line 2 is not JSON"),
-    ],
-)
-def test_a_bad_line_of_jsonl_is_named(tmp_path, line, message):
-    (tmp_path / "t.jsonl").write_bytes(b'{"text": "x"}\n' + line + b"\n")
+BAD_LINES = [
+    (b"{text", "line 2 is not JSON", "not JSON"),
+    (b'{"text": "\xff"}', "line 2 is not JSON", "not JSON"),
+    (b'["text"]', 'line 2 must be an object with a string named "text"', "without a text"),
+    (b'"text"', 'line 2 must be an object with a string named "text"', "without a text"),
+    (b"null", 'line 2 must be an object with a string named "text"', "without a text"),
+    (b'{"body": "x"}', 'line 2 must be an object with a string named "text"', "without a text"),
+    (b'{"text": 3}', 'line 2 must be an object with a string named "text"', "without a text"),
+    (rb'{"text": "\ud800"}', "line 2 has half of a surrogate pair", "half of a surrogate pair"),
+    (b"[" * 100_000, "line 2 is not JSON", "not JSON"),
+]
+
+
+@pytest.mark.parametrize(("line", "message", "reason"), BAD_LINES)
+def test_a_bad_line_of_jsonl_is_an_error_in_a_file_that_was_named_and_counted_in_a_folder(
+    tmp_path, line, message, reason
+):
+    (tmp_path / "t.jsonl").write_bytes(b'{"text": "x"}\n' + line + b'\n{"text": "y"}\n')
     with pytest.raises(DataError, match=r"t\.jsonl, ") as raised:
-        documents(tmp_path)
+        documents(tmp_path / "t.jsonl")
     assert message in str(raised.value)
+    corpus = Corpus([str(tmp_path)])
+    assert [tuple(document) for document in corpus] == [("t.jsonl:0", "x"), ("t.jsonl:2", "y")]
+    assert corpus.skipped == {reason: 1}
+    assert corpus.first == {reason: "t.jsonl, line 2"}
+    assert corpus.skipped_bytes == len(line) + 1
+
+
+def write(path, texts):
+    """A file of these texts, in the format of its name."""
+    match path.suffix:
+        case ".jsonl":
+            path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+        case ".parquet":
+            parquet.write_table(pyarrow.table({"text": pyarrow.array(texts, pyarrow.string())}), path)
+        case _:
+            path.write_text("".join(text or "" for text in texts))
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.jsonl", "t.parquet"])
+@pytest.mark.parametrize("text", [None, "", " \n", "\u3000"])
+def test_a_text_that_is_missing_or_white_space_is_no_document_in_any_format(tmp_path, name, text):
+    write(tmp_path / name, [text])
+    write(tmp_path / "other.txt", ["some"])
+    corpus = Corpus([str(tmp_path)])
+    assert [document.name for document in corpus] == ["other.txt"]
+    assert corpus.skipped == {"empty": 1}
+
+
+@pytest.mark.parametrize("name", ["t.txt", "t.jsonl", "t.parquet"])
+def test_a_file_without_any_text_is_refused_when_it_is_named_and_counted_in_a_folder(tmp_path, name):
+    write(tmp_path / name, [])
+    with pytest.raises(DataError, match=f"{name} cannot be trained on: it is empty; name another file"):
+        documents(tmp_path / name)
+    corpus = Corpus([str(tmp_path)])
+    assert list(corpus) == []
+    assert corpus.skipped == {"empty": 1}
+
+
+FAULTS = {
+    "t.txt": {"binary": b"a\0b", "not UTF-8": b"\xe9", "not UTF-8 but UTF-16": "text".encode("utf-16")},
+    "t.jsonl": {"not JSON": b"{", "without a text": b"{}", "not UTF-8 but UTF-16": '{"text": "x"}'.encode("utf-16")},
+    "t.parquet": {"not parquet": b"PAR1"},
+}
+
+
+@pytest.mark.parametrize(("name", "reason"), [(name, reason) for name, faults in FAULTS.items() for reason in faults])
+def test_a_fault_is_an_error_in_a_file_that_was_named_and_counted_in_a_folder(tmp_path, name, reason):
+    (tmp_path / name).write_bytes(FAULTS[name][reason])
+    write(tmp_path / "other.txt", ["some"])
+    with pytest.raises(DataError, match=re.escape(str(tmp_path / name))):
+        documents(tmp_path / name)
+    corpus = Corpus([str(tmp_path)])
+    assert [document.name for document in corpus] == ["other.txt"]
+    assert corpus.skipped == {reason: 1}
+    assert corpus.first[reason].startswith(name)
+    assert corpus.skipped_bytes == len(FAULTS[name][reason])
+
+
+def test_a_byte_order_mark_is_no_part_of_a_text(tmp_path):
+    (tmp_path / "a.txt").write_text("one", encoding="utf-8-sig")
+    (tmp_path / "b.jsonl").write_text('{"text": "two"}\n{"text": "three"}', encoding="utf-8-sig")
+    assert [text for _, text in documents(tmp_path)] == ["one", "two", "three"]
+
+
+@pytest.mark.parametrize("name", ["pipe", "pipe.jsonl", "pipe.parquet"])
+def test_a_pipe_is_passed_over_under_any_name(tmp_path, name):
+    os.mkfifo(tmp_path / name)
+    corpus = Corpus([str(tmp_path)])
+    assert list(corpus) == []
+    assert corpus.skipped == {"not a regular file": 1}
 
 
 def test_parquet_gives_a_document_a_row(tmp_path):

@@ -77,13 +77,20 @@ def test_the_tail_of_a_single_document_is_held_out_aloud(tmp_path, said):
 def test_what_was_found_and_skipped_is_said(tmp_path, said):
     (tmp_path / "good.txt").write_text("good")
     (tmp_path / "bad.bin").write_bytes(b"\0")
+    (tmp_path / "odd\n.txt").write_bytes(b"\xff")
+    (tmp_path / "lines.jsonl").write_text('{"text": "one"}\n{"text": "two"}\n{"text": "thr')
+    (tmp_path / ".hidden").write_text("hidden")
     split(Corpus([str(tmp_path)]), said.append)
-    assert said[0] == "Read 1 documents, 0.0 MB; skipped 1 (1 binary)."
+    assert said[0] == (
+        "Read 3 documents, 10 bytes, from 2 files; skipped 3 (1 binary, 1 not JSON, 1 not UTF-8), 15 bytes; left out 1 "
+        "(1 hidden). The first of each kind that was skipped: bad.bin (binary), lines.jsonl, line 3 (not JSON), "
+        "'odd\\n.txt' (not UTF-8)."
+    )
 
 
 def test_no_text_at_all_is_refused(tmp_path):
     (tmp_path / "bad.bin").write_bytes(b"\0")
-    with pytest.raises(DataError, match=r"there is no text to train on; skipped 1 \(1 binary\)"):
+    with pytest.raises(DataError, match=r"there is no text to train on; skipped 1 \(1 binary\), 1 byte; --data"):
         split(Corpus([str(tmp_path)]), lambda _: None)
 
 
@@ -91,9 +98,18 @@ def test_files_that_change_while_they_are_read_are_noticed(texts, tmp_path):
     for name in "abc":
         (tmp_path / f"{name}.txt").write_text("text")
     corpus = split(Corpus([str(tmp_path)]), lambda _: None)
-    (tmp_path / "b.txt").write_text("")
+    for other in ("", "tent", "texts"):
+        (tmp_path / "b.txt").write_text(other)
+        with pytest.raises(DataError, match="the text changed"):
+            list(corpus)
+    (tmp_path / "b.txt").write_text("text")
+    assert len(list(corpus)) == 3
+    for name in "ac":
+        (tmp_path / f"{name}.txt").unlink()
+    one = split(Corpus([str(tmp_path)]), lambda _: None)
+    (tmp_path / "b.txt").write_text("tent")
     with pytest.raises(DataError, match="the text changed"):
-        list(corpus)
+        list(one)
 
 
 def test_a_sample_has_training_text_only_up_to_its_size_and_spread_by_hash(texts):

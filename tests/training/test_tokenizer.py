@@ -1,4 +1,7 @@
+import base64
 import json
+import random
+import time
 
 import pytest
 from hypothesis import given
@@ -48,6 +51,55 @@ def test_a_text_that_spells_the_end_of_text_does_not_end():
 def test_the_same_texts_give_the_same_tokenizer():
     assert train_tokenizer(TEXTS, 300).to_str() == TOKENIZER.to_str()
     assert TOKENIZER.get_vocab_size() == 300
+
+
+LONG = {
+    "DNA": "".join(random.Random(0).choices("ACGT", k=3000)),
+    "one letter": "a" * 3000,
+    "CJK": "".join(map(chr, range(0x4E00, 0x4E00 + 3000))),
+    "base64": base64.b64encode(random.Random(0).randbytes(3000)).decode(),
+    "signs": "=-" * 1500,
+    "a dotted name": "ab." * 1000,
+    "spaces": " " * 3000,
+    "line ends": "\n" * 3000,
+    "emoji": "🙂🏽" * 1500,
+}
+
+
+@pytest.mark.parametrize("text", LONG.values(), ids=LONG)
+def test_no_piece_is_longer_than_256_characters_and_no_token_crosses_one(text, tmp_path):
+    tokenizer = train_tokenizer([text], 400)
+    edges = [edges for _, edges in tokenizer.pre_tokenizer.pre_tokenize_str(text)]
+    assert sum(end - start for start, end in edges) == len(text)
+    assert max(end - start for start, end in edges) <= 256
+    inside = {place for start, end in edges for place in range(start + 1, end)}
+    whole = tokenizer.encode(text, add_special_tokens=False)
+    assert all(inside >= {*range(start + 1, end)} for start, end in whole.offsets)
+    (ids,) = encode(tokenizer, [text])
+    assert ids == whole.ids
+    for name, content in tokenizer_files(tokenizer).items():
+        (tmp_path / name).write_bytes(content)
+    opened = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
+    assert opened.encode(text, add_special_tokens=False).ids == ids
+    assert AutoTokenizer.from_pretrained(tmp_path)(text, add_special_tokens=False)["input_ids"] == ids
+
+
+def test_where_no_piece_is_that_long_the_cut_changes_nothing(monkeypatch):
+    monkeypatch.setattr("prenorm.training.tokenizer.MAX_PIECE_CHARACTERS", 100_000)
+    uncut = train_tokenizer(TEXTS, 300)
+    assert json.loads(uncut.to_str())["model"] == json.loads(TOKENIZER.to_str())["model"]
+    assert encode(uncut, TEXTS) == encode(TOKENIZER, TEXTS)
+
+
+@pytest.mark.slow
+def test_a_million_letters_on_one_line_train_a_tokenizer_in_seconds():
+    """Without the cut this takes some three minutes for the DNA alone."""
+    for alphabet in ("ACGT", "".join(map(chr, range(0x4E00, 0x5A00)))):
+        text = "".join(random.Random(0).choices(alphabet, k=1_000_000))
+        start = time.perf_counter()
+        tokenizer = train_tokenizer([text], 1024)
+        assert tokenizer.decode(encode(tokenizer, [text])[0]) == text
+        assert time.perf_counter() - start < 60
 
 
 def test_a_prompt_starts_with_the_end_of_text_as_in_training():

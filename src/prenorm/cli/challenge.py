@@ -12,6 +12,7 @@ import tyro
 from ..challenge.status import STAGES, status
 from ..challenge.workspace import new_workspace, open_workspace
 from ..errors import ConfigError
+from .flags import flags_from
 
 if TYPE_CHECKING:  # loads torch, which --help does not wait for
     from ..challenge.build import Build
@@ -64,7 +65,8 @@ Flags = New | Submit | Status
 def parse(argv: list[str]) -> Flags:
     """The flags in a command line. Exits with a message when they are none."""
     description = "Build a Transformer block, justify it, and find a fault in it."
-    return tyro.cli(Flags, prog="prenorm challenge", description=description, args=argv)
+    flags: Flags = flags_from(Flags, argv, prog="prenorm challenge", description=description)
+    return flags
 
 
 def run(flags: Flags) -> int:

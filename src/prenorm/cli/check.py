@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ..errors import ConfigError
+from .flags import flags_from
 
 DAY = 86_400
 Target = Literal["paper", "llama", "qwen2", "qwen3", "gpt-neox", "causal"]
@@ -46,7 +47,8 @@ class CheckFlags:
 
 def parse(argv: list[str]) -> CheckFlags:
     """The flags in a command line. Exits with a message when they are none."""
-    return tyro.cli(CheckFlags, prog="prenorm check", args=argv)
+    flags: CheckFlags = flags_from(CheckFlags, argv, prog="prenorm check")
+    return flags
 
 
 def run(flags: CheckFlags) -> int:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from ..errors import CheckpointError, ConfigError, DataError
+from .flags import flags_from
 
 if TYPE_CHECKING:  # loads torch, which --help does not wait for
     from ..generation.text import TextGenerator
@@ -27,7 +28,8 @@ class GenerateFlags:
     """A folder with config.json, weights and tokenizer.json: prenorm train leaves one, Hugging Face has many."""
 
     prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
-    """What to go on from; "" starts a new text. Without it, standard input is the prompt."""
+    """What to go on from; "" starts a new text. Without it, standard input is the prompt. A text that is also one of
+    these flags is given as --prompt=TEXT."""
 
     max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """The most tokens to write after each prompt. Without it, 128, or as many as the model has room for."""
@@ -65,7 +67,8 @@ class GenerateFlags:
 
 def parse(argv: list[str]) -> GenerateFlags:
     """The flags in a command line. Exits with a message when they are none."""
-    return tyro.cli(GenerateFlags, prog="prenorm generate", args=argv)
+    flags: GenerateFlags = flags_from(GenerateFlags, argv, prog="prenorm generate")
+    return flags
 
 
 def run(flags: GenerateFlags) -> int:

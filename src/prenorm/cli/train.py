@@ -14,6 +14,7 @@ import tyro
 
 from ..config import ModelConfig
 from ..training.config import MODEL_FIELDS, RUN_FIELDS, TrainConfig, read_toml
+from .flags import flags_from
 
 
 def field_docs(record: type) -> dict[str, str]:
@@ -69,7 +70,8 @@ class TrainFlags:
 
 def parse(argv: list[str]) -> TrainFlags:
     """The flags in a command line. Exits with a message when they are none."""
-    return tyro.cli(TrainFlags, prog="prenorm train", args=argv)
+    flags: TrainFlags = flags_from(TrainFlags, argv, prog="prenorm train", settings=_settings())
+    return flags
 
 
 def run(flags: TrainFlags) -> int:

@@ -1,7 +1,7 @@
-"""Finding and reading text: which documents there are, in an order that no file system changes."""
+"""Reading text: which documents there are, in an order that no file system changes, and what had to be skipped."""
 
+import codecs
 import json
-import os
 import stat
 import sysconfig
 from collections import Counter
@@ -10,14 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..errors import DataError
+from .sources import LeftOut, Source, find_sources
 
 Say = Callable[[str], None]
 
-# In Python's own library these folders hold what was installed or compiled later.
-NOT_OURS = {"site-packages", "dist-packages", "__pycache__"}
-
-# A folder with these is a run: its metrics and vocabulary are no text to learn from.
-RUN_FILES = {"config.toml", "metrics.jsonl"}
+EMPTY = "empty"
+NOT_THERE = object()  # in place of a text: null is one that is empty
 
 
 class Document(NamedTuple):
@@ -27,125 +25,147 @@ class Document(NamedTuple):
     text: str
 
 
-class Source(NamedTuple):
-    """A file that was found, and whether somebody named it: then a fault in it is an error, and not passed over."""
+class Fault(NamedTuple):
+    """Why a file, a line or a row is no document: in a word, and as the end of a sentence about it; its size."""
 
-    name: str
-    path: Path
-    named: bool
+    reason: str
+    sentence: str
+    bytes: int = 0
 
 
 class Corpus:
     """Every document below some files and folders, sorted by name. It can be gone through again and again.
 
-    Without paths: the source of Python's own standard library. A folder gives all its files that are UTF-8 text, but
-    hidden ones, those of runs, and `leave_out`; others are counted in `skipped`. `.jsonl` gives a document a line,
-    `.parquet` one a row. Raises DataError for a path that is missing, and for a fault in a file that was named.
+    Without paths: the source of Python's own standard library. A folder gives all its files that `find_sources` finds.
+    A file is one document of UTF-8 text; `.jsonl` gives one a line, `.parquet` one a row. A byte order mark is no part
+    of a text. A text that is missing (null) or only white space is no document, in every format.
+
+    A fault is an error in a file that was named. Below a folder it is counted, and the rest is read: `skipped` has how
+    many files, lines and rows, by reason, `first` the first of each, `skipped_bytes` their size. `left_out` counts what
+    no rule finds in a folder, such as hidden files; `files` how many files gave a document.
+    Raises DataError for a path that is missing, and for a fault in a file that was named.
     """
 
     def __init__(self, paths: Sequence[str] = (), *, leave_out: Path | None = None) -> None:
+        roots = [Path(path) for path in paths] or [Path(sysconfig.get_path("stdlib"))]
+        found = find_sources(roots, leave_out=leave_out)
+        self.sources = [source for source in found.sources if paths or source.path.suffix == ".py"]
+        self.left_out = Counter(reason for _, reason in found.left_out if paths)
         self.skipped: Counter[str] = Counter()
-        if paths:
-            found = [source for path in paths for source in _find(Path(path))]
-        else:
-            found = [source for source in _find(Path(sysconfig.get_path("stdlib"))) if source.path.suffix == ".py"]
-        if leave_out:
-            found = [source for source in found if leave_out.resolve() not in source.path.resolve().parents]
-        self.sources = sorted(found, key=lambda source: (source.name, str(source.path)))
+        self.first: dict[str, str] = {}
+        self.skipped_bytes = self.files = 0
+        self._unreadable: list[LeftOut] = found.unreadable
 
     def __iter__(self) -> Iterator[Document]:
         self.skipped.clear()
+        self.first.clear()
+        self.skipped_bytes = self.files = 0
+        for name, reason in self._unreadable:
+            self._skip(name, Fault(reason, ""))
         for source in self.sources:
-            match source.path.suffix.lower():
-                case ".jsonl":
-                    yield from self._numbered(source, _jsonl_texts(source.path))
-                case ".parquet":
-                    yield from self._numbered(source, _parquet_texts(source.path))
-                case _:
-                    text, fault = _read(source.path)
-                    if not fault:
-                        yield Document(source.name, text)
-                    elif source.named:
-                        raise DataError(f"{source.path} cannot be trained on: it is {fault}; name another file.")
-                    else:
-                        self.skipped[fault] += 1
+            for number, document in enumerate(self._documents(source)):
+                self.files += number == 0
+                yield document
 
-    def _numbered(self, source: Source, texts: Iterator[str]) -> Iterator[Document]:
-        for index, text in enumerate(texts):
-            if text:
-                yield Document(f"{source.name}:{index}", text)
+    def _documents(self, source: Source) -> Iterator[Document]:
+        for index, (place, found) in enumerate(_texts(source.path)):
+            if isinstance(found, Fault):
+                if source.named and not (place and found.reason == EMPTY):
+                    raise DataError(f"{source.path}{place} {found.sentence}")
+                self._skip(source.name + place, found)
             else:
-                self.skipped["empty"] += 1
+                yield Document(f"{source.name}:{index}" if place else source.name, found)
+
+    def _skip(self, name: str, fault: Fault) -> None:
+        self.skipped[fault.reason] += 1
+        self.first.setdefault(fault.reason, name)
+        self.skipped_bytes += fault.bytes
 
 
-def _find(root: Path) -> list[Source]:
-    if root.is_dir():
-        return [
-            Source((Path(folder) / name).relative_to(root).as_posix(), Path(folder) / name, named=False)
-            for folder, folders, names in os.walk(root)
-            for name in _visible(folders, names)
-        ]
-    if not root.exists():
-        raise DataError(f"there is no file or folder at {root}; --data takes paths that exist.")
-    return [Source(root.name, root, named=True)]
+Texts = Iterator[tuple[str, str | Fault]]  # where in the file, such as ", line 3", and what is there
 
 
-def _visible(folders: list[str], names: list[str]) -> list[str]:
-    """The files of a folder that is walked, which then descends into those that are left in `folders`."""
-    if set(names) >= RUN_FILES:
-        folders.clear()
-        return []
-    folders[:] = [name for name in folders if not name.startswith(".") and name not in NOT_OURS]
-    return [name for name in names if not name.startswith(".")]
-
-
-def _read(path: Path) -> tuple[str, str]:
-    """The text of a file and nothing, or nothing and what is wrong with it."""
+def _texts(path: Path) -> Texts:
+    """What a file gives: at least one text or fault."""
+    read = {".jsonl": _jsonl, ".parquet": _parquet}.get(path.suffix.lower(), _plain)
+    size, is_empty = 0, True
     try:
-        if not stat.S_ISREG(path.stat().st_mode):
-            return "", "not a regular file"
-        raw = path.read_bytes()
+        status = path.stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            yield "", _file_fault("not a regular file")
+            return
+        for found in read(path, size):
+            is_empty = False
+            yield found
+        if is_empty:
+            yield "", _file_fault(EMPTY, size)
     except OSError as error:
-        return "", f"unreadable ({error.strerror})"
-    if not raw.strip():
-        return "", "empty"
-    if b"\0" in raw:
-        return "", "binary"
+        yield "", _file_fault(f"unreadable ({error.strerror or error})", size)
+
+
+def _file_fault(reason: str, size: int = 0) -> Fault:
+    return Fault(reason, f"cannot be trained on: it is {reason}; name another file.", size)
+
+
+def _utf16_fault(start: bytes, size: int) -> Fault | None:
+    if not start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return None
+    sentence = "cannot be trained on: it is not UTF-8 but UTF-16; iconv -f UTF-16 -t UTF-8 makes it what it must be."
+    return Fault("not UTF-8 but UTF-16", sentence, size)
+
+
+def _checked(text: str, size: int) -> str | Fault:
+    return text if text.strip() else _file_fault(EMPTY, size)
+
+
+def _plain(path: Path, size: int) -> Texts:
+    raw = path.read_bytes()
+    if fault := _utf16_fault(raw, size):
+        yield "", fault
+    elif b"\0" in raw:
+        yield "", _file_fault("binary", size)
+    else:
+        try:
+            yield "", _checked(raw.decode("utf-8-sig"), size)
+        except UnicodeDecodeError:
+            yield "", _file_fault("not UTF-8", size)
+
+
+def _jsonl(path: Path, size: int) -> Texts:
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, start=1):
+            if number == 1 and (fault := _utf16_fault(line, size)):
+                yield "", fault
+                return
+            if line.strip():
+                yield f", line {number}", _json_text(line)
+
+
+def _json_text(line: bytes) -> str | Fault:
     try:
-        return raw.decode("utf-8"), ""
-    except UnicodeDecodeError:
-        return "", "not UTF-8"
-
-
-def _jsonl_texts(path: Path) -> Iterator[str]:
-    try:
-        with path.open("rb") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield _json_text(line, f"{path}, line {number}")
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}.") from error
-
-
-def _json_text(line: bytes, where: str) -> str:
-    try:
-        record = json.loads(line.decode("utf-8"))
+        record = json.loads(line.decode("utf-8-sig"))
     except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not JSON: {error}.") from error
-    return _text_field(record.get("text") if isinstance(record, dict) else None, where)
+        return Fault("not JSON", f"is not JSON: {error}.", len(line))
+    is_object = isinstance(record, dict) and "text" in record
+    return _text_field(record["text"] if is_object else NOT_THERE, len(line))
 
 
-def _text_field(text: Any, where: str) -> str:
+def _text_field(text: Any, size: int) -> str | Fault:
+    if text is None:
+        return _file_fault(EMPTY, size)
     if not isinstance(text, str):
-        raise DataError(f'{where} must be an object with a string named "text", such as {{"text": "Once"}}.')
+        example = 'must be an object with a string named "text", such as {"text": "Once"}.'
+        return Fault("without a text", example, size)
     try:
         text.encode("utf-8")
-    except UnicodeEncodeError as error:
-        raise DataError(f"{where} has half of a surrogate pair in its text, which no UTF-8 file can hold.") from error
-    return text
+    except UnicodeEncodeError:
+        sentence = "has half of a surrogate pair in its text, which no UTF-8 file can hold."
+        return Fault("half of a surrogate pair", sentence, size)
+    return _checked(text, size)
 
 
-def _parquet_texts(path: Path) -> Iterator[str]:
+def _parquet(path: Path, size: int) -> Texts:
     try:
         import pyarrow
         from pyarrow import parquet
@@ -153,12 +173,26 @@ def _parquet_texts(path: Path) -> Iterator[str]:
         raise DataError(f"reading {path} needs pyarrow: pip install 'prenorm[parquet]'.") from error
     try:
         with parquet.ParquetFile(path) as file:
-            if "text" not in file.schema_arrow.names:
-                raise DataError(f"{path} must have a column named text, but has {', '.join(file.schema_arrow.names)}.")
+            names = file.schema_arrow.names
+            if "text" not in names:
+                yield (
+                    "",
+                    Fault(
+                        "without a text", f"must have a column named text, but has {', '.join(names) or 'none'}.", size
+                    ),
+                )
+                return
             row = 0
             for batch in file.iter_batches(columns=["text"]):
-                for text in batch.column(0).to_pylist():
-                    yield _text_field("" if text is None else text, f"{path}, row {row}")
+                for value in batch.column(0):
+                    yield f", row {row}", _parquet_text(value)
                     row += 1
     except (OSError, pyarrow.ArrowException) as error:
-        raise DataError(f"{path} cannot be read as parquet: {error}") from error
+        yield "", Fault("not parquet", f"cannot be read as parquet: {error}", size)
+
+
+def _parquet_text(value: Any) -> str | Fault:
+    try:
+        return _text_field(value.as_py(), 0)
+    except UnicodeDecodeError as error:
+        return Fault("not UTF-8", f"has a text that is not UTF-8: {error}.")

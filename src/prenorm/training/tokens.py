@@ -145,7 +145,10 @@ def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
 
 
 def _slices(text: str) -> list[str]:
-    """The text in slices, each but the first beginning with a line's end, where no token would have crossed."""
+    """The text in slices, each but the first beginning with a line's end, where no token would have crossed.
+
+    A line that is longer than a slice is cut where the slice is full.
+    """
     slices, start = [], 0
     while start < len(text):
         end = start + SLICE_CHARACTERS
