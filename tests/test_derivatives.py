@@ -10,6 +10,8 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import prenorm
 from prenorm import ModelConfig, RangeError, TransformerLM
 from prenorm import functional as F
+from prenorm.kernels.cpu import attention as attention_kernel
+from prenorm.kernels.cpu import linear as linear_kernel
 from prenorm.ops import backends
 
 # What PyTorch loads for forward mode uses torch.jit.script, which it has deprecated itself.
@@ -118,21 +120,44 @@ def test_under_torch_func_and_forward_mode_every_op_is_its_formula_with_the_righ
     torch.testing.assert_close(rows[1], op(*leaves))
 
 
-def test_second_derivatives_of_the_loss_are_those_of_the_plain_pair():
-    model, (ids, targets) = lm(), tokens()
+@pytest.mark.parametrize("tied", [False, True])
+def test_second_derivatives_of_the_loss_are_those_of_the_plain_pair(tied):
+    model, (ids, targets) = lm(tie_embeddings=tied), tokens()
     found = []
     for loss in (model.loss(ids, targets), F.cross_entropy(model(ids), targets)):
         (first,) = torch.autograd.grad(loss, model.embedding.weight, create_graph=True)
-        found.append(torch.autograd.grad(100 * first.square().sum(), list(model.parameters())))
+        second = torch.autograd.grad(100 * first.square().sum(), list(model.parameters()))
+        found.append([first, *second])
     torch.testing.assert_close(*found)
 
 
-def test_dropped_fused_attention_refuses_a_second_derivative_or_has_the_right_one():
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
+def test_one_tensor_may_be_query_key_and_value(dropout):
     q = torch.randn(1, 1, 4, 10, dtype=torch.float64, requires_grad=True)
-    torch.manual_seed(0)
-    (first,) = torch.autograd.grad(attend(q, q, q, dropout=0.5).square().sum(), q, create_graph=True)
-    (second,) = torch.autograd.grad(first.sum(), q)
-    assert second.isfinite().all()
+
+    def dropped_alike(q):
+        torch.manual_seed(0)
+        return attend(q, q, q, dropout=dropout)
+
+    assert torch.autograd.gradcheck(dropped_alike, q)
+    assert torch.autograd.gradgradcheck(dropped_alike, q)
+    (first,) = torch.autograd.grad(dropped_alike(q).sum(), q)
+    (again,) = torch.autograd.grad(dropped_alike(q).sum(), q, create_graph=True)
+    torch.testing.assert_close(again, first)
+
+
+COMPILED = {"linear": linear_kernel, "attention": attention_kernel}
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("name", COMPILED)
+def test_compiled_kernels_say_that_they_have_no_second_derivative(name):
+    if COMPILED[name].why_not():
+        pytest.skip("another kernel runs on this processor")
+    op, shapes = OPS[name]
+    torch.compiler.reset()
+    with pytest.raises(RuntimeError, match="compiled code has first derivatives only"):
+        hessian_vector(torch.compile(op, backend="eager"), inputs(shapes, torch.float32))
 
 
 def test_gradients_of_each_row_are_those_of_the_row_alone():

@@ -1,6 +1,6 @@
 """Which tensors a kernel with a backward pass of its own may take."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -49,6 +49,20 @@ def fits_backward(grad: Tensor) -> bool:
     batch of gradients (is_grads_batched, which jacobians are made of) or one whose memory has to be negated.
     """
     return not torch.is_grad_enabled() and is_plain(grad) and not is_legacy_batchedtensor(grad) and not grad.is_neg()
+
+
+def gradients_again(
+    formula: Callable[..., Tensor], inputs: Sequence[Tensor], needed: Sequence[bool], grad: Tensor
+) -> list[Tensor | None]:
+    """The gradients of formula(*inputs) that can be differentiated again, None for inputs that need none.
+
+    Each input is made a node of its own first: where one is another, or is computed from it (a head that is tied to the
+    embedding), autograd would count what flows through both.
+    """
+    own = [x.view_as(x) for x in inputs]
+    wanted = [x for x, is_needed in zip(own, needed, strict=True) if is_needed]
+    found = iter(torch.autograd.grad(formula(*own), wanted, grad, create_graph=True))
+    return [next(found) if is_needed else None for is_needed in needed]
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside

@@ -8,7 +8,7 @@ from torch import Tensor
 from .cpu.dropout import draw
 from .kernel import Kernel
 from .leading_dims import four_dims
-from .plain import is_compiling, is_plain, is_transformed
+from .plain import gradients_again, is_compiling, is_plain, is_transformed
 
 # On a CPU PyTorch's fused kernel is slow for short rows in bfloat16: forward and backward at 16 to 44 keys take 5 times
 # as long as plain products, at 128 keys 2.7 times; decoding at 192 keys 3 times. From 512 keys on it is faster.
@@ -85,10 +85,12 @@ class _Gradients(torch.autograd.Function):
                 "PyTorch's fused attention has no second derivative, and what it dropped cannot be dropped again; use "
                 'dropout=0, or run forward and backward within use_backend("reference").'
             )
-        y = _products(query, key, value, mask, causal, 0.0, grouped)
-        wanted = [x for x, needed in zip((query, key, value), ctx.needs_input_grad[1:], strict=False) if needed]
-        found = iter(torch.autograd.grad(y, wanted, grad, create_graph=True))
-        return None, *(next(found) if needed else None for needed in ctx.needs_input_grad[1:4]), None, None, None, None
+
+        def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+            return _products(query, key, value, mask, causal, 0.0, grouped)
+
+        grads = gradients_again(attend, (query, key, value), ctx.needs_input_grad[1:4], grad)
+        return None, *grads, None, None, None, None
 
 
 def _products(

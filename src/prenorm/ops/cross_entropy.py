@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..kernels.plain import is_transformed
+from ..kernels.plain import gradients_again, is_transformed
 from . import backends
 from .integers import check_integers
 from .linear import linear
@@ -103,11 +103,12 @@ class _LinearCrossEntropy(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, targets, grad_x, grad_weight, count = ctx.saved_tensors
         if torch.is_grad_enabled():  # gradients of the gradients are wanted, for which those at hand are constants
-            logits = linear(x.to(ctx.multiplied), weight.to(ctx.multiplied))
-            loss = cross_entropy(logits, targets, ignore_index=ctx.ignore_index)
-            wanted = [one for one in (x, weight) if one.requires_grad]
-            found = iter(torch.autograd.grad(loss, wanted, grad, create_graph=True))
-            return *(next(found) if one.requires_grad else None for one in (x, weight)), None, None
+
+            def plain_pair(x: Tensor, weight: Tensor) -> Tensor:
+                logits = linear(x.to(ctx.multiplied), weight.to(ctx.multiplied))
+                return cross_entropy(logits, targets, ignore_index=ctx.ignore_index)
+
+            return *gradients_again(plain_pair, (x, weight), ctx.needs_input_grad[:2], grad), None, None
         scale = grad / count
         return (
             None if grad_x is None else (grad_x * scale).to(grad_x.dtype),
