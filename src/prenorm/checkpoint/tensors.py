@@ -120,12 +120,17 @@ def read_tensors(
 def _cast(tensor: Tensor, dtype: torch.dtype | None, device: torch.device | str, source: str) -> Tensor:
     """A copy of a tensor. Raises CheckpointError where a finite number would become infinite."""
     cast = tensor.to(dtype=dtype, copy=True)
-    if cast.dtype != tensor.dtype and bool((cast.isinf() & tensor.isfinite()).any()):
+    if _is_narrower(cast.dtype, tensor.dtype) and bool((cast.isinf() & tensor.isfinite()).any()):
         raise CheckpointError(
             f"{source} must fit into {dtype}, whose largest number is {torch.finfo(cast.dtype).max:.4g}, but has "
             f"{tensor[tensor.isfinite()].abs().max().item():.4g} in it; dtype={tensor.dtype} keeps it as it is stored."
         )
     return cast.to(device)
+
+
+def _is_narrower(dtype: torch.dtype, than: torch.dtype) -> bool:
+    floats = dtype.is_floating_point and than.is_floating_point
+    return floats and torch.finfo(dtype).max < torch.finfo(than).max
 
 
 def read_header(path: Path) -> Header:

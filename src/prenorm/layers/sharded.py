@@ -23,7 +23,7 @@ def is_sharded(tensor: Tensor | None) -> bool:
 
 def check_gathered(module: nn.Module, method: str) -> None:
     """Raise ConfigError when `module.method`, which is not its forward, would meet weights that are sharded."""
-    if torch.compiler.is_compiling() or "torch.distributed.tensor" not in sys.modules:
+    if torch.compiler.is_compiling() or not _is_distributed():
         return
     if name := _first_sharded(module):
         raise ConfigError(
@@ -45,7 +45,12 @@ def may_gather(module: nn.Module) -> Iterator[None]:
 
 def has_sharded(module: nn.Module) -> bool:
     """Whether any parameter of it is sharded at present."""
-    return "torch.distributed.tensor" in sys.modules and any(map(is_sharded, module.parameters()))
+    return _is_distributed() and any(map(is_sharded, module.parameters()))
+
+
+def _is_distributed() -> bool:
+    """Whether there are processes to spread weights over: asked at each step of decoding, before looking at weights."""
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _first_sharded(module: nn.Module, prefix: str = "") -> str | None:
