@@ -12,10 +12,15 @@ from prenorm import ModelConfig, RangeError, TransformerLM
 from prenorm import functional as F
 from prenorm.kernels.cpu import attention as attention_kernel
 from prenorm.kernels.cpu import linear as linear_kernel
+from prenorm.kernels.cpu.blocked_attention import blocked_attention
 from prenorm.ops import backends
 
 # What PyTorch loads for forward mode uses torch.jit.script, which it has deprecated itself.
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning")
+# So it has making an object of a Function, which it does while it compiles one.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.jit.script` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+]
 
 VOCAB, SEQ = 50, 9
 DTYPES = [torch.float64, torch.float32]
@@ -158,6 +163,48 @@ def test_compiled_kernels_say_that_they_have_no_second_derivative(name):
     torch.compiler.reset()
     with pytest.raises(RuntimeError, match="compiled code has first derivatives only"):
         hessian_vector(torch.compile(op, backend="eager"), inputs(shapes, torch.float32))
+
+
+# One without a kernel in C++ included: the attention that compiled code has in bfloat16 on other processors.
+BLOCKED = lambda q, k, v: blocked_attention(q, k, v, None, True, 0.0)  # noqa: E731
+GRAPHS = OPS | {"blocked attention": (BLOCKED, [(1, 2, 160, 16)] * 3)}
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("name", GRAPHS)
+def test_a_graph_never_leaves_second_derivatives_out_of_a_sum(name, dtype):
+    """backend="eager" is the one where PyTorch itself does not refuse them."""
+    op, shapes = GRAPHS[name]
+
+    def second(op, leaves):
+        first = torch.autograd.grad(op(*leaves).square().sum(), leaves, create_graph=True)
+        return torch.autograd.grad(sum(one.sum() for one in first) + sum(x.pow(3).sum() for x in leaves), leaves)
+
+    torch.compiler.reset()
+    try:
+        found = second(torch.compile(op, backend="eager"), inputs(shapes, dtype))
+    except RuntimeError as error:
+        assert "first derivatives only" in str(error) or "is not implemented" in str(error)  # noqa: PT017
+    else:
+        with prenorm.use_backend("reference"):
+            right = second(OPS[name][0], inputs(shapes))
+        for one, other in zip(found, right, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-3, atol=1e-4 if dtype == torch.float32 else 1e-9)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+@pytest.mark.parametrize("name", ["blocked attention", "linear_cross_entropy"])
+def test_gradients_of_a_graph_carry_no_graph_of_their_own(name, backend):
+    op, shapes = GRAPHS[name]
+    leaves, again = inputs(shapes), inputs(shapes)
+    op(*leaves).square().sum().backward()
+    torch.compiler.reset()
+    torch.compile(op, backend=backend)(*again).square().sum().backward()
+    for x, y in zip(leaves, again, strict=True):
+        assert not y.grad.requires_grad
+        torch.testing.assert_close(y.grad, x.grad)
 
 
 def test_gradients_of_each_row_are_those_of_the_row_alone():

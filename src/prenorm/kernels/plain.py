@@ -85,7 +85,31 @@ def no_second_derivative(name: str) -> Callable[..., Any]:
     def backward(*_: Any) -> Any:
         raise RuntimeError(
             f"compiled code has first derivatives only, and the gradients of {name} are to be differentiated again; "
-            'do not compile this module, or compile it within use_backend("reference").'
+            "do not compile what is to be differentiated twice."
         )
 
     return backward
+
+
+def differentiated_once(grads: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> tuple[Tensor | None, ...]:
+    """The gradients that a compiled autograd.Function has of its inputs; differentiating them raises RuntimeError.
+
+    Where a graph is not compiled further (backend="eager"), PyTorch takes them for constants, even if second
+    derivatives are wanted, and leaves out without a word what they would add.
+    """
+    with torch.enable_grad():
+        one = _one(inputs)
+        return tuple(None if grad is None else grad * one for grad in grads)
+
+
+@torch.library.custom_op("prenorm::one", mutates_args=())
+def _one(inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0].new_ones(())
+
+
+@_one.register_fake
+def _(inputs: Sequence[Tensor]) -> Tensor:
+    return inputs[0].new_ones(())
+
+
+_one.register_autograd(no_second_derivative("this loss or attention"))

@@ -8,7 +8,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..kernels.plain import gradients_again, is_transformed
+from ..kernels.plain import differentiated_once, gradients_again, is_held_in_a_graph, is_transformed
 from . import backends
 from .integers import check_integers
 from .linear import linear
@@ -110,12 +110,13 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
             return *gradients_again(plain_pair, (x, weight), ctx.needs_input_grad[:2], grad), None, None
         scale = grad / count
-        return (
+        grads: tuple[Tensor | None, ...] = (
             None if grad_x is None else (grad_x * scale).to(grad_x.dtype),
             None if grad_weight is None else (grad_weight * scale).to(weight.dtype),
-            None,
-            None,
         )
+        if is_held_in_a_graph():
+            grads = differentiated_once(grads, (x, weight))
+        return *grads, None, None
 
 
 def _as_multiplied(x: Tensor) -> Tensor:

@@ -9,11 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from ..kernel import Kernel
 from ..leading_dims import four_dims
-from ..plain import is_compiling
+from ..plain import differentiated_once, is_compiling
 
 BLOCK = 128  # queries; 64 and 256 were slower at 256 to 1024 tokens
 # `make bench-attention`: compiled, forward and backward are 2 to 3 times as fast as the fused kernel at 128 to 1024
@@ -72,8 +71,7 @@ class _Block(torch.autograd.Function):
         return out
 
     @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         query, key, value, weights = ctx.saved_tensors
         grad_value = weights.transpose(-1, -2) @ grad
         grad_weights = (grad @ value.transpose(-1, -2)).float()
@@ -82,7 +80,8 @@ class _Block(torch.autograd.Function):
         wide = weights.float()
         sums = (wide * grad_weights).sum(-1, keepdim=True)
         grad_scores = (wide * (grad_weights - sums) * query.shape[-1] ** -0.5).to(query.dtype)
-        return grad_scores @ key, grad_scores.transpose(-1, -2) @ query, grad_value, None
+        grads = grad_scores @ key, grad_scores.transpose(-1, -2) @ query, grad_value
+        return *differentiated_once(grads, (query, key, value)), None
 
 
 KERNEL = Kernel(
