@@ -79,13 +79,16 @@ def is_held_in_a_graph() -> bool:
     return is_compiling() and not is_exporting() and not is_transformed()
 
 
-def no_second_derivative(name: str) -> Callable[..., Any]:
-    """The backward pass of an op that is itself a backward pass in compiled code. Raises RuntimeError."""
+def no_second_derivative(name: str, *, formula: bool = True) -> Callable[..., Any]:
+    """The backward pass of an op that is itself a backward pass in compiled code. Raises RuntimeError.
+
+    `formula` says whether the reference backend has something else in its place.
+    """
 
     def backward(*_: Any) -> Any:
         raise RuntimeError(
             f"compiled code has first derivatives only, and the gradients of {name} are to be differentiated again; "
-            "do not compile what is to be differentiated twice."
+            "do not compile this module" + (', or compile it within use_backend("reference").' if formula else ".")
         )
 
     return backward
@@ -112,4 +115,4 @@ def _(inputs: Sequence[Tensor]) -> Tensor:
     return inputs[0].new_ones(())
 
 
-_one.register_autograd(no_second_derivative("this loss or attention"))
+_one.register_autograd(no_second_derivative("a loss or of attention", formula=False))
