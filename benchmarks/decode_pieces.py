@@ -22,7 +22,6 @@ from prenorm import ModelConfig, TransformerLM
 from prenorm.kernels.cpu.few_rows import few_rows
 from prenorm.kernels.cpu.largest import largest
 from prenorm.kernels.cpu.one_query import one_query
-from prenorm.models.steps import Steps
 
 WEIGHTS = ((768, 768), (768, 2048), (2048, 768), (2048, 5632), (5632, 2048))  # in, out
 ROWS = (1, 2, 3, 4, 8)
@@ -105,13 +104,16 @@ def choice(rows: int, dtype: torch.dtype) -> list[str]:
 
 def prompt(model: TransformerLM, tokens: int) -> list[str]:
     """One line of the last table: a prompt eight tokens at a time, without the limit that the rule has."""
-    token_ids, cache, steps = torch.randint(VOCAB, (1, tokens)), model.make_cache(1, 64), Steps(model)
+    token_ids, cache, steps = torch.randint(VOCAB, (1, tokens)), model.make_cache(1, 64), model._decoder()
 
     def run(logits: Callable[..., Tensor]) -> Tensor:
         cache.reset()
         return logits(token_ids, segment_ids=None, cache=cache)
 
-    with patch("prenorm.models.steps.MOST_TOKENS", 64), patch("prenorm.kernels.cpu.decode_step.MOST_TOKENS", 64):
+    with (
+        patch("prenorm.generation.native_decode.decoder.MOST_TOKENS", 64),
+        patch("prenorm.kernels.cpu.decode_step.MOST_TOKENS", 64),
+    ):
         rate, ratio, spread = in_turn(([lambda: run(steps)], [lambda: run(model._next_logits)]), tokens)
     return [f"{rate:.0f}", ratio, spread]
 

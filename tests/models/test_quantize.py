@@ -11,7 +11,6 @@ from prenorm.functional import cross_entropy
 from prenorm.kernels.cpu import native
 from prenorm.layers.linear import Linear
 from prenorm.layers.quantized import QuantizedLinear
-from prenorm.models.steps import Steps
 from prenorm.ops.quantized import dequantize
 
 from ..oracle.inputs import integers, randomise
@@ -78,7 +77,11 @@ def test_a_tied_head_becomes_a_matrix_of_its_own():
 @torch.no_grad()
 def test_a_step_in_one_call_gives_what_the_layers_give(options, kind, dtype, rows):
     model = make(dtype, **options).quantize(kind)
-    steps, caches, ids = Steps(model), [model.make_cache(rows, 20) for _ in range(2)], integers(rows, 9, limit=VOCAB)
+    steps, caches, ids = (
+        model._decoder(),
+        [model.make_cache(rows, 20) for _ in range(2)],
+        integers(rows, 9, limit=VOCAB),
+    )
     for token in ids.split(1, 1):
         ours = steps(token, segment_ids=None, cache=caches[0])
         theirs = model._next_logits(token, segment_ids=None, cache=caches[1])
@@ -96,7 +99,7 @@ def test_a_step_in_one_call_gives_what_the_layers_give(options, kind, dtype, row
 @torch.no_grad()
 def test_a_step_sees_what_was_changed_since_the_last(change):
     model, other = make().quantize("int8"), randomise(make(), seed=1).quantize("int8")
-    steps, caches, ids = Steps(model), [model.make_cache(1, 20) for _ in range(2)], integers(1, 4, limit=VOCAB)
+    steps, caches, ids = model._decoder(), [model.make_cache(1, 20) for _ in range(2)], integers(1, 4, limit=VOCAB)
 
     def both(token):
         return (

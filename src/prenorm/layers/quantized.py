@@ -81,3 +81,18 @@ class QuantizedLinear(nn.Module):
         if self.scale.dtype != SCALE:
             self.scale = scale.to(self.weight.device)
         return self
+
+
+def prepare(model: nn.Module, kind: str) -> None:
+    """Give a model, without weights as yet, the modules that `TransformerLM.quantize` would give it."""
+    for name, linear in [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]:
+        bias, weight = linear.bias is not None, linear.weight
+        made = QuantizedLinear(
+            linear.in_features, linear.out_features, kind, bias, device=weight.device, dtype=weight.dtype
+        )
+        model.set_submodule(name, made)
+
+
+def kind_of(model: nn.Module) -> str | None:
+    """What the matrices of a model were quantised to; None where they were not."""
+    return next((module.kind for module in model.modules() if isinstance(module, QuantizedLinear)), None)

@@ -16,11 +16,10 @@ from ..generation import decoding
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
 from ..layers.plan import is_untouched
-from ..layers.quantized import QuantizedLinear
+from ..layers.quantized import QuantizedLinear, kind_of, prepare
 from ..layers.rope import RotaryEmbedding
 from ..ops.cross_entropy import IGNORED, chunked_cross_entropy, linear_cross_entropy
 from ..ops.linear import linear
-from .quantize import kind_of, prepare
 
 Model = TypeVar("Model", bound="GenerativeModel")
 OF_LINEAR = Linear.forward  # whatever may be put in its place later

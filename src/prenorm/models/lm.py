@@ -14,6 +14,8 @@ from ..checkpoint import folder
 from ..config import ModelConfig
 from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
+from ..generation.logits import NextLogits
+from ..generation.native_decode.decoder import native_decoder
 from ..generation.padding import last_of_each_row
 from ..generation.prompts import token_lists
 from ..generation.speculation import DRAFT_TOKENS, Speculation
@@ -31,7 +33,6 @@ from ..validation import as_size
 from .generative import GenerativeModel
 from .init import initialise
 from .quantize import quantize_
-from .steps import Steps
 
 
 class TransformerLM(GenerativeModel):
@@ -95,7 +96,7 @@ class TransformerLM(GenerativeModel):
         if token_ids.ndim == 0:
             raise ShapeError("token_ids must be (..., seq), but it is a single number; token_ids[None] makes it one.")
         if cache is not None:
-            self._check_cache(cache)
+            self.check_cache(cache)
             if token_ids.ndim != 2:
                 raise ShapeError(f"with a cache token_ids must be (batch, seq), but they are {tuple(token_ids.shape)}.")
         mask = None
@@ -167,6 +168,12 @@ class TransformerLM(GenerativeModel):
         blocks = cast("list[TransformerBlock]", self.layers)
         return KVCache([block.make_cache(batch_size, max_seq_len, dtype, rewind=rewind) for block in blocks])
 
+    def check_cache(self, cache: object) -> None:
+        """Raise ConfigError unless it is a cache that fits this model."""
+        if not isinstance(cache, KVCache):
+            raise ConfigError(f"a model takes a KVCache, from make_cache, not a {type(cache).__name__}.")
+        cache.check(len(self.layers))
+
     @overload
     def generate(
         self, prompts: decoding.Prompts, *, logprobs: Literal[False] = False, **options: Any
@@ -182,8 +189,8 @@ class TransformerLM(GenerativeModel):
         """
         check_gathered(self, "generate")
         rows = token_lists(prompts)
-        options = self._decoding(rows, logprobs=logprobs, alone=True, **options)
-        return decoding.generate(Steps(self, alone=True), self.make_cache, rows, **options)
+        options = self._decoding(rows, logprobs=logprobs, exclusive=True, **options)
+        return decoding.generate(self._decoder(exclusive=True), self.make_cache, rows, **options)
 
     @overload
     def stream(
@@ -211,7 +218,7 @@ class TransformerLM(GenerativeModel):
         check_gathered(self, "stream")
         rows = token_lists(prompts)
         options = self._decoding(rows, logprobs=logprobs, **options)
-        return decoding.stream(Steps(self), self.make_cache, rows, **options)
+        return decoding.stream(self._decoder(), self.make_cache, rows, **options)
 
     def _next_logits(
         self,
@@ -241,24 +248,24 @@ class TransformerLM(GenerativeModel):
         cache: KVCache | None = None,
         draft: object = None,
         draft_tokens: int | None = None,
-        alone: bool = False,
+        exclusive: bool = False,
         **options: Any,
     ) -> dict[str, Any]:
         max_seq_len, held = self.config.max_seq_len, None
         if cache is not None:
-            self._check_cache(cache)
+            self.check_cache(cache)
             cache.timeline.check_batch(len(rows))
             max_seq_len, held = cache.timeline.max_seq_len, cache.lengths.tolist()
         settings = self._settings(options, vocab_size=self.config.vocab_size, max_seq_len=max_seq_len)
-        speculation = self._speculation(draft, draft_tokens, alone=alone)
+        speculation = self._speculation(draft, draft_tokens, exclusive=exclusive)
         return settings | {"cache": cache, "held": held, "speculation": speculation}
 
-    def _check_cache(self, cache: object) -> None:
-        if not isinstance(cache, KVCache):
-            raise ConfigError(f"a model takes a KVCache, from make_cache, not a {type(cache).__name__}.")
-        cache.check(len(self.layers))
+    def _decoder(self, *, exclusive: bool = False) -> NextLogits:
+        """What decoding calls for the logits of the next token. exclusive: no other code runs between steps."""
+        is_ours = type(self) is TransformerLM and self.runs_plainly(OUR_FORWARD)
+        return native_decoder(self, self._next_logits, exclusive=exclusive) if is_ours else self._next_logits
 
-    def _speculation(self, draft: object, draft_tokens: int | None, *, alone: bool) -> Speculation | None:
+    def _speculation(self, draft: object, draft_tokens: int | None, *, exclusive: bool) -> Speculation | None:
         if draft is None:
             if draft_tokens is not None:
                 raise ConfigError("draft_tokens needs a draft to draw them; give one, or leave draft_tokens out.")
@@ -274,7 +281,7 @@ class TransformerLM(GenerativeModel):
             )
         return Speculation(
             all_logits=self,
-            draft_logits=Steps(draft, alone=alone),
+            draft_logits=draft._decoder(exclusive=exclusive),
             make_draft_cache=draft.make_cache,
             draft_vocab_size=draft.config.vocab_size,
             draft_max_seq_len=draft.config.max_seq_len,

@@ -1,21 +1,18 @@
 """A language model's matrices in whole numbers of 8 or 4 bits."""
 
 import dataclasses
-from typing import TYPE_CHECKING
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from ..errors import ConfigError
 from ..kernels.plain import ORDINARY
 from ..layers.linear import Linear
-from ..layers.quantized import QuantizedLinear
+from ..layers.quantized import QuantizedLinear, kind_of
 from ..ops.quantized import MOST, bits_of
-
-if TYPE_CHECKING:
-    from .lm import TransformerLM
+from .generative import GenerativeModel
 
 
-def quantize_(model: "TransformerLM", kind: str) -> None:
+def quantize_(model: GenerativeModel, kind: str) -> None:
     """See `TransformerLM.quantize`."""
     bits_of(kind)
     if kind_of(model) is not None:
@@ -32,21 +29,6 @@ def quantize_(model: "TransformerLM", kind: str) -> None:
     model.requires_grad_(False).eval()
     for name, linear in matrices.items():
         model.set_submodule(name, QuantizedLinear.of(linear, kind))
-
-
-def prepare(model: nn.Module, kind: str) -> None:
-    """Give a model, without weights as yet, the modules that `quantize_` would give it."""
-    for name, linear in [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]:
-        bias, weight = linear.bias is not None, linear.weight
-        made = QuantizedLinear(
-            linear.in_features, linear.out_features, kind, bias, device=weight.device, dtype=weight.dtype
-        )
-        model.set_submodule(name, made)
-
-
-def kind_of(model: nn.Module) -> str | None:
-    """What the matrices of a model were quantised to; None where they were not."""
-    return next((module.kind for module in model.modules() if isinstance(module, QuantizedLinear)), None)
 
 
 def _check(name: str, weight: Tensor) -> None:

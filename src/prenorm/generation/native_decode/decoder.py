@@ -1,0 +1,171 @@
+"""The logits of the next token in one call of a kernel, where few tokens are fed to a model of ours."""
+
+import operator
+from typing import Any, cast
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from ...blocks.transformer import TransformerBlock
+from ...kernels.cpu.decode_step import MOST_TOKENS, Layer, Matrix, Model, Sizes
+from ...kernels.cpu.few_rows import MOST_ROWS
+from ...layers.cache import KVCache
+from ...layers.embedding import Embedding
+from ...layers.linear import Linear
+from ...layers.quantized import QuantizedLinear
+from ...layers.timeline import Timeline
+from ...ops import backends
+from ..logits import NextLogits
+from .supported import MATRICES, LanguageModel, has_our_parts, sizes_of
+from .watch import ModuleWatch, TensorWatch
+
+AHEAD = 64  # tokens whose cosines and sines are worked out together
+TENSORS = (  # of a block, in the order in which `_layer` takes them
+    *(f"{matrix}.{name}" for matrix in MATRICES for name in ("weight", "scale")),
+    *("norm1.weight", "norm2.weight"),
+    *(f"{matrix}.bias" for matrix in MATRICES[:4]),
+    *("attn.q_norm.weight", "attn.k_norm.weight"),
+)
+
+
+def native_decoder(model: LanguageModel, next_logits: NextLogits, *, exclusive: bool = False) -> NextLogits:
+    """A decoder that calls the kernel where it can, else `next_logits`; `next_logits` itself where it never can.
+
+    The model must be of our own class, with our own `forward`. exclusive: no other code runs between steps.
+    """
+    modules = list(cast(nn.Module, model).modules())
+    sizes = sizes_of(model) if has_our_parts(modules) else None
+    return next_logits if sizes is None else NativeDecoder(model, next_logits, modules, sizes, exclusive=exclusive)
+
+
+class NativeDecoder:
+    """What decoding calls for the logits of the next token, see `generation.logits.NextLogits`.
+
+    The kernel has the maths of the blocks, not their code: it stands in only for modules that are exactly ours. Before
+    each step their hooks, classes, children and tensors are looked at again, unless no other code runs in between
+    (`exclusive`); an attribute that is set on a module during a generation goes unseen until the next one.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        next_logits: NextLogits,
+        modules: list[nn.Module],
+        sizes: Sizes,
+        *,
+        exclusive: bool = False,
+    ) -> None:
+        self.model, self.next_logits, self.sizes, self.exclusive = model, next_logits, sizes, exclusive
+        self.blocks = cast("list[TransformerBlock]", list(model.layers))
+        self.modules = ModuleWatch(modules)
+        self.tensors = TensorWatch()
+        self.owners = [[_owner(block, name) for name in TENSORS] for block in self.blocks]
+        self.known: Model | None = None
+        self.checked_cache: KVCache | None = None
+        self.most = 0  # tokens that a row can hold
+        self.first = -AHEAD  # the place of the first of `angles`
+        self.angles: tuple[Tensor, Tensor] | None = None
+
+    def __call__(
+        self, token_ids: Int[Tensor, "batch seq"], *, segment_ids: Int[Tensor, "batch seq"] | None, cache: KVCache
+    ) -> Float[Tensor, "batch vocab"]:
+        """The logits that follow each row's last real token."""
+        logits = None
+        if segment_ids is None and 0 < token_ids.numel() <= MOST_TOKENS:
+            logits = self._few_tokens(token_ids, cache)
+        return self.next_logits(token_ids, segment_ids=segment_ids, cache=cache) if logits is None else logits
+
+    def _few_tokens(self, token_ids: Tensor, cache: KVCache) -> Tensor | None:
+        """The logits, or None where the kernel does not support this model, cache or machine."""
+        if self.checked_cache is not cache and not self._look(token_ids, cache):
+            return None
+        seq, first, timeline = token_ids.shape[1], cache[0], cache.timeline
+        # Where there is no room, the model says what is wrong; and it knows what several tokens see of a ring.
+        if timeline.longest + seq > min(self.most, first.max_seq_len if seq == 1 else first.slots):
+            return None
+        lengths = timeline.lengths()
+        angles = self._cos_sin(lengths, timeline, seq)
+        given = (self.model.embedding.weight, self.known, token_ids.contiguous(), lengths, *angles)
+        kernel = backends.choose("decode_step", *given)
+        if kernel is None:
+            return None
+        try:
+            logits: Tensor = kernel(*given)
+        except IndexError:  # a token outside the vocabulary: the model says which
+            return None
+        timeline.count(seq)
+        return logits
+
+    def _cos_sin(self, lengths: Tensor, timeline: Timeline, seq: int) -> tuple[Tensor, Tensor]:
+        """Of the tokens to come (rows or 1, seq, head_dim / 2), where rows are equally long some tokens ahead."""
+        rope = self.blocks[0].attn.rope
+        assert rope is not None
+        if timeline.ragged:
+            return rope.cos_sin(lengths[:, None] + torch.arange(seq), torch.float32)
+        first = timeline.longest - self.first
+        if self.angles is None or not 0 <= first <= AHEAD - seq:
+            self.first, first = timeline.longest, 0
+            self.angles = rope.cos_sin(self.first + torch.arange(AHEAD), torch.float32)
+        cos, sin = self.angles
+        return cos[first : first + seq], sin[first : first + seq]
+
+    def _look(self, token_ids: Tensor, cache: KVCache) -> bool:
+        """Whether the kernel may stand in with this cache; `known` are the tensors then."""
+        if not backends.uses_kernels() or len(token_ids) > MOST_ROWS or not self.modules.is_unchanged():
+            return False
+        self.model.check_cache(cache)
+        attention = self.blocks[0].attn
+        assert attention.rope is not None
+        if not all(layer.needs_no_mask(attention.window) for layer in cache):
+            return False
+        if len(token_ids) != cache.timeline.batch_size:
+            return False
+        self.most = attention.rope.max_seq_len
+        self.known = self._tensors(cache)
+        if self.exclusive and self.known is not None:
+            self.checked_cache = cache
+        return self.known is not None
+
+    def _tensors(self, cache: KVCache) -> Model | None:
+        """The tensors as they are now; those that are what they were in the step before need no second look."""
+        model = self.model
+        try:
+            layers: list[list[Tensor | None]] = [
+                [None if owner is None else owner[0][owner[1]] for owner in owners] for owners in self.owners
+            ]
+        except KeyError:  # a parameter that is one no more
+            return None
+        for tensors, layer in zip(layers, cache, strict=True):
+            tensors += [layer.keys, layer.values]
+        head = _matrix(model.embedding if model.lm_head is None else model.lm_head)
+        others = (model.embedding.weight, model.final_norm.weight, *head)
+        every = [tensor for one in (*layers, others) for tensor in one if tensor is not None]
+        if self.tensors.is_unchanged(every) and self.known is not None:
+            return self.known
+        embedding, norm, *_ = others
+        return Model(list(map(_layer, layers)), embedding, norm, head, self.sizes)
+
+
+def _owner(block: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:
+    """Where a tensor is kept, and its name there; None for one that does not exist."""
+    path, _, last = name.rpartition(".")
+    module = operator.attrgetter(path)(block)
+    if module is None or getattr(module, last, None) is None:
+        return None
+    whole = isinstance(module, QuantizedLinear) and last != "bias"
+    return (module._buffers if whole else module._parameters, last)
+
+
+def _layer(tensors: list[Any]) -> Layer:
+    """TENSORS of a block, and the keys and values of its cache, as the kernel wants them."""
+    pairs = len(MATRICES)
+    matrices = tuple(Matrix(*tensors[2 * i : 2 * i + 2]) for i in range(pairs))
+    norms, biases, head_norms, cache = (
+        tuple(tensors[2 * pairs + start : 2 * pairs + stop]) for start, stop in ((0, 2), (2, 6), (6, 8), (8, 10))
+    )
+    return Layer(matrices, norms, biases, head_norms, cache)
+
+
+def _matrix(head: Embedding | Linear | QuantizedLinear) -> Matrix:
+    return Matrix(head.weight, head.scale if isinstance(head, QuantizedLinear) else None)

@@ -1,0 +1,92 @@
+"""Which models the kernel can stand in for: those whose parts are exactly ours and untouched, all of one size."""
+
+import operator
+from typing import Any, Protocol, runtime_checkable
+
+from torch import nn
+
+from ...blocks.transformer import TransformerBlock
+from ...kernels.cpu.decode_step import DTYPES, Sizes
+from ...kernels.cpu.one_query import WIDTH
+from ...layers.attention import SelfAttention
+from ...layers.dropout import Dropout
+from ...layers.embedding import Embedding
+from ...layers.linear import Linear
+from ...layers.norm import RMSNorm
+from ...layers.quantized import QuantizedLinear
+from ...layers.rope import RotaryEmbedding
+from ...layers.swiglu import SwiGLU
+
+PARTS = (TransformerBlock, SelfAttention, Dropout, Embedding, SwiGLU, Linear, QuantizedLinear, RMSNorm, RotaryEmbedding)
+FORWARDS: dict[type[nn.Module], Any] = {
+    part: part.forward for part in PARTS
+}  # whatever may be put in their place later
+MATRICES = (
+    *("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj"),
+    *("ffn.gate_proj", "ffn.up_proj", "ffn.down_proj"),
+)
+CLASSES: dict[str, tuple[type[nn.Module], ...]] = {  # of the parts of a block
+    "norm1": (RMSNorm,),
+    "attn": (SelfAttention,),
+    "attn.rope": (RotaryEmbedding,),
+    "norm2": (RMSNorm,),
+    "ffn": (SwiGLU,),
+    "dropout": (Dropout,),
+    **dict.fromkeys(MATRICES, (Linear, QuantizedLinear)),
+}
+
+
+@runtime_checkable
+class LanguageModel(Protocol):
+    """What is asked of a model; its own class and its `forward` are the caller's to judge."""
+
+    embedding: Embedding
+    layers: nn.ModuleList
+    final_norm: RMSNorm
+    lm_head: Linear | QuantizedLinear | None
+
+    def check_cache(self, cache: object) -> None:
+        """Raise ConfigError unless it is a cache that fits this model."""
+        ...
+
+
+def has_our_parts(modules: list[nn.Module]) -> bool:
+    """Whether all modules below the model (the first) are exactly ours, and no object has a method of its own."""
+    parts = [module for module in modules[1:] if type(module) is not nn.ModuleList]
+    own = ((type(module), name) for module in modules for name in vars(module))
+    return all(FORWARDS.get(type(part)) is type(part).forward for part in parts) and not any(
+        callable(getattr(kind, name, None)) for kind, name in own
+    )
+
+
+def sizes_of(model: LanguageModel) -> Sizes | None:
+    """The sizes of all blocks; None where they differ, or the kernel does not support what they have."""
+    found = set()
+    weight = model.embedding.weight
+    if not weight.is_cpu or weight.dtype not in DTYPES or type(model.final_norm) is not RMSNorm:
+        return None
+    for block in model.layers:
+        if type(block) is not TransformerBlock or any(
+            type(operator.attrgetter(name)(block)) not in expected for name, expected in CLASSES.items()
+        ):
+            return None
+        attention, ffn, rope = block.attn, block.ffn, block.attn.rope
+        assert rope is not None
+        head_norms = (attention.q_norm, attention.k_norm)
+        if {type(norm) for norm in head_norms} not in ({RMSNorm}, {type(None)}):
+            return None
+        dropped = (block.dropout.training and block.dropout.p) or (attention.training and attention.dropout)
+        biased = any(one.bias is not None for one in (ffn.gate_proj, ffn.up_proj, ffn.down_proj))
+        eps = {norm.eps for norm in (block.norm1, block.norm2, *head_norms, model.final_norm) if norm is not None}
+        if dropped or biased or not attention.causal or len(eps) > 1 or attention.head_dim % WIDTH:
+            return None
+        sizes = Sizes(
+            heads=attention.num_heads,
+            groups=attention.num_kv_heads,
+            head_dim=attention.head_dim,
+            d_ff=ffn.d_ff,
+            interleaved=rope.interleaved,
+            eps=eps.pop(),
+        )
+        found.add((sizes, attention.window, rope))
+    return found.pop()[0] if len(found) == 1 else None

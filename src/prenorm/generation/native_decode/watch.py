@@ -1,0 +1,48 @@
+"""Whether a model still is what it was at the last step: its modules, its hooks, its tensors."""
+
+import operator
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn.modules.module import _has_any_global_hook
+
+get_version = operator.attrgetter("_version")
+
+
+class ModuleWatch:
+    """Looks at hooks, classes and children of modules. An attribute that is set on one of them goes unseen."""
+
+    def __init__(self, modules: Sequence[nn.Module]) -> None:
+        self.modules = modules
+        self.types = list(map(type, modules))
+        self.hooks = [hooks for module in modules for hooks in (module._forward_hooks, module._forward_pre_hooks)]
+        self.children = [module._modules for module in modules]
+        self.known = [dict(children) for children in self.children]
+
+    def is_unchanged(self) -> bool:
+        """Whether nothing was hooked to a module or put in its place."""
+        return (
+            not any(self.hooks)
+            and not _has_any_global_hook()
+            and list(map(type, self.modules)) == self.types
+            and self.children == self.known
+        )
+
+
+class TensorWatch:
+    """Looks at which tensors there are, where they lie in memory, and how often they were changed in place."""
+
+    def __init__(self) -> None:
+        self.tensors: Sequence[Tensor] = ()
+        self.seen: tuple[object, ...] = ()
+
+    def is_unchanged(self, tensors: Sequence[Tensor]) -> bool:
+        """Whether these are the tensors of the last call, and nothing was written to them since."""
+        before = self.tensors, self.seen
+        try:
+            versions: Sequence[object] = list(map(get_version, tensors))
+        except RuntimeError:  # those of inference mode do not count: like nothing seen before
+            versions = [object()]
+        self.tensors = tensors
+        self.seen = (versions, list(map(Tensor.data_ptr, tensors)), list(map(Tensor.stride, tensors)))
+        return len(tensors) == len(before[0]) and all(map(operator.is_, tensors, before[0])) and self.seen == before[1]
