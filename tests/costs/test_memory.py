@@ -10,11 +10,12 @@ from prenorm.training.optimizer import MuonAndAdamW
 
 from .examples import odd_configs
 
-# Weights and activations count in the first, logits in the second, layers in the third, a window's mask in the last.
+# Weights and activations count in the first, logits in the second, layers in the third, the optimiser in the fourth, a window's mask in the last.
 SIZES = {
     "wide": (ModelConfig(vocab_size=500, d_model=128, num_layers=3, num_heads=4, tie_embeddings=True), 2, 256),
     "vocabulary": (ModelConfig(vocab_size=9000, d_model=32, num_layers=1, num_heads=2, tie_embeddings=True), 4, 256),
     "deep": (ModelConfig(vocab_size=300, d_model=32, num_layers=8, num_heads=2, qk_norm=True), 4, 128),
+    "few tokens": (ModelConfig(vocab_size=9000, d_model=64, num_layers=2, num_heads=2, tie_embeddings=True), 1, 32),
     "window": (ModelConfig(vocab_size=300, d_model=64, num_layers=2, num_heads=4, window=50), 1, 512),
 }
 

@@ -52,7 +52,11 @@ def peak(
     """
     called = watched and not model.tie_embeddings
     standing = FLOAT32 * total(model) + optimizer_state(model, optimizer) + 2 * batch * context * INT64
-    step = FLOAT32 * total(model) + (_muon_step(model) if optimizer == "muon" else 0)
+    step = FLOAT32 * total(model)
+    if model.tie_embeddings:  # the embedding's gradient is dense, and added to the head's: in place, unless watched
+        step += (1 + watched) * FLOAT32 * model.vocab_size * model.d_model
+    if optimizer == "muon":  # which steps last, when the gradients of AdamW's parameters have gone
+        step = max(step, FLOAT32 * block_matrices(model) + _muon_step(model))
     return standing + max(
         _in_the_loss(model, batch, context, dtype, every, called=called),
         _in_the_blocks(model, batch, context, dtype, every),
@@ -72,11 +76,13 @@ def _in_the_loss(model: Architecture, batch: int, context: int, dtype: Dtype, ev
     # Logits and logarithms of probabilities in float32, and the gradient of the chunk before, if there is one.
     row = size + FLOAT32 + (FLOAT32 if dtype == "bfloat16" else 0)
     logits = max(row * rows, row * min(rows, tokens - rows) + size * rows) * model.vocab_size
+    logits = max(logits, (rows * model.vocab_size + head) * size)  # the gradients, and a product with them
     if dtype == "bfloat16":  # hidden states and head, once, and weights that autocast still holds
         checkpointed = model.num_layers // every if every else 0
         weights = checkpointed * (attention_matrices(model) + feed_forward_matrices(model))
         logits += (residual + head + weights) * size
-    return sum(kept.values()) + residual * FLOAT32 + logits
+    scaled = head * FLOAT32  # the gradient of the head, when backward begins
+    return sum(kept.values()) + residual * FLOAT32 + max(logits, scaled)
 
 
 def _in_the_blocks(model: Architecture, batch: int, context: int, dtype: Dtype, every: int) -> int:
@@ -111,7 +117,9 @@ def _up_to_the_mask(model: Architecture, batch: int, context: int, dtype: Dtype)
 
 
 def _muon_step(model: Architecture) -> int:
-    """Bytes that making the update of the largest matrix orthogonal takes: Newton and Schulz, in bfloat16."""
-    attention, feed_forward = (model.query_width, model.d_model), (model.d_ff, model.d_model)
-    rows, columns = max(attention, feed_forward, key=lambda shape: shape[0] * shape[1])
-    return rows * columns * (FLOAT32 + 3 * 2) + 3 * min(rows, columns) ** 2 * 2
+    """The most bytes that making one matrix's update orthogonal takes: Newton and Schulz, in bfloat16."""
+    largest = 0
+    for width in (model.query_width, model.kv_width, model.d_ff):
+        size, square = width * model.d_model, min(width, model.d_model) ** 2
+        largest = max(largest, 6 * size + 6 * square, 8 * size + 4 * square)
+    return largest
