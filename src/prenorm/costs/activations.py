@@ -38,8 +38,8 @@ def saved(model: Architecture, batch: int, context: int, *, dtype: Dtype, kernel
     else:  # cosines and sines, the same for all blocks
         parts["positions"] = 2 * context * (model.head_dim // 2) * FLOAT32 if plain else 0
     parts["token_ids"] = tokens * INT64
-    # The loss computes its gradients in the forward pass, of what it is given and of the head, and a count.
-    parts["loss"] = residual + model.vocab_size * model.d_model * FLOAT32 + INT64
+    # What the loss is given, its gradient and that of the head, which are computed in the forward pass, targets, a count.
+    parts["loss"] = 2 * residual + model.vocab_size * model.d_model * FLOAT32 + tokens * INT64 + INT64
     return parts
 
 
@@ -91,7 +91,7 @@ def _attention(model: Architecture, batch: int, context: int, size: int, kernels
             return 2 * query + 2 * key + 2 * tokens * model.num_heads * FLOAT32, 0
         case "fused":  # also the logarithm of each query's sum, and a mask of numbers where there is a window
             masked = model.window is not None
-            mask = context * context * size + (context if kernels == "pytorch" else 0) if masked else 0
+            mask = context * context * (size + 1) + (context if kernels == "pytorch" else 0) if masked else 0
             # What attention gives lies as the queries do: rotated ones head by head, others as they are merged.
             in_place = model.num_heads == 1 or context == 1 or model.learned_positions
             copied = not in_place or (masked and kernels == "pytorch")
