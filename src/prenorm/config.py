@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import ConfigError
-from .published import BUILDABLE, PUBLISHED
+from .published import published_fields
 from .validation import (
     IN_PYTHON,
     Spelling,
@@ -118,16 +118,8 @@ class ModelConfig:
 
     @classmethod
     def preset(cls, name: str) -> "ModelConfig":
-        """The config of a published model, such as "llama-3-8b". Raises ConfigError for a name that is none."""
-        model = PUBLISHED.get(name) if isinstance(name, str) else None
-        if model is None:
-            raise ConfigError(f"a model preset is one of {', '.join(BUILDABLE)}, not {name!r}.")
-        if model.foreign:
-            raise ConfigError(
-                f"{name} is known for its costs alone, because it has {model.foreign}, which our blocks have not; "
-                f"prenorm cost {name} has the costs. Models that can be built: {', '.join(BUILDABLE)}."
-            )
-        return cls.from_dict(model.fields)
+        """The config of a published model, such as "llama-3-8b". Raises ConfigError for other names."""
+        return cls.from_dict(published_fields(name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,9 @@
 
 from typing import Any, NamedTuple
 
+from .errors import ConfigError
+from .validation import did_you_mean
+
 
 class Published(NamedTuple):
     """One model. `fields` are those of ModelConfig, or of costs.architecture.Architecture where `foreign` says why."""
@@ -10,7 +13,7 @@ class Published(NamedTuple):
     parameters: int
     source: str
     foreign: str = ""
-    """What it has that our blocks have not: such a model has a cost sheet, and cannot be built."""
+    """What it has that our blocks do not have. Such a model has a cost sheet, and cannot be built."""
 
 
 def _llama_2(
@@ -103,3 +106,17 @@ PUBLISHED: dict[str, Published] = {
     ),
 }
 BUILDABLE = tuple(name for name, model in PUBLISHED.items() if not model.foreign)
+
+
+def published_fields(name: object) -> dict[str, Any]:
+    """The ModelConfig of a published model, as fields. Raises ConfigError for other names, and for those of costs alone."""
+    found = PUBLISHED.get(name.lower()) if isinstance(name, str) else None
+    if found is None:
+        names = ", ".join(BUILDABLE)
+        raise ConfigError(f"a model preset is one of {names}, not {name!r}.{did_you_mean(name, PUBLISHED)}")
+    if found.foreign:
+        raise ConfigError(
+            f"{name} is known for its costs alone (prenorm cost {name}): it has {found.foreign}, which TransformerLM "
+            f"does not have. Models that can be built: {', '.join(BUILDABLE)}."
+        )
+    return found.fields

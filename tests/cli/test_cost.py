@@ -1,4 +1,5 @@
 import json
+import re
 import subprocess
 import sys
 
@@ -6,6 +7,7 @@ import pytest
 
 from prenorm import ModelConfig, TransformerLM
 from prenorm.cli.main import main
+from prenorm.costs.devices import DEVICES
 from prenorm.published import PUBLISHED
 from prenorm.training.config import TrainConfig, config_to_toml
 
@@ -69,28 +71,48 @@ def test_a_run_that_has_not_ended_has_the_vocabulary_of_its_tokenizer(tmp_path, 
 
 
 def test_tables_have_every_group_of_figures(capsys):
-    argv = ["cost", "mistral-7b", "--flops", "1e15", "--watts", "700", "--fits", "24GB"]
+    argv = ["cost", "mistral-7b", "--flops", "1e15", "--watts", "700", "--fits", "24GB", "--batch", "3"]
     assert main(argv) == 0
     text = capsys.readouterr().out
-    for part in ("7,241,732,096", "weighted values", "6n and attention", "keys and values", "cpu kernels", "muon"):
+    for part in ("7,241,732,096", "weighted values", "6N + attention", "keys and values", "cpu kernels", "muon"):
         assert part in text
-    for part in ("not known", "device days", "24.00 GB", "Jiang et al. 2023", "training, adamw, checkpointed"):
+    for part in ("1,000 TFLOP/s, 700 W (the flags)", "3 decoded tokens, joules", "not known", "days", "kWh"):
         assert part in text
+    for part in ("Jiang et al. 2023", "fits into 24.00 GB", "context at batch 3", "training, adamw, checkpointed"):
+        assert part in text
+
+
+def test_the_published_rate_of_a_device_is_that_of_bfloat16_and_flags_have_the_last_word(capsys):
+    argv = ["gpt2", "--device", "H100-SXM"]
+    device = DEVICES["h100-sxm"]._asdict()
+    assert sheet(capsys, *argv)["hardware"].items() >= device.items()
+    found = sheet(capsys, *argv, "--dtype", "float32", "--watts", "5")["hardware"]
+    assert (found["flops_per_second"], found["bytes_per_second"], found["watts"]) == (None, 3.35e12, 5)
+    assert found["training_plain"]["seconds"] is None
+    found = sheet(capsys, *argv, "--dtype", "float32", "--flops", "67e12")["hardware"]
+    assert found["flops_per_second"] == 67e12
+    assert found["source"] == f"{device['source']}, and the flags"
 
 
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        (["llama-9"], "MODEL must be a folder with a model or one of gpt2, "),
-        (["gpt2", "--device", "abacus"], "device must be one of a100-40gb, "),
-        (["gpt2", "--flops", "0"], "flops must be greater than 0"),
+        (["llama3-8b"], r"MODEL must be a folder with a model, or one of gpt2, .* Did you mean llama-3-8b\?"),
+        (["no/such/folder"], r"not 'no/such/folder'\.$"),
+        (["gpt2", "--device", "h100"], r"device must be one of a100-40gb, .* Did you mean h100-sxm\? --flops"),
+        (["gpt2", "--device", "abacus"], "not 'abacus'. --flops, --bandwidth and --watts describe any other"),
+        (["gpt2", "--flops", "0"], "flops must be at least 1"),
         (["gpt2", "--watts", "nan"], "watts must be a finite number"),
-        (["gpt2", "--fits", "much"], "a memory must be a positive number and a unit"),
-        (["gpt2", "--context", "2000"], "context must not be greater than the model's max_seq_len"),
+        (["gpt2", "--fits", "24XB"], "a memory must be a number of bytes"),
+        (["gpt2", "--context", "2000"], "2000 is greater than 1024; --context 1024 would do"),
+        (["gpt2", "--context", "-5"], "context must be a whole number of at least 1, not -5"),
+        (["gpt2", "--batch", "0"], "batch must be a whole number of at least 1"),
+        (["gpt2", "--tokens", "0"], "tokens must be a whole number of at least 1"),
+        (["gpt2", "--flops", "1e12", "--utilisation", "45"], "utilisation must be at most 1"),
     ],
 )
 def test_bad_flags_are_one_line(argv, message, capsys):
-    assert message in error_line(capsys, *argv)
+    assert re.search(message, error_line(capsys, *argv))
 
 
 def test_a_folder_without_a_model_and_one_of_whole_numbers_are_refused(tmp_path, capsys):

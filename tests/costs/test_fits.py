@@ -32,13 +32,24 @@ def test_nothing_fits_into_less_than_the_weights():
 
 @pytest.mark.parametrize(
     ("text", "size"),
-    [("24GB", 24 * 10**9), ("80 GiB", 80 * 2**30), ("1.5tb", 15 * 10**11), ("7B", 7), ("512MiB", 2**29)],
+    [
+        *[("24GB", 24 * 10**9), ("80 GiB", 80 * 2**30), ("1.5tb", 15 * 10**11), ("7B", 7), ("512MiB", 2**29)],
+        *[
+            ("24G", 24 * 10**9),
+            ("24Gi", 24 * 2**30),
+            ("24000000000", 24 * 10**9),
+            (" 24e9 ", 24 * 10**9),
+            ("0.1kB", 100),
+        ],
+    ],
 )
-def test_a_memory_is_a_number_and_a_unit(text, size):
+def test_a_memory_is_bytes_or_a_number_and_a_unit(text, size):
     assert parse_bytes(text) == size
 
 
-@pytest.mark.parametrize("text", ["", "24", "GB", "-1GB", "0GB", "24 XB", "1e3GB", "nan GB", "9" * 400 + "GB"])
+@pytest.mark.parametrize(
+    "text", ["", "GB", "-1GB", "0GB", "0", "24 XB", "24GBs", "nan GB", "inf", "9" * 400 + "GB", "1e99"]
+)
 def test_what_is_no_memory_is_refused(text):
     with pytest.raises(ConfigError, match="a memory must"):
         parse_bytes(text)

@@ -10,7 +10,7 @@ from prenorm.training.optimizer import MuonAndAdamW
 
 from .examples import odd_configs
 
-# Weights and activations count in the first, logits in the second, layers in the third, the optimiser in the fourth, a window's mask in the last.
+# What is largest: weights and activations, logits, what many layers save, the optimiser's step, a window's mask.
 SIZES = {
     "wide": (ModelConfig(vocab_size=500, d_model=128, num_layers=3, num_heads=4, tie_embeddings=True), 2, 256),
     "vocabulary": (ModelConfig(vocab_size=9000, d_model=32, num_layers=1, num_heads=2, tie_embeddings=True), 4, 256),

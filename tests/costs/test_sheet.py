@@ -58,7 +58,7 @@ def test_every_device_has_a_source_and_figures_of_its_size():
         ({"context": 8, "batch": 0}, "batch must be a whole number"),
         ({"context": 8, "tokens": 0}, "tokens must be a whole number"),
         ({"context": 8, "utilisation": 1.5}, "utilisation must be at most 1"),
-        ({"context": 8, "utilisation": 0.0}, "utilisation must be greater than 0"),
+        ({"context": 8, "utilisation": 0.0}, "utilisation must be at least 0.001"),
     ],
 )
 def test_impossible_settings_are_refused(options, message):

@@ -38,7 +38,7 @@ def saved(model: Architecture, batch: int, context: int, *, dtype: Dtype, kernel
     else:  # cosines and sines, the same for all blocks
         parts["positions"] = 2 * context * (model.head_dim // 2) * FLOAT32 if plain else 0
     parts["token_ids"] = tokens * INT64
-    # What the loss is given, its gradient and that of the head, which are computed in the forward pass, targets, a count.
+    # What the loss is given, its gradient and the head's (computed in the forward pass), the targets, and their count.
     parts["loss"] = 2 * residual + model.vocab_size * model.d_model * FLOAT32 + tokens * INT64 + INT64
     return parts
 

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any
 
 from ..errors import ConfigError
@@ -9,9 +10,11 @@ from .activations import Dtype
 from .architecture import Architecture
 from .memory import OPTIMIZERS, decoding, peak
 
-UNITS = {"B": 1, **{f"{letter}B": 1000**n for n, letter in enumerate("KMGT", 1)}}
-UNITS |= {f"{letter}iB": 1024**n for n, letter in enumerate("KMGT", 1)}
-_BY_LOWER_CASE = {unit.lower(): size for unit, size in UNITS.items()}
+# Bytes in each unit: 24GB, 24G and 24000000000 are one memory, 24GiB and 24Gi another. Upper and lower case are one.
+UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", 1):
+    UNITS |= dict.fromkeys((_letter, f"{_letter}b"), 1000**_power)
+    UNITS |= dict.fromkeys((f"{_letter}i", f"{_letter}ib"), 1024**_power)
 
 
 def fits(model: Architecture, memory: int, batch: int, context: int, dtype: Dtype) -> dict[str, Any]:
@@ -42,14 +45,17 @@ def fits(model: Architecture, memory: int, batch: int, context: int, dtype: Dtyp
 
 
 def parse_bytes(text: str) -> int:
-    """24GB, 80GiB, 1.5 TB, ... as bytes. Raises ConfigError."""
-    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-zA-Z]+)\s*", text)
-    if match is None or match[2].lower() not in _BY_LOWER_CASE or float(match[1]) == 0:
-        raise ConfigError(f"a memory must be a positive number and a unit, such as 24GB or 80GiB, not {text!r}.")
-    whole = float(match[1]) * _BY_LOWER_CASE[match[2].lower()]
-    if whole > 2**63:
-        raise ConfigError(f"a memory must have fewer than 2^63 bytes, not {text!r}.")
-    return int(whole)
+    """24GB, 80GiB, 1.5 TB, 24000000000, ... as bytes. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in UNITS:
+        raise ConfigError(
+            f"a memory must be a number of bytes, or a number with a unit from kB to TB or KiB to TiB, such as 24GB or "
+            f"80GiB, not {text!r}."
+        )
+    size = Fraction(match[1]) * UNITS[match[2]]
+    if not 1 <= size < 2**63:
+        raise ConfigError(f"a memory must have at least 1 byte and fewer than 2^63, not {text!r}.")
+    return int(size)
 
 
 def _largest(fit: Callable[[int], bool], at_most: int | None = None) -> int:

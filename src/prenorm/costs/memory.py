@@ -92,17 +92,25 @@ def _in_the_blocks(model: Architecture, batch: int, context: int, dtype: Dtype, 
     inside = sum(block(model, batch, context, dtype=dtype, kernels="pytorch").values())
     weights = FLOAT32 * (attention_matrices(model) + feed_forward_matrices(model))
     down = FLOAT32 * model.d_model * model.d_ff
-    after = FLOAT32 * model.vocab_size * model.d_model
+    head = FLOAT32 * model.vocab_size * model.d_model
     on_the_way = residual + 2 * tokens * model.d_ff * size
     mask = _up_to_the_mask(model, batch, context, dtype)
-    checkpointed = [bool(every) and (i + 1) % every == 0 for i in range(layers)]
-    held = sum(residual if one else inside for one in checkpointed)
-    largest = held - (residual if checkpointed[-1] else inside) + mask  # in the last block, on the way there
-    for one in reversed(checkpointed):
-        held -= residual if one else inside
-        ahead = max(inside + down + on_the_way, residual + mask if one else 0)
-        largest = max(largest, held + after + ahead)
-        after += weights
+
+    def is_checkpointed(number: int) -> bool:
+        return bool(every) and (number + 1) % every == 0
+
+    def held_before(number: int) -> int:
+        """What the blocks before one keep, whose backward pass is still to come."""
+        checkpointed = number // every if every else 0
+        return checkpointed * residual + (number - checkpointed) * inside
+
+    # From a block to the next of its kind all terms change by the same amount, so the largest is at one of the ends.
+    kinds = min(every or 1, layers)
+    largest = held_before(layers - 1) + mask  # in the last block, on the way there
+    for number in {*range(kinds), *range(layers - kinds, layers)}:
+        ahead = max(inside + down + on_the_way, residual + mask if is_checkpointed(number) else 0)
+        gradients = head + (layers - 1 - number) * weights
+        largest = max(largest, held_before(number) + gradients + ahead)
     return largest
 
 

@@ -43,9 +43,9 @@ def cost_sheet(
         )
     if dtype not in SIZES:
         raise ConfigError(f"dtype must be one of {', '.join(SIZES)}, not {dtype!r}.")
-    check_number("utilisation", utilisation, above=0.0)
+    check_number("utilisation", utilisation, at_least=0.001)
     if utilisation > 1:
-        raise ConfigError(f"utilisation must be at most 1, the published rate, not {utilisation!r}.")
+        raise ConfigError(f"utilisation must be at most 1, the whole rate, not {utilisation!r}.")
     tokens = TOKENS_A_PARAMETER * total(model) if tokens is None else tokens
     check_size("tokens", tokens)
     return {

@@ -1,44 +1,51 @@
-"""The architecture that a name or a folder stands for."""
+"""The architecture that a MODEL on the command line stands for: a published model's name, or a folder."""
 
 from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 from ..config import ModelConfig
+from ..costs.architecture import Architecture, architecture_of
 from ..errors import CheckpointError, ConfigError
 from ..published import PUBLISHED
-from .architecture import Architecture, architecture_of
+from ..validation import did_you_mean
 
 
-class Named(NamedTuple):
+class NamedModel(NamedTuple):
     """An architecture, and where its numbers are from."""
 
-    model: Architecture
+    architecture: Architecture
     source: str
 
 
-def find_model(name: str) -> Named:
+def find_model(name: str) -> NamedModel:
     """The architecture of a published model, or of the model in a folder: a run's, or one in Hugging Face's layout.
 
-    Raises ConfigError for what is neither, and CheckpointError for a folder that cannot be understood.
+    A published name comes first; ./gpt2 is a folder of that name.
+    Raises ConfigError for what is neither, and CheckpointError for a folder whose model is not understood.
     """
     if published := PUBLISHED.get(name.lower()):
         if published.foreign:
-            return Named(Architecture(**published.fields), published.source)
-        return Named(architecture_of(ModelConfig.from_dict(published.fields)), published.source)
+            return NamedModel(Architecture(**published.fields), published.source)
+        return NamedModel(architecture_of(ModelConfig.from_dict(published.fields)), published.source)
     folder = Path(name).expanduser()
     if not folder.is_dir():
-        raise ConfigError(f"MODEL must be a folder with a model or one of {', '.join(PUBLISHED)}, not {name!r}.")
+        raise ConfigError(
+            f"MODEL must be a folder with a model, or one of {', '.join(PUBLISHED)}, not {name!r}."
+            f"{did_you_mean(name, PUBLISHED)}"
+        )
     if (folder / "config.json").is_file():
-        return Named(architecture_of(_read_config(folder)), str(folder / "config.json"))
+        return NamedModel(architecture_of(_config_of_model(folder)), str(folder / "config.json"))
     if (folder / "config.toml").is_file():
-        return Named(architecture_of(_read_run(folder)), str(folder / "config.toml"))
-    raise CheckpointError(f"{folder} holds no model: it has no config.json, and no config.toml of a run.")
+        return NamedModel(architecture_of(_config_of_run(folder)), str(folder / "config.toml"))
+    raise CheckpointError(
+        f"{folder} holds no model: a model's folder has config.json, and that of a run which has not ended config.toml."
+    )
 
 
-def _read_config(folder: Path) -> ModelConfig:
+def _config_of_model(folder: Path) -> ModelConfig:
     """What config.json says; the weights are not looked at."""
-    from ..checkpoint.layouts import config_from_hugging_face  # loads torch, which names do without
+    from ..checkpoint.layouts import config_from_hugging_face  # loads torch, which published names do without
     from ..checkpoint.quantized import kind_in
     from ..checkpoint.together import opened
 
@@ -52,7 +59,7 @@ def _read_config(folder: Path) -> ModelConfig:
         return config_from_hugging_face(fields, source=source)[0]
 
 
-def _read_run(folder: Path) -> ModelConfig:
+def _config_of_run(folder: Path) -> ModelConfig:
     """The model of a run that has not ended. Its vocabulary is its tokenizer's, which may be smaller than asked for."""
     from ..generation.text import load_tokenizer
     from ..training.config import TrainConfig, read_toml
