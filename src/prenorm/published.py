@@ -109,7 +109,7 @@ BUILDABLE = tuple(name for name, model in PUBLISHED.items() if not model.foreign
 
 
 def published_fields(name: object) -> dict[str, Any]:
-    """The ModelConfig of a published model, as fields. Raises ConfigError for other names, and for those of costs alone."""
+    """The fields of ModelConfig of a published model. Raises ConfigError for other names, and those of costs alone."""
     found = PUBLISHED.get(name.lower()) if isinstance(name, str) else None
     if found is None:
         names = ", ".join(BUILDABLE)

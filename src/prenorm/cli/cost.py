@@ -40,7 +40,7 @@ class CostFlags:
     """Of products in training, where weights stay in float32, and of weights, keys and values in decoding."""
 
     device: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Hardware by its name, such as h100-sxm: its published figures give time and energy. A wrong name lists them all."""
+    """Hardware by name, such as h100-sxm: its published figures give time and energy. A wrong name lists them all."""
 
     flops: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Operations a second of the hardware in this dtype, such as 989e12, instead of the device's."""

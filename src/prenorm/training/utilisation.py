@@ -3,6 +3,7 @@
 import time
 
 import torch
+from torch import Tensor
 
 from ..config import ModelConfig
 from ..costs import flops
@@ -11,8 +12,8 @@ from ..ops.linear import linear
 from .device import Device
 from .metrics import Record
 
-SECONDS = 0.25  # for the measurement
-CPU_PRODUCT, GPU_PRODUCT = (2048, 1024, 1024), (8192, 8192, 8192)  # rows, inner and outer width
+SECONDS = 0.5  # for the measurement
+CPU_SIDES, GPU_SIDES = (512, 1024, 2048), (2048, 4096, 8192)  # of square matrices
 
 
 class Utilisation:
@@ -35,24 +36,28 @@ class Utilisation:
 
 
 def product_rate(device: Device) -> float:
-    """FLOPs a second of a large product, in the run's number format: the best of those that a quarter second has.
+    """FLOPs a second of a large product, in the number format of the run's products: the highest that is reached.
 
-    Random numbers of the run are left alone.
+    Matrices grow as long as the next product ends within half a second. Random numbers of the run are left alone.
     """
-    place = device.device
-    rows, inner, outer = GPU_PRODUCT if place.type == "cuda" else CPU_PRODUCT
-    own = torch.Generator(place).manual_seed(0)  # not zeros: they take a GPU less power, and so less time
-    x, weight = (
-        torch.randn(shape, generator=own, device=place).to(device.dtype) for shape in ((rows, inner), (outer, inner))
-    )
-    fastest, start = float("inf"), time.perf_counter()
-    with torch.no_grad():
-        while True:
-            before = time.perf_counter()
-            linear(x, weight, None)
-            if place.type == "cuda":
-                torch.cuda.synchronize(place)
-            now = time.perf_counter()
-            fastest = min(fastest, now - before)
-            if now - start > SECONDS:
-                return 2 * rows * inner * outer / fastest
+    place, start, best = device.device, time.perf_counter(), 0.0
+    own = torch.Generator(place).manual_seed(0)  # not zeros: with them a GPU draws less power, and is faster
+    for side in GPU_SIDES if place.type == "cuda" else CPU_SIDES:
+        x, weight = (torch.randn(side, side, generator=own, device=place).to(device.dtype) for _ in range(2))
+        for _ in range(3):  # of which the first may load a library
+            seconds = _seconds_of_product(x, weight)
+            best = max(best, 2 * side**3 / seconds)
+            if time.perf_counter() - start + seconds > SECONDS:
+                return best
+        if time.perf_counter() - start + 8 * seconds > SECONDS:
+            break
+    return best
+
+
+@torch.no_grad()
+def _seconds_of_product(x: Tensor, weight: Tensor) -> float:
+    before = time.perf_counter()
+    linear(x, weight)
+    if x.is_cuda:
+        torch.cuda.synchronize(x.device)
+    return time.perf_counter() - before
