@@ -9,9 +9,9 @@ from matplotlib import rcParams
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
+from prenorm.config import ModelConfig
 from prenorm.costs import flops
 from prenorm.costs.architecture import Architecture, architecture_of
-from prenorm.config import ModelConfig
 from prenorm.published import PUBLISHED
 
 PICTURE = Path(__file__).parent.parent / "docs" / "pictures" / "where-do-the-flops-go.svg"
@@ -33,14 +33,12 @@ def main() -> None:
 def tables() -> list[str]:
     """The page's tables, as Markdown."""
     block, gpt3 = architecture_of(BLOCK), Architecture(**PUBLISHED["gpt3-175b"].fields)
-    rule, full, causal = by_the_rule(block), forward(block, causal=False), forward(block, causal=True)
+    accounts = by_the_rule(block), forward(block, causal=False), forward(block, causal=True)
     lines = ["| GFLOP, one block | the rule | every query with every key | with the keys that it sees |"]
     lines += ["|---|--:|--:|--:|"]
     for part in PARTS[:-1]:
-        lines += [
-            f"| {part.replace('_', ' ')} | {rule[part] / 1e9:,.2f} | {full[part] / 1e9:,.2f} | {causal[part] / 1e9:,.2f} |"
-        ]
-    sums = [sum(one[part] for part in PARTS[:-1]) for one in (rule, full, causal)]
+        lines += [f"| {part.replace('_', ' ')} | {' | '.join(f'{one[part] / 1e9:,.2f}' for one in accounts)} |"]
+    sums = [sum(one[part] for part in PARTS[:-1]) for one in accounts]
     lines += [f"| **sum** | {' | '.join(f'**{one / 1e9:,.2f}**' for one in sums)} |"]
     lines += [f"| times the rule | 1 | {sums[1] / sums[0]:.2f} | {sums[2] / sums[0]:.2f} |", ""]
     whole = [sum(forward(gpt3, causal=one).values()) for one in (False, True)]

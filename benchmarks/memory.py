@@ -1,9 +1,9 @@
-"""The peak memory of a training step: counted, seen by PyTorch's MemTracker, and resident in a process: `make bench-memory`.
+"""The peak memory of a training step, counted, tracked by PyTorch's MemTracker, and resident: `make bench-memory`.
 
-For three models and both ways of training: `prenorm cost`'s peak as hooks on all modules make it (MemTracker has such
-hooks), MemTracker's own, `prenorm cost`'s peak of an ordinary step, and how much the resident memory of a process of its
-own grows over two steps, lowest and highest of three processes. The process runs this package's kernels where it has
-any, and its allocator keeps what was freed; the others know neither.
+For three models and three ways of training: the counted peak with hooks on all modules, which MemTracker has;
+MemTracker's own; the counted peak of an ordinary step, as `prenorm cost` prints it; and how much a process of its own
+grows over two steps, lowest and highest of three. That process runs this package's kernels where it has any, and its
+allocator keeps what was freed; the other figures know neither.
 """
 
 import argparse

@@ -13,7 +13,6 @@ from prenorm.training.tokens import prepare_text
 from prenorm.training.trainer import Trainer
 from prenorm.training.utilisation import Utilisation, product_rate
 
-
 CPU = torch.device("cpu")
 
 
