@@ -6,9 +6,12 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prenorm import ModelConfig, TransformerLM
+from prenorm.costs import activations, memory
 from prenorm.costs.activations import saved
 from prenorm.costs.architecture import Architecture, architecture_of
-from prenorm.kernels.cpu import attention
+from prenorm.kernels import sdpa
+from prenorm.kernels.cpu import attention, silu_gate
+from prenorm.ops import cross_entropy
 
 from .examples import odd_configs
 
@@ -48,12 +51,15 @@ def hooked_loss(config, batch, context, dtype, every, mode):
 
 
 @HAS_KERNELS
+@pytest.mark.parametrize("kernels", ["amd_cpu", "other_cpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_our_cpu_kernels_save_what_is_counted(dtype, shapes_unchecked):
-    for number, config in enumerate(odd_configs(36, dropout=True)):
+def test_our_cpu_kernels_save_what_is_counted(dtype, kernels, shapes_unchecked, monkeypatch):
+    if kernels == "other_cpu":
+        monkeypatch.setattr(attention, "REASON", "as if this were another processor")
+    for number, config in enumerate(odd_configs(30, dropout=True)):
         (batch, context), every = SHAPES[number % len(SHAPES)], number % 3
         found = hooked_loss(config, batch, context, dtype, every, nullcontext())
-        parts = saved(architecture_of(config), batch, context, dtype=dtype, kernels="cpu_kernels", every=every)
+        parts = saved(architecture_of(config), batch, context, dtype=dtype, kernels=kernels, every=every)
         assert found == sum(parts.values()), (config, batch, context, every)
 
 
@@ -66,13 +72,21 @@ def test_pytorchs_ops_save_what_is_counted(dtype, shapes_unchecked):
         assert found == sum(parts.values()), (config, batch, context, every)
 
 
+def test_the_limits_of_the_kernels_have_not_moved():
+    assert (attention.WIDTH, attention.MOST_DIM) == (activations.ATTENTION_WIDTH, activations.ATTENTION_MOST_DIM)
+    assert attention.LEAST_SCORES == activations.ATTENTION_LEAST_SCORES
+    assert silu_gate.LEAST == activations.SILU_GATE_LEAST
+    assert sdpa.SHORT == activations.SHORT_BFLOAT16
+    assert cross_entropy.CHUNK_ELEMENTS == memory.CHUNK_ELEMENTS
+
+
 @HAS_KERNELS
 def test_the_limits_of_the_kernels_are_those_of_the_kernels():
     for d_ff, head_dim, context in [(1023, 16, 63), (1024, 16, 64), (1024, 256, 64), (8, 272, 64), (8, 24, 256)]:
         config = ModelConfig(vocab_size=7, d_model=8, num_layers=1, num_heads=2, head_dim=head_dim, d_ff=d_ff)
         for dtype in ("float32", "bfloat16"):
             found = hooked_loss(config, 1, context, dtype, 0, nullcontext())
-            parts = saved(architecture_of(config), 1, context, dtype=dtype, kernels="cpu_kernels")
+            parts = saved(architecture_of(config), 1, context, dtype=dtype, kernels="amd_cpu")
             assert found == sum(parts.values()), (config, context, dtype)
 
 

@@ -2,17 +2,19 @@
 
 Counted is what saved_tensors_hooks see of `TransformerLM.loss` on rows of one document each: every tensor that is
 saved, views of one storage once, parameters left out. Weights are float32; with dtype "bfloat16", products run under
-autocast. Two accounts: "cpu_kernels" is what this package runs on an AMD processor with AVX-512 and a compiler,
-"pytorch" what it runs where it has no kernels of its own but PyTorch's fused attention, such as on a GPU.
+autocast. There is an account for each set of kernels that may run: "amd_cpu" on an AMD processor with AVX-512 and a
+compiler, "other_cpu" on any other with a compiler, "pytorch" where this package has no kernels of its own and PyTorch's
+fused attention runs, such as on a GPU (heads of two numbers excepted, which PyTorch lays out in another way).
 """
 
-from typing import Literal
+from typing import Literal, get_args
 
 from .architecture import Architecture
 from .parameters import attention_matrices, feed_forward_matrices
 
 Dtype = Literal["float32", "bfloat16"]
-Kernels = Literal["cpu_kernels", "pytorch"]
+Kernels = Literal["amd_cpu", "other_cpu", "pytorch"]
+KERNELS: tuple[Kernels, ...] = get_args(Kernels)
 Parts = dict[str, int]
 
 SIZES: dict[str, int] = {"float32": 4, "bfloat16": 2}
@@ -68,7 +70,7 @@ def _norm(model: Architecture, tokens: int, kernels: Kernels) -> int:
     """What a norm over d_model saves beside its input, which is the residual path."""
     if model.norm == "layer":
         return 2 * tokens * FLOAT32  # mean and 1 / standard deviation
-    if kernels == "cpu_kernels":
+    if kernels != "pytorch":
         return 0
     return tokens * (model.d_model + 1) * FLOAT32  # weight * x, and 1 / root mean square
 
@@ -77,7 +79,7 @@ def _qk_norms(model: Architecture, tokens: int, size: int, kernels: Kernels) -> 
     if not model.qk_norm:
         return 0
     heads = tokens * (model.num_heads + model.num_kv_heads)
-    if kernels == "cpu_kernels":
+    if kernels != "pytorch":
         return heads * model.head_dim * size
     return heads * (2 * model.head_dim + 1) * FLOAT32  # x in float32, weight * x, and 1 / root mean square
 
@@ -107,7 +109,7 @@ def _attention_kernel(model: Architecture, context: int, size: int, kernels: Ker
         return "fused"
     if model.dropout:
         return "products"
-    fits = model.head_dim % ATTENTION_WIDTH == 0 and model.head_dim <= ATTENTION_MOST_DIM
+    fits = kernels == "amd_cpu" and model.head_dim % ATTENTION_WIDTH == 0 and model.head_dim <= ATTENTION_MOST_DIM
     if fits and (size == SIZES["bfloat16"] or context * context >= ATTENTION_LEAST_SCORES):
         return "ours"
     return "products" if size == SIZES["bfloat16"] and context <= SHORT_BFLOAT16 else "fused"
@@ -117,5 +119,5 @@ def _feed_forward(model: Architecture, tokens: int, size: int, kernels: Kernels)
     hidden = tokens * model.d_ff
     if not model.gated:
         return 2 * hidden * size  # before and after the GELU
-    fused = kernels == "cpu_kernels" and hidden >= SILU_GATE_LEAST
+    fused = kernels != "pytorch" and hidden >= SILU_GATE_LEAST
     return (3 if fused else 4) * hidden * size  # gate, up, their product, and silu(gate) unless it is fused

@@ -8,7 +8,7 @@ from typing import Any
 from ..errors import ConfigError
 from ..validation import check_number, check_size
 from . import flops
-from .activations import SIZES, Dtype, Kernels, saved
+from .activations import KERNELS, SIZES, Dtype, Kernels, saved
 from .architecture import Architecture
 from .devices import Device
 from .fits import fits
@@ -58,9 +58,7 @@ def cost_sheet(
         "flops": _flops(model, batch, context),
         "kv_cache_bytes": kv_cache(model, batch, context, dtype),
         "decoding_bytes": decoding(model, batch, context, dtype),
-        "saved_bytes": {
-            kernels: _saved(model, batch, context, dtype, kernels) for kernels in ("cpu_kernels", "pytorch")
-        },
+        "saved_bytes": {kernels: _saved(model, batch, context, dtype, kernels) for kernels in KERNELS},
         "optimizer_bytes": {optimizer: optimizer_state(model, optimizer) for optimizer in OPTIMIZERS},
         "peak_bytes": _peak(model, batch, context, dtype, watched=False),
         "peak_bytes_watched": _peak(model, batch, context, dtype, watched=True),
@@ -90,7 +88,7 @@ def _flops(model: Architecture, batch: int, context: int) -> dict[str, Any]:
 def _saved(
     model: Architecture, batch: int, context: int, dtype: Dtype, kernels: Kernels
 ) -> dict[str, dict[str, int]] | None:
-    if kernels == "cpu_kernels" and not model.is_ours:
+    if kernels != "pytorch" and not model.is_ours:
         return None  # which has no kernels for such blocks
     return {
         name: _summed(saved(model, batch, context, dtype=dtype, kernels=kernels, every=every))
