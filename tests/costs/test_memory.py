@@ -14,7 +14,7 @@ from .examples import odd_configs
 SIZES = {
     "wide": (ModelConfig(vocab_size=500, d_model=128, num_layers=3, num_heads=4, tie_embeddings=True), 2, 256),
     "vocabulary": (ModelConfig(vocab_size=9000, d_model=32, num_layers=1, num_heads=2, tie_embeddings=True), 4, 256),
-    "deep": (ModelConfig(vocab_size=300, d_model=32, num_layers=8, num_heads=2, qk_norm=True), 4, 128),
+    "deep": (ModelConfig(vocab_size=300, d_model=32, num_layers=5, num_heads=2, qk_norm=True), 4, 128),
     "few tokens": (ModelConfig(vocab_size=9000, d_model=64, num_layers=2, num_heads=2, tie_embeddings=True), 1, 32),
     "window": (ModelConfig(vocab_size=300, d_model=64, num_layers=2, num_heads=4, window=50), 1, 512),
 }
@@ -45,9 +45,16 @@ def tracked_peak(config, batch, context, dtype, every, optimizer):
     return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
 
 
-@pytest.mark.parametrize("every", [0, 1])
-@pytest.mark.parametrize(("dtype", "optimizer"), [("float32", "adamw"), ("bfloat16", "muon")])
-@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize(
+    ("size", "dtype", "optimizer", "every"),
+    [
+        *[("wide", "float32", "adamw", 0), ("wide", "bfloat16", "muon", 1)],
+        *[("vocabulary", "float32", "muon", 0), ("vocabulary", "bfloat16", "adamw", 1)],
+        *[("deep", "float32", "adamw", 1), ("deep", "bfloat16", "muon", 0)],
+        *[("few tokens", "float32", "adamw", 0), ("few tokens", "bfloat16", "muon", 0)],
+        *[("window", "float32", "muon", 1), ("window", "bfloat16", "adamw", 0)],
+    ],
+)
 def test_the_peak_of_a_step_is_within_5_percent_of_what_mem_tracker_sees(
     size, dtype, optimizer, every, shapes_unchecked
 ):

@@ -68,7 +68,7 @@ def test_deep_stacks_take_steps_and_their_gradients_stay_finite_and_bounded(num_
     model = TransformerLM(config(num_layers, d_model=32)).train()
     optimizer = MuonAndAdamW(model, TrainConfig.from_fields({"preset": "tiny"}))
     losses = []
-    for step in (1, 2, 3):
+    for step in (1, 2):
         loss, norms = loss_and_gradient_norms(model)
         assert torch.isfinite(norms).all()
         assert norms.max() < SPREAD
