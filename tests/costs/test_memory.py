@@ -16,7 +16,7 @@ SIZES = {
     "vocabulary": (ModelConfig(vocab_size=9000, d_model=32, num_layers=1, num_heads=2, tie_embeddings=True), 4, 256),
     "deep": (ModelConfig(vocab_size=300, d_model=32, num_layers=5, num_heads=2, qk_norm=True), 4, 128),
     "few tokens": (ModelConfig(vocab_size=9000, d_model=64, num_layers=2, num_heads=2, tie_embeddings=True), 1, 32),
-    "window": (ModelConfig(vocab_size=300, d_model=64, num_layers=2, num_heads=4, window=50), 1, 512),
+    "window": (ModelConfig(vocab_size=300, d_model=16, num_layers=1, num_heads=1, d_ff=32, window=50), 1, 512),
 }
 
 
