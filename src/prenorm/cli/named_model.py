@@ -29,6 +29,8 @@ def find_model(name: str) -> NamedModel:
             return NamedModel(Architecture(**published.fields), published.source)
         return NamedModel(architecture_of(ModelConfig.from_dict(published.fields)), published.source)
     folder = Path(name).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; give the folder that it lies in.")
     if not folder.is_dir():
         raise ConfigError(
             f"MODEL must be a folder with a model, or one of {', '.join(PUBLISHED)}, not {name!r}."
