@@ -6,7 +6,7 @@ BIN := .venv/bin
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-grid test-check check format bench bench-all bench-attention bench-blocks bench-decode
-.PHONY: against lines bench-linear bench-llama bench-norm bench-quantized bench-checkpointing bench-training example-dates wheel clean
+.PHONY: against lines flops bench-linear bench-llama bench-memory bench-norm bench-quantized bench-checkpointing bench-training example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -23,12 +23,14 @@ help:
 	@echo "make bench-decode      writing text on a CPU against transformers (about 5 minutes; LARGE=1 with 1.1B parameters too)"
 	@echo "make bench-linear      float32 products through oneDNN and through MKL"
 	@echo "make bench-llama       writing text on a CPU against llama.cpp, which it compiles first (LARGE=1 as above)"
+	@echo "make bench-memory      the peak memory of a training step: counted, tracked by PyTorch, resident (about 5 minutes)"
 	@echo "make bench-norm        RMSNorm against LayerNorm, the textbook formula and PyTorch's own"
 	@echo "make bench-quantized   writing in bfloat16, int8 and int4 (about 2 minutes; LARGE=1; RUN=runs/demo: how much worse)"
 	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
 	@echo "make bench-training    training on a CPU against transformers, step by step and piece by piece (about 6 minutes)"
 	@echo "make against OLD=DIR   this checkout against another one: bits, and speed (about 20 minutes)"
 	@echo "make lines             how many lines there are to read"
+	@echo "make flops             where the operations of a forward pass go: tables, and the picture in docs/pictures"
 	@echo "make example-dates     train an encoder-decoder to read dates in some hundred languages"
 	@echo "make wheel   build dist/prenorm-*.whl"
 	@echo "make clean   remove .venv and everything that was built (runs/ stays)"
@@ -87,6 +89,9 @@ bench-linear: .venv/dev.stamp
 bench-llama: .venv/llama.stamp
 	$(BIN)/python benchmarks/decode_llama_cpp.py $(if $(LARGE),--large)
 
+bench-memory: .venv/dev.stamp
+	$(BIN)/python benchmarks/memory.py
+
 bench-norm: .venv/dev.stamp
 	$(BIN)/python benchmarks/norm.py
 
@@ -104,6 +109,9 @@ against: .venv/dev.stamp
 
 lines: .venv/dev.stamp
 	$(BIN)/python benchmarks/lines_to_read.py
+
+flops: .venv/dev.stamp
+	$(BIN)/python benchmarks/flops.py
 
 example-dates: .venv/dev.stamp
 	GOMP_SPINCOUNT=1000 $(BIN)/python examples/dates.py

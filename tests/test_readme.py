@@ -1,6 +1,7 @@
 """What the README says, done."""
 
 import re
+import runpy
 from pathlib import Path
 
 import pytest
@@ -41,3 +42,15 @@ def test_the_reading_order_names_every_folder_of_the_package() -> None:
     listed = set(re.findall(r"^(\w+)/ ", README, flags=re.MULTILINE))
     folders = {path.parent.name for path in (ROOT / "src" / "prenorm").glob("*/__init__.py")}
     assert listed == folders
+
+
+def test_the_figures_of_the_page_about_flops_are_those_that_its_command_prints() -> None:
+    command = runpy.run_path(str(ROOT / "benchmarks" / "flops.py"))
+    page = (ROOT / "docs" / "where-do-the-flops-go.md").read_text()
+    assert "\n".join(command["tables"]()) in _joined(page)
+
+
+def _joined(page: str) -> str:
+    """The tables of a page, one after the other."""
+    tables = re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE)
+    return "\n".join(tables)

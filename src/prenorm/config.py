@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import ConfigError
+from .published import published_fields
 from .validation import (
     IN_PYTHON,
     Spelling,
@@ -114,6 +115,11 @@ class ModelConfig:
         if isinstance(scaling, dict):
             fields = {**fields, "rope_scaling": _from_dict(RopeScaling, "rope_scaling", scaling)}
         return _from_dict(cls, "a model config", fields)
+
+    @classmethod
+    def preset(cls, name: str) -> "ModelConfig":
+        """The config of a published model, such as "llama-3-8b". Raises ConfigError for other names."""
+        return cls.from_dict(published_fields(name))
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,8 +1,9 @@
 """Numbers that layers and records are built from, checked: sizes, head sizes, probabilities."""
 
+import difflib
 import operator
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple, TypeGuard
 
 from .errors import ConfigError
@@ -119,6 +120,12 @@ def check_dropout(value: object, *, spelling: Spelling = IN_PYTHON) -> None:
     if value >= 1:  # type: ignore[operator]
         shown = _shown(value, spelling)
         raise ConfigError(f"{spelling.name('dropout')} must be below 1, not {shown}: 1 would drop everything.")
+
+
+def did_you_mean(name: object, known: Iterable[str]) -> str:
+    """The end of a message about an unknown name: the known one that is nearest to it, if one is near."""
+    nearest = difflib.get_close_matches(str(name).lower(), list(known), n=1)
+    return f" Did you mean {nearest[0]}?" if nearest else ""
 
 
 def _shown(value: object, spelling: Spelling) -> str:

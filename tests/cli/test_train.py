@@ -4,6 +4,7 @@ import sys
 
 import pytest
 
+from prenorm import ModelConfig
 from prenorm.cli.main import main
 from prenorm.cli.train import TrainFlags, config_of, field_docs, parse
 from prenorm.training.config import RUN_FIELDS, TrainConfig, config_to_toml
@@ -138,3 +139,43 @@ def test_a_folder_that_is_no_run_is_refused(texts, capsys):
 def test_flags_that_are_none_are_explained(capsys):
     assert main(["train", "--stepz", "3"]) == 2
     assert "--stepz" in capsys.readouterr().err
+
+
+def test_a_published_model_has_the_sizes_and_flags_have_the_last_word(tmp_path):
+    (tmp_path / "my.toml").write_text("seed = 1\n[model]\nd_model = 32\ndropout = 0.1\n")
+    argv = ["--model", "llama-3.1-405b", "--config", str(tmp_path / "my.toml"), "--num-layers", "2"]
+    config = config_of(parse([*argv, "--preset", "gpt2-small"]))
+    expected = {**ModelConfig.preset("llama-3.1-405b").to_dict(), "num_layers": 2, "dropout": 0.1}
+    assert config.model.to_dict() == expected
+    assert (config.seed, config.context) == (1, 1024)
+    assert TrainConfig.from_fields(config.to_fields()) == config
+
+
+def test_a_run_with_the_sizes_of_a_published_model_trains_and_shows_its_utilisation(texts, tmp_path, capsys):
+    small = ["--d-model", "16", "--num-heads", "2", "--num-kv-heads", "1", "--head-dim", "8", "--d-ff", "16"]
+    argv = ["--model", "qwen3-0.6b", *small, "--num-layers", "1", "--vocab-size", "300", "--preset", "tiny"]
+    argv += [
+        "--data",
+        str(texts),
+        "--out",
+        str(tmp_path / "run"),
+        "--context",
+        "16",
+        "--batch-size",
+        "2",
+        "--steps",
+        "1",
+    ]
+    assert main(["train", *argv]) == 0
+    text = capsys.readouterr().out
+    assert "a large product runs at" in text
+    assert "MFU" in text
+    assert "6N + attention" in text
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model_type"] == "qwen3"
+    (record, *_) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
+    assert {"mfu_causal", "mfu_6n_attention"} <= json.loads(record).keys()
+
+
+def test_a_model_that_cannot_be_trained_is_refused_by_name(capsys):
+    assert "known for its costs alone" in error_line(["--model", "gpt2"], capsys)
+    assert "a model preset is one of" in error_line(["--model", "llama-9"], capsys)

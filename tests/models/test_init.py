@@ -5,6 +5,8 @@ import torch
 
 from prenorm import ModelConfig, TransformerLM
 from prenorm.models.init import initialise
+from prenorm.training.config import TrainConfig
+from prenorm.training.optimizer import MuonAndAdamW
 
 from ..oracle.inputs import integers
 
@@ -59,6 +61,21 @@ def test_128_blocks_have_a_finite_loss_and_gradients_that_neither_vanish_nor_exp
     assert torch.isfinite(norms).all()
     assert 1 / SPREAD < norms[0] / norms[-1] < SPREAD
     assert norms.max() / norms.min() < SPREAD
+
+
+@pytest.mark.parametrize("num_layers", [96, 128])  # GPT-3 has 96 blocks, Llama 3.1 405B 126
+def test_deep_stacks_take_steps_and_their_gradients_stay_finite_and_bounded(num_layers):
+    model = TransformerLM(config(num_layers, d_model=32)).train()
+    optimizer = MuonAndAdamW(model, TrainConfig.from_fields({"preset": "tiny"}))
+    losses = []
+    for step in (1, 2):
+        loss, norms = loss_and_gradient_norms(model)
+        assert torch.isfinite(norms).all()
+        assert norms.max() < SPREAD
+        assert norms.max() / norms.min() < SPREAD
+        losses.append(loss)
+        optimizer.step(step / 20)  # as in a run's warmup
+    assert losses == sorted(losses, reverse=True)
 
 
 @pytest.mark.parametrize(("std", "depth_scaled"), [(0.02, False), (0.1, True)], ids=["no depth scaling", "std 0.1"])

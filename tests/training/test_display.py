@@ -4,7 +4,8 @@ from prenorm.training.display import Display, clock
 
 
 def records(numbers):
-    return [{"step": step, "loss": 1 / step, "tokens_per_second": 1234.5} for step in numbers]
+    known = {"tokens_per_second": 1234.5, "mfu_causal": 0.412, "mfu_6n_attention": 0.448}
+    return [{"step": step, "loss": 1 / step, **known} for step in numbers]
 
 
 def report_all(display, *, line_seconds):
@@ -16,8 +17,8 @@ def report_all(display, *, line_seconds):
 def test_without_a_terminal_there_are_plain_lines_of_which_the_first_and_last_always(capsys):
     report_all(Display(), line_seconds=1000.0)
     first, last = capsys.readouterr().out.splitlines()
-    assert first == "step 11 of 14: loss 0.091, 1,234 tokens/s"
-    assert last == "step 14 of 14: loss 0.071, 1,234 tokens/s, 0:00 left"
+    assert first == "step 11 of 14: loss 0.091, 1,234 tokens/s, MFU 41% (6N + attention: 45%)"
+    assert last == "step 14 of 14: loss 0.071, 1,234 tokens/s, MFU 41% (6N + attention: 45%), 0:00 left"
     report_all(Display(), line_seconds=0.0)
     assert len(capsys.readouterr().out.splitlines()) == 4
 

@@ -33,7 +33,7 @@ def test_a_step_reports_its_loss_and_moves_the_weights(tiny, trainer_of):
     with torch.no_grad():
         expected = trainer.model.loss(**batch._asdict()).item()
     record = trainer.step(1)
-    assert record.keys() == {"step", "loss", "lr", "grad_norm", "tokens_per_second"}
+    assert record.keys() == {"step", "loss", "lr", "grad_norm", "tokens_per_second", "mfu_causal", "mfu_6n_attention"}
     assert record["loss"] == pytest.approx(expected, rel=1e-6)
     assert record["lr"] == trainer.config.muon_lr / 2  # the first of two steps of warmup
     assert not torch.equal(trainer.model.embedding.weight, before)

@@ -33,6 +33,7 @@ def _settings() -> Any:
     """A flag for each setting of a run and its model. Only those that are given come back, so that they can be told
     from the defaults, which are a preset's."""
     hints = get_type_hints(TrainConfig) | get_type_hints(ModelConfig)
+    hints |= dict.fromkeys(("num_kv_heads", "head_dim", "d_ff"), int)  # Any in the record, which fills them in
     docs = field_docs(ModelConfig) | field_docs(TrainConfig)
     demo = TrainConfig.from_fields({}).to_fields()
     flags = {}
@@ -52,11 +53,15 @@ def _settings() -> Any:
 class TrainFlags:
     """Train a language model on text; without flags, on the source of Python's own standard library.
 
-    A preset has every number, a --config file changes some of them, and flags have the last word.
+    A preset has every number, a --config file changes some of them, --model the sizes, and flags have the last word.
     """
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
     """A TOML file with settings, such as the config.toml of a run."""
+
+    model: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
+    """The sizes of a published model, such as llama-3-8b, instead of the preset's and the file's: a wrong name lists
+    them all. Its vocab_size is what a new tokenizer may have at most."""
 
     resume: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help_behavior_hint="")] = False
     """Go on with the run in --out, exactly where its newest checkpoint left it."""
@@ -94,13 +99,20 @@ def run(flags: TrainFlags) -> int:
 
 
 def config_of(flags: TrainFlags) -> TrainConfig:
-    """The settings of a command line: preset < --config file < flags.
+    """The settings of a command line: preset < --config file < --model < flags.
 
     A run that is resumed keeps what is not named. Raises ConfigError.
     """
-    given = {**(read_toml(flags.config) if flags.config else {}), **flags.given}
+    given = {**(read_toml(flags.config) if flags.config else {}), **_published(flags.model), **flags.given}
     config = TrainConfig.from_fields(given)
     saved = Path(config.out) / "config.toml"
     if flags.resume and saved.is_file():
         return TrainConfig.from_fields({**read_toml(saved), "out": config.out, **given})
     return config
+
+
+def _published(name: str | None) -> dict[str, Any]:
+    """The sizes of a published model. Its dropout is left out, which is a choice of the run."""
+    if name is None:
+        return {}
+    return {field: value for field, value in ModelConfig.preset(name).to_dict().items() if field != "dropout"}

@@ -1,7 +1,6 @@
 """What a training run is: every number and path that fixes it, checked once, to TOML and back unchanged."""
 
 import dataclasses
-import difflib
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ import tomli_w
 
 from ..config import ModelConfig
 from ..errors import ConfigError
-from ..validation import check_flag, check_number, check_size, nearest_divisor
+from ..validation import check_flag, check_number, check_size, did_you_mean, nearest_divisor
 from .presets import PRESETS, PresetName
 
 Dtype = Literal["auto", "float32", "bfloat16"]
@@ -240,8 +239,7 @@ def _check_names(given: Mapping[str, Any], known: set[str], where: str) -> None:
     unknown = sorted(given.keys() - known)
     if not unknown:
         return
-    nearest = difflib.get_close_matches(unknown[0], sorted(known), n=1)
-    hint = f" Did you mean {nearest[0]}?" if nearest else ""
+    hint = did_you_mean(unknown[0], sorted(known))
     raise ConfigError(f"{where} has no field named {', '.join(unknown)}.{hint}")
 
 

@@ -1,6 +1,7 @@
 """metrics.jsonl: a line a step, and a line an evaluation, in agreement with the checkpoint that a run goes on from.
 
-A step has step, loss (nats per token), lr (of Muon), grad_norm, tokens_per_second. An evaluation has step, eval_loss
+A step has step, loss (nats per token), lr (of Muon), grad_norm, tokens_per_second, and mfu_causal and mfu_6n_attention,
+shares of the product rate that the run measured at its start (see utilisation.py). An evaluation has step, eval_loss
 (nats per token) and eval_bits_per_byte.
 """
 

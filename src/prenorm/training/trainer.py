@@ -21,6 +21,7 @@ from .optimizer import MuonAndAdamW
 from .schedule import learning_rate_scale
 from .tokenizer import end_of_text, vocabulary_size
 from .tokens import TextData
+from .utilisation import Utilisation, product_rate
 
 
 class Trainer:
@@ -30,6 +31,8 @@ class Trainer:
         self.config, self.data, self.device, self.display = config, data, device, display
         self.model = build_model(config, data).to(device.device)
         self.optimizer = MuonAndAdamW(self.model, config)
+        self.product_rate = product_rate(device)
+        self.utilisation = Utilisation(self.model.config, self.product_rate)
         self.micro_batch_size = config.micro_batch_size or config.batch_size
         self.short_steps = int(config.short_share * config.steps) if config.short_context else 0
         self.batches = TrainingBatches(
@@ -66,13 +69,14 @@ class Trainer:
         self.model.zero_grad(set_to_none=True)
 
     def summary(self, folder: Path, done: int) -> str:
-        """What is about to happen, in a line."""
+        """What is about to happen, and on what."""
         config, parameters = self.config, sum(parameter.numel() for parameter in self.model.parameters())
         tokens = config.steps * config.batch_size * config.context
         return (
             f"Training {parameters:,} parameters in {folder} for {config.steps - done:,} steps. {config.steps:,} steps "
             f"read {tokens:,} tokens, {tokens / self.data.train.num_targets:.1f} times the text. "
-            f"On {self.device.device}, in {str(self.device.dtype).removeprefix('torch.')}."
+            f"On {self.device.device}, in {str(self.device.dtype).removeprefix('torch.')}: a large product runs at "
+            f"{self.product_rate / 1e9:,.0f} GFLOP/s, of which MFU is the share."
         )
 
     def step(self, step: int) -> Record:
@@ -93,12 +97,14 @@ class Trainer:
             )
         scale = learning_rate_scale(self.config, step)
         self.optimizer.step(scale)
+        tokens_per_second = batch.token_ids.numel() / (time.perf_counter() - start)
         return {
             "step": step,
             "loss": loss,
             "lr": self.config.muon_lr * scale,
             "grad_norm": grad_norm,
-            "tokens_per_second": batch.token_ids.numel() / (time.perf_counter() - start),
+            "tokens_per_second": tokens_per_second,
+            **self.utilisation.of(batch.token_ids.shape[1], tokens_per_second),
         }
 
     def glance(self, step: int) -> Record:

@@ -1,0 +1,73 @@
+"""The architecture that a MODEL on the command line stands for: a published model's name, or a folder."""
+
+from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
+
+from ..config import ModelConfig
+from ..costs.architecture import Architecture, architecture_of
+from ..errors import CheckpointError, ConfigError
+from ..published import PUBLISHED
+from ..validation import did_you_mean
+
+
+class NamedModel(NamedTuple):
+    """An architecture, and where its numbers are from."""
+
+    architecture: Architecture
+    source: str
+
+
+def find_model(name: str) -> NamedModel:
+    """The architecture of a published model, or of the model in a folder: a run's, or one in Hugging Face's layout.
+
+    A published name comes first; ./gpt2 is a folder of that name.
+    Raises ConfigError for what is neither, and CheckpointError for a folder whose model is not understood.
+    """
+    if published := PUBLISHED.get(name.lower()):
+        if published.foreign:
+            return NamedModel(Architecture(**published.fields), published.source)
+        return NamedModel(architecture_of(ModelConfig.from_dict(published.fields)), published.source)
+    folder = Path(name).expanduser()
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; give the folder that it lies in.")
+    if not folder.is_dir():
+        raise ConfigError(
+            f"MODEL must be a folder with a model, or one of {', '.join(PUBLISHED)}, not {name!r}."
+            f"{did_you_mean(name, PUBLISHED)}"
+        )
+    if (folder / "config.json").is_file():
+        return NamedModel(architecture_of(_config_of_model(folder)), str(folder / "config.json"))
+    if (folder / "config.toml").is_file():
+        return NamedModel(architecture_of(_config_of_run(folder)), str(folder / "config.toml"))
+    raise CheckpointError(
+        f"{folder} holds no model: a model's folder has config.json, and that of a run which has not ended config.toml."
+    )
+
+
+def _config_of_model(folder: Path) -> ModelConfig:
+    """What config.json says; the weights are not looked at."""
+    from ..checkpoint.layouts import config_from_hugging_face  # loads torch, which published names do without
+    from ..checkpoint.quantized import kind_in
+    from ..checkpoint.together import opened
+
+    with opened(folder) as (_, fields):
+        source = str(folder / "config.json")
+        if kind := kind_in(fields, source):
+            raise ConfigError(
+                f"costs are counted for matrices of floats, but those in {folder} are {kind}; "
+                "give the folder that they were rounded from."
+            )
+        return config_from_hugging_face(fields, source=source)[0]
+
+
+def _config_of_run(folder: Path) -> ModelConfig:
+    """The model of a run that has not ended. Its vocabulary is its tokenizer's, which may be smaller than asked for."""
+    from ..generation.text import load_tokenizer
+    from ..training.config import TrainConfig, read_toml
+    from ..training.tokenizer import vocabulary_size
+
+    config = TrainConfig.from_fields(read_toml(folder / "config.toml")).model
+    if not (folder / "tokenizer.json").is_file():
+        return config
+    return replace(config, vocab_size=vocabulary_size(load_tokenizer(folder)))

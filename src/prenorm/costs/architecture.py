@@ -1,0 +1,66 @@
+"""What a model costs follows from this: the sizes of its matrices, and which of the usual parts it has."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..config import ModelConfig
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Architecture:
+    """A decoder-only model, ours or another. The defaults are the parts of our block."""
+
+    vocab_size: int
+    d_model: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    head_dim: int
+    d_ff: int
+    max_seq_len: int
+    window: int | None = None
+    qk_norm: bool = False
+    qkv_bias: bool = False
+    o_bias: bool = False
+    tie_embeddings: bool = False
+    dropout: float = 0.0
+
+    gated: bool = True
+    """SwiGLU, which has three matrices; otherwise GELU between two."""
+
+    ffn_bias: bool = False
+    """Biases of the feed-forward matrices."""
+
+    norm: Literal["rms", "layer"] = "rms"
+    """RMSNorm or LayerNorm."""
+
+    norm_vectors: int = 1
+    """Vectors of d_model that a norm has: a weight, and a bias."""
+
+    learned_positions: bool = False
+    """A vector for each of max_seq_len places, instead of rotary positions."""
+
+    parallel: bool = False
+    """Attention and feed-forward read one norm, side by side."""
+
+    @property
+    def query_width(self) -> int:
+        """The width of all query heads together."""
+        return self.num_heads * self.head_dim
+
+    @property
+    def kv_width(self) -> int:
+        """The width of all key heads together, which is that of the values."""
+        return self.num_kv_heads * self.head_dim
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether our TransformerLM can be this model."""
+        return self.gated and self.norm == "rms" and not (self.ffn_bias or self.learned_positions or self.parallel)
+
+
+def architecture_of(config: ModelConfig) -> Architecture:
+    """The architecture of a TransformerLM."""
+    sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
+    switches = ("window", "qk_norm", "qkv_bias", "o_bias", "tie_embeddings", "dropout")
+    return Architecture(**{name: getattr(config, name) for name in (*sizes, *switches)})

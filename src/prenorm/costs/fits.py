@@ -1,0 +1,75 @@
+"""The largest batch and context whose bytes fit into a memory."""
+
+import re
+from collections.abc import Callable
+from fractions import Fraction
+from typing import Any
+
+from ..errors import ConfigError
+from .activations import Dtype
+from .architecture import Architecture
+from .memory import OPTIMIZERS, decoding, peak
+
+# Bytes in each unit: 24GB, 24G and 24000000000 are one memory, 24GiB and 24Gi another. Upper and lower case are one.
+UNITS = {"": 1, "b": 1}
+for _power, _letter in enumerate("kmgt", 1):
+    UNITS |= dict.fromkeys((_letter, f"{_letter}b"), 1000**_power)
+    UNITS |= dict.fromkeys((f"{_letter}i", f"{_letter}ib"), 1024**_power)
+
+
+def fits(model: Architecture, memory: int, batch: int, context: int, dtype: Dtype) -> dict[str, Any]:
+    """The largest batch at this context, and the largest context at this batch; 0 where not even 1 fits.
+
+    A context is at most the model's max_seq_len.
+    """
+
+    def largest(size: Callable[[int, int], int]) -> dict[str, int]:
+        return {
+            "batch": _largest(lambda n: size(n, context) <= memory),
+            "context": _largest(lambda n: size(batch, n) <= memory, at_most=model.max_seq_len),
+        }
+
+    return {
+        "bytes": memory,
+        "training": {
+            optimizer: {
+                name: largest(
+                    lambda b, c, o=optimizer, k=every: peak(model, b, c, dtype=dtype, optimizer=o, every=k)  # type: ignore[misc]
+                )
+                for name, every in (("plain", 0), ("checkpointed", 1))
+            }
+            for optimizer in OPTIMIZERS
+        },
+        "decoding": largest(lambda b, c: decoding(model, b, c, dtype)),
+    }
+
+
+def parse_bytes(text: str) -> int:
+    """24GB, 80GiB, 1.5 TB, 24000000000, ... as bytes. Raises ConfigError."""
+    match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([a-z]*)", text.strip().lower())
+    if match is None or match[2] not in UNITS:
+        raise ConfigError(
+            f"a memory must be a number of bytes, or a number with a unit from kB to TB or KiB to TiB, such as 24GB or "
+            f"80GiB, not {text!r}."
+        )
+    size = Fraction(match[1]) * UNITS[match[2]]
+    if not 1 <= size < 2**63:
+        raise ConfigError(f"a memory must have at least 1 byte and fewer than 2^63, not {text!r}.")
+    return int(size)
+
+
+def _largest(fit: Callable[[int], bool], at_most: int | None = None) -> int:
+    """The largest whole number that fits, all smaller ones fitting too."""
+    if not fit(1):
+        return 0
+    good, bad = 1, 2
+    while at_most is None or bad <= at_most:
+        if not fit(bad):
+            break
+        good, bad = bad, 2 * bad
+    else:
+        bad = at_most + 1
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fit(middle) else (good, middle)
+    return good

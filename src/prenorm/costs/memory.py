@@ -1,0 +1,133 @@
+"""How many bytes a model takes: weights, optimiser state, keys and values, and the most that a training step holds."""
+
+from typing import Literal
+
+from .activations import FLOAT32, INT64, SIZES, Dtype, block, saved
+from .architecture import Architecture
+from .parameters import attention_matrices, block_matrices, feed_forward_matrices, tensors, total
+
+Optimizer = Literal["adamw", "muon"]
+OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "muon")
+CHUNK_ELEMENTS = 2**23  # logits that the loss holds at once: ops/cross_entropy.py
+
+
+def kv_cache(model: Architecture, batch: int, context: int, dtype: str) -> int:
+    """Bytes of the keys and values of `context` tokens a row; with a window, of those that a query can see."""
+    held = min(context, model.window or context)
+    return 2 * model.num_layers * batch * held * model.kv_width * SIZES[dtype]
+
+
+def optimizer_state(model: Architecture, optimizer: Optimizer) -> int:
+    """Bytes of an optimiser's state, in float32.
+
+    adamw: two averages of every parameter. muon: one of the blocks' matrices, and AdamW for the rest, as in
+    `prenorm train`. AdamW also counts the steps of each tensor, in 4 bytes.
+    """
+    matrices = block_matrices(model) if optimizer == "muon" else 0
+    counted = tensors(model) - (model.num_layers * (6 + model.gated) if optimizer == "muon" else 0)
+    return FLOAT32 * (matrices + 2 * (total(model) - matrices) + counted)
+
+
+def decoding(model: Architecture, batch: int, context: int, dtype: str) -> int:
+    """Bytes for decoding: the weights and the cache in `dtype`, and a row of logits in float32 for each row."""
+    return total(model) * SIZES[dtype] + kv_cache(model, batch, context, dtype) + batch * model.vocab_size * FLOAT32
+
+
+def peak(
+    model: Architecture,
+    batch: int,
+    context: int,
+    *,
+    dtype: Dtype,
+    optimizer: Optimizer,
+    every: int = 0,
+    watched: bool = False,
+) -> int:
+    """The most bytes that a training step holds at once: weights, gradients, state, and all tensors of the step.
+
+    It is reached in the loss, somewhere in the backward pass, or in the optimiser's step. Counted for PyTorch's ops
+    (see activations.py), with all rows in one pass, fused AdamW, and gradients that are dropped after the step. What
+    an allocator keeps for later comes on top. watched: as with hooks on all modules, MemTracker's own among them,
+    which have an untied head called as a module; autograd then keeps the logits.
+    """
+    called = watched and not model.tie_embeddings
+    standing = FLOAT32 * total(model) + optimizer_state(model, optimizer) + 2 * batch * context * INT64
+    step = FLOAT32 * total(model)
+    if model.tie_embeddings:  # the embedding's gradient is dense, and added to the head's: in place, unless watched
+        step += (1 + watched) * FLOAT32 * model.vocab_size * model.d_model
+    if optimizer == "muon":  # which steps last, when the gradients of AdamW's parameters have gone
+        step = max(step, FLOAT32 * block_matrices(model) + _muon_step(model))
+    return standing + max(
+        _in_the_loss(model, batch, context, dtype, every, called=called),
+        _in_the_blocks(model, batch, context, dtype, every),
+        step,
+    )
+
+
+def _in_the_loss(model: Architecture, batch: int, context: int, dtype: Dtype, every: int, *, called: bool) -> int:
+    """Bytes at the last chunk of logits, when all that the blocks save is there and nothing has gone yet."""
+    tokens, size = batch * context, SIZES[dtype]
+    residual, head = tokens * model.d_model, model.vocab_size * model.d_model
+    kept = saved(model, batch, context, dtype=dtype, kernels="pytorch", every=every)
+    rows = min(tokens, max(1, CHUNK_ELEMENTS // model.vocab_size))
+    if called:  # in its backward pass: three tensors like the chunk's logits beside those that are kept of all chunks
+        logits = FLOAT32 * (3 * rows + tokens) * model.vocab_size - kept["loss"]
+        return sum(kept.values()) + residual * FLOAT32 + logits + (residual * size if dtype == "bfloat16" else 0)
+    # Logits and logarithms of probabilities in float32, and the gradient of the chunk before, if there is one.
+    row = size + FLOAT32 + (FLOAT32 if dtype == "bfloat16" else 0)
+    logits = max(row * rows, row * min(rows, tokens - rows) + size * rows) * model.vocab_size
+    logits = max(logits, (rows * model.vocab_size + head) * size)  # the gradients, and a product with them
+    if dtype == "bfloat16":  # hidden states and head, once, and weights that autocast still holds
+        checkpointed = model.num_layers // every if every else 0
+        weights = checkpointed * (attention_matrices(model) + feed_forward_matrices(model))
+        logits += (residual + head + weights) * size
+    scaled = head * FLOAT32  # the gradient of the head, when backward begins
+    return sum(kept.values()) + residual * FLOAT32 + max(logits, scaled)
+
+
+def _in_the_blocks(model: Architecture, batch: int, context: int, dtype: Dtype, every: int) -> int:
+    """The most bytes at the end of one block's feed-forward layer, on the way back."""
+    tokens, size, layers = batch * context, SIZES[dtype], model.num_layers
+    residual = tokens * model.d_model * FLOAT32
+    inside = sum(block(model, batch, context, dtype=dtype, kernels="pytorch").values())
+    weights = FLOAT32 * (attention_matrices(model) + feed_forward_matrices(model))
+    down = FLOAT32 * model.d_model * model.d_ff
+    head = FLOAT32 * model.vocab_size * model.d_model
+    on_the_way = residual + 2 * tokens * model.d_ff * size
+    mask = _up_to_the_mask(model, batch, context, dtype)
+
+    def is_checkpointed(number: int) -> bool:
+        return bool(every) and (number + 1) % every == 0
+
+    def held_before(number: int) -> int:
+        """What the blocks before one keep, whose backward pass is still to come."""
+        checkpointed = number // every if every else 0
+        return checkpointed * residual + (number - checkpointed) * inside
+
+    # From a block to the next of its kind all terms change by the same amount, so the largest is at one of the ends.
+    kinds = min(every or 1, layers)
+    largest = held_before(layers - 1) + mask  # in the last block, on the way there
+    for number in {*range(kinds), *range(layers - kinds, layers)}:
+        ahead = max(inside + down + on_the_way, residual + mask if is_checkpointed(number) else 0)
+        gradients = head + (layers - 1 - number) * weights
+        largest = max(largest, held_before(number) + gradients + ahead)
+    return largest
+
+
+def _up_to_the_mask(model: Architecture, batch: int, context: int, dtype: Dtype) -> int:
+    """Bytes of a block when its window becomes a mask: distances in int64, and three squares of one byte."""
+    if model.window is None:
+        return 0
+    tokens, size = batch * context, SIZES[dtype]
+    projected = tokens * (model.query_width + 2 * model.kv_width) * size
+    normed = tokens * model.d_model * (2 * FLOAT32 + 3 * size)
+    return normed + projected + (INT64 + 3) * context * context
+
+
+def _muon_step(model: Architecture) -> int:
+    """The most bytes that making one matrix's update orthogonal takes: Newton and Schulz, in bfloat16."""
+    largest = 0
+    for width in (model.query_width, model.kv_width, model.d_ff):
+        size, square = width * model.d_model, min(width, model.d_model) ** 2
+        largest = max(largest, 6 * size + 6 * square, 8 * size + 4 * square)
+    return largest

@@ -1,0 +1,117 @@
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.nn import functional
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from prenorm import ModelConfig, TransformerLM
+from prenorm.costs import activations, memory
+from prenorm.costs.activations import saved
+from prenorm.costs.architecture import Architecture, architecture_of
+from prenorm.kernels import sdpa
+from prenorm.kernels.cpu import attention, silu_gate
+from prenorm.ops import cross_entropy
+
+from .examples import odd_configs
+
+HAS_KERNELS = pytest.mark.skipif(bool(attention.why_not()), reason=attention.why_not() or "there are kernels")
+SHAPES = [(1, 1), (2, 2), (3, 17), (1, 64), (2, 65), (1, 257)]
+
+
+class PyTorchAlone(TorchDispatchMode):
+    """Looks on, so that no kernel of ours runs: what is left are PyTorch's ops, and its fused attention."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        return func(*args, **(kwargs or {}))
+
+
+def hooked(call, parameters):
+    """Bytes of all storages that autograd saves while `call` runs, but those of the parameters."""
+    held = {parameter.untyped_storage().data_ptr() for parameter in parameters}
+    sizes, alive = {}, []
+
+    def pack(tensor):
+        alive.append(tensor)  # or another one could get its place in memory
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in held:
+            sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        call()
+    return sum(sizes.values())
+
+
+def hooked_loss(config, batch, context, dtype, every, mode):
+    model = TransformerLM(config).train()
+    ids = torch.zeros(batch, context, dtype=torch.int64)
+    with mode, torch.autocast("cpu", torch.bfloat16, enabled=dtype == "bfloat16"):
+        return hooked(lambda: model.loss(ids, ids.clone(), use_checkpointing=every), model.parameters())
+
+
+@HAS_KERNELS
+@pytest.mark.parametrize("kernels", ["amd_cpu", "other_cpu"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_our_cpu_kernels_save_what_is_counted(dtype, kernels, shapes_unchecked, monkeypatch):
+    if kernels == "other_cpu":
+        monkeypatch.setattr(attention, "REASON", "as if this were another processor")
+    for number, config in enumerate(odd_configs(30, dropout=True)):
+        (batch, context), every = SHAPES[number % len(SHAPES)], number % 3
+        found = hooked_loss(config, batch, context, dtype, every, nullcontext())
+        parts = saved(architecture_of(config), batch, context, dtype=dtype, kernels=kernels, every=every)
+        assert found == sum(parts.values()), (config, batch, context, every)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_pytorchs_ops_save_what_is_counted(dtype, shapes_unchecked):
+    for number, config in enumerate(odd_configs(36)):
+        (batch, context), every = SHAPES[number % len(SHAPES)], number % 3
+        found = hooked_loss(config, batch, context, dtype, every, PyTorchAlone())
+        parts = saved(architecture_of(config), batch, context, dtype=dtype, kernels="pytorch", every=every)
+        assert found == sum(parts.values()), (config, batch, context, every)
+
+
+def test_the_limits_of_the_kernels_have_not_moved():
+    assert (attention.WIDTH, attention.MOST_DIM) == (activations.ATTENTION_WIDTH, activations.ATTENTION_MOST_DIM)
+    assert attention.LEAST_SCORES == activations.ATTENTION_LEAST_SCORES
+    assert silu_gate.LEAST == activations.SILU_GATE_LEAST
+    assert sdpa.SHORT == activations.SHORT_BFLOAT16
+    assert cross_entropy.CHUNK_ELEMENTS == memory.CHUNK_ELEMENTS
+
+
+@HAS_KERNELS
+def test_the_limits_of_the_kernels_are_those_of_the_kernels():
+    for d_ff, head_dim, context in [(1023, 16, 63), (1024, 16, 64), (1024, 256, 64), (8, 272, 64), (8, 24, 256)]:
+        config = ModelConfig(vocab_size=7, d_model=8, num_layers=1, num_heads=2, head_dim=head_dim, d_ff=d_ff)
+        for dtype in ("float32", "bfloat16"):
+            found = hooked_loss(config, 1, context, dtype, 0, nullcontext())
+            parts = saved(architecture_of(config), 1, context, dtype=dtype, kernels="amd_cpu")
+            assert found == sum(parts.values()), (config, context, dtype)
+
+
+@pytest.mark.parametrize("parallel", [False, True])
+def test_a_block_of_another_kind_saves_what_is_counted(parallel):
+    """GPT-2's block, written out: LayerNorm, biases, GELU, and no cosines; and both halves reading one norm."""
+    model = Architecture(
+        **{"vocab_size": 7, "d_model": 24, "num_layers": 1, "num_heads": 3, "num_kv_heads": 3, "head_dim": 8},
+        **{"d_ff": 40, "max_seq_len": 50, "gated": False, "norm": "layer", "norm_vectors": 2, "parallel": parallel},
+        **{"learned_positions": True, "qkv_bias": True, "o_bias": True, "ffn_bias": True},
+    )
+    norms = [torch.nn.LayerNorm(24) for _ in range(1 if parallel else 2)]
+    q, k, v, o = (torch.nn.Linear(24, 24) for _ in range(4))
+    up, down = torch.nn.Linear(24, 40), torch.nn.Linear(40, 24)
+    x, result = torch.randn(2, 17, 24, requires_grad=True), []
+
+    def run():
+        y = norms[0](x)
+        heads = (p(y).unflatten(-1, (3, 8)).transpose(1, 2) for p in (q, k, v))
+        attended = functional.scaled_dot_product_attention(*heads, is_causal=True).transpose(1, 2).flatten(2)
+        middle = x + o(attended)
+        result.append(middle + down(functional.gelu(up(y if parallel else norms[1](middle)))))
+
+    parameters = [p for module in (*norms, q, k, v, o, up, down) for p in module.parameters()]
+    counted = saved(model, 2, 17, dtype="float32", kernels="pytorch")
+    # The embedding, the last norm and the loss are not in this block.
+    outside = counted["token_ids"] + counted["positions"] + counted["loss"] + 2 * 17 * (24 + 2) * 4
+    assert hooked(run, parameters) == sum(counted.values()) - outside
