@@ -73,7 +73,8 @@ inline Square transposed(Square from) {
 inline int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // SIZE vectors of `depth` numbers as words [depth / IN][SIZE], with zeros beyond `count` vectors: their numbers lie
-// `next` apart, one vector `stride` from another. Writes up to LANES words too many.
+// `next` apart, one vector `stride` from another. Where SIZE is no multiple of LANES, a store of LANES words reaches into
+// those after its own: every word must be stored last by what it belongs to. At the end up to LANES words are too many.
 template <int64_t SIZE, typename T>
 inline void pack(const T *from, int64_t stride, int64_t next, int64_t count, int64_t depth, float *to) {
     constexpr int64_t IN = Packing<T>::IN;
@@ -95,7 +96,8 @@ inline void pack(const T *from, int64_t stride, int64_t next, int64_t count, int
     }
     if (next == 1 && SAME)
         for (; k + LANES * IN <= depth; k += LANES * IN, to += LANES * SIZE)
-            for (int64_t start = 0; start < SIZE; start += LANES) {
+            // The last vectors first: their stores reach into the first words of the row below.
+            for (int64_t start = (SIZE - 1) / LANES * LANES; start >= 0; start -= LANES) {
                 Square here;
 #pragma GCC unroll 16
                 for (int64_t i = 0; i < LANES; ++i) {
