@@ -289,6 +289,7 @@ KERNEL = Kernel(
     run=attention,
     suits=suits,
     why_not=why_not,
+    in_library=True,
     reason="blocks that stay in the caches, in C++, on AMD processors with AVX-512 (make bench-attention)",
     instead="PyTorch's fused attention: 1.3 to 2.5 times as long, in bfloat16 1.8 to 5",
 )

@@ -64,6 +64,7 @@ KERNEL = Kernel(
     run=losses_,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="logits become losses and gradients while a row is in the cache, in C++ (make bench-training)",
     instead="the formula: 2.7 to 4.4 times as long",
 )

@@ -217,6 +217,7 @@ KERNEL = Kernel(
     run=decode_step,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="a token for up to 8 rows, or 24 in all, through a whole model in one call of C++ (make bench-decode)",
     instead="the layers one after the other, each with its kernels: 1.2 to 1.6 times as long at 110M parameters",
 )

@@ -85,6 +85,7 @@ KERNEL = Kernel(
     run=few_rows,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="up to 8 rows, as in decoding: the weight is read once, at the speed of memory (make bench-decode)",
     instead="PyTorch's product: 1.4 to 6.8 times as long, in bfloat16 1.3 to 2.4 times",
 )

@@ -92,6 +92,7 @@ KERNEL = Kernel(
     run=one_query,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="one query a head, as in decoding: keys and values are read once, in C++ (make bench-decode)",
     instead="PyTorch's fused attention: 1.4 to 2.2 times as long, in bfloat16 4 to 13 times",
 )

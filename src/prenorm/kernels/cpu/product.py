@@ -90,6 +90,7 @@ KERNEL = Kernel(
     run=add_product_,
     suits=suits,
     why_not=why_not,
+    in_library=True,
     reason="the gradient of the head's weight, added to as it is multiplied, in C++ (make bench-training)",
     instead="PyTorch's product and a pass to add it: 1.3 times as long, in bfloat16 1.7 times",
 )

@@ -109,6 +109,7 @@ KERNEL = Kernel(
     run=quantized_linear,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="whole numbers times whole numbers, which are read as they are stored (make bench-quantized)",
     instead="the formula: the weight is turned into floats first, each time",
 )

@@ -119,6 +119,7 @@ KERNEL = Kernel(
     run=rotate,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="RoPE in one pass over memory, in C++ (make bench-training)",
     instead="the formula: 1.2 times as long for a token, 4 to 11 times for 2,048",
 )
