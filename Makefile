@@ -109,7 +109,7 @@ example-dates: .venv/dev.stamp
 	GOMP_SPINCOUNT=1000 $(BIN)/python examples/dates.py
 
 wheel: .venv/dev.stamp
-	PRENORM_WHEEL=manylinux_2_28_x86_64 $(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+	PRENORM_WHEEL=manylinux_2_28_x86_64 $(BIN)/python -m hatchling build --target wheel
 
 clean:
 	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -85,4 +85,4 @@ def _run(command: Sequence[str], step: Sequence[str]) -> None:
         raise BuildError(f"{shlex.join(command)} took longer than {SECONDS} seconds") from error
     if done.returncode != 0:
         said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise BuildError(f"{shlex.join(command)} failed: {said[0]}")
+        raise BuildError(f"{shlex.join(command)} failed: {next((line for line in said if 'error' in line), said[0])}")
