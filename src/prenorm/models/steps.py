@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from ..blocks.transformer import TransformerBlock
 from ..kernels.cpu.decode_step import DTYPES, MOST_TOKENS, Layer, Matrix, Model, Sizes
@@ -23,6 +22,7 @@ from ..layers.rope import RotaryEmbedding
 from ..layers.swiglu import SwiGLU
 from ..layers.timeline import Timeline
 from ..ops import backends
+from ..private_torch import has_any_global_hook
 
 if TYPE_CHECKING:
     from .lm import TransformerLM
@@ -168,7 +168,7 @@ class Steps:
         """Whether modules still are what they were: nothing hooked to them, put in their place, or set."""
         return (
             not any(self.hooks)
-            and not _has_any_global_hook()
+            and not has_any_global_hook()
             and list(map(type, self.modules)) == self.types
             and list(map(vars, self.modules)) == self.attributes
             and [module._modules for module in self.modules] == self.children

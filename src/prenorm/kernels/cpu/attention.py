@@ -13,13 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now, is_avx512_supported, is_compiling
 from ..kernel import Kernel
 from ..leading_dims import four_dims
 from ..plain import (
     ORDINARY,
-    computes_now,
     fits_backward,
-    is_compiling,
     is_held_in_a_graph,
     no_second_derivative,
 )
@@ -108,7 +107,7 @@ def reason(vendor: str, family: int, *, avx512: bool) -> str:
     return "it was measured on AMD processors with AVX-512 alone, and this is none"
 
 
-REASON = reason(*processor(), avx512=torch.cpu._is_avx512_supported())
+REASON = reason(*processor(), avx512=is_avx512_supported())
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside

@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now
+from ..plain import ORDINARY
 from . import native
 from .few_rows import MOST_ROWS
 from .one_query import WIDTH

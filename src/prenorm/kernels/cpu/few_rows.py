@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now
+from ..plain import ORDINARY
 from . import native
 
 DTYPES = {torch.float32: "few_rows_float32", torch.bfloat16: "few_rows_bfloat16"}

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import NamedTuple, TypeVar
 
 from ...errors import KernelError
+from ...locks import lock
 from . import build
 from .processor import features
 
@@ -136,11 +137,9 @@ def _build(sources: Sequence[Path], isa: str, command: Sequence[str], place: Pat
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
     """Held by one process at a time, until it ends: whoever waits finds what that one built."""
-    import fcntl  # Windows has none
-
     with ExitStack() as stack:
         with suppress(OSError):  # a full disk, a network file system that has no locks: each builds for itself
-            fcntl.flock(stack.enter_context(open(path, "w")), fcntl.LOCK_EX)
+            lock(stack.enter_context(open(path, "w")), wait=True)
         yield
 
 

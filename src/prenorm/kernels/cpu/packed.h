@@ -168,7 +168,7 @@ void pack_rows(const T *from, int64_t stride, int64_t rows, int64_t width, float
     for (int64_t r = 0; r < rows; ++r) pack_row(from + r * stride, width, to + r * width);
 }
 
-void pack_rows(const BFloat16 *from, int64_t stride, int64_t rows, int64_t width, Twins *to) {
+inline void pack_rows(const BFloat16 *from, int64_t stride, int64_t rows, int64_t width, Twins *to) {
     typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
     for (int64_t r = 0; r < rows; r += 2)
         for (int64_t i = 0; i < width; i += LANES) {

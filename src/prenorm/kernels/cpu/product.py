@@ -11,13 +11,14 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...private_torch import is_avx512_supported
 from ..kernel import Kernel
 from ..plain import is_plain
 from . import native
 from .processor import AMD, ZEN_4, processor
 
 # `make bench-linear`: on Zen 4, and from so many rows on, the fastest at gradients of weights.
-ZEN_4_HERE = processor() == (AMD, ZEN_4) and torch.cpu._is_avx512_supported()
+ZEN_4_HERE = processor() == (AMD, ZEN_4) and is_avx512_supported()
 LEAST_ROWS = 64
 DTYPES = {torch.float32: "product_float32", torch.bfloat16: "product_bfloat16"}
 # struct ProductCall: a, b, c, rows, columns, depth, strides of a and b, stride of the rows of c, add, threads

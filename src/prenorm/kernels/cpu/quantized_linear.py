@@ -10,8 +10,9 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now, is_compiling
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now, is_compiling, is_held_in_a_graph
+from ..plain import ORDINARY, is_held_in_a_graph
 from . import native
 
 ROWS, GROUP, SCALE = 16, 32, torch.bfloat16

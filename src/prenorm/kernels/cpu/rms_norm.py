@@ -11,8 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now, fits_backward
+from ..plain import ORDINARY, fits_backward
 from . import native
 
 DTYPES = {  # of x, of weight

@@ -148,7 +148,7 @@ inline float add_up(Pair pair) { return add_up(pair.first + pair.second); }
 
 // --- threads and memory ---
 
-int64_t threads_for(int64_t rows, int64_t width, int64_t threads) {
+inline int64_t threads_for(int64_t rows, int64_t width, int64_t threads) {
     const int64_t worth = rows * width / WORTH_A_THREAD, most = worth < rows ? worth : rows;
     return most < 1 ? 1 : most < threads ? most : threads;
 }
