@@ -49,17 +49,6 @@ inline float row(T *x, int64_t target, int64_t width, bool gradient) {
     return (float)loss;
 }
 
-}  // namespace
-
-struct CrossEntropyCall {
-    void *logits;
-    const int64_t *targets;
-    float *losses;
-    int64_t rows, width, ignored, gradient, threads;
-};
-
-namespace {
-
 template <typename T>
 int cross_entropy(const CrossEntropyCall &call) {
     in_parts(call.rows, call.width, call.threads, [&](int64_t, int64_t start, int64_t stop) {

@@ -16,19 +16,20 @@ import shutil
 import stat
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
 from ...errors import KernelError
 from ...locks import lock
+from ..quantized_layout import GROUP, QUAD, ROWS
 from . import build
+from .header import CONSTANTS, STRUCTS, packed_size
 from .processor import features
 
 SHIPPED = build.HERE / "libraries"  # a wheel has it
 FORMULAS = 'PRENORM_ISA=none runs the formulas instead, and so does prenorm.use_backend("reference")'
-Key = TypeVar("Key")
 
 
 class Native(NamedTuple):
@@ -65,12 +66,6 @@ def why_not() -> str:
     return load().why_not
 
 
-def functions(names: dict[Key, str]) -> dict[Key, Callable[[bytes], int]]:
-    """The functions of these names, by what they are wanted for. Nothing where there is no library."""
-    library = load().library
-    return {} if library is None else {key: library[name] for key, name in names.items()}
-
-
 def _choose(isa: str) -> Native:
     if isa == "none":
         return Native(None, why_not="PRENORM_ISA=none asks for the formulas")
@@ -89,11 +84,11 @@ def _choose(isa: str) -> Native:
             least = build.SHIPPED[-1]
             return Native(None, why_not=f"this processor has less than {least}; PRENORM_ISA=native builds the kernels")
         isa = isa or fitting[0]
-        return Native(_open(SHIPPED / f"{isa}.so", build.sources()), f"{isa}, from the wheel")
+        return Native(_agreed(_open(SHIPPED / f"{isa}.so", build.sources())), f"{isa}, from the wheel")
     isa = isa or "native"
     command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
     try:
-        return Native(_built(build.sources(), isa, command), f"{isa}, built here")
+        return Native(_agreed(_built(build.sources(), isa, command)), f"{isa}, built here")
     except FileNotFoundError as error:
         if error.filename != command[0]:
             raise
@@ -110,6 +105,17 @@ def _open(library: Path, sources: Sequence[Path]) -> ctypes.CDLL:
         if opened.prenorm_sources() == build.digest(sources).encode():
             return opened
     raise KernelError(f"{library} is not of this version of prenorm; install the package again")
+
+
+def _agreed(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The library, if its structs are as large as they are here, and integers lie in memory as here."""
+    names = list(STRUCTS)
+    library.prenorm_sizes.restype = ctypes.POINTER(ctypes.c_int64 * (len(names) + 1))
+    theirs = [*library.prenorm_sizes().contents]
+    quantized = [CONSTANTS[name] for name in ("QUANT_GROUP", "QUANT_ROWS", "QUANT_QUAD")]
+    if theirs != [*map(packed_size, names), 0] or quantized != [GROUP, ROWS, QUAD]:
+        raise KernelError(f"calls.h is not as {library._name} was compiled: structs of {theirs} bytes, {quantized}")
+    return library
 
 
 def _built(sources: Sequence[Path], isa: str, command: Sequence[str]) -> ctypes.CDLL:
