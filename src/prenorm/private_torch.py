@@ -1,7 +1,7 @@
 """What this package asks PyTorch for that has no public name: each with its reason, and what happens without it.
 
-All are there in torch 2.11 to 2.14. A release that drops a name fails here, at the first import that needs it, with an
-ImportError that says which; those that we can do without say what stands in for them.
+All are there in torch 2.13 and 2.14, which the tests run with. A release that drops a name fails here, at import, with
+an ImportError that says which; those that we can do without say what stands in for them.
 """
 
 from collections.abc import Callable
@@ -19,7 +19,7 @@ def _needed(holder: Any, name: str) -> Any:
     except AttributeError as error:
         place = getattr(holder, "__name__", repr(holder))
         raise ImportError(
-            f"prenorm needs {place}.{name}, which torch {torch.__version__} does not have; install torch 2.11 to 2.14."
+            f"prenorm needs {place}.{name}, which torch {torch.__version__} does not have; install torch 2.13 or 2.14."
         ) from error
 
 
