@@ -2,18 +2,22 @@
 # Nothing is needed but Python 3.11 or newer, make and a compiler; everything is installed into .venv.
 
 PYTHON ?= python3
-BIN := .venv/bin
+# make test TORCH=2.14.1: with another release than constraints.txt has, in an environment of its own.
+VENV := .venv$(if $(TORCH),-torch-$(TORCH))
+BIN := $(VENV)/bin
+CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-grid test-check check format bench bench-all bench-attention bench-blocks bench-decode
+.PHONY: help demo test test-all test-grid test-check test-isa check format bench bench-all bench-attention bench-blocks bench-decode
 .PHONY: against lines flops bench-linear bench-llama bench-memory bench-norm bench-quantized bench-checkpointing bench-training example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
-	@echo "make test    set up and run the tests"
+	@echo "make test    set up and run the tests (TORCH=2.14.1: with that release, in .venv-torch-2.14.1)"
 	@echo "make test-all          the same with the long sweeps, which are marked slow"
 	@echo "make test-grid         every way of running every model against the oracle, some 7,000 cells (about 15 minutes)"
 	@echo "make test-check        every faulty, right and hostile block against prenorm check (about 20 minutes)"
+	@echo "make test-isa          the C++ kernels with every set of instructions, and with sanitizers (about 30 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the files as the formatter wants them"
 	@echo "make bench         blocks, writing, whole numbers, a training step: tables and runs/bench/*.json (about 12 minutes)"
@@ -32,36 +36,41 @@ help:
 	@echo "make lines             how many lines there are to read"
 	@echo "make flops             where the operations of a forward pass go: tables, and the picture in docs/pictures"
 	@echo "make example-dates     train an encoder-decoder to read dates in some hundred languages"
-	@echo "make wheel   build dist/prenorm-*.whl"
+	@echo "make wheel   build dist/prenorm-*.whl for Linux on x86_64, with the C++ kernels in it (about 2 minutes)"
 	@echo "make clean   remove .venv and everything that was built (runs/ stays)"
 
-demo: .venv/demo.stamp
+demo: $(VENV)/demo.stamp
 	$(BIN)/prenorm train
 
-test: .venv/dev.stamp
+test: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest
 
-test-all: .venv/dev.stamp
+test-all: $(VENV)/dev.stamp
 	$(BIN)/python -m pytest -m ""
 
-test-grid: .venv/dev.stamp
+test-grid: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.equality
 
-check: .venv/dev.stamp
+test-isa: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.isa
+
+check: $(VENV)/dev.stamp
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-test-check: .venv/dev.stamp
+test-check: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.measure
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.hostile
 	PRENORM_ALL_CHECKS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/checks/test_corpus.py tests/challenge
 
-format: .venv/dev.stamp
+format: $(VENV)/dev.stamp
+	$(BIN)/clang-format -i $(CPP)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: .venv/dev.stamp
+bench: $(VENV)/dev.stamp
 	mkdir -p runs/bench
 	$(BIN)/python benchmarks/blocks.py --json runs/bench/blocks.json
 	$(BIN)/python benchmarks/decode.py $(if $(LARGE),--large) --json runs/bench/decode.json
@@ -69,71 +78,74 @@ bench: .venv/dev.stamp
 	$(BIN)/python benchmarks/training.py --only step-float32 step-bfloat16 loss-float32 loss-bfloat16 \
 		--json runs/bench/training.json
 
-bench-all: .venv/llama.stamp
+bench-all: $(VENV)/llama.stamp
 	$(MAKE) bench LARGE=1
 	$(BIN)/python benchmarks/decode_llama_cpp.py --large --json runs/bench/llama_cpp.json
 
-bench-attention: .venv/dev.stamp
+bench-attention: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/attention.py
 
-bench-blocks: .venv/dev.stamp
+bench-blocks: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/blocks.py
 
-bench-decode: .venv/dev.stamp
+bench-decode: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/decode_pieces.py
 	$(BIN)/python benchmarks/decode.py $(if $(LARGE),--large)
 
-bench-linear: .venv/dev.stamp
+bench-linear: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/linear.py
 
-bench-llama: .venv/llama.stamp
+bench-llama: $(VENV)/llama.stamp
 	$(BIN)/python benchmarks/decode_llama_cpp.py $(if $(LARGE),--large)
 
-bench-memory: .venv/dev.stamp
+bench-memory: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/memory.py
 
-bench-norm: .venv/dev.stamp
+bench-norm: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/norm.py
 
-bench-quantized: .venv/dev.stamp
+bench-quantized: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/quantized.py $(if $(LARGE),--large) $(if $(RUN),--run $(RUN))
 
-bench-checkpointing: .venv/dev.stamp
+bench-checkpointing: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/checkpointing.py
 
-bench-training: .venv/dev.stamp
+bench-training: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/training.py
 
-against: .venv/dev.stamp
+against: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/against.py $(OLD)
 
-lines: .venv/dev.stamp
+lines: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/lines_to_read.py
 
-flops: .venv/dev.stamp
+flops: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/flops.py
 
-example-dates: .venv/dev.stamp
+example-dates: $(VENV)/dev.stamp
 	GOMP_SPINCOUNT=1000 $(BIN)/python examples/dates.py
 
-wheel: .venv/dev.stamp
-	$(BIN)/pip wheel --quiet --no-deps --wheel-dir dist .
+wheel: $(VENV)/dev.stamp
+	PRENORM_WHEEL=manylinux_2_28_x86_64 $(BIN)/python -m hatchling build --target wheel
 
 clean:
-	rm -rf .venv build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-torch-* build dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(BIN)/python:
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "prenorm needs Python 3.11 or newer; make PYTHON=python3.12 ... names one")'
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv $(VENV)
 
-.venv/demo.stamp: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[plot]"
+$(VENV)/constraints.txt: $(BIN)/python constraints.txt
+	sed 's/^torch==.*/torch==$(or $(TORCH),$(shell sed -n 's,^torch==,,p' constraints.txt))/' constraints.txt > $@
+
+$(VENV)/demo.stamp: $(BIN)/python pyproject.toml $(VENV)/constraints.txt
+	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[plot]"
 	touch $@
 
-.venv/dev.stamp: $(BIN)/python pyproject.toml constraints.txt
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[dev]"
-	touch $@ .venv/demo.stamp
+$(VENV)/dev.stamp: $(BIN)/python pyproject.toml $(VENV)/constraints.txt
+	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[dev]"
+	touch $@ $(VENV)/demo.stamp
 
-.venv/llama.stamp: .venv/dev.stamp
-	$(BIN)/pip install --quiet -c constraints.txt -e ".[llama]"
+$(VENV)/llama.stamp: $(VENV)/dev.stamp
+	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[llama]"
 	touch $@

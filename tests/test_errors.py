@@ -9,6 +9,7 @@ KINDS = {
     "RangeError": (ValueError, IndexError),
     "CheckpointError": (RuntimeError,),
     "DataError": (ValueError,),
+    "KernelError": (RuntimeError,),
 }
 
 

@@ -11,6 +11,7 @@ from .config import RopeScaling as RopeScaling
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
+from .errors import KernelError as KernelError
 from .errors import PrenormError as PrenormError
 from .errors import RangeError as RangeError
 from .errors import ShapeError as ShapeError

@@ -26,3 +26,7 @@ class CheckpointError(PrenormError, RuntimeError):
 
 class DataError(PrenormError, ValueError):
     """Text that cannot be trained on: missing, unreadable, empty or too short."""
+
+
+class KernelError(PrenormError, RuntimeError):
+    """The library of C++ kernels cannot be loaded or built."""

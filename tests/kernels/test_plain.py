@@ -31,7 +31,7 @@ def seen(run):
 
 
 def jit_trace(look):
-    with warnings.catch_warnings(action="ignore", category=DeprecationWarning):
+    with warnings.catch_warnings(action="ignore"):  # it is deprecated, by a warning of another kind in each release
         torch.jit.trace(look, x, check_trace=False)
 
 

@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
-from ..kernels.plain import is_transformed
+from ..private_torch import is_transformed
 
 
 def run_block(

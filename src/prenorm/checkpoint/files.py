@@ -1,7 +1,6 @@
 """Files written whole or not at all, and JSON read with suspicion."""
 
 import errno
-import fcntl
 import glob
 import json
 import math
@@ -16,6 +15,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from ..errors import CheckpointError
+from ..locks import lock
 from ..validation import Spelling
 
 # The largest header and index that honest models need are below 1 MB; parsing 100 MB of hostile JSON takes a minute.
@@ -66,7 +66,7 @@ def _staged(path: Path, content: Content) -> Iterator[Path]:
     try:
         with open(temporary, "xb") as file:
             with suppress(OSError):  # some network file systems have no locks; they only miss the clean-up
-                fcntl.flock(file, fcntl.LOCK_EX)
+                lock(file, wait=True)
             if isinstance(content, bytes):
                 file.write(content)
             else:
@@ -82,12 +82,14 @@ def _remove_leftovers(path: Path) -> None:
     """Delete what killed writers of `path` left behind. A writer that lives holds the lock on its file."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
         with suppress(OSError), open(leftover, "rb") as file:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(file, wait=False)
             leftover.unlink()
 
 
 def sync_folder(folder: Path) -> None:
     """Make the names in a folder survive a power cut, where the file system can promise that."""
+    if not hasattr(os, "O_DIRECTORY"):  # Windows: a folder cannot be opened
+        return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)

@@ -22,3 +22,4 @@ class Kernel:
     instead: str
     suits: Callable[..., bool] | None = None  # of the op's arguments; None: every shape
     why_not: Callable[[], str] | None = None  # why this machine cannot have it, empty where it can; None: all can
+    in_library: bool = False  # whether its code is in the C++ library, cpu/native.py

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
+from ..private_torch import is_transformed
 from .kernel import Kernel
-from .plain import is_transformed
 
 
 def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:

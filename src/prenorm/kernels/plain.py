@@ -5,17 +5,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+from ..private_torch import computes_now, is_compiling, is_legacy_batchedtensor, is_transformed
+
 ORDINARY = (Tensor, Parameter)
-# Names of this module, because finding each in torch takes as long as calling it, and small norms are many.
-are_functorch_transforms_active = torch._C._are_functorch_transforms_active
-is_legacy_batchedtensor = torch._C._functorch.is_legacy_batchedtensor
-get_tracing_state = torch._C._get_tracing_state
-is_compiling = torch.compiler.is_compiling
 is_exporting = torch.compiler.is_exporting
-len_torch_dispatch_stack = torch._C._len_torch_dispatch_stack
 
 
 def is_plain(*tensors: Tensor) -> bool:
@@ -24,22 +19,6 @@ def is_plain(*tensors: Tensor) -> bool:
     Subclasses are not: fake and distributed tensors have no data here.
     """
     return computes_now() and all(type(x) in ORDINARY for x in tensors)
-
-
-def computes_now() -> bool:
-    """Whether an op is computed when it is called, and nothing looks on.
-
-    Not while PyTorch compiles, exports or traces (Inductor fuses a formula better), not under a dispatch mode (FLOP
-    counters and tracers must see the formula's ops), and not under torch.func and forward-mode differentiation, which
-    need rules that a kernel does not have.
-    """
-    return (
-        not is_compiling()
-        and not are_functorch_transforms_active()
-        and not len_torch_dispatch_stack()
-        and get_tracing_state() is None
-        and forward_ad._current_level < 0
-    )
 
 
 def fits_backward(grad: Tensor) -> bool:
@@ -63,12 +42,6 @@ def gradients_again(
     wanted = [x for x, is_needed in zip(own, needed, strict=True) if is_needed]
     found = iter(torch.autograd.grad(formula(*own), wanted, grad, create_graph=True))
     return [next(found) if is_needed else None for is_needed in needed]
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
-def is_transformed() -> bool:
-    """Whether torch.func or forward-mode differentiation is at work: they need rules that only formulas have."""
-    return are_functorch_transforms_active() or forward_ad._current_level >= 0
 
 
 def is_held_in_a_graph() -> bool:

@@ -5,10 +5,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..private_torch import is_compiling, is_transformed
 from .cpu.dropout import draw
 from .kernel import Kernel
 from .leading_dims import four_dims
-from .plain import gradients_again, is_compiling, is_plain, is_transformed
+from .plain import gradients_again, is_plain
 
 # On a CPU PyTorch's fused kernel is slow for short rows in bfloat16: forward and backward at 16 to 44 keys take 5 times
 # as long as plain products, at 128 keys 2.7 times; decoding at 192 keys 3 times. From 512 keys on it is faster.

@@ -10,6 +10,7 @@ from ..errors import ConfigError, RangeError, ShapeError
 from ..ops import ranges
 from ..ops.documents import document_counts
 from ..ops.integers import check_integers
+from ..private_torch import assert_async
 from ..validation import as_size
 
 
@@ -115,7 +116,7 @@ class Timeline:
                 f"{stop - start} more are to come; make_cache(max_seq_len={stop}) would do."
             )
         if after is not None and not ranges.has_values(after):
-            torch._assert_async((after <= self.max_seq_len).all(), "a cache holds at most max_seq_len tokens")
+            assert_async((after <= self.max_seq_len).all(), "a cache holds at most max_seq_len tokens")
 
     def count(self, seq: int, columns: Bool[Tensor, "batch seq"] | None = None, *, stop: int | None = None) -> None:
         """Count `seq` columns of tokens more, which every layer has stored; columns: False for padding among them.

@@ -1,7 +1,8 @@
 """How weights begin: a normal distribution without its tails."""
 
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensor
+
+from ..private_torch import FakeTensor
 
 
 def truncated_normal_(weight: Tensor, std: float) -> None:

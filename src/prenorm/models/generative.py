@@ -8,7 +8,6 @@ from typing import Any, ClassVar, TypeVar, cast
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
 
 from ..checkpoint.whole import whole_tensors, written_once
 from ..errors import ConfigError
@@ -20,6 +19,7 @@ from ..layers.quantized import QuantizedLinear, kind_of, prepare
 from ..layers.rope import RotaryEmbedding
 from ..ops.cross_entropy import IGNORED, chunked_cross_entropy, linear_cross_entropy
 from ..ops.linear import linear
+from ..private_torch import has_any_global_hook
 
 Model = TypeVar("Model", bound="GenerativeModel")
 OF_LINEAR = Linear.forward  # whatever may be put in its place later
@@ -44,7 +44,7 @@ class GenerativeModel(nn.Module):
 
     def runs_plainly(self, forward: Callable[..., Any]) -> bool:
         """Whether calling it is this forward of ours and nothing else, so that decoding may do without the call."""
-        return is_untouched(self, forward) and not self._forward_hooks and not _has_any_global_hook()
+        return is_untouched(self, forward) and not self._forward_hooks and not has_any_global_hook()
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:
@@ -121,5 +121,5 @@ class GenerativeModel(nn.Module):
 
 def _is_product(head: nn.Module) -> bool:
     """Whether calling the head is a product with its weight and nothing else, so that the loss may do without it."""
-    hooked = head._forward_hooks or head._backward_hooks or head._backward_pre_hooks or _has_any_global_hook()
+    hooked = head._forward_hooks or head._backward_hooks or head._backward_pre_hooks or has_any_global_hook()
     return is_untouched(head, OF_LINEAR) and cast(Linear, head).bias is None and not hooked

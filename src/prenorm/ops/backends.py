@@ -24,6 +24,7 @@ from ..kernels.cpu import (
     few_rows,
     largest,
     linear,
+    native,
     one_query,
     product,
     quantized_linear,
@@ -147,7 +148,8 @@ def explain(module: nn.Module | None = None, *inputs: Any, **options: Any) -> Ch
 def _describe(op: str, device: str, dtype: torch.dtype, kernel: Kernel | None) -> Choice:
     if kernel is not None:
         runs = f"{kernel.run.__module__}.{kernel.run.__qualname__}"
-        return Choice(op, device, dtype, runs, kernel.reason, kernel.instead)
+        library = f" ({native.load().which})" if kernel.in_library else ""
+        return Choice(op, device, dtype, runs, kernel.reason + library, kernel.instead)
     if not uses_kernels():
         why = 'use_backend("reference") asks for it'
     elif (op, device, dtype) not in _ROWS:

@@ -8,7 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..kernels.plain import differentiated_once, gradients_again, is_held_in_a_graph, is_transformed
+from ..kernels.plain import differentiated_once, gradients_again, is_held_in_a_graph
+from ..private_torch import is_transformed
 from . import backends
 from .integers import check_integers
 from .linear import linear

@@ -7,13 +7,12 @@ from jaxtyping import Float, Int8, UInt8
 from torch import Tensor
 
 from ..errors import ConfigError, PrenormError
+from ..kernels.quantized_layout import GROUP as GROUP
+from ..kernels.quantized_layout import QUAD, ROWS
+from ..kernels.quantized_layout import SCALE as SCALE
 from . import backends
 
 KINDS = {"int8": 8, "int4": 4}  # what a weight can become, and its bits
-GROUP = 32  # neighbours along in_features that share a scale; as in llama.cpp's Q8_0 and Q4_0
-# How a weight lies in memory: blocks of 16 rows, a block in groups, a group in quads of 4 neighbours (see `pack`).
-ROWS, QUAD = 16, 4
-SCALE = torch.bfloat16  # the range of float32; a scale's own rounding is known when numbers are rounded to it
 LARGEST = 127  # of what is rounded to 8 bits
 MOST = 2.0**127  # the largest weight that is rounded: half of what float32 holds, so that number x scale is finite
 TINY = 2.0**-100  # numbers of a group that has none as large become 0: 1 / such a number may be infinite

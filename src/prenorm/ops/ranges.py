@@ -2,11 +2,16 @@
 
 import torch
 from torch import Tensor
-from torch._subclasses.fake_tensor import FakeTensor
 
 from ..errors import RangeError
-
-is_functorch_wrapped_tensor = torch._C._functorch.is_functorch_wrapped_tensor
+from ..private_torch import (
+    FakeTensor,
+    assert_async,
+    get_tracing_state,
+    get_unwrapped,
+    is_functorch_wrapped_tensor,
+    len_torch_dispatch_stack,
+)
 
 
 def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
@@ -19,7 +24,7 @@ def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
         return
     values = _underlying(values)
     if not at_hand(values):
-        torch._assert_async(((values >= 0) & (values < limit)).all(), f"{what}: {rule}")
+        assert_async(((values >= 0) & (values < limit)).all(), f"{what}: {rule}")
         return
     if values.numel() == 0:
         return
@@ -42,8 +47,8 @@ def has_values(values: Tensor) -> bool:
         not torch.compiler.is_compiling()
         and not values.is_meta
         and not is_functorch_wrapped_tensor(values)
-        and not torch._C._len_torch_dispatch_stack()
-        and torch._C._get_tracing_state() is None
+        and not len_torch_dispatch_stack()
+        and get_tracing_state() is None
         and not isinstance(values, FakeTensor)
     )
 
@@ -53,5 +58,5 @@ def _underlying(values: Tensor) -> Tensor:
     if torch.compiler.is_compiling():
         return values
     while is_functorch_wrapped_tensor(values):
-        values = torch._C._functorch.get_unwrapped(values)
+        values = get_unwrapped(values)
     return values

@@ -1,6 +1,5 @@
 """The folder of a run: who may write in it, and what must agree with what is there."""
 
-import fcntl
 import os
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
@@ -11,6 +10,7 @@ import torch
 
 from ..checkpoint.files import write_atomically
 from ..errors import ConfigError
+from ..locks import lock
 from .checkpoints import latest_checkpoint, read_state
 from .config import TrainConfig, config_to_toml, differences, read_toml
 from .corpus import Say
@@ -139,7 +139,7 @@ def _alone(run: Path) -> Iterator[None]:
         descriptor = os.open(run, os.O_RDONLY)
         stack.callback(os.close, descriptor)
         try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            lock(descriptor, wait=False)
         except BlockingIOError as error:
             raise ConfigError(f"another process is training in {run}; wait for it, or choose another --out.") from error
         except OSError:  # some network file systems have no locks; there is only nobody to warn

@@ -436,9 +436,12 @@ def test_a_token_outside_the_vocabulary_is_refused_and_loses_nothing(token):
 
 def test_without_memory_the_cache_stays_what_it_was(monkeypatch):
     both = Beside(model())
-    functions = dict.fromkeys((torch.float32, torch.bfloat16), lambda call: kernel.NO_MEMORY)
+
+    def no_memory(*_, **__):
+        raise MemoryError
+
     with monkeypatch.context() as patch, torch.inference_mode():
-        patch.setattr(kernel, "_functions", lambda: functions)
+        patch.setattr(kernel.DECODE_STEP, "call", no_memory)
         with pytest.raises(MemoryError):
             both.steps(integers(1, 1, limit=VOCAB), segment_ids=None, cache=both.caches[0])
     ours, theirs, ran = both.step()

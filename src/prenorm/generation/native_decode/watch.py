@@ -4,7 +4,8 @@ import operator
 from collections.abc import Sequence
 
 from torch import Tensor, nn
-from torch.nn.modules.module import _has_any_global_hook
+
+from ...private_torch import has_any_global_hook
 
 get_version = operator.attrgetter("_version")
 
@@ -23,7 +24,7 @@ class ModuleWatch:
         """Whether nothing was hooked to a module or put in its place."""
         return (
             not any(self.hooks)
-            and not _has_any_global_hook()
+            and not has_any_global_hook()
             and list(map(type, self.modules)) == self.types
             and self.children == self.known
         )

@@ -99,8 +99,8 @@ struct Forward {
             room.sum[tile + r] = room.sum[tile + r] * factor[r] + add_up(sum);
         }
         const Range seen = sight.words(start + tile, start + tile_stop, block, panels, IN);
-        add_rows<KEYS / IN, 1>(room.weights + seen.first, room.values + seen.first * dim, dim,
-                               seen.stop - seen.first, dim, factor, room.sums + tile * dim);
+        add_rows<KEYS / IN, 1>(room.weights + seen.first, room.values + seen.first * dim, dim, seen.stop - seen.first,
+                               dim, factor, room.sums + tile * dim);
     }
 
     void write() {

@@ -6,30 +6,15 @@
 
 #include "packed.h"
 
-struct AttentionCall {
-    const void *q, *k, *v;  // (batch, heads or groups, seq, head_dim), head_dim a multiple of 16, at most 256
-    const uint8_t *mask;    // (batch, heads, queries, keys), 1 = may attend, its last stride 1; null for none
-    void *y;
-    float *sums;            // (batch, heads, queries, 2): see Sums; null where they are not wanted
-    const void *g;          // backward: the gradient of y, and those of q, k and v: dq, or dk and dv, may be null
-    void *dq, *dk, *dv;
-    int64_t batch, heads, groups, queries, keys, head_dim;
-    int64_t q_strides[3], k_strides[3], v_strides[3], mask_strides[3], y_strides[3], g_strides[3];  // in numbers
-    int64_t dq_strides[3], dk_strides[3], dv_strides[3];
-    int64_t causal, window;  // window: 0 for none
-    int64_t threads;
-};
-
 namespace {
 
-constexpr int64_t MOST_DIM = 256;  // of a head
 constexpr float LOG2E = 1.44269504f;
 constexpr float LEAST = -126.0f;  // 2^x below it is taken for zero: no weight is a subnormal number, which are slow
 
 // 2^r for |r| <= 1/2 as a polynomial, the highest power first: relative errors 2e-9, and 3e-6 for weights that are
 // rounded to bfloat16.
-constexpr float EXACT[] = {1.53458110e-4f, 1.33999309e-3f, 9.61848907e-3f, 5.55032864e-2f,
-                           2.40226462e-1f, 6.93147182e-1f, 1.0f};
+constexpr float EXACT[] = {
+    1.53458110e-4f, 1.33999309e-3f, 9.61848907e-3f, 5.55032864e-2f, 2.40226462e-1f, 6.93147182e-1f, 1.0f};
 constexpr float ROUGH[] = {9.57010128e-3f, 5.59178591e-2f, 2.40247443e-1f, 6.93121791e-1f, 9.99999285e-1f};
 
 // 2^x for x <= 0; NaN stays NaN.

@@ -5,34 +5,33 @@ bfloat16 it is no faster than in float32. This one multiplies bfloat16 in pairs,
 group, passes over blocks that nobody sees, and makes no mask for causal attention.
 """
 
-import functools
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now, is_avx512_supported, is_compiling
 from ..kernel import Kernel
 from ..leading_dims import four_dims
 from ..plain import (
     ORDINARY,
-    computes_now,
     fits_backward,
-    is_compiling,
     is_held_in_a_graph,
     no_second_derivative,
 )
 from . import native
+from .calls import Function
+from .header import CONSTANTS
 from .processor import AMD, ZEN_4, processor
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-WIDTH, MOST_DIM = 16, 256  # head_dim: a multiple of a vector, and what the packed blocks have room for
+FORWARD = Function("AttentionCall", {dtype: f"attention_{name}" for dtype, name in DTYPES.items()})
+BACKWARD = Function("AttentionCall", {dtype: f"attention_backward_{name}" for dtype, name in DTYPES.items()})
+# head_dim: a multiple of a vector, and what the packed blocks have room for
+WIDTH, MOST_DIM = 16, CONSTANTS["MOST_DIM"]
 # `make bench-attention`: float32 with fewer scores a head is as fast in PyTorch's kernel, or faster.
 LEAST_SCORES = 4096
-# struct AttentionCall: q, k, v, mask, y, sums, g, dq, dk, dv; batch, heads, groups, queries, keys, head_dim; strides of
-# q, k, v, mask, y, g, dq, dk and dv; causal, window, threads
-pack = struct.Struct("10P6q27q2qq").pack
 
 
 def attention(
@@ -108,20 +107,12 @@ def reason(vendor: str, family: int, *, avx512: bool) -> str:
     return "it was measured on AMD processors with AVX-512 alone, and this is none"
 
 
-REASON = reason(*processor(), avx512=torch.cpu._is_avx512_supported())
+REASON = reason(*processor(), avx512=is_avx512_supported())
 
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
 def _is_there() -> bool:
     return not native.why_not()
-
-
-@functools.cache
-def _functions() -> dict[torch.dtype, tuple[Callable[[bytes], int], Callable[[bytes], int]]]:
-    """By dtype: forward and backward. Nothing where there is no library."""
-    forward = native.functions({dtype: f"attention_{name}" for dtype, name in DTYPES.items()})
-    backward = native.functions({dtype: f"attention_backward_{name}" for dtype, name in DTYPES.items()})
-    return {dtype: (forward[dtype], backward[dtype]) for dtype in forward}
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -134,21 +125,62 @@ def _like(x: Tensor) -> Tensor:
     return x.new_empty(x.transpose(1, 2).shape).transpose(1, 2)
 
 
-def _call(which: int, given: list[Tensor | None], causal: bool, window: int | None) -> None:
-    """Run forward (0) or backward (1) on q, k, v, mask, y, sums, g, dq, dk and dv."""
-    query, key = given[0], given[1]
-    assert query is not None
-    assert key is not None
-    strides = [(0, 0, 0) if x is None else x.stride()[:3] for x in (*given[:5], *given[6:])]  # sums are contiguous
-    batch, heads, queries, head_dim = query.shape
-    call = pack(
-        *(0 if x is None else x.data_ptr() for x in given),
-        *(batch, heads, key.shape[1], queries, key.shape[2], head_dim),
-        *(stride for each in strides for stride in each),
-        *(causal, window or 0, torch.get_num_threads()),
+def _call(
+    function: Function[torch.dtype],
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    mask: Tensor | None,
+    y: Tensor,
+    sums: Tensor | None,
+    *,
+    g: Tensor | None = None,
+    grads: Sequence[Tensor | None] = (None, None, None),
+    causal: bool,
+    window: int | None,
+) -> None:
+    """Run forward, or backward from the gradient g of y to those of q, k and v; sums are contiguous."""
+    batch, heads, queries, head_dim = q.shape
+    dq, dk, dv = grads
+    function.call(
+        q.dtype,
+        q=q.data_ptr(),
+        k=k.data_ptr(),
+        v=v.data_ptr(),
+        mask=_pointer(mask),
+        y=y.data_ptr(),
+        sums=_pointer(sums),
+        g=_pointer(g),
+        dq=_pointer(dq),
+        dk=_pointer(dk),
+        dv=_pointer(dv),
+        batch=batch,
+        heads=heads,
+        groups=k.shape[1],
+        queries=queries,
+        keys=k.shape[2],
+        head_dim=head_dim,
+        q_strides=q.stride()[:3],
+        k_strides=k.stride()[:3],
+        v_strides=v.stride()[:3],
+        mask_strides=_strides(mask),
+        y_strides=y.stride()[:3],
+        g_strides=_strides(g),
+        dq_strides=_strides(dq),
+        dk_strides=_strides(dk),
+        dv_strides=_strides(dv),
+        causal=causal,
+        window=window or 0,
+        threads=torch.get_num_threads(),
     )
-    if _functions()[query.dtype][which](call):
-        raise MemoryError
+
+
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()
+
+
+def _strides(x: Tensor | None) -> Sequence[int]:
+    return (0, 0, 0) if x is None else x.stride()[:3]
 
 
 def _prepared(
@@ -170,7 +202,7 @@ def _forward(
     window: int | None,
 ) -> Tensor:
     y = _like(query)
-    _call(0, [query, key, value, mask, y, sums, None, None, None, None], causal, window)
+    _call(FORWARD, query, key, value, mask, y, sums, causal=causal, window=window)
     return y
 
 
@@ -203,7 +235,9 @@ def _backward(
 ) -> None:
     """Fill those of the three gradients that are there; hooks may have moved what was saved."""
     *inputs, y, sums = saved
-    _call(1, [*_prepared(*inputs), _rows(y), sums.contiguous(), _rows(grad), *grads], causal, window)
+    query, key, value, mask = _prepared(*inputs)
+    options: Any = {"g": _rows(grad), "grads": grads, "causal": causal, "window": window}
+    _call(BACKWARD, query, key, value, mask, _rows(y), sums.contiguous(), **options)
 
 
 def _gradients(
@@ -289,6 +323,7 @@ KERNEL = Kernel(
     run=attention,
     suits=suits,
     why_not=why_not,
+    in_library=True,
     reason="blocks that stay in the caches, in C++, on AMD processors with AVX-512 (make bench-attention)",
     instead="PyTorch's fused attention: 1.3 to 2.5 times as long, in bfloat16 1.8 to 5",
 )

@@ -26,10 +26,10 @@ struct BackwardRoom {
     alignas(64) Packed<T> key_rows[KEYS * MOST_DIM / IN];
     alignas(64) Packed<T> q[QUERIES * MOST_DIM / IN], g[QUERIES * MOST_DIM / IN];
     alignas(64) Packed<T> q_rows[QUERIES * MOST_DIM / IN], g_rows[QUERIES * MOST_DIM / IN];
-    alignas(64) float scores[TILE * KEYS], slopes[TILE * KEYS];      // S, dP and then dS of a tile of queries
-    alignas(64) Packed<T> weights[QUERIES * KEYS / IN];              // P, twins of two queries
-    alignas(64) Packed<T> slope_columns[QUERIES * KEYS / IN];        // dS, twins of two queries
-    alignas(64) Packed<T> slope_rows[QUERIES * KEYS / IN];           // dS, twins of two keys
+    alignas(64) float scores[TILE * KEYS], slopes[TILE * KEYS];  // S, dP and then dS of a tile of queries
+    alignas(64) Packed<T> weights[QUERIES * KEYS / IN];          // P, twins of two queries
+    alignas(64) Packed<T> slope_columns[QUERIES * KEYS / IN];    // dS, twins of two queries
+    alignas(64) Packed<T> slope_rows[QUERIES * KEYS / IN];       // dS, twins of two keys
     alignas(64) float dk[KEYS * MOST_DIM], dv[KEYS * MOST_DIM];
     Sums sums[QUERIES];
     float means[QUERIES];  // of dP, weighted by P
@@ -266,13 +266,12 @@ int attention_backward(const AttentionCall &call) {
         failed |= each_task<BackwardRoom<T>>(
             groups * key_blocks, heads * call.queries * KEYS, call.threads, [&](int64_t task, BackwardRoom<T> &room) {
                 const int64_t at = task / key_blocks;
-                Backward<T>{call, room, means.start, at / call.groups, at % call.groups}.keys(
-                    task % key_blocks * KEYS, nullptr);
+                Backward<T>{call, room, means.start, at / call.groups, at % call.groups}.keys(task % key_blocks * KEYS,
+                                                                                              nullptr);
             });
     if (call.dq)
         failed |= each_task<BackwardRoom<T>>(
-            groups * heads * query_blocks, call.keys * QUERIES, call.threads,
-            [&](int64_t task, BackwardRoom<T> &room) {
+            groups * heads * query_blocks, call.keys * QUERIES, call.threads, [&](int64_t task, BackwardRoom<T> &room) {
                 const int64_t head = task / query_blocks, b = head / call.heads, h = head % call.heads;
                 const int64_t block = query_blocks - 1 - task % query_blocks;  // causal: the longest first
                 Backward<T>{call, room, means.start, b, h / heads}.queries(h, block * QUERIES, room.dk);

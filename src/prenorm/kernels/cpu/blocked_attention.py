@@ -10,9 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...private_torch import has_static_size, is_compiling
 from ..kernel import Kernel
 from ..leading_dims import four_dims
-from ..plain import differentiated_once, is_compiling
+from ..plain import differentiated_once
 
 BLOCK = 128  # queries; 64 and 256 were slower at 256 to 1024 tokens
 # `make bench-attention`: compiled, forward and backward are 2 to 3 times as fast as the fused kernel at 128 to 1024
@@ -27,10 +28,8 @@ def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, cau
     """
     if not causal or dropout or not is_compiling():
         return False
-    from torch.fx.experimental.symbolic_shapes import has_static_value  # there by now, and slow to load before
-
     seq = query.shape[-2]
-    return has_static_value(seq) and seq == key.shape[-2] and 32 <= seq <= MAX_SEQ and query.numel() > 0
+    return has_static_size(seq) and seq == key.shape[-2] and 32 <= seq <= MAX_SEQ and query.numel() > 0
 
 
 def blocked_attention(

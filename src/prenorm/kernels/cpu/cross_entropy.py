@@ -3,20 +3,16 @@
 As ops it is a pass for log_softmax, one for its exponential, two more for targets and ignored rows, and a cast.
 """
 
-import functools
-import struct
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ..kernel import Kernel
 from ..plain import is_plain
 from . import native
+from .calls import Function
 
 DTYPES = {torch.float32: "cross_entropy_float32", torch.bfloat16: "cross_entropy_bfloat16"}
-# struct CrossEntropyCall: logits, targets, losses, rows, width, ignored, gradient, threads
-pack = struct.Struct("3P5q").pack
+LOSSES = Function("CrossEntropyCall", DTYPES)
 
 
 def losses_(logits: Tensor, targets: Tensor, ignore_index: int, gradient: bool) -> Tensor:
@@ -26,16 +22,17 @@ def losses_(logits: Tensor, targets: Tensor, ignore_index: int, gradient: bool) 
     """
     targets = targets.to(torch.int64).contiguous()  # held until the call is over
     losses = logits.new_empty(logits.shape[0], dtype=torch.float32)
-    call = pack(
-        logits.data_ptr(),
-        targets.data_ptr(),
-        losses.data_ptr(),
-        *logits.shape,
-        ignore_index,
-        gradient,
-        torch.get_num_threads(),
+    LOSSES.call(
+        logits.dtype,
+        logits=logits.data_ptr(),
+        targets=targets.data_ptr(),
+        losses=losses.data_ptr(),
+        rows=logits.shape[0],
+        width=logits.shape[1],
+        ignored=ignore_index,
+        gradient=gradient,
+        threads=torch.get_num_threads(),
     )
-    _functions()[logits.dtype](call)
     return losses
 
 
@@ -47,14 +44,8 @@ def suits(logits: Tensor, targets: Tensor) -> bool:
         and logits.is_contiguous()
         and logits.numel() > 0
         and not logits.is_neg()  # a view of complex numbers: what lies in memory is to be negated
-        and logits.dtype in _functions()
+        and logits.dtype in LOSSES.available()
     )
-
-
-@functools.cache
-def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
-    """By dtype. Nothing where there is no library."""
-    return native.functions(DTYPES)
 
 
 KERNEL = Kernel(
@@ -64,6 +55,7 @@ KERNEL = Kernel(
     run=losses_,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="logits become losses and gradients while a row is in the cache, in C++ (make bench-training)",
     instead="the formula: 2.7 to 4.4 times as long",
 )

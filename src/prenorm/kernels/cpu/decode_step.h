@@ -22,33 +22,30 @@
 
 namespace {
 
-// A matrix in the model's dtype, or in whole numbers (quantized.h) with their scales.
-struct Matrix {
-    const void *numbers;
-    const BFloat16 *scales;  // null for numbers of the model's dtype
-};
-
+// LayerPointers, with the model's dtype.
 template <typename T>
 struct Layer {
-    Matrix q, k, v, o, gate, up, down;
+    MatrixPointers q, k, v, o, gate, up, down;
     const T *norm1, *norm2, *q_bias, *k_bias, *v_bias, *o_bias, *q_norm, *k_norm;
-    T *keys, *values;  // (rows, groups, slots + 1, head_dim)
-};
-
-struct DecodeStepCall {
-    const void *layers;
-    const int64_t *tokens;          // (rows, seq)
-    const int64_t *places;          // (rows): how many tokens each row of the cache holds
-    const void *embedding;          // (vocab, d_model)
-    const void *final_norm;         // (d_model)
-    Matrix head;                    // (vocab, d_model)
-    const float *cos, *sin;         // (rows or 1, seq, head_dim / 2)
-    void *logits;                   // (rows, vocab)
-    int64_t num_layers, rows, seq, d_model, d_ff, vocab, heads, groups, head_dim, slots, interleaved;
-    int64_t bits, head_bits;        // of the whole numbers of all layers and of the head: 8 or 4; 0 for none
-    int64_t angles_stride;          // from row to row of cos and sin: 0 where all rows are at the same places
-    int64_t threads;
-    double eps;
+    T *keys, *values;
+    explicit Layer(const LayerPointers &from)
+        : q(from.q),
+          k(from.k),
+          v(from.v),
+          o(from.o),
+          gate(from.gate),
+          up(from.up),
+          down(from.down),
+          norm1((const T *)from.norm1),
+          norm2((const T *)from.norm2),
+          q_bias((const T *)from.q_bias),
+          k_bias((const T *)from.k_bias),
+          v_bias((const T *)from.v_bias),
+          o_bias((const T *)from.o_bias),
+          q_norm((const T *)from.q_norm),
+          k_norm((const T *)from.k_norm),
+          keys((T *)from.keys),
+          values((T *)from.values) {}
 };
 
 // --- what is done to a row ---
@@ -119,8 +116,9 @@ struct Input {
         for (int r = 0; r < ROWS; ++r) quantize_row(from + r * in, in, x, r, Kind::ZERO);
     }
     template <typename Run>
-    void multiply(const Matrix &w, Span columns, Run run) const {
-        multiply_columns<ROWS, Kind>(x, 0, (const uint8_t *)w.numbers, w.scales, columns.start, columns.stop, run);
+    void multiply(const MatrixPointers &w, Span columns, Run run) const {
+        multiply_columns<ROWS, Kind>(x, 0, (const uint8_t *)w.numbers, (const BFloat16 *)w.scales, columns.start,
+                                     columns.stop, run);
     }
 };
 
@@ -130,15 +128,15 @@ struct Input<ROWS, T, T> {
     int64_t in;
     Input(const T *from, int64_t in, const Rows &) : x(from), in(in) {}
     template <typename Run>
-    void multiply(const Matrix &w, Span columns, Run run) const {
+    void multiply(const MatrixPointers &w, Span columns, Run run) const {
         multiply_weight<ROWS>(x, (const T *)w.numbers + columns.start * in, in, columns.stop - columns.start,
                               [=](int r, int64_t c, float sum) { run(r, columns.start + c, &sum, 1); });
     }
 };
 
 template <int ROWS, Into INTO, typename Kind, typename T>
-__attribute__((noinline)) void project(const Input<ROWS, Kind, T> &x, const Matrix &w, const T *bias, Span columns,
-                                       T *y, int64_t out) {
+__attribute__((noinline)) void project(const Input<ROWS, Kind, T> &x, const MatrixPointers &w, const T *bias,
+                                       Span columns, T *y, int64_t out) {
     x.multiply(w, columns, [=](int r, int64_t c, const float *sums, int64_t count) {
         T *to = y + r * out + c;
         for (int64_t i = 0; i < count; ++i) {
@@ -274,8 +272,10 @@ int decode_step(const DecodeStepCall &call) {
         T *const mine = normed.start + part * most * call.d_model;
         const Rows whole = {numbers.start + part * groups * GROUP, scales.start + part * groups,
                             sums.start + part * groups, 0, 0};
-        Scratch<T> at = {x.start,        q.start,      k.start, v.start,
-                         attended.start, hidden.start, mine,    whole, scores.start + part * scores_room, 0};
+        Scratch<T> at = {x.start, q.start,        k.start,
+                         v.start, attended.start, hidden.start,
+                         mine,    whole,          scores.start + part * scores_room,
+                         0};
         int64_t count = (tokens - 1) % MOST_ROWS + 1;  // fewer at first, so that the last of all rows come together
         for (; at.first < tokens; at.first += count, count = MOST_ROWS) {
 #pragma omp single
@@ -287,7 +287,8 @@ int decode_step(const DecodeStepCall &call) {
             with_rows(count, [&](auto rows) {
                 with_kind<T>(call.bits, [&](auto kind) {
                     for (int64_t i = 0; i < call.num_layers; ++i)
-                        block<rows.value, decltype(kind)>(((const Layer<T> *)call.layers)[i], call, at, part, parts);
+                        block<rows.value, decltype(kind)>(Layer<T>(((const LayerPointers *)call.layers)[i]), call, at,
+                                                          part, parts);
                 });
             });
         }

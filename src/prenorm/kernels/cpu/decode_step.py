@@ -4,28 +4,28 @@ A step of a small model is shorter than what Python needs to call its layers one
 """
 
 import ctypes
-import functools
-import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now
+from ..plain import ORDINARY
+from ..quantized_layout import GROUP, ROWS, SCALE
 from . import native
+from .calls import Function
 from .few_rows import MOST_ROWS
+from .header import packer
 from .one_query import WIDTH
-from .quantized_linear import BITS, GROUP, ROWS, SCALE
+from .quantized_linear import BITS
 
 DTYPES = {torch.float32: "decode_step_float32", torch.bfloat16: "decode_step_bfloat16"}
-# struct DecodeStepCall: layers, tokens, places, embedding, final_norm, head and its scales, cos, sin, logits, fifteen
-# sizes, eps
-pack = struct.Struct("10P15qd").pack
+DECODE_STEP = Function("DecodeStepCall", DTYPES)
+pack_layer = packer("LayerPointers")
 # `make bench-decode`: eight tokens at a time are faster than all of them layer by layer up to here.
 MOST_TOKENS = 24
-NO_MEMORY, NO_SUCH_TOKEN = 1, 2
 
 
 class Sizes(NamedTuple):
@@ -74,10 +74,17 @@ class Layer(NamedTuple):
     head_norms: tuple[Tensor | None, Tensor | None]  # of queries and keys
     cache: tuple[Tensor, Tensor]
 
-    def tensors(self) -> list[Tensor | None]:
-        """All of them, in the order of struct Layer."""
-        matrices = (tensor for matrix in self.matrices for tensor in matrix)
-        return [*matrices, *self.norms, *self.biases, *self.head_norms, *self.cache]
+    def tensors(self) -> dict[str, Tensor | None]:
+        """All of them, by their names in struct LayerPointers."""
+        matrices = zip(("q", "k", "v", "o", "gate", "up", "down"), self.matrices, strict=True)
+        q_bias, k_bias, v_bias, o_bias = self.biases
+        return {
+            **{f"{name}_{part}": tensor for name, one in matrices for part, tensor in one._asdict().items()},
+            **{"norm1": self.norms[0], "norm2": self.norms[1]},
+            **{"q_bias": q_bias, "k_bias": k_bias, "v_bias": v_bias, "o_bias": o_bias},
+            **{"q_norm": self.head_norms[0], "k_norm": self.head_norms[1]},
+            **{"keys": self.cache[0], "values": self.cache[1]},
+        }
 
 
 class Model:
@@ -97,11 +104,12 @@ class Model:
         keys = layers[0].cache[0]
         self.rows, self.slots = (len(keys), keys.shape[2] - 1) if keys.ndim == 4 else (0, 0)
         self.fits = self._fits()
-        held = (*(tensor for layer in layers for tensor in layer.tensors()), embedding, final_norm, *head)
+        parts = [layer.tensors() for layer in layers]
+        held = (*(tensor for part in parts for tensor in part.values()), embedding, final_norm, *head)
         # So that the memory stays where it is, whatever becomes of a parameter in another thread.
         self.storages = [tensor.untyped_storage() for tensor in held if tensor is not None]
-        pointers = [None if tensor is None else tensor.data_ptr() for layer in layers for tensor in layer.tensors()]
-        self.table = (ctypes.c_void_p * len(pointers))(*pointers)
+        pointers = [{name: 0 if x is None else x.data_ptr() for name, x in part.items()} for part in parts]
+        self.table = ctypes.create_string_buffer(b"".join(pack_layer(**part) for part in pointers))
 
     def _fits(self) -> bool:
         """Whether these are plain tensors of one dtype, of the shapes that their sizes say."""
@@ -109,7 +117,7 @@ class Model:
         return (
             0 < self.rows <= MOST_ROWS
             and sizes.head_dim % WIDTH == 0
-            and dtype in _functions()
+            and dtype in DECODE_STEP.available()
             and all(self._has_shapes(layer) for layer in self.layers)
             and _is_plain(self.final_norm, dtype, (d_model,))
             and _is_plain(self.embedding, dtype, (len(self.embedding), d_model))
@@ -153,38 +161,35 @@ def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Te
     """
     sizes = model.sizes
     logits = x.new_empty(model.rows, len(x))
-    call = pack(
-        ctypes.addressof(model.table),
-        tokens.data_ptr(),
-        places.data_ptr(),
-        model.embedding.data_ptr(),
-        model.final_norm.data_ptr(),
-        model.head.numbers.data_ptr(),
-        0 if model.head.scales is None else model.head.scales.data_ptr(),
-        cos.data_ptr(),
-        sin.data_ptr(),
-        logits.data_ptr(),
-        len(model.layers),
-        *tokens.shape,
-        x.shape[1],
-        sizes.d_ff,
-        len(x),
-        sizes.heads,
-        sizes.groups,
-        sizes.head_dim,
-        model.slots,
-        sizes.interleaved,
-        model.bits,
-        model.head.bits,
-        cos.stride(0) if cos.ndim == 3 else 0,
-        torch.get_num_threads(),
-        sizes.eps,
+    DECODE_STEP.call(
+        x.dtype,
+        layers=ctypes.addressof(model.table),
+        tokens=tokens.data_ptr(),
+        places=places.data_ptr(),
+        embedding=model.embedding.data_ptr(),
+        final_norm=model.final_norm.data_ptr(),
+        head_numbers=model.head.numbers.data_ptr(),
+        head_scales=0 if model.head.scales is None else model.head.scales.data_ptr(),
+        cos=cos.data_ptr(),
+        sin=sin.data_ptr(),
+        logits=logits.data_ptr(),
+        num_layers=len(model.layers),
+        rows=tokens.shape[0],
+        seq=tokens.shape[1],
+        d_model=x.shape[1],
+        d_ff=sizes.d_ff,
+        vocab=len(x),
+        heads=sizes.heads,
+        groups=sizes.groups,
+        head_dim=sizes.head_dim,
+        slots=model.slots,
+        interleaved=sizes.interleaved,
+        bits=model.bits,
+        head_bits=model.head.bits,
+        angles_stride=cos.stride(0) if cos.ndim == 3 else 0,
+        threads=torch.get_num_threads(),
+        eps=sizes.eps,
     )
-    wrong = _functions()[x.dtype](call)
-    if wrong == NO_SUCH_TOKEN:
-        raise IndexError
-    if wrong == NO_MEMORY:
-        raise MemoryError
     return logits
 
 
@@ -204,12 +209,6 @@ def suits(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Tensor, 
     )
 
 
-@functools.cache
-def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
-    """By dtype. Nothing where there is no library."""
-    return native.functions(DTYPES)
-
-
 KERNEL = Kernel(
     op="decode_step",
     devices=("cpu",),
@@ -217,6 +216,7 @@ KERNEL = Kernel(
     run=decode_step,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="a token for up to 8 rows, or 24 in all, through a whole model in one call of C++ (make bench-decode)",
     instead="the layers one after the other, each with its kernels: 1.2 to 1.6 times as long at 110M parameters",
 )

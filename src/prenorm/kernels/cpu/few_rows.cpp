@@ -24,16 +24,11 @@ void few_rows(const T *x, const T *w, const T *bias, T *y, int64_t rows, int64_t
 
 // What Python calls.
 
-struct FewRowsCall {
-    const void *x, *weight, *bias;  // bias: null for none
-    void *y;
-    int64_t rows, in, out, threads;
-};
-
-#define FOR_DTYPE(T, NAME)                                                                                           \
-    extern "C" void few_rows_##NAME(const FewRowsCall *call) {                                                       \
-        few_rows((const T *)call->x, (const T *)call->weight, (const T *)call->bias, (T *)call->y, call->rows,       \
-                 call->in, call->out, call->threads);                                                                \
+#define FOR_DTYPE(T, NAME)                                                                                             \
+    extern "C" int few_rows_##NAME(const FewRowsCall *call) {                                                          \
+        few_rows((const T *)call->x, (const T *)call->weight, (const T *)call->bias, (T *)call->y, call->rows,         \
+                 call->in_features, call->out_features, call->threads);                                                \
+        return 0;                                                                                                      \
     }
 
 FOR_DTYPE(float, float32)

@@ -3,21 +3,19 @@
 PyTorch reads a weight at half that speed for one row, and at a fifth of it for eight.
 """
 
-import functools
-import struct
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now
+from ..plain import ORDINARY
 from . import native
+from .calls import Function
+from .header import CONSTANTS
 
 DTYPES = {torch.float32: "few_rows_float32", torch.bfloat16: "few_rows_bfloat16"}
-MOST_ROWS = 8
-# struct FewRowsCall: x, weight, bias, y, rows, in, out, threads
-pack = struct.Struct("4P4q").pack
+FEW_ROWS = Function("FewRowsCall", DTYPES)
+MOST_ROWS = CONSTANTS["MOST_ROWS"]
 get_num_threads = torch.get_num_threads
 is_autocast_enabled = torch.is_autocast_enabled
 
@@ -28,17 +26,17 @@ def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out_features, in_features = weight.shape
     y = x.new_empty((*x.shape[:-1], out_features))
     bias = None if bias is None else bias.contiguous()  # held until the call is over
-    call = pack(
-        x.data_ptr(),
-        weight.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        x.numel() // in_features,
-        in_features,
-        out_features,
-        get_num_threads(),
+    FEW_ROWS.call(
+        x.dtype,
+        x=x.data_ptr(),
+        weight=weight.data_ptr(),
+        bias=0 if bias is None else bias.data_ptr(),
+        y=y.data_ptr(),
+        rows=x.numel() // in_features,
+        in_features=in_features,
+        out_features=out_features,
+        threads=get_num_threads(),
     )
-    _functions()[x.dtype](call)
     return y
 
 
@@ -68,14 +66,8 @@ def suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         )
         and not (bias is not None and bias.is_neg())
         and not is_autocast_enabled("cpu")
-        and x.dtype in _functions()
+        and x.dtype in FEW_ROWS.available()
     )
-
-
-@functools.cache
-def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
-    """By dtype. Nothing where there is no library."""
-    return native.functions(DTYPES)
 
 
 KERNEL = Kernel(
@@ -85,6 +77,7 @@ KERNEL = Kernel(
     run=few_rows,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="up to 8 rows, as in decoding: the weight is read once, at the speed of memory (make bench-decode)",
     instead="PyTorch's product: 1.4 to 6.8 times as long, in bfloat16 1.3 to 2.4 times",
 )

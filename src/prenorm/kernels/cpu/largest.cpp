@@ -38,18 +38,13 @@ inline int64_t place_of_largest(const T *x, int64_t width) {
 
 // What Python calls.
 
-struct LargestCall {
-    const void *x;
-    int64_t *places;
-    int64_t rows, width, threads;
-};
-
-#define FOR_DTYPE(T, NAME)                                                                                           \
-    extern "C" void largest_##NAME(const LargestCall *call) {                                                        \
-        in_parts(call->rows, call->width, call->threads, [=](int64_t, int64_t start, int64_t stop) {                 \
-            for (int64_t row = start; row < stop; ++row)                                                             \
-                call->places[row] = place_of_largest((const T *)call->x + row * call->width, call->width);           \
-        });                                                                                                          \
+#define FOR_DTYPE(T, NAME)                                                                                             \
+    extern "C" int largest_##NAME(const LargestCall *call) {                                                           \
+        in_parts(call->rows, call->width, call->threads, [=](int64_t, int64_t start, int64_t stop) {                   \
+            for (int64_t row = start; row < stop; ++row)                                                               \
+                call->places[row] = place_of_largest((const T *)call->x + row * call->width, call->width);             \
+        });                                                                                                            \
+        return 0;                                                                                                      \
     }
 
 FOR_DTYPE(float, float32)

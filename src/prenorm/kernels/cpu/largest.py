@@ -3,20 +3,16 @@
 PyTorch's argmax is not vectorised on a CPU, which a small model's step feels: 32,000 logits take a tenth of it.
 """
 
-import functools
-import struct
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
 from ..kernel import Kernel
 from ..plain import is_plain
 from . import native
+from .calls import Function
 
 DTYPES = {torch.float32: "largest_float32", torch.bfloat16: "largest_bfloat16"}
-# struct LargestCall: x, places, rows, width, threads
-pack = struct.Struct("2P3q").pack
+LARGEST = Function("LargestCall", DTYPES)
 
 
 def largest(x: Tensor) -> Tensor:
@@ -26,20 +22,20 @@ def largest(x: Tensor) -> Tensor:
     """
     x = x.contiguous()
     places = x.new_empty(x.shape[:-1], dtype=torch.int64)
-    call = pack(x.data_ptr(), places.data_ptr(), places.numel(), x.shape[-1], torch.get_num_threads())
-    _functions()[x.dtype](call)
+    LARGEST.call(
+        x.dtype,
+        x=x.data_ptr(),
+        places=places.data_ptr(),
+        rows=places.numel(),
+        width=x.shape[-1],
+        threads=torch.get_num_threads(),
+    )
     return places
 
 
 def suits(x: Tensor) -> bool:
     """Whether these are ordinary numbers of a CPU, and the code can be built here."""
-    return is_plain(x) and x.numel() > 0 and not x.is_neg() and x.dtype in _functions()
-
-
-@functools.cache
-def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
-    """By dtype. Nothing where there is no library."""
-    return native.functions(DTYPES)
+    return is_plain(x) and x.numel() > 0 and not x.is_neg() and x.dtype in LARGEST.available()
 
 
 KERNEL = Kernel(
@@ -49,6 +45,7 @@ KERNEL = Kernel(
     run=largest,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="the greedy choice among logits in one pass over them, in C++ (make bench-decode)",
     instead="PyTorch's: 3 times as long for 32,000 logits, in bfloat16 11 to 13 times",
 )

@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now, has_onednn_linear, is_avx512_supported, is_compiling, onednn_linear
 from ..kernel import Kernel
 from ..plain import (
     ORDINARY,
-    computes_now,
     fits_backward,
-    is_compiling,
     is_held_in_a_graph,
     no_second_derivative,
 )
@@ -34,7 +33,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         return _op(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return _Linear.apply(x, weight, bias)
-    return _product(x, weight, bias)
+    return onednn_linear(x, weight, bias)
 
 
 def suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
@@ -71,7 +70,7 @@ def why_not() -> str:
 
 def reason(vendor: str, family: int, *, avx512: bool) -> str:
     """Why MKL runs on such a processor; empty where oneDNN does."""
-    if not (torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")):
+    if not has_onednn_linear():
         return "this PyTorch has no oneDNN"
     if not torch.backends.mkl.is_available():
         return "this PyTorch does not multiply with MKL"
@@ -81,23 +80,18 @@ def reason(vendor: str, family: int, *, avx512: bool) -> str:
 
 
 # Once: compiled code cannot ask.
-REASON = reason(*processor(), avx512=torch.cpu._is_avx512_supported())
+REASON = reason(*processor(), avx512=is_avx512_supported())
 WEIGHT_TOO = processor()[1] >= ZEN_5  # on Zen 4 another kernel is, product.py
-
-
-def _product(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
-    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
-    return product
 
 
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
     """The gradients of x and of weight; where one is not asked for, an empty tensor."""
     rows, gradients = x.reshape(-1, x.shape[-1]), grad.reshape(-1, grad.shape[-1])
-    grad_x = _product(gradients, weight.t()).view(x.shape) if for_x else x.new_empty(0)
+    grad_x = onednn_linear(gradients, weight.t(), None).view(x.shape) if for_x else x.new_empty(0)
     if not for_weight:
         return grad_x, x.new_empty(0)
     if WEIGHT_TOO:
-        return grad_x, _product(gradients.t(), rows.t())
+        return grad_x, onednn_linear(gradients.t(), rows.t(), None)
     return grad_x, (product if suits_product(gradients.t(), rows) else torch.mm)(gradients.t(), rows)
 
 
@@ -105,7 +99,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         ctx.save_for_backward(x, weight)
-        return _product(x, weight, bias)
+        return onednn_linear(x, weight, bias)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
@@ -123,7 +117,7 @@ class _Linear(torch.autograd.Function):
 
 @torch.library.custom_op("prenorm::linear", mutates_args=())
 def _op(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    return _product(x.contiguous(), weight, bias)
+    return onednn_linear(x.contiguous(), weight, bias)
 
 
 @_op.register_fake

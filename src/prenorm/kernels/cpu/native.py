@@ -1,72 +1,64 @@
-"""Kernels in C++: all built when the first of them is used, kept for the next program, and loaded with ctypes.
+"""The library of the kernels in C++: the one in the wheel, or built at first use and kept; loaded with ctypes.
 
 A source is a plain C++ file beside this one, with `extern "C"` functions and no headers but ours and the language's, so
-that a compiler takes seconds for it. Where it cannot be built or loaded, there is no kernel, and a reason why.
+that a compiler takes seconds for it, and a library serves every version of Python and torch.
+
+PRENORM_ISA names the instructions to use: one of `build.LEVELS`, or "none" for the formulas.
 """
 
 import ctypes
 import functools
 import hashlib
 import os
+import platform
 import shlex
 import shutil
 import stat
-import subprocess
 import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple
 
-# Without -ffast-math: NaN and infinity are numbers that a caller may look for. Without contraction to fused
-# multiply-adds, so that the bits of a result do not hang on which copy of a loop the compiler put it through.
-COMPILE = (
-    *("-std=c++17", "-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off"),
-    *("-fno-exceptions", "-fPIC", "-fopenmp", "-w"),
-)
-# Without -fopenmp: the library would bring the system's OpenMP, a second one beside torch's with threads of its own.
-# As it is, torch's answers, which every process that imports torch has loaded for all to see.
-LINK = ("-shared", "-Wl,--as-needed")
-HERE = Path(__file__).parent
-Key = TypeVar("Key")
-SECONDS = 120  # more than a compiler ever needs
+from ...errors import KernelError
+from ...locks import lock
+from ..quantized_layout import GROUP, QUAD, ROWS
+from . import build
+from .header import CONSTANTS, STRUCTS, packed_size
+from .processor import features
+
+SHIPPED = build.HERE / "libraries"  # a wheel has it
+FORMULAS = 'PRENORM_ISA=none runs the formulas instead, and so does prenorm.use_backend("reference")'
 
 
 class Native(NamedTuple):
-    """A library, or the reason why there is none."""
+    """A library and which one it is, or the reason why there is none."""
 
     library: ctypes.CDLL | None
+    which: str = ""
     why_not: str = ""
 
 
-class _CannotBuildError(Exception):
-    pass
+def load() -> Native:
+    """The library for this processor. Raises KernelError where it can be neither loaded nor built.
+
+    Without a compiler, and on systems that it was not written for, there is no library and a reason why.
+    """
+    loaded = _loaded()
+    if isinstance(loaded, str):  # an exception of its own for each call: one that is raised again grows a traceback
+        raise KernelError(loaded)
+    return loaded
 
 
 @functools.cache
-def load() -> Native:
-    """The library of the sources beside this file, built if it has not been. Never raises.
-
-    A machine without a compiler is no fault, and nothing is said; a compiler that fails or a library that does not
-    load gives one RuntimeWarning.
-    """
-    command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+def _loaded() -> Native | str:
+    """The library, or what is wrong with it: it is not tried again in this process."""
+    isa = os.environ.get("PRENORM_ISA", "")
     try:
-        return Native(_load(sorted(HERE.glob("*.cpp")), command))
-    except FileNotFoundError as error:
-        if error.filename == command[0]:
-            return Native(None, f"there is no C++ compiler ({command[0]}; the variable CXX names another)")
-        reason = str(error)
-    except (OSError, RuntimeError, _CannotBuildError, subprocess.SubprocessError, ValueError) as error:
-        reason = str(error)
-    with suppress(OSError, ValueError):  # nobody may be listening
-        warnings.warn(
-            f"the C++ kernels could not be built, so slower code runs: {reason}", RuntimeWarning, stacklevel=2
-        )
-    return Native(None, f"it could not be built: {reason}")
+        return _choose(isa)
+    except (KernelError, build.BuildError, OSError, ValueError) as error:
+        return f"the C++ kernels cannot be used: {error}; {FORMULAS}."
 
 
 def why_not() -> str:
@@ -74,33 +66,106 @@ def why_not() -> str:
     return load().why_not
 
 
-def functions(names: dict[Key, str]) -> dict[Key, Callable[[bytes], int]]:
-    """The functions of these names, by what they are wanted for. Nothing where there is no library."""
-    library = load().library
-    return {} if library is None else {key: library[name] for key, name in names.items()}
+def _choose(isa: str) -> Native:
+    if isa == "none":
+        return Native(None, why_not="PRENORM_ISA=none asks for the formulas")
+    if isa and isa not in build.LEVELS:
+        raise KernelError(f"PRENORM_ISA must be one of {', '.join(build.LEVELS)} or none, but it is {isa!r}")
+    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
+        system = f"{platform.system()} on {platform.machine()}"
+        return Native(None, why_not=f"the C++ kernels are for Linux on x86_64 and aarch64, and this is {system}")
+    if isa and (missing := build.LEVELS[isa].needs - features()):
+        raise KernelError(
+            f"PRENORM_ISA={isa} needs instructions that this processor lacks: {' '.join(sorted(missing))}"
+        )
+    if SHIPPED.is_dir() and (not isa or isa in build.SHIPPED):
+        fitting = [name for name in build.SHIPPED if build.LEVELS[name].needs <= features()]
+        if not fitting:
+            least = build.SHIPPED[-1]
+            return Native(None, why_not=f"this processor has less than {least}; PRENORM_ISA=native builds the kernels")
+        isa = isa or fitting[0]
+        return Native(_agreed(_open(SHIPPED / f"{isa}.so", build.sources())), f"{isa}, from the wheel")
+    isa = isa or "native"
+    command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
+    try:
+        return Native(_agreed(_built(build.sources(), isa, command)), f"{isa}, built here")
+    except FileNotFoundError as error:
+        if error.filename != command[0]:
+            raise
+    reason = f"there is no C++ compiler ({command[0]}; the variable CXX names another)"
+    _say(f"{reason}, so the formulas run, which takes longer. PRENORM_ISA=none leaves this line out.")
+    return Native(None, why_not=reason)
 
 
-def _load(sources: Sequence[Path], command: list[str]) -> ctypes.CDLL:
-    built = f"kernels-{_fingerprint(sources)}.so"
-    folder = _cache_folder()
-    if folder is not None and _is_ours(folder / built) and _is_whole(folder / built):
-        return ctypes.CDLL(str(folder / built))
+def _open(library: Path, sources: Sequence[Path]) -> ctypes.CDLL:
+    """Loaded, if it was built from these sources: they say what a call looks like in memory."""
+    opened = ctypes.CDLL(str(library))
+    with suppress(AttributeError):
+        opened.prenorm_sources.restype = ctypes.c_char_p
+        if opened.prenorm_sources() == build.digest(sources).encode():
+            return opened
+    raise KernelError(f"{library} is not of this version of prenorm; install the package again")
+
+
+def _agreed(library: ctypes.CDLL) -> ctypes.CDLL:
+    """The library, if its structs are as large as they are here, and integers lie in memory as here."""
+    names = list(STRUCTS)
+    library.prenorm_sizes.restype = ctypes.POINTER(ctypes.c_int64 * (len(names) + 1))
+    theirs = [*library.prenorm_sizes().contents]
+    quantized = [CONSTANTS[name] for name in ("QUANT_GROUP", "QUANT_ROWS", "QUANT_QUAD")]
+    if theirs != [*map(packed_size, names), 0] or quantized != [GROUP, ROWS, QUAD]:
+        raise KernelError(f"calls.h is not as {library._name} was compiled: structs of {theirs} bytes, {quantized}")
+    return library
+
+
+def _built(sources: Sequence[Path], isa: str, command: Sequence[str]) -> ctypes.CDLL:
+    folder, name = _cache_folder(), f"kernels-{_fingerprint(sources, isa, command)}.so"
+    if folder is None:
+        return _build(sources, isa, command, None)
+    place = folder / name
+    if not _is_ours_and_whole(place):
+        with _lock(folder / "kernels.lock"):
+            if not _is_ours_and_whole(place):  # nobody built it meanwhile
+                return _build(sources, isa, command, place)
+    return _open(place, sources)
+
+
+def _build(sources: Sequence[Path], isa: str, command: Sequence[str], place: Path | None) -> ctypes.CDLL:
+    if shutil.which(command[0]) is not None:
+        _say("building its C++ kernels, which takes some seconds, once ...")
     with tempfile.TemporaryDirectory(prefix="prenorm-") as scratch:
-        library = _build(sources, command, Path(scratch))
-        if folder is not None and _keep(library, folder / built):
-            library = folder / built
-        return ctypes.CDLL(str(library))
+        library = build.build(sources, build.LEVELS[isa], command, Path(scratch), _extra_flags())
+        if place is not None and _keep(library, place):
+            library = place
+        return _open(library, sources)
 
 
-def _fingerprint(sources: Sequence[Path]) -> str:
+@contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Held by one process at a time, until it ends: whoever waits finds what that one built."""
+    with ExitStack() as stack:
+        with suppress(OSError):  # a full disk, a network file system that has no locks: each builds for itself
+            lock(stack.enter_context(open(path, "w")), wait=True)
+        yield
+
+
+def _say(line: str) -> None:
+    if sys.stderr is not None:
+        with suppress(OSError, ValueError):  # nobody may be listening
+            print(f"prenorm: {line}", file=sys.stderr, flush=True)
+
+
+def _fingerprint(sources: Sequence[Path], isa: str, command: Sequence[str]) -> str:
     """A name that no other sources, flags or CPU have: a home directory may be shared by machines of several kinds."""
-    cpu = ""
-    with suppress(OSError):
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        cpu = next((line for line in lines if line.lower().startswith(("flags", "features"))), "")
-    files = (path.read_bytes() for path in (*sources, *sorted(HERE.glob("*.h"))))
-    parts = (*files, " ".join((*COMPILE, *LINK)).encode(), " ".join(os.uname()[4:]).encode(), cpu.encode())
-    return hashlib.sha256(b"\0".join(parts)).hexdigest()[:24]
+    flags = (*build.COMPILE, *build.LINK, *build.LEVELS[isa].flags, *command[1:], *_extra_flags())
+    cpu = sorted(features()) if isa == "native" else []
+    parts = (build.digest(sources), " ".join(flags), " ".join(os.uname()[4:]), " ".join(cpu))
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:24]
+
+
+def _extra_flags() -> list[str]:
+    """The compiler's flags for those who look for mistakes: sanitizers, other optimisations."""
+    return shlex.split(os.environ.get("PRENORM_CXXFLAGS", ""))
 
 
 def _cache_folder() -> Path | None:
@@ -123,29 +188,12 @@ def _is_ours(path: Path) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _is_whole(library: Path) -> bool:
-    """Whether it ends with its own digest: a file cut short by a power cut would kill the process that loads it."""
+def _is_ours_and_whole(library: Path) -> bool:
+    """Whether it ends with its own digest, too: a file cut short by a power cut would kill whoever loads it."""
+    if not _is_ours(library):
+        return False
     content = library.read_bytes()
     return hashlib.sha256(content[:-32]).digest() == content[-32:]
-
-
-def _build(sources: Sequence[Path], command: list[str], scratch: Path) -> Path:
-    objects, library = [scratch / f"{source.stem}.o" for source in sources], scratch / "kernels.so"
-    if shutil.which(command[0]) is not None and sys.stderr is not None:
-        with suppress(OSError, ValueError):  # nobody may be listening
-            print("prenorm: building its C++ kernels, which takes some seconds, once ...", file=sys.stderr, flush=True)
-    steps = [(*COMPILE, "-c", str(source), "-o", str(made)) for source, made in zip(sources, objects, strict=True)]
-    with ThreadPoolExecutor(len(steps)) as together:
-        list(together.map(lambda step: _run(command, step), steps))
-    _run(command, (*LINK, *map(str, objects), "-o", str(library)))
-    return library
-
-
-def _run(command: list[str], step: Sequence[str]) -> None:
-    done = subprocess.run([*command, *step], capture_output=True, text=True, errors="replace", timeout=SECONDS)
-    if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
-        raise _CannotBuildError(f"{shlex.join(command)} failed: {said[0]}")
 
 
 def _keep(library: Path, place: Path) -> bool:

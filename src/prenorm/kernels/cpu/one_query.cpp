@@ -15,24 +15,10 @@ struct Heads {
     const T *at(int64_t b, int64_t h) const { return start + b * batch + h * head; }
 };
 
-}  // namespace
-
-// --- what Python calls: 0 is given, or 1 where memory ran out ---
-
-struct OneQueryCall {
-    const void *q, *k, *v, *mask;  // mask: bytes, (batch or 1, keys), 1 = may attend; null for none
-    void *y;                       // q and y are (batch, heads, head_dim), head_dim a multiple of 32
-    int64_t batch, heads, groups, keys, head_dim;
-    int64_t k_batch, k_head, k_seq, v_batch, v_head, v_seq, mask_batch, mask_key;  // strides, in numbers
-    int64_t threads;
-};
-
-namespace {
-
 template <typename T>
 int one_query(const OneQueryCall &call) {
-    const Heads<T> k = {(const T *)call.k, call.k_batch, call.k_head, call.k_seq};
-    const Heads<T> v = {(const T *)call.v, call.v_batch, call.v_head, call.v_seq};
+    const Heads<T> k = {(const T *)call.k, call.k_strides[0], call.k_strides[1], call.k_strides[2]};
+    const Heads<T> v = {(const T *)call.v, call.v_strides[0], call.v_strides[1], call.v_strides[2]};
     const int64_t rows = call.heads / call.groups, parts = call.batch * call.groups;
     const int64_t width = 2 * call.keys * call.head_dim, threads = threads_for(parts, width, call.threads);
     const int64_t room = (rows < MOST_ROWS ? rows : MOST_ROWS) * call.keys + LANES;
@@ -44,7 +30,7 @@ int one_query(const OneQueryCall &call) {
             const int64_t b = at / call.groups, group = at % call.groups;
             uint8_t *allowed = call.mask ? masks.start + part * call.keys : nullptr;
             for (int64_t key = 0; allowed && key < call.keys; ++key)
-                allowed[key] = ((const uint8_t *)call.mask)[b * call.mask_batch + key * call.mask_key];
+                allowed[key] = ((const uint8_t *)call.mask)[b * call.mask_strides[0] + key * call.mask_strides[1]];
             for (int64_t row = 0; row < rows; row += MOST_ROWS) {
                 const int64_t offset = ((b * call.groups + group) * rows + row) * call.head_dim;
                 with_rows(rows - row < MOST_ROWS ? rows - row : MOST_ROWS, [&](auto n) {

@@ -3,21 +3,18 @@
 PyTorch's own kernel leaves most of a CPU idle for one query, and in bfloat16 takes several times as long as in float32.
 """
 
-import functools
-import struct
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now
+from ..plain import ORDINARY
 from . import native
+from .calls import Function
 
 DTYPES = {torch.float32: "one_query_float32", torch.bfloat16: "one_query_bfloat16"}
+ONE_QUERY = Function("OneQueryCall", DTYPES)
 WIDTH = 32  # of which head_dim must be a multiple: two vectors of the widest processors
-# struct OneQueryCall: q, k, v, mask, y, batch, heads, groups, keys, head_dim, strides of k, v and mask, threads
-pack = struct.Struct("5P5q3q3q2qq").pack
 
 
 def one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
@@ -28,28 +25,26 @@ def one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ca
     query = query.contiguous()
     batch, heads, _, head_dim = query.shape
     y = torch.empty_like(query)
-    masked = (0, 0, 0)
+    mask_strides = (0, 0)
     if mask is not None:
-        each_row = mask.ndim == 4 and mask.shape[0] > 1
-        masked = (mask.data_ptr(), mask.stride(0) if each_row else 0, mask.stride(-1))
-    call = pack(
-        query.data_ptr(),
-        key.data_ptr(),
-        value.data_ptr(),
-        masked[0],
-        y.data_ptr(),
-        batch,
-        heads,
-        key.shape[1],
-        key.shape[2],
-        head_dim,
-        *key.stride()[:3],
-        *value.stride()[:3],
-        *masked[1:],
-        torch.get_num_threads(),
+        mask_strides = (mask.stride(0) if mask.ndim == 4 and mask.shape[0] > 1 else 0, mask.stride(-1))
+    ONE_QUERY.call(
+        query.dtype,
+        q=query.data_ptr(),
+        k=key.data_ptr(),
+        v=value.data_ptr(),
+        mask=0 if mask is None else mask.data_ptr(),
+        y=y.data_ptr(),
+        batch=batch,
+        heads=heads,
+        groups=key.shape[1],
+        keys=key.shape[2],
+        head_dim=head_dim,
+        k_strides=key.stride()[:3],
+        v_strides=value.stride()[:3],
+        mask_strides=mask_strides,
+        threads=torch.get_num_threads(),
     )
-    if _functions()[query.dtype](call):
-        raise MemoryError
     return y
 
 
@@ -70,19 +65,13 @@ def suits(
         and 0 not in key.shape
         and query.shape[-1] % WIDTH == 0
         and (mask is None or _is_of_rows(mask))
-        and query.dtype in _functions()
+        and query.dtype in ONE_QUERY.available()
     )
 
 
 def _is_of_rows(mask: Tensor) -> bool:
     """Whether all heads of a row have one mask."""
     return type(mask) in ORDINARY and mask.is_cpu and (mask.ndim == 2 or (mask.ndim == 4 and mask.shape[1] == 1))
-
-
-@functools.cache
-def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
-    """By dtype. Nothing where there is no library."""
-    return native.functions(DTYPES)
 
 
 KERNEL = Kernel(
@@ -92,6 +81,7 @@ KERNEL = Kernel(
     run=one_query,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="one query a head, as in decoding: keys and values are read once, in C++ (make bench-decode)",
     instead="PyTorch's fused attention: 1.4 to 2.2 times as long, in bfloat16 4 to 13 times",
 )

@@ -43,13 +43,11 @@ inline Floats all(float x) { return x - Floats{}; }  // + would be computed: it 
 inline Floats all(Twins x) { return (Floats)(x.bits + Words{}); }
 
 inline Floats add_word(float, Floats a, Floats b, Floats sum) { return multiply_add(a, b, sum); }
-inline Floats add_word(Twins, Floats a, Floats b, Floats sum) {
 #if BFLOAT16_PRODUCTS
+inline Floats add_word(Twins, Floats a, Floats b, Floats sum) {
     return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
-#else
-    return sum;
-#endif
 }
+#endif
 
 inline Floats load_vector(const void *from) {
     Floats v;
@@ -170,7 +168,7 @@ void pack_rows(const T *from, int64_t stride, int64_t rows, int64_t width, float
     for (int64_t r = 0; r < rows; ++r) pack_row(from + r * stride, width, to + r * width);
 }
 
-void pack_rows(const BFloat16 *from, int64_t stride, int64_t rows, int64_t width, Twins *to) {
+inline void pack_rows(const BFloat16 *from, int64_t stride, int64_t rows, int64_t width, Twins *to) {
     typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
     for (int64_t r = 0; r < rows; r += 2)
         for (int64_t i = 0; i < width; i += LANES) {
@@ -184,12 +182,12 @@ void pack_rows(const BFloat16 *from, int64_t stride, int64_t rows, int64_t width
 
 // Two vectors of float32, rounded where T is bfloat16, as words along a row.
 inline void pack_pair(Pair pair, float *to) { store<false>(to, pair); }
-inline void pack_pair(Pair pair, Twins *to) {
 #if BFLOAT16_PRODUCTS
+inline void pack_pair(Pair pair, Twins *to) {
     const __m512bh both = _mm512_cvtne2ps_pbh((__m512)pair.second, (__m512)pair.first);
     memcpy(to, &both, sizeof both);
-#endif
 }
+#endif
 
 // A vector of float32 as numbers in the order of memory.
 inline void store_in_order(float *to, Floats v) { memcpy(to, &v, sizeof v); }

@@ -13,7 +13,7 @@ namespace {
 #if defined(__AVX512F__)
 constexpr int64_t TALL = 14;  // rows of a tile: 2 * 14 vectors of sums, 2 of B and 1 of A fill 32 registers
 #else
-constexpr int64_t TALL = 6;   // likewise of 16
+constexpr int64_t TALL = 6;  // likewise of 16
 #endif
 constexpr int64_t WIDE = 2 * LANES;     // columns of a tile
 constexpr int64_t DEEP = 256;           // words along the inner axis: a panel of A fits the first cache
@@ -73,7 +73,9 @@ inline Square transposed(Square from) {
 inline int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // SIZE vectors of `depth` numbers as words [depth / IN][SIZE], with zeros beyond `count` vectors: their numbers lie
-// `next` apart, one vector `stride` from another. Writes up to LANES words too many.
+// `next` apart, one vector `stride` from another. Where SIZE is no multiple of LANES, a store of LANES words reaches
+// into those after its own: every word must be stored last by what it belongs to. At the end up to LANES words are too
+// many.
 template <int64_t SIZE, typename T>
 inline void pack(const T *from, int64_t stride, int64_t next, int64_t count, int64_t depth, float *to) {
     constexpr int64_t IN = Packing<T>::IN;
@@ -81,8 +83,7 @@ inline void pack(const T *from, int64_t stride, int64_t next, int64_t count, int
     int64_t k = 0;
     if (stride == 1 && count >= SIZE && SAME) {
         for (; k < depth; k += IN, to += SIZE)
-            if constexpr (IN == 1)
-                memcpy(to, from + k * next, SIZE * sizeof(float));
+            if constexpr (IN == 1) memcpy(to, from + k * next, SIZE * sizeof(float));
 #if BFLOAT16_PRODUCTS
             else
                 for (int64_t start = 0; start < SIZE; start += LANES) {
@@ -95,7 +96,8 @@ inline void pack(const T *from, int64_t stride, int64_t next, int64_t count, int
     }
     if (next == 1 && SAME)
         for (; k + LANES * IN <= depth; k += LANES * IN, to += LANES * SIZE)
-            for (int64_t start = 0; start < SIZE; start += LANES) {
+            // The last vectors first: their stores reach into the first words of the row below.
+            for (int64_t start = (SIZE - 1) / LANES * LANES; start >= 0; start -= LANES) {
                 Square here;
 #pragma GCC unroll 16
                 for (int64_t i = 0; i < LANES; ++i) {
@@ -140,37 +142,19 @@ inline void multiply_tile(const float *a, const float *b, int64_t depth, float *
     }
 }
 
-// Numbers between neighbours along each axis.
-struct Strides {
-    int64_t rows, columns;
-};
-
-}  // namespace
-
-// a (rows, depth), b (depth, columns), c (rows, columns) with columns side by side.
-struct ProductCall {
-    const void *a, *b;
-    float *c;
-    int64_t rows, columns, depth;
-    Strides a_strides, b_strides;
-    int64_t c_stride, add, threads;
-};
-
-namespace {
-
 inline int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Numbers start .. start + depth of the inner axis of B, as panels.
 template <typename T>
 void pack_columns(const ProductCall &call, int64_t start, int64_t depth, float *packed) {
-    const Strides strides = call.b_strides;
+    const int64_t row = call.b_strides[0], column = call.b_strides[1];
     const int64_t words = parts(depth, Packing<T>::IN), step = LANES * Packing<T>::IN;
     in_parts(parts(call.columns, WIDE), WIDE * depth, call.threads, [=, &call](int64_t, int64_t first, int64_t last) {
         // Some numbers of every panel before more of one: where columns lie side by side, rows are read along.
         for (int64_t k = 0; k < depth; k += step)
             for (int64_t i = first; i < last; ++i)
-                pack<WIDE>((const T *)call.b + i * WIDE * strides.columns + (start + k) * strides.rows, strides.columns,
-                           strides.rows, call.columns - i * WIDE, less(depth - k, step),
+                pack<WIDE>((const T *)call.b + i * WIDE * column + (start + k) * row, column, row,
+                           call.columns - i * WIDE, less(depth - k, step),
                            packed + (i * words + k / Packing<T>::IN) * WIDE);
     });
 }
@@ -180,17 +164,19 @@ template <typename T>
 void multiply(const ProductCall &call, int64_t start, int64_t depth, const float *packed, bool add) {
     const int64_t words = parts(depth, Packing<T>::IN), panels = parts(call.rows, TALL);
     const int64_t pieces = parts(call.columns, COLUMNS) * panels;
-    in_parts(pieces, TALL * less(COLUMNS, call.columns) * 8, call.threads, [=, &call](int64_t, int64_t i, int64_t last) {
-        float a[TALL * DEEP + LANES];
-        for (; i < last; ++i) {
-            const int64_t row = i % panels * TALL, from = i / panels * COLUMNS;
-            pack<TALL>((const T *)call.a + row * call.a_strides.rows + start * call.a_strides.columns,
-                       call.a_strides.rows, call.a_strides.columns, call.rows - row, depth, a);
-            for (int64_t column = from; column < less(from + COLUMNS, call.columns); column += WIDE)
-                multiply_tile<T>(a, packed + column * words, words, call.c + row * call.c_stride + column,
-                                 call.c_stride, less(call.rows - row, TALL), less(call.columns - column, WIDE), add);
-        }
-    });
+    in_parts(pieces, TALL * less(COLUMNS, call.columns) * 8, call.threads,
+             [=, &call](int64_t, int64_t i, int64_t last) {
+                 float a[TALL * DEEP + LANES];
+                 for (; i < last; ++i) {
+                     const int64_t row = i % panels * TALL, from = i / panels * COLUMNS;
+                     pack<TALL>((const T *)call.a + row * call.a_strides[0] + start * call.a_strides[1],
+                                call.a_strides[0], call.a_strides[1], call.rows - row, depth, a);
+                     for (int64_t column = from; column < less(from + COLUMNS, call.columns); column += WIDE)
+                         multiply_tile<T>(a, packed + column * words, words, call.c + row * call.c_stride + column,
+                                          call.c_stride, less(call.rows - row, TALL), less(call.columns - column, WIDE),
+                                          add);
+                 }
+             });
 }
 
 template <typename T>

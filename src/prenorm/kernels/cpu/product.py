@@ -4,24 +4,21 @@ The gradient of a weight is a product of two transposes, at which MKL and oneDNN
 in bfloat16 is rounded before it can be added to a sum.
 """
 
-import functools
-import struct
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from ...private_torch import is_avx512_supported
 from ..kernel import Kernel
 from ..plain import is_plain
 from . import native
+from .calls import Function
 from .processor import AMD, ZEN_4, processor
 
 # `make bench-linear`: on Zen 4, and from so many rows on, the fastest at gradients of weights.
-ZEN_4_HERE = processor() == (AMD, ZEN_4) and torch.cpu._is_avx512_supported()
+ZEN_4_HERE = processor() == (AMD, ZEN_4) and is_avx512_supported()
 LEAST_ROWS = 64
 DTYPES = {torch.float32: "product_float32", torch.bfloat16: "product_bfloat16"}
-# struct ProductCall: a, b, c, rows, columns, depth, strides of a and b, stride of the rows of c, add, threads
-pack = struct.Struct("3P10q").pack
+PRODUCT = Function("ProductCall", DTYPES)
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
@@ -48,7 +45,7 @@ def suits(a: Tensor, b: Tensor) -> bool:
         and b.numel() > 0
         and not a.is_neg()  # a view of complex numbers: what lies in memory is to be negated
         and not b.is_neg()
-        and a.dtype in _functions()
+        and a.dtype in PRODUCT.available()
     )
 
 
@@ -59,27 +56,21 @@ def why_not() -> str:
     )
 
 
-@functools.cache
-def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
-    """By dtype. Nothing where there is no library."""
-    return native.functions(DTYPES)
-
-
 def _multiply(a: Tensor, b: Tensor, c: Tensor, *, add: bool) -> Tensor:
-    call = pack(
-        a.data_ptr(),
-        b.data_ptr(),
-        c.data_ptr(),
-        *c.shape,
-        a.shape[1],
-        *a.stride(),
-        *b.stride(),
-        c.stride(0),
-        add,
-        torch.get_num_threads(),
+    PRODUCT.call(
+        a.dtype,
+        a=a.data_ptr(),
+        b=b.data_ptr(),
+        c=c.data_ptr(),
+        rows=c.shape[0],
+        columns=c.shape[1],
+        depth=a.shape[1],
+        a_strides=a.stride(),
+        b_strides=b.stride(),
+        c_stride=c.stride(0),
+        add=add,
+        threads=torch.get_num_threads(),
     )
-    if _functions()[a.dtype](call):
-        raise MemoryError
     return c
 
 
@@ -90,6 +81,7 @@ KERNEL = Kernel(
     run=add_product_,
     suits=suits,
     why_not=why_not,
+    in_library=True,
     reason="the gradient of the head's weight, added to as it is multiplied, in C++ (make bench-training)",
     instead="PyTorch's product and a pass to add it: 1.3 times as long, in bfloat16 1.7 times",
 )

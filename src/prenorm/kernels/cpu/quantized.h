@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t GROUP = 32, COLUMNS = 16, QUADS = GROUP / 4;
+constexpr int64_t GROUP = QUANT_GROUP, COLUMNS = QUANT_ROWS, QUADS = GROUP / QUANT_QUAD;
 
 struct Int8 {
     static constexpr int ZERO = 128;
@@ -24,9 +24,9 @@ struct Int4 {
 
 // Rows of x, each number rounded to a multiple of its group's scale.
 struct Rows {
-    int8_t *numbers;   // (rows, in)
-    float *scales;     // (rows, groups)
-    int32_t *sums;     // (rows, groups): minus ZERO times the sum of the numbers, where a group's products start
+    int8_t *numbers;     // (rows, in)
+    float *scales;       // (rows, groups)
+    int32_t *sums;       // (rows, groups): minus ZERO times the sum of the numbers, where a group's products start
     int64_t in, groups;  // both of whole groups
 };
 
@@ -80,8 +80,8 @@ template <typename T>
 inline float round_whole_group(const T *x, int8_t *numbers, int32_t *sum) {
     const __m512 first = widen(x), second = widen(x + 16);
     const __m512i no_sign = _mm512_set1_epi32(0x7fffffff);
-    const float most = size_of(_mm512_reduce_max_epu32(_mm512_max_epu32(
-        _mm512_and_si512((__m512i)first, no_sign), _mm512_and_si512((__m512i)second, no_sign))));
+    const float most = size_of(_mm512_reduce_max_epu32(
+        _mm512_max_epu32(_mm512_and_si512((__m512i)first, no_sign), _mm512_and_si512((__m512i)second, no_sign))));
     const __m512 inverse = _mm512_set1_ps(inverse_scale(most));
     const __m512i low = _mm512_cvtps_epi32(_mm512_mul_ps(first, inverse));
     const __m512i high = _mm512_cvtps_epi32(_mm512_mul_ps(second, inverse));

@@ -4,26 +4,18 @@
 // rounded to its dtype once, last. What a row gives depends neither on what is in the other rows, nor on how many
 // they are, nor on the threads. Built by native.py.
 
-#include "quantized.h"
-
 #include <omp.h>
 
-namespace {
+#include "quantized.h"
 
-struct QuantizedLinearCall {
-    const void *x;          // (rows, in)
-    const uint8_t *weight;  // (blocks, groups, bytes)
-    const BFloat16 *scale;  // (blocks, groups, 16)
-    const void *bias;       // (out); null for none
-    void *y;                // (rows, out)
-    int64_t rows, in, out, threads;
-};
+namespace {
 
 constexpr int64_t IN_CACHE = 1 << 18;  // numbers of x that are multiplied with all columns before the next are
 
 template <typename Kind, typename T>
 int quantized_linear(const QuantizedLinearCall &call) {
-    const int64_t groups = groups_of(call.in), in = groups * GROUP, blocks = (call.out + COLUMNS - 1) / COLUMNS;
+    const int64_t groups = groups_of(call.in_features), in = groups * GROUP,
+                  blocks = (call.out_features + COLUMNS - 1) / COLUMNS;
     const Room<int8_t> numbers(call.rows * in);
     const Room<float> scales(call.rows * groups);
     const Room<int32_t> sums(call.rows * groups);
@@ -36,7 +28,7 @@ int quantized_linear(const QuantizedLinearCall &call) {
     {
         const int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();
         for (int64_t row = call.rows * part / parts; row < call.rows * (part + 1) / parts; ++row)
-            quantize_row(from + row * call.in, call.in, x, row, Kind::ZERO);
+            quantize_row(from + row * call.in_features, call.in_features, x, row, Kind::ZERO);
 #pragma omp barrier
         const int64_t start = blocks * part / parts, stop = blocks * (part + 1) / parts;
         for (int64_t chunk = 0; chunk < call.rows; chunk += step) {
@@ -46,9 +38,10 @@ int quantized_linear(const QuantizedLinearCall &call) {
                     with_rows(end - row < MOST_ROWS ? end - row : MOST_ROWS, [&](auto n) {
                         const int64_t last = (block + 1) * COLUMNS;
                         multiply_columns<n.value, Kind>(
-                            x, row, call.weight, call.scale, block * COLUMNS, last < call.out ? last : call.out,
+                            x, row, (const uint8_t *)call.weight, (const BFloat16 *)call.scale, block * COLUMNS,
+                            last < call.out_features ? last : call.out_features,
                             [&](int r, int64_t c, const float *products, int64_t count) {
-                                T *to = (T *)call.y + (row + r) * call.out + c;
+                                T *to = (T *)call.y + (row + r) * call.out_features + c;
                                 for (int64_t i = 0; i < count; ++i)
                                     put(to + i, bias ? products[i] + value(bias[c + i]) : products[i]);
                             });
@@ -62,7 +55,7 @@ int quantized_linear(const QuantizedLinearCall &call) {
 
 // What Python calls: 0 is given, or 1 where memory ran out, with nothing done.
 
-#define FOR(KIND, T, NAME)                                                                                           \
+#define FOR(KIND, T, NAME)                                                                                             \
     extern "C" int quantized_linear_##NAME(const QuantizedLinearCall *call) { return quantized_linear<KIND, T>(*call); }
 
 FOR(Int8, float, int8_float32)

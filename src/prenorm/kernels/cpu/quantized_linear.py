@@ -3,26 +3,23 @@
 PyTorch's own products of whole numbers round activations a tensor at a time, or turn weights into floats first.
 """
 
-import functools
-import struct
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now, is_compiling
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now, is_compiling, is_held_in_a_graph
+from ..plain import ORDINARY, is_held_in_a_graph
+from ..quantized_layout import GROUP, ROWS, SCALE
 from . import native
+from .calls import Function
 
-ROWS, GROUP, SCALE = 16, 32, torch.bfloat16
 BITS = {ROWS * GROUP: 8, ROWS * GROUP // 2: 4}  # of a number, by the bytes of a group in a block
 FUNCTIONS = {
     (dtype, size): f"quantized_linear_int{bits}_{str(dtype).removeprefix('torch.')}"
     for dtype in (torch.float32, torch.bfloat16)
     for size, bits in BITS.items()
 }
-# struct QuantizedLinearCall: x, weight, scale, bias, y, rows, in, out, threads
-pack = struct.Struct("5P4q").pack
+QUANTIZED_LINEAR = Function("QuantizedLinearCall", FUNCTIONS)
 
 
 def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -65,19 +62,18 @@ def _product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_
     x = x.resolve_neg().contiguous()  # a view of complex numbers may be one whose memory is to be negated
     bias = None if bias is None else bias.resolve_neg()
     y = x.new_empty((*x.shape[:-1], out_features))
-    call = pack(
-        x.data_ptr(),
-        weight.data_ptr(),
-        scale.data_ptr(),
-        0 if bias is None else bias.data_ptr(),
-        y.data_ptr(),
-        y.numel() // out_features,
-        x.shape[-1],
-        out_features,
-        torch.get_num_threads(),
+    QUANTIZED_LINEAR.call(
+        (x.dtype, weight.shape[2]),
+        x=x.data_ptr(),
+        weight=weight.data_ptr(),
+        scale=scale.data_ptr(),
+        bias=0 if bias is None else bias.data_ptr(),
+        y=y.data_ptr(),
+        rows=y.numel() // out_features,
+        in_features=x.shape[-1],
+        out_features=out_features,
+        threads=torch.get_num_threads(),
     )
-    if _functions()[x.dtype, weight.shape[2]](call):
-        raise MemoryError
     return y
 
 
@@ -96,12 +92,6 @@ def _are_there() -> bool:
     return not native.why_not()
 
 
-@functools.cache
-def _functions() -> dict[tuple[torch.dtype, int], Callable[[bytes], int]]:
-    """By the dtype of x and the bytes of a group. Nothing where there is no library."""
-    return native.functions(FUNCTIONS)
-
-
 KERNEL = Kernel(
     op="quantized_linear",
     devices=("cpu",),
@@ -109,6 +99,7 @@ KERNEL = Kernel(
     run=quantized_linear,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="whole numbers times whole numbers, which are read as they are stored (make bench-quantized)",
     instead="the formula: the weight is turned into floats first, each time",
 )

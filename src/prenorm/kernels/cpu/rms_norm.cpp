@@ -17,9 +17,9 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 32;                  // rows whose part of dw is summed in float32 before it goes on in double
-constexpr int64_t LARGE = 24 << 20;            // bytes of a result that no cache would keep for whoever reads it next
-constexpr int64_t HUGE_PAGE = 2 << 20;         // bytes
+constexpr int64_t BLOCK = 32;           // rows whose part of dw is summed in float32 before it goes on in double
+constexpr int64_t LARGE = 24 << 20;     // bytes of a result that no cache would keep for whoever reads it next
+constexpr int64_t HUGE_PAGE = 2 << 20;  // bytes
 
 // --- weights, and gradients of weights, as float32 in the order that a step of X has ---
 
@@ -201,26 +201,17 @@ int backward(const X *g, const X *x, const W *weight, X *dx, W *dw, int64_t rows
 
 // --- what Python calls: 0 is given, or 1 where memory ran out ---
 
-// One argument, packed: ctypes takes longer for each than a short row does.
-struct RmsNormCall {
-    const void *x, *weight, *g;
-    void *y, *dx, *dw;  // null is what is not wanted: y in backward, dx and dw in forward, one of those in backward
-    int64_t rows, width;
-    double eps;
-    int64_t threads;
-};
-
-#define FOR_DTYPES(X, W, NAME)                                                                                       \
-    extern "C" int forward_##NAME(const RmsNormCall *call) {                                                         \
-        return forward((const X *)call->x, (const W *)call->weight, (X *)call->y, call->rows, call->width,           \
-                       call->eps, call->threads);                                                                    \
-    }                                                                                                                \
-    extern "C" int backward_##NAME(const RmsNormCall *call) {                                                        \
-        const auto run = !call->dw   ? backward<true, false, X, W>                                                   \
-                         : !call->dx ? backward<false, true, X, W>                                                   \
-                                     : backward<true, true, X, W>;                                                   \
-        return run((const X *)call->g, (const X *)call->x, (const W *)call->weight, (X *)call->dx, (W *)call->dw,    \
-                   call->rows, call->width, call->eps, call->threads);                                               \
+#define FOR_DTYPES(X, W, NAME)                                                                                         \
+    extern "C" int rms_norm_##NAME(const RmsNormCall *call) {                                                          \
+        return forward((const X *)call->x, (const W *)call->weight, (X *)call->y, call->rows, call->width, call->eps,  \
+                       call->threads);                                                                                 \
+    }                                                                                                                  \
+    extern "C" int rms_norm_backward_##NAME(const RmsNormCall *call) {                                                 \
+        const auto run = !call->dw   ? backward<true, false, X, W>                                                     \
+                         : !call->dx ? backward<false, true, X, W>                                                     \
+                                     : backward<true, true, X, W>;                                                     \
+        return run((const X *)call->g, (const X *)call->x, (const W *)call->weight, (X *)call->dx, (W *)call->dw,      \
+                   call->rows, call->width, call->eps, call->threads);                                                 \
     }
 
 FOR_DTYPES(float, float, float32_float32)

@@ -3,25 +3,24 @@
 PyTorch's own on a CPU is several passes in float32, and in bfloat16 twenty times slower than its layer_norm.
 """
 
-import functools
-import struct
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now
 from ..kernel import Kernel
-from ..plain import ORDINARY, computes_now, fits_backward
+from ..plain import ORDINARY, fits_backward
 from . import native
+from .calls import Function
 
 DTYPES = {  # of x, of weight
     (torch.float32, torch.float32): "float32_float32",
     (torch.bfloat16, torch.bfloat16): "bfloat16_bfloat16",
     (torch.bfloat16, torch.float32): "bfloat16_float32",
 }
-# struct RmsNormCall: x, weight, g, y, dx, dw, rows, width, eps, threads
-pack = struct.Struct("6P2qdq").pack
+FORWARD = Function("RmsNormCall", {dtypes: f"rms_norm_{name}" for dtypes, name in DTYPES.items()})
+BACKWARD = Function("RmsNormCall", {dtypes: f"rms_norm_backward_{name}" for dtypes, name in DTYPES.items()})
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -47,24 +46,25 @@ def suits(x: Tensor, weight: Tensor) -> bool:
         and not weight.is_neg()
         and weight.ndim == 1
         and weight.numel() == x.shape[-1] > 0
-        and (x.dtype, weight.dtype) in _functions()
+        and (x.dtype, weight.dtype) in FORWARD.available()
     )
 
 
-@functools.cache
-def _functions() -> dict[tuple[torch.dtype, torch.dtype], tuple[Callable[[bytes], int], Callable[[bytes], int]]]:
-    """By the dtypes of x and of weight: forward and backward. Nothing where there is no library."""
-    library = native.load().library
-    if library is None:
-        return {}
-    return {dtypes: (library[f"forward_{name}"], library[f"backward_{name}"]) for dtypes, name in DTYPES.items()}
-
-
 def _forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    y, width, threads = torch.empty_like(x), x.shape[-1], torch.get_num_threads()
-    call = pack(x.data_ptr(), weight.data_ptr(), 0, y.data_ptr(), 0, 0, x.numel() // width, width, eps, threads)
-    if _functions()[x.dtype, weight.dtype][0](call):
-        raise MemoryError
+    y, width = torch.empty_like(x), x.shape[-1]
+    FORWARD.call(
+        (x.dtype, weight.dtype),
+        x=x.data_ptr(),
+        weight=weight.data_ptr(),
+        g=0,
+        y=y.data_ptr(),
+        dx=0,
+        dw=0,
+        rows=x.numel() // width,
+        width=width,
+        eps=eps,
+        threads=torch.get_num_threads(),
+    )
     return y
 
 
@@ -85,20 +85,19 @@ class _RMSNorm(torch.autograd.Function):
         grad_x = torch.empty_like(x) if for_x else None
         grad_weight = torch.empty_like(weight) if for_weight else None
         width = x.shape[-1]
-        call = pack(
-            x.data_ptr(),
-            weight.data_ptr(),
-            grad.data_ptr(),
-            0,
-            0 if grad_x is None else grad_x.data_ptr(),
-            0 if grad_weight is None else grad_weight.data_ptr(),
-            x.numel() // width,
-            width,
-            ctx.eps,
-            torch.get_num_threads(),
+        BACKWARD.call(
+            (x.dtype, weight.dtype),
+            x=x.data_ptr(),
+            weight=weight.data_ptr(),
+            g=grad.data_ptr(),
+            y=0,
+            dx=0 if grad_x is None else grad_x.data_ptr(),
+            dw=0 if grad_weight is None else grad_weight.data_ptr(),
+            rows=x.numel() // width,
+            width=width,
+            eps=ctx.eps,
+            threads=torch.get_num_threads(),
         )
-        if _functions()[x.dtype, weight.dtype][1](call):
-            raise MemoryError
         return grad_x, grad_weight, None
 
 
@@ -123,6 +122,7 @@ KERNEL = Kernel(
     run=rms_norm,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="one pass over memory, in C++: twice as fast as PyTorch's layer_norm (make bench-norm)",
     instead="the formula: 2 to 6 times as long",
 )

@@ -62,44 +62,27 @@ inline void turn_neighbours(const T *x, T *y, const float *cos, const float *sin
     }
 }
 
-// x (batch, heads, seq, 2 half), cos and sin (batch, heads, seq, half): strides in numbers; the last is 1.
-struct Strides {
-    int64_t batch, heads, seq;
-};
-
-}  // namespace
-
-struct RopeCall {
-    const void *x;
-    void *y;
-    const float *cos, *sin;
-    int64_t batch, heads, seq, half;
-    Strides x_strides, y_strides, cos_strides, sin_strides;
-    int64_t interleaved, backwards, threads;
-};
-
-namespace {
-
 template <typename T>
 int rotate(const RopeCall &call) {
-    const auto at = [](const Strides &strides, int64_t batch, int64_t head, int64_t place) {
-        return batch * strides.batch + head * strides.heads + place * strides.seq;
+    const auto at = [](const int64_t *strides, int64_t batch, int64_t head, int64_t place) {
+        return batch * strides[0] + head * strides[1] + place * strides[2];
     };
     const float sign = call.backwards ? -1 : 1;
     // Heads last: those of a place mostly lie side by side, and have their angles in common.
-    in_parts(call.batch * call.seq, call.heads * 2 * call.half, call.threads, [&](int64_t, int64_t start, int64_t stop) {
-        for (int64_t row = start; row < stop; ++row)
-            for (int64_t head = 0, batch = row / call.seq, place = row % call.seq; head < call.heads; ++head) {
-                const T *x = (const T *)call.x + at(call.x_strides, batch, head, place);
-                T *y = (T *)call.y + at(call.y_strides, batch, head, place);
-                const float *cos = call.cos + at(call.cos_strides, batch, head, place);
-                const float *sin = call.sin + at(call.sin_strides, batch, head, place);
-                if (call.interleaved)
-                    turn_neighbours(x, y, cos, sin, call.half, sign);
-                else
-                    turn_halves(x, y, cos, sin, call.half, sign);
-            }
-    });
+    in_parts(call.batch * call.seq, call.heads * 2 * call.half, call.threads,
+             [&](int64_t, int64_t start, int64_t stop) {
+                 for (int64_t row = start; row < stop; ++row)
+                     for (int64_t head = 0, batch = row / call.seq, place = row % call.seq; head < call.heads; ++head) {
+                         const T *x = (const T *)call.x + at(call.x_strides, batch, head, place);
+                         T *y = (T *)call.y + at(call.y_strides, batch, head, place);
+                         const float *cos = call.cos + at(call.cos_strides, batch, head, place);
+                         const float *sin = call.sin + at(call.sin_strides, batch, head, place);
+                         if (call.interleaved)
+                             turn_neighbours(x, y, cos, sin, call.half, sign);
+                         else
+                             turn_halves(x, y, cos, sin, call.half, sign);
+                     }
+             });
     return 0;
 }
 

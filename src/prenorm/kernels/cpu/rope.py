@@ -3,9 +3,6 @@
 As ops it is a pass for each of two halves, four products and two sums, and a copy that puts them together again.
 """
 
-import functools
-import struct
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -14,10 +11,10 @@ from torch import Tensor
 from ..kernel import Kernel
 from ..plain import fits_backward, is_plain
 from . import native
+from .calls import Function
 
 DTYPES = {torch.float32: "rope_float32", torch.bfloat16: "rope_bfloat16"}
-# struct RopeCall: x, y, cos, sin, batch, heads, seq, half, strides of each, interleaved, backwards, threads
-pack = struct.Struct("4P4q12q3q").pack
+ROPE = Function("RopeCall", DTYPES)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -45,14 +42,8 @@ def suits(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
         and x.shape[-1] == 2 * cos.shape[-1] > 0
         and x.numel() > 0
         and not (x.is_neg() or cos.is_neg() or sin.is_neg())  # what lies in memory would have to be negated
-        and x.dtype in _functions()
+        and x.dtype in ROPE.available()
     )
-
-
-@functools.cache
-def _functions() -> dict[torch.dtype, Callable[[bytes], int]]:
-    """By dtype. Nothing where there is no library."""
-    return native.functions(DTYPES)
 
 
 def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, backwards: bool) -> Tensor:
@@ -64,21 +55,24 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, backwards: 
     if backwards:  # heads side by side, as projections have them, whose gradients then need no copy
         y = y.view(batch, seq, heads, head_dim).transpose(1, 2)
     cos, sin = (_four_dims(one.expand(*x.shape[:-1], half)) for one in (cos, sin))
-    call = pack(
-        four.data_ptr(),
-        y.data_ptr(),
-        cos.data_ptr(),
-        sin.data_ptr(),
-        batch,
-        heads,
-        seq,
-        half,
-        *(stride for one in (four, y, cos, sin) for stride in one.stride()[:3]),
-        interleaved,
-        backwards,
-        torch.get_num_threads(),
+    ROPE.call(
+        x.dtype,
+        x=four.data_ptr(),
+        y=y.data_ptr(),
+        cos=cos.data_ptr(),
+        sin=sin.data_ptr(),
+        batch=batch,
+        heads=heads,
+        seq=seq,
+        half=half,
+        x_strides=four.stride()[:3],
+        y_strides=y.stride()[:3],
+        cos_strides=cos.stride()[:3],
+        sin_strides=sin.stride()[:3],
+        interleaved=interleaved,
+        backwards=backwards,
+        threads=torch.get_num_threads(),
     )
-    _functions()[x.dtype](call)
     return y.view(x.shape)
 
 
@@ -119,6 +113,7 @@ KERNEL = Kernel(
     run=rotate,
     suits=suits,
     why_not=native.why_not,
+    in_library=True,
     reason="RoPE in one pass over memory, in C++ (make bench-training)",
     instead="the formula: 1.2 times as long for a token, 4 to 11 times for 2,048",
 )

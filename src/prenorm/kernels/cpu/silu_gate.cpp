@@ -58,25 +58,19 @@ void over(int64_t count, int64_t threads, Run run) {
 
 }  // namespace
 
-struct SiluGateCall {
-    const void *gate, *up, *g;  // g, dgate and dup are null in forward, y is in backward
-    void *y, *dgate, *dup;
-    int64_t count, threads;
-};
-
-#define FOR_DTYPE(T, NAME)                                                                                           \
-    extern "C" int silu_gate_##NAME(const SiluGateCall *call) {                                                      \
-        over(call->count, call->threads, [=](int64_t start, int64_t stop) {                                          \
-            forward((const T *)call->gate, (const T *)call->up, (T *)call->y, start, stop);                          \
-        });                                                                                                          \
-        return 0;                                                                                                    \
-    }                                                                                                                \
-    extern "C" int silu_gate_backward_##NAME(const SiluGateCall *call) {                                             \
-        over(call->count, call->threads, [=](int64_t start, int64_t stop) {                                          \
-            backward((const T *)call->g, (const T *)call->gate, (const T *)call->up, (T *)call->dgate,               \
-                     (T *)call->dup, start, stop);                                                                   \
-        });                                                                                                          \
-        return 0;                                                                                                    \
+#define FOR_DTYPE(T, NAME)                                                                                             \
+    extern "C" int silu_gate_##NAME(const SiluGateCall *call) {                                                        \
+        over(call->count, call->threads, [=](int64_t start, int64_t stop) {                                            \
+            forward((const T *)call->gate, (const T *)call->up, (T *)call->y, start, stop);                            \
+        });                                                                                                            \
+        return 0;                                                                                                      \
+    }                                                                                                                  \
+    extern "C" int silu_gate_backward_##NAME(const SiluGateCall *call) {                                               \
+        over(call->count, call->threads, [=](int64_t start, int64_t stop) {                                            \
+            backward((const T *)call->g, (const T *)call->gate, (const T *)call->up, (T *)call->dgate, (T *)call->dup, \
+                     start, stop);                                                                                     \
+        });                                                                                                            \
+        return 0;                                                                                                      \
     }
 
 FOR_DTYPE(float, float32)

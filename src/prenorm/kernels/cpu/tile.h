@@ -116,8 +116,8 @@ inline void prefetch(const T *from) {
 // The products of ROWS rows of x with COLUMNS rows of w, `stride` numbers from one to the next, to sums[r][c]. Several
 // rows of w at a time, so that every number that is loaded is used several times, and many are on their way at once.
 template <int ROWS, int COLUMNS, typename T>
-inline void multiply_together(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width,
-                              int64_t ahead, Floats *sums) {
+inline void multiply_together(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width, int64_t ahead,
+                              Floats *sums) {
     const auto step = [&](auto at, auto... count) {
         decltype(ready(w)) ws[COLUMNS];
         for (int c = 0; c < COLUMNS; ++c) {
@@ -198,7 +198,5 @@ inline void with_rows(int64_t rows, Run run) {
         case 8: return run(std::integral_constant<int, 8>());
     }
 }
-
-constexpr int64_t MOST_ROWS = 8;
 
 }  // namespace

@@ -9,6 +9,8 @@
 #include <immintrin.h>
 #endif
 
+#include "calls.h"
+
 namespace {
 
 #if defined(__AVX512F__)
@@ -23,8 +25,8 @@ constexpr int64_t LANES = 4;
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 
-constexpr int64_t STEP = 2 * LANES;            // numbers that are handled at a time
-constexpr int64_t WORTH_A_THREAD = 1 << 14;    // numbers; waking another thread costs as much as these
+constexpr int64_t STEP = 2 * LANES;          // numbers that are handled at a time
+constexpr int64_t WORTH_A_THREAD = 1 << 14;  // numbers; waking another thread costs as much as these
 
 // --- a step's numbers: two vectors of float32 ---
 
@@ -148,7 +150,7 @@ inline float add_up(Pair pair) { return add_up(pair.first + pair.second); }
 
 // --- threads and memory ---
 
-int64_t threads_for(int64_t rows, int64_t width, int64_t threads) {
+inline int64_t threads_for(int64_t rows, int64_t width, int64_t threads) {
     const int64_t worth = rows * width / WORTH_A_THREAD, most = worth < rows ? worth : rows;
     return most < 1 ? 1 : most < threads ? most : threads;
 }

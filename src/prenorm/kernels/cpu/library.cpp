@@ -1,0 +1,27 @@
+// What the library says of itself, so that nobody calls it with a struct of another shape. Built by build.py, which
+// defines PRENORM_SOURCES: the digest of all sources.
+
+#include "calls.h"
+
+extern "C" const char *prenorm_sources() { return PRENORM_SOURCES; }
+
+// The size of each struct of calls.h, in its order.
+extern "C" const int64_t *prenorm_sizes() {
+    static const int64_t sizes[] = {
+        sizeof(ProductCall),
+        sizeof(FewRowsCall),
+        sizeof(QuantizedLinearCall),
+        sizeof(LargestCall),
+        sizeof(CrossEntropyCall),
+        sizeof(RmsNormCall),
+        sizeof(RopeCall),
+        sizeof(SiluGateCall),
+        sizeof(OneQueryCall),
+        sizeof(AttentionCall),
+        sizeof(MatrixPointers),
+        sizeof(LayerPointers),
+        sizeof(DecodeStepCall),
+        0,
+    };
+    return sizes;
+}

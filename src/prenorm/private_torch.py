@@ -1,0 +1,96 @@
+"""What this package asks PyTorch for that has no public name: each with its reason, and what happens without it.
+
+All are there in torch 2.13 and 2.14, which the tests run with. A release that drops a name fails here, at import, with
+an ImportError that says which; those that we can do without say what stands in for them.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses import fake_tensor
+from torch.autograd import forward_ad
+
+
+def _needed(holder: Any, name: str) -> Any:
+    try:
+        return getattr(holder, name)
+    except AttributeError as error:
+        place = getattr(holder, "__name__", repr(holder))
+        raise ImportError(
+            f"prenorm needs {place}.{name}, which torch {torch.__version__} does not have; install torch 2.13 or 2.14."
+        ) from error
+
+
+# Kernels with a backward pass of their own have no rules for torch.func, vmap, tracing and dispatch modes. They are
+# aliases of this module, because finding each in torch takes as long as calling it, and small norms are many.
+are_functorch_transforms_active: Callable[[], bool] = _needed(torch._C, "_are_functorch_transforms_active")
+len_torch_dispatch_stack: Callable[[], int] = _needed(torch._C, "_len_torch_dispatch_stack")
+get_tracing_state: Callable[[], Any] = _needed(torch._C, "_get_tracing_state")
+is_legacy_batchedtensor: Callable[[Tensor], bool] = _needed(torch._C._functorch, "is_legacy_batchedtensor")
+_needed(forward_ad, "_current_level")  # of forward-mode differentiation; below 0 where there is none
+
+# Values are checked under torch.func too, where a wrapper stands before the tensor that has them.
+is_functorch_wrapped_tensor: Callable[[Tensor], bool] = _needed(torch._C._functorch, "is_functorch_wrapped_tensor")
+get_unwrapped: Callable[[Tensor], Tensor] = _needed(torch._C._functorch, "get_unwrapped")
+
+# Tensors without numbers, as export and shape inference have: there is nothing to check in them, or to draw.
+FakeTensor: type[Tensor] = _needed(fake_tensor, "FakeTensor")
+
+# A check that compiled code and a GPU can hold: neither breaks the graph nor waits.
+assert_async: Callable[[Tensor, str], None] = _needed(torch, "_assert_async")
+
+# Whether anything looks on at all modules: a fast path would not call it.
+has_any_global_hook: Callable[[], bool] = _needed(torch.nn.modules.module, "_has_any_global_hook")
+
+
+def is_avx512_supported() -> bool:
+    """Whether the processor has AVX-512; where it cannot be asked, no: MKL and PyTorch's attention run."""
+    ask = getattr(torch.cpu, "_is_avx512_supported", None)
+    return bool(ask and ask())
+
+
+def has_onednn_linear() -> bool:
+    """Whether float32 products can go through oneDNN; where they cannot, MKL multiplies."""
+    return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+
+
+def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x W^T + b by oneDNN. PyTorch's public functions take MKL for float32."""
+    product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
+    return product
+
+
+def has_static_size(size: Any) -> bool:
+    """Whether compiled code is for this size alone; without a way to know, no: another kernel is taken."""
+    try:  # slow to load, and there when code is compiled
+        from torch.fx.experimental.symbolic_shapes import has_static_value
+    except ImportError:
+        return False
+    return has_static_value(size)
+
+
+def computes_now() -> bool:
+    """Whether an op is computed when it is called, and nothing looks on.
+
+    Not while PyTorch compiles, exports or traces (Inductor fuses a formula better), not under a dispatch mode (FLOP
+    counters and tracers must see the formula's ops), and not under torch.func and forward-mode differentiation, which
+    need rules that a kernel does not have.
+    """
+    return (
+        not is_compiling()
+        and not are_functorch_transforms_active()
+        and not len_torch_dispatch_stack()
+        and get_tracing_state() is None
+        and forward_ad._current_level < 0
+    )
+
+
+is_compiling = torch.compiler.is_compiling
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
+def is_transformed() -> bool:
+    """Whether torch.func or forward-mode differentiation is at work: they need rules that only formulas have."""
+    return are_functorch_transforms_active() or forward_ad._current_level >= 0
