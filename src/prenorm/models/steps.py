@@ -201,6 +201,8 @@ def _sizes(model: "TransformerLM") -> Sizes | None:
     weight = model.embedding.weight
     if not weight.is_cpu or weight.dtype not in DTYPES or type(model.final_norm) is not RMSNorm:
         return None
+    if model.config.family is not None:  # the kernel has the maths of the blessed block alone
+        return None
     for block in model.layers:
         if type(block) is not TransformerBlock or any(
             type(operator.attrgetter(name)(block)) not in expected for name, expected in CLASSES.items()
@@ -214,7 +216,7 @@ def _sizes(model: "TransformerLM") -> Sizes | None:
         dropped = (block.dropout.training and block.dropout.p) or (attention.training and attention.dropout)
         biased = any(one.bias is not None for one in (ffn.gate_proj, ffn.up_proj, ffn.down_proj))
         eps = {norm.eps for norm in (block.norm1, block.norm2, *head_norms, model.final_norm) if norm is not None}
-        if dropped or biased or not attention.causal or len(eps) > 1 or attention.head_dim % WIDTH:
+        if dropped or biased or rope.by_length or not attention.causal or len(eps) > 1 or attention.head_dim % WIDTH:
             return None
         sizes = Sizes(
             heads=attention.num_heads,
