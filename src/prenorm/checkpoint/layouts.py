@@ -65,8 +65,7 @@ def _read_ours(known: Known) -> dict[str, Any]:
     if family is not None:
         family = Family.from_dict(family)
     names = ("qk_norm", "qkv_bias", "o_bias", "rope_interleaved")
-    window = window_of_others(known)
-    return {**{name: known[name] for name in names}, "activation": "silu", "window": window, "record": family}
+    return {**{name: known[name] for name in names}, "record": family}
 
 
 # "prenorm" is for what no family of theirs can say.
@@ -123,6 +122,7 @@ def config_from_hugging_face(
         )
     defaults = {**_COMMON, **layout.keys}
     known = {**defaults, **fields}
+    known |= {key: defaults[key] for key in layout.null_is_default if known[key] is None}
     try:
         config = _read(layout, known)
     except ConfigError as error:
@@ -152,16 +152,27 @@ def layout_of(model_type: Any, fields: Mapping[str, Any], source: str) -> Layout
 
 def _foreign_keys(layout: Layout, fields: Mapping[str, Any]) -> Iterator[str]:
     known = {*_REQUIRED, *_COMMON, *layout.keys, *_READ_ELSEWHERE, *NO_INFLUENCE}
+    harmless = {**HARMLESS_VALUES, **layout.harmless}
     for key in sorted(fields.keys() - known):
-        if key not in HARMLESS_VALUES:
-            if fields[key] is not None:  # a null says nothing, whatever it might have been about
-                yield f"{key} is not known"
-        elif fields[key] not in HARMLESS_VALUES[key]:
-            only = json_text(HARMLESS_VALUES[key][0])
-            yield f"{key} must be {only} or absent, not {json_text(fields[key])}"
+        if fields[key] is None and key not in harmless:
+            continue  # a null says nothing, whatever it might have been about
+        if key not in harmless:
+            yield f"{key} is not known"
+        elif fields[key] not in harmless[key] and not (key == "auto_map" and _names_their_own(fields[key], fields)):
+            yield f"{key} must be {json_text(harmless[key][0])} or absent, not {json_text(fields[key])}"
     yield from (
         foreign_in_rope_keys(fields, layout.rope) if layout.foreign_in_rope is None else layout.foreign_in_rope(fields)
     )
+
+
+def _names_their_own(auto_map: Any, fields: Mapping[str, Any]) -> bool:
+    """Whether the code that a folder brings is what became the class of transformers, under the same names."""
+    model_type, architecture = fields["model_type"], LAYOUTS[fields["model_type"]].architecture
+    theirs = {
+        "AutoConfig": f"configuration_{model_type}.{architecture.removesuffix('ForCausalLM')}Config",
+        "AutoModelForCausalLM": f"modeling_{model_type}.{architecture}",
+    }
+    return isinstance(auto_map, dict) and auto_map.items() <= theirs.items()
 
 
 def _read(layout: Layout, known: Known) -> ModelConfig:
@@ -185,7 +196,7 @@ def _read(layout: Layout, known: Known) -> ModelConfig:
         "eps": as_float(known["rms_norm_eps"]),
         "dropout": 0.0 if known["prenorm_dropout"] is None else as_float(known["prenorm_dropout"]),
         "rope_interleaved": layout.interleaved,
-        "window": None,
+        "window": None if "layer_types" in layout.keys else window_of_others(known),
         **read,
         "family": None if record == Family() else record,
     }

@@ -149,6 +149,8 @@ def foreign_in_rope_object(key: str, parameters: Mapping[str, Any], dialect: Dia
     for name in sorted(given - known):
         yield f"{key}.{name} is not known for rope_type {json_text(kind)}"
     share = parameters.get("partial_rotary_factor")
+    if dialect.partial is not None and share is None and "partial_rotary_factor" in parameters:
+        yield f"{key}.partial_rotary_factor is null"
     if dialect.partial is None and share not in (None, 1.0):
         yield f"{key}.partial_rotary_factor must be 1.0 or absent, not {json_text(share)}"
 

@@ -41,6 +41,8 @@ def _gemma2(known: Known) -> dict[str, Any]:
         kinds = [FULL if layer % 2 else SLIDING for layer in range(known["num_hidden_layers"])]
     activation = activation_of(known, "hidden_activation")
     check_same_activation(known, "hidden_act", activation)
+    if known["sliding_window_size"] not in (None, known["sliding_window"]):
+        raise ConfigError("sliding_window_size and sliding_window differ; keep sliding_window.")
     scalar = number(known, "query_pre_attn_scalar")
     return {
         **_of_all(known),
@@ -133,6 +135,7 @@ _KEYS_2 = {
     "hidden_activation": "gelu_pytorch_tanh",
     "query_pre_attn_scalar": 256,
     "sliding_window": 4096,
+    "sliding_window_size": None,  # the older name
     "layer_types": None,
     "final_logit_softcapping": 30.0,
     "attn_logit_softcapping": 50.0,

@@ -31,7 +31,8 @@ _KEYS = {
 }
 _SAME: dict[str, Any] = {
     "keys": _KEYS,
-    "never_null": ("num_key_value_heads", "head_dim"),
+    "never_null": ("num_key_value_heads", "head_dim", "partial_rotary_factor"),
+    "null_is_default": ("eos_token_id",),
     "rope": Dialect(partial=0.5),
     "interleaved": True,
 }

@@ -40,6 +40,7 @@ class Layout:
 
     keys: those that matter to the numbers beside the sizes that every file has, with what the config class assumes
     when the file is silent. never_null: those among them, and sizes, where the class itself refuses a null.
+    null_is_default: those where it takes a null for silence. harmless: keys without influence at these values.
     read: the fields of ModelConfig and of Family that its own keys, defaults filled in, say. Raises ConfigError.
     """
 
@@ -47,7 +48,10 @@ class Layout:
     keys: Mapping[str, Any]
     read: Callable[[Known], dict[str, Any]]
     never_null: tuple[str, ...] = ()
-    harmless: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)  # keys without influence at these values
+    null_is_default: tuple[str, ...] = ()
+    harmless: Mapping[str, tuple[Any, ...]] = field(
+        default_factory=dict
+    )  # further keys, without influence at these values
     rope: Dialect = PLAIN
     read_rope: Callable[[Known, int], dict[str, Any]] | None = None  # where its keys of rotary embedding are its own
     foreign_in_rope: Callable[[Mapping[str, Any]], Iterator[str]] | None = None

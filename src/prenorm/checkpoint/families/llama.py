@@ -7,7 +7,7 @@ from ...validation import check_size
 from ..files import IN_THE_FILE, json_text
 from ..names import CLASSIC
 from ..rope import Dialect
-from ..windows import FULL, SLIDING, kinds_of_layers, window_of_others, windows_of, windows_of_qwen
+from ..windows import FULL, SLIDING, kinds_of_layers, windows_of, windows_of_qwen
 from .layout import Known, Layout, activation_of, biases, flag
 
 
@@ -16,12 +16,11 @@ def _llama(known: Known) -> dict[str, Any]:
         **biases(known),
         "activation": activation_of(known),
         "ffn_bias": flag(known, "mlp_bias"),
-        "window": window_of_others(known),
     }
 
 
 def _mistral(known: Known) -> dict[str, Any]:
-    return {"activation": activation_of(known), "window": window_of_others(known)}
+    return {"activation": activation_of(known)}
 
 
 def _ministral(known: Known) -> dict[str, Any]:
@@ -64,10 +63,6 @@ def _smollm3(known: Known) -> dict[str, Any]:
         "rotated": () if all(rotated) else tuple(map(bool, rotated)),
         **windows_of(kinds, known["sliding_window"]),
     }
-
-
-def _phi3(known: Known) -> dict[str, Any]:
-    return {"activation": activation_of(known), "window": window_of_others(known)}
 
 
 def _seed_oss(known: Known) -> dict[str, Any]:
@@ -143,6 +138,7 @@ LAYOUTS: dict[str, Layout] = {
             "sliding_window": None,
             "no_rope_layers": None,
             "no_rope_layer_interval": 4,
+            "max_window_layers": None,  # published beside layer_types; the class does not read it
             "layer_types": None,
             "attention_bias": False,
             "mlp_bias": False,
@@ -165,8 +161,9 @@ LAYOUTS: dict[str, Layout] = {
             "sliding_window": None,
             "eos_token_id": 32000,
         },
-        read=_phi3,
-        never_null=("head_dim",),
+        read=_mistral,
+        never_null=("head_dim", "partial_rotary_factor"),
+        harmless={"interpolate_factor": (1,), "lm_head_bias": (False,), "full_attn_mod": (1,)},  # of Phi-4-mini
         rope=Dialect(
             types=("default", "longrope"), aliases={"su": "longrope", "yarn": "longrope"}, partial=1.0, original=4096
         ),
