@@ -24,7 +24,8 @@ SCALINGS = {
     "llama3": RopeScaling("llama3", 8.0, original_max_seq_len=16),
 }
 
-# What each family of the grid has beyond the block: every switch of the record is in one of them.
+# What each family of the grid has beyond the block: every switch of the record is in one of them. Scores are kept small
+# where norms or lengthened pairs would make softmax all but one-hot.
 FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {
         "family": Family(
@@ -63,12 +64,12 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "glm4": {
         "rope_interleaved": True,
         "qkv_bias": True,
-        "family": Family(residual="sandwich", rotary_dim=4),
+        "family": Family(residual="sandwich", rotary_dim=4, attention_scale=0.15),
     },
     "smollm3": {"family": Family(activation="gelu", ffn_bias=True, rotated=(True, False))},
     "yarn": {
         "rope_scaling": RopeScaling("yarn", 8.0, original_max_seq_len=16),
-        "family": Family(activation="relu_squared"),
+        "family": Family(activation="relu_squared", attention_scale=0.15),
     },
 }
 

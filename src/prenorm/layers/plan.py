@@ -70,7 +70,8 @@ class Call:
         if rope is not None:
             positions = self._positions(rope)
             lengths = self._lengths(positions) if rope.by_length else None
-            cos, sin = (one.unsqueeze(-3) for one in rope.cos_sin(positions, self.dtype, lengths))  # for all heads
+            further = () if lengths is None else (lengths.unsqueeze(-2),)
+            cos, sin = rope.cos_sin(positions.unsqueeze(-2), self.dtype, *further)  # the same for all heads
         if layer is not None and self.arrival is not None:
             mask, causal, slots = cached_mask(layer, self.arrival, mask, num_heads, causal, window)
         elif self.segment_ids is not None:
