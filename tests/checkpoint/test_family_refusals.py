@@ -1,18 +1,20 @@
 """A config.json that contradicts itself, or asks for what is not served, is refused by the name of the key."""
 
 import json
+import re
 
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.activations import ACT2FN
 
-from prenorm import TransformerLM
+from prenorm import TransformerLM, explain
 from prenorm.checkpoint.families.layout import ACTIVATIONS
 from prenorm.checkpoint.layouts import LAYOUTS, config_from_hugging_face
 from prenorm.checkpoint.writing import weights_from_hugging_face
 from prenorm.errors import CheckpointError
 from prenorm.ops.activations import ACTIVATIONS as OURS
+from prenorm.ops.backends import NOT_SERVED
 
 from .families import FAMILIES, FULL, MIXED, SIZES, SLIDING, rope
 
@@ -76,8 +78,8 @@ REFUSED = [
     ("phi3", rope("linear", factor=2.0), 'rope_type "linear", where default, longrope are known'),
     (
         "phi3",
-        {"partial_rotary_factor": 0.3},
-        "partial_rotary_factor must leave an even number .* 0.3 of head_dim 8 is 2",
+        {"partial_rotary_factor": 0.4},
+        "must leave an even number of features .* 0.4 of head_dim 8 is 3",
     ),
     ("phi3", {"partial_rotary_factor": None}, "partial_rotary_factor is null"),
     ("phi3", {"partial_rotary_factor": 1.5}, "partial_rotary_factor must be at most 1"),
@@ -155,6 +157,17 @@ def test_what_published_files_say_beside_changes_nothing(name, changes):
     if "layer_types" in changes:
         plain["layer_types"] = changes["layer_types"]
     assert config_from_hugging_face(fields)[0] == config_from_hugging_face(plain)[0]
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_families_that_the_fast_path_of_decoding_does_not_serve_are_explained(name):
+    config, _ = config_from_hugging_face(fields_of(name))
+    scaling = config.rope_scaling
+    served = config.family is None and not (scaling is not None and scaling.by_length)
+    assert served or re.search(rf"\b{FAMILIES[name][0]}\b", NOT_SERVED["decode_step"])
+    if config.family is not None:
+        choices = explain(TransformerLM(config), torch.tensor([[1, 2]]))
+        assert [one.why for one in choices if one.op == "decode_step"] == [NOT_SERVED["decode_step"]]
 
 
 def test_gemma_3_in_its_older_words_is_gemma_3_in_the_new_ones():
