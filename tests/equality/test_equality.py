@@ -40,7 +40,8 @@ def core(path, subject):
         return [number for number in cells if GRID[number].weights == 0]
     if (path, subject) in IN_FULL:
         return cells
-    return cells[COLUMNS.index((path, subject)) % SPREAD :: SPREAD]  # not always the first, with its values
+    spread = 3 * SPREAD if subject == "family" else SPREAD
+    return cells[COLUMNS.index((path, subject)) % spread :: spread]  # not always the first, with its values
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
