@@ -13,7 +13,7 @@ GOOD = {"vocab_size": 100, "d_model": 48, "num_layers": 2, "num_heads": 4}
 
 scalings = st.builds(
     RopeScaling,
-    kind=st.sampled_from(["linear", "llama3"]),
+    kind=st.sampled_from(["linear", "llama3", "yarn"]),
     factor=st.floats(1, 64),
     low_freq_factor=st.floats(0.5, 2),
     high_freq_factor=st.floats(3, 8),
@@ -67,6 +67,7 @@ def test_the_fields_and_their_defaults_are_those_of_the_design():
         "o_bias": False,
         "tie_embeddings": False,
         "dropout": 0.0,
+        "family": None,
     }
     assert list(ModelConfig(**GOOD).to_dict().items()) == list(fields.items())  # in this order, too
 
@@ -127,7 +128,11 @@ def test_numbers_that_no_model_can_have_are_refused_with_the_rule(change, messag
 
 
 BAD_SCALINGS = [
-    ({"kind": "yarn"}, "rope_scaling kind must be 'linear' or 'llama3', not 'yarn'"),
+    ({"kind": "ntk"}, "rope_scaling kind must be one of 'linear', 'dynamic', .*, 'longrope', not 'ntk'"),
+    ({"kind": "yarn", "beta_fast": 1.0}, "beta_fast must be greater than beta_slow, but 1.0 is not greater than 1.0"),
+    ({"kind": "longrope"}, r"short_factors must be a number for each pair of features, not \(\)"),
+    ({"kind": "yarn", "attention_factor": 0.0}, "rope_scaling attention_factor must be greater than 0"),
+    ({"truncate": 1}, "rope_scaling truncate must be True or False"),
     ({"factor": 0.5}, "rope_scaling factor must be at least 1, not 0.5"),
     ({"factor": math.inf}, "rope_scaling factor must be a finite number"),
     ({"low_freq_factor": 0.0}, "rope_scaling low_freq_factor must be greater than 0"),

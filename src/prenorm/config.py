@@ -7,7 +7,10 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .errors import ConfigError
+from .family import Family, check_family
 from .published import published_fields
+from .rope_scaling import RopeScaling as RopeScaling
+from .rope_scaling import check_rotated
 from .validation import (
     IN_PYTHON,
     Spelling,
@@ -16,27 +19,8 @@ from .validation import (
     check_flag,
     check_number,
     check_size,
+    record_from,
 )
-
-
-@dataclass(frozen=True, slots=True)
-class RopeScaling:
-    """How rotary frequencies are stretched for contexts longer than those of the original training.
-
-    linear: every frequency is divided by `factor` (Chen et al. 2023, arXiv:2306.15595).
-    llama3: wavelengths above original_max_seq_len / low_freq_factor are stretched by `factor`, those below
-    original_max_seq_len / high_freq_factor are kept, and between the two the frequency is interpolated
-    (Llama 3.1, arXiv:2407.21783 and its reference code).
-    """
-
-    kind: Literal["linear", "llama3"]
-    factor: float
-    low_freq_factor: float = 1.0
-    high_freq_factor: float = 4.0
-    original_max_seq_len: int = 8192
-
-    def __post_init__(self) -> None:
-        check_scaling(_fields_of(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +84,9 @@ class ModelConfig:
     dropout: float = 0.0
     """Probability of dropping attention weights and what attention and feed-forward add, in training."""
 
+    family: Family | None = None
+    """What a family of models has beyond all this. Default: nothing."""
+
     def __post_init__(self) -> None:
         for name, size in check_model(_fields_of(self)).items():
             object.__setattr__(self, name, size)
@@ -113,8 +100,11 @@ class ModelConfig:
         """The config that `to_dict` wrote. Raises ConfigError for fields that no config has."""
         scaling = fields.get("rope_scaling")
         if isinstance(scaling, dict):
-            fields = {**fields, "rope_scaling": _from_dict(RopeScaling, "rope_scaling", scaling)}
-        return _from_dict(cls, "a model config", fields)
+            fields = {**fields, "rope_scaling": record_from(RopeScaling, "rope_scaling", scaling)}
+        family = fields.get("family")
+        if isinstance(family, dict):
+            fields = {**fields, "family": Family.from_dict(family)}
+        return record_from(cls, "a model config", fields)
 
     @classmethod
     def preset(cls, name: str) -> "ModelConfig":
@@ -179,23 +169,7 @@ class EncoderDecoderConfig:
     @classmethod
     def from_dict(cls, fields: dict[str, Any]) -> "EncoderDecoderConfig":
         """The config that `to_dict` wrote. Raises ConfigError for fields that no config has."""
-        return _from_dict(cls, "an encoder-decoder config", fields)
-
-
-def check_scaling(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> None:
-    """Raise ConfigError unless a RopeScaling may have these fields. `spelling`: their names and values in messages."""
-    if fields["kind"] not in ("linear", "llama3"):
-        raise ConfigError(f"rope_scaling kind must be 'linear' or 'llama3', not {fields['kind']!r}.")
-    check_number("rope_scaling factor", fields["factor"], at_least=1.0, spelling=spelling)
-    low, high = fields["low_freq_factor"], fields["high_freq_factor"]
-    check_number("rope_scaling low_freq_factor", low, above=0.0, spelling=spelling)
-    check_number("rope_scaling high_freq_factor", high, above=0.0, spelling=spelling)
-    check_size("rope_scaling original_max_seq_len", fields["original_max_seq_len"], spelling=spelling)
-    if fields["kind"] == "llama3" and high <= low:
-        raise ConfigError(
-            f"{spelling.name('rope_scaling high_freq_factor')} must be greater than low_freq_factor, but {high} "
-            f"is not greater than {low}; Llama 3.1 has 4.0 and 1.0."
-        )
+        return record_from(cls, "an encoder-decoder config", fields)
 
 
 def check_model(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> dict[str, int]:
@@ -217,8 +191,16 @@ def check_model(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> di
     scaling = fields["rope_scaling"]
     if scaling is not None and not isinstance(scaling, RopeScaling):
         raise ConfigError(f"rope_scaling must be a RopeScaling record or None, not {scaling!r}.")
+    family = fields["family"]
+    rotary_dim = head_dim if not isinstance(family, Family) or family.rotary_dim is None else family.rotary_dim
+    if scaling is not None:
+        check_rotated(rotary_dim, fields["rope_theta"], scaling, spelling)
     for name in ("rope_interleaved", "qk_norm", "qkv_bias", "o_bias", "tie_embeddings"):
         check_flag(name, fields[name], spelling=spelling)
+    if family is not None:
+        check_family(family, num_layers=fields["num_layers"], head_dim=head_dim, window=fields["window"])
+        if family.window_rope_scaling is not None:
+            check_rotated(rotary_dim, family.window_rope_theta, family.window_rope_scaling, spelling)
     return {"num_kv_heads": num_kv_heads, "head_dim": head_dim, "d_ff": d_ff}
 
 
@@ -261,17 +243,6 @@ def check_encoder_decoder(fields: Mapping[str, Any], spelling: Spelling = IN_PYT
 
 def _fields_of(record: Any) -> dict[str, Any]:
     return {field.name: getattr(record, field.name) for field in dataclasses.fields(record)}
-
-
-def _from_dict(record: type[Any], what: str, fields: dict[str, Any]) -> Any:
-    known = {field.name: field for field in dataclasses.fields(record)}
-    unknown = sorted(fields.keys() - known.keys())
-    if unknown:
-        raise ConfigError(f"{what} has no field named {', '.join(unknown)}.")
-    missing = [n for n, field in known.items() if field.default is dataclasses.MISSING and n not in fields]
-    if missing:
-        raise ConfigError(f"{what} needs {', '.join(missing)}.")
-    return record(**fields)
 
 
 def default_d_ff(d_model: int) -> int:

@@ -1,5 +1,6 @@
 """Numbers that layers and records are built from, checked: sizes, head sizes, probabilities."""
 
+import dataclasses
 import difflib
 import operator
 import sys
@@ -134,3 +135,17 @@ def _shown(value: object, spelling: Spelling) -> str:
 
 def _is_huge(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and abs(value) > LARGEST_SIZE  # Python refuses to print the largest ones
+
+
+def record_from(record: type[Any], what: str, fields: Any) -> Any:
+    """The record with these fields, by name. Raises ConfigError for fields that it has not, and needs."""
+    if not isinstance(fields, dict):
+        raise ConfigError(f"{what} must be an object with fields, not {fields!r}.")
+    known = {field.name: field for field in dataclasses.fields(record)}
+    unknown = sorted(fields.keys() - known.keys())
+    if unknown:
+        raise ConfigError(f"{what} has no field named {', '.join(unknown)}.")
+    missing = [n for n, field in known.items() if field.default is dataclasses.MISSING and n not in fields]
+    if missing:
+        raise ConfigError(f"{what} needs {', '.join(missing)}.")
+    return record(**fields)

@@ -7,7 +7,8 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from prenorm.checkpoint.bookkeeping import HARMLESS_VALUES, NO_INFLUENCE
-from prenorm.checkpoint.layouts import config_from_hugging_face, config_to_hugging_face
+from prenorm.checkpoint.layouts import config_from_hugging_face
+from prenorm.checkpoint.writing import config_to_hugging_face
 from prenorm.errors import CheckpointError
 
 from .examples import config
@@ -27,6 +28,10 @@ HELD = {
     "attn_implementation": "eager",
     "_pre_quantization_dtype": "bfloat16",
     "initializer_range": 0.5,
+    "attention_dropout": 0.5,
+    "residual_dropout": 0.5,
+    "resid_pdrop": 0.5,
+    "embd_pdrop": 0.5,
     "id2label": {"0": "a", "1": "b", "2": "c"},
     "label2id": {"a": 0, "b": 1, "c": 2},
     "problem_type": "regression",
@@ -141,7 +146,11 @@ def test_layer_types_that_say_what_is_done_anyway_change_nothing(family, tmp_pat
             {"layer_types": ["full_attention"] * 2},
             "layer_types says full_attention, but sliding_window gives 5",
         ),
-        ("llama", {"layer_types": ["full_attention", "sliding_attention"]}, "no mixed model can be held"),
+        (
+            "llama",
+            {"layer_types": ["full_attention", "sliding_attention"]},
+            "model_type ministral or qwen2 has layers of both",
+        ),
         ("llama", {"layer_types": ["full_attention"]}, "layer_types must name each of the 2 layers"),
         ("mistral", {"use_sliding_window": False}, "use_sliding_window is false, but sliding_window gives 5"),
         ("llama", {"use_sliding_window": True}, "use_sliding_window must be false or absent, not true"),

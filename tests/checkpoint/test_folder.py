@@ -13,7 +13,7 @@ from transformers.utils import logging
 
 from prenorm import ModelConfig, TransformerLM
 from prenorm.checkpoint.folder import load, save
-from prenorm.checkpoint.layouts import config_to_hugging_face
+from prenorm.checkpoint.writing import config_to_hugging_face
 from prenorm.errors import CheckpointError, ConfigError
 
 from ..oracle.tolerance import assert_accurate
@@ -173,10 +173,15 @@ def test_tensors_that_are_not_the_configs_are_not_loaded(saved):
         load(saved)
 
 
-@pytest.mark.parametrize("changes", [{"vocab_size": 10**12, "num_hidden_layers": 2}, {"num_hidden_layers": 10**9}])
+@pytest.mark.parametrize(
+    "changes",
+    [{"vocab_size": 10**12, "num_hidden_layers": 2}, {"num_hidden_layers": 10**4}, {"num_hidden_layers": 10**9}],
+)
 def test_an_absurd_config_is_refused_before_anything_is_allocated(saved, changes):
     edit(saved / "config.json", **changes)
-    with pytest.raises(CheckpointError, match=r"instead of \(1000000000000, 24\)|a model of 1000000000 layers"):
+    with pytest.raises(
+        CheckpointError, match=r"instead of \(1000000000000, 24\)|a model of 10000 layers|at most 65536"
+    ):
         load(saved)
 
 

@@ -1,8 +1,8 @@
 import pytest
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from prenorm.checkpoint.layouts import config_to_hugging_face
 from prenorm.checkpoint.names import parameters_of
+from prenorm.checkpoint.writing import config_to_hugging_face
 
 from .examples import IN_A_FAMILY, config
 

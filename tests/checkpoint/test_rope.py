@@ -30,14 +30,25 @@ LLAMA3_KEYS = {
 }
 
 
-@pytest.mark.parametrize("scaling", [None, RopeScaling("linear", 2.5), LLAMA3])
+EVERY = [
+    None,
+    RopeScaling("linear", 2.5),
+    LLAMA3,
+    RopeScaling("dynamic", 2.0, original_max_seq_len=2048),
+    RopeScaling("yarn", 4.0, original_max_seq_len=512),
+    RopeScaling("yarn", 4.0, 1.0, 4.0, 512, 16.0, 2.0, False, 1.5),
+    RopeScaling("longrope", 4.0, original_max_seq_len=512, short_factors=(1.0, 2.0), long_factors=(3.0, 4.0)),
+]
+
+
+@pytest.mark.parametrize("scaling", EVERY)
 def test_what_is_written_is_read_back_from_old_keys_new_keys_and_both(scaling):
     keys = rope_to_hugging_face(500000.0, scaling)
     old = {key: keys[key] for key in ("rope_theta", "rope_scaling")}
     new = {"rope_parameters": keys["rope_parameters"]}
     for fields in (keys, old, new):
         assert not list(foreign_in_rope_keys(fields))
-        assert rope_from_hugging_face(fields, 2048) == (500000.0, scaling)
+        assert rope_from_hugging_face(fields, 2048) == (500000.0, scaling, 1.0)
 
 
 @pytest.mark.parametrize("kept", [("rope_theta", "rope_scaling"), ("rope_parameters",)])
@@ -50,8 +61,8 @@ def test_transformers_reads_the_same_numbers_from_either_keys(kept):
 
 
 def test_silence_means_the_default():
-    assert rope_from_hugging_face({}, 2048) == (10000.0, None)
-    assert rope_from_hugging_face({"rope_scaling": None, "rope_parameters": None}, 2048) == (10000.0, None)
+    assert rope_from_hugging_face({}, 2048) == (10000.0, None, 1.0)
+    assert rope_from_hugging_face({"rope_scaling": None, "rope_parameters": None}, 2048) == (10000.0, None, 1.0)
     assert rope_from_hugging_face({"rope_scaling": {"type": "linear", "factor": 2}}, 2048)[1] == RopeScaling(
         "linear", 2.0
     )
@@ -59,7 +70,7 @@ def test_silence_means_the_default():
 
 def test_the_length_before_stretching_is_the_models_own_when_it_is_not_given():
     keys = {key: value for key, value in LLAMA3_KEYS.items() if not key.startswith("original")}
-    _, scaling = rope_from_hugging_face({"rope_scaling": keys}, 4096)
+    _, scaling, _ = rope_from_hugging_face({"rope_scaling": keys}, 4096)
     assert scaling == RopeScaling("llama3", 8.0, 1.0, 4.0, 4096)
 
 
@@ -104,11 +115,11 @@ def test_contradictions_and_gaps_are_refused(fields, message):
 
 def test_every_foreign_key_is_named():
     fields = {
-        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "beta_fast": 32},
+        "rope_scaling": {"rope_type": "mrope", "factor": 4.0, "beta_fast": 32},
         "rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5, "mscale": 1.0},
     }
     assert list(foreign_in_rope_keys(fields)) == [
-        'rope_scaling has rope_type "yarn", where default, linear, llama3 are known',
+        'rope_scaling has rope_type "mrope", where default, linear, dynamic, yarn, llama3, longrope are known',
         'rope_parameters.mscale is not known for rope_type "linear"',
         "rope_parameters.partial_rotary_factor must be 1.0 or absent, not 0.5",
     ]
@@ -157,7 +168,7 @@ SILENT = {
 def test_null_and_empty_say_nothing_as_in_transformers(silent):
     fields, theta, scaling = SILENT[silent]
     assert not list(foreign_in_rope_keys(fields))
-    assert rope_from_hugging_face(fields, 2048) == (theta, scaling)
+    assert rope_from_hugging_face(fields, 2048) == (theta, scaling, 1.0)
     theirs = LlamaForCausalLM(LlamaConfig(**TINY, **copy.deepcopy(fields))).model.rotary_emb
     assert_close(theirs.inv_freq, rope_frequencies(16, theta, scaling).float(), rtol=1e-5, atol=0)
 

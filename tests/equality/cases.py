@@ -9,8 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from prenorm import EncoderDecoder, EncoderDecoderConfig, ModelConfig, RopeScaling, TransformerBlock, TransformerLM
+from prenorm.family import Family
 
 from ..oracle import models
+from ..oracle.families import family_model
 from ..oracle.formulas import Array
 from ..oracle.inputs import ids_of, integers, lay_out, mask_of, normal, randomise, segments, weights_of
 from ..oracle.tolerance import array
@@ -20,6 +22,55 @@ SCALINGS = {
     "none": None,
     "linear": RopeScaling("linear", 3.0),
     "llama3": RopeScaling("llama3", 8.0, original_max_seq_len=16),
+}
+
+# What each family of the grid has beyond the block: every switch of the record is in one of them. Scores are kept small
+# where norms or lengthened pairs would make softmax all but one-hot.
+FAMILIES: dict[str, dict[str, Any]] = {
+    "gemma2": {
+        "family": Family(
+            residual="sandwich",
+            activation="gelu_tanh",
+            one_plus_norms=True,
+            windows=(5, 0),
+            attention_scale=0.3,
+            attention_softcap=2.0,
+            embedding_scale=5.6,
+            logit_softcap=1.5,
+        )
+    },
+    "gemma3": {
+        "qk_norm": True,
+        "rope_scaling": SCALINGS["linear"],
+        "family": Family(
+            residual="sandwich",
+            activation="gelu_tanh",
+            one_plus_norms=True,
+            windows=(5, 0),
+            window_rope_theta=30.0,
+            window_rope_scaling=SCALINGS["llama3"],
+            embedding_scale=5.6,
+        ),
+    },
+    "olmo2": {"qk_norm": True, "qkv_bias": True, "family": Family(residual="post", wide_qk_norm=True)},
+    "exaone4": {"qk_norm": True, "family": Family(residual="post", windows=(0, 16), rotated=(False, True))},
+    "granite": {
+        "qkv_bias": True,
+        "o_bias": True,
+        "family": Family(
+            ffn_bias=True, attention_scale=0.11, residual_scale=0.22, embedding_scale=3.0, logit_divisor=5.0
+        ),
+    },
+    "glm4": {
+        "rope_interleaved": True,
+        "qkv_bias": True,
+        "family": Family(residual="sandwich", rotary_dim=4, attention_scale=0.15),
+    },
+    "smollm3": {"family": Family(activation="gelu", ffn_bias=True, rotated=(True, False))},
+    "yarn": {
+        "rope_scaling": RopeScaling("yarn", 8.0, original_max_seq_len=16),
+        "family": Family(activation="relu_squared", attention_scale=0.15),
+    },
 }
 
 
@@ -80,13 +131,14 @@ class Case:
 def build(cell: Cell, dtype: torch.dtype, *, weights: bool = True, **options: Any) -> nn.Module:
     """The model of a cell in eval mode, with random weights that bfloat16 holds exactly.
 
-    Biases are near 0, so that no query is far from all keys but one: what q and k then get is chance.
+    Biases are near 0, and norms near what multiplies by 1, so that no query is far from all keys but one: what q and k
+    then get is chance.
     """
     dropout = options.pop("dropout", 0.0)
     module: nn.Module
     if cell.subject == "encoder-decoder":
         module = EncoderDecoder(_encoder_decoder_config(cell, dropout), dtype=dtype)
-    elif cell.subject == "lm":
+    elif cell.subject in ("lm", "family"):
         module = TransformerLM(_config(cell, dropout), dtype=dtype)
     else:
         limits = {"causal": cell.causal, "window": cell.window, **options}
@@ -94,9 +146,11 @@ def build(cell: Cell, dtype: torch.dtype, *, weights: bool = True, **options: An
         module = TransformerBlock(D_MODEL, **shape, **limits, max_seq_len=ROOM, dtype=dtype, dropout=dropout)
     if weights:
         randomise(module, cell.weights)
+        one_plus = cell.family is not None and FAMILIES[cell.family]["family"].one_plus_norms
         with torch.no_grad():
             for name, parameter in module.named_parameters():
-                parameter.copy_((parameter - 1 if name.endswith("bias") else parameter).bfloat16())
+                near_zero = name.endswith("bias") or (one_plus and "norm" in name)
+                parameter.copy_((parameter - 1 if near_zero else parameter).bfloat16())
     return module.eval()
 
 
@@ -115,12 +169,14 @@ def _attention_options(cell: Cell) -> dict[str, Any]:
 
 def _config(cell: Cell, dropout: float) -> ModelConfig:
     assert cell.layers is not None
+    own = {"num_kv_heads": cell.heads[1], "head_dim": cell.heads[2]}
+    own = _attention_options(cell) if cell.family is None else own | FAMILIES[cell.family]
     return ModelConfig(
         VOCAB,
         D_MODEL,
         cell.layers[0],
         cell.heads[0],
-        **_attention_options(cell),
+        **own,
         d_ff=D_FF,
         max_seq_len=ROOM,
         eps=cell.eps,
@@ -160,7 +216,7 @@ def _call(cell: Cell, leading: tuple[int, ...] | None, seq: int | None, number: 
         source = integers(*leading, source_seq, limit=VOCAB, seed=seed)
         target = integers(*leading, seq, limit=VOCAB if cell.tied else TARGET_VOCAB, seed=seed + 1)
         return Call((source, target), _both_sides(cell, source, target))
-    if cell.subject == "lm":
+    if cell.subject in ("lm", "family"):
         inputs = integers(*leading, seq, limit=VOCAB, seed=seed)
     else:
         inputs = normal(*leading, seq, D_MODEL, seed=seed, dtype=getattr(torch, cell.dtype))
@@ -237,6 +293,9 @@ def _oracle(cell: Cell, weights: dict[str, Array], call: Call) -> Array:
         assert cell.layers is not None
         sizes = {"num_layers": cell.layers[0], "num_decoder_layers": cell.layers[1], "num_heads": cell.heads[0]}
         return models.encoder_decoder(weights, *(x.numpy() for x in call.inputs), **sizes, eps=cell.eps, **given)
+    if cell.subject == "family":
+        config = dataclasses.asdict(_config(cell, 0.0))
+        return family_model(weights, call.inputs[0].numpy(), config=config, **given)
     scaling = SCALINGS[str(cell.scaling)]
     options = {
         "num_heads": cell.heads[0],

@@ -15,7 +15,7 @@ Values = tuple[Any, ...]
 
 D_MODEL, D_FF, VOCAB, TARGET_VOCAB = 32, 24, 29, 23
 ROOM = 160  # positions that every model has
-SUBJECTS = ("block", "lm", "encoder-decoder")
+SUBJECTS = ("block", "lm", "encoder-decoder", "family")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,6 +34,7 @@ class Cell:
     biases: str | None = None
     layers: tuple[int, ...] | None = None
     tied: bool | None = None
+    family: str | None = None  # of cases.FAMILIES
     positions_are: str | None = None  # of the encoder-decoder: "sinusoidal" or "learned"
     eps: float = 1e-6
     weights: int  # the seed of the weights
@@ -149,6 +150,16 @@ FACTORS: dict[str, dict[str, Values]] = {
         "tied": (False, True),
         "positions_are": ("sinusoidal", "learned"),
     },
+    "family": _OF_ALL
+    | {
+        "heads": ((4, 4, 8), (4, 2, 8), (4, 1, 6)),
+        "family": ("gemma2", "gemma3", "olmo2", "exaone4", "granite", "glm4", "smollm3", "yarn"),
+        "sees": ("past",),
+        "mask": ("none", "padding", "documents"),
+        "positions": ("default", "(seq,)", "(..., seq)"),
+        "layers": ((2,),),
+        "tied": (False, True),
+    },
 }
 
 # Every model has these; which of the other factors a path has, and which of their values, is said path by path.
@@ -163,6 +174,7 @@ _MODEL = (
     "biases",
     "layers",
     "tied",
+    "family",
     "positions_are",
     "eps",
 )
@@ -212,14 +224,14 @@ HONOURS: dict[str, dict[str, Values | None]] = {
     "padded on the left": _RAGGED,
     "padded on the right": _RAGGED,
     "padded on both sides": _RAGGED,
-    "lists through pad": _PACKED | {"subject": ("lm", "encoder-decoder"), "positions": ("default",)},
+    "lists through pad": _PACKED | {"subject": ("lm", "encoder-decoder", "family"), "positions": ("default",)},
     "rows through pad_sequence": _RAGGED,
     "padded on the left, cached, then more": _RAGGED_CACHED,
     "padded on the right, cached, then more": _RAGGED_CACHED,
     "padded on both sides, cached, then more": _RAGGED_CACHED,
     "rows out of step in a cache": _RAGGED_CACHED,
     "packed documents": _PACKED,
-    "packed documents, ids repeated": _PACKED | {"subject": ("block", "lm")},
+    "packed documents, ids repeated": _PACKED | {"subject": ("block", "lm", "family")},
     "packed documents, padding between": _PACKED,
     "packed in another order": _PACKED | {"subject": ("encoder-decoder",), "positions": ("default",)},
     "checkpointed": _WHOLE | {"every": None},
@@ -229,23 +241,23 @@ HONOURS: dict[str, dict[str, Values | None]] = {
     "made on meta, to_empty": _WHOLE,
     "to bfloat16 and back": _WHOLE,
     "to float64 and back": _WHOLE,
-    "saved and loaded": _WHOLE | {"subject": ("lm", "encoder-decoder")},
-    "explicit positions": _WHOLE | {"positions": ("default",), "subject": ("block", "lm")},
+    "saved and loaded": _WHOLE | {"subject": ("lm", "encoder-decoder", "family")},
+    "explicit positions": _WHOLE | {"positions": ("default",), "subject": ("block", "lm", "family")},
     "explicit mask": _WHOLE | {"sees": _CAUSAL, "subject": ("block",)},
     "compiled (aot_eager)": _COMPILED,
-    "compiled (inductor)": _COMPILED | _FEW,
+    "compiled (inductor)": _COMPILED | _FEW | {"subject": ("block", "lm", "encoder-decoder")},
     "compiled with a cache": _CACHED
     | {"subject": ("block", "lm"), "leading": ((2,), (3,)), "seq": (24, 33, 40), "mask": ("none",)}
     | {"positions": ("default",), "cut": ("one by one", "any sizes"), "grad": ("no_grad",)},
     "exported": _EXPORTED,
-    "ONNX Runtime": _EXPORTED | {"dtype": ("float32",)},
+    "ONNX Runtime": _EXPORTED | {"dtype": ("float32",), "subject": ("block", "lm", "encoder-decoder")},
 }
 # What costs seconds a model is drawn for few models, each with several inputs: models, inputs each.
 GRAPHS = {
-    "compiled (aot_eager)": {"block": (8, 6), "lm": (6, 6), "encoder-decoder": (5, 6)},
+    "compiled (aot_eager)": {"block": (8, 6), "lm": (6, 6), "encoder-decoder": (5, 6), "family": (8, 4)},
     "compiled (inductor)": {"block": (3, 5), "lm": (3, 5), "encoder-decoder": (3, 5)},
     "compiled with a cache": {"block": (5, 5), "lm": (5, 5)},
-    "exported": {"block": (8, 6), "lm": (6, 6), "encoder-decoder": (5, 6)},
+    "exported": {"block": (8, 6), "lm": (6, 6), "encoder-decoder": (5, 6), "family": (8, 4)},
     "ONNX Runtime": {"block": (8, 5), "lm": (6, 5), "encoder-decoder": (5, 5)},
 }
 EACH = 72  # cells of a path and subject otherwise
@@ -260,7 +272,7 @@ def possible(path: str, subject: str) -> dict[str, Values]:
     for name, allowed in honours.items():
         if name in factors:
             wanted = factors[name] if allowed is None else allowed
-            has_them = name in ("leading", "seq", "rows", "sees", "cut")  # every subject, or what the path is about
+            has_them = name in ("leading", "seq", "rows", "cut")  # every subject, or what the path is about
             values[name] = tuple(value for value in wanted if has_them or value in factors[name])
     return values
 

@@ -390,7 +390,7 @@ def _surround(row: Tensor, left: int, right: int) -> Tensor:
 def lists_through_pad(case: Case) -> Ran:
     """Lists of ids, as `generate` takes them."""
     ids, marks = pad([row[-1].tolist() for row in case.rows])
-    if case.cell.subject == "lm":
+    if case.cell.subject != "encoder-decoder":
         y = case.module(ids, segment_ids=marks)
     else:
         sources, of_sources = pad([row[0].tolist() for row in case.rows])

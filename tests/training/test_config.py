@@ -14,7 +14,11 @@ pytestmark = pytest.mark.usefixtures("shapes_unchecked")
 def test_a_run_goes_to_toml_and_back_unchanged(preset, tmp_path):
     odd = {"seed": 12345678901234567890, "muon_lr": 0.1 + 0.2, "data": ["a b", "c\\'\"d"], "window": 7, "out": "x/ä"}
     scaling = {"kind": "linear", "factor": 2.0}
-    for fields in ({}, odd, {"rope_scaling": scaling, "num_kv_heads": 1, "micro_batch_size": 1}):
+    family = {"residual": "post", "logit_softcap": 3.0, "window_rope_theta": 9.0, "window_rope_scaling": scaling}
+    factors = [1.0] * (TrainConfig.from_fields({"preset": preset}).model.head_dim // 2)
+    longrope = {"kind": "longrope", "factor": 2.0, "short_factors": factors, "long_factors": factors}
+    records = ({"rope_scaling": scaling, "num_kv_heads": 1, "micro_batch_size": 1}, {"rope_scaling": longrope})
+    for fields in ({}, odd, *records, {"family": family}):
         config = TrainConfig.from_fields({"preset": preset, **fields})
         (tmp_path / "config.toml").write_text(config_to_toml(config))
         assert TrainConfig.from_fields(read_toml(tmp_path / "config.toml")) == config

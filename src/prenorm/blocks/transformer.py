@@ -7,7 +7,6 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..config import RopeScaling
 from ..layers.attention import SelfAttention, ours
 from ..layers.dropout import Dropout
 from ..layers.layer_cache import LayerCache
@@ -15,6 +14,7 @@ from ..layers.norm import RMSNorm
 from ..layers.plan import AttentionPlan, planned
 from ..layers.rope import RotaryEmbedding
 from ..layers.swiglu import SwiGLU
+from ..rope_scaling import RopeScaling
 from ..validation import attention_sizes
 
 

@@ -21,6 +21,8 @@ _WITHOUT_INFLUENCE = {
     "transformers, what a call returns": """
         output_attentions _output_attentions output_hidden_states return_dict output_past""",
     "transformers, training": "initializer_range gradient_checkpointing tf_legacy_loss",
+    # Switches of training, where dropout is ours to choose.
+    "transformers, dropout": "attention_dropout residual_dropout resid_pdrop embd_pdrop",
     "transformers, token ids": """
         bos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id
         forced_bos_token_id forced_eos_token_id""",
@@ -49,8 +51,6 @@ NO_INFLUENCE: frozenset[str] = frozenset(key for keys in _WITHOUT_INFLUENCE.valu
 # Without influence at these values, the first of which a message names.
 HARMLESS_VALUES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
-        "hidden_act": ("silu",),
-        "attention_dropout": (0, None),  # a switch of training; dropout is ours to choose
         "mlp_bias": (False, None),
         "attention_bias": (False, None),
         "sliding_window": (None,),

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sized
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
-from .names import PACKED, SHAPE, parameters_of
+from .names import CLASSIC, PACKED, SHAPE, Naming, parameters_of, stored_shapes
 
 # The dtypes that a model's weights may have.
 FLOATS = ("F32", "BF16", "F16", "F64")
@@ -23,18 +23,17 @@ def check_fit(
     hugging_face: bool,
     source: str,
     kind: str | None = None,
+    naming: Naming = CLASSIC,
 ) -> list[str]:
     """The names of the tensors to use, once `found` (name: dtype, shape) is known to be what the config needs.
 
-    `hugging_face` tells whose names they are, `kind` what the matrices are (None: floats). A tied model may bring its
-    lm_head.weight too, to be compared with the embedding.
+    `hugging_face` tells whose names they are (by `naming`), `kind` what the matrices are (None: floats). A tied model
+    may bring its lm_head.weight too, to be compared with the embedding.
     Raises CheckpointError with all that is missing, unexpected, mis-shaped or in a foreign dtype.
     """
     check_layers(config.num_layers, found, source)
-    expected = {
-        parameter.hugging_face if hugging_face else parameter.name: parameter.shape
-        for parameter in parameters_of(config, kind)
-    }
+    parameters = list(parameters_of(config, kind, naming))
+    expected = stored_shapes(parameters) if hugging_face else {name: shape for name, _, shape in parameters}
     if config.tie_embeddings and "lm_head.weight" in found:
         expected["lm_head.weight"] = (config.vocab_size, config.d_model)
     used = {name: info for name, info in found.items() if not _ROTARY_TABLE.fullmatch(name)}

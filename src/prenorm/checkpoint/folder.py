@@ -3,6 +3,7 @@
 import functools
 import warnings
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +15,23 @@ from ..errors import CheckpointError
 from .files import Content, file_in, json_content, read_json
 from .fit import check_fit
 from .layouts import (
+    LAYOUTS,
+    OURS,
     config_from_hugging_face,
-    config_to_hugging_face,
     eos_from_hugging_face,
     eos_to_hugging_face,
+    own_eos,
+)
+from .names import PACKED, SCALES, SHAPE
+from .quantized import KEY, from_rows, kind_in, quantization_config, to_rows
+from .together import CONFIG, SAVE_ID, Checkpoint, Source, Weights, found_among, opened, write_model
+from .writing import (
+    config_as_it_came,
+    config_to_hugging_face,
+    naming_of,
+    weights_from_hugging_face,
     weights_to_hugging_face,
 )
-from .names import PACKED, SCALES, SHAPE, parameters_of
-from .quantized import KEY, from_rows, kind_in, quantization_config, to_rows
-from .together import CONFIG, Checkpoint, Weights, found_among, opened, write_model
 
 GENERATION_CONFIG = "generation_config.json"  # transformers' settings for generate(); its end-of-text ids come first
 
@@ -34,11 +43,13 @@ def save(
     *,
     eos_token_ids: tuple[int, ...] = (),
     kind: str | None = None,
+    came_from: Source | None = None,
 ) -> None:
     """Write a model as a folder that `load` opens, and transformers' AutoModelForCausalLM where it knows the family.
 
+    came_from: what the folder that it was loaded from said; it is written again where it still holds.
     A model that was in the folder stays whole until the new one is on the disk. An interleaved model is written in
-    half-split order: it comes back as a half-split model with the same logits.
+    half-split order, unless its family has it interleaved: it comes back as a model with the same logits.
     Raises CheckpointError when the tensors are not those of the config, and when the disk does not take them.
     """
     folder = Path(folder).expanduser()
@@ -51,21 +62,44 @@ def save(
         tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point() and not name.endswith(SCALES)
     )
     dtype = functools.reduce(torch.promote_types, floats)
-    fields = config_to_hugging_face(config, eos_token_ids=eos_token_ids, dtype=dtype)
+    fields = _fields(config, eos_token_ids, dtype, kind, came_from)
+    weights = weights_to_hugging_face(config, tensors, fields, kind)
     if kind is not None:
         fields[KEY] = quantization_config(kind)
     others: dict[Path, Content] = {}
-    if (folder / GENERATION_CONFIG).exists():
-        others[folder / GENERATION_CONFIG] = json_content(_generation_config(folder, eos_token_ids))
-    write_model(folder, fields, weights_to_hugging_face(config, tensors, kind), others)
-    if fields["model_type"] == "prenorm":
+    generation = None if came_from is None else came_from.generation
+    if generation is not None or (folder / GENERATION_CONFIG).exists():
+        settings = _generation_config(folder, generation, eos_token_ids)
+        others[folder / GENERATION_CONFIG] = json_content(settings)
+    write_model(folder, fields, weights, others)
+    if fields["model_type"] == OURS:
         # Last, so that a program that turns warnings into errors has its model all the same.
         warnings.warn(
             f"{folder} was saved as model_type 'prenorm', which prenorm opens and transformers does not: no family of "
             f"theirs has qk_norm={config.qk_norm}, qkv_bias={config.qkv_bias}, o_bias={config.o_bias}, "
-            f"window={config.window} together.",
+            f"window={config.window} together{_and_record(config)}.",
             stacklevel=2,
         )
+
+
+def _and_record(config: ModelConfig) -> str:
+    return "" if config.family is None else f", or none that was loaded has {config.family}"
+
+
+def _fields(
+    config: ModelConfig,
+    eos_token_ids: tuple[int, ...],
+    dtype: torch.dtype,
+    kind: str | None,
+    came_from: Source | None,
+) -> dict[str, Any]:
+    """What config.json says: what it said where the model came from, as long as that is so; otherwise in our words."""
+    if came_from is not None and not (kind and LAYOUTS[came_from.config["model_type"]].naming.fused):
+        changed = None if came_from.eos_token_ids == eos_token_ids else eos_token_ids
+        fields = config_as_it_came(came_from.config, config, changed, dtype)
+        if fields is not None:
+            return fields
+    return config_to_hugging_face(config, eos_token_ids=eos_token_ids, dtype=dtype)
 
 
 def load(
@@ -79,18 +113,23 @@ def load(
     with opened(folder) as (path, fields):
         source = str(path / CONFIG)
         kind = kind_in(fields, source)
-        config, eos_token_ids = config_from_hugging_face(
-            {key: value for key, value in fields.items() if key != KEY}, source=source
-        )
+        own = {key: value for key, value in fields.items() if key not in (KEY, SAVE_ID)}
+        config, eos_token_ids = config_from_hugging_face(own, source=source)
+        layout = LAYOUTS[own["model_type"]]
+        naming = naming_of(layout, kind)
+        generation = _generation(path)
+        if generation is not None and generation.get("eos_token_id") is not None:
+            ids = own_eos(generation["eos_token_id"], layout, config.vocab_size)
+            eos_token_ids = eos_from_hugging_face(ids, config.vocab_size, source=str(path / GENERATION_CONFIG))
         weights = Weights(path, fields)
-        used = check_fit(config, weights.found, hugging_face=True, source=str(path), kind=kind)
+        used = check_fit(config, weights.found, hugging_face=True, source=str(path), kind=kind, naming=naming)
         whole = [name for name in used if name.endswith((PACKED, SCALES, SHAPE))]
         stored = weights.read(whole, None, device) | weights.read(sorted({*used} - {*whole}), dtype, device)
         _check_tied_head(config, stored, "model.embed_tokens.weight", str(path), '"tie_word_embeddings": false')
-        tensors = {parameter.name: stored[parameter.hugging_face] for parameter in parameters_of(config, kind)}
+        tensors = weights_from_hugging_face(config, stored, kind, naming)
         if kind is not None:
             tensors = from_rows(config, kind, tensors, str(path))
-        return Checkpoint(config, tensors, _generation_eos(path, config, eos_token_ids), kind)
+        return Checkpoint(config, tensors, eos_token_ids, kind, Source(own, generation, eos_token_ids))
 
 
 def _check_tied_head(
@@ -104,16 +143,15 @@ def _check_tied_head(
         )
 
 
-def _generation_eos(folder: Path, config: ModelConfig, otherwise: tuple[int, ...]) -> tuple[int, ...]:
+def _generation(folder: Path) -> dict[str, Any] | None:
     path = folder / GENERATION_CONFIG
-    value = read_json(file_in(folder, path.name)).get("eos_token_id") if path.exists() else None
-    return otherwise if value is None else eos_from_hugging_face(value, config.vocab_size, source=str(path))
+    return read_json(file_in(folder, path.name)) if path.exists() else None
 
 
-def _generation_config(folder: Path, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
-    """The generation config that is in the folder, with the end-of-text ids of the model that replaces its owner."""
-    try:
-        fields = read_json(file_in(folder, GENERATION_CONFIG))
-    except CheckpointError:
-        fields = {}
+def _generation_config(folder: Path, given: dict[str, Any] | None, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
+    """The generation config that came with the model, or is in the folder, with the model's end-of-text ids."""
+    fields = {} if given is None else given
+    if given is None:
+        with suppress(CheckpointError):
+            fields = read_json(file_in(folder, GENERATION_CONFIG))
     return {**fields, "eos_token_id": eos_to_hugging_face(eos_token_ids)}

@@ -1,7 +1,7 @@
 """The parameters of a model: our name for each, Hugging Face's name for it, and its shape."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from typing import NamedTuple
 
 from ..config import ModelConfig
@@ -10,24 +10,40 @@ from ..ops.quantized import GROUP, KINDS
 # What a matrix of whole numbers has instead of a weight: see quantized.py.
 PACKED, SCALES, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
 
-# The parts of a layer: our names, and Hugging Face's.
-_PARTS = {"norm1": "input_layernorm", "attn": "self_attn", "norm2": "post_attention_layernorm", "ffn": "mlp"}
+
+class Naming(NamedTuple):
+    """How a family names the parts of a layer, and which matrices it stores below each other in one tensor."""
+
+    parts: Mapping[str, str]  # ours: theirs
+    fused: Mapping[str, tuple[str, ...]] = {}  # theirs: ours, from top to bottom
+
+    def of(self, name: str) -> str:
+        """Their name of one of our tensors in a layer; that of the whole for a part of it."""
+        module, _, kind = name.rpartition(".")
+        for whole, matrices in self.fused.items():
+            if module in matrices:
+                return f"{whole}.{kind}"
+        part, _, rest = name.partition(".")
+        return f"{self.parts.get(part, part)}.{rest}"
+
+
+CLASSIC = Naming({"norm1": "input_layernorm", "attn": "self_attn", "norm2": "post_attention_layernorm", "ffn": "mlp"})
 
 
 class Parameter(NamedTuple):
-    """One tensor of a model."""
+    """One tensor of a model. Several with the same name in Hugging Face's layout are one tensor there."""
 
     name: str
     hugging_face: str
     shape: tuple[int, ...]
 
 
-def parameters_of(config: ModelConfig, kind: str | None = None) -> Iterator[Parameter]:
+def parameters_of(config: ModelConfig, kind: str | None = None, naming: Naming = CLASSIC) -> Iterator[Parameter]:
     """Every tensor that a model of this shape has, one by one. With tied embeddings there is no lm_head.weight.
 
     kind: "int8" or "int4" where its matrices are whole numbers; None where they are floats.
     """
-    for parameter in _floats_of(config):
+    for parameter in _floats_of(config, naming):
         if kind is None or not _is_matrix(parameter):
             yield parameter
             continue
@@ -45,31 +61,40 @@ def matrices_of(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, int]
         yield name.removesuffix(".weight"), hugging_face.removesuffix(".weight"), (rows, columns)
 
 
+def stored_shapes(parameters: Iterable[Parameter]) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor in Hugging Face's layout: parts of one are stored below each other."""
+    shapes: dict[str, tuple[int, ...]] = {}
+    for _, name, shape in parameters:
+        above = shapes.get(name)
+        shapes[name] = shape if above is None else (above[0] + shape[0], *shape[1:])
+    return shapes
+
+
 def _is_matrix(parameter: Parameter) -> bool:
     return len(parameter.shape) == 2 and parameter.name != "embedding.weight"
 
 
-def _floats_of(config: ModelConfig) -> Iterator[Parameter]:
+def _floats_of(config: ModelConfig, naming: Naming = CLASSIC) -> Iterator[Parameter]:
     yield Parameter("embedding.weight", "model.embed_tokens.weight", (config.vocab_size, config.d_model))
-    layer = list(_parameters_of_a_layer(config))
+    layer = _shapes_in_a_layer(config)
     for i in range(config.num_layers):
-        for name, hugging_face, shape in layer:
-            yield Parameter(f"layers.{i}.{name}", f"model.layers.{i}.{hugging_face}", shape)
+        for name, shape in layer.items():
+            yield Parameter(f"layers.{i}.{name}", f"model.layers.{i}.{naming.of(name)}", shape)
     yield Parameter("final_norm.weight", "model.norm.weight", (config.d_model,))
     if not config.tie_embeddings:
         yield Parameter("lm_head.weight", "lm_head.weight", (config.vocab_size, config.d_model))
 
 
-def _parameters_of_a_layer(config: ModelConfig) -> Iterator[Parameter]:
-    d_model, d_ff = config.d_model, config.d_ff
+def _shapes_in_a_layer(config: ModelConfig) -> dict[str, tuple[int, ...]]:
+    d_model, d_ff, family = config.d_model, config.d_ff, config.family
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "norm1.weight": (d_model,),
+    residual = "pre" if family is None else family.residual
+    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (d_model,) for name in _NORMS[residual]}
+    shapes |= {
         "attn.q_proj.weight": (queries, d_model),
         "attn.k_proj.weight": (keys, d_model),
         "attn.v_proj.weight": (keys, d_model),
         "attn.o_proj.weight": (d_model, queries),
-        "norm2.weight": (d_model,),
         "ffn.gate_proj.weight": (d_ff, d_model),
         "ffn.up_proj.weight": (d_ff, d_model),
         "ffn.down_proj.weight": (d_model, d_ff),
@@ -79,7 +104,17 @@ def _parameters_of_a_layer(config: ModelConfig) -> Iterator[Parameter]:
     if config.o_bias:
         shapes |= {"attn.o_proj.bias": (d_model,)}
     if config.qk_norm:
-        shapes |= {"attn.q_norm.weight": (config.head_dim,), "attn.k_norm.weight": (config.head_dim,)}
-    for name, shape in shapes.items():
-        part, _, rest = name.partition(".")
-        yield Parameter(name, f"{_PARTS[part]}.{rest}", shape)
+        wide = family is not None and family.wide_qk_norm
+        of_queries, of_keys = (queries, keys) if wide else (config.head_dim, config.head_dim)
+        shapes |= {"attn.q_norm.weight": (of_queries,), "attn.k_norm.weight": (of_keys,)}
+    if family is not None and family.ffn_bias:
+        shapes |= {"ffn.gate_proj.bias": (d_ff,), "ffn.up_proj.bias": (d_ff,), "ffn.down_proj.bias": (d_model,)}
+    return shapes
+
+
+# The norms of a block, by where they stand: blocks/families/ has the same.
+_NORMS = {
+    "pre": ("norm1", "norm2"),
+    "post": ("post_norm1", "post_norm2"),
+    "sandwich": ("norm1", "post_norm1", "norm2", "post_norm2"),
+}

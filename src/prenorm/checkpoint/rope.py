@@ -1,43 +1,91 @@
 """Rotary embedding in Hugging Face's words: its keys in config.json, and its order of rows."""
 
 import dataclasses
+import math
 import sys
 from collections.abc import Iterator, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxtyping import Shaped
 from torch import Tensor
 
-from ..config import RopeScaling, check_scaling
 from ..errors import ConfigError
+from ..rope_scaling import RopeScaling, check_factors, check_scaling
 from ..validation import check_number
 from .files import IN_THE_FILE, json_text
 
-DEFAULT_THETA = 10000.0  # of every family's config class
+DEFAULT_THETA = 10000.0  # of most families' config classes
 
 # The old key and the new one that hold an object. transformers takes the first that says anything.
 SCALING_KEYS = ("rope_scaling", "rope_parameters")
+ORIGINAL = "original_max_position_embeddings"
 
-# For each rope_type: the keys that belong to it, and the field of RopeScaling that each one is.
-_PARTS_OF = {
+# For each rope_type: the keys that belong to it and must be there, and those that may; each is a field of RopeScaling.
+_NEEDED = {
     "default": {},
     "linear": {"factor": "factor"},
+    "dynamic": {"factor": "factor"},
+    "yarn": {"factor": "factor", ORIGINAL: "original_max_seq_len"},
     "llama3": {
         "factor": "factor",
         "low_freq_factor": "low_freq_factor",
         "high_freq_factor": "high_freq_factor",
-        "original_max_position_embeddings": "original_max_seq_len",
+        ORIGINAL: "original_max_seq_len",
+    },
+    "longrope": {
+        "short_factor": "short_factors",
+        "long_factor": "long_factors",
+        ORIGINAL: "original_max_seq_len",
     },
 }
+_OPTIONAL = {
+    "yarn": {
+        "attention_factor": "attention_factor",
+        "beta_fast": "beta_fast",
+        "beta_slow": "beta_slow",
+        "truncate": "truncate",
+    },
+    "longrope": {"attention_factor": "attention_factor", "factor": "factor"},
+}
+_MSCALES = ("mscale", "mscale_all_dim")  # of yarn: another way to give the attention_factor
 _SCALING_DEFAULTS = {field.name: field.default for field in dataclasses.fields(RopeScaling)}
 _OTHER_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
+class Dialect(NamedTuple):
+    """What a family's config class has of its own in these keys."""
+
+    theta: float = DEFAULT_THETA  # where the file is silent
+    types: tuple[str, ...] = tuple(_NEEDED)
+    aliases: Mapping[str, str] = {}  # older names of types
+    partial: float | None = None  # the share of a head that is rotated where the file is silent; None: always all
+    ours: bool = False  # whether a dynamic scaling says its own length before stretching
+    original: int | None = None  # a key beside the objects that comes first, where the file is silent; None: no key
+
+
+PLAIN = Dialect()
+
+
+class Rope(NamedTuple):
+    """What the keys say: the base, the scaling, and the share of a head that is rotated."""
+
+    theta: float
+    scaling: RopeScaling | None
+    share: float = 1.0
+
+
 def rope_to_hugging_face(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
     """The three keys that tell of rotary embedding: transformers 4 reads the first two, transformers 5 the last."""
-    parameters = {"rope_type": scaling.kind if scaling else "default"}
-    for key, field in _PARTS_OF[parameters["rope_type"]].items():
-        parameters[key] = getattr(scaling, field)
+    parameters: dict[str, Any] = {"rope_type": "default"}
+    if scaling is not None:
+        optional = _OPTIONAL.get(scaling.kind, {})
+        parameters = {"rope_type": scaling.kind}
+        parameters |= {key: _as_json(getattr(scaling, field)) for key, field in _NEEDED[scaling.kind].items()}
+        parameters |= {
+            key: getattr(scaling, field)
+            for key, field in optional.items()
+            if field == "factor" or getattr(scaling, field) != _SCALING_DEFAULTS[field]
+        }
     theta = float(theta)
     return {
         "rope_theta": theta,
@@ -46,7 +94,7 @@ def rope_to_hugging_face(theta: float, scaling: RopeScaling | None) -> dict[str,
     }
 
 
-def rope_from_hugging_face(fields: Mapping[str, Any], max_seq_len: int) -> tuple[float, RopeScaling | None]:
+def rope_from_hugging_face(fields: Mapping[str, Any], max_seq_len: int, dialect: Dialect = PLAIN) -> Rope:
     """The base and the scaling that a config.json names, in the old keys, the new one or both.
 
     A null, an empty object and an absent key say nothing.
@@ -59,37 +107,57 @@ def rope_from_hugging_face(fields: Mapping[str, Any], max_seq_len: int) -> tuple
     }
     if "rope_scaling" in said and list(thetas) == ["rope_parameters.rope_theta"]:
         # transformers reads rope_scaling alone then, and takes its default for the base.
-        thetas["rope_scaling without a rope_theta"] = DEFAULT_THETA
+        thetas["rope_scaling without a rope_theta"] = dialect.theta
     if not thetas and "rope_theta" in {*fields, *(name for parameters in said.values() for name in parameters)}:
         raise ConfigError("rope_theta must be a finite number or absent, not null.")
-    scalings = {key: _scaling(key, parameters, max_seq_len) for key, parameters in said.items()}
-    for named in (thetas, scalings):
+    scalings = {key: _scaling(key, fields, parameters, max_seq_len, dialect) for key, parameters in said.items()}
+    shares = _shares(fields, said, dialect)
+    for named in (thetas, scalings, shares):
         first, *others = named.values() or [None]
         if any(other != first for other in others):
             contradiction = ", ".join(f"{key} gives {_told(value)}" for key, value in named.items())
             raise ConfigError(f"the keys of rotary embedding contradict each other: {contradiction}; keep one of them.")
-    name, theta = next(iter(thetas.items()), ("rope_theta", DEFAULT_THETA))
+    name, theta = next(iter(thetas.items()), ("rope_theta", dialect.theta))
     check_number(name, as_float(theta), above=0.0, spelling=IN_THE_FILE)
-    return as_float(theta), next(iter(scalings.values()), None)
+    name, share = next(iter(shares.items()), ("partial_rotary_factor", dialect.partial or 1.0))
+    check_number(name, share, above=0.0, spelling=IN_THE_FILE)
+    if share > 1:
+        raise ConfigError(f"{name} must be at most 1, not {json_text(share)}.")
+    return Rope(as_float(theta), next(iter(scalings.values()), None), share)
 
 
-def foreign_in_rope_keys(fields: Mapping[str, Any]) -> Iterator[str]:
+def foreign_in_rope_keys(fields: Mapping[str, Any], dialect: Dialect = PLAIN) -> Iterator[str]:
     """What inside rope_scaling and rope_parameters is not understood, as a phrase for each."""
     for key in SCALING_KEYS:
         parameters = fields.get(key) or {}
         if not isinstance(parameters, dict):
             yield f"{key} must be an object or null, not {json_text(parameters)}"
             continue
-        kind = _kind(parameters)
-        if not isinstance(kind, str) or kind not in _PARTS_OF:
-            yield f"{key} has rope_type {json_text(kind)}, where {', '.join(_PARTS_OF)} are known"
-            continue
-        given = {name for name, value in parameters.items() if value is not None}
-        for name in sorted(given - _PARTS_OF[kind].keys() - _OTHER_KEYS):
-            yield f"{key}.{name} is not known for rope_type {json_text(kind)}"
-        share = parameters.get("partial_rotary_factor")
-        if share not in (None, 1.0):
-            yield f"{key}.partial_rotary_factor must be 1.0 or absent, not {json_text(share)}"
+        yield from foreign_in_rope_object(key, parameters, dialect)
+
+
+def foreign_in_rope_object(key: str, parameters: Mapping[str, Any], dialect: Dialect = PLAIN) -> Iterator[str]:
+    """What inside one such object is not understood."""
+    kind = _kind(parameters, dialect)
+    if not isinstance(kind, str) or kind not in dialect.types:
+        yield f"{key} has rope_type {json_text(kind)}, where {', '.join(dialect.types)} are known"
+        return
+    given = {name for name, value in parameters.items() if value is not None}
+    if kind == "dynamic" and dialect.ours:
+        given.discard(ORIGINAL)
+    known = {*_NEEDED[kind], *_OPTIONAL.get(kind, {}), *(_MSCALES if kind == "yarn" else ()), *_OTHER_KEYS}
+    for name in sorted(given - known):
+        yield f"{key}.{name} is not known for rope_type {json_text(kind)}"
+    share = parameters.get("partial_rotary_factor")
+    if dialect.partial is not None and share is None and "partial_rotary_factor" in parameters:
+        yield f"{key}.partial_rotary_factor is null"
+    if dialect.partial is None and share not in (None, 1.0):
+        yield f"{key}.partial_rotary_factor must be 1.0 or absent, not {json_text(share)}"
+
+
+def scaling_in(key: str, parameters: Mapping[str, Any], max_seq_len: int, dialect: Dialect) -> RopeScaling | None:
+    """The scaling that one object describes."""
+    return _scaling(key, {}, parameters, max_seq_len, dialect)
 
 
 def _said(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -97,39 +165,103 @@ def _said(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {key: fields[key] for key in SCALING_KEYS if fields.get(key)}
 
 
+def _shares(fields: Mapping[str, Any], said: Mapping[str, Any], dialect: Dialect) -> dict[str, Any]:
+    if dialect.partial is None:
+        return {}
+    shares = {f"{key}.partial_rotary_factor": each.get("partial_rotary_factor") for key, each in said.items()}
+    shares = {"partial_rotary_factor": fields.get("partial_rotary_factor"), **shares}
+    return {key: as_float(share) for key, share in shares.items() if share is not None}
+
+
 def _told(value: Any) -> str:
     """A base, or the scaling of a key, in a contradiction."""
     if not isinstance(value, RopeScaling):
         return "no scaling" if value is None else json_text(value)
-    kept = {name: getattr(value, field) for name, field in _PARTS_OF[value.kind].items()}
+    kept = {name: _as_json(getattr(value, field)) for name, field in _NEEDED[value.kind].items()}
     return json_text({"rope_type": value.kind, **kept})
 
 
-def _kind(parameters: Mapping[str, Any]) -> Any:
-    return parameters.get("rope_type", parameters.get("type", "default"))
+def _as_json(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
 
 
-def _scaling(key: str, parameters: Mapping[str, Any], max_seq_len: int) -> RopeScaling | None:
-    kind = _kind(parameters)
-    if parameters.get("type") not in (None, kind):
+def _kind(parameters: Mapping[str, Any], dialect: Dialect) -> Any:
+    kind = parameters.get("rope_type", parameters.get("type", "default"))
+    return dialect.aliases.get(kind, kind) if isinstance(kind, str) else kind
+
+
+def _scaling(
+    key: str, fields: Mapping[str, Any], parameters: Mapping[str, Any], max_seq_len: int, dialect: Dialect
+) -> RopeScaling | None:
+    kind = _kind(parameters, dialect)
+    older = parameters.get("type")
+    if older is not None and (dialect.aliases.get(older, older) if isinstance(older, str) else older) != kind:
         raise ConfigError(
             f"{key}: rope_type is {json_text(kind)}, but type is {json_text(parameters['type'])}; keep one of them."
         )
     if kind == "default":
         return None
+    given = {name: value for name, value in parameters.items() if value is not None or name in _NEEDED[kind]}
+    if dialect.original is not None:
+        given[ORIGINAL] = _original(key, fields, given, dialect)
     # Hugging Face takes the model's own length where the length before stretching is not given.
-    given = {"original_max_position_embeddings": max_seq_len, **parameters}
-    missing = [name for name in _PARTS_OF[kind] if name not in given]
+    given = {ORIGINAL: max_seq_len, **given}
+    missing = [name for name in _NEEDED[kind] if name not in given]
     if missing:
         raise ConfigError(f"{key}: rope_type {json_text(kind)} needs {', '.join(missing)}.")
-    values = {field: as_float(given[name]) for name, field in _PARTS_OF[kind].items()}
-    if kind == "llama3":
-        values["original_max_seq_len"] = _as_whole(given["original_max_position_embeddings"])
-    names = {f"rope_scaling {field}": f"{key}.{name}" for name, field in _PARTS_OF[kind].items()}
-    check_scaling(
-        {**_SCALING_DEFAULTS, "kind": kind, **values}, IN_THE_FILE._replace(name=lambda name: names.get(name, name))
-    )
+    fields_of = {**_NEEDED[kind], **_OPTIONAL.get(kind, {})}
+    names = {f"rope_scaling {field}": f"{key}.{name}" for name, field in fields_of.items()}
+    spelling = IN_THE_FILE._replace(name=lambda name: names.get(name, name))
+    values = {field: as_float(given[name]) for name, field in fields_of.items() if name in given}
+    if kind == "dynamic":
+        values["original_max_seq_len"] = given[ORIGINAL] if dialect.ours else max_seq_len
+    elif kind != "linear":
+        values["original_max_seq_len"] = _as_whole(given[ORIGINAL])
+    if kind in ("yarn", "longrope"):
+        values |= _read_further(key, kind, given, values, max_seq_len)
+    for field in ("short_factors", "long_factors"):
+        if field in values:
+            check_factors(f"rope_scaling {field}", values[field], spelling)
+            values[field] = tuple(map(as_float, values[field]))
+    check_scaling({**_SCALING_DEFAULTS, "kind": kind, **values}, spelling)
     return RopeScaling(kind, **values)
+
+
+def _original(key: str, fields: Mapping[str, Any], given: Mapping[str, Any], dialect: Dialect) -> Any:
+    """The length before stretching of a family whose class reads it beside the object. Raises ConfigError."""
+    outside, inside = fields.get(ORIGINAL, dialect.original), given.get(ORIGINAL)
+    if inside is not None and inside != outside:
+        absent = "" if ORIGINAL in fields else " (absent, which means that)"
+        raise ConfigError(
+            f"{key}.{ORIGINAL} is {json_text(inside)}, but {ORIGINAL} is {json_text(outside)}{absent}; "
+            "keep one of them."
+        )
+    return outside
+
+
+def _read_further(
+    key: str, kind: str, given: Mapping[str, Any], values: Mapping[str, Any], max_seq_len: int
+) -> dict[str, Any]:
+    """What yarn and longrope work out of keys that may be silent, as transformers does."""
+    original = values["original_max_seq_len"]
+    factor = values.get("factor")
+    read: dict[str, Any] = {}
+    if factor is None and type(original) is int and original > 0:
+        factor = read["factor"] = max_seq_len / original
+    if kind == "longrope":
+        # Below 1 it says nothing, and only the attention_factor is worked out of it.
+        if isinstance(factor, float) and 0 < factor < 1:
+            read["factor"] = 1.0
+        return read
+    read |= {name: _SCALING_DEFAULTS[name] for name in ("beta_fast", "beta_slow") if not given.get(name)}
+    mscales = [as_float(given.get(name)) for name in _MSCALES]
+    for name, mscale in zip(_MSCALES, mscales, strict=True):
+        if mscale is not None:
+            check_number(f"{key}.{name}", mscale, at_least=0.0, spelling=IN_THE_FILE)
+    if values.get("attention_factor") is None and all(mscales) and isinstance(factor, float) and factor >= 1:
+        above, below = (0.1 * mscale * math.log(factor) + 1 for mscale in mscales)
+        read["attention_factor"] = above / below
+    return read
 
 
 def as_float(value: Any) -> Any:

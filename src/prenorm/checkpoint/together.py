@@ -28,6 +28,15 @@ Found = dict[str, tuple[str, tuple[int, ...]]]  # each tensor's dtype and shape,
 
 
 @dataclass(frozen=True, slots=True)
+class Source:
+    """What the files of a folder said of a model beyond its shape, kept to be written again."""
+
+    config: dict[str, Any]
+    generation: dict[str, Any] | None
+    eos_token_ids: tuple[int, ...]  # that they say together
+
+
+@dataclass(frozen=True, slots=True)
 class Checkpoint(Generic[Config]):
     """What a folder holds: the model's shape, its tensors under our names, and the ids that end a text."""
 
@@ -35,6 +44,7 @@ class Checkpoint(Generic[Config]):
     tensors: dict[str, Tensor]
     eos_token_ids: tuple[int, ...]
     kind: str | None = None  # "int8" or "int4" where the matrices are whole numbers, as QuantizedLinear holds them
+    source: Source | None = None
 
 
 def write_model(

@@ -1,56 +1,66 @@
-"""The attention window in Hugging Face's words: one for all layers, or none; a mixed model is refused."""
+"""The attention window in Hugging Face's words: of all layers, or layer by layer."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import ConfigError
 from ..validation import check_flag, check_size
 from .files import IN_THE_FILE, json_text
 
+FULL, SLIDING = "full_attention", "sliding_attention"
 
-def window_of_qwen(known: Mapping[str, Any]) -> int | None:
-    """The window of every layer. Raises ConfigError when some layers have one and others none."""
+
+def windows_of_qwen(known: Mapping[str, Any]) -> dict[str, Any]:
+    """Windows from layer max_window_layers on, where the switch is on and layer_types says nothing else."""
     switch, first, num_layers = (known[key] for key in ("use_sliding_window", "max_window_layers", "num_hidden_layers"))
     check_flag("use_sliding_window", switch, spelling=IN_THE_FILE)
     check_size("max_window_layers", first, at_least=0, spelling=IN_THE_FILE)
     window: int | None = known["sliding_window"] if switch else None
-    kind = _kind_of_layers(known)
-    if kind is None:
-        if window is not None and 0 < first < num_layers:
-            raise ConfigError(
-                f"every layer must have the same window, but max_window_layers gives the first {first} of "
-                f"{num_layers} layers none; no such mixed model can be held."
-            )
-        return window if first <= 0 else None
-    if kind == "full_attention":
-        return None
-    if window is None:
+    kinds = kinds_of_layers(known)
+    if kinds is None:
+        kinds = [FULL if window is None or layer < first else SLIDING for layer in range(num_layers)]
+    if SLIDING in kinds and window is None:
         raise ConfigError("layer_types says sliding_attention, but use_sliding_window with sliding_window gives none.")
-    return window
+    return windows_of(kinds, window)
+
+
+def windows_of(kinds: Sequence[str], window: int | None) -> dict[str, Any]:
+    """The fields of ModelConfig or Family that say which layers have the window. Raises ConfigError."""
+    if SLIDING not in kinds:
+        return {"window": None}
+    if window is None:
+        raise ConfigError("layer_types says sliding_attention, but sliding_window gives none.")
+    check_size("sliding_window", window, spelling=IN_THE_FILE)
+    if FULL not in kinds:
+        return {"window": window}
+    return {"window": None, "windows": tuple(window if kind == SLIDING else 0 for kind in kinds)}
 
 
 def window_of_others(known: Mapping[str, Any]) -> int | None:
     """The window of a family whose sliding_window holds for every layer. Raises ConfigError where others deny that."""
     window: int | None = known.get("sliding_window")
     given = f"sliding_window gives {'none' if window is None else window}"
-    if (kind := _kind_of_layers(known)) not in (None, "full_attention" if window is None else "sliding_attention"):
-        raise ConfigError(f"layer_types says {kind}, but {given}; leave layer_types out.")
+    kinds = set(kinds_of_layers(known) or ())
+    if len(kinds) > 1:
+        raise ConfigError(
+            "layer_types must be all full_attention or all sliding_attention in this family, whose layers are all of "
+            "one kind; model_type ministral or qwen2 has layers of both."
+        )
+    if kinds - {FULL if window is None else SLIDING}:
+        raise ConfigError(f"layer_types says {kinds.pop()}, but {given}; leave layer_types out.")
     if window is not None and known.get("use_sliding_window") is False:
         raise ConfigError(f"use_sliding_window is false, but {given}; keep one of them.")
     return window
 
 
-def _kind_of_layers(known: Mapping[str, Any]) -> str | None:
-    """What layer_types says of all layers, None where it says nothing."""
+def kinds_of_layers(known: Mapping[str, Any]) -> list[str] | None:
+    """The kind of each layer that layer_types names, None where it says nothing. Raises ConfigError."""
     types, num_layers = known.get("layer_types"), known["num_hidden_layers"]
     if types is None:
         return None
     if not isinstance(types, list) or len(types) != num_layers:
         raise ConfigError(f"layer_types must name each of the {num_layers} layers, but it is {json_text(types)}.")
-    kinds = sorted({str(kind) for kind in types})
-    if kinds not in (["full_attention"], ["sliding_attention"]):
-        raise ConfigError(
-            f"layer_types must be all full_attention or all sliding_attention, not {', '.join(kinds)}; "
-            "no mixed model can be held."
-        )
-    return kinds[0]
+    for kind in types:
+        if kind not in (FULL, SLIDING):
+            raise ConfigError(f"layer_types must be {FULL} or {SLIDING}, not {json_text(kind)}.")
+    return types

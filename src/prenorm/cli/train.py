@@ -38,7 +38,7 @@ def _settings() -> Any:
     demo = TrainConfig.from_fields({}).to_fields()
     flags = {}
     for name in [*RUN_FIELDS, *MODEL_FIELDS]:
-        if name == "rope_scaling":  # a record; a --config file can have it
+        if name in ("rope_scaling", "family"):  # records; a --config file can have them
             continue
         default = demo.get(name, "")
         shown = "" if default in ("", []) else f"(demo: {default})"

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..config import ModelConfig
+from ..errors import ConfigError
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,7 +61,12 @@ class Architecture:
 
 
 def architecture_of(config: ModelConfig) -> Architecture:
-    """The architecture of a TransformerLM."""
+    """The architecture of a TransformerLM. Raises ConfigError for one of a family, whose parts are not counted here."""
+    if config.family is not None:
+        raise ConfigError(
+            "costs are counted for the parts of TransformerBlock, and this model's family has others "
+            "(config.family); there is no sheet for it yet."
+        )
     sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
     switches = ("window", "qk_norm", "qkv_bias", "o_bias", "tie_embeddings", "dropout")
     return Architecture(**{name: getattr(config, name) for name in (*sizes, *switches)})

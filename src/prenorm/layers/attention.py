@@ -76,16 +76,29 @@ class SelfAttention(nn.Module):
             self._check_arguments(x, token_positions)
             options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
             return planned(partial(FORWARD, self, x, **options), self, x, token_positions, **options)
-        q, k, v = (split_heads(proj(x), self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        if self.q_norm is not None and self.k_norm is not None:
-            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = self.project(x)
         if self.rope is not None and plan.cos is not None and plan.sin is not None:
-            q, k = (rotate(one, plan.cos, plan.sin, interleaved=self.rope.interleaved) for one in (q, k))
+            q, k = (self.rotate(one, plan.cos, plan.sin) for one in (q, k))
         if cache is not None and plan.slots is not None:
             k, v = cache.store(k, v, plan.slots)
         window, dropout = self.window if plan.causal else None, self.dropout if self.training else 0.0
-        attended = scaled_dot_product_attention(q, k, v, plan.mask, causal=plan.causal, window=window, dropout=dropout)
+        attended = self.attend(q, k, v, plan.mask, causal=plan.causal, window=window, dropout=dropout)
         return self.o_proj(merge_heads(attended))
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values (..., heads, seq, head_dim), before the rotation."""
+        q, k, v = (split_heads(proj(x), self.head_dim) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        return q, k, v
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries or keys, turned."""
+        return rotate(x, cos, sin, interleaved=cast(RotaryEmbedding, self.rope).interleaved)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
+        """What each query takes from the values. Options as in `scaled_dot_product_attention`."""
+        return scaled_dot_product_attention(q, k, v, mask, **options)
 
     def make_cache(
         self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None, *, rewind: int = 0

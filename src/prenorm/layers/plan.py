@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _global_forward_pre_hooks
 
 from ..errors import ConfigError, ShapeError
-from ..ops.documents import check_segments, document_positions, within_documents
+from ..ops.documents import check_segments, document_lengths, document_positions, within_documents
 from ..ops.position_checks import check_length, check_position_shape, check_positions
 from .cache import KVCache, one_pass
 from .cached_plan import cached_mask, cached_positions
@@ -68,7 +68,10 @@ class Call:
                 return plan
         cos, sin, mask, slots = None, None, self.mask, None
         if rope is not None:
-            cos, sin = rope.cos_sin(self._positions(rope).unsqueeze(-2), self.dtype)  # the same for all heads
+            positions = self._positions(rope)
+            lengths = self._lengths(positions) if rope.by_length else None
+            further = () if lengths is None else (lengths.unsqueeze(-2),)
+            cos, sin = rope.cos_sin(positions.unsqueeze(-2), self.dtype, *further)  # the same for all heads
         if layer is not None and self.arrival is not None:
             mask, causal, slots = cached_mask(layer, self.arrival, mask, num_heads, causal, window)
         elif self.segment_ids is not None:
@@ -96,6 +99,12 @@ class Call:
             return torch.arange(self.seq, device=self.device)
         check_positions(positions, rope.max_seq_len)
         return positions
+
+    def _lengths(self, positions: Tensor) -> Tensor | None:
+        """How long each token's sequence is: the room in the cache, or its document; None where a row is one."""
+        if self.cache is not None:  # fixed when it is made: what is stored cannot be turned again
+            return torch.full_like(positions, self.cache.timeline.max_seq_len)
+        return None if self.segment_ids is None else document_lengths(self.segment_ids, positions)
 
 
 def planned(

@@ -6,11 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..config import RopeScaling
 from ..ops.integers import check_integers
 from ..ops.position_checks import check_positions
-from ..ops.rope import rope_angles, rotate
-from ..ops.rope_frequencies import rope_frequencies
+from ..ops.rope import rope_angles, rotate, row_lengths
+from ..ops.rope_frequencies import attention_factor, rope_frequencies
+from ..rope_scaling import RopeScaling
 from ..validation import check_number, check_size
 
 
@@ -39,6 +39,7 @@ class RotaryEmbedding(nn.Module):
         check_number("theta", theta, above=0.0)
         self.head_dim, self.max_seq_len, self.theta = head_dim, max_seq_len, theta
         self.interleaved, self.scaling = interleaved, scaling
+        self.attention_factor = attention_factor(scaling)
         self.register_buffer("frequencies", self._made_on(torch.empty(0, device=device).device), persistent=False)
 
     def forward(
@@ -56,16 +57,34 @@ class RotaryEmbedding(nn.Module):
         check_positions(token_positions, self.max_seq_len)
         return rotate(x, *self.cos_sin(token_positions, x.dtype), interleaved=self.interleaved)
 
+    @property
+    def by_length(self) -> bool:
+        """Whether the frequencies are others for a longer sequence."""
+        return self.scaling is not None and self.scaling.by_length
+
     def cos_sin(
-        self, token_positions: Int[Tensor, "*positions seq"], dtype: torch.dtype
+        self,
+        token_positions: Int[Tensor, "*positions seq"],
+        dtype: torch.dtype,
+        lengths: Int[Tensor, "*of_tokens seq_or_1"] | None = None,
     ) -> tuple[Float[Tensor, "*positions seq half"], Float[Tensor, "*positions seq half"]]:
-        """Cosines and sines for (checked) positions, in float32, or in float64 for a float64 input."""
+        """Cosines and sines for (checked) positions, in float32, or in float64 for a float64 input.
+
+        lengths: how long the sequence of each token is, for frequencies that ask (`by_length`); default: a row is one.
+        """
         device, frequencies = token_positions.device, self.frequencies
         if frequencies.device != device and device.type != "mps":
             frequencies = self._made_on(device)
-        angles = rope_angles(token_positions.to(frequencies.device), frequencies)
+        token_positions = token_positions.to(frequencies.device)
+        if self.by_length:
+            lengths = row_lengths(token_positions) if lengths is None else lengths.to(frequencies.device)
+            frequencies = rope_frequencies(self.head_dim, self.theta, self.scaling, lengths)
+        angles = rope_angles(token_positions, frequencies)
         wide = torch.float64 if dtype == torch.float64 else torch.float32
-        return angles.cos().to(device, wide), angles.sin().to(device, wide)
+        cos, sin = angles.cos(), angles.sin()
+        if self.attention_factor != 1:
+            cos, sin = cos * self.attention_factor, sin * self.attention_factor
+        return cos.to(device, wide), sin.to(device, wide)
 
     def _made_on(self, device: torch.device) -> Tensor:
         with torch.inference_mode(False):  # made under inference mode they could not be used in training afterwards

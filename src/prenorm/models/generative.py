@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..checkpoint.together import Source
 from ..checkpoint.whole import whole_tensors, written_once
 from ..errors import ConfigError
 from ..generation import decoding
@@ -36,6 +37,7 @@ class GenerativeModel(nn.Module):
     embedding: Embedding
     lm_head: Linear | QuantizedLinear | None
     eos_token_ids: tuple[int, ...] = ()
+    came_from: Source | None = None  # what the folder that it was loaded from said
 
     @property
     def device(self) -> torch.device:
@@ -73,7 +75,7 @@ class GenerativeModel(nn.Module):
                 module.like = model.embedding.weight.new_empty(0)
             if isinstance(module, RotaryEmbedding):
                 module.to(model.device)
-        model.eos_token_ids = loaded.eos_token_ids
+        model.eos_token_ids, model.came_from = loaded.eos_token_ids, loaded.source
         return model.requires_grad_(loaded.kind is None).eval()
 
     def save_pretrained(self, folder: str | Path) -> None:
@@ -82,7 +84,8 @@ class GenerativeModel(nn.Module):
         A model that is sharded over processes is saved by all of them together: each gathers it, the first one writes.
         """
         kind = kind_of(self)
-        options = {} if kind is None else {"kind": kind}
+        given = {"kind": kind, "came_from": self.came_from}
+        options = {name: value for name, value in given.items() if value is not None}
         state_dict = self.state_dict()
         tensors = whole_tensors(state_dict)
         with written_once(state_dict) as writes:
@@ -91,7 +94,18 @@ class GenerativeModel(nn.Module):
 
     def _head(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """The logits."""
-        return linear(hidden, self.embedding.weight) if self.lm_head is None else self.lm_head(hidden)
+        logits = linear(hidden, self.embedding.weight) if self.lm_head is None else self.lm_head(hidden)
+        return self._finish(logits)
+
+    def _finish(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
+        """The logits, divided and capped as the model's family has it."""
+        family = getattr(self.config, "family", None)
+        if family is None:
+            return logits
+        if family.logit_divisor != 1:
+            logits = logits / family.logit_divisor
+        cap = family.logit_softcap
+        return logits if cap is None else cap * (logits / cap).tanh()
 
     def _loss(
         self,
@@ -103,9 +117,15 @@ class GenerativeModel(nn.Module):
         """The cross-entropy of the head's logits, without targets at padding."""
         if segment_ids is not None and targets.shape == segment_ids.shape:  # other shapes are refused below
             targets = targets.masked_fill(segment_ids < 0, IGNORED)
-        if self.lm_head is None or _is_product(self.lm_head):
+        if self._is_product():
             return linear_cross_entropy(hidden, self.head_weight, targets)
         return chunked_cross_entropy(self._head, hidden, targets, vocab_size=vocab_size)
+
+    def _is_product(self) -> bool:
+        """Whether logits are a product with the head's weight and nothing else, so that the loss needs no logits."""
+        family = getattr(self.config, "family", None)
+        finished = family is not None and (family.logit_divisor != 1 or family.logit_softcap is not None)
+        return not finished and (self.lm_head is None or _is_product(self.lm_head))
 
     def _settings(self, options: dict[str, Any], *, vocab_size: int, max_seq_len: int) -> dict[str, Any]:
         """What `decoding.stream` has to know, with a user's options. Raises ConfigError for one that there is not."""

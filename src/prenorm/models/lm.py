@@ -7,9 +7,12 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..blocks import transformer
 from ..blocks.activation_checkpointing import run_block
+from ..blocks.families import block as family_block
+from ..blocks.families.stack import family_blocks
 from ..blocks.plan import plan_for
-from ..blocks.transformer import FORWARD, TransformerBlock
+from ..blocks.transformer import TransformerBlock
 from ..checkpoint import folder
 from ..config import ModelConfig
 from ..errors import ConfigError, RangeError, ShapeError
@@ -23,9 +26,11 @@ from ..layers.cache import KVCache, one_pass
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
+from ..layers.one_plus_norm import OnePlusRMSNorm
 from ..layers.plan import Call
 from ..layers.quantized import QuantizedLinear
 from ..layers.rope import RotaryEmbedding
+from ..layers.scaled_embedding import ScaledEmbedding
 from ..layers.sharded import check_gathered, has_sharded, may_gather
 from ..ops.documents import check_segments, document_mask, document_positions
 from ..ops.integers import check_integers
@@ -53,11 +58,15 @@ class TransformerLM(GenerativeModel):
     ) -> None:
         super().__init__()
         self.config = config
-        self.embedding = Embedding(config.vocab_size, config.d_model, device=device, dtype=dtype)
-        angles = (config.rope_theta, config.rope_interleaved, config.rope_scaling)
-        rope = RotaryEmbedding(config.head_dim, config.max_seq_len, *angles, device=device)
-        self.layers = nn.ModuleList(_block(config, rope, device, dtype) for _ in range(config.num_layers))
-        self.final_norm = RMSNorm(config.d_model, config.eps, device=device, dtype=dtype)
+        family, sizes = config.family, (config.vocab_size, config.d_model)
+        if family is None:
+            self.embedding = Embedding(*sizes, device=device, dtype=dtype)
+            self.layers = _blocks(config, device, dtype)
+        else:
+            self.embedding = ScaledEmbedding(*sizes, family.embedding_scale, device=device, dtype=dtype)
+            self.layers = family_blocks(config, family, device, dtype)
+        norm = OnePlusRMSNorm if family is not None and family.one_plus_norms else RMSNorm
+        self.final_norm = norm(config.d_model, config.eps, device=device, dtype=dtype)
         self.lm_head: Linear | QuantizedLinear | None = (
             None if config.tie_embeddings else Linear(config.d_model, config.vocab_size, device=device, dtype=dtype)
         )
@@ -102,7 +111,7 @@ class TransformerLM(GenerativeModel):
         mask = None
         if segment_ids is not None:
             check_segments(segment_ids, token_ids.shape)
-        if segment_ids is not None and cache is None:
+        if segment_ids is not None and cache is None and not self._asks_for_lengths():
             # Who belongs to which document is the same in every block, so it is worked out once.
             mask = document_mask(segment_ids)
             token_positions = document_positions(segment_ids) if token_positions is None else token_positions
@@ -110,13 +119,17 @@ class TransformerLM(GenerativeModel):
         with one_pass(cache):
             x = self.embedding(token_ids)
             call = Call(x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
+            forward = transformer.FORWARD if self.config.family is None else family_block.FORWARD
             for i, block in enumerate(self.layers):
                 layer = None if cache is None else cache[i]
-                plan = plan_for(block, FORWARD, "attn", x, call, layer)
+                options = plan_for(block, forward, "attn", x, call, layer)
+                if segment_ids is not None:
+                    options["segment_ids"] = segment_ids
                 if layer is None:
-                    x = run_block(block, i, x, token_positions, mask=mask, use_checkpointing=use_checkpointing, **plan)
+                    options["mask"] = mask
+                    x = run_block(block, i, x, token_positions, use_checkpointing=use_checkpointing, **options)
                 else:  # never run twice: each run would store its tokens
-                    x = block(x, token_positions, segment_ids=segment_ids, cache=layer, **plan)
+                    x = block(x, token_positions, cache=layer, **options)
             x = self.final_norm(x)
             call.done()
             return x
@@ -265,6 +278,12 @@ class TransformerLM(GenerativeModel):
         is_ours = type(self) is TransformerLM and self.runs_plainly(OUR_FORWARD)
         return native_decoder(self, self._next_logits, exclusive=exclusive) if is_ours else self._next_logits
 
+    def _asks_for_lengths(self) -> bool:
+        """Whether some frequencies depend on the length of a document: blocks are then given the documents."""
+        family = self.config.family
+        scalings = (self.config.rope_scaling, None if family is None else family.window_rope_scaling)
+        return any(scaling is not None and scaling.by_length for scaling in scalings)
+
     def _speculation(self, draft: object, draft_tokens: int | None, *, exclusive: bool) -> Speculation | None:
         if draft is None:
             if draft_tokens is not None:
@@ -292,10 +311,11 @@ class TransformerLM(GenerativeModel):
 OUR_FORWARD = TransformerLM.forward  # whatever may be put in its place later
 
 
-def _block(
-    config: ModelConfig, rope: RotaryEmbedding, device: torch.device | str | None, dtype: torch.dtype | None
-) -> TransformerBlock:
+def _blocks(config: ModelConfig, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.ModuleList:
+    angles = (config.rope_theta, config.rope_interleaved, config.rope_scaling)
+    rope = RotaryEmbedding(config.head_dim, config.max_seq_len, *angles, device=device)
     same = ("eps", "num_kv_heads", "head_dim", "window", "qk_norm", "qkv_bias", "o_bias", "dropout")
     options: dict[str, Any] = {name: getattr(config, name) for name in same}
     sizes = (config.d_model, config.num_heads, config.d_ff)
-    return TransformerBlock(*sizes, device=device, dtype=dtype, causal=True, rope=rope, **options)
+    options |= {"device": device, "dtype": dtype, "causal": True, "rope": rope}
+    return nn.ModuleList(TransformerBlock(*sizes, **options) for _ in range(config.num_layers))

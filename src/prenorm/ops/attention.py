@@ -21,6 +21,7 @@ def scaled_dot_product_attention(
     causal: bool = False,
     window: int | None = None,
     dropout: float = 0.0,
+    softcap: float | None = None,
 ) -> Float[Tensor, "*batch q_seq value_dim"]:
     """softmax(Q K^T / sqrt(head_dim)) V, the softmax over the keys that a query may attend to.
 
@@ -29,6 +30,7 @@ def scaled_dot_product_attention(
     mask: boolean, True = may attend, (q_seq, kv_seq) or exactly the dims of the scores.
     causal: the last query sees every key, the one before it all but the last, and so on (bottom-right aligned).
     window: a query sees itself and the window - 1 places before it; needs causal.
+    softcap: scores s become softcap * tanh(s / softcap) (Bello et al. 2016, arXiv:1611.09940); no kernel has that.
     A query that may attend to nothing gives zeros.
     Raises ShapeError and ConfigError. Source: Vaswani et al. 2017, arXiv:1706.03762.
     """
@@ -37,6 +39,9 @@ def scaled_dot_product_attention(
     scores_shape = (*query.shape[:-1], key.shape[-2])
     if mask is not None:
         check_mask(mask, scores_shape)
+    if softcap is not None:
+        mask = _restrict(mask, scores_shape, causal, window, query.device)
+        return _formula(query, key, value, mask, dropout, softcap)
     kernel = backends.choose("scaled_dot_product_attention", query, key, value, mask, causal=causal, dropout=dropout)
     if kernel is attention:  # which makes no mask of who sees whom by place
         return attention(query, key, value, mask, causal=causal, window=window)
@@ -57,14 +62,18 @@ def _restrict(
     return allowed if mask is None else mask & allowed
 
 
-def _formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float) -> Tensor:
+def _formula(
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, softcap: float | None = None
+) -> Tensor:
     if query.ndim > 2 and query.shape[-3] != key.shape[-3]:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, dim=-3), value.repeat_interleave(groups, dim=-3)
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
+    if softcap is not None:
+        scores = softcap * (scores.to(torch.promote_types(scores.dtype, torch.float32)) / softcap).tanh()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return drop(softmax(scores), dropout) @ value
+    return drop(softmax(scores).to(value.dtype), dropout) @ value
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

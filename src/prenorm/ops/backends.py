@@ -54,6 +54,13 @@ KERNELS = (
     layer_norm.KERNEL,
 )
 
+# Models that a kernel does not serve, whatever their tensors.
+NOT_SERVED = {
+    "decode_step": "models with what a family adds to the block (ModelConfig.family) run layer by layer: exaone4, "
+    "gemma, gemma2, gemma3_text, glm, glm4, granite, olmo2, smollm3; and ernie4_5, llama, ministral, mistral, phi3, "
+    "qwen2, qwen3 and seed_oss where activation, biases, windows or rotation are not the block's"
+}
+
 # By op, device and dtype: the forward pass of one token asks a hundred times, so the table is not searched each time.
 _ROWS: dict[tuple[str, str, torch.dtype], list[Kernel]] = {}
 for _kernel in KERNELS:
@@ -140,6 +147,9 @@ def explain(module: nn.Module | None = None, *inputs: Any, **options: Any) -> Ch
     try:
         with torch.no_grad():
             module(*inputs, **options)
+        if getattr(getattr(module, "config", None), "family", None) is not None:
+            first = next(module.parameters())
+            _record.append(Choice("decode_step", first.device.type, first.dtype, "formula", NOT_SERVED["decode_step"]))
         return Choices(dict.fromkeys(_record))
     finally:
         _record = None
@@ -149,7 +159,8 @@ def _describe(op: str, device: str, dtype: torch.dtype, kernel: Kernel | None) -
     if kernel is not None:
         runs = f"{kernel.run.__module__}.{kernel.run.__qualname__}"
         library = f" ({native.load().which})" if kernel.in_library else ""
-        return Choice(op, device, dtype, runs, kernel.reason + library, kernel.instead)
+        why = "; ".join(filter(None, (kernel.reason + library, NOT_SERVED.get(op))))
+        return Choice(op, device, dtype, runs, why, kernel.instead)
     if not uses_kernels():
         why = 'use_backend("reference") asks for it'
     elif (op, device, dtype) not in _ROWS:

@@ -56,6 +56,18 @@ def document_positions(segment_ids: Int[Tensor, "*batch seq"]) -> Int[Tensor, "*
     return (places - starts.cummax(-1).values).masked_fill(segment_ids < 0, 0)
 
 
+def document_lengths(
+    segment_ids: Int[Tensor, "*batch seq"], token_positions: Int[Tensor, "*positions seq"]
+) -> Int[Tensor, "*batch seq"]:
+    """How long each token's document is: the largest position in it, and one more; 1 for padding."""
+    if segment_ids.numel() == 0:
+        return segment_ids
+    numbers = _document_numbers(segment_ids)
+    positions = token_positions.expand(segment_ids.shape).masked_fill(segment_ids < 0, 0)
+    room = positions.new_zeros((*segment_ids.shape[:-1], segment_ids.shape[-1] + 1))
+    return room.scatter_reduce(-1, numbers, positions, "amax").gather(-1, numbers) + 1
+
+
 def cross_document_mask(
     segment_ids: Int[Tensor, "*batch seq"] | None, source_segment_ids: Int[Tensor, "*batch source_seq"] | None
 ) -> Bool[Tensor, "*batch 1 seq_or_1 source_seq"] | None:

@@ -4,10 +4,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from ..config import RopeScaling
+from ..rope_scaling import RopeScaling
 from . import backends
 from .integers import check_integers
-from .rope_frequencies import rope_frequencies
+from .rope_frequencies import attention_factor, rope_frequencies
 
 
 def rope(
@@ -30,8 +30,18 @@ def rope(
     else:
         check_integers("token_positions", token_positions)
     wide = torch.promote_types(x.dtype, torch.float32)
-    angles = rope_angles(token_positions, rope_frequencies(x.shape[-1], theta, scaling).to(x.device))
-    return rotate(x, angles.cos().to(wide), angles.sin().to(wide), interleaved=interleaved)
+    lengths = row_lengths(token_positions) if scaling is not None and scaling.by_length else None
+    angles = rope_angles(token_positions, rope_frequencies(x.shape[-1], theta, scaling, lengths).to(x.device))
+    factor = attention_factor(scaling)
+    cos, sin = ((one * factor).to(wide) for one in (angles.cos(), angles.sin()))
+    return rotate(x, cos, sin, interleaved=interleaved)
+
+
+def row_lengths(token_positions: Int[Tensor, "*positions seq"]) -> Int[Tensor, "*positions seq"]:
+    """How long the sequence of each token is where a row is one sequence: its largest position, and one more."""
+    if token_positions.shape[-1] == 0:
+        return token_positions
+    return token_positions.amax(-1, keepdim=True).expand(token_positions.shape) + 1
 
 
 def rotate(
@@ -56,7 +66,7 @@ def rotate(
 
 
 def rope_angles(
-    token_positions: Int[Tensor, "*positions seq"], frequencies: Float[Tensor, " half"]
+    token_positions: Int[Tensor, "*positions seq"], frequencies: Float[Tensor, "*of_tokens half"]
 ) -> Float[Tensor, "*positions seq half"]:
     """position * frequency in float64: in float32 an angle near position 100,000 would be off by 0.004 radians."""
     return token_positions.to(torch.float64)[..., None] * frequencies

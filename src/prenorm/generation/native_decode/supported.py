@@ -78,7 +78,7 @@ def sizes_of(model: LanguageModel) -> Sizes | None:
         dropped = (block.dropout.training and block.dropout.p) or (attention.training and attention.dropout)
         biased = any(one.bias is not None for one in (ffn.gate_proj, ffn.up_proj, ffn.down_proj))
         eps = {norm.eps for norm in (block.norm1, block.norm2, *head_norms, model.final_norm) if norm is not None}
-        if dropped or biased or not attention.causal or len(eps) > 1 or attention.head_dim % WIDTH:
+        if dropped or biased or rope.by_length or not attention.causal or len(eps) > 1 or attention.head_dim % WIDTH:
             return None
         sizes = Sizes(
             heads=attention.num_heads,

@@ -1,0 +1,66 @@
+"""Self-attention as families have it: a part of a head rotated, wide norms, another scale, soft caps."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ...family import Family
+from ...layers.attention import SelfAttention
+from ...layers.norm import RMSNorm
+from ...layers.one_plus_norm import OnePlusRMSNorm
+from ...layers.rope import RotaryEmbedding
+from ...ops.attention import scaled_dot_product_attention
+from ...ops.heads import split_heads
+from ...ops.rope import rotate
+
+
+class FamilyAttention(SelfAttention):
+    """`SelfAttention` with what a family's record asks for. rope: None where a layer does not rotate."""
+
+    def __init__(
+        self,
+        d_model: int,
+        num_heads: int,
+        family: Family,
+        rope: RotaryEmbedding | None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        qk_norm: bool = False,
+        eps: float = 1e-6,
+        **options: Any,
+    ) -> None:
+        super().__init__(d_model, num_heads, None, device, dtype, eps=eps, **options)
+        self.rope, self.family = rope, family
+        if qk_norm:
+            norm = OnePlusRMSNorm if family.one_plus_norms else RMSNorm
+            of_queries, of_keys = (self.num_heads, self.num_kv_heads) if family.wide_qk_norm else (1, 1)
+            self.q_norm = norm(of_queries * self.head_dim, eps, device=device, dtype=dtype)
+            self.k_norm = norm(of_keys * self.head_dim, eps, device=device, dtype=dtype)
+
+    def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values; queries bring what the family's scale of scores differs by from 1 / sqrt(head_dim).
+
+        Queries are multiplied before they are rounded further, so that every kernel of attention serves any scale.
+        """
+        if self.family.wide_qk_norm and self.q_norm is not None and self.k_norm is not None:
+            q, k, v = self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x)), self.v_proj(x)
+            q, k, v = (split_heads(one, self.head_dim) for one in (q, k, v))
+        else:
+            q, k, v = super().project(x)
+        scale = self.family.attention_scale
+        factor = 1.0 if scale is None else scale * self.head_dim**0.5
+        return q if factor == 1 else q * factor, k, v
+
+    def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        """Queries or keys, of which the first `rotary_dim` features of a head are turned."""
+        turned = 2 * cos.shape[-1]
+        if turned == self.head_dim:
+            return super().rotate(x, cos, sin)
+        first = rotate(x[..., :turned], cos, sin, interleaved=self.rope.interleaved)  # type: ignore[union-attr]
+        return torch.cat((first, x[..., turned:]), dim=-1)
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
+        """What each query takes from the values, its scores capped where the family caps them."""
+        return scaled_dot_product_attention(q, k, v, mask, softcap=self.family.attention_softcap, **options)

@@ -1,0 +1,106 @@
+"""What a model_type's config.json and tensor names mean, in one record, and the words that families share."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from typing import Any
+
+from ...errors import ConfigError
+from ...family import Activation
+from ...validation import check_flag, check_number
+from ..files import IN_THE_FILE, json_text
+from ..names import CLASSIC, Naming
+from ..rope import PLAIN, Dialect, as_float
+
+Known = Mapping[str, Any]  # the keys of a config.json, and what the config class assumes for those that are absent
+
+# transformers' names of activations that are ours. gelu_new and gelu_fast are the same formula, written out.
+ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
+    {
+        "silu": "silu",
+        "swish": "silu",
+        "gelu": "gelu",
+        "gelu_python": "gelu",
+        "gelu_pytorch_tanh": "gelu_tanh",
+        "gelu_python_tanh": "gelu_tanh",
+        "gelu_new": "gelu_tanh",
+        "gelu_fast": "gelu_tanh",
+        "quick_gelu": "quick_gelu",
+        "relu": "relu",
+        "relu2": "relu_squared",
+        "sigmoid": "sigmoid",
+        "tanh": "tanh",
+    }
+)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Layout:
+    """One model_type of transformers.
+
+    keys: those that matter to the numbers beside the sizes that every file has, with what the config class assumes
+    when the file is silent. never_null: those among them, and sizes, where the class itself refuses a null.
+    null_is_default: those where it takes a null for silence. harmless: keys without influence at these values.
+    read: the fields of ModelConfig and of Family that its own keys, defaults filled in, say. Raises ConfigError.
+    """
+
+    architecture: str
+    keys: Mapping[str, Any]
+    read: Callable[[Known], dict[str, Any]]
+    never_null: tuple[str, ...] = ()
+    null_is_default: tuple[str, ...] = ()
+    harmless: Mapping[str, tuple[Any, ...]] = field(
+        default_factory=dict
+    )  # further keys, without influence at these values
+    rope: Dialect = PLAIN
+    read_rope: Callable[[Known, int], dict[str, Any]] | None = None  # where its keys of rotary embedding are its own
+    foreign_in_rope: Callable[[Mapping[str, Any]], Iterator[str]] | None = None
+    naming: Naming = CLASSIC
+    interleaved: bool = False  # whether its pairs are features (2i, 2i+1)
+
+
+def activation_of(known: Known, key: str = "hidden_act") -> Activation:
+    """The activation that a key names. Raises ConfigError for one that is not served."""
+    name = known[key]
+    if not isinstance(name, str) or name not in ACTIVATIONS:
+        raise ConfigError(f"{key} must be one of {', '.join(ACTIVATIONS)}, not {json_text(name)}.")
+    return ACTIVATIONS[name]
+
+
+def check_same_activation(known: Known, key: str, activation: Activation) -> None:
+    """Raise ConfigError where another key, which the class does not read, names another activation."""
+    if known.get(key) is not None and activation_of(known, key) != activation:
+        raise ConfigError(f"{key} is {json_text(known[key])}, which is not what the model runs; leave {key} out.")
+
+
+def flag(known: Known, key: str) -> bool:
+    """A switch; null is off. Raises ConfigError for anything else."""
+    value = known[key]
+    if value is None:
+        return False
+    check_flag(key, value, spelling=IN_THE_FILE)
+    return bool(value)
+
+
+def number(known: Known, key: str) -> float:
+    """A number above 0. Raises ConfigError."""
+    value = as_float(known[key])
+    check_number(key, value, above=0.0, spelling=IN_THE_FILE)
+    return float(value)
+
+
+def number_or_none(known: Known, key: str) -> float | None:
+    """A number above 0, or null."""
+    return None if known[key] is None else number(known, key)
+
+
+def biases(known: Known, key: str = "attention_bias") -> dict[str, Any]:
+    """One key for the biases of all four projections of attention."""
+    check_flag(key, known[key], spelling=IN_THE_FILE)
+    return {"qkv_bias": known[key], "o_bias": known[key]}
+
+
+def check_causal(known: Known) -> None:
+    """Raise ConfigError for a model whose tokens see later ones."""
+    if known.get("use_bidirectional_attention"):
+        raise ConfigError("use_bidirectional_attention must be false or absent: this model writes from left to right.")

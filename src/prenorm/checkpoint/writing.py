@@ -1,0 +1,187 @@
+"""A model's config and weights in Hugging Face's layout, and its weights back from it."""
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..config import ModelConfig
+from ..errors import CheckpointError
+from ..family import Family
+from .families.layout import ACTIVATIONS, Layout
+from .layouts import LAYOUTS, LONGEST_CONTEXT, OURS, SIZES, config_from_hugging_face, eos_to_hugging_face
+from .names import PACKED, SCALES, Naming, Parameter, parameters_of
+from .rope import half_split, rope_to_hugging_face
+
+_DTYPE_KEYS = ("dtype", "torch_dtype")  # the words of transformers 5 and 4
+
+
+def config_as_it_came(
+    source: Mapping[str, Any], config: ModelConfig, eos_token_ids: tuple[int, ...] | None, dtype: torch.dtype
+) -> dict[str, Any] | None:
+    """The config.json that a model came from, where it still says what the model is; None where it does not.
+
+    eos_token_ids: None where it says them, too, and they are those of the model.
+    """
+    fields = dict(source)
+    try:
+        read, _ = config_from_hugging_face(fields)
+        if read.tie_embeddings != config.tie_embeddings:
+            fields["tie_word_embeddings"] = config.tie_embeddings
+        if read.dropout != config.dropout:
+            fields["prenorm_dropout"] = config.dropout
+        if config_from_hugging_face(fields)[0] != config:
+            return None
+    except CheckpointError:
+        return None
+    if eos_token_ids is not None:
+        fields["eos_token_id"] = eos_to_hugging_face(eos_token_ids)
+    return {**fields, **dict.fromkeys(_DTYPE_KEYS & fields.keys(), _name_of(dtype))}
+
+
+def config_to_hugging_face(
+    config: ModelConfig, *, eos_token_ids: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+) -> dict[str, Any]:
+    """The config.json of a model, in the first family that can say all of it, or as model_type "prenorm".
+
+    An interleaved model is described as the half-split one that `weights_to_hugging_face` makes of it.
+    """
+    model_type = family_of(config)
+    fields = {
+        "architectures": [LAYOUTS[model_type].architecture],
+        "model_type": model_type,
+        **{key: getattr(config, field) for key, field in SIZES.items()},
+        "hidden_act": _activation(config),
+        "rms_norm_eps": float(config.eps),
+        "tie_word_embeddings": config.tie_embeddings,
+        "attention_dropout": 0.0,
+        **rope_to_hugging_face(config.rope_theta, config.rope_scaling),
+        **_own_keys(model_type, config),
+        # Written even when null: Llama's and Mistral's classes assume ids that this vocabulary may not have.
+        "bos_token_id": None,
+        "pad_token_id": None,
+        "eos_token_id": eos_to_hugging_face(eos_token_ids),
+        **dict.fromkeys(_DTYPE_KEYS, _name_of(dtype)),
+    }
+    scaling = config.rope_scaling
+    if scaling is not None and scaling.kind == "dynamic":
+        if model_type == OURS:
+            for key in ("rope_scaling", "rope_parameters"):
+                fields[key]["original_max_position_embeddings"] = scaling.original_max_seq_len
+        else:  # theirs takes the one for the other
+            fields["max_position_embeddings"] = scaling.original_max_seq_len
+    return fields | ({"prenorm_dropout": config.dropout} if config.dropout else {})
+
+
+def family_of(config: ModelConfig) -> str:
+    """The model_type that can say all of a config."""
+    if not _says_context(config) or not _says_family(config):
+        return OURS
+    biases = (config.qkv_bias, config.o_bias)
+    both_or_neither = config.qkv_bias == config.o_bias
+    if config.qk_norm:
+        return "qwen3" if both_or_neither and not _has_ffn_bias(config) else OURS
+    if biases == (True, False):
+        return OURS if _has_ffn_bias(config) else "qwen2"
+    # Llama's config class refuses such sizes, even when head_dim is given.
+    heads_divide_the_width = config.d_model % config.num_heads == 0
+    if both_or_neither and config.window is None and heads_divide_the_width:
+        return "llama"
+    return "mistral" if biases == (False, False) and not _has_ffn_bias(config) else OURS
+
+
+def _says_context(config: ModelConfig) -> bool:
+    """Whether max_seq_len is what reading would make of the scaling."""
+    scaling, max_seq_len = config.rope_scaling, config.max_seq_len
+    if scaling is None or scaling.kind not in ("dynamic", "yarn"):
+        return True
+    if scaling.kind == "dynamic":
+        return max_seq_len == LONGEST_CONTEXT
+    return max_seq_len >= int(scaling.factor * scaling.original_max_seq_len)
+
+
+def _says_family(config: ModelConfig) -> bool:
+    """Whether what the family's record adds is an activation and biases, which several families have."""
+    family = config.family
+    return family is None or dataclasses.replace(family, activation="silu", ffn_bias=False) == Family()
+
+
+def _has_ffn_bias(config: ModelConfig) -> bool:
+    return config.family is not None and config.family.ffn_bias
+
+
+def _activation(config: ModelConfig) -> str:
+    ours = "silu" if config.family is None or not _says_family(config) else config.family.activation
+    return next(name for name, activation in ACTIVATIONS.items() if activation == ours)
+
+
+def _own_keys(model_type: str, config: ModelConfig) -> dict[str, Any]:
+    """What the config says in the keys that not every family has."""
+    windowed = config.window is not None
+    said: dict[str, Any] = {
+        "attention_bias": config.qkv_bias,
+        "mlp_bias": _has_ffn_bias(config),
+        "use_sliding_window": windowed,
+        "sliding_window": config.window,
+        "max_window_layers": 0 if windowed else config.num_layers,
+        "layer_types": ["sliding_attention" if windowed else "full_attention"] * config.num_layers,
+        "qk_norm": config.qk_norm,
+        "qkv_bias": config.qkv_bias,
+        "o_bias": config.o_bias,
+    }
+    own = {key: said[key] for key in LAYOUTS[model_type].keys if key in said}
+    if model_type == OURS and config.family is not None:
+        # Rotated as they are: half-split order is that of whole heads.
+        own |= {"rope_interleaved": config.rope_interleaved, "prenorm_family": config.family.to_dict()}
+    return own
+
+
+def weights_to_hugging_face(
+    config: ModelConfig, tensors: Mapping[str, Tensor], fields: Mapping[str, Any], kind: str | None = None
+) -> dict[str, Tensor]:
+    """A model's tensors under the names of the family in `fields`, its config.json, and in that family's order."""
+    layout = LAYOUTS[fields["model_type"]]
+    reordered = config.rope_interleaved and not layout.interleaved and not fields.get("rope_interleaved")
+    ends = (".weight", ".bias", PACKED, SCALES)
+    rotated = (*(f"{one}_proj{end}" for one in "qk" for end in ends), "q_norm.weight", "k_norm.weight")
+    parts: dict[str, list[Tensor]] = {}
+    for name, stored, _ in parameters_of(config, kind, naming_of(layout, kind)):
+        tensor = tensors[name]
+        if reordered and name.endswith(rotated):
+            tensor = half_split(tensor, config.head_dim)
+        parts.setdefault(stored, []).append(tensor)
+    return {stored: each[0] if len(each) == 1 else torch.cat(each) for stored, each in parts.items()}
+
+
+def weights_from_hugging_face(
+    config: ModelConfig, stored: dict[str, Tensor], kind: str | None, naming: Naming
+) -> dict[str, Tensor]:
+    """Tensors under our names; what is a part of one in the file becomes a tensor of its own. Empties `stored`."""
+    parts: dict[str, list[Parameter]] = {}
+    for parameter in parameters_of(config, kind, naming):
+        parts.setdefault(parameter.hugging_face, []).append(parameter)
+    tensors: dict[str, Tensor] = {}
+    for hugging_face, parameters in parts.items():
+        tensor = stored.pop(hugging_face)
+        if len(parameters) == 1:
+            tensors[parameters[0].name] = tensor
+            continue
+        rows = tensor.split([parameter.shape[0] for parameter in parameters])
+        tensors |= {parameter.name: part.clone() for parameter, part in zip(parameters, rows, strict=True)}
+    return tensors
+
+
+def naming_of(layout: Layout, kind: str | None) -> Naming:
+    """The names of a layout. Raises CheckpointError for whole numbers in matrices that are stored in one."""
+    if kind is not None and layout.naming.fused:
+        raise CheckpointError(
+            f"{kind} matrices are not stored in one tensor, as {', '.join(layout.naming.fused)} would be; "
+            "open the folder that this one was made of, and quantize() that."
+        )
+    return layout.naming
+
+
+def _name_of(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -1,0 +1,134 @@
+"""What a family of models has beyond the blessed block, in one record; the defaults add nothing."""
+
+import dataclasses
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from .errors import ConfigError
+from .rope_scaling import RopeScaling
+from .validation import check_flag, check_number, check_size, record_from
+
+Residual = Literal["pre", "post", "sandwich"]
+Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "sigmoid", "tanh"]
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """What the layers of a family have beyond the blessed block. `checkpoint/families/` reads it from a folder.
+
+    Raises ConfigError for what no layer can have.
+    """
+
+    residual: Residual = "pre"
+    """Where norms stand: before a sublayer, after it (OLMo 2), or on both sides (Gemma 2). Never on the residual path.
+    """
+
+    activation: Activation = "silu"
+    """What the feed-forward's gate goes through."""
+
+    ffn_bias: bool = False
+    """Biases of the three projections of the feed-forward."""
+
+    one_plus_norms: bool = False
+    """Norms multiply by 1 + weight (Gemma)."""
+
+    wide_qk_norm: bool = False
+    """The norms of queries and keys run over all heads together (OLMo 2), not over each."""
+
+    rotary_dim: int | None = None
+    """The first features of a head, which are rotated. Default: all."""
+
+    windows: Any = ()
+    """A tuple: the window of each layer, 0 for none. Default: the config's, in every layer."""
+
+    rotated: Any = ()
+    """A tuple: whether each layer rotates queries and keys. Default: every layer does."""
+
+    window_rope_theta: float | None = None
+    """Base of the rotary frequencies in layers with a window. Default: that of the others, and their scaling."""
+
+    window_rope_scaling: RopeScaling | None = None
+    """How rotary frequencies are stretched in layers with a window, where these have a base of their own."""
+
+    attention_scale: float | None = None
+    """What scores are multiplied by. Default: 1 / sqrt(head_dim)."""
+
+    attention_softcap: float | None = None
+    """Scores become softcap * tanh(scores / softcap) before the softmax."""
+
+    residual_scale: float = 1.0
+    """What attention and feed-forward add is multiplied by this."""
+
+    embedding_scale: float = 1.0
+    """Embeddings are multiplied by this."""
+
+    logit_divisor: float = 1.0
+    """Logits are divided by this."""
+
+    logit_softcap: float | None = None
+    """Logits become softcap * tanh(logits / softcap)."""
+
+    def __post_init__(self) -> None:
+        for name in ("windows", "rotated"):  # JSON and TOML have lists
+            if isinstance(getattr(self, name), list):
+                object.__setattr__(self, name, tuple(getattr(self, name)))
+        _check_fields(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain numbers, strings and dicts."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Any) -> "Family":
+        """The record that `to_dict` wrote. Raises ConfigError for what no record has."""
+        scaling = fields.get("window_rope_scaling") if isinstance(fields, dict) else None
+        if isinstance(scaling, dict):
+            fields = {**fields, "window_rope_scaling": record_from(RopeScaling, "window_rope_scaling", scaling)}
+        record: Family = record_from(cls, "family", fields)
+        return record
+
+
+def check_family(family: Any, *, num_layers: int, head_dim: int, window: int | None) -> None:
+    """Raise ConfigError unless a model of these sizes may have this record."""
+    if not isinstance(family, Family):
+        raise ConfigError(f"family must be a Family record or None, not {family!r}.")
+    for name in ("windows", "rotated"):
+        given = getattr(family, name)
+        if given and len(given) != num_layers:
+            raise ConfigError(f"family.{name} must speak of each of the {num_layers} layers, not of {len(given)}.")
+    if family.windows and window is not None:
+        raise ConfigError(f"family.windows gives each layer its window, so window must be None, not {window}.")
+    if family.rotary_dim is not None and family.rotary_dim > head_dim:
+        raise ConfigError(
+            f"family.rotary_dim must be at most head_dim, but {family.rotary_dim} is more than {head_dim}."
+        )
+
+
+def _check_fields(family: Family) -> None:
+    for name, choices in (("residual", Residual), ("activation", Activation)):
+        if getattr(family, name) not in get_args(choices):
+            raise ConfigError(
+                f"family.{name} must be one of {', '.join(get_args(choices))}, not {getattr(family, name)!r}."
+            )
+    for name in ("ffn_bias", "one_plus_norms", "wide_qk_norm"):
+        check_flag(f"family.{name}", getattr(family, name))
+    if family.rotary_dim is not None:
+        check_size("family.rotary_dim", family.rotary_dim, at_least=2)
+        if family.rotary_dim % 2:
+            raise ConfigError(f"family.rotary_dim must be even, because pairs are turned, not {family.rotary_dim}.")
+    for name in ("windows", "rotated"):
+        if not isinstance(getattr(family, name), tuple):
+            raise ConfigError(f"family.{name} must be a tuple with an entry for each layer.")
+    for window in family.windows:
+        check_size("each of family.windows", window, at_least=0)
+    for rotated in family.rotated:
+        check_flag("each of family.rotated", rotated)
+    optional = ("window_rope_theta", "attention_scale", "attention_softcap", "logit_softcap")
+    given = [name for name in optional if getattr(family, name) is not None]
+    for name in (*given, "residual_scale", "embedding_scale", "logit_divisor"):
+        check_number(f"family.{name}", getattr(family, name), above=0.0)
+    scaling = family.window_rope_scaling
+    if scaling is not None and not isinstance(scaling, RopeScaling):
+        raise ConfigError(f"family.window_rope_scaling must be a RopeScaling record or None, not {scaling!r}.")
+    if scaling is not None and family.window_rope_theta is None:
+        raise ConfigError("family.window_rope_scaling needs family.window_rope_theta, the base that it stretches.")

@@ -1,0 +1,140 @@
+"""Folders of many families against transformers' own classes, with every switch away from its default."""
+
+import json
+import statistics
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoConfig, AutoModelForCausalLM
+from transformers.utils import logging
+
+from prenorm import TransformerLM
+from prenorm.checkpoint.writing import weights_to_hugging_face
+
+from .families import FAMILIES, SIZES, build, folder_of
+
+logging.disable_progress_bar()
+logging.set_verbosity_error()
+
+SEQ = 300
+# Each family once, with most of its switches; the others are behind the marker `slow`.
+QUICK = [
+    *("llama, biases", "llama, dynamic", "llama, yarn, betas", "llama, longrope", "mistral", "ministral"),
+    *("qwen2, layer types", "qwen3, layer types", "smollm3, windows", "phi3, longrope", "olmo2", "granite", "gemma"),
+    *("gemma2", "gemma3_text", "glm", "glm4", "seed_oss", "ernie4_5", "exaone4"),
+]
+EACH = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES]
+# Ways of running are cells of the equality grid, too, but for frequencies that depend on the length.
+FEW = ("llama, dynamic", "phi3, longrope", "gemma2")
+SOME = [pytest.param(name, marks=[] if name in FEW else pytest.mark.slow) for name in FAMILIES]
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("families")
+
+
+def ids(rows=1, seq=SEQ, seed=1):
+    """Without the padding id, whose embedding transformers does not train."""
+    return torch.randint(3, SIZES["vocab_size"], (rows, seq), generator=torch.Generator().manual_seed(seed))
+
+
+def relative(actual, wanted, floor=0.0):
+    return (actual - wanted).abs().max().item() / max(wanted.abs().max().item(), floor)
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_logits_and_gradients_are_theirs(name, root):
+    theirs, ours, tokens = build(name), TransformerLM.from_pretrained(folder_of(name, root)), ids()
+    wanted, logits = theirs(tokens, use_cache=False).logits, ours(tokens)
+    assert relative(logits, wanted) <= 1e-5
+    weigh = torch.randn(wanted.shape, generator=torch.Generator().manual_seed(2))
+    (wanted * weigh).sum().backward()
+    (logits * weigh).sum().backward()
+    gradients = {part: parameter.grad for part, parameter in ours.named_parameters()}
+    gradients = weights_to_hugging_face(ours.config, gradients, ours.came_from.config)
+    exact = {part: parameter.grad for part, parameter in theirs.named_parameters()}
+    assert gradients.keys() == exact.keys()
+    largest = max(gradient.abs().max().item() for gradient in exact.values())
+    for part, gradient in gradients.items():  # that of a bias of keys is zero but for rounding
+        assert relative(gradient, exact[part], floor=1e-3 * largest) <= 1e-4, part
+    assert max((gradients[part] - exact[part]).abs().max().item() for part in exact) <= 1e-5 * largest
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_the_loss_is_that_of_the_logits(name, root):
+    ours, tokens = TransformerLM.from_pretrained(folder_of(name, root)), ids(2, 20)
+    with torch.no_grad():
+        wanted = torch.nn.functional.cross_entropy(ours(tokens)[:, :-1].flatten(0, 1), tokens[:, 1:].flatten())
+        assert ours.loss(tokens[:, :-1], tokens[:, 1:]).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_chunks_and_steps_with_a_cache_give_the_logits_of_one_pass(name, root):
+    ours, tokens = TransformerLM.from_pretrained(folder_of(name, root)).double(), ids(2, 120)
+    with torch.no_grad():
+        wanted = ours(tokens)
+        cache = ours.make_cache(2, 120)  # of this length, on which some frequencies depend
+        chunks = [tokens[:, :70], tokens[:, 70:90], *tokens[:, 90:].split(1, dim=1)]
+        assert relative(torch.cat([ours(chunk, cache=cache) for chunk in chunks], 1), wanted) <= 1e-12
+
+
+@pytest.mark.parametrize("name", SOME)
+def test_rows_padded_or_packed_are_the_rows_alone(name, root):
+    ours, lengths = TransformerLM.from_pretrained(folder_of(name, root)).double(), (130, 9, 70)
+    rows = [ids(seq=length, seed=length)[0] for length in lengths]
+    with torch.no_grad():
+        alone = [ours(row) for row in rows]
+        packed = ours(torch.cat(rows), segment_ids=torch.repeat_interleave(torch.arange(3), torch.tensor(lengths)))
+        padded = torch.stack([torch.nn.functional.pad(row, (max(lengths) - len(row), 0)) for row in rows])
+        marks = torch.stack([torch.tensor([-1] * (max(lengths) - n) + [0] * n) for n in lengths])
+        together = ours(padded, segment_ids=marks)
+    assert relative(packed, torch.cat(alone)) <= 1e-12
+    assert relative(together[marks >= 0], torch.cat(alone)) <= 1e-12
+
+
+@pytest.mark.parametrize("name", EACH)
+def test_what_is_saved_again_is_the_folder_that_was_opened(name, root, tmp_path):
+    came = folder_of(name, root)
+    TransformerLM.from_pretrained(came).save_pretrained(tmp_path)
+    before, after = load_file(came / "model.safetensors"), load_file(tmp_path / "model.safetensors")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[part], after[part]) for part in before)
+    read = [AutoConfig.from_pretrained(folder).to_dict() for folder in (came, tmp_path)]
+    for fields in read:
+        fields.pop("_name_or_path")  # where the folder lies
+    assert read[1].pop("prenorm_save_id")
+    assert read[0] == read[1]
+    assert json.loads((came / "generation_config.json").read_text()) == json.loads(
+        (tmp_path / "generation_config.json").read_text()
+    )
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    with torch.no_grad():
+        assert torch.equal(theirs(ids(seq=20)).logits, build(name)(ids(seq=20)).logits)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_bfloat16_is_as_near_to_float64_as_theirs(name, root):
+    theirs = build(name, torch.bfloat16)
+    ours = TransformerLM.from_pretrained(folder_of(name, root), dtype=torch.bfloat16)
+    wide = TransformerLM(ours.config, dtype=torch.float64).eval()  # theirs norms in float32 even then
+    wide.load_state_dict(ours.state_dict())
+    ratios = []
+    with torch.no_grad():
+        for seed in range(8):
+            tokens = ids(seed=seed)
+            exact = wide(tokens)
+            errors = [(model(tokens) - exact).square().mean().sqrt() for model in (ours, lambda x: theirs(x).logits)]
+            ratios.append((errors[0] / errors[1]).item())
+    assert statistics.median(ratios) <= 1.05
+
+
+@pytest.mark.parametrize("name", ["llama, biases", "phi3, longrope", "gemma2"])
+def test_a_sharded_folder_opens(name, tmp_path):
+    folder_of(name, tmp_path, max_shard_size="20KB")
+    (folder,) = tmp_path.iterdir()
+    assert len(list(folder.glob("*.safetensors"))) > 2
+    with torch.no_grad():
+        assert relative(TransformerLM.from_pretrained(folder)(ids()), build(name)(ids()).logits) <= 1e-5
