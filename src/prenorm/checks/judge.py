@@ -13,6 +13,7 @@ from .faults import FAULTS
 from .learner import Built, Learner, LearnerError
 from .place import place
 from .source import MAX_CHARACTERS
+from .start import start
 from .subject import EndedError, Subject
 from .targets import TARGETS, Target
 from .verdict import Finding, Verdict
@@ -21,9 +22,18 @@ TOKENS = 7
 
 
 def judge(
-    subject: Subject, code: Code, *, target: str | None = None, seed: int | None = None, deadline: float = math.inf
+    subject: Subject,
+    code: Code,
+    *,
+    target: str | None = None,
+    seed: int | None = None,
+    deadline: float = math.inf,
+    build: str | None = None,
+    call: str | None = None,
 ) -> Verdict:
     """Judge the class that code names. Raises learner.MissingError without such a class.
+
+    build, call: how it is built and called, where a person says so (see recipe.py).
 
     deadline: of time.monotonic(), for everything; past it the verdict is a timeout and what was found so far.
     """
@@ -33,9 +43,11 @@ def judge(
     report = Report()
     case = Case(Learner(subject, deadline), Target() if target is None else TARGETS[target], generator, report)
     try:
-        case.learner.load(code.root, code.module, code.file, code.name)
+        case.learner.load(code)
         report.check("import", True, "the file is imported, and the class is there")
-        _judge(case)
+        if notes := case.learner.made["notes"]:
+            report.conventions["at_import"] = "; ".join(f"{name}: {note}" for name, note in notes.items())
+        _judge(case, start(case, build, call))
     except LearnerError as error:
         report.errors.setdefault(f"{error.stage}_error", error.error)
         if error.stage != "forward" or "sequence_length_fixed" not in report.findings:
@@ -51,6 +63,8 @@ def judge(
         findings=findings,
         conventions=report.conventions,
         checks=tuple(report.checks),
+        build=case.learner.recipe.build.written(frozenset(case.arguments)),
+        call=case.learner.recipe.call.written(),
         seconds=time.monotonic() - started,
     )
 
@@ -76,10 +90,9 @@ def _source(code: Code) -> tuple[str, str] | None:
     return None
 
 
-def _judge(case: Case) -> None:
-    _arguments(case)
-    built = case.build()
-    case.report.check("constructor", True, f"d_model={case.sizes.d_model}, num_heads={case.sizes.num_heads}, ...")
+def _judge(case: Case, built: Built) -> None:
+    sizes = case.sizes
+    case.report.check("constructor", True, f"d_model={sizes.d_model}, num_heads={sizes.num_heads}, d_ff={sizes.d_ff}")
     raw = built.draw(case.generator, torch.float32)
     built = _first_call(case, built)
     repeatable = behaviour.repeated_calls(case, built, raw)
@@ -114,14 +127,6 @@ def _judge(case: Case) -> None:
         precision.low_precision,
     ):
         check(case)
-
-
-def _arguments(case: Case) -> None:
-    """What every build is given, of what the constructor takes."""
-    usual = {"max_seq_len": MAX_SEQ_LEN, "rope_theta": 10000.0, "eps": 1e-6, "dropout": 0.0}
-    case.arguments = {name: value for name, value in usual.items() if case.learner.takes(name)}
-    if case.target.causal and case.learner.takes("causal"):  # what is causal by default stays so, and fails without
-        case.arguments["causal"] = True
 
 
 def _first_call(case: Case, built: Built) -> Built:
