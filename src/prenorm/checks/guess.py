@@ -21,12 +21,10 @@ MOST = 60  # candidates for either line
 IN_CONFIGURATIONS = {*SIZES, "num_kv_heads", "head_dim", "max_seq_len", "rope_theta", "eps", "dropout", "expansion"}
 """What a configuration is given even where it has defaults."""
 PLAIN = {"bool": "False", "int": "1", "float": "0.0", "str": "''"}
-TABLES = {
-    "both": ("(cos, sin)", "(torch.cat((cos, cos), -1), torch.cat((sin, sin), -1))",
-             "(cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1))"),
-    "one": ("freqs_cis", "torch.view_as_real(freqs_cis)", "freqs_cis[None, :, None]", "angles"),
-}  # fmt: skip
+LAID_OUT = ("{0}", "torch.cat(({0}, {0}), -1)", "{0}.repeat_interleave(2, -1)")
+"""A table with an entry for each pair, or for each dimension: halves, or neighbours."""
 DIMENSIONS = ("{}", "{}[None]", "{}[None, None]", "{}[None, :, None]")
+"""Where the axes of the batch and of the heads stand."""
 MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, None]", "~mask[None, None]", "mask[None]",
          "added(mask)[None]")  # fmt: skip
 
@@ -188,7 +186,7 @@ def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]
         return [()] if meanings.PADDING.search(name) else [(Argument(name, "mask"),), *each(MASKS)]
     if meanings.COS.search(name) or meanings.SIN.search(name):
         word = "cos" if meanings.COS.search(name) else "sin"
-        return [*omitted, *each(_spread([word, f"torch.cat(({word}, {word}), -1)", f"{word}.repeat_interleave(2, -1)"]))]
+        return [*omitted, *each([form.format(table.format(word)) for form in DIMENSIONS for table in LAID_OUT])]
     if meanings.ROPE.search(name) and one["annotation"] not in PLAIN:
         return [*omitted, *each([*_rotations(name, made), *(["None"] if needed else [])])]
     if not needed:
@@ -206,10 +204,7 @@ def _pairs(cosine: Description, sine: Description, made: Description) -> list[tu
         found.append((f"rows({line.written()}, positions)[0]", f"rows({line.written()}, positions)[1]"))
     for call in _class_calls(made):
         found.append((f"{call}[0]", f"{call}[1]"))
-    ours = ("{}", "torch.cat(({0}, {0}), -1)", "{}.repeat_interleave(2, -1)")
-    found += [
-        (form.format(table.format("cos")), form.format(table.format("sin"))) for form in DIMENSIONS for table in ours
-    ]
+    found += _both()
     slot = [(Argument(cosine["name"], c, True), Argument(sine["name"], s, True)) for c, s in found]
     return slot if cosine["required"] else [(), *slot]
 
@@ -222,12 +217,15 @@ def _rotations(name: str, made: Description) -> Iterator[str]:
     called = list(_class_calls(made))
     complex_first = bool(re.search("freq|cis", name))
     yield from [*tables, *called, *modules] if complex_first else [*called, *modules, *tables]
-    one, both = _spread(TABLES["one"][:2]), TABLES["both"]
-    yield from [*one, "angles", *both] if complex_first else [*both, *one, "angles"]
+    one = [form.format(table) for table in ("freqs_cis", "torch.view_as_real(freqs_cis)", "angles") for form in DIMENSIONS]
+    both = [f"({cosine}, {sine})" for cosine, sine in _both()]
+    yield from [*one, *both] if complex_first else [*both, *one]
 
 
-def _spread(tables: Sequence[str]) -> list[str]:
-    return [form.format(table) for form in DIMENSIONS for table in tables]
+def _both() -> list[tuple[str, str]]:
+    """Cosines and sines as blocks want them."""
+    forms = [form.format(table) for form in DIMENSIONS for table in LAID_OUT]
+    return [(form.format("cos"), form.format("sin")) for form in forms]
 
 
 def _functions(made: Description) -> Iterator[Line]:

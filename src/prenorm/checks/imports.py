@@ -141,7 +141,8 @@ def _has_python(folder: Path) -> bool:
 
 def _installed(top: str) -> bool:
     try:
-        return importlib.util.find_spec(top) is not None
+        spec = importlib.util.find_spec(top)
+        return spec is not None and spec.origin is not None  # a folder that happens to be there is no package
     except (ImportError, ValueError):
         return False
 

@@ -2,20 +2,19 @@
 
 import math
 import time
-from pathlib import Path
 
 import torch
 
 from . import arguments, behaviour, device, eps, gradients, masks, numbers, precision
 from .case import MAX_SEQ_LEN, Case, Report, raised
 from .code import Code
-from .faults import FAULTS
+from .faults import CRASHES, FAULTS
 from .learner import Built, Learner, LearnerError
 from .place import place
-from .source import MAX_CHARACTERS
 from .start import start
 from .subject import EndedError, Subject
 from .targets import TARGETS, Target
+from .text import Text
 from .verdict import Finding, Verdict
 
 TOKENS = 7
@@ -73,21 +72,12 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
     evidence, error = case.report.findings[id], case.report.errors.get(id)
     parameters = [] if case.built is None else [one["name"] for one in case.built.parameters]
     hints = [name for name in parameters if name in evidence]
-    source = _source(code)
-    where = None if source is None else place(id, source[1], source[0], code.name, error=error, hints=hints)
+    text = Text(code)
+    where = text.innermost(error) if error is not None and id in CRASHES else None
+    if where is None and text.source and not (id == "import_error" and error is not None):
+        guess = place(id, text.source, code.file or "", code.name, hints=hints)
+        where = None if guess is None else text.place(guess.line)
     return Finding(id=id, message=FAULTS[id].meaning, evidence=evidence, mend=FAULTS[id].mend, place=where)
-
-
-def _source(code: Code) -> tuple[str, str] | None:
-    """The file of the code and its text, where it is there and of a size that a person may have written."""
-    stem = Path(code.root, *code.module.split("."))
-    for path in [Path(code.file)] if code.file else [stem.with_suffix(".py"), stem / "__init__.py"]:
-        try:
-            if path.is_file() and path.stat().st_size <= MAX_CHARACTERS:
-                return str(path), path.read_bytes().decode(errors="replace")
-        except (OSError, ValueError):
-            continue
-    return None
 
 
 def _judge(case: Case, built: Built) -> None:

@@ -206,7 +206,9 @@ class Driver:
             return block(*inputs, **keywords)
         line, names = request["line"].strip(), self._names.get(request["block"], {})
         names = names | of_call(used(line), names, inputs[0], request.get("values") or {}) | {"block": block}
-        return eval(line, names)
+        elsewhere = inputs[0].device.type != "cpu"  # what the line makes is made there as well
+        with torch.device(inputs[0].device) if elsewhere else contextlib.nullcontext():
+            return eval(line, names)
 
     def op_run_on_meta(self, request: Request) -> Reply:
         """Call a copy of the block, moved to the meta device, with an input there. Gives {"shape"}."""

@@ -67,6 +67,7 @@ class Importer:
 
         text: what is run in place of the file's own text.
         """
+        _leave_out_cuda(self.notes)
         with _no_arguments(file):
             for _ in range(ROUNDS):
                 try:
@@ -133,7 +134,7 @@ class Importer:
         """Whether the learner's own file is missing, and not a package."""
         return any(Path(self.root, name + suffix).exists() for suffix in ("", ".py")) or name in self.beside
 
-    def _is_mine(self, module: types.ModuleType) -> bool:
+    def _is_mine(self, module: Any) -> bool:
         file = _file(module)
         mine = [self.root, *self.beside.values()]
         return file is not None and any(file == one or file.startswith(one.rstrip(os.sep) + os.sep) for one in mine if one)
@@ -144,8 +145,8 @@ class Importer:
                 del sys.modules[name]
 
 
-def _file(module: types.ModuleType) -> str | None:
-    try:
+def _file(module: Any) -> str | None:
+    try:  # sys.modules holds what it was given: no module at all, at times
         file = vars(module).get("__file__")
     except TypeError:
         return None
@@ -169,6 +170,21 @@ def _from_file(name: str, file: str, text: str | None) -> types.ModuleType:
         sys.modules.pop(name, None)
         raise
     return module
+
+
+def _leave_out_cuda(notes: dict[str, str]) -> None:
+    """Where there is no GPU, .cuda() gives what it is called on: code that its author ran on one is judged all the same."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+
+    def stays(self: Any, *_: Any, **__: Any) -> Any:
+        notes["cuda"] = "there is no GPU here: .cuda() does nothing"
+        return self
+
+    torch.Tensor.cuda = stays  # type: ignore[method-assign]
+    torch.nn.Module.cuda = stays  # type: ignore[method-assign]
 
 
 @contextlib.contextmanager
@@ -269,6 +285,11 @@ class _Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self._sealed.append(True)
 
 
+def is_stub(value: Any) -> bool:
+    """Whether it stands in for something of a missing package."""
+    return isinstance(value, _Stub)
+
+
 class _StubModule(types.ModuleType):
     def __init__(self, name: str, sealed: list[bool]) -> None:
         super().__init__(name)
@@ -297,7 +318,7 @@ class _Stub(type):
     _sealed: list[bool]
 
     def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("_"):
             raise AttributeError(name)
         if cls._sealed:
             raise _missing(f"{cls._path}.{name}")

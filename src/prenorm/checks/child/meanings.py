@@ -60,7 +60,7 @@ def meaning_of(name: str, *, loosely: bool = False) -> str | None:
     for meaning, aliases in ARGUMENTS.items():
         if plain in aliases.split():
             return meaning
-    if not loosely:
+    if not loosely or "chunk" in plain:
         return None
     return next((meaning for meaning, pattern in _LOOSE.items() if re.search(pattern, plain.lower())), None)
 
