@@ -25,8 +25,8 @@ LAID_OUT = ("{0}", "torch.cat(({0}, {0}), -1)", "{0}.repeat_interleave(2, -1)")
 """A table with an entry for each pair, or for each dimension: halves, or neighbours."""
 DIMENSIONS = ("{}", "{}[None]", "{}[None, None]", "{}[None, :, None]")
 """Where the axes of the batch and of the heads stand."""
-MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, None]", "~mask[None, None]", "mask[None]",
-         "added(mask)[None]")  # fmt: skip
+MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, None]", "~mask[None, None]",
+         "mask[None]", "added(mask)[None]")  # fmt: skip
 
 
 def builds(made: Description) -> Iterator[Line]:
@@ -76,7 +76,7 @@ def _by_keyword(rest: Sequence[Description], arguments: list[Argument]) -> Itera
 
 
 def _meanings(parameters: Sequence[Description]) -> dict[str, str]:
-    """What each parameter means, by its name; hidden_dim is d_model where something else is d_ff or nothing is d_model."""
+    """What each parameter means, by its name; hidden_dim is d_model where nothing else is."""
     meant = {
         one["name"]: meaning
         for one in parameters
@@ -108,15 +108,15 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
     """What a constructor's parameter may be given, each as no argument or one."""
     name, meaning = one["name"], meant.get(one["name"])
     own = "" if one["kind"] == "POSITIONAL_ONLY" else name
+    omitted: list[tuple[Argument, ...]] = [] if one["required"] else [()]
     if _is_config(one, made):
-        found = [(Argument(own, line, True),) for line in _configs(one, made)]
-        return found if one["required"] else [*found, ()]
+        found: list[tuple[Argument, ...]] = [(Argument(own, line, True),) for line in _configs(one, made)]
+        return [*found, *omitted]
     if meaning is not None:
         needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
         return [(Argument(own, WRITTEN[meaning], needed, one["default"]),)]
     if meanings.ROPE_FLAG.search(name) and (isinstance(one["default"], bool) or one["annotation"] == "bool"):
         return [(Argument(own, "True"),)]
-    omitted: list[tuple[Argument, ...]] = [] if one["required"] else [()]
     if meanings.COS.search(name) or meanings.SIN.search(name):
         which = 0 if meanings.COS.search(name) else 1
         helped = [f"{line.written()}[{which}]" for line in _functions(made)]
@@ -194,18 +194,18 @@ def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]
     if meaning_of(name, loosely=True) == "causal":
         return each(["True"])
     loose = meaning_of(name, loosely=True)
-    return each([WRITTEN.get(loose or "") or {"int": "0"}.get(one["annotation"]) or PLAIN.get(one["annotation"], "None")])
+    return each(
+        [WRITTEN.get(loose or "") or {"int": "0"}.get(one["annotation"]) or PLAIN.get(one["annotation"], "None")]
+    )
 
 
 def _pairs(cosine: Description, sine: Description, made: Description) -> list[tuple[Argument, ...]]:
     """Both tables of cos and sin."""
-    found: list[tuple[str, str]] = []
-    for line in _functions(made):
-        found.append((f"rows({line.written()}, positions)[0]", f"rows({line.written()}, positions)[1]"))
-    for call in _class_calls(made):
-        found.append((f"{call}[0]", f"{call}[1]"))
-    found += _both()
-    slot = [(Argument(cosine["name"], c, True), Argument(sine["name"], s, True)) for c, s in found]
+    tables = [f"rows({line.written()}, positions)" for line in _functions(made)] + list(_class_calls(made))
+    found = [*((f"{table}[0]", f"{table}[1]") for table in tables), *_both()]
+    slot: list[tuple[Argument, ...]] = [
+        (Argument(cosine["name"], c, True), Argument(sine["name"], s, True)) for c, s in found
+    ]
     return slot if cosine["required"] else [(), *slot]
 
 
@@ -217,7 +217,9 @@ def _rotations(name: str, made: Description) -> Iterator[str]:
     called = list(_class_calls(made))
     complex_first = bool(re.search("freq|cis", name))
     yield from [*tables, *called, *modules] if complex_first else [*called, *modules, *tables]
-    one = [form.format(table) for table in ("freqs_cis", "torch.view_as_real(freqs_cis)", "angles") for form in DIMENSIONS]
+    one = [
+        form.format(table) for table in ("freqs_cis", "torch.view_as_real(freqs_cis)", "angles") for form in DIMENSIONS
+    ]
     both = [f"({cosine}, {sine})" for cosine, sine in _both()]
     yield from [*one, *both] if complex_first else [*both, *one]
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 """
 
-NORM = '''
+NORM = """
 
 class RMSNorm(nn.Module):
     def __init__(self, dim: int, eps: float = 1e-5):
@@ -42,9 +42,9 @@ class RMSNorm(nn.Module):
     def forward(self, x):
         wide = x.float() if x.dtype != torch.float64 else x
         return (wide * torch.rsqrt(wide.pow(2).mean(-1, keepdim=True) + self.eps) * self.weight).type_as(x)
-'''
+"""
 
-SWIGLU = '''
+SWIGLU = """
 
 class SwiGLU(nn.Module):
     def __init__(self, d_model, d_ff):
@@ -55,9 +55,9 @@ class SwiGLU(nn.Module):
 
     def forward(self, x):
         return self.w2(F.silu(self.w1(x)) * self.w3(x))
-'''
+"""
 
-ROPE_MODULE = '''
+ROPE_MODULE = """
 
 class RotaryPositionalEmbedding(nn.Module):
     def __init__(self, theta: float, d_k: int, max_seq_len: int, device=None):
@@ -71,9 +71,9 @@ class RotaryPositionalEmbedding(nn.Module):
         cos, sin = self.cos[token_positions].to(x.dtype), self.sin[token_positions].to(x.dtype)
         even, odd = x[..., ::2], x[..., 1::2]
         return torch.stack((even * cos - odd * sin, even * sin + odd * cos), -1).flatten(-2)
-'''
+"""
 
-COURSE_ATTENTION = '''
+COURSE_ATTENTION = """
 
 class CausalSelfAttention(nn.Module):
     def __init__(self, d_model, num_heads, rope=None):
@@ -93,10 +93,10 @@ class CausalSelfAttention(nn.Module):
         scores = (q @ k.transpose(-1, -2) / math.sqrt(q.shape[-1])).masked_fill(~mask, float("-inf"))
         y = scores.softmax(-1) @ v
         return self.output_proj(y.transpose(1, 2).reshape(batch, seq, d_model))
-'''
+"""
 PARTS = HEAD + NORM + SWIGLU + ROPE_MODULE + COURSE_ATTENTION
 
-COURSE_BLOCK = '''
+COURSE_BLOCK = """
 
 class TransformerBlock(nn.Module):
     def __init__(self, d_model: int, num_heads: int, d_ff: int, max_seq_len: int, theta: float):
@@ -108,13 +108,13 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         x = x + self.attn(self.ln1(x))
         return x + self.ffn(self.ln2(x))
-'''
+"""
 VERSION = 'import importlib.metadata\n\n__version__ = importlib.metadata.version("cs336_basics")\n'
 
 
 def _block(signature: str, body: str, forward: str, attention: str) -> str:
     """A course block with another signature."""
-    return f'''
+    return f"""
 
 class TransformerBlock(nn.Module):
     def __init__(self, {signature}):
@@ -123,7 +123,7 @@ class TransformerBlock(nn.Module):
     def forward(self, {forward}):
         x = x + {attention}
         return x + self.ffn(self.ln2(x))
-'''
+"""
 
 
 PLAIN = """\
@@ -232,15 +232,24 @@ COURSE = [
     ),
     Project(
         name="rope handed to the constructor",
-        files={"model.py": PARTS + _block("d_model, num_heads, d_ff, rope: nn.Module | None = None", PLAIN, "x",
-                                          "self.attn(self.ln1(x))")},
+        files={
+            "model.py": PARTS
+            + _block("d_model, num_heads, d_ff, rope: nn.Module | None = None", PLAIN, "x", "self.attn(self.ln1(x))")
+        },
         judged="model.py:TransformerBlock",
         said=("RotaryPositionalEmbedding",),
     ),
     Project(
         name="rope required by the constructor",
-        files={"model.py": PARTS + _block("d_model, num_heads, d_ff, rope", PLAIN,
-                                          "x, token_positions=None", "self.attn(self.ln1(x), token_positions)")},
+        files={
+            "model.py": PARTS
+            + _block(
+                "d_model, num_heads, d_ff, rope",
+                PLAIN,
+                "x, token_positions=None",
+                "self.attn(self.ln1(x), token_positions)",
+            )
+        },
         judged="model.py:TransformerBlock",
         said=("RotaryPositionalEmbedding",),
     ),
@@ -258,38 +267,67 @@ COURSE = [
     ),
     Project(
         name="rope handed to forward",
-        files={"model.py": PARTS + _block("d_model, num_heads, d_ff", WITHOUT, "x, rope, token_positions",
-                                          "self.attn(self.ln1(x), token_positions, rope)")},
+        files={
+            "model.py": PARTS
+            + _block(
+                "d_model, num_heads, d_ff",
+                WITHOUT,
+                "x, rope, token_positions",
+                "self.attn(self.ln1(x), token_positions, rope)",
+            )
+        },
         judged="model.py:TransformerBlock",
     ),
     Project(
         name="positions required",
-        files={"model.py": PARTS + _block("d_model, num_heads, d_ff, rope", PLAIN, "x, token_positions: Tensor",
-                                          "self.attn(self.ln1(x), token_positions)")},
+        files={
+            "model.py": PARTS
+            + _block(
+                "d_model, num_heads, d_ff, rope",
+                PLAIN,
+                "x, token_positions: Tensor",
+                "self.attn(self.ln1(x), token_positions)",
+            )
+        },
         judged="model.py:TransformerBlock",
     ),
     Project(
         name="use_rope",
-        files={"model.py": PARTS + _block(
-            "d_model, num_heads, d_ff, max_seq_len=128, theta=10000.0, use_rope: bool = False",
-            "        rope = RotaryPositionalEmbedding(theta, d_model // num_heads, max_seq_len) if use_rope else None\n" + PLAIN,
-            "x", "self.attn(self.ln1(x))")},
+        files={
+            "model.py": PARTS
+            + _block(
+                "d_model, num_heads, d_ff, max_seq_len=128, theta=10000.0, use_rope: bool = False",
+                "        rope = RotaryPositionalEmbedding(theta, d_model // num_heads, max_seq_len) if use_rope else None\n"
+                + PLAIN,
+                "x",
+                "self.attn(self.ln1(x))",
+            )
+        },
         judged="model.py:TransformerBlock",
         said=("use_rope=True",),
     ),
     Project(
         name="multiples of 64",
-        files={"model.py": PARTS + COURSE_BLOCK.replace(
-            "        super().__init__()\n", "        super().__init__()\n        assert d_ff % 64 == 0 and d_model % 64 == 0\n", 1)},
+        files={
+            "model.py": PARTS
+            + COURSE_BLOCK.replace(
+                "        super().__init__()\n",
+                "        super().__init__()\n        assert d_ff % 64 == 0 and d_model % 64 == 0\n",
+                1,
+            )
+        },
         judged="model.py:TransformerBlock",
     ),
     Project(
         name="configuration class",
-        files={"model.py": PARTS + "\n\n@dataclass\nclass ModelConfig:\n    vocab_size: int\n    context_length: int\n    d_model: int\n"
-               "    num_layers: int\n    num_heads: int\n    d_ff: int\n    rope_theta: float = 10000.0\n"
-               + COURSE_BLOCK.replace("class TransformerBlock", "class Inner")
-               + "\n\nclass TransformerBlock(Inner):\n    def __init__(self, config: ModelConfig):\n"
-               "        super().__init__(config.d_model, config.num_heads, config.d_ff, config.context_length, config.rope_theta)\n"},
+        files={
+            "model.py": PARTS
+            + "\n\n@dataclass\nclass ModelConfig:\n    vocab_size: int\n    context_length: int\n    d_model: int\n"
+            "    num_layers: int\n    num_heads: int\n    d_ff: int\n    rope_theta: float = 10000.0\n"
+            + COURSE_BLOCK.replace("class TransformerBlock", "class Inner")
+            + "\n\nclass TransformerBlock(Inner):\n    def __init__(self, config: ModelConfig):\n"
+            "        super().__init__(config.d_model, config.num_heads, config.d_ff, config.context_length, config.rope_theta)\n"
+        },
         judged="model.py:TransformerBlock",
         said=("ModelConfig(",),
     ),
@@ -304,12 +342,18 @@ COURSE = [
     ),
     Project(
         name="tuple returned",
-        files={"model.py": PARTS + COURSE_BLOCK.replace("return x + self.ffn(self.ln2(x))", "return x + self.ffn(self.ln2(x)), None")},
+        files={
+            "model.py": PARTS
+            + COURSE_BLOCK.replace("return x + self.ffn(self.ln2(x))", "return x + self.ffn(self.ln2(x)), None")
+        },
         judged="model.py:TransformerBlock",
     ),
 ]
 
-META = HEAD + NORM + '''
+META = (
+    HEAD
+    + NORM
+    + """
 
 @dataclass
 class ModelArgs:
@@ -382,7 +426,8 @@ class TransformerBlock(nn.Module):
     def forward(self, x: Tensor, start_pos: int, freqs_cis: Tensor, mask: Optional[Tensor]):
         h = x + self.attention(self.attention_norm(x), start_pos, freqs_cis, mask)
         return h + self.feed_forward(self.ffn_norm(h))
-'''
+"""
+)
 MASKED = META.replace("CACHE", "").replace("STORE", "")
 WITH_CACHE = META.replace("CACHE", """\
         shape = (args.max_batch_size, args.max_seq_len, self.n_kv_heads, self.head_dim)
@@ -394,7 +439,11 @@ WITH_CACHE = META.replace("CACHE", """\
         xk, xv = self.cache_k[:bsz, : start_pos + seqlen], self.cache_v[:bsz, : start_pos + seqlen]
 """)  # fmt: skip
 
-HALVES = HEAD + NORM + SWIGLU + '''
+HALVES = (
+    HEAD
+    + NORM
+    + SWIGLU
+    + """
 
 def rotate_half(x):
     a, b = x.chunk(2, -1)
@@ -419,7 +468,8 @@ class Block(nn.Module):
     def forward(self, x, SIGNATURE):
         x = x + self.attention(self.input_layernorm(x), lambda t: TURN, MASK)
         return GIVEN
-'''
+"""
+)
 
 
 def _halves(signature: str, turn: str, mask: str = "None", masking: str = "", returned: str = "") -> str:
@@ -434,20 +484,26 @@ ADDED = "y = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask).softmax(-1) @
 FILLED = 'y = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill({}, float("-inf")).softmax(-1) @ v'
 OWN = "torch.view_as_real(torch.view_as_complex(t.float().unflatten(-1, (-1, 2)).contiguous()) * {}).flatten(-2).type_as(t)"
 REAL = "torch.stack((t[..., ::2] * f[..., 0] - t[..., 1::2] * f[..., 1], t[..., ::2] * f[..., 1] + t[..., 1::2] * f[..., 0]), -1).flatten(-2)"
-CACHED_TABLES = '''
+CACHED_TABLES = """
 
 def build_rope_cache(seq_len: int, n_elem: int, device=None, base: int = 10000):
     theta = 1.0 / (base ** (torch.arange(0, n_elem, 2, device=device).float() / n_elem))
     angles = torch.outer(torch.arange(seq_len, device=device), theta).repeat(1, 2)
     return torch.cos(angles), torch.sin(angles)
-'''
+"""
 
 
 def _one(name: str, text: str, *said: str, call: str | None = None, build: str | None = None) -> Project:
     return Project(name=name, files={"model.py": text}, judged="model.py:Block", said=said, call=call, build=build)
 
 
-MINIMAL = HEAD + NORM + SWIGLU + ROPE_MODULE + COURSE_ATTENTION + '''
+MINIMAL = (
+    HEAD
+    + NORM
+    + SWIGLU
+    + ROPE_MODULE
+    + COURSE_ATTENTION
+    + """
 
 class Block(nn.Module):
     def __init__(self, config):
@@ -460,7 +516,8 @@ class Block(nn.Module):
     def forward(self, x):
         x = x + self.drop(self.attn(self.ln_1(x)))
         return x + self.mlp(self.ln_2(x))
-'''
+"""
+)
 
 
 def _minimal(get: str) -> str:

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,17 @@ INSTALL = {
     "hydra": "hydra-core",
 }
 """Where the name to install is another than the one to import."""
-KNOWN = frozenset(
-    "wandb tensorboard tensorboardX tqdm matplotlib seaborn pandas hydra omegaconf lightning pytorch_lightning datasets "
-    "tiktoken tokenizers sentencepiece mlflow neptune comet_ml clearml aim rich loguru click typer fire absl psutil "
-    "regex pytest submitit modal plotly scipy sklearn nltk accelerate deepspeed fairscale apex xformers flash_attn "
-    "transformers einops einx jaxtyping beartype typeguard typing_extensions torchtyping ml_collections torchinfo "
-    "torchvision torchmetrics torchao torchtune triton bitsandbytes peft safetensors huggingface_hub evaluate gin "
-    "simple_parsing pydantic attr attrs yaml dotenv PIL cv2 requests tyro colorlog coloredlogs structlog ray "
-    "rotary_embedding_torch x_transformers litgpt timm dacite humanize pynvml GPUtil fvcore thop torchsummary jsonargparse"
-    .split()
+_NAMES = (
+    "wandb tensorboard tensorboardX tqdm matplotlib seaborn pandas hydra omegaconf lightning pytorch_lightning "
+    "datasets tiktoken tokenizers sentencepiece mlflow neptune comet_ml clearml aim rich loguru click typer fire absl "
+    "psutil regex pytest submitit modal plotly scipy sklearn nltk accelerate deepspeed fairscale apex xformers "
+    "flash_attn transformers einops einx jaxtyping beartype typeguard typing_extensions torchtyping ml_collections "
+    "torchinfo torchvision torchmetrics torchao torchtune triton bitsandbytes peft safetensors huggingface_hub "
+    "evaluate gin simple_parsing pydantic attr attrs yaml dotenv PIL cv2 requests tyro colorlog coloredlogs structlog "
+    "ray rotary_embedding_torch x_transformers litgpt timm dacite humanize pynvml GPUtil fvcore thop torchsummary "
+    "jsonargparse"
 )
+KNOWN = frozenset(_NAMES.split())
 """Packages that exist: a file that imports one of them and never uses it in a block can be judged without."""
 ROUNDS = 12  # of imports, each of which may find one more package missing
 OUTSIDE = (OSError, ImportError, SystemExit)
@@ -104,7 +105,7 @@ class Importer:
     def _once(self, name: str, file: str | None, text: str | None) -> types.ModuleType:
         if file is None:
             return importlib.import_module(name)
-        parent = name.rpartition(".")[0]
+        parent, before = name.rpartition(".")[0], sys.modules.get(name)
         if parent:
             try:
                 importlib.import_module(parent)
@@ -113,10 +114,10 @@ class Importer:
                     raise
                 self._forget()
                 self._stand_in(parent, Path(file).parent)
-                # The file's own error, where it was that: it is raised again.
-                self.notes[f"{parent}/__init__.py"] = f"left out, because it raises {type(error).__name__}: {error}"
+                if (Path(file).parent / "__init__.py").is_file():  # the file's own error will be raised again
+                    self.notes[f"{parent}/__init__.py"] = f"left out, because it raises {type(error).__name__}: {error}"
         loaded = sys.modules.get(name)
-        if loaded is not None and _file(loaded) == file and text is None:
+        if loaded is not before and loaded is not None and _file(loaded) == file and text is None:
             return loaded
         return _from_file(name, file, text)
 
@@ -137,7 +138,9 @@ class Importer:
     def _is_mine(self, module: Any) -> bool:
         file = _file(module)
         mine = [self.root, *self.beside.values()]
-        return file is not None and any(file == one or file.startswith(one.rstrip(os.sep) + os.sep) for one in mine if one)
+        return file is not None and any(
+            file == one or file.startswith(one.rstrip(os.sep) + os.sep) for one in mine if one
+        )
 
     def _forget(self) -> None:
         for name, module in list(sys.modules.items()):
@@ -173,7 +176,7 @@ def _from_file(name: str, file: str, text: str | None) -> types.ModuleType:
 
 
 def _leave_out_cuda(notes: dict[str, str]) -> None:
-    """Where there is no GPU, .cuda() gives what it is called on: code that its author ran on one is judged all the same."""
+    """Where there is no GPU, .cuda() gives what it is called on: what its author ran on one is judged all the same."""
     import torch
 
     if torch.cuda.is_available():
@@ -202,7 +205,7 @@ def _no_arguments(file: str | None) -> Iterator[None]:
         return plain_error(self, args, namespace)
 
     sys.argv = [file or ""]
-    argparse.ArgumentParser.parse_known_args = lenient  # type: ignore[method-assign,assignment]
+    argparse.ArgumentParser.parse_known_args = lenient  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -230,6 +233,9 @@ class _Beside(importlib.abc.MetaPathFinder):
         return spec
 
 
+_ANY = importlib.metadata.DistributionFinder.Context()
+
+
 class _Distributions(importlib.metadata.DistributionFinder):
     """What a project says of itself, where it is not installed: its version."""
 
@@ -240,7 +246,7 @@ class _Distributions(importlib.metadata.DistributionFinder):
         """No module comes from here."""
 
     def find_distributions(
-        self, context: importlib.metadata.DistributionFinder.Context = importlib.metadata.DistributionFinder.Context()
+        self, context: importlib.metadata.DistributionFinder.Context = _ANY
     ) -> Iterator[importlib.metadata.Distribution]:
         """The one of that name."""
         if context.name is not None and (found := self._versions.get(_normal(context.name))) is not None:
