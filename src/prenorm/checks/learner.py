@@ -105,14 +105,19 @@ class Learner:
         own = self.own_name(name)
         return next((one["default"] for one in self.constructor or () if one["name"] == own), None)
 
-    def build(self, sizes: Sizes, *, double: bool = False, **arguments: Any) -> "Built":
-        """A block of these sizes; arguments under our names, and only those that the constructor takes."""
+    def build(
+        self, sizes: Sizes, *, to: str | None = None, filled: bool = False, **arguments: Any
+    ) -> "Built":
+        """A block of these sizes; arguments under our names, and only those that the constructor takes.
+
+        to: the dtype that it is brought to afterwards; filled: see the driver.
+        """
         given = {"d_model": sizes.d_model, "num_heads": sizes.num_heads, "d_ff": sizes.d_ff} | arguments
         other = sizes.num_kv_heads != sizes.num_heads or self.default("num_kv_heads") is not None
         if self.takes("num_kv_heads") and (other or self._requires("num_kv_heads")):
             given["num_kv_heads"] = sizes.num_kv_heads
         positional, keywords = self._spelled(given)
-        request = {"op": "build", "positional": positional, "arguments": keywords, "double": double}
+        request = {"op": "build", "positional": positional, "arguments": keywords, "to": to, "filled": filled}
         return Built(self, sizes, request)
 
     def _spelled(self, given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
@@ -147,6 +152,7 @@ class Built:
         self.request = request
         self.fresh = False  # build it anew for each call, because calls leave traces
         self.fixed_length = False  # or because it takes sequences of max_seq_len only
+        self.hand_positions = False  # 0, 1, 2, ... in every call that says nothing of positions
         reply = _or_raise("constructor", learner.subject.ask(request))
         self.number = reply["block"]
         _check_sizes(reply["parameters"])
@@ -202,7 +208,7 @@ class Built:
         if self.fresh or self.fixed_length:
             self.number = _or_raise("constructor", self.learner.subject.ask(self.request))["block"]
         keywords = {}
-        if positions is None and self.requires_positions:
+        if positions is None and (self.requires_positions or self.hand_positions):
             positions = torch.arange(x.shape[-2])
         if positions is not None and self.positions_name is not None:
             keywords[self.positions_name] = positions
@@ -232,6 +238,12 @@ class Built:
             modules_created=reply.get("modules_created", 0),
             masked=bool(reply.get("masked", False)),
         )
+
+    def values(self) -> Raw:
+        """The numbers that its parameters hold."""
+        reply = _or_raise("constructor", self.learner.subject.ask({"op": "values", "block": self.number}))
+        shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
+        return {name: value for name, value in reply["values"].items() if tuple(value.shape) == shapes.get(name)}
 
     def take_plain_weights(self) -> bool:
         """Treat buffers and plain attributes of a weight's shape as weights. Gives whether there are any."""

@@ -6,7 +6,10 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .case import Case
+import torch
+
+from .case import MAX_SEQ_LEN, Case
+from .choices import is_choice
 from .learner import Built, LearnerError
 from .parameters import Pieces
 from .reference import Spec
@@ -33,6 +36,7 @@ MASKS = {
     "future": ("mask_inverted", "a token sees itself and what comes after it"),
     "future_strict": ("mask_inverted", "a token sees only what comes after it"),
 }
+TOKENS = 7
 LOOSE = 1e6
 """A masked score of at most this size, without its sign, can be passed by others."""
 
@@ -41,12 +45,15 @@ def numbers(case: Case) -> None:
     """Explain the outputs, and report what the explanation says. Leaves it in the case."""
     assert case.built is not None
     try:
-        case.explanation = _explained(case, case.built)
+        explanation = _explained(case, case.built)
+        if not (explanation.spec.rope_on or explanation.spec.rope_input != "no") and _turns_with_positions(case):
+            case.built.hand_positions = True
+            case.report.conventions["positions"] = "it rotates only where they are handed in"
+            explanation = _explained(case, case.built)
+        case.explanation = explanation
     except UnexplainedError as error:
         case.report.check("the numbers", False, f"no known fault explains them all at: {error.step}")
-        odd = {"batch_coupled", "not_deterministic", "dropout_in_eval", "retains_state", "wrong_dtype"} & set(
-            case.report.findings
-        )
+        odd = {"batch_coupled", "not_deterministic", "dropout_in_eval", "retains_state"} & set(case.report.findings)
         for id, evidence in () if odd else error.faults:
             case.report.found(id, evidence)
         if error.unknown and not error.faults and not odd:
@@ -55,16 +62,57 @@ def numbers(case: Case) -> None:
             case.report.found("unexplained", f"at {error.step}")
         return
     said = list(faults(case.explanation))
+    spec, reading = case.explanation.spec, case.explanation.reading
     for id, evidence in said:
-        case.report.found(id, f"the outputs are those of a block in which {evidence}")
+        counts = case.target.llama_design or not is_choice(id, evidence, spec, reading)
+        case.report.found(id, f"the outputs are those of a block in which {evidence}", counts=counts)
     case.report.check(
         "the numbers",
-        not said,
+        not case.report.faults() & {id for id, _ in said},
         "one token, zero scores and random inputs give what the formula gives"
         if not said
         else "they are those of the formula with: " + "; ".join(evidence for _, evidence in said),
     )
     case.report.conventions.update(conventions(case.explanation))
+
+
+def _turns_with_positions(case: Case) -> bool:
+    """Whether 0, 1, 2, ... handed in give other numbers than no positions."""
+    assert case.built is not None
+    x = case.x(2, TOKENS)
+    with contextlib.suppress(LearnerError):
+        if case.built.positions_name is not None and not case.built.hand_positions:
+            plain = case.built.run(case.raw, x).y
+            return not case.agrees(case.built.run(case.raw, x, positions=torch.arange(TOKENS)).y, plain, x)
+    return False
+
+
+def lengths(case: Case) -> None:
+    """The numbers at every length and at batches that equal another size, where axes may be mistaken for each other."""
+    assert case.built is not None
+    longest = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN)) - ("positions_off_by_one" in case.report.findings)
+    sizes = case.sizes
+    least = 2 if {"batch_of_one", "batch_coupled"} & set(case.report.findings) else 1
+    shapes = [(least, length) for length in range(1, longest + 1)]
+    shapes += [(sizes.num_heads, TOKENS), (sizes.head_dim, TOKENS), (TOKENS, TOKENS), (sizes.num_heads, sizes.num_heads)]
+    wrong = []
+    for batch, length in shapes:
+        x = case.x(batch, length)
+        try:
+            y = case.built.run(case.raw, x).y
+        except LearnerError:
+            continue  # the check of lengths says so
+        if not case.agrees(y, case.expected(case.raw, x), x):
+            wrong.append((batch, length))
+    if not wrong:
+        case.report.check("numbers at every length", True, f"1 to {longest} tokens, several batches")
+        return
+    shown = ", ".join(f"{length} tokens in a batch of {batch}" for batch, length in wrong[:4])
+    case.report.check("numbers at every length", False, f"other numbers for {shown}")
+    if not case.report.faults() & {"sequence_length_fixed", "batch_coupled", "retains_state"}:
+        equal = {sizes.num_heads: "num_heads", sizes.head_dim: "head_dim", sizes.d_model: "d_model"}
+        which = [f"{size} is {equal[size]}" for size in sorted({size for one in wrong for size in one} & equal.keys())]
+        case.report.found("wrong_at_some_lengths", "; ".join([f"the numbers are wrong for {shown}", *which]))
 
 
 def _explained(case: Case, built: Built) -> Explanation:
@@ -236,13 +284,18 @@ def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
 
 
 def _feed_forward(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
+    act = spec.activation if spec.activation != "no" else "(no activation)"
     if spec.gating == "product":
-        yield "gate_after_product", "the activation is applied to gate * up"
+        yield "gate_after_product", f"the activation is applied to gate * up: {act}"
     elif spec.gating != "gate" or "gate" not in reading:
-        what = {"both": "act(gate) * act(up)", "sum": "act(gate) + up"}.get(spec.gating, "act(up(x)), without a gate")
+        what = {"both": f"{act}(gate) * {act}(up)", "sum": f"{act}(gate) + up"}.get(
+            spec.gating, f"{act}(up(x)), without a gate"
+        )
         yield "wrong_activation", f"the feed-forward is down({what})"
-    if spec.activation != "silu":
-        yield "wrong_activation", f"the activation is {spec.activation}"
+    elif act != "silu":
+        yield "wrong_activation", f"the activation is {act}: down({act}(gate) * up)"
+    if spec.gating == "product" and act != "silu":
+        yield "wrong_activation", f"the activation is {act}"
     if spec.gating == "gate" and "gate" in reading:
         gate, up, down = (reading[name].parameters[0] for name in ("gate", "up", "down"))
         numbered = "w3" in _words(gate) and "w1" in _words(up) and "w2" in _words(down)

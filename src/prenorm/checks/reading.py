@@ -205,7 +205,21 @@ def feed_forward_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
             piece = {role: Piece(found.names(name), first_axis[name])}
             pieces |= _with_bias(piece, found.biases.get(name), found, {})
         output = {"down": Piece(found.names(down), first_axis[down], None, True)}
-        yield pieces | _with_bias(output, found.biases.get(down), found, {})
+        reading = pieces | _with_bias(output, found.biases.get(down), found, {})
+        if all(_fits(reading[name], found, size) for name, size in _inner_biases(reading, found, sizes)):
+            yield reading
+
+
+def _inner_biases(reading: Pieces, found: Parameters, sizes: Sizes) -> Iterator[tuple[str, int]]:
+    """The biases in a reading of the feed-forward, and the sizes that they must have."""
+    for name, size in (("gate_bias", found.d_ff), ("up_bias", found.d_ff), ("down_bias", sizes.d_model)):
+        if name in reading:
+            yield name, size
+
+
+def _fits(bias: Piece, found: Parameters, size: int) -> bool:
+    held = sum(numel(found.shapes[name]) for name in bias.parameters) if bias.places is None else len(bias.places)
+    return held == size
 
 
 def _fused_gate_up(name: str, down: str, found: Parameters, sizes: Sizes) -> Iterator[Pieces]:

@@ -10,6 +10,7 @@ import copy
 import importlib
 import importlib.util
 import inspect
+import os
 import sys
 import traceback
 import types
@@ -26,6 +27,9 @@ Reply = dict[str, Any]
 
 FRAMES = 12  # of a traceback, the innermost
 TEXT = 2000  # characters of an error's message
+MOST_SITES = 200
+PROMOTED = "became float32"
+TORCH = os.path.dirname(torch.__file__)
 
 
 class Driver:
@@ -65,23 +69,26 @@ class Driver:
         return {"constructor": _parameters(make), "is_class": inspect.isclass(make)}
 
     def op_build(self, request: Request) -> Reply:
-        """Call the class with "positional" and "arguments"; "double" makes the result float64.
+        """Call the class with "positional" and "arguments"; "to" names the dtype that the result is brought to.
 
-        {"dtype": name} and {"device": name} among the arguments stand for torch's own.
+        {"dtype": name} and {"device": name} among the arguments stand for torch's own. "filled" puts NaN into memory
+        that the constructor leaves uninitialised.
         Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "forward"}.
         """
         assert self._make is not None, "a class is loaded first"
         torch.manual_seed(request.get("seed", 0))
         arguments = {name: _spelled_out(value) for name, value in request.get("arguments", {}).items()}
-        block = self._make(*request.get("positional", ()), **arguments)
-        return self.add(block, double=request.get("double", False))
+        with _filled() if request.get("filled") else contextlib.nullcontext():
+            block = self._make(*request.get("positional", ()), **arguments)
+        return self.add(block, to=request.get("to"))
 
-    def add(self, block: Any, *, double: bool = False) -> Reply:
+    def add(self, block: Any, *, to: str | None = None) -> Reply:
         """Take a block that is built already; the reply is op_build's."""
         if not isinstance(block, nn.Module):
             raise TypeError(f"a block must be a torch.nn.Module, but the constructor gave {type(block).__name__}")
-        if double:
-            block = block.double()
+        if to is not None:
+            dtype = getattr(torch, to)  # complex tables stay as they are: Module.to would drop their imaginary part
+            block = block._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
         number = len(self._blocks)
         self._blocks[number] = block
         return {
@@ -91,14 +98,29 @@ class Driver:
             "forward": _parameters(block.forward),
         }
 
+    def op_values(self, request: Request) -> Reply:
+        """Gives {"values"}: the numbers that the parameters hold now, by name."""
+        block = self._blocks[request["block"]]
+        return {"values": {name: _plain(p) for name, p in block.named_parameters(remove_duplicate=False)}}
+
     def op_run(self, request: Request) -> Reply:
         """Set "parameters", call the block with "inputs" and "keywords", and send "cotangent" back through it.
 
         Gives {"y", "x_after", "requires_grad"} and, with a cotangent, {"gradients", "x_gradient"} (None where there is
         none); with "trace" also {"operations", "created" (shapes of new constant tensors), "modules_created", "masked"
         (whether masked_fill filled anything)}. "scramble" puts random numbers in place of tables, and of every sine and
-        cosine.
+        cosine. "watch" adds "sites" to an error: where the learner's code changed tensors in place, and where a tensor
+        became float32 because another one was.
         """
+        watch = _Watch() if request.get("watch") else None
+        try:
+            return self._run(request, watch)
+        except Exception as error:
+            if watch is None:
+                raise
+            return {"error": described(error) | {"sites": watch.sites}}
+
+    def _run(self, request: Request, watch: "_Watch | None") -> Reply:
         block = self._blocks[request["block"]]
         block.train(request.get("training", False))
         _set(block, request.get("parameters") or {})
@@ -119,6 +141,8 @@ class Driver:
             if (scramble := request.get("scramble")) is not None:
                 stack.enter_context(_scrambled(block, scramble))
                 stack.enter_context(_OtherAngles(scramble))
+            if watch is not None:
+                stack.enter_context(watch)
             if trace is not None:
                 stack.enter_context(trace)
                 stack.enter_context(_modules_counted(trace))
@@ -270,6 +294,53 @@ class _Trace(TorchDispatchMode):
         if name.startswith("masked_fill") and args[1].dim() >= 2:
             self.masked = self.masked or bool(args[1].any())
         return result
+
+
+class _Watch(TorchDispatchMode):
+    """Where the learner's code changed tensors in place, and where float32 spread: one site a statement."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: list[dict[str, Any]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [(one.dtype, list(one.shape)) for one in args if isinstance(one, Tensor)]
+        result = function(*args, **(kwargs or {}))
+        name = str(function.name()).removeprefix("aten::").partition(".")[0]
+        if name.endswith("_") and given:
+            self._note(name, given[0][1])
+        elif isinstance(result, Tensor) and result.dtype == torch.float32:
+            wide = [shape for dtype, shape in given if dtype == torch.float32 and shape]
+            if wide and any(dtype in (torch.bfloat16, torch.float16) for dtype, _ in given):
+                self._note(PROMOTED, wide[0])
+        return result
+
+    def _note(self, what: str, shape: list[int]) -> None:
+        if len(self.sites) < MOST_SITES and (frame := _learners_frame(nearest=what == PROMOTED)) is not None:
+            self.sites.append({"what": what, "shape": shape, **frame})
+
+
+def _learners_frame(*, nearest: bool) -> dict[str, Any] | None:
+    """The innermost statement that is neither torch's nor ours; nearest: None where torch's Python lies in between."""
+    for frame in reversed(traceback.extract_stack(limit=60)):
+        if frame.filename == __file__ or frame.filename.endswith("_python_dispatch.py"):
+            continue
+        if not frame.filename.startswith((TORCH, "<")):
+            return {"file": frame.filename, "line": frame.lineno, "function": frame.name, "code": frame.line or ""}
+        if nearest:
+            break
+    return None
+
+
+@contextlib.contextmanager
+def _filled() -> Iterator[None]:
+    """torch.empty gives NaN meanwhile."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 class _OtherAngles(TorchDispatchMode):
