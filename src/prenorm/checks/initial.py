@@ -20,6 +20,10 @@ WIDTH_NAMES = frozenset("d_ff dff d_mlp ff_dim ffn_dim mlp_dim dim_feedforward i
 """Names of d_ff that mean the width itself; of another, such as hidden_dim, a width may be made."""
 
 
+MULTIPLE = 256
+"""Of which Meta's code makes widths multiples, whatever was asked for."""
+
+
 def constructed(case: Case, text: str) -> None:
     """Look at the weights as the constructor leaves them. text: the source of the block and of what lies beside it."""
     try:
@@ -101,7 +105,7 @@ def widths(case: Case) -> None:
     if width == case.sizes.d_ff:
         return
     case.report.conventions["d_ff"] = f"{width} where {own}={case.sizes.d_ff} was asked for"
-    if own in WIDTH_NAMES:
+    if own in WIDTH_NAMES and width % MULTIPLE:
         case.report.found("d_ff_ignored", f"{own}={case.sizes.d_ff} gives weights of {width}")
 
 

@@ -41,7 +41,9 @@ def judge(
         _judge(case, _texts(code))
     except LearnerError as error:
         report.errors.setdefault(f"{error.stage}_error", error.error)
-        if error.stage != "forward" or "sequence_length_fixed" not in report.findings:
+        if error.stage == "constructor" and error.error["type"] == "refused":
+            report.found("unreadable", error.error["message"], counts=False)
+        elif error.stage != "forward" or "sequence_length_fixed" not in report.findings:
             report.found(f"{error.stage}_error", raised(error))
         report.check(error.stage, False, raised(error))
     except EndedError as error:

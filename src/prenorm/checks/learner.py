@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -240,10 +241,14 @@ class Built:
         )
 
     def values(self) -> Raw:
-        """The numbers that its parameters hold."""
+        """The numbers that its parameters hold, but for those of other packages' classes, whose models draw them."""
         reply = _or_raise("constructor", self.learner.subject.ask({"op": "values", "block": self.number}))
         shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
-        return {name: value for name, value in reply["values"].items() if tuple(value.shape) == shapes.get(name)}
+        return {
+            name: value
+            for name, value in reply["values"].items()
+            if tuple(value.shape) == shapes.get(name) and not _of_another_package(reply["owners"].get(name, ""))
+        }
 
     def take_plain_weights(self) -> bool:
         """Treat buffers and plain attributes of a weight's shape as weights. Gives whether there are any."""
@@ -255,6 +260,12 @@ class Built:
     def run_on_meta(self, x: Tensor) -> Description:
         """The driver's reply to a call on the meta device."""
         return self.learner.subject.ask({"op": "run_on_meta", "block": self.number, "inputs": [x]})
+
+
+def _of_another_package(file: str) -> bool:
+    """Whether a class is installed; torch's layers are everybody's."""
+    parts = PurePath(file).parts
+    return "site-packages" in parts and "torch" not in parts
 
 
 def _check_sizes(parameters: list[Description]) -> None:

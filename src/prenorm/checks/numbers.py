@@ -1,6 +1,7 @@
 """From the explanation of a block's numbers to its faults and its conventions."""
 
 import contextlib
+import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -57,7 +58,8 @@ def numbers(case: Case) -> None:
         for id, evidence in () if odd else error.faults:
             case.report.found(id, evidence)
         if error.unknown and not error.faults and not odd:
-            case.report.found("unreadable", f"at {error.step}; not recognised: {', '.join(error.unknown[:5])}")
+            evidence = f"at {error.step}; not recognised: {', '.join(error.unknown[:5])}"
+            case.report.found("unreadable", evidence, counts=False)
         elif not error.faults and not odd:
             case.report.found("unexplained", f"at {error.step}")
         return
@@ -210,7 +212,7 @@ def _norms(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
         if kind not in ("none", "gain") and (weight == "none" or name not in reading):
             yield "norm_weight_missing", f"{name} has no weight"
     shared = "norm1" in reading and reading["norm1"] == reading.get("norm2")
-    if shared and "none" not in (*kinds.values(), spec.weight1, spec.weight2) and spec.parallel != "shared":
+    if shared and "none" not in (*kinds.values(), spec.weight1, spec.weight2) and spec.parallel == "no":
         yield "shared_norm", "both norms have one weight"
 
 
@@ -224,7 +226,7 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
             "qk": "the input of the query and key projections",
         }[spec.rope_input]
         yield "rope_in_block", f"{where} is rotated"
-    elif not on:
+    elif not on and not spec.alibi:
         yield "missing_rope", "no position counts"
     if "v" in on:
         yield "rope_on_values", "values are rotated"
@@ -236,7 +238,9 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
         return
     if spec.rope_axis == "width":
         yield "rope_over_heads", "the rotation runs over d_model, before heads are split"
-    if spec.frequency != "standard":
+    if spec.frequencies and not _falling(spec.frequencies):
+        yield "rope_wrong_frequency", f"pairs turn by {_shown(spec.frequencies)} a position"
+    elif spec.frequency != "standard":
         yield "rope_wrong_frequency", f"frequencies are {spec.frequency}"
     if spec.signs != "rotation":
         yield "rope_not_a_rotation", f"both sines have the sign {spec.signs}, so that lengths change"
@@ -247,6 +251,15 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
     for what, shift in (("queries", spec.query_shift), ("keys", spec.key_shift)):
         if shift != "no":
             yield "positions_off_by_one", f"{what} are turned by the position beside their own: {shift}"
+
+
+def _falling(frequencies: Sequence[float]) -> bool:
+    """Whether they begin at one and fall, as those of a theta do, and those of Llama 3's or YaRN's stretched ones."""
+    return abs(frequencies[0] - 1) < 1e-3 and all(a > b > 0 for a, b in itertools.pairwise(frequencies))
+
+
+def _shown(frequencies: Sequence[float]) -> str:
+    return ", ".join(f"{one:.3g}" for one in frequencies)
 
 
 def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
@@ -277,10 +290,15 @@ def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
             "never": "are never cut: there is one head of d_model",
         }.get(spec.split, "are cut as (head_dim, heads)")
         yield "wrong_head_split", f"{', '.join(spec.split_of)} {how}"
-    elif spec.merge != "standard" or len(set(reading["o"].places or ()) if "o" in reading else ()) == 8:
+    elif spec.merge != "standard" or ("o" in reading and _repeats(reading["o"].places)):
         yield "heads_not_merged", "heads are joined without bringing them beside each other again"
     if spec.output == "none" or "o" not in reading:
         yield "missing_output_projection", "the joined heads are the output of attention"
+
+
+def _repeats(places: tuple[int, ...] | None) -> bool:
+    """Whether an output projection is as wide as one head, and so the same for all of them."""
+    return places is not None and len(set(places)) < len(places)
 
 
 def _feed_forward(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
@@ -329,10 +347,20 @@ def conventions(explanation: Explanation) -> dict[str, object]:
         "qk_norm": spec.qk_norm != "none",
         "norm_weight": "1 + weight" if spec.plus_one else "weight",
     }
-    if spec.theta != Spec().theta:
+    if spec.frequencies:
+        said["rope_frequencies"] = _shown(spec.frequencies)
+    elif spec.theta != Spec().theta:
         said["rope_theta"] = spec.theta
     if spec.rotary_fraction != 1:
         said["rotary_fraction"] = spec.rotary_fraction
+    if spec.alibi:
+        said["positions"] = "ALiBi: scores fall with distance"
+    if spec.softcap != math.inf:
+        said["score_softcap"] = spec.softcap
+    if spec.branch != 1:
+        said["branch_scale"] = spec.branch
+    if spec.sandwich:
+        said["sandwich_norms"] = True
     return said
 
 

@@ -117,6 +117,7 @@ def _norm_rounding(case: Case) -> None:
         and not spec.scaled_after
         and spec.mask in ("none", "causal")
     )
+    plain &= not spec.sandwich and spec.branch == 1
     plain &= not {"heads_not_merged", "wrong_head_split"} & set(case.report.findings)
     if not plain or "o" not in reading or spec.output == "none" or max(spec.eps1, spec.eps2) > 1e-4:
         case.report.skip("norm in bfloat16", "other faults cover it")
@@ -173,6 +174,7 @@ def _second_norm(case: Case) -> None:
     spec, reading = case.explanation.spec, case.explanation.reading
     if (
         case.explanation.cost
+        or spec.sandwich
         or spec.norm2 != "rms"
         or "norm_without_upcast" in case.report.findings
         or not {"v", "down"} <= set(reading)

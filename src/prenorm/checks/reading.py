@@ -263,15 +263,24 @@ def _norm(found: Parameters, role: str, norm: Piece) -> Pieces:
     return _with_bias({role: norm}, found.biases.get(norm.parameters[0]), found, {role: norm.places})
 
 
+def norms_around(found: Parameters) -> list[Pieces]:
+    """Four norms, two of which stand behind the sublayers; in the order of the parameters first."""
+    if len(found.norms) != 4:
+        return []
+    roles = ("norm1", "norm1_after", "norm2", "norm2_after")
+    return [
+        {name: piece for role, norm in zip(roles, order, strict=True) for name, piece in _norm(found, role, norm).items()}
+        for order in itertools.permutations(found.norms)
+    ]
+
+
 def head_norm_readings(found: Parameters) -> Iterator[Pieces]:
     """q_norm and k_norm over head_dim, where there are such weights."""
     names = found.head_norms[:2]
     if not names:
         yield {}
-    for first, second in itertools.permutations(names, 2):
-        yield {"q_norm": Piece((first,)), "k_norm": Piece((second,))}
-    if len(names) == 1:
-        yield {"q_norm": Piece((names[0],)), "k_norm": Piece((names[0],))}
+    for first, second in [*itertools.permutations(names, 2), *([(names[0], names[0])] if len(names) == 1 else [])]:
+        yield _norm(found, "q_norm", Piece((first,))) | _norm(found, "k_norm", Piece((second,)))
 
 
 # --- lists of readings ------------------------------------------------------------------------------------------------

@@ -70,13 +70,15 @@ class Verdict:
 
     @property
     def passed(self) -> bool:
-        """Whether no finding counts."""
-        return not self.faults
+        """Whether it was judged to the end, and no finding counts."""
+        return self.judged and not self.faults
 
     @property
     def exit_code(self) -> int:
-        """0: no fault. 1: faults. 2: the checker itself failed."""
-        return 2 if INTERNAL_ERROR in self.ids else int(not self.passed)
+        """0: no fault. 1: faults. 2: nobody could judge it, or the checker itself failed."""
+        if INTERNAL_ERROR in self.ids or not (self.faults or self.judged):
+            return 2
+        return int(bool(self.faults))
 
     @property
     def ids(self) -> list[str]:

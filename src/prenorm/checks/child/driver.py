@@ -29,6 +29,7 @@ FRAMES = 12  # of a traceback, the innermost
 TEXT = 2000  # characters of an error's message
 MOST_SITES = 200
 PROMOTED = "became float32"
+DISPATCHING = ("_python_dispatch.py", "_compile.py", "eval_frame.py")  # between a statement and a dispatch mode
 TORCH = os.path.dirname(torch.__file__)
 
 
@@ -99,9 +100,11 @@ class Driver:
         }
 
     def op_values(self, request: Request) -> Reply:
-        """Gives {"values"}: the numbers that the parameters hold now, by name."""
+        """Gives {"values"}: the numbers that the parameters hold now, by name; {"owners"}: where their classes stand."""
         block = self._blocks[request["block"]]
-        return {"values": {name: _plain(p) for name, p in block.named_parameters(remove_duplicate=False)}}
+        named = dict(block.named_parameters(remove_duplicate=False))
+        owners = {name: _file_of(type(block.get_submodule(name.rpartition(".")[0]))) for name in named}
+        return {"values": {name: _plain(parameter) for name, parameter in named.items()}, "owners": owners}
 
     def op_run(self, request: Request) -> Reply:
         """Set "parameters", call the block with "inputs" and "keywords", and send "cotangent" back through it.
@@ -207,6 +210,13 @@ def _import(root: str, name: str, file: str | None) -> types.ModuleType:
     sys.modules[name] = module
     spec.loader.exec_module(module)
     return module
+
+
+def _file_of(owner: type) -> str:
+    try:
+        return inspect.getfile(owner)
+    except (TypeError, OSError):
+        return ""
 
 
 def _is_own(value: Any, module: types.ModuleType) -> bool:
@@ -323,7 +333,7 @@ class _Watch(TorchDispatchMode):
 def _learners_frame(*, nearest: bool) -> dict[str, Any] | None:
     """The innermost statement that is neither torch's nor ours; nearest: None where torch's Python lies in between."""
     for frame in reversed(traceback.extract_stack(limit=60)):
-        if frame.filename == __file__ or frame.filename.endswith("_python_dispatch.py"):
+        if frame.filename == __file__ or frame.filename.endswith(DISPATCHING):
             continue
         if not frame.filename.startswith((TORCH, "<")):
             return {"file": frame.filename, "line": frame.lineno, "function": frame.name, "code": frame.line or ""}
