@@ -1,11 +1,12 @@
 """Whether what a caller hands in has its effect: rope_theta, positions, and key-value heads."""
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from .case import MAX_SEQ_LEN, Case, raised
 from .learner import Answer, Built, LearnerError
-from .parameters import Sizes
 from .search.explain import explain
 from .search.explanation import UnexplainedError
 
@@ -71,6 +72,8 @@ def token_positions(case: Case) -> None:
 
 def _run_at(case: Case, built: Built, x: Tensor, positions: Tensor) -> tuple[Tensor, Answer | None]:
     """The call, with positions (batch, seq), or where that raises (seq,)."""
+    if not built.positions_by_row:
+        return positions[0], built.run(case.raw, x, positions=positions[0])
     try:
         return positions, built.run(case.raw, x, positions=positions)
     except LearnerError as first:
@@ -93,7 +96,7 @@ def grouped_heads(case: Case) -> None:
     if case.explanation.cost > 1:  # a search for two faults at once, and once more with other sizes, is a long one
         case.report.skip("grouped heads", "other faults cover it")
         return
-    sizes = Sizes(num_kv_heads=2)
+    sizes = replace(case.sizes, num_kv_heads=2)
     try:
         built = case.wide(sizes=sizes)
         explanation = explain(built, case.generator, tolerance=case.tolerance, dtype=case.dtype)

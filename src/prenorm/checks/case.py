@@ -21,8 +21,20 @@ ROUNDED_TABLES = 0.03
 
 
 BESIDE_NUMBERS = frozenset(
-    "wrong_dtype wrong_device_buffer norm_weight_init weights_uninitialised weight_init_scale d_ff_ignored "
-    "backward_error gradient_missing gradient_wrong batch_of_one softmax_overflows norm_without_upcast".split()
+    {
+        "wrong_dtype",
+        "wrong_device_buffer",
+        "norm_weight_init",
+        "weights_uninitialised",
+        "weight_init_scale",
+        "d_ff_ignored",
+        "backward_error",
+        "gradient_missing",
+        "gradient_wrong",
+        "batch_of_one",
+        "softmax_overflows",
+        "norm_without_upcast",
+    }
 )
 """Faults that change no output in float64: they explain no other number."""
 
@@ -95,7 +107,6 @@ class Case:
         if self.built is not None:
             built.fresh, built.fixed_length = self.built.fresh, self.built.fixed_length
             built.kept, built.muted = self.built.kept, self.built.muted
-            built.hand_positions = self.built.hand_positions
             if self.built.plain_weights:
                 built.take_plain_weights()
         return built
@@ -110,7 +121,7 @@ class Case:
         return self.build(**arguments)
 
     def low(self, name: str, **arguments: Any) -> Built:
-        """A block in bfloat16 or float16: by the constructor's dtype where that runs, else as block.to(...) makes it."""
+        """A block in bfloat16 or float16: by the constructor's dtype where that runs, else by block.to(...)."""
         if self.learner.takes("dtype") and name not in self.dtype_raises:
             return self.build(dtype={"dtype": name}, **arguments)
         return self.build(to=name, **arguments)

@@ -1,5 +1,6 @@
 """What the constructor built: the width that was asked for, and weights that training can start from."""
 
+import dataclasses
 import re
 
 import torch
@@ -7,9 +8,8 @@ from torch import Tensor
 
 from .case import Case, raised
 from .learner import LearnerError
-from .parameters import Raw, Sizes
+from .parameters import Raw
 
-OTHER_SIZES = Sizes(d_model=64, num_heads=4, num_kv_heads=4, d_ff=104)
 LOUD = 0.5  # a standard deviation that no rule gives a matrix with 32 inputs; 1/sqrt(32) is 0.18
 FEWEST = 200  # entries, for a mean and a standard deviation that say something
 LATER = re.compile(r"\.apply\(|def _?(init|reset|initiali[sz]e)\w*(weight|param|model)\w*\(|def _?reset_parameters\(")
@@ -62,7 +62,8 @@ def _scale(case: Case) -> str:
     if not loud and not _is_variance(first):
         return ""
     try:
-        second = _matrices(case.build(sizes=OTHER_SIZES, filled=True).values())
+        sizes = dataclasses.replace(case.sizes, d_model=2 * case.sizes.d_model, d_ff=2 * case.sizes.d_ff)
+        second = _matrices(case.build(sizes=sizes, filled=True).values())
     except LearnerError:
         second = {}
     name, value = next(iter((loud or first).items()))
@@ -97,7 +98,7 @@ def _is_variance(matrices: dict[str, Tensor]) -> bool:
 def widths(case: Case) -> None:
     """The feed-forward's width against the one that was asked for."""
     assert case.explanation is not None
-    own = case.learner.own_name("d_ff")
+    own = _own_name(case)
     down = case.explanation.reading.get("down")
     if down is None or own is None:
         return
@@ -107,6 +108,17 @@ def widths(case: Case) -> None:
     case.report.conventions["d_ff"] = f"{width} where {own}={case.sizes.d_ff} was asked for"
     if own in WIDTH_NAMES and width % MULTIPLE:
         case.report.found("d_ff_ignored", f"{own}={case.sizes.d_ff} gives weights of {width}")
+
+
+def _own_name(case: Case) -> str | None:
+    """What the constructor, or a configuration, calls d_ff; None where it takes none."""
+    line = case.learner.recipe.build
+    argument = line.argument("d_ff")
+    if argument is None or argument.name:
+        return argument.name if argument else None
+    place = next((place for place, one in enumerate(line.arguments) if one is argument), None)
+    constructor = case.learner.made.get("constructor") or []
+    return str(constructor[place]["name"]) if place is not None and place < len(constructor) else None
 
 
 def norm_weights(case: Case) -> None:

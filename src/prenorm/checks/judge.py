@@ -15,6 +15,7 @@ from .faults import FAULTS
 from .learner import Built, Learner, LearnerError, MissingError
 from .place import place
 from .source import MAX_CHARACTERS
+from .start import start
 from .subject import EndedError, Subject
 from .targets import TARGETS, Target
 from .verdict import INTERNAL_ERROR, Finding, Verdict
@@ -24,9 +25,18 @@ MOST_FILES = 40
 
 
 def judge(
-    subject: Subject, code: Code, *, target: str | None = None, seed: int | None = None, deadline: float = math.inf
+    subject: Subject,
+    code: Code,
+    *,
+    target: str | None = None,
+    seed: int | None = None,
+    deadline: float = math.inf,
+    build: str | None = None,
+    call: str | None = None,
 ) -> Verdict:
     """Judge the class that code names. Raises learner.MissingError without such a class.
+
+    build, call: how it is built and called, where a person says so (see recipe.py).
 
     deadline: of time.monotonic(), for everything; past it the verdict is a timeout and what was found so far.
     """
@@ -36,9 +46,11 @@ def judge(
     report = Report()
     case = Case(Learner(subject, deadline), Target() if target is None else TARGETS[target], generator, report)
     try:
-        case.learner.load(code.root, code.module, code.file, code.name)
+        case.learner.load(code)
         report.check("import", True, "the file is imported, and the class is there")
-        _judge(case, _texts(code))
+        if notes := case.learner.made["notes"]:
+            report.conventions["at_import"] = "; ".join(f"{name}: {note}" for name, note in notes.items())
+        _judge(case, start(case, build, call), _texts(code))
     except LearnerError as error:
         report.errors.setdefault(f"{error.stage}_error", error.error)
         if error.stage == "constructor" and error.error["type"] == "refused":
@@ -60,6 +72,8 @@ def judge(
         findings=findings,
         conventions=report.conventions,
         checks=tuple(report.checks),
+        build=case.learner.recipe.build.written(frozenset(case.arguments)),
+        call=case.learner.recipe.call.written(),
         seconds=time.monotonic() - started,
         judged=case.explanation is not None,
     )
@@ -114,10 +128,9 @@ def _texts(code: Code) -> str:
     return "\n".join(texts)
 
 
-def _judge(case: Case, text: str) -> None:
-    _arguments(case)
-    built = case.build()
-    case.report.check("constructor", True, f"d_model={case.sizes.d_model}, num_heads={case.sizes.num_heads}, ...")
+def _judge(case: Case, built: Built, text: str) -> None:
+    sizes = case.sizes
+    case.report.check("constructor", True, f"d_model={sizes.d_model}, num_heads={sizes.num_heads}, d_ff={sizes.d_ff}")
     initial.constructed(case, text)
     raw = built.draw(case.generator, torch.float32)
     built = _first_call(case, built)
@@ -162,14 +175,6 @@ def _judge(case: Case, text: str) -> None:
             case.report.errors.setdefault(f"{error.stage}_error", error.error)
             case.report.found(f"{error.stage}_error", f"while {check.__name__} was tried: {raised(error)}")
             case.report.check(check.__name__.replace("_", " "), False, raised(error))
-
-
-def _arguments(case: Case) -> None:
-    """What every build is given, of what the constructor takes."""
-    usual = {"max_seq_len": MAX_SEQ_LEN, "rope_theta": 10000.0, "eps": 1e-6, "dropout": 0.0}
-    case.arguments = {name: value for name, value in usual.items() if case.learner.takes(name)}
-    if case.target.causal and case.learner.takes("causal"):  # what is causal by default stays so, and fails without
-        case.arguments["causal"] = True
 
 
 def _first_call(case: Case, built: Built) -> Built:

@@ -7,9 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import torch
-
-from .case import MAX_SEQ_LEN, Case
+from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case
 from .choices import is_choice
 from .learner import Built, LearnerError
 from .parameters import Pieces
@@ -46,12 +44,7 @@ def numbers(case: Case) -> None:
     """Explain the outputs, and report what the explanation says. Leaves it in the case."""
     assert case.built is not None
     try:
-        explanation = _explained(case, case.built)
-        if not (explanation.spec.rope_on or explanation.spec.rope_input != "no") and _turns_with_positions(case):
-            case.built.hand_positions = True
-            case.report.conventions["positions"] = "it rotates only where they are handed in"
-            explanation = _explained(case, case.built)
-        case.explanation = explanation
+        case.explanation = _explained(case, case.built)
     except UnexplainedError as error:
         case.report.check("the numbers", False, f"no known fault explains them all at: {error.step}")
         odd = {"batch_coupled", "not_deterministic", "dropout_in_eval", "retains_state"} & set(case.report.findings)
@@ -78,17 +71,6 @@ def numbers(case: Case) -> None:
     case.report.conventions.update(conventions(case.explanation))
 
 
-def _turns_with_positions(case: Case) -> bool:
-    """Whether 0, 1, 2, ... handed in give other numbers than no positions."""
-    assert case.built is not None
-    x = case.x(2, TOKENS)
-    with contextlib.suppress(LearnerError):
-        if case.built.positions_name is not None and not case.built.hand_positions:
-            plain = case.built.run(case.raw, x).y
-            return not case.agrees(case.built.run(case.raw, x, positions=torch.arange(TOKENS)).y, plain, x)
-    return False
-
-
 def lengths(case: Case) -> None:
     """The numbers at every length and at batches that equal another size, where axes may be mistaken for each other."""
     assert case.built is not None
@@ -111,7 +93,7 @@ def lengths(case: Case) -> None:
         return
     shown = ", ".join(f"{length} tokens in a batch of {batch}" for batch, length in wrong[:4])
     case.report.check("numbers at every length", False, f"other numbers for {shown}")
-    if not case.report.faults() & {"sequence_length_fixed", "batch_coupled", "retains_state"}:
+    if not case.report.faults() - BESIDE_NUMBERS:  # other faults of the numbers may be right at some lengths
         equal = {sizes.num_heads: "num_heads", sizes.head_dim: "head_dim", sizes.d_model: "d_model"}
         which = [f"{size} is {equal[size]}" for size in sorted({size for one in wrong for size in one} & equal.keys())]
         case.report.found("wrong_at_some_lengths", "; ".join([f"the numbers are wrong for {shown}", *which]))

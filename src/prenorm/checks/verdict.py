@@ -59,6 +59,8 @@ class Verdict:
     findings: tuple[Finding, ...] = ()
     conventions: dict[str, Any] = field(default_factory=dict)
     checks: tuple[Check, ...] = ()
+    build: str = ""  # the line that built it
+    call: str = ""  # and the one that called it
     confinement: tuple[str, ...] = ()  # what held the learner's code, one line each
     seconds: float = 0.0
     judged: bool = True
@@ -92,6 +94,8 @@ class Verdict:
             "passed": self.passed,
             "judged": self.judged,
             "findings": [finding.to_json() for finding in self.findings],
+            "build": self.build,
+            "call": self.call,
             "conventions": self.conventions,
             "checks": [{"name": one.name, "result": one.result, "reason": one.reason} for one in self.checks],
             "confinement": list(self.confinement),
