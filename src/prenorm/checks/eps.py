@@ -84,7 +84,7 @@ def _eps_without_argument(case: Case) -> None:
     assert case.explanation is not None
     fitted = _fit(case, case.wide(), 1e-6, 1e-3)
     _keep(case, fitted)
-    zeros = case.x(1, 2) * 0
+    zeros = case.x(2, 2) * 0
     finite = bool(torch.isfinite(case.built.run(case.raw, zeros).y).all())
     if not finite:
         case.report.found("eps_ignored", "a vector of zeros gives NaN: there is no eps")

@@ -67,8 +67,6 @@ def one_token(
         )
         if matches:
             break
-    else:
-        matches = []
     if not matches:
         scaled = fitted(BRANCH, [(spec, 0) for spec in bases], likely, probe, attempt.sizes.num_heads)
         readings, matches = likely, attempt.more_trials().find(scaled, [], likely, probe, most=0)
