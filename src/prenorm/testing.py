@@ -65,13 +65,15 @@ def assert_block_correct(
 
     make: the class, or a function make(d_model, num_heads, d_ff, ...) that gives a block; it is built with small sizes.
     build, call: how it is built and called, where that cannot be guessed (see check).
-    target: paper, llama, qwen2, qwen3, gpt-neox or causal; without one, conventions are free. allow: ids of faults that
-    this project wants. seed: draw the same numbers every time. The code runs in this process, which trusts it;
-    `prenorm check` has a sandbox. Raises ConfigError for a block that is built already, and for an unknown target.
+    target: paper, cs336, llama, llama-original, qwen2, qwen3, gpt-neox or causal; without one, conventions are free.
+    allow: ids of faults that this project wants. seed: draw the same numbers every time. The code runs in this process,
+    which trusts it; `prenorm check` has a sandbox. Raises ConfigError for a block that is built already, and for an
+    unknown target.
     """
     verdict = _judged(make, target=target, build=build, call=call, seed=seed)
     name = getattr(make, "__qualname__", type(make).__name__)
-    faults = [finding for finding in verdict.findings if finding.id not in allow]
+    unjudged = () if verdict.judged else verdict.findings  # what nobody could judge is not right either
+    faults = [one for one in dict.fromkeys([*verdict.faults, *unjudged]) if one.id not in allow]
     if faults:
         raise AssertionError(f"{name} has faults:\n" + "\n".join(map(_line, faults)))
     return verdict

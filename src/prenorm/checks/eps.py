@@ -46,7 +46,7 @@ def eps(case: Case) -> None:
             continue
         if at_large.place != "under" and at_large.eps > 1e-9:
             problems.append(f"{name} divides by {PLACES[at_large.place]}")
-            case.report.found("eps_outside_sqrt", f"with eps={EPS:g} {problems[-1]}")
+            case.report.found("eps_outside_sqrt", f"with eps={EPS:g} {problems[-1]}", counts=case.target.llama_design)
         if math.isclose(at_large.eps, EPS) and math.isclose(at_small.eps, passed):
             continue
         evidence = f"{name} works with {at_large.eps:g} given {EPS:g}, and with {at_small.eps:g} given {passed:g}"
@@ -82,14 +82,16 @@ def _eps_without_argument(case: Case) -> None:
     assert case.explanation is not None
     fitted = _fit(case, case.wide(), 1e-6, 1e-3)
     _keep(case, fitted)
-    zeros = case.x(1, 2) * 0
+    zeros = case.x(2, 2) * 0
     finite = bool(torch.isfinite(case.built.run(case.raw, zeros).y).all())
     if not finite:
         case.report.found("eps_ignored", "a vector of zeros gives NaN: there is no eps")
     for name, one in fitted.items():
         case.report.conventions["eps"] = one.eps
         if one.place != "under" and one.eps > 1e-9:
-            case.report.found("eps_outside_sqrt", f"{name} divides by {PLACES[one.place]}")
+            case.report.found(
+                "eps_outside_sqrt", f"{name} divides by {PLACES[one.place]}", counts=case.target.llama_design
+            )
         if one.eps > LARGEST_EPS:
             case.report.found("wrong_eps", f"{name} works with {one.eps:g}; 1e-6 or 1e-5 is usual")
     case.report.check("eps", finite, "it takes no eps; small vectors and zeros were tried")

@@ -9,6 +9,7 @@ from .case import Case, raised
 from .learner import LearnerError
 from .parameters import Piece, Raw
 from .search.explanation import Explanation
+from .training import backward_raises
 
 TOKENS = 6
 
@@ -23,8 +24,8 @@ def gradients(case: Case) -> None:
         answer = case.built.run(raw, x, cotangent=cotangent)
     except LearnerError as error:
         case.report.check("gradients", False, f"backward raises {raised(error)}")
-        if "modifies_input" not in case.report.findings:
-            case.report.found("gradient_wrong", f"backward raises {raised(error)}")
+        if not {"modifies_input", "backward_error"} & set(case.report.findings):
+            backward_raises(case, case.built, raw, x, cotangent, error, "")
         return
     if not torch.isfinite(answer.y).all():
         case.report.skip("gradients", "the output is not finite")

@@ -3,6 +3,7 @@
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import torch
@@ -92,15 +93,19 @@ class Learner:
         argument = self.recipe.build.argument(name)
         return None if argument is None else argument.default
 
-    def build(self, sizes: Sizes, *, double: bool = False, **arguments: Any) -> "Built":
-        """A block of these sizes; arguments under our names, and only those that the constructor takes."""
+    def build(self, sizes: Sizes, *, to: str | None = None, filled: bool = False, **arguments: Any) -> "Built":
+        """A block of these sizes; arguments under our names, and only those that the constructor takes.
+
+        to: the dtype that it is brought to afterwards; filled: see the driver.
+        """
         given = {"d_model": sizes.d_model, "num_heads": sizes.num_heads, "d_ff": sizes.d_ff, "head_dim": sizes.head_dim}
         asked = set(arguments)
         if sizes.num_kv_heads != sizes.num_heads:
             asked.add("num_kv_heads")
         given |= {"num_kv_heads": sizes.num_kv_heads} | USUAL | arguments
         line = self.recipe.build.written(frozenset(asked))
-        return Built(self, sizes, {"op": "build", "line": line, "values": given, "double": double})
+        request = {"op": "build", "line": line, "values": given, "to": to, "filled": filled}
+        return Built(self, sizes, request)
 
 
 OF_TABLES = ("rope_theta", "max_seq_len")
@@ -210,6 +215,16 @@ class Built:
             masked=bool(reply.get("masked", False)),
         )
 
+    def values(self) -> Raw:
+        """The numbers that its parameters hold, but for those of other packages' classes, whose models draw them."""
+        reply = _or_raise("constructor", self.learner.subject.ask({"op": "values", "block": self.number}))
+        shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
+        return {
+            name: value
+            for name, value in reply["values"].items()
+            if tuple(value.shape) == shapes.get(name) and not _of_another_package(reply["owners"].get(name, ""))
+        }
+
     def take_plain_weights(self) -> bool:
         """Treat buffers and plain attributes of a weight's shape as weights. Gives whether there are any."""
         width, inner = self.sizes.d_model, self.sizes.d_ff
@@ -221,6 +236,12 @@ class Built:
         """The driver's reply to a call on the meta device."""
         line = self.learner.recipe.call.written()
         return self.learner.subject.ask({"op": "run_on_meta", "block": self.number, "inputs": [x], "line": line})
+
+
+def _of_another_package(file: str) -> bool:
+    """Whether a class is installed; torch's layers are everybody's."""
+    parts = PurePath(file).parts
+    return "site-packages" in parts and "torch" not in parts
 
 
 TABLES = ("cos", "sin", "freqs_cis", "angles")

@@ -81,7 +81,8 @@ _LOADED = _record(
 )
 _LISTED = _list(_record(name=_TEXT, shape=_SHAPE, dtype=_TEXT, device=_TEXT, requires_grad=_SWITCH, same_as=_TEXT))
 _FRAME = _record(file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT)
-_ERROR = _record(error=_record(type=_TEXT, message=_TEXT, frames=_list(_FRAME)))
+_SITE = _record(what=_TEXT, shape=_SHAPE, file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT)
+_ERROR = _record(error=_record({"sites": _list(_SITE)}, type=_TEXT, message=_TEXT, frames=_list(_FRAME)))
 
 FORMS: dict[str, tuple[Form, ...]] = {
     "load": (_record(missing=_list(_TEXT)), _LOADED),
@@ -111,5 +112,6 @@ FORMS: dict[str, tuple[Form, ...]] = {
         ),
     ),
     "run_on_meta": (_record(shape=_SHAPE, device=_TEXT),),
+    "values": (_record(values=_named(_TENSOR), owners=_named(_TEXT)),),
     "forget": (_record(),),
 }

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from ..checks.report.handed_in import Submission
 
 DAY = 86_400
-Target = Literal["paper", "llama", "qwen2", "qwen3", "gpt-neox", "causal"]
+Target = Literal["paper", "cs336", "llama", "llama-original", "qwen2", "qwen3", "gpt-neox", "causal"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +35,7 @@ class CheckFlags:
     """Or package.module:CLASS; a function that gives a block does as well. With --batch, what to look for."""
 
     target: Annotated[Target | None, tyro.conf.arg(metavar="NAME")] = None
-    """Hold it to the conventions of paper, llama, qwen2, qwen3, gpt-neox or causal; without, they are reported only."""
+    """Hold it to the conventions of one of these designs; without, they are reported only."""
 
     build: Annotated[str | None, tyro.conf.arg(metavar="EXPR")] = None
     """How it is built, such as "Block(d_model, num_heads, d_ff, rope=RoPE(theta, head_dim, max_seq_len))". Beside the
@@ -107,7 +107,7 @@ def _run_one(flags: CheckFlags, form: str) -> int:
         from ..checks.report.text import print_verdict
 
         print_verdict(verdict, Console(highlight=False))
-    return 0 if verdict.passed else 1
+    return verdict.exit_code
 
 
 def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:

@@ -33,6 +33,8 @@ class Example:
     style: str
     target: str | None = None  # the --target under which it is judged; None where it is at fault whatever the target
     also_named: frozenset[str] = frozenset()  # further ids that would be a true description, never needed
+    build: str | None = None  # the lines that say how it is built and called, where nobody can guess them
+    call: str | None = None
 
 
 @dataclass(frozen=True)

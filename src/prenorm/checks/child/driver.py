@@ -9,6 +9,7 @@ import contextlib
 import copy
 import inspect
 import itertools
+import os
 import sys
 import traceback
 import types
@@ -29,6 +30,10 @@ Reply = dict[str, Any]
 
 FRAMES = 12  # of a traceback, the innermost
 TEXT = 2000  # characters of an error's message
+MOST_SITES = 200
+PROMOTED = "became float32"
+DISPATCHING = ("_python_dispatch.py", "_compile.py", "eval_frame.py")  # between a statement and a dispatch mode
+TORCH = os.path.dirname(torch.__file__)
 
 
 class Driver:
@@ -105,16 +110,19 @@ class Driver:
     def op_build(self, request: Request) -> Reply:
         """Evaluate "line" with "values" (see names.py), or call the class with "positional" and "arguments".
 
-        "double" makes the result float64. {"dtype": name} and {"device": name} stand for torch's own.
+        "to" names the dtype that the result is brought to; "filled" puts NaN into memory that the constructor leaves
+        uninitialised. {"dtype": name} and {"device": name} stand for torch's own.
         Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "forward", "read": what was
         asked of a configuration of ours}.
         """
         assert self._make is not None, "a class is loaded first"
         torch.manual_seed(request.get("seed", 0))
-        double = request.get("double", False)
+        filled = _filled if request.get("filled") else contextlib.nullcontext
         if "line" not in request:
             arguments = {name: _spelled_out(value) for name, value in request.get("arguments", {}).items()}
-            return self.add(self._make(*request.get("positional", ()), **arguments), double=double)
+            with filled():
+                block = self._make(*request.get("positional", ()), **arguments)
+            return self.add(block, to=request.get("to"))
         names = of_build({name: _spelled_out(value) for name, value in request["values"].items()})
         wanted = used(request["line"])
         positions = torch.arange(names["max_seq_len"])
@@ -128,19 +136,21 @@ class Driver:
         names = self._learners_names() | names | {"config": config}
         if "." not in self._name:
             names[self._name] = self._make
-        block = eval(request["line"].strip(), names)
-        reply = self.add(block, double=double)
+        with filled():
+            block = eval(request["line"].strip(), names)
+        reply = self.add(block, to=request.get("to"))
         self._names[reply["block"]] = names
         for one in made:
             reply["read"] |= one.__dict__["read"]
         return reply
 
-    def add(self, block: Any, *, double: bool = False) -> Reply:
+    def add(self, block: Any, *, to: str | None = None) -> Reply:
         """Take a block that is built already; the reply is op_build's."""
         if not isinstance(block, nn.Module):
             raise TypeError(f"a block must be a torch.nn.Module, but the constructor gave {type(block).__name__}")
-        if double:
-            block = block.double()
+        if to is not None:
+            dtype = getattr(torch, to)  # complex tables stay as they are: Module.to would drop their imaginary part
+            block = block._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
         number = len(self._blocks)
         self._blocks[number] = block
         return {
@@ -151,6 +161,13 @@ class Driver:
             "read": {},
         }
 
+    def op_values(self, request: Request) -> Reply:
+        """Gives {"values"}: what the parameters hold now, by name; {"owners"}: where their classes stand."""
+        block = self._blocks[request["block"]]
+        named = dict(block.named_parameters(remove_duplicate=False))
+        owners = {name: _file_of(type(block.get_submodule(name.rpartition(".")[0]))) for name in named}
+        return {"values": {name: _plain(parameter) for name, parameter in named.items()}, "owners": owners}
+
     def op_run(self, request: Request) -> Reply:
         """Set "parameters", evaluate "line" with "inputs" and "values", and send "cotangent" back through it.
 
@@ -159,8 +176,18 @@ class Driver:
         Gives {"y", "x_after", "requires_grad"} and, with a cotangent, {"gradients", "x_gradient"} (None where there is
         none); with "trace" also {"operations", "created" (shapes of new constant tensors), "modules_created", "masked"
         (whether masked_fill filled anything)}. "scramble" puts random numbers in place of tables, and of every sine and
-        cosine.
+        cosine. "watch" adds "sites" to an error: where the learner's code changed tensors in place, and where a tensor
+        became float32 because another one was.
         """
+        watch = _Watch() if request.get("watch") else None
+        try:
+            return self._run(request, watch)
+        except Exception as error:
+            if watch is None:
+                raise
+            return {"error": described(error) | {"sites": watch.sites}}
+
+    def _run(self, request: Request, watch: "_Watch | None") -> Reply:
         block = self._blocks[request["block"]]
         block.train(request.get("training", False))
         _set(block, request.get("parameters") or {})
@@ -181,6 +208,8 @@ class Driver:
             if (scramble := request.get("scramble")) is not None:
                 stack.enter_context(_scrambled(block, scramble))
                 stack.enter_context(_OtherAngles(scramble))
+            if watch is not None:
+                stack.enter_context(watch)
             if trace is not None:
                 stack.enter_context(trace)
                 stack.enter_context(_modules_counted(trace))
@@ -201,7 +230,7 @@ class Driver:
             reply["x_gradient"] = None if leaf.grad is None else _plain(leaf.grad)
         return reply
 
-    def _called(self, request: Request, block: nn.Module, inputs: list[Tensor], keywords: dict[str, Any]) -> Any:
+    def _called(self, request: Request, block: nn.Module, inputs: list[Any], keywords: dict[str, Any]) -> Any:
         if "line" not in request:
             return block(*inputs, **keywords)
         line, names = request["line"].strip(), self._names.get(request["block"], {})
@@ -240,6 +269,13 @@ def described(error: BaseException) -> dict[str, Any]:
     except BaseException:  # __str__ is the learner's too
         message = "(its message cannot be shown)"
     return {"type": type(error).__name__, "message": message[:TEXT], "frames": frames[-FRAMES:]}
+
+
+def _file_of(owner: type) -> str:
+    try:
+        return inspect.getfile(owner)
+    except (TypeError, OSError):
+        return ""
 
 
 def _is_own(value: Any, module: types.ModuleType) -> bool:
@@ -317,6 +353,53 @@ class _Trace(TorchDispatchMode):
         if name.startswith("masked_fill") and args[1].dim() >= 2:
             self.masked = self.masked or bool(args[1].any())
         return result
+
+
+class _Watch(TorchDispatchMode):
+    """Where the learner's code changed tensors in place, and where float32 spread: one site a statement."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: list[dict[str, Any]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [(one.dtype, list(one.shape)) for one in args if isinstance(one, Tensor)]
+        result = function(*args, **(kwargs or {}))
+        name = str(function.name()).removeprefix("aten::").partition(".")[0]
+        if name.endswith("_") and given:
+            self._note(name, given[0][1])
+        elif isinstance(result, Tensor) and result.dtype == torch.float32:
+            wide = [shape for dtype, shape in given if dtype == torch.float32 and shape]
+            if wide and any(dtype in (torch.bfloat16, torch.float16) for dtype, _ in given):
+                self._note(PROMOTED, wide[0])
+        return result
+
+    def _note(self, what: str, shape: list[int]) -> None:
+        if len(self.sites) < MOST_SITES and (frame := _learners_frame(nearest=what == PROMOTED)) is not None:
+            self.sites.append({"what": what, "shape": shape, **frame})
+
+
+def _learners_frame(*, nearest: bool) -> dict[str, Any] | None:
+    """The innermost statement that is neither torch's nor ours; nearest: None where torch's Python lies in between."""
+    for frame in reversed(traceback.extract_stack(limit=60)):
+        if frame.filename == __file__ or frame.filename.endswith(DISPATCHING):
+            continue
+        if not frame.filename.startswith((TORCH, "<")):
+            return {"file": frame.filename, "line": frame.lineno, "function": frame.name, "code": frame.line or ""}
+        if nearest:
+            break
+    return None
+
+
+@contextlib.contextmanager
+def _filled() -> Iterator[None]:
+    """torch.empty gives NaN meanwhile."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 class _OtherAngles(TorchDispatchMode):

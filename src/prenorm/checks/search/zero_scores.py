@@ -51,4 +51,7 @@ def _without_scores(attempt: Attempt, reading: Pieces) -> Raw:
     for role in ("q", "q_bias", "k", "k_bias"):
         if role in reading:
             reading[role].write(raw, torch.zeros(()))
+    for norm in attempt.found.head_norms:  # what their biases add would be scores
+        for bias in attempt.found.names(attempt.found.biases.get(norm, norm)):
+            raw[bias] = torch.zeros_like(raw[bias])
     return raw
