@@ -218,7 +218,7 @@ def _rotations(name: str, made: Description) -> Iterator[str]:
     complex_first = bool(re.search("freq|cis", name))
     yield from [*tables, *called, *modules] if complex_first else [*called, *modules, *tables]
     one = [
-        form.format(table) for table in ("freqs_cis", "torch.view_as_real(freqs_cis)", "angles") for form in DIMENSIONS
+        form.format(table) for table in ("freqs_cis", "torch.view_as_real(freqs_cis).to(x.dtype)", "angles") for form in DIMENSIONS
     ]
     both = [f"({cosine}, {sine})" for cosine, sine in _both()]
     yield from [*one, *both] if complex_first else [*both, *one]

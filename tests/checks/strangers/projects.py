@@ -544,7 +544,7 @@ REPOSITORIES = [
     _one("mask == 0", _halves("cos, sin, mask", TURNED, "mask", FILLED.format("mask == 0")), "True where a query may attend"),
     _one("cache and tuple", _halves("cos, sin, kv_cache=None, use_cache=False", TURNED, returned="(x + self.mlp(self.post_attention_layernorm(x)), (x, x))")),
     _one("one line that calls it", _halves("turns, mask", REAL.replace("f[", "turns["), "mask", ADDED), "added(mask)",
-         call="block(x, torch.view_as_real(freqs_cis[:seq]), mask)"),
+         call="block(x, torch.view_as_real(freqs_cis[:seq]).to(x.dtype), mask)"),
     _one("configuration with attributes", _minimal(r"config.\1"), "config(n_embd=d_model"),
     _one("configuration as a dictionary", _minimal(r"config['\1']"), "config(n_embd=d_model"),
     Project(name="one line that builds it", judged="model.py:Layer", files={"model.py": PARTS + '''

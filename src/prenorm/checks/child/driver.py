@@ -45,6 +45,7 @@ class Driver:
         self._module: types.ModuleType | None = None
         self._importer: Importer | None = None
         self._file: str | None = None
+        self._own: dict[str, Any] = {}  # the learner's names
         self._blocks: dict[int, nn.Module] = {}
         self._names: dict[int, dict[str, Any]] = {}  # by block, what its lines may use
 
@@ -94,18 +95,16 @@ class Driver:
             name = own if own.isidentifier() else "make"
             self._module = sys.modules.get(str(getattr(make, "__module__", "")))
         self._make, self._name = make, name
+        modules = [] if self._importer is None or self._file is None else self._importer.modules()
+        self._own = namespace(modules, self._module)
         constructor = parameters(make)
         return {
             "name": name,
             "constructor": constructor,
             "is_class": inspect.isclass(make),
-            "helpers": helpers(self._learners_names(), make, constructor or ()),
+            "helpers": helpers(self._own, make, constructor or ()),
             "notes": {} if self._importer is None else self._importer.notes,
         }
-
-    def _learners_names(self) -> dict[str, Any]:
-        modules = [] if self._importer is None or self._file is None else self._importer.modules()
-        return namespace(modules, self._module)
 
     def op_build(self, request: Request) -> Reply:
         """Evaluate "line" with "values" (see names.py), or call the class with "positional" and "arguments".
@@ -133,7 +132,7 @@ class Driver:
             made.append(Config(names, given, base))
             return made[-1]
 
-        names = self._learners_names() | names | {"config": config}
+        names = self._own | names | {"config": config}
         if "." not in self._name:
             names[self._name] = self._make
         with filled():

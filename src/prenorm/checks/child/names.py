@@ -40,6 +40,7 @@ def of_call(wanted: Iterable[str], settings: Mapping[str, Any], x: Tensor, value
         "positions": lambda: positions,
         "mask": lambda: mask,
         "added": lambda: lambda allowed: added(allowed, x.dtype),
+        "rows": lambda: lambda table, places: rows(table, places, x.dtype),
         "cos": lambda: _angles(settings, positions).cos().to(x.dtype),
         "sin": lambda: _angles(settings, positions).sin().to(x.dtype),
         "angles": lambda: _angles(settings, positions).to(x.dtype),
@@ -53,11 +54,15 @@ def added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, -math.inf)
 
 
-def rows(table: Any, positions: Tensor) -> Any:
-    """The rows of a table at these positions; of each, where there are several, such as (cos, sin)."""
+def rows(table: Any, positions: Tensor, dtype: torch.dtype = torch.float32) -> Any:
+    """The rows of a table at these positions; of each, where there are several, such as (cos, sin).
+
+    In a narrower dtype real numbers are rounded to it, as a model that is moved to it rounds its own.
+    """
     if isinstance(table, tuple | list):
-        return tuple(rows(one, positions) for one in table)
-    return table[positions.to(table.device)]
+        return tuple(rows(one, positions, dtype) for one in table)
+    found = table[positions.to(table.device)]
+    return found.to(dtype) if found.is_floating_point() and dtype.itemsize < 4 else found
 
 
 def used(line: str) -> set[str]:
