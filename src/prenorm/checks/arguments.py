@@ -11,6 +11,8 @@ from .search.explain import explain
 from .search.explanation import UnexplainedError
 
 TOKENS = 7
+REFUSALS = ("AssertionError", "ValueError", "NotImplementedError")
+"""What a constructor raises that says no on purpose."""
 
 
 def rope_theta(case: Case) -> None:
@@ -105,6 +107,9 @@ def grouped_heads(case: Case) -> None:
         case.report.check("grouped heads", False, "with 2 key-value heads no known fault explains the numbers")
         return
     except LearnerError as error:
+        if error.stage == "constructor" and error.error["type"] in REFUSALS:
+            case.report.skip("grouped heads", f"2 key-value heads of {sizes.num_heads} are refused: {raised(error)}")
+            return
         case.report.errors.setdefault(f"{error.stage}_error", error.error)
         case.report.found(
             f"{error.stage}_error", f"with 2 key-value heads of {sizes.num_heads} it raises {raised(error)}"

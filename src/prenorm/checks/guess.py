@@ -218,7 +218,9 @@ def _rotations(name: str, made: Description) -> Iterator[str]:
     complex_first = bool(re.search("freq|cis", name))
     yield from [*tables, *called, *modules] if complex_first else [*called, *modules, *tables]
     one = [
-        form.format(table) for table in ("freqs_cis", "torch.view_as_real(freqs_cis).to(x.dtype)", "angles") for form in DIMENSIONS
+        form.format(table)
+        for table in ("freqs_cis", "torch.view_as_real(freqs_cis).to(x.dtype)", "angles")
+        for form in DIMENSIONS
     ]
     both = [f"({cosine}, {sine})" for cosine, sine in _both()]
     yield from [*one, *both] if complex_first else [*both, *one]
@@ -291,4 +293,5 @@ def _rope_arguments(parameters: Sequence[Description] | None) -> tuple[Argument,
             value = None
         if value is not None and (one["required"] or value in ("theta", "max_seq_len", "head_dim", "config")):
             arguments.append(Argument("" if one["kind"] == "POSITIONAL_ONLY" else one["name"], value, True))
-    return tuple(arguments)
+    sized = {"head_dim", "max_seq_len", "d_model", "config"} & {one.value for one in arguments}
+    return tuple(arguments) if sized else None

@@ -51,8 +51,8 @@ class Line:
 
     def written(self, asked: frozenset[str] = frozenset()) -> str:
         """The text, with what is asked for."""
-        if self.text is not None:
-            return self.text
+        if self.text is not None or not self.callee:
+            return self.text or ""
         inside = []
         for one in self.arguments:
             if one.is_there(asked):
@@ -114,6 +114,8 @@ def given(text: str, what: str) -> Line:
 @functools.lru_cache(4096)
 def names_in(text: str) -> frozenset[str]:
     """The names that an expression uses."""
+    if not text:
+        return frozenset()
     return frozenset(one.id for one in ast.walk(ast.parse(text, mode="eval")) if isinstance(one, ast.Name))
 
 

@@ -6,6 +6,7 @@ What is found out on the way is a convention, and is reported: which mask it tak
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from typing import NoReturn
 
 import torch
@@ -28,6 +29,7 @@ TRIED = (
 """The sizes, where the constructor refuses those before: some blocks insist on multiples of 64."""
 MOST_CALLS = 120
 OTHER_LENGTHS = (MAX_SEQ_LEN, 8, 16)
+IN_A_CACHE = re.compile(r"input_pos|cache")
 SAME = 1e-4  # of the output's size, in float32
 
 
@@ -65,25 +67,25 @@ class _Start:
         self.case, self.learner = case, case.learner
         self.build = None if build is None else given(build, "build")
         self.call = None if call is None else given(call, "call")
+        self._furthest: tuple[list[int], Recipe] = ([-1], self.learner.recipe)  # of the calls that raise
 
     def found(self) -> Built:
         """A block, with both lines in the learner's recipe."""
         errors: list[LearnerError] = []
-        built_at_all: tuple[Line, Built] | None = None
+        built_at_all: Built | None = None
         for line in self._builds():
             try:
                 built = self._built(line)
             except LearnerError as error:
                 errors.append(error)
                 continue
-            built_at_all = built_at_all or (line, built)
+            built_at_all = built_at_all or built
             if self._calls_found(line, built):
                 return self._settled(built)
         if built_at_all is None:
             self._give_up(errors[0])
-        line, built = built_at_all
-        self.learner.recipe = Recipe(line, next(iter(self._calls(built))))
-        return self._settled(built)  # its first call will say what is wrong
+        self.learner.recipe = self._furthest[1]
+        return self._settled(built_at_all)  # its first call will say what is wrong
 
     def _builds(self) -> Iterator[Line]:
         if self.build is not None:
@@ -118,7 +120,8 @@ class _Start:
                 continue
             self.learner.recipe = Recipe(build, best)
             if length == TOKENS:
-                self.learner.recipe = Recipe(build, self._better(build, built, best, lines, running))
+                best = self._better(build, built, best, lines, running)
+                self.learner.recipe = Recipe(build, self._without_cache(build, built, best))
             return True
         return False
 
@@ -129,7 +132,8 @@ class _Start:
             self.learner.recipe = Recipe(build, line)
             try:
                 built.run(None, x)
-            except LearnerError:
+            except LearnerError as error:
+                self._furthest = max(self._furthest, (_reached(error), self.learner.recipe), key=lambda one: one[0])
                 continue
             yield line
 
@@ -154,6 +158,18 @@ class _Start:
                 self.case.report.conventions["rotates"] = f"only where {handed} is handed in, as it is at every call"
                 return line
         return best
+
+    def _without_cache(self, build: Line, built: Built, line: Line) -> Line:
+        """Without places in a cache, where there is none to hand in and they raise without."""
+        for one in line.arguments:
+            if one.value == "positions" and not one.needed and IN_A_CACHE.search(one.name):
+                self.learner.recipe = Recipe(build, line)
+                try:
+                    built.run(None, self.case.x(2, TOKENS, dtype=torch.float32), positions=torch.arange(TOKENS))
+                except LearnerError:
+                    line = replace(line, arguments=tuple(other for other in line.arguments if other != one))
+                    self.case.report.conventions["positions"] = f"{one.name} goes with a cache, and is not handed in"
+        return line
 
     @property
     def _turning(self) -> frozenset[str]:
@@ -224,6 +240,13 @@ def _is_unknown(one: guess.Description) -> bool:
     meaning = meanings.meaning_of(one["name"], loosely=True)
     plain = meaning is not None or one["annotation"] in guess.PLAIN or meanings.CONFIG.search(one["name"])
     return bool(one["required"]) and not plain
+
+
+def _reached(error: LearnerError) -> list[int]:
+    """How far a call came: the lines that it stood at, from the outermost function to the innermost."""
+    frames = error.error.get("frames") or ()
+    own = [one for one in frames if "/torch/" not in str(one["file"]) and one["file"] != "<string>"]
+    return [0, *(int(one["line"] or 0) for one in own)]
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
