@@ -14,7 +14,7 @@ from ..errors import ConfigError
 from .flags import flags_from
 
 DAY = 86_400
-Target = Literal["paper", "llama", "qwen2", "qwen3", "gpt-neox", "causal"]
+Target = Literal["paper", "cs336", "llama", "llama-original", "qwen2", "qwen3", "gpt-neox", "causal"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -23,14 +23,15 @@ class CheckFlags:
 
     The class is built as CLASS(d_model, num_heads, d_ff) and with what else of max_seq_len, rope_theta, eps, dtype,
     device, num_kv_heads, causal and dropout it takes. Its code runs in a sandbox, and only its numbers count.
-    Exit code 0: no fault. 1: faults. 2: nothing to judge.
+    Exit code 0: no fault. 1: faults. 2: nothing to judge, nothing that could be judged, or the checker itself failed.
     """
 
     subject: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE.py:CLASS")]
     """Or package.module:CLASS; a function that gives a block does as well. With --batch, what to look for."""
 
     target: Annotated[Target | None, tyro.conf.arg(metavar="NAME")] = None
-    """Hold it to the conventions of paper, llama, qwen2, qwen3, gpt-neox or causal; without, they are reported only."""
+    """Hold it to the conventions of one of paper, cs336, llama, llama-original (Meta's own code), qwen2, qwen3, gpt-neox
+    and causal; without, they are reported only."""
 
     timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     """Of one judgement."""
@@ -91,7 +92,7 @@ def _run_one(flags: CheckFlags, form: str) -> int:
         from ..checks.report.text import print_verdict
 
         print_verdict(verdict, Console(highlight=False))
-    return 0 if verdict.passed else 1
+    return verdict.exit_code
 
 
 def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:

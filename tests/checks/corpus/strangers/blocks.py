@@ -89,7 +89,7 @@ def faulty() -> tuple[Example, ...]:
     found = []
     for interface in INTERFACES:
         for fault in FAULTS:
-            if {interface.rope, interface.name, interface.hidden} & set(fault.lacks.split()):
+            if {interface.rope, interface.attention, interface.name, interface.hidden} & set(fault.lacks.split()):
                 continue
             source = filled(interface, fault.slots)
             if source is not None:

@@ -70,7 +70,7 @@ HERE = "        pos = torch.arange(x.shape[1], device=x.device)\n"
 INTERFACES = [
     Interface("three_sizes", "module", "separate", "numbered", **OWN_ROPE, before=HERE, call=", pos", inputs=", pos"),
     Interface(
-        "course",
+        "course_block",
         "module",
         "separate",
         "numbered",
