@@ -15,9 +15,9 @@ from .notebook import definitions
 class Code:
     """What to import: module from root, or the file as module, and the name in it.
 
-    readable: what the learner's code may read. text: what is run in place of the file's own text, and lines: where its lines stand, of a notebook.
-    beside: names that it imports from elsewhere in the learner's project, with where they lie.
-    distributions: what the project calls itself, with its version. files: those of its own files that it uses.
+    readable: what the learner's code may read. text: what is run in place of the file's own text, and lines: where
+    its lines stand, of a notebook. beside: names that it imports from elsewhere in the learner's project, with where
+    they lie. distributions: what the project calls itself, with its version. files: those of its own that it uses.
     """
 
     root: str
@@ -35,7 +35,7 @@ class Code:
 def locate(subject: str, *, within: Path | None = None) -> Code:
     """What to import for "FILE.py:CLASS" or "package.module:CLASS", found without running it.
 
-    within: the folder that what it imports must not leave, such as one submission of many.
+    within: the folder, or the file, that what it imports must not leave, such as one submission of many.
     """
     where, colon, name = subject.rpartition(":")
     if not colon or not where or not name:
@@ -77,10 +77,10 @@ def _in_file(path: Path, name: str, within: Path | None) -> Code:
         root, module, levels = root.parent, f"{folder}.{module}", levels - 1
     found = follow(path, root, within)
     top = path if root == path.parent else root / path.relative_to(root).parts[0]
-    if root != path.parent and top.name == module.partition(".")[0]:
+    if root != path.parent and top.name == module.partition(".")[0] and within != path:
         found.beside.setdefault(top.name, str(top))
     # A folder that was no package until its imports said so lies among others, which are none of its business.
-    alone = imports.levels > 0 or (within is not None and within not in (root, *root.parents))
+    alone = (imports.levels > 0 and top != path) or (within is not None and within not in (root, *root.parents))
     try:
         text, lines = definitions(path) if path.suffix == ".ipynb" else (None, ())
     except ValueError as error:
@@ -90,7 +90,7 @@ def _in_file(path: Path, name: str, within: Path | None) -> Code:
         module=module,
         file=str(path),
         name=name,
-        readable=(str(top if alone and top != path else root), *found.beside.values()),
+        readable=(str(path if within == path else top if alone else root), *found.beside.values()),
         text=text,
         lines=lines,
         beside={top: place for top, place in found.beside.items() if top not in sys.stdlib_module_names},

@@ -48,9 +48,7 @@ def eps(case: Case) -> None:
             continue
         if at_large.place != "under" and at_large.eps > 1e-9:
             problems.append(f"{name} divides by {PLACES[at_large.place]}")
-            case.report.found(
-                "eps_outside_sqrt", f"with eps={EPS:g} {problems[-1]}", counts=case.target.llama_design
-            )
+            case.report.found("eps_outside_sqrt", f"with eps={EPS:g} {problems[-1]}", counts=case.target.llama_design)
         if math.isclose(at_large.eps, EPS) and math.isclose(at_small.eps, passed):
             continue
         evidence = f"{name} works with {at_large.eps:g} given {EPS:g}, and with {at_small.eps:g} given {passed:g}"

@@ -21,14 +21,12 @@ MOST = 60  # candidates for either line
 IN_CONFIGURATIONS = {*SIZES, "num_kv_heads", "head_dim", "max_seq_len", "rope_theta", "eps", "dropout", "expansion"}
 """What a configuration is given even where it has defaults."""
 PLAIN = {"bool": "False", "int": "1", "float": "0.0", "str": "''"}
-TABLES = {
-    "both": ("(cos, sin)", "(torch.cat((cos, cos), -1), torch.cat((sin, sin), -1))",
-             "(cos.repeat_interleave(2, -1), sin.repeat_interleave(2, -1))"),
-    "one": ("freqs_cis", "torch.view_as_real(freqs_cis)", "freqs_cis[None, :, None]", "angles"),
-}  # fmt: skip
+LAID_OUT = ("{0}", "torch.cat(({0}, {0}), -1)", "{0}.repeat_interleave(2, -1)")
+"""A table with an entry for each pair, or for each dimension: halves, or neighbours."""
 DIMENSIONS = ("{}", "{}[None]", "{}[None, None]", "{}[None, :, None]")
-MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, None]", "~mask[None, None]", "mask[None]",
-         "added(mask)[None]")  # fmt: skip
+"""Where the axes of the batch and of the heads stand."""
+MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, None]", "~mask[None, None]",
+         "mask[None]", "added(mask)[None]")  # fmt: skip
 
 
 def builds(made: Description) -> Iterator[Line]:
@@ -78,7 +76,7 @@ def _by_keyword(rest: Sequence[Description], arguments: list[Argument]) -> Itera
 
 
 def _meanings(parameters: Sequence[Description]) -> dict[str, str]:
-    """What each parameter means, by its name; hidden_dim is d_model where something else is d_ff or nothing is d_model."""
+    """What each parameter means, by its name; hidden_dim is d_model where nothing else is."""
     meant = {
         one["name"]: meaning
         for one in parameters
@@ -110,15 +108,15 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
     """What a constructor's parameter may be given, each as no argument or one."""
     name, meaning = one["name"], meant.get(one["name"])
     own = "" if one["kind"] == "POSITIONAL_ONLY" else name
+    omitted: list[tuple[Argument, ...]] = [] if one["required"] else [()]
     if _is_config(one, made):
-        found = [(Argument(own, line, True),) for line in _configs(one, made)]
-        return found if one["required"] else [*found, ()]
+        found: list[tuple[Argument, ...]] = [(Argument(own, line, True),) for line in _configs(one, made)]
+        return [*found, *omitted]
     if meaning is not None:
         needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
         return [(Argument(own, WRITTEN[meaning], needed, one["default"]),)]
     if meanings.ROPE_FLAG.search(name) and (isinstance(one["default"], bool) or one["annotation"] == "bool"):
         return [(Argument(own, "True"),)]
-    omitted: list[tuple[Argument, ...]] = [] if one["required"] else [()]
     if meanings.COS.search(name) or meanings.SIN.search(name):
         which = 0 if meanings.COS.search(name) else 1
         helped = [f"{line.written()}[{which}]" for line in _functions(made)]
@@ -188,7 +186,7 @@ def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]
         return [()] if meanings.PADDING.search(name) else [(Argument(name, "mask"),), *each(MASKS)]
     if meanings.COS.search(name) or meanings.SIN.search(name):
         word = "cos" if meanings.COS.search(name) else "sin"
-        return [*omitted, *each(_spread([word, f"torch.cat(({word}, {word}), -1)", f"{word}.repeat_interleave(2, -1)"]))]
+        return [*omitted, *each([form.format(table.format(word)) for form in DIMENSIONS for table in LAID_OUT])]
     if meanings.ROPE.search(name) and one["annotation"] not in PLAIN:
         return [*omitted, *each([*_rotations(name, made), *(["None"] if needed else [])])]
     if not needed:
@@ -196,21 +194,18 @@ def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]
     if meaning_of(name, loosely=True) == "causal":
         return each(["True"])
     loose = meaning_of(name, loosely=True)
-    return each([WRITTEN.get(loose or "") or {"int": "0"}.get(one["annotation"]) or PLAIN.get(one["annotation"], "None")])
+    return each(
+        [WRITTEN.get(loose or "") or {"int": "0"}.get(one["annotation"]) or PLAIN.get(one["annotation"], "None")]
+    )
 
 
 def _pairs(cosine: Description, sine: Description, made: Description) -> list[tuple[Argument, ...]]:
     """Both tables of cos and sin."""
-    found: list[tuple[str, str]] = []
-    for line in _functions(made):
-        found.append((f"rows({line.written()}, positions)[0]", f"rows({line.written()}, positions)[1]"))
-    for call in _class_calls(made):
-        found.append((f"{call}[0]", f"{call}[1]"))
-    ours = ("{}", "torch.cat(({0}, {0}), -1)", "{}.repeat_interleave(2, -1)")
-    found += [
-        (form.format(table.format("cos")), form.format(table.format("sin"))) for form in DIMENSIONS for table in ours
+    tables = [f"rows({line.written()}, positions)" for line in _functions(made)] + list(_class_calls(made))
+    found = [*((f"{table}[0]", f"{table}[1]") for table in tables), *_both()]
+    slot: list[tuple[Argument, ...]] = [
+        (Argument(cosine["name"], c, True), Argument(sine["name"], s, True)) for c, s in found
     ]
-    slot = [(Argument(cosine["name"], c, True), Argument(sine["name"], s, True)) for c, s in found]
     return slot if cosine["required"] else [(), *slot]
 
 
@@ -222,12 +217,17 @@ def _rotations(name: str, made: Description) -> Iterator[str]:
     called = list(_class_calls(made))
     complex_first = bool(re.search("freq|cis", name))
     yield from [*tables, *called, *modules] if complex_first else [*called, *modules, *tables]
-    one, both = _spread(TABLES["one"][:2]), TABLES["both"]
-    yield from [*one, "angles", *both] if complex_first else [*both, *one, "angles"]
+    one = [
+        form.format(table) for table in ("freqs_cis", "torch.view_as_real(freqs_cis)", "angles") for form in DIMENSIONS
+    ]
+    both = [f"({cosine}, {sine})" for cosine, sine in _both()]
+    yield from [*one, *both] if complex_first else [*both, *one]
 
 
-def _spread(tables: Sequence[str]) -> list[str]:
-    return [form.format(table) for form in DIMENSIONS for table in tables]
+def _both() -> list[tuple[str, str]]:
+    """Cosines and sines as blocks want them."""
+    forms = [form.format(table) for form in DIMENSIONS for table in LAID_OUT]
+    return [(form.format("cos"), form.format("sin")) for form in forms]
 
 
 def _functions(made: Description) -> Iterator[Line]:

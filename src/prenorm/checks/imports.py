@@ -67,7 +67,7 @@ def follow(path: Path, root: Path, within: Path | None) -> Project:
     waiting, seen = [path], {path}
     for file in waiting:  # grows while it is walked
         for level, module, name in Imports.of(file).names:
-            for other in _files(file, level, module, name, [root, *folders], project):
+            for other in _files(file, level, module, name, [root, *folders], project, within):
                 if other not in seen and len(seen) < MOST_FILES:
                     seen.add(other)
                     waiting.append(other)
@@ -97,7 +97,7 @@ def _folders(folder: Path, within: Path | None) -> Iterator[Path]:
 
 
 def _files(
-    file: Path, level: int, module: str, name: str, folders: list[Path], project: Project
+    file: Path, level: int, module: str, name: str, folders: list[Path], project: Project, within: Path | None
 ) -> Iterator[Path]:
     """The files that one import may mean."""
     parts = module.split(".") if module else []
@@ -107,7 +107,7 @@ def _files(
             start = start.parent
     else:
         place = _place(parts[0], file.parent, folders)
-        if place is None:
+        if place is None or not _inside(place, within):
             return
         if place.parent != folders[0]:
             project.beside.setdefault(parts[0], str(place))
@@ -115,7 +115,7 @@ def _files(
     for inner in (parts, [*parts, name]):
         target = start.joinpath(*inner)
         for candidate in (target.with_name(target.name + ".py") if inner else target, target / "__init__.py"):
-            if candidate.is_file():
+            if candidate.is_file() and _inside(candidate.resolve(), within):
                 yield candidate.resolve()
 
 
@@ -132,6 +132,10 @@ def _place(top: str, beside: Path, folders: list[Path]) -> Path | None:
     return None
 
 
+def _inside(path: Path, within: Path | None) -> bool:
+    return within is None or path == within or within in path.parents
+
+
 def _has_python(folder: Path) -> bool:
     try:
         return any(folder.glob("*.py")) or any(folder.glob("*/*.py"))
@@ -141,7 +145,8 @@ def _has_python(folder: Path) -> bool:
 
 def _installed(top: str) -> bool:
     try:
-        return importlib.util.find_spec(top) is not None
+        spec = importlib.util.find_spec(top)
+        return spec is not None and spec.origin is not None  # a folder that happens to be there is no package
     except (ImportError, ValueError):
         return False
 

@@ -16,7 +16,9 @@ LATER = re.compile(r"\.apply\(|def _?(init|reset|initiali[sz]e)\w*(weight|param|
 """A model that draws its blocks' weights itself."""
 LOADED = re.compile(r"load_state_dict\(|from_pretrained\(|load_file\(")
 TRAINED = re.compile(r"\.backward\(")
-WIDTH_NAMES = frozenset("d_ff dff d_mlp ff_dim ffn_dim mlp_dim dim_feedforward intermediate_size d_hidden".split())
+WIDTH_NAMES = frozenset(
+    ["d_ff", "dff", "d_mlp", "ff_dim", "ffn_dim", "mlp_dim", "dim_feedforward", "intermediate_size", "d_hidden"]
+)
 """Names of d_ff that mean the width itself; of another, such as hidden_dim, a width may be made."""
 
 
@@ -48,14 +50,18 @@ def constructed(case: Case, text: str) -> None:
     problem = _scale(case)
     if problem:
         case.report.found("weight_init_scale", problem)
-    case.report.check("weights at the start", not (empty or problem or frozen), problem or "filled, and of a usual size")
+    case.report.check(
+        "weights at the start", not (empty or problem or frozen), problem or "filled, and of a usual size"
+    )
 
 
 def _scale(case: Case) -> str:
     """What is wrong with the sizes of the matrices, or nothing."""
     first = _matrices(case.initial)
     loud = {name: value for name, value in first.items() if float(value.std()) > LOUD}
-    aside = {name: value for name, value in first.items() if abs(float(value.mean())) > 0.25 * float(value.std()) + 1e-6}
+    aside = {
+        name: value for name, value in first.items() if abs(float(value.mean())) > 0.25 * float(value.std()) + 1e-6
+    }
     if aside:
         name, value = next(iter(aside.items()))
         return f"{name} begins around {float(value.mean()):.2g}, not around zero"
@@ -71,7 +77,9 @@ def _scale(case: Case) -> str:
     if loud:
         if name in second and float(second[name].std()) < 0.85 * size:
             return ""  # it shrinks with the width
-        return f"{name} begins with a standard deviation of {size:.2g}; 1/sqrt(d_model) is {value.shape[-1] ** -0.5:.2g}"
+        return (
+            f"{name} begins with a standard deviation of {size:.2g}; 1/sqrt(d_model) is {value.shape[-1] ** -0.5:.2g}"
+        )
     if second and not _is_variance(second):
         return ""
     return (

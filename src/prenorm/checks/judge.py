@@ -8,16 +8,18 @@ from pathlib import Path
 
 import torch
 
+from ..errors import ConfigError
 from . import arguments, behaviour, device, eps, gradients, initial, masks, numbers, precision, training
 from .case import MAX_SEQ_LEN, Case, Report, raised
 from .code import Code
 from .faults import FAULTS
 from .learner import Built, Learner, LearnerError, MissingError
-from .place import place
+from .place import TOLD, place
 from .source import MAX_CHARACTERS
 from .start import start
 from .subject import EndedError, Subject
 from .targets import TARGETS, Target
+from .text import Text
 from .verdict import INTERNAL_ERROR, Finding, Verdict
 
 TOKENS = 7
@@ -62,7 +64,7 @@ def judge(
         timeout = error.reason == "timeout"
         report.found("timeout" if timeout else "forward_error", error.detail)
         report.check("the process", False, str(error))
-    except MissingError:
+    except (MissingError, ConfigError):
         raise
     except Exception as error:  # our own mistake: it is told, and what was found so far is kept
         internal_error(report, error)
@@ -91,8 +93,11 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
     evidence, error = case.report.findings[id], case.report.errors.get(id)
     parameters = [] if case.built is None else [one["name"] for one in case.built.parameters]
     hints = [name for name in parameters if name in evidence]
-    source = _source(code)
-    where = None if source is None else place(id, source[1], source[0], code.name, error=error, hints=hints)
+    text = Text(code)
+    where = text.innermost(error) if error is not None and id in TOLD else None
+    if where is None and text.source and not (id == "import_error" and error is not None):
+        guess = place(id, text.source, code.file or "", code.name, hints=hints)
+        where = None if guess is None else text.place(guess.line)
     return Finding(
         id=id,
         message=FAULTS[id].meaning,
@@ -103,28 +108,16 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
     )
 
 
-def _source(code: Code) -> tuple[str, str] | None:
-    """The file of the code and its text, where it is there and of a size that a person may have written."""
-    stem = Path(code.root, *code.module.split("."))
-    for path in [Path(code.file)] if code.file else [stem.with_suffix(".py"), stem / "__init__.py"]:
-        try:
-            if path.is_file() and path.stat().st_size <= MAX_CHARACTERS:
-                return str(path), path.read_bytes().decode(errors="replace")
-        except (OSError, ValueError):
-            continue
-    return None
-
-
 def _texts(code: Code) -> str:
     """The source of the file and of those beside it."""
-    source = _source(code)
-    if source is None:
-        return ""
-    texts = [source[1]]
+    texts = [Text(code).source]
     with contextlib.suppress(OSError, ValueError):
-        for path in sorted(Path(source[0]).parent.glob("*.py"))[:MOST_FILES]:
-            if path.is_file() and path.stat().st_size <= MAX_CHARACTERS:
-                texts.append(path.read_bytes().decode(errors="replace"))
+        others = sorted(Path(code.file).parent.glob("*.py"))[:MOST_FILES] if code.file else []
+        texts += [
+            path.read_bytes().decode(errors="replace")
+            for path in others
+            if str(path) not in code.files and path.is_file() and path.stat().st_size <= MAX_CHARACTERS
+        ]
     return "\n".join(texts)
 
 

@@ -62,7 +62,13 @@ class Learner:
 
     def load(self, code: Code) -> None:
         """Import the file. Raises LearnerError, or MissingError without such a class."""
-        request = {"op": "load", "root": code.root, "module": code.module, "file": code.file, "name": code.name}
+        request: Description = {
+            "op": "load",
+            "root": code.root,
+            "module": code.module,
+            "file": code.file,
+            "name": code.name,
+        }
         request |= {"text": code.text, "beside": code.beside, "distributions": code.distributions}
         reply = self.subject.ask(request)
         if "missing" in reply:
@@ -79,7 +85,7 @@ class Learner:
             raise EndedError("timeout", "the time limit ran out while its numbers were compared")
 
     def takes(self, name: str) -> bool:
-        """Whether the argument that we call name has a place in the line that builds it, or in the one that calls it."""
+        """Whether what we call name has a place in the line that builds it, or for tables in the one that calls it."""
         return self.recipe.build.takes(name) or (name in OF_TABLES and self.recipe.call.takes(name))
 
     def default(self, name: str) -> Any:

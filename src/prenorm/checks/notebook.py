@@ -12,7 +12,8 @@ Lines = tuple[tuple[str, int], ...]
 def definitions(path: Path) -> tuple[str, Lines]:
     """The imports and definitions of a notebook, and for each line its cell and line there.
 
-    Assignments are kept where they call nothing, or where a definition uses what they name. A cell is left out where it is no Python, such as %%bash; lines that begin with ! or % are.
+    Assignments are kept where they call nothing, or where a definition uses what they name. A cell is left out where
+    it is no Python, such as %%bash; lines that begin with ! or % are.
     Raises ValueError where the file is no notebook.
     """
     if path.stat().st_size > MAX_BYTES:

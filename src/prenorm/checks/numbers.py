@@ -78,7 +78,12 @@ def lengths(case: Case) -> None:
     sizes = case.sizes
     least = 2 if {"batch_of_one", "batch_coupled"} & set(case.report.findings) else 1
     shapes = [(least, length) for length in range(1, longest + 1)]
-    shapes += [(sizes.num_heads, TOKENS), (sizes.head_dim, TOKENS), (TOKENS, TOKENS), (sizes.num_heads, sizes.num_heads)]
+    shapes += [
+        (sizes.num_heads, TOKENS),
+        (sizes.head_dim, TOKENS),
+        (TOKENS, TOKENS),
+        (sizes.num_heads, sizes.num_heads),
+    ]
     wrong = []
     for batch, length in shapes:
         x = case.x(batch, length)

@@ -158,7 +158,11 @@ def possible_d_ff(listed: Sequence[dict[str, Any]], sizes: Sizes) -> list[int]:
     halved = [size for size in others if 2 * size in others]  # gate and up in one
     return [
         sizes.d_ff,
-        *(size for size in dict.fromkeys(others) if size != sizes.d_model and (others.count(size) > 1 or size in halved)),
+        *(
+            size
+            for size in dict.fromkeys(others)
+            if size != sizes.d_model and (others.count(size) > 1 or size in halved)
+        ),
     ]
 
 

@@ -269,7 +269,11 @@ def norms_around(found: Parameters) -> list[Pieces]:
         return []
     roles = ("norm1", "norm1_after", "norm2", "norm2_after")
     return [
-        {name: piece for role, norm in zip(roles, order, strict=True) for name, piece in _norm(found, role, norm).items()}
+        {
+            name: piece
+            for role, norm in zip(roles, order, strict=True)
+            for name, piece in _norm(found, role, norm).items()
+        }
         for order in itertools.permutations(found.norms)
     ]
 

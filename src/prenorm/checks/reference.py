@@ -120,7 +120,9 @@ def _after(spec: Spec, weights: Weights, name: str, added: Tensor) -> Tensor:
     """What a sublayer gives, through the norm behind it where there is one."""
     if not spec.sandwich:
         return added
-    kind, eps = (spec.norm1, (spec.eps1, spec.eps_place1)) if name == "norm1" else (spec.norm2, (spec.eps2, spec.eps_place2))
+    kind, eps = (
+        (spec.norm1, (spec.eps1, spec.eps_place1)) if name == "norm1" else (spec.norm2, (spec.eps2, spec.eps_place2))
+    )
     return norm(spec, kind, eps, weights, (f"{name}_after", f"{name}_after_bias"), added)
 
 

@@ -81,9 +81,7 @@ _LOADED = _record(
 )
 _LISTED = _list(_record(name=_TEXT, shape=_SHAPE, dtype=_TEXT, device=_TEXT, requires_grad=_SWITCH, same_as=_TEXT))
 _FRAME = _record(file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT)
-_SITE = _record(
-    what=_TEXT, shape=_SHAPE, file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT
-)
+_SITE = _record(what=_TEXT, shape=_SHAPE, file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT)
 _ERROR = _record(error=_record({"sites": _list(_SITE)}, type=_TEXT, message=_TEXT, frames=_list(_FRAME)))
 
 FORMS: dict[str, tuple[Form, ...]] = {

@@ -6,6 +6,7 @@ What is found out on the way is a convention, and is reported: which mask it tak
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
+from typing import NoReturn
 
 import torch
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from . import guess
 from .case import MAX_SEQ_LEN, Case, raised
+from .child import meanings
 from .learner import TABLES, Built, LearnerError
 from .parameters import Sizes
 from .recipe import Line, Recipe, given
@@ -78,7 +80,7 @@ class _Start:
             if self._calls_found(line, built):
                 return self._settled(built)
         if built_at_all is None:
-            self._give_up(errors[0], "build")
+            self._give_up(errors[0])
         line, built = built_at_all
         self.learner.recipe = Recipe(line, next(iter(self._calls(built))))
         return self._settled(built)  # its first call will say what is wrong
@@ -87,7 +89,7 @@ class _Start:
         if self.build is not None:
             yield self.build
             return
-        wants_rope = any(guess.meanings.ROPE.search(one["name"]) for one in self.learner.made["constructor"] or ())
+        wants_rope = any(meanings.ROPE.search(one["name"]) for one in self.learner.made["constructor"] or ())
         if wants_rope and not any(one["kind"] != "configuration" for one in self.learner.made["helpers"]):
             self.learner.look_beside()
         yield from itertools.islice(guess.builds(self.learner.made), guess.MOST)
@@ -200,12 +202,12 @@ class _Start:
             self.case.report.conventions["mask_handed_in"] = MASKS[mask.partition("[")[0]]
         return self.case.build()
 
-    def _give_up(self, error: LearnerError, what: str) -> None:
+    def _give_up(self, error: LearnerError) -> NoReturn:
         names = [one["name"] for one in self.learner.made["constructor"] or () if _is_unknown(one)]
         if self.build is None and names:
             raise ConfigError(
-                f"nobody can tell from its name what the constructor's {', '.join(names)} should be "
-                f"({raised(error)}); say how it is built: --build \"{self.learner.made['name']}(d_model, num_heads, ...)\"."
+                f"what the constructor's {', '.join(names)} should be cannot be told from the name ({raised(error)}); "
+                f'say how it is built: --build "{self.learner.made["name"]}(d_model, num_heads, ...)".'
             )
         raise error
 
@@ -219,13 +221,11 @@ MASKS = {
 
 
 def _is_unknown(one: guess.Description) -> bool:
-    meaning = guess.meaning_of(one["name"], loosely=True)
-    plain = meaning is not None or one["annotation"] in guess.PLAIN or guess.meanings.CONFIG.search(one["name"])
+    meaning = meanings.meaning_of(one["name"], loosely=True)
+    plain = meaning is not None or one["annotation"] in guess.PLAIN or meanings.CONFIG.search(one["name"])
     return bool(one["required"]) and not plain
 
 
 def _differ(a: Tensor, b: Tensor) -> bool:
     size = float(torch.where(a.isfinite(), a, 0).abs().max()) or 1.0
     return a.shape != b.shape or float((a - b).abs().nan_to_num(0.0).max()) > SAME * size
-
-

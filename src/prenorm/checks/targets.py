@@ -21,9 +21,7 @@ class Target:
 
 
 NO_BIAS: frozenset[str] = frozenset()
-LLAMA = Target(
-    pairing="half", direction=1, causal=True, biases=NO_BIAS, qk_norm=False, tiled=False, llama_design=True
-)
+LLAMA = Target(pairing="half", direction=1, causal=True, biases=NO_BIAS, qk_norm=False, tiled=False, llama_design=True)
 ORIGINAL = dataclasses.replace(LLAMA, pairing="interleaved")
 """As in Meta's own code; Hugging Face's folders of the same models pair dimensions in the other order."""
 

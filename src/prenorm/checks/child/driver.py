@@ -8,8 +8,8 @@ A request and its reply are dictionaries of None, bool, int, float, str, lists, 
 import contextlib
 import copy
 import inspect
-import os
 import itertools
+import os
 import sys
 import traceback
 import types
@@ -162,7 +162,7 @@ class Driver:
         }
 
     def op_values(self, request: Request) -> Reply:
-        """Gives {"values"}: the numbers that the parameters hold now, by name; {"owners"}: where their classes stand."""
+        """Gives {"values"}: what the parameters hold now, by name; {"owners"}: where their classes stand."""
         block = self._blocks[request["block"]]
         named = dict(block.named_parameters(remove_duplicate=False))
         owners = {name: _file_of(type(block.get_submodule(name.rpartition(".")[0]))) for name in named}
@@ -230,12 +230,14 @@ class Driver:
             reply["x_gradient"] = None if leaf.grad is None else _plain(leaf.grad)
         return reply
 
-    def _called(self, request: Request, block: nn.Module, inputs: list[Tensor], keywords: dict[str, Any]) -> Any:
+    def _called(self, request: Request, block: nn.Module, inputs: list[Any], keywords: dict[str, Any]) -> Any:
         if "line" not in request:
             return block(*inputs, **keywords)
         line, names = request["line"].strip(), self._names.get(request["block"], {})
         names = names | of_call(used(line), names, inputs[0], request.get("values") or {}) | {"block": block}
-        return eval(line, names)
+        elsewhere = inputs[0].device.type != "cpu"  # what the line makes is made there as well
+        with torch.device(inputs[0].device) if elsewhere else contextlib.nullcontext():
+            return eval(line, names)
 
     def op_run_on_meta(self, request: Request) -> Reply:
         """Call a copy of the block, moved to the meta device, with an input there. Gives {"shape"}."""

@@ -15,7 +15,7 @@ import os
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,16 +32,17 @@ INSTALL = {
     "hydra": "hydra-core",
 }
 """Where the name to install is another than the one to import."""
-KNOWN = frozenset(
-    "wandb tensorboard tensorboardX tqdm matplotlib seaborn pandas hydra omegaconf lightning pytorch_lightning datasets "
-    "tiktoken tokenizers sentencepiece mlflow neptune comet_ml clearml aim rich loguru click typer fire absl psutil "
-    "regex pytest submitit modal plotly scipy sklearn nltk accelerate deepspeed fairscale apex xformers flash_attn "
-    "transformers einops einx jaxtyping beartype typeguard typing_extensions torchtyping ml_collections torchinfo "
-    "torchvision torchmetrics torchao torchtune triton bitsandbytes peft safetensors huggingface_hub evaluate gin "
-    "simple_parsing pydantic attr attrs yaml dotenv PIL cv2 requests tyro colorlog coloredlogs structlog ray "
-    "rotary_embedding_torch x_transformers litgpt timm dacite humanize pynvml GPUtil fvcore thop torchsummary jsonargparse"
-    .split()
+_NAMES = (
+    "wandb tensorboard tensorboardX tqdm matplotlib seaborn pandas hydra omegaconf lightning pytorch_lightning "
+    "datasets tiktoken tokenizers sentencepiece mlflow neptune comet_ml clearml aim rich loguru click typer fire absl "
+    "psutil regex pytest submitit modal plotly scipy sklearn nltk accelerate deepspeed fairscale apex xformers "
+    "flash_attn transformers einops einx jaxtyping beartype typeguard typing_extensions torchtyping ml_collections "
+    "torchinfo torchvision torchmetrics torchao torchtune triton bitsandbytes peft safetensors huggingface_hub "
+    "evaluate gin simple_parsing pydantic attr attrs yaml dotenv PIL cv2 requests tyro colorlog coloredlogs structlog "
+    "ray rotary_embedding_torch x_transformers litgpt timm dacite humanize pynvml GPUtil fvcore thop torchsummary "
+    "jsonargparse"
 )
+KNOWN = frozenset(_NAMES.split())
 """Packages that exist: a file that imports one of them and never uses it in a block can be judged without."""
 ROUNDS = 12  # of imports, each of which may find one more package missing
 OUTSIDE = (OSError, ImportError, SystemExit)
@@ -67,6 +68,7 @@ class Importer:
 
         text: what is run in place of the file's own text.
         """
+        _leave_out_cuda(self.notes)
         with _no_arguments(file):
             for _ in range(ROUNDS):
                 try:
@@ -103,7 +105,7 @@ class Importer:
     def _once(self, name: str, file: str | None, text: str | None) -> types.ModuleType:
         if file is None:
             return importlib.import_module(name)
-        parent = name.rpartition(".")[0]
+        parent, before = name.rpartition(".")[0], sys.modules.get(name)
         if parent:
             try:
                 importlib.import_module(parent)
@@ -112,10 +114,10 @@ class Importer:
                     raise
                 self._forget()
                 self._stand_in(parent, Path(file).parent)
-                # The file's own error, where it was that: it is raised again.
-                self.notes[f"{parent}/__init__.py"] = f"left out, because it raises {type(error).__name__}: {error}"
+                if (Path(file).parent / "__init__.py").is_file():  # the file's own error will be raised again
+                    self.notes[f"{parent}/__init__.py"] = f"left out, because it raises {type(error).__name__}: {error}"
         loaded = sys.modules.get(name)
-        if loaded is not None and _file(loaded) == file and text is None:
+        if loaded is not before and loaded is not None and _file(loaded) == file and text is None:
             return loaded
         return _from_file(name, file, text)
 
@@ -133,10 +135,12 @@ class Importer:
         """Whether the learner's own file is missing, and not a package."""
         return any(Path(self.root, name + suffix).exists() for suffix in ("", ".py")) or name in self.beside
 
-    def _is_mine(self, module: types.ModuleType) -> bool:
+    def _is_mine(self, module: Any) -> bool:
         file = _file(module)
         mine = [self.root, *self.beside.values()]
-        return file is not None and any(file == one or file.startswith(one.rstrip(os.sep) + os.sep) for one in mine if one)
+        return file is not None and any(
+            file == one or file.startswith(one.rstrip(os.sep) + os.sep) for one in mine if one
+        )
 
     def _forget(self) -> None:
         for name, module in list(sys.modules.items()):
@@ -144,8 +148,8 @@ class Importer:
                 del sys.modules[name]
 
 
-def _file(module: types.ModuleType) -> str | None:
-    try:
+def _file(module: Any) -> str | None:
+    try:  # sys.modules holds what it was given: no module at all, at times
         file = vars(module).get("__file__")
     except TypeError:
         return None
@@ -171,6 +175,21 @@ def _from_file(name: str, file: str, text: str | None) -> types.ModuleType:
     return module
 
 
+def _leave_out_cuda(notes: dict[str, str]) -> None:
+    """Where there is no GPU, .cuda() gives what it is called on: what its author ran on one is judged all the same."""
+    import torch
+
+    if torch.cuda.is_available():
+        return
+
+    def stays(self: Any, *_: Any, **__: Any) -> Any:
+        notes["cuda"] = "there is no GPU here: .cuda() does nothing"
+        return self
+
+    torch.Tensor.cuda = stays  # type: ignore[method-assign]
+    torch.nn.Module.cuda = stays  # type: ignore[method-assign]
+
+
 @contextlib.contextmanager
 def _no_arguments(file: str | None) -> Iterator[None]:
     """Files that parse arguments find none, and where some are required, their defaults."""
@@ -186,7 +205,7 @@ def _no_arguments(file: str | None) -> Iterator[None]:
         return plain_error(self, args, namespace)
 
     sys.argv = [file or ""]
-    argparse.ArgumentParser.parse_known_args = lenient  # type: ignore[method-assign,assignment]
+    argparse.ArgumentParser.parse_known_args = lenient  # type: ignore[method-assign]
     try:
         yield
     finally:
@@ -214,6 +233,9 @@ class _Beside(importlib.abc.MetaPathFinder):
         return spec
 
 
+_ANY = importlib.metadata.DistributionFinder.Context()
+
+
 class _Distributions(importlib.metadata.DistributionFinder):
     """What a project says of itself, where it is not installed: its version."""
 
@@ -224,7 +246,7 @@ class _Distributions(importlib.metadata.DistributionFinder):
         """No module comes from here."""
 
     def find_distributions(
-        self, context: importlib.metadata.DistributionFinder.Context = importlib.metadata.DistributionFinder.Context()
+        self, context: importlib.metadata.DistributionFinder.Context = _ANY
     ) -> Iterator[importlib.metadata.Distribution]:
         """The one of that name."""
         if context.name is not None and (found := self._versions.get(_normal(context.name))) is not None:
@@ -269,6 +291,11 @@ class _Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self._sealed.append(True)
 
 
+def is_stub(value: Any) -> bool:
+    """Whether it stands in for something of a missing package."""
+    return isinstance(value, _Stub)
+
+
 class _StubModule(types.ModuleType):
     def __init__(self, name: str, sealed: list[bool]) -> None:
         super().__init__(name)
@@ -297,7 +324,7 @@ class _Stub(type):
     _sealed: list[bool]
 
     def __getattr__(cls, name: str) -> Any:
-        if name.startswith("__"):
+        if name.startswith("_"):
             raise AttributeError(name)
         if cls._sealed:
             raise _missing(f"{cls._path}.{name}")

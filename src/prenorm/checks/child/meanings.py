@@ -60,12 +60,14 @@ def meaning_of(name: str, *, loosely: bool = False) -> str | None:
     for meaning, aliases in ARGUMENTS.items():
         if plain in aliases.split():
             return meaning
-    if not loosely:
+    if not loosely or "chunk" in plain:
         return None
     return next((meaning for meaning, pattern in _LOOSE.items() if re.search(pattern, plain.lower())), None)
 
 
-CONFIG = re.compile(r"^(model_?|block_?|transformer_?|gpt_?|llm_?)?(config|cfg|conf|args|params|hparams|hps|settings)$", re.I)
+CONFIG = re.compile(
+    r"^(model_?|block_?|transformer_?|gpt_?|llm_?)?(config|cfg|conf|args|params|hparams|hps|settings)$", re.I
+)
 CONFIG_CLASS = re.compile(r"(config|args|params|settings|hparams|hyperparameters)\w*$", re.I)
 ROPE = re.compile(r"rope|rotary|rotat|(^|_)rot(_|$)|freqs|pos(ition)?(al)?_?(emb|enc)\w*|^pe$", re.I)
 ROPE_FLAG = re.compile(r"^(use|apply|with|has|enable|is)?_?(rope|rotary)(_\w+)?$", re.I)

@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import nn
 
+from .importing import is_stub
 from .meanings import CONFIG, CONFIG_CLASS, ROPE
 
 MOST_HELPERS = 40
@@ -44,7 +45,7 @@ def helpers(names: Mapping[str, Any], make: Any, constructor: Sequence[Mapping[s
     }
     found = []
     for name, value in names.items():
-        if value is make or not callable(value) or isinstance(value, nn.Module):
+        if value is make or is_stub(value) or not callable(value) or isinstance(value, nn.Module):
             continue
         is_class = inspect.isclass(value)
         if is_class and not issubclass(value, nn.Module) and (CONFIG_CLASS.search(name) or name in annotated):

@@ -1,5 +1,6 @@
 """A verdict for people, in a terminal."""
 
+import io
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,9 @@ def print_verdict(verdict: Verdict, console: Console, source: str | None = None)
     no markup in it works, and no control character reaches the terminal.
     """
     console.print(Text.assemble("prenorm check ", (clean(verdict.subject), "bold")))
+    for name, line in (("built as", verdict.build), ("called as", verdict.call)):
+        if line:
+            console.print(Text(f"{name}  {_line(line)}", style="dim"))
     console.print(_checks(verdict))
     if verdict.conventions:
         console.print(_conventions(verdict.conventions))
@@ -34,6 +38,13 @@ def print_verdict(verdict: Verdict, console: Console, source: str | None = None)
             console.print(text)
     console.print()
     console.print(_summary(verdict))
+
+
+def written(verdict: Verdict) -> str:
+    """The same as plain text."""
+    text = io.StringIO()
+    print_verdict(verdict, Console(file=text, width=120, color_system=None, highlight=False))
+    return text.getvalue().rstrip()
 
 
 def clean(text: object) -> str:

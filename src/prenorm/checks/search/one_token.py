@@ -71,7 +71,10 @@ def one_token(
         scaled = fitted(BRANCH, [(spec, 0) for spec in bases], likely, probe, attempt.sizes.num_heads)
         readings, matches = likely, attempt.more_trials().find(scaled, [], likely, probe, most=0)
     if not matches:
-        readings, matches = likely, attempt.more_trials().find([(one, 0) for one in designs], ONE_TOKEN, likely, probe, most=1)
+        readings, matches = (
+            likely,
+            attempt.more_trials().find([(one, 0) for one in designs], ONE_TOKEN, likely, probe, most=1),
+        )
     if not matches:
         step = "one token alone: residuals, norms, feed-forward, value and output projections"
         raise UnexplainedError(step, faults=_other_norm(attempt, bases, likely))
@@ -87,7 +90,11 @@ def one_token(
 def _designs(bases: list[Spec], reading: Pieces) -> list[Spec]:
     """What published models have in common beside Llama's block: norms, activations, and where the norms stand."""
     kinds = ("layer",) if "norm1_bias" in reading else ("rms", "layer")
-    acts = ("silu", "gelu", "tanh-gelu", "relu") if "gate" in reading else ("gelu", "tanh-gelu", "relu", "silu", "relu squared")
+    acts = (
+        ("silu", "gelu", "tanh-gelu", "relu")
+        if "gate" in reading
+        else ("gelu", "tanh-gelu", "relu", "silu", "relu squared")
+    )
     places: tuple[Switch, ...] = (
         {},
         {"parallel": "own"},

@@ -124,7 +124,9 @@ def _capped(bases: list[Base]) -> list[Base]:
 
 
 def _with_parts(bases: list[Base]) -> list[Base]:
-    return [(dataclasses.replace(spec, rotary_fraction=part), cost) for part in (0.5, 0.25, 0.75) for spec, cost in bases]
+    return [
+        (dataclasses.replace(spec, rotary_fraction=part), cost) for part in (0.5, 0.25, 0.75) for spec, cost in bases
+    ]
 
 
 def _with_own_frequencies(attempt: Attempt, bases: list[Base], kinds: list[str], readings: list[Pieces]) -> list[Base]:

@@ -32,12 +32,15 @@ class Planted:
 FAULTS = [
     # The residual lines.
     Planted("post_norm", "second", {"second": "x = self.ffn_norm(x + self.feed_forward(x))"}),
-    Planted("no_norm", "attention", {"first": "x = x + self.attention(x{call})"}, also="gradient_missing norm_weight_missing"),
+    Planted(
+        "no_norm",
+        "attention",
+        {"first": "x = x + self.attention(x{call})"},
+        also="gradient_missing norm_weight_missing",
+    ),
     Planted("missing_residual_attention", "dropped", {"first": f"x = {FIRST}"}),
     Planted("missing_residual_ffn", "dropped", {"second": "x = self.feed_forward(self.ffn_norm(x))"}),
-    Planted(
-        "residual_from_normed", "second", {"second": "x = self.ffn_norm(x)\n        x = x + self.feed_forward(x)"}
-    ),
+    Planted("residual_from_normed", "second", {"second": "x = self.ffn_norm(x)\n        x = x + self.feed_forward(x)"}),
     Planted("residual_detached", "first", {"first": f"x = x.detach() + {FIRST}"}, also="gradient_wrong"),
     Planted("doubled_residual", "twice", {"second": "x = x + (x + self.feed_forward(self.ffn_norm(x)))"}),
     Planted("shared_norm", "one_object", {"second_norm": "self.attention_norm"}),
@@ -97,7 +100,12 @@ FAULTS = [
     Planted("wrong_activation", "sigmoid", {"glu": "torch.sigmoid(gate) * up"}),
     Planted("gate_after_product", "brackets", {"glu": "F.silu(gate * up)"}),
     Planted("wrong_activation", "both", {"glu": "F.silu(gate) * F.silu(up)"}),
-    Planted("d_ff_ignored", "own_arithmetic", {"width": "({dim} * 8 // 3 + 63) // 64 * 64"}, lacks="hidden_dim multiples_of_64"),
+    Planted(
+        "d_ff_ignored",
+        "own_arithmetic",
+        {"width": "({dim} * 8 // 3 + 63) // 64 * 64"},
+        lacks="hidden_dim multiples_of_64",
+    ),
     # What it is built of.
     Planted(
         "weight_init_scale",
@@ -130,9 +138,7 @@ FAULTS = [
         "mean_of_batch",
         {"norm": "torch.rsqrt(x.pow(2).mean((0, -1), keepdim=True) + self.eps)"},
     ),
-    Planted(
-        "wrong_device_buffer", "mask_elsewhere", {"hidden": "torch.ones(s, s, dtype=torch.bool).triu(1)"}
-    ),
+    Planted("wrong_device_buffer", "mask_elsewhere", {"hidden": "torch.ones(s, s, dtype=torch.bool).triu(1)"}),
     Planted(
         "retains_state",
         "running_mean",

@@ -57,7 +57,16 @@ class Interface:
             turn_k=self.turn.format("k"),
             mask=MASKS[self.mask],
         )
-        parts = [IMPORTS, self.extra, NORM, ROPE[self.rope], attention, FEED_FORWARD[self.feed_forward], block, self.after]
+        parts = [
+            IMPORTS,
+            self.extra,
+            NORM,
+            ROPE[self.rope],
+            attention,
+            FEED_FORWARD[self.feed_forward],
+            block,
+            self.after,
+        ]
         return "\n".join(parts)
 
 
@@ -78,7 +87,7 @@ INTERFACES = [
         given=", max_seq_len, theta",
         **OWN_ROPE,
         forward="x, token_positions=None",
-        before="        pos = torch.arange(x.shape[1], device=x.device) if token_positions is None else token_positions\n",
+        before=HERE + "        pos = pos if token_positions is None else token_positions\n",
         call=", pos",
         inputs=", pos",
     ),

@@ -1,15 +1,15 @@
 """The parts of a block as strangers write them. <<name: text>> is a slot: a fault puts another text there."""
 
-IMPORTS = '''import math
+IMPORTS = """import math
 from dataclasses import dataclass
 
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-'''
+"""
 
-NORM = '''
+NORM = """
 class RMSNorm(nn.Module):
     def __init__(self, dim, eps=<<eps: 1e-5>>):
         super().__init__()
@@ -22,12 +22,12 @@ class RMSNorm(nn.Module):
         scale = <<norm: torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + self.eps)>>
         return <<norm_out: self.weight * (x * scale).to(dtype)>>
 
-'''
+"""
 
 # --- feed-forward ---
 
 FEED_FORWARD = {
-    "numbered": '''
+    "numbered": """
 class FeedForward(nn.Module):
     def __init__(self, dim, hidden):
         super().__init__()
@@ -39,8 +39,8 @@ class FeedForward(nn.Module):
         gate, up = self.w1(x), self.w3(x)
         return self.w2(<<glu: F.silu(gate) * up>>)
 
-''',
-    "named": '''
+""",
+    "named": """
 class FeedForward(nn.Module):
     def __init__(self, dim, hidden):
         super().__init__()
@@ -53,8 +53,8 @@ class FeedForward(nn.Module):
         gate, up = self.gate_proj(x), self.up_proj(x)
         return self.down_proj(<<glu: self.act_fn(gate) * up>>)
 
-''',
-    "fused": '''
+""",
+    "fused": """
 class FeedForward(nn.Module):
     def __init__(self, dim, hidden):
         super().__init__()
@@ -65,13 +65,13 @@ class FeedForward(nn.Module):
         gate, up = self.w12(x).chunk(2, dim=-1)
         return self.w3(<<glu: F.silu(gate) * up>>)
 
-''',
+""",
 }
 
 # --- rotary positions: how tables are made, and how q and k of (batch, heads, seq, head_dim) are turned ---
 
 ROPE = {
-    "module": '''
+    "module": """
 class RoPE(nn.Module):
     def __init__(self, theta, d_k, max_seq_len, device=None):
         super().__init__()
@@ -87,8 +87,8 @@ class RoPE(nn.Module):
         a, b = x[..., 0::2], x[..., 1::2]
         return <<turn: torch.stack((a * cos - b * sin, a * sin + b * cos), dim=-1).flatten(-2)>>
 
-''',
-    "complex": '''
+""",
+    "complex": """
 def precompute_freqs_cis(dim, end, theta=10000.0):
     freqs = <<frequency: 1.0 / (theta ** (torch.arange(0, dim, 2)[: dim // 2].float() / dim))>>
     angles = torch.outer(torch.arange(end).float(), freqs)
@@ -99,8 +99,8 @@ def apply_rotary_emb(x, freqs_cis):
     pairs = torch.view_as_complex(x.float().reshape(*x.shape[:-1], -1, 2))
     return torch.view_as_real(<<turn: pairs * freqs_cis>>).flatten(-2).type_as(x)
 
-''',
-    "halves": '''
+""",
+    "halves": """
 def build_rope_cache(max_seq_len, head_dim, base=10000.0):
     inv_freq = <<frequency: 1.0 / base ** (torch.arange(0, head_dim, 2).float() / head_dim)>>
     angles = torch.arange(max_seq_len).float()[:, None] * inv_freq[None, :]
@@ -117,12 +117,12 @@ def apply_rope(x, cos, sin):
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     return x * cos + rotate_half(x) * sin
 
-''',
+""",
 }
 
-# --- attention: {arguments} of the constructor, {rope} kept there, {inputs} of forward, {turn_q} {turn_k} {turn_v}, {mask} ---
+# --- attention: {arguments} of the constructor, {rope} kept there, {inputs} of forward, {turn_q} {turn_k}, {mask} ---
 
-AFTER_SPLIT = '''        q = <<turn_q: {turn_q}>>
+AFTER_SPLIT = """        q = <<turn_q: {turn_q}>>
         k = <<turn_k: {turn_k}>>
         v = <<turn_v: v>>
         scores = <<scores: q @ k.transpose(-2, -1) / math.sqrt(self.head_dim)>>
@@ -131,10 +131,10 @@ AFTER_SPLIT = '''        q = <<turn_q: {turn_q}>>
         out = <<merge: out.transpose(1, 2).contiguous().view(b, s, d)>>
         return <<output: self.{output}(out)>>
 
-'''
+"""
 
 ATTENTION = {
-    "separate": '''
+    "separate": """
 class Attention(nn.Module):
     def __init__(self, dim, n_heads{arguments}):
         super().__init__()
@@ -149,9 +149,9 @@ class Attention(nn.Module):
         q = <<split: self.wq(x).view(b, s, self.n_heads, self.head_dim).transpose(1, 2)>>
         k = self.wk(x).view(b, s, self.n_heads, self.head_dim).transpose(1, 2)
         v = self.wv(x).view(b, s, self.n_heads, self.head_dim).transpose(1, 2)
-'''
+"""
     + AFTER_SPLIT.replace("{output}", "wo"),
-    "fused": '''
+    "fused": """
 class Attention(nn.Module):
     def __init__(self, dim, n_heads{arguments}):
         super().__init__()
@@ -165,9 +165,9 @@ class Attention(nn.Module):
         q = <<split: q.view(b, s, self.n_heads, self.head_dim).transpose(1, 2)>>
         k = k.view(b, s, self.n_heads, self.head_dim).transpose(1, 2)
         v = v.view(b, s, self.n_heads, self.head_dim).transpose(1, 2)
-'''
+"""
     + AFTER_SPLIT.replace("{output}", "c_proj"),
-    "einsum": '''
+    "einsum": """
 class Attention(nn.Module):
     def __init__(self, dim, n_heads{arguments}):
         super().__init__()
@@ -178,16 +178,16 @@ class Attention(nn.Module):
     def forward(self, x{inputs}):
         b, s, d = x.shape
         q, k, v = torch.einsum("bsd,chde->cbhse", x, self.w_qkv).unbind(0)
-'''
+"""
     + AFTER_SPLIT.replace("{output}", "to_out"),
 }
 
 # --- masks ---
 
 MASKS = {
-    "inside": '''        hidden = <<hidden: torch.ones(s, s, dtype=torch.bool, device=x.device).triu(1)>>
+    "inside": """        hidden = <<hidden: torch.ones(s, s, dtype=torch.bool, device=x.device).triu(1)>>
         scores = scores.masked_fill(hidden, <<fill: float("-inf")>>)
-''',
+""",
     "added": "        scores = <<masked: scores + mask>>\n",
     "attend": '        scores = <<masked: scores.masked_fill(~mask, float("-inf"))>>\n',
     "masked": '        scores = <<masked: scores.masked_fill(mask, float("-inf"))>>\n',
@@ -195,7 +195,7 @@ MASKS = {
 
 # --- the block: {signature}, {make}, {forward}, {before}, {call} ---
 
-BLOCK = '''
+BLOCK = """
 class {name}(nn.Module):
     def __init__(self, {signature}):
         super().__init__()
@@ -210,4 +210,4 @@ class {name}(nn.Module):
 {before}        <<first: x = x + self.attention(self.attention_norm(x){call})>>
         <<second: x = x + self.feed_forward(self.ffn_norm(x))>>
         return {result}
-'''
+"""
