@@ -13,10 +13,10 @@ import torch
 from prenorm.checks.faults import CONVENTIONS, FAULTS
 
 from .corpus import Example, faulty, original, right, without
+from .corpus.editing import ASKED_BY_TARGET
 from .corpus.strangers import blocks as strangers
 from .corpus.strangers.faults import FAULTS as FAULTS_OF_STRANGERS
 from .corpus.strangers.interfaces import INTERFACES
-from .corpus.editing import ASKED_BY_TARGET
 from .layouts import Conventions, block, conventions, weights
 from .probes import (
     D_MODEL,

@@ -104,7 +104,7 @@ FAULTS = [
         "d_ff_ignored",
         "own_arithmetic",
         {"width": "({dim} * 8 // 3 + 63) // 64 * 64"},
-        lacks="hidden_dim multiples_of_64",
+        lacks="model_args config_dict positions_required multiples_of_64",
     ),
     # What it is built of.
     Planted(
