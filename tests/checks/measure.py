@@ -27,7 +27,7 @@ from prenorm.checks.local import LocalSubject
 from prenorm.checks.verdict import FAILED, Verdict
 
 from .corpus import Example, faulty, right
-from .corpus.strangers import blocks
+from .corpus.strangers import blocks as strangers
 
 SLOW = 10.0  # seconds a block may take, without importing what the learner imports
 ENDLESS = 3.0  # the limit for those that never end
@@ -143,7 +143,7 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write every result here")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    examples = [*blocks.right(), *blocks.faulty()] if options.strangers else right() + faulty()
+    examples = [*strangers.right(), *strangers.faulty()] if options.strangers else right() + faulty()
     chosen = [one for one in examples if options.only in one.name][:: options.every]
     if options.local:
         chosen = [one for one in chosen if "timeout" not in one.faults]

@@ -26,6 +26,10 @@ def rope_theta(case: Case) -> None:
     assert case.explanation is not None
     theta, usual = 300.0, case.explanation.spec.theta
     raw, x = case.raw, case.x(2, TOKENS)
+    assert case.built is not None
+    if not case.agrees(case.built.run(raw, x).y, case.expected(raw, x), x):
+        case.report.skip("rope_theta", "for this input the numbers are not explained")
+        return
     y = case.wide(rope_theta=theta).run(raw, x).y
     good = case.agrees(y, case.expected(raw, x, theta=theta), x)
     if not good and case.agrees(y, case.expected(raw, x), x):

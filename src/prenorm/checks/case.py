@@ -94,6 +94,7 @@ class Case:
     built: Built | None = None  # in the widest precision that it runs in
     dtype: torch.dtype = torch.float64
     tolerance: float = 1e-5
+    size: float = 1.0  # of random vectors
     raw: Raw = field(default_factory=dict)
     initial: Raw = field(default_factory=dict)  # the parameters as the constructor leaves them
     explanation: Explanation | None = None
@@ -129,7 +130,7 @@ class Case:
     def x(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Random vectors."""
         values = torch.randn(*shape, self.sizes.d_model, generator=self.generator, dtype=torch.float64)
-        return values.to(dtype or self.dtype)
+        return (values * self.size).to(dtype or self.dtype)
 
     def expected(
         self,

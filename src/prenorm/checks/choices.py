@@ -1,4 +1,4 @@
-"""What published models do on purpose: named by its fault's name, and a fault only under a target with another design."""
+"""What published models do on purpose: named by its fault's name, a fault only under a target of another design."""
 
 import math
 

@@ -12,6 +12,7 @@ from .reference import Spec
 from .search.switches import Switch
 
 EPS = 0.05
+LARGE = 8.0  # a size of vectors at which no usual eps shows
 ROUNDING = 3e-6  # of a sublayer's output, some 1, where the norm works in float32
 LARGEST_EPS = 1e-4  # of a block that takes no eps; the field's are 1e-12 to 1e-5
 KNOWN_EPS = (0.0, 1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 2e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -23,6 +24,7 @@ def eps(case: Case) -> None:
     spec = case.explanation.spec
     if "rms" not in (spec.norm1, spec.norm2) and "layer" not in (spec.norm1, spec.norm2):
         case.report.skip("eps", "there is no norm to which it belongs")
+        case.size = LARGE
         return
     if spec.mask not in ("none", "causal"):
         case.report.skip("eps", "a token by itself sees nothing")

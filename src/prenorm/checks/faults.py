@@ -25,6 +25,7 @@ CONVENTIONS = frozenset(
         "missing_qk_norm",
         "rope_wrong_direction",
         "gqa_tiled_instead_of_repeated",
+        "leading_dims",
     }
 )
 """Faults only against a target; without one they are choices, which `conventions` reports."""

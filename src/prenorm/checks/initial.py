@@ -133,8 +133,9 @@ def norm_weights(case: Case) -> None:
     """What the norms' weights begin at: one, or zero where a norm multiplies by 1 + weight."""
     assert case.explanation is not None
     right = 0.0 if case.explanation.spec.plus_one else 1.0
-    for role in ("norm1", "norm2"):
-        piece = case.explanation.reading.get(role)
+    spec = case.explanation.spec
+    for role, weight in (("norm1", spec.weight1), ("norm2", spec.weight2)):
+        piece = case.explanation.reading.get(role) if weight == "own" else None
         if piece is None or not set(piece.parameters) <= case.initial.keys():
             continue
         value = piece.read(case.initial).double()

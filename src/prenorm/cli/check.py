@@ -28,7 +28,7 @@ class CheckFlags:
 
     How it is built and called is guessed from its signatures and printed; --build and --call correct the guess.
     Its code runs in a sandbox, and only its numbers count.
-    Exit code 0: no fault. 1: faults. 2: nothing to judge.
+    Exit code 0: no fault. 1: faults. 2: nothing to judge, nothing that could be judged, or the checker itself failed.
     """
 
     subject: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE.py:CLASS")]

@@ -77,7 +77,9 @@ def _conventions(conventions: dict[str, Any]) -> Table:
 
 
 def _finding(finding: Finding, source: str | None) -> Iterator[Text | Table]:
-    yield Text.assemble((_line(finding.id), "bold red"), "  ", _line(finding.message))
+    shown = (_line(finding.id), "bold red" if finding.counts else "bold yellow")
+    aside = "" if finding.counts else "  (a choice, no fault without a --target)"
+    yield Text.assemble(shown, "  ", _line(finding.message), (aside, "dim"))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
@@ -107,6 +109,8 @@ def _summary(verdict: Verdict) -> Text:
     looked_at = len(verdict.checks) - len(skipped)
     if verdict.passed:
         return Text.assemble(("no fault found", "bold green"), f" in {looked_at} checks{left_out}")
-    number = len(verdict.findings)
+    number = len(verdict.faults)
+    if not number:
+        return Text.assemble(("it could not be judged", "bold yellow"), left_out)
     found = f"{number} fault{'s' if number > 1 else ''} found"
-    return Text.assemble((found, "bold red"), f": {', '.join(map(_line, verdict.ids))}{left_out}")
+    return Text.assemble((found, "bold red"), f": {', '.join(_line(one.id) for one in verdict.faults)}{left_out}")

@@ -1,6 +1,7 @@
 """Numbers that a block may hold, such as its theta: fitted, since no list has them all."""
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ import torch
 
 from ..parameters import Pieces, weights
 from ..reference import Spec, block
+from .switches import Switch
 from .trials import Base, Probe
 
 MOST_READINGS = 12
@@ -30,9 +32,9 @@ class Fit:
 
     def set(self, spec: Spec, number: float) -> Spec:
         """The spec with this number."""
-        if self.name == "frequencies":  # of every pair the same
-            return dataclasses.replace(spec, frequencies=(number,) * MOST_PAIRS)
-        return dataclasses.replace(spec, **{self.name: number})
+        every = self.name == "frequencies"  # of every pair the same
+        changes: Switch = {self.name: (number,) * MOST_PAIRS if every else number}
+        return dataclasses.replace(spec, **changes)
 
     def at(self, place: float) -> float:
         """The number at a place between 0 and starts - 1."""
@@ -57,17 +59,21 @@ def fitted(fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe
         coarse.append((gaps[least], least, spec, cost))
     found = []
     for _, place, spec, cost in sorted(coarse, key=lambda one: one[0])[:REFINED]:
-        number, near = _refined(lambda place, spec=spec: gap(fit.set(spec, fit.at(place))), place)
+        number, near = _refined(functools.partial(_gap_at, fit, spec, gap), place)
         if near > 100 * probe.tolerance:
             continue
         value = fit.at(number)
         for digits in range(6):  # the roundest that comes as near
             rounded = float(f"{value:.{digits}e}")
-            if gap(fit.set(spec, rounded)) <= max(2 * near, 0.05 * probe.tolerance):
+            if gap(fit.set(spec, rounded)) <= max(2 * near, 0.02 * probe.tolerance):
                 value = rounded
                 break
         found.append((near, (fit.set(spec, value), cost + fit.cost)))
     return [base for _, base in sorted(found, key=lambda one: one[0])]
+
+
+def _gap_at(fit: Fit, spec: Spec, gap: Callable[[Spec], float], place: float) -> float:
+    return gap(fit.set(spec, fit.at(place)))
 
 
 def _refined(gap: Callable[[float], float], place: float) -> tuple[float, float]:

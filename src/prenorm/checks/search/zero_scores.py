@@ -15,6 +15,7 @@ from .trials import Base
 
 def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> tuple[list[Base], list[Pieces]]:
     """Of specs and readings those that go on to give the numbers, with masks, heads and what turns beside q and k."""
+    specs = [*specs, *((_with_larger_eps(spec), cost) for spec, cost in specs if spec.residual1 != "input")]
     matches: list[tuple[Spec, int, list[Pieces]]] = []
     for group in by_queries_and_keys(readings):
         raw = _without_scores(attempt, group[0])
@@ -43,6 +44,11 @@ def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> 
         raise UnexplainedError("several tokens with all scores zero: mask, heads, and what is rotated beside q and k")
     chosen = [reading for _, _, group in matches for reading in group]
     return [(spec, cost) for spec, cost, _ in matches], distinct(chosen)
+
+
+def _with_larger_eps(spec: Spec) -> Spec:
+    """With the other usual eps: without its residual norm2 reads averages of values, so small that eps counts."""
+    return dataclasses.replace(spec, eps1=1e-5, eps2=1e-5)
 
 
 def _without_scores(attempt: Attempt, reading: Pieces) -> Raw:

@@ -55,7 +55,7 @@ def _example(interface: Interface, name: str, source: str, fault: Planted | None
     faults = frozenset() if fault is None else frozenset({fault.fault})
     also = frozenset() if fault is None else frozenset(fault.also.split()) | IMPLIED.get(fault.fault, set())
     return Example(
-        name=f"{interface.name}/{name}",
+        name=f"strangers/{interface.name}/{name}",
         source=source,
         attribute=interface.attribute,
         faults=faults,
@@ -89,7 +89,7 @@ def faulty() -> tuple[Example, ...]:
     found = []
     for interface in INTERFACES:
         for fault in FAULTS:
-            if {interface.rope, interface.name, interface.hidden} & set(fault.lacks.split()):
+            if {interface.rope, interface.attention, interface.name} & set(fault.lacks.split()):
                 continue
             source = filled(interface, fault.slots)
             if source is not None:

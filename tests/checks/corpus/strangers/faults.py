@@ -26,7 +26,7 @@ class Planted:
     how: str
     slots: dict[str, str] = field(default_factory=dict)
     also: str = ""
-    lacks: str = ""  # kinds of rotation, and interfaces, in which it would be no fault or another one
+    lacks: str = ""  # kinds of rotation, of attention, and interfaces, in which it would be no fault or another one
 
 
 FAULTS = [
@@ -89,7 +89,7 @@ FAULTS = [
     Planted("wrong_attention_scale", "width", {"scores": "q @ k.transpose(-2, -1) / math.sqrt(d)"}),
     Planted("heads_not_merged", "viewed", {"merge": "out.reshape(b, s, d)"}),
     Planted("missing_output_projection", "dropped", {"output": "out"}, also="gradient_missing"),
-    Planted("gradient_missing", "detached_weights", {"mix": "probs.detach() @ v"}),
+    Planted("gradient_missing", "detached_weights", {"mix": "probs.detach() @ v"}, lacks="fused einsum"),
     Planted(
         "gradient_wrong",
         "detached_scale",
@@ -104,7 +104,7 @@ FAULTS = [
         "d_ff_ignored",
         "own_arithmetic",
         {"width": "({dim} * 8 // 3 + 63) // 64 * 64"},
-        lacks="hidden_dim multiples_of_64",
+        lacks="model_args config_dict positions_required multiples_of_64",
     ),
     # What it is built of.
     Planted(

@@ -79,7 +79,7 @@ HERE = "        pos = torch.arange(x.shape[1], device=x.device)\n"
 INTERFACES = [
     Interface("three_sizes", "module", "separate", "numbered", **OWN_ROPE, before=HERE, call=", pos", inputs=", pos"),
     Interface(
-        "course",
+        "course_block",
         "module",
         "separate",
         "numbered",
@@ -87,7 +87,7 @@ INTERFACES = [
         given=", max_seq_len, theta",
         **OWN_ROPE,
         forward="x, token_positions=None",
-        before="        pos = torch.arange(x.shape[1], device=x.device) if token_positions is None else token_positions\n",
+        before=HERE + "        pos = pos if token_positions is None else token_positions\n",
         call=", pos",
         inputs=", pos",
     ),

@@ -120,7 +120,7 @@ def apply_rope(x, cos, sin):
 """,
 }
 
-# --- attention: {arguments} of the constructor, {rope} kept there, {inputs} of forward, {turn_q} {turn_k} {turn_v}, {mask} ---
+# --- attention: {arguments} of the constructor, {rope} kept there, {inputs} of forward, {turn_q} {turn_k}, {mask} ---
 
 AFTER_SPLIT = """        q = <<turn_q: {turn_q}>>
         k = <<turn_k: {turn_k}>>
