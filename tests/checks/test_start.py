@@ -129,11 +129,7 @@ class Block(nn.Module):
 
 
 def test_a_line_that_is_given_is_what_runs(tmp_path: Path) -> None:
-    source = (
-        HEAD
-        + "class Block(nn.Module):\n    def __init__(self, part):\n        super().__init__()\n        self.part = part\n"
-    )
-    source += "    def forward(self, x):\n        return self.part(x)\n"
+    source = HEAD + TAKES.format("part", "self.part = part")
     case = started(source, tmp_path, build="Block(nn.Linear(d_model, d_model))", call="block(x * 2)")
     assert case.learner.recipe.call.written() == "block(x * 2)"
     assert [one["name"] for one in case.build().parameters] == ["part.weight", "part.bias"]
