@@ -169,6 +169,9 @@ def main() -> int:
 
 def _summary(results: Sequence[Judged], seconds: float) -> bool:
     wrong, clean = [one for one in results if one.faults], [one for one in results if not one.faults]
+    if not wrong or not clean:
+        print("only blocks of one kind: no figures")
+        return not any(one.caught for one in clean)
     caught, named = sum(one.caught for one in wrong), sum(one.named for one in wrong)
     alarms, beside = sum(one.caught for one in clean), sum(bool(one.beside) for one in wrong)
     slow = [one.name for one in results if one.seconds > SLOW]

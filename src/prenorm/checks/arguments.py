@@ -9,8 +9,10 @@ from .case import MAX_SEQ_LEN, Case, raised
 from .learner import Answer, Built, LearnerError
 from .search.explain import explain
 from .search.explanation import UnexplainedError
+from .search.trials import agrees
 
 TOKENS = 7
+THETA_SHOWS = 1e-3  # of the output's size; another theta changes tens of times as much
 REFUSALS = ("AssertionError", "ValueError", "NotImplementedError")
 """What a constructor raises that says no on purpose."""
 
@@ -31,7 +33,7 @@ def rope_theta(case: Case) -> None:
         case.report.skip("rope_theta", "for this input the numbers are not explained")
         return
     y = case.wide(rope_theta=theta).run(raw, x).y
-    good = case.agrees(y, case.expected(raw, x, theta=theta), x)
+    good = agrees(y, case.expected(raw, x, theta=theta), x, THETA_SHOWS)
     if not good and case.agrees(y, case.expected(raw, x), x):
         case.report.found("rope_theta_ignored", f"rope_theta={theta:g} gives the numbers of {usual:g}")
     elif not good:

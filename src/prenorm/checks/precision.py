@@ -149,12 +149,22 @@ def _norm_rounding(case: Case) -> None:
         case.report.found(
             "norm_without_upcast",
             f"in bfloat16 the size of norm1(x) is off by {row_scale:.1e} a row; computed in float32 it would be 2e-4",
+            counts=_promises(case, "bfloat16") or VECTOR_NORM not in built.run(raw, x, trace=True).operations,
         )
     else:
         order = "after the weight" if like_whole >= like_then else "before the weight"
         case.report.conventions["norm_cast"] = order
     good = "norm_without_upcast" not in case.report.findings
     case.report.check("norm in bfloat16", good, f"the size of a row is off by {row_scale:.1e}; allowed {ROW_SCALE:.0e}")
+
+
+VECTOR_NORM = "linalg_vector_norm"
+"""Of F.normalize, as in x-transformers' norm: its sums are float32 inside, and one number a row is rounded."""
+
+
+def _promises(case: Case, name: str) -> bool:
+    """Whether the block runs by a dtype that its constructor takes."""
+    return case.learner.takes("dtype") and name not in case.dtype_raises
 
 
 def _normed(x: Tensor, case: Case) -> Tensor:
@@ -234,8 +244,7 @@ def _angles(case: Case) -> None:
         moved = (expected - rest)[:, last].square().mean().sqrt()
         errors[name] = float((y.double() - expected)[:, last].square().mean().sqrt() / moved)
     good = not errors["far"] > max(0.3, 1.5 * errors["near"])  # right ones have 0.03 at most, near and far
-    by_argument = case.learner.takes("dtype") and "bfloat16" not in case.dtype_raises
-    if not good and not by_argument and any(one["dtype"] == "bfloat16" for one in built.tensors):
+    if not good and not _promises(case, "bfloat16") and any(one["dtype"] == "bfloat16" for one in built.tensors):
         case.report.conventions["tables"] = "block.to(bfloat16) rounds them, so far positions lose their place"
         case.report.skip("angles in bfloat16", "block.to(bfloat16) rounds the tables that the block keeps as buffers")
         return
