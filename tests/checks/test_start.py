@@ -40,6 +40,13 @@ def test_a_right_block_is_judged_and_passes(project: Project, tmp_path: Path) ->
     assert [words for words in project.said if words not in said] == []
 
 
+def test_a_layer_of_an_installed_package_is_judged_as_it_is() -> None:
+    verdict = check("transformers.models.llama.modeling_llama:LlamaDecoderLayer")
+    assert verdict.ids == []
+    assert "LlamaConfig(" in verdict.build
+    assert "LlamaRotaryEmbedding(config=config)(x, positions[None])" in verdict.call
+
+
 def started(source: str, folder: Path, name: str = "Block", **lines: str) -> Case:
     """The lines that are found for a source, without a judgement of its numbers."""
     file = folder / "learner.py"
