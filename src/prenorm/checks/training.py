@@ -57,7 +57,14 @@ def backward_raises(
         evidence = f"{when} backward raises: it reaches a graph that an earlier step has used up"
         mend = "what is kept from one call to the next, or made in the constructor, must hold no graph: form it anew"
     case.report.errors["backward_error"] = told | {"frames": [site] if site else []}
-    case.report.found("backward_error", evidence, mend=mend)
+    counts = not (TWICE in message and _has_cache(built))  # it is made to generate, which takes no gradients
+    case.report.found("backward_error", evidence, mend=mend, counts=counts)
+
+
+def _has_cache(built: Built) -> bool:
+    """Whether it keeps keys and values for the tokens to come, as blocks for generation do."""
+    names = [one["name"] for one in [*(built.forward or ()), *built.tensors]]
+    return any(re.search("cache|start_pos|input_pos|past", name) for name in names)
 
 
 def _shape(message: str) -> str:
