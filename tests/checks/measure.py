@@ -27,6 +27,7 @@ from prenorm.checks.local import LocalSubject
 from prenorm.checks.verdict import FAILED, Verdict
 
 from .corpus import Example, faulty, right
+from .corpus.strangers import blocks as strangers
 
 SLOW = 10.0  # seconds a block may take, without importing what the learner imports
 ENDLESS = 3.0  # the limit for those that never end
@@ -41,13 +42,14 @@ class Judged:
     faults: frozenset[str]
     also_named: frozenset[str]
     ids: tuple[str, ...]
+    counting: tuple[str, ...]  # of those, the ones that count
     failed_checks: tuple[str, ...]
     seconds: float
 
     @property
     def caught(self) -> bool:
-        """Whether anything was found."""
-        return bool(self.ids)
+        """Whether anything was found that counts, or for a block that has a fault, named."""
+        return bool(self.ids if self.faults else self.counting)
 
     @property
     def named(self) -> bool:
@@ -57,7 +59,7 @@ class Judged:
     @property
     def beside(self) -> set[str]:
         """What was found that is no true description of it."""
-        return set(self.ids) - self.faults - self.also_named
+        return set(self.counting) - self.faults - self.also_named
 
 
 def judged(example: Example, *, local: bool, seed: int | None = None) -> Judged:
@@ -73,6 +75,7 @@ def judged(example: Example, *, local: bool, seed: int | None = None) -> Judged:
         faults=example.faults,
         also_named=example.also_named,
         ids=tuple(verdict.ids),
+        counting=tuple(one.id for one in verdict.faults),
         failed_checks=tuple(sorted({one.name for one in verdict.checks if one.result == FAILED})),
         seconds=seconds,
     )
@@ -80,7 +83,8 @@ def judged(example: Example, *, local: bool, seed: int | None = None) -> Judged:
 
 def _judge_in_sandbox(example: Example, file: Path) -> Verdict:
     seconds = ENDLESS if "timeout" in example.faults else 60.0
-    return check(f"{file}:{example.attribute}", target=example.target, seconds=seconds)
+    subject = f"{file}:{example.attribute}"
+    return check(subject, target=example.target, seconds=seconds, build=example.build, call=example.call)
 
 
 def _judge_here(example: Example, file: Path, seed: int | None) -> Verdict:
@@ -88,7 +92,8 @@ def _judge_here(example: Example, file: Path, seed: int | None) -> Verdict:
     path = list(sys.path)
     try:
         code = Code(root=str(file.parent), module="learner", file=str(file), name=example.attribute)
-        return judge(LocalSubject(), code, target=example.target, seed=seed)
+        lines = {"build": example.build, "call": example.call}
+        return judge(LocalSubject(), code, target=example.target, seed=seed, **lines)
     finally:
         sys.path[:] = path
 
@@ -130,6 +135,7 @@ def matrix(results: Sequence[Judged]) -> str:
 def main() -> int:
     """Judge, and print. Exit code 1 when a figure is short of its promise."""
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--strangers", action="store_true", help="the corpus' second half")
     parser.add_argument("--local", action="store_true", help="no sandbox")
     parser.add_argument("--every", type=int, default=1, help="only every k-th block")
     parser.add_argument("--only", default="", help="only blocks with this in their name")
@@ -137,7 +143,8 @@ def main() -> int:
     parser.add_argument("--json", type=Path, help="write every result here")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
-    chosen = [one for one in right() + faulty() if options.only in one.name][:: options.every]
+    examples = [*strangers.right(), *strangers.faulty()] if options.strangers else right() + faulty()
+    chosen = [one for one in examples if options.only in one.name][:: options.every]
     if options.local:
         chosen = [one for one in chosen if "timeout" not in one.faults]
     results = []
@@ -162,6 +169,9 @@ def main() -> int:
 
 def _summary(results: Sequence[Judged], seconds: float) -> bool:
     wrong, clean = [one for one in results if one.faults], [one for one in results if not one.faults]
+    if not wrong or not clean:
+        print("only blocks of one kind: no figures")
+        return not any(one.caught for one in clean)
     caught, named = sum(one.caught for one in wrong), sum(one.named for one in wrong)
     alarms, beside = sum(one.caught for one in clean), sum(bool(one.beside) for one in wrong)
     slow = [one.name for one in results if one.seconds > SLOW]

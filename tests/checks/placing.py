@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from prenorm.checks.child.driver import Driver
+from prenorm.checks.child.meanings import ARGUMENTS
 from prenorm.checks.faults import CRASHES
-from prenorm.checks.learner import ARGUMENTS, MASKS, POSITIONS
 from prenorm.checks.place import place
 from prenorm.checks.verdict import Place
 
@@ -84,6 +84,18 @@ def _span(line: int, spans: list[tuple[int, int]]) -> tuple[int, int] | None:
     return min((one for one in spans if one[0] <= line <= one[1]), key=lambda one: one[1] - one[0], default=None)
 
 
+POSITIONS = [
+    "token_positions",
+    "positions",
+    "position_ids",
+    "pos",
+    "input_pos",
+    "pos_ids",
+    "position",
+    "token_pos",
+    "p",
+]
+MASKS = ["mask", "attn_mask", "attention_mask"]
 KEPT = {*" ".join(ARGUMENTS.values()).split(), *POSITIONS, *MASKS, "self", "forward", "__init__", "dim", "bias"}
 
 

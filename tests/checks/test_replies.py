@@ -6,7 +6,7 @@ from prenorm.checks import replies
 from prenorm.checks.child.wire import WireError
 from prenorm.checks.local import LocalSubject
 
-BUILT = {"block": 0, "parameters": [], "tensors": [], "forward": None}
+BUILT = {"block": 0, "parameters": [], "tensors": [], "forward": None, "read": {}}
 
 
 class Block(nn.Module):

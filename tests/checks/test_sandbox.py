@@ -115,7 +115,7 @@ def test_it_gives_the_numbers_of_a_right_block(tmp_path: Path) -> None:
     parameters = {name: parameter.detach() for name, parameter in block.named_parameters()}
     with Sandbox(tmp_path, seconds=60) as sandbox:
         assert sandbox.ask(load(file, "TransformerBlock"))["is_class"]
-        built = sandbox.ask({"op": "build", "positional": [16, 2, 32], "double": True})
+        built = sandbox.ask({"op": "build", "positional": [16, 2, 32], "to": "float64"})
         run = {"op": "run", "block": built["block"], "parameters": parameters, "inputs": [x], "cotangent": cotangent}
         reply = sandbox.ask(run)
     y = block(x)

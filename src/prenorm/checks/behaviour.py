@@ -124,8 +124,9 @@ def batch_independence(case: Case, built: Built, raw: Raw) -> None:
             alone = built.run(raw, x[:1]).y
             gap, good = _gap(together[:1], alone), _same(together[:1], alone)
         except LearnerError as error:
-            case.report.check("batch", False, f"a batch of one raises {raised(error)}")
-            case.report.found("batch_coupled", f"a batch of one sequence raises {raised(error)}")
+            case.report.check("batch", False, f"a batch of one: {raised(error)}")
+            case.report.found("batch_of_one", f"two sequences run, one does not: {raised(error)}")
+            case.report.errors["batch_of_one"] = error.error
             return
     if not good:
         case.report.found("batch_coupled", f"with another sequence beside it, a sequence's output changes by {gap}")
@@ -133,10 +134,10 @@ def batch_independence(case: Case, built: Built, raw: Raw) -> None:
 
 
 def leading_dims(case: Case, built: Built, raw: Raw) -> None:
-    """(seq, d_model) and two batch dimensions, against one."""
+    """(seq, d_model) and two batch dimensions, against one: most blocks take (batch, seq, d_model) and nothing else."""
     x = case.x(2, 3, TOKENS, dtype=torch.float32)
     flat = built.run(raw, x.flatten(0, 1)).y
-    problems = []
+    refused, other = [], []
     for name, value, expected in (
         ("(seq, d_model)", x[0, 0], flat[0]),
         ("(batch, samples, seq, d_model)", x, flat.view_as(x)),
@@ -144,22 +145,29 @@ def leading_dims(case: Case, built: Built, raw: Raw) -> None:
         try:
             y = built.run(raw, value).y
         except LearnerError as error:
-            problems.append(f"{name} raises {raised(error)}")
+            refused.append(f"{name} raises {raised(error)}")
             continue
         if not _same(y, expected) and "batch_coupled" not in case.report.findings:
-            problems.append(f"{name} gives other numbers, by {_gap(y, expected)}")
-    if problems:
-        case.report.found("leading_dims", "; ".join(problems))
-    case.report.check("leading dimensions", not problems, "(seq, d), (batch, seq, d), (a, b, seq, d) compared")
+            other.append(f"{name} gives other numbers, by {_gap(y, expected)}")
+    case.report.conventions["leading_dims"] = "(batch, seq, d_model) only" if refused or other else "any"
+    wanted = case.target.leading_dims
+    if other or (refused and wanted):
+        case.report.found("leading_dims", "; ".join(refused + other), counts=wanted)
+    if refused and not (other or wanted):
+        case.report.skip("leading dimensions", "it takes (batch, seq, d_model) only, as most blocks do")
+    else:
+        good = not (refused or other)
+        case.report.check("leading dimensions", good, "(seq, d), (batch, seq, d), (a, b, seq, d) compared")
 
 
 def sequence_lengths(case: Case, built: Built, raw: Raw) -> None:
     """Every length up to max_seq_len, or up to MAX_SEQ_LEN where there is no such limit."""
     failed: dict[int, str] = {}
     longest = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN))
+    batch = 2 if "batch_of_one" in case.report.findings else 1
     for length in range(1, longest + 1):
         try:
-            built.run(raw, case.x(1, length, dtype=torch.float32))
+            built.run(raw, case.x(batch, length, dtype=torch.float32))
         except LearnerError as error:
             failed[length] = raised(error)
     if failed:
@@ -181,4 +189,7 @@ def _size(a: Tensor) -> float:
 
 
 def _gap(a: Tensor, b: Tensor) -> str:
-    return f"{float((a - b).abs().nan_to_num().max()):.2g}"
+    gap = (a - b).abs()
+    if gap.isnan().any():
+        return "NaN in some places"
+    return f"{float(gap.max()):.2g}"

@@ -20,6 +20,25 @@ ROUNDED_TABLES = 0.03
 """The tolerance after tables in bfloat16 were found: other faults are still seen, their rounding is not."""
 
 
+BESIDE_NUMBERS = frozenset(
+    {
+        "wrong_dtype",
+        "wrong_device_buffer",
+        "norm_weight_init",
+        "weights_uninitialised",
+        "weight_init_scale",
+        "d_ff_ignored",
+        "backward_error",
+        "gradient_missing",
+        "gradient_wrong",
+        "batch_of_one",
+        "softmax_overflows",
+        "norm_without_upcast",
+    }
+)
+"""Faults that change no output in float64: they explain no other number."""
+
+
 @dataclass(slots=True)
 class Report:
     """Findings (id -> evidence) and checks, in the order they were made."""
@@ -28,15 +47,29 @@ class Report:
     checks: list[Check] = field(default_factory=list)
     conventions: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, dict[str, Any]] = field(default_factory=dict)  # by finding, what the learner's code raised
+    choices: set[str] = field(default_factory=set)  # findings that do not count
+    mends: dict[str, str] = field(default_factory=dict)  # by finding, where more is known than its usual mend
 
-    def found(self, id: str, evidence: str) -> None:
-        """A fault. The first evidence of each stays."""
+    def found(self, id: str, evidence: str, *, counts: bool = True, mend: str | None = None) -> None:
+        """A fault, or what is named and does not count. The first evidence of each stays, unless only the next counts.
+
+        mend: the way out, where it is known better than FAULTS says it.
+        """
         assert id in FAULTS, id
-        self.findings.setdefault(id, evidence)
+        if id in self.findings and not (counts and id in self.choices):
+            return
+        self.findings[id] = evidence
+        (self.choices.discard if counts else self.choices.add)(id)
+        if mend is not None:
+            self.mends[id] = mend
+
+    def faults(self) -> set[str]:
+        """The findings that count."""
+        return set(self.findings) - self.choices
 
     def puzzled(self, evidence: str) -> None:
-        """Numbers that nothing explains; where other faults were found, these may be theirs."""
-        if not self.findings:
+        """Numbers that nothing explains; where faults of the numbers were found, these may be theirs."""
+        if not self.faults() - BESIDE_NUMBERS:
             self.found("unexplained", evidence)
 
     def check(self, name: str, good: bool, reason: str) -> None:
@@ -61,14 +94,17 @@ class Case:
     built: Built | None = None  # in the widest precision that it runs in
     dtype: torch.dtype = torch.float64
     tolerance: float = 1e-5
+    size: float = 1.0  # of random vectors
     raw: Raw = field(default_factory=dict)
+    initial: Raw = field(default_factory=dict)  # the parameters as the constructor leaves them
     explanation: Explanation | None = None
+    dtype_raises: set[str] = field(default_factory=set)  # dtypes with which a block by its constructor's does not run
 
     def build(self, **arguments: Any) -> Built:
         """A block with the judgement's arguments, and these."""
-        double = bool(arguments.pop("double", False))
+        how = {name: arguments.pop(name) for name in ("to", "filled") if name in arguments}
         sizes = arguments.pop("sizes", self.sizes)
-        built = self.learner.build(sizes, double=double, **(self.arguments | arguments))
+        built = self.learner.build(sizes, **how, **(self.arguments | arguments))
         if self.built is not None:
             built.fresh, built.fixed_length = self.built.fresh, self.built.fixed_length
             built.kept, built.muted = self.built.kept, self.built.muted
@@ -82,13 +118,19 @@ class Case:
             if self.learner.takes("dtype"):
                 arguments["dtype"] = {"dtype": "float64"}
             else:
-                arguments["double"] = True
+                arguments["to"] = "float64"
         return self.build(**arguments)
+
+    def low(self, name: str, **arguments: Any) -> Built:
+        """A block in bfloat16 or float16: by the constructor's dtype where that runs, else by block.to(...)."""
+        if self.learner.takes("dtype") and name not in self.dtype_raises:
+            return self.build(dtype={"dtype": name}, **arguments)
+        return self.build(to=name, **arguments)
 
     def x(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Random vectors."""
         values = torch.randn(*shape, self.sizes.d_model, generator=self.generator, dtype=torch.float64)
-        return values.to(dtype or self.dtype)
+        return (values * self.size).to(dtype or self.dtype)
 
     def expected(
         self,

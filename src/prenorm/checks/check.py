@@ -13,18 +13,28 @@ from .verdict import Verdict
 
 
 def check(
-    subject: str, *, target: str | None = None, seconds: float = 60.0, prenorm_importable: bool = True
+    subject: str,
+    *,
+    target: str | None = None,
+    build: str | None = None,
+    call: str | None = None,
+    seconds: float = 60.0,
+    prenorm_importable: bool = True,
+    within: Path | None = None,
 ) -> Verdict:
     """The verdict on "FILE.py:CLASS" or "package.module:CLASS".
 
+    build, call: how it is built and called, as lines of Python (child/names.py has the names they may use); they run
+    inside the sandbox. within: the folder that what it imports must not leave.
     Raises ConfigError when there is nothing to judge: no such file, module, class or target.
     """
     if target is not None and target not in TARGETS:
         raise ConfigError(f"a target is one of {', '.join(TARGETS)}, but {target!r} is none.")
-    code = locate(subject)
-    with Sandbox(Path(code.root), seconds=seconds, prenorm_importable=prenorm_importable) as sandbox:
+    code = locate(subject, within=within)
+    folders = [Path(one) for one in code.readable or (code.root,)]
+    with Sandbox(*folders, seconds=seconds, prenorm_importable=prenorm_importable) as sandbox:
         try:
-            verdict = judge(sandbox, code, target=target, deadline=sandbox.deadline)
+            verdict = judge(sandbox, code, target=target, deadline=sandbox.deadline, build=build, call=call)
         except MissingError as error:
             names = ", ".join(error.names) or "none"
             raise ConfigError(f"{subject}: there is no {code.name!r}; of its own it has: {names}.") from None

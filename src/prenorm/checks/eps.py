@@ -12,6 +12,7 @@ from .reference import Spec
 from .search.switches import Switch
 
 EPS = 0.05
+LARGE = 8.0  # a size of vectors at which no usual eps shows
 ROUNDING = 3e-6  # of a sublayer's output, some 1, where the norm works in float32
 LARGEST_EPS = 1e-4  # of a block that takes no eps; the field's are 1e-12 to 1e-5
 KNOWN_EPS = (0.0, 1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 2e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -23,6 +24,7 @@ def eps(case: Case) -> None:
     spec = case.explanation.spec
     if "rms" not in (spec.norm1, spec.norm2) and "layer" not in (spec.norm1, spec.norm2):
         case.report.skip("eps", "there is no norm to which it belongs")
+        case.size = LARGE
         return
     if spec.mask not in ("none", "causal"):
         case.report.skip("eps", "a token by itself sees nothing")
@@ -46,7 +48,7 @@ def eps(case: Case) -> None:
             continue
         if at_large.place != "under" and at_large.eps > 1e-9:
             problems.append(f"{name} divides by {PLACES[at_large.place]}")
-            case.report.found("eps_outside_sqrt", f"with eps={EPS:g} {problems[-1]}")
+            case.report.found("eps_outside_sqrt", f"with eps={EPS:g} {problems[-1]}", counts=case.target.llama_design)
         if math.isclose(at_large.eps, EPS) and math.isclose(at_small.eps, passed):
             continue
         evidence = f"{name} works with {at_large.eps:g} given {EPS:g}, and with {at_small.eps:g} given {passed:g}"
@@ -82,14 +84,16 @@ def _eps_without_argument(case: Case) -> None:
     assert case.explanation is not None
     fitted = _fit(case, case.wide(), 1e-6, 1e-3)
     _keep(case, fitted)
-    zeros = case.x(1, 2) * 0
+    zeros = case.x(2, 2) * 0
     finite = bool(torch.isfinite(case.built.run(case.raw, zeros).y).all())
     if not finite:
         case.report.found("eps_ignored", "a vector of zeros gives NaN: there is no eps")
     for name, one in fitted.items():
         case.report.conventions["eps"] = one.eps
         if one.place != "under" and one.eps > 1e-9:
-            case.report.found("eps_outside_sqrt", f"{name} divides by {PLACES[one.place]}")
+            case.report.found(
+                "eps_outside_sqrt", f"{name} divides by {PLACES[one.place]}", counts=case.target.llama_design
+            )
         if one.eps > LARGEST_EPS:
             case.report.found("wrong_eps", f"{name} works with {one.eps:g}; 1e-6 or 1e-5 is usual")
     case.report.check("eps", finite, "it takes no eps; small vectors and zeros were tried")

@@ -25,11 +25,12 @@ CONVENTIONS = frozenset(
         "missing_qk_norm",
         "rope_wrong_direction",
         "gqa_tiled_instead_of_repeated",
+        "leading_dims",
     }
 )
-"""Faults only against a target; without one they are choices. norm_without_upcast by cast order alone is one too."""
+"""Faults only against a target; without one they are choices, which `conventions` reports."""
 
-CRASHES = frozenset({"import_error", "constructor_error", "forward_error", "timeout"})
+CRASHES = frozenset({"import_error", "constructor_error", "forward_error", "timeout", "internal_error"})
 """Faults with which there are no numbers to judge."""
 
 FAULTS = {
@@ -83,12 +84,16 @@ FAULTS = {
         "divide by sqrt(mean(x^2) + eps), the mean over d_model",
     ),
     "norm_without_upcast": Fault(
-        "in low precision the norm is computed in the input's dtype, or rounded before its weight is applied",
+        "in low precision the norm is computed in the input's dtype",
         "x.float() first, and .to(x.dtype) last",
     ),
     "eps_ignored": Fault("the constructor's eps does not reach the norm", "hand eps on to both norms"),
     "wrong_eps": Fault("the norm works with another eps than the one it was given", "add eps, as it is, to mean(x^2)"),
     "eps_outside_sqrt": Fault("eps is added to the root instead of under it", "x / sqrt(mean(x^2) + eps)"),
+    "norm_weight_init": Fault(
+        "a norm's weight does not begin at one",
+        "nn.Parameter(torch.ones(d_model)); zeros only for a norm that multiplies by 1 + weight",
+    ),
     "norm_weight_missing": Fault(
         "the norm has no weight, or does not use it", "multiply by a parameter of size d_model that begins at one"
     ),
@@ -150,6 +155,10 @@ FAULTS = {
     "softmax_wrong_dim": Fault(
         "the softmax does not run over the keys", "softmax(scores, dim=-1), scores (..., query, key)"
     ),
+    "softmax_overflows": Fault(
+        "large scores make the outputs NaN or infinite",
+        "subtract each row's maximum before exp, or use torch.softmax; masked scores play no part in the maximum",
+    ),
     "missing_softmax": Fault("attention weights are not the softmax of the scores", "softmax(scores, dim=-1) @ v"),
     "mask_after_softmax": Fault(
         "the mask is applied after the softmax, so that weights do not add up to 1",
@@ -175,6 +184,9 @@ FAULTS = {
         "there is no output projection after the heads are joined", "o_proj(joined heads)"
     ),
     # The feed-forward, and biases.
+    "d_ff_ignored": Fault(
+        "the constructor's d_ff is not the width of the feed-forward", "hand d_ff on as it is: Linear(d_model, d_ff)"
+    ),
     "wrong_activation": Fault(
         "the feed-forward is not down(silu(gate(x)) * up(x))", "SwiGLU: down(silu(gate(x)) * up(x))"
     ),
@@ -200,11 +212,23 @@ FAULTS = {
     "dropout_in_eval": Fault(
         "dropout is active in eval mode", "nn.Dropout, or F.dropout(x, p, training=self.training)"
     ),
-    "wrong_dtype": Fault("the output's dtype is not the input's", "bring the result back to x.dtype"),
+    "wrong_dtype": Fault(
+        "in another dtype it raises, or its output is not in the input's dtype",
+        "bring every result back to the dtype of the tensor that came in",
+    ),
     "wrong_device_buffer": Fault(
         "a tensor stays behind when the block is moved to another device",
         "register tables as buffers, make tensors in forward with device=x.device, and use the constructor's device",
     ),
+    "weights_uninitialised": Fault(
+        "a weight begins as uninitialised memory: torch.empty, and nothing fills it",
+        "give it numbers in the constructor, such as nn.init.trunc_normal_(weight, std=(2 / (d_in + d_out)) ** 0.5)",
+    ),
+    "weight_init_scale": Fault(
+        "weights begin at a size that hardly trains",
+        "draw them around zero with a standard deviation of some 1/sqrt(d_in), or (2 / (d_in + d_out)) ** 0.5",
+    ),
+    "backward_error": Fault("backward raises", "see the error"),
     "gradient_missing": Fault(
         "a weight, or x, gets no gradient",
         "no detach(), .data, .item() or no_grad on the way; weights are nn.Parameter",
@@ -216,6 +240,14 @@ FAULTS = {
         "it runs only for some sequence lengths up to max_seq_len",
         "take the length from x, and cut tables and masks to it",
     ),
+    "wrong_at_some_lengths": Fault(
+        "the numbers are right for most shapes, and wrong where two sizes happen to be equal",
+        "give tables, masks and positions every axis that they are broadcast against, as in cos[None, None]",
+    ),
+    "batch_of_one": Fault(
+        "a batch of one sequence fails, or loses its dimension",
+        "squeeze() drops every axis of size 1; name the one that is meant",
+    ),
     "batch_coupled": Fault("one sequence of a batch changes another's output", "reduce over no batch axis"),
     "retains_state": Fault("an earlier call changes a later one's result", "keep nothing of a call in the module"),
     # It does not come to that.
@@ -225,13 +257,17 @@ FAULTS = {
         "see the error; a function make(d_model, num_heads, d_ff) that builds the block is judged as well as its class",
     ),
     "forward_error": Fault("forward raises, or gives something that is no output", "see the error"),
+    "internal_error": Fault(
+        "the checker itself failed, which is not the block's fault",
+        "please report it with the file and the evidence",
+    ),
     "timeout": Fault("the time limit ran out", "look for an endless loop, or give more with --timeout"),
     "unreadable": Fault(
         "nobody can say which parameter is which weight of a block, so its numbers were not judged",
         "keep every weight as a parameter of its own, or several of them stacked, without a function in between",
     ),
     "unexplained": Fault(
-        "the numbers differ from a right block's, and no fault of this list explains them",
-        "compare the stages that are named in the evidence, one after the other",
+        "the numbers are those of no block that the checker knows, right or wrong",
+        "compare what the evidence names with the formula; a design of your own is no fault",
     ),
 }

@@ -9,8 +9,10 @@ from .case import Case, raised
 from .learner import LearnerError
 from .parameters import Piece, Raw
 from .search.explanation import Explanation
+from .training import backward_raises
 
 TOKENS = 6
+NOTHING = 1e-2  # of the tolerance, as a share of the largest gradient
 
 
 def gradients(case: Case) -> None:
@@ -23,8 +25,8 @@ def gradients(case: Case) -> None:
         answer = case.built.run(raw, x, cotangent=cotangent)
     except LearnerError as error:
         case.report.check("gradients", False, f"backward raises {raised(error)}")
-        if "modifies_input" not in case.report.findings:
-            case.report.found("gradient_wrong", f"backward raises {raised(error)}")
+        if not {"modifies_input", "backward_error"} & set(case.report.findings):
+            backward_raises(case, case.built, raw, x, cotangent, error, "")
         return
     if not torch.isfinite(answer.y).all():
         case.report.skip("gradients", "the output is not finite")
@@ -32,6 +34,9 @@ def gradients(case: Case) -> None:
     explanation = case.explanation
     expected, of_parameters = _gradients(explanation, raw, x, cotangent, case.sizes.num_heads)
     given = _by_weight(explanation, answer.gradients) | {"x": answer.x_gradient}
+    scale = max((float(value.abs().max()) for value in expected.values() if value is not None), default=0.0)
+    floor = scale * case.tolerance * NOTHING  # below it both are rounding, as of a bias that no softmax sees
+    given, expected = ({name: _cut(value, floor) for name, value in one.items()} for one in (given, expected))
     wrong = [name for name, value in expected.items() if not _alike(given.get(name), value, case.tolerance)]
     case.report.check(
         "gradients", not wrong, "x and every weight agree with autograd" if not wrong else f"not of {_list(wrong)}"
@@ -41,7 +46,7 @@ def gradients(case: Case) -> None:
     for detached in (("1",), ("2",), ("1", "2")):
         variant = explanation.changed(detached=detached)
         other, _ = _gradients(variant, raw, x, cotangent, case.sizes.num_heads)
-        if all(_alike(given.get(name), value, case.tolerance) for name, value in other.items()):
+        if all(_alike(given.get(name), _cut(value, floor), case.tolerance) for name, value in other.items()):
             which = " and ".join({"1": "first", "2": "second"}[one] for one in detached)
             case.report.found("residual_detached", f"gradients are those of a block whose {which} residual is detached")
             return
@@ -59,6 +64,13 @@ def gradients(case: Case) -> None:
         case.report.found(
             "gradient_wrong", f"of {_list(wrong)}; worst for {worst}, {gaps[worst]:.1%} of its largest entry"
         )
+
+
+def _cut(gradient: Tensor | None, floor: float) -> Tensor | None:
+    """Zero where it is nowhere above the floor."""
+    if gradient is None or not gradient.abs().max() <= floor:  # NaN is above it
+        return gradient
+    return torch.zeros_like(gradient)
 
 
 def _label(name: str, piece: Piece) -> str:

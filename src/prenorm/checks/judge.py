@@ -1,29 +1,44 @@
 """The judgement: every check in its order, and what becomes of a block that fails before it can be looked at."""
 
+import contextlib
 import math
 import time
+import traceback
 from pathlib import Path
 
 import torch
 
-from . import arguments, behaviour, device, eps, gradients, masks, numbers, precision
+from ..errors import ConfigError
+from . import arguments, behaviour, device, eps, gradients, initial, masks, numbers, precision, training
 from .case import MAX_SEQ_LEN, Case, Report, raised
 from .code import Code
 from .faults import FAULTS
-from .learner import Built, Learner, LearnerError
-from .place import place
+from .learner import Built, Learner, LearnerError, MissingError
+from .place import TOLD, place
 from .source import MAX_CHARACTERS
+from .start import start
 from .subject import EndedError, Subject
 from .targets import TARGETS, Target
-from .verdict import Finding, Verdict
+from .text import Text
+from .verdict import INTERNAL_ERROR, Finding, Verdict
 
 TOKENS = 7
+MOST_FILES = 40
 
 
 def judge(
-    subject: Subject, code: Code, *, target: str | None = None, seed: int | None = None, deadline: float = math.inf
+    subject: Subject,
+    code: Code,
+    *,
+    target: str | None = None,
+    seed: int | None = None,
+    deadline: float = math.inf,
+    build: str | None = None,
+    call: str | None = None,
 ) -> Verdict:
     """Judge the class that code names. Raises learner.MissingError without such a class.
+
+    build, call: how it is built and called, where a person says so (see recipe.py).
 
     deadline: of time.monotonic(), for everything; past it the verdict is a timeout and what was found so far.
     """
@@ -33,53 +48,83 @@ def judge(
     report = Report()
     case = Case(Learner(subject, deadline), Target() if target is None else TARGETS[target], generator, report)
     try:
-        case.learner.load(code.root, code.module, code.file, code.name)
+        case.learner.load(code)
         report.check("import", True, "the file is imported, and the class is there")
-        _judge(case)
+        if notes := case.learner.made["notes"]:
+            report.conventions["at_import"] = "; ".join(f"{name}: {note}" for name, note in notes.items())
+        _judge(case, start(case, build, call), _texts(code))
     except LearnerError as error:
         report.errors.setdefault(f"{error.stage}_error", error.error)
-        if error.stage != "forward" or "sequence_length_fixed" not in report.findings:
+        if error.stage == "constructor" and error.error["type"] == "refused":
+            report.found("unreadable", error.error["message"], counts=False)
+        elif error.stage != "forward" or "sequence_length_fixed" not in report.findings:
             report.found(f"{error.stage}_error", raised(error))
         report.check(error.stage, False, raised(error))
     except EndedError as error:
         timeout = error.reason == "timeout"
         report.found("timeout" if timeout else "forward_error", error.detail)
         report.check("the process", False, str(error))
+    except (MissingError, ConfigError):
+        raise
+    except Exception as error:  # our own mistake: it is told, and what was found so far is kept
+        internal_error(report, error)
     findings = tuple(_finding(case, code, id) for id in report.findings)
     return Verdict(
         subject=f"{code.file or code.module}:{code.name}",
         findings=findings,
         conventions=report.conventions,
         checks=tuple(report.checks),
+        build=case.learner.recipe.build.written(frozenset(case.arguments)),
+        call=case.learner.recipe.call.written(),
         seconds=time.monotonic() - started,
+        judged=case.explanation is not None,
     )
+
+
+def internal_error(report: Report, error: Exception) -> None:
+    """Tell a mistake of the checker's own as a finding, with where it happened."""
+    at = traceback.extract_tb(error.__traceback__)[-1]
+    evidence = f"{type(error).__name__}: {str(error)[:200]} (at {Path(at.filename).name}:{at.lineno})"
+    report.found(INTERNAL_ERROR, evidence)
+    report.check("the checker", False, evidence)
 
 
 def _finding(case: Case, code: Code, id: str) -> Finding:
     evidence, error = case.report.findings[id], case.report.errors.get(id)
     parameters = [] if case.built is None else [one["name"] for one in case.built.parameters]
     hints = [name for name in parameters if name in evidence]
-    source = _source(code)
-    where = None if source is None else place(id, source[1], source[0], code.name, error=error, hints=hints)
-    return Finding(id=id, message=FAULTS[id].meaning, evidence=evidence, mend=FAULTS[id].mend, place=where)
+    text = Text(code)
+    where = text.innermost(error) if error is not None and id in TOLD else None
+    if where is None and text.source and not (id == "import_error" and error is not None):
+        guess = place(id, text.source, code.file or "", code.name, hints=hints)
+        where = None if guess is None else text.place(guess.line)
+    return Finding(
+        id=id,
+        message=FAULTS[id].meaning,
+        evidence=evidence,
+        mend=case.report.mends.get(id, FAULTS[id].mend),
+        place=where,
+        counts=id not in case.report.choices,
+    )
 
 
-def _source(code: Code) -> tuple[str, str] | None:
-    """The file of the code and its text, where it is there and of a size that a person may have written."""
-    stem = Path(code.root, *code.module.split("."))
-    for path in [Path(code.file)] if code.file else [stem.with_suffix(".py"), stem / "__init__.py"]:
-        try:
-            if path.is_file() and path.stat().st_size <= MAX_CHARACTERS:
-                return str(path), path.read_bytes().decode(errors="replace")
-        except (OSError, ValueError):
-            continue
-    return None
+def _texts(code: Code) -> str:
+    """The source of the file and of those beside it."""
+    texts = [Text(code).source]
+    with contextlib.suppress(OSError, ValueError):
+        others = sorted(Path(code.file).parent.glob("*.py"))[:MOST_FILES] if code.file else []
+        texts += [
+            path.read_bytes().decode(errors="replace")
+            for path in others
+            if str(path) not in code.files and path.is_file() and path.stat().st_size <= MAX_CHARACTERS
+        ]
+    return "\n".join(texts)
 
 
-def _judge(case: Case) -> None:
-    _arguments(case)
-    built = case.build()
-    case.report.check("constructor", True, f"d_model={case.sizes.d_model}, num_heads={case.sizes.num_heads}, ...")
+def _judge(case: Case, built: Built, text: str) -> None:
+    sizes = case.sizes
+    case.report.check("constructor", True, f"d_model={sizes.d_model}, num_heads={sizes.num_heads}, d_ff={sizes.d_ff}")
+    initial.constructed(case, text)
     raw = built.draw(case.generator, torch.float32)
     built = _first_call(case, built)
     repeatable = behaviour.repeated_calls(case, built, raw)
@@ -90,6 +135,7 @@ def _judge(case: Case) -> None:
         behaviour.leading_dims(case, built, raw)
         if "sequence_length_fixed" not in case.report.findings:
             behaviour.sequence_lengths(case, built, raw)
+        training.two_steps(case, built, raw)
     precision.dtypes(case)
     device.devices(case)
     if not repeatable and not built.fresh:
@@ -100,10 +146,13 @@ def _judge(case: Case) -> None:
     if case.explanation is None:
         return
     _name_by_traces(case)
+    initial.widths(case)
+    initial.norm_weights(case)
     for id, evidence in numbers.against_target(case.explanation, case.target):
         case.report.found(id, evidence)
     for check in (
         eps.eps,  # first: what it fits is part of what the others expect
+        numbers.lengths,
         gradients.gradients,
         arguments.rope_theta,
         arguments.token_positions,
@@ -113,15 +162,14 @@ def _judge(case: Case) -> None:
         masks.large_scores,
         precision.low_precision,
     ):
-        check(case)
-
-
-def _arguments(case: Case) -> None:
-    """What every build is given, of what the constructor takes."""
-    usual = {"max_seq_len": MAX_SEQ_LEN, "rope_theta": 10000.0, "eps": 1e-6, "dropout": 0.0}
-    case.arguments = {name: value for name, value in usual.items() if case.learner.takes(name)}
-    if case.target.causal and case.learner.takes("causal"):  # what is causal by default stays so, and fails without
-        case.arguments["causal"] = True
+        try:
+            check(case)
+        except LearnerError as error:  # the others look at other things
+            if "batch_of_one" in case.report.findings:
+                continue
+            case.report.errors.setdefault(f"{error.stage}_error", error.error)
+            case.report.found(f"{error.stage}_error", f"while {check.__name__} was tried: {raised(error)}")
+            case.report.check(check.__name__.replace("_", " "), False, raised(error))
 
 
 def _first_call(case: Case, built: Built) -> Built:
@@ -180,15 +228,16 @@ def _widest(case: Case, built: Built) -> None:
 def _name_by_traces(case: Case) -> None:
     """Faults with the same numbers, told apart by what the process did."""
     assert case.built is not None
-    findings = case.report.findings
+    assert case.explanation is not None
+    findings, choices = case.report.findings, case.report.choices
     x = case.x(2, TOKENS)
     if "norm_weight_missing" in findings:
         trace = case.built.run(case.raw, x, trace=True)
         if trace.modules_created or (case.sizes.d_model,) in trace.created:
+            choices.discard("norm_weight_missing")
             findings["norm_created_each_call"] = "forward makes it anew each time; " + findings.pop(
                 "norm_weight_missing"
             )
-    assert case.explanation is not None
     attention = {"softmax_wrong_dim", "wrong_head_split", "heads_not_merged", "mask_value_too_small"} & set(findings)
     if case.explanation.spec.mask == "none" and not attention and case.built.run(case.raw, x, trace=True).masked:
         case.report.found("mask_ignored", "scores are filled where a mask says so, and no output shows it")
@@ -197,3 +246,15 @@ def _name_by_traces(case: Case) -> None:
         if not case.agrees(plain, scrambled, x):
             findings["rope_over_heads"] = "cos and sin are used, and no position counts: all tokens are turned alike"
             del findings["missing_rope"]
+        elif not case.target.llama_design and not _means_to_rotate(case, x):
+            choices.add("missing_rope")  # learned positions, or those of attention biases, are added by the model
+
+
+def _means_to_rotate(case: Case, x: torch.Tensor) -> bool:
+    """Whether anything in it has to do with rotary positions: an argument, a table, a sine."""
+    assert case.built is not None
+    if case.learner.takes("rope_theta") or case.built.positions_name is not None:
+        return True
+    halves = {case.sizes.head_dim, case.sizes.head_dim // 2}
+    tables = [one for one in case.built.tensors if len(one["shape"]) >= 2 and one["shape"][-1] in halves]
+    return bool(tables) or bool(case.built.run(case.raw, x, trace=True).operations & {"cos", "sin", "polar"})

@@ -3,41 +3,16 @@
 import math
 import time
 from dataclasses import dataclass, field
+from pathlib import PurePath
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from .code import Code
 from .parameters import Raw, Sizes
+from .recipe import Line, Recipe
 from .subject import EndedError, Subject
-
-# What arguments of constructors and of forward are called. Ours first.
-ARGUMENTS = {
-    "d_model": "d_model dim hidden_size embed_dim n_embd model_dim emb_dim embedding_dim width dmodel d",
-    "num_heads": "num_heads n_heads n_head nhead heads num_attention_heads h nheads",
-    "d_ff": "d_ff intermediate_size dim_feedforward ffn_dim ff_dim mlp_dim d_hidden hidden_dim inner_dim d_mlp dff",
-    "max_seq_len": "max_seq_len max_len max_seq_length max_position_embeddings context_length block_size n_ctx "
-    "max_positions max_length seq_len context_size max_position",
-    "rope_theta": "rope_theta theta rope_base base rotary_base",
-    "eps": "eps norm_eps rms_norm_eps layer_norm_eps epsilon",
-    "num_kv_heads": "num_kv_heads n_kv_heads num_key_value_heads kv_heads n_kv_head num_kv",
-    "causal": "causal is_causal",
-    "dropout": "dropout dropout_p p_drop dropout_rate p_dropout drop",
-    "device": "device",
-    "dtype": "dtype",
-}
-POSITIONS = [
-    "token_positions",
-    "positions",
-    "position_ids",
-    "pos",
-    "input_pos",
-    "pos_ids",
-    "position",
-    "token_pos",
-    "p",
-]
-MASKS = ["mask", "attn_mask", "attention_mask"]
 
 MOST_WEIGHTS = 1_000_000
 
@@ -77,19 +52,32 @@ class Answer:
 
 
 class Learner:
-    """The class under test."""
+    """The class under test, and how it is built and called."""
 
     def __init__(self, subject: Subject, deadline: float = math.inf) -> None:
         self.subject = subject
         self.deadline = deadline  # of time.monotonic()
-        self.constructor: list[Description] | None = None
+        self.made: Description = {}
+        self.recipe = Recipe(Line(""))
 
-    def load(self, root: str, module: str, file: str | None, name: str) -> None:
+    def load(self, code: Code) -> None:
         """Import the file. Raises LearnerError, or MissingError without such a class."""
-        reply = self.subject.ask({"op": "load", "root": root, "module": module, "file": file, "name": name})
+        request: Description = {
+            "op": "load",
+            "root": code.root,
+            "module": code.module,
+            "file": code.file,
+            "name": code.name,
+        }
+        request |= {"text": code.text, "beside": code.beside, "distributions": code.distributions}
+        reply = self.subject.ask(request)
         if "missing" in reply:
             raise MissingError([str(one) for one in reply["missing"]])
-        self.constructor = _or_raise("import", reply)["constructor"]
+        self.made = _or_raise("import", reply)
+
+    def look_beside(self) -> None:
+        """Import the files beside it that define rotations, too."""
+        self.made = _or_raise("import", self.subject.ask({"op": "look_beside"}))
 
     def check_time(self) -> None:
         """Raise EndedError when the time of the whole judgement is over: our own search takes of it too."""
@@ -97,45 +85,32 @@ class Learner:
             raise EndedError("timeout", "the time limit ran out while its numbers were compared")
 
     def takes(self, name: str) -> bool:
-        """Whether the constructor takes the argument that we call name."""
-        return self.own_name(name) is not None
+        """Whether what we call name has a place in the line that builds it, or for tables in the one that calls it."""
+        return self.recipe.build.takes(name) or (name in OF_TABLES and self.recipe.call.takes(name))
 
     def default(self, name: str) -> Any:
         """The constructor's default for it; None where there is none, or it is no plain number."""
-        own = self.own_name(name)
-        return next((one["default"] for one in self.constructor or () if one["name"] == own), None)
+        argument = self.recipe.build.argument(name)
+        return None if argument is None else argument.default
 
-    def build(self, sizes: Sizes, *, double: bool = False, **arguments: Any) -> "Built":
-        """A block of these sizes; arguments under our names, and only those that the constructor takes."""
-        given = {"d_model": sizes.d_model, "num_heads": sizes.num_heads, "d_ff": sizes.d_ff} | arguments
-        other = sizes.num_kv_heads != sizes.num_heads or self.default("num_kv_heads") is not None
-        if self.takes("num_kv_heads") and (other or self._requires("num_kv_heads")):
-            given["num_kv_heads"] = sizes.num_kv_heads
-        positional, keywords = self._spelled(given)
-        request = {"op": "build", "positional": positional, "arguments": keywords, "double": double}
+    def build(self, sizes: Sizes, *, to: str | None = None, filled: bool = False, **arguments: Any) -> "Built":
+        """A block of these sizes; arguments under our names, and only those that the constructor takes.
+
+        to: the dtype that it is brought to afterwards; filled: see the driver.
+        """
+        given = {"d_model": sizes.d_model, "num_heads": sizes.num_heads, "d_ff": sizes.d_ff, "head_dim": sizes.head_dim}
+        asked = set(arguments)
+        if sizes.num_kv_heads != sizes.num_heads:
+            asked.add("num_kv_heads")
+        given |= {"num_kv_heads": sizes.num_kv_heads} | USUAL | arguments
+        line = self.recipe.build.written(frozenset(asked))
+        request = {"op": "build", "line": line, "values": given, "to": to, "filled": filled}
         return Built(self, sizes, request)
 
-    def _spelled(self, given: dict[str, Any]) -> tuple[list[Any], dict[str, Any]]:
-        first = ["d_model", "num_heads", "d_ff"]
-        if self.constructor is None or any(self.own_name(name) is None for name in first):
-            positional = [given[name] for name in first]
-        else:
-            positional = []
-        rest = [name for name in given if name not in first or not positional]
-        keywords = {own: given[name] for name in rest if (own := self.own_name(name)) is not None}
-        return positional, keywords
 
-    def own_name(self, name: str) -> str | None:
-        """What the constructor calls the argument that we call name; None where it has none."""
-        for alias in ARGUMENTS[name].split():
-            for one in self.constructor or ():
-                if one["name"] == alias and one["kind"] in ("POSITIONAL_OR_KEYWORD", "KEYWORD_ONLY"):
-                    return alias
-        return None
-
-    def _requires(self, name: str) -> bool:
-        own = self.own_name(name)
-        return any(one["required"] for one in self.constructor or () if one["name"] == own)
+OF_TABLES = ("rope_theta", "max_seq_len")
+"""What the line of the call may use as well, for tables of angles."""
+USUAL = {"max_seq_len": 24, "rope_theta": 10000.0, "eps": 1e-6, "dropout": 0.0}
 
 
 class Built:
@@ -149,21 +124,34 @@ class Built:
         self.fixed_length = False  # or because it takes sequences of max_seq_len only
         reply = _or_raise("constructor", learner.subject.ask(request))
         self.number = reply["block"]
-        _check_sizes(reply["parameters"])
+        _check_sizes(reply["parameters"], sizes)
         self.parameters: list[Description] = reply["parameters"]
         self.tensors: list[Description] = reply["tensors"]
         self.kept: frozenset[str] = frozenset()  # parameters that stay as they were built
         self.muted: frozenset[str] = frozenset()  # parameters that are zero, such as adapters
         self.plain_weights: list[Description] = []  # tensors that are no parameters and may be weights all the same
-        self.forward: list[Description] = reply["forward"] or []
-        names = [one["name"] for one in self.forward if one["kind"] != "POSITIONAL_ONLY"]
-        self.positions_name = next((name for name in POSITIONS if name in names), None)
-        self.mask_name = next((name for name in MASKS if name in names), None)
+        self.forward: list[Description] | None = reply["forward"]
+        self.read: dict[str, str] = reply["read"]
 
     @property
-    def requires_positions(self) -> bool:
-        """Whether forward cannot do without positions."""
-        return any(one["required"] for one in self.forward if one["name"] == self.positions_name)
+    def positions_name(self) -> str | None:
+        """What hands positions in: an argument of that name, or tables; None if nothing does."""
+        call = self.learner.recipe.call
+        argument = call.argument("positions")
+        return (argument.name or "positions") if argument else "tables" if call.uses & {"positions", *TABLES} else None
+
+    @property
+    def positions_by_row(self) -> bool:
+        """Whether each sequence of a batch may have positions of its own."""
+        return not self.learner.recipe.call.uses & {*TABLES, "rows"}
+
+    @property
+    def mask_name(self) -> str | None:
+        """What hands a mask in; None if nothing does."""
+        call = self.learner.recipe.call
+        return next((one.name or "mask" for one in call.arguments if "mask" in one.uses), None) or (
+            "mask" if "mask" in call.uses else None
+        )
 
     def draw(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Raw:
         """Values for every parameter, drawn afresh; one with two names has them under its first."""
@@ -197,19 +185,13 @@ class Built:
     ) -> Answer:
         """Call it. Raises LearnerError when it raises, or gives something of another shape than x."""
         if self.fixed_length:
-            own = self.learner.own_name("max_seq_len")
-            self.request["arguments"] = self.request["arguments"] | {own: x.shape[-2]}
+            self.request["values"] = self.request["values"] | {"max_seq_len": x.shape[-2]}
         if self.fresh or self.fixed_length:
             self.number = _or_raise("constructor", self.learner.subject.ask(self.request))["block"]
-        keywords = {}
-        if positions is None and self.requires_positions:
-            positions = torch.arange(x.shape[-2])
-        if positions is not None and self.positions_name is not None:
-            keywords[self.positions_name] = positions
-        if mask is not None and self.mask_name is not None:
-            keywords[self.mask_name] = mask
-        request = {"op": "run", "block": self.number, "parameters": raw, "inputs": [x], "keywords": keywords}
-        request |= {"cotangent": cotangent} | options
+        asked = [name for name, value in (("positions", positions), ("mask", mask)) if value is not None]
+        request = {"op": "run", "block": self.number, "parameters": raw, "inputs": [x]}
+        request |= {"line": self.learner.recipe.call.written(frozenset(asked))}
+        request |= {"values": {"positions": positions, "mask": mask}, "cotangent": cotangent} | options
         reply = _or_raise("forward", self.learner.subject.ask(request))
         y, x_after = reply["y"], reply["x_after"]
         if y.shape != x.shape or not y.is_floating_point():
@@ -233,6 +215,16 @@ class Built:
             masked=bool(reply.get("masked", False)),
         )
 
+    def values(self) -> Raw:
+        """The numbers that its parameters hold, but for those of other packages' classes, whose models draw them."""
+        reply = _or_raise("constructor", self.learner.subject.ask({"op": "values", "block": self.number}))
+        shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
+        return {
+            name: value
+            for name, value in reply["values"].items()
+            if tuple(value.shape) == shapes.get(name) and not _of_another_package(reply["owners"].get(name, ""))
+        }
+
     def take_plain_weights(self) -> bool:
         """Treat buffers and plain attributes of a weight's shape as weights. Gives whether there are any."""
         width, inner = self.sizes.d_model, self.sizes.d_ff
@@ -242,14 +234,28 @@ class Built:
 
     def run_on_meta(self, x: Tensor) -> Description:
         """The driver's reply to a call on the meta device."""
-        return self.learner.subject.ask({"op": "run_on_meta", "block": self.number, "inputs": [x]})
+        line = self.learner.recipe.call.written()
+        return self.learner.subject.ask({"op": "run_on_meta", "block": self.number, "inputs": [x], "line": line})
 
 
-def _check_sizes(parameters: list[Description]) -> None:
-    """A block of these sizes has some 10,000 weights; one that has millions would cost the judge its memory."""
+def _of_another_package(file: str) -> bool:
+    """Whether a class is installed; torch's layers are everybody's."""
+    parts = PurePath(file).parts
+    return "site-packages" in parts and "torch" not in parts
+
+
+TABLES = ("cos", "sin", "freqs_cis", "angles")
+
+
+def _check_sizes(parameters: list[Description], sizes: Sizes) -> None:
+    """A block of these sizes has so many weights; one that has millions would cost the judge its memory."""
     count = sum(math.prod(one["shape"]) for one in parameters)
-    if count > MOST_WEIGHTS or any(size < 0 for one in parameters for size in one["shape"]):
-        raise _refused("constructor", f"a block of d_model=32, d_ff=52 has some 10,000 weights, but this has {count}")
+    usual = 4 * sizes.d_model**2 + 3 * sizes.d_model * sizes.d_ff
+    if count > max(MOST_WEIGHTS, 10 * usual) or any(size < 0 for one in parameters for size in one["shape"]):
+        raise _refused(
+            "constructor",
+            f"a block of d_model={sizes.d_model}, d_ff={sizes.d_ff} has some {usual:,} weights, but this has {count:,}",
+        )
 
 
 def _refused(stage: str, message: str) -> LearnerError:

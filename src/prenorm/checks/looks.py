@@ -148,6 +148,10 @@ LOOKS: dict[str, list[Look]] = {
         Look("norm", r"eps|self\.e\b"),
     ],
     "eps_outside_sqrt": [Look("norm", r"eps|self\.e\b"), *ROOT_LINE],
+    "norm_weight_init": [
+        Look("init", r"(norm|ln|rms)\w*.*(normal_|uniform_|zeros_|constant_)"),
+        Look("init", r"(weight|gain|scale|gamma|g) = .*Parameter\(.*(rand\w*|zeros|empty|full)\("),
+    ],
     "norm_weight_missing": [
         Look("init", r"elementwise_affine=False"),
         Look("norm", "^return", lacks="weight|gain|scale|gamma|alpha", last=True),
@@ -266,6 +270,10 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention", "softmax|logsumexp|amax"),
         Look("attention", r"scaled_dot|exp\("),
     ],
+    "softmax_overflows": [
+        Look("attention", r"exp\(", lacks=r"amax|max\("),
+        Look("attention", r"\.max\(\)|amax\(\)|torch\.max\(\w+\)"),
+    ],
     "missing_softmax": [
         Look("attention", r"sigmoid|relu"),
         Look("attention", r"@ \w*v|matmul\(|einsum\(", last=True),
@@ -307,6 +315,10 @@ LOOKS: dict[str, list[Look]] = {
         Look("init", r"(o|out|proj)\w* = nn\.Identity"),
         Look("attention", "", "sum"),
         Look("attention", "^return", last=True),
+    ],
+    "d_ff_ignored": [
+        Look("init", r"(hidden\w*|inner\w*|d_ff|width|ffn_dim)\w* = .*(// |\* 2 / 3|\* 8|\* 4|round|int\()"),
+        Look("stream init", r"// 64|// 256|multiple_of"),
     ],
     "wrong_activation": [
         Look("any", r"GELU|ReLU|Tanh|Hardswish|Mish|Sigmoid\b"),
@@ -372,6 +384,13 @@ LOOKS: dict[str, list[Look]] = {
         ),
         Look("forward", r"_tables\[|cache"),
     ],
+    "weights_uninitialised": [Look("init", r"torch\.empty\(|Tensor\(")],
+    "weight_init_scale": [
+        Look("init", r"(trunc_normal_|normal_|uniform_)\("),
+        Look("init", r"Parameter\(torch\.(randn?|ones)\("),
+        Look("any", r"(trunc_normal_|normal_|uniform_)\("),
+    ],
+    "backward_error": [],
     "gradient_missing": [
         Look("any", r"requires_grad_?\(?=?False|no_grad|detach\(|\.data\b|requires_grad_\(|inference_mode"),
         Look("init", r"register_buffer\('(weight|gain|scale|gamma|g|w\w?)'"),
@@ -390,6 +409,8 @@ LOOKS: dict[str, list[Look]] = {
         Look("forward", r"// \d|self\.(bias|mask|tril|cos|sin)\b(?!\[)|max_(seq_)?len|block_size|context_length"),
         Look("forward", r"view\(|reshape\("),
     ],
+    "wrong_at_some_lengths": [],
+    "batch_of_one": [Look("forward", r"squeeze\(\)|squeeze\(0\)|squeeze\((dim=)?-?\d\)")],
     "batch_coupled": [
         Look(
             "forward",
@@ -401,6 +422,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("any", "register_buffer"),
     ],
     # Crashes whose exception says no line.
+    "internal_error": [],
     "timeout": [Look("any module", r"sleep\(|^while ")],
     "import_error": [Look("module", "^(from|import) ")],
     "constructor_error": [Look("init", "^def __init__"), Look("class", "^class ")],

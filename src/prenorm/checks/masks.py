@@ -7,6 +7,7 @@ from torch import Tensor
 
 from .case import Case, raised
 from .learner import LearnerError
+from .parameters import Raw
 from .search.switches import Switch
 
 TOKENS = 7
@@ -79,9 +80,9 @@ def mask_argument(case: Case) -> None:
         case.report.conventions["mask"] = "added to the scores: 0 where a query may attend, -inf where not"
         case.report.check("mask", True, "a mask of 0 and -inf is added to the scores")
         return
-    case.report.check("mask", False, "a random boolean mask does not do what it says")
     if case.agrees(y, case.expected(case.raw, x), x):
         case.report.found("mask_ignored", "a random mask changes nothing")
+        case.report.check("mask", False, "a random boolean mask does not do what it says")
         return
     for spec_mask in dict.fromkeys((case.explanation.spec.mask, "none")):
         for fill, by in ((-math.inf, "replacing"), (-1e9, "replacing"), (-1e9, "adding")):
@@ -89,7 +90,12 @@ def mask_argument(case: Case) -> None:
             if case.agrees(y, case.expected(case.raw, x, allowed=~allowed, **changes), x) or case.agrees(
                 inverted, case.expected(case.raw, x, allowed=~inverse, **changes), x
             ):
-                case.report.found("mask_inverted", "the outputs are those of the mask turned round")
+                case.report.conventions["mask"] = "True = masked"
+                wanted = case.target.mask_true_attends
+                if wanted:
+                    case.report.found("mask_inverted", "the outputs are those of the mask turned round")
+                case.report.check("mask", not wanted, "True means: masked")
+                large_scores(case, allowed, turned=True)
                 return
         for fill in (0.0, 1e-9, -0.1, -1.0, -2.0, -3.0, -5.0, -10.0, -20.0):
             for by in ("replacing", "adding", "multiplying"):
@@ -97,8 +103,10 @@ def mask_argument(case: Case) -> None:
                     y, case.expected(case.raw, x, allowed=allowed, mask=spec_mask, fill=fill, fill_by=by), x
                 ):
                     case.report.found("mask_value_too_small", f"masked scores get {fill:g} by {by}")
+                    case.report.check("mask", False, "a random boolean mask does not do what it says")
                     return
-    case.report.puzzled("with a random boolean mask")
+    case.report.check("mask", False, "a random boolean mask does not do what it says")
+    case.report.puzzled("with a random boolean mask: neither True = attend nor True = masked gives its outputs")
 
 
 def _is_added(case: Case, x: Tensor, allowed: Tensor) -> bool:
@@ -114,21 +122,24 @@ def _is_added(case: Case, x: Tensor, allowed: Tensor) -> bool:
     return any(case.agrees(y, case.expected(case.raw, x, allowed=allowed, mask=kind), x) for kind in kinds)
 
 
-def large_scores(case: Case, allowed: Tensor | None = None) -> None:
-    """Scores so large that a finite number in place of a masked one shows: what is masked must stay unseen."""
+def large_scores(case: Case, allowed: Tensor | None = None, *, turned: bool = False) -> None:
+    """Scores so large that a finite number in place of a masked one shows, and that exp of them overflows.
+
+    turned: the mask that is handed in says True where nobody may attend.
+    """
     assert case.built is not None
     assert case.explanation is not None
     spec, reading = case.explanation.spec, case.explanation.reading
     mixing = {"wrong_head_split", "heads_not_merged", "softmax_wrong_dim", "norm_over_sequence"}
     mixing |= {"missing_softmax", "mask_after_softmax"}  # there scores need not be large to be seen
     sizes = ("q", "k", "q_bias", "k_bias") if spec.qk_norm == "none" else ("q_norm", "k_norm")
-    if (allowed is None and spec.mask != "causal") or mixing & set(case.report.findings) or sizes[0] not in reading:
+    if mixing & set(case.report.findings) or sizes[0] not in reading:
         return
-    raw = dict(case.raw)
-    for name in sizes:
-        if name in reading:
-            reading[name].write(raw, reading[name].read(raw) * 300)
-    leaks = 0.0
+    if allowed is None and spec.mask != "causal":
+        _overflow(case, [case.built.run(_large(case, sizes), case.x(2, TOKENS)).y])
+        return
+    raw = _large(case, sizes)
+    leaks, outputs = 0.0, []
     for _ in range(3):
         x = case.x(2, TOKENS)
         other = x.clone()
@@ -139,11 +150,36 @@ def large_scores(case: Case, allowed: Tensor | None = None) -> None:
             other[:, 3] = case.x(2)
             kept, mask = slice(0, 3), allowed.clone()
             mask[:3] = torch.eye(TOKENS, dtype=torch.bool)[:3]  # of one score alone, half are far below zero
+        mask = ~mask if turned and mask is not None else mask
         first = case.built.run(raw, x, mask=mask).y[:, kept]
         second = case.built.run(raw, other, mask=mask).y[:, kept]
+        outputs += [first, second]
         leaks = max(leaks, float((first - second).abs().nan_to_num().max()))
+    if _overflow(case, outputs):
+        return
     if leaks > 1e-4:
         case.report.found(
             "mask_value_too_small", f"with scores of some 50,000, masked tokens change outputs by {leaks:.2g}"
         )
     case.report.check("large scores", leaks <= 1e-4, "masked tokens stay unseen with scores of some 50,000")
+
+
+def _large(case: Case, names: tuple[str, ...]) -> Raw:
+    """The parameters with scores of some 50,000."""
+    assert case.explanation is not None
+    raw, reading = dict(case.raw), case.explanation.reading
+    for name in names:
+        if name in reading:
+            reading[name].write(raw, reading[name].read(raw) * 300)
+    return raw
+
+
+def _overflow(case: Case, outputs: list[Tensor]) -> bool:
+    """Whether large scores give something that is no number, where moderate ones did not."""
+    assert case.built is not None
+    lost = any(not torch.isfinite(y).all() for y in outputs)
+    if lost and torch.isfinite(case.built.run(case.raw, case.x(2, TOKENS)).y).all():
+        case.report.found("softmax_overflows", "with scores of some 50,000 outputs are NaN or infinite")
+        case.report.check("large scores", False, "with scores of some 50,000 outputs are NaN or infinite")
+        return True
+    return False

@@ -1,13 +1,15 @@
 """From the explanation of a block's numbers to its faults and its conventions."""
 
 import contextlib
+import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from .case import Case
-from .learner import Built, LearnerError
+from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case
+from .choices import is_choice
+from .learner import TABLES, Built, LearnerError
 from .parameters import Pieces
 from .reference import Spec
 from .search.explain import explain
@@ -33,6 +35,7 @@ MASKS = {
     "future": ("mask_inverted", "a token sees itself and what comes after it"),
     "future_strict": ("mask_inverted", "a token sees only what comes after it"),
 }
+TOKENS = 7
 LOOSE = 1e6
 """A masked score of at most this size, without its sign, can be passed by others."""
 
@@ -44,27 +47,65 @@ def numbers(case: Case) -> None:
         case.explanation = _explained(case, case.built)
     except UnexplainedError as error:
         case.report.check("the numbers", False, f"no known fault explains them all at: {error.step}")
-        odd = {"batch_coupled", "not_deterministic", "dropout_in_eval", "retains_state", "wrong_dtype"} & set(
-            case.report.findings
-        )
+        odd = {"batch_coupled", "not_deterministic", "dropout_in_eval", "retains_state"} & set(case.report.findings)
         for id, evidence in () if odd else error.faults:
             case.report.found(id, evidence)
         if error.unknown and not error.faults and not odd:
-            case.report.found("unreadable", f"at {error.step}; not recognised: {', '.join(error.unknown[:5])}")
+            evidence = f"at {error.step}; not recognised: {', '.join(error.unknown[:5])}"
+            case.report.found("unreadable", evidence, counts=False)
         elif not error.faults and not odd:
             case.report.found("unexplained", f"at {error.step}")
         return
     said = list(faults(case.explanation))
+    spec, reading = case.explanation.spec, case.explanation.reading
     for id, evidence in said:
-        case.report.found(id, f"the outputs are those of a block in which {evidence}")
+        counts = case.target.llama_design or not is_choice(id, evidence, spec, reading)
+        if id == "rope_bf16_tables" and case.learner.recipe.call.uses & {"rows", *TABLES}:
+            counts = False  # the tables are handed in
+        case.report.found(id, f"the outputs are those of a block in which {evidence}", counts=counts)
     case.report.check(
         "the numbers",
-        not said,
+        not case.report.faults() & {id for id, _ in said},
         "one token, zero scores and random inputs give what the formula gives"
         if not said
         else "they are those of the formula with: " + "; ".join(evidence for _, evidence in said),
     )
     case.report.conventions.update(conventions(case.explanation))
+
+
+def lengths(case: Case) -> None:
+    """The numbers at every length and at batches that equal another size, where axes may be mistaken for each other."""
+    assert case.built is not None
+    longest = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN)) - ("positions_off_by_one" in case.report.findings)
+    sizes = case.sizes
+    least = 2 if {"batch_of_one", "batch_coupled"} & set(case.report.findings) else 1
+    shapes = [(least, length) for length in range(1, longest + 1)]
+    shapes += [
+        (sizes.num_heads, TOKENS),
+        (sizes.head_dim, TOKENS),
+        (TOKENS, TOKENS),
+        (sizes.num_heads, sizes.num_heads),
+    ]
+    wrong = []
+    for batch, length in shapes:
+        x = case.x(batch, length)
+        try:
+            y = case.built.run(case.raw, x).y
+        except LearnerError:
+            continue  # the check of lengths says so
+        if not case.agrees(y, case.expected(case.raw, x), x):
+            wrong.append((batch, length))
+    if not wrong:
+        case.report.check("numbers at every length", True, f"1 to {longest} tokens, several batches")
+        return
+    if case.report.faults() - BESIDE_NUMBERS:  # these may be right at some lengths
+        case.report.skip("numbers at every length", "other faults cover it")
+        return
+    shown = ", ".join(f"{length} tokens in a batch of {batch}" for batch, length in wrong[:4])
+    case.report.check("numbers at every length", False, f"other numbers for {shown}")
+    equal = {sizes.num_heads: "num_heads", sizes.head_dim: "head_dim", sizes.d_model: "d_model"}
+    which = [f"{size} is {equal[size]}" for size in sorted({size for one in wrong for size in one} & equal.keys())]
+    case.report.found("wrong_at_some_lengths", "; ".join([f"the numbers are wrong for {shown}", *which]))
 
 
 def _explained(case: Case, built: Built) -> Explanation:
@@ -162,7 +203,7 @@ def _norms(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
         if kind not in ("none", "gain") and (weight == "none" or name not in reading):
             yield "norm_weight_missing", f"{name} has no weight"
     shared = "norm1" in reading and reading["norm1"] == reading.get("norm2")
-    if shared and "none" not in (*kinds.values(), spec.weight1, spec.weight2) and spec.parallel != "shared":
+    if shared and "none" not in (*kinds.values(), spec.weight1, spec.weight2) and spec.parallel == "no":
         yield "shared_norm", "both norms have one weight"
 
 
@@ -176,7 +217,7 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
             "qk": "the input of the query and key projections",
         }[spec.rope_input]
         yield "rope_in_block", f"{where} is rotated"
-    elif not on:
+    elif not on and not spec.alibi:
         yield "missing_rope", "no position counts"
     if "v" in on:
         yield "rope_on_values", "values are rotated"
@@ -188,7 +229,9 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
         return
     if spec.rope_axis == "width":
         yield "rope_over_heads", "the rotation runs over d_model, before heads are split"
-    if spec.frequency != "standard":
+    if spec.frequencies and not _falling(spec.frequencies):
+        yield "rope_wrong_frequency", f"pairs turn by {_shown(spec.frequencies)} a position"
+    elif spec.frequency != "standard":
         yield "rope_wrong_frequency", f"frequencies are {spec.frequency}"
     if spec.signs != "rotation":
         yield "rope_not_a_rotation", f"both sines have the sign {spec.signs}, so that lengths change"
@@ -199,6 +242,15 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
     for what, shift in (("queries", spec.query_shift), ("keys", spec.key_shift)):
         if shift != "no":
             yield "positions_off_by_one", f"{what} are turned by the position beside their own: {shift}"
+
+
+def _falling(frequencies: Sequence[float]) -> bool:
+    """Whether they begin at one and fall, as those of a theta do, and those of Llama 3's or YaRN's stretched ones."""
+    return abs(frequencies[0] - 1) < 1e-3 and all(a > b > 0 for a, b in itertools.pairwise(frequencies))
+
+
+def _shown(frequencies: Sequence[float]) -> str:
+    return ", ".join(f"{one:.3g}" for one in frequencies)
 
 
 def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
@@ -229,20 +281,30 @@ def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
             "never": "are never cut: there is one head of d_model",
         }.get(spec.split, "are cut as (head_dim, heads)")
         yield "wrong_head_split", f"{', '.join(spec.split_of)} {how}"
-    elif spec.merge != "standard" or len(set(reading["o"].places or ()) if "o" in reading else ()) == 8:
+    elif spec.merge != "standard" or ("o" in reading and _repeats(reading["o"].places)):
         yield "heads_not_merged", "heads are joined without bringing them beside each other again"
     if spec.output == "none" or "o" not in reading:
         yield "missing_output_projection", "the joined heads are the output of attention"
 
 
+def _repeats(places: tuple[int, ...] | None) -> bool:
+    """Whether an output projection is as wide as one head, and so the same for all of them."""
+    return places is not None and len(set(places)) < len(places)
+
+
 def _feed_forward(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
+    act = spec.activation if spec.activation != "no" else "(no activation)"
     if spec.gating == "product":
-        yield "gate_after_product", "the activation is applied to gate * up"
+        yield "gate_after_product", f"the activation is applied to gate * up: {act}"
     elif spec.gating != "gate" or "gate" not in reading:
-        what = {"both": "act(gate) * act(up)", "sum": "act(gate) + up"}.get(spec.gating, "act(up(x)), without a gate")
+        what = {"both": f"{act}(gate) * {act}(up)", "sum": f"{act}(gate) + up"}.get(
+            spec.gating, f"{act}(up(x)), without a gate"
+        )
         yield "wrong_activation", f"the feed-forward is down({what})"
-    if spec.activation != "silu":
-        yield "wrong_activation", f"the activation is {spec.activation}"
+    elif act != "silu":
+        yield "wrong_activation", f"the activation is {act}: down({act}(gate) * up)"
+    if spec.gating == "product" and act != "silu":
+        yield "wrong_activation", f"the activation is {act}"
     if spec.gating == "gate" and "gate" in reading:
         gate, up, down = (reading[name].parameters[0] for name in ("gate", "up", "down"))
         numbered = "w3" in _words(gate) and "w1" in _words(up) and "w2" in _words(down)
@@ -276,10 +338,20 @@ def conventions(explanation: Explanation) -> dict[str, object]:
         "qk_norm": spec.qk_norm != "none",
         "norm_weight": "1 + weight" if spec.plus_one else "weight",
     }
-    if spec.theta != Spec().theta:
+    if spec.frequencies:
+        said["rope_frequencies"] = _shown(spec.frequencies)
+    elif spec.theta != Spec().theta:
         said["rope_theta"] = spec.theta
     if spec.rotary_fraction != 1:
         said["rotary_fraction"] = spec.rotary_fraction
+    if spec.alibi:
+        said["positions"] = "ALiBi: scores fall with distance"
+    if spec.softcap != math.inf:
+        said["score_softcap"] = spec.softcap
+    if spec.branch != 1:
+        said["branch_scale"] = spec.branch
+    if spec.sandwich:
+        said["sandwich_norms"] = True
     return said
 
 

@@ -155,7 +155,15 @@ def possible_d_ff(listed: Sequence[dict[str, Any]], sizes: Sizes) -> list[int]:
         for one in listed
         if len(one["shape"]) == 2 and sizes.d_model in one["shape"] and one["same_as"] == one["name"]
     ]
-    return [sizes.d_ff, *(size for size in dict.fromkeys(others) if size != sizes.d_model and others.count(size) > 1)]
+    halved = [size for size in others if 2 * size in others]  # gate and up in one
+    return [
+        sizes.d_ff,
+        *(
+            size
+            for size in dict.fromkeys(others)
+            if size != sizes.d_model and (others.count(size) > 1 or size in halved)
+        ),
+    ]
 
 
 def numel(shape: Sequence[int]) -> int:

@@ -32,7 +32,7 @@ def place(
     number = None
     lines = split(source)
     try:
-        if id in CRASHES and error is not None:
+        if id in TOLD and error is not None:
             number = _innermost(error, file)
         if number is None:
             number = _searched(id, lines, name, hints)
@@ -45,6 +45,8 @@ def place(
     return Place(file=file, line=number, code=lines[number - 1].strip()[:MAX_CODE])
 
 
+TOLD = CRASHES | {"wrong_dtype", "backward_error"}
+"""Faults whose error says the line."""
 HINTED = ("gradient_missing", "gradient_wrong", "unexpected_bias", "missing_bias", "no_norm", "norm_weight_missing")
 """Faults of one weight: a line that names it goes before all others."""
 

@@ -4,11 +4,13 @@ import torch
 from torch import Tensor
 
 from .case import Case, raised
+from .child.driver import PROMOTED
 from .learner import Built, LearnerError
 from .parameters import Raw
 
 TOKENS = 7
 ROWS = 64
+BATCH = 16  # sequences in one call: caches are made for so many
 # The scale that a norm gives to a row, against the exact one: roundings of single entries average out to some 2e-4 over
 # 32 of them; a mean, a root or a quotient that is itself rounded to bfloat16 is off by some 1e-3.
 ROW_SCALE = 7e-4
@@ -18,33 +20,83 @@ LOUD = 2.0**17  # norm1(x) times this is so large that x is lost in the rounding
 
 
 def dtypes(case: Case) -> None:
-    """float32 and, through the constructor's dtype, float64 and bfloat16: the output has the input's."""
-    problems = []
-    names = ["float32", "float64", "bfloat16"] if case.learner.takes("dtype") else ["float32"]
-    for name in names:
-        dtype = getattr(torch, name)
-        try:
-            built = case.build(**({"dtype": {"dtype": name}} if case.learner.takes("dtype") else {}))
-            y = built.run(built.draw(case.generator, dtype), case.x(2, TOKENS, dtype=dtype)).y
-        except LearnerError as error:
-            problems.append(f"{name} raises {raised(error)}")
-            continue
-        if y.dtype != dtype:
-            problems.append(f"{name} gives {str(y.dtype).removeprefix('torch.')}")
-        others = {one["dtype"] for one in built.parameters} - {name}
-        if others:
-            problems.append(f"a block of dtype={name} has weights in {', '.join(sorted(others))}")
-    if problems:
-        case.report.found("wrong_dtype", "; ".join(problems))
+    """float32, and float64 and bfloat16 by the constructor's dtype, or by block.to(): the output has the input's."""
+    by_argument = case.learner.takes("dtype")
+    names = ["float32", "float64", "bfloat16"] if by_argument else ["float32"]
+    problems = [problem for name in names if (problem := _in_dtype(case, name, by_argument))]
+    for problem in problems:
+        case.report.found("wrong_dtype", "; ".join(problems), mend=_mend(problem))
     case.report.check("dtypes", not problems, "; ".join(problems) or f"{', '.join(names)}: output as input")
+    if not by_argument or "bfloat16" in case.dtype_raises:
+        moved = _in_dtype(case, "bfloat16", False)
+        if not by_argument and moved:  # it promises no other dtype
+            case.report.found("wrong_dtype", moved, counts=False, mend=_mend(moved))
+        case.report.conventions["to_bfloat16"] = moved or "runs"
+
+
+def _in_dtype(case: Case, name: str, by_argument: bool) -> str:
+    """What is wrong with a block in this dtype, or nothing."""
+    dtype = getattr(torch, name)
+    how = f"with dtype={name}" if by_argument else f"after block.to({name})" if name != "float32" else f"in {name}"
+    try:
+        if by_argument:
+            built = case.build(dtype={"dtype": name})
+        else:
+            built = case.build() if name == "float32" else case.build(to=name)
+        raw, x = built.draw(case.generator, dtype), case.x(2, TOKENS, dtype=dtype)
+    except LearnerError as error:
+        case.dtype_raises.add(name)
+        return f"{how} the constructor raises {raised(error)}"
+    try:
+        y = built.run(raw, x).y
+    except LearnerError as error:
+        case.dtype_raises.add(name)
+        return f"{how} {_raising(case, built, raw, x, error)}"
+    if y.dtype != dtype:
+        return f"{how} the output is {str(y.dtype).removeprefix('torch.')}"
+    others = {one["dtype"] for one in built.parameters} - {name}
+    return f"{how} there are weights in {', '.join(sorted(others))}" if others and by_argument else ""
+
+
+ROTATION = "the rotation"
+
+
+def _raising(case: Case, built: Built, raw: Raw, x: Tensor, error: LearnerError) -> str:
+    """Why forward raises in another dtype: the last statement whose result became float32 beside a narrower one.
+
+    One with a table of a head's size, of cos and sin, goes before the others: norms are meant to be float32 inside.
+    """
+    told = error.error
+    try:
+        built.run(raw, x, watch=True)
+    except LearnerError as again:
+        told = again.error
+    sites = [one for one in told.get("sites", ()) if one["what"] == PROMOTED]
+    heads = (case.sizes.head_dim, case.sizes.head_dim // 2)
+    turning = [one for one in sites if one["shape"][-1] in heads]
+    site = (turning or sites or [None])[-1]
+    if site is not None:
+        told = told | {"frames": [{name: site[name] for name in ("file", "line", "function", "code")}]}
+    case.report.errors.setdefault("wrong_dtype", told)
+    if site is None:
+        return f"forward raises {raised(error)}"
+    dtype = str(x.dtype).removeprefix("torch.")
+    if turning:
+        what = f"q and k are float32 after {ROTATION}, and v is {dtype}"
+    else:
+        what = f"a {dtype} tensor meets one in float32"
+    return f"forward raises: {what} (torch: {raised(error)})"
+
+
+def _mend(problem: str) -> str | None:
+    if ROTATION in problem:
+        return "give the rotation back in x.dtype: rotated.to(x.dtype)"
+    return "bring what was computed in float32 back to x.dtype" if "meets one in float32" in problem else None
 
 
 def low_precision(case: Case) -> None:
-    """The norm and the rotation of a bfloat16 block."""
-    if not case.learner.takes("dtype"):
-        case.report.skip("low precision", "the constructor takes no dtype")
-        return
-    if "wrong_dtype" in case.report.findings and "bfloat16 raises" in case.report.findings["wrong_dtype"]:
+    """The norm and the rotation of a bfloat16 block: by the constructor's dtype where it runs, else after .to()."""
+    if case.report.conventions.get("to_bfloat16", "runs") != "runs":
         case.report.skip("low precision", "a bfloat16 block does not run")
         return
     try:
@@ -66,11 +118,12 @@ def _norm_rounding(case: Case) -> None:
         and not spec.scaled_after
         and spec.mask in ("none", "causal")
     )
+    plain &= not spec.sandwich and spec.branch == 1
     plain &= not {"heads_not_merged", "wrong_head_split"} & set(case.report.findings)
     if not plain or "o" not in reading or spec.output == "none" or max(spec.eps1, spec.eps2) > 1e-4:
         case.report.skip("norm in bfloat16", "other faults cover it")
         return
-    built = case.build(dtype={"dtype": "bfloat16"})
+    built = case.low("bfloat16")
     raw = built.draw(case.generator, torch.bfloat16)
     identity = torch.eye(case.sizes.d_model)
     if reading["v"].read(raw).shape != identity.shape:
@@ -85,7 +138,7 @@ def _norm_rounding(case: Case) -> None:
     weight = torch.ones(case.sizes.d_model)
     if "norm1" in reading and spec.weight1 == "own":
         weight = reading["norm1"].read(raw).float() + (1 if spec.plus_one else 0)
-    y = built.run(raw, x).y
+    y = torch.cat([built.run(raw, part).y for part in x.split(BATCH)])
     exact = _normed(x.double(), case)
     wide = _normed(x.float(), case)
     whole, then_weight = (wide * weight).bfloat16(), (wide.bfloat16() * weight).bfloat16()
@@ -97,14 +150,22 @@ def _norm_rounding(case: Case) -> None:
         case.report.found(
             "norm_without_upcast",
             f"in bfloat16 the size of norm1(x) is off by {row_scale:.1e} a row; computed in float32 it would be 2e-4",
+            counts=_promises(case, "bfloat16") or VECTOR_NORM not in built.run(raw, x, trace=True).operations,
         )
     else:
         order = "after the weight" if like_whole >= like_then else "before the weight"
         case.report.conventions["norm_cast"] = order
-        if case.target.upcast_whole_norm and order == "before the weight" and like_then > ALIKE:
-            case.report.found("norm_without_upcast", "the norm's result is rounded to bfloat16 before its weight")
     good = "norm_without_upcast" not in case.report.findings
     case.report.check("norm in bfloat16", good, f"the size of a row is off by {row_scale:.1e}; allowed {ROW_SCALE:.0e}")
+
+
+VECTOR_NORM = "linalg_vector_norm"
+"""Of F.normalize, as in x-transformers' norm: its sums are float32 inside, and one number a row is rounded."""
+
+
+def _promises(case: Case, name: str) -> bool:
+    """Whether the block runs by a dtype that its constructor takes."""
+    return case.learner.takes("dtype") and name not in case.dtype_raises
 
 
 def _normed(x: Tensor, case: Case) -> Tensor:
@@ -124,13 +185,14 @@ def _second_norm(case: Case) -> None:
     spec, reading = case.explanation.spec, case.explanation.reading
     if (
         case.explanation.cost
+        or spec.sandwich
         or spec.norm2 != "rms"
         or "norm_without_upcast" in case.report.findings
         or not {"v", "down"} <= set(reading)
     ):
         return
     try:
-        built = case.build(dtype={"dtype": "float16"})
+        built = case.low("float16")
         raw = built.draw(case.generator, torch.float16)
         for name in ("v", "v_bias", "o_bias"):
             if name in reading:
@@ -159,7 +221,7 @@ def _angles(case: Case) -> None:
     ):
         return
     arguments = {"max_seq_len": 2048} if case.learner.takes("max_seq_len") else {}
-    built = case.build(dtype={"dtype": "bfloat16"}, **arguments)
+    built = case.low("bfloat16", **arguments)
     tables_dtype(case, built)
     raw = built.draw(case.generator, torch.bfloat16)
     for name in ("q", "k"):  # sharp attention, or the errors of many keys average out
@@ -183,6 +245,10 @@ def _angles(case: Case) -> None:
         moved = (expected - rest)[:, last].square().mean().sqrt()
         errors[name] = float((y.double() - expected)[:, last].square().mean().sqrt() / moved)
     good = not errors["far"] > max(0.3, 1.5 * errors["near"])  # right ones have 0.03 at most, near and far
+    if not good and not _promises(case, "bfloat16") and any(one["dtype"] == "bfloat16" for one in built.tensors):
+        case.report.conventions["tables"] = "block.to(bfloat16) rounds them, so far positions lose their place"
+        case.report.skip("angles in bfloat16", "block.to(bfloat16) rounds the tables that the block keeps as buffers")
+        return
     if not good:
         case.report.found(
             "rope_bf16_tables",

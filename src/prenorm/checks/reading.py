@@ -205,7 +205,21 @@ def feed_forward_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
             piece = {role: Piece(found.names(name), first_axis[name])}
             pieces |= _with_bias(piece, found.biases.get(name), found, {})
         output = {"down": Piece(found.names(down), first_axis[down], None, True)}
-        yield pieces | _with_bias(output, found.biases.get(down), found, {})
+        reading = pieces | _with_bias(output, found.biases.get(down), found, {})
+        if all(_fits(reading[name], found, size) for name, size in _inner_biases(reading, found, sizes)):
+            yield reading
+
+
+def _inner_biases(reading: Pieces, found: Parameters, sizes: Sizes) -> Iterator[tuple[str, int]]:
+    """The biases in a reading of the feed-forward, and the sizes that they must have."""
+    for name, size in (("gate_bias", found.d_ff), ("up_bias", found.d_ff), ("down_bias", sizes.d_model)):
+        if name in reading:
+            yield name, size
+
+
+def _fits(bias: Piece, found: Parameters, size: int) -> bool:
+    held = sum(numel(found.shapes[name]) for name in bias.parameters) if bias.places is None else len(bias.places)
+    return held == size
 
 
 def _fused_gate_up(name: str, down: str, found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
@@ -249,15 +263,28 @@ def _norm(found: Parameters, role: str, norm: Piece) -> Pieces:
     return _with_bias({role: norm}, found.biases.get(norm.parameters[0]), found, {role: norm.places})
 
 
+def norms_around(found: Parameters) -> list[Pieces]:
+    """Four norms, two of which stand behind the sublayers; in the order of the parameters first."""
+    if len(found.norms) != 4:
+        return []
+    roles = ("norm1", "norm1_after", "norm2", "norm2_after")
+    return [
+        {
+            name: piece
+            for role, norm in zip(roles, order, strict=True)
+            for name, piece in _norm(found, role, norm).items()
+        }
+        for order in itertools.permutations(found.norms)
+    ]
+
+
 def head_norm_readings(found: Parameters) -> Iterator[Pieces]:
     """q_norm and k_norm over head_dim, where there are such weights."""
     names = found.head_norms[:2]
     if not names:
         yield {}
-    for first, second in itertools.permutations(names, 2):
-        yield {"q_norm": Piece((first,)), "k_norm": Piece((second,))}
-    if len(names) == 1:
-        yield {"q_norm": Piece((names[0],)), "k_norm": Piece((names[0],))}
+    for first, second in [*itertools.permutations(names, 2), *([(names[0], names[0])] if len(names) == 1 else [])]:
+        yield _norm(found, "q_norm", Piece((first,))) | _norm(found, "k_norm", Piece((second,)))
 
 
 # --- lists of readings ------------------------------------------------------------------------------------------------

@@ -26,6 +26,8 @@ class Spec:
     post: str = ""  # the sublayers whose norm follows the sum: "1", "2" or "12"
     pre_too: bool = False  # those norms stand before their sublayers as well
     before_sum: bool = False  # they follow the sublayer, not the sum
+    sandwich: bool = False  # norms of their own follow the sublayers, beside those before them
+    branch: float = 1.0  # what the sublayers' outputs are multiplied by
     residual1: str = "input"  # none | normed | doubled
     residual2: str = "hidden"  # none | normed | doubled | input | both (h and the input)
     parallel: str = "no"  # own: the feed-forward reads norm2(x); shared: norm1(x)
@@ -50,6 +52,7 @@ class Spec:
     direction: int = 1
     theta: float = 10000.0
     frequency: str = "standard"  # a name of FREQUENCIES
+    frequencies: tuple[float, ...] = ()  # of each pair; if any, theta says nothing
     signs: str = "rotation"  # of both sines: plus | minus
     mixed: bool = False  # tables are laid out for the other pairing
     rotary_fraction: float = 1.0
@@ -64,6 +67,8 @@ class Spec:
     softmax: str = "keys"  # queries ("queries, with the largest of the keys") | heads | nothing | one of NO_SOFTMAX
     masked_after: bool = False  # weights are masked, not scores
     scaled_after: bool = False  # weights are scaled, not scores
+    softcap: float = math.inf  # scores are softcap * tanh(scores / softcap)
+    alibi: bool = False  # scores fall with distance, for each head at its own slope
     scale: str = "1/sqrt(head_dim)"  # a name of SCALES
     factor: float = 1.0  # on top of it
     split: str = "standard"  # flat | dims_first | swapped | never
@@ -98,7 +103,8 @@ def block(
     else:
         source = _stream(spec, x, positions, x.shape[-1] // num_heads) if spec.rope_input == "before_norm" else x
         normed = _norm1(spec, weights, source)
-        h = _plus(spec, "1", x, normed, attention(spec, weights, normed, positions, num_heads, allowed))
+        added = attention(spec, weights, normed, positions, num_heads, allowed)
+        h = _plus(spec, "1", x, normed, _after(spec, weights, "norm1", added))
     inner = h if spec.parallel == "no" else x
     if "2" in spec.post:
         inner = _norm2(spec, weights, inner) if spec.pre_too else inner
@@ -107,11 +113,23 @@ def block(
             return _plus(spec, "2", h, h, _norm2(spec, weights, added), x)
         return _norm2(spec, weights, _plus(spec, "2", h, h, added, x))
     normed2 = normed if spec.parallel == "shared" else _norm2(spec, weights, inner)
-    return _plus(spec, "2", h, normed2, feed_forward(spec, weights, normed2), x)
+    return _plus(spec, "2", h, normed2, _after(spec, weights, "norm2", feed_forward(spec, weights, normed2)), x)
+
+
+def _after(spec: Spec, weights: Weights, name: str, added: Tensor) -> Tensor:
+    """What a sublayer gives, through the norm behind it where there is one."""
+    if not spec.sandwich:
+        return added
+    kind, eps = (
+        (spec.norm1, (spec.eps1, spec.eps_place1)) if name == "norm1" else (spec.norm2, (spec.eps2, spec.eps_place2))
+    )
+    return norm(spec, kind, eps, weights, (f"{name}_after", f"{name}_after_bias"), added)
 
 
 def _plus(spec: Spec, which: str, stream: Tensor, normed: Tensor, added: Tensor, x: Tensor | None = None) -> Tensor:
     kind = spec.residual1 if which == "1" else spec.residual2
+    if spec.branch != 1:
+        added = added * spec.branch
     if kind == "none":
         return added
     if kind == "input" and x is not None:
@@ -219,17 +237,28 @@ def attention(
     if not alone:
         q, k = parts["q"], _grouped(spec, parts["k"], heads)
         scale = SCALES[spec.scale](q.shape[-1], width, num_heads, x.shape[-2]) * spec.factor
-        mixed = _probabilities(spec, q @ k.mT, scale, allowed) @ v
+        scores = q @ k.mT * (1 if spec.scaled_after else scale)
+        mixed = _probabilities(spec, _shaped(spec, scores, heads), allowed) @ v
+        mixed = mixed * scale if spec.scaled_after else mixed
     joined = _merge(spec, mixed)
     return joined if spec.output == "none" or "o" not in weights else linear(weights, "o", joined)
 
 
-def _probabilities(spec: Spec, scores: Tensor, scale: float, allowed: Tensor | None) -> Tensor:
+def _shaped(spec: Spec, scores: Tensor, num_heads: int) -> Tensor:
+    """Scores with what some models do to them before the softmax."""
+    if spec.softcap != math.inf:
+        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    if spec.alibi:
+        slopes = 2.0 ** (-8 * torch.arange(1, num_heads + 1, dtype=scores.dtype) / num_heads)
+        places = torch.arange(scores.shape[-1], dtype=scores.dtype)
+        scores = scores - slopes[:, None, None] * (places[:, None] - places).abs()
+    return scores
+
+
+def _probabilities(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:
     if spec.masked_after:
-        return _softmax(spec, scores * scale) * _seen(spec, scores, allowed)
-    if spec.scaled_after:
-        return _softmax(spec, _masked(spec, scores, allowed)) * scale
-    return _softmax(spec, _masked(spec, scores * scale, allowed))
+        return _softmax(spec, scores) * _seen(spec, scores, allowed)
+    return _softmax(spec, _masked(spec, scores, allowed))
 
 
 def _split(how: str, x: Tensor, head_dim: int) -> Tensor:
@@ -268,10 +297,10 @@ def _normed_heads(spec: Spec, weights: Weights, name: str, when: str, x: Tensor)
         return x
     kind = spec.norm1 if spec.norm1 == spec.norm2 and spec.norm1 not in ("none", "gain", "sequence", "batch") else "rms"
     y = _scaled(kind, spec.eps1, spec.eps_place1, x)
-    weight = weights.get(name + "_norm")
-    if weight is None:
-        return y
-    return y * (weight[..., None, :] + 1 if spec.plus_one else weight[..., None, :])
+    weight, bias = weights.get(name + "_norm"), weights.get(name + "_norm_bias")
+    if weight is not None:
+        y = y * (weight[..., None, :] + 1 if spec.plus_one else weight[..., None, :])
+    return y if bias is None else y + bias[..., None, :]
 
 
 def _seen(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:
@@ -320,19 +349,29 @@ def _stream(spec: Spec, x: Tensor, positions: Tensor, head_dim: int) -> Tensor:
 
 @functools.lru_cache(maxsize=256)
 def _cos_sin(
-    frequency: str, tables: str, theta: float, dim: int, width: int, shape: torch.Size, positions: tuple[int, ...]
+    frequency: str,
+    tables: str,
+    theta: float,
+    dim: int,
+    width: int,
+    shape: torch.Size,
+    positions: tuple[int, ...],
+    frequencies: tuple[float, ...],
 ) -> tuple[Tensor, Tensor]:
     """Cosines and sines in float64. Positions by their numbers, so that a search makes each table once."""
     pair = torch.arange(dim // 2, dtype=torch.float64)
     places = torch.tensor(positions, dtype=torch.float64).view(*shape, 1)
-    cos, sin = TABLES[tables](places, FREQUENCIES[frequency](pair, dim, width, theta))
+    given = torch.tensor(frequencies, dtype=torch.float64)[: len(pair)]
+    of_pairs = given if frequencies else FREQUENCIES[frequency](pair, dim, width, theta)
+    cos, sin = TABLES[tables](places, of_pairs)
     return cos.double(), sin.double()
 
 
 def rotated(spec: Spec, x: Tensor, positions: Tensor, width: int) -> Tensor:
     """x with its last axis turned; positions broadcast against x.shape[:-1] from the right."""
     dim = int(x.shape[-1] * spec.rotary_fraction)
-    made_of = spec.frequency, spec.tables, spec.theta, dim, width, positions.shape, tuple(positions.flatten().tolist())
+    places = positions.shape, tuple(positions.flatten().tolist())
+    made_of = spec.frequency, spec.tables, spec.theta, dim, width, *places, spec.frequencies
     cos, sin = (table.to(x.dtype) for table in _cos_sin(*made_of))
     sin = sin * spec.direction
     turning, rest = x[..., :dim], x[..., dim:]

@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from .child.names import WRITTEN
 from .child.wire import WireError
 
 Form = Callable[[Any], bool]
@@ -46,23 +47,53 @@ def _record(optional: dict[str, Form] | None = None, /, **needed: Form) -> Form:
     return form
 
 
+def _is_name(value: Any) -> bool:
+    """Names become part of lines of Python."""
+    return type(value) is str and len(value) < 200 and all(part.isidentifier() for part in value.split("."))
+
+
 _TEXT, _WHOLE, _SWITCH, _TENSOR = _is(str), _is(int), _is(bool), _is(Tensor)
+
+
+def _is_read(value: Any) -> bool:
+    """What was asked of a configuration: names, and what names.WRITTEN gives for them."""
+    return type(value) is dict and all(_is_name(name) for name in value) and {*value.values()} <= {*WRITTEN.values()}
+
+
 _SHAPE = _list(_WHOLE)
 _PARAMETERS = _or_none(
-    _list(_record(name=_TEXT, kind=_TEXT, required=_SWITCH, default=_is(bool, int, float, str, types.NoneType)))
+    _list(
+        _record(
+            name=_is_name,
+            kind=_TEXT,
+            required=_SWITCH,
+            default=_is(bool, int, float, str, types.NoneType),
+            annotation=_TEXT,
+        )
+    )
+)
+_LOADED = _record(
+    name=_is_name,
+    constructor=_PARAMETERS,
+    is_class=_SWITCH,
+    helpers=_list(_record(name=_is_name, kind=_TEXT, parameters=_PARAMETERS, forward=_PARAMETERS)),
+    notes=_named(_TEXT),
 )
 _LISTED = _list(_record(name=_TEXT, shape=_SHAPE, dtype=_TEXT, device=_TEXT, requires_grad=_SWITCH, same_as=_TEXT))
 _FRAME = _record(file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT)
-_ERROR = _record(error=_record(type=_TEXT, message=_TEXT, frames=_list(_FRAME)))
+_SITE = _record(what=_TEXT, shape=_SHAPE, file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT)
+_ERROR = _record(error=_record({"sites": _list(_SITE)}, type=_TEXT, message=_TEXT, frames=_list(_FRAME)))
 
 FORMS: dict[str, tuple[Form, ...]] = {
-    "load": (_record(missing=_list(_TEXT)), _record(constructor=_PARAMETERS, is_class=_SWITCH)),
+    "load": (_record(missing=_list(_TEXT)), _LOADED),
+    "look_beside": (_LOADED,),
     "build": (
         _record(
             block=_WHOLE,
             parameters=_LISTED,
             tensors=_LISTED,
             forward=_PARAMETERS,
+            read=_is_read,
         ),
     ),
     "run": (
@@ -81,5 +112,6 @@ FORMS: dict[str, tuple[Form, ...]] = {
         ),
     ),
     "run_on_meta": (_record(shape=_SHAPE, device=_TEXT),),
+    "values": (_record(values=_named(_TENSOR), owners=_named(_TEXT)),),
     "forget": (_record(),),
 }

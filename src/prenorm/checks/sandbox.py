@@ -27,9 +27,9 @@ _FAREWELL = 1.5  # seconds that ending a child may take: it gives back up to Lim
 
 
 class Sandbox:
-    """One confined child that imports, builds and runs what lies in folder. A context manager.
+    """One confined child that imports, builds and runs what lies in folders. A context manager.
 
-    It has no network, starts no process or thread, reads Python's own folders and `folder`, writes only a temporary
+    It has no network, starts no process or thread, reads Python's own folders and `folders`, writes only a temporary
     folder that ends with it, and is killed with all that is its own when `seconds` are over; they begin when it is
     ready to work. What this system cannot do of it, `confinement` says. The child is whatever the learner's code makes
     of it: a reply has the form of a reply, and no more is certain about it.
@@ -43,8 +43,7 @@ class Sandbox:
 
     def __init__(
         self,
-        folder: Path,
-        *,
+        *folders: Path,
         seconds: float | int,
         prenorm_importable: bool = True,
         limits: Limits = DEFAULT_LIMITS,
@@ -61,7 +60,8 @@ class Sandbox:
         package = str(PACKAGE)
         order = {
             # Both spellings, where one goes by symbolic links: requests may use either.
-            "readable": [os.path.abspath(folder), os.path.realpath(folder), *([package] if prenorm_importable else [])],
+            "readable": [spell(one) for one in folders for spell in (os.path.abspath, os.path.realpath)]
+            + ([package] if prenorm_importable else []),
             "hidden": [] if prenorm_importable else [package],
             "package": package if prenorm_importable else None,
             "scratch": self._scratch,

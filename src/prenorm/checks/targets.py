@@ -1,5 +1,6 @@
 """What a target fixes among the conventions; without one every choice is as good as the other."""
 
+import dataclasses
 from dataclasses import dataclass
 
 
@@ -13,11 +14,16 @@ class Target:
     biases: frozenset[str] | None = None  # of q k v o gate up down
     qk_norm: bool | None = None
     tiled: bool | None = None
-    upcast_whole_norm: bool = False  # the weight is applied before the result is rounded
+    llama_design: bool = False  # RMSNorm with weights, SwiGLU, RoPE, norms before sublayers, one after the other
+    leading_dims: bool = False  # any number of batch dimensions
+    mask_true_attends: bool = False
     needs_positions: bool = False  # forward takes token_positions
 
 
 NO_BIAS: frozenset[str] = frozenset()
+LLAMA = Target(pairing="half", direction=1, causal=True, biases=NO_BIAS, qk_norm=False, tiled=False, llama_design=True)
+ORIGINAL = dataclasses.replace(LLAMA, pairing="interleaved")
+"""As in Meta's own code; Hugging Face's folders of the same models pair dimensions in the other order."""
 
 TARGETS = {
     "paper": Target(
@@ -27,12 +33,16 @@ TARGETS = {
         biases=NO_BIAS,
         qk_norm=False,
         tiled=False,
-        upcast_whole_norm=True,
+        llama_design=True,
+        leading_dims=True,
+        mask_true_attends=True,
         needs_positions=True,
     ),
-    "llama": Target(pairing="half", direction=1, causal=True, biases=NO_BIAS, qk_norm=False, tiled=False),
-    "qwen2": Target(pairing="half", direction=1, causal=True, biases=frozenset("qkv"), qk_norm=False, tiled=False),
-    "qwen3": Target(pairing="half", direction=1, causal=True, biases=NO_BIAS, qk_norm=True, tiled=False),
+    "cs336": ORIGINAL,
+    "llama-original": ORIGINAL,
+    "llama": LLAMA,
+    "qwen2": dataclasses.replace(LLAMA, biases=frozenset("qkv")),
+    "qwen3": dataclasses.replace(LLAMA, qk_norm=True),
     "gpt-neox": Target(pairing="half", direction=1, causal=True),
     "causal": Target(causal=True),
 }

@@ -4,45 +4,61 @@ import dataclasses
 import functools
 import json
 import sys
+import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
 from ..errors import ConfigError
 from .flags import flags_from
 
+if TYPE_CHECKING:
+    from ..checks.report.batch import Result
+    from ..checks.report.handed_in import Submission
+
 DAY = 86_400
-Target = Literal["paper", "llama", "qwen2", "qwen3", "gpt-neox", "causal"]
+Target = Literal["paper", "cs336", "llama", "llama-original", "qwen2", "qwen3", "gpt-neox", "causal"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CheckFlags:
     """Judge a Transformer block that somebody else wrote: what was checked, and every fault by name.
 
-    The class is built as CLASS(d_model, num_heads, d_ff) and with what else of max_seq_len, rope_theta, eps, dtype,
-    device, num_kv_heads, causal and dropout it takes. Its code runs in a sandbox, and only its numbers count.
-    Exit code 0: no fault. 1: faults. 2: nothing to judge.
+    How it is built and called is guessed from its signatures and printed; --build and --call correct the guess.
+    Its code runs in a sandbox, and only its numbers count.
+    Exit code 0: no fault. 1: faults. 2: nothing to judge, nothing that could be judged, or the checker itself failed.
     """
 
     subject: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE.py:CLASS")]
     """Or package.module:CLASS; a function that gives a block does as well. With --batch, what to look for."""
 
     target: Annotated[Target | None, tyro.conf.arg(metavar="NAME")] = None
-    """Hold it to the conventions of paper, llama, qwen2, qwen3, gpt-neox or causal; without, they are reported only."""
+    """Hold it to the conventions of one of these designs; without, they are reported only."""
+
+    build: Annotated[str | None, tyro.conf.arg(metavar="EXPR")] = None
+    """How it is built, such as "Block(d_model, num_heads, d_ff, rope=RoPE(theta, head_dim, max_seq_len))". Beside the
+    file's own names there are d_model num_heads num_kv_heads head_dim d_ff max_seq_len theta eps dropout causal dtype
+    device, config(...) and torch."""
+
+    call: Annotated[str | None, tyro.conf.arg(metavar="EXPR")] = None
+    """How it is called, such as "block(x, freqs_cis[:seq], mask)". Beside those names there are block x batch seq
+    positions mask added(mask) cos sin freqs_cis."""
 
     timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
     """Of one judgement."""
 
-    format: Annotated[Literal["text", "json", "junit", "gradescope", "csv"], tyro.conf.arg(metavar="FORMAT")] = "text"
-    """text, json, junit (for CI), gradescope (for its autograder), or csv (with --batch)."""
+    format: Annotated[
+        Literal["text", "json", "junit", "gradescope", "csv", "html"], tyro.conf.arg(metavar="FORMAT")
+    ] = "text"
+    """text, json, junit (for CI), gradescope (for its autograder), or, with --batch, csv or html (a page)."""
 
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """The same as --format json: one JSON document on stdout, and nothing else."""
 
     batch: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
-    """Judge every submission in this folder: each subfolder, each .py file."""
+    """Judge every submission in this folder: each subfolder, .py file, notebook and zip."""
 
 
 def parse(argv: list[str]) -> CheckFlags:
@@ -62,8 +78,8 @@ def run(flags: CheckFlags) -> int:
 
 
 def _run_one(flags: CheckFlags, form: str) -> int:
-    if form == "csv":
-        raise ConfigError("csv has a row a submission; --format csv goes with --batch.")
+    if form in ("csv", "html"):
+        raise ConfigError(f"{form} has a row a submission; --format {form} goes with --batch.")
     from ..checks.code import locate
     from ..checks.fork_server import running
 
@@ -76,7 +92,7 @@ def _run_one(flags: CheckFlags, form: str) -> int:
 
     # A spinner on stderr, where a person looks at it.
     with Console(stderr=True, quiet=not sys.stderr.isatty()).status(escape(f"checking {flags.subject}")):
-        verdict = check(flags.subject, target=flags.target, seconds=flags.timeout)
+        verdict = check(flags.subject, target=flags.target, build=flags.build, call=flags.call, seconds=flags.timeout)
     if form == "json":
         print(json.dumps(verdict.to_json(), indent=2))
     elif form == "junit":
@@ -91,26 +107,24 @@ def _run_one(flags: CheckFlags, form: str) -> int:
         from ..checks.report.text import print_verdict
 
         print_verdict(verdict, Console(highlight=False))
-    return 0 if verdict.passed else 1
+    return verdict.exit_code
 
 
 def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
-    from rich.console import Console
-    from rich.progress import track
-
-    from ..checks.check import check
     from ..checks.report import batch
+    from ..checks.report.handed_in import find_submissions
 
     if form == "gradescope":
         raise ConfigError("gradescope wants one results.json a submission; --format gradescope goes without --batch.")
-    submissions = batch.find_submissions(folder, flags.subject)
-    judge = functools.partial(check, target=flags.target, seconds=flags.timeout)
-    found, console = batch.check_all(submissions, judge), Console(stderr=True)
-    if console.is_terminal:
-        found = iter(track(found, "checking", total=len(submissions), console=console, transient=True))
-    results = batch.in_order(list(found), submissions)
+    with tempfile.TemporaryDirectory(prefix="prenorm-batch-") as unpacked:
+        submissions = find_submissions(folder, flags.subject, unpacked=Path(unpacked))
+        results = _checked(flags, submissions)
     if form == "csv":
         print(batch.to_csv(results), end="")
+    elif form == "html":
+        from ..checks.report.html import as_page
+
+        print(as_page(results, f"{flags.subject} in {folder}"))
     elif form == "json":
         print(json.dumps([result.to_json() for result in results], indent=2))
     elif form == "junit":
@@ -121,3 +135,17 @@ def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
     else:
         batch.print_table(results)
     return 0 if all(result.outcome == "passed" for result in results) else 1
+
+
+def _checked(flags: CheckFlags, submissions: "list[Submission]") -> "list[Result]":
+    from rich.console import Console
+    from rich.progress import track
+
+    from ..checks.check import check
+    from ..checks.report import batch
+
+    judge = functools.partial(check, target=flags.target, build=flags.build, call=flags.call, seconds=flags.timeout)
+    found, console = batch.check_all(submissions, judge), Console(stderr=True)
+    if console.is_terminal:
+        found = iter(track(found, "checking", total=len(submissions), console=console, transient=True))
+    return batch.in_order(list(found), submissions)

@@ -20,6 +20,12 @@ IMPLIED = {
     "modifies_input": {"gradient_missing"},  # backward may raise, because what it needs was changed
 }
 """Ids that are a true, if weaker, description of a block that has the first one."""
+ASKED_BY_TARGET = frozenset({"leading_dims", "mask_inverted"})
+"""What counts only under a target that asks for any leading dims, and that True in a mask means: may attend."""
+ITS_CONVENTIONS = frozenset(
+    {"causal_mask", "rope_half_split", "rope_wrong_direction", "unexpected_bias", "unexpected_qk_norm"}
+)
+"""What such a target says beside it about blocks of other conventions."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class Example:
     style: str
     target: str | None = None  # the --target under which it is judged; None where it is at fault whatever the target
     also_named: frozenset[str] = frozenset()  # further ids that would be a true description, never needed
+    build: str | None = None  # the lines that say how it is built and called, where nobody can guess them
+    call: str | None = None
 
 
 @dataclass(frozen=True)
@@ -76,6 +84,10 @@ class Style:
         base = base or self.right()
         faults = frozenset(fault.split())
         implied = set(also.split()).union(*(IMPLIED.get(one, set()) for one in faults))
+        if fault == "leading_dims":
+            target = "paper"
+        if target is not None and faults <= ASKED_BY_TARGET:
+            implied |= ITS_CONVENTIONS
         example = Example(
             name=f"{base.name.replace('/right', '/')}/{fault}.{how}".replace("//", "/").replace("/_", "/"),
             source=edited(base.source, edits) if source is None else source,
@@ -98,6 +110,7 @@ class Style:
             attribute=self.attribute,
             faults=faults,
             style=self.name,
+            target=one.target or other.target,
             also_named=(one.also_named | other.also_named) - faults,
         )
         return Made(example, first.original, edits, (first, second))

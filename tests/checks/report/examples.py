@@ -2,6 +2,7 @@
 
 import os
 import time
+from pathlib import Path
 
 from prenorm.checks.verdict import FAILED, NOT_APPLICABLE, PASSED, Check, Finding, Place, Verdict
 from prenorm.errors import ConfigError
@@ -36,7 +37,7 @@ BAD = Verdict(
 )
 
 
-def check(subject: str) -> Verdict:
+def check(subject: str, within: Path | None = None) -> Verdict:
     """What the file's text asks for."""
     file, _ = subject.rsplit(":", 1)
     with open(file, encoding="utf-8") as opened:

@@ -4,7 +4,8 @@ import io
 
 import pytest
 
-from prenorm.checks.report.batch import check_all, find_submissions, in_order, print_table, to_csv
+from prenorm.checks.report.batch import check_all, in_order, print_table, to_csv
+from prenorm.checks.report.handed_in import find_submissions
 from prenorm.errors import ConfigError
 
 from .examples import check

@@ -45,6 +45,14 @@ def test_each_fault_takes_a_quarter_and_a_crash_all(ids, points):
     assert share(verdict, 1.0) == (0.0 if ids else 1.0)
 
 
+def test_what_does_not_count_costs_nothing_and_what_nobody_judged_earns_nothing():
+    choice = Finding(id="layer_norm", message="m", evidence="e", mend="w", counts=False)
+    results = gradescope(Verdict(subject="s", findings=(choice,)))
+    assert results["score"] == 100.0
+    assert [(test["name"], test["status"]) for test in results["tests"]] == [("named: layer_norm", "passed")]
+    assert gradescope(Verdict(subject="s", findings=(choice,), judged=False))["score"] == 0.0
+
+
 def test_what_the_format_asks_for():
     results = gradescope(BAD, visibility="after_due_date")
     assert all(test["visibility"] == "after_due_date" for test in results["tests"])

@@ -1,6 +1,7 @@
 import xml.etree.ElementTree as ET
 
 from prenorm.checks.report.junit import junit
+from prenorm.checks.verdict import Finding, Verdict
 
 from .examples import BAD, GOOD
 
@@ -57,3 +58,9 @@ def test_a_problem_is_an_error():
     assert (root.get("errors"), root.get("tests")) == ("1", "1")
     assert root.find("testsuite/testcase/error").get("message") == "it has no layers.py"
     assert junit([]).startswith('<?xml version="1.0" encoding="utf-8"?>\n')
+
+
+def test_what_does_not_count_is_no_failure():
+    choice = Finding(id="layer_norm", message="m", evidence="e", mend="w", counts=False)
+    suite = ET.fromstring(junit([Verdict(subject="s", findings=(choice,))]).encode())[0]
+    assert (suite.get("tests"), suite.get("failures")) == ("1", "0")

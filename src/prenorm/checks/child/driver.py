@@ -6,10 +6,9 @@ A request and its reply are dictionaries of None, bool, int, float, str, lists, 
 """
 
 import contextlib
-import copy
-import importlib
-import importlib.util
 import inspect
+import itertools
+import os
 import sys
 import traceback
 import types
@@ -21,11 +20,19 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from .importing import Importer
+from .names import TABLES, Config, namespace, of_build, of_call, used
+from .signatures import DEFINES_ROTATIONS, helpers, parameters
+
 Request = dict[str, Any]
 Reply = dict[str, Any]
 
 FRAMES = 12  # of a traceback, the innermost
 TEXT = 2000  # characters of an error's message
+MOST_SITES = 200
+PROMOTED = "became float32"
+DISPATCHING = ("_python_dispatch.py", "_compile.py", "eval_frame.py")  # between a statement and a dispatch mode
+TORCH = os.path.dirname(torch.__file__)
 
 
 class Driver:
@@ -33,7 +40,13 @@ class Driver:
 
     def __init__(self) -> None:
         self._make: Callable[..., Any] | None = None
+        self._name = "make"
+        self._module: types.ModuleType | None = None
+        self._importer: Importer | None = None
+        self._file: str | None = None
+        self._own: dict[str, Any] = {}  # the learner's names
         self._blocks: dict[int, nn.Module] = {}
+        self._names: dict[int, dict[str, Any]] = {}  # by block, what its lines may use
 
     def handle(self, request: Request) -> Reply:
         """The reply to one request; its "op" names one of the methods below."""
@@ -47,9 +60,12 @@ class Driver:
     def op_load(self, request: Request) -> Reply:
         """Import root/file as module (or module from root, without a file), and find name in it.
 
-        Gives {"constructor": parameters}; {"missing": names that the module has} without such a name.
+        "text" is run in place of the file's own; "beside" and "distributions" are importing.Importer's.
+        Gives use()'s reply, or {"missing": names that the module has} without such a name.
         """
-        module = _import(request["root"], request["module"], request["file"])
+        self._importer = Importer(request["root"], request.get("beside", {}), request.get("distributions", {}))
+        self._file = request["file"]
+        module = self._importer.module(request["module"], request["file"], request.get("text"))
         found: Any = module
         for part in request["name"].split("."):
             if not hasattr(found, part):
@@ -57,48 +73,119 @@ class Driver:
             found = getattr(found, part)
         if not callable(found):
             return {"missing": [name for name, value in vars(module).items() if _is_own(value, module)][:50]}
-        return self.use(found)
+        self._module = module
+        return self.use(found, request["name"])
 
-    def use(self, make: Callable[..., Any]) -> Reply:
-        """Judge this class or factory; the reply is op_load's."""
-        self._make = make
-        return {"constructor": _parameters(make), "is_class": inspect.isclass(make)}
+    def op_look_beside(self, request: Request) -> Reply:
+        """Import the files beside it that define rotations; the reply is use()'s."""
+        if self._importer is not None:
+            self._importer.neighbours(DEFINES_ROTATIONS, self._file)
+        assert self._make is not None, "a class is loaded first"
+        return self.use(self._make, self._name)
+
+    def use(self, make: Callable[..., Any], name: str | None = None) -> Reply:
+        """Judge this class or factory.
+
+        Gives {"name": what lines call it, "constructor": its parameters, "is_class", "helpers": what else of the
+        learner's may serve (see signatures.helpers), "notes": what stands in for something at import}.
+        """
+        if name is None:
+            own = getattr(make, "__name__", "")
+            name = own if own.isidentifier() else "make"
+            self._module = sys.modules.get(str(getattr(make, "__module__", "")))
+        self._make, self._name = make, name
+        modules = [] if self._importer is None or self._file is None else self._importer.modules()
+        self._own = namespace(modules, self._module)
+        constructor = parameters(make)
+        return {
+            "name": name,
+            "constructor": constructor,
+            "is_class": inspect.isclass(make),
+            "helpers": helpers(self._own, make, constructor or ()),
+            "notes": {} if self._importer is None else self._importer.notes,
+        }
 
     def op_build(self, request: Request) -> Reply:
-        """Call the class with "positional" and "arguments"; "double" makes the result float64.
+        """Evaluate "line" with "values" (see names.py), or call the class with "positional" and "arguments".
 
-        {"dtype": name} and {"device": name} among the arguments stand for torch's own.
-        Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "forward"}.
+        "to" names the dtype that the result is brought to; "filled" puts NaN into memory that the constructor leaves
+        uninitialised. {"dtype": name} and {"device": name} stand for torch's own.
+        Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "forward", "read": what was
+        asked of a configuration of ours}.
         """
         assert self._make is not None, "a class is loaded first"
         torch.manual_seed(request.get("seed", 0))
-        arguments = {name: _spelled_out(value) for name, value in request.get("arguments", {}).items()}
-        block = self._make(*request.get("positional", ()), **arguments)
-        return self.add(block, double=request.get("double", False))
+        filled = _filled if request.get("filled") else contextlib.nullcontext
+        if "line" not in request:
+            arguments = {name: _spelled_out(value) for name, value in request.get("arguments", {}).items()}
+            with filled():
+                block = self._make(*request.get("positional", ()), **arguments)
+            return self.add(block, to=request.get("to"))
+        names = of_build({name: _spelled_out(value) for name, value in request["values"].items()})
+        wanted = used(request["line"])
+        positions = torch.arange(names["max_seq_len"])
+        names |= of_call(wanted & {*TABLES}, names, positions[:, None].double(), {"positions": positions})
+        made: list[Config] = []
 
-    def add(self, block: Any, *, double: bool = False) -> Reply:
+        def config(base: Any = None, **given: Any) -> Config:
+            made.append(Config(names, given, base))
+            return made[-1]
+
+        names = self._own | names | {"config": config}
+        if "." not in self._name:
+            names[self._name] = self._make
+        with filled():
+            block = eval(request["line"].strip(), names)
+        reply = self.add(block, to=request.get("to"))
+        self._names[reply["block"]] = names
+        for one in made:
+            reply["read"] |= one.__dict__["read"]
+        return reply
+
+    def add(self, block: Any, *, to: str | None = None) -> Reply:
         """Take a block that is built already; the reply is op_build's."""
         if not isinstance(block, nn.Module):
             raise TypeError(f"a block must be a torch.nn.Module, but the constructor gave {type(block).__name__}")
-        if double:
-            block = block.double()
+        if to is not None:
+            dtype = getattr(torch, to)  # complex tables stay as they are: Module.to would drop their imaginary part
+            block = block._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
         number = len(self._blocks)
         self._blocks[number] = block
         return {
             "block": number,
             "parameters": _listed(block.named_parameters(remove_duplicate=False)),
             "tensors": _listed(_held(block)),
-            "forward": _parameters(block.forward),
+            "forward": parameters(block.forward),
+            "read": {},
         }
 
+    def op_values(self, request: Request) -> Reply:
+        """Gives {"values"}: what the parameters hold now, by name; {"owners"}: where their classes stand."""
+        block = self._blocks[request["block"]]
+        named = dict(block.named_parameters(remove_duplicate=False))
+        owners = {name: _file_of(type(block.get_submodule(name.rpartition(".")[0]))) for name in named}
+        return {"values": {name: _plain(parameter) for name, parameter in named.items()}, "owners": owners}
+
     def op_run(self, request: Request) -> Reply:
-        """Set "parameters", call the block with "inputs" and "keywords", and send "cotangent" back through it.
+        """Set "parameters", evaluate "line" with "inputs" and "values", and send "cotangent" back through it.
+
+        Without a line the block is called with "inputs" and "keywords".
 
         Gives {"y", "x_after", "requires_grad"} and, with a cotangent, {"gradients", "x_gradient"} (None where there is
         none); with "trace" also {"operations", "created" (shapes of new constant tensors), "modules_created", "masked"
         (whether masked_fill filled anything)}. "scramble" puts random numbers in place of tables, and of every sine and
-        cosine.
+        cosine. "watch" adds "sites" to an error: where the learner's code changed tensors in place, and where a tensor
+        became float32 because another one was.
         """
+        watch = _Watch() if request.get("watch") else None
+        try:
+            return self._run(request, watch)
+        except Exception as error:
+            if watch is None:
+                raise
+            return {"error": described(error) | {"sites": watch.sites}}
+
+    def _run(self, request: Request, watch: "_Watch | None") -> Reply:
         block = self._blocks[request["block"]]
         block.train(request.get("training", False))
         _set(block, request.get("parameters") or {})
@@ -119,10 +206,12 @@ class Driver:
             if (scramble := request.get("scramble")) is not None:
                 stack.enter_context(_scrambled(block, scramble))
                 stack.enter_context(_OtherAngles(scramble))
+            if watch is not None:
+                stack.enter_context(watch)
             if trace is not None:
                 stack.enter_context(trace)
                 stack.enter_context(_modules_counted(trace))
-            y = _first_tensor(block(*inputs, **keywords))
+            y = _first_tensor(self._called(request, block, inputs, keywords), inputs[0].shape)
         reply = {"y": _plain(y), "x_after": _plain(inputs[0]), "requires_grad": y.requires_grad}
         if trace is not None:
             reply["operations"] = sorted(trace.operations)
@@ -139,11 +228,24 @@ class Driver:
             reply["x_gradient"] = None if leaf.grad is None else _plain(leaf.grad)
         return reply
 
+    def _called(self, request: Request, block: nn.Module, inputs: list[Any], keywords: dict[str, Any]) -> Any:
+        if "line" not in request:
+            return block(*inputs, **keywords)
+        line, names = request["line"].strip(), self._names.get(request["block"], {})
+        names = names | of_call(used(line), names, inputs[0], request.get("values") or {}) | {"block": block}
+        elsewhere = inputs[0].device.type != "cpu"  # what the line makes is made there as well
+        with torch.device(inputs[0].device) if elsewhere else contextlib.nullcontext():
+            return eval(line, names)
+
     def op_run_on_meta(self, request: Request) -> Reply:
-        """Call a copy of the block, moved to the meta device, with an input there. Gives {"shape"}."""
-        block = copy.deepcopy(self._blocks[request["block"]]).to("meta")
+        """Move the block to the meta device, call it with an input there, and forget it. Gives {"shape", "device"}.
+
+        No copy is moved: a lambda that the constructor made would still hold the modules of the first.
+        """
+        block = self._blocks.pop(request["block"]).to("meta")
+        inputs = [value.to("meta") for value in request["inputs"]]
         with torch.no_grad():
-            y = _first_tensor(block(*(value.to("meta") for value in request["inputs"])))
+            y = _first_tensor(self._called(request, block, inputs, {}), inputs[0].shape)
         return {"shape": list(y.shape), "device": str(y.device)}
 
     def op_forget(self, request: Request) -> Reply:
@@ -170,40 +272,15 @@ def described(error: BaseException) -> dict[str, Any]:
     return {"type": type(error).__name__, "message": message[:TEXT], "frames": frames[-FRAMES:]}
 
 
-def _import(root: str, name: str, file: str | None) -> types.ModuleType:
-    sys.path.insert(0, root)
-    if file is None or "." in name:
-        return importlib.import_module(name)
-    if name in sys.modules or name in sys.stdlib_module_names:
-        name = f"{name}_under_test"  # a file that is called random.py must not become everybody's random
-    spec = importlib.util.spec_from_file_location(name, file)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
+def _file_of(owner: type) -> str:
+    try:
+        return inspect.getfile(owner)
+    except (TypeError, OSError):
+        return ""
 
 
 def _is_own(value: Any, module: types.ModuleType) -> bool:
     return callable(value) and getattr(value, "__module__", None) == module.__name__
-
-
-def _parameters(function: Callable[..., Any]) -> list[dict[str, Any]] | None:
-    """Name, kind, whether it is required, and its default where that is a plain value; None if it has no signature."""
-    try:
-        signature = inspect.signature(function)
-    except (TypeError, ValueError):
-        return None
-    return [
-        {
-            "name": name,
-            "kind": parameter.kind.name,
-            "required": parameter.default is parameter.empty and not parameter.kind.name.startswith("VAR_"),
-            "default": parameter.default if isinstance(parameter.default, bool | int | float | str) else None,
-        }
-        for name, parameter in signature.parameters.items()
-    ]
 
 
 def _spelled_out(value: Any) -> Any:
@@ -238,13 +315,20 @@ def _set(block: nn.Module, values: dict[str, Tensor]) -> None:
             settable[name].copy_(value)
 
 
-def _first_tensor(y: Any) -> Tensor:
-    given = y
-    while isinstance(y, tuple | list) and y:
-        y = y[0]
-    if not isinstance(y, Tensor):
-        raise TypeError(f"forward must give a tensor, but it gave {type(given).__name__}")
-    return y
+def _first_tensor(y: Any, shape: torch.Size) -> Tensor:
+    """The output: of several tensors that a block may give, the first of its input's shape, or else the first."""
+    found = list(itertools.islice(_tensors(y), 16))
+    if not found:
+        raise TypeError(f"forward must give a tensor, but it gave {type(y).__name__}")
+    return next((one for one in found if one.shape == shape), found[0])
+
+
+def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list | dict) and depth < 4:
+        for one in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(one, depth + 1)
 
 
 def _plain(tensor: Tensor) -> Tensor:
@@ -270,6 +354,53 @@ class _Trace(TorchDispatchMode):
         if name.startswith("masked_fill") and args[1].dim() >= 2:
             self.masked = self.masked or bool(args[1].any())
         return result
+
+
+class _Watch(TorchDispatchMode):
+    """Where the learner's code changed tensors in place, and where float32 spread: one site a statement."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.sites: list[dict[str, Any]] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given = [(one.dtype, list(one.shape)) for one in args if isinstance(one, Tensor)]
+        result = function(*args, **(kwargs or {}))
+        name = str(function.name()).removeprefix("aten::").partition(".")[0]
+        if name.endswith("_") and given:
+            self._note(name, given[0][1])
+        elif isinstance(result, Tensor) and result.dtype == torch.float32:
+            wide = [shape for dtype, shape in given if dtype == torch.float32 and shape]
+            if wide and any(dtype in (torch.bfloat16, torch.float16) for dtype, _ in given):
+                self._note(PROMOTED, wide[0])
+        return result
+
+    def _note(self, what: str, shape: list[int]) -> None:
+        if len(self.sites) < MOST_SITES and (frame := _learners_frame(nearest=what == PROMOTED)) is not None:
+            self.sites.append({"what": what, "shape": shape, **frame})
+
+
+def _learners_frame(*, nearest: bool) -> dict[str, Any] | None:
+    """The innermost statement that is neither torch's nor ours; nearest: None where torch's Python lies in between."""
+    for frame in reversed(traceback.extract_stack(limit=60)):
+        if frame.filename == __file__ or frame.filename.endswith(DISPATCHING):
+            continue
+        if not frame.filename.startswith((TORCH, "<")):
+            return {"file": frame.filename, "line": frame.lineno, "function": frame.name, "code": frame.line or ""}
+        if nearest:
+            break
+    return None
+
+
+@contextlib.contextmanager
+def _filled() -> Iterator[None]:
+    """torch.empty gives NaN meanwhile."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
 
 
 class _OtherAngles(TorchDispatchMode):

@@ -12,19 +12,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ...errors import ConfigError, PrenormError
+from ...errors import PrenormError
+from ..faults import CRASHES
 from ..verdict import Verdict
+from .handed_in import Submission
 
-Check = Callable[[str], Verdict]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Submission:
-    """One learner's: a name, and FILE.py:CLASS; without a subject, the problem is why."""
-
-    name: str
-    subject: str | None = None
-    problem: str = ""
+Check = Callable[..., Verdict]
+"""check(subject, within=folder or None)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +37,13 @@ class Result:
             return "problem"
         return "passed" if self.verdict.passed else "failed"
 
+    @property
+    def stopped_by(self) -> str:
+        """What kept it from being judged to the end: the problem, or what its code raised."""
+        if self.verdict is None:
+            return self.problem
+        return next((one.evidence for one in self.verdict.findings if one.id in CRASHES), "")
+
     def to_json(self) -> dict[str, Any]:
         """For --json."""
         return {
@@ -52,31 +53,6 @@ class Result:
             "seconds": round(self.seconds, 2),
             "verdict": None if self.verdict is None else self.verdict.to_json(),
         }
-
-
-def find_submissions(folder: Path, pattern: str = "layers.py:TransformerBlock") -> list[Submission]:
-    """Every subfolder and every .py file of a folder, in the order of their names.
-
-    pattern: FILE.py:CLASS. FILE.py is looked for in a subfolder and all below it (it may have folders, and * and ?);
-    of a .py file beside the subfolders only CLASS is used. Names that begin with . or _ are left out.
-    Raises ConfigError for a pattern that is none, and a folder that is none or empty.
-    """
-    file, colon, name = pattern.rpartition(":")
-    if not colon or not file.endswith(".py") or not name.isidentifier():
-        raise ConfigError(f"a pattern is FILE.py:CLASS, such as layers.py:TransformerBlock, but it is {pattern!r}.")
-    if not folder.is_dir():
-        raise ConfigError(f"submissions lie in a folder, but {folder} is none.")
-    found = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "_")):
-            continue
-        if path.is_dir():
-            found.append(_in_folder(path, file, name))
-        elif path.suffix == ".py":
-            found.append(Submission(name=path.name, subject=f"{path}:{name}"))
-    if not found:
-        raise ConfigError(f"{folder} has neither subfolders nor .py files; give the folder that holds all submissions.")
-    return found
 
 
 def check_all(submissions: Sequence[Submission], check: Check, *, workers: int | None = None) -> Iterator[Result]:
@@ -111,14 +87,26 @@ def in_order(results: Sequence[Result], submissions: Sequence[Submission]) -> li
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """A table for spreadsheets: name, outcome, faults (their ids), problem, seconds."""
+    """A table for spreadsheets: name, outcome, faults (their ids), what stopped it, how it was built, seconds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "outcome", "faults", "problem", "seconds"])
+    writer.writerow(["name", "outcome", "faults", "problem", "built as", "called as", "seconds"])
     for one in results:
-        faults = " ".join(one.verdict.ids) if one.verdict else ""
-        writer.writerow([*map(_cell, (one.name, one.outcome, faults, one.problem)), f"{one.seconds:.1f}"])
+        faults, build, call = (
+            (" ".join(one.verdict.ids), one.verdict.build, one.verdict.call) if one.verdict else [""] * 3
+        )
+        cells = (one.name, one.outcome, faults, one.stopped_by, build, call)
+        writer.writerow([*map(_cell, cells), f"{one.seconds:.1f}"])
     return text.getvalue()
+
+
+def groups(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    """Each finding with those who have it, the most frequent first; what stopped a submission goes by its reason."""
+    whose: dict[str, list[str]] = {}
+    for one in results:
+        for id in one.verdict.ids if one.verdict else [f"problem: {one.problem}"]:
+            whose.setdefault(f"{id}: {one.stopped_by}" if id in CRASHES else id, []).append(one.name)
+    return sorted(whose.items(), key=lambda item: (-len(item[1]), item[0]))
 
 
 def print_table(results: Sequence[Result]) -> None:
@@ -127,35 +115,26 @@ def print_table(results: Sequence[Result]) -> None:
     from rich.markup import escape
     from rich.table import Table
 
+    from .text import clean
+
     table = Table("submission", "outcome", "faults", "seconds")
     for one in results:
         faults = ", ".join(one.verdict.ids) if one.verdict else one.problem
-        table.add_row(escape(one.name), one.outcome, escape(faults), f"{one.seconds:.1f}")
-    ids = [id for one in results if one.verdict for id in one.verdict.ids]
-    counts = sorted(((ids.count(id), id) for id in set(ids)), key=lambda one: (-one[0], one[1]))
+        if one.verdict and one.stopped_by:
+            faults += f" ({one.stopped_by})"
+        table.add_row(escape(clean(one.name)), one.outcome, escape(clean(faults)), f"{one.seconds:.1f}")
     console = Console()
     console.print(table)
     console.print(", ".join(f"{sum(one.outcome == kind for one in results)} {kind}" for kind in _OUTCOMES))
-    if counts:
-        console.print("faults: " + ", ".join(f"{id} {count}" for count, id in counts))
+    found = groups(results)
+    if counts := [f"{name} {len(names)}" for name, names in found if ": " not in name]:
+        console.print("faults: " + ", ".join(counts))
+    for name, names in found:
+        if ": " in name and len(names) > 1:
+            console.print(escape(clean(f"stopped {len(names)}: {name} ({', '.join(names)})")))
 
 
 _OUTCOMES = ("passed", "failed", "problem")
-
-
-def _in_folder(path: Path, file: str, name: str) -> Submission:
-    found = sorted(one for one in path.rglob(file) if one.is_file() and not _hidden(one.relative_to(path)))
-    if not found:
-        return Submission(name=path.name, problem=f"it has no {file}")
-    if len(found) > 1:
-        listed = ", ".join(str(one.relative_to(path)) for one in found[:4])
-        return Submission(name=path.name, problem=f"it has {file} more than once: {listed}")
-    return Submission(name=path.name, subject=f"{found[0]}:{name}")
-
-
-def _hidden(path: Path) -> bool:
-    """In a folder that no learner writes: .venv, __pycache__, __MACOSX."""
-    return any(part.startswith((".", "__")) for part in path.parts[:-1])
 
 
 def _checked(
@@ -188,7 +167,8 @@ def _check_one(submission: Submission, check: Check) -> Result:
     begun = time.perf_counter()
     assert submission.subject is not None
     try:
-        verdict, problem = check(submission.subject), ""
+        bounds = {} if submission.within is None else {"within": Path(submission.within)}
+        verdict, problem = check(submission.subject, **bounds), ""
     except PrenormError as error:
         verdict, problem = None, str(error)
     except Exception as error:  # our own mistake, or the system's: told, and the others go on

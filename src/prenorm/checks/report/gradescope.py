@@ -1,6 +1,7 @@
 """A verdict as the results.json of a Gradescope autograder.
 
-A block without faults gets all points, each fault takes a quarter of them, and a block that cannot be run gets none.
+A block without faults gets all points, each fault takes a quarter of them, and a block that cannot be run, or whose
+numbers nobody could judge, gets none. What is named and does not count costs nothing.
 How many checks passed does not count: a block without its residual passes most of them.
 Format: https://gradescope-autograders.readthedocs.io/en/latest/specs/
 """
@@ -48,16 +49,23 @@ def share(verdict: Verdict, fault_cost: float = FAULT_COST) -> float:
     """The share of the points, from 0 to 1."""
     if CRASHES.intersection(verdict.ids):
         return 0.0
-    return max(0.0, 1.0 - fault_cost * len(verdict.findings))
+    if not verdict.judged:  # nobody knows whether its numbers are right
+        return 0.0
+    return max(0.0, 1.0 - fault_cost * len(verdict.faults))
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
     place = f"\nLine {finding.place.line}: {finding.place.code}" if finding.place is not None else ""
     output = f"{finding.message}\n{finding.evidence}\nMend it: {finding.mend}{place}"
+    if not finding.counts:
+        return {"name": f"named: {finding.id}", "status": "passed", "output": f"No points are taken for it.\n{output}"}
     return {"name": f"fault: {finding.id}", "status": "failed", "output": output}
 
 
 def _summary(verdict: Verdict) -> str:
     if verdict.passed:
         return "No fault was found."
-    return f"{len(verdict.findings)} fault{'s' if len(verdict.findings) > 1 else ''}: {', '.join(verdict.ids)}."
+    faults = [finding.id for finding in verdict.faults]
+    counted = f"{len(faults)} fault{'' if len(faults) == 1 else 's'}{': ' if faults else ''}{', '.join(faults)}."
+    unjudged = "Its numbers could not be judged; a person has to look at it." if not verdict.judged else ""
+    return " ".join(filter(None, [counted if faults or verdict.judged else "", unjudged]))

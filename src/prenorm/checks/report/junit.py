@@ -11,7 +11,7 @@ NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(verdicts: Sequence[Verdict], problems: Mapping[str, str] | None = None) -> str:
-    """One testsuite a verdict: a testcase for every check, and one for every finding, which always fails.
+    """One testsuite a verdict: a testcase for every check, and one for every finding, which fails where it counts.
 
     problems: subjects that could not be judged, with the reason; each is a testsuite with one error.
     A check that is not applicable is skipped. Times are seconds.
@@ -34,7 +34,7 @@ def _suite(verdict: Verdict) -> ET.Element:
     failed = sum(one.result == FAILED for one in verdict.checks)
     counts = {
         "tests": len(verdict.checks) + len(verdict.findings),
-        "failures": failed + len(verdict.findings),
+        "failures": failed + len(verdict.faults),
         "errors": 0,
         "skipped": sum(one.result == NOT_APPLICABLE for one in verdict.checks),
     }
@@ -67,7 +67,10 @@ def _add_finding(suite: ET.Element, subject: str, finding: Finding) -> None:
         case.set("file", _clean(place.file))
         case.set("line", str(place.line))
         lines.append(f"{place.file}:{place.line}: {place.code}")
-    _element(case, "failure", message=finding.message, type=finding.id).text = _clean("\n".join(lines))
+    if finding.counts:
+        _element(case, "failure", message=finding.message, type=finding.id).text = _clean("\n".join(lines))
+    else:
+        _element(case, "system-out").text = _clean("\n".join([finding.message, *lines]))
 
 
 def _element(parent: ET.Element, tag: str, **attributes: str) -> ET.Element:

@@ -1,5 +1,6 @@
 """A verdict for people, in a terminal."""
 
+import io
 import unicodedata
 from collections.abc import Iterator
 from typing import Any
@@ -23,6 +24,9 @@ def print_verdict(verdict: Verdict, console: Console, source: str | None = None)
     no markup in it works, and no control character reaches the terminal.
     """
     console.print(Text.assemble("prenorm check ", (clean(verdict.subject), "bold")))
+    for name, line in (("built as", verdict.build), ("called as", verdict.call)):
+        if line:
+            console.print(Text(f"{name}  {_line(line)}", style="dim"))
     console.print(_checks(verdict))
     if verdict.conventions:
         console.print(_conventions(verdict.conventions))
@@ -34,6 +38,13 @@ def print_verdict(verdict: Verdict, console: Console, source: str | None = None)
             console.print(text)
     console.print()
     console.print(_summary(verdict))
+
+
+def written(verdict: Verdict) -> str:
+    """The same as plain text."""
+    text = io.StringIO()
+    print_verdict(verdict, Console(file=text, width=120, color_system=None, highlight=False))
+    return text.getvalue().rstrip()
 
 
 def clean(text: object) -> str:
@@ -66,7 +77,9 @@ def _conventions(conventions: dict[str, Any]) -> Table:
 
 
 def _finding(finding: Finding, source: str | None) -> Iterator[Text | Table]:
-    yield Text.assemble((_line(finding.id), "bold red"), "  ", _line(finding.message))
+    shown = (_line(finding.id), "bold red" if finding.counts else "bold yellow")
+    aside = "" if finding.counts else "  (a choice, no fault without a --target)"
+    yield Text.assemble(shown, "  ", _line(finding.message), (aside, "dim"))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
     table.add_column()
@@ -96,6 +109,8 @@ def _summary(verdict: Verdict) -> Text:
     looked_at = len(verdict.checks) - len(skipped)
     if verdict.passed:
         return Text.assemble(("no fault found", "bold green"), f" in {looked_at} checks{left_out}")
-    number = len(verdict.findings)
+    number = len(verdict.faults)
+    if not number:
+        return Text.assemble(("it could not be judged", "bold yellow"), left_out)
     found = f"{number} fault{'s' if number > 1 else ''} found"
-    return Text.assemble((found, "bold red"), f": {', '.join(map(_line, verdict.ids))}{left_out}")
+    return Text.assemble((found, "bold red"), f": {', '.join(_line(one.id) for one in verdict.faults)}{left_out}")

@@ -8,13 +8,14 @@ import dataclasses
 import torch
 
 from ..parameters import Pieces
-from ..reading import distinct, likely_feed_forward, likely_norms, unique
+from ..reading import distinct, likely_feed_forward, likely_norms, norms_around, unique
 from ..reference import Spec
 from ..variants import NO_SOFTMAX
 from .attempt import Attempt
 from .explanation import UnexplainedError
+from .fitting import BRANCH, fitted
 from .switches import ONE_TOKEN, Switch
-from .trials import Base, Probe
+from .trials import Base, Match, Probe
 
 MANY_SPECS = 3
 """With which the next step goes on, of those that give the numbers of one token: some differ in several only."""
@@ -44,32 +45,79 @@ def one_token(
     heads = [dataclasses.replace(base, softmax="heads") for base in bases]
     others = [dataclasses.replace(base, softmax=kind) for kind in NO_SOFTMAX for base in bases]
     whole = len(attempt.found.attention) <= 4
+    designs = _designs(bases, likely[0])
+    around = [a | f | n for f in inner for n in norms_around(attempt.found) for a in attention[:4]]
+    starts = [dataclasses.replace(base, sandwich=True) for base in bases]
+    matches: list[Match] = []
     for specs, readings, most in (
         (bases, likely, 1),
+        (designs, likely, 0),
+        (_scaled(attempt, bases, likely, probe), likely, 0),
+        (starts + _designs(starts, likely[0]) if around else [], around, 0),
         (bases, every, 1),
+        (designs, every[:MANY_READINGS], 0),
+        (_likeliest(bases, likely[0]), likely, 1),
         (others if whole else [], turned, 0),
         (heads if whole else [], turned, 1),
         (bases, likely, 2),
         (bases, every, 2),
         (heads if whole else [], turned, 2),
     ):
-        if most > attempt.most or (most == 2 and len(readings) > MANY_READINGS):
+        if not specs or most > attempt.most or (most == 2 and len(readings) > MANY_READINGS):
             continue
+        # a norm's weight that neither is read nor changes anything counts for nothing: readings with more weights first
         matches = attempt.trials.find(
             [(spec, int(readings is turned)) for spec in specs], ONE_TOKEN, readings, probe, most=most
         )
         if matches:
             break
-    else:
+    if not matches:
         step = "one token alone: residuals, norms, feed-forward, value and output projections"
         raise UnexplainedError(step, faults=_other_norm(attempt, bases, likely))
-    # a norm's weight that neither is read nor changes anything counts for nothing: readings with more weights first
     best = min(cost for _, cost, _ in matches)
     specs = list(dict.fromkeys(spec for spec, cost, _ in matches if cost == best))[:MANY_SPECS]
     chosen = [readings[i] for spec, _, indices in matches for i in indices if spec in specs]
     if not sees_itself:  # the next step looks at masks by itself
         specs = [dataclasses.replace(spec, mask="none", empty_rows="nan", fill=-float("inf")) for spec in specs]
     return [(spec, best) for spec in dict.fromkeys(specs)], distinct(chosen)
+
+
+def _scaled(attempt: Attempt, bases: list[Spec], readings: list[Pieces], probe: Probe) -> list[Spec]:
+    """What the sublayers give, multiplied by a number."""
+    return [spec for spec, _ in fitted(BRANCH, [(one, 0) for one in bases], readings, probe, attempt.sizes.num_heads)]
+
+
+def _likeliest(bases: list[Spec], reading: Pieces) -> list[Spec]:
+    """Of the designs below those that the weights speak for, so few that a fault can be looked for in each."""
+    kind = "layer" if "norm1_bias" in reading else "rms"
+    acts = ("silu",) if "gate" in reading else ("gelu", "tanh-gelu", "relu squared")
+    return [one for one in _designs(bases[:1], reading) if one.norm1 == kind and one.activation in acts]
+
+
+def _designs(bases: list[Spec], reading: Pieces) -> list[Spec]:
+    """What published models have in common beside Llama's block: norms, activations, and where the norms stand."""
+    kinds = ("layer",) if "norm1_bias" in reading else ("rms", "layer")
+    acts = (
+        ("silu", "gelu", "tanh-gelu", "relu")
+        if "gate" in reading
+        else ("gelu", "tanh-gelu", "relu", "silu", "relu squared")
+    )
+    places: tuple[Switch, ...] = (
+        {},
+        {"parallel": "own"},
+        {"parallel": "shared"},
+        {"post": "12"},
+        {"post": "12", "before_sum": True},
+    )
+    weights: tuple[Switch, ...] = ({},) if "norm1" in reading else ({"weight1": "none", "weight2": "none"},)
+    return [
+        dataclasses.replace(base, norm1=kind, norm2=kind, activation=act, **place, **weight)
+        for base in bases[:2]
+        for place in places
+        for kind in kinds
+        for act in acts
+        for weight in weights
+    ]
 
 
 def _other_norm(attempt: Attempt, bases: list[Spec], readings: list[Pieces]) -> list[tuple[str, str]]:

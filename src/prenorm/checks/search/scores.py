@@ -9,6 +9,7 @@ from ..reading import head_norm_readings
 from ..reference import block
 from .attempt import TOKENS, Attempt
 from .explanation import Explanation, UnexplainedError
+from .fitting import FACTOR, PAIR, SOFTCAP, THETA, USUAL_THETA, fitted
 from .switches import SCORES
 from .trials import Base, Match, Probe, agrees
 
@@ -30,13 +31,18 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
     least = min(cost for _, cost in bases)
     simplest, others = [one for one in bases if one[1] == least], [one for one in bases if one[1] > least]
     matches: list[Match] = []
-    for specs, switches, most in (
-        (simplest, SCORES, 1),
-        (others, [], 0),
-        (_with_other_tables(simplest), [], 0),
-        (_with_other_factors(simplest), [], 0),
-        (others if attempt.most > 1 else [], SCORES, 1),
-        (simplest if attempt.most > 1 else [], SCORES, 2),
+    every: list[Base] = []
+    for specs, switches, most, fit in (
+        (simplest, [], 0, None),
+        (simplest, [], 0, USUAL_THETA),
+        (simplest, SCORES, 1, None),
+        (others, [], 0, None),
+        (_with_other_shapes(simplest), [], 0, None),
+        (simplest + _with_parts(simplest), [], 0, THETA),
+        (simplest, [], 0, SOFTCAP),
+        (simplest + _capped(simplest), [], 0, FACTOR),
+        (others if attempt.most > 1 else [], SCORES, 1, None),
+        (simplest if attempt.most > 1 else [], SCORES, 2, None),
     ):
         if most == 2 and _only_distances_count(attempt, bases, readings):
             evidence = "at equal positions all is right, and only distances count, by other angles"
@@ -48,6 +54,11 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
                 for pairing, direction in ROTATIONS
                 for spec, cost in every
             ]
+        if fit is not None:
+            attempt.built.learner.check_time()
+            every = fitted(fit, every, readings, probe, attempt.sizes.num_heads)
+            if fit is FACTOR and not every and not turned:
+                every = _with_own_frequencies(attempt, simplest, kinds, readings)
         matches = attempt.trials.find(every, switches, readings, probe, most=most)
         if matches:
             break
@@ -102,22 +113,45 @@ def _only_distances_count(attempt: Attempt, bases: list[Base], readings: list[Pi
     return agrees(at_zero, expected[0], x, attempt.tolerance) and agrees(at_near, at_far, x, attempt.tolerance)
 
 
-def _with_other_tables(bases: list[Base]) -> list[Base]:
-    """Bases with another theta, or with a part of each head turned only."""
+def _with_other_shapes(bases: list[Base]) -> list[Base]:
+    """Bases with a part of each head turned only, and with slopes over distance in place of a rotation."""
+    slopes = [(dataclasses.replace(spec, rope_on="", alibi=True), cost) for spec, cost in bases if spec.rope_on == "qk"]
+    return _with_parts(bases) + slopes
+
+
+def _capped(bases: list[Base]) -> list[Base]:
+    return [(dataclasses.replace(spec, softcap=cap), cost) for cap in (50.0, 30.0, 15.0) for spec, cost in bases]
+
+
+def _with_parts(bases: list[Base]) -> list[Base]:
     return [
-        (dataclasses.replace(spec, theta=theta, rotary_fraction=fraction), cost)
-        for spec, cost in bases
-        for theta in (10000.0, 500000.0, 1e6, 1000.0, 100.0)
-        for fraction in (1.0, 0.5, 0.25, 0.75)
-        if (theta, fraction) != (10000.0, 1.0)
+        (dataclasses.replace(spec, rotary_fraction=part), cost) for part in (0.5, 0.25, 0.75) for spec, cost in bases
     ]
 
 
-def _with_other_factors(bases: list[Base]) -> list[Base]:
-    """Bases with scores of other sizes: powers of 2, up and down, and their roots."""
-    return [
-        (dataclasses.replace(spec, factor=2.0 ** (power / 4)), cost + 1)
-        for spec, cost in bases
-        for power in range(-24, 25)
-        if power
-    ]
+def _with_own_frequencies(attempt: Attempt, bases: list[Base], kinds: list[str], readings: list[Pieces]) -> list[Base]:
+    """Bases with frequencies that follow no theta, each fitted by itself: queries and keys have that pair only then."""
+    heads, dim = attempt.sizes.num_heads, attempt.sizes.head_dim
+    spec, cost = bases[0]
+    reading = readings[0]
+    found = []
+    for kind, pairing, direction in [(kind, *turn) for kind in kinds[:2] for turn in ROTATIONS]:
+        base = dataclasses.replace(spec, qk_norm=kind, pairing=pairing, direction=direction)
+        frequencies = []
+        for pair in range(dim // 2):
+            members = (2 * pair, 2 * pair + 1) if pairing == "interleaved" else (pair, pair + dim // 2)
+            kept = torch.zeros(dim, dtype=attempt.dtype)
+            kept[list(members)] = 1
+            raw = dict(attempt.raw)
+            for role in ("q", "k"):
+                for name, shape in ((role, (-1, 1)), (f"{role}_bias", (-1,))):
+                    if name in reading:
+                        value = reading[name].read(raw)
+                        reading[name].write(raw, value * 2 * kept.repeat(len(value) // dim).view(shape))
+            one = fitted(PAIR, [(base, cost)], readings[:1], attempt.probe(raw, TOKENS), heads)
+            if not one:
+                break
+            frequencies.append(one[0][0].frequencies[0])
+        else:
+            found.append((dataclasses.replace(base, frequencies=tuple(frequencies)), cost))
+    return found

@@ -60,9 +60,10 @@ class Trials:
         keep_going: up to this many switches, matches with more switches are given as well.
         most: the switches that are turned together, at most.
         """
-        groups: dict[frozenset[str], list[int]] = {}
+        groups: dict[frozenset[tuple[str, torch.Size]], list[int]] = {}
         for i, reading in enumerate(readings):
-            groups.setdefault(frozenset(reading), []).append(i)
+            shapes = frozenset((name, piece.read(probe.raw).shape) for name, piece in reading.items())
+            groups.setdefault(shapes, []).append(i)
         stacked = [(indices, weights([readings[i] for i in indices], probe.raw)) for indices in groups.values()]
         found: list[Match] = []
         tried: set[Spec] = set()

@@ -15,6 +15,7 @@ from .trials import Base
 
 def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> tuple[list[Base], list[Pieces]]:
     """Of specs and readings those that go on to give the numbers, with masks, heads and what turns beside q and k."""
+    specs = [*specs, *((_with_larger_eps(spec), cost) for spec, cost in specs if spec.residual1 != "input")]
     matches: list[tuple[Spec, int, list[Pieces]]] = []
     for group in by_queries_and_keys(readings):
         raw = _without_scores(attempt, group[0])
@@ -45,10 +46,18 @@ def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> 
     return [(spec, cost) for spec, cost, _ in matches], distinct(chosen)
 
 
+def _with_larger_eps(spec: Spec) -> Spec:
+    """With the other usual eps: without its residual norm2 reads averages of values, so small that eps counts."""
+    return dataclasses.replace(spec, eps1=1e-5, eps2=1e-5)
+
+
 def _without_scores(attempt: Attempt, reading: Pieces) -> Raw:
     """The parameters with everything that queries are made of at zero."""
     raw = dict(attempt.raw)
     for role in ("q", "q_bias", "k", "k_bias"):
         if role in reading:
             reading[role].write(raw, torch.zeros(()))
+    for norm in attempt.found.head_norms:  # what their biases add would be scores
+        for bias in attempt.found.names(attempt.found.biases.get(norm, norm)):
+            raw[bias] = torch.zeros_like(raw[bias])
     return raw

@@ -229,6 +229,7 @@ FAULTY = [
         "mask_inverted",
         "where_arguments",
         ("torch.where(mask, scores, -torch.inf)", "torch.where(mask, -torch.inf, scores)"),
+        target="paper",
     ),
     fault("mask_ignored", "result_unused", ("scores = torch.where(mask,", "masked = torch.where(mask,")),
     fault(

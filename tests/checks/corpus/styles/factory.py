@@ -369,7 +369,13 @@ FAULTY = [
         ("index[None, :] > index[:, None]", "index[None, :] > index[:, None] + 1"),
     ),
     fault("mask_inverted", "less", ("index[None, :] > index[:, None]", "index[None, :] < index[:, None]")),
-    fault("mask_inverted", "argument", ("scores.masked_fill(~mask,", "scores.masked_fill(mask,"), base=NOT_CAUSAL),
+    fault(
+        "mask_inverted",
+        "argument",
+        ("scores.masked_fill(~mask,", "scores.masked_fill(mask,"),
+        base=NOT_CAUSAL,
+        target="paper",
+    ),
     fault("mask_ignored", "not_in_the_loop", ("x = stage(x, positions, mask)", "x = stage(x, positions, None)")),
     fault(
         "mask_ignored",

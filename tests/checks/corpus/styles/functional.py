@@ -227,7 +227,7 @@ FAULTY = [
     ),
     fault("positions_off_by_one", "keys_ahead", (TURN_K, "k = rotate(k, position + 1, theta=theta)")),
     fault("causal_off_by_one", "strict_past", (".tril()", ".tril(-1)"), base=CAUSAL),
-    fault("mask_inverted", "not_forgotten", ("masked_fill(~mask,", "masked_fill(mask,")),
+    fault("mask_inverted", "not_forgotten", ("masked_fill(~mask,", "masked_fill(mask,"), target="paper"),
     fault(
         "mask_ignored",
         "none_handed_on",

@@ -299,6 +299,7 @@ FAULTY = [
         "mask_inverted",
         "filled_where_true",
         ("masked_fill(attention_mask.logical_not(),", "masked_fill(attention_mask,"),
+        target="paper",
     ),
     fault("mask_ignored", "not_handed_on", ("position_embeddings, attention_mask=mask)", "position_embeddings)")),
     fault(

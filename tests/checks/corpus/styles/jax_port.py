@@ -292,6 +292,7 @@ FAULTY = [
         "mask_inverted",
         "where_arguments",
         (WHERE, "logits = torch.where(mask, torch.full_like(logits, -torch.inf), logits)"),
+        target="paper",
     ),
     fault("mask_ignored", "not_assigned", (WHERE, WHERE.replace("logits = ", "masked = "))),
     fault("mask_value_too_small", "minus_two_hundred", ("-torch.inf", "-200.0")),

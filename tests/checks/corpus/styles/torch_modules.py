@@ -243,7 +243,12 @@ FAULTY = [
         ),
         base=CAUSAL,
     ),
-    fault("mask_inverted", "true_means_hidden", ("attn_mask=mask,", "attn_mask=None if mask is None else ~mask,")),
+    fault(
+        "mask_inverted",
+        "true_means_hidden",
+        ("attn_mask=mask,", "attn_mask=None if mask is None else ~mask,"),
+        target="paper",
+    ),
     fault(
         "mask_ignored",
         "not_handed_on",

@@ -1,0 +1,78 @@
+"""What an argument means, told by its name: `n_embd` is d_model. Standard library alone: it serves on both sides."""
+
+import re
+
+ARGUMENTS = {
+    "d_model": "d_model dim hidden_size embed_dim n_embd model_dim emb_dim embedding_dim width dmodel d emb_size "
+    "embed_size embedding_size n_embed d_embed d_embd dim_model input_dim in_dim features hidden_dimension emb",
+    "num_heads": "num_heads n_heads n_head nhead heads num_attention_heads h nheads num_head n_attention_heads "
+    "num_query_heads n_query_heads head_count num_q_heads n_q_heads",
+    "d_ff": "d_ff intermediate_size dim_feedforward ffn_dim ff_dim mlp_dim d_hidden hidden_dim inner_dim d_mlp dff "
+    "ffn_hidden_size ffn_hidden_dim ff_size feed_forward_dim feedforward_dim mlp_hidden_dim mlp_hidden_size n_inner "
+    "dim_ff ffn_size hidden_features d_inner ff_hidden_dim mlp_size d_feedforward feed_forward_size n_ff "
+    "intermediate_dim ffn_inter_dim inter_dim n_hidden ff_d d_ffn ffwd_dim",
+    "max_seq_len": "max_seq_len max_len max_seq_length max_position_embeddings context_length block_size n_ctx "
+    "max_positions max_length seq_len context_size max_position max_context_length max_sequence_length ctx_len "
+    "sequence_length seq_length max_context max_seqlen context_len window_size_max n_positions max_T seqlen",
+    "rope_theta": "rope_theta theta rope_base base rotary_base rotary_emb_base rope_freq_base theta_base",
+    "eps": "eps norm_eps rms_norm_eps layer_norm_eps epsilon rms_eps norm_epsilon layer_norm_epsilon",
+    "num_kv_heads": "num_kv_heads n_kv_heads num_key_value_heads kv_heads n_kv_head num_kv n_query_groups "
+    "num_query_groups n_kv_groups num_kv_groups n_local_heads",
+    "head_dim": "head_dim head_size d_head dim_head d_k d_v d_q dim_per_head kv_channels head_width",
+    "causal": "causal is_causal",
+    "dropout": "dropout dropout_p p_drop dropout_rate p_dropout drop drop_rate",
+    "device": "device",
+    "dtype": "dtype",
+}
+"""What arguments of constructors are called. Ours first."""
+
+_LOOSE = {
+    "dropout": r"dropout|_pdrop|drop_(rate|prob|path)",
+    "eps": r"(^|_)eps(ilon)?$",
+    "layer": r"^(layer|block|depth)_?(idx|id|index|num|number|no|i)$|^(idx|index|layer_number|i)$",
+    "bias": r"(^|_)bias$|^(use|add|with|has)_.*bias|_bias$",
+    "expansion": r"(mlp|ff|ffn|ffwd|expan\w*|hidden|widen\w*).*(ratio|mult|multiplier|factor|expansion)"
+    r"|^(expansion|expansion_factor|mult|multiplier)$",
+    "num_kv_heads": r"(kv|key_value|groups?).*heads?$|query_groups",
+    "head_dim": r"^head_?(dim|size|width)|(^|_)dim_(per_)?head|^d_head",
+    "num_heads": r"^(n|num|no|number)_?(of_)?(attention_|attn_|self_attn_|query_|q_)*heads?$",
+    "vocabulary": r"vocab",
+    "layers": r"^(n|num|number_of|no)_?(hidden_|decoder_|transformer_)?(layers?|blocks?)$|^(depth|layers)$",
+    "batch": r"^(max_)?batch_?(size)?$|^max_bsz$",
+    "rope_theta": r"(rope|rotary).*(theta|base)|^theta_|base_?freq",
+    "max_seq_len": r"(max|seq|context|block|ctx).*(len|length|size|pos\w*|ctx|window)$",
+    "d_ff": r"(ff|ffn|ffwd|mlp|feed_?forward|inter\w*|inner)_?\w*(dim|size|width|hidden|features)"
+    r"|(dim|d|size|width|n)_?(of_)?(ff|ffn|ffwd|mlp|feed_?forward|inner|inter)$",
+    "d_model": r"(model|embd?|embed\w*|hidden|channels?|residual)_?(dim|size|width|channels|features)?$",
+    "causal": r"causal",
+    "activation": r"^(hidden_)?act(ivation)?(_fn|_function)?$",
+    "cache": r"cache",
+}
+"""Where no alias fits: in a configuration, or for an argument that is required."""
+
+
+def meaning_of(name: str, *, loosely: bool = False) -> str | None:
+    """What we call the argument of that name; None where its name says nothing.
+
+    loosely: by parts of the name too, and what is no size: "layer", "layers", "bias", "expansion", "vocabulary", ...
+    """
+    plain = name.strip("_")
+    for meaning, aliases in ARGUMENTS.items():
+        if plain in aliases.split():
+            return meaning
+    if not loosely or "chunk" in plain:
+        return None
+    return next((meaning for meaning, pattern in _LOOSE.items() if re.search(pattern, plain.lower())), None)
+
+
+CONFIG = re.compile(
+    r"^(model_?|block_?|transformer_?|gpt_?|llm_?)?(config|cfg|conf|args|params|hparams|hps|settings)$", re.I
+)
+CONFIG_CLASS = re.compile(r"(config|args|params|settings|hparams|hyperparameters)\w*$", re.I)
+ROPE = re.compile(r"rope|rotary|rotat|(^|_)rot(_|$)|freqs|pos(ition)?(al)?_?(emb|enc)\w*|^pe$", re.I)
+ROPE_FLAG = re.compile(r"^(use|apply|with|has|enable|is)?_?(rope|rotary)(_?(pos\w*_?)?emb\w*)?$", re.I)
+COS, SIN = re.compile(r"(^|_)cos(ine)?s?(_|$)", re.I), re.compile(r"(^|_)sin(e|es|s)?(_|$)", re.I)
+POSITIONS = re.compile(r"^(token_|input_|cache_|seq_)?pos(ition)?s?(_ids?|_idx|_index|_indices)?$|^p$|^token_pos", re.I)
+START = re.compile(r"(start|cur|current|past|prev|kv)_?(pos|position|len|length)$|offset|^start$", re.I)
+MASK = re.compile(r"mask|^attn_bias$|^attention_bias$", re.I)
+PADDING = re.compile(r"pad|key_|memory|cross|encoder|head_mask|document", re.I)

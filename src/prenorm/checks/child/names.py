@@ -1,0 +1,162 @@
+"""The names that a line such as `Block(d_model, num_heads, d_ff)` or `block(x, freqs_cis, mask)` may use.
+
+They are worked out beside the learner's code, from plain numbers that the judge sends. The learner's own names stand
+beside them; where both have one, ours counts, and `module.NAME` is the learner's.
+"""
+
+import ast
+import math
+import types
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .meanings import meaning_of
+
+
+def of_build(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Sizes and settings: d_model num_heads num_kv_heads head_dim d_ff max_seq_len theta eps dropout causal dtype ...
+
+    values: those that the judge sets, by name.
+    """
+    names = {"causal": True, "dtype": torch.float32, "device": torch.device("cpu"), **values}
+    names["theta"] = names["rope_theta"] = values.get("rope_theta", values.get("theta", 10000.0))
+    return names | {"torch": torch, "nn": nn, "F": nn.functional, "math": math, "rows": rows}
+
+
+def of_call(wanted: Iterable[str], settings: Mapping[str, Any], x: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
+    """What one call may use beside the settings: x batch seq positions mask added cos sin freqs_cis; those wanted."""
+    seq = x.shape[-2]
+    positions = values.get("positions")
+    positions = torch.arange(seq, device=x.device) if positions is None else positions.to(x.device)
+    mask = values.get("mask")
+    mask = torch.ones(seq, seq, dtype=torch.bool, device=x.device).tril() if mask is None else mask.to(x.device)
+    made: dict[str, Callable[[], Any]] = {
+        "x": lambda: x,
+        "seq": lambda: seq,
+        "batch": lambda: x.shape[0],
+        "positions": lambda: positions,
+        "mask": lambda: mask,
+        "added": lambda: lambda allowed: added(allowed, x.dtype),
+        "rows": lambda: lambda table, places: rows(table, places, x.dtype),
+        "cos": lambda: _angles(settings, positions).cos().to(x.dtype),
+        "sin": lambda: _angles(settings, positions).sin().to(x.dtype),
+        "angles": lambda: _angles(settings, positions).to(x.dtype),
+        "freqs_cis": lambda: _turns(_angles(settings, positions), x.dtype),
+    }
+    return {name: made[name]() for name in wanted if name in made}
+
+
+def added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask that is added to scores: 0 where a query may attend, minus infinity where not."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill(~allowed, -math.inf)
+
+
+def rows(table: Any, positions: Tensor, dtype: torch.dtype = torch.float32) -> Any:
+    """The rows of a table at these positions; of each, where there are several, such as (cos, sin).
+
+    In a narrower dtype real numbers are rounded to it, as a model that is moved to it rounds its own.
+    """
+    if isinstance(table, tuple | list):
+        return tuple(rows(one, positions, dtype) for one in table)
+    found = table[positions.to(table.device)]
+    return found.to(dtype) if found.is_floating_point() and dtype.itemsize < 4 else found
+
+
+def used(line: str) -> set[str]:
+    """The names that a line uses."""
+    return {node.id for node in ast.walk(ast.parse(line.strip(), mode="eval")) if isinstance(node, ast.Name)}
+
+
+def _angles(settings: Mapping[str, Any], positions: Tensor) -> Tensor:
+    """Position times frequency, (..., seq, head_dim / 2), in float64."""
+    head_dim = settings["head_dim"]
+    exponents = torch.arange(0, head_dim, 2, dtype=torch.float64, device="cpu") / head_dim
+    frequencies = float(settings["theta"]) ** -exponents
+    return positions[..., None].double() * frequencies.to(positions.device)
+
+
+def _turns(angles: Tensor, dtype: torch.dtype) -> Tensor:
+    wide = angles.to(torch.float64 if dtype == torch.float64 else torch.float32)
+    return torch.polar(torch.ones_like(wide), wide)
+
+
+class Config(dict[str, Any]):
+    """A configuration for blocks that take one: an object with attributes, and a dictionary, that knows usual names.
+
+    What it is given counts first; then, for what is no size, what base has. `read` holds the usual names asked for.
+    """
+
+    def __init__(self, settings: Mapping[str, Any], given: Mapping[str, Any], base: Any = None) -> None:
+        super().__init__(given)
+        vars(self).update(given)
+        self.__dict__["_base"] = base
+        self.__dict__["_settings"] = settings
+        self.__dict__["read"] = {}
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return self[name]
+        except KeyError:
+            raise AttributeError(f"the configuration has no {name!r}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self[name] = self.__dict__[name] = value
+
+    def __missing__(self, name: str) -> Any:
+        meaning = meaning_of(name, loosely=True)
+        base = self.__dict__["_base"]
+        if meaning not in SIZES and base is not None and hasattr(base, name):
+            return getattr(base, name)
+        line = None if name.startswith("__") or meaning is None else WRITTEN.get(meaning)
+        if line is None:
+            raise KeyError(name)
+        self.__dict__["read"][name] = line
+        return eval(line, dict(self.__dict__["_settings"]))
+
+    def get(self, name: str, default: Any = None) -> Any:
+        """As a dictionary's, with the usual names."""
+        try:
+            return self[name]
+        except KeyError:
+            return default
+
+    def __contains__(self, name: object) -> bool:
+        return self.get(name, self) is not self if isinstance(name, str) else False
+
+
+SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len", "rope_theta", "eps", "dropout")
+TABLES = ("cos", "sin", "angles", "freqs_cis")
+WRITTEN = {
+    "d_model": "d_model",
+    "num_heads": "num_heads",
+    "num_kv_heads": "num_kv_heads",
+    "head_dim": "head_dim",
+    "d_ff": "d_ff",
+    "max_seq_len": "max_seq_len",
+    "rope_theta": "theta",
+    "eps": "eps",
+    "dropout": "dropout",
+    "causal": "causal",
+    "dtype": "dtype",
+    "device": "device",
+    "layer": "0",
+    "layers": "1",
+    "vocabulary": "64",
+    "batch": "2",
+    "bias": "False",
+    "expansion": "d_ff / d_model",
+    "cache": "None",
+    "activation": "'silu'",
+}
+"""How what an argument means is written in a line."""
+
+
+def namespace(modules: Iterable[types.ModuleType], own: types.ModuleType | None) -> dict[str, Any]:
+    """The learner's names: of the module under test first, then of what it was imported with."""
+    names: dict[str, Any] = {}
+    for module in [*modules, *([own] if own is not None else [])]:
+        names |= {name: value for name, value in vars(module).items() if not name.startswith("__")}
+    return names | ({"module": own} if own is not None else {})

@@ -1,0 +1,81 @@
+"""What a learner's classes and functions take, in plain words: for guesses at how they are built and called."""
+
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from .importing import is_stub
+from .meanings import CONFIG, CONFIG_CLASS, ROPE
+
+MOST_HELPERS = 40
+DEFINES_ROTATIONS = re.compile(r"^(class|def)\s+\w*(rope|rotary|freqs_cis|rotat)", re.I | re.M)
+MAKES = re.compile(r"precompute|compute|build|make|get|create|init|cache|table|freqs|generate|rope|rotary", re.I)
+
+
+def parameters(function: Callable[..., Any]) -> list[dict[str, Any]] | None:
+    """Name, kind, whether it is required, its default where that is a plain value, and what its annotation says."""
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return None
+    return [
+        {
+            "name": name,
+            "kind": parameter.kind.name,
+            "required": parameter.default is parameter.empty and not parameter.kind.name.startswith("VAR_"),
+            "default": parameter.default if isinstance(parameter.default, bool | int | float | str) else None,
+            "annotation": _said(parameter.annotation),
+        }
+        for name, parameter in signature.parameters.items()
+    ]
+
+
+def helpers(names: Mapping[str, Any], make: Any, constructor: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What of the learner's may be handed to a block: {"name", "kind", "parameters", "forward"}.
+
+    kind: "configuration" (a class of settings), "class" (a module that rotates or makes tables), or "function".
+    """
+    annotated = {one["annotation"] for one in constructor} | {
+        one["annotation"] for one in constructor if CONFIG.search(one["name"])
+    }
+    found = []
+    for name, value in names.items():
+        if value is make or is_stub(value) or not callable(value) or isinstance(value, nn.Module):
+            continue
+        is_class = inspect.isclass(value)
+        if is_class and not issubclass(value, nn.Module) and (CONFIG_CLASS.search(name) or name in annotated):
+            if getattr(value, "__module__", "") in ("builtins", "typing", "torch", "abc"):
+                continue
+            found.append({"name": name, "kind": "configuration", "parameters": parameters(value), "forward": None})
+        elif is_class and ROPE.search(name):
+            call = value.forward if issubclass(value, nn.Module) else getattr(value, "__call__", None)  # noqa: B004
+            found.append({"name": name, "kind": "class", "parameters": parameters(value), "forward": _bound(call)})
+        elif isinstance(value, types.FunctionType) and (ROPE.search(name) or "freq" in name) and MAKES.search(name):
+            found.append({"name": name, "kind": "function", "parameters": parameters(value), "forward": None})
+    found.sort(key=lambda one: one["name"] not in annotated)
+    return found[:MOST_HELPERS]
+
+
+def _bound(method: Any) -> list[dict[str, Any]] | None:
+    """A method's parameters without self."""
+    found = None if method is None else parameters(method)
+    return found[1:] if found else found
+
+
+def _said(annotation: Any) -> str:
+    """An annotation's name, without Optional and None: "ModelArgs", "int", "Tensor"."""
+    if annotation is inspect.Parameter.empty:
+        return ""
+    if isinstance(annotation, types.UnionType) or typing.get_origin(annotation) is typing.Union:
+        inner = [one for one in typing.get_args(annotation) if one is not type(None)]
+        return _said(inner[0]) if len(inner) == 1 else ""
+    if inspect.isclass(annotation):
+        return annotation.__name__
+    text = annotation if isinstance(annotation, str) else str(annotation)
+    text = re.sub(r"^(typing\.)?Optional\[(.*)\]$", r"\2", text.strip("'\" "))
+    return re.sub(r"\s*\|\s*None|None\s*\|\s*", "", text).strip("'\" ")[:100]

@@ -1,0 +1,35 @@
+"""What published models do on purpose: named by its fault's name, a fault only under a target of another design."""
+
+import math
+
+from .parameters import Pieces
+from .reference import Spec
+
+PUBLISHED = frozenset({"silu", "gelu", "tanh-gelu", "quick-gelu", "relu", "relu squared", "elu", "mish", "leaky relu"})
+"""Activations that somebody chose. Others look like a slip: none at all, a sigmoid that lost its factor."""
+
+
+def is_choice(id: str, evidence: str, spec: Spec, reading: Pieces) -> bool:
+    """Whether a published model has what this finding says, and has it throughout.
+
+    LayerNorm in both places (GPT-2), a feed-forward without a gate or with another activation (GPT-2, Gemma, nanochat),
+    the norms after both sublayers (the 2017 paper, OLMo 2), both sublayers side by side (GPT-J, GPT-NeoX), norms
+    without weights (OLMo, nanochat), and with normalised queries and keys, or capped scores, any scale (Gemma 2 and 3).
+    """
+    match id:
+        case "layer_norm":
+            return spec.norm1 == spec.norm2 == "layer"
+        case "wrong_activation":
+            plain = spec.gating == "plain" or "gate" not in reading
+            return spec.activation in PUBLISHED and (plain or spec.gating == "gate")
+        case "post_norm":
+            return spec.post == "12" and not spec.pre_too
+        case "parallel_sublayers":
+            return True
+        case "norm_weight_missing":
+            return "norm1" not in reading and "norm2" not in reading and spec.weight1 == spec.weight2
+        case "missing_attention_scale" | "wrong_attention_scale":
+            return (spec.qk_norm != "none" or spec.softcap != math.inf) and not spec.scaled_after
+        case "swapped_gate_up":
+            return "gate" not in evidence  # w1, w2 and w3 are numbered in more than one way
+    return False

@@ -1,0 +1,157 @@
+"""What the constructor built: the width that was asked for, and weights that training can start from."""
+
+import dataclasses
+import re
+
+import torch
+from torch import Tensor
+
+from .case import Case, raised
+from .learner import LearnerError
+from .parameters import Raw
+
+LOUD = 0.5  # a standard deviation that no rule gives a matrix with 32 inputs; 1/sqrt(32) is 0.18
+FEWEST = 200  # entries, for a mean and a standard deviation that say something
+LATER = re.compile(r"\.apply\(|def _?(init|reset|initiali[sz]e)\w*(weight|param|model)\w*\(|def _?reset_parameters\(")
+"""A model that draws its blocks' weights itself."""
+LOADED = re.compile(r"load_state_dict\(|from_pretrained\(|load_file\(")
+TRAINED = re.compile(r"\.backward\(")
+WIDTH_NAMES = frozenset(
+    ["d_ff", "dff", "d_mlp", "ff_dim", "ffn_dim", "mlp_dim", "dim_feedforward", "intermediate_size", "d_hidden"]
+)
+"""Names of d_ff that mean the width itself; of another, such as hidden_dim, a width may be made."""
+
+
+MULTIPLE = 256
+"""Of which Meta's code makes widths multiples, whatever was asked for."""
+
+
+def constructed(case: Case, text: str) -> None:
+    """Look at the weights as the constructor leaves them. text: the source of the block and of what lies beside it."""
+    try:
+        built = case.build(filled=True)
+        case.initial = built.values()
+    except LearnerError as error:
+        case.report.skip("weights at the start", raised(error))
+        return
+    frozen = [
+        one["name"]
+        for one in built.parameters
+        if not one["requires_grad"] and len(one["shape"]) == 2 and case.sizes.d_model in one["shape"]
+    ]
+    if frozen:
+        case.report.found("gradient_missing", f"requires_grad is False for {_list(frozen)}")
+    if LATER.search(text) or (LOADED.search(text) and not TRAINED.search(text)):
+        case.report.skip("weights at the start", "the code beside it draws or loads them later")
+        return
+    empty = [name for name, value in case.initial.items() if not torch.isfinite(value).all()]
+    if empty:
+        case.report.found("weights_uninitialised", f"nothing fills {_list(empty)}")
+    problem = _scale(case)
+    if problem:
+        case.report.found("weight_init_scale", problem)
+    case.report.check(
+        "weights at the start", not (empty or problem or frozen), problem or "filled, and of a usual size"
+    )
+
+
+def _scale(case: Case) -> str:
+    """What is wrong with the sizes of the matrices, or nothing."""
+    first = _matrices(case.initial)
+    loud = {name: value for name, value in first.items() if float(value.std()) > LOUD}
+    aside = {
+        name: value for name, value in first.items() if abs(float(value.mean())) > 0.25 * float(value.std()) + 1e-6
+    }
+    if aside:
+        name, value = next(iter(aside.items()))
+        return f"{name} begins around {float(value.mean()):.2g}, not around zero"
+    if not loud and not _is_variance(first):
+        return ""
+    try:
+        sizes = dataclasses.replace(case.sizes, d_model=2 * case.sizes.d_model, d_ff=2 * case.sizes.d_ff)
+        second = _matrices(case.build(sizes=sizes, filled=True).values())
+    except LearnerError:
+        second = {}
+    name, value = next(iter((loud or first).items()))
+    size, rows = float(value.std()), sum(value.shape)
+    if loud:
+        if name in second and float(second[name].std()) < 0.85 * size:
+            return ""  # it shrinks with the width
+        return (
+            f"{name} begins with a standard deviation of {size:.2g}; 1/sqrt(d_model) is {value.shape[-1] ** -0.5:.2g}"
+        )
+    if second and not _is_variance(second):
+        return ""
+    return (
+        f"{name} begins with a standard deviation of {size:.3f}, which is 2/(d_in + d_out): the formula gives the "
+        f"variance, and its root is {(2 / rows) ** 0.5:.3f}"
+    )
+
+
+def _matrices(values: Raw) -> dict[str, Tensor]:
+    return {
+        name: value.double()
+        for name, value in values.items()
+        if sum(size > 1 for size in value.shape) > 1 and value.numel() >= FEWEST and torch.isfinite(value).all()
+    }
+
+
+def _is_variance(matrices: dict[str, Tensor]) -> bool:
+    """Whether most standard deviations are 2 / (d_in + d_out), a little less where the normal is truncated."""
+    plain = [value for value in matrices.values() if value.dim() == 2]
+    alike = [0.93 < float(value.std()) * sum(value.shape) / 2 < 1.06 for value in plain]
+    return bool(alike) and sum(alike) > len(alike) / 2
+
+
+def widths(case: Case) -> None:
+    """The feed-forward's width against the one that was asked for."""
+    assert case.explanation is not None
+    own = _own_name(case)
+    down = case.explanation.reading.get("down")
+    if down is None or own is None:
+        return
+    width = down.read(case.raw).shape[-1]
+    if width == case.sizes.d_ff:
+        return
+    case.report.conventions["d_ff"] = f"{width} where {own}={case.sizes.d_ff} was asked for"
+    if own in WIDTH_NAMES and width % MULTIPLE:
+        case.report.found("d_ff_ignored", f"{own}={case.sizes.d_ff} gives weights of {width}")
+
+
+def _own_name(case: Case) -> str | None:
+    """What the constructor, or a configuration, calls d_ff; None where it takes none."""
+    line = case.learner.recipe.build
+    argument = line.argument("d_ff")
+    if argument is None or argument.name:
+        return argument.name if argument else None
+    place = next((place for place, one in enumerate(line.arguments) if one is argument), None)
+    constructor = case.learner.made.get("constructor") or []
+    return str(constructor[place]["name"]) if place is not None and place < len(constructor) else None
+
+
+def norm_weights(case: Case) -> None:
+    """What the norms' weights begin at: one, or zero where a norm multiplies by 1 + weight."""
+    assert case.explanation is not None
+    right = 0.0 if case.explanation.spec.plus_one else 1.0
+    spec = case.explanation.spec
+    for role, weight in (("norm1", spec.weight1), ("norm2", spec.weight2)):
+        piece = case.explanation.reading.get(role) if weight == "own" else None
+        if piece is None or not set(piece.parameters) <= case.initial.keys():
+            continue
+        value = piece.read(case.initial).double()
+        if not torch.isfinite(value).all():
+            continue  # weights_uninitialised says so
+        mean, spread = float(value.mean()), float(value.std())
+        constant = spread < 1e-3
+        if not constant or abs(mean - (1 - right)) < 1e-3:  # another constant is a choice
+            case.report.found(
+                "norm_weight_init",
+                f"{role}'s weight ({piece.parameters[0]}) begins at mean {mean:.2f}, std {spread:.2f}; it should be "
+                f"{right:g}",
+            )
+    good = "norm_weight_init" not in case.report.findings
+    case.report.check("norm weights at the start", good, f"they begin at {right:g}" if good else "they do not")
+
+
+def _list(names: list[str]) -> str:
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

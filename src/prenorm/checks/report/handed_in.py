@@ -1,0 +1,145 @@
+"""Submissions as they are handed in: folders, files, notebooks and zips in one folder; zips are unpacked with care."""
+
+import fnmatch
+import re
+import stat
+import zipfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+from ...errors import ConfigError
+
+MOST_FILES = 5_000  # of a zip
+MOST_BYTES = 200 << 20  # that a zip may unpack to
+MOST_TIMES = 200  # as large as its zip may a file be: more is a bomb
+ONLY = (".py", ".ipynb", ".toml", ".cfg", ".txt", ".json", ".yaml", ".yml", ".md")
+"""What is unpacked: sources and settings. Weights, data and pictures stay in their zip."""
+LARGEST = 20 << 20  # bytes of one unpacked file
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Submission:
+    """One learner's: a name, FILE:CLASS, and the folder it may not leave; without a subject, the problem is why."""
+
+    name: str
+    subject: str | None = None
+    within: str | None = None
+    problem: str = ""
+
+
+def find_submissions(
+    folder: Path, pattern: str = "layers.py:TransformerBlock", *, unpacked: Path | None = None
+) -> list[Submission]:
+    """Every subfolder, .py file, notebook and zip of a folder, in the order of their names.
+
+    pattern: FILE.py:CLASS. FILE.py is looked for in a subfolder or zip and all below it (it may have folders, and * and
+    ?), then a notebook that defines CLASS; of a file beside the subfolders only CLASS is used. unpacked: where zips are
+    unpacked to. Names that begin with . or _ are left out.
+    Raises ConfigError for a pattern that is none, and a folder that is none or empty.
+    """
+    file, colon, name = pattern.rpartition(":")
+    if not colon or not file.endswith((".py", ".ipynb")) or not name.isidentifier():
+        raise ConfigError(f"a pattern is FILE.py:CLASS, such as layers.py:TransformerBlock, but it is {pattern!r}.")
+    if not folder.is_dir():
+        raise ConfigError(f"submissions lie in a folder, but {folder} is none.")
+    found = []
+    for path in sorted(folder.iterdir()):
+        if path.name.startswith((".", "_")):
+            continue
+        if path.is_dir():
+            found.append(_in_folder(path.name, path, file, name))
+        elif path.suffix in (".py", ".ipynb"):
+            found.append(Submission(name=path.name, subject=f"{path}:{name}", within=str(path)))
+        elif path.suffix.lower() == ".zip" and unpacked is not None:
+            found.append(_in_zip(path, unpacked / path.stem, file, name))
+    if not found:
+        raise ConfigError(
+            f"{folder} has neither subfolders nor .py files, notebooks or zips; "
+            "give the folder that holds all submissions."
+        )
+    return found
+
+
+def _in_folder(shown: str, path: Path, file: str, name: str) -> Submission:
+    """The file of the pattern; without one a file or notebook that defines the class, where only one does."""
+    found = sorted(_matching(path, file))
+    if not found:
+        found = [one for one in _sources(path) if re.search(rf"\bclass\s+{name}\b", _text(one))]
+    if not found:
+        return Submission(name=shown, problem=f"it has no {file}")
+    if len(found) > 1:
+        listed = ", ".join(str(one.relative_to(path)) for one in found[:4])
+        return Submission(name=shown, problem=f"it has {file} more than once: {listed}")
+    return Submission(name=shown, subject=f"{found[0]}:{name}", within=str(path))
+
+
+def _matching(path: Path, file: str) -> Iterator[Path]:
+    pattern = f"*/{file}"
+    for one in _sources(path):
+        if fnmatch.fnmatchcase("/" + one.relative_to(path).as_posix(), pattern):
+            yield one
+
+
+def _sources(path: Path) -> list[Path]:
+    """All Python files and notebooks; links that lead out of the submission are left out."""
+    found = [one for suffix in ("*.py", "*.ipynb") for one in path.rglob(suffix)]
+    here = path.resolve()
+    kept = [
+        one for one in found if one.is_file() and not _hidden(one.relative_to(path)) and here in one.resolve().parents
+    ]
+    return sorted(kept)[:MOST_FILES]
+
+
+def _text(path: Path) -> str:
+    return path.read_bytes()[:LARGEST].decode(errors="replace")
+
+
+def _hidden(path: Path) -> bool:
+    """In a folder that no learner writes: .venv, __pycache__, __MACOSX."""
+    return any(part.startswith((".", "__")) or part == "site-packages" for part in path.parts[:-1])
+
+
+def _in_zip(path: Path, folder: Path, file: str, name: str) -> Submission:
+    try:
+        _unpack(path, folder)
+    except (ValueError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
+        return Submission(name=path.name, problem=f"its zip is refused: {error}")
+    return _in_folder(path.name, folder, file, name)
+
+
+def _unpack(path: Path, folder: Path) -> None:
+    """Unpack the sources of a zip. Raises ValueError for paths that lead out of it, and for bombs."""
+    with zipfile.ZipFile(path) as archive:
+        members = archive.infolist()
+        if len(members) > MOST_FILES:
+            raise ValueError(f"it has {len(members)} files; at most {MOST_FILES} are unpacked")
+        wanted = [one for one in members if not one.is_dir() and one.filename.endswith(ONLY)]
+        total = sum(one.file_size for one in wanted)
+        if total > MOST_BYTES or any(_is_bomb(one) for one in members):
+            raise ValueError(f"it unpacks to {total:,} bytes, or to far more than it holds")
+        for one in members:
+            _check_path(one)
+        left = MOST_BYTES
+        for one in wanted:
+            target = folder.joinpath(*PurePosixPath(one.filename.replace("\\", "/")).parts)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with archive.open(one) as source:
+                text = source.read(min(LARGEST, left) + 1)  # what it says of its size need not be true
+            if len(text) > min(LARGEST, left):
+                raise ValueError(f"{one.filename} is larger than {min(LARGEST, left):,} bytes")
+            left -= len(text)
+            target.write_bytes(text)
+
+
+def _is_bomb(one: zipfile.ZipInfo) -> bool:
+    return one.file_size > max(1 << 20, MOST_TIMES * max(1, one.compress_size))
+
+
+def _check_path(one: zipfile.ZipInfo) -> None:
+    """Raise ValueError for a path that leads out of the zip, and for a link."""
+    path = PurePosixPath(one.filename.replace("\\", "/"))
+    if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", one.filename):
+        raise ValueError(f"{one.filename!r} leads out of it")
+    if stat.S_ISLNK(one.external_attr >> 16):
+        raise ValueError(f"{one.filename!r} is a link")

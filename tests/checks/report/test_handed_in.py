@@ -1,0 +1,95 @@
+import json
+import stat
+import zipfile
+
+import pytest
+
+from prenorm.checks.notebook import definitions
+from prenorm.checks.report.handed_in import find_submissions
+
+LAYERS = "class Block: ...\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    handed_in = tmp_path / "handed in"
+    handed_in.mkdir()
+    return handed_in
+
+
+def found(folder, tmp_path, pattern="layers.py:Block"):
+    return find_submissions(folder, pattern, unpacked=tmp_path / "unpacked")
+
+
+def zipped(path, files):
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, text in files.items():
+            archive.writestr(name, text)
+    return path
+
+
+def test_zips_files_notebooks_and_packages_are_found(folder, tmp_path):
+    zipped(folder / "ann (late).zip", {"work/layers.py": LAYERS, "__MACOSX/layers.py": "", "work/model.pt": "x"})
+    (folder / "bob").mkdir()
+    (folder / "bob" / "my layers.py").write_text(LAYERS)
+    notebook = {"cells": [{"cell_type": "code", "source": ["class Block: ...\n"]}]}
+    (folder / "cy.ipynb").write_text(json.dumps(notebook))
+    (folder / "dee").mkdir()
+    (folder / "dee" / "homework 3.ipynb").write_text(json.dumps(notebook))
+    ann, bob, cy, dee = found(folder, tmp_path)
+    assert ann.subject == f"{tmp_path}/unpacked/ann (late)/work/layers.py:Block"
+    assert not list((tmp_path / "unpacked").rglob("*.pt"))
+    assert bob.subject == f"{folder}/bob/my layers.py:Block"  # the one file that defines it
+    assert (cy.subject, cy.within) == (f"{folder}/cy.ipynb:Block", f"{folder}/cy.ipynb")
+    assert dee.subject == f"{folder}/dee/homework 3.ipynb:Block"
+
+
+@pytest.mark.parametrize("name", ["../evil.py", "/evil.py", "a/../../evil.py", "C:\\evil.py", "..\\evil.py"])
+def test_a_path_that_leads_out_of_its_zip_is_refused(name, folder, tmp_path):
+    with zipfile.ZipFile(folder / "eve.zip", "w") as archive:
+        archive.writestr("layers.py", LAYERS)
+        archive.writestr(name, "evil")
+    (eve,) = found(folder, tmp_path)
+    assert "leads out of it" in eve.problem
+    assert not list(tmp_path.rglob("*evil*"))
+
+
+def test_links_and_bombs_are_refused(folder, tmp_path):
+    with zipfile.ZipFile(folder / "bomb.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("layers.py", b"#" * (40 << 20))
+    with zipfile.ZipFile(folder / "link.zip", "w") as archive:
+        link = zipfile.ZipInfo("layers.py")
+        link.external_attr = (stat.S_IFLNK | 0o777) << 16
+        archive.writestr(link, "/etc/passwd")
+    (folder / "none.zip").write_text("no zip")
+    bomb, link, none = found(folder, tmp_path)
+    assert "far more than it holds" in bomb.problem
+    assert "is a link" in link.problem
+    assert "its zip is refused" in none.problem
+
+
+def test_a_link_out_of_a_submission_is_no_file_of_it(folder, tmp_path):
+    (tmp_path / "secret.py").write_text(LAYERS)
+    (folder / "ann").mkdir()
+    (folder / "ann" / "layers.py").symlink_to(tmp_path / "secret.py")
+    assert found(folder, tmp_path)[0].problem == "it has no layers.py"
+
+
+def test_a_notebook_keeps_imports_and_definitions_with_their_cells(tmp_path):
+    cells = [
+        "%matplotlib inline\n!pip install torch\nimport torch\nfrom torch import nn",
+        "WIDTH = 4\nrate = torch.rand(1)\nmodel = train()\nprint(WIDTH)",
+        "%%bash\nls",
+        "class Block(nn.Module):\n    size = rate\n    def forward(self, x):\n        return x * WIDTH\n\n\nBlock()(1)",
+        "for step in range(10**9):\n    pass",
+    ]
+    file = tmp_path / "work.ipynb"
+    content = [{"cell_type": "markdown", "source": "# title"}] + [{"cell_type": "code", "source": one} for one in cells]
+    file.write_text(json.dumps({"cells": content}))
+    text, lines = definitions(file)
+    assert "rate = torch.rand(1)" in text  # a definition uses it
+    assert not [one for one in ("train()", "print", "ls", "Block()(1)", "range") if one in text]
+    names: dict[str, object] = {}
+    exec(compile(text, "work", "exec"), names)
+    assert "Block" in names
+    assert lines[text.splitlines().index("class Block(nn.Module):")] == ("cell 4", 1)

@@ -1,0 +1,294 @@
+"""Small blocks that differ from a right one in one thing each: what it is, is the class's name."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+def rope(x: Tensor, positions: Tensor, theta: float = 10000.0) -> Tensor:
+    """Pairs 2i, 2i+1 turned."""
+    frequencies = theta ** (-torch.arange(0, x.shape[-1], 2, device=x.device).double() / x.shape[-1])
+    angle = positions[..., None].double() * frequencies
+    cos, sin, a, b = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x[..., ::2], x[..., 1::2]
+    return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
+class Right(nn.Module):
+    """Causal, no biases, any leading dimensions."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__()
+        self.heads = num_heads
+        self.norm1, self.norm2 = self.norms(d_model)
+        self.qkv, self.o = nn.Linear(d_model, 3 * d_model, bias=False), nn.Linear(d_model, d_model, bias=False)
+        self.gate, self.up = nn.Linear(d_model, d_ff, bias=False), nn.Linear(d_model, d_ff, bias=False)
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def norms(self, d_model):
+        return nn.RMSNorm(d_model, 1e-5), nn.RMSNorm(d_model, 1e-5)
+
+    def rotated(self, x, positions):
+        return rope(x, positions)
+
+    def mixed(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
+
+    def attention(self, x):
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for t in self.qkv(x).chunk(3, -1))
+        positions = torch.arange(x.shape[-2], device=x.device)
+        y = self.mixed(self.rotated(q, positions), self.rotated(k, positions), v)
+        return self.o(y.transpose(-3, -2).flatten(-2))
+
+    def feed_forward(self, x):
+        return self.down(F.silu(self.gate(x)) * self.up(x))
+
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.feed_forward(self.norm2(x))
+
+
+def scores_of(q: Tensor, k: Tensor) -> Tensor:
+    """Causal scores, by hand."""
+    scores = q @ k.mT / q.shape[-1] ** 0.5
+    hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+    return scores.masked_fill(hidden, float("-inf"))
+
+
+class HandNorm(nn.Module):
+    """RMSNorm by hand; upcast: computed in float32."""
+
+    def __init__(self, dim, upcast=True, start=None):
+        super().__init__()
+        self.upcast, self.weight = upcast, nn.Parameter(torch.ones(dim) if start is None else start(dim))
+
+    def forward(self, x):
+        dtype = x.dtype
+        x = x.to(torch.float32) if self.upcast else x
+        return (x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-5)).to(dtype) * self.weight
+
+
+# --- what counts ---
+
+
+class UpcastMissing(Right):
+    def norms(self, d_model):
+        return HandNorm(d_model, upcast=False), HandNorm(d_model, upcast=False)
+
+
+class NoMaximum(Right):
+    def mixed(self, q, k, v):
+        e = scores_of(q, k).exp()
+        return e / e.sum(-1, keepdim=True) @ v
+
+
+class DividesInPlace(Right):
+    def mixed(self, q, k, v):
+        e = (scores_of(q, k) - scores_of(q, k).amax(-1, keepdim=True)).exp()
+        e /= e.sum(-1, keepdim=True)
+        return e @ v
+
+
+class ChangedUnderTheNorm(Right):
+    def norms(self, d_model):
+        return HandNorm(d_model), HandNorm(d_model)
+
+    def forward(self, x):
+        y = x + self.attention(self.norm1(x))
+        y += self.feed_forward(self.norm2(y))
+        return y
+
+
+class GraphOfTheConstructor(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.ones = self.scale.exp() / self.scale.exp()
+
+    def feed_forward(self, x):
+        return super().feed_forward(x) * self.ones.to(x.dtype)
+
+
+class WidthOfItsOwn(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, (d_ff + 63) // 64 * 64)
+
+
+class NormsFromNoise(Right):
+    def norms(self, d_model):
+        return HandNorm(d_model, start=torch.randn), HandNorm(d_model, start=torch.randn)
+
+
+class NormsFromZero(Right):
+    def norms(self, d_model):
+        return HandNorm(d_model, start=torch.zeros), HandNorm(d_model, start=torch.zeros)
+
+
+class NeverFilled(Right):
+    def norms(self, d_model):
+        return HandNorm(d_model, start=torch.empty), HandNorm(d_model)
+
+
+class VarianceForDeviation(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        for weight in (one for one in self.parameters() if one.dim() == 2):
+            nn.init.trunc_normal_(weight, std=2 / sum(weight.shape))
+
+
+class DeviationOfOne(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        for weight in (one for one in self.parameters() if one.dim() == 2):
+            nn.init.normal_(weight)
+
+
+class Frozen(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.down.requires_grad_(False)
+
+
+class Squeezed(Right):
+    def forward(self, x):
+        return super().forward(x).squeeze(0)
+
+
+class AxisByItsSize(Right):
+    def mixed(self, q, k, v):
+        scores = scores_of(q, k)
+        return scores.softmax(-3 if scores.shape[-3] == scores.shape[-1] else -1) @ v
+
+
+class RaisesInBfloat16AndIsOdd(Right):
+    def __init__(self, d_model, num_heads, d_ff, dtype=None):
+        super().__init__(d_model, num_heads, d_ff)
+        self.to(dtype)
+
+    def mixed(self, q, k, v):
+        q, k = q.to(torch.promote_types(q.dtype, torch.float32)), k.to(torch.promote_types(k.dtype, torch.float32))
+        return scores_of(q, k).softmax(-1).roll(1, -3) @ v
+
+
+# --- what is named, or a convention ---
+
+
+class BatchSeqOnly(Right):
+    def forward(self, x):
+        batch, seq, d_model = x.shape
+        return super().forward(x).view(batch, seq, d_model)
+
+
+class AnyTheta(Right):
+    def rotated(self, x, positions):
+        return rope(x, positions, 123456.0)
+
+
+class StretchedFrequencies(Right):
+    def rotated(self, x, positions):
+        frequencies = torch.tensor([1.0, 0.08, 0.006, 0.0001], dtype=torch.float64)
+        angle = positions[..., None].double() * frequencies
+        cos, sin, a, b = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x[..., ::2], x[..., 1::2]
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
+class GateAndUpInOne(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.gate = self.up = self.down = None
+        self.w12, self.w3 = nn.Linear(d_model, 512, bias=False), nn.Linear(256, d_model, bias=False)
+
+    def feed_forward(self, x):
+        gate, up = self.w12(x).chunk(2, -1)
+        return self.w3(F.silu(gate) * up)
+
+
+class Gpt2(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.gate = self.up = None
+        self.fc, self.down = nn.Linear(d_model, d_ff), nn.Linear(d_ff, d_model)
+
+    def norms(self, d_model):
+        return nn.LayerNorm(d_model), nn.LayerNorm(d_model)
+
+    def rotated(self, x, positions):
+        return x
+
+    def feed_forward(self, x):
+        return self.down(F.gelu(self.fc(x)))
+
+
+class SideBySide(Right):
+    def forward(self, x):
+        return x + self.attention(self.norm1(x)) + self.feed_forward(self.norm2(x))
+
+
+class NormsBehind(Right):
+    def forward(self, x):
+        x = x + self.norm1(self.attention(x))
+        return x + self.norm2(self.feed_forward(x))
+
+
+class NormsAround(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.norm3, self.norm4 = self.norms(d_model)
+
+    def forward(self, x):
+        x = x + self.norm2(self.attention(self.norm1(x)))
+        return x + self.norm4(self.feed_forward(self.norm3(x)))
+
+
+class CappedScores(Right):
+    def mixed(self, q, k, v):
+        scores = 30 * torch.tanh(q @ k.mT / q.shape[-1] ** 0.5 / 30)
+        hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
+        return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
+
+
+class WithoutNormWeights(Right):
+    def norms(self, d_model):
+        return (nn.RMSNorm(d_model, 1e-5, elementwise_affine=False),) * 2
+
+
+class SmallBranches(Right):
+    def forward(self, x):
+        x = x + 0.22 * self.attention(self.norm1(x))
+        return x + 0.22 * self.feed_forward(self.norm2(x))
+
+
+class TrueIsMasked(Right):
+    def forward(self, x, mask=None):
+        self.hidden = mask
+        return super().forward(x)
+
+    def mixed(self, q, k, v):
+        scores = scores_of(q, k)
+        scores = scores if self.hidden is None else scores.masked_fill(self.hidden, float("-inf"))
+        return scores.softmax(-1) @ v
+
+
+class ZeroAtFirst(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        nn.init.zeros_(self.o.weight)
+        nn.init.zeros_(self.down.weight)
+
+
+class RoundedBeforeItsWeight(Right):
+    def norms(self, d_model):
+        return HandNorm(d_model), HandNorm(d_model)
+
+
+class OneFlatVector(nn.Module):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__()
+        self.inner = [Right(d_model, num_heads, d_ff)]
+        self.flat = nn.Parameter(torch.cat([one.detach().flatten() for one in self.inner[0].parameters()]))
+
+    def forward(self, x):
+        inner, parts = self.inner[0], {}
+        rest = self.flat
+        for name, one in inner.named_parameters():
+            parts[name], rest = rest[: one.numel()].view_as(one), rest[one.numel() :]
+        return torch.func.functional_call(inner, parts, (x,))

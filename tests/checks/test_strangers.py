@@ -1,0 +1,162 @@
+"""What strangers' blocks do: faults are named and count; choices are named or reported, and do not.
+
+Those that take a long search are left out; PRENORM_ALL_CHECKS=1 has them too.
+"""
+
+import json
+import multiprocessing
+import os
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+
+import pytest
+import torch
+
+from prenorm.checks import judge as judging
+from prenorm.checks.code import locate
+from prenorm.checks.judge import judge
+from prenorm.checks.local import LocalSubject
+from prenorm.checks.report.gradescope import gradescope
+from prenorm.checks.verdict import Verdict
+
+from . import small
+
+COUNTING = {
+    "UpcastMissing": {"norm_without_upcast"},
+    "NoMaximum": {"softmax_overflows"},
+    "DividesInPlace": {"backward_error"},
+    "ChangedUnderTheNorm": {"backward_error"},
+    "GraphOfTheConstructor": {"backward_error"},
+    "WidthOfItsOwn": {"d_ff_ignored"},
+    "NormsFromNoise": {"norm_weight_init"},
+    "NormsFromZero": {"norm_weight_init"},
+    "NeverFilled": {"weights_uninitialised"},
+    "VarianceForDeviation": {"weight_init_scale"},
+    "DeviationOfOne": {"weight_init_scale"},
+    "Frozen": {"gradient_missing"},
+    "Squeezed": {"batch_of_one"},
+    "AxisByItsSize": {"wrong_at_some_lengths"},
+    "RaisesInBfloat16AndIsOdd": {"wrong_dtype", "unexplained"},
+}
+CHOICES = {
+    "Right": {},
+    "BatchSeqOnly": {"leading_dims": "(batch, seq, d_model) only"},
+    "AnyTheta": {"rope_theta": 123450.0},
+    "StretchedFrequencies": {"rope_frequencies": "1, 0.08, 0.006, 0.0001"},
+    "GateAndUpInOne": {},
+    "NormsAround": {"sandwich_norms": True},
+    "CappedScores": {"score_softcap": 30.0},
+    "SmallBranches": {"branch_scale": 0.22},
+    "TrueIsMasked": {"mask": "True = masked"},
+    "ZeroAtFirst": {},
+    "RoundedBeforeItsWeight": {"norm_cast": "before the weight"},
+}
+NAMED = {
+    "Gpt2": {"layer_norm", "wrong_activation", "missing_rope"},
+    "SideBySide": {"parallel_sublayers"},
+    "NormsBehind": {"post_norm"},
+    "WithoutNormWeights": {"norm_weight_missing"},
+}
+TARGETS = {
+    ("Right", "cs336"): set(),
+    ("Right", "llama-original"): set(),
+    ("Right", "llama"): {"rope_interleaved"},
+    ("Right", "paper"): {"causal_mask", "token_positions_ignored"},
+    ("BatchSeqOnly", "cs336"): set(),
+    ("RoundedBeforeItsWeight", "cs336"): set(),
+    ("RoundedBeforeItsWeight", "paper"): {"causal_mask", "token_positions_ignored"},
+    ("Gpt2", "cs336"): {"layer_norm", "wrong_activation", "missing_rope", "unexpected_bias"},
+    ("SideBySide", "llama-original"): {"parallel_sublayers"},
+}
+
+
+EVERYTHING = bool(os.environ.get("PRENORM_ALL_CHECKS"))
+SLOW = {"RaisesInBfloat16AndIsOdd", "StretchedFrequencies", "CappedScores", "NormsAround"}
+if not EVERYTHING:
+    COUNTING, CHOICES = ({key: one[key] for key in one if key not in SLOW} for one in (COUNTING, CHOICES))
+    TARGETS = {key: TARGETS[key] for key in [*TARGETS][::2]}
+
+
+def judged(name: str, target: str | None = None) -> Verdict:
+    torch.set_num_threads(1)
+    code = locate(f"{small.__file__}:{name}")
+    return judge(LocalSubject(getattr(small, name)), code, target=target, seed=0)
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> Iterator[dict[tuple[str, str | None], Future[Verdict]]]:
+    """All of them, judged in processes of their own, where no type checker slows the search."""
+    wanted = [(name, None) for name in [*COUNTING, *CHOICES, *NAMED, "OneFlatVector"]]
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield {one: pool.submit(judged, *one) for one in [*wanted, *TARGETS]}
+
+
+def counting(verdict: Verdict) -> set[str]:
+    return {finding.id for finding in verdict.faults}
+
+
+@pytest.mark.parametrize("name", COUNTING)
+def test_a_fault_is_named_and_counts(name, verdicts):
+    verdict = verdicts[name, None].result()
+    assert counting(verdict) == COUNTING[name]
+    assert verdict.exit_code == 1
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_a_choice_is_no_fault_and_is_reported(name, verdicts):
+    verdict = verdicts[name, None].result()
+    assert verdict.ids == []
+    assert verdict.exit_code == 0
+    assert CHOICES[name].items() <= verdict.conventions.items()
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_another_design_is_named_and_does_not_count(name, verdicts):
+    verdict = verdicts[name, None].result()
+    assert set(verdict.ids) == NAMED[name]
+    assert verdict.exit_code == 0
+    assert [one["counts"] for one in verdict.to_json()["findings"]] == [False] * len(NAMED[name])
+    assert gradescope(verdict)["score"] == 100.0
+
+
+@pytest.mark.parametrize(("name", "target"), TARGETS)
+def test_a_target_fixes_what_is_free_without_one(name, target, verdicts):
+    assert counting(verdicts[name, target].result()) == TARGETS[name, target]
+
+
+@pytest.mark.parametrize(
+    ("name", "code"),
+    [
+        ("DividesInPlace", "e /= e.sum(-1, keepdim=True)"),
+        ("ChangedUnderTheNorm", "y += self.feed_forward(self.norm2(y))"),
+    ],
+)
+def test_a_change_in_place_is_pointed_at(name, code, verdicts):
+    (finding,) = verdicts[name, None].result().findings
+    assert finding.place is not None
+    assert finding.place.code == code
+    assert "changed in place" in finding.evidence
+    assert "not e /= total" in finding.mend
+
+
+def test_what_nobody_could_judge_passes_nowhere_and_is_no_fault(verdicts):
+    verdict = verdicts["OneFlatVector", None].result()
+    assert verdict.ids == ["unreadable"]
+    assert not verdict.faults
+    assert not verdict.passed
+    assert verdict.exit_code == 2
+    results = gradescope(verdict)
+    assert results["score"] == 0.0
+    assert results["output"] == "Its numbers could not be judged; a person has to look at it."
+
+
+def test_a_mistake_of_the_checkers_own_is_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(case: object) -> None:
+        raise ZeroDivisionError("ours")
+
+    monkeypatch.setattr(judging.numbers, "numbers", broken)
+    verdict = judged("Right")
+    assert verdict.ids == ["internal_error"]
+    assert "ZeroDivisionError: ours (at test_strangers.py:" in verdict.findings[0].evidence
+    assert verdict.exit_code == 2
+    assert json.loads(json.dumps(verdict.to_json()))["passed"] is False
