@@ -13,7 +13,7 @@ help:
 	@echo "make test    set up and run the tests"
 	@echo "make test-all          the same with the long sweeps, which are marked slow"
 	@echo "make test-grid         every way of running every model against the oracle, some 7,000 cells (about 15 minutes)"
-	@echo "make test-check        every faulty, right and hostile block against prenorm check (about 40 minutes)"
+	@echo "make test-check        every faulty, right and hostile block against prenorm check (more than an hour)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the files as the formatter wants them"
 	@echo "make bench         blocks, writing, whole numbers, a training step: tables and runs/bench/*.json (about 12 minutes)"
@@ -53,8 +53,10 @@ check: .venv/dev.stamp
 test-check: .venv/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.measure
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.measure --strangers
+	$(BIN)/pip install --quiet --no-deps litgpt lightning-utilities timm  # their requirements would change torch's version
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.witnesses
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.hostile
-	PRENORM_ALL_CHECKS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/checks/test_corpus.py tests/checks/test_strangers.py tests/challenge
+	PRENORM_ALL_CHECKS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/checks/test_corpus.py tests/checks/test_strangers.py tests/checks/test_start.py tests/challenge
 
 format: .venv/dev.stamp
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -144,6 +145,33 @@ def test_the_command_names_a_fault_with_exit_code_1(workspace: Path, capsys: pyt
     assert set(finding) == {"id", "message", "evidence", "mend", "where", "counts"}
     assert command.main(["check", f"{file}:TransformerBlock"]) == 1
     assert "gate_after_product" in capsys.readouterr().out
+
+
+def test_the_command_takes_lines_that_build_and_call(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = workspace / "layers.py"
+    lines = ["--build", "TransformerBlock(d_model, num_heads, d_ff * 1)", "--call", "block(x)"]
+    assert command.main(["check", f"{file}:TransformerBlock", "--json", *lines]) == 0
+    verdict = json.loads(capsys.readouterr().out)
+    assert (verdict["build"], verdict["call"]) == (lines[1], lines[3])
+    assert command.main(["check", f"{file}:TransformerBlock", "--build", "TransformerBlock("]) == 2
+    assert "--build is one Python expression" in capsys.readouterr().err
+    lines[1] = "__import__('os').execv('/bin/sh', ['sh'])"  # it runs in the sandbox, where nothing can be started
+    assert command.main(["check", f"{file}:TransformerBlock", "--json", *lines]) == 1
+    assert [one["id"] for one in json.loads(capsys.readouterr().out)["findings"]] == ["constructor_error"]
+
+
+def test_a_batch_of_zips_and_notebooks_is_one_page(
+    workspace: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, text = tmp_path_factory.mktemp("handed in"), (workspace / "layers.py").read_text()
+    with zipfile.ZipFile(folder / "ann.zip", "w") as archive:
+        archive.writestr("cs336_basics/__init__.py", "import importlib.metadata as m\nm.version('cs336_basics')\n")
+        archive.writestr("cs336_basics/layers.py", text)
+    cell = {"cell_type": "code", "source": text + "\nraise RuntimeError('training')\n"}
+    (folder / "bob.ipynb").write_text(json.dumps({"cells": [cell]}))
+    assert command.main(["check", "--batch", str(folder), "layers.py:TransformerBlock", "--format", "html"]) == 0
+    page = capsys.readouterr().out
+    assert page.count('<td class="passed">passed</td>') == 2
 
 
 def test_what_the_learner_prints_stays_out_of_the_json(workspace: Path) -> None:

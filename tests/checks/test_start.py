@@ -40,6 +40,13 @@ def test_a_right_block_is_judged_and_passes(project: Project, tmp_path: Path) ->
     assert [words for words in project.said if words not in said] == []
 
 
+def test_a_layer_of_an_installed_package_is_judged_as_it_is() -> None:
+    verdict = check("transformers.models.llama.modeling_llama:LlamaDecoderLayer")
+    assert verdict.ids == []
+    assert "LlamaConfig(" in verdict.build
+    assert "LlamaRotaryEmbedding(config=config)(x, positions[None])" in verdict.call
+
+
 def started(source: str, folder: Path, name: str = "Block", **lines: str) -> Case:
     """The lines that are found for a source, without a judgement of its numbers."""
     file = folder / "learner.py"
@@ -71,6 +78,11 @@ def test_the_sense_of_a_required_mask_is_found_out(sense: str, tmp_path: Path) -
     ("signature", "turn", "line"),
     [
         ("cos, sin", "t * cos + rotate_half(t) * sin", "cos=torch.cat((cos, cos), -1)"),
+        (
+            "cos, sin",
+            "t * cos + torch.stack((-t[..., 1::2], t[..., ::2]), -1).flatten(-2) * sin",
+            "cos=cos.repeat_interleave(2, -1)",
+        ),
         (
             "rope",
             "t * rope[0] + rotate_half(t) * rope[1]",
@@ -129,11 +141,7 @@ class Block(nn.Module):
 
 
 def test_a_line_that_is_given_is_what_runs(tmp_path: Path) -> None:
-    source = (
-        HEAD
-        + "class Block(nn.Module):\n    def __init__(self, part):\n        super().__init__()\n        self.part = part\n"
-    )
-    source += "    def forward(self, x):\n        return self.part(x)\n"
+    source = HEAD + TAKES.format("part", "self.part = part")
     case = started(source, tmp_path, build="Block(nn.Linear(d_model, d_model))", call="block(x * 2)")
     assert case.learner.recipe.call.written() == "block(x * 2)"
     assert [one["name"] for one in case.build().parameters] == ["part.weight", "part.bias"]
@@ -190,11 +198,11 @@ def test_what_is_judged_reads_nothing_outside_its_bounds(tmp_path: Path) -> None
     for name in ("ann", "bob"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "layers.py").write_text(
-            "from ..ann import secret\nfrom ann import layers\nclass Block: ...\n"
+            "from ..ann.layers import Block\nfrom ann import layers\nclass Block: ...\n"
         )
     code = locate(f"{tmp_path}/bob/layers.py:Block", within=tmp_path / "bob")
     assert not [one for one in (*code.readable, *code.beside.values(), *code.files) if "ann" in Path(one).parts]
     (tmp_path / "carl.py").write_text("import dora\nclass Block: ...\n")
     (tmp_path / "dora.py").touch()
     code = locate(f"{tmp_path}/carl.py:Block", within=tmp_path / "carl.py")
-    assert code.readable == (str(tmp_path / "carl.py"),)
+    assert code.readable == code.files == (str(tmp_path / "carl.py"),)

@@ -1,8 +1,8 @@
 """Public blocks of installed packages, which nobody here wrote: as they are, and with faults planted into a copy.
 
-`python -m tests.checks.witnesses` judges all of them and prints what was found; packages that are not installed are left
-out. A witness is right when nothing that counts is found: published choices (LayerNorm, GELU, parallel sublayers, ...)
-are named and do not count.
+`python -m tests.checks.witnesses` judges all of them and prints what was found; what is not installed is left out.
+A witness is right when nothing that counts is found: published choices (LayerNorm, GELU, parallel sublayers, ...) are
+named and do not count.
 """
 
 import argparse
@@ -109,9 +109,11 @@ def witnesses() -> list[Witness]:
 
 FAULTS: tuple[tuple[str, str, str], ...] = (
     # id, what stands in the source, what is put there; \g<0> and groups are the match's
-    ("residual_detached", r"(\n    def forward\((?:(?!\n    def ).)*?residual = )hidden_states\n(?=(?:(?!\nclass ).)*mlp)",
+    ("residual_detached",
+     r"(\n    def forward\((?:(?!\n    def ).)*?residual = )hidden_states\n(?=(?:(?!\nclass ).)*mlp)",
      r"\1hidden_states.detach()\n"),
-    ("missing_residual_attention", r"hidden_states = residual \+ (hidden_states|attn_output)\n", r"hidden_states = \1\n"),
+    ("missing_residual_attention", r"hidden_states = residual \+ (hidden_states|attn_output)\n",
+     r"hidden_states = \1\n"),
     ("rope_on_queries_only", r"k_embed = \(k \* cos\) \+ \(rotate_half\(k\) \* sin\)", "k_embed = k + 0 * (k * cos)"),
     ("rope_not_a_rotation", r"torch\.cat\(\(-x2, x1\), dim=-1\)", "torch.cat((x2, x1), dim=-1)"),
     ("missing_attention_scale", r"(key_states\.transpose\(2, 3\)\)) \* scaling", r"\1"),

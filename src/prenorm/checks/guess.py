@@ -160,6 +160,8 @@ def _settings(parameters: Sequence[Description]) -> Iterator[Argument]:
         if one["kind"].startswith("VAR_"):
             continue
         meaning = meaning_of(one["name"], loosely=True)
+        if meaning == "rope_theta" and meaning_of(one["name"]) is None and not one["required"]:
+            continue  # of some other layers
         if meaning in IN_CONFIGURATIONS and not isinstance(one["default"], bool):
             needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
             yield Argument(one["name"], WRITTEN[meaning], needed, one["default"])
@@ -202,7 +204,7 @@ def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]
 def _pairs(cosine: Description, sine: Description, made: Description) -> list[tuple[Argument, ...]]:
     """Both tables of cos and sin."""
     tables = [f"rows({line.written()}, positions)" for line in _functions(made)] + list(_class_calls(made))
-    found = [*((f"{table}[0]", f"{table}[1]") for table in tables), *_both()]
+    found = [(f"{table}[0]{axes}", f"{table}[1]{axes}") for axes in ("", "[None]") for table in tables] + _both()
     slot: list[tuple[Argument, ...]] = [
         (Argument(cosine["name"], c, True), Argument(sine["name"], s, True)) for c, s in found
     ]
@@ -281,8 +283,8 @@ def _rope_arguments(parameters: Sequence[Description] | None) -> tuple[Argument,
             value = "d_model"
         elif meaning in ("d_model", "head_dim", "d_ff") or re.search(r"dim|n_elem|^d$|features", one["name"].lower()):
             value = "head_dim"
-        elif meaning in ("max_seq_len", "rope_theta", "num_heads"):
-            value = WRITTEN[meaning]
+        elif meaning in ("max_seq_len", "num_heads") or meaning_of(one["name"]) == "rope_theta":
+            value = WRITTEN[meaning or ""]
         elif re.search(r"^(end|length|len|t|n|size|seq\w*|num_\w*|context\w*|max\w*)$", one["name"].lower()):
             value = "max_seq_len"
         elif one["required"] and meaning in ("device", "dtype"):

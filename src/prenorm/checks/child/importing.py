@@ -159,14 +159,14 @@ def _file(module: Any) -> str | None:
 def _from_file(name: str, file: str, text: str | None) -> types.ModuleType:
     if "." not in name and (name in sys.modules or name in sys.stdlib_module_names):
         name = f"{name}_under_test"  # a file that is called random.py must not become everybody's random
-    spec = importlib.util.spec_from_file_location(name, file)
+    loader = importlib.machinery.SourceFileLoader(name, file)  # whatever the file's name ends in
+    spec = importlib.util.spec_from_file_location(name, file, loader=loader)
     assert spec is not None
-    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     sys.modules[name] = module
     try:
         if text is None:
-            spec.loader.exec_module(module)
+            loader.exec_module(module)
         else:
             exec(compile(text, file, "exec"), vars(module))
     except BaseException:

@@ -70,7 +70,7 @@ CONFIG = re.compile(
 )
 CONFIG_CLASS = re.compile(r"(config|args|params|settings|hparams|hyperparameters)\w*$", re.I)
 ROPE = re.compile(r"rope|rotary|rotat|(^|_)rot(_|$)|freqs|pos(ition)?(al)?_?(emb|enc)\w*|^pe$", re.I)
-ROPE_FLAG = re.compile(r"^(use|apply|with|has|enable|is)?_?(rope|rotary)(_\w+)?$", re.I)
+ROPE_FLAG = re.compile(r"^(use|apply|with|has|enable|is)?_?(rope|rotary)(_?(pos\w*_?)?emb\w*)?$", re.I)
 COS, SIN = re.compile(r"(^|_)cos(ine)?s?(_|$)", re.I), re.compile(r"(^|_)sin(e|es|s)?(_|$)", re.I)
 POSITIONS = re.compile(r"^(token_|input_|cache_|seq_)?pos(ition)?s?(_ids?|_idx|_index|_indices)?$|^p$|^token_pos", re.I)
 START = re.compile(r"(start|cur|current|past|prev|kv)_?(pos|position|len|length)$|offset|^start$", re.I)

@@ -54,12 +54,12 @@ def fitted(fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe
     gap = _gaps(readings[:MOST_READINGS], probe, num_heads)
     coarse = []
     for spec, cost in bases:
-        gaps = [gap(fit.set(spec, fit.at(place))) for place in range(fit.starts)]
+        gaps = [gap(fit.set(spec, fit.at(place))) for place in map(float, range(fit.starts))]
         least = min(range(fit.starts), key=gaps.__getitem__)
         coarse.append((gaps[least], least, spec, cost))
     found = []
     for _, place, spec, cost in sorted(coarse, key=lambda one: one[0])[:REFINED]:
-        number, near = _refined(functools.partial(_gap_at, fit, spec, gap), place)
+        number, near = _refined(functools.partial(_gap_at, fit, spec, gap), float(place))
         if near > 100 * probe.tolerance:
             continue
         value = fit.at(number)
