@@ -6,6 +6,8 @@ from prenorm.checks import replies
 from prenorm.checks.child.wire import WireError
 from prenorm.checks.local import LocalSubject
 
+PARAMETER = {"name": "x", "kind": "KEYWORD_ONLY", "required": True, "default": None, "annotation": ""}
+LOADED = {"name": "Block", "constructor": [PARAMETER], "is_class": True, "helpers": [], "notes": {}}
 BUILT = {"block": 0, "parameters": [], "tensors": [], "forward": None, "read": {}}
 
 
@@ -38,6 +40,7 @@ def test_the_replies_to_load_have_their_form() -> None:
     load = {"op": "load", "root": "/", "module": "fractions", "file": None, "name": "Fraction"}
     assert "constructor" in replies.checked("load", subject.ask(load))
     assert "missing" in replies.checked("load", subject.ask({**load, "name": "Nothing"}))
+    assert replies.checked("load", LOADED)
     assert "error" in replies.checked("load", subject.ask({**load, "module": "no_such_module"}))
 
 
@@ -55,6 +58,10 @@ def test_the_replies_to_load_have_their_form() -> None:
         ("build", BUILT | {"tensors": ["a"]}),
         ("load", {"constructor": [{"name": "x"}], "is_class": True}),
         ("load", {"missing": [1]}),
+        ("load", LOADED | {"name": "x) or (y"}),  # names become part of lines
+        ("load", LOADED | {"constructor": [PARAMETER | {"name": "a=1, b"}]}),
+        ("load", LOADED | {"constructor": [PARAMETER] * 501}),
+        ("build", BUILT | {"read": {"n_embd": "print(1)"}}),
         ("forget", {"x": 1}),
         ("run", {"error": "text"}),
         ("run", {"error": {"type": "E", "message": "m", "frames": [{"file": 1}]}}),

@@ -79,6 +79,11 @@ def test_the_sense_of_a_required_mask_is_found_out(sense: str, tmp_path: Path) -
     [
         ("cos, sin", "t * cos + rotate_half(t) * sin", "cos=torch.cat((cos, cos), -1)"),
         (
+            "cos, sin",
+            "t * cos + torch.stack((-t[..., 1::2], t[..., ::2]), -1).flatten(-2) * sin",
+            "cos=cos.repeat_interleave(2, -1)",
+        ),
+        (
             "rope",
             "t * rope[0] + rotate_half(t) * rope[1]",
             "rope=(torch.cat((cos, cos), -1), torch.cat((sin, sin), -1))",
@@ -193,11 +198,11 @@ def test_what_is_judged_reads_nothing_outside_its_bounds(tmp_path: Path) -> None
     for name in ("ann", "bob"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "layers.py").write_text(
-            "from ..ann import secret\nfrom ann import layers\nclass Block: ...\n"
+            "from ..ann.layers import Block\nfrom ann import layers\nclass Block: ...\n"
         )
     code = locate(f"{tmp_path}/bob/layers.py:Block", within=tmp_path / "bob")
     assert not [one for one in (*code.readable, *code.beside.values(), *code.files) if "ann" in Path(one).parts]
     (tmp_path / "carl.py").write_text("import dora\nclass Block: ...\n")
     (tmp_path / "dora.py").touch()
     code = locate(f"{tmp_path}/carl.py:Block", within=tmp_path / "carl.py")
-    assert code.readable == (str(tmp_path / "carl.py"),)
+    assert code.readable == code.files == (str(tmp_path / "carl.py"),)

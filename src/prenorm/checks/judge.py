@@ -246,15 +246,3 @@ def _name_by_traces(case: Case) -> None:
         if not case.agrees(plain, scrambled, x):
             findings["rope_over_heads"] = "cos and sin are used, and no position counts: all tokens are turned alike"
             del findings["missing_rope"]
-        elif not case.target.llama_design and not _means_to_rotate(case, x):
-            choices.add("missing_rope")  # learned positions, or those of attention biases, are added by the model
-
-
-def _means_to_rotate(case: Case, x: torch.Tensor) -> bool:
-    """Whether anything in it has to do with rotary positions: an argument, a table, a sine."""
-    assert case.built is not None
-    if case.learner.takes("rope_theta") or case.built.positions_name is not None:
-        return True
-    halves = {case.sizes.head_dim, case.sizes.head_dim // 2}
-    tables = [one for one in case.built.tensors if len(one["shape"]) >= 2 and one["shape"][-1] in halves]
-    return bool(tables) or bool(case.built.run(case.raw, x, trace=True).operations & {"cos", "sin", "polar"})

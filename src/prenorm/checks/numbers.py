@@ -62,6 +62,8 @@ def numbers(case: Case) -> None:
         counts = case.target.llama_design or not is_choice(id, evidence, spec, reading)
         if id == "rope_bf16_tables" and case.learner.recipe.call.uses & {"rows", *TABLES}:
             counts = False  # the tables are handed in
+        if id == "missing_rope" and not case.target.llama_design:
+            counts = _means_to_rotate(case)  # learned positions, or those of attention biases, are added by the model
         case.report.found(id, f"the outputs are those of a block in which {evidence}", counts=counts)
     case.report.check(
         "the numbers",
@@ -71,6 +73,17 @@ def numbers(case: Case) -> None:
         else "they are those of the formula with: " + "; ".join(evidence for _, evidence in said),
     )
     case.report.conventions.update(conventions(case.explanation))
+
+
+def _means_to_rotate(case: Case) -> bool:
+    """Whether anything in it has to do with rotary positions: an argument, a table, a sine."""
+    assert case.built is not None
+    if case.learner.takes("rope_theta") or case.built.positions_name is not None:
+        return True
+    halves = {case.sizes.head_dim, case.sizes.head_dim // 2}
+    tables = [one for one in case.built.tensors if len(one["shape"]) >= 2 and one["shape"][-1] in halves]
+    turning = case.built.run(case.raw, case.x(2, TOKENS), trace=True).operations & {"cos", "sin", "polar"}
+    return bool(tables) or bool(turning)
 
 
 def lengths(case: Case) -> None:

@@ -10,6 +10,7 @@ from .child.names import WRITTEN
 from .child.wire import WireError
 
 Form = Callable[[Any], bool]
+MOST_PARAMETERS = 500  # of one function: all of them are tried for what they may mean
 
 
 def checked(op: str, reply: dict[str, Any]) -> dict[str, Any]:
@@ -24,8 +25,8 @@ def _is(*kinds: type) -> Form:
     return lambda value: type(value) in kinds
 
 
-def _list(item: Form) -> Form:
-    return lambda value: type(value) is list and all(map(item, value))
+def _list(item: Form, most: int = 1 << 20) -> Form:
+    return lambda value: type(value) is list and len(value) <= most and all(map(item, value))
 
 
 def _named(item: Form) -> Form:
@@ -69,14 +70,15 @@ _PARAMETERS = _or_none(
             required=_SWITCH,
             default=_is(bool, int, float, str, types.NoneType),
             annotation=_TEXT,
-        )
+        ),
+        MOST_PARAMETERS,
     )
 )
 _LOADED = _record(
     name=_is_name,
     constructor=_PARAMETERS,
     is_class=_SWITCH,
-    helpers=_list(_record(name=_is_name, kind=_TEXT, parameters=_PARAMETERS, forward=_PARAMETERS)),
+    helpers=_list(_record(name=_is_name, kind=_TEXT, parameters=_PARAMETERS, forward=_PARAMETERS), 40),
     notes=_named(_TEXT),
 )
 _LISTED = _list(_record(name=_TEXT, shape=_SHAPE, dtype=_TEXT, device=_TEXT, requires_grad=_SWITCH, same_as=_TEXT))

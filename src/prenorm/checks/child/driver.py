@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from .importing import Importer
 from .names import TABLES, Config, namespace, of_build, of_call, used
@@ -233,9 +234,10 @@ class Driver:
             return block(*inputs, **keywords)
         line, names = request["line"].strip(), self._names.get(request["block"], {})
         names = names | of_call(used(line), names, inputs[0], request.get("values") or {}) | {"block": block}
-        elsewhere = inputs[0].device.type != "cpu"  # what the line makes is made there as well
-        with torch.device(inputs[0].device) if elsewhere else contextlib.nullcontext():
+        if inputs[0].device.type == "cpu":
             return eval(line, names)
+        with torch.device(inputs[0].device):  # what the line makes is made there as well, but not what the block makes
+            return eval(line, names | {"block": _AtHome(block)})
 
     def op_run_on_meta(self, request: Request) -> Reply:
         """Move the block to the meta device, call it with an input there, and forget it. Gives {"shape", "device"}.
@@ -244,7 +246,7 @@ class Driver:
         """
         block = self._blocks.pop(request["block"]).to("meta")
         inputs = [value.to("meta") for value in request["inputs"]]
-        with torch.no_grad():
+        with torch.no_grad(), _OneDevice():
             y = _first_tensor(self._called(request, block, inputs, {}), inputs[0].shape)
         return {"shape": list(y.shape), "device": str(y.device)}
 
@@ -252,6 +254,22 @@ class Driver:
         """Drop every block."""
         self._blocks.clear()
         return {}
+
+
+class _AtHome:
+    """A block whose own new tensors are made where they always are, whatever the line around it sets."""
+
+    def __init__(self, block: nn.Module) -> None:
+        self.block = block
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """What the block gives."""
+        with torch.device("cpu"):
+            return self.block(*args, **kwargs)
+
+    def __getattr__(self, name: str) -> Any:
+        """What the block has."""
+        return getattr(self.block, name)
 
 
 def described(error: BaseException) -> dict[str, Any]:
@@ -401,6 +419,19 @@ def _filled() -> Iterator[None]:
         yield
     finally:
         torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+
+
+class _OneDevice(TorchDispatchMode):
+    """Raises where tensors of two devices meet: some operations of the meta device do not look, as masked_fill."""
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = str(function.name()).removeprefix("aten::").partition(".")[0]
+        given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim()]
+        if len({one.device for one in given}) > 1:
+            looked_up = name.startswith("index") and given[0].device.type == "meta"  # indices may stay behind
+            if not looked_up and name not in ("_to_copy", "copy_"):
+                raise RuntimeError(f"Expected all tensors to be on the same device, but {name} met two")
+        return function(*args, **(kwargs or {}))
 
 
 class _OtherAngles(TorchDispatchMode):
