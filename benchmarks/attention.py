@@ -23,7 +23,6 @@ from prenorm.functional import linear
 from prenorm.kernels.cpu.attention import attention
 from prenorm.kernels.cpu.blocked_attention import blocked_attention
 from prenorm.kernels.sdpa import sdpa
-from prenorm.ops.masks import causal_mask
 from prenorm.training.device import hold_on_to_memory
 
 SHAPES = [  # batch, heads, heads of keys and values, queries, keys, head_dim
@@ -92,8 +91,7 @@ def in_cpp(shape: tuple[int, ...], dtype: torch.dtype, *, backward: bool) -> lis
     )
 
     def pytorchs(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        mask = None if queries == keys else causal_mask(queries, keys)
-        return sdpa(query, key, value, mask, True, 0.0)
+        return sdpa(query, key, value, None, causal=True)
 
     def ours(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
         return attention(query, key, value, None, causal=True)
@@ -114,11 +112,11 @@ def blocked(shape: tuple[int, ...]) -> list[str]:
     query, key, value = (torch.randn(shape, dtype=torch.bfloat16, requires_grad=True) for _ in range(3))
     grad, seq = torch.randn(shape, dtype=torch.bfloat16), shape[2]
     documents = torch.arange(seq) >= seq // 2
-    mask = (causal_mask(seq, seq) & (documents[:, None] == documents)).expand(shape[0], 1, seq, seq)
+    mask = (documents[:, None] == documents).expand(shape[0], 1, seq, seq)
 
     def call(kernel: Callable[..., Tensor]) -> Callable[[], object]:
         compiled = torch.compile(kernel, dynamic=False)
-        return lambda: compiled(query, key, value, mask, True, 0.0).backward(grad)
+        return lambda: compiled(query, key, value, mask, causal=True).backward(grad)
 
     return compared(*in_turn(call(sdpa), call(blocked_attention)))
 

@@ -29,7 +29,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 from prenorm import TransformerBlock
 from prenorm.functional import linear
-from prenorm.kernels.cpu.linear import why_not
+from prenorm.kernels.cpu.linear import unavailable_reason
 
 D_MODEL, HEADS, D_FF = 1024, 16, 2752
 CELLS = [
@@ -180,7 +180,8 @@ def main() -> None:
     console = Console()
     for cell in cells:
         console.print(table(cell))
-    console.print(f"{machine}, {versions}. Products: {why_not() or 'oneDNN'} in float32, oneDNN in bfloat16.")
+    products = unavailable_reason() or "oneDNN"
+    console.print(f"{machine}, {versions}. Products: {products} in float32, oneDNN in bfloat16.")
     if options.json is not None:
         options.json.write_text(json.dumps({"machine": machine, "versions": versions, "cells": cells}, indent=1) + "\n")
 

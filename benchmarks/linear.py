@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from prenorm.kernels.cpu.native import why_not
+from prenorm.kernels.cpu.native import unavailable_reason
 from prenorm.kernels.cpu.processor import processor
 from prenorm.kernels.cpu.product import product
 
@@ -57,7 +57,7 @@ def row(rows: int, d_in: int, d_out: int) -> list[str]:
     runs = [
         lambda: grad.t() @ x,
         lambda: onednn(grad.t(), x.t()),
-        *([] if why_not() else [lambda: product(grad.t(), x)]),
+        *([] if unavailable_reason() else [lambda: product(grad.t(), x)]),
     ]
     first, *others = in_turn(*runs)
     return [

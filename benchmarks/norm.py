@@ -24,7 +24,7 @@ from rich.table import Table
 from torch import Tensor
 
 from prenorm.functional import rms_norm
-from prenorm.kernels.cpu.native import why_not
+from prenorm.kernels.cpu.native import unavailable_reason
 from prenorm.training.device import hold_on_to_memory
 
 SHAPES = [  # tokens, d_model
@@ -54,8 +54,8 @@ def main() -> None:
         hold_on_to_memory()
     torch.manual_seed(0)
     console = Console()
-    if why_not():
-        console.print(f"There is no kernel here, so the first column is the op's formula: {why_not()}.")
+    if unavailable_reason():
+        console.print(f"There is no kernel here, so the first column is the op's formula: {unavailable_reason()}.")
     bandwidth = memory_bandwidth()
     memory = "held by the process" if options.hold else "as the allocator gives it"
     title = f"torch {torch.__version__}, {torch.get_num_threads()} threads, {bandwidth / 1e9:.0f} GB/s, memory {memory}"

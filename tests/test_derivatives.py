@@ -157,7 +157,7 @@ COMPILED = {"linear": linear_kernel, "attention": attention_kernel}
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("name", COMPILED)
 def test_compiled_kernels_say_that_they_have_no_second_derivative(name):
-    if COMPILED[name].why_not():
+    if COMPILED[name].unavailable_reason():
         pytest.skip("another kernel runs on this processor")
     op, shapes = OPS[name]
     torch.compiler.reset()
@@ -166,7 +166,7 @@ def test_compiled_kernels_say_that_they_have_no_second_derivative(name):
 
 
 # One without a kernel in C++ included: the attention that compiled code has in bfloat16 on other processors.
-BLOCKED = lambda q, k, v: blocked_attention(q, k, v, None, True, 0.0)  # noqa: E731
+BLOCKED = lambda q, k, v: blocked_attention(q, k, v, None, causal=True)  # noqa: E731
 GRAPHS = OPS | {"blocked attention": (BLOCKED, [(1, 2, 160, 16)] * 3)}
 
 

@@ -69,7 +69,7 @@ def test_a_tied_head_becomes_a_matrix_of_its_own():
     assert (head - model.embedding.weight).abs().max() < 0.01 * model.embedding.weight.abs().max()
 
 
-@pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+@pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)
@@ -94,7 +94,7 @@ def test_a_step_in_one_call_gives_what_the_layers_give(options, kind, dtype, row
     assert steps.known.bits == steps.known.head.bits == {"int8": 8, "int4": 4}[kind]
 
 
-@pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+@pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 @pytest.mark.parametrize("change", ["load_state_dict", "assigned", "copy_", "another layer", "in floats"])
 @torch.no_grad()
 def test_a_step_sees_what_was_changed_since_the_last(change):

@@ -259,7 +259,7 @@ def test_long_causal_bfloat16_is_as_accurate_as_the_formula_and_so_are_its_gradi
     assert_exact(torch.from_numpy(exact[0]), oracle(q, k, v, allowed))
     with use_backend("reference"):
         plain = attend(q, k, v)
-    y = blocked_attention(q, k, v, torch.from_numpy(allowed), True, 0.0)
+    y = blocked_attention(q, k, v, torch.from_numpy(allowed), causal=True)
     blocked = y, *torch.autograd.grad(y, (q, k, v), grad)
     for run in (attend(q, k, v), blocked):
         for actual, wanted, formula in zip(run, exact, plain, strict=True):

@@ -6,11 +6,11 @@ import torch
 import prenorm.functional as F
 from prenorm import ConfigError, TransformerBlock, explain, use_backend
 from prenorm.kernels.cpu.attention import attention
-from prenorm.kernels.cpu.attention import why_not as why_no_attention
+from prenorm.kernels.cpu.attention import unavailable_reason as why_no_attention
 from prenorm.kernels.cpu.blocked_attention import blocked_attention
-from prenorm.kernels.cpu.linear import why_not as why_no_linear
-from prenorm.kernels.cpu.native import why_not
-from prenorm.kernels.cpu.product import why_not as why_no_product
+from prenorm.kernels.cpu.linear import unavailable_reason as why_no_linear
+from prenorm.kernels.cpu.native import unavailable_reason
+from prenorm.kernels.cpu.product import unavailable_reason as why_no_product
 from prenorm.kernels.sdpa import sdpa
 from prenorm.ops import backends
 
@@ -72,7 +72,7 @@ def test_the_table_gives_a_reason_for_every_kernel():
     assert {torch.float64, torch.float32, torch.bfloat16} <= {row.dtype for row in rows}
     for row in rows:
         if row.runs == "formula":  # a machine that has no compiler, or on which MKL is the faster one
-            assert row.why in {why_not(), why_no_linear(), why_no_product(), why_no_attention()}
+            assert row.why in {unavailable_reason(), why_no_linear(), why_no_product(), why_no_attention()}
             continue
         module, name = row.runs.rsplit(".", 1)
         assert callable(getattr(importlib.import_module(module), name))
@@ -107,7 +107,7 @@ def test_a_formula_says_why_it_runs():
     with use_backend("reference"):
         assert why(torch.float32, torch.float32) == 'use_backend("reference") asks for it'
     assert why(torch.float64, torch.float64) == "no kernel for this device and dtype"
-    assert why(torch.float32, torch.bfloat16) == (why_not() or "no kernel for inputs like these")
+    assert why(torch.float32, torch.bfloat16) == (unavailable_reason() or "no kernel for inputs like these")
 
 
 def test_what_was_explained_before_an_error_is_forgotten():

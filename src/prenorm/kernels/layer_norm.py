@@ -13,7 +13,7 @@ def layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
     return y.to(x.dtype)  # under autocast on a GPU it comes back in float32
 
 
-def suits(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
+def supports(x: Tensor, weight: Tensor, bias: Tensor) -> bool:
     """One dtype throughout (the kernel takes no other mixtures on every device), and not under torch.func."""
     return x.dtype == weight.dtype == bias.dtype and not is_transformed()
 
@@ -23,7 +23,7 @@ KERNEL = Kernel(
     devices=("cpu", "cuda"),
     dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
     run=layer_norm,
-    suits=suits,
-    reason="PyTorch's fused layer normalisation passes over memory once",
-    instead="the formula: six passes over memory",
+    supports=supports,
+    gain="PyTorch's fused layer normalisation passes over memory once",
+    fallback="the formula: six passes over memory",
 )

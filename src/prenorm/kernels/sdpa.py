@@ -10,18 +10,27 @@ from .cpu.dropout import draw
 from .kernel import Kernel
 from .leading_dims import four_dims
 from .plain import gradients_again, is_plain
+from .visible import visible
 
 # On a CPU PyTorch's fused kernel is slow for short rows in bfloat16: forward and backward at 16 to 44 keys take 5 times
 # as long as plain products, at 128 keys 2.7 times; decoding at 192 keys 3 times. From 512 keys on it is faster.
 SHORT = 256
 
 
-def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
-    """Attention over (..., heads, seq, head_dim), with grouped heads, empty rows and any leading dims.
-
-    A `mask` says all of who may attend to whom; without one, `causal` does, with as many queries as keys.
-    """
+def sdpa(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention over (..., heads, seq, head_dim), with grouped heads, empty rows and any leading dims."""
     shape = (*query.shape[:-1], value.shape[-1])
+    if mask is not None or window is not None or query.shape[-2] != key.shape[-2]:  # what PyTorch has no flag for
+        mask, causal = visible(query, key, mask, causal=causal, window=window), False
     query, key, value, mask = four_dims(query, key, value, mask)
     if 0 in query.shape or 0 in key.shape:  # nothing to compute, but still a part of the graph
         return query.new_zeros(shape) + (query[..., :0].sum() + key[..., :0].sum() + value[..., :0].sum())
@@ -32,7 +41,6 @@ def sdpa(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal:
         if not (mask.is_cpu and is_plain(mask) and bool(seen.all())):  # on a CPU Python may look
             empty = ~seen
             mask = mask | empty
-    causal = causal and mask is None
     grouped = query.shape[1] != key.shape[1]
     if grouped and query.shape[2] == 1 and not causal and (mask is None or mask.ndim == 2 or mask.shape[1] == 1):
         # One query a head: a group's heads become query rows, so that no key or value is read twice.
@@ -113,7 +121,7 @@ def _products(
     return torch.where(dropped, 0.0, weights) @ value * scale
 
 
-def suits(*_: object, **options: object) -> bool:
+def supports(*_: object, **options: object) -> bool:
     """Anything but torch.func and forward-mode differentiation, which it has no rules for."""
     return not is_transformed()
 
@@ -123,7 +131,7 @@ KERNEL = Kernel(
     devices=("cpu", "cuda"),
     dtypes=(torch.float64, torch.float32, torch.bfloat16, torch.float16),
     run=sdpa,
-    suits=suits,
-    reason="PyTorch's fused attention never stores the scores (memory linear in seq instead of quadratic)",
-    instead="the formula: memory for seq x seq scores of each head",
+    supports=supports,
+    gain="PyTorch's fused attention never stores the scores (memory linear in seq instead of quadratic)",
+    fallback="the formula: memory for seq x seq scores of each head",
 )

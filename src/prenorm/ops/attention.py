@@ -5,10 +5,10 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..kernels.cpu.attention import attention
+from ..kernels.visible import visible
 from . import backends
 from .dropout import dropout as drop
-from .masks import causal_mask, check_mask, check_window
+from .masks import check_mask, check_window
 from .softmax import softmax
 
 
@@ -40,26 +40,12 @@ def scaled_dot_product_attention(
     if mask is not None:
         check_mask(mask, scores_shape)
     if softcap is not None:
-        mask = _restrict(mask, scores_shape, causal, window, query.device)
-        return _formula(query, key, value, mask, dropout, softcap)
-    kernel = backends.choose("scaled_dot_product_attention", query, key, value, mask, causal=causal, dropout=dropout)
-    if kernel is attention:  # which makes no mask of who sees whom by place
-        return attention(query, key, value, mask, causal=causal, window=window)
-    if kernel and causal and mask is None and window is None and query.shape[-2] == key.shape[-2]:
-        return kernel(query, key, value, None, True, dropout)  # the kernel needs no mask to be made
-    mask = _restrict(mask, scores_shape, causal, window, query.device)
-    if kernel:
-        return kernel(query, key, value, mask, causal and mask is not None, dropout)
-    return _formula(query, key, value, mask, dropout)
-
-
-def _restrict(
-    mask: Tensor | None, scores_shape: tuple[int, ...], causal: bool, window: int | None, device: torch.device
-) -> Tensor | None:
-    if not causal or (scores_shape[-2] == 1 and window is None):  # a single query is the last one: it sees every key
-        return mask
-    allowed = causal_mask(scores_shape[-2], scores_shape[-1], window=window, device=device)
-    return allowed if mask is None else mask & allowed
+        return _formula(query, key, value, visible(query, key, mask, causal=causal, window=window), dropout, softcap)
+    options = {"causal": causal, "window": window, "dropout": dropout}
+    if kernel := backends.choose("scaled_dot_product_attention", query, key, value, mask, **options):
+        result: Tensor = kernel(query, key, value, mask, **options)
+        return result
+    return _formula(query, key, value, visible(query, key, mask, causal=causal, window=window), dropout)
 
 
 def _formula(

@@ -103,7 +103,7 @@ def choose(op: str, x: Tensor, *others: Any, **options: Any) -> Callable[..., An
     if uses_kernels():
         device = "cpu" if x.is_cpu else x.device.type  # the latter makes a string each time
         for kernel in _ROWS.get((op, device, x.dtype), ()):
-            if kernel.suits is None or kernel.suits(x, *others, **options):
+            if kernel.supports is None or kernel.supports(x, *others, **options):
                 chosen = kernel
                 break
     if _record is not None:
@@ -142,7 +142,10 @@ def explain(module: nn.Module | None = None, *inputs: Any, **options: Any) -> Ch
     if module is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         rows = ((k, dtype) for k in KERNELS if device in k.devices for dtype in k.dtypes)
-        return Choices(_describe(k.op, device, dtype, None if k.why_not and k.why_not() else k) for k, dtype in rows)
+        return Choices(
+            _describe(k.op, device, dtype, None if k.unavailable_reason and k.unavailable_reason() else k)
+            for k, dtype in rows
+        )
     _record = []
     try:
         with torch.no_grad():
@@ -159,13 +162,13 @@ def _describe(op: str, device: str, dtype: torch.dtype, kernel: Kernel | None) -
     if kernel is not None:
         runs = f"{kernel.run.__module__}.{kernel.run.__qualname__}"
         library = f" ({native.load().which})" if kernel.in_library else ""
-        why = "; ".join(filter(None, (kernel.reason + library, NOT_SERVED.get(op))))
-        return Choice(op, device, dtype, runs, why, kernel.instead)
+        why = "; ".join(filter(None, (kernel.gain + library, NOT_SERVED.get(op))))
+        return Choice(op, device, dtype, runs, why, kernel.fallback)
     if not uses_kernels():
         why = 'use_backend("reference") asks for it'
     elif (op, device, dtype) not in _ROWS:
         why = "no kernel for this device and dtype"
     else:
-        missing = (row.why_not() for row in _ROWS[op, device, dtype] if row.why_not is not None)
+        missing = (row.unavailable_reason() for row in _ROWS[op, device, dtype] if row.unavailable_reason is not None)
         why = next(filter(None, missing), "no kernel for inputs like these")
     return Choice(op, device, dtype, "formula", why)

@@ -1,19 +1,11 @@
 """Who may attend to whom, as boolean masks: True = may attend."""
 
 import torch
-from jaxtyping import Bool
 from torch import Tensor
 
 from ..errors import ConfigError, ShapeError
+from ..kernels.visible import causal_mask as causal_mask
 from ..validation import check_size
-
-
-def causal_mask(
-    q_seq: int, kv_seq: int, *, window: int | None = None, device: torch.device | None = None
-) -> Bool[Tensor, "q_seq kv_seq"]:
-    """True where the query's place, counted from the end, is not before the key's (nor `window` or more after it)."""
-    behind = torch.arange(kv_seq - q_seq, kv_seq, device=device)[:, None] - torch.arange(kv_seq, device=device)
-    return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 
 
 def check_window(window: int | None, *, causal: bool) -> None:

@@ -18,7 +18,7 @@ from prenorm.ops import backends
 from ...oracle.inputs import integers, randomise
 from ...oracle.tolerance import array, assert_accurate
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 
 VOCAB, MAX = 131, 48
 KINDS = {

@@ -18,7 +18,7 @@ from ...oracle import formulas
 from ...oracle.inputs import lay_out, mask_of, normal, seeds
 from ...oracle.tolerance import FEW, array, assert_accurate, assert_close
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 
 narrow = st.sampled_from([torch.float32, torch.bfloat16])
 both = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -299,11 +299,11 @@ def test_heads_are_merged_without_a_copy():
 def test_it_takes_what_it_can_and_nothing_else():
     query, key, value, _ = inputs(2, 4, 2, 64, 64, 32)
     assert kernel.fits(query, key, value, None)
-    assert kernel.suits(query, key, value, None) == (not kernel.why_not())
-    assert not kernel.suits(query[:, :, :63], key, value, None)
+    assert kernel.supports(query, key, value, None) == (not kernel.unavailable_reason())
+    assert not kernel.supports(query[:, :, :63], key, value, None)
     few = (x[:, :, :3].bfloat16() for x in (query, key, value))
-    assert kernel.suits(*few, None) == (not kernel.why_not())
-    assert not kernel.suits(query, key, value, None, dropout=0.1)
+    assert kernel.supports(*few, None) == (not kernel.unavailable_reason())
+    assert not kernel.supports(query, key, value, None, dropout=0.1)
     refused = [
         (query.double(), key.double(), value.double(), None),
         (query[..., :24], key[..., :24], value[..., :24], None),
@@ -318,7 +318,7 @@ def test_it_takes_what_it_can_and_nothing_else():
     for one in refused:
         assert not kernel.fits(*one)
     with torch.autocast("cpu", torch.bfloat16):
-        assert not kernel.suits(query, key, value, None)
+        assert not kernel.supports(query, key, value, None)
 
 
 class Attend(torch.nn.Module):
@@ -399,7 +399,7 @@ class Looked(torch.Tensor):
     """A tensor of a class of its own."""
 
 
-@pytest.mark.skipif(bool(kernel.why_not()), reason="another kernel is chosen on this processor")
+@pytest.mark.skipif(bool(kernel.unavailable_reason()), reason="another kernel is chosen on this processor")
 def test_the_op_takes_it():
     query, key, value, _ = inputs(2, 4, 2, 60, 80, 32)
     ours = backends.choose("scaled_dot_product_attention", query, key, value, None, causal=True, dropout=0.0)

@@ -14,7 +14,7 @@ from prenorm.ops.cross_entropy import losses_and_gradient
 from ...oracle.inputs import integers, normal, seeds
 from ...oracle.tolerance import array, assert_accurate, assert_rounded_once
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 
 dtypes = st.sampled_from(list(kernel.DTYPES))
 every_dtype = pytest.mark.parametrize("dtype", list(kernel.DTYPES))
@@ -30,7 +30,7 @@ def inputs(rows, vocab, *, dtype=torch.float32, seed=0, size=3.0):
 
 def run(logits, targets, ignore_index=-100):
     """The losses and the gradient, by the kernel."""
-    assert kernel.suits(logits, targets)
+    assert kernel.supports(logits, targets)
     gradient = logits.clone()
     return kernel.losses_(gradient, targets, ignore_index, True), gradient
 
@@ -160,7 +160,7 @@ class Subclass(torch.Tensor):
 
 def test_it_takes_what_it_can_and_nothing_else():
     logits, targets = inputs(4, 6)
-    assert kernel.suits(logits, targets)
+    assert kernel.supports(logits, targets)
     refused = [
         (logits.double(), targets),
         (logits.half(), targets),
@@ -172,7 +172,7 @@ def test_it_takes_what_it_can_and_nothing_else():
         (torch._neg_view(logits), targets),
     ]
     for one in refused:
-        assert not kernel.suits(*one)
+        assert not kernel.supports(*one)
 
 
 @pytest.mark.filterwarnings("ignore:.*autograd.function.Function.*should not be instantiated")  # by PyTorch's compiler

@@ -17,7 +17,7 @@ sizes = st.sampled_from([1, 2, 3, 7, 8, 16, 31, 33, 64, 100])
 rows = st.integers(1, kernel.MOST_ROWS)
 narrow = st.sampled_from([torch.float32, torch.bfloat16])
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 
 
 def inputs(*leading, d_in, d_out, dtype=torch.float32, seed=0, layout="contiguous", bias=True):
@@ -95,8 +95,8 @@ def test_a_weight_that_changes_is_what_the_next_product_has(change):
 def test_it_takes_what_it_can_and_nothing_else():
     x, weight, bias = inputs(4, d_in=8, d_out=6)
     for leading in [(), (1,), (2, 4), (2, 2, 2)]:
-        assert kernel.suits(normal(*leading, 8, dtype=torch.float32), weight, bias)
-    assert kernel.suits(x.bfloat16(), weight.bfloat16(), None)
+        assert kernel.supports(normal(*leading, 8, dtype=torch.float32), weight, bias)
+    assert kernel.supports(x.bfloat16(), weight.bfloat16(), None)
     refused = [
         (normal(9, 8, dtype=torch.float32), weight, None),  # more rows than there is code for
         (x, weight.T.contiguous().T, None),
@@ -120,11 +120,11 @@ def test_it_takes_what_it_can_and_nothing_else():
         (x.detach(), weight, nn.Parameter(bias)),
     ]
     for one in refused:
-        assert not kernel.suits(*one)
+        assert not kernel.supports(*one)
     with torch.no_grad():
-        assert kernel.suits(x, nn.Parameter(weight), nn.Parameter(bias))
+        assert kernel.supports(x, nn.Parameter(weight), nn.Parameter(bias))
     with torch.autocast("cpu"):
-        assert not kernel.suits(x.detach(), weight, None)
+        assert not kernel.supports(x.detach(), weight, None)
 
 
 class Looked(torch.Tensor):

@@ -51,7 +51,7 @@ def test_a_call_is_packed_by_name(monkeypatch):
         pack(n=7, strides=(4, 5), c=3, inner_b=2, inner_a=1, eps=0.5)
 
 
-@pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+@pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 def test_a_library_whose_structs_differ_is_refused(monkeypatch):
     library = native.load().library
     assert native._agreed(library) is library

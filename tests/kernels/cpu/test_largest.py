@@ -13,7 +13,7 @@ from prenorm.ops import backends
 
 from ...oracle.inputs import integers, normal, seeds
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 
 dtypes = st.sampled_from(list(kernel.DTYPES))
 every_dtype = pytest.mark.parametrize("dtype", list(kernel.DTYPES))
@@ -33,7 +33,7 @@ def greedy(x):
 @given(st.integers(1, 9), widths, dtypes, seeds, st.sampled_from([2, 50, 10**6]))
 def test_it_finds_the_first_of_the_largest(rows, width, dtype, seed, limit):
     x = (integers(rows, width, limit=limit, seed=seed) - limit // 2).to(dtype)  # with few numbers many are equal
-    assert kernel.suits(x)
+    assert kernel.supports(x)
     wide = x.double().numpy()
     assert kernel.largest(x).tolist() == [row.tolist().index(row.max()) for row in wide] == formula(x).tolist()
 

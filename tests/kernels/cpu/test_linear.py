@@ -64,11 +64,11 @@ def test_they_are_as_accurate_as_pytorchs(rows, d_in, d_out):
 def test_it_takes_what_it_can_and_nothing_else(here):
     x, weight, bias, _ = inputs(4, d_in=8, d_out=6)
     if kernel.REASON:
-        assert not kernel.suits(x, weight, bias)
+        assert not kernel.supports(x, weight, bias)
         return
-    assert kernel.suits(x, weight, bias)
-    assert kernel.suits(x, weight, None)
-    assert kernel.suits(x, weight.T.contiguous().T, None)  # laid out the other way round
+    assert kernel.supports(x, weight, bias)
+    assert kernel.supports(x, weight, None)
+    assert kernel.supports(x, weight.T.contiguous().T, None)  # laid out the other way round
     refused = [
         (x, normal(6, 16, dtype=torch.float32)[:, :8], None),
         (x, weight.bfloat16(), None),
@@ -80,10 +80,10 @@ def test_it_takes_what_it_can_and_nothing_else(here):
         (x.as_subclass(Looked), weight, None),
     ]
     for one in refused:
-        assert not kernel.suits(*one)
+        assert not kernel.supports(*one)
     with torch.autocast("cpu"):
-        assert not kernel.suits(x, weight, None)
-    assert torch.func.vmap(lambda row: torch.tensor(float(kernel.suits(row, weight, None))))(x).sum() == 0
+        assert not kernel.supports(x, weight, None)
+    assert torch.func.vmap(lambda row: torch.tensor(float(kernel.supports(row, weight, None))))(x).sum() == 0
 
 
 class Looked(torch.Tensor):

@@ -317,7 +317,7 @@ def which(monkeypatch):
     monkeypatch.setattr(native, "_agreed", lambda library: library)  # it has no kernels
     loaded = native._choose(os.environ.get("PRENORM_ISA", ""))
     if loaded.library is None:
-        return loaded.why_not
+        return loaded.unavailable_reason
     loaded.library.name.restype = ctypes.c_char_p
     assert loaded.which == f"{loaded.library.name().decode()}, from the wheel"
     return loaded.library.name().decode()
@@ -366,4 +366,4 @@ def test_other_systems_get_the_formulas_and_a_reason(monkeypatch, system, machin
     monkeypatch.setattr(sys, "platform", system)
     monkeypatch.setattr(native.platform, "machine", lambda: machine)
     assert native.load().library is None
-    assert native.why_not().startswith("the C++ kernels are for Linux on x86_64 and aarch64, and this is ")
+    assert native.unavailable_reason().startswith("the C++ kernels are for Linux on x86_64 and aarch64, and this is ")

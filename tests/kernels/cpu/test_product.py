@@ -12,7 +12,7 @@ from prenorm.ops import backends
 from ...oracle.inputs import integers, normal, seeds
 from ...oracle.tolerance import array, assert_accurate, assert_rounding_alone
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 
 dtypes = st.sampled_from(list(kernel.DTYPES))
 every_dtype = pytest.mark.parametrize("dtype", list(kernel.DTYPES))
@@ -89,9 +89,9 @@ class Subclass(torch.Tensor):
 def test_it_takes_what_it_can_and_nothing_else(monkeypatch):
     monkeypatch.setattr(kernel, "ZEN_4_HERE", True)
     a, b = inputs(5, kernel.LEAST_ROWS, 6)
-    assert kernel.suits(a, b)
-    assert kernel.suits(a.bfloat16(), b.bfloat16())
-    assert kernel.suits(laid(a, "columns"), laid(b, "every second"))
+    assert kernel.supports(a, b)
+    assert kernel.supports(a.bfloat16(), b.bfloat16())
+    assert kernel.supports(laid(a, "columns"), laid(b, "every second"))
     refused = [
         (a[:, 1:], b[1:]),  # few rows
         (a, b[1:]),
@@ -105,10 +105,10 @@ def test_it_takes_what_it_can_and_nothing_else(monkeypatch):
         (a, torch._neg_view(b)),
     ]
     for one in refused:
-        assert not kernel.suits(*one)
+        assert not kernel.supports(*one)
     monkeypatch.setattr(kernel, "ZEN_4_HERE", False)
-    assert not kernel.suits(a, b)
-    assert kernel.why_not()
+    assert not kernel.supports(a, b)
+    assert kernel.unavailable_reason()
 
 
 @pytest.mark.parametrize("narrow", [False, True])

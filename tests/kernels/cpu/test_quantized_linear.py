@@ -13,7 +13,7 @@ from prenorm.ops.quantized import dequantize, pack, quantize, quantized_linear, 
 from ...oracle.inputs import layouts, normal, seeds
 from ...oracle.tolerance import array, assert_accurate, assert_rounded_once, assert_rounding_alone
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 
 sizes = st.sampled_from([1, 2, 5, 16, 17, 31, 32, 33, 64, 70])
 rows = st.sampled_from([1, 2, 3, 7, 8, 9, 16, 21])
@@ -38,7 +38,7 @@ def oracle(given, weight):
 @given(rows, sizes, sizes, kinds, narrow, layouts, seeds, st.booleans())
 def test_values_are_right(count, d_in, d_out, kind, dtype, layout, seed, bias):
     given, weight = inputs(count, d_in=d_in, d_out=d_out, kind=kind, dtype=dtype, layout=layout, seed=seed, bias=bias)
-    assert kernel.suits(*given)
+    assert kernel.supports(*given)
     y = kernel.quantized_linear(*given)
     assert (y.shape, y.dtype) == ((count, d_out), dtype)
     assert_rounding_alone(y, oracle(given, weight), dtype, terms=64 if dtype == torch.float32 else 4)
@@ -136,8 +136,8 @@ class OurOwn(torch.Tensor):
 )
 def test_it_leaves_other_tensors_to_the_formula(change):
     given, _ = inputs(3, d_in=64, d_out=40)
-    assert kernel.suits(*given)
-    assert not kernel.suits(*change(*given))
+    assert kernel.supports(*given)
+    assert not kernel.supports(*change(*given))
 
 
 def test_explain_names_it():

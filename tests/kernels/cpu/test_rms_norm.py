@@ -55,7 +55,7 @@ def inputs(*shape, dtypes=(torch.float32, torch.float32), seed=0, layout="contig
 def run(x, weight, grad, eps=1e-6):
     """The result and both gradients, by the kernel."""
     x, weight = x.detach().requires_grad_(), weight.detach().requires_grad_()
-    assert kernel.suits(x, weight)
+    assert kernel.supports(x, weight)
     y = kernel.rms_norm(x, weight, eps)
     return y.detach(), *torch.autograd.grad(y, (x, weight), grad)
 
@@ -252,7 +252,7 @@ def test_no_rows_give_no_rows(shape):
 
 
 def test_rows_without_numbers_are_left_to_the_formula():
-    assert not kernel.suits(torch.ones(3, 0), torch.ones(0))
+    assert not kernel.supports(torch.ones(3, 0), torch.ones(0))
     assert F.rms_norm(torch.ones(3, 0), torch.ones(0)).shape == (3, 0)
 
 
@@ -315,7 +315,7 @@ def test_inference_tensors_are_fine():
     x, weight, _ = inputs(4, 5)
     with torch.inference_mode():
         y = kernel.rms_norm(x.clone(), weight, 1e-6)
-        assert kernel.suits(x.clone(), weight)
+        assert kernel.supports(x.clone(), weight)
     assert torch.equal(y, kernel.rms_norm(x, weight, 1e-6))
 
 
@@ -346,9 +346,9 @@ def test_other_dtypes_devices_and_widths_are_left_to_the_formula():
     assert not chosen(x.half(), weight.half())
     assert not chosen(x, weight.bfloat16())
     assert not chosen(x.to("meta"), weight.to("meta"))
-    assert not kernel.suits(x, weight.to("meta"))
-    assert not kernel.suits(x, weight[:1])
-    assert not kernel.suits(x, weight[None])
+    assert not kernel.supports(x, weight.to("meta"))
+    assert not kernel.supports(x, weight[:1])
+    assert not kernel.supports(x, weight[None])
 
 
 def test_numbers_that_are_negated_when_read_are_left_to_the_formula():

@@ -12,7 +12,7 @@ from prenorm.ops.rope import rotate
 
 from ...oracle.inputs import layouts, normal, seeds
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 
 dtypes = st.sampled_from(list(kernel.DTYPES))
 every_dtype = pytest.mark.parametrize("dtype", list(kernel.DTYPES))
@@ -37,7 +37,7 @@ def run(function, x, cos, sin, grad, interleaved):
 
 
 def assert_the_formulas_bits(x, cos, sin, grad, interleaved):
-    assert kernel.suits(x, cos, sin)
+    assert kernel.supports(x, cos, sin)
     actual = run(kernel.rotate, x, cos, sin, grad, interleaved)
     with use_backend("reference"):
         y, _ = run(rotate, x, cos, sin, grad, interleaved)
@@ -129,8 +129,8 @@ class Subclass(torch.Tensor):
 
 def test_it_takes_what_it_can_and_nothing_else():
     x, cos, sin, _ = inputs(2, 3)
-    assert kernel.suits(x, cos, sin)
-    assert kernel.suits(x[..., ::2], cos[:, ::2], sin[:, ::2])
+    assert kernel.supports(x, cos, sin)
+    assert kernel.supports(x[..., ::2], cos[:, ::2], sin[:, ::2])
     assert backends.choose("rotate", x, cos, sin) is kernel.rotate
     refused = [
         (x.double(), cos.double(), sin.double()),
@@ -147,7 +147,7 @@ def test_it_takes_what_it_can_and_nothing_else():
         (torch.complex(x, x).conj().imag, cos, sin),
     ]
     for one in refused:
-        assert not kernel.suits(*one)
+        assert not kernel.supports(*one)
 
 
 @pytest.mark.parametrize("leading", [(0,), (2, 0)])
@@ -161,13 +161,13 @@ def test_torch_func_and_forward_mode_get_the_formula():
     x, cos, sin, _ = inputs(4)
 
     def loss(x):
-        assert not kernel.suits(x, cos, sin)
+        assert not kernel.supports(x, cos, sin)
         return rotate(x, cos, sin, interleaved=True).pow(3).sum()
 
     grad = torch.func.grad(loss)
     assert torch.func.vmap(grad)(x).shape == x.shape
     with forward_ad.dual_level():
-        assert not kernel.suits(forward_ad.make_dual(x, torch.ones_like(x)), cos, sin)
+        assert not kernel.supports(forward_ad.make_dual(x, torch.ones_like(x)), cos, sin)
 
 
 @pytest.mark.usefixtures("shapes_unchecked")

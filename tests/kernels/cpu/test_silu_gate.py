@@ -15,7 +15,7 @@ from ...oracle import formulas
 from ...oracle.inputs import layouts, leadings, normal, seeds
 from ...oracle.tolerance import array, assert_accurate, assert_rounded_once
 
-pytestmark = pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+pytestmark = pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 
 dtypes = st.sampled_from(list(kernel.DTYPES))
 every_dtype = pytest.mark.parametrize("dtype", list(kernel.DTYPES))
@@ -178,8 +178,8 @@ class Subclass(torch.Tensor):
 
 def test_it_takes_what_it_can_and_nothing_else():
     gate, up, _ = inputs(512, 128)
-    assert kernel.suits(gate, up)
-    assert kernel.suits(gate[:, ::2], up[:, 64:])
+    assert kernel.supports(gate, up)
+    assert kernel.supports(gate[:, ::2], up[:, 64:])
     refused = [
         (gate[:255], up[:255]),
         (gate.double(), up.double()),
@@ -193,7 +193,7 @@ def test_it_takes_what_it_can_and_nothing_else():
         (gate, torch.complex(gate, gate).conj().imag),
     ]
     for one in refused:
-        assert not kernel.suits(*one)
+        assert not kernel.supports(*one)
 
 
 @of_torch_itself
@@ -201,13 +201,13 @@ def test_torch_func_and_forward_mode_get_the_formula(of_any_size):
     gate, up, _ = inputs(4, 5)
 
     def loss(gate, up):
-        assert not kernel.suits(gate, up)
+        assert not kernel.supports(gate, up)
         return silu_gate(gate, up).square().sum()
 
     wide, grad = (gate.double(), up.double()), torch.func.grad(loss)
     torch.testing.assert_close(torch.func.vmap(grad)(gate, up), torch.func.vmap(grad)(*wide).float())
     with forward_ad.dual_level():
-        assert not kernel.suits(forward_ad.make_dual(gate, torch.ones_like(gate)), up)
+        assert not kernel.supports(forward_ad.make_dual(gate, torch.ones_like(gate)), up)
 
 
 @pytest.mark.usefixtures("shapes_unchecked", "of_any_size")
@@ -239,6 +239,6 @@ def test_dispatch_modes_see_the_formulas_ops_in_the_backward_pass_too(of_any_siz
 
     with Mode():
         y.backward(grad)
-        assert not kernel.suits(gate, up)
+        assert not kernel.supports(gate, up)
     assert any("sigmoid" in name for name in seen)
     torch.testing.assert_close(gate.grad, run(gate.detach(), up, grad)[1])

@@ -35,13 +35,21 @@ LEAST_SCORES = 4096
 
 
 def attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool = False, window: int | None = None
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(head_dim)) V over (..., heads, seq, head_dim), with gradients.
 
     mask (True = may attend), causal and window restrict each other, and a query that may attend to nothing gives
     zeros. In memory the result is (batch, seq, heads, head_dim), so that merging its heads copies nothing.
     """
+    assert dropout == 0
     shape = query.shape
     query, key, value, mask = four_dims(query, key, value, mask)
     if is_compiling():  # a graph holds it as one op
@@ -54,8 +62,15 @@ def attention(
     return y.reshape(shape)
 
 
-def suits(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool = False, dropout: float = 0.0
+def supports(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    dropout: float = 0.0,
 ) -> bool:
     """Whether this is the processor it was measured on, and the tensors are ordinary ones that it has code for.
 
@@ -95,9 +110,9 @@ def _is_much(query: Tensor, key: Tensor) -> bool:
     return query.shape[-2] * key.shape[-2] >= LEAST_SCORES
 
 
-def why_not() -> str:
+def unavailable_reason() -> str:
     """Why PyTorch's attention runs on this machine; empty where this one does."""
-    return REASON or native.why_not()
+    return REASON or native.unavailable_reason()
 
 
 def reason(vendor: str, family: int, *, avx512: bool) -> str:
@@ -112,7 +127,7 @@ REASON = reason(*processor(), avx512=is_avx512_supported())
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
 def _is_there() -> bool:
-    return not native.why_not()
+    return not native.unavailable_reason()
 
 
 def _rows(x: Tensor) -> Tensor:
@@ -321,9 +336,9 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=tuple(DTYPES),
     run=attention,
-    suits=suits,
-    why_not=why_not,
+    supports=supports,
+    unavailable_reason=unavailable_reason,
     in_library=True,
-    reason="blocks that stay in the caches, in C++, on AMD processors with AVX-512 (make bench-attention)",
-    instead="PyTorch's fused attention: 1.3 to 2.5 times as long, in bfloat16 1.8 to 5",
+    gain="blocks that stay in the caches, in C++, on AMD processors with AVX-512 (make bench-attention)",
+    fallback="PyTorch's fused attention: 1.3 to 2.5 times as long, in bfloat16 1.8 to 5",
 )

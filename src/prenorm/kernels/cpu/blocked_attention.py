@@ -14,6 +14,7 @@ from ...private_torch import has_static_size, is_compiling
 from ..kernel import Kernel
 from ..leading_dims import four_dims
 from ..plain import differentiated_once
+from ..visible import visible
 
 BLOCK = 128  # queries; 64 and 256 were slower at 256 to 1024 tokens
 # `make bench-attention`: compiled, forward and backward are 2 to 3 times as fast as the fused kernel at 128 to 1024
@@ -21,7 +22,16 @@ BLOCK = 128  # queries; 64 and 256 were slower at 256 to 1024 tokens
 MAX_SEQ = 1024
 
 
-def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool, dropout: float) -> bool:
+def supports(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> bool:
     """Whether the shapes are those that this kernel was measured to be faster on.
 
     Code compiled for any length has another kernel: it would have to be compiled again for each number of blocks.
@@ -33,14 +43,20 @@ def suits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, cau
 
 
 def blocked_attention(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    dropout: float = 0.0,
 ) -> Tensor:
-    """Attention over (..., heads, seq, head_dim) with as many queries as keys, none of which is seen before its place.
-
-    A `mask` says all of who may attend to whom; what it allows above the diagonal is not looked at.
-    """
+    """Attention over (..., heads, seq, head_dim) with as many queries as keys, each seen from its place on."""
     assert causal
     assert dropout == 0
+    if mask is not None or window is not None:
+        mask = visible(query, key, mask, causal=causal, window=window)
     shape = (*query.shape[:-1], value.shape[-1])
     query, key, value, mask = four_dims(query, key, value, mask)
     if query.shape[1] != key.shape[1]:
@@ -88,7 +104,7 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=(torch.bfloat16,),
     run=blocked_attention,
-    suits=suits,
-    reason="causal bfloat16 on a CPU, compiled: twice as fast as PyTorch's fused attention (make bench-attention)",
-    instead="PyTorch's fused attention: 2 to 3 times as long, forward and backward",
+    supports=supports,
+    gain="causal bfloat16 on a CPU, compiled: twice as fast as PyTorch's fused attention (make bench-attention)",
+    fallback="PyTorch's fused attention: 2 to 3 times as long, forward and backward",
 )

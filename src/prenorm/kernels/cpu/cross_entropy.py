@@ -36,7 +36,7 @@ def losses_(logits: Tensor, targets: Tensor, ignore_index: int, gradient: bool) 
     return losses
 
 
-def suits(logits: Tensor, targets: Tensor) -> bool:
+def supports(logits: Tensor, targets: Tensor) -> bool:
     """Whether these are ordinary tensors of a CPU, rows side by side, and the code can be built here."""
     return (
         is_plain(logits, targets)
@@ -53,9 +53,9 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=tuple(DTYPES),
     run=losses_,
-    suits=suits,
-    why_not=native.why_not,
+    supports=supports,
+    unavailable_reason=native.unavailable_reason,
     in_library=True,
-    reason="logits become losses and gradients while a row is in the cache, in C++ (make bench-training)",
-    instead="the formula: 2.7 to 4.4 times as long",
+    gain="logits become losses and gradients while a row is in the cache, in C++ (make bench-training)",
+    fallback="the formula: 2.7 to 4.4 times as long",
 )

@@ -193,7 +193,7 @@ def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Te
     return logits
 
 
-def suits(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Tensor, sin: Tensor) -> bool:
+def supports(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether it can be computed now, without gradients, and the tensors fit together."""
     angles = (*tokens.shape[2 - (cos.ndim - 1) :], model.sizes.head_dim // 2)
     return (
@@ -214,9 +214,9 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=tuple(DTYPES),
     run=decode_step,
-    suits=suits,
-    why_not=native.why_not,
+    supports=supports,
+    unavailable_reason=native.unavailable_reason,
     in_library=True,
-    reason="a token for up to 8 rows, or 24 in all, through a whole model in one call of C++ (make bench-decode)",
-    instead="the layers one after the other, each with its kernels: 1.2 to 1.6 times as long at 110M parameters",
+    gain="a token for up to 8 rows, or 24 in all, through a whole model in one call of C++ (make bench-decode)",
+    fallback="the layers one after the other, each with its kernels: 1.2 to 1.6 times as long at 110M parameters",
 )

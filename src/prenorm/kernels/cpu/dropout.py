@@ -37,7 +37,7 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=(torch.float64, torch.float32, torch.bfloat16),
     run=dropout,
-    suits=is_plain,
-    reason="random bits instead of random floats: several times as fast as PyTorch's",
-    instead="PyTorch's own, which draws a float for each number",
+    supports=is_plain,
+    gain="random bits instead of random floats: several times as fast as PyTorch's",
+    fallback="PyTorch's own, which draws a float for each number",
 )

@@ -40,7 +40,7 @@ def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return y
 
 
-def suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether these are 1 to 8 rows of a CPU that need no gradient, and there is code for them here."""
     return (
         computes_now()  # first: while compiling, a size that is compared is one that is compiled for
@@ -75,9 +75,9 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=tuple(DTYPES),
     run=few_rows,
-    suits=suits,
-    why_not=native.why_not,
+    supports=supports,
+    unavailable_reason=native.unavailable_reason,
     in_library=True,
-    reason="up to 8 rows, as in decoding: the weight is read once, at the speed of memory (make bench-decode)",
-    instead="PyTorch's product: 1.4 to 6.8 times as long, in bfloat16 1.3 to 2.4 times",
+    gain="up to 8 rows, as in decoding: the weight is read once, at the speed of memory (make bench-decode)",
+    fallback="PyTorch's product: 1.4 to 6.8 times as long, in bfloat16 1.3 to 2.4 times",
 )

@@ -19,7 +19,7 @@ from ..plain import (
 )
 from .processor import AMD, ZEN_4, ZEN_5, processor
 from .product import product
-from .product import suits as suits_product
+from .product import supports as supports_product
 
 get_num_threads = torch.get_num_threads
 
@@ -36,7 +36,7 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return onednn_linear(x, weight, bias)
 
 
-def suits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """Whether these are ordinary float32 tensors of a CPU on which oneDNN is the faster one.
 
     Code that is compiled holds the product as one op. What is exported does not: it must run without this package.
@@ -63,7 +63,7 @@ def _is_much(x: Tensor, weight: Tensor) -> bool:
     return x.numel() >= FEW_ROWS * x.shape[-1] or weight.numel() >= LARGE_WEIGHT
 
 
-def why_not() -> str:
+def unavailable_reason() -> str:
     """Why MKL runs on this machine; empty where oneDNN does."""
     return REASON
 
@@ -92,7 +92,7 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight:
         return grad_x, x.new_empty(0)
     if WEIGHT_TOO:
         return grad_x, onednn_linear(gradients.t(), rows.t(), None)
-    return grad_x, (product if suits_product(gradients.t(), rows) else torch.mm)(gradients.t(), rows)
+    return grad_x, (product if supports_product(gradients.t(), rows) else torch.mm)(gradients.t(), rows)
 
 
 class _Linear(torch.autograd.Function):
@@ -160,8 +160,8 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=(torch.float32,),
     run=linear,
-    suits=suits,
-    why_not=why_not,
-    reason="oneDNN instead of MKL: the faster one on AMD processors with AVX-512 (make bench-linear)",
-    instead="MKL: 1.2 to 1.6 times as long from 64 rows on, on Zen 4",
+    supports=supports,
+    unavailable_reason=unavailable_reason,
+    gain="oneDNN instead of MKL: the faster one on AMD processors with AVX-512 (make bench-linear)",
+    fallback="MKL: 1.2 to 1.6 times as long from 64 rows on, on Zen 4",
 )

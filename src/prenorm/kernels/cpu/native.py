@@ -37,7 +37,7 @@ class Native(NamedTuple):
 
     library: ctypes.CDLL | None
     which: str = ""
-    why_not: str = ""
+    unavailable_reason: str = ""
 
 
 def load() -> Native:
@@ -61,19 +61,19 @@ def _loaded() -> Native | str:
         return f"the C++ kernels cannot be used: {error}; {FORMULAS}."
 
 
-def why_not() -> str:
+def unavailable_reason() -> str:
     """Why there are no kernels on this machine; empty where there are."""
-    return load().why_not
+    return load().unavailable_reason
 
 
 def _choose(isa: str) -> Native:
     if isa == "none":
-        return Native(None, why_not="PRENORM_ISA=none asks for the formulas")
+        return _none("PRENORM_ISA=none asks for the formulas")
     if isa and isa not in build.LEVELS:
         raise KernelError(f"PRENORM_ISA must be one of {', '.join(build.LEVELS)} or none, but it is {isa!r}")
     if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
         system = f"{platform.system()} on {platform.machine()}"
-        return Native(None, why_not=f"the C++ kernels are for Linux on x86_64 and aarch64, and this is {system}")
+        return _none(f"the C++ kernels are for Linux on x86_64 and aarch64, and this is {system}")
     if isa and (missing := build.LEVELS[isa].needs - features()):
         raise KernelError(
             f"PRENORM_ISA={isa} needs instructions that this processor lacks: {' '.join(sorted(missing))}"
@@ -82,7 +82,7 @@ def _choose(isa: str) -> Native:
         fitting = [name for name in build.SHIPPED if build.LEVELS[name].needs <= features()]
         if not fitting:
             least = build.SHIPPED[-1]
-            return Native(None, why_not=f"this processor has less than {least}; PRENORM_ISA=native builds the kernels")
+            return _none(f"this processor has less than {least}; PRENORM_ISA=native builds the kernels")
         isa = isa or fitting[0]
         return Native(_agreed(_open(SHIPPED / f"{isa}.so", build.sources())), f"{isa}, from the wheel")
     isa = isa or "native"
@@ -94,7 +94,11 @@ def _choose(isa: str) -> Native:
             raise
     reason = f"there is no C++ compiler ({command[0]}; the variable CXX names another)"
     _say(f"{reason}, so the formulas run, which takes longer. PRENORM_ISA=none leaves this line out.")
-    return Native(None, why_not=reason)
+    return _none(reason)
+
+
+def _none(reason: str) -> Native:
+    return Native(None, unavailable_reason=reason)
 
 
 def _open(library: Path, sources: Sequence[Path]) -> ctypes.CDLL:

@@ -9,6 +9,7 @@ from torch import Tensor
 from ...private_torch import computes_now
 from ..kernel import Kernel
 from ..plain import ORDINARY
+from ..visible import visible
 from . import native
 from .calls import Function
 
@@ -17,11 +18,22 @@ ONE_QUERY = Function("OneQueryCall", DTYPES)
 WIDTH = 32  # of which head_dim must be a multiple: two vectors of the widest processors
 
 
-def one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
-    """Attention of (batch, heads, 1, head_dim) to (batch, groups, keys, head_dim): the one query sees all keys.
+def one_query(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Attention of (batch, heads, 1, head_dim) to (batch, groups, keys, head_dim): the one query is the last place.
 
     mask: (1, keys) or (batch or 1, 1, 1, keys), True = may attend.
     """
+    if window is not None:
+        mask = visible(query, key, mask, causal=causal, window=window)
     query = query.contiguous()
     batch, heads, _, head_dim = query.shape
     y = torch.empty_like(query)
@@ -48,8 +60,15 @@ def one_query(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, ca
     return y
 
 
-def suits(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, *, causal: bool = False, dropout: float = 0.0
+def supports(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    *,
+    causal: bool = False,
+    window: int | None = None,
+    dropout: float = 0.0,
 ) -> bool:
     """Whether it is one query that needs no gradient, over plain tensors that lie as a cache has them."""
     return (
@@ -79,9 +98,9 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=tuple(DTYPES),
     run=one_query,
-    suits=suits,
-    why_not=native.why_not,
+    supports=supports,
+    unavailable_reason=native.unavailable_reason,
     in_library=True,
-    reason="one query a head, as in decoding: keys and values are read once, in C++ (make bench-decode)",
-    instead="PyTorch's fused attention: 1.4 to 2.2 times as long, in bfloat16 4 to 13 times",
+    gain="one query a head, as in decoding: keys and values are read once, in C++ (make bench-decode)",
+    fallback="PyTorch's fused attention: 1.4 to 2.2 times as long, in bfloat16 4 to 13 times",
 )

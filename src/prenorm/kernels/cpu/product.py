@@ -31,7 +31,7 @@ def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return _multiply(a, b, total, add=True)
 
 
-def suits(a: Tensor, b: Tensor) -> bool:
+def supports(a: Tensor, b: Tensor) -> bool:
     """Whether these are ordinary, large matrices of a CPU on which it is the fastest, and it can be built here."""
     return (
         ZEN_4_HERE
@@ -49,11 +49,11 @@ def suits(a: Tensor, b: Tensor) -> bool:
     )
 
 
-def why_not() -> str:
+def unavailable_reason() -> str:
     """Why it does not run on this machine; empty where it does."""
-    return (
-        native.why_not() if ZEN_4_HERE else "it was measured to be the fastest on AMD's Zen 4 alone, which this is not"
-    )
+    if not ZEN_4_HERE:
+        return "it was measured to be the fastest on AMD's Zen 4 alone, which this is not"
+    return native.unavailable_reason()
 
 
 def _multiply(a: Tensor, b: Tensor, c: Tensor, *, add: bool) -> Tensor:
@@ -79,9 +79,9 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=tuple(DTYPES),
     run=add_product_,
-    suits=suits,
-    why_not=why_not,
+    supports=supports,
+    unavailable_reason=unavailable_reason,
     in_library=True,
-    reason="the gradient of the head's weight, added to as it is multiplied, in C++ (make bench-training)",
-    instead="PyTorch's product and a pass to add it: 1.3 times as long, in bfloat16 1.7 times",
+    gain="the gradient of the head's weight, added to as it is multiplied, in C++ (make bench-training)",
+    fallback="PyTorch's product and a pass to add it: 1.3 times as long, in bfloat16 1.7 times",
 )

@@ -27,7 +27,7 @@ def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | No
     return (_op if is_compiling() else _product)(x, weight, scale, bias, out_features)
 
 
-def suits(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> bool:
+def supports(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> bool:
     """Whether these are ordinary tensors of a CPU, of shapes that fit together, and there is code for them here.
 
     Code that is compiled holds the product as one op. What is exported does not: it must run without this package.
@@ -89,7 +89,7 @@ def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_feature
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
 def _are_there() -> bool:
-    return not native.why_not()
+    return not native.unavailable_reason()
 
 
 KERNEL = Kernel(
@@ -97,9 +97,9 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=(torch.float32, torch.bfloat16),
     run=quantized_linear,
-    suits=suits,
-    why_not=native.why_not,
+    supports=supports,
+    unavailable_reason=native.unavailable_reason,
     in_library=True,
-    reason="whole numbers times whole numbers, which are read as they are stored (make bench-quantized)",
-    instead="the formula: the weight is turned into floats first, each time",
+    gain="whole numbers times whole numbers, which are read as they are stored (make bench-quantized)",
+    fallback="the formula: the weight is turned into floats first, each time",
 )

@@ -35,7 +35,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _forward(x, weight, eps)
 
 
-def suits(x: Tensor, weight: Tensor) -> bool:
+def supports(x: Tensor, weight: Tensor) -> bool:
     """Whether these are ordinary tensors of a CPU, of dtypes that there is code for, and it can be built here."""
     return (
         computes_now()
@@ -120,9 +120,9 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=(torch.float32, torch.bfloat16),
     run=rms_norm,
-    suits=suits,
-    why_not=native.why_not,
+    supports=supports,
+    unavailable_reason=native.unavailable_reason,
     in_library=True,
-    reason="one pass over memory, in C++: twice as fast as PyTorch's layer_norm (make bench-norm)",
-    instead="the formula: 2 to 6 times as long",
+    gain="one pass over memory, in C++: twice as fast as PyTorch's layer_norm (make bench-norm)",
+    fallback="the formula: 2 to 6 times as long",
 )

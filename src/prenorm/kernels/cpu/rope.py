@@ -28,7 +28,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
     return _turn(x, cos, sin, interleaved, backwards=False)
 
 
-def suits(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
+def supports(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     """Whether these are ordinary tensors of a CPU whose angles need no gradient, and the code can be built here."""
     return (
         is_plain(x, cos, sin)
@@ -111,9 +111,9 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=tuple(DTYPES),
     run=rotate,
-    suits=suits,
-    why_not=native.why_not,
+    supports=supports,
+    unavailable_reason=native.unavailable_reason,
     in_library=True,
-    reason="RoPE in one pass over memory, in C++ (make bench-training)",
-    instead="the formula: 1.2 times as long for a token, 4 to 11 times for 2,048",
+    gain="RoPE in one pass over memory, in C++ (make bench-training)",
+    fallback="the formula: 1.2 times as long for a token, 4 to 11 times for 2,048",
 )

@@ -28,7 +28,7 @@ def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
     return _forward(gate, up)
 
 
-def suits(gate: Tensor, up: Tensor) -> bool:
+def supports(gate: Tensor, up: Tensor) -> bool:
     """Whether these are ordinary, large tensors of a CPU, of one shape and dtype, and the code can be built here."""
     return (
         is_plain(gate, up)  # first: while compiling, a size that is compared is one that is compiled for
@@ -98,9 +98,9 @@ KERNEL = Kernel(
     devices=("cpu",),
     dtypes=tuple(DTYPES),
     run=silu_gate,
-    suits=suits,
-    why_not=native.why_not,
+    supports=supports,
+    unavailable_reason=native.unavailable_reason,
     in_library=True,
-    reason="silu(gate) * up in one pass over memory, and both gradients in another, in C++ (make bench-training)",
-    instead="the formula: 1.3 times as long for 16 tokens of d_ff 2,048, 1.7 to 1.9 times for 2,048",
+    gain="silu(gate) * up in one pass over memory, and both gradients in another, in C++ (make bench-training)",
+    fallback="the formula: 1.3 times as long for 16 tokens of d_ff 2,048, 1.7 to 1.9 times for 2,048",
 )
