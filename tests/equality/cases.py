@@ -67,6 +67,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "family": Family(residual="sandwich", rotary_dim=4, attention_scale=0.15),
     },
     "smollm3": {"family": Family(activation="gelu", ffn_bias=True, rotated=(True, False))},
+    "olmo": {"family": Family(norm="layer_bare", clip_qkv=1.0)},
+    "nemotron": {
+        "family": Family(norm="layer", one_plus_norms=True, activation="relu_squared", gated=False, rotary_dim=4)
+    },
+    "cohere": {
+        "rope_interleaved": True,
+        "family": Family(norm="layer_scale", residual="parallel", activation="gelu", logit_divisor=3.0),
+    },
     "yarn": {
         "rope_scaling": RopeScaling("yarn", 8.0, original_max_seq_len=16),
         "family": Family(activation="relu_squared", attention_scale=0.15),
