@@ -8,7 +8,8 @@ from .errors import ConfigError
 from .rope_scaling import RopeScaling
 from .validation import check_flag, check_number, check_size, record_from
 
-Residual = Literal["pre", "post", "sandwich"]
+Residual = Literal["pre", "post", "sandwich", "parallel"]
+Norm = Literal["rms", "layer", "layer_scale", "layer_bare"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "sigmoid", "tanh"]
 
 
@@ -20,14 +21,20 @@ class Family:
     """
 
     residual: Residual = "pre"
-    """Where norms stand: before a sublayer, after it (OLMo 2), or on both sides (Gemma 2). Never on the residual path.
-    """
+    """Where norms stand: before a sublayer, after it (OLMo 2), on both sides (Gemma 2), or once, before attention and
+    feed-forward side by side (Command R). Never on the residual path."""
+
+    norm: Norm = "rms"
+    """RMSNorm, or LayerNorm with weight and bias, with its weight alone, or with neither (OLMo)."""
 
     activation: Activation = "silu"
-    """What the feed-forward's gate goes through."""
+    """What the feed-forward's gate goes through, or what stands between its two matrices."""
 
     ffn_bias: bool = False
-    """Biases of the three projections of the feed-forward."""
+    """Biases of the projections of the feed-forward."""
+
+    gated: bool = True
+    """Whether the feed-forward has a gate, and so three matrices; otherwise the activation stands between two."""
 
     one_plus_norms: bool = False
     """Norms multiply by 1 + weight (Gemma)."""
@@ -49,6 +56,9 @@ class Family:
 
     window_rope_scaling: RopeScaling | None = None
     """How rotary frequencies are stretched in layers with a window, where these have a base of their own."""
+
+    clip_qkv: float | None = None
+    """Queries, keys and values are kept within this and its negative (OLMo)."""
 
     attention_scale: float | None = None
     """What scores are multiplied by. Default: 1 / sqrt(head_dim)."""
@@ -105,12 +115,12 @@ def check_family(family: Any, *, num_layers: int, head_dim: int, window: int | N
 
 
 def _check_fields(family: Family) -> None:
-    for name, choices in (("residual", Residual), ("activation", Activation)):
+    for name, choices in (("residual", Residual), ("norm", Norm), ("activation", Activation)):
         if getattr(family, name) not in get_args(choices):
             raise ConfigError(
                 f"family.{name} must be one of {', '.join(get_args(choices))}, not {getattr(family, name)!r}."
             )
-    for name in ("ffn_bias", "one_plus_norms", "wide_qk_norm"):
+    for name in ("ffn_bias", "gated", "one_plus_norms", "wide_qk_norm"):
         check_flag(f"family.{name}", getattr(family, name))
     if family.rotary_dim is not None:
         check_size("family.rotary_dim", family.rotary_dim, at_least=2)
@@ -123,7 +133,7 @@ def _check_fields(family: Family) -> None:
         check_size("each of family.windows", window, at_least=0)
     for rotated in family.rotated:
         check_flag("each of family.rotated", rotated)
-    optional = ("window_rope_theta", "attention_scale", "attention_softcap", "logit_softcap")
+    optional = ("window_rope_theta", "clip_qkv", "attention_scale", "attention_softcap", "logit_softcap")
     given = [name for name in optional if getattr(family, name) is not None]
     for name in (*given, "residual_scale", "embedding_scale", "logit_divisor"):
         check_number(f"family.{name}", getattr(family, name), above=0.0)

@@ -163,6 +163,15 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "ernie4_5": ("ernie4_5", {"head_dim": 16, "use_bias": True}),
     "ernie4_5, no biases": ("ernie4_5", {"head_dim": 8, "tie_word_embeddings": False}),
     "exaone4": ("exaone4", {"sliding_window": 50, "sliding_window_pattern": 3}),
+    "olmo": ("olmo", {"clip_qkv": 0.4, "attention_bias": True, **rope("linear", factor=4.0)}),
+    "olmo, no clip": ("olmo", {"tie_word_embeddings": True}),
+    "starcoder2": ("starcoder2", {"sliding_window": 50, "norm_epsilon": 1e-3}),
+    "starcoder2, no biases": ("starcoder2", {"use_bias": False, "hidden_act": "gelu", "tie_word_embeddings": False}),
+    "nemotron": ("nemotron", {"head_dim": 16, "attention_bias": True, "mlp_bias": True, "norm_eps": 1e-3}),
+    "nemotron, no biases": ("nemotron", {"partial_rotary_factor": 1.0, "tie_word_embeddings": True}),
+    "cohere": ("cohere", {"logit_scale": 0.3, "attention_bias": True, "layer_norm_eps": 1e-3}),
+    "stablelm": ("stablelm", {"use_qkv_bias": True, "partial_rotary_factor": 0.5, "layer_norm_eps": 1e-3}),
+    "stablelm, parallel": ("stablelm", {"use_parallel_residual": True, "tie_word_embeddings": True}),
     "exaone4, no window": ("exaone4", {"sliding_window": None, "layer_types": [FULL] * 3}),
 }
 
@@ -175,7 +184,8 @@ def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for part, parameter in model.named_parameters():
-            scales = "norm" in part and "gemma" not in model_type  # Gemma's norms multiply by 1 + weight
+            one_plus = "gemma" in model_type or model_type == "nemotron"  # whose norms multiply by 1 + weight
+            scales = part.endswith("norm.weight") and not one_plus
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(0.2 * noise + scales)
     return model.to(dtype).eval()

@@ -12,6 +12,8 @@ from prenorm.checkpoint.writing import config_to_hugging_face
 from prenorm.errors import CheckpointError
 
 from .examples import config
+from .families import FAMILIES as OTHERS
+from .families import SIZES as OTHER_SIZES
 
 FAMILIES = {
     "llama": {},
@@ -32,6 +34,8 @@ HELD = {
     "residual_dropout": 0.5,
     "resid_pdrop": 0.5,
     "embd_pdrop": 0.5,
+    "hidden_dropout": 0.5,
+    "embedding_dropout": 0.5,
     "id2label": {"0": "a", "1": "b", "2": "c"},
     "label2id": {"a": 0, "b": 1, "c": 2},
     "problem_type": "regression",
@@ -105,6 +109,18 @@ def test_no_key_that_is_passed_over_changes_a_logit_of_transformers(family, tmp_
         marked = fields | {key: value_of(key)}
         assert torch.equal(logits_of(marked, tmp_path / str(index)), wanted), key
         assert config_from_hugging_face(marked)[0] == config(**FAMILIES[family]), key
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [name for name in OTHERS if name == OTHERS[name][0]])
+def test_nor_does_it_in_the_other_families(name, tmp_path):
+    model_type, switches = OTHERS[name]
+    fields = {"model_type": model_type, **OTHER_SIZES, **switches}
+    wanted, config = logits_of(fields, tmp_path / "plain"), config_from_hugging_face(fields)[0]
+    for index, key in enumerate(sorted(NO_INFLUENCE - {"bos_token_id", "pad_token_id"})):
+        marked = fields | {key: value_of(key)}
+        assert torch.equal(logits_of(marked, tmp_path / str(index)), wanted), key
+        assert config_from_hugging_face(marked)[0] == config, key
 
 
 @pytest.mark.parametrize("family", FAMILIES)

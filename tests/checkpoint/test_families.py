@@ -1,5 +1,6 @@
 """Folders of many families against transformers' own classes, with every switch away from its default."""
 
+import dataclasses
 import json
 import statistics
 
@@ -22,7 +23,8 @@ SEQ = 300
 QUICK = [
     *("llama, biases", "llama, dynamic", "llama, yarn, betas", "llama, longrope", "mistral", "ministral"),
     *("qwen2, layer types", "qwen3, layer types", "smollm3, windows", "phi3, longrope", "olmo2", "granite", "gemma"),
-    *("gemma2", "gemma3_text", "glm", "glm4", "seed_oss", "ernie4_5", "exaone4"),
+    *("gemma2", "gemma3_text", "glm", "glm4", "seed_oss", "ernie4_5", "exaone4", "olmo"),
+    *("starcoder2", "nemotron", "cohere", "stablelm", "stablelm, parallel"),
 ]
 EACH = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES]
 # Ways of running are cells of the equality grid, too, but for frequencies that depend on the length.
@@ -112,6 +114,23 @@ def test_what_is_saved_again_is_the_folder_that_was_opened(name, root, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     with torch.no_grad():
         assert torch.equal(theirs(ids(seq=20)).logits, build(name)(ids(seq=20)).logits)
+
+
+def test_a_model_that_is_another_now_is_not_saved_as_the_folder_said(root, tmp_path):
+    ours = TransformerLM.from_pretrained(folder_of("mistral", root))
+    ours.eos_token_ids, ours.config = (7,), dataclasses.replace(ours.config, window=20)
+    ours.save_pretrained(tmp_path)
+    opened = TransformerLM.from_pretrained(tmp_path)
+    assert (opened.eos_token_ids, opened.config) == ((7,), ours.config)
+
+
+def test_ids_that_end_a_text_are_saved_as_they_are_now(root, tmp_path):
+    ours = TransformerLM.from_pretrained(folder_of("gemma2", root))
+    ours.eos_token_ids = (7, 9)
+    ours.save_pretrained(tmp_path)
+    assert TransformerLM.from_pretrained(tmp_path).eos_token_ids == (7, 9)
+    assert AutoConfig.from_pretrained(tmp_path).eos_token_id == [7, 9]
+    assert json.loads((tmp_path / "generation_config.json").read_text())["eos_token_id"] == [7, 9]
 
 
 @pytest.mark.slow

@@ -107,6 +107,16 @@ REFUSED = [
     ("gemma3_text", {"sliding_window_pattern": 0}, "sliding_window_pattern must be a whole number of at least 1"),
     ("glm", {"partial_rotary_factor": None}, "partial_rotary_factor is null"),
     ("glm", {"mlp_bias": True}, "mlp_bias must be false or absent"),
+    ("olmo", {"clip_qkv": 0.0}, "clip_qkv must be greater than 0"),
+    ("olmo", {"rms_norm_eps": 1e-6}, "rms_norm_eps is not known"),
+    ("starcoder2", {"use_bias": None}, "use_bias must be true or false"),
+    ("starcoder2", {"norm_epsilon": 0}, "norm_epsilon must be greater than 0"),
+    ("nemotron", {"partial_rotary_factor": None}, "partial_rotary_factor is null"),
+    ("nemotron", {"num_key_value_heads": None}, "num_key_value_heads is null"),
+    ("cohere", {"use_qk_norm": True}, "use_qk_norm must be false or absent: norms of each head's own are not served"),
+    ("cohere", {"logit_scale": None}, "logit_scale must be a finite number"),
+    ("stablelm", {"qk_layernorm": True}, "qk_layernorm must be false or absent"),
+    ("stablelm", {"head_dim": 16}, "head_dim must be hidden_size / num_attention_heads in this family"),
     ("exaone4", {"sliding_window": None}, "layer_types must name each layer where sliding_window is null"),
     ("exaone4", {"sliding_window_pattern": "LLLG"}, "sliding_window_pattern must be a whole number"),
     ("llama", {"num_hidden_layers": 10**9}, "num_hidden_layers must be at most 65536"),
@@ -193,7 +203,9 @@ def test_absent_keys_mean_what_each_config_class_says(model_type):
     """Sizes that the class would have; everything else is absent here, and there."""
     sizes = {"vocab_size": 61, "hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 3}
     sizes |= {"num_attention_heads": 32, "head_dim": 4, "bos_token_id": None, "pad_token_id": None}
-    if model_type == "gemma":
+    if model_type == "stablelm":  # a quarter of a head is rotated, and head_dim is worked out
+        sizes = {**sizes, "hidden_size": 256, "head_dim": 8}
+    if model_type in ("gemma", "nemotron"):
         sizes["num_key_value_heads"] = 16
     theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(model_type, **sizes), attn_implementation="eager")
     config, _ = config_from_hugging_face({"model_type": model_type, **sizes})

@@ -25,7 +25,7 @@ SCALINGS = {
 }
 
 # What each family of the grid has beyond the block: every switch of the record is in one of them. Scores are kept small
-# where norms or lengthened pairs would make softmax all but one-hot.
+# where norms or lengthened pairs would make softmax all but one-hot, and few numbers lie where clipping has a corner.
 FAMILIES: dict[str, dict[str, Any]] = {
     "gemma2": {
         "family": Family(
@@ -67,6 +67,14 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "family": Family(residual="sandwich", rotary_dim=4, attention_scale=0.15),
     },
     "smollm3": {"family": Family(activation="gelu", ffn_bias=True, rotated=(True, False))},
+    "olmo": {"family": Family(norm="layer_bare", clip_qkv=2.5)},
+    "nemotron": {
+        "family": Family(norm="layer", one_plus_norms=True, activation="relu_squared", gated=False, rotary_dim=4)
+    },
+    "cohere": {
+        "rope_interleaved": True,
+        "family": Family(norm="layer_scale", residual="parallel", activation="gelu", logit_divisor=3.0),
+    },
     "yarn": {
         "rope_scaling": RopeScaling("yarn", 8.0, original_max_seq_len=16),
         "family": Family(activation="relu_squared", attention_scale=0.15),

@@ -153,7 +153,19 @@ FACTORS: dict[str, dict[str, Values]] = {
     "family": _OF_ALL
     | {
         "heads": ((4, 4, 8), (4, 2, 8), (4, 1, 6)),
-        "family": ("gemma2", "gemma3", "olmo2", "exaone4", "granite", "glm4", "smollm3", "yarn"),
+        "family": (
+            "gemma2",
+            "gemma3",
+            "olmo2",
+            "exaone4",
+            "granite",
+            "glm4",
+            "smollm3",
+            "yarn",
+            "olmo",
+            "nemotron",
+            "cohere",
+        ),
         "sees": ("past",),
         "mask": ("none", "padding", "documents"),
         "positions": ("default", "(seq,)", "(..., seq)"),

@@ -18,8 +18,10 @@ SIZES = {"num_heads": 4, "d_ff": 96, "max_seq_len": 64, "head_dim": 32, "qk_norm
 # Every switch of the record, alone; rotated and windows of two layers.
 SWITCHES = {
     "residual": "sandwich",
+    "norm": "layer",
     "activation": "gelu",
     "ffn_bias": True,
+    "gated": False,
     "one_plus_norms": True,
     "wide_qk_norm": True,
     "rotary_dim": 16,
@@ -27,6 +29,7 @@ SWITCHES = {
     "rotated": (True, False),
     "window_rope_theta": 50.0,
     "window_rope_scaling": RopeScaling("linear", 4.0),
+    "clip_qkv": 0.5,
     "attention_scale": 0.05,
     "attention_softcap": 1.5,
     "residual_scale": 0.3,
@@ -148,7 +151,7 @@ def test_frequencies_that_depend_on_length_take_the_rows_own_or_the_room_of_the_
 
 
 BAD = [
-    ({"residual": "none"}, "family.residual must be one of pre, post, sandwich, not 'none'"),
+    ({"residual": "none"}, "family.residual must be one of pre, post, sandwich, parallel, not 'none'"),
     ({"activation": "mish"}, "family.activation must be one of silu, .*, not 'mish'"),
     ({"ffn_bias": 1}, "family.ffn_bias must be True or False, not 1"),
     ({"rotary_dim": 3}, "family.rotary_dim must be even"),
@@ -167,6 +170,12 @@ BAD = [
 def test_records_that_no_model_can_have_are_refused_with_the_rule(fields, message):
     with pytest.raises(ConfigError, match=message):
         model(Family(**fields))
+
+
+def test_a_familys_logits_are_finished_even_where_all_its_parts_are_ours():
+    made, plain = model(record("logit_softcap")[0]), model(None)
+    made.embedding, made.layers, made.final_norm = plain.embedding, plain.layers, plain.final_norm
+    assert Steps(made).sizes is None
 
 
 def test_a_record_goes_to_json_and_back_unchanged():

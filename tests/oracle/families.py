@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .formulas import Array, attention, documents, gelu, may_attend, rms_norm, silu
+from .formulas import Array, attention, documents, gelu, layer_norm, may_attend, rms_norm, silu
 from .formulas import frequency as plain_frequency
 from .models import Weights, below, project
 
@@ -50,6 +50,10 @@ def layer_of(
 ) -> Array:
     """One layer on one row: what a sublayer gives is scaled, and normed before it, after it, or both."""
     family = config["family"]
+    if family["residual"] == "parallel":
+        normed = norm(weights, "norm1", x, config)
+        both = (run(weights, normed, positions, together, layer, config) for run in (attend, feed_forward))
+        return x + family["residual_scale"] * sum(both)
     for number, sublayer in (("1", attend), ("2", feed_forward)):
         y = x if family["residual"] == "post" else norm(weights, f"norm{number}", x, config)
         y = sublayer(weights, y, positions, together, layer, config)
@@ -67,6 +71,8 @@ def attend(
 
     def heads(name: str, count: int) -> Array:
         rows = project(weights, f"attn.{name}_proj", x)
+        if family["clip_qkv"] is not None:
+            rows = np.clip(rows, -family["clip_qkv"], family["clip_qkv"])
         normed = config["qk_norm"] and name != "v"
         if normed and family["wide_qk_norm"]:
             rows = norm(weights, f"attn.{name}_norm", rows, config)
@@ -137,8 +143,10 @@ def length(scaling: Mapping[str, Any] | None) -> float:
 
 
 def feed_forward(weights: Weights, x: Array, *others: Any) -> Array:
-    """The gated feed-forward, with biases where there are some."""
+    """The feed-forward, with a gate or without, and with biases where there are some."""
     activation = ACTIVATIONS[others[-1]["family"]["activation"]]
+    if not others[-1]["family"]["gated"]:
+        return project(weights, "ffn.down_proj", activation(project(weights, "ffn.up_proj", x)))
     return project(
         weights, "ffn.down_proj", activation(project(weights, "ffn.gate_proj", x)) * project(weights, "ffn.up_proj", x)
     )
@@ -146,6 +154,10 @@ def feed_forward(weights: Weights, x: Array, *others: Any) -> Array:
 
 def norm(weights: Weights, name: str, x: Array, config: Mapping[str, Any]) -> Array:
     """The norm of that name."""
+    if config["family"]["norm"] != "rms":
+        nothing = np.full(x.shape[-1], 0.0 if config["family"]["one_plus_norms"] else 1.0)
+        weight = weights.get(f"{name}.weight", nothing) + float(config["family"]["one_plus_norms"])
+        return layer_norm(x, weight, weights.get(f"{name}.bias", np.zeros(x.shape[-1])), config["eps"])
     return rms_norm(x, weights[f"{name}.weight"] + float(config["family"]["one_plus_norms"]), config["eps"])
 
 

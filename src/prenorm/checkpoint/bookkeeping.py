@@ -22,7 +22,8 @@ _WITHOUT_INFLUENCE = {
         output_attentions _output_attentions output_hidden_states return_dict output_past""",
     "transformers, training": "initializer_range gradient_checkpointing tf_legacy_loss",
     # Switches of training, where dropout is ours to choose.
-    "transformers, dropout": "attention_dropout residual_dropout resid_pdrop embd_pdrop",
+    "transformers, dropout": """
+        attention_dropout residual_dropout resid_pdrop embd_pdrop hidden_dropout embedding_dropout""",
     "transformers, token ids": """
         bos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id
         forced_bos_token_id forced_eos_token_id""",

@@ -14,7 +14,7 @@ from ..errors import CheckpointError, ConfigError
 from ..family import Family
 from ..validation import attention_sizes, check_size
 from .bookkeeping import HARMLESS_VALUES, NO_INFLUENCE
-from .families import gemma, glm, granite, llama, olmo2
+from .families import gemma, glm, granite, layer_norm, llama, olmo2
 from .families.layout import Known, Layout
 from .files import IN_THE_FILE, json_text
 from .rope import Dialect, as_float, foreign_in_rope_keys, rope_from_hugging_face
@@ -41,7 +41,6 @@ SIZES = {
 
 # Further fields of ours, and their keys in every family; those of attention in all that have them.
 _NUMBERS = {
-    "eps": "rms_norm_eps",
     "tie_embeddings": "tie_word_embeddings",
     "dropout": "prenorm_dropout",
     "window": "sliding_window",
@@ -53,7 +52,6 @@ _OF_FAMILY = {field.name for field in dataclasses.fields(Family)}
 _REQUIRED = tuple(SIZES)[:5]
 _COMMON = {
     "head_dim": None,
-    "rms_norm_eps": 1e-6,
     "tie_word_embeddings": False,
     "eos_token_id": None,
     "prenorm_dropout": 0.0,
@@ -76,6 +74,7 @@ LAYOUTS: dict[str, Layout] = {
     **olmo2.LAYOUTS,
     **glm.LAYOUTS,
     **gemma.LAYOUTS,
+    **layer_norm.LAYOUTS,
     OURS: Layout(
         architecture="TransformerLM",
         keys={
@@ -120,7 +119,7 @@ def config_from_hugging_face(
             f"{source} (model_type {model_type}) must be understood as a whole, but {'; '.join(problems)}. "
             "Nothing is ignored, because each of these may change what the model computes."
         )
-    defaults = {**_COMMON, **layout.keys}
+    defaults = _defaults(layout)
     known = {**defaults, **fields}
     known |= {key: defaults[key] for key in layout.null_is_default if known[key] is None}
     try:
@@ -150,8 +149,14 @@ def layout_of(model_type: Any, fields: Mapping[str, Any], source: str) -> Layout
     )
 
 
+def _defaults(layout: Layout) -> dict[str, Any]:
+    """What each key that a family reads means where it is absent."""
+    eps = {"rms_norm_eps": 1e-6} if layout.eps_key == "rms_norm_eps" else {}
+    return {**_COMMON, **eps, **layout.keys}
+
+
 def _foreign_keys(layout: Layout, fields: Mapping[str, Any]) -> Iterator[str]:
-    known = {*_REQUIRED, *_COMMON, *layout.keys, *_READ_ELSEWHERE, *NO_INFLUENCE}
+    known = {*_REQUIRED, *_defaults(layout), *_READ_ELSEWHERE, *NO_INFLUENCE}
     harmless = {**HARMLESS_VALUES, **layout.harmless}
     for key in sorted(fields.keys() - known):
         if fields[key] is None and key not in harmless:
@@ -186,6 +191,8 @@ def _read(layout: Layout, known: Known) -> ModelConfig:
         if known[key] > most:
             raise ConfigError(f"{key} must be at most {most}, not {known[key]}.")
     names = {**{field: key for key, field in SIZES.items()}, **_NUMBERS}
+    if layout.eps_key is not None:
+        names["eps"] = layout.eps_key
     spelling = IN_THE_FILE._replace(name=lambda field: names.get(field, field))
     heads: Any = (known.get(names[name]) for name in ("d_model", "num_heads", "num_kv_heads", "head_dim"))
     _, head_dim = attention_sizes(*heads, spelling=spelling)
@@ -193,7 +200,7 @@ def _read(layout: Layout, known: Known) -> ModelConfig:
     record = read.pop("record", None) or Family(**{name: read.pop(name) for name in _OF_FAMILY & read.keys()})
     fields = {
         **{field: known.get(key) for field, key in names.items()},
-        "eps": as_float(known["rms_norm_eps"]),
+        **({} if layout.eps_key is None else {"eps": as_float(known[layout.eps_key])}),
         "dropout": 0.0 if known["prenorm_dropout"] is None else as_float(known["prenorm_dropout"]),
         "rope_interleaved": layout.interleaved,
         "window": None if "layer_types" in layout.keys else window_of_others(known),

@@ -23,6 +23,8 @@ class Naming(NamedTuple):
         for whole, matrices in self.fused.items():
             if module in matrices:
                 return f"{whole}.{kind}"
+        if module in self.parts:
+            return f"{self.parts[module]}.{kind}"
         part, _, rest = name.partition(".")
         return f"{self.parts.get(part, part)}.{rest}"
 
@@ -80,7 +82,8 @@ def _floats_of(config: ModelConfig, naming: Naming = CLASSIC) -> Iterator[Parame
     for i in range(config.num_layers):
         for name, shape in layer.items():
             yield Parameter(f"layers.{i}.{name}", f"model.layers.{i}.{naming.of(name)}", shape)
-    yield Parameter("final_norm.weight", "model.norm.weight", (config.d_model,))
+    for kind in _kinds_of_norm(config):
+        yield Parameter(f"final_norm.{kind}", f"model.norm.{kind}", (config.d_model,))
     if not config.tie_embeddings:
         yield Parameter("lm_head.weight", "lm_head.weight", (config.vocab_size, config.d_model))
 
@@ -88,14 +91,16 @@ def _floats_of(config: ModelConfig, naming: Naming = CLASSIC) -> Iterator[Parame
 def _shapes_in_a_layer(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     d_model, d_ff, family = config.d_model, config.d_ff, config.family
     queries, keys = config.num_heads * config.head_dim, config.num_kv_heads * config.head_dim
-    residual = "pre" if family is None else family.residual
-    shapes: dict[str, tuple[int, ...]] = {f"{name}.weight": (d_model,) for name in _NORMS[residual]}
+    residual, gated = ("pre", True) if family is None else (family.residual, family.gated)
+    shapes: dict[str, tuple[int, ...]] = {
+        f"{name}.{kind}": (d_model,) for name in _NORMS[residual] for kind in _kinds_of_norm(config)
+    }
     shapes |= {
         "attn.q_proj.weight": (queries, d_model),
         "attn.k_proj.weight": (keys, d_model),
         "attn.v_proj.weight": (keys, d_model),
         "attn.o_proj.weight": (d_model, queries),
-        "ffn.gate_proj.weight": (d_ff, d_model),
+        **({"ffn.gate_proj.weight": (d_ff, d_model)} if gated else {}),
         "ffn.up_proj.weight": (d_ff, d_model),
         "ffn.down_proj.weight": (d_model, d_ff),
     }
@@ -106,10 +111,18 @@ def _shapes_in_a_layer(config: ModelConfig) -> dict[str, tuple[int, ...]]:
     if config.qk_norm:
         wide = family is not None and family.wide_qk_norm
         of_queries, of_keys = (queries, keys) if wide else (config.head_dim, config.head_dim)
-        shapes |= {"attn.q_norm.weight": (of_queries,), "attn.k_norm.weight": (of_keys,)}
+        for kind in _kinds_of_norm(config):
+            shapes |= {f"attn.q_norm.{kind}": (of_queries,), f"attn.k_norm.{kind}": (of_keys,)}
     if family is not None and family.ffn_bias:
-        shapes |= {"ffn.gate_proj.bias": (d_ff,), "ffn.up_proj.bias": (d_ff,), "ffn.down_proj.bias": (d_model,)}
+        shapes |= {"ffn.gate_proj.bias": (d_ff,)} if gated else {}
+        shapes |= {"ffn.up_proj.bias": (d_ff,), "ffn.down_proj.bias": (d_model,)}
     return shapes
+
+
+def _kinds_of_norm(config: ModelConfig) -> tuple[str, ...]:
+    """The tensors of a norm."""
+    norm = "rms" if config.family is None else config.family.norm
+    return {"layer": ("weight", "bias"), "layer_bare": ()}.get(norm, ("weight",))
 
 
 # The norms of a block, by where they stand: blocks/families/ has the same.
@@ -117,4 +130,5 @@ _NORMS = {
     "pre": ("norm1", "norm2"),
     "post": ("post_norm1", "post_norm2"),
     "sandwich": ("norm1", "post_norm1", "norm2", "post_norm2"),
+    "parallel": ("norm1",),
 }

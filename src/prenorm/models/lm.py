@@ -1,6 +1,7 @@
 """The language model: tokens -> embedding -> blocks -> norm -> logits -> loss."""
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any, ClassVar, Literal, cast, overload
 
 import torch
@@ -24,9 +25,9 @@ from ..generation.prompts import token_lists
 from ..generation.speculation import DRAFT_TOKENS, Speculation
 from ..layers.cache import KVCache, one_pass
 from ..layers.embedding import Embedding
+from ..layers.family_norm import family_norm
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
-from ..layers.one_plus_norm import OnePlusRMSNorm
 from ..layers.plan import Call
 from ..layers.quantized import QuantizedLinear
 from ..layers.rope import RotaryEmbedding
@@ -65,7 +66,7 @@ class TransformerLM(GenerativeModel):
         else:
             self.embedding = ScaledEmbedding(*sizes, family.embedding_scale, device=device, dtype=dtype)
             self.layers = family_blocks(config, family, device, dtype)
-        norm = OnePlusRMSNorm if family is not None and family.one_plus_norms else RMSNorm
+        norm = RMSNorm if family is None else partial(family_norm, family)
         self.final_norm = norm(config.d_model, config.eps, device=device, dtype=dtype)
         self.lm_head: Linear | QuantizedLinear | None = (
             None if config.tie_embeddings else Linear(config.d_model, config.vocab_size, device=device, dtype=dtype)

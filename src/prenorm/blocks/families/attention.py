@@ -7,8 +7,7 @@ from torch import Tensor
 
 from ...family import Family
 from ...layers.attention import SelfAttention
-from ...layers.norm import RMSNorm
-from ...layers.one_plus_norm import OnePlusRMSNorm
+from ...layers.family_norm import family_norm
 from ...layers.rope import RotaryEmbedding
 from ...ops.attention import scaled_dot_product_attention
 from ...ops.heads import split_heads
@@ -34,10 +33,9 @@ class FamilyAttention(SelfAttention):
         super().__init__(d_model, num_heads, None, device, dtype, eps=eps, **options)
         self.rope, self.family = rope, family
         if qk_norm:
-            norm = OnePlusRMSNorm if family.one_plus_norms else RMSNorm
             of_queries, of_keys = (self.num_heads, self.num_kv_heads) if family.wide_qk_norm else (1, 1)
-            self.q_norm = norm(of_queries * self.head_dim, eps, device=device, dtype=dtype)
-            self.k_norm = norm(of_keys * self.head_dim, eps, device=device, dtype=dtype)
+            self.q_norm = family_norm(family, of_queries * self.head_dim, eps, device=device, dtype=dtype)
+            self.k_norm = family_norm(family, of_keys * self.head_dim, eps, device=device, dtype=dtype)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values; queries bring what the family's scale of scores differs by from 1 / sqrt(head_dim).
@@ -49,6 +47,9 @@ class FamilyAttention(SelfAttention):
             q, k, v = (split_heads(one, self.head_dim) for one in (q, k, v))
         else:
             q, k, v = super().project(x)
+        if self.family.clip_qkv is not None:
+            limit = self.family.clip_qkv
+            q, k, v = (one.clamp(-limit, limit) for one in (q, k, v))
         scale = self.family.attention_scale
         factor = 1.0 if scale is None else scale * self.head_dim**0.5
         return q if factor == 1 else q * factor, k, v

@@ -12,12 +12,12 @@ from ...config import ModelConfig
 from ...family import Family
 from ...layers.attention import ours
 from ...layers.dropout import Dropout
+from ...layers.family_norm import family_norm
 from ...layers.gated import GatedFeedForward
 from ...layers.layer_cache import LayerCache
-from ...layers.norm import RMSNorm
-from ...layers.one_plus_norm import OnePlusRMSNorm
 from ...layers.plan import AttentionPlan, planned
 from ...layers.rope import RotaryEmbedding
+from ...layers.two_matrices import TwoMatrices
 from .attention import FamilyAttention
 
 
@@ -28,10 +28,10 @@ class FamilyBlock(nn.Module):
     """
 
     norms: tuple[str, ...]
-    norm1: RMSNorm
-    norm2: RMSNorm
-    post_norm1: RMSNorm
-    post_norm2: RMSNorm
+    norm1: nn.Module
+    norm2: nn.Module
+    post_norm1: nn.Module
+    post_norm2: nn.Module
 
     def __init__(
         self,
@@ -43,16 +43,16 @@ class FamilyBlock(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        norm = OnePlusRMSNorm if family.one_plus_norms else RMSNorm
         for name in self.norms:
-            self.add_module(name, norm(config.d_model, config.eps, device=device, dtype=dtype))
+            self.add_module(name, family_norm(family, config.d_model, config.eps, device=device, dtype=dtype))
         same = ("num_kv_heads", "head_dim", "qk_norm", "qkv_bias", "o_bias", "dropout", "eps")
         options: dict[str, Any] = {name: getattr(config, name) for name in same}
         options |= {"causal": True, "window": window}
         self.attn = FamilyAttention(
             config.d_model, config.num_heads, family, rope, device=device, dtype=dtype, **options
         )
-        self.ffn = GatedFeedForward(
+        feed_forward = GatedFeedForward if family.gated else TwoMatrices
+        self.ffn = feed_forward(
             config.d_model, config.d_ff, family.activation, family.ffn_bias, device=device, dtype=dtype
         )
         self.dropout = Dropout(config.dropout)

@@ -7,11 +7,17 @@ from ...config import ModelConfig
 from ...family import Family, Residual
 from ...layers.rope import RotaryEmbedding
 from .block import FamilyBlock
+from .parallel import ParallelBlock
 from .post_norm import PostNormBlock
 from .pre_norm import PreNormBlock
 from .sandwich import SandwichBlock
 
-BLOCKS: dict[Residual, type[FamilyBlock]] = {"pre": PreNormBlock, "post": PostNormBlock, "sandwich": SandwichBlock}
+BLOCKS: dict[Residual, type[FamilyBlock]] = {
+    "pre": PreNormBlock,
+    "post": PostNormBlock,
+    "sandwich": SandwichBlock,
+    "parallel": ParallelBlock,
+}
 
 
 def family_blocks(

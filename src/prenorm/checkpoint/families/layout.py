@@ -52,6 +52,7 @@ class Layout:
     harmless: Mapping[str, tuple[Any, ...]] = field(
         default_factory=dict
     )  # further keys, without influence at these values
+    eps_key: str | None = "rms_norm_eps"  # None: its class has one number for it, which `read` gives
     rope: Dialect = PLAIN
     read_rope: Callable[[Known, int], dict[str, Any]] | None = None  # where its keys of rotary embedding are its own
     foreign_in_rope: Callable[[Mapping[str, Any]], Iterator[str]] | None = None
