@@ -80,7 +80,7 @@ def test_every_switch_changes_the_logits(name):
         assert (on(ids) - off(ids)).abs().max() > 1e-3
 
 
-@pytest.mark.skipif(bool(native.why_not()), reason="this machine has no C++ compiler")
+@pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 @pytest.mark.parametrize("name", [*SWITCHES, *SCALINGS])
 def test_steps_of_decoding_give_the_models_logits(name):
     made = model(None, rope_scaling=SCALINGS[name]) if name in SCALINGS else model(record(name)[0])

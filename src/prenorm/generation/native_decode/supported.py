@@ -6,6 +6,7 @@ from typing import Any, Protocol, runtime_checkable
 from torch import nn
 
 from ...blocks.transformer import TransformerBlock
+from ...config import ModelConfig
 from ...kernels.cpu.decode_step import DTYPES, Sizes
 from ...kernels.cpu.one_query import WIDTH
 from ...layers.attention import SelfAttention
@@ -40,6 +41,7 @@ CLASSES: dict[str, tuple[type[nn.Module], ...]] = {  # of the parts of a block
 class LanguageModel(Protocol):
     """What is asked of a model; its own class and its `forward` are the caller's to judge."""
 
+    config: ModelConfig
     embedding: Embedding
     layers: nn.ModuleList
     final_norm: RMSNorm
@@ -64,6 +66,8 @@ def sizes_of(model: LanguageModel) -> Sizes | None:
     found = set()
     weight = model.embedding.weight
     if not weight.is_cpu or weight.dtype not in DTYPES or type(model.final_norm) is not RMSNorm:
+        return None
+    if model.config.family is not None:  # which finishes logits in ways of its own
         return None
     for block in model.layers:
         if type(block) is not TransformerBlock or any(
