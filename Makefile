@@ -5,7 +5,7 @@ PYTHON ?= python3
 # make test TORCH=2.14.1: with another release than constraints.txt has, in an environment of its own.
 VENV := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN := $(VENV)/bin
-CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp)
+CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp tests/kernels/*.cpp)
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-grid test-check test-isa check format bench bench-all bench-attention bench-blocks bench-decode

@@ -5,7 +5,7 @@
 // blocks are scaled whenever a larger score turns up (online softmax). Blocks that nobody sees are passed over.
 // Scores, softmax and sums are float32; in bfloat16 the weights are rounded before they multiply the values. What a
 // query gives depends neither on other queries nor on the number of threads.
-// Source: Dao et al. 2022, arXiv:2205.14135; Milakov and Gimelshein 2018, arXiv:1805.02867. Built by native.py.
+// Source: Dao et al. 2022, arXiv:2205.14135; Milakov and Gimelshein 2018, arXiv:1805.02867. Built by build.py.
 
 #include "attention.h"
 

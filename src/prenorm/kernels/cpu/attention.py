@@ -186,7 +186,6 @@ def _call(
         dv_strides=_strides(dv),
         causal=causal,
         window=window or 0,
-        threads=torch.get_num_threads(),
     )
 
 

@@ -9,7 +9,7 @@
 //
 // Sums are float32; in bfloat16 P and dS are rounded before they multiply. Gradients of a key are summed over blocks of
 // queries in their order, those of a query over blocks of keys in theirs, whatever the number of threads.
-// Source: Dao et al. 2022, arXiv:2205.14135, appendix B.4. Built by native.py.
+// Source: Dao et al. 2022, arXiv:2205.14135, appendix B.4. Built by build.py.
 
 #include "attention.h"
 

@@ -4,6 +4,8 @@ import functools
 from collections.abc import Callable, Hashable, Mapping
 from typing import Generic, TypeVar
 
+import torch
+
 from . import native
 from .header import compiled
 
@@ -14,16 +16,30 @@ ERRORS = {1: MemoryError, 2: IndexError}  # what a function gives that is not 0
 class Function(Generic[Key]):
     """A C++ function for each of several keys, mostly dtypes, all of which take one struct of calls.h.
 
-    call(key, field=..., ...) raises MemoryError where memory ran out. available(): by key, empty without a library.
+    call(key, field=..., ...) raises MemoryError where memory ran out; the number of threads is torch's.
+    available(): the functions by key, empty without a library.
     """
 
     def __init__(self, struct: str, names: Mapping[Key, str]) -> None:
-        self.names = names
-        self.available = functools.cache(self._find)
-        body = "wrong = available()[key](pack({values}))\n if wrong: raise errors[wrong]"
-        self.call = compiled(struct, body, {"available": self.available, "errors": ERRORS}, first="key, ")
+        self.functions = _Functions(names)
+        self.available = functools.cache(self.functions.found)
+        known = {"functions": self.functions, "errors": ERRORS, "threads": torch.get_num_threads}
+        body = "wrong = functions[key](pack({values}))\n if wrong: raise errors[wrong]"
+        self.call = compiled(struct, "call(key, {fields})", body, known)
 
-    def _find(self) -> Mapping[Key, Callable[[bytes], int]]:
-        """The functions by key, looked up at first use; none where there is no library."""
+
+class _Functions(dict[Key, Callable[[bytes], int]]):
+    """By key. They are looked up at first use, and then no Python runs for it."""
+
+    def __init__(self, names: Mapping[Key, str]) -> None:
+        self.names = names
+
+    def found(self) -> Mapping[Key, Callable[[bytes], int]]:
         library = native.load().library
-        return {} if library is None else {key: library[name] for key, name in self.names.items()}
+        self.clear()
+        if library is not None:
+            self.update({key: library[name] for key, name in self.names.items()})
+        return self
+
+    def __missing__(self, key: Key) -> Callable[[bytes], int]:
+        return {**self.found()}[key]

@@ -31,7 +31,6 @@ def losses_(logits: Tensor, targets: Tensor, ignore_index: int, gradient: bool) 
         width=logits.shape[1],
         ignored=ignore_index,
         gradient=gradient,
-        threads=torch.get_num_threads(),
     )
     return losses
 

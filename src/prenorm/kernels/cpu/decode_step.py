@@ -187,7 +187,6 @@ def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Te
         bits=model.bits,
         head_bits=model.head.bits,
         angles_stride=cos.stride(0) if cos.ndim == 3 else 0,
-        threads=torch.get_num_threads(),
         eps=sizes.eps,
     )
     return logits

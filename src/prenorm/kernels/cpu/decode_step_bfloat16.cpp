@@ -1,4 +1,4 @@
-// decode_step.h for models in bfloat16. Built by native.py.
+// decode_step.h for models in bfloat16. Built by build.py.
 
 #include "decode_step.h"
 

@@ -3,7 +3,7 @@
 // The weight is read once, at the speed of memory, and as it lies in a parameter (out, in): nothing is packed, so
 // there is no copy that could be out of date. x, W, b and y have one dtype; products and sums are float32, and a
 // result is rounded to its dtype once, last. What a row gives depends neither on what is in the other rows nor on
-// how many threads there are. Built by native.py.
+// how many threads there are. Built by build.py.
 
 #include "tile.h"
 

@@ -16,7 +16,6 @@ from .header import CONSTANTS
 DTYPES = {torch.float32: "few_rows_float32", torch.bfloat16: "few_rows_bfloat16"}
 FEW_ROWS = Function("FewRowsCall", DTYPES)
 MOST_ROWS = CONSTANTS["MOST_ROWS"]
-get_num_threads = torch.get_num_threads
 is_autocast_enabled = torch.is_autocast_enabled
 
 
@@ -35,7 +34,6 @@ def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
         rows=x.numel() // in_features,
         in_features=in_features,
         out_features=out_features,
-        threads=get_num_threads(),
     )
     return y
 

@@ -57,17 +57,21 @@ def packed_size(name: str) -> int:
 
 def packer(name: str) -> Callable[..., bytes]:
     """A function of a struct's fields, by name, that gives its bytes. An array is any sequence of so many numbers."""
-    return compiled(name, "return pack({values})", {})
+    return compiled(name, "call({fields})", "return pack({values})", {})
 
 
-def compiled(name: str, body: str, known: dict[str, object], *, first: str = "") -> Callable[..., Any]:
-    """A function of a struct's fields whose body may `pack({values})` them.
+def compiled(name: str, head: str, body: str, known: dict[str, Any]) -> Callable[..., Any]:
+    """A function of a struct's fields whose body may `pack({values})` them; a field that is `known` is no argument.
 
-    It is put together as text, as namedtuple does it: a call costs no more than one that was written by hand.
+    It is put together as text, as namedtuple does it: a call costs little more than one that was written by hand.
     """
     fields = STRUCTS[name]
-    values = ", ".join(f"*{field.name}" if field.is_array else field.name for field in fields)
-    arguments = ", ".join(field.name for field in fields)
+    arguments = ", ".join(field.name for field in fields if field.name not in known)
+    values = ", ".join(_value(field, known) for field in fields)
     scope: dict[str, Any] = {**known, "pack": struct.Struct("".join(field.code for field in fields)).pack}
-    exec(f"def call({first}{arguments}):\n {body.format(values=values)}", scope)
+    exec(f"def {head.format(fields=arguments)}:\n {body.format(values=values)}", scope)
     return scope["call"]
+
+
+def _value(field: Field, known: dict[str, Any]) -> str:
+    return f"*{field.name}" if field.is_array else f"{field.name}()" if field.name in known else field.name

@@ -1,6 +1,6 @@
 // Where the largest number of each row is, the first of equal ones: the greedy choice among logits.
 //
-// A row that holds NaN, or whose largest number is not finite, gives -1. Built by native.py.
+// A row that holds NaN, or whose largest number is not finite, gives -1. Built by build.py.
 
 #include "largest.h"
 

@@ -28,7 +28,6 @@ def largest(x: Tensor) -> Tensor:
         places=places.data_ptr(),
         rows=places.numel(),
         width=x.shape[-1],
-        threads=torch.get_num_threads(),
     )
     return places
 

@@ -2,7 +2,7 @@
 //
 // The heads of a group are rows beside each other, so that its keys and values are read once, where the cache has
 // them. q, K, V and y have one dtype; scores, softmax and sums are float32, and a result is rounded once, last. A
-// query that may attend to nothing gives zeros. Source: Vaswani et al. 2017, arXiv:1706.03762. Built by native.py.
+// query that may attend to nothing gives zeros. Source: Vaswani et al. 2017, arXiv:1706.03762. Built by build.py.
 
 #include "attend.h"
 

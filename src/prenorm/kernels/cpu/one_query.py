@@ -55,7 +55,6 @@ def one_query(
         k_strides=key.stride()[:3],
         v_strides=value.stride()[:3],
         mask_strides=mask_strides,
-        threads=torch.get_num_threads(),
     )
     return y
 

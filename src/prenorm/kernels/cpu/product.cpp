@@ -4,7 +4,7 @@
 // The numbers of B are packed in panels as wide as a tile, in the order in which they are read; those of A as well, a
 // panel as tall as a tile at a time, right before it meets the panels of B. A tile's sums stay in registers. Every sum
 // is float32 and runs in the order of the inner axis, whatever the number of threads.
-// Source: Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication". Built by native.py.
+// Source: Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication". Built by build.py.
 
 #include "tile.h"
 
@@ -182,7 +182,8 @@ void multiply(const ProductCall &call, int64_t start, int64_t depth, const float
 template <typename T>
 int product(const ProductCall &call) {
     constexpr int64_t NUMBERS = DEEP * Packing<T>::IN;
-    const Room<float> room(parts(call.columns, WIDE) * WIDE * DEEP + 2 * LANES);
+    constexpr int64_t LINE = 64 / sizeof(float);  // a cache line, which the panels begin with
+    const Room<float> room(parts(call.columns, WIDE) * WIDE * DEEP + LINE);
     if (!room.start) return 1;
     float *packed = (float *)(((uintptr_t)room.start + 63) / 64 * 64);
     for (int64_t start = 0; start < call.depth; start += NUMBERS) {

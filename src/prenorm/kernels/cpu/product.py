@@ -69,7 +69,6 @@ def _multiply(a: Tensor, b: Tensor, c: Tensor, *, add: bool) -> Tensor:
         b_strides=b.stride(),
         c_stride=c.stride(0),
         add=add,
-        threads=torch.get_num_threads(),
     )
     return c
 

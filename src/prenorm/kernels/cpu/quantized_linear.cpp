@@ -2,7 +2,7 @@
 //
 // Products and their sums within a group of 32 are exact; scales and sums of groups are float32, and a result is
 // rounded to its dtype once, last. What a row gives depends neither on what is in the other rows, nor on how many
-// they are, nor on the threads. Built by native.py.
+// they are, nor on the threads. Built by build.py.
 
 #include <omp.h>
 

@@ -72,7 +72,6 @@ def _product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_
         rows=y.numel() // out_features,
         in_features=x.shape[-1],
         out_features=out_features,
-        threads=torch.get_num_threads(),
     )
     return y
 

@@ -6,7 +6,7 @@
 //
 // x, y, g and dx have one dtype, weight and dw have one. The arithmetic is float32, long sums go on in double, and a
 // result is rounded to its dtype once, last. What a row gives never depends on the other rows.
-// Source: Zhang and Sennrich 2019, arXiv:1910.07467. Built by native.py; without headers of torch or Python, so that
+// Source: Zhang and Sennrich 2019, arXiv:1910.07467. Built by build.py; without headers of torch or Python, so that
 // a compiler takes two seconds for it.
 
 #include "mean_square.h"

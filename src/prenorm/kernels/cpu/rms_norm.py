@@ -63,7 +63,6 @@ def _forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
         rows=x.numel() // width,
         width=width,
         eps=eps,
-        threads=torch.get_num_threads(),
     )
     return y
 
@@ -96,7 +95,6 @@ class _RMSNorm(torch.autograd.Function):
             rows=x.numel() // width,
             width=width,
             eps=ctx.eps,
-            threads=torch.get_num_threads(),
         )
         return grad_x, grad_weight, None
 

@@ -3,7 +3,7 @@
 //   (a, b) -> (a cos - b sin, b cos + a sin)
 //
 // The gradient is the same with the other sign of sin. The arithmetic is float32, in the order of the formula, and a
-// result is rounded to its dtype once, last. Source: Su et al. 2021, arXiv:2104.09864. Built by native.py.
+// result is rounded to its dtype once, last. Source: Su et al. 2021, arXiv:2104.09864. Built by build.py.
 
 #include "vectors.h"
 

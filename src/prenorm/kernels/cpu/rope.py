@@ -71,7 +71,6 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, backwards: 
         sin_strides=sin.stride()[:3],
         interleaved=interleaved,
         backwards=backwards,
-        threads=torch.get_num_threads(),
     )
     return y.view(x.shape)
 

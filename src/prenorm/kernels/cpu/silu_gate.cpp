@@ -4,7 +4,7 @@
 //   dgate = g * up * s * (1 + gate * (1 - s))          dup = g * gate * s
 //
 // All have one dtype. The arithmetic is float32, and a result is rounded to its dtype once, last.
-// Source: Shazeer 2020, arXiv:2002.05202. Built by native.py.
+// Source: Shazeer 2020, arXiv:2002.05202. Built by build.py.
 
 #include "exponential.h"
 

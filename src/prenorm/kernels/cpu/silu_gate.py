@@ -53,7 +53,6 @@ def _forward(gate: Tensor, up: Tensor) -> Tensor:
         dgate=0,
         dup=0,
         count=gate.numel(),
-        threads=torch.get_num_threads(),
     )
     return y
 
@@ -80,7 +79,6 @@ class _SiluGate(torch.autograd.Function):
             dgate=grad_gate.data_ptr(),
             dup=grad_up.data_ptr(),
             count=gate.numel(),
-            threads=torch.get_num_threads(),
         )
         return grad_gate, grad_up
 
