@@ -180,6 +180,13 @@ def test_families_that_the_fast_path_of_decoding_does_not_serve_are_explained(na
         assert [one.why for one in choices if one.op == "decode_step"] == [NOT_SERVED["decode_step"]]
 
 
+@pytest.mark.parametrize("hostile", [{"factor": 1e308}, {"beta_slow": 1e-310}, {"beta_fast": 1e308}])
+def test_scalings_of_absurd_size_are_models_all_the_same(hostile):
+    config, _ = config_from_hugging_face(fields_of("llama") | rope("yarn", **{"factor": 4.0, **hostile}))
+    with torch.device("meta"):
+        TransformerLM(config)
+
+
 def test_gemma_3_in_its_older_words_is_gemma_3_in_the_new_ones():
     new = fields_of("gemma3_text")
     old = {key: value for key, value in new.items() if key != "rope_parameters"} | {

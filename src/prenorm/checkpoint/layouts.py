@@ -234,7 +234,7 @@ def _rotation(layout: Layout, known: Known, head_dim: int) -> dict[str, Any]:
         if scaling is not None and scaling.kind == "dynamic":
             reaches.append(LONGEST_CONTEXT)
         if scaling is not None and scaling.kind == "yarn":
-            reaches.append(min(LONGEST_CONTEXT, int(scaling.factor * scaling.original_max_seq_len)))
+            reaches.append(int(min(LONGEST_CONTEXT, scaling.factor * scaling.original_max_seq_len)))
     return {**read, "max_seq_len": max(reaches)}
 
 

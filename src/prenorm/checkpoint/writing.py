@@ -99,7 +99,7 @@ def _says_context(config: ModelConfig) -> bool:
         return True
     if scaling.kind == "dynamic":
         return max_seq_len == LONGEST_CONTEXT
-    return max_seq_len >= int(scaling.factor * scaling.original_max_seq_len)
+    return max_seq_len >= int(min(LONGEST_CONTEXT, scaling.factor * scaling.original_max_seq_len))
 
 
 def _says_family(config: ModelConfig) -> bool:

@@ -61,12 +61,18 @@ def _llama3_frequencies(frequencies: Tensor, scaling: RopeScaling) -> Tensor:
     return kept * frequencies + (1 - kept) * frequencies / scaling.factor
 
 
+_FAR = 1e18  # more turns, and more pairs, than there are
+
+
 def _yarn_frequencies(frequencies: Tensor, theta: float, scaling: RopeScaling) -> Tensor:
     head_dim = 2 * len(frequencies)
 
     def pair_with(turns: float) -> float:
         """The pair, as a fraction, that turns so often within the original context."""
-        return head_dim * math.log(scaling.original_max_seq_len / (turns * 2 * math.pi)) / (2 * math.log(theta))
+        times = scaling.original_max_seq_len / (turns * 2 * math.pi)
+        times = min(max(times, 1 / _FAR), _FAR)  # also where a hostile file asks for 1e-300 turns
+        pair = head_dim * math.log(times) / (2 * math.log(theta))
+        return min(max(pair, -_FAR), _FAR)
 
     first, last = pair_with(scaling.beta_fast), pair_with(scaling.beta_slow)
     if scaling.truncate:
