@@ -15,7 +15,9 @@ from prenorm.ops import cross_entropy
 
 from .examples import odd_configs
 
-HAS_KERNELS = pytest.mark.skipif(bool(attention.unavailable_reason()), reason=attention.unavailable_reason() or "there are kernels")
+HAS_KERNELS = pytest.mark.skipif(
+    bool(attention.unavailable_reason()), reason=attention.unavailable_reason() or "there are kernels"
+)
 SHAPES = [(1, 1), (2, 2), (3, 17), (1, 64), (2, 65), (1, 257)]
 
 
