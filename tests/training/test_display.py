@@ -1,6 +1,6 @@
 import pytest
 
-from prenorm.training.display import Display, clock
+from prenorm.training.display import Display, _news, clock
 
 
 def records(numbers):
@@ -57,3 +57,7 @@ def test_long_lines_are_not_broken_where_there_is_no_terminal(capsys):
 
 def test_durations_read_as_on_a_clock():
     assert [clock(seconds) for seconds in (0.0, 59.6, 247.0, 3723.0)] == ["0:00", "1:00", "4:07", "1:02:03"]
+
+
+def test_a_model_without_an_account_of_its_operations_shows_no_utilisation():
+    assert _news({"loss": 0.25, "tokens_per_second": 1234.0}) == "loss 0.250, 1,234 tokens/s"

@@ -89,10 +89,10 @@ class Display:
 
 
 def _news(record: Record) -> str:
-    return (
-        f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s, "
-        f"MFU {record['mfu_causal']:.0%} (6N + attention: {record['mfu_6n_attention']:.0%})"
-    )
+    news = f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s"
+    if "mfu_causal" not in record:  # of a model that has no account of its operations
+        return news
+    return f"{news}, MFU {record['mfu_causal']:.0%} (6N + attention: {record['mfu_6n_attention']:.0%})"
 
 
 def clock(seconds: float) -> str:
