@@ -38,6 +38,16 @@ def test_every_file_that_the_readme_links_to_exists() -> None:
     assert [link for link in links if not (ROOT / link).exists()] == []
 
 
+def test_the_index_of_the_docs_has_every_page_and_no_link_of_a_page_is_dead() -> None:
+    pages = sorted((ROOT / "docs").glob("*.md"))
+    listed = re.findall(r"\]\(([\w-]+\.md)\)", (ROOT / "docs" / "README.md").read_text())
+    assert sorted(listed) == [page.name for page in pages if page.name != "README.md"]
+    for page in pages:
+        links = re.findall(r"\]\(([^)\s]+)\)", page.read_text())
+        local = [link.partition("#")[0] for link in links if "://" not in link]
+        assert [link for link in local if link and not (page.parent / link).exists()] == [], page.name
+
+
 def test_the_reading_order_names_every_folder_of_the_package() -> None:
     listed = set(re.findall(r"^(\w+)/ ", README, flags=re.MULTILINE))
     folders = {path.parent.name for path in (ROOT / "src" / "prenorm").glob("*/__init__.py")}
