@@ -113,6 +113,16 @@ class WidthOfItsOwn(Right):
         super().__init__(d_model, num_heads, (d_ff + 63) // 64 * 64)
 
 
+class WidthOfEightInputs(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, 8 * d_model)
+
+
+class WidthThatIsFixed(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, 256)
+
+
 class NormsFromNoise(Right):
     def norms(self, d_model):
         return HandNorm(d_model, start=torch.randn), HandNorm(d_model, start=torch.randn)
@@ -195,11 +205,17 @@ class GateAndUpInOne(Right):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__(d_model, num_heads, d_ff)
         self.gate = self.up = self.down = None
-        self.w12, self.w3 = nn.Linear(d_model, 512, bias=False), nn.Linear(256, d_model, bias=False)
+        width = (d_model * 8 // 3 + 255) // 256 * 256
+        self.w12, self.w3 = nn.Linear(d_model, 2 * width, bias=False), nn.Linear(width, d_model, bias=False)
 
     def feed_forward(self, x):
         gate, up = self.w12(x).chunk(2, -1)
         return self.w3(F.silu(gate) * up)
+
+
+class WidthInMultiples(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, (2 * d_ff // 3 + 255) // 256 * 256)
 
 
 class Gpt2(Right):

@@ -7,6 +7,7 @@ learner's parameters, so that all readings are tried at once.
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ Weights = dict[str, Tensor]
 k_norm: (readings, 1, 1, size). A missing name is a missing weight."""
 
 Number = float | Tensor
-"""A number of a spec; a tensor has one for each entry of the first axis, so that many are tried at once."""
+"""A number of a spec, or, while it is fitted, one for each entry of the first axis, so that many are tried at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,6 +199,11 @@ def feed_forward(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
     return linear(weights, "down", inner)
 
 
+def are_several(number: Number) -> bool:
+    """Whether it is one for each entry of the first axis."""
+    return isinstance(number, Tensor)
+
+
 def along(number: Number, x: Tensor) -> Number:
     """A number, or one for each entry of x's first axis."""
     return number.view(-1, *[1] * (x.dim() - 1)) if isinstance(number, Tensor) else number
@@ -253,7 +259,7 @@ def attention(
 
 def _shaped(spec: Spec, scores: Tensor, num_heads: int) -> Tensor:
     """Scores with what some models do to them before the softmax."""
-    if isinstance(spec.softcap, Tensor) or spec.softcap != math.inf:
+    if are_several(spec.softcap) or spec.softcap != math.inf:
         cap = along(spec.softcap, scores)
         scores = cap * torch.tanh(scores / cap)
     if spec.alibi:
@@ -358,28 +364,27 @@ def _stream(spec: Spec, x: Tensor, positions: Tensor, head_dim: int) -> Tensor:
 def _cos_sin(spec: Spec, x: Tensor, dim: int, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
     """Cosines and sines in float64, for the first dim entries of vectors x."""
     numbers = (spec.theta, *spec.frequencies)
-    known = [number for number in numbers if not isinstance(number, Tensor)]
-    if len(known) == len(numbers):  # a search makes each table once
-        places = positions.shape, tuple(positions.flatten().tolist())
-        return _known_table(spec.frequency, spec.tables, dim, width, *places, *known)
-    return _table(spec.frequency, spec.tables, dim, width, positions, *(along(number, x) for number in numbers))
+    if any(map(are_several, numbers)):
+        return _table(spec.frequency, spec.tables, dim, width, positions, *(along(number, x) for number in numbers))
+    places = positions.shape, tuple(positions.flatten().tolist())
+    return _known_table(spec.frequency, spec.tables, dim, width, *places, *numbers)
 
 
-@functools.lru_cache(maxsize=256)
+@functools.lru_cache(maxsize=256)  # a search makes each table once
 def _known_table(
-    frequency: str, tables: str, dim: int, width: int, shape: torch.Size, positions: tuple[int, ...], *numbers: float
+    frequency: str, tables: str, dim: int, width: int, shape: torch.Size, positions: tuple[int, ...], *numbers: Number
 ) -> tuple[Tensor, Tensor]:
     return _table(frequency, tables, dim, width, torch.tensor(positions).view(shape), *numbers)
 
 
 def _table(
-    frequency: str, tables: str, dim: int, width: int, positions: Tensor, theta: Number, *frequencies: Number
+    frequency: str, tables: str, dim: int, width: int, positions: Tensor, theta: Any, *frequencies: Number
 ) -> tuple[Tensor, Tensor]:
     pair = torch.arange(dim // 2, dtype=torch.float64)
-    given = [torch.as_tensor(number, dtype=torch.float64) for number in frequencies[: len(pair)]]
-    of_pairs = torch.cat([torch.atleast_1d(one) for one in given], -1) if given else (
-        FREQUENCIES[frequency](pair, dim, width, theta)
-    )
+    of_pairs = FREQUENCIES[frequency](pair, dim, width, theta)
+    if frequencies:
+        given = [torch.as_tensor(number, dtype=torch.float64) for number in frequencies[: len(pair)]]
+        of_pairs = torch.cat([torch.atleast_1d(number) for number in given], -1)
     cos, sin = TABLES[tables](positions[..., None].double(), of_pairs)
     return cos.double(), sin.double()
 
