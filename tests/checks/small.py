@@ -262,6 +262,24 @@ class CappedScores(Right):
         return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
 
 
+class NormsOverAllHeads(Right):
+    def __init__(self, d_model, num_heads, d_ff, num_kv_heads=None):
+        super().__init__(d_model, num_heads, d_ff)
+        kv_width = d_model // num_heads * (num_kv_heads or num_heads)
+        self.qkv = None
+        self.q = nn.Linear(d_model, d_model, bias=False)
+        self.k, self.v = nn.Linear(d_model, kv_width, bias=False), nn.Linear(d_model, kv_width, bias=False)
+        self.q_norm, self.k_norm = nn.RMSNorm(d_model, 1e-5), nn.RMSNorm(kv_width, 1e-5)
+
+    def attention(self, x):
+        parts = self.q_norm(self.q(x)), self.k_norm(self.k(x)), self.v(x)
+        q, k, v = (t.unflatten(-1, (-1, x.shape[-1] // self.heads)).transpose(-3, -2) for t in parts)
+        positions = torch.arange(x.shape[-2], device=x.device)
+        k, v = (t.repeat_interleave(self.heads // t.shape[-3], -3) for t in (k, v))
+        y = self.mixed(self.rotated(q, positions), self.rotated(k, positions), v)
+        return self.o(y.transpose(-3, -2).flatten(-2))
+
+
 class WithoutNormWeights(Right):
     def norms(self, d_model):
         return (nn.RMSNorm(d_model, 1e-5, elementwise_affine=False),) * 2
