@@ -113,6 +113,16 @@ class WidthOfItsOwn(Right):
         super().__init__(d_model, num_heads, (d_ff + 63) // 64 * 64)
 
 
+class WidthOfEightInputs(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, 8 * d_model)
+
+
+class WidthThatIsFixed(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, 256)
+
+
 class NormsFromNoise(Right):
     def norms(self, d_model):
         return HandNorm(d_model, start=torch.randn), HandNorm(d_model, start=torch.randn)
@@ -195,11 +205,17 @@ class GateAndUpInOne(Right):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__(d_model, num_heads, d_ff)
         self.gate = self.up = self.down = None
-        self.w12, self.w3 = nn.Linear(d_model, 512, bias=False), nn.Linear(256, d_model, bias=False)
+        width = (d_model * 8 // 3 + 255) // 256 * 256
+        self.w12, self.w3 = nn.Linear(d_model, 2 * width, bias=False), nn.Linear(width, d_model, bias=False)
 
     def feed_forward(self, x):
         gate, up = self.w12(x).chunk(2, -1)
         return self.w3(F.silu(gate) * up)
+
+
+class WidthInMultiples(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, (2 * d_ff // 3 + 255) // 256 * 256)
 
 
 class Gpt2(Right):
@@ -244,6 +260,24 @@ class CappedScores(Right):
         scores = 30 * torch.tanh(q @ k.mT / q.shape[-1] ** 0.5 / 30)
         hidden = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
         return scores.masked_fill(hidden, float("-inf")).softmax(-1) @ v
+
+
+class NormsOverAllHeads(Right):
+    def __init__(self, d_model, num_heads, d_ff, num_kv_heads=None):
+        super().__init__(d_model, num_heads, d_ff)
+        kv_width = d_model // num_heads * (num_kv_heads or num_heads)
+        self.qkv = None
+        self.q = nn.Linear(d_model, d_model, bias=False)
+        self.k, self.v = nn.Linear(d_model, kv_width, bias=False), nn.Linear(d_model, kv_width, bias=False)
+        self.q_norm, self.k_norm = nn.RMSNorm(d_model, 1e-5), nn.RMSNorm(kv_width, 1e-5)
+
+    def attention(self, x):
+        parts = self.q_norm(self.q(x)), self.k_norm(self.k(x)), self.v(x)
+        q, k, v = (t.unflatten(-1, (-1, x.shape[-1] // self.heads)).transpose(-3, -2) for t in parts)
+        positions = torch.arange(x.shape[-2], device=x.device)
+        k, v = (t.repeat_interleave(self.heads // t.shape[-3], -3) for t in (k, v))
+        y = self.mixed(self.rotated(q, positions), self.rotated(k, positions), v)
+        return self.o(y.transpose(-3, -2).flatten(-2))
 
 
 class WithoutNormWeights(Right):

@@ -107,6 +107,20 @@ def test_the_files_own_tables_go_before_ours(tmp_path: Path) -> None:
     )
 
 
+def test_what_fails_at_a_length_without_positions_is_not_helped_by_them(tmp_path: Path) -> None:
+    whole = "torch.arange(self.attn.rope.cos.shape[0]) if token_positions is None else token_positions"
+    source = PARTS + _block(
+        "d_model, num_heads, d_ff, max_seq_len=64",
+        "        rope = RotaryPositionalEmbedding(1e4, d_model // num_heads, max_seq_len)\n"
+        "        self.ln1, self.ln2 = RMSNorm(d_model), RMSNorm(d_model)\n"
+        "        self.attn, self.ffn = CausalSelfAttention(d_model, num_heads, rope), SwiGLU(d_model, d_ff)\n",
+        "x, token_positions=None",
+        f"self.attn(self.ln1(x), {whole})",
+    )
+    (tmp_path / "learner.py").write_text(source)
+    assert check(f"{tmp_path / 'learner.py'}:TransformerBlock").ids == ["sequence_length_fixed"]
+
+
 def test_what_rotates_only_with_positions_gets_them_and_says_so(tmp_path: Path) -> None:
     source = PARTS + _block(
         "d_model, num_heads, d_ff, max_seq_len=64",

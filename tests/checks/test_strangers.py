@@ -28,6 +28,8 @@ COUNTING = {
     "ChangedUnderTheNorm": {"backward_error"},
     "GraphOfTheConstructor": {"backward_error"},
     "WidthOfItsOwn": {"d_ff_ignored"},
+    "WidthOfEightInputs": {"d_ff_ignored"},
+    "WidthThatIsFixed": {"d_ff_ignored"},
     "NormsFromNoise": {"norm_weight_init"},
     "NormsFromZero": {"norm_weight_init"},
     "NeverFilled": {"weights_uninitialised"},
@@ -43,8 +45,10 @@ CHOICES = {
     "BatchSeqOnly": {"leading_dims": "(batch, seq, d_model) only"},
     "AnyTheta": {"rope_theta": 123450.0},
     "StretchedFrequencies": {"rope_frequencies": "1, 0.08, 0.006, 0.0001"},
-    "GateAndUpInOne": {},
+    "GateAndUpInOne": {"d_ff": "256 where d_ff=52 was asked for"},
+    "WidthInMultiples": {"d_ff": "256 where d_ff=52 was asked for"},
     "NormsAround": {"sandwich_norms": True},
+    "NormsOverAllHeads": {"qk_norm": True, "grouped_heads": "repeated"},
     "CappedScores": {"score_softcap": 30.0},
     "SmallBranches": {"branch_scale": 0.22},
     "TrueIsMasked": {"mask": "True = masked"},
@@ -148,6 +152,12 @@ def test_what_nobody_could_judge_passes_nowhere_and_is_no_fault(verdicts):
     results = gradescope(verdict)
     assert results["score"] == 0.0
     assert results["output"] == "Its numbers could not be judged; a person has to look at it."
+
+
+def test_what_the_line_of_the_call_makes_is_not_made_by_the_block():
+    code = locate(f"{small.__file__}:WithoutNormWeights")
+    verdict = judge(LocalSubject(), code, call="(nn.Linear(2, 2), torch.ones(32), block(x))[-1]", seed=0)
+    assert verdict.ids == ["norm_weight_missing"]
 
 
 def test_a_mistake_of_the_checkers_own_is_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

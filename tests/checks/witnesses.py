@@ -24,9 +24,16 @@ LLAMA_LIKE = (
     "llama.Llama mistral.Mistral qwen2.Qwen2 qwen3.Qwen3 gemma.Gemma phi3.Phi3 ministral.Ministral smollm3.SmolLM3 "
     "ernie4_5.Ernie4_5 helium.Helium glm.Glm glm4.Glm4 hunyuan_v1_dense.HunYuanDenseV1 seed_oss.SeedOss arcee.Arcee "
     "starcoder2.Starcoder2 stablelm.StableLm cohere.Cohere cohere2.Cohere2 phi.Phi persimmon.Persimmon exaone4.Exaone4 "
-    "cwm.Cwm gemma2.Gemma2"
+    "cwm.Cwm gemma2.Gemma2 olmo.Olmo olmo2.Olmo2 olmo3.Olmo3 nanochat.NanoChat hyperclovax.HyperCLOVAX jais2.Jais2 "
+    "ministral3.Ministral3 eurobert.EuroBert emu3.Emu3 vaultgemma.VaultGemma csm.Csm ultrabert.Ultrabert "
+    "pocket_tts.PocketTTS"
 )
 """Decoder layers of transformers: their folder, and their name without DecoderLayer."""
+OTHERS = (
+    "gpt_neox.GPTNeoXLayer gpt2.GPT2Block gpt_bigcode.GPTBigCodeBlock vit.ViTLayer bert.BertLayer "
+    "siglip.SiglipEncoderLayer clip.CLIPEncoderLayer"
+)
+"""Layers of transformers with names of their own."""
 LITGPT = (
     "Block(Config(n_embd=d_model, n_head=num_heads, n_query_groups=num_kv_heads, head_size=head_dim, norm_eps=eps, "
     "block_size=max_seq_len, rotary_percentage=1.0, rope_base=theta, intermediate_size=d_ff, {}), 0)"
@@ -97,9 +104,9 @@ class Outcome:
 def witnesses() -> list[Witness]:
     """Those that are installed."""
     found = []
-    for one in LLAMA_LIKE.split():
-        folder, name = one.split(".")
-        subject = f"transformers.models.{folder}.modeling_{folder}:{name}DecoderLayer"
+    for one in [*(f"{one}DecoderLayer" for one in LLAMA_LIKE.split()), *OTHERS.split()]:
+        folder, layer = one.split(".")
+        name, subject = layer.removesuffix("DecoderLayer"), f"transformers.models.{folder}.modeling_{folder}:{layer}"
         found.append(Witness(name=f"transformers {name}", subject=subject))
     found += [
         Witness(name=name, subject=subject, build=build, call=call) for name, (subject, build, call) in LINES.items()

@@ -29,7 +29,7 @@ def is_choice(id: str, evidence: str, spec: Spec, reading: Pieces) -> bool:
         case "norm_weight_missing":
             return "norm1" not in reading and "norm2" not in reading and spec.weight1 == spec.weight2
         case "missing_attention_scale" | "wrong_attention_scale":
-            return (spec.qk_norm != "none" or spec.softcap != math.inf) and not spec.scaled_after
+            return (spec.qk_norm != "none" or bool(spec.softcap != math.inf)) and not spec.scaled_after
         case "swapped_gate_up":
             return "gate" not in evidence  # w1, w2 and w3 are numbered in more than one way
     return False

@@ -1,14 +1,15 @@
 """What the constructor built: the width that was asked for, and weights that training can start from."""
 
 import dataclasses
+import math
 import re
 
 import torch
 from torch import Tensor
 
 from .case import Case, raised
-from .learner import LearnerError
-from .parameters import Raw
+from .learner import Built, LearnerError
+from .parameters import Piece, Raw, Sizes
 
 LOUD = 0.5  # a standard deviation that no rule gives a matrix with 32 inputs; 1/sqrt(32) is 0.18
 FEWEST = 200  # entries, for a mean and a standard deviation that say something
@@ -21,9 +22,10 @@ WIDTH_NAMES = frozenset(
 )
 """Names of d_ff that mean the width itself; of another, such as hidden_dim, a width may be made."""
 
-
 MULTIPLE = 256
-"""Of which Meta's code makes widths multiples, whatever was asked for."""
+"""Of which Meta's code makes widths multiples: of d_ff, of 2/3 of it, or of 8/3 of d_model where nobody asks."""
+LARGER = 8
+"""Times the sizes: there neither a fixed width nor 4 or 8 times d_model is what that rule gives."""
 
 
 def constructed(case: Case, text: str) -> None:
@@ -114,8 +116,30 @@ def widths(case: Case) -> None:
     if width == case.sizes.d_ff:
         return
     case.report.conventions["d_ff"] = f"{width} where {own}={case.sizes.d_ff} was asked for"
-    if own in WIDTH_NAMES and width % MULTIPLE:
+    if own in WIDTH_NAMES and not _in_multiples(case, down, width):
         case.report.found("d_ff_ignored", f"{own}={case.sizes.d_ff} gives weights of {width}")
+
+
+def _in_multiples(case: Case, down: Piece, width: int) -> bool:
+    """Whether it is what Meta's rule gives, and gives for larger sizes, too: 8 * d_model may be a multiple of 256."""
+    if width not in _multiples(case.sizes):
+        return False
+    sizes = dataclasses.replace(case.sizes, d_model=LARGER * case.sizes.d_model, d_ff=LARGER * case.sizes.d_ff)
+    try:
+        before, after = (_count(down, built) for built in (case.wide(), case.build(sizes=sizes)))
+    except LearnerError:
+        return True
+    return not before or width * after // (LARGER * before) in _multiples(sizes)
+
+
+def _count(piece: Piece, built: Built) -> int:
+    return sum(math.prod(one["shape"]) for one in built.parameters if one["name"] in piece.parameters)
+
+
+def _multiples(sizes: Sizes) -> set[int]:
+    """The least multiples that hold the widths people mean."""
+    wanted = (sizes.d_ff, 2 * sizes.d_ff // 3, 8 * sizes.d_model // 3)
+    return {-(-width // MULTIPLE) * MULTIPLE for width in wanted}
 
 
 def _own_name(case: Case) -> str | None:

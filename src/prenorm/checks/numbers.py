@@ -11,7 +11,7 @@ from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case
 from .choices import is_choice
 from .learner import TABLES, Built, LearnerError
 from .parameters import Pieces
-from .reference import Spec
+from .reference import Number, Spec
 from .search.explain import explain
 from .search.explanation import Explanation, UnexplainedError
 from .search.sizes import fitting_sizes
@@ -257,12 +257,13 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
             yield "positions_off_by_one", f"{what} are turned by the position beside their own: {shift}"
 
 
-def _falling(frequencies: Sequence[float]) -> bool:
+def _falling(frequencies: Sequence[Number]) -> bool:
     """Whether they begin at one and fall, as those of a theta do, and those of Llama 3's or YaRN's stretched ones."""
-    return abs(frequencies[0] - 1) < 1e-3 and all(a > b > 0 for a, b in itertools.pairwise(frequencies))
+    turns = [float(one) for one in frequencies]
+    return abs(turns[0] - 1) < 1e-3 and all(a > b > 0 for a, b in itertools.pairwise(turns))
 
 
-def _shown(frequencies: Sequence[float]) -> str:
+def _shown(frequencies: Sequence[Number]) -> str:
     return ", ".join(f"{one:.3g}" for one in frequencies)
 
 

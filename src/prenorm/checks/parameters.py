@@ -118,10 +118,11 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
         if bias is not None:
             found.biases[weight] = bias
     taken = set(found.biases.values())
+    whole = (sizes.d_model, sizes.num_kv_heads * sizes.head_dim)  # of all heads together
     for name, shape in shapes.items():
         if name in taken:
             continue
-        if name in vectors and numel(shape) == sizes.d_model and QUERY_KEY_NORM.search(name):
+        if name in vectors and numel(shape) in whole and QUERY_KEY_NORM.search(name):
             found.head_norms.append(name)
         elif name in vectors and numel(shape) == sizes.d_model and not _is_bias_name(name):
             found.norms.append(Piece((name,)))

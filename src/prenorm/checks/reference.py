@@ -7,6 +7,7 @@ learner's parameters, so that all readings are tried at once.
 import functools
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,6 +17,9 @@ from .variants import ACTIVATIONS, FREQUENCIES, NO_SOFTMAX, SCALES, SHIFTS, SQUA
 Weights = dict[str, Tensor]
 """q k v o gate up down: (readings, 1, out, in). Their biases q_bias ..., norm1 norm1_bias norm2 norm2_bias, q_norm
 k_norm: (readings, 1, 1, size). A missing name is a missing weight."""
+
+Number = float | Tensor
+"""A number of a spec, or, while it is fitted, one for each entry of the first axis, so that many are tried at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -27,7 +31,7 @@ class Spec:
     pre_too: bool = False  # those norms stand before their sublayers as well
     before_sum: bool = False  # they follow the sublayer, not the sum
     sandwich: bool = False  # norms of their own follow the sublayers, beside those before them
-    branch: float = 1.0  # what the sublayers' outputs are multiplied by
+    branch: Number = 1.0  # what the sublayers' outputs are multiplied by
     residual1: str = "input"  # none | normed | doubled
     residual2: str = "hidden"  # none | normed | doubled | input | both (h and the input)
     parallel: str = "no"  # own: the feed-forward reads norm2(x); shared: norm1(x)
@@ -50,9 +54,9 @@ class Spec:
     rope_axis: str = "head"  # width: over d_model, before heads are split
     pairing: str = "interleaved"  # half
     direction: int = 1
-    theta: float = 10000.0
+    theta: Number = 10000.0
     frequency: str = "standard"  # a name of FREQUENCIES
-    frequencies: tuple[float, ...] = ()  # of each pair; if any, theta says nothing
+    frequencies: tuple[Number, ...] = ()  # of each pair; if any, theta says nothing
     signs: str = "rotation"  # of both sines: plus | minus
     mixed: bool = False  # tables are laid out for the other pairing
     rotary_fraction: float = 1.0
@@ -67,10 +71,10 @@ class Spec:
     softmax: str = "keys"  # queries ("queries, with the largest of the keys") | heads | nothing | one of NO_SOFTMAX
     masked_after: bool = False  # weights are masked, not scores
     scaled_after: bool = False  # weights are scaled, not scores
-    softcap: float = math.inf  # scores are softcap * tanh(scores / softcap)
+    softcap: Number = math.inf  # scores are softcap * tanh(scores / softcap)
     alibi: bool = False  # scores fall with distance, for each head at its own slope
     scale: str = "1/sqrt(head_dim)"  # a name of SCALES
-    factor: float = 1.0  # on top of it
+    factor: Number = 1.0  # on top of it
     split: str = "standard"  # flat | dims_first | swapped | never
     split_of: str = "qkv"  # which projections are split in that way
     merge: str = "standard"  # flat | dims_first
@@ -128,8 +132,7 @@ def _after(spec: Spec, weights: Weights, name: str, added: Tensor) -> Tensor:
 
 def _plus(spec: Spec, which: str, stream: Tensor, normed: Tensor, added: Tensor, x: Tensor | None = None) -> Tensor:
     kind = spec.residual1 if which == "1" else spec.residual2
-    if spec.branch != 1:
-        added = added * spec.branch
+    added = added * along(spec.branch, added)
     if kind == "none":
         return added
     if kind == "input" and x is not None:
@@ -196,6 +199,16 @@ def feed_forward(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
     return linear(weights, "down", inner)
 
 
+def are_several(number: Number) -> bool:
+    """Whether it is one for each entry of the first axis."""
+    return isinstance(number, Tensor)
+
+
+def along(number: Number, x: Tensor) -> Number:
+    """A number, or one for each entry of x's first axis."""
+    return number.view(-1, *[1] * (x.dim() - 1)) if isinstance(number, Tensor) else number
+
+
 def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
     """x times the weight of that name, plus its bias if there is one."""
     weight = weights[name][:, 0].mT  # tokens of all sequences in one product a reading
@@ -236,7 +249,7 @@ def attention(
     mixed = v = _grouped(spec, parts["v"], heads)
     if not alone:
         q, k = parts["q"], _grouped(spec, parts["k"], heads)
-        scale = SCALES[spec.scale](q.shape[-1], width, num_heads, x.shape[-2]) * spec.factor
+        scale = SCALES[spec.scale](q.shape[-1], width, num_heads, x.shape[-2]) * along(spec.factor, q)
         scores = q @ k.mT * (1 if spec.scaled_after else scale)
         mixed = _probabilities(spec, _shaped(spec, scores, heads), allowed) @ v
         mixed = mixed * scale if spec.scaled_after else mixed
@@ -246,8 +259,9 @@ def attention(
 
 def _shaped(spec: Spec, scores: Tensor, num_heads: int) -> Tensor:
     """Scores with what some models do to them before the softmax."""
-    if spec.softcap != math.inf:
-        scores = spec.softcap * torch.tanh(scores / spec.softcap)
+    if are_several(spec.softcap) or spec.softcap != math.inf:
+        cap = along(spec.softcap, scores)
+        scores = cap * torch.tanh(scores / cap)
     if spec.alibi:
         slopes = 2.0 ** (-8 * torch.arange(1, num_heads + 1, dtype=scores.dtype) / num_heads)
         places = torch.arange(scores.shape[-1], dtype=scores.dtype)
@@ -347,32 +361,38 @@ def _stream(spec: Spec, x: Tensor, positions: Tensor, head_dim: int) -> Tensor:
     return rotated(spec, parts, positions[:, None], x.shape[-1]).transpose(-3, -2).flatten(-2)
 
 
-@functools.lru_cache(maxsize=256)
-def _cos_sin(
-    frequency: str,
-    tables: str,
-    theta: float,
-    dim: int,
-    width: int,
-    shape: torch.Size,
-    positions: tuple[int, ...],
-    frequencies: tuple[float, ...],
+def _cos_sin(spec: Spec, x: Tensor, dim: int, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
+    """Cosines and sines in float64, for the first dim entries of vectors x."""
+    numbers = (spec.theta, *spec.frequencies)
+    if any(map(are_several, numbers)):
+        return _table(spec.frequency, spec.tables, dim, width, positions, *(along(number, x) for number in numbers))
+    places = positions.shape, tuple(positions.flatten().tolist())
+    return _known_table(spec.frequency, spec.tables, dim, width, *places, *numbers)
+
+
+@functools.lru_cache(maxsize=256)  # a search makes each table once
+def _known_table(
+    frequency: str, tables: str, dim: int, width: int, shape: torch.Size, positions: tuple[int, ...], *numbers: Number
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines in float64. Positions by their numbers, so that a search makes each table once."""
+    return _table(frequency, tables, dim, width, torch.tensor(positions).view(shape), *numbers)
+
+
+def _table(
+    frequency: str, tables: str, dim: int, width: int, positions: Tensor, theta: Any, *frequencies: Number
+) -> tuple[Tensor, Tensor]:
     pair = torch.arange(dim // 2, dtype=torch.float64)
-    places = torch.tensor(positions, dtype=torch.float64).view(*shape, 1)
-    given = torch.tensor(frequencies, dtype=torch.float64)[: len(pair)]
-    of_pairs = given if frequencies else FREQUENCIES[frequency](pair, dim, width, theta)
-    cos, sin = TABLES[tables](places, of_pairs)
+    of_pairs = FREQUENCIES[frequency](pair, dim, width, theta)
+    if frequencies:
+        given = [torch.as_tensor(number, dtype=torch.float64) for number in frequencies[: len(pair)]]
+        of_pairs = torch.cat([torch.atleast_1d(number) for number in given], -1)
+    cos, sin = TABLES[tables](positions[..., None].double(), of_pairs)
     return cos.double(), sin.double()
 
 
 def rotated(spec: Spec, x: Tensor, positions: Tensor, width: int) -> Tensor:
     """x with its last axis turned; positions broadcast against x.shape[:-1] from the right."""
     dim = int(x.shape[-1] * spec.rotary_fraction)
-    places = positions.shape, tuple(positions.flatten().tolist())
-    made_of = spec.frequency, spec.tables, spec.theta, dim, width, *places, spec.frequencies
-    cos, sin = (table.to(x.dtype) for table in _cos_sin(*made_of))
+    cos, sin = (table.to(x.dtype) for table in _cos_sin(spec, x, dim, positions, width))
     sin = sin * spec.direction
     turning, rest = x[..., :dim], x[..., dim:]
     first, second = (cos, sin), (cos, sin)  # of both members of a pair

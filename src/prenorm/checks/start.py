@@ -119,7 +119,9 @@ class _Start:
             if best is None:
                 continue
             self.learner.recipe = Recipe(build, best)
-            if length == TOKENS:
+            if length == TOKENS and (plainer := self._of_some_lengths(build, built, best, lines)) is not None:
+                self.learner.recipe = Recipe(build, plainer)
+            elif length == TOKENS:
                 best = self._better(build, built, best, lines, running)
                 self.learner.recipe = Recipe(build, self._without_cache(build, built, best))
             return True
@@ -136,6 +138,21 @@ class _Start:
                 self._furthest = max(self._furthest, (_reached(error), self.learner.recipe), key=lambda one: one[0])
                 continue
             yield line
+
+    def _of_some_lengths(self, build: Line, built: Built, best: Line, lines: list[Line]) -> Line | None:
+        """The call without what forward need not be given, where it runs at other lengths: it is no less right then.
+
+        Handing it in would hide that the block fails at this length.
+        """
+        required = {one["name"] for one in built.forward or () if one["required"]}
+        kept = tuple(one for one in best.arguments if not one.name or one.name in required)
+        text = replace(best, arguments=kept).written()
+        plainer = next((line for line in lines if line.written() == text), None)
+        if self.call is not None or plainer is None or text == best.written():
+            return None
+        if any(next(self._running(build, built, [plainer], length), None) for length in OTHER_LENGTHS):
+            return plainer
+        return None
 
     def _better(self, build: Line, built: Built, best: Line, lines: list[Line], others: Iterator[Line]) -> Line:
         """Of the calls that run: one whose mask hides what comes later, and whose tables turn by distance."""

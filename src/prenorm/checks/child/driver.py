@@ -210,8 +210,7 @@ class Driver:
             if watch is not None:
                 stack.enter_context(watch)
             if trace is not None:
-                stack.enter_context(trace)
-                stack.enter_context(_modules_counted(trace))
+                stack.enter_context(_traced(block, trace))
             y = _first_tensor(self._called(request, block, inputs, keywords), inputs[0].shape)
         reply = {"y": _plain(y), "x_after": _plain(inputs[0]), "requires_grad": y.requires_grad}
         if trace is not None:
@@ -447,6 +446,26 @@ class _OtherAngles(TorchDispatchMode):
             noise = torch.rand(result.shape, generator=self.generator, dtype=torch.float64)
             result.copy_(torch.where(_is_at_zero(result), result, (noise + 0.5).to(result.dtype)))
         return result
+
+
+@contextlib.contextmanager
+def _traced(block: nn.Module, trace: _Trace) -> Iterator[None]:
+    """Trace what the block does, and not what the line that calls it does beside it."""
+    with contextlib.ExitStack() as running:
+
+        def begin(*_: Any) -> None:
+            running.enter_context(trace)
+            running.enter_context(_modules_counted(trace))
+
+        hooks = [
+            block.register_forward_pre_hook(begin),
+            block.register_forward_hook(lambda *_: running.close()),
+        ]
+        try:
+            yield
+        finally:
+            for hook in hooks:
+                hook.remove()
 
 
 @contextlib.contextmanager

@@ -1,23 +1,23 @@
 """Numbers that a block may hold, such as its theta: fitted, since no list has them all."""
 
 import dataclasses
-import functools
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import Tensor
 
 from ..parameters import Pieces, weights
-from ..reference import Spec, block
+from ..reference import Number, Spec, block
 from .switches import Switch
 from .trials import Base, Probe
 
 MOST_READINGS = 12
 MOST_PAIRS = 8  # in a head; one that has fewer takes the first
 REFINED = 3  # specs whose number is refined, of those that come nearest
-HALVINGS = 44  # of the interval, by the golden section: to some 1e-9 of it
-GOLDEN = (5**0.5 - 1) / 2
+ROUNDS = 6  # of refining, in each of which the interval shrinks to 2 / PLACES: to some 1e-9 of it
+PLACES = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,15 +30,15 @@ class Fit:
     starts: int
     cost: int
 
-    def set(self, spec: Spec, number: float) -> Spec:
+    def set(self, spec: Spec, number: Number) -> Spec:
         """The spec with this number."""
         every = self.name == "frequencies"  # of every pair the same
         changes: Switch = {self.name: (number,) * MOST_PAIRS if every else number}
         return dataclasses.replace(spec, **changes)
 
-    def at(self, place: float) -> float:
-        """The number at a place between 0 and starts - 1."""
-        return float(self.lowest * (self.highest / self.lowest) ** (place / (self.starts - 1)))
+    def at(self, places: Tensor) -> Tensor:
+        """The numbers at places between 0 and starts - 1."""
+        return self.lowest * (self.highest / self.lowest) ** (places / (self.starts - 1))
 
 
 THETA = Fit("theta", 2.0, 2.0**31, 60, 0)
@@ -51,66 +51,55 @@ BRANCH = Fit("branch", 2.0**-7, 2.0**4, 40, 0)
 
 def fitted(fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe, num_heads: int) -> list[Base]:
     """Bases with the number under which they come nearest to the probe's output, the nearest first."""
-    gap = _gaps(readings[:MOST_READINGS], probe, num_heads)
+    gaps = _gaps(readings[:MOST_READINGS], probe, num_heads)
     coarse = []
     for spec, cost in bases:
-        gaps = [gap(fit.set(spec, fit.at(place))) for place in map(float, range(fit.starts))]
-        least = min(range(fit.starts), key=gaps.__getitem__)
-        coarse.append((gaps[least], least, spec, cost))
+        near = gaps(fit.set(spec, fit.at(torch.arange(fit.starts, dtype=torch.float64))))
+        least = int(near.argmin())
+        coarse.append((float(near[least]), least, spec, cost))
     found = []
     for _, place, spec, cost in sorted(coarse, key=lambda one: one[0])[:REFINED]:
-        number, near = _refined(functools.partial(_gap_at, fit, spec, gap), float(place))
-        if near > 100 * probe.tolerance:
+        value, least_gap = _refined(fit, spec, gaps, float(place))
+        if least_gap > 100 * probe.tolerance:
             continue
-        value = fit.at(number)
-        for digits in range(6):  # the roundest that comes as near
-            rounded = float(f"{value:.{digits}e}")
-            if gap(fit.set(spec, rounded)) <= max(2 * near, 0.02 * probe.tolerance):
-                value = rounded
-                break
-        found.append((near, (fit.set(spec, value), cost + fit.cost)))
+        rounded = [float(f"{value:.{digits}e}") for digits in range(6)]
+        as_near = gaps(fit.set(spec, torch.tensor(rounded, dtype=torch.float64)))
+        good = as_near <= max(2 * least_gap, 0.02 * probe.tolerance)
+        value = next((one for one, is_good in zip(rounded, good.tolist(), strict=True) if is_good), value)
+        found.append((least_gap, (fit.set(spec, value), cost + fit.cost)))
     return [base for _, base in sorted(found, key=lambda one: one[0])]
 
 
-def _gap_at(fit: Fit, spec: Spec, gap: Callable[[Spec], float], place: float) -> float:
-    return gap(fit.set(spec, fit.at(place)))
-
-
-def _refined(gap: Callable[[float], float], place: float) -> tuple[float, float]:
-    """The place of the least gap between its neighbours, and that gap."""
+def _refined(fit: Fit, spec: Spec, gaps: Callable[[Spec], Tensor], place: float) -> tuple[float, float]:
+    """The number of the least gap between the neighbours of a place, and that gap."""
     low, high = place - 1.0, place + 1.0
-    inner = [high - GOLDEN * (high - low), low + GOLDEN * (high - low)]
-    gaps = [gap(inner[0]), gap(inner[1])]
-    for _ in range(HALVINGS):
-        if gaps[0] <= gaps[1]:
-            high, inner, gaps = inner[1], [0.0, inner[0]], [0.0, gaps[0]]
-            inner[0] = high - GOLDEN * (high - low)
-            gaps[0] = gap(inner[0])
-        else:
-            low, inner, gaps = inner[0], [inner[1], 0.0], [gaps[1], 0.0]
-            inner[1] = low + GOLDEN * (high - low)
-            gaps[1] = gap(inner[1])
-    return min(zip(inner, gaps, strict=True), key=lambda one: one[1])
+    for _ in range(ROUNDS):
+        places = torch.linspace(low, high, PLACES + 1, dtype=torch.float64)
+        near = gaps(fit.set(spec, fit.at(places)))
+        least = int(near.argmin())
+        low, high = float(places[max(least - 1, 0)]), float(places[min(least + 1, PLACES)])
+    return float(fit.at(places[least])), float(near[least])
 
 
-def _gaps(readings: list[Pieces], probe: Probe, num_heads: int) -> Callable[[Spec], float]:
-    """How far a spec is from the probe's output under the reading that fits best, as a share of the output's size."""
-    groups: dict[frozenset[tuple[str, torch.Size]], list[Pieces]] = {}
-    for reading in readings:
-        shapes = frozenset((name, piece.read(probe.raw).shape) for name, piece in reading.items())
-        groups.setdefault(shapes, []).append(reading)
-    stacked = [weights(group, probe.raw) for group in groups.values()]
+def _gaps(readings: list[Pieces], probe: Probe, num_heads: int) -> Callable[[Spec], Tensor]:
+    """How far a spec with many numbers is from the probe's output, for each of them as a share of the output's size.
+
+    Under the reading that fits best.
+    """
+    each = [weights([reading], probe.raw) for reading in readings]
     scale = float(torch.where(torch.isfinite(probe.y), probe.y, 0).abs().max().clamp(min=1e-9))
 
-    def gap(spec: Spec) -> float:
-        least = math.inf
+    def gaps(spec: Spec) -> Tensor:
+        found = []
         with torch.no_grad():
-            for values in stacked:
+            for values in each:
                 try:
                     error = (block(spec, values, probe.x, probe.positions, num_heads) - probe.y).abs()
                 except RuntimeError:  # weights of these shapes cannot be cut in that way
                     continue
-                least = min(least, float(error.nan_to_num(math.inf).flatten(1).amax(-1).min()))
-        return least / scale
+                found.append(error.nan_to_num(math.inf).flatten(1).amax(-1))
+        if not found:
+            return torch.full((1,), math.inf)
+        return torch.stack(torch.broadcast_tensors(*found)).amin(0) / scale
 
-    return gap
+    return gaps

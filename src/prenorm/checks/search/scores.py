@@ -74,7 +74,7 @@ def _kinds_of_head_norms(attempt: Attempt) -> list[str]:
     held = attempt.found.head_norms
     if not held:
         return ["none", "before_rope", "after_rope"]
-    if attempt.found.shapes[held[0]] == (attempt.sizes.d_model,):
+    if any(attempt.found.shapes[name] == (attempt.sizes.d_model,) for name in held):
         return ["whole", "none"]
     return ["before_rope", "after_rope", "none"]
 
