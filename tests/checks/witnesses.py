@@ -150,14 +150,15 @@ def planted(witness: Witness) -> Iterator[tuple[str, str]]:
     text = re.sub(r"^from \.\.(\w)", r"from transformers.models.\1", text, flags=re.M)
     text = re.sub(r"^from \.(\w)", rf"from {package}.\1", text, flags=re.M)
     start = text.index(f"class {name}(")
+    end = text.find("\nclass ", start) + 1 or len(text)
     count = 0
     for fault, old, new in FAULTS:
         inside = fault in ("residual_detached", "missing_residual_attention")  # of the class itself
-        head, body = (text[:start], text[start:]) if inside else ("", text)
+        head, body, rest = (text[:start], text[start:end], text[end:]) if inside else ("", text, "")
         changed, number = re.subn(old, new, body, count=1, flags=re.S)
         if number and count < MOST_PLANTED:
             count += 1
-            yield fault, head + changed
+            yield fault, head + changed + rest
 
 
 def judged(witness: Witness, fault: str | None = None, source: str | None = None) -> Outcome:
