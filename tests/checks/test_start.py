@@ -47,11 +47,11 @@ def test_a_layer_of_an_installed_package_is_judged_as_it_is() -> None:
     assert "LlamaRotaryEmbedding(config=config)(x, positions[None])" in verdict.call
 
 
-def started(source: str, folder: Path, name: str = "Block", **lines: str) -> Case:
+def started(source: str, folder: Path, name: str = "Block", target: Target | None = None, **lines: str) -> Case:
     """The lines that are found for a source, without a judgement of its numbers."""
     file = folder / "learner.py"
     file.write_text(source)
-    case = Case(Learner(LocalSubject()), Target(), torch.Generator().manual_seed(1), Report())
+    case = Case(Learner(LocalSubject()), target or Target(), torch.Generator().manual_seed(1), Report())
     case.learner.load(Code(root=str(folder), module="learner", file=str(file), name=name))
     start(case, **lines)
     return case
@@ -72,6 +72,16 @@ def test_the_sense_of_a_required_mask_is_found_out(sense: str, tmp_path: Path) -
     mask, masking = MASKS[sense]
     case = started(_halves("cos, sin, mask", "t * cos + rotate_half(t) * sin", mask, masking), tmp_path)
     assert sense in case.report.conventions["mask_handed_in"]
+
+
+@pytest.mark.parametrize("sense", MASKS)
+def test_a_causal_target_hands_its_mask_to_an_optional_argument(sense: str, tmp_path: Path) -> None:
+    masking = f"{MASKS[sense][1]} if mask is not None else F.scaled_dot_product_attention(q, k, v)"
+    turn = "t * cos + rotate_half(t) * sin"
+    source = _halves("cos, sin, attention_mask=None", turn, "attention_mask", masking)
+    masked = started(source, tmp_path, target=Target(causal=True))
+    assert sense in masked.report.conventions["mask_handed_in"]
+    assert "mask_handed_in" not in started(source, tmp_path).report.conventions
 
 
 @pytest.mark.parametrize(

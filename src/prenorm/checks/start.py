@@ -121,6 +121,7 @@ class _Start:
             self.learner.recipe = Recipe(build, best)
             if length == TOKENS:
                 best = self._better(build, built, best, lines, running)
+                best = self._made_causal(build, built, best)
                 self.learner.recipe = Recipe(build, self._without_cache(build, built, best))
             return True
         return False
@@ -159,6 +160,19 @@ class _Start:
                 return line
         return best
 
+    def _made_causal(self, build: Line, built: Built, line: Line) -> Line:
+        """Under a causal target: with the causal mask in an optional argument, where every token sees all others."""
+        optional = [one for one in line.arguments if one.value == "mask" and not one.needed]
+        self.learner.recipe = Recipe(build, line)
+        if not (self.case.target.causal and self.call is None and optional and self._sees_everything(built)):
+            return line
+        masked = [
+            replace(line, arguments=tuple(replace(a, value=form, needed=True) if a == one else a for a in line.arguments))
+            for one in optional
+            for form in guess.MASKS
+        ]
+        return next((one for one in self._running(build, built, masked) if self._hides_what_comes_later(built)), line)
+
     def _without_cache(self, build: Line, built: Built, line: Line) -> Line:
         """Without places in a cache, where there is none to hand in and they raise without."""
         for one in line.arguments:
@@ -192,6 +206,14 @@ class _Start:
         x = self.case.x(2, TOKENS, dtype=torch.float32)
         ys = self._outputs(built, x, x[:, [1, 0, *range(2, TOKENS)]])
         return ys is None or _differ(ys[0][:, -1], ys[1][:, -1])
+
+    def _sees_everything(self, built: Built) -> bool:
+        """Whether the first token sees the last, and the last the first."""
+        x = self.case.x(2, TOKENS, dtype=torch.float32)
+        first, last = x.clone(), x.clone()
+        first[:, 0], last[:, -1] = self.case.x(2, dtype=torch.float32), self.case.x(2, dtype=torch.float32)
+        ys = self._outputs(built, x, first, last)
+        return ys is not None and _differ(ys[0][:, -1], ys[1][:, -1]) and _differ(ys[0][:, 0], ys[2][:, 0])
 
     def _hides_what_comes_later(self, built: Built) -> bool:
         x = self.case.x(2, TOKENS, dtype=torch.float32)
