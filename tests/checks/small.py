@@ -183,6 +183,17 @@ class AnyTheta(Right):
         return rope(x, positions, 123456.0)
 
 
+class OnePairTurned(Right):
+    """As GPT-NeoX: of eight dimensions two turn, so that halves and neighbours give the same numbers."""
+
+    def rotated(self, x, positions):
+        size = x.shape[-1] // 4
+        frequencies = 10000.0 ** (-torch.arange(0, size, 2, device=x.device).double() / size)
+        angle = positions[..., None].double() * frequencies
+        cos, sin, (a, b) = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x[..., :size].chunk(2, -1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos, x[..., size:]), -1)
+
+
 class StretchedFrequencies(Right):
     def rotated(self, x, positions):
         frequencies = torch.tensor([1.0, 0.08, 0.006, 0.0001], dtype=torch.float64)
@@ -200,6 +211,20 @@ class GateAndUpInOne(Right):
     def feed_forward(self, x):
         gate, up = self.w12(x).chunk(2, -1)
         return self.w3(F.silu(gate) * up)
+
+
+class HalfOfItsOwn(Right):
+    """No positions, and a number of its own that has nothing to do with them."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.half = torch.tensor(0.5)
+
+    def rotated(self, x, positions):
+        return x
+
+    def feed_forward(self, x):
+        return super().feed_forward(x) * self.half.to(x.dtype) * 2
 
 
 class Gpt2(Right):

@@ -43,6 +43,7 @@ CHOICES = {
     "BatchSeqOnly": {"leading_dims": "(batch, seq, d_model) only"},
     "AnyTheta": {"rope_theta": 123450.0},
     "StretchedFrequencies": {"rope_frequencies": "1, 0.08, 0.006, 0.0001"},
+    "OnePairTurned": {"rope_pairing": "half-split", "rotary_fraction": 0.25},
     "GateAndUpInOne": {},
     "NormsAround": {"sandwich_norms": True},
     "CappedScores": {"score_softcap": 30.0},
@@ -53,6 +54,7 @@ CHOICES = {
 }
 NAMED = {
     "Gpt2": {"layer_norm", "wrong_activation", "missing_rope"},
+    "HalfOfItsOwn": {"missing_rope"},
     "SideBySide": {"parallel_sublayers"},
     "NormsBehind": {"post_norm"},
     "WithoutNormWeights": {"norm_weight_missing"},

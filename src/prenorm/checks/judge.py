@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError
 from . import arguments, behaviour, device, eps, gradients, initial, masks, numbers, precision, training
@@ -201,6 +202,13 @@ def _first_call(case: Case, built: Built) -> Built:
     return built
 
 
+def _turns(case: Case, x: Tensor) -> bool:
+    """Whether other numbers in place of tables, sines and cosines change the output."""
+    assert case.built is not None
+    plain, scrambled = (case.built.run(case.raw, x, scramble=seed).y for seed in (None, 1))
+    return not case.agrees(plain, scrambled, x)
+
+
 def _runs(case: Case, length: int) -> bool:
     try:
         case.build().run(None, case.x(2, length, dtype=torch.float32))
@@ -242,7 +250,6 @@ def _name_by_traces(case: Case) -> None:
     if case.explanation.spec.mask == "none" and not attention and case.built.run(case.raw, x, trace=True).masked:
         case.report.found("mask_ignored", "scores are filled where a mask says so, and no output shows it")
     if "missing_rope" in findings and "rope_on_values" not in findings:
-        plain, scrambled = (case.built.run(case.raw, x, scramble=seed).y for seed in (None, 1))
-        if not case.agrees(plain, scrambled, x):
+        if _turns(case, x) and not _turns(case, x[:, :1]):  # of one score the softmax is 1, however it is turned
             findings["rope_over_heads"] = "cos and sin are used, and no position counts: all tokens are turned alike"
             del findings["missing_rope"]

@@ -486,8 +486,8 @@ def _is_at_zero(tensor: Tensor) -> Tensor:
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Whether it holds nothing but 0, 1 and infinities."""
-    return not tensor.is_complex() and bool(((tensor == 0) | (tensor == 1) | tensor.isinf()).all())
+    """Whether it holds two numbers at most, as masks do, and what is multiplied by: no table of angles."""
+    return not tensor.is_complex() and tensor.unique().numel() <= 2
 
 
 _MODULE_STATE = frozenset(vars(nn.Module()))
