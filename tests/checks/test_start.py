@@ -13,7 +13,7 @@ from prenorm.checks.code import Code, locate
 from prenorm.checks.judge import judge
 from prenorm.checks.learner import Learner
 from prenorm.checks.local import LocalSubject
-from prenorm.checks.start import start
+from prenorm.checks.start import UnknownArgumentsError, start
 from prenorm.checks.targets import Target
 from prenorm.errors import ConfigError
 
@@ -162,10 +162,49 @@ def test_what_nobody_could_guess_says_how_to_say_it(tmp_path: Path) -> None:
         HEAD
         + "class Block(nn.Module):\n    def __init__(self, zork):\n        super().__init__()\n        zork.width\n"
     )
-    with pytest.raises(ConfigError, match=r"constructor's zork .* --build \"Block\("):
+    with pytest.raises(UnknownArgumentsError, match=r"constructor's zork .* --build \"Block\("):
         started(source, tmp_path)
     with pytest.raises(ConfigError, match="--build is one Python expression"):
         started(source, tmp_path, build="Block(")
+
+
+def test_a_wrong_guess_is_no_fault_and_still_a_verdict(tmp_path: Path) -> None:
+    source = _halves("cos, sin", "t * cos[..., :3] + rotate_half(t) * sin[..., :3]")
+    (tmp_path / "model.py").write_text(source)
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.faults, verdict.exit_code) == (["arguments_unknown"], (), 2)
+    assert '--call "block(x, cos=' in verdict.findings[0].evidence
+    (tmp_path / "model.py").write_text(source.replace("cos[..., :3]", "self.nowhere"))
+    assert check(f"{tmp_path}/model.py:Block").ids == ["forward_error"]
+
+
+def test_tables_of_the_file_are_not_rounded_where_it_lets_one_choose(tmp_path: Path) -> None:
+    tables = CACHED_TABLES.replace("base: int = 10000", "dtype: torch.dtype = torch.bfloat16")
+    case = started(_halves("cos, sin", "t * cos + rotate_half(t) * sin") + tables.replace("base **", "1e4 **"), tmp_path)
+    assert "n_elem=head_dim, dtype=torch.float32)" in case.learner.recipe.call.written()
+
+
+def test_a_file_of_a_package_is_found_through_it(tmp_path: Path) -> None:
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "__init__.py").touch()
+    late = "class Block(nn.Module):\n    def __init__(self, d_model):\n        import lm.model\n        super().__init__()\n"
+    text = f"{HEAD}\nclass Norm(nn.RMSNorm): ...\n\n{late}        self.norm = lm.model.Norm(d_model)\n"
+    (tmp_path / "lm" / "model.py").write_text(text + "\n    def forward(self, x):\n        return x\n")
+    verdict = check(f"{tmp_path}/lm/model.py:Block")
+    assert "constructor_error" not in verdict.ids
+
+
+def test_dropouts_that_cannot_be_none_get_a_number(tmp_path: Path) -> None:
+    parts = "self.drops = nn.Dropout(attn_pdrop), nn.Dropout(resid_pdrop)"
+    case = started(HEAD + TAKES.format("d_model, attn_pdrop=None, resid_pdrop=None", parts), tmp_path)
+    assert case.learner.recipe.build.written() == "Block(d_model=d_model, attn_pdrop=dropout, resid_pdrop=dropout)"
+
+
+def test_to_cuda_does_nothing_where_there_is_no_gpu(tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(d_model, d_model).to('cuda').to(device='cuda:0', dtype=torch.float64)"
+    case = started(HEAD + TAKES.format("d_model", part), tmp_path, call="block(x)")
+    assert [one["dtype"] for one in case.build().parameters] == ["float64"] * 2
+    assert "to('cuda')" in case.learner.made["notes"]["cuda"]
 
 
 def test_an_import_error_points_at_the_line_that_failed(tmp_path: Path) -> None:

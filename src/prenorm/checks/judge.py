@@ -17,7 +17,7 @@ from .faults import FAULTS
 from .learner import Built, Learner, LearnerError, MissingError
 from .place import TOLD, place
 from .source import MAX_CHARACTERS
-from .start import start
+from .start import UnknownArgumentsError, start
 from .subject import EndedError, Subject
 from .targets import TARGETS, Target
 from .text import Text
@@ -61,6 +61,9 @@ def judge(
         elif error.stage != "forward" or "sequence_length_fixed" not in report.findings:
             report.found(f"{error.stage}_error", raised(error))
         report.check(error.stage, False, raised(error))
+    except UnknownArgumentsError as error:
+        report.found("arguments_unknown", str(error), counts=False)
+        report.check("arguments", False, str(error))
     except EndedError as error:
         timeout = error.reason == "timeout"
         report.found("timeout" if timeout else "forward_error", error.detail)

@@ -422,6 +422,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("any", "register_buffer"),
     ],
     # Crashes whose exception says no line.
+    "arguments_unknown": [],
     "internal_error": [],
     "timeout": [Look("any module", r"sleep\(|^while ")],
     "import_error": [Look("module", "^(from|import) ")],

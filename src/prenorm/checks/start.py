@@ -12,7 +12,6 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
 from . import guess
 from .case import MAX_SEQ_LEN, Case, raised
 from .child import meanings
@@ -36,7 +35,7 @@ SAME = 1e-4  # of the output's size, in float32
 def start(case: Case, build: str | None = None, call: str | None = None) -> Built:
     """Find both lines, leave them in case.learner.recipe, and give a block. build, call: lines that a person gave.
 
-    Raises LearnerError where the constructor raises, and ConfigError where it is only that nobody could guess.
+    Raises LearnerError where the constructor raises, and UnknownArgumentsError where it is only that nobody could guess.
     """
     first: LearnerError | None = None
     for sizes in TRIED:
@@ -60,6 +59,10 @@ def usual_arguments(case: Case) -> None:
         case.arguments["causal"] = True
 
 
+class UnknownArgumentsError(Exception):
+    """Nobody could guess how it is built or called, which is no fault of its author's."""
+
+
 class _Start:
     """One search for both lines, with one set of sizes."""
 
@@ -67,7 +70,8 @@ class _Start:
         self.case, self.learner = case, case.learner
         self.build = None if build is None else given(build, "build")
         self.call = None if call is None else given(call, "call")
-        self._furthest: tuple[list[int], Recipe] = ([-1], self.learner.recipe)  # of the calls that raise
+        self._furthest: tuple[list[int], Recipe, LearnerError | None] = ([-1], self.learner.recipe, None)
+        """Of the calls that raise, that which came furthest."""
 
     def found(self) -> Built:
         """A block, with both lines in the learner's recipe."""
@@ -84,7 +88,9 @@ class _Start:
                 return self._settled(built)
         if built_at_all is None:
             self._give_up(errors[0])
-        self.learner.recipe = self._furthest[1]
+        _, self.learner.recipe, error = self._furthest
+        if self.call is None and error is not None and not _is_its_own(error):
+            self._give_up_call(error)
         return self._settled(built_at_all)  # its first call will say what is wrong
 
     def _builds(self) -> Iterator[Line]:
@@ -134,7 +140,8 @@ class _Start:
             try:
                 built.run(None, x)
             except LearnerError as error:
-                self._furthest = max(self._furthest, (_reached(error), self.learner.recipe), key=lambda one: one[0])
+                here = (_reached(error), self.learner.recipe, error)
+                self._furthest = max(self._furthest, here, key=lambda one: one[0])
                 continue
             yield line
 
@@ -243,11 +250,19 @@ class _Start:
     def _give_up(self, error: LearnerError) -> NoReturn:
         names = [one["name"] for one in self.learner.made["constructor"] or () if _is_unknown(one)]
         if self.build is None and names:
-            raise ConfigError(
+            raise UnknownArgumentsError(
                 f"what the constructor's {', '.join(names)} should be cannot be told from the name ({raised(error)}); "
                 f'say how it is built: --build "{self.learner.made["name"]}(d_model, num_heads, ...)".'
             )
         raise error
+
+    def _give_up_call(self, error: LearnerError) -> None:
+        build, call = self.learner.recipe.build, self.learner.recipe.call
+        if guessed := [*build.guessed, *call.guessed]:
+            raise UnknownArgumentsError(
+                f"what {', '.join(dict.fromkeys(guessed))} should be was guessed, and forward raises {raised(error)}; "
+                f'say how it is built and called: --build "{build.written()}" --call "{call.written()}", corrected.'
+            )
 
 
 MASKS = {
@@ -262,6 +277,14 @@ def _is_unknown(one: guess.Description) -> bool:
     meaning = meanings.meaning_of(one["name"], loosely=True)
     plain = meaning is not None or one["annotation"] in guess.PLAIN or meanings.CONFIG.search(one["name"])
     return bool(one["required"]) and not plain
+
+
+def _is_its_own(error: LearnerError) -> bool:
+    """Whether no argument can be to blame: a name that is nowhere, or an attribute that no module of its own has."""
+    kind, message = error.error["type"], error.error["message"]
+    if kind in ("NameError", "UnboundLocalError", "ModuleNotFoundError", "NotImplementedError"):
+        return True
+    return kind == "AttributeError" and not re.search(r"'(NoneType|dict|int|float|str|tuple|list)'|[Cc]onfig", message)
 
 
 def _reached(error: LearnerError) -> list[int]:
