@@ -135,6 +135,13 @@ class VarianceForDeviation(Right):
             nn.init.trunc_normal_(weight, std=2 / sum(weight.shape))
 
 
+class DeviationOfAProduct(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        for weight in (one for one in self.parameters() if one.dim() == 2):
+            nn.init.normal_(weight, std=(2 / weight.numel()) ** 0.5)
+
+
 class DeviationOfOne(Right):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__(d_model, num_heads, d_ff)
@@ -298,6 +305,20 @@ class ZeroAtFirst(Right):
         super().__init__(d_model, num_heads, d_ff)
         nn.init.zeros_(self.o.weight)
         nn.init.zeros_(self.down.weight)
+
+
+class SmallAsInGpt2(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        for weight in (one for one in self.parameters() if one.dim() == 2):
+            nn.init.normal_(weight, std=0.02)
+
+
+class SmallForDepth(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        for weight in (one for one in self.parameters() if one.dim() == 2):
+            nn.init.normal_(weight, std=(24 * weight.shape[1]) ** -0.5)
 
 
 class RoundedBeforeItsWeight(Right):

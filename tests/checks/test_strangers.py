@@ -32,6 +32,7 @@ COUNTING = {
     "NormsFromZero": {"norm_weight_init"},
     "NeverFilled": {"weights_uninitialised"},
     "VarianceForDeviation": {"weight_init_scale"},
+    "DeviationOfAProduct": {"weight_init_scale"},
     "DeviationOfOne": {"weight_init_scale"},
     "Frozen": {"gradient_missing"},
     "Squeezed": {"batch_of_one"},
@@ -50,6 +51,8 @@ CHOICES = {
     "SmallBranches": {"branch_scale": 0.22},
     "TrueIsMasked": {"mask": "True = masked"},
     "ZeroAtFirst": {},
+    "SmallAsInGpt2": {},
+    "SmallForDepth": {},
     "RoundedBeforeItsWeight": {"norm_cast": "before the weight"},
 }
 NAMED = {
