@@ -155,6 +155,20 @@ class Frozen(Right):
         self.down.requires_grad_(False)
 
 
+class AddsInPlace(Right):
+    def forward(self, x):
+        x += self.attention(self.norm1(x))
+        x += self.feed_forward(self.norm2(x))
+        return x
+
+
+class BringsBack(Right):
+    """A table is made on the CPU and asked back from the device, as tables are that are updated."""
+
+    def rotated(self, x, positions):
+        return rope(x, positions.cpu()) if x.device.type == "cpu" else x.to("cpu") * positions[:, None]
+
+
 class Squeezed(Right):
     def forward(self, x):
         return super().forward(x).squeeze(0)

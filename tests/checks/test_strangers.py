@@ -35,6 +35,8 @@ COUNTING = {
     "DeviationOfAProduct": {"weight_init_scale"},
     "DeviationOfOne": {"weight_init_scale"},
     "Frozen": {"gradient_missing"},
+    "AddsInPlace": {"modifies_input", "backward_error"},
+    "BringsBack": {"wrong_device_buffer"},
     "Squeezed": {"batch_of_one"},
     "AxisByItsSize": {"wrong_at_some_lengths"},
     "RaisesInBfloat16AndIsOdd": {"wrong_dtype", "unexplained"},

@@ -374,7 +374,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("forward", r"\.double\(|float64|\.float\("),
     ],
     "wrong_device_buffer": [
-        Look("forward", MADE, lacks=r"device|_like|torch\.tensor\((float|-)"),
+        Look("forward", MADE, lacks=r"device|_like|as_tensor\(self|torch\.tensor\((float|-)"),
         Look("init", rf"self\.\w+ = .*({TABLE}|tril|arange)", lacks=r"Parameter|Linear|Rot|[A-Z]\w+\("),
         Look("init", MADE, lacks="device|factory|kw|where|kind"),
         Look(
