@@ -34,6 +34,7 @@ def constructed(case: Case, text: str) -> None:
     try:
         built = case.build(filled=True)
         case.initial = built.values()
+        case.classes = built.classes
     except LearnerError as error:
         case.report.skip("weights at the start", raised(error))
         return

@@ -100,7 +100,8 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
     text = Text(code)
     where = text.innermost(error) if error is not None and id in TOLD else None
     if where is None and text.source and not (id == "import_error" and error is not None):
-        guess = place(id, text.source, code.file or "", code.name, hints=hints)
+        owner = next((case.classes[name] for name in hints if name in case.classes), "")
+        guess = place(id, text.source, code.file or "", code.name, hints=hints, owner=owner)
         where = None if guess is None else text.place(guess.line)
     return Finding(
         id=id,

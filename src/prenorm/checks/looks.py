@@ -60,6 +60,9 @@ LAST_SHAPES = [
     Look("attention", "^return", last=True),
 ]
 
+INITIAL = [Look("any", r"_\(|\brandn?\("), Look("init", r"Parameter\(|empty\(")]
+"""Where a class gives a weight its first values."""
+
 LOOKS: dict[str, list[Look]] = {
     "post_norm": [Look("stream", "", "post"), Look("stream", "", "norm,sum"), Look("stream", "", "norm")],
     "no_norm": [

@@ -162,11 +162,15 @@ class Driver:
         }
 
     def op_values(self, request: Request) -> Reply:
-        """Gives {"values"}: what the parameters hold now, by name; {"owners"}: where their classes stand."""
+        """Gives {"values"}: what the parameters hold now, by name; {"owners", "classes"}: where their classes stand."""
         block = self._blocks[request["block"]]
         named = dict(block.named_parameters(remove_duplicate=False))
-        owners = {name: _file_of(type(block.get_submodule(name.rpartition(".")[0]))) for name in named}
-        return {"values": {name: _plain(parameter) for name, parameter in named.items()}, "owners": owners}
+        classes = {name: type(block.get_submodule(name.rpartition(".")[0])) for name in named}
+        return {
+            "values": {name: _plain(parameter) for name, parameter in named.items()},
+            "owners": {name: _file_of(owner) for name, owner in classes.items()},
+            "classes": {name: owner.__name__ for name, owner in classes.items()},
+        }
 
     def op_run(self, request: Request) -> Reply:
         """Set "parameters", evaluate "line" with "inputs" and "values", and send "cotangent" back through it.
