@@ -15,8 +15,13 @@ LOUD = 0.5  # a standard deviation that no rule gives a matrix with 32 inputs; 1
 FEWEST = 200  # entries, for a mean and a standard deviation that say something
 WIDE = 1024  # a width at which people train
 FAINT = 0.1  # of 1/sqrt(d_in); initialisations for deep models begin at a fifth of it
-LATER = re.compile(r"\.apply\(|def _?(init|reset|initiali[sz]e)\w*(weight|param|model)\w*\(|def _?reset_parameters\(")
-"""A model that draws its blocks' weights itself."""
+LATER = re.compile(
+    r"\.apply\(|def _?(init|reset|initiali[sz]e)\w*(weight|param|model)\w*\(\s*(self|module|model|layer|net|m)\b"
+    r"|def _?reset_parameters\("
+)
+"""A model that draws its blocks' weights itself; what takes a weight is a constructor's own helper."""
+LEFT = re.compile(r"init\w*\s*=\s*lambda \w+: *(\w+|None)\s*[,)\n]")
+"""A hook for the first values that leaves them: a checkpoint fills them."""
 LOADED = re.compile(r"load_state_dict\(|from_pretrained\(|load_file\(")
 TRAINED = re.compile(r"\.backward\(")
 WIDTH_NAMES = frozenset(
@@ -45,7 +50,7 @@ def constructed(case: Case, text: str) -> None:
     ]
     if frozen:
         case.report.found("gradient_missing", f"requires_grad is False for {_list(frozen)}")
-    if LATER.search(text) or (LOADED.search(text) and not TRAINED.search(text)):
+    if LATER.search(text) or ((LOADED.search(text) or LEFT.search(text)) and not TRAINED.search(text)):
         case.report.skip("weights at the start", "the code beside it draws or loads them later")
         return
     empty = [name for name, value in case.initial.items() if not torch.isfinite(value).all()]
