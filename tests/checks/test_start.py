@@ -180,16 +180,17 @@ def test_a_wrong_guess_is_no_fault_and_still_a_verdict(tmp_path: Path) -> None:
 
 def test_tables_of_the_file_are_not_rounded_where_it_lets_one_choose(tmp_path: Path) -> None:
     tables = CACHED_TABLES.replace("base: int = 10000", "dtype: torch.dtype = torch.bfloat16")
-    case = started(_halves("cos, sin", "t * cos + rotate_half(t) * sin") + tables.replace("base **", "1e4 **"), tmp_path)
+    case = started(
+        _halves("cos, sin", "t * cos + rotate_half(t) * sin") + tables.replace("base **", "1e4 **"), tmp_path
+    )
     assert "n_elem=head_dim, dtype=torch.float32)" in case.learner.recipe.call.written()
 
 
 def test_a_file_of_a_package_is_found_through_it(tmp_path: Path) -> None:
     (tmp_path / "lm").mkdir()
     (tmp_path / "lm" / "__init__.py").touch()
-    late = "class Block(nn.Module):\n    def __init__(self, d_model):\n        import lm.model\n        super().__init__()\n"
-    text = f"{HEAD}\nclass Norm(nn.RMSNorm): ...\n\n{late}        self.norm = lm.model.Norm(d_model)\n"
-    (tmp_path / "lm" / "model.py").write_text(text + "\n    def forward(self, x):\n        return x\n")
+    late = TAKES.format("d_model", "import lm.model; self.part = lm.model.Norm(d_model)")
+    (tmp_path / "lm" / "model.py").write_text(f"{HEAD}\nclass Norm(nn.RMSNorm): ...\n\n{late}")
     verdict = check(f"{tmp_path}/lm/model.py:Block")
     assert "constructor_error" not in verdict.ids
 
@@ -198,6 +199,22 @@ def test_dropouts_that_cannot_be_none_get_a_number(tmp_path: Path) -> None:
     parts = "self.drops = nn.Dropout(attn_pdrop), nn.Dropout(resid_pdrop)"
     case = started(HEAD + TAKES.format("d_model, attn_pdrop=None, resid_pdrop=None", parts), tmp_path)
     assert case.learner.recipe.build.written() == "Block(d_model=d_model, attn_pdrop=dropout, resid_pdrop=dropout)"
+
+
+def test_a_module_without_super_is_told_as_such(tmp_path: Path) -> None:
+    part = "class Part(nn.Module):\n    def __init__(self, d_model):\n        self.width = d_model\n\n"
+    (tmp_path / "model.py").write_text(HEAD + part + TAKES.format("d_model", "self.part = Part(d_model)"))
+    (finding,) = check(f"{tmp_path}/model.py:Block").findings
+    assert "Part.__init__ never calls super().__init__()" in finding.evidence
+    assert finding.place is not None
+    assert finding.place.code == "def __init__(self, d_model):"
+
+
+def test_an_error_that_only_leads_to_another_is_shown_with_it(tmp_path: Path) -> None:
+    text = "try: 1 / 0\n        except ZeroDivisionError as error: raise ValueError('it failed:') from error"
+    (tmp_path / "model.py").write_text(HEAD + TAKES.format("d_model", text))
+    (finding,) = check(f"{tmp_path}/model.py:Block").findings
+    assert finding.evidence == "ValueError: it failed: ZeroDivisionError: division by zero"
 
 
 def test_to_cuda_does_nothing_where_there_is_no_gpu(tmp_path: Path) -> None:

@@ -157,4 +157,10 @@ class Case:
 
 def raised(error: LearnerError) -> str:
     """An error of the learner's code in one line."""
-    return f"{error.error['type']}: {error.error['message'].splitlines()[0] if error.error['message'] else ''}"[:300]
+    return f"{error.error['type']}: {in_short(error.error['message'])}"[:300]
+
+
+def in_short(message: str) -> str:
+    """The first line of a message; where that only leads to what follows, the last one too."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or [""]
+    return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

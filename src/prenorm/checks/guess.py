@@ -132,8 +132,9 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         return [(Argument(own, value, True),) for value in values] + (omitted or [(Argument(own, "None", True),)])
     loose = meaning_of(name, loosely=True)
     if not one["required"]:
-        refused = one["default"] is None and loose in ("dropout", "eps")  # None is no number
-        return [*omitted, *([(Argument(own, WRITTEN[loose], True),)] if refused else [])]
+        if one["default"] is None and loose in ("dropout", "eps"):  # None is no number
+            omitted.append((Argument(own, WRITTEN[loose], True),))
+        return omitted
     value = WRITTEN.get(loose or "") or PLAIN.get(one["annotation"], "None")
     return [(Argument(own, value, True),)]
 

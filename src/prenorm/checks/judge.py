@@ -253,7 +253,7 @@ def _name_by_traces(case: Case) -> None:
     attention = {"softmax_wrong_dim", "wrong_head_split", "heads_not_merged", "mask_value_too_small"} & set(findings)
     if case.explanation.spec.mask == "none" and not attention and case.built.run(case.raw, x, trace=True).masked:
         case.report.found("mask_ignored", "scores are filled where a mask says so, and no output shows it")
-    if "missing_rope" in findings and "rope_on_values" not in findings:
-        if _turns(case, x) and not _turns(case, x[:, :1]):  # of one score the softmax is 1, however it is turned
-            findings["rope_over_heads"] = "cos and sin are used, and no position counts: all tokens are turned alike"
-            del findings["missing_rope"]
+    unturned = "missing_rope" in findings and "rope_on_values" not in findings
+    if unturned and _turns(case, x) and not _turns(case, x[:, :1]):  # of one score the softmax is 1, however turned
+        findings["rope_over_heads"] = "cos and sin are used, and no position counts: all tokens are turned alike"
+        del findings["missing_rope"]

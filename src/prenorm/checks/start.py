@@ -35,7 +35,7 @@ SAME = 1e-4  # of the output's size, in float32
 def start(case: Case, build: str | None = None, call: str | None = None) -> Built:
     """Find both lines, leave them in case.learner.recipe, and give a block. build, call: lines that a person gave.
 
-    Raises LearnerError where the constructor raises, and UnknownArgumentsError where it is only that nobody could guess.
+    Raises LearnerError where the constructor raises, and UnknownArgumentsError where nobody could guess.
     """
     first: LearnerError | None = None
     for sizes in TRIED:
@@ -88,9 +88,9 @@ class _Start:
                 return self._settled(built)
         if built_at_all is None:
             self._give_up(errors[0])
-        _, self.learner.recipe, error = self._furthest
-        if self.call is None and error is not None and not _is_its_own(error):
-            self._give_up_call(error)
+        _, self.learner.recipe, raising = self._furthest
+        if self.call is None and raising is not None and not _is_its_own(raising):
+            self._give_up_call(raising)
         return self._settled(built_at_all)  # its first call will say what is wrong
 
     def _builds(self) -> Iterator[Line]:
@@ -174,7 +174,9 @@ class _Start:
         if not (self.case.target.causal and self.call is None and optional and self._sees_everything(built)):
             return line
         masked = [
-            replace(line, arguments=tuple(replace(a, value=form, needed=True) if a == one else a for a in line.arguments))
+            replace(
+                line, arguments=tuple(replace(a, value=form, needed=True) if a == one else a for a in line.arguments)
+            )
             for one in optional
             for form in guess.MASKS
         ]

@@ -148,6 +148,8 @@ class Driver:
         """Take a block that is built already; the reply is op_build's."""
         if not isinstance(block, nn.Module):
             raise TypeError(f"a block must be a torch.nn.Module, but the constructor gave {type(block).__name__}")
+        if (unfinished := _unfinished(block)) is not None:
+            raise UnfinishedError(unfinished)
         if to is not None:
             dtype = getattr(torch, to)  # complex tables stay as they are: Module.to would drop their imaginary part
             block = block._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
@@ -287,6 +289,24 @@ class _AtHome:
         return getattr(self.block, name)
 
 
+class UnfinishedError(TypeError):
+    """A module whose constructor never calls super().__init__()."""
+
+    def __init__(self, owner: type) -> None:
+        super().__init__(f"{owner.__name__}.__init__ never calls super().__init__(), which every nn.Module must")
+        code = owner.__init__.__code__  # type: ignore[misc]
+        name = f"def __init__ of {owner.__name__}"
+        self.frame = {"file": code.co_filename, "line": code.co_firstlineno, "function": "__init__", "code": name}
+
+
+def _unfinished(module: nn.Module) -> type | None:
+    """The class of a module in it, or its own, that is no finished nn.Module."""
+    if "_parameters" not in vars(module):
+        return type(module)
+    inner = (_unfinished(one) for one in module._modules.values() if isinstance(one, nn.Module))
+    return next((one for one in inner if one is not None), None)
+
+
 def described(error: BaseException) -> dict[str, Any]:
     """An exception as {"type", "message", "frames"}, frames from the outermost to the innermost."""
     frames = [
@@ -302,7 +322,10 @@ def described(error: BaseException) -> dict[str, Any]:
         message = str(error)
     except BaseException:  # __str__ is the learner's too
         message = "(its message cannot be shown)"
-    return {"type": type(error).__name__, "message": message[:TEXT], "frames": frames[-FRAMES:]}
+    if isinstance(error, UnfinishedError):
+        return {"type": "TypeError", "message": message, "frames": [error.frame]}
+    cause = "" if error.__cause__ is None else "\n" + "".join(traceback.format_exception_only(error.__cause__)).strip()
+    return {"type": type(error).__name__, "message": message[: TEXT - 400] + cause[:400], "frames": frames[-FRAMES:]}
 
 
 def _file_of(owner: type) -> str:

@@ -181,7 +181,7 @@ def _from_file(name: str, file: str, text: str | None) -> types.ModuleType:
 
 
 def _leave_out_cuda(notes: dict[str, str]) -> None:
-    """Where there is no GPU, .cuda() and .to("cuda") give what they are called on: what its author ran on one is judged all the same."""
+    """Where there is no GPU, .cuda() and .to("cuda") do nothing: what its author ran on one is judged all the same."""
     import torch
 
     if torch.cuda.is_available():
