@@ -362,3 +362,11 @@ def test_how_a_weight_begins_is_placed_in_the_class_that_holds_it(owner: str, li
     found = place("weight_init_scale", OWNED, "block.py", "Block", owner=owner)
     assert found is not None
     assert found.line == line
+
+
+def test_a_method_that_nothing_calls_is_no_place_of_a_fault() -> None:
+    method = "    def forward(self, q, k):\n        return (q @ k).softmax(-1)\n"
+    unused = "\n    def with_positions(self, q, k, rope):\n        0 * rope(q)\n"
+    block = "class Attention(nn.Module):\n" + method
+    pointed = [place("missing_rope", text, "block.py", "Attention") for text in (block, block + unused)]
+    assert pointed[0] == pointed[1]

@@ -66,7 +66,7 @@ def _innermost(error: Mapping[str, Any], file: str) -> int | None:
 
 
 def _searched(id: str, lines: Sequence[str], name: str, hints: Sequence[str], owner: str) -> int | None:
-    functions = read("\n".join(lines), name)
+    functions = _spoken_of(read("\n".join(lines), name), name)
     if id in OF_WEIGHTS and owner:
         own = [function for function in functions if function.owner == owner]
         number = _first([*LOOKS[id], *INITIAL], own, lines)
@@ -79,6 +79,22 @@ def _searched(id: str, lines: Sequence[str], name: str, hints: Sequence[str], ow
                 if number is not None:
                     return number
     return _first(LOOKS.get(id, ()), functions, lines)
+
+
+def _spoken_of(functions: Sequence[Function], name: str) -> list[Function]:
+    """Without functions and methods that no other one mentions: nothing calls them."""
+    words = [
+        {word for line in one.lines if not line.text.startswith("def ") for word in re.findall(r"\w+", line.text)}
+        for one in functions
+    ]
+    kept = {name.partition(".")[0], "forward", "class", "module", "reset_parameters"}
+    return [
+        function
+        for number, function in enumerate(functions)
+        if function.name in kept
+        or function.name.startswith("__")
+        or any(function.name in said for other, said in enumerate(words) if other != number)
+    ]
 
 
 def _first(
