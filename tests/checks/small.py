@@ -145,6 +145,13 @@ class VarianceForDeviation(Right):
             nn.init.trunc_normal_(weight, std=2 / sum(weight.shape))
 
 
+class DeviationOfAProduct(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        for weight in (one for one in self.parameters() if one.dim() == 2):
+            nn.init.normal_(weight, std=(2 / weight.numel()) ** 0.5)
+
+
 class DeviationOfOne(Right):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__(d_model, num_heads, d_ff)
@@ -156,6 +163,20 @@ class Frozen(Right):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__(d_model, num_heads, d_ff)
         self.down.requires_grad_(False)
+
+
+class AddsInPlace(Right):
+    def forward(self, x):
+        x += self.attention(self.norm1(x))
+        x += self.feed_forward(self.norm2(x))
+        return x
+
+
+class BringsBack(Right):
+    """A table is made on the CPU and asked back from the device, as tables are that are updated."""
+
+    def rotated(self, x, positions):
+        return rope(x, positions.cpu()) if x.device.type == "cpu" else x.to("cpu") * positions[:, None]
 
 
 class Squeezed(Right):
@@ -193,6 +214,17 @@ class AnyTheta(Right):
         return rope(x, positions, 123456.0)
 
 
+class OnePairTurned(Right):
+    """As GPT-NeoX: of eight dimensions two turn, so that halves and neighbours give the same numbers."""
+
+    def rotated(self, x, positions):
+        size = x.shape[-1] // 4
+        frequencies = 10000.0 ** (-torch.arange(0, size, 2, device=x.device).double() / size)
+        angle = positions[..., None].double() * frequencies
+        cos, sin, (a, b) = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x[..., :size].chunk(2, -1)
+        return torch.cat((a * cos - b * sin, a * sin + b * cos, x[..., size:]), -1)
+
+
 class StretchedFrequencies(Right):
     def rotated(self, x, positions):
         frequencies = torch.tensor([1.0, 0.08, 0.006, 0.0001], dtype=torch.float64)
@@ -216,6 +248,20 @@ class GateAndUpInOne(Right):
 class WidthInMultiples(Right):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__(d_model, num_heads, (2 * d_ff // 3 + 255) // 256 * 256)
+
+
+class HalfOfItsOwn(Right):
+    """No positions, and a number of its own that has nothing to do with them."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.half = torch.tensor(0.5)
+
+    def rotated(self, x, positions):
+        return x
+
+    def feed_forward(self, x):
+        return super().feed_forward(x) * self.half.to(x.dtype) * 2
 
 
 class Gpt2(Right):
@@ -307,6 +353,20 @@ class ZeroAtFirst(Right):
         super().__init__(d_model, num_heads, d_ff)
         nn.init.zeros_(self.o.weight)
         nn.init.zeros_(self.down.weight)
+
+
+class SmallAsInGpt2(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        for weight in (one for one in self.parameters() if one.dim() == 2):
+            nn.init.normal_(weight, std=0.02)
+
+
+class SmallForDepth(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        for weight in (one for one in self.parameters() if one.dim() == 2):
+            nn.init.normal_(weight, std=(24 * weight.shape[1]) ** -0.5)
 
 
 class RoundedBeforeItsWeight(Right):

@@ -72,6 +72,7 @@ def parameters(made: torch.nn.Module) -> dict[str, torch.Tensor]:
 # What no block of this half has: targets with biases and qk-norm are tried with our own block in test_check.py, and
 # what the constructor builds and training does with the blocks of strangers.
 WITHOUT_EXAMPLES = {"missing_bias", "missing_qk_norm", "unexpected_qk_norm"} | {
+    "arguments_unknown",
     "unreadable",
     "unexplained",
     "internal_error",

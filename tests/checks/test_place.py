@@ -333,3 +333,40 @@ def test_broken_sources_do_not_raise():
         inserted = chance.choice(["", "(", "\n", "    ", "self", "=", "\x00", "lambda: ", "é", '"""'])
         source = source[:start] + inserted + source[start + length :]
         place(chance.choice(sorted(FAULTS)), source, "layer.py", chance.choice(["Block", "Layer", "", "a.b"]))
+
+
+OWNED = """\
+class Matrix(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.kernel = nn.Parameter(torch.empty(width, width))
+        nn.init.normal_(self.kernel)
+
+
+class Scale(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.weight = nn.Parameter(torch.empty(width))
+        nn.init.normal_(self.weight)
+
+
+class Block(nn.Module):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__()
+        self.ln, self.proj = Scale(d_model), Matrix(d_model)
+"""
+
+
+@pytest.mark.parametrize(("owner", "line"), [("Matrix", 5), ("Scale", 12)])
+def test_how_a_weight_begins_is_placed_in_the_class_that_holds_it(owner: str, line: int) -> None:
+    found = place("weight_init_scale", OWNED, "block.py", "Block", owner=owner)
+    assert found is not None
+    assert found.line == line
+
+
+def test_a_method_that_nothing_calls_is_no_place_of_a_fault() -> None:
+    method = "    def forward(self, q, k):\n        return (q @ k).softmax(-1)\n"
+    unused = "\n    def with_positions(self, q, k, rope):\n        0 * rope(q)\n"
+    block = "class Attention(nn.Module):\n" + method
+    pointed = [place("missing_rope", text, "block.py", "Attention") for text in (block, block + unused)]
+    assert pointed[0] == pointed[1]

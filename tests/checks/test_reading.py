@@ -132,6 +132,45 @@ def times_root(module: nn.Module, args: tuple[Tensor, ...], y: Tensor) -> Tensor
     return y * 8**0.5
 
 
+class Shifted(nn.Module):
+    """LayerNorm, whose weight and bias have other names, or stand in another order."""
+
+    def __init__(self, dim: int, names: tuple[str, str], eps: float) -> None:
+        super().__init__()
+        self.names, self.eps = names, eps
+        for name in sorted(names):
+            start = torch.ones(dim) if name == names[0] else torch.zeros(dim)
+            self.register_parameter(name, nn.Parameter(start))
+
+    def forward(self, x: Tensor) -> Tensor:
+        weight, bias = (getattr(self, name).to(x.dtype) for name in self.names)
+        return nn.functional.layer_norm(x, weight.shape, weight, bias, self.eps)
+
+
+class Offset(nn.Module):
+    """A linear layer with a bias of another name."""
+
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.matrix, self.offset = inner.weight, nn.Parameter(torch.zeros(len(inner.weight)))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.matrix.to(x.dtype).T + self.offset.to(x.dtype)
+
+
+@dataclass(frozen=True)
+class WithShifted:
+    """Puts LayerNorms with these names of weight and bias into a block, and such biases beside its matrices."""
+
+    names: tuple[str, str]
+
+    def __call__(self, block: nn.Module) -> nn.Module:
+        block.norm1, block.norm2 = (Shifted(32, self.names, block.norm1.eps) for _ in range(2))
+        block.attn.q_proj, block.attn.o_proj = Offset(block.attn.q_proj), Offset(block.attn.o_proj)
+        block.ffn.down_proj = Offset(block.ffn.down_proj)
+        return block
+
+
 NAMES = st.text("abWqkvo01._", min_size=1, max_size=8) | st.sampled_from(
     ["q.weight", "q.bias", "norm.weight", "lora_A"]
 )
@@ -160,6 +199,8 @@ CASES = {
     "shards": (Make(in_shards), []),
     "a table among the parameters": (Make(with_a_table), []),
     "fewer key-value heads that nobody asked for": (Make(fused, num_kv_heads=2), []),
+    "weights and biases called scale and shift": (Make(WithShifted(("scale", "shift"))), ["layer_norm"]),
+    "weights and biases called gamma and beta": (Make(WithShifted(("gamma", "beta"))), ["layer_norm"]),
     "one vector": (Make(Flat), ["unreadable"]),
     "a fault beside adapters": (Make(without_scale), ["missing_attention_scale"]),
 }

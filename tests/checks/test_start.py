@@ -13,7 +13,7 @@ from prenorm.checks.code import Code, locate
 from prenorm.checks.judge import judge
 from prenorm.checks.learner import Learner
 from prenorm.checks.local import LocalSubject
-from prenorm.checks.start import start
+from prenorm.checks.start import UnknownArgumentsError, start
 from prenorm.checks.targets import Target
 from prenorm.errors import ConfigError
 
@@ -47,11 +47,11 @@ def test_a_layer_of_an_installed_package_is_judged_as_it_is() -> None:
     assert "LlamaRotaryEmbedding(config=config)(x, positions[None])" in verdict.call
 
 
-def started(source: str, folder: Path, name: str = "Block", **lines: str) -> Case:
+def started(source: str, folder: Path, name: str = "Block", target: Target | None = None, **lines: str) -> Case:
     """The lines that are found for a source, without a judgement of its numbers."""
     file = folder / "learner.py"
     file.write_text(source)
-    case = Case(Learner(LocalSubject()), Target(), torch.Generator().manual_seed(1), Report())
+    case = Case(Learner(LocalSubject()), target or Target(), torch.Generator().manual_seed(1), Report())
     case.learner.load(Code(root=str(folder), module="learner", file=str(file), name=name))
     start(case, **lines)
     return case
@@ -72,6 +72,16 @@ def test_the_sense_of_a_required_mask_is_found_out(sense: str, tmp_path: Path) -
     mask, masking = MASKS[sense]
     case = started(_halves("cos, sin, mask", "t * cos + rotate_half(t) * sin", mask, masking), tmp_path)
     assert sense in case.report.conventions["mask_handed_in"]
+
+
+@pytest.mark.parametrize("sense", MASKS)
+def test_a_causal_target_hands_its_mask_to_an_optional_argument(sense: str, tmp_path: Path) -> None:
+    masking = f"{MASKS[sense][1]} if mask is not None else F.scaled_dot_product_attention(q, k, v)"
+    turn = "t * cos + rotate_half(t) * sin"
+    source = _halves("cos, sin, attention_mask=None", turn, "attention_mask", masking)
+    masked = started(source, tmp_path, target=Target(causal=True))
+    assert sense in masked.report.conventions["mask_handed_in"]
+    assert "mask_handed_in" not in started(source, tmp_path).report.conventions
 
 
 @pytest.mark.parametrize(
@@ -166,10 +176,66 @@ def test_what_nobody_could_guess_says_how_to_say_it(tmp_path: Path) -> None:
         HEAD
         + "class Block(nn.Module):\n    def __init__(self, zork):\n        super().__init__()\n        zork.width\n"
     )
-    with pytest.raises(ConfigError, match=r"constructor's zork .* --build \"Block\("):
+    with pytest.raises(UnknownArgumentsError, match=r"constructor's zork .* --build \"Block\("):
         started(source, tmp_path)
     with pytest.raises(ConfigError, match="--build is one Python expression"):
         started(source, tmp_path, build="Block(")
+
+
+def test_a_wrong_guess_is_no_fault_and_still_a_verdict(tmp_path: Path) -> None:
+    source = _halves("cos, sin", "t * cos[..., :3] + rotate_half(t) * sin[..., :3]")
+    (tmp_path / "model.py").write_text(source)
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.faults, verdict.exit_code) == (["arguments_unknown"], (), 2)
+    assert '--call "block(x, cos=' in verdict.findings[0].evidence
+    (tmp_path / "model.py").write_text(source.replace("cos[..., :3]", "self.nowhere"))
+    assert check(f"{tmp_path}/model.py:Block").ids == ["forward_error"]
+
+
+def test_tables_of_the_file_are_not_rounded_where_it_lets_one_choose(tmp_path: Path) -> None:
+    tables = CACHED_TABLES.replace("base: int = 10000", "dtype: torch.dtype = torch.bfloat16")
+    case = started(
+        _halves("cos, sin", "t * cos + rotate_half(t) * sin") + tables.replace("base **", "1e4 **"), tmp_path
+    )
+    assert "n_elem=head_dim, dtype=torch.float32)" in case.learner.recipe.call.written()
+
+
+def test_a_file_of_a_package_is_found_through_it(tmp_path: Path) -> None:
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "__init__.py").touch()
+    late = TAKES.format("d_model", "import lm.model; self.part = lm.model.Norm(d_model)")
+    (tmp_path / "lm" / "model.py").write_text(f"{HEAD}\nclass Norm(nn.RMSNorm): ...\n\n{late}")
+    verdict = check(f"{tmp_path}/lm/model.py:Block")
+    assert "constructor_error" not in verdict.ids
+
+
+def test_dropouts_that_cannot_be_none_get_a_number(tmp_path: Path) -> None:
+    parts = "self.drops = nn.Dropout(attn_pdrop), nn.Dropout(resid_pdrop)"
+    case = started(HEAD + TAKES.format("d_model, attn_pdrop=None, resid_pdrop=None", parts), tmp_path)
+    assert case.learner.recipe.build.written() == "Block(d_model=d_model, attn_pdrop=dropout, resid_pdrop=dropout)"
+
+
+def test_a_module_without_super_is_told_as_such(tmp_path: Path) -> None:
+    part = "class Part(nn.Module):\n    def __init__(self, d_model):\n        self.width = d_model\n\n"
+    (tmp_path / "model.py").write_text(HEAD + part + TAKES.format("d_model", "self.part = Part(d_model)"))
+    (finding,) = check(f"{tmp_path}/model.py:Block").findings
+    assert "Part.__init__ never calls super().__init__()" in finding.evidence
+    assert finding.place is not None
+    assert finding.place.code == "def __init__(self, d_model):"
+
+
+def test_an_error_that_only_leads_to_another_is_shown_with_it(tmp_path: Path) -> None:
+    text = "try: 1 / 0\n        except ZeroDivisionError as error: raise ValueError('it failed:') from error"
+    (tmp_path / "model.py").write_text(HEAD + TAKES.format("d_model", text))
+    (finding,) = check(f"{tmp_path}/model.py:Block").findings
+    assert finding.evidence == "ValueError: it failed: ZeroDivisionError: division by zero"
+
+
+def test_to_cuda_does_nothing_where_there_is_no_gpu(tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(d_model, d_model).to('cuda').to(device='cuda:0', dtype=torch.float64)"
+    case = started(HEAD + TAKES.format("d_model", part), tmp_path, call="block(x)")
+    assert [one["dtype"] for one in case.build().parameters] == ["float64"] * 2
+    assert "to('cuda')" in case.learner.made["notes"]["cuda"]
 
 
 def test_an_import_error_points_at_the_line_that_failed(tmp_path: Path) -> None:

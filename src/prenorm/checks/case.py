@@ -97,6 +97,7 @@ class Case:
     size: float = 1.0  # of random vectors
     raw: Raw = field(default_factory=dict)
     initial: Raw = field(default_factory=dict)  # the parameters as the constructor leaves them
+    classes: dict[str, str] = field(default_factory=dict)  # by parameter, the class that holds it
     explanation: Explanation | None = None
     dtype_raises: set[str] = field(default_factory=set)  # dtypes with which a block by its constructor's does not run
 
@@ -156,4 +157,10 @@ class Case:
 
 def raised(error: LearnerError) -> str:
     """An error of the learner's code in one line."""
-    return f"{error.error['type']}: {error.error['message'].splitlines()[0] if error.error['message'] else ''}"[:300]
+    return f"{error.error['type']}: {in_short(error.error['message'])}"[:300]
+
+
+def in_short(message: str) -> str:
+    """The first line of a message; where that only leads to what follows, the last one too."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or [""]
+    return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

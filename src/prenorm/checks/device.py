@@ -1,6 +1,6 @@
 """Whether the block follows when it is moved: tried on the meta device, which every machine has."""
 
-from .case import Case, raised
+from .case import Case, in_short, raised
 from .learner import LearnerError
 
 # What torch says when tensors of two devices meet.
@@ -18,7 +18,7 @@ def devices(case: Case) -> None:
     reply = built.run_on_meta(x)
     error = reply.get("error")
     if error is not None and any(words in error["message"] for words in MIXED):
-        problems.append(f"moved to another device it raises {error['message'].splitlines()[0][:160]}")
+        problems.append(f"moved to another device it raises {in_short(error['message'])[:240]}")
         case.report.errors["wrong_device_buffer"] = error
     elif error is None and reply["device"] != "meta":
         problems.append(f"moved to another device its output is on {reply['device']}")

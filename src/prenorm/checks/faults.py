@@ -257,6 +257,10 @@ FAULTS = {
         "see the error; a function make(d_model, num_heads, d_ff) that builds the block is judged as well as its class",
     ),
     "forward_error": Fault("forward raises, or gives something that is no output", "see the error"),
+    "arguments_unknown": Fault(
+        "how it is built or called cannot be told from its names, so it was not judged",
+        "write the line that builds it as --build, and the one that calls it as --call",
+    ),
     "internal_error": Fault(
         "the checker itself failed, which is not the block's fault",
         "please report it with the file and the evidence",

@@ -21,6 +21,10 @@ MOST = 60  # candidates for either line
 IN_CONFIGURATIONS = {*SIZES, "num_kv_heads", "head_dim", "max_seq_len", "rope_theta", "eps", "dropout", "expansion"}
 """What a configuration is given even where it has defaults."""
 PLAIN = {"bool": "False", "int": "1", "float": "0.0", "str": "''"}
+NARROW = ("torch.bfloat16", "torch.float16")
+"""Defaults in which a file's own tables would be rounded."""
+OF_TABLES = ("theta", "max_seq_len", "head_dim", "config", "torch.float32")
+"""What makes tables is given even where it has defaults."""
 LAID_OUT = ("{0}", "torch.cat(({0}, {0}), -1)", "{0}.repeat_interleave(2, -1)")
 """A table with an entry for each pair, or for each dimension: halves, or neighbours."""
 DIMENSIONS = ("{}", "{}[None]", "{}[None, None]", "{}[None, :, None]")
@@ -126,9 +130,11 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         tables = [line.written() for line in _functions(made)]
         values = [*tables, *modules, "freqs_cis"] if re.search("freq|cis", name) else [*modules, *tables]
         return [(Argument(own, value, True),) for value in values] + (omitted or [(Argument(own, "None", True),)])
-    if not one["required"]:
-        return omitted
     loose = meaning_of(name, loosely=True)
+    if not one["required"]:
+        if one["default"] is None and loose in ("dropout", "eps"):  # None is no number
+            omitted.append((Argument(own, WRITTEN[loose], True),))
+        return omitted
     value = WRITTEN.get(loose or "") or PLAIN.get(one["annotation"], "None")
     return [(Argument(own, value, True),)]
 
@@ -289,11 +295,13 @@ def _rope_arguments(parameters: Sequence[Description] | None) -> tuple[Argument,
             value = "max_seq_len"
         elif one["required"] and meaning in ("device", "dtype"):
             value = meaning
+        elif one["default"] in NARROW:
+            value = "torch.float32"
         elif one["required"]:
             return None
         else:
             value = None
-        if value is not None and (one["required"] or value in ("theta", "max_seq_len", "head_dim", "config")):
+        if value is not None and (one["required"] or value in OF_TABLES):
             arguments.append(Argument("" if one["kind"] == "POSITIONAL_ONLY" else one["name"], value, True))
     sized = {"head_dim", "max_seq_len", "d_model", "config"} & {one.value for one in arguments}
     return tuple(arguments) if sized else None

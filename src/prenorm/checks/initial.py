@@ -13,8 +13,15 @@ from .parameters import Piece, Raw, Sizes
 
 LOUD = 0.5  # a standard deviation that no rule gives a matrix with 32 inputs; 1/sqrt(32) is 0.18
 FEWEST = 200  # entries, for a mean and a standard deviation that say something
-LATER = re.compile(r"\.apply\(|def _?(init|reset|initiali[sz]e)\w*(weight|param|model)\w*\(|def _?reset_parameters\(")
-"""A model that draws its blocks' weights itself."""
+WIDE = 1024  # a width at which people train
+FAINT = 0.1  # of 1/sqrt(d_in); initialisations for deep models begin at a fifth of it
+LATER = re.compile(
+    r"\.apply\(|def _?(init|reset|initiali[sz]e)\w*(weight|param|model)\w*\(\s*(self|module|model|layer|net|m)\b"
+    r"|def _?reset_parameters\("
+)
+"""A model that draws its blocks' weights itself; what takes a weight is a constructor's own helper."""
+LEFT = re.compile(r"init\w*\s*=\s*lambda \w+: *(\w+|None)\s*[,)\n]")
+"""A hook for the first values that leaves them: a checkpoint fills them."""
 LOADED = re.compile(r"load_state_dict\(|from_pretrained\(|load_file\(")
 TRAINED = re.compile(r"\.backward\(")
 WIDTH_NAMES = frozenset(
@@ -33,6 +40,7 @@ def constructed(case: Case, text: str) -> None:
     try:
         built = case.build(filled=True)
         case.initial = built.values()
+        case.classes = built.classes
     except LearnerError as error:
         case.report.skip("weights at the start", raised(error))
         return
@@ -43,7 +51,7 @@ def constructed(case: Case, text: str) -> None:
     ]
     if frozen:
         case.report.found("gradient_missing", f"requires_grad is False for {_list(frozen)}")
-    if LATER.search(text) or (LOADED.search(text) and not TRAINED.search(text)):
+    if LATER.search(text) or ((LOADED.search(text) or LEFT.search(text)) and not TRAINED.search(text)):
         case.report.skip("weights at the start", "the code beside it draws or loads them later")
         return
     empty = [name for name, value in case.initial.items() if not torch.isfinite(value).all()]
@@ -67,26 +75,43 @@ def _scale(case: Case) -> str:
     if aside:
         name, value = next(iter(aside.items()))
         return f"{name} begins around {float(value.mean()):.2g}, not around zero"
-    if not loud and not _is_variance(first):
-        return ""
+    larger = dataclasses.replace(case.sizes, d_model=2 * case.sizes.d_model, d_ff=2 * case.sizes.d_ff)
     try:
-        sizes = dataclasses.replace(case.sizes, d_model=2 * case.sizes.d_model, d_ff=2 * case.sizes.d_ff)
-        second = _matrices(case.build(sizes=sizes, filled=True).values())
+        second = _matrices(case.build(sizes=larger, filled=True).values())
     except LearnerError:
         second = {}
-    name, value = next(iter((loud or first).items()))
-    size, rows = float(value.std()), sum(value.shape)
     if loud:
+        name, value = next(iter(loud.items()))
+        size = float(value.std())
         if name in second and float(second[name].std()) < 0.85 * size:
             return ""  # it shrinks with the width
         return (
             f"{name} begins with a standard deviation of {size:.2g}; 1/sqrt(d_model) is {value.shape[-1] ** -0.5:.2g}"
         )
-    if second and not _is_variance(second):
+    if _is_variance(first) and (not second or _is_variance(second)):
+        name, value = next(iter(first.items()))
+        return (
+            f"{name} begins with a standard deviation of {float(value.std()):.3f}, which is 2/(d_in + d_out): the "
+            f"formula gives the variance, and its root is {(2 / sum(value.shape)) ** 0.5:.3f}"
+        )
+    return _fading(first, second)
+
+
+def _fading(first: dict[str, Tensor], second: dict[str, Tensor]) -> str:
+    """What is wrong where most matrices are far too small at the widths people use, told from two widths."""
+    plain = [name for name, value in first.items() if value.dim() == 2 and name in second and float(value.std())]
+    small: dict[str, tuple[float, float, float]] = {}
+    for name in plain:
+        at_first, at_second = float(first[name].std()), float(second[name].std())
+        there = at_second * (at_second / at_first) ** math.log2(WIDE / max(second[name].shape))
+        if there < FAINT * WIDE**-0.5:
+            small[name] = at_first, at_second, there
+    if 2 * len(small) <= len(plain):
         return ""
+    name, (at_first, at_second, there) = next(iter(small.items()))
     return (
-        f"{name} begins with a standard deviation of {size:.3f}, which is 2/(d_in + d_out): the formula gives the "
-        f"variance, and its root is {(2 / rows) ** 0.5:.3f}"
+        f"{name} begins with a standard deviation of {at_first:.3f}, of {at_second:.3f} at twice the width, and so of "
+        f"some {there:.1g} at a width of {WIDE}, where 1/sqrt(d_in) is {WIDE**-0.5:.2g}: it falls too fast"
     )
 
 

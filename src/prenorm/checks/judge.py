@@ -7,6 +7,7 @@ import traceback
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ..errors import ConfigError
 from . import arguments, behaviour, device, eps, gradients, initial, masks, numbers, precision, training
@@ -16,7 +17,7 @@ from .faults import FAULTS
 from .learner import Built, Learner, LearnerError, MissingError
 from .place import TOLD, place
 from .source import MAX_CHARACTERS
-from .start import start
+from .start import UnknownArgumentsError, start
 from .subject import EndedError, Subject
 from .targets import TARGETS, Target
 from .text import Text
@@ -60,6 +61,9 @@ def judge(
         elif error.stage != "forward" or "sequence_length_fixed" not in report.findings:
             report.found(f"{error.stage}_error", raised(error))
         report.check(error.stage, False, raised(error))
+    except UnknownArgumentsError as error:
+        report.found("arguments_unknown", str(error), counts=False)
+        report.check("arguments", False, str(error))
     except EndedError as error:
         timeout = error.reason == "timeout"
         report.found("timeout" if timeout else "forward_error", error.detail)
@@ -96,7 +100,8 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
     text = Text(code)
     where = text.innermost(error) if error is not None and id in TOLD else None
     if where is None and text.source and not (id == "import_error" and error is not None):
-        guess = place(id, text.source, code.file or "", code.name, hints=hints)
+        owner = next((case.classes[name] for name in hints if name in case.classes), "")
+        guess = place(id, text.source, code.file or "", code.name, hints=hints, owner=owner)
         where = None if guess is None else text.place(guess.line)
     return Finding(
         id=id,
@@ -201,6 +206,13 @@ def _first_call(case: Case, built: Built) -> Built:
     return built
 
 
+def _turns(case: Case, x: Tensor) -> bool:
+    """Whether other numbers in place of tables, sines and cosines change the output."""
+    assert case.built is not None
+    plain, scrambled = (case.built.run(case.raw, x, scramble=seed).y for seed in (None, 1))
+    return not case.agrees(plain, scrambled, x)
+
+
 def _runs(case: Case, length: int) -> bool:
     try:
         case.build().run(None, case.x(2, length, dtype=torch.float32))
@@ -241,8 +253,7 @@ def _name_by_traces(case: Case) -> None:
     attention = {"softmax_wrong_dim", "wrong_head_split", "heads_not_merged", "mask_value_too_small"} & set(findings)
     if case.explanation.spec.mask == "none" and not attention and case.built.run(case.raw, x, trace=True).masked:
         case.report.found("mask_ignored", "scores are filled where a mask says so, and no output shows it")
-    if "missing_rope" in findings and "rope_on_values" not in findings:
-        plain, scrambled = (case.built.run(case.raw, x, scramble=seed).y for seed in (None, 1))
-        if not case.agrees(plain, scrambled, x):
-            findings["rope_over_heads"] = "cos and sin are used, and no position counts: all tokens are turned alike"
-            del findings["missing_rope"]
+    unturned = "missing_rope" in findings and "rope_on_values" not in findings
+    if unturned and _turns(case, x) and not _turns(case, x[:, :1]):  # of one score the softmax is 1, however turned
+        findings["rope_over_heads"] = "cos and sin are used, and no position counts: all tokens are turned alike"
+        del findings["missing_rope"]

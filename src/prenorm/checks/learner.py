@@ -130,6 +130,7 @@ class Built:
         self.kept: frozenset[str] = frozenset()  # parameters that stay as they were built
         self.muted: frozenset[str] = frozenset()  # parameters that are zero, such as adapters
         self.plain_weights: list[Description] = []  # tensors that are no parameters and may be weights all the same
+        self.classes: dict[str, str] = {}  # by parameter, the class of its module, where that is none of torch's
         self.forward: list[Description] | None = reply["forward"]
         self.read: dict[str, str] = reply["read"]
 
@@ -219,6 +220,11 @@ class Built:
         """The numbers that its parameters hold, but for those of other packages' classes, whose models draw them."""
         reply = _or_raise("constructor", self.learner.subject.ask({"op": "values", "block": self.number}))
         shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
+        self.classes = {
+            name: str(owner)
+            for name, owner in reply["classes"].items()
+            if "torch" not in PurePath(reply["owners"].get(name, "")).parts
+        }
         return {
             name: value
             for name, value in reply["values"].items()

@@ -60,6 +60,9 @@ LAST_SHAPES = [
     Look("attention", "^return", last=True),
 ]
 
+INITIAL = [Look("any", r"_\(|\brandn?\("), Look("init", r"Parameter\(|empty\(")]
+"""Where a class gives a weight its first values."""
+
 LOOKS: dict[str, list[Look]] = {
     "post_norm": [Look("stream", "", "post"), Look("stream", "", "norm,sum"), Look("stream", "", "norm")],
     "no_norm": [
@@ -374,7 +377,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("forward", r"\.double\(|float64|\.float\("),
     ],
     "wrong_device_buffer": [
-        Look("forward", MADE, lacks=r"device|_like|torch\.tensor\((float|-)"),
+        Look("forward", MADE, lacks=r"device|_like|as_tensor\(self|torch\.tensor\((float|-)"),
         Look("init", rf"self\.\w+ = .*({TABLE}|tril|arange)", lacks=r"Parameter|Linear|Rot|[A-Z]\w+\("),
         Look("init", MADE, lacks="device|factory|kw|where|kind"),
         Look(
@@ -422,6 +425,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("any", "register_buffer"),
     ],
     # Crashes whose exception says no line.
+    "arguments_unknown": [],
     "internal_error": [],
     "timeout": [Look("any module", r"sleep\(|^while ")],
     "import_error": [Look("module", "^(from|import) ")],

@@ -1,6 +1,7 @@
 """From the explanation of a block's numbers to its faults and its conventions."""
 
 import contextlib
+import dataclasses
 import itertools
 import math
 import re
@@ -56,6 +57,7 @@ def numbers(case: Case) -> None:
         elif not error.faults and not odd:
             case.report.found("unexplained", f"at {error.step}")
         return
+    case.explanation = _with_pairing(case, case.explanation)
     said = list(faults(case.explanation))
     spec, reading = case.explanation.spec, case.explanation.reading
     for id, evidence in said:
@@ -73,6 +75,19 @@ def numbers(case: Case) -> None:
         else "they are those of the formula with: " + "; ".join(evidence for _, evidence in said),
     )
     case.report.conventions.update(conventions(case.explanation))
+
+
+def _with_pairing(case: Case, explanation: Explanation) -> Explanation:
+    """The explanation with the pairing of larger heads, where so few dimensions turn that both are the same."""
+    spec = explanation.spec
+    if not (spec.rope_on and spec.rope_axis == "head") or int(case.sizes.head_dim * spec.rotary_fraction) > 2:
+        return explanation
+    sizes = dataclasses.replace(case.sizes, d_model=2 * case.sizes.d_model, d_ff=2 * case.sizes.d_ff)
+    with contextlib.suppress(LearnerError, UnexplainedError):
+        larger = explain(case.wide(sizes=sizes), case.generator, tolerance=case.tolerance, dtype=case.dtype, most=1)
+        if larger.spec.rotary_fraction == spec.rotary_fraction:
+            return explanation.changed(pairing=larger.spec.pairing)
+    return dataclasses.replace(explanation, pairing_seen=False)
 
 
 def _means_to_rotate(case: Case) -> bool:
@@ -344,8 +359,9 @@ def conventions(explanation: Explanation) -> dict[str, object]:
     """The choices that are nobody's fault without a target."""
     spec, reading = explanation.spec, explanation.reading
     rotated = bool(spec.rope_on) or spec.rope_input != "no"
+    pairing = {"interleaved": "interleaved", "half": "half-split"}[spec.pairing]
     said: dict[str, object] = {
-        "rope_pairing": {"interleaved": "interleaved", "half": "half-split"}[spec.pairing] if rotated else None,
+        "rope_pairing": pairing if rotated and explanation.pairing_seen else None,
         "rope_direction": spec.direction if rotated else None,
         "causal": spec.mask in ("causal", "strict", "next"),
         "biases": [name for name in ("q", "k", "v", "o", "gate", "up", "down") if name + "_bias" in reading],

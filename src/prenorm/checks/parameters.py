@@ -117,6 +117,7 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
         bias = next((name for name in _bias_names(weight) if name in vectors and name != weight), None)
         if bias is not None:
             found.biases[weight] = bias
+    _bind_by_module(found, [name for name in vectors if name not in found.biases], sizes)
     taken = set(found.biases.values())
     whole = (sizes.d_model, sizes.num_kv_heads * sizes.head_dim)  # of all heads together
     for name, shape in shapes.items():
@@ -190,6 +191,25 @@ def _bias_names(weight: str) -> Iterator[str]:
     yield f"{folder}{dot}{last}_b"
     yield f"{folder}{dot}{last}b"
     yield f"{folder}{dot}b{last}"
+
+
+def _bind_by_module(found: Parameters, vectors: list[str], sizes: Sizes) -> None:
+    """Take the one vector beside a module's one matrix for its bias, whatever it is called, where it is as long."""
+    owned: dict[str, list[str]] = {}
+    for name in found.shapes:
+        owned.setdefault(name.rpartition(".")[0], []).append(name)
+    taken = set(found.biases.values())
+    free = [name for name in vectors if name not in taken]
+    wide = [name for name in free if numel(found.shapes[name]) == sizes.d_model]
+    for names in owned.values():
+        if len(names) != 2 or sum(name in free for name in names) != 1:
+            continue
+        matrix, vector = sorted(names, key=lambda name: name in free)
+        shape = found.shapes[matrix]
+        if len(shape) != 2 or sizes.d_model not in shape or numel(found.shapes[vector]) not in shape:
+            continue
+        if vector not in wide or len(wide) > 2:  # with two of them or fewer, these are the norms' weights
+            found.biases[matrix] = vector
 
 
 def _is_bias_name(name: str) -> bool:

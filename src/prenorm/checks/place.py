@@ -7,7 +7,7 @@ from typing import Any
 
 from .faults import CRASHES
 from .lines import read
-from .looks import LOOKS, Look
+from .looks import INITIAL, LOOKS, Look
 from .roles import NAMES
 from .source import MAX_TEXT, Function, Line, split
 from .verdict import Place
@@ -23,11 +23,13 @@ def place(
     *,
     error: Mapping[str, Any] | None = None,
     hints: Sequence[str] = (),
+    owner: str = "",
 ) -> Place | None:
     """The line where the fault `id` most likely sits; None where no line stands out. Nothing is run, nothing raised.
 
     name: the class or factory under test. error: what the driver says of an exception; its innermost frame in the
-    file is the place of a crash. hints: names of parameters that the finding speaks of, such as "ffn.w1.weight".
+    file is the place of a crash. hints: names of parameters that the finding speaks of, such as "ffn.w1.weight";
+    owner: the class of the module that holds the first of them.
     """
     number = None
     lines = split(source)
@@ -35,7 +37,7 @@ def place(
         if id in TOLD and error is not None:
             number = _innermost(error, file)
         if number is None:
-            number = _searched(id, lines, name, hints)
+            number = _searched(id, lines, name, hints, owner)
     except SyntaxError as mistake:
         number = mistake.lineno if id == "import_error" else None
     except (ValueError, RecursionError, MemoryError):  # of the parser, or of what is nested too deeply to be walked
@@ -50,6 +52,9 @@ TOLD = CRASHES | {"wrong_dtype", "backward_error"}
 HINTED = ("gradient_missing", "gradient_wrong", "unexpected_bias", "missing_bias", "no_norm", "norm_weight_missing")
 """Faults of one weight: a line that names it goes before all others."""
 
+OF_WEIGHTS = ("weight_init_scale", "norm_weight_init", "weights_uninitialised")
+"""Faults of how a weight begins: the class that holds it goes before all others."""
+
 
 def _innermost(error: Mapping[str, Any], file: str) -> int | None:
     """The line of the innermost frame in the learner's file."""
@@ -60,19 +65,42 @@ def _innermost(error: Mapping[str, Any], file: str) -> int | None:
     return next((int(frame["line"]) for frame in same or alike), None)
 
 
-def _searched(id: str, lines: Sequence[str], name: str, hints: Sequence[str]) -> int | None:
-    functions = read("\n".join(lines), name)
+def _searched(id: str, lines: Sequence[str], name: str, hints: Sequence[str], owner: str) -> int | None:
+    functions = _spoken_of(read("\n".join(lines), name), name)
+    if id in OF_WEIGHTS and owner:
+        own = [function for function in functions if function.owner == owner]
+        number = _first([*LOOKS[id], *INITIAL], own, lines)
+        if number is not None:
+            return number
     for hint in hints if id in HINTED else ():
         for part in reversed(hint.split(".")):  # w1 says more than ffn
             if part.isidentifier() and part not in ("weight", "bias"):
-                number = _first(id, functions, lines, rf"\b{part}\b")
+                number = _first(LOOKS.get(id, ()), functions, lines, rf"\b{part}\b")
                 if number is not None:
                     return number
-    return _first(id, functions, lines)
+    return _first(LOOKS.get(id, ()), functions, lines)
 
 
-def _first(id: str, functions: Sequence[Function], lines: Sequence[str], mentions: str = "") -> int | None:
-    for look in LOOKS.get(id, ()):
+def _spoken_of(functions: Sequence[Function], name: str) -> list[Function]:
+    """Without functions and methods that no other one mentions: nothing calls them."""
+    words = [
+        {word for line in one.lines if not line.text.startswith("def ") for word in re.findall(r"\w+", line.text)}
+        for one in functions
+    ]
+    kept = {name.partition(".")[0], "forward", "class", "module", "reset_parameters"}
+    return [
+        function
+        for number, function in enumerate(functions)
+        if function.name in kept
+        or function.name.startswith("__")
+        or any(function.name in said for other, said in enumerate(words) if other != number)
+    ]
+
+
+def _first(
+    looks: Sequence[Look], functions: Sequence[Function], lines: Sequence[str], mentions: str = ""
+) -> int | None:
+    for look in looks:
         roles = set(look.where.split())
         # A function that does one thing says more than one that does it besides.
         ordered = (

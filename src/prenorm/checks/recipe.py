@@ -17,6 +17,10 @@ from ..errors import ConfigError
 ASKED = ("dtype", "device", "num_kv_heads", "causal", "positions", "mask")
 """What is handed in only where the judgement asks for it, or nothing works without."""
 
+SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
+CERTAIN = frozenset([*SIZES, "x", "theta", "eps", "dropout", "causal", "dtype", "device", "0", "True", "False"])
+"""Values that are hardly mistaken where a name asks for them."""
+
 
 @dataclass(frozen=True, slots=True)
 class Argument:
@@ -60,6 +64,17 @@ class Line:
                 inside.append(f"{one.name}={value}" if one.name else value)
         called = f"{self.callee}({', '.join(inside)})"
         return f"({self.keep} := {called})" if self.keep else called
+
+    @property
+    def guessed(self) -> list[str]:
+        """Arguments whose values are no plain meaning of their names, such as tables, masks and None."""
+        found: list[str] = []
+        for one in self.arguments:
+            if isinstance(one.value, Line):
+                found += one.value.guessed
+            elif one.is_there(frozenset()) and one.value not in CERTAIN:
+                found.append(one.name or one.value)
+        return found
 
     def settled(self, read: Mapping[str, str], keep: bool) -> "Line":
         """With what a configuration of ours was asked for, and without names that no other line needs."""

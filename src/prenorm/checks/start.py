@@ -12,7 +12,6 @@ from typing import NoReturn
 import torch
 from torch import Tensor
 
-from ..errors import ConfigError
 from . import guess
 from .case import MAX_SEQ_LEN, Case, raised
 from .child import meanings
@@ -36,7 +35,7 @@ SAME = 1e-4  # of the output's size, in float32
 def start(case: Case, build: str | None = None, call: str | None = None) -> Built:
     """Find both lines, leave them in case.learner.recipe, and give a block. build, call: lines that a person gave.
 
-    Raises LearnerError where the constructor raises, and ConfigError where it is only that nobody could guess.
+    Raises LearnerError where the constructor raises, and UnknownArgumentsError where nobody could guess.
     """
     first: LearnerError | None = None
     for sizes in TRIED:
@@ -60,6 +59,10 @@ def usual_arguments(case: Case) -> None:
         case.arguments["causal"] = True
 
 
+class UnknownArgumentsError(Exception):
+    """Nobody could guess how it is built or called, which is no fault of its author's."""
+
+
 class _Start:
     """One search for both lines, with one set of sizes."""
 
@@ -67,7 +70,8 @@ class _Start:
         self.case, self.learner = case, case.learner
         self.build = None if build is None else given(build, "build")
         self.call = None if call is None else given(call, "call")
-        self._furthest: tuple[list[int], Recipe] = ([-1], self.learner.recipe)  # of the calls that raise
+        self._furthest: tuple[list[int], Recipe, LearnerError | None] = ([-1], self.learner.recipe, None)
+        """Of the calls that raise, that which came furthest."""
 
     def found(self) -> Built:
         """A block, with both lines in the learner's recipe."""
@@ -84,7 +88,9 @@ class _Start:
                 return self._settled(built)
         if built_at_all is None:
             self._give_up(errors[0])
-        self.learner.recipe = self._furthest[1]
+        _, self.learner.recipe, raising = self._furthest
+        if self.call is None and raising is not None and not _is_its_own(raising):
+            self._give_up_call(raising)
         return self._settled(built_at_all)  # its first call will say what is wrong
 
     def _builds(self) -> Iterator[Line]:
@@ -123,6 +129,7 @@ class _Start:
                 self.learner.recipe = Recipe(build, plainer)
             elif length == TOKENS:
                 best = self._better(build, built, best, lines, running)
+                best = self._made_causal(build, built, best)
                 self.learner.recipe = Recipe(build, self._without_cache(build, built, best))
             return True
         return False
@@ -135,7 +142,8 @@ class _Start:
             try:
                 built.run(None, x)
             except LearnerError as error:
-                self._furthest = max(self._furthest, (_reached(error), self.learner.recipe), key=lambda one: one[0])
+                here = (_reached(error), self.learner.recipe, error)
+                self._furthest = max(self._furthest, here, key=lambda one: one[0])
                 continue
             yield line
 
@@ -176,6 +184,21 @@ class _Start:
                 return line
         return best
 
+    def _made_causal(self, build: Line, built: Built, line: Line) -> Line:
+        """Under a causal target: with the causal mask in an optional argument, where every token sees all others."""
+        optional = [one for one in line.arguments if one.value == "mask" and not one.needed]
+        self.learner.recipe = Recipe(build, line)
+        if not (self.case.target.causal and self.call is None and optional and self._sees_everything(built)):
+            return line
+        masked = [
+            replace(
+                line, arguments=tuple(replace(a, value=form, needed=True) if a == one else a for a in line.arguments)
+            )
+            for one in optional
+            for form in guess.MASKS
+        ]
+        return next((one for one in self._running(build, built, masked) if self._hides_what_comes_later(built)), line)
+
     def _without_cache(self, build: Line, built: Built, line: Line) -> Line:
         """Without places in a cache, where there is none to hand in and they raise without."""
         for one in line.arguments:
@@ -210,6 +233,14 @@ class _Start:
         ys = self._outputs(built, x, x[:, [1, 0, *range(2, TOKENS)]])
         return ys is None or _differ(ys[0][:, -1], ys[1][:, -1])
 
+    def _sees_everything(self, built: Built) -> bool:
+        """Whether the first token sees the last, and the last the first."""
+        x = self.case.x(2, TOKENS, dtype=torch.float32)
+        first, last = x.clone(), x.clone()
+        first[:, 0], last[:, -1] = self.case.x(2, dtype=torch.float32), self.case.x(2, dtype=torch.float32)
+        ys = self._outputs(built, x, first, last)
+        return ys is not None and _differ(ys[0][:, -1], ys[1][:, -1]) and _differ(ys[0][:, 0], ys[2][:, 0])
+
     def _hides_what_comes_later(self, built: Built) -> bool:
         x = self.case.x(2, TOKENS, dtype=torch.float32)
         other = torch.cat((x[:, :-2], self.case.x(2, 2, dtype=torch.float32)), 1)
@@ -238,11 +269,19 @@ class _Start:
     def _give_up(self, error: LearnerError) -> NoReturn:
         names = [one["name"] for one in self.learner.made["constructor"] or () if _is_unknown(one)]
         if self.build is None and names:
-            raise ConfigError(
+            raise UnknownArgumentsError(
                 f"what the constructor's {', '.join(names)} should be cannot be told from the name ({raised(error)}); "
                 f'say how it is built: --build "{self.learner.made["name"]}(d_model, num_heads, ...)".'
             )
         raise error
+
+    def _give_up_call(self, error: LearnerError) -> None:
+        build, call = self.learner.recipe.build, self.learner.recipe.call
+        if guessed := [*build.guessed, *call.guessed]:
+            raise UnknownArgumentsError(
+                f"what {', '.join(dict.fromkeys(guessed))} should be was guessed, and forward raises {raised(error)}; "
+                f'say how it is built and called: --build "{build.written()}" --call "{call.written()}", corrected.'
+            )
 
 
 MASKS = {
@@ -257,6 +296,14 @@ def _is_unknown(one: guess.Description) -> bool:
     meaning = meanings.meaning_of(one["name"], loosely=True)
     plain = meaning is not None or one["annotation"] in guess.PLAIN or meanings.CONFIG.search(one["name"])
     return bool(one["required"]) and not plain
+
+
+def _is_its_own(error: LearnerError) -> bool:
+    """Whether no argument can be to blame: a name that is nowhere, or an attribute that no module of its own has."""
+    kind, message = error.error["type"], error.error["message"]
+    if kind in ("NameError", "UnboundLocalError", "ModuleNotFoundError", "NotImplementedError"):
+        return True
+    return kind == "AttributeError" and not re.search(r"'(NoneType|dict|int|float|str|tuple|list)'|[Cc]onfig", message)
 
 
 def _reached(error: LearnerError) -> list[int]:

@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._device import DeviceContext
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -147,6 +148,8 @@ class Driver:
         """Take a block that is built already; the reply is op_build's."""
         if not isinstance(block, nn.Module):
             raise TypeError(f"a block must be a torch.nn.Module, but the constructor gave {type(block).__name__}")
+        if (unfinished := _unfinished(block)) is not None:
+            raise UnfinishedError(unfinished)
         if to is not None:
             dtype = getattr(torch, to)  # complex tables stay as they are: Module.to would drop their imaginary part
             block = block._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
@@ -161,11 +164,15 @@ class Driver:
         }
 
     def op_values(self, request: Request) -> Reply:
-        """Gives {"values"}: what the parameters hold now, by name; {"owners"}: where their classes stand."""
+        """Gives {"values"}: what the parameters hold now, by name; {"owners", "classes"}: where their classes stand."""
         block = self._blocks[request["block"]]
         named = dict(block.named_parameters(remove_duplicate=False))
-        owners = {name: _file_of(type(block.get_submodule(name.rpartition(".")[0]))) for name in named}
-        return {"values": {name: _plain(parameter) for name, parameter in named.items()}, "owners": owners}
+        classes = {name: type(block.get_submodule(name.rpartition(".")[0])) for name in named}
+        return {
+            "values": {name: _plain(parameter) for name, parameter in named.items()},
+            "owners": {name: _file_of(owner) for name, owner in classes.items()},
+            "classes": {name: owner.__name__ for name, owner in classes.items()},
+        }
 
     def op_run(self, request: Request) -> Reply:
         """Set "parameters", evaluate "line" with "inputs" and "values", and send "cotangent" back through it.
@@ -255,6 +262,16 @@ class Driver:
         return {}
 
 
+class _Home(DeviceContext):
+    """A default device for what is made anew; as_tensor of a tensor makes nothing, and leaves it where it is."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = dict(kwargs or {})
+        if function in (torch.as_tensor, torch.asarray) and args and isinstance(args[0], Tensor):
+            kwargs.setdefault("device", args[0].device)
+        return super().__torch_function__(function, types, args, kwargs)
+
+
 class _AtHome:
     """A block whose own new tensors are made where they always are, whatever the line around it sets."""
 
@@ -263,12 +280,30 @@ class _AtHome:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """What the block gives."""
-        with torch.device("cpu"):
+        with _Home("cpu"):
             return self.block(*args, **kwargs)
 
     def __getattr__(self, name: str) -> Any:
         """What the block has."""
         return getattr(self.block, name)
+
+
+class UnfinishedError(TypeError):
+    """A module whose constructor never calls super().__init__()."""
+
+    def __init__(self, owner: type) -> None:
+        super().__init__(f"{owner.__name__}.__init__ never calls super().__init__(), which every nn.Module must")
+        code = owner.__init__.__code__  # type: ignore[misc]
+        name = f"def __init__ of {owner.__name__}"
+        self.frame = {"file": code.co_filename, "line": code.co_firstlineno, "function": "__init__", "code": name}
+
+
+def _unfinished(module: nn.Module) -> type | None:
+    """The class of a module in it, or its own, that is no finished nn.Module."""
+    if "_parameters" not in vars(module):
+        return type(module)
+    inner = (_unfinished(one) for one in module._modules.values() if isinstance(one, nn.Module))
+    return next((one for one in inner if one is not None), None)
 
 
 def described(error: BaseException) -> dict[str, Any]:
@@ -286,7 +321,10 @@ def described(error: BaseException) -> dict[str, Any]:
         message = str(error)
     except BaseException:  # __str__ is the learner's too
         message = "(its message cannot be shown)"
-    return {"type": type(error).__name__, "message": message[:TEXT], "frames": frames[-FRAMES:]}
+    if isinstance(error, UnfinishedError):
+        return {"type": "TypeError", "message": message, "frames": [error.frame]}
+    cause = "" if error.__cause__ is None else "\n" + "".join(traceback.format_exception_only(error.__cause__)).strip()
+    return {"type": type(error).__name__, "message": message[: TEXT - 400] + cause[:400], "frames": frames[-FRAMES:]}
 
 
 def _file_of(owner: type) -> str:
@@ -425,12 +463,26 @@ class _OneDevice(TorchDispatchMode):
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(function.name()).removeprefix("aten::").partition(".")[0]
+        if name in ("_to_copy", "copy_") and (brought := _brought_back(args, kwargs or {})) is not None:
+            return brought
         given = [one for one in tree_leaves((args, kwargs)) if isinstance(one, Tensor) and one.dim()]
         if len({one.device for one in given}) > 1:
             looked_up = name.startswith("index") and given[0].device.type == "meta"  # indices may stay behind
             if not looked_up and name not in ("_to_copy", "copy_"):
                 raise RuntimeError(f"Expected all tensors to be on the same device, but {name} met two")
         return function(*args, **(kwargs or {}))
+
+
+def _brought_back(args: Any, kwargs: Any) -> Tensor | None:
+    """Zeros, where numbers are asked back from the meta device, which has none: any real device would give them."""
+    source = args[-1] if len(args) > 1 and isinstance(args[1], Tensor) else args[0]
+    target = args[0] if source is not args[0] else kwargs.get("device")
+    device = target.device if isinstance(target, Tensor) else target
+    if source.device.type != "meta" or device is None or torch.device(device).type == "meta":
+        return None
+    if isinstance(target, Tensor):
+        return target.zero_()
+    return torch.zeros(source.shape, dtype=kwargs.get("dtype") or source.dtype, device=device)
 
 
 class _OtherAngles(TorchDispatchMode):
@@ -505,8 +557,8 @@ def _is_at_zero(tensor: Tensor) -> Tensor:
 
 
 def _is_mask(tensor: Tensor) -> bool:
-    """Whether it holds nothing but 0, 1 and infinities."""
-    return not tensor.is_complex() and bool(((tensor == 0) | (tensor == 1) | tensor.isinf()).all())
+    """Whether it holds two numbers at most, as masks do, and what is multiplied by: no table of angles."""
+    return not tensor.is_complex() and tensor.unique().numel() <= 2
 
 
 _MODULE_STATE = frozenset(vars(nn.Module()))

@@ -6,16 +6,18 @@ block, so that no number ever comes from it.
 
 import argparse
 import contextlib
+import functools
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import inspect
 import os
 import re
 import sys
 import types
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -172,11 +174,14 @@ def _from_file(name: str, file: str, text: str | None) -> types.ModuleType:
     except BaseException:
         sys.modules.pop(name, None)
         raise
+    parent, _, last = name.rpartition(".")
+    if parent in sys.modules:  # as import does: package.module is found through its package, too
+        setattr(sys.modules[parent], last, module)
     return module
 
 
 def _leave_out_cuda(notes: dict[str, str]) -> None:
-    """Where there is no GPU, .cuda() gives what it is called on: what its author ran on one is judged all the same."""
+    """Where there is no GPU, .cuda() and .to("cuda") do nothing: what its author ran on one is judged all the same."""
     import torch
 
     if torch.cuda.is_available():
@@ -186,8 +191,28 @@ def _leave_out_cuda(notes: dict[str, str]) -> None:
         notes["cuda"] = "there is no GPU here: .cuda() does nothing"
         return self
 
+    def elsewhere(to: Callable[..., Any]) -> Callable[..., Any]:
+        plain = inspect.unwrap(to)  # another file may have been imported before
+
+        @functools.wraps(plain)
+        def moved(self: Any, *args: Any, **keywords: Any) -> Any:
+            if not any(_is_cuda(one) for one in (*args, *keywords.values())):
+                return plain(self, *args, **keywords)
+            notes["cuda"] = "there is no GPU here: .cuda() and .to('cuda') do nothing"
+            args = tuple(one for one in args if not _is_cuda(one))
+            keywords = {name: one for name, one in keywords.items() if not _is_cuda(one)}
+            return plain(self, *args, **keywords) if args or keywords.keys() & {"dtype", "memory_format"} else self
+
+        return moved
+
     torch.Tensor.cuda = stays  # type: ignore[method-assign]
     torch.nn.Module.cuda = stays  # type: ignore[method-assign]
+    torch.Tensor.to = elsewhere(torch.Tensor.to)  # type: ignore[method-assign]
+    torch.nn.Module.to = elsewhere(torch.nn.Module.to)  # type: ignore[method-assign]
+
+
+def _is_cuda(value: Any) -> bool:
+    return (isinstance(value, str) and value.startswith("cuda")) or getattr(value, "type", None) == "cuda"
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 from .importing import is_stub
@@ -28,11 +29,18 @@ def parameters(function: Callable[..., Any]) -> list[dict[str, Any]] | None:
             "name": name,
             "kind": parameter.kind.name,
             "required": parameter.default is parameter.empty and not parameter.kind.name.startswith("VAR_"),
-            "default": parameter.default if isinstance(parameter.default, bool | int | float | str) else None,
+            "default": _plain(parameter.default),
             "annotation": _said(parameter.annotation),
         }
         for name, parameter in signature.parameters.items()
     ]
+
+
+def _plain(default: Any) -> Any:
+    """A default that a line may show; of a dtype its name."""
+    if isinstance(default, torch.dtype):
+        return str(default)
+    return default if isinstance(default, bool | int | float | str) else None
 
 
 def helpers(names: Mapping[str, Any], make: Any, constructor: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:

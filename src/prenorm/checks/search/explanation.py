@@ -13,11 +13,15 @@ from ..reference import Spec, block
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A spec and a reading that give the learner's numbers, and how many switches it took."""
+    """A spec and a reading that give the learner's numbers, and how many switches it took.
+
+    pairing_seen: whether the pairing is known; where one pair turns in each head, both give the same numbers.
+    """
 
     spec: Spec
     reading: Pieces
     cost: int
+    pairing_seen: bool = True
 
     def changed(self, **changes: Any) -> "Explanation":
         """With other values in some fields of the spec."""
