@@ -48,12 +48,6 @@ def test_the_index_of_the_docs_has_every_page_and_no_link_of_a_page_is_dead() ->
         assert [link for link in local if link and not (page.parent / link).exists()] == [], page.name
 
 
-def test_the_reading_order_names_every_folder_of_the_package() -> None:
-    listed = set(re.findall(r"^(\w+)/ ", README, flags=re.MULTILINE))
-    folders = {path.parent.name for path in (ROOT / "src" / "prenorm").glob("*/__init__.py")}
-    assert listed == folders
-
-
 def test_the_figures_of_the_page_about_flops_are_those_that_its_command_prints() -> None:
     command = runpy.run_path(str(ROOT / "benchmarks" / "flops.py"))
     page = (ROOT / "docs" / "where-do-the-flops-go.md").read_text()

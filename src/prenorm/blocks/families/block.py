@@ -1,5 +1,6 @@
 """What the blocks of all families share: their parts, and how a call reaches them."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -21,7 +22,7 @@ from ...layers.two_matrices import TwoMatrices
 from .attention import FamilyAttention
 
 
-class FamilyBlock(nn.Module):
+class FamilyBlock(nn.Module, ABC):
     """A block with the parts that a family's record names. A subclass says in `add` how they are put together.
 
     `norms`: the names of its norms.
@@ -80,9 +81,9 @@ class FamilyBlock(nn.Module):
             options["plan"] = plan
         return self.add(x, lambda normed: self.attn(normed, positions, **options))
 
+    @abstractmethod
     def add(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         """The two lines of the block."""
-        raise NotImplementedError
 
     def added(self, y: Tensor) -> Tensor:
         """What a sublayer gives, as it is added to the residual path."""
