@@ -170,7 +170,7 @@ def _parquet(path: Path, size: int) -> Texts:
         import pyarrow
         from pyarrow import parquet
     except ImportError as error:
-        raise DataError(f"reading {path} needs pyarrow: pip install 'prenorm[parquet]'.") from error
+        raise DataError(f"reading {path} needs pyarrow: pip install 'prenorm[data]'.") from error
     try:
         with parquet.ParquetFile(path) as file:
             names = file.schema_arrow.names
