@@ -61,6 +61,9 @@ class NativeDecoder:
         self.modules = ModuleWatch(modules)
         self.tensors = TensorWatch()
         self.owners = [[_owner(block, name) for name in TENSORS] for block in self.blocks]
+        # Where the tensors of all blocks are kept, in one row: getting them is most of the look before a step.
+        places = [owner for owners in self.owners for owner in owners if owner is not None]
+        self.homes, self.names = [home for home, _ in places], [name for _, name in places]
         self.known: Model | None = None
         self.checked_cache: KVCache | None = None
         self.most = 0  # tokens that a row can hold
@@ -117,7 +120,7 @@ class NativeDecoder:
         self.model.check_cache(cache)
         attention = self.blocks[0].attn
         assert attention.rope is not None
-        if not all(layer.needs_no_mask(attention.window) for layer in cache):
+        if not all(layer.needs_no_mask(attention.window) for layer in cache.layers):
             return False
         if len(token_ids) != cache.timeline.batch_size:
             return False
@@ -131,20 +134,22 @@ class NativeDecoder:
         """The tensors as they are now; those that are what they were in the step before need no second look."""
         model = self.model
         try:
-            layers: list[list[Tensor | None]] = [
-                [None if owner is None else owner[0][owner[1]] for owner in owners] for owners in self.owners
-            ]
+            tensors = list(map(operator.getitem, self.homes, self.names))
         except KeyError:  # a parameter that is one no more
             return None
-        for tensors, layer in zip(layers, cache, strict=True):
-            tensors += [layer.keys, layer.values]
         head = _matrix(model.embedding if model.lm_head is None else model.lm_head)
         others = (model.embedding.weight, model.final_norm.weight, *head)
-        every = [tensor for one in (*layers, others) for tensor in one if tensor is not None]
+        stored = [tensor for layer in cache.layers for tensor in (layer.keys, layer.values)]
+        every = [*tensors, *stored, *(tensor for tensor in others if tensor is not None)]
         if self.tensors.is_unchanged(every) and self.known is not None:
             return self.known
         embedding, norm, *_ = others
-        return Model(list(map(_layer, layers)), embedding, norm, head, self.sizes)
+        left = iter(tensors)
+        layers = [
+            _layer([*(None if owner is None else next(left) for owner in owners), layer.keys, layer.values])
+            for owners, layer in zip(self.owners, cache.layers, strict=True)
+        ]
+        return Model(layers, embedding, norm, head, self.sizes)
 
 
 def _owner(block: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:
