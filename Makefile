@@ -9,7 +9,7 @@ CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp test
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-all test-grid test-check test-isa check format bench bench-all bench-attention bench-blocks bench-decode
-.PHONY: against lines flops bench-linear bench-llama bench-memory bench-norm bench-quantized bench-checkpointing bench-training example-dates wheel clean
+.PHONY: against lines flops pictures bench-linear bench-llama bench-memory bench-norm bench-quantized bench-checkpointing bench-training example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -35,6 +35,7 @@ help:
 	@echo "make against OLD=DIR   this checkout against another one: bits, and speed (about 20 minutes)"
 	@echo "make lines             how many lines there are to read"
 	@echo "make flops             where the operations of a forward pass go: tables, and the picture in docs/pictures"
+	@echo "make pictures          draw the block and the house anew, into docs/pictures"
 	@echo "make example-dates     train an encoder-decoder to read dates in some hundred languages"
 	@echo "make wheel   build dist/prenorm-*.whl for Linux on x86_64, with the C++ kernels in it (about 2 minutes)"
 	@echo "make clean   remove .venv and everything that was built (runs/ stays)"
@@ -124,6 +125,9 @@ lines: $(VENV)/dev.stamp
 
 flops: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/flops.py
+
+pictures: $(VENV)/dev.stamp
+	$(BIN)/python docs/pictures/draw.py
 
 example-dates: $(VENV)/dev.stamp
 	GOMP_SPINCOUNT=1000 $(BIN)/python examples/dates.py

@@ -5,6 +5,7 @@ Imports inside functions and under TYPE_CHECKING count like those at the top of 
 
 import ast
 import re
+import runpy
 from collections.abc import Iterator
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
@@ -114,3 +115,9 @@ def test_no_modules_import_each_other_in_a_ring():
 def test_imports_of_every_form_are_read(text, found):
     known = {"", "models", "models.lm", "ops", "ops.norm"}
     assert list(imports("models.quantize", text, known)) == found
+
+
+@pytest.mark.parametrize("name", ["block.svg", "house.svg"])
+def test_the_drawings_are_those_of_the_script(name):
+    pictures = runpy.run_path(str(ROOT / "docs/pictures/draw.py"))["PICTURES"]
+    assert (ROOT / "docs/pictures" / name).read_text() == pictures[name](), "make pictures draws them anew"
