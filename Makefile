@@ -8,13 +8,15 @@ BIN := $(VENV)/bin
 CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp tests/kernels/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-grid test-check test-isa check format bench bench-all bench-attention bench-blocks bench-decode
+.PHONY: help demo test test-quick test-long test-all test-grid test-check test-isa check format bench bench-all bench-attention bench-blocks bench-decode
 .PHONY: against lines flops pictures bench-linear bench-llama bench-memory bench-norm bench-quantized bench-checkpointing bench-training example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
-	@echo "make test    set up and run the tests (TORCH=2.14.1: with that release, in .venv-torch-2.14.1)"
-	@echo "make test-all          the same with the long sweeps, which are marked slow"
+	@echo "make test    set up and prove the package in minutes (TORCH=2.14.1: with that release, in .venv-torch-2.14.1)"
+	@echo "make test-quick        the maths, the layers, the blocks: an answer in a minute"
+	@echo "make test-long         the cases that make test leaves out (about as long as make test, twice)"
+	@echo "make test-all          both, and the sweeps that are marked slow"
 	@echo "make test-grid         every way of running every model against the oracle, some 7,000 cells (about 15 minutes)"
 	@echo "make test-check        every faulty, right and hostile block against prenorm check (more than an hour)"
 	@echo "make test-isa          the C++ kernels with every set of instructions, and with sanitizers (about 30 minutes)"
@@ -43,11 +45,21 @@ help:
 demo: $(VENV)/demo.stamp
 	$(BIN)/prenorm train
 
+# Two workers with a thread each; each of them and all that it starts has a core.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses 2 --dist worksteal
+QUICK := tests/test_house.py tests/test_config.py tests/test_public_surface.py tests/ops tests/layers tests/blocks tests/equality
+
 test: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest
+	$(PYTEST) --durations 20
+
+test-quick: $(VENV)/dev.stamp
+	$(PYTEST) $(QUICK)
+
+test-long: $(VENV)/dev.stamp
+	$(PYTEST) --durations 20 -m "long and not slow"
 
 test-all: $(VENV)/dev.stamp
-	$(BIN)/python -m pytest -m ""
+	$(PYTEST) --durations 20 -m ""
 
 test-grid: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.equality

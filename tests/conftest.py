@@ -2,6 +2,7 @@
 
 import signal
 import sys
+from collections import Counter
 from collections.abc import Iterator
 
 import jaxtyping
@@ -12,6 +13,20 @@ from hypothesis import settings
 # The same examples on every run: a test that fails once fails always. `deadline` would measure the machine.
 settings.register_profile("prenorm", derandomize=True, deadline=None, max_examples=40, database=None)
 settings.load_profile("prenorm")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `sampled(k)` make test runs every k-th case, and make test-long the others."""
+    cases: Counter[str] = Counter()
+    for item in items:
+        mark = item.get_closest_marker("sampled")
+        if mark is None or item.get_closest_marker("slow"):
+            continue
+        test = item.nodeid.partition("[")[0]
+        if cases[test] % mark.args[0]:
+            item.add_marker(pytest.mark.long)
+        cases[test] += 1
 
 
 @pytest.fixture(autouse=True)

@@ -170,6 +170,7 @@ BLOCKED = lambda q, k, v: blocked_attention(q, k, v, None, causal=True)  # noqa:
 GRAPHS = OPS | {"blocked attention": (BLOCKED, [(1, 2, 160, 16)] * 3)}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("name", GRAPHS)

@@ -32,6 +32,7 @@ assert all(row.runs == "formula" and "for Linux on x86_64 and aarch64" in row.wh
 """
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("platform", ["win32", "darwin"])
 def test_models_train_write_and_are_saved_with_the_formulas(tmp_path, platform):
     program = PROGRAM.format(platform=platform, folder=str(tmp_path / "model"))

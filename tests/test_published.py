@@ -5,6 +5,7 @@ from prenorm.errors import ConfigError
 from prenorm.published import BUILDABLE, PUBLISHED
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", BUILDABLE)
 def test_a_published_model_has_as_many_parameters_as_it_is_said_to_have(name):
     model = TransformerLM(ModelConfig.preset(name), device="meta")

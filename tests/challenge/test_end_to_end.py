@@ -53,6 +53,7 @@ def test_a_learner_gets_from_an_empty_folder_to_the_end(tmp_path, capsys):
     assert "Found and mended. It was " in out
 
 
+@pytest.mark.long
 def test_the_workspaces_own_tests_say_what_is_wrong(solved):
     environment = {**os.environ, "PYTHONPATH": str(Path(prenorm.__file__).parent.parent)}
 

@@ -24,6 +24,7 @@ SUMS = (
 CODE = {name: Code((SOLUTIONS / f"{name}.py").read_text()) for name in NO_PLACE}
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("solution", NO_PLACE)
 @pytest.mark.parametrize("fault", PLANTERS)
 def test_a_fault_is_planted_and_found_or_has_no_place(fault, solution):
@@ -77,6 +78,7 @@ def test_a_sum_in_place_is_a_residual_too():
         assert harden.plant_one(code, fault, judge_numbers) is not None, fault
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("style", [module.STYLE for module in STYLES], ids=lambda style: style.name)
 def test_there_is_a_place_for_many_faults_however_the_block_is_written(style):
     code = Code(style.source, style.attribute)

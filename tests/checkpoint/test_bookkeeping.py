@@ -101,6 +101,7 @@ def logits_of(fields, folder):
         return model(torch.arange(1, 13)[None])[0]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_key_that_is_passed_over_changes_a_logit_of_transformers(family, tmp_path):
     fields = fields_of(family)
@@ -123,6 +124,7 @@ def test_nor_does_it_in_the_other_families(name, tmp_path):
         assert config_from_hugging_face(marked)[0] == config, key
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("family", FAMILIES)
 def test_no_harmless_value_changes_a_logit_of_transformers(family, tmp_path):
     fields = fields_of(family)

@@ -55,6 +55,7 @@ def test_the_table_of_names_and_shapes_is_the_models_own(changes):
     assert len(list(parameters_of(config(**changes)))) == len(state)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16])
 @variants
 def test_save_then_load_is_identity_in_every_dtype(tmp_path, changes, dtype):

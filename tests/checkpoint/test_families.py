@@ -46,6 +46,7 @@ def relative(actual, wanted, floor=0.0):
     return (actual - wanted).abs().max().item() / max(wanted.abs().max().item(), floor)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", EACH)
 def test_logits_and_gradients_are_theirs(name, root):
     theirs, ours, tokens = build(name), TransformerLM.from_pretrained(folder_of(name, root)), ids()
@@ -105,6 +106,7 @@ def test_rows_padded_or_packed_are_the_rows_alone(name, root):
     assert relative(together[marks >= 0], torch.cat(alone)) <= 1e-12
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", EACH)
 def test_what_is_saved_again_is_the_folder_that_was_opened(name, root, tmp_path):
     came = folder_of(name, root)

@@ -169,6 +169,7 @@ def test_what_published_files_say_beside_changes_nothing(name, changes):
     assert config_from_hugging_face(fields)[0] == config_from_hugging_face(plain)[0]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_that_the_fast_path_of_decoding_does_not_serve_are_explained(name):
     config, _ = config_from_hugging_face(fields_of(name))
@@ -205,6 +206,7 @@ def test_activations_are_those_of_the_same_name(name):
     torch.testing.assert_close(OURS[ACTIVATIONS[name]](x), ACT2FN[name](x), atol=1e-6, rtol=1e-5)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("model_type", [name for name in LAYOUTS if name != "prenorm"])
 def test_absent_keys_mean_what_each_config_class_says(model_type):
     """Sizes that the class would have; everything else is absent here, and there."""

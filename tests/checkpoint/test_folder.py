@@ -53,6 +53,7 @@ def random_model(config: ModelConfig) -> TransformerLM:
     return model
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("example", IN_A_FAMILY)
 def test_transformers_opens_our_folder_with_the_same_logits(tmp_path, example, interleaved):
@@ -65,6 +66,7 @@ def test_transformers_opens_our_folder_with_the_same_logits(tmp_path, example, i
     assert_same_logits(ours, theirs)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("shard_size", ["5GB", "8KB"])
 @pytest.mark.parametrize("example", IN_A_FAMILY)
 def test_we_open_a_folder_of_theirs_with_the_same_logits(tmp_path, example, shard_size):

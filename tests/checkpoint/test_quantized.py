@@ -33,6 +33,7 @@ def folder(tmp_path):
     return tmp_path
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.filterwarnings("ignore")  # of pydantic and torch, about what compressed-tensors does
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("options", OPTIONS, ids=["llama", "qwen3, interleaved", "qwen2, tied"])
@@ -72,6 +73,7 @@ SIZES = {
 }  # of weights; "huge" times 2e33 more where the dtype has room
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("kind", ["int8", "int4"])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("size", SIZES)

@@ -100,11 +100,15 @@ def _judge_here(example: Example, file: Path, seed: int | None) -> Verdict:
 
 def all_judged(examples: Sequence[Example], *, local: bool, workers: int, seed: int | None = None) -> Iterator[Judged]:
     """Judge them side by side, in their order."""
-    context = multiprocessing.get_context("spawn")  # as a user's process is, also where tests instrument this one
-    with ProcessPoolExecutor(workers, context, _one_thread) as pool:
+    with judging_processes(workers) as pool:
         futures = [pool.submit(judged, example, local=local, seed=seed) for example in examples]
         for future in futures:
             yield future.result()
+
+
+def judging_processes(workers: int) -> ProcessPoolExecutor:
+    """Processes of one thread that judge, spawned: as a user's process is, also where tests instrument this one."""
+    return ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_thread)
 
 
 def _one_thread() -> None:

@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -21,7 +22,7 @@ from prenorm.errors import ConfigError
 from prenorm.testing import assert_block_correct
 
 from .corpus import Example, faulty, right
-from .measure import Judged, all_judged
+from .measure import Judged, judged, judging_processes
 
 # Found, and not named: as many heads as a head should have dimensions, with tables for the wrong size.
 UNNAMED = {"einsums/wrong_head_split.heads_and_sizes_swapped"}
@@ -41,9 +42,10 @@ RIGHT = right()[::4]
 
 
 @pytest.fixture(scope="module")
-def results() -> dict[str, Judged]:
-    """What became of all of them, judged in processes of their own, where no type checker slows the search."""
-    return {one.name: one for one in all_judged([*FAULTY, *RIGHT], local=True, workers=2, seed=0)}
+def judged_apart() -> Iterator[Callable[[Example], Judged]]:
+    """Judges in a process of its own, where no type checker slows the search."""
+    with judging_processes(1) as pool:
+        yield lambda example: pool.submit(judged, example, local=True, seed=0).result()
 
 
 @pytest.fixture
@@ -54,14 +56,15 @@ def workspace(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("example", FAULTY, ids=lambda one: one.name)
-def test_a_fault_is_named(example: Example, results: dict[str, Judged]) -> None:
-    assert example.faults <= set(results[example.name].ids)
+def test_a_fault_is_named(example: Example, judged_apart: Callable[[Example], Judged]) -> None:
+    assert example.faults <= set(judged_apart(example).ids)
 
 
 @pytest.mark.parametrize("example", RIGHT, ids=lambda one: one.name)
-def test_a_right_block_has_no_fault(example: Example, results: dict[str, Judged]) -> None:
-    assert results[example.name].counting == ()
+def test_a_right_block_has_no_fault(example: Example, judged_apart: Callable[[Example], Judged]) -> None:
+    assert judged_apart(example).counting == ()
 
 
 def test_every_fault_says_what_it_means_and_how_to_mend_it() -> None:
@@ -83,6 +86,7 @@ OPEN = ("causal", "gpt-neox")
 """Targets that blocks of others meet as well."""
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("target", TARGETS)
 def test_our_own_block_meets_every_target(target: str) -> None:
     options = MET_WITH[target]

@@ -47,6 +47,7 @@ def canaries(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Canaries]:
         made.close()
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("submission", CHOSEN, ids=lambda one: one.name)
 def test_it_neither_escapes_nor_passes_nor_comes_late(submission: Submission, canaries: Canaries) -> None:
     assert run(submission, canaries, limit=LIMIT).wrong == []
@@ -60,6 +61,7 @@ def test_a_right_block_does_pass(canaries: Canaries) -> None:
     assert passed, said
 
 
+@pytest.mark.long
 def test_the_canaries_notice_what_no_layer_stops(canaries: Canaries) -> None:
     layers = ("namespaces", "mounts", "landlock", "seccomp")
     for name in ("reads/open", "writes/new_file", "network/tcp", "network/abstract", "signals/kill_a_stranger"):

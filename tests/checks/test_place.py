@@ -179,6 +179,7 @@ def results():
     return placed()
 
 
+@pytest.mark.long
 def test_most_places_are_near_the_changed_line(results):
     assert sum(one.near for one in results) >= 0.93 * len(results)
     assert sum(one.inside for one in results) >= 0.96 * len(results)
@@ -190,6 +191,7 @@ def test_no_fault_is_placed_by_chance(results):
         assert sum(one.near for one in ones) >= 0.6 * len(ones), id
 
 
+@pytest.mark.long
 def test_names_help_but_are_not_needed():
     results = placed(renamed=True, every=4)
     assert sum(one.near for one in results) >= 0.8 * len(results)
@@ -315,6 +317,7 @@ HOSTILE = {
 }
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("what", HOSTILE)
 def test_hostile_sources_neither_raise_nor_take_long(what):
     begun = time.process_time()

@@ -206,6 +206,7 @@ CASES = {
 }
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("case", CASES)
 def test_unusual_parameters(case: str, pool: ProcessPoolExecutor) -> None:
     make, ids = CASES[case]

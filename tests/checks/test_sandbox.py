@@ -246,6 +246,7 @@ def test_an_end_has_a_reason(run: Runner, code: str, reason: str, detail: str) -
     assert detail in ended.detail
 
 
+@pytest.mark.long
 def test_it_ends_with_its_parent(tmp_path: Path) -> None:
     (tmp_path / "loop.py").write_text("while True: pass")
     script = tmp_path / "parent.py"
@@ -310,6 +311,7 @@ def test_the_environment_holds_no_secrets(run: Runner, monkeypatch: pytest.Monke
     assert run("import os; print('s3cret' in str(dict(os.environ)))").lines == ["False"]
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(
     ("without", "needed"), [((), "landlock"), (("mounts",), "landlock"), (("landlock",), "mounts")]
 )

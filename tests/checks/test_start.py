@@ -31,6 +31,7 @@ def written(project: Project, folder: Path) -> str:
     return f"{folder / project.judged}"
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("project", CHOSEN, ids=lambda one: one.name)
 def test_a_right_block_is_judged_and_passes(project: Project, tmp_path: Path) -> None:
     verdict = check(written(project, tmp_path), build=project.build, call=project.call)

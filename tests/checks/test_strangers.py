@@ -106,6 +106,7 @@ def counting(verdict: Verdict) -> set[str]:
     return {finding.id for finding in verdict.faults}
 
 
+@pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", COUNTING)
 def test_a_fault_is_named_and_counts(name, verdicts):
     verdict = verdicts[name, None].result()
@@ -113,6 +114,7 @@ def test_a_fault_is_named_and_counts(name, verdicts):
     assert verdict.exit_code == 1
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_is_no_fault_and_is_reported(name, verdicts):
     verdict = verdicts[name, None].result()
@@ -121,6 +123,7 @@ def test_a_choice_is_no_fault_and_is_reported(name, verdicts):
     assert CHOICES[name].items() <= verdict.conventions.items()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMED)
 def test_another_design_is_named_and_does_not_count(name, verdicts):
     verdict = verdicts[name, None].result()
@@ -130,6 +133,7 @@ def test_another_design_is_named_and_does_not_count(name, verdicts):
     assert gradescope(verdict)["score"] == 100.0
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "target"), TARGETS)
 def test_a_target_fixes_what_is_free_without_one(name, target, verdicts):
     assert counting(verdicts[name, target].result()) == TARGETS[name, target]

@@ -52,6 +52,7 @@ def hooked_loss(config, batch, context, dtype, every, mode):
         return hooked(lambda: model.loss(ids, ids.clone(), use_checkpointing=every), model.parameters())
 
 
+@pytest.mark.sampled(2)
 @HAS_KERNELS
 @pytest.mark.parametrize("kernels", ["amd_cpu", "other_cpu"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -65,6 +66,7 @@ def test_our_cpu_kernels_save_what_is_counted(dtype, kernels, shapes_unchecked, 
         assert found == sum(parts.values()), (config, batch, context, every)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_pytorchs_ops_save_what_is_counted(dtype, shapes_unchecked):
     for number, config in enumerate(odd_configs(36)):

@@ -20,6 +20,7 @@ def total(parts):
     return sum(parts.values())
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("every", [0, 1, 2])
 def test_full_square_flops_are_those_that_pytorch_counts_forward_and_backward(every):
     batch, context = 2, 19

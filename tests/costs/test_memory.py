@@ -45,6 +45,7 @@ def tracked_peak(config, batch, context, dtype, every, optimizer):
     return tracker.get_tracker_snapshot("peak")[torch.device("cpu")]["Total"]
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(
     ("size", "dtype", "optimizer", "every"),
     [

@@ -44,6 +44,7 @@ def core(path, subject):
     return cells[COLUMNS.index((path, subject)) % spread :: spread]  # not always the first, with its values
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(("path", "subject"), CORE)
 def test_every_way_of_running_gives_the_same_numbers(path, subject):

@@ -105,12 +105,14 @@ def sweep(tokenizer, count, seed):
         assert_same(tokenizer, prompt, sequences)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("name", ["byte level", "fallback"])
 def test_pieces_are_what_is_decoded_at_once_for_every_sequence_of_up_to_four_kinds_of_bytes(name):
     for length in range(5):
         assert_same(TOKENIZERS[name], [97, 257], itertools.product(KINDS, repeat=length))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", TOKENIZERS)
 def test_pieces_are_what_is_decoded_at_once(name):
     sweep(TOKENIZERS[name], 3000, seed=0)
@@ -153,6 +155,7 @@ def test_a_run_of_bytes_goes_on_from_the_character_that_ends_the_prompt():
     assert "".join(written(begin, CHINESE, STRAY)) == "\ufffd"
 
 
+@pytest.mark.long
 def test_what_waits_is_bounded():
     bytes_of_characters = [*"\ufffd".encode() * 2000]
     reply = characters_of(TOKENIZERS["byte level"])([])

@@ -137,6 +137,7 @@ def test_tensors_and_lists_of_prompts_give_the_same(toy):
     assert toy.generate([torch.tensor([1, 2]), torch.tensor([3, 4])], **options) == expected
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("options", [{}, {"window": 3, "num_kv_heads": 2, "rope_interleaved": True}, {"qk_norm": True}])
 def test_greedy_with_a_cache_is_greedy_without_one_for_every_prompt_of_a_ragged_batch(dtype, options):

@@ -124,6 +124,7 @@ def distribution(model, sampling, history):
 ROWS = 6000
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("cuts", CUTS)
 @pytest.mark.parametrize(("draft", "draft_tokens"), [("another", 1), ("another", 3), ("half right", 4)])
 def test_sampled_replies_have_the_distribution_of_the_model_alone(cuts, draft, draft_tokens):
@@ -148,6 +149,7 @@ def test_sampled_replies_have_the_distribution_of_the_model_alone(cuts, draft, d
 VOCAB, MANY = 6, 40_000
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize(("keep_model", "keep_draft"), [(VOCAB, VOCAB), (3, VOCAB), (VOCAB, 2), (2, 3)])
 def test_judged_tokens_have_the_distribution_of_the_model(keep_model, keep_draft):
     """Two drafted places: what stands at the first, and behind an accepted first at the second, is drawn from p."""

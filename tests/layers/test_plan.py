@@ -332,6 +332,7 @@ def test_several_chunks_of_a_ring_in_a_call_that_fails_are_noticed():
         model(ids[:, 4:], cache=cache)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("in_place", [False, True])
 @pytest.mark.parametrize("window", [None, 4])

@@ -145,6 +145,7 @@ PATHS = {
 }
 
 
+@pytest.mark.sampled(16)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", OPTIONS, ids=["full", "window"])
 @pytest.mark.parametrize("path", PATHS.values(), ids=PATHS)
@@ -158,6 +159,7 @@ def test_a_token_reaches_itself_and_the_window_after_it_and_nobody_else(path, op
 QUANTIZED = {name: path for name, path in PATHS.items() if name not in ("checkpointed with dropout", "compiled")}
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.parametrize(
     ("kind", "dtype", "options"),
     [("int8", torch.float32, OPTIONS[0]), ("int4", torch.bfloat16, OPTIONS[1])],
@@ -231,6 +233,7 @@ def packed_and_exported(model):
 PACKED = (packed, packed_reference, packed_and_checkpointed_with_dropout, packed_and_compiled, packed_and_exported)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", OPTIONS, ids=["full", "window"])
 @pytest.mark.parametrize("path", PACKED)

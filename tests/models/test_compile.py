@@ -32,6 +32,7 @@ def compiled(module):
     return torch.compile(module, fullgraph=True, backend=counter), counter
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("options", OPTIONS)
 def test_five_sizes_take_two_compilations(options, dtype):
@@ -46,6 +47,7 @@ def test_five_sizes_take_two_compilations(options, dtype):
     assert counter.frame_count <= 2
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("options", OPTIONS)
 @pytest.mark.parametrize("what", ["prompts", "tokens"])
 def test_with_a_cache_too(options, what):
@@ -63,6 +65,7 @@ def test_with_a_cache_too(options, what):
     assert counter.frame_count <= (2 if what == "prompts" else 3)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_compiled_and_eager_calls_may_take_turns_with_one_cache(options):
     model = make(**options)
@@ -76,6 +79,7 @@ def test_compiled_and_eager_calls_may_take_turns_with_one_cache(options):
         assert_exact(torch.cat(pieces, 1), array(model(ids)))
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("options", OPTIONS)
 def test_ragged_prompts_and_what_follows_compile_too(options):
     model = make(**options)
@@ -126,6 +130,7 @@ def test_a_compiled_call_without_room_is_refused_and_changes_nothing():
         assert_exact(model(ids[:, 4:5], cache=cache), array(model(ids)[:, 4:5]))
 
 
+@pytest.mark.long
 def test_an_encoder_decoder_decodes_compiled_as_well():
     config = EncoderDecoderConfig(VOCAB, d_model=8, num_layers=2, num_heads=2, max_seq_len=32)
     model = randomise(EncoderDecoder(config, dtype=torch.float64)).eval()

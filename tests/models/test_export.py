@@ -75,6 +75,7 @@ def any_size(inputs):
     return tuple({0: batch, 1: seq if len(lengths) == 1 or i else other} for i, x in enumerate(inputs))
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", cases(torch.float64))
 @torch.no_grad()
 def test_saved_and_loaded_it_runs_at_any_size(name):
@@ -97,6 +98,7 @@ def test_an_exported_model_still_checks_its_inputs():
         loaded(integers(2, MAX_SEQ_LEN + 1, limit=VOCAB))
 
 
+@pytest.mark.sampled(5)
 @pytest.mark.parametrize("name", cases(torch.float32))
 @torch.no_grad()
 def test_onnx_runtime_gives_the_same_numbers_at_any_size(name, tmp_path):

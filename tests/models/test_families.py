@@ -80,6 +80,7 @@ def test_every_switch_changes_the_logits(name):
         assert (on(ids) - off(ids)).abs().max() > 1e-3
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 @pytest.mark.parametrize("name", [*SWITCHES, *SCALINGS])
 def test_steps_of_decoding_give_the_models_logits(name):
@@ -113,6 +114,7 @@ def test_a_quantised_model_is_saved_and_opens(kind, tmp_path):
         assert torch.equal(TransformerLM.from_pretrained(tmp_path)(ids), wanted)
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SWITCHES)
 def test_a_model_of_our_own_with_a_record_is_saved_and_opens(name, tmp_path):
     made = model(record(name)[0], rope_interleaved=True)

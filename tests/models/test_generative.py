@@ -153,6 +153,7 @@ def through_forward(model, *given):
     return replies
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("draft", [False, True])
 @pytest.mark.parametrize("make", [language_model, twins])
 @pytest.mark.parametrize("change", [overridden, hooked_model, replaced_forward])

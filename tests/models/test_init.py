@@ -54,6 +54,7 @@ def loss_and_gradient_norms(model, *, autocast=False):
     )
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("autocast", [False, True], ids=["float32", "bfloat16 autocast"])
 def test_128_blocks_have_a_finite_loss_and_gradients_that_neither_vanish_nor_explode(autocast):
     loss, norms = loss_and_gradient_norms(TransformerLM(config(NUM_BLOCKS)), autocast=autocast)
@@ -63,6 +64,7 @@ def test_128_blocks_have_a_finite_loss_and_gradients_that_neither_vanish_nor_exp
     assert norms.max() / norms.min() < SPREAD
 
 
+@pytest.mark.long
 @pytest.mark.parametrize("num_layers", [96, 128])  # GPT-3 has 96 blocks, Llama 3.1 405B 126
 def test_deep_stacks_take_steps_and_their_gradients_stay_finite_and_bounded(num_layers):
     model = TransformerLM(config(num_layers, d_model=32)).train()
@@ -78,6 +80,7 @@ def test_deep_stacks_take_steps_and_their_gradients_stay_finite_and_bounded(num_
     assert losses == sorted(losses, reverse=True)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize(("std", "depth_scaled"), [(0.02, False), (0.1, True)], ids=["no depth scaling", "std 0.1"])
 def test_other_starts_would_not_pass(std, depth_scaled, monkeypatch):
     monkeypatch.setattr("prenorm.models.init.STD", std)

@@ -217,6 +217,7 @@ def test_pieces_of_any_size_with_a_cache_are_the_plain_pass(options, sizes, batc
     assert cache.lengths.tolist() == [sum(sizes)] * batch
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("options", OPTIONS, ids=range(len(OPTIONS)))
 def test_one_token_at_a_time_is_as_accurate_as_the_plain_pass(dtype, options):
@@ -309,6 +310,7 @@ def test_a_call_refused_before_anything_was_stored_may_be_mended_and_repeated():
     assert_exact(torch.cat((first, model(ids[:, 4:], cache=cache)), 1), array(model(ids)))
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("ragged", [False, True])
 @pytest.mark.parametrize("window", [None, 2])
 @pytest.mark.parametrize(

@@ -69,6 +69,7 @@ def test_a_tied_head_becomes_a_matrix_of_its_own():
     assert (head - model.embedding.weight).abs().max() < 0.01 * model.embedding.weight.abs().max()
 
 
+@pytest.mark.sampled(6)
 @pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,6 +128,7 @@ def test_a_step_sees_what_was_changed_since_the_last(change):
         assert not torch.equal(ours, first)
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("options", OPTIONS.values(), ids=OPTIONS)

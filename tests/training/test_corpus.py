@@ -203,7 +203,7 @@ def test_parquet_that_is_broken_or_has_no_text_is_refused(tmp_path):
 def test_without_pyarrow_parquet_says_how_to_get_it(tmp_path, monkeypatch):
     (tmp_path / "t.parquet").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"pip install 'prenorm\[parquet\]'"):
+    with pytest.raises(DataError, match=r"pip install 'prenorm\[data\]'"):
         documents(tmp_path)
 
 

@@ -56,6 +56,7 @@ def test_the_size_of_micro_batches_changes_no_loss(tiny, trainer_of):
     assert parts == pytest.approx(whole, rel=1e-4)
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("every", "runs"), [(1, [2, 2, 2]), (2, [1, 2, 1])])
 def test_checkpointing_activations_runs_blocks_twice_and_changes_no_loss_and_no_weight(
@@ -159,6 +160,7 @@ def compiling_with(backend):
     return compile_blocks
 
 
+@pytest.mark.long
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor:UserWarning")  # torch.compile looks at its own
 def test_compiling_ahead_changes_no_weight_and_leaves_no_gradient(tiny, trainer_of, monkeypatch, shapes_unchecked):
     shapes = set()

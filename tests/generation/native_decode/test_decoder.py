@@ -82,6 +82,7 @@ def alike(ours: Tensor, theirs: Tensor) -> None:
     assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
 
+@pytest.mark.sampled(3)
 @pytest.mark.parametrize("rows", [1, 2, 3, 8])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)
@@ -98,6 +99,7 @@ def test_it_gives_what_the_model_gives(kind, dtype, rows):
         alike(one.values[:, :, :-1], other.values[:, :, :-1])
 
 
+@pytest.mark.sampled(4)
 @pytest.mark.parametrize("rows", [1, 2, 3, 5])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", KINDS)

@@ -332,6 +332,7 @@ class Attend(torch.nn.Module):
         return F.scaled_dot_product_attention(query, key, value, mask, **self.options)
 
 
+@pytest.mark.sampled(3)
 @both
 @pytest.mark.parametrize(
     ("masked", "options"), [(False, {"causal": True}), (False, {"causal": True, "window": 5}), (True, {})]

@@ -88,6 +88,7 @@ def libraries(cache):
     return sorted(cache.glob("kernels-*.so"))
 
 
+@pytest.mark.long
 def test_the_kernel_is_built_loaded_and_right_with_torchs_openmp_alone(cache):
     runs, why = run()
     assert runs == KERNEL
@@ -212,6 +213,7 @@ def test_a_file_that_others_may_write_is_replaced_and_not_loaded(cache, source):
     assert stat.S_IMODE(library.stat().st_mode) == 0o700
 
 
+@pytest.mark.long
 def test_eight_processes_that_start_together_build_once(cache, tmp_path, source):
     log = tmp_path / "log"
     program = compiler(tmp_path, f'echo run >> {log}\nsleep 0.5\nexec g++ "$@"')
