@@ -4,9 +4,9 @@ from collections.abc import Callable
 
 from torch import nn
 
-from .checks.code import Code
 from .checks.judge import judge
-from .checks.local import LocalSubject
+from .checks.source.code import Code
+from .checks.subject.local import LocalSubject
 from .checks.targets import TARGETS
 from .checks.verdict import Finding, Verdict
 from .errors import ConfigError

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from prenorm import TransformerBlock
-from prenorm.checks.local import LocalSubject
+from prenorm.checks.subject.local import LocalSubject
 from prenorm.checks.verdict import Check, Finding, Verdict
 
 SIZES = {"d_model": 12, "num_heads": 3, "d_ff": 20, "max_seq_len": 32, "rope_theta": 100.0, "eps": 0.3}

@@ -2,8 +2,8 @@ import pytest
 
 from prenorm.challenge.build import PARTS, build, judge_parts
 from prenorm.challenge.parts import LEFT_OUT, NOT_WRITTEN, RIGHT, WRONG
-from prenorm.checks.local import LocalSubject
-from prenorm.checks.subject import EndedError
+from prenorm.checks.subject.local import LocalSubject
+from prenorm.checks.subject.protocol import EndedError
 
 from .conftest import SOLUTIONS
 from .fake import judge_numbers, open_local

@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 
 from prenorm.checks.check import check
-from prenorm.checks.code import Code
 from prenorm.checks.judge import judge
-from prenorm.checks.local import LocalSubject
+from prenorm.checks.source.code import Code
+from prenorm.checks.subject.local import LocalSubject
 from prenorm.checks.verdict import FAILED, Verdict
 
 from .corpus import Example, faulty, right

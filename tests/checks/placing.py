@@ -16,10 +16,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prenorm.checks.child.driver import Driver
-from prenorm.checks.child.meanings import ARGUMENTS
 from prenorm.checks.faults import CRASHES
-from prenorm.checks.place import place
+from prenorm.checks.locate.place import place
+from prenorm.checks.subject.child.driver import Driver
+from prenorm.checks.subject.child.meanings import ARGUMENTS
 from prenorm.checks.verdict import Place
 
 from . import corpus

@@ -12,10 +12,10 @@ import torch
 
 from prenorm import TransformerBlock
 from prenorm.checks.check import check
-from prenorm.checks.code import Code, locate
 from prenorm.checks.faults import CONVENTIONS, FAULTS
 from prenorm.checks.judge import judge
-from prenorm.checks.local import LocalSubject
+from prenorm.checks.source.code import Code, locate
+from prenorm.checks.subject.local import LocalSubject
 from prenorm.checks.targets import TARGETS
 from prenorm.cli import main as command
 from prenorm.errors import ConfigError

@@ -13,10 +13,10 @@ import pytest
 import torch
 
 from prenorm.checks import judge as judging
-from prenorm.checks.code import locate
 from prenorm.checks.judge import judge
-from prenorm.checks.local import LocalSubject
 from prenorm.checks.report.gradescope import gradescope
+from prenorm.checks.source.code import locate
+from prenorm.checks.subject.local import LocalSubject
 from prenorm.checks.verdict import Verdict
 
 from . import small

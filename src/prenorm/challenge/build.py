@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..checks.subject import EndedError
+from ..checks.subject.protocol import EndedError
 from ..checks.verdict import Finding, Verdict
 from .judge import Judge, OpenSubject, paper_judge, sandboxed
 from .parts import JUDGES, WRONG, Part, is_written, judge

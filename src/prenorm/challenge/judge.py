@@ -9,8 +9,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 from ..checks.check import check
-from ..checks.sandbox import Sandbox
-from ..checks.subject import Subject
+from ..checks.subject.protocol import Subject
+from ..checks.subject.sandbox import Sandbox
 from ..checks.verdict import Verdict
 
 Judge = Callable[[str], Verdict]

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..checks.faults import FAULTS
-from ..checks.subject import EndedError, Subject
+from ..checks.subject.protocol import EndedError, Subject
 from . import formulas
 
 RIGHT, WRONG, NOT_WRITTEN, LEFT_OUT = "right", "wrong", "not written yet", "left out"

@@ -4,10 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from ..errors import ConfigError
-from .code import locate
 from .judge import judge
-from .learner import MissingError
-from .sandbox import Sandbox
+from .source.code import locate
+from .subject.learner import MissingError
+from .subject.sandbox import Sandbox
 from .targets import TARGETS
 from .verdict import Verdict
 

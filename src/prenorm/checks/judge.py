@@ -10,17 +10,17 @@ import torch
 from torch import Tensor
 
 from ..errors import ConfigError
-from . import arguments, behaviour, device, eps, gradients, initial, masks, numbers, precision, training
-from .case import MAX_SEQ_LEN, Case, Report, raised
-from .code import Code
 from .faults import FAULTS
-from .learner import Built, Learner, LearnerError, MissingError
-from .place import TOLD, place
-from .source import MAX_CHARACTERS
-from .start import UnknownArgumentsError, start
-from .subject import EndedError, Subject
+from .locate.place import TOLD, place
+from .probes import arguments, behaviour, device, eps, gradients, initial, masks, numbers, precision, training
+from .probes.case import MAX_SEQ_LEN, Case, Report, raised
+from .probes.start import UnknownArgumentsError, start
+from .source.code import Code
+from .source.parse import MAX_CHARACTERS
+from .source.text import Text
+from .subject.learner import Built, Learner, LearnerError, MissingError
+from .subject.protocol import EndedError, Subject
 from .targets import TARGETS, Target
-from .text import Text
 from .verdict import INTERNAL_ERROR, Finding, Verdict
 
 TOKENS = 7

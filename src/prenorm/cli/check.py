@@ -80,8 +80,8 @@ def run(flags: CheckFlags) -> int:
 def _run_one(flags: CheckFlags, form: str) -> int:
     if form in ("csv", "html"):
         raise ConfigError(f"{form} has a row a submission; --format {form} goes with --batch.")
-    from ..checks.code import locate
-    from ..checks.fork_server import running
+    from ..checks.source.code import locate
+    from ..checks.subject.fork_server import running
 
     locate(flags.subject)  # what is not there is said before anything is loaded
     running()  # another process loads torch while this one does

@@ -12,8 +12,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-from prenorm.checks import fork_server
-from prenorm.checks.sandbox import PACKAGE
+from prenorm.checks.subject import fork_server
+from prenorm.checks.subject.sandbox import PACKAGE
 
 TOKEN = "PRENORM_HOSTILE_TOKEN"  # an environment variable of this process
 

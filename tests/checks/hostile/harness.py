@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from prenorm.checks.code import Code
 from prenorm.checks.judge import judge
-from prenorm.checks.learner import MissingError
-from prenorm.checks.sandbox import Limits, Sandbox
+from prenorm.checks.source.code import Code
+from prenorm.checks.subject.learner import MissingError
+from prenorm.checks.subject.sandbox import Limits, Sandbox
 
 from .canaries import Canaries
 from .submission import Submission

@@ -4,8 +4,8 @@ import zipfile
 
 import pytest
 
-from prenorm.checks.notebook import definitions
 from prenorm.checks.report.handed_in import find_submissions
+from prenorm.checks.source.notebook import definitions
 
 LAYERS = "class Block: ...\n"
 

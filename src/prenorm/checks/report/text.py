@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ..source import split
+from ..source.parse import split
 from ..verdict import FAILED, NOT_APPLICABLE, PASSED, Finding, Place, Verdict
 
 MARKS = {PASSED: ("ok", "green"), FAILED: ("wrong", "bold red"), NOT_APPLICABLE: ("-", "dim")}

@@ -2,8 +2,8 @@
 
 import torch
 
-from ..learner import Built
-from ..parameters import Raw
+from ..formula.parameters import Raw
+from ..subject.learner import Built
 from .sizes import Fit
 from .trials import Probe, Trials
 

@@ -7,8 +7,8 @@ rotated values), several tokens (queries, keys, rotation, scale).
 
 import torch
 
-from ..learner import Built
-from ..reading import attention_readings, feed_forward_readings, norm_readings, with_same_values
+from ..formula.assign_parameters import attention_readings, feed_forward_readings, norm_readings, with_same_values
+from ..subject.learner import Built
 from .attempt import Attempt
 from .explanation import Explanation, UnexplainedError
 from .one_token import one_token

@@ -7,8 +7,8 @@ from typing import Any
 
 from torch import Tensor
 
-from ..parameters import Pieces, Raw, weights
-from ..reference import Spec, block
+from ..formula.parameters import Pieces, Raw, weights
+from ..formula.reference import Spec, block
 
 
 @dataclass(frozen=True, slots=True)

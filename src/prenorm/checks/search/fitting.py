@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..parameters import Pieces, weights
-from ..reference import Number, Spec, block
+from ..formula.parameters import Pieces, weights
+from ..formula.reference import Number, Spec, block
 from .switches import Switch
 from .trials import Base, Probe
 

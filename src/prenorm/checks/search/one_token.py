@@ -7,10 +7,10 @@ import dataclasses
 
 import torch
 
-from ..parameters import Pieces
-from ..reading import distinct, likely_feed_forward, likely_norms, norms_around, unique
-from ..reference import Spec
-from ..variants import NO_SOFTMAX
+from ..formula.assign_parameters import distinct, likely_feed_forward, likely_norms, norms_around, unique
+from ..formula.parameters import Pieces
+from ..formula.reference import Spec
+from ..formula.variants import NO_SOFTMAX
 from .attempt import Attempt
 from .explanation import UnexplainedError
 from .fitting import BRANCH, fitted

@@ -4,9 +4,9 @@ import dataclasses
 
 import torch
 
-from ..parameters import Pieces, Raw, weights
-from ..reading import head_norm_readings
-from ..reference import block
+from ..formula.assign_parameters import head_norm_readings
+from ..formula.parameters import Pieces, Raw, weights
+from ..formula.reference import block
 from .attempt import TOKENS, Attempt
 from .explanation import Explanation, UnexplainedError
 from .fitting import FACTOR, PAIR, SOFTCAP, THETA, USUAL_THETA, fitted

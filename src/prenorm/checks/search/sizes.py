@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 from dataclasses import dataclass
 
-from ..learner import Built
-from ..parameters import Parameters, Sizes, possible_d_ff, sort_parameters
-from ..reading import attention_readings, feed_forward_readings
+from ..formula.assign_parameters import attention_readings, feed_forward_readings
+from ..formula.parameters import Parameters, Sizes, possible_d_ff, sort_parameters
+from ..subject.learner import Built
 
 
 @dataclass(frozen=True, slots=True)

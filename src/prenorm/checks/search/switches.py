@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from ..variants import ACTIVATIONS, FREQUENCIES, SCALES, SHIFTS, SQUARES, TABLES
+from ..formula.variants import ACTIVATIONS, FREQUENCIES, SCALES, SHIFTS, SQUARES, TABLES
 
 Switch = dict[str, Any]
 """Fields of Spec that change together: one fault."""

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..parameters import Pieces, Raw, weights
-from ..reference import Spec, Weights, block
+from ..formula.parameters import Pieces, Raw, weights
+from ..formula.reference import Spec, Weights, block
 from .switches import ROTATION, Switch
 
 Base = tuple[Spec, int]

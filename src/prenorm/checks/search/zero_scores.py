@@ -4,9 +4,9 @@ import dataclasses
 
 import torch
 
-from ..parameters import Pieces, Raw
-from ..reading import by_queries_and_keys, distinct
-from ..reference import Spec
+from ..formula.assign_parameters import by_queries_and_keys, distinct
+from ..formula.parameters import Pieces, Raw
+from ..formula.reference import Spec
 from .attempt import TOKENS, Attempt
 from .explanation import UnexplainedError
 from .switches import ZERO_SCORES_PLAIN, ZERO_SCORES_TURNED

@@ -1,0 +1,107 @@
+"""Follows the residual stream through a function: which names hold it, and what is added to it."""
+
+import ast
+import re
+
+from ..source.parse import Function, Line
+from .roles import role_of
+
+STREAM = r"^(x|h|hidden\w*|inputs?|stream|src|residual|tokens|embeddings?)$"
+
+
+class Flow:
+    """Follows the residual stream through a function, line by line: which names hold it, and which a normed copy."""
+
+    def __init__(self, function: Function) -> None:
+        self.function = function
+        self.stream = {one for one in function.parameters if re.search(STREAM, one)} or set(function.parameters[:1])
+        self.normed: set[str] = set()
+        self.norms: set[str] = set()
+
+    def follow(self) -> None:
+        """Mark sums, and what is done to their terms."""
+        for line in self.function.lines:
+            if "norm" in line.kinds:
+                self.normed |= {one.target.id for one in ast.walk(line.node) if isinstance(one, ast.NamedExpr)}
+            terms = longest_sum(line.node)
+            streams = [name for term in terms for name in _held(term) if name in self.stream]
+            if len(terms) > 1 and (streams or any(name in self.normed for term in terms for name in _held(term))):
+                line.kinds.add("sum")
+                line.kinds |= {"normed term"} if not streams else set()
+                line.kinds |= {"doubled"} if len(streams) > 1 else set()
+            read = {one.id for one in ast.walk(line.node) if isinstance(one, ast.Name)}
+            if line.kinds & {"attention", "ffn"} and "norm" not in line.kinds and not read & self.normed:
+                line.kinds.add("unnormed")
+            self._norms(line)
+            if isinstance(line.node, ast.Assign) and isinstance(target := line.node.targets[0], ast.Name):
+                self._assign(line, target.id, line.node.value)
+
+    def _norms(self, line: Line) -> None:
+        if "norm" in line.kinds:
+            used = re.findall(r"self\.(?!eps|e\b)\w+(?:\(\w+, \d\))?|\w+\['\w+'\]", line.text)
+            norms = {one for one in used if role_of(one.strip("']")) == "norm" or "(" in one} or set(used)
+            line.kinds |= {"again"} if norms & self.norms else set()
+            self.norms |= norms
+
+    def _assign(self, line: Line, target: str, value: ast.expr) -> None:
+        copied = value.id if isinstance(value, ast.Name) else None
+        if "sum" in line.kinds or copied in self.stream:
+            self.stream.add(target)
+            self.normed.discard(target)
+        elif copied in self.normed or ("norm" in line.kinds and not line.kinds & {"attention", "ffn"}):
+            if copied is not None:
+                line.kinds.add("keeps normed")
+            self.normed.add(target)
+            self.stream.discard(target)
+        else:
+            self.stream.discard(target)
+            self.normed.discard(target)
+        if copied in self.stream:
+            line.kinds.add("copy")
+
+
+def longest_sum(node: ast.AST) -> list[ast.expr]:
+    """The terms of the longest sum in it; the first of several that are as long."""
+    longest: list[ast.expr] = []
+    inner: set[ast.AST] = set()  # sums that are terms of longer ones
+    for one in ast.walk(node):
+        if one in inner or not (waiting := _addends(one)):
+            continue
+        terms = []
+        while waiting:
+            first = waiting.pop(0)
+            if parts := _addends(first):
+                inner.add(first)
+                waiting = [*parts, *waiting]
+            else:
+                terms.append(first)
+        longest = max(longest, terms, key=len)
+    return longest
+
+
+def _addends(node: ast.AST) -> list[ast.expr]:
+    """What +, .add() or += adds to what; nothing for what is no sum."""
+    match node:
+        case ast.BinOp(op=ast.Add()):
+            return [node.left, node.right]
+        case ast.AugAssign(op=ast.Add()):
+            return [node.target, node.value]
+        case ast.Call(func=ast.Attribute(value=left, attr="add" | "add_"), args=[right]):
+            return [left, right]
+    return []
+
+
+def _held(term: ast.expr) -> list[str]:
+    """The name that a term is, twice for 2 * name; also behind detach(), float() and their like."""
+    match term:
+        case ast.Name():
+            return [term.id]
+        case ast.Attribute(value=inner, attr="data"):
+            return _held(inner)
+        case ast.NamedExpr():
+            return [term.target.id]
+        case ast.Call(func=ast.Attribute(value=inner, attr="detach" | "clone" | "float" | "double" | "to")):
+            return _held(inner)
+        case ast.BinOp(left=ast.Constant(), op=ast.Mult(), right=ast.Name() as inner):
+            return [inner.id] * 2
+    return []

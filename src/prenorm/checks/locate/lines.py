@@ -1,0 +1,137 @@
+"""A learner's source as lines that say what they do: which function they stand in, what they call, what they add.
+
+What is met first is the class under test, then what it uses.
+"""
+
+import ast
+import re
+from dataclasses import dataclass, field
+
+from ..source.parse import Function, Line, Top, functions_of, module_itself, parse
+from .flow import Flow, longest_sum
+from .roles import NAMES, OPERATIONS, role_of
+
+_OTHERS = {"__init__": "init", "class": "class", "module": "module"}
+"""Functions, or what is told as one, that no token passes."""
+
+
+@dataclass(slots=True)
+class _Names:
+    """What stands at the top of the file, and what the attributes of its classes are made of."""
+
+    tops: dict[str, Top]
+    under_test: set[str]
+    roles: dict[str, set[str]] = field(default_factory=dict)  # of classes, functions and methods
+
+
+def read(source: str, name: str) -> list[Function]:
+    """Everything that the class or factory `name` uses, itself first; all of the file without such a name."""
+    tree = parse(source)
+    tops = {node.name: node for node in tree.body if isinstance(node, Top)}
+    top = name.partition(".")[0]
+    under_test = {top}
+    if not isinstance(tops.get(top), ast.ClassDef | None):  # a factory: the classes that it calls
+        under_test |= {one for one in _mentioned(tops[top], tops) if isinstance(tops[one], ast.ClassDef)}
+    names = _Names(tops, under_test)
+    functions = [function for one in _reached(top, tops) for function in functions_of(tops[one])]
+    functions.append(module_itself(tree))
+    for function in functions:
+        function.roles = _roles(function, names)
+        names.roles.setdefault(function.name, set()).update(function.roles)
+        if function.owner and function.name != "__init__":
+            names.roles.setdefault(function.owner, set()).update(function.roles)
+    names.roles |= {one: {role} for one in tops if one not in under_test and (role := role_of(one)) is not None}
+    made = _attributes(tops, names)
+    for function in functions:
+        for line in function.lines:
+            _mark(line, function, names, made)
+    for function in functions:
+        _mark_function(function)
+        works = any(line.kinds & {"sum", *NAMES} for line in function.lines)
+        plain = works and not function.roles and function.name not in {*_OTHERS, top}
+        if plain or (function.name == "forward" and function.owner in under_test):
+            function.roles.add("stream")
+        function.roles.add(_OTHERS.get(function.name, "forward"))
+    return functions
+
+
+def _reached(first: str, tops: dict[str, Top]) -> list[str]:
+    order = [first] if first in tops else list(tops)
+    seen = set(order)
+    for one in order:  # grows while it is walked
+        new = [other for other in _mentioned(tops[one], tops) if other not in seen]
+        order += new
+        seen.update(new)
+    return order
+
+
+def _mentioned(node: ast.AST, tops: dict[str, Top]) -> list[str]:
+    found = [one.id for one in ast.walk(node) if isinstance(one, ast.Name) and one.id in tops]
+    return list(dict.fromkeys(found))
+
+
+def _roles(function: Function, names: _Names) -> set[str]:
+    if function.name in _OTHERS:
+        return set()
+    roles = {
+        role for role, pattern in OPERATIONS.items() if any(re.search(pattern, line.text) for line in function.lines)
+    }
+    by_name = role_of(function.name) or (None if function.owner in names.under_test else role_of(function.owner))
+    return roles | ({by_name} if by_name else set())
+
+
+def _attributes(tops: dict[str, Top], names: _Names) -> dict[str, set[str]]:
+    """Attribute -> roles of the classes that it is made of, as in self.sa = MultiHeadAttention(...)."""
+    made: dict[str, set[str]] = {}
+    for top in tops.values():
+        for node in ast.walk(top):
+            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
+                roles = [names.roles.get(one, set()) for one in _mentioned(node.value, tops)]
+                made.setdefault(node.targets[0].attr, set()).update(*roles)
+    return made
+
+
+def _mark(line: Line, function: Function, names: _Names, made: dict[str, set[str]]) -> None:
+    """What it calls, and what it computes itself."""
+    if line.text.startswith("def "):
+        return
+    line.kinds |= {role for role, pattern in OPERATIONS.items() if re.search(pattern, line.text)}
+    for node in ast.walk(line.node):
+        if isinstance(node, ast.Call):
+            callee = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
+            if isinstance(names.tops.get(callee), ast.ClassDef) or callee[:1].isupper():
+                line.kinds.add("makes")
+            line.kinds |= (called := _called(node.func, names, made))
+            if "norm" in called and any(len(longest_sum(given)) > 1 for given in node.args):
+                line.kinds.add("post")
+
+
+def _called(callee: ast.expr, names: _Names, made: dict[str, set[str]]) -> set[str]:
+    if isinstance(callee, ast.Call):  # Norm(size)(x)
+        return _called(callee.func, names, made)
+    name = callee.attr if isinstance(callee, ast.Attribute) else getattr(callee, "id", "")
+    if made.get(name):
+        return made[name]
+    if role := role_of(name):
+        return {role}
+    return names.roles.get(name, set()) if name not in names.under_test else set()
+
+
+def _mark_function(function: Function) -> None:
+    """What is seen from several lines together."""
+    guarded: set[int] = set()
+    for line in function.lines:
+        if re.search(r"^if .*is (not )?None", line.text):
+            guarded |= {line.end + 1, line.end + 2}
+        if line.number in guarded or re.search(r" if .* is (not )?None else ", line.text):
+            line.kinds.add("guarded")
+        if isinstance(line.node, ast.Expr) and isinstance(line.node.value, ast.Call | ast.BinOp):
+            line.kinds.add("thrown away")
+    read_later: set[str] = set()
+    for line in reversed(function.lines):
+        names = [one for one in ast.walk(line.node) if isinstance(one, ast.Name)]
+        targets = {one.id for one in names if isinstance(one.ctx, ast.Store)}
+        if targets and not targets & read_later:
+            line.kinds.add("unused")
+        read_later |= {one.id for one in names if isinstance(one.ctx, ast.Load)}
+    Flow(function).follow()

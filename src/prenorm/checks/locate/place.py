@@ -1,0 +1,124 @@
+"""Where in a learner's code a fault most likely sits: read from its source, never run, and never more than a guess."""
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import PurePath
+from typing import Any
+
+from ..faults import CRASHES
+from ..source.parse import MAX_TEXT, Function, Line, split
+from ..verdict import Place
+from .line_patterns import INITIAL, LOOKS, Look
+from .lines import read
+from .roles import NAMES
+
+MAX_CODE = 200  # characters of a line that are shown
+
+
+def place(
+    id: str,
+    source: str,
+    file: str,
+    name: str,
+    *,
+    error: Mapping[str, Any] | None = None,
+    hints: Sequence[str] = (),
+    owner: str = "",
+) -> Place | None:
+    """The line where the fault `id` most likely sits; None where no line stands out. Nothing is run, nothing raised.
+
+    name: the class or factory under test. error: what the driver says of an exception; its innermost frame in the
+    file is the place of a crash. hints: names of parameters that the finding speaks of, such as "ffn.w1.weight";
+    owner: the class of the module that holds the first of them.
+    """
+    number = None
+    lines = split(source)
+    try:
+        if id in TOLD and error is not None:
+            number = _innermost(error, file)
+        if number is None:
+            number = _searched(id, lines, name, hints, owner)
+    except SyntaxError as mistake:
+        number = mistake.lineno if id == "import_error" else None
+    except (ValueError, RecursionError, MemoryError):  # of the parser, or of what is nested too deeply to be walked
+        return None
+    if number is None or not 1 <= number <= len(lines):
+        return None
+    return Place(file=file, line=number, code=lines[number - 1].strip()[:MAX_CODE])
+
+
+TOLD = CRASHES | {"wrong_dtype", "backward_error"}
+"""Faults whose error says the line."""
+HINTED = ("gradient_missing", "gradient_wrong", "unexpected_bias", "missing_bias", "no_norm", "norm_weight_missing")
+"""Faults of one weight: a line that names it goes before all others."""
+
+OF_WEIGHTS = ("weight_init_scale", "norm_weight_init", "weights_uninitialised")
+"""Faults of how a weight begins: the class that holds it goes before all others."""
+
+
+def _innermost(error: Mapping[str, Any], file: str) -> int | None:
+    """The line of the innermost frame in the learner's file."""
+    frames = [frame for frame in reversed(error.get("frames") or ()) if isinstance(frame.get("line"), int)]
+    same = [frame for frame in frames if str(frame.get("file")) == file]
+    # The learner's code may have run under another path than the one that it is told by.
+    alike = [frame for frame in frames if PurePath(str(frame.get("file"))).name == PurePath(file).name]
+    return next((int(frame["line"]) for frame in same or alike), None)
+
+
+def _searched(id: str, lines: Sequence[str], name: str, hints: Sequence[str], owner: str) -> int | None:
+    functions = _spoken_of(read("\n".join(lines), name), name)
+    if id in OF_WEIGHTS and owner:
+        own = [function for function in functions if function.owner == owner]
+        number = _first([*LOOKS[id], *INITIAL], own, lines)
+        if number is not None:
+            return number
+    for hint in hints if id in HINTED else ():
+        for part in reversed(hint.split(".")):  # w1 says more than ffn
+            if part.isidentifier() and part not in ("weight", "bias"):
+                number = _first(LOOKS.get(id, ()), functions, lines, rf"\b{part}\b")
+                if number is not None:
+                    return number
+    return _first(LOOKS.get(id, ()), functions, lines)
+
+
+def _spoken_of(functions: Sequence[Function], name: str) -> list[Function]:
+    """Without functions and methods that no other one mentions: nothing calls them."""
+    words = [
+        {word for line in one.lines if not line.text.startswith("def ") for word in re.findall(r"\w+", line.text)}
+        for one in functions
+    ]
+    kept = {name.partition(".")[0], "forward", "class", "module", "reset_parameters"}
+    return [
+        function
+        for number, function in enumerate(functions)
+        if function.name in kept
+        or function.name.startswith("__")
+        or any(function.name in said for other, said in enumerate(words) if other != number)
+    ]
+
+
+def _first(
+    looks: Sequence[Look], functions: Sequence[Function], lines: Sequence[str], mentions: str = ""
+) -> int | None:
+    for look in looks:
+        roles = set(look.where.split())
+        # A function that does one thing says more than one that does it besides.
+        ordered = (
+            sorted(functions, key=lambda one: len(one.roles & NAMES.keys())) if roles <= NAMES.keys() else functions
+        )
+        for function in ordered:
+            if "any" not in roles and not function.roles & roles:
+                continue
+            found = [line for line in function.lines if look.fits(line) and re.search(mentions, line.text)]
+            if found:
+                return _exact(found[-1 if look.last else 0], look, lines)
+    return None
+
+
+def _exact(line: Line, look: Look, lines: Sequence[str]) -> int:
+    """Of a statement over several lines the one that fits by itself."""
+    if look.has and not look.has.startswith("^"):
+        for number in range(line.number, min(line.end, len(lines)) + 1):
+            if re.search(look.has, lines[number - 1][:MAX_TEXT]):
+                return number
+    return line.number

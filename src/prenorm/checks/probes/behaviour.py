@@ -1,0 +1,195 @@
+"""How a block behaves, whatever its numbers are: the same call twice, the caller's tensor, batches, shapes, dtypes."""
+
+import torch
+from torch import Tensor
+
+from ..formula.parameters import Raw
+from ..subject.learner import Built, LearnerError
+from .case import MAX_SEQ_LEN, Case, raised
+
+DROPOUT = ("dropout", "bernoulli")
+TOKENS = 7
+
+
+def repeated_calls(case: Case, built: Built, raw: Raw) -> bool:
+    """The same call again, with the same and with another random state. Gives whether calls are repeatable."""
+    x = case.x(2, TOKENS, dtype=torch.float32)
+    first = built.run(raw, x, seed=1).y
+    try:
+        again, otherwise = built.run(raw, x, seed=1).y, built.run(raw, x, seed=2).y
+    except LearnerError as error:
+        case.report.found("retains_state", f"the second call of the same block raises {raised(error)}")
+        built.fresh = True
+        case.report.check("repeated calls", False, "the second call with the same input raises")
+        return False
+    if not _same(first, again):
+        fresh = [case.build().run(raw, x, seed=1).y for _ in range(2)]
+        if _same(fresh[0], fresh[1]):
+            case.report.found("retains_state", f"the same call twice differs by {_gap(first, again)}; new blocks agree")
+            built.fresh = True
+        else:
+            case.report.found("not_deterministic", f"the same call in new blocks differs by {_gap(*fresh)}")
+    elif not _same(first, otherwise):
+        _random(case, built, raw, x, f"in eval mode, two random seeds differ by {_gap(first, otherwise)}")
+    elif not _unchanged_by_others(case, built, raw, x, first):
+        built.fresh = True
+    good = not {"retains_state", "not_deterministic", "dropout_in_eval"} & set(case.report.findings)
+    case.report.check(
+        "repeated calls", good, "the same input gives the same output" if good else "outputs differ between calls"
+    )
+    return good
+
+
+def _random(case: Case, built: Built, raw: Raw, x: Tensor, evidence: str) -> None:
+    operations = built.run(raw, x, seed=1, trace=True).operations
+    dropped = any(word in name for name in operations for word in DROPOUT)
+    case.report.found("dropout_in_eval" if dropped or _drops(built, raw, x) else "not_deterministic", evidence)
+
+
+def _drops(built: Built, raw: Raw, x: Tensor) -> bool:
+    """Whether random numbers switch entries off by hand: some entries are then alike in most calls."""
+    ys = torch.stack([built.run(raw, x, seed=seed).y - x for seed in range(8)])
+    return bool((ys.round(decimals=6).flatten(1).unique(dim=0).shape[0] > 1) and (ys == 0).any())
+
+
+def _unchanged_by_others(case: Case, built: Built, raw: Raw, x: Tensor, first: Tensor) -> bool:
+    """The same call after calls with other inputs."""
+    try:
+        for shape in ((2, TOKENS), (1, 3), (3, 11)):
+            built.run(raw, case.x(*shape, dtype=torch.float32))
+        later = built.run(raw, x, seed=1).y
+    except LearnerError as error:
+        if _runs_alone(case, raw, ((1, 3), (3, 11))):
+            case.report.found("retains_state", f"after calls with other inputs it raises {raised(error)}")
+            return False
+        return True  # a shape that it never takes: other checks say so
+    if not _same(first, later):
+        case.report.found(
+            "retains_state", f"after calls with other inputs the same input gives {_gap(first, later)} more"
+        )
+        return False
+    built.run(raw, x, training=True)
+    if not _same(first, built.run(raw, x, seed=1).y):
+        case.report.found("retains_state", "after a call in training mode the same input gives another output")
+        return False
+    return True
+
+
+def _runs_alone(case: Case, raw: Raw, shapes: tuple[tuple[int, int], ...]) -> bool:
+    try:
+        for shape in shapes:
+            case.build().run(raw, case.x(*shape, dtype=torch.float32))
+    except LearnerError:
+        return False
+    return True
+
+
+def dropout_argument(case: Case, raw: Raw) -> None:
+    """With dropout asked for, eval mode must still have none."""
+    if not case.learner.takes("dropout") or {"dropout_in_eval", "not_deterministic"} & set(case.report.findings):
+        return
+    try:
+        built = case.build(dropout=0.5)
+        built.fresh = "retains_state" in case.report.findings
+        x = case.x(2, TOKENS, dtype=torch.float32)
+        first, second = (built.run(raw, x, seed=seed).y for seed in (1, 2))
+    except LearnerError as error:
+        case.report.skip("dropout in eval mode", f"dropout=0.5 raises {raised(error)}")
+        return
+    if not _same(first, second):
+        case.report.found(
+            "dropout_in_eval", f"with dropout=0.5, two calls in eval mode differ by {_gap(first, second)}"
+        )
+    case.report.check("dropout in eval mode", _same(first, second), "dropout=0.5 and eval(): two calls compared")
+
+
+def input_kept(case: Case, built: Built, raw: Raw) -> None:
+    """The caller's tensor after the call."""
+    x = case.x(2, TOKENS, dtype=torch.float32)
+    kept = torch.equal(built.run(raw, x).x_after, x)
+    if not kept:
+        case.report.found("modifies_input", "after the call the caller's x holds other numbers")
+    case.report.check("the input is left alone", kept, "x before and after a call")
+
+
+def batch_independence(case: Case, built: Built, raw: Raw) -> None:
+    """Another sequence in the batch, and none at all."""
+    x = case.x(3, TOKENS, dtype=torch.float32)
+    other = torch.cat((x[:2], case.x(1, TOKENS, dtype=torch.float32) * 3))
+    together, beside = built.run(raw, x).y, built.run(raw, other).y
+    gap = _gap(together[:2], beside[:2])
+    good = _same(together[:2], beside[:2])
+    if good:
+        try:
+            alone = built.run(raw, x[:1]).y
+            gap, good = _gap(together[:1], alone), _same(together[:1], alone)
+        except LearnerError as error:
+            case.report.check("batch", False, f"a batch of one: {raised(error)}")
+            case.report.found("batch_of_one", f"two sequences run, one does not: {raised(error)}")
+            case.report.errors["batch_of_one"] = error.error
+            return
+    if not good:
+        case.report.found("batch_coupled", f"with another sequence beside it, a sequence's output changes by {gap}")
+    case.report.check("batch", good, "sequences beside others and alone")
+
+
+def leading_dims(case: Case, built: Built, raw: Raw) -> None:
+    """(seq, d_model) and two batch dimensions, against one: most blocks take (batch, seq, d_model) and nothing else."""
+    x = case.x(2, 3, TOKENS, dtype=torch.float32)
+    flat = built.run(raw, x.flatten(0, 1)).y
+    refused, other = [], []
+    for name, value, expected in (
+        ("(seq, d_model)", x[0, 0], flat[0]),
+        ("(batch, samples, seq, d_model)", x, flat.view_as(x)),
+    ):
+        try:
+            y = built.run(raw, value).y
+        except LearnerError as error:
+            refused.append(f"{name} raises {raised(error)}")
+            continue
+        if not _same(y, expected) and "batch_coupled" not in case.report.findings:
+            other.append(f"{name} gives other numbers, by {_gap(y, expected)}")
+    case.report.conventions["leading_dims"] = "(batch, seq, d_model) only" if refused or other else "any"
+    wanted = case.target.leading_dims
+    if other or (refused and wanted):
+        case.report.found("leading_dims", "; ".join(refused + other), counts=wanted)
+    if refused and not (other or wanted):
+        case.report.skip("leading dimensions", "it takes (batch, seq, d_model) only, as most blocks do")
+    else:
+        good = not (refused or other)
+        case.report.check("leading dimensions", good, "(seq, d), (batch, seq, d), (a, b, seq, d) compared")
+
+
+def sequence_lengths(case: Case, built: Built, raw: Raw) -> None:
+    """Every length up to max_seq_len, or up to MAX_SEQ_LEN where there is no such limit."""
+    failed: dict[int, str] = {}
+    longest = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN))
+    batch = 2 if "batch_of_one" in case.report.findings else 1
+    for length in range(1, longest + 1):
+        try:
+            built.run(raw, case.x(batch, length, dtype=torch.float32))
+        except LearnerError as error:
+            failed[length] = raised(error)
+    if failed:
+        shown = ", ".join(map(str, list(failed)[:8]))
+        first = next(iter(failed.values()))
+        only_last = list(failed) == [longest]
+        id = "positions_off_by_one" if only_last and case.learner.takes("max_seq_len") else "sequence_length_fixed"
+        case.report.found(id, f"of the lengths 1 to {longest} it fails at {shown}: {first}")
+    case.report.check("sequence lengths", not failed, f"1 to {longest} tokens")
+
+
+def _same(a: Tensor, b: Tensor) -> bool:
+    return a.shape == b.shape and torch.allclose(a, b, rtol=1e-5, atol=2e-5 * float(_size(a)), equal_nan=True)
+
+
+def _size(a: Tensor) -> float:
+    finite = a[torch.isfinite(a)]
+    return float(finite.abs().max()) if finite.numel() else 1.0
+
+
+def _gap(a: Tensor, b: Tensor) -> str:
+    gap = (a - b).abs()
+    if gap.isnan().any():
+        return "NaN in some places"
+    return f"{float(gap.max()):.2g}"

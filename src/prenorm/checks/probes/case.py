@@ -1,0 +1,166 @@
+"""What the checks share: the learner's class, what is known of it so far, and the report they write into."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..faults import FAULTS
+from ..formula.parameters import Raw, Sizes
+from ..search.explanation import Explanation
+from ..search.trials import agrees
+from ..subject.learner import Built, Learner, LearnerError
+from ..targets import Target
+from ..verdict import FAILED, NOT_APPLICABLE, PASSED, Check
+
+MAX_SEQ_LEN = 24
+"""Small enough for every length up to it to be tried."""
+ROUNDED_TABLES = 0.03
+"""The tolerance after tables in bfloat16 were found: other faults are still seen, their rounding is not."""
+
+
+BESIDE_NUMBERS = frozenset(
+    {
+        "wrong_dtype",
+        "wrong_device_buffer",
+        "norm_weight_init",
+        "weights_uninitialised",
+        "weight_init_scale",
+        "d_ff_ignored",
+        "backward_error",
+        "gradient_missing",
+        "gradient_wrong",
+        "batch_of_one",
+        "softmax_overflows",
+        "norm_without_upcast",
+    }
+)
+"""Faults that change no output in float64: they explain no other number."""
+
+
+@dataclass(slots=True)
+class Report:
+    """Findings (id -> evidence) and checks, in the order they were made."""
+
+    findings: dict[str, str] = field(default_factory=dict)
+    checks: list[Check] = field(default_factory=list)
+    conventions: dict[str, Any] = field(default_factory=dict)
+    errors: dict[str, dict[str, Any]] = field(default_factory=dict)  # by finding, what the learner's code raised
+    choices: set[str] = field(default_factory=set)  # findings that do not count
+    mends: dict[str, str] = field(default_factory=dict)  # by finding, where more is known than its usual mend
+
+    def found(self, id: str, evidence: str, *, counts: bool = True, mend: str | None = None) -> None:
+        """A fault, or what is named and does not count. The first evidence of each stays, unless only the next counts.
+
+        mend: the way out, where it is known better than FAULTS says it.
+        """
+        assert id in FAULTS, id
+        if id in self.findings and not (counts and id in self.choices):
+            return
+        self.findings[id] = evidence
+        (self.choices.discard if counts else self.choices.add)(id)
+        if mend is not None:
+            self.mends[id] = mend
+
+    def faults(self) -> set[str]:
+        """The findings that count."""
+        return set(self.findings) - self.choices
+
+    def puzzled(self, evidence: str) -> None:
+        """Numbers that nothing explains; where faults of the numbers were found, these may be theirs."""
+        if not self.faults() - BESIDE_NUMBERS:
+            self.found("unexplained", evidence)
+
+    def check(self, name: str, good: bool, reason: str) -> None:
+        """Something was looked at."""
+        self.checks.append(Check(name=name, result=PASSED if good else FAILED, reason=reason))
+
+    def skip(self, name: str, reason: str) -> None:
+        """Something could not be looked at, and that is no fault."""
+        self.checks.append(Check(name=name, result=NOT_APPLICABLE, reason=reason))
+
+
+@dataclass(slots=True)
+class Case:
+    """One judgement."""
+
+    learner: Learner
+    target: Target
+    generator: torch.Generator
+    report: Report
+    sizes: Sizes = field(default_factory=Sizes)
+    arguments: dict[str, Any] = field(default_factory=dict)  # of every build
+    built: Built | None = None  # in the widest precision that it runs in
+    dtype: torch.dtype = torch.float64
+    tolerance: float = 1e-5
+    size: float = 1.0  # of random vectors
+    raw: Raw = field(default_factory=dict)
+    initial: Raw = field(default_factory=dict)  # the parameters as the constructor leaves them
+    classes: dict[str, str] = field(default_factory=dict)  # by parameter, the class that holds it
+    explanation: Explanation | None = None
+    dtype_raises: set[str] = field(default_factory=set)  # dtypes with which a block by its constructor's does not run
+
+    def build(self, **arguments: Any) -> Built:
+        """A block with the judgement's arguments, and these."""
+        how = {name: arguments.pop(name) for name in ("to", "filled") if name in arguments}
+        sizes = arguments.pop("sizes", self.sizes)
+        built = self.learner.build(sizes, **how, **(self.arguments | arguments))
+        if self.built is not None:
+            built.fresh, built.fixed_length = self.built.fresh, self.built.fixed_length
+            built.kept, built.muted = self.built.kept, self.built.muted
+            if self.built.plain_weights:
+                built.take_plain_weights()
+        return built
+
+    def wide(self, **arguments: Any) -> Built:
+        """A block in the precision in which numbers are compared."""
+        if self.dtype == torch.float64:
+            if self.learner.takes("dtype"):
+                arguments["dtype"] = {"dtype": "float64"}
+            else:
+                arguments["to"] = "float64"
+        return self.build(**arguments)
+
+    def low(self, name: str, **arguments: Any) -> Built:
+        """A block in bfloat16 or float16: by the constructor's dtype where that runs, else by block.to(...)."""
+        if self.learner.takes("dtype") and name not in self.dtype_raises:
+            return self.build(dtype={"dtype": name}, **arguments)
+        return self.build(to=name, **arguments)
+
+    def x(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        """Random vectors."""
+        values = torch.randn(*shape, self.sizes.d_model, generator=self.generator, dtype=torch.float64)
+        return (values * self.size).to(dtype or self.dtype)
+
+    def expected(
+        self,
+        raw: Raw,
+        x: Tensor,
+        positions: Tensor | None = None,
+        *,
+        allowed: Tensor | None = None,
+        **changes: Any,
+    ) -> Tensor:
+        """What the explanation gives, or would give with these changes to its spec."""
+        assert self.explanation is not None
+        positions = torch.arange(x.shape[-2]) if positions is None else positions
+        explanation = self.explanation.changed(**changes)
+        with torch.no_grad():
+            return explanation.forward(raw, x, torch.atleast_2d(positions), self.sizes.num_heads, allowed=allowed)
+
+    def agrees(self, y: Tensor, expected: Tensor, x: Tensor) -> bool:
+        """Whether both are alike but for rounding."""
+        rounded = "rope_bf16_tables" in self.report.findings
+        return agrees(y, expected, x, max(self.tolerance, ROUNDED_TABLES if rounded else 0.0))
+
+
+def raised(error: LearnerError) -> str:
+    """An error of the learner's code in one line."""
+    return f"{error.error['type']}: {in_short(error.error['message'])}"[:300]
+
+
+def in_short(message: str) -> str:
+    """The first line of a message; where that only leads to what follows, the last one too."""
+    lines = [line.strip() for line in message.splitlines() if line.strip()] or [""]
+    return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

@@ -1,0 +1,140 @@
+"""The eps that each norm works with, fitted from vectors so small that it counts."""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import torch
+
+from ..formula.reference import Spec
+from ..search.switches import Switch
+from ..subject.learner import Built
+from .case import Case
+
+EPS = 0.05
+LARGE = 8.0  # a size of vectors at which no usual eps shows
+ROUNDING = 3e-6  # of a sublayer's output, some 1, where the norm works in float32
+LARGEST_EPS = 1e-4  # of a block that takes no eps; the field's are 1e-12 to 1e-5
+KNOWN_EPS = (0.0, 1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 2e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
+
+
+def eps(case: Case) -> None:
+    """Fit the eps that each norm works with, from vectors so small that it counts."""
+    assert case.explanation is not None
+    spec = case.explanation.spec
+    if "rms" not in (spec.norm1, spec.norm2) and "layer" not in (spec.norm1, spec.norm2):
+        case.report.skip("eps", "there is no norm to which it belongs")
+        case.size = LARGE
+        return
+    if spec.mask not in ("none", "causal"):
+        case.report.skip("eps", "a token by itself sees nothing")
+        return
+    takes = case.learner.takes("eps")
+    default = case.learner.default("eps")
+    default = float(default) if isinstance(default, float) else 1e-6
+    if not takes:
+        _eps_without_argument(case)
+        return
+    passed = case.arguments.get("eps", 1e-6)
+    large, small = _fit(case, case.wide(eps=EPS), EPS, 0.2), _fit(case, case.wide(), passed, 1e-3)
+    _keep(case, small)
+    case.report.conventions["eps"] = default
+    problems = []
+    for name in _fitted_norms(spec):
+        at_large, at_small = large.get(name), small.get(name)
+        if at_large is None or at_small is None:
+            problems.append(f"what {name} does to small vectors fits no eps")
+            case.report.found("wrong_eps", problems[-1])
+            continue
+        if at_large.place != "under" and at_large.eps > 1e-9:
+            problems.append(f"{name} divides by {PLACES[at_large.place]}")
+            case.report.found("eps_outside_sqrt", f"with eps={EPS:g} {problems[-1]}", counts=case.target.llama_design)
+        if math.isclose(at_large.eps, EPS) and math.isclose(at_small.eps, passed):
+            continue
+        evidence = f"{name} works with {at_large.eps:g} given {EPS:g}, and with {at_small.eps:g} given {passed:g}"
+        problems.append(evidence)
+        if math.isclose(at_large.eps, at_small.eps, rel_tol=0.01, abs_tol=1e-9):
+            case.report.found("eps_ignored", evidence)
+            if at_small.eps != default and at_small.eps > 1e-9:
+                case.report.found("wrong_eps", evidence)
+        else:
+            case.report.found("wrong_eps", evidence)
+    case.report.check("eps", not problems, "; ".join(problems) or f"small vectors, eps={EPS:g} and {passed:g}")
+
+
+PLACES = {
+    "outside": "sqrt(mean(x^2)) + eps",
+    "clamp": "max(sqrt(mean(x^2)), eps)",
+    "clamp_square": "sqrt(max(mean(x^2), eps))",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class _Fitted:
+    eps: float
+    place: str
+
+
+def _fitted_norms(spec: Spec) -> list[str]:
+    return [name for name, kind in (("norm1", spec.norm1), ("norm2", spec.norm2)) if kind in ("rms", "layer")]
+
+
+def _eps_without_argument(case: Case) -> None:
+    assert case.built is not None
+    assert case.explanation is not None
+    fitted = _fit(case, case.wide(), 1e-6, 1e-3)
+    _keep(case, fitted)
+    zeros = case.x(2, 2) * 0
+    finite = bool(torch.isfinite(case.built.run(case.raw, zeros).y).all())
+    if not finite:
+        case.report.found("eps_ignored", "a vector of zeros gives NaN: there is no eps")
+    for name, one in fitted.items():
+        case.report.conventions["eps"] = one.eps
+        if one.place != "under" and one.eps > 1e-9:
+            case.report.found(
+                "eps_outside_sqrt", f"{name} divides by {PLACES[one.place]}", counts=case.target.llama_design
+            )
+        if one.eps > LARGEST_EPS:
+            case.report.found("wrong_eps", f"{name} works with {one.eps:g}; 1e-6 or 1e-5 is usual")
+    case.report.check("eps", finite, "it takes no eps; small vectors and zeros were tried")
+
+
+def _keep(case: Case, fitted: dict[str, _Fitted]) -> None:
+    """Put the eps that the block works with into the explanation, so that it plays no part in what follows."""
+    assert case.explanation is not None
+    changes: Switch = {}
+    for name, one in fitted.items():
+        changes |= {f"eps{name[-1]}": one.eps, f"eps_place{name[-1]}": one.place}
+    case.explanation = case.explanation.changed(**changes)
+
+
+def _fit(case: Case, built: Built, passed: float, size: float) -> dict[str, _Fitted]:
+    """The eps of each norm that gives the outputs for single tokens of about this size, where one does."""
+    assert case.explanation is not None
+    candidates = dict.fromkeys(
+        [passed, *KNOWN_EPS, passed**2, passed**0.5, 1 / passed, 1 - passed]
+        + [passed * factor for factor in (0.5, 2.0, 4.0, 10.0, 100.0, 1000.0, 0.1, 0.01, 0.001, 32.0, 1 / 32)]
+        + [passed + known for known in KNOWN_EPS]
+    )
+    sizes = torch.tensor([0.1, 0.3, 1.0, 1.0, 3.0, 10.0], dtype=case.dtype)[:, None, None] * size
+    found: dict[str, _Fitted] = {}
+    spec = case.explanation.spec
+    joint = spec.post or spec.residual1 != "input" or spec.residual2 != "hidden"  # then outputs depend on both norms
+    for name, muted in (("norm1", "down"), ("norm2", "v")):  # one sublayer at a time
+        raw, x = built.draw(case.generator, case.dtype), case.x(6, 1) * sizes
+        for role in (muted, f"{muted}_bias", *(("o_bias",) if muted == "v" else ())):
+            piece = case.explanation.reading.get(role)
+            if piece is not None:
+                piece.write(raw, torch.zeros(()))
+        y = built.run(raw, x).y
+        gaps: dict[tuple[float, str], float] = {}
+        for place, eps in itertools.product(("under", "outside", "clamp", "clamp_square"), candidates):
+            numbers = "12" if joint else name[-1]
+            changes: Switch = {f"eps{n}": eps for n in numbers} | {f"eps_place{n}": place for n in numbers}
+            expected = case.expected(raw, x, **changes)
+            if case.agrees(y, expected, x):
+                gaps[eps, place] = float((y - expected).abs().max())
+        if gaps:
+            near = 2 * min(gaps.values()) + ROUNDING  # of those that fit as well as the best, the first
+            found[name] = _Fitted(*next(key for key, gap in gaps.items() if gap <= near))
+    return found

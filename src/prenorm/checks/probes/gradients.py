@@ -1,0 +1,121 @@
+"""The block's gradients against those of the formula that explains its outputs."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from ..formula.parameters import Piece, Raw
+from ..search.explanation import Explanation
+from ..subject.learner import LearnerError
+from .case import Case, raised
+from .training import backward_raises
+
+TOKENS = 6
+NOTHING = 1e-2  # of the tolerance, as a share of the largest gradient
+
+
+def gradients(case: Case) -> None:
+    """Send a random cotangent back through both."""
+    assert case.built is not None
+    assert case.explanation is not None
+    raw, x = case.built.draw(case.generator, case.dtype), case.x(2, TOKENS)
+    cotangent = case.x(2, TOKENS)
+    try:
+        answer = case.built.run(raw, x, cotangent=cotangent)
+    except LearnerError as error:
+        case.report.check("gradients", False, f"backward raises {raised(error)}")
+        if not {"modifies_input", "backward_error"} & set(case.report.findings):
+            backward_raises(case, case.built, raw, x, cotangent, error, "")
+        return
+    if not torch.isfinite(answer.y).all():
+        case.report.skip("gradients", "the output is not finite")
+        return
+    explanation = case.explanation
+    expected, of_parameters = _gradients(explanation, raw, x, cotangent, case.sizes.num_heads)
+    given = _by_weight(explanation, answer.gradients) | {"x": answer.x_gradient}
+    scale = max((float(value.abs().max()) for value in expected.values() if value is not None), default=0.0)
+    floor = scale * case.tolerance * NOTHING  # below it both are rounding, as of a bias that no softmax sees
+    given, expected = ({name: _cut(value, floor) for name, value in one.items()} for one in (given, expected))
+    wrong = [name for name, value in expected.items() if not _alike(given.get(name), value, case.tolerance)]
+    case.report.check(
+        "gradients", not wrong, "x and every weight agree with autograd" if not wrong else f"not of {_list(wrong)}"
+    )
+    if not wrong:
+        return
+    for detached in (("1",), ("2",), ("1", "2")):
+        variant = explanation.changed(detached=detached)
+        other, _ = _gradients(variant, raw, x, cotangent, case.sizes.num_heads)
+        if all(_alike(given.get(name), _cut(value, floor), case.tolerance) for name, value in other.items()):
+            which = " and ".join({"1": "first", "2": "second"}[one] for one in detached)
+            case.report.found("residual_detached", f"gradients are those of a block whose {which} residual is detached")
+            return
+    # A part of a parameter without gradient is a wrong gradient of the whole.
+    absent = {
+        name for name, value in of_parameters.items() if _is_there(value) and not _is_there(answer.gradients.get(name))
+    }
+    held = {_label(name, piece): {*piece.parameters} for name, piece in explanation.reading.items()}
+    missing = [name for name in wrong if (held[name] & absent if name in held else not _is_there(given.get(name)))]
+    if missing:
+        case.report.found("gradient_missing", f"there is none for {_list(missing)}")
+    else:
+        gaps = {name: _gap(given[name], expected[name]) if _is_there(given[name]) else 1.0 for name in wrong}
+        worst = max(gaps, key=lambda name: gaps[name])
+        case.report.found(
+            "gradient_wrong", f"of {_list(wrong)}; worst for {worst}, {gaps[worst]:.1%} of its largest entry"
+        )
+
+
+def _cut(gradient: Tensor | None, floor: float) -> Tensor | None:
+    """Zero where it is nowhere above the floor."""
+    if gradient is None or not gradient.abs().max() <= floor:  # NaN is above it
+        return gradient
+    return torch.zeros_like(gradient)
+
+
+def _label(name: str, piece: Piece) -> str:
+    return f"{name} ({piece.parameters[0]})"
+
+
+def _by_weight(explanation: Explanation, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
+    """The gradient of every weight, cut out of those of the parameters that hold it."""
+    found: dict[str, Tensor | None] = {}
+    for name, piece in explanation.reading.items():
+        parts = {one: gradients.get(one) for one in piece.parameters}
+        there = {one: value for one, value in parts.items() if value is not None}
+        found[_label(name, piece)] = piece.read(there) if len(there) == len(parts) else None
+    return found
+
+
+def _gradients(
+    explanation: Explanation, raw: Raw, x: Tensor, cotangent: Tensor, num_heads: int
+) -> tuple[dict[str, Tensor | None], dict[str, Tensor | None]]:
+    """The gradients of x and of every weight; and those of the learner's parameters."""
+    leaves = {name: value.detach().clone().requires_grad_() for name, value in raw.items()}
+    leaf = x.clone().requires_grad_()
+    y = explanation.forward(leaves, leaf, torch.arange(x.shape[-2])[None], num_heads)
+    y.backward(cotangent)
+    of_parameters = {name: value.grad for name, value in leaves.items()}
+    return _by_weight(explanation, of_parameters) | {"x": leaf.grad}, of_parameters
+
+
+def _is_there(gradient: Tensor | None) -> bool:
+    return gradient is not None and bool((gradient != 0).any())
+
+
+def _alike(given: Tensor | None, expected: Tensor | None, tolerance: float) -> bool:
+    if not _is_there(given) or not _is_there(expected):
+        return _is_there(given) == _is_there(expected)
+    return _gap(given, expected) <= 10 * tolerance
+
+
+def _gap(given: Tensor | None, expected: Tensor | None) -> float:
+    assert given is not None
+    assert expected is not None
+    gap = (given.to(expected.dtype) - expected).abs().max() / expected.abs().max()
+    return float(gap.nan_to_num(float("inf")))
+
+
+def _list(names: list[str]) -> str:
+    shown = names[:4]
+    return ", ".join(shown) + (f" and {len(names) - 4} more" if len(names) > 4 else "")

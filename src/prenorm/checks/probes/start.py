@@ -1,0 +1,318 @@
+"""The beginning of a judgement: the lines that build a block and call it, found by trying candidates.
+
+What is found out on the way is a convention, and is reported: which mask it takes, where its rotations come from.
+"""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import NoReturn
+
+import torch
+from torch import Tensor
+
+from ..formula.parameters import Sizes
+from ..subject.child import meanings
+from ..subject.learner import TABLES, Built, LearnerError
+from ..subject.recipe import Line, Recipe, given
+from . import guess
+from .case import MAX_SEQ_LEN, Case, raised
+
+TOKENS = 7
+TRIED = (
+    Sizes(),
+    Sizes(d_model=64, num_heads=4, num_kv_heads=4, d_ff=320),
+    Sizes(d_model=256, num_heads=4, num_kv_heads=4, d_ff=704),
+)
+"""The sizes, where the constructor refuses those before: some blocks insist on multiples of 64."""
+MOST_CALLS = 120
+OTHER_LENGTHS = (MAX_SEQ_LEN, 8, 16)
+IN_A_CACHE = re.compile(r"input_pos|cache")
+SAME = 1e-4  # of the output's size, in float32
+
+
+def start(case: Case, build: str | None = None, call: str | None = None) -> Built:
+    """Find both lines, leave them in case.learner.recipe, and give a block. build, call: lines that a person gave.
+
+    Raises LearnerError where the constructor raises, and UnknownArgumentsError where nobody could guess.
+    """
+    first: LearnerError | None = None
+    for sizes in TRIED:
+        case.sizes = sizes
+        try:
+            return _Start(case, build, call).found()
+        except LearnerError as error:
+            first = first or error
+            if error.stage != "constructor":
+                break
+    assert first is not None
+    case.sizes = TRIED[0]
+    raise first
+
+
+def usual_arguments(case: Case) -> None:
+    """What every build is given, of what the constructor takes."""
+    usual = {"max_seq_len": MAX_SEQ_LEN, "rope_theta": 10000.0, "eps": 1e-6, "dropout": 0.0}
+    case.arguments = {name: value for name, value in usual.items() if case.learner.takes(name)}
+    if case.target.causal and case.learner.takes("causal"):  # what is causal by default stays so, and fails without
+        case.arguments["causal"] = True
+
+
+class UnknownArgumentsError(Exception):
+    """Nobody could guess how it is built or called, which is no fault of its author's."""
+
+
+class _Start:
+    """One search for both lines, with one set of sizes."""
+
+    def __init__(self, case: Case, build: str | None, call: str | None) -> None:
+        self.case, self.learner = case, case.learner
+        self.build = None if build is None else given(build, "build")
+        self.call = None if call is None else given(call, "call")
+        self._furthest: tuple[list[int], Recipe, LearnerError | None] = ([-1], self.learner.recipe, None)
+        """Of the calls that raise, that which came furthest."""
+
+    def found(self) -> Built:
+        """A block, with both lines in the learner's recipe."""
+        errors: list[LearnerError] = []
+        built_at_all: Built | None = None
+        for line in self._builds():
+            try:
+                built = self._built(line)
+            except LearnerError as error:
+                errors.append(error)
+                continue
+            built_at_all = built_at_all or built
+            if self._calls_found(line, built):
+                return self._settled(built)
+        if built_at_all is None:
+            self._give_up(errors[0])
+        _, self.learner.recipe, raising = self._furthest
+        if self.call is None and raising is not None and not _is_its_own(raising):
+            self._give_up_call(raising)
+        return self._settled(built_at_all)  # its first call will say what is wrong
+
+    def _builds(self) -> Iterator[Line]:
+        if self.build is not None:
+            yield self.build
+            return
+        wants_rope = any(meanings.ROPE.search(one["name"]) for one in self.learner.made["constructor"] or ())
+        if wants_rope and not any(one["kind"] != "configuration" for one in self.learner.made["helpers"]):
+            self.learner.look_beside()
+        yield from itertools.islice(guess.builds(self.learner.made), guess.MOST)
+
+    def _built(self, line: Line) -> Built:
+        self.learner.recipe = Recipe(line)
+        usual_arguments(self.case)
+        return self.case.build()
+
+    def _calls(self, built: Built) -> Iterator[Line]:
+        if self.call is None:
+            yield from itertools.islice(guess.calls(self.learner.made, built.forward), MOST_CALLS)
+            return
+        yield self.call
+        if "mask" in self.call.uses and "added" not in self.call.uses:
+            for form in ("added(mask)", "(~mask)"):
+                yield Line("", text=re.sub(r"(?<![\w.])mask\b(?!\s*=[^=])", form, self.call.text or ""))
+
+    def _calls_found(self, build: Line, built: Built) -> bool:
+        """Whether some call runs; leaves the best in the recipe."""
+        lines = list(self._calls(built))
+        for length in (TOKENS, *OTHER_LENGTHS):
+            running = self._running(build, built, lines if length == TOKENS else lines[:12], length)
+            best = next(running, None)
+            if best is None:
+                continue
+            self.learner.recipe = Recipe(build, best)
+            if length == TOKENS and (plainer := self._of_some_lengths(build, built, best, lines)) is not None:
+                self.learner.recipe = Recipe(build, plainer)
+            elif length == TOKENS:
+                best = self._better(build, built, best, lines, running)
+                best = self._made_causal(build, built, best)
+                self.learner.recipe = Recipe(build, self._without_cache(build, built, best))
+            return True
+        return False
+
+    def _running(self, build: Line, built: Built, lines: Iterable[Line], length: int = TOKENS) -> Iterator[Line]:
+        x = self.case.x(2, length, dtype=torch.float32)
+        for line in lines:
+            self.learner.check_time()
+            self.learner.recipe = Recipe(build, line)
+            try:
+                built.run(None, x)
+            except LearnerError as error:
+                here = (_reached(error), self.learner.recipe, error)
+                self._furthest = max(self._furthest, here, key=lambda one: one[0])
+                continue
+            yield line
+
+    def _of_some_lengths(self, build: Line, built: Built, best: Line, lines: list[Line]) -> Line | None:
+        """The call without what forward need not be given, where it runs at other lengths: it is no less right then.
+
+        Handing it in would hide that the block fails at this length.
+        """
+        required = {one["name"] for one in built.forward or () if one["required"]}
+        kept = tuple(one for one in best.arguments if not one.name or one.name in required)
+        text = replace(best, arguments=kept).written()
+        plainer = next((line for line in lines if line.written() == text), None)
+        if self.call is not None or plainer is None or text == best.written():
+            return None
+        if any(next(self._running(build, built, [plainer], length), None) for length in OTHER_LENGTHS):
+            return plainer
+        return None
+
+    def _better(self, build: Line, built: Built, best: Line, lines: list[Line], others: Iterator[Line]) -> Line:
+        """Of the calls that run: one whose mask hides what comes later, and whose tables turn by distance."""
+        tests: list[Callable[[Built], bool]] = []
+        if "mask" in best.written() and "mask" in best.uses:
+            tests.append(self._hides_what_comes_later)
+        if best.uses & {*TABLES}:
+            tests.append(self._turns_by_distance)
+        if tests:
+            for line in itertools.chain([best], others):
+                self.learner.recipe = Recipe(build, line)
+                if all(test(built) for test in tests):
+                    return line
+            return best
+        if self.call is not None or self._order_counts(built):
+            return best
+        for line in self._running(build, built, [one for one in lines if one.uses & self._turning and one != best]):
+            if self._order_counts(built) and (not line.uses & {*TABLES} or self._turns_by_distance(built)):
+                handed = next((one.name for one in line.arguments if one.needed and one.uses & self._turning), "")
+                self.case.report.conventions["rotates"] = f"only where {handed} is handed in, as it is at every call"
+                return line
+        return best
+
+    def _made_causal(self, build: Line, built: Built, line: Line) -> Line:
+        """Under a causal target: with the causal mask in an optional argument, where every token sees all others."""
+        optional = [one for one in line.arguments if one.value == "mask" and not one.needed]
+        self.learner.recipe = Recipe(build, line)
+        if not (self.case.target.causal and self.call is None and optional and self._sees_everything(built)):
+            return line
+        masked = [
+            replace(
+                line, arguments=tuple(replace(a, value=form, needed=True) if a == one else a for a in line.arguments)
+            )
+            for one in optional
+            for form in guess.MASKS
+        ]
+        return next((one for one in self._running(build, built, masked) if self._hides_what_comes_later(built)), line)
+
+    def _without_cache(self, build: Line, built: Built, line: Line) -> Line:
+        """Without places in a cache, where there is none to hand in and they raise without."""
+        for one in line.arguments:
+            if one.value == "positions" and not one.needed and IN_A_CACHE.search(one.name):
+                self.learner.recipe = Recipe(build, line)
+                try:
+                    built.run(None, self.case.x(2, TOKENS, dtype=torch.float32), positions=torch.arange(TOKENS))
+                except LearnerError:
+                    line = replace(line, arguments=tuple(other for other in line.arguments if other != one))
+                    self.case.report.conventions["positions"] = f"{one.name} goes with a cache, and is not handed in"
+        return line
+
+    @property
+    def _turning(self) -> frozenset[str]:
+        """The names by which positions come in."""
+        return frozenset({"positions", *TABLES} | {one["name"] for one in self.learner.made["helpers"]})
+
+    def _outputs(self, built: Built, *inputs: Tensor, positions: tuple[Tensor | None, ...] = ()) -> list[Tensor] | None:
+        raw = built.draw(self.case.generator, torch.float32)
+        try:
+            return [
+                built.run(raw, x, positions=where).y
+                for x, where in itertools.zip_longest(inputs, positions, fillvalue=None)
+                if x is not None
+            ]
+        except LearnerError:
+            return None
+
+    def _order_counts(self, built: Built) -> bool:
+        """Whether the last token's output changes with the order of those before it; yes where that cannot be seen."""
+        x = self.case.x(2, TOKENS, dtype=torch.float32)
+        ys = self._outputs(built, x, x[:, [1, 0, *range(2, TOKENS)]])
+        return ys is None or _differ(ys[0][:, -1], ys[1][:, -1])
+
+    def _sees_everything(self, built: Built) -> bool:
+        """Whether the first token sees the last, and the last the first."""
+        x = self.case.x(2, TOKENS, dtype=torch.float32)
+        first, last = x.clone(), x.clone()
+        first[:, 0], last[:, -1] = self.case.x(2, dtype=torch.float32), self.case.x(2, dtype=torch.float32)
+        ys = self._outputs(built, x, first, last)
+        return ys is not None and _differ(ys[0][:, -1], ys[1][:, -1]) and _differ(ys[0][:, 0], ys[2][:, 0])
+
+    def _hides_what_comes_later(self, built: Built) -> bool:
+        x = self.case.x(2, TOKENS, dtype=torch.float32)
+        other = torch.cat((x[:, :-2], self.case.x(2, 2, dtype=torch.float32)), 1)
+        ys = self._outputs(built, x, other)
+        if ys is None or not all(torch.isfinite(y).all() for y in ys):
+            return False
+        return not _differ(ys[0][:, :-2], ys[1][:, :-2]) and _differ(ys[0][:, -1], ys[1][:, -1])
+
+    def _turns_by_distance(self, built: Built) -> bool:
+        """Whether all positions moved by the same leave the outputs, and positions further apart do not."""
+        x, near = self.case.x(2, TOKENS, dtype=torch.float32), torch.arange(TOKENS)
+        ys = self._outputs(built, x, x, x, positions=(near, near + 5, near * 2))
+        return ys is not None and not _differ(ys[0], ys[1]) and _differ(ys[0], ys[2])
+
+    def _settled(self, built: Built) -> Built:
+        """A fresh block, and the lines as they are said."""
+        recipe = self.learner.recipe
+        build = recipe.build.settled(built.read, "config" in recipe.call.uses)
+        self.learner.recipe = Recipe(build, recipe.call)
+        usual_arguments(self.case)
+        mask = next((one.value for one in recipe.call.arguments if one.needed and "mask" in one.uses), None)
+        if isinstance(mask, str):
+            self.case.report.conventions["mask_handed_in"] = MASKS[mask.partition("[")[0]]
+        return self.case.build()
+
+    def _give_up(self, error: LearnerError) -> NoReturn:
+        names = [one["name"] for one in self.learner.made["constructor"] or () if _is_unknown(one)]
+        if self.build is None and names:
+            raise UnknownArgumentsError(
+                f"what the constructor's {', '.join(names)} should be cannot be told from the name ({raised(error)}); "
+                f'say how it is built: --build "{self.learner.made["name"]}(d_model, num_heads, ...)".'
+            )
+        raise error
+
+    def _give_up_call(self, error: LearnerError) -> None:
+        build, call = self.learner.recipe.build, self.learner.recipe.call
+        if guessed := [*build.guessed, *call.guessed]:
+            raise UnknownArgumentsError(
+                f"what {', '.join(dict.fromkeys(guessed))} should be was guessed, and forward raises {raised(error)}; "
+                f'say how it is built and called: --build "{build.written()}" --call "{call.written()}", corrected.'
+            )
+
+
+MASKS = {
+    "mask": "boolean, True where a query may attend",
+    "~mask": "boolean, True where a query may not attend",
+    "added(mask)": "numbers that are added to the scores: 0 where a query may attend, -inf where not",
+    "None": "none",
+}
+
+
+def _is_unknown(one: guess.Description) -> bool:
+    meaning = meanings.meaning_of(one["name"], loosely=True)
+    plain = meaning is not None or one["annotation"] in guess.PLAIN or meanings.CONFIG.search(one["name"])
+    return bool(one["required"]) and not plain
+
+
+def _is_its_own(error: LearnerError) -> bool:
+    """Whether no argument can be to blame: a name that is nowhere, or an attribute that no module of its own has."""
+    kind, message = error.error["type"], error.error["message"]
+    if kind in ("NameError", "UnboundLocalError", "ModuleNotFoundError", "NotImplementedError"):
+        return True
+    return kind == "AttributeError" and not re.search(r"'(NoneType|dict|int|float|str|tuple|list)'|[Cc]onfig", message)
+
+
+def _reached(error: LearnerError) -> list[int]:
+    """How far a call came: the lines that it stood at, from the outermost function to the innermost."""
+    frames = error.error.get("frames") or ()
+    own = [one for one in frames if "/torch/" not in str(one["file"]) and one["file"] != "<string>"]
+    return [0, *(int(one["line"] or 0) for one in own)]
+
+
+def _differ(a: Tensor, b: Tensor) -> bool:
+    size = float(torch.where(a.isfinite(), a, 0).abs().max()) or 1.0
+    return a.shape != b.shape or float((a - b).abs().nan_to_num(0.0).max()) > SAME * size

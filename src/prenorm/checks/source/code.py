@@ -1,0 +1,99 @@
+"""What to import for "FILE.py:CLASS" or "package.module:CLASS", found without running it, and without torch."""
+
+import importlib.util
+import re
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ...errors import ConfigError
+from .imports import Imports, follow
+from .notebook import definitions
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Code:
+    """What to import: module from root, or the file as module, and the name in it.
+
+    readable: what the learner's code may read. text: what is run in place of the file's own text, and lines: where
+    its lines stand, of a notebook. beside: names that it imports from elsewhere in the learner's project, with where
+    they lie. distributions: what the project calls itself, with its version. files: those of its own that it uses.
+    """
+
+    root: str
+    module: str
+    file: str | None
+    name: str
+    readable: tuple[str, ...] = ()
+    text: str | None = None
+    lines: tuple[tuple[str, int], ...] = ()
+    beside: dict[str, str] = field(default_factory=dict)
+    distributions: dict[str, str] = field(default_factory=dict)
+    files: tuple[str, ...] = ()
+
+
+def locate(subject: str, *, within: Path | None = None) -> Code:
+    """What to import for "FILE.py:CLASS" or "package.module:CLASS", found without running it.
+
+    within: the folder, or the file, that what it imports must not leave, such as one submission of many.
+    """
+    where, colon, name = subject.rpartition(":")
+    if not colon or not where or not name:
+        raise ConfigError(f"a block is named as FILE.py:CLASS or package.module:CLASS, but {subject!r} is not.")
+    path = Path(where)
+    if path.is_file() and path.suffix not in (".py", ".ipynb"):
+        raise ConfigError(f"a file to judge ends in .py or .ipynb, but {where} does not; rename it.")
+    if where.endswith((".py", ".ipynb")) or "/" in where:
+        if not path.is_file():
+            raise ConfigError(f"there is no file {where}.")
+        return _in_file(path.resolve(), name, within)
+    root = Path.cwd()
+    if Path(where).is_dir() and not re.fullmatch(r"\w+(\.\w+)*", where):
+        raise ConfigError(f"{where} is a folder; --batch {where} judges all that is in it.")
+    try:
+        spec = importlib.util.find_spec(where.partition(".")[0])
+    except (ImportError, ValueError):
+        spec = None
+    if spec is not None and spec.origin is not None:
+        folder = Path(spec.origin).parent
+        root = folder.parent if spec.submodule_search_locations else folder
+        inside = Path(root, *where.split("."))
+        if "." in where and not inside.is_dir() and not list(inside.parent.glob(f"{inside.name}.*")):
+            raise ConfigError(f"there is no module {where}: the package is there, but not {inside}.py.")
+    elif not (root / where.replace(".", "/")).exists() and not (root / (where.replace(".", "/") + ".py")).exists():
+        raise ConfigError(f"there is no module {where}; a file is named as FILE.py:CLASS.")
+    file = Path(root, *where.split(".")).with_suffix(".py")
+    if spec is None and file.is_file():
+        return _in_file(file.resolve(), name, within)
+    return Code(root=str(root), module=where, file=None, name=name, files=(str(file),) if file.is_file() else ())
+
+
+def _in_file(path: Path, name: str, within: Path | None) -> Code:
+    """A file of a package is imported as part of it, so that its relative imports work."""
+    imports, within = Imports.of(path), None if within is None else within.resolve()
+    root, module, levels = path.parent, re.sub(r"\W", "_", path.stem), imports.levels
+    while ((root / "__init__.py").is_file() or levels > 0) and root.parent != root:
+        folder = re.sub(r"\W", "_", root.name)
+        root, module, levels = root.parent, f"{folder}.{module}", levels - 1
+    found = follow(path, root, within)
+    top = path if root == path.parent else root / path.relative_to(root).parts[0]
+    if root != path.parent and top.name == module.partition(".")[0] and within != path:
+        found.beside.setdefault(top.name, str(top))
+    # A folder that was no package until its imports said so lies among others, which are none of its business.
+    alone = (imports.levels > 0 and top != path) or (within is not None and within not in (root, *root.parents))
+    try:
+        text, lines = definitions(path) if path.suffix == ".ipynb" else (None, ())
+    except ValueError as error:
+        raise ConfigError(f"a notebook is JSON with a list of cells, but {path} is not: {error}.") from None
+    return Code(
+        root=str(root),
+        module=module,
+        file=str(path),
+        name=name,
+        readable=(str(path if within == path else top if alone else root), *found.beside.values()),
+        text=text,
+        lines=lines,
+        beside={top: place for top, place in found.beside.items() if top not in sys.stdlib_module_names},
+        distributions=found.distributions,
+        files=(str(path), *found.files),
+    )

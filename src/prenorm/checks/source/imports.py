@@ -1,0 +1,161 @@
+"""Which of the learner's own files a file imports: read from their sources, nothing is run."""
+
+import ast
+import importlib.util
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .notebook import definitions
+from .parse import MAX_CHARACTERS, parse
+
+MOST_FILES = 80
+HIGHEST = 4  # folders above the file in which its project is looked for
+PROJECT = (".git", "pyproject.toml", "setup.py", "setup.cfg", "requirements.txt")
+"""What marks the highest folder of a project."""
+
+
+@dataclass(frozen=True, slots=True)
+class Imports:
+    """What one file imports: (dots, module, name) for each name. levels: the most dots."""
+
+    names: tuple[tuple[int, str, str], ...]
+
+    @staticmethod
+    def of(path: Path) -> "Imports":
+        """Those of a file; none where it cannot be parsed."""
+        try:
+            if path.stat().st_size > MAX_CHARACTERS * 4:
+                return Imports(())
+            text = definitions(path)[0] if path.suffix == ".ipynb" else path.read_bytes().decode(errors="replace")
+            tree = parse(text)
+        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+            return Imports(())
+        found: list[tuple[int, str, str]] = []
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Import):
+                found += [(0, one.name, "") for one in node.names]
+            elif isinstance(node, ast.ImportFrom):
+                found += [(node.level, node.module or "", one.name) for one in node.names]
+        return Imports(tuple(dict.fromkeys(found)))
+
+    @property
+    def levels(self) -> int:
+        """How many packages the file must lie in."""
+        return max((level for level, _, _ in self.names), default=0)
+
+
+@dataclass(slots=True)
+class Project:
+    """Own files that are used, names that lie elsewhere than beside the file, and what the project calls itself."""
+
+    files: list[str] = field(default_factory=list)
+    beside: dict[str, str] = field(default_factory=dict)
+    distributions: dict[str, str] = field(default_factory=dict)
+
+
+def follow(path: Path, root: Path, within: Path | None) -> Project:
+    """What the file at path imports of its own project, and what that imports. root: where its package lies."""
+    folders = list(_folders(path.parent, within))
+    project = Project()
+    for folder in folders:
+        project.distributions |= _named(folder)
+    if root != path.parent:
+        project.distributions.setdefault(_top(path, root).name, "0")
+    waiting, seen = [path], {path}
+    for file in waiting:  # grows while it is walked
+        for level, module, name in Imports.of(file).names:
+            for other in _files(file, level, module, name, [root, *folders], project, within):
+                if other not in seen and len(seen) < MOST_FILES:
+                    seen.add(other)
+                    waiting.append(other)
+    project.files = [str(one) for one in waiting[1:]]
+    for name in project.beside:
+        project.distributions.setdefault(name, "0")
+    return project
+
+
+def _top(path: Path, root: Path) -> Path:
+    return root / path.relative_to(root).parts[0]
+
+
+def _folders(folder: Path, within: Path | None) -> Iterator[Path]:
+    """The folder and those above it, as far as the project may reach."""
+    for _ in range(HIGHEST + 1):
+        if within is not None and within != folder and within not in folder.parents:
+            return
+        if within is None and folder in (Path.home(), Path(folder.anchor)):
+            return
+        yield folder
+        if (folder / "src").is_dir():
+            yield folder / "src"
+        if within is None and any((folder / mark).exists() for mark in PROJECT):
+            return
+        folder = folder.parent
+
+
+def _files(
+    file: Path, level: int, module: str, name: str, folders: list[Path], project: Project, within: Path | None
+) -> Iterator[Path]:
+    """The files that one import may mean."""
+    parts = module.split(".") if module else []
+    if level:
+        start = file.parent
+        for _ in range(level - 1):
+            start = start.parent
+    else:
+        place = _place(parts[0], file.parent, folders)
+        if place is None or not _inside(place, within):
+            return
+        if place.parent != folders[0]:
+            project.beside.setdefault(parts[0], str(place))
+        start = place.parent
+    for inner in (parts, [*parts, name]):
+        target = start.joinpath(*inner)
+        for candidate in (target.with_name(target.name + ".py") if inner else target, target / "__init__.py"):
+            if candidate.is_file() and _inside(candidate.resolve(), within):
+                yield candidate.resolve()
+
+
+def _place(top: str, beside: Path, folders: list[Path]) -> Path | None:
+    """Where a name of the learner's lies: a folder with Python files, or a file."""
+    if top in sys.stdlib_module_names or top == "prenorm":
+        return None
+    near = (folders[0], beside)
+    for folder in dict.fromkeys((*near, *folders)):
+        package, file = folder / top, folder / f"{top}.py"
+        found = file if file.is_file() else package if package.is_dir() and _has_python(package) else None
+        if found is not None and (folder in near or not _installed(top)):
+            return found
+    return None
+
+
+def _inside(path: Path, within: Path | None) -> bool:
+    return within is None or path == within or within in path.parents
+
+
+def _has_python(folder: Path) -> bool:
+    try:
+        return any(folder.glob("*.py")) or any(folder.glob("*/*.py"))
+    except OSError:
+        return False
+
+
+def _installed(top: str) -> bool:
+    try:
+        spec = importlib.util.find_spec(top)
+        return spec is not None and spec.origin is not None  # a folder that happens to be there is no package
+    except (ImportError, ValueError):
+        return False
+
+
+def _named(folder: Path) -> dict[str, str]:
+    """What pyproject.toml calls the project, and its version."""
+    try:
+        project = tomllib.loads((folder / "pyproject.toml").read_text(errors="replace")).get("project", {})
+        name, version = project.get("name"), project.get("version", "0")
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return {}
+    return {name: version} if isinstance(name, str) and isinstance(version, str) else {}

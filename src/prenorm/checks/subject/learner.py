@@ -1,0 +1,274 @@
+"""A learner's block: built with arguments under the learner's own names, and run with numbers of ours."""
+
+import math
+import time
+from dataclasses import dataclass, field
+from pathlib import PurePath
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..formula.parameters import Raw, Sizes
+from ..source.code import Code
+from .protocol import EndedError, Subject
+from .recipe import Line, Recipe
+
+MOST_WEIGHTS = 1_000_000
+
+Description = dict[str, Any]
+
+
+class LearnerError(Exception):
+    """The learner's code raised. stage: import, constructor or forward; error: as the driver describes it."""
+
+    def __init__(self, stage: str, error: Description) -> None:
+        super().__init__(f"{error['type']}: {error['message']}")
+        self.stage = stage
+        self.error = error
+
+
+class MissingError(Exception):
+    """The file has no such class. names: those it has."""
+
+    def __init__(self, names: list[str]) -> None:
+        super().__init__()
+        self.names = names
+
+
+@dataclass(slots=True)
+class Answer:
+    """What one call gave."""
+
+    y: Tensor
+    x_after: Tensor
+    requires_grad: bool
+    gradients: dict[str, Tensor | None] = field(default_factory=dict)
+    x_gradient: Tensor | None = None
+    operations: frozenset[str] = frozenset()
+    created: frozenset[tuple[int, ...]] = frozenset()
+    modules_created: int = 0
+    masked: bool = False
+
+
+class Learner:
+    """The class under test, and how it is built and called."""
+
+    def __init__(self, subject: Subject, deadline: float = math.inf) -> None:
+        self.subject = subject
+        self.deadline = deadline  # of time.monotonic()
+        self.made: Description = {}
+        self.recipe = Recipe(Line(""))
+
+    def load(self, code: Code) -> None:
+        """Import the file. Raises LearnerError, or MissingError without such a class."""
+        request: Description = {
+            "op": "load",
+            "root": code.root,
+            "module": code.module,
+            "file": code.file,
+            "name": code.name,
+        }
+        request |= {"text": code.text, "beside": code.beside, "distributions": code.distributions}
+        reply = self.subject.ask(request)
+        if "missing" in reply:
+            raise MissingError([str(one) for one in reply["missing"]])
+        self.made = _or_raise("import", reply)
+
+    def look_beside(self) -> None:
+        """Import the files beside it that define rotations, too."""
+        self.made = _or_raise("import", self.subject.ask({"op": "look_beside"}))
+
+    def check_time(self) -> None:
+        """Raise EndedError when the time of the whole judgement is over: our own search takes of it too."""
+        if time.monotonic() > self.deadline:
+            raise EndedError("timeout", "the time limit ran out while its numbers were compared")
+
+    def takes(self, name: str) -> bool:
+        """Whether what we call name has a place in the line that builds it, or for tables in the one that calls it."""
+        return self.recipe.build.takes(name) or (name in OF_TABLES and self.recipe.call.takes(name))
+
+    def default(self, name: str) -> Any:
+        """The constructor's default for it; None where there is none, or it is no plain number."""
+        argument = self.recipe.build.argument(name)
+        return None if argument is None else argument.default
+
+    def build(self, sizes: Sizes, *, to: str | None = None, filled: bool = False, **arguments: Any) -> "Built":
+        """A block of these sizes; arguments under our names, and only those that the constructor takes.
+
+        to: the dtype that it is brought to afterwards; filled: see the driver.
+        """
+        given = {"d_model": sizes.d_model, "num_heads": sizes.num_heads, "d_ff": sizes.d_ff, "head_dim": sizes.head_dim}
+        asked = set(arguments)
+        if sizes.num_kv_heads != sizes.num_heads:
+            asked.add("num_kv_heads")
+        given |= {"num_kv_heads": sizes.num_kv_heads} | USUAL | arguments
+        line = self.recipe.build.written(frozenset(asked))
+        request = {"op": "build", "line": line, "values": given, "to": to, "filled": filled}
+        return Built(self, sizes, request)
+
+
+OF_TABLES = ("rope_theta", "max_seq_len")
+"""What the line of the call may use as well, for tables of angles."""
+USUAL = {"max_seq_len": 24, "rope_theta": 10000.0, "eps": 1e-6, "dropout": 0.0}
+
+
+class Built:
+    """One block, in the process that runs the learner's code."""
+
+    def __init__(self, learner: Learner, sizes: Sizes, request: Description) -> None:
+        self.learner = learner
+        self.sizes = sizes
+        self.request = request
+        self.fresh = False  # build it anew for each call, because calls leave traces
+        self.fixed_length = False  # or because it takes sequences of max_seq_len only
+        reply = _or_raise("constructor", learner.subject.ask(request))
+        self.number = reply["block"]
+        _check_sizes(reply["parameters"], sizes)
+        self.parameters: list[Description] = reply["parameters"]
+        self.tensors: list[Description] = reply["tensors"]
+        self.kept: frozenset[str] = frozenset()  # parameters that stay as they were built
+        self.muted: frozenset[str] = frozenset()  # parameters that are zero, such as adapters
+        self.plain_weights: list[Description] = []  # tensors that are no parameters and may be weights all the same
+        self.classes: dict[str, str] = {}  # by parameter, the class of its module, where that is none of torch's
+        self.forward: list[Description] | None = reply["forward"]
+        self.read: dict[str, str] = reply["read"]
+
+    @property
+    def positions_name(self) -> str | None:
+        """What hands positions in: an argument of that name, or tables; None if nothing does."""
+        call = self.learner.recipe.call
+        argument = call.argument("positions")
+        return (argument.name or "positions") if argument else "tables" if call.uses & {"positions", *TABLES} else None
+
+    @property
+    def positions_by_row(self) -> bool:
+        """Whether each sequence of a batch may have positions of its own."""
+        return not self.learner.recipe.call.uses & {*TABLES, "rows"}
+
+    @property
+    def mask_name(self) -> str | None:
+        """What hands a mask in; None if nothing does."""
+        call = self.learner.recipe.call
+        return next((one.name or "mask" for one in call.arguments if "mask" in one.uses), None) or (
+            "mask" if "mask" in call.uses else None
+        )
+
+    def draw(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Raw:
+        """Values for every parameter, drawn afresh; one with two names has them under its first."""
+        raw: Raw = {}
+        for one in [*self.parameters, *self.plain_weights]:
+            if one["same_as"] != one["name"] or one["name"] in self.kept:
+                continue  # a second name of the same numbers, or one that stays as it was built
+            shape = tuple(one["shape"])
+            if one["name"] in self.muted:
+                raw[one["name"]] = torch.zeros(shape, dtype=dtype)
+                continue
+            values = torch.randn(shape, generator=generator, dtype=torch.float64)
+            if "bias" in one["name"].rpartition(".")[2]:
+                values = values * 0.3
+            elif max(shape, default=0) == values.numel():
+                values = 1 + 0.3 * values
+            else:
+                values = values * (1.2 / self.sizes.d_model**0.5)
+            raw[one["name"]] = values.to(dtype)
+        return raw
+
+    def run(
+        self,
+        raw: Raw | None,
+        x: Tensor,
+        *,
+        positions: Tensor | None = None,
+        mask: Tensor | None = None,
+        cotangent: Tensor | None = None,
+        **options: Any,
+    ) -> Answer:
+        """Call it. Raises LearnerError when it raises, or gives something of another shape than x."""
+        if self.fixed_length:
+            self.request["values"] = self.request["values"] | {"max_seq_len": x.shape[-2]}
+        if self.fresh or self.fixed_length:
+            self.number = _or_raise("constructor", self.learner.subject.ask(self.request))["block"]
+        asked = [name for name, value in (("positions", positions), ("mask", mask)) if value is not None]
+        request = {"op": "run", "block": self.number, "parameters": raw, "inputs": [x]}
+        request |= {"line": self.learner.recipe.call.written(frozenset(asked))}
+        request |= {"values": {"positions": positions, "mask": mask}, "cotangent": cotangent} | options
+        reply = _or_raise("forward", self.learner.subject.ask(request))
+        y, x_after = reply["y"], reply["x_after"]
+        if y.shape != x.shape or not y.is_floating_point():
+            given = f"{tuple(y.shape)} in {str(y.dtype).removeprefix('torch.')}"
+            raise _refused("forward", f"the output must have the input's shape {tuple(x.shape)}, but it is {given}")
+        gradients, x_gradient = reply.get("gradients", {}), reply.get("x_gradient")
+        shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
+        for name, gradient in [*gradients.items(), ("x", x_gradient)]:
+            expected = tuple(x.shape) if name == "x" and gradient is x_gradient else shapes.get(name)
+            if gradient is not None and (tuple(gradient.shape) != expected or not gradient.is_floating_point()):
+                raise _refused("forward", f"the gradient of {name} must have its shape {expected}")
+        return Answer(
+            y=y,
+            x_after=x_after,
+            requires_grad=reply["requires_grad"],
+            gradients=gradients,
+            x_gradient=x_gradient,
+            operations=frozenset(reply.get("operations", ())),
+            created=frozenset(tuple(shape) for shape in reply.get("created", ())),
+            modules_created=reply.get("modules_created", 0),
+            masked=bool(reply.get("masked", False)),
+        )
+
+    def values(self) -> Raw:
+        """The numbers that its parameters hold, but for those of other packages' classes, whose models draw them."""
+        reply = _or_raise("constructor", self.learner.subject.ask({"op": "values", "block": self.number}))
+        shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
+        self.classes = {
+            name: str(owner)
+            for name, owner in reply["classes"].items()
+            if "torch" not in PurePath(reply["owners"].get(name, "")).parts
+        }
+        return {
+            name: value
+            for name, value in reply["values"].items()
+            if tuple(value.shape) == shapes.get(name) and not _of_another_package(reply["owners"].get(name, ""))
+        }
+
+    def take_plain_weights(self) -> bool:
+        """Treat buffers and plain attributes of a weight's shape as weights. Gives whether there are any."""
+        width, inner = self.sizes.d_model, self.sizes.d_ff
+        matrices = {(width, width), (width, inner), (inner, width), (3 * width, width), (2 * inner, width)}
+        self.plain_weights = [one for one in self.tensors if tuple(one["shape"]) in matrices | {(width,)}]
+        return bool(self.plain_weights)
+
+    def run_on_meta(self, x: Tensor) -> Description:
+        """The driver's reply to a call on the meta device."""
+        line = self.learner.recipe.call.written()
+        return self.learner.subject.ask({"op": "run_on_meta", "block": self.number, "inputs": [x], "line": line})
+
+
+def _of_another_package(file: str) -> bool:
+    """Whether a class is installed; torch's layers are everybody's."""
+    parts = PurePath(file).parts
+    return "site-packages" in parts and "torch" not in parts
+
+
+TABLES = ("cos", "sin", "freqs_cis", "angles")
+
+
+def _check_sizes(parameters: list[Description], sizes: Sizes) -> None:
+    """A block of these sizes has so many weights; one that has millions would cost the judge its memory."""
+    count = sum(math.prod(one["shape"]) for one in parameters)
+    usual = 4 * sizes.d_model**2 + 3 * sizes.d_model * sizes.d_ff
+    if count > max(MOST_WEIGHTS, 10 * usual) or any(size < 0 for one in parameters for size in one["shape"]):
+        raise _refused(
+            "constructor",
+            f"a block of d_model={sizes.d_model}, d_ff={sizes.d_ff} has some {usual:,} weights, but this has {count:,}",
+        )
+
+
+def _refused(stage: str, message: str) -> LearnerError:
+    return LearnerError(stage, {"type": "refused", "message": message, "frames": []})
+
+
+def _or_raise(stage: str, reply: Description) -> Description:
+    if "error" in reply:
+        raise LearnerError(stage, reply["error"])
+    return reply

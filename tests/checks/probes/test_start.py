@@ -1,0 +1,289 @@
+"""Blocks as strangers publish them are imported, built and called; PRENORM_ALL_CHECKS=1 tries all of them."""
+
+import importlib.metadata
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from prenorm.checks.check import check
+from prenorm.checks.judge import judge
+from prenorm.checks.probes.case import Case, Report
+from prenorm.checks.probes.start import UnknownArgumentsError, start
+from prenorm.checks.source.code import Code, locate
+from prenorm.checks.subject.learner import Learner
+from prenorm.checks.subject.local import LocalSubject
+from prenorm.checks.targets import Target
+from prenorm.errors import ConfigError
+
+from ..strangers.projects import CACHED_TABLES, COURSE, HEAD, PARTS, PROJECTS, Project, _block, _halves
+
+FEW = ("package that asks for its version", "layer_id, args, start_pos", "one line that builds it")
+CHOSEN = [one for one in PROJECTS if os.environ.get("PRENORM_ALL_CHECKS") or one.name in FEW]
+
+
+def written(project: Project, folder: Path) -> str:
+    """Its files, in the folder; what to judge."""
+    for path, text in project.files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(text)
+    return f"{folder / project.judged}"
+
+
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("project", CHOSEN, ids=lambda one: one.name)
+def test_a_right_block_is_judged_and_passes(project: Project, tmp_path: Path) -> None:
+    verdict = check(written(project, tmp_path), build=project.build, call=project.call)
+    assert [one.id for one in verdict.findings if one.counts] == []
+    assert verdict.passed
+    said = f"{verdict.build} {verdict.call} {verdict.conventions}"
+    assert [words for words in project.said if words not in said] == []
+
+
+def test_a_layer_of_an_installed_package_is_judged_as_it_is() -> None:
+    verdict = check("transformers.models.llama.modeling_llama:LlamaDecoderLayer")
+    assert verdict.ids == []
+    assert "LlamaConfig(" in verdict.build
+    assert "LlamaRotaryEmbedding(config=config)(x, positions[None])" in verdict.call
+
+
+def started(source: str, folder: Path, name: str = "Block", target: Target | None = None, **lines: str) -> Case:
+    """The lines that are found for a source, without a judgement of its numbers."""
+    file = folder / "learner.py"
+    file.write_text(source)
+    case = Case(Learner(LocalSubject()), target or Target(), torch.Generator().manual_seed(1), Report())
+    case.learner.load(Code(root=str(folder), module="learner", file=str(file), name=name))
+    start(case, **lines)
+    return case
+
+
+MASKS = {
+    "added to the scores": ("mask", "y = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5 + mask).softmax(-1) @ v"),
+    "True where a query may attend": ("mask", "y = F.scaled_dot_product_attention(q, k, v, attn_mask=mask.bool())"),
+    "True where a query may not attend": (
+        "mask",
+        "y = (q @ k.transpose(-1, -2)).masked_fill(mask, -torch.inf).softmax(-1) @ v",
+    ),
+}
+
+
+@pytest.mark.parametrize("sense", MASKS)
+def test_the_sense_of_a_required_mask_is_found_out(sense: str, tmp_path: Path) -> None:
+    mask, masking = MASKS[sense]
+    case = started(_halves("cos, sin, mask", "t * cos + rotate_half(t) * sin", mask, masking), tmp_path)
+    assert sense in case.report.conventions["mask_handed_in"]
+
+
+@pytest.mark.parametrize("sense", MASKS)
+def test_a_causal_target_hands_its_mask_to_an_optional_argument(sense: str, tmp_path: Path) -> None:
+    masking = f"{MASKS[sense][1]} if mask is not None else F.scaled_dot_product_attention(q, k, v)"
+    turn = "t * cos + rotate_half(t) * sin"
+    source = _halves("cos, sin, attention_mask=None", turn, "attention_mask", masking)
+    masked = started(source, tmp_path, target=Target(causal=True))
+    assert sense in masked.report.conventions["mask_handed_in"]
+    assert "mask_handed_in" not in started(source, tmp_path).report.conventions
+
+
+@pytest.mark.parametrize(
+    ("signature", "turn", "line"),
+    [
+        ("cos, sin", "t * cos + rotate_half(t) * sin", "cos=torch.cat((cos, cos), -1)"),
+        (
+            "cos, sin",
+            "t * cos + torch.stack((-t[..., 1::2], t[..., ::2]), -1).flatten(-2) * sin",
+            "cos=cos.repeat_interleave(2, -1)",
+        ),
+        (
+            "rope",
+            "t * rope[0] + rotate_half(t) * rope[1]",
+            "rope=(torch.cat((cos, cos), -1), torch.cat((sin, sin), -1))",
+        ),
+        (
+            "freqs_cis, start_pos: int",
+            "torch.view_as_real(torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) * freqs_cis).flatten(-2)",
+            "freqs_cis=freqs_cis, start_pos=0",
+        ),
+    ],
+)
+def test_the_form_of_tables_is_found_out(signature: str, turn: str, line: str, tmp_path: Path) -> None:
+    case = started(_halves(signature, turn), tmp_path)
+    assert line in case.learner.recipe.call.written()
+
+
+def test_the_files_own_tables_go_before_ours(tmp_path: Path) -> None:
+    case = started(_halves("cos, sin", "t * cos + rotate_half(t) * sin") + CACHED_TABLES, tmp_path)
+    assert "rows(build_rope_cache(seq_len=max_seq_len, n_elem=head_dim, base=theta), positions)[0]" in (
+        case.learner.recipe.call.written()
+    )
+
+
+def test_what_fails_at_a_length_without_positions_is_not_helped_by_them(tmp_path: Path) -> None:
+    whole = "torch.arange(self.attn.rope.cos.shape[0]) if token_positions is None else token_positions"
+    source = PARTS + _block(
+        "d_model, num_heads, d_ff, max_seq_len=64",
+        "        rope = RotaryPositionalEmbedding(1e4, d_model // num_heads, max_seq_len)\n"
+        "        self.ln1, self.ln2 = RMSNorm(d_model), RMSNorm(d_model)\n"
+        "        self.attn, self.ffn = CausalSelfAttention(d_model, num_heads, rope), SwiGLU(d_model, d_ff)\n",
+        "x, token_positions=None",
+        f"self.attn(self.ln1(x), {whole})",
+    )
+    (tmp_path / "learner.py").write_text(source)
+    assert check(f"{tmp_path / 'learner.py'}:TransformerBlock").ids == ["sequence_length_fixed"]
+
+
+def test_what_rotates_only_with_positions_gets_them_and_says_so(tmp_path: Path) -> None:
+    source = PARTS + _block(
+        "d_model, num_heads, d_ff, max_seq_len=64",
+        "        rope = RotaryPositionalEmbedding(1e4, d_model // num_heads, max_seq_len)\n"
+        "        self.ln1, self.ln2 = RMSNorm(d_model), RMSNorm(d_model)\n"
+        "        self.attn, self.ffn = CausalSelfAttention(d_model, num_heads), SwiGLU(d_model, d_ff)\n"
+        "        self.rope = rope\n",
+        "x, token_positions=None",
+        "self.attn(self.ln1(x), token_positions, None if token_positions is None else self.rope)",
+    )
+    case = started(source, tmp_path, "TransformerBlock")
+    assert case.learner.recipe.call.written() == "block(x, token_positions=positions)"
+    assert "only where token_positions is handed in" in case.report.conventions["rotates"]
+
+
+def test_sizes_are_changed_only_where_the_constructor_refuses_them(tmp_path: Path) -> None:
+    plain = next(one for one in COURSE if one.name == "one file").files["model.py"]
+    assert started(plain, tmp_path, "TransformerBlock").sizes.d_model == 32
+    refusing = plain.replace("self.ln1, self.ln2", "assert d_ff % 64 == 0\n        self.ln1, self.ln2")
+    assert started(refusing, tmp_path, "TransformerBlock").sizes.d_ff == 320
+
+
+TAKES = """
+class Block(nn.Module):
+    def __init__(self, {}):
+        super().__init__()
+        {}
+
+    def forward(self, x):
+        return self.part(x)
+"""
+
+
+def test_a_line_that_is_given_is_what_runs(tmp_path: Path) -> None:
+    source = HEAD + TAKES.format("part", "self.part = part")
+    case = started(source, tmp_path, build="Block(nn.Linear(d_model, d_model))", call="block(x * 2)")
+    assert case.learner.recipe.call.written() == "block(x * 2)"
+    assert [one["name"] for one in case.build().parameters] == ["part.weight", "part.bias"]
+
+
+def test_what_nobody_could_guess_says_how_to_say_it(tmp_path: Path) -> None:
+    source = (
+        HEAD
+        + "class Block(nn.Module):\n    def __init__(self, zork):\n        super().__init__()\n        zork.width\n"
+    )
+    with pytest.raises(UnknownArgumentsError, match=r"constructor's zork .* --build \"Block\("):
+        started(source, tmp_path)
+    with pytest.raises(ConfigError, match="--build is one Python expression"):
+        started(source, tmp_path, build="Block(")
+
+
+def test_a_wrong_guess_is_no_fault_and_still_a_verdict(tmp_path: Path) -> None:
+    source = _halves("cos, sin", "t * cos[..., :3] + rotate_half(t) * sin[..., :3]")
+    (tmp_path / "model.py").write_text(source)
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.faults, verdict.exit_code) == (["arguments_unknown"], (), 2)
+    assert '--call "block(x, cos=' in verdict.findings[0].evidence
+    (tmp_path / "model.py").write_text(source.replace("cos[..., :3]", "self.nowhere"))
+    assert check(f"{tmp_path}/model.py:Block").ids == ["forward_error"]
+
+
+def test_tables_of_the_file_are_not_rounded_where_it_lets_one_choose(tmp_path: Path) -> None:
+    tables = CACHED_TABLES.replace("base: int = 10000", "dtype: torch.dtype = torch.bfloat16")
+    case = started(
+        _halves("cos, sin", "t * cos + rotate_half(t) * sin") + tables.replace("base **", "1e4 **"), tmp_path
+    )
+    assert "n_elem=head_dim, dtype=torch.float32)" in case.learner.recipe.call.written()
+
+
+def test_a_file_of_a_package_is_found_through_it(tmp_path: Path) -> None:
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "__init__.py").touch()
+    late = TAKES.format("d_model", "import lm.model; self.part = lm.model.Norm(d_model)")
+    (tmp_path / "lm" / "model.py").write_text(f"{HEAD}\nclass Norm(nn.RMSNorm): ...\n\n{late}")
+    verdict = check(f"{tmp_path}/lm/model.py:Block")
+    assert "constructor_error" not in verdict.ids
+
+
+def test_dropouts_that_cannot_be_none_get_a_number(tmp_path: Path) -> None:
+    parts = "self.drops = nn.Dropout(attn_pdrop), nn.Dropout(resid_pdrop)"
+    case = started(HEAD + TAKES.format("d_model, attn_pdrop=None, resid_pdrop=None", parts), tmp_path)
+    assert case.learner.recipe.build.written() == "Block(d_model=d_model, attn_pdrop=dropout, resid_pdrop=dropout)"
+
+
+def test_a_module_without_super_is_told_as_such(tmp_path: Path) -> None:
+    part = "class Part(nn.Module):\n    def __init__(self, d_model):\n        self.width = d_model\n\n"
+    (tmp_path / "model.py").write_text(HEAD + part + TAKES.format("d_model", "self.part = Part(d_model)"))
+    (finding,) = check(f"{tmp_path}/model.py:Block").findings
+    assert "Part.__init__ never calls super().__init__()" in finding.evidence
+    assert finding.place is not None
+    assert finding.place.code == "def __init__(self, d_model):"
+
+
+def test_an_error_that_only_leads_to_another_is_shown_with_it(tmp_path: Path) -> None:
+    text = "try: 1 / 0\n        except ZeroDivisionError as error: raise ValueError('it failed:') from error"
+    (tmp_path / "model.py").write_text(HEAD + TAKES.format("d_model", text))
+    (finding,) = check(f"{tmp_path}/model.py:Block").findings
+    assert finding.evidence == "ValueError: it failed: ZeroDivisionError: division by zero"
+
+
+def test_to_cuda_does_nothing_where_there_is_no_gpu(tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(d_model, d_model).to('cuda').to(device='cuda:0', dtype=torch.float64)"
+    case = started(HEAD + TAKES.format("d_model", part), tmp_path, call="block(x)")
+    assert [one["dtype"] for one in case.build().parameters] == ["float64"] * 2
+    assert "to('cuda')" in case.learner.made["notes"]["cuda"]
+
+
+def test_an_import_error_points_at_the_line_that_failed(tmp_path: Path) -> None:
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "__init__.py").touch()
+    (tmp_path / "lm" / "rope.py").write_text("import torch\n\nx = torch.nothing_of_this_name\n")
+    (tmp_path / "lm" / "block.py").write_text("from .rope import x\n\nclass Block: ...\n")
+    code = locate(f"{tmp_path}/lm/block.py:Block")
+    (finding,) = judge(LocalSubject(), code).findings
+    assert finding.id == "import_error"
+    assert finding.place is not None
+    assert (Path(finding.place.file).name, finding.place.line) == ("rope.py", 3)
+
+
+def test_a_version_is_known_of_the_learners_own_project_alone(tmp_path: Path) -> None:
+    (tmp_path / "pyproject.toml").write_text('[project]\nname = "my-lm"\nversion = "3.1"\n')
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "__init__.py").touch()
+    text = "import importlib.metadata as m\nVERSION = m.version('my_lm'), m.version('lm')\nclass Block: ...\n"
+    (tmp_path / "lm" / "block.py").write_text(text)
+    code = locate(f"{tmp_path}/lm/block.py:Block")
+    assert code.distributions == {"my-lm": "3.1", "lm": "0"}
+    Learner(LocalSubject()).load(code)
+    with pytest.raises(importlib.metadata.PackageNotFoundError):
+        importlib.metadata.version("flash_attn_of_nobody")
+
+
+def test_a_missing_package_that_a_block_uses_is_named(tmp_path: Path) -> None:
+    source = "import xformers.ops as xops\n" + _halves(
+        "cos, sin", "t * cos + rotate_half(t) * sin", masking="y = xops.memory_efficient_attention(q, k, v)"
+    )
+    (tmp_path / "model.py").write_text(source)
+    (finding,) = [one for one in check(f"{tmp_path}/model.py:Block").findings if one.id == "forward_error"]
+    assert "xformers is not installed here: pip install xformers" in finding.evidence
+    assert finding.place is not None
+    assert "xops" in finding.place.code
+
+
+def test_what_is_judged_reads_nothing_outside_its_bounds(tmp_path: Path) -> None:
+    for name in ("ann", "bob"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "layers.py").write_text(
+            "from ..ann.layers import Block\nfrom ann import layers\nclass Block: ...\n"
+        )
+    code = locate(f"{tmp_path}/bob/layers.py:Block", within=tmp_path / "bob")
+    assert not [one for one in (*code.readable, *code.beside.values(), *code.files) if "ann" in Path(one).parts]
+    (tmp_path / "carl.py").write_text("import dora\nclass Block: ...\n")
+    (tmp_path / "dora.py").touch()
+    code = locate(f"{tmp_path}/carl.py:Block", within=tmp_path / "carl.py")
+    assert code.readable == code.files == (str(tmp_path / "carl.py"),)
