@@ -17,8 +17,8 @@ from prenorm.challenge.progress import load
 from prenorm.cli.main import main
 
 from .conftest import SOLUTIONS
+from .planters.test_planters import NO_PLACE
 from .test_justify import right_answers
-from .test_planters import NO_PLACE
 
 FAULTS = list(PLANTERS) if os.environ.get("PRENORM_ALL_CHECKS") else []  # some four minutes
 

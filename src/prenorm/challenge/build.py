@@ -8,7 +8,7 @@ from typing import Any
 from ..checks.subject.protocol import EndedError
 from ..checks.verdict import Finding, Verdict
 from .judge import Judge, OpenSubject, paper_judge, sandboxed
-from .parts import JUDGES, WRONG, Part, is_written, judge
+from .parts.judging import JUDGES, WRONG, Part, is_written, judge
 
 PARTS = tuple(JUDGES)
 BLOCK = "TransformerBlock"

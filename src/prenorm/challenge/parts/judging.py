@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..checks.faults import FAULTS
-from ..checks.subject.protocol import EndedError, Subject
+from ...checks.faults import FAULTS
+from ...checks.subject.protocol import EndedError, Subject
 from . import formulas
 
 RIGHT, WRONG, NOT_WRITTEN, LEFT_OUT = "right", "wrong", "not written yet", "left out"

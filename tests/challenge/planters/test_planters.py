@@ -7,9 +7,9 @@ from prenorm.challenge.planters.code import Code
 from prenorm.challenge.planters.table import PLANTERS, candidates
 from prenorm.checks.faults import FAULTS
 
-from ..checks.corpus.styles import STYLES
-from .conftest import SOLUTIONS
-from .fake import judge_numbers
+from ...checks.corpus.styles import STYLES
+from ..conftest import SOLUTIONS
+from ..fake import judge_numbers
 
 # Where a solution has nothing of the kind: a fused call has no softmax, one line has no name for the middle, ...
 NO_PLACE = {

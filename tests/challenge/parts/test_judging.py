@@ -1,12 +1,12 @@
 import pytest
 
 from prenorm.challenge.build import PARTS, build, judge_parts
-from prenorm.challenge.parts import LEFT_OUT, NOT_WRITTEN, RIGHT, WRONG
+from prenorm.challenge.parts.judging import LEFT_OUT, NOT_WRITTEN, RIGHT, WRONG
 from prenorm.checks.subject.local import LocalSubject
 from prenorm.checks.subject.protocol import EndedError
 
-from .conftest import SOLUTIONS
-from .fake import judge_numbers, open_local
+from ..conftest import SOLUTIONS
+from ..fake import judge_numbers, open_local
 
 PLAIN = (SOLUTIONS / "plain.py").read_text()
 
