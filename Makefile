@@ -79,7 +79,7 @@ test-check: $(VENV)/dev.stamp
 	$(BIN)/pip install --quiet --no-deps litgpt lightning-utilities timm  # their requirements would change torch's version
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.witnesses
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.hostile
-	PRENORM_ALL_CHECKS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/checks/test_corpus.py tests/checks/test_strangers.py tests/checks/test_start.py tests/challenge
+	PRENORM_ALL_CHECKS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/checks/test_corpus.py tests/checks/test_strangers.py tests/checks/probes/test_start.py tests/challenge
 
 format: $(VENV)/dev.stamp
 	$(BIN)/clang-format -i $(CPP)

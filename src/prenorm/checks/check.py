@@ -24,8 +24,8 @@ def check(
 ) -> Verdict:
     """The verdict on "FILE.py:CLASS" or "package.module:CLASS".
 
-    build, call: how it is built and called, as lines of Python (child/names.py has the names they may use); they run
-    inside the sandbox. within: the folder that what it imports must not leave.
+    build, call: how it is built and called, as lines of Python that run inside the sandbox (subject/child/names.py
+    has the names they may use). within: the folder that what it imports must not leave.
     Raises ConfigError when there is nothing to judge: no such file, module, class or target.
     """
     if target is not None and target not in TARGETS:

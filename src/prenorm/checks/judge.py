@@ -12,7 +12,19 @@ from torch import Tensor
 from ..errors import ConfigError
 from .faults import FAULTS
 from .locate.place import TOLD, place
-from .probes import arguments, behaviour, device, eps, gradients, initial, masks, numbers, precision, training
+from .probes import (
+    arguments,
+    behaviour,
+    device,
+    diagnosis,
+    eps,
+    gradients,
+    initial,
+    masks,
+    numbers,
+    precision,
+    training,
+)
 from .probes.case import MAX_SEQ_LEN, Case, Report, raised
 from .probes.start import UnknownArgumentsError, start
 from .source.code import Code
@@ -39,7 +51,7 @@ def judge(
 ) -> Verdict:
     """Judge the class that code names. Raises learner.MissingError without such a class.
 
-    build, call: how it is built and called, where a person says so (see recipe.py).
+    build, call: how it is built and called, where a person says so (see subject/recipe.py).
 
     deadline: of time.monotonic(), for everything; past it the verdict is a timeout and what was found so far.
     """
@@ -153,7 +165,7 @@ def _judge(case: Case, built: Built, text: str) -> None:
     _name_by_traces(case)
     initial.widths(case)
     initial.norm_weights(case)
-    for id, evidence in numbers.against_target(case.explanation, case.target):
+    for id, evidence in diagnosis.against_target(case.explanation, case.target):
         case.report.found(id, evidence)
     for check in (
         eps.eps,  # first: what it fits is part of what the others expect

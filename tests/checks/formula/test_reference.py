@@ -5,7 +5,8 @@ import dataclasses
 import pytest
 import torch
 
-from prenorm.checks.formula.reference import Spec, Weights, block
+from prenorm.checks.formula.reference import block
+from prenorm.checks.formula.spec import Spec, Weights
 
 SIZES = {"q": (8, 8), "k": (8, 8), "v": (8, 8), "o": (8, 8), "gate": (12, 8), "up": (12, 8), "down": (8, 12)}
 NUMBERS = {

@@ -3,7 +3,7 @@
 import math
 
 from .parameters import Pieces
-from .reference import Spec
+from .spec import Spec
 
 PUBLISHED = frozenset({"silu", "gelu", "tanh-gelu", "quick-gelu", "relu", "relu squared", "elu", "mish", "leaky relu"})
 """Activations that somebody chose. Others look like a slip: none at all, a sigmoid that lost its factor."""

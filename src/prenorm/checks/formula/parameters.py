@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import Weights
+from .spec import Weights
 
 Raw = dict[str, Tensor]
 """The values of a learner's parameters, by their own names."""

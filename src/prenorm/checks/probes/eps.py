@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..formula.reference import Spec
+from ..formula.spec import Spec
 from ..search.switches import Switch
 from ..subject.learner import Built
 from .case import Case

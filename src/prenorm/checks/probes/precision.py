@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from ..formula.parameters import Raw
-from ..subject.child.driver import PROMOTED
+from ..subject.child.watch import PROMOTED
 from ..subject.learner import Built, LearnerError
 from .case import Case, raised
 

@@ -8,7 +8,8 @@ from typing import Any
 from torch import Tensor
 
 from ..formula.parameters import Pieces, Raw, weights
-from ..formula.reference import Spec, block
+from ..formula.reference import block
+from ..formula.spec import Spec
 
 
 @dataclass(frozen=True, slots=True)

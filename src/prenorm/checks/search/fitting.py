@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..formula.parameters import Pieces, weights
-from ..formula.reference import Number, Spec, block
+from ..formula.reference import block
+from ..formula.spec import Number, Spec
 from .switches import Switch
 from .trials import Base, Probe
 

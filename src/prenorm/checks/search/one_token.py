@@ -9,7 +9,7 @@ import torch
 
 from ..formula.assign_parameters import distinct, likely_feed_forward, likely_norms, norms_around, unique
 from ..formula.parameters import Pieces
-from ..formula.reference import Spec
+from ..formula.spec import Spec
 from ..formula.variants import NO_SOFTMAX
 from .attempt import Attempt
 from .explanation import UnexplainedError

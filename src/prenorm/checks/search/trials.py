@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..formula.parameters import Pieces, Raw, weights
-from ..formula.reference import Spec, Weights, block
+from ..formula.reference import block
+from ..formula.spec import Spec, Weights
 from .switches import ROTATION, Switch
 
 Base = tuple[Spec, int]

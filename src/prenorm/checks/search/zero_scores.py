@@ -6,7 +6,7 @@ import torch
 
 from ..formula.assign_parameters import by_queries_and_keys, distinct
 from ..formula.parameters import Pieces, Raw
-from ..formula.reference import Spec
+from ..formula.spec import Spec
 from .attempt import TOKENS, Attempt
 from .explanation import UnexplainedError
 from .switches import ZERO_SCORES_PLAIN, ZERO_SCORES_TURNED

@@ -4,48 +4,24 @@ What stands in for something is told in the notes. Whatever stands in for a miss
 block, so that no number ever comes from it.
 """
 
-import argparse
 import contextlib
-import functools
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import importlib.util
-import inspect
 import os
 import re
 import sys
 import types
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-INSTALL = {
-    "cv2": "opencv-python",
-    "PIL": "pillow",
-    "yaml": "pyyaml",
-    "sklearn": "scikit-learn",
-    "flash_attn": "flash-attn",
-    "pytorch_lightning": "pytorch-lightning",
-    "rotary_embedding_torch": "rotary-embedding-torch",
-    "tensorboardX": "tensorboardX",
-    "dotenv": "python-dotenv",
-    "hydra": "hydra-core",
-}
-"""Where the name to install is another than the one to import."""
-_NAMES = (
-    "wandb tensorboard tensorboardX tqdm matplotlib seaborn pandas hydra omegaconf lightning pytorch_lightning "
-    "datasets tiktoken tokenizers sentencepiece mlflow neptune comet_ml clearml aim rich loguru click typer fire absl "
-    "psutil regex pytest submitit modal plotly scipy sklearn nltk accelerate deepspeed fairscale apex xformers "
-    "flash_attn transformers einops einx jaxtyping beartype typeguard typing_extensions torchtyping ml_collections "
-    "torchinfo torchvision torchmetrics torchao torchtune triton bitsandbytes peft safetensors huggingface_hub "
-    "evaluate gin simple_parsing pydantic attr attrs yaml dotenv PIL cv2 requests tyro colorlog coloredlogs structlog "
-    "ray rotary_embedding_torch x_transformers litgpt timm dacite humanize pynvml GPUtil fvcore thop torchsummary "
-    "jsonargparse"
-)
-KNOWN = frozenset(_NAMES.split())
-"""Packages that exist: a file that imports one of them and never uses it in a block can be judged without."""
+from .finders import Beside, Distributions
+from .missing_packages import INSTALL, KNOWN, MissingPackages
+from .surroundings import leave_out_cuda, no_arguments
+
 ROUNDS = 12  # of imports, each of which may find one more package missing
 OUTSIDE = (OSError, ImportError, SystemExit)
 """What a file raises at import because of where it runs: data, a network, an installation or arguments are missing."""
@@ -60,18 +36,18 @@ class Importer:
     def __init__(self, root: str, beside: Mapping[str, str], distributions: Mapping[str, str]) -> None:
         self.root, self.beside = root, dict(beside)
         self.notes: dict[str, str] = {}
-        self._stubs = _Stubs()
+        self._stubs = MissingPackages()
         if root and root not in sys.path:
             sys.path.insert(0, root)
-        sys.meta_path += [_Beside(self.beside), self._stubs, _Distributions(distributions)]
+        sys.meta_path += [Beside(self.beside), self._stubs, Distributions(distributions)]
 
     def module(self, name: str, file: str | None, text: str | None = None) -> types.ModuleType:
         """The module: from its file where there is one, as part of the packages that its name says.
 
         text: what is run in place of the file's own text.
         """
-        _leave_out_cuda(self.notes)
-        with _no_arguments(file):
+        leave_out_cuda(self.notes)
+        with no_arguments(file):
             for _ in range(ROUNDS):
                 try:
                     module = self._once(name, file, text)
@@ -178,209 +154,3 @@ def _from_file(name: str, file: str, text: str | None) -> types.ModuleType:
     if parent in sys.modules:  # as import does: package.module is found through its package, too
         setattr(sys.modules[parent], last, module)
     return module
-
-
-def _leave_out_cuda(notes: dict[str, str]) -> None:
-    """Where there is no GPU, .cuda() and .to("cuda") do nothing: what its author ran on one is judged all the same."""
-    import torch
-
-    if torch.cuda.is_available():
-        return
-
-    def stays(self: Any, *_: Any, **__: Any) -> Any:
-        notes["cuda"] = "there is no GPU here: .cuda() does nothing"
-        return self
-
-    def elsewhere(to: Callable[..., Any]) -> Callable[..., Any]:
-        plain = inspect.unwrap(to)  # another file may have been imported before
-
-        @functools.wraps(plain)
-        def moved(self: Any, *args: Any, **keywords: Any) -> Any:
-            if not any(_is_cuda(one) for one in (*args, *keywords.values())):
-                return plain(self, *args, **keywords)
-            notes["cuda"] = "there is no GPU here: .cuda() and .to('cuda') do nothing"
-            args = tuple(one for one in args if not _is_cuda(one))
-            keywords = {name: one for name, one in keywords.items() if not _is_cuda(one)}
-            return plain(self, *args, **keywords) if args or keywords.keys() & {"dtype", "memory_format"} else self
-
-        return moved
-
-    torch.Tensor.cuda = stays  # type: ignore[method-assign]
-    torch.nn.Module.cuda = stays  # type: ignore[method-assign]
-    torch.Tensor.to = elsewhere(torch.Tensor.to)  # type: ignore[method-assign]
-    torch.nn.Module.to = elsewhere(torch.nn.Module.to)  # type: ignore[method-assign]
-
-
-def _is_cuda(value: Any) -> bool:
-    return (isinstance(value, str) and value.startswith("cuda")) or getattr(value, "type", None) == "cuda"
-
-
-@contextlib.contextmanager
-def _no_arguments(file: str | None) -> Iterator[None]:
-    """Files that parse arguments find none, and where some are required, their defaults."""
-    plain_error, argv = argparse.ArgumentParser.parse_known_args, sys.argv
-
-    def lenient(self: argparse.ArgumentParser, args: Any = None, namespace: Any = None) -> Any:
-        if args is None or list(args) == sys.argv[1:]:
-            for action in self._actions:
-                action.required = False
-                if not action.option_strings and action.nargs is None:
-                    action.nargs = "?"
-            args = []
-        return plain_error(self, args, namespace)
-
-    sys.argv = [file or ""]
-    argparse.ArgumentParser.parse_known_args = lenient  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        sys.argv = argv
-        argparse.ArgumentParser.parse_known_args = plain_error  # type: ignore[method-assign]
-
-
-class _Beside(importlib.abc.MetaPathFinder):
-    """Finds the learner's packages and files that lie beside what is under test."""
-
-    def __init__(self, places: Mapping[str, str]) -> None:
-        self._places = places
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        place = self._places.get(name)
-        if place is None or path is not None:
-            return None
-        if place.endswith(".py"):
-            return importlib.util.spec_from_file_location(name, place)
-        init = os.path.join(place, "__init__.py")
-        if os.path.isfile(init):
-            return importlib.util.spec_from_file_location(name, init, submodule_search_locations=[place])
-        spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
-        spec.submodule_search_locations = [place]
-        return spec
-
-
-_ANY = importlib.metadata.DistributionFinder.Context()
-
-
-class _Distributions(importlib.metadata.DistributionFinder):
-    """What a project says of itself, where it is not installed: its version."""
-
-    def __init__(self, versions: Mapping[str, str]) -> None:
-        self._versions = {_normal(name): (name, version) for name, version in versions.items()}
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> None:
-        """No module comes from here."""
-
-    def find_distributions(
-        self, context: importlib.metadata.DistributionFinder.Context = _ANY
-    ) -> Iterator[importlib.metadata.Distribution]:
-        """The one of that name."""
-        if context.name is not None and (found := self._versions.get(_normal(context.name))) is not None:
-            yield _Distribution(*found)
-
-
-class _Distribution(importlib.metadata.Distribution):
-    def __init__(self, name: str, version: str) -> None:
-        self._text = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
-
-    def read_text(self, filename: str) -> str | None:
-        return self._text if filename in ("METADATA", "PKG-INFO") else None
-
-    def locate_file(self, path: Any) -> Any:
-        return Path(os.devnull)
-
-
-def _normal(name: str) -> str:
-    return re.sub(r"[-_.]+", "-", name).lower()
-
-
-class _Stubs(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Stands in for packages that are missing, while files are imported."""
-
-    def __init__(self) -> None:
-        self.names: set[str] = set()
-        self._sealed: list[bool] = []
-
-    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name.partition(".")[0] not in self.names:
-            return None
-        return importlib.machinery.ModuleSpec(name, self, is_package=True)
-
-    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
-        return _StubModule(spec.name, self._sealed)
-
-    def exec_module(self, module: types.ModuleType) -> None:
-        """There is nothing to run."""
-
-    def seal(self) -> None:
-        """From now on using one raises."""
-        self._sealed.append(True)
-
-
-def is_stub(value: Any) -> bool:
-    """Whether it stands in for something of a missing package."""
-    return isinstance(value, _Stub)
-
-
-class _StubModule(types.ModuleType):
-    def __init__(self, name: str, sealed: list[bool]) -> None:
-        super().__init__(name)
-        self.__dict__["_sealed"] = sealed
-
-    def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
-            raise AttributeError(name)
-        if self._sealed:
-            raise _missing(f"{self.__name__}.{name}")
-        return _stub(f"{self.__name__}.{name}", self._sealed)
-
-
-def _missing(path: str) -> ModuleNotFoundError:
-    top = path.partition(".")[0]
-    return ModuleNotFoundError(f"{path} is used, and {top} is not installed here: pip install {INSTALL.get(top, top)}")
-
-
-class _Stub(type):
-    """A name of a missing package: it can be imported, inherited from, subscribed and used as a decorator.
-
-    _path: what it stands for. _sealed: a list that is no longer empty once using it must raise.
-    """
-
-    _path: str
-    _sealed: list[bool]
-
-    def __getattr__(cls, name: str) -> Any:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        if cls._sealed:
-            raise _missing(f"{cls._path}.{name}")
-        return _stub(f"{cls._path}.{name}", cls._sealed)
-
-    def __call__(cls, *args: Any, **keywords: Any) -> Any:
-        if cls._sealed or "_path" not in vars(cls):
-            raise _missing(cls._path)
-        if len(args) == 1 and not keywords and callable(args[0]):
-            return args[0]  # as a decorator
-        return _stub(cls._path, cls._sealed)
-
-    def __getitem__(cls, item: Any) -> Any:
-        return cls
-
-    def __or__(cls, other: Any) -> Any:
-        return cls
-
-    __ror__ = __or__
-
-    def __bool__(cls) -> bool:
-        if cls._sealed:
-            raise _missing(cls._path)
-        return True
-
-    def __enter__(cls) -> Any:
-        return cls
-
-    def __exit__(cls, *_: Any) -> None:
-        return None
-
-
-def _stub(path: str, sealed: list[bool]) -> _Stub:
-    return _Stub(path.rpartition(".")[2], (), {"_path": path, "_sealed": sealed})

@@ -10,8 +10,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from .importing import is_stub
 from .meanings import CONFIG, CONFIG_CLASS, ROPE
+from .missing_packages import is_stub
 
 MOST_HELPERS = 40
 DEFINES_ROTATIONS = re.compile(r"^(class|def)\s+\w*(rope|rotary|freqs_cis|rotat)", re.I | re.M)

@@ -13,7 +13,8 @@ from typing import Any
 
 from . import wire
 from .confine import Plan, confine
-from .driver import Driver, described
+from .driver import Driver
+from .errors import described
 from .supervisor import REPLIES, REQUESTS, STATUS
 
 

@@ -1,0 +1,94 @@
+"""Every choice that a block can make, and the weights that it is given."""
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+Weights = dict[str, Tensor]
+"""q k v o gate up down: (readings, 1, out, in). Their biases q_bias ..., norm1 norm1_bias norm2 norm2_bias, q_norm
+k_norm: (readings, 1, 1, size). A missing name is a missing weight."""
+
+Number = float | Tensor
+"""A number of a spec, or, while it is fitted, one for each entry of the first axis, so that many are tried at once."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Spec:
+    """Every choice in a block. The defaults are the right block, with the paper's conventions."""
+
+    # The residual lines.
+    post: str = ""  # the sublayers whose norm follows the sum: "1", "2" or "12"
+    pre_too: bool = False  # those norms stand before their sublayers as well
+    before_sum: bool = False  # they follow the sublayer, not the sum
+    sandwich: bool = False  # norms of their own follow the sublayers, beside those before them
+    branch: Number = 1.0  # what the sublayers' outputs are multiplied by
+    residual1: str = "input"  # none | normed | doubled
+    residual2: str = "hidden"  # none | normed | doubled | input | both (h and the input)
+    parallel: str = "no"  # own: the feed-forward reads norm2(x); shared: norm1(x)
+    detached: tuple[str, ...] = ()  # residuals (1, 2) that let no gradient through
+    # The norms.
+    norm1: str = "rms"  # none | gain | layer | no_sqrt | a name of SQUARES
+    norm2: str = "rms"
+    weight1: str = "own"  # none
+    weight2: str = "own"
+    norm_factor: float = 1.0
+    plus_one: bool = False  # weights are kept as w - 1
+    eps1: float = 1e-6
+    eps2: float = 1e-6
+    eps_place1: str = "under"  # outside: added to the root; clamp, clamp_square: its least value, or its square's
+    eps_place2: str = "under"
+    # Rotary positions.
+    rope_on: str = "qk"  # any of q, k, v; "" is none
+    rope_input: str = "no"  # what else is turned: x | before_norm | normed | qk (what those projections read)
+    rope_input_axis: str = "width"  # head: each head's share of it by itself
+    rope_axis: str = "head"  # width: over d_model, before heads are split
+    pairing: str = "interleaved"  # half
+    direction: int = 1
+    theta: Number = 10000.0
+    frequency: str = "standard"  # a name of FREQUENCIES
+    frequencies: tuple[Number, ...] = ()  # of each pair; if any, theta says nothing
+    signs: str = "rotation"  # of both sines: plus | minus
+    mixed: bool = False  # tables are laid out for the other pairing
+    rotary_fraction: float = 1.0
+    tables: str = "exact"  # a name of TABLES
+    query_shift: str = "no"  # names of SHIFTS
+    key_shift: str = "no"
+    # Attention.
+    mask: str = "none"  # causal | strict | next | future | future_strict
+    fill: float = -math.inf
+    fill_by: str = "replacing"  # adding | multiplying
+    empty_rows: str = "nan"  # zero
+    softmax: str = "keys"  # queries ("queries, with the largest of the keys") | heads | nothing | one of NO_SOFTMAX
+    masked_after: bool = False  # weights are masked, not scores
+    scaled_after: bool = False  # weights are scaled, not scores
+    softcap: Number = math.inf  # scores are softcap * tanh(scores / softcap)
+    alibi: bool = False  # scores fall with distance, for each head at its own slope
+    scale: str = "1/sqrt(head_dim)"  # a name of SCALES
+    factor: Number = 1.0  # on top of it
+    split: str = "standard"  # flat | dims_first | swapped | never
+    split_of: str = "qkv"  # which projections are split in that way
+    merge: str = "standard"  # flat | dims_first
+    tiled: bool = False
+    qk_norm: str = "none"  # before_rope | after_rope | whole (over d_model)
+    output: str = "projected"  # none
+    # The feed-forward.
+    activation: str = "silu"  # a name of ACTIVATIONS
+    gating: str = "gate"  # product | plain | both
+
+
+def are_several(number: Number) -> bool:
+    """Whether it is one for each entry of the first axis."""
+    return isinstance(number, Tensor)
+
+
+def along(number: Number, x: Tensor) -> Number:
+    """A number, or one for each entry of x's first axis."""
+    return number.view(-1, *[1] * (x.dim() - 1)) if isinstance(number, Tensor) else number
+
+
+def linear(weights: Weights, name: str, x: Tensor) -> Tensor:
+    """x times the weight of that name, plus its bias if there is one."""
+    weight = weights[name][:, 0].mT  # tokens of all sequences in one product a reading
+    y = (x.flatten(1, 2) @ weight).unflatten(1, x.shape[1:3])
+    return y + weights[name + "_bias"] if name + "_bias" in weights else y

@@ -1,0 +1,250 @@
+"""From the explanation of a block's numbers to its faults and its conventions."""
+
+import itertools
+import math
+import re
+from collections.abc import Iterator, Sequence
+
+from ..formula.parameters import Pieces
+from ..formula.spec import Number, Spec
+from ..formula.variants import NO_SOFTMAX
+from ..search.explanation import Explanation
+from ..targets import Target
+
+NORMS = {
+    "none": ("no_norm", "reads its input without a norm"),
+    "gain": ("no_norm", "multiplies by its weight and normalises nothing"),
+    "layer": ("layer_norm", "subtracts the mean"),
+    "no_sqrt": ("norm_without_sqrt", "divides by mean(x^2)"),
+    "mean(x^2)^2": ("norm_without_sqrt", "divides by mean(x^2)"),
+    "layer_unbiased": ("layer_norm", "subtracts the mean and divides by the unbiased standard deviation"),
+    "sequence": ("norm_over_sequence", "takes its mean over the sequence"),
+    "all": ("norm_over_sequence", "takes its mean over the sequence and the width"),
+    "batch": ("batch_coupled", "takes its mean over the batch"),
+}
+MASKS = {
+    "strict": ("causal_off_by_one", "a token does not see itself (key < query)"),
+    "next": ("causal_off_by_one", "a token sees the next one (key <= query + 1)"),
+    "future": ("mask_inverted", "a token sees itself and what comes after it"),
+    "future_strict": ("mask_inverted", "a token sees only what comes after it"),
+}
+LOOSE = 1e6
+"""A masked score of at most this size, without its sign, can be passed by others."""
+
+
+def faults(explanation: Explanation) -> Iterator[tuple[str, str]]:
+    """The faults in an explanation that no target could allow, each with what it means there."""
+    spec, reading = explanation.spec, explanation.reading
+    yield from _residuals(spec)
+    yield from _norms(spec, reading)
+    yield from _rotation(spec)
+    yield from _attention(spec, reading)
+    yield from _feed_forward(spec, reading)
+
+
+def _residuals(spec: Spec) -> Iterator[tuple[str, str]]:
+    if spec.post:
+        which = {"1": "norm1 follows", "2": "norm2 follows", "12": "each norm follows"}[spec.post]
+        yield "post_norm", f"{which} its {'sublayer, before the sum' if spec.before_sum else 'sum'}"
+    for which, kind, part in (("1", spec.residual1, "attention"), ("2", spec.residual2, "feed-forward")):
+        if kind == "none":
+            yield (
+                ("missing_residual_attention" if which == "1" else "missing_residual_ffn"),
+                f"nothing is added to {part}",
+            )
+        elif kind == "normed":
+            yield "residual_from_normed", f"the normalised input is added to {part}"
+        elif kind == "doubled":
+            yield "doubled_residual", f"the residual beside {part} counts twice"
+    if spec.residual2 == "both":
+        yield "doubled_residual", "y = x + h + ffn(norm2(h)): the block's input is added to h, which holds it already"
+    if spec.residual2 == "input":
+        yield "ffn_residual_from_input", "y = x + ffn(norm2(h))"
+    if spec.parallel != "no":
+        norm = "norm2" if spec.parallel == "own" else "norm1"
+        yield "parallel_sublayers", f"the feed-forward reads {norm}(x)"
+
+
+def _norms(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
+    kinds = {"norm1": spec.norm1, "norm2": spec.norm2}
+    for name, kind in kinds.items():
+        if kind != "rms":
+            id, what = NORMS.get(kind, ("norm_wrong_mean", f"divides by sqrt({kind})"))
+            yield id, f"{name} {what}"
+    for name, kind, weight in (("norm1", spec.norm1, spec.weight1), ("norm2", spec.norm2, spec.weight2)):
+        if kind not in ("none", "gain") and (weight == "none" or name not in reading):
+            yield "norm_weight_missing", f"{name} has no weight"
+    shared = "norm1" in reading and reading["norm1"] == reading.get("norm2")
+    if shared and "none" not in (*kinds.values(), spec.weight1, spec.weight2) and spec.parallel == "no":
+        yield "shared_norm", "both norms have one weight"
+
+
+def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
+    on = spec.rope_on
+    if spec.rope_input != "no":
+        where = {
+            "x": "the stream x itself",
+            "normed": "norm1(x)",
+            "before_norm": "the input of norm1",
+            "qk": "the input of the query and key projections",
+        }[spec.rope_input]
+        yield "rope_in_block", f"{where} is rotated"
+    elif not on and not spec.alibi:
+        yield "missing_rope", "no position counts"
+    if "v" in on:
+        yield "rope_on_values", "values are rotated"
+    if ("q" in on) != ("k" in on):
+        yield "rope_on_queries_only", f"only {'queries' if 'q' in on else 'keys'} are rotated"
+    if on == "v":
+        yield "missing_rope", "queries and keys are not rotated"
+    if not on and spec.rope_input == "no":
+        return
+    if spec.rope_axis == "width":
+        yield "rope_over_heads", "the rotation runs over d_model, before heads are split"
+    if spec.frequencies and not _falling(spec.frequencies):
+        yield "rope_wrong_frequency", f"pairs turn by {_shown(spec.frequencies)} a position"
+    elif spec.frequency != "standard":
+        yield "rope_wrong_frequency", f"frequencies are {spec.frequency}"
+    if spec.signs != "rotation":
+        yield "rope_not_a_rotation", f"both sines have the sign {spec.signs}, so that lengths change"
+    if spec.mixed:
+        yield "rope_wrong_frequency", "dimensions are paired in one order, and the tables laid out for the other"
+    if spec.tables != "exact":
+        yield "rope_bf16_tables", f"there are {spec.tables}"
+    for what, shift in (("queries", spec.query_shift), ("keys", spec.key_shift)):
+        if shift != "no":
+            yield "positions_off_by_one", f"{what} are turned by the position beside their own: {shift}"
+
+
+def _falling(frequencies: Sequence[Number]) -> bool:
+    """Whether they begin at one and fall, as those of a theta do, and those of Llama 3's or YaRN's stretched ones."""
+    turns = [float(one) for one in frequencies]
+    return abs(turns[0] - 1) < 1e-3 and all(a > b > 0 for a, b in itertools.pairwise(turns))
+
+
+def _shown(frequencies: Sequence[Number]) -> str:
+    return ", ".join(f"{one:.3g}" for one in frequencies)
+
+
+def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
+    if spec.mask in MASKS:
+        yield MASKS[spec.mask]
+    if spec.masked_after:
+        yield "mask_after_softmax", "weights are masked, and their sum is less than 1"
+    elif spec.mask != "none" and spec.softmax != "none" and (spec.fill_by == "multiplying" or abs(spec.fill) < LOOSE):
+        number = "0 by multiplication" if spec.fill_by == "multiplying" else f"{spec.fill:g}"
+        yield "mask_value_too_small", f"masked scores get {number}"
+    if spec.softmax in NO_SOFTMAX:
+        yield "missing_softmax", f"weights are {'' if spec.softmax == 'none' else spec.softmax + ' of '}the scores"
+    elif spec.softmax != "keys":
+        yield "softmax_wrong_dim", f"the softmax runs over {spec.softmax}"
+    if spec.scaled_after:
+        yield "wrong_attention_scale", "the scale is applied to the weights, after the softmax"
+    elif spec.split == "never":
+        pass  # the sizes of its heads are others
+    elif spec.scale == "1":
+        yield "missing_attention_scale", "scores are not scaled"
+    elif spec.factor != 1:
+        yield "wrong_attention_scale", f"scores are {spec.factor:.4g} times as large as scores / sqrt(head_dim)"
+    elif spec.scale != "1/sqrt(head_dim)":
+        yield "wrong_attention_scale", f"scores are scaled by {spec.scale}"
+    if spec.split != "standard":
+        how = {
+            "flat": "are cut as (heads, seq, head_dim) without a transpose",
+            "never": "are never cut: there is one head of d_model",
+        }.get(spec.split, "are cut as (head_dim, heads)")
+        yield "wrong_head_split", f"{', '.join(spec.split_of)} {how}"
+    elif spec.merge != "standard" or ("o" in reading and _repeats(reading["o"].places)):
+        yield "heads_not_merged", "heads are joined without bringing them beside each other again"
+    if spec.output == "none" or "o" not in reading:
+        yield "missing_output_projection", "the joined heads are the output of attention"
+
+
+def _repeats(places: tuple[int, ...] | None) -> bool:
+    """Whether an output projection is as wide as one head, and so the same for all of them."""
+    return places is not None and len(set(places)) < len(places)
+
+
+def _feed_forward(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
+    act = spec.activation if spec.activation != "no" else "(no activation)"
+    if spec.gating == "product":
+        yield "gate_after_product", f"the activation is applied to gate * up: {act}"
+    elif spec.gating != "gate" or "gate" not in reading:
+        what = {"both": f"{act}(gate) * {act}(up)", "sum": f"{act}(gate) + up"}.get(
+            spec.gating, f"{act}(up(x)), without a gate"
+        )
+        yield "wrong_activation", f"the feed-forward is down({what})"
+    elif act != "silu":
+        yield "wrong_activation", f"the activation is {act}: down({act}(gate) * up)"
+    if spec.gating == "product" and act != "silu":
+        yield "wrong_activation", f"the activation is {act}"
+    if spec.gating == "gate" and "gate" in reading:
+        gate, up, down = (reading[name].parameters[0] for name in ("gate", "up", "down"))
+        numbered = "w3" in _words(gate) and "w1" in _words(up) and "w2" in _words(down)
+        if gate != up and (
+            numbered or (_says_up(gate) and not _says_up(up)) or (_says_gate(up) and not _says_gate(gate))
+        ):
+            yield "swapped_gate_up", f"silu is applied to {gate}"
+
+
+def _says_gate(name: str) -> bool:
+    return "gate" in name.lower()
+
+
+def _says_up(name: str) -> bool:
+    return not _says_gate(name) and re.search(r"(^|[._w])up", name.lower()) is not None
+
+
+def _words(name: str) -> set[str]:
+    return {word for part in name.lower().split(".") for word in part.split("_")}
+
+
+def conventions(explanation: Explanation) -> dict[str, object]:
+    """The choices that are nobody's fault without a target."""
+    spec, reading = explanation.spec, explanation.reading
+    rotated = bool(spec.rope_on) or spec.rope_input != "no"
+    pairing = {"interleaved": "interleaved", "half": "half-split"}[spec.pairing]
+    said: dict[str, object] = {
+        "rope_pairing": pairing if rotated and explanation.pairing_seen else None,
+        "rope_direction": spec.direction if rotated else None,
+        "causal": spec.mask in ("causal", "strict", "next"),
+        "biases": [name for name in ("q", "k", "v", "o", "gate", "up", "down") if name + "_bias" in reading],
+        "qk_norm": spec.qk_norm != "none",
+        "norm_weight": "1 + weight" if spec.plus_one else "weight",
+    }
+    if spec.frequencies:
+        said["rope_frequencies"] = _shown(spec.frequencies)
+    elif spec.theta != Spec().theta:
+        said["rope_theta"] = spec.theta
+    if spec.rotary_fraction != 1:
+        said["rotary_fraction"] = spec.rotary_fraction
+    if spec.alibi:
+        said["positions"] = "ALiBi: scores fall with distance"
+    if spec.softcap != math.inf:
+        said["score_softcap"] = spec.softcap
+    if spec.branch != 1:
+        said["branch_scale"] = spec.branch
+    if spec.sandwich:
+        said["sandwich_norms"] = True
+    return said
+
+
+def against_target(explanation: Explanation, target: Target) -> Iterator[tuple[str, str]]:
+    """Where the block's conventions are not the target's."""
+    spec, said = explanation.spec, conventions(explanation)
+    if target.pairing not in (None, spec.pairing) and said["rope_pairing"] is not None:
+        yield ("rope_half_split" if spec.pairing == "half" else "rope_interleaved"), f"pairs are {said['rope_pairing']}"
+    if target.direction not in (None, spec.direction) and said["rope_direction"] is not None:
+        yield "rope_wrong_direction", "the rotation is by minus the angle"
+    if target.causal is False and said["causal"]:
+        yield "causal_mask", "a token does not see later ones"
+    if target.causal and spec.mask == "none":
+        yield "mask_ignored", "a token sees later ones, which the target forbids"
+    biases = {name for name in ("q", "k", "v", "o", "gate", "up", "down") if name + "_bias" in explanation.reading}
+    if target.biases is not None:
+        if extra := sorted(biases - target.biases):
+            yield "unexpected_bias", f"there is a bias on {', '.join(extra)}"
+        if lacking := sorted(target.biases - biases):
+            yield "missing_bias", f"there is no bias on {', '.join(lacking)}"
+    if target.qk_norm is not None and target.qk_norm != (spec.qk_norm == "before_rope"):
+        yield ("missing_qk_norm" if target.qk_norm else "unexpected_qk_norm"), f"qk-norm: {spec.qk_norm}"

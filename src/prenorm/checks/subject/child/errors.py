@@ -1,0 +1,50 @@
+"""What went wrong in a learner's code, as a reply says it."""
+
+import os
+import traceback
+from typing import Any
+
+from torch import nn
+
+FRAMES = 12  # of a traceback, the innermost
+TEXT = 2000  # characters of an error's message
+FOLDER = os.path.dirname(__file__)  # whose frames are of no use to a learner
+
+
+def described(error: BaseException) -> dict[str, Any]:
+    """An exception as {"type", "message", "frames"}, frames from the outermost to the innermost."""
+    frames = [
+        {"file": frame.filename, "line": frame.lineno, "function": frame.name, "code": frame.line or ""}
+        for frame in traceback.extract_tb(error.__traceback__)
+        if not frame.filename.startswith(FOLDER)
+    ]
+    if isinstance(error, SyntaxError):
+        frames.append(
+            {"file": error.filename, "line": error.lineno, "function": "", "code": (error.text or "").strip()}
+        )
+    try:
+        message = str(error)
+    except BaseException:  # __str__ is the learner's too
+        message = "(its message cannot be shown)"
+    if isinstance(error, UnfinishedError):
+        return {"type": "TypeError", "message": message, "frames": [error.frame]}
+    cause = "" if error.__cause__ is None else "\n" + "".join(traceback.format_exception_only(error.__cause__)).strip()
+    return {"type": type(error).__name__, "message": message[: TEXT - 400] + cause[:400], "frames": frames[-FRAMES:]}
+
+
+class UnfinishedError(TypeError):
+    """A module whose constructor never calls super().__init__()."""
+
+    def __init__(self, owner: type) -> None:
+        super().__init__(f"{owner.__name__}.__init__ never calls super().__init__(), which every nn.Module must")
+        code = owner.__init__.__code__  # type: ignore[misc]
+        name = f"def __init__ of {owner.__name__}"
+        self.frame = {"file": code.co_filename, "line": code.co_firstlineno, "function": "__init__", "code": name}
+
+
+def unfinished(module: nn.Module) -> type | None:
+    """The class of a module in it, or its own, that is no finished nn.Module."""
+    if "_parameters" not in vars(module):
+        return type(module)
+    inner = (unfinished(one) for one in module._modules.values() if isinstance(one, nn.Module))
+    return next((one for one in inner if one is not None), None)

@@ -1,0 +1,125 @@
+"""What stands in for packages that are not installed: it can be imported, and raises once a block uses it."""
+
+import importlib.abc
+import importlib.machinery
+import types
+from typing import Any
+
+INSTALL = {
+    "cv2": "opencv-python",
+    "PIL": "pillow",
+    "yaml": "pyyaml",
+    "sklearn": "scikit-learn",
+    "flash_attn": "flash-attn",
+    "pytorch_lightning": "pytorch-lightning",
+    "rotary_embedding_torch": "rotary-embedding-torch",
+    "tensorboardX": "tensorboardX",
+    "dotenv": "python-dotenv",
+    "hydra": "hydra-core",
+}
+"""Where the name to install is another than the one to import."""
+_NAMES = (
+    "wandb tensorboard tensorboardX tqdm matplotlib seaborn pandas hydra omegaconf lightning pytorch_lightning "
+    "datasets tiktoken tokenizers sentencepiece mlflow neptune comet_ml clearml aim rich loguru click typer fire absl "
+    "psutil regex pytest submitit modal plotly scipy sklearn nltk accelerate deepspeed fairscale apex xformers "
+    "flash_attn transformers einops einx jaxtyping beartype typeguard typing_extensions torchtyping ml_collections "
+    "torchinfo torchvision torchmetrics torchao torchtune triton bitsandbytes peft safetensors huggingface_hub "
+    "evaluate gin simple_parsing pydantic attr attrs yaml dotenv PIL cv2 requests tyro colorlog coloredlogs structlog "
+    "ray rotary_embedding_torch x_transformers litgpt timm dacite humanize pynvml GPUtil fvcore thop torchsummary "
+    "jsonargparse"
+)
+KNOWN = frozenset(_NAMES.split())
+"""Packages that exist: a file that imports one of them and never uses it in a block can be judged without."""
+
+
+class MissingPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Stands in for packages that are missing, while files are imported."""
+
+    def __init__(self) -> None:
+        self.names: set[str] = set()
+        self._sealed: list[bool] = []
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        if name.partition(".")[0] not in self.names:
+            return None
+        return importlib.machinery.ModuleSpec(name, self, is_package=True)
+
+    def create_module(self, spec: importlib.machinery.ModuleSpec) -> types.ModuleType:
+        return _StubModule(spec.name, self._sealed)
+
+    def exec_module(self, module: types.ModuleType) -> None:
+        """There is nothing to run."""
+
+    def seal(self) -> None:
+        """From now on using one raises."""
+        self._sealed.append(True)
+
+
+def is_stub(value: Any) -> bool:
+    """Whether it stands in for something of a missing package."""
+    return isinstance(value, _Stub)
+
+
+class _StubModule(types.ModuleType):
+    def __init__(self, name: str, sealed: list[bool]) -> None:
+        super().__init__(name)
+        self.__dict__["_sealed"] = sealed
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        if self._sealed:
+            raise _missing(f"{self.__name__}.{name}")
+        return _stub(f"{self.__name__}.{name}", self._sealed)
+
+
+def _missing(path: str) -> ModuleNotFoundError:
+    top = path.partition(".")[0]
+    return ModuleNotFoundError(f"{path} is used, and {top} is not installed here: pip install {INSTALL.get(top, top)}")
+
+
+class _Stub(type):
+    """A name of a missing package: it can be imported, inherited from, subscribed and used as a decorator.
+
+    _path: what it stands for. _sealed: a list that is no longer empty once using it must raise.
+    """
+
+    _path: str
+    _sealed: list[bool]
+
+    def __getattr__(cls, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        if cls._sealed:
+            raise _missing(f"{cls._path}.{name}")
+        return _stub(f"{cls._path}.{name}", cls._sealed)
+
+    def __call__(cls, *args: Any, **keywords: Any) -> Any:
+        if cls._sealed or "_path" not in vars(cls):
+            raise _missing(cls._path)
+        if len(args) == 1 and not keywords and callable(args[0]):
+            return args[0]  # as a decorator
+        return _stub(cls._path, cls._sealed)
+
+    def __getitem__(cls, item: Any) -> Any:
+        return cls
+
+    def __or__(cls, other: Any) -> Any:
+        return cls
+
+    __ror__ = __or__
+
+    def __bool__(cls) -> bool:
+        if cls._sealed:
+            raise _missing(cls._path)
+        return True
+
+    def __enter__(cls) -> Any:
+        return cls
+
+    def __exit__(cls, *_: Any) -> None:
+        return None
+
+
+def _stub(path: str, sealed: list[bool]) -> _Stub:
+    return _Stub(path.rpartition(".")[2], (), {"_path": path, "_sealed": sealed})
