@@ -83,11 +83,38 @@ def test_a_restored_optimiser_takes_the_same_steps_bit_for_bit():
         assert torch.equal(tensor, restored.state_tensors()[name]), name
 
 
-def test_state_of_another_model_is_refused():
-    with pytest.raises(
-        CheckpointError, match=r"layers\.9\.norm1\.weight:exp_avg.*no parameter layers\.9\.norm1\.weight"
-    ):
-        MuonAndAdamW(model_of(), CONFIG).load_state_tensors({"layers.9.norm1.weight:exp_avg": torch.zeros(16)})
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: state.pop("layers.0.attn.q_proj.weight:momentum_buffer"),
+            r"q_proj\.weight:momentum_buffer is m",
+        ),
+        (lambda state: state.pop("embedding.weight:step"), r"embedding\.weight:step is missing"),
+        (
+            lambda state: state.update({"layers.9.norm1.weight:exp_avg": torch.zeros(16)}),
+            r"no layers\.9\.norm1\.weight",
+        ),
+        (lambda state: state.update({"embedding.weight:max": torch.zeros(16)}), r"no embedding\.weight:max"),
+        (lambda state: state.update({"embedding.weight:exp_avg": torch.zeros(16)}), r"has shape \(16,\) where \("),
+    ],
+)
+def test_state_of_another_model_is_refused_and_nothing_is_changed(change, message):
+    model = model_of()
+    optimizer = MuonAndAdamW(model, CONFIG)
+    train(model, optimizer, range(1, 2))
+    before = optimizer.state_tensors()
+    state = dict(before)
+    change(state)
+    with pytest.raises(CheckpointError, match=message):
+        optimizer.load_state_tensors(state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in optimizer.state_tensors().items())
+
+
+def test_an_optimiser_that_took_no_step_has_no_state_and_takes_none():
+    optimizer = MuonAndAdamW(model_of(), CONFIG)
+    optimizer.load_state_tensors(optimizer.state_tensors())
+    assert optimizer.state_tensors() == {}
 
 
 def test_every_embedding_of_an_encoder_decoder_is_an_embedding():

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from .checkpoints import load_checkpoint, read_state, save_checkpoint
+from .checkpoints import read_parts, read_state, save_checkpoint
 from .config import TrainConfig
 from .device import choose_device
 from .display import Display
@@ -34,8 +34,9 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
             trainer = Trainer(config, data, device, display)
             done = 0
             if run.checkpoint is not None:
-                load_checkpoint(run.checkpoint, trainer.model, trainer.optimizer)
-                done = read_state(run.checkpoint).step
+                saved = read_state(run.checkpoint)
+                trainer.restore(read_parts(run.checkpoint, saved.parts), saved.trainer)
+                done = saved.step
                 display.say(f"Going on from {run.checkpoint}.")
             if done < config.steps:
                 trainer.compile(done)
@@ -65,6 +66,6 @@ def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics) -> 
             due = config.checkpoint_every and step % config.checkpoint_every == 0
             if due or last or stop.requested:
                 metrics.sync()
-                save_checkpoint(folder, step, config, trainer.model, trainer.optimizer)
+                save_checkpoint(folder, step, config, *trainer.to_save())
             if stop.requested and not last:
                 raise Stopped(stop.signal_number, step, folder)

@@ -46,12 +46,18 @@ class MuonAndAdamW:
         }
 
     def load_state_tensors(self, tensors: Mapping[str, Tensor]) -> None:
-        """Take over what `state_tensors` gave, bit for bit. Raises CheckpointError for names that are not ours."""
+        """Take over what `state_tensors` gave, bit for bit.
+
+        Raises CheckpointError, and changes nothing, unless it is that of a model with just these parameters: each of
+        them has all of its tensors, or none of them has one, as before the first step.
+        """
+        problems = self._problems(tensors) if tensors else []
+        if problems:
+            more = f"; and {len(problems) - 5} more" if len(problems) > 5 else ""
+            raise CheckpointError(f"the optimiser's state must fit the model, but {'; '.join(problems[:5])}{more}.")
         states: dict[str, dict[str, Tensor]] = {name: {} for name in self._names.values()}
         for key, tensor in tensors.items():
             name, _, what = key.partition(":")
-            if name not in states:
-                raise CheckpointError(f"the optimiser's state has {key}, but the model has no parameter {name}.")
             states[name][what] = tensor
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
@@ -61,6 +67,34 @@ class MuonAndAdamW:
                         what: tensor.to(parameter.device, copy=True)
                         for what, tensor in states[self._names[parameter]].items()
                     }
+
+    def _problems(self, tensors: Mapping[str, Tensor]) -> list[str]:
+        """What is missing, left over or of another shape."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        for optimizer in self.optimizers:
+            for group in optimizer.param_groups:
+                for parameter in group["params"]:
+                    if parameter.requires_grad:
+                        name, shape = self._names[parameter], tuple(parameter.shape)
+                        shapes |= {f"{name}:{what}": shape for what in _AVERAGES[type(optimizer)]}
+                        shapes |= {f"{name}:step": ()} if isinstance(optimizer, torch.optim.AdamW) else {}
+        missing = [f"{key} is missing" for key in sorted(shapes.keys() - tensors.keys())]
+        foreign = [f"the model has no {key}" for key in sorted(tensors.keys() - shapes.keys())]
+        return [
+            *(missing + foreign),
+            *(
+                f"{key} has shape {tuple(tensors[key].shape)} where {shape} is needed"
+                for key, shape in sorted(shapes.items())
+                if key in tensors and tuple(tensors[key].shape) != shape
+            ),
+        ]
+
+
+# What an optimiser remembers of a parameter, in its shape.
+_AVERAGES: dict[type, tuple[str, ...]] = {
+    torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
+    torch.optim.Muon: ("momentum_buffer",),
+}
 
 
 def _groups(model: nn.Module, config: TrainConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:

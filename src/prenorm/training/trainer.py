@@ -2,16 +2,18 @@
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 
-from ..errors import PrenormError
+from ..errors import CheckpointError, PrenormError
 from ..models.lm import TransformerLM
 from .batches import Batch, TrainingBatches
+from .checkpoints import Parts
 from .config import TrainConfig
 from .device import Device, compile_blocks, uncompile_blocks
 from .display import Display
@@ -106,6 +108,25 @@ class Trainer:
             "tokens_per_second": tokens_per_second,
             **self.utilisation.of(batch.token_ids.shape[1], tokens_per_second),
         }
+
+    def to_save(self) -> tuple[Parts, dict[str, Any]]:
+        """All that a resumed run needs beside its settings and its step: tensors by part, and what JSON can hold.
+
+        The batch and the dropout of a step follow from the seed and its number, and are not among it.
+        """
+        return {"model": self.model.state_dict(), "optimizer": self.optimizer.state_tensors()}, {}
+
+    def restore(self, parts: Parts, state: Mapping[str, Any]) -> None:
+        """Put back what `to_save` gave, bit for bit. Raises CheckpointError where it is that of another trainer."""
+        if parts.keys() != {"model", "optimizer"} or state:
+            raise CheckpointError(
+                f"a checkpoint of this run has model and optimizer, not {', '.join([*parts, *state])}."
+            )
+        try:
+            self.model.load_state_dict(parts["model"])
+        except RuntimeError as error:
+            raise CheckpointError(f"the checkpoint does not fit the model: {error}") from error
+        self.optimizer.load_state_tensors(parts["optimizer"])
 
     def glance(self, step: int) -> Record:
         """The loss on a fixed part of the held-out text: its line of metrics."""
