@@ -53,13 +53,24 @@ class TrainingBatches:
 
     def at(self, step: int) -> Batch:
         """The batch of step 1, 2, ..."""
+        places, segments = self._places_and_segments(step)
+        tokens = self._stream.tokens
+        columns = (tokens[places].astype(np.int64), tokens[places + 1].astype(np.int64), segments)
+        return Batch(*map(torch.from_numpy, columns))
+
+    def places(self, step: int) -> np.ndarray:
+        """Where in the stream each token of the batch of a step stands."""
+        return self._places_and_segments(step)[0]
+
+    def _places_and_segments(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         pieces = self._pieces if step <= self._short_steps else 1
         numbers = np.arange((step - 1) * self._batch_size * pieces, step * self._batch_size * pieces)
         epochs, numbers = np.divmod(numbers, self.rows_per_epoch * pieces)
         parts = [self._rows(epoch, numbers[epochs == epoch], pieces) for epoch in np.unique(epochs).tolist()]
-        return Batch(*(torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)))
+        places, segments = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return places, segments
 
-    def _rows(self, epoch: int, numbers: np.ndarray, pieces: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _rows(self, epoch: int, numbers: np.ndarray, pieces: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows, or the pieces of rows, that have these numbers in the order of an epoch."""
         if self._epoch.number != epoch:
             self._epoch = self._draw(epoch)
@@ -68,10 +79,7 @@ class TrainingBatches:
         width = self._context // pieces
         places = (order.row_order[rows] * self._context + piece * width)[:, None] + np.arange(width)
         documents = np.searchsorted(order.ends, places, side="right")
-        sources = order.sources[documents] + places
-        tokens = self._stream.tokens
-        segments = documents - documents[:, :1]
-        return tokens[sources].astype(np.int64), tokens[sources + 1].astype(np.int64), segments
+        return order.sources[documents] + places, documents - documents[:, :1]
 
     def _draw(self, number: int) -> "_Epoch":
         random = np.random.default_rng([self._seed, number])
