@@ -4,6 +4,7 @@ import math
 import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +13,8 @@ from .config import OnNan
 from .corpus import Say
 from .precision import LossScale
 
-WINDOW, LEAST = 64, 16  # losses that a jump is measured against: at most, and at least
-SIGMAS, SHARE = 6.0, 0.05  # a jump is above the median by both: so many standard deviations, and this share of it
+WINDOW, RECENT = 64, 16  # losses that tell how much they tremble, and those that a jump is measured from
+SIGMAS, SHARE = 6.0, 0.05  # a jump is above their median by both: so many standard deviations, and this share of it
 MOST_SKIPPED = 20  # steps in a row that are not finite: the weights, or the text, are then beyond help
 MOST_BATCHES = 100  # that are written to a run's folder
 
@@ -71,9 +72,11 @@ class Watch:
         return self.NOT_FINITE
 
     def _look_for_a_jump(self, step: int, loss: float) -> None:
-        if len(self._losses) >= LEAST:
-            median = statistics.median(self._losses)
-            spread = 1.4826 * statistics.median(abs(one - median) for one in self._losses)  # as a standard deviation
+        if len(self._losses) >= RECENT:
+            losses = list(self._losses)
+            median = statistics.median(losses[-RECENT:])
+            # The standard deviation, by the differences of neighbours, which a fall over many steps does not touch.
+            spread = statistics.median(abs(one - before) for before, one in pairwise(losses)) / 0.954
             if loss > median + max(SIGMAS * spread, SHARE * median):
                 where = self._written_to(step, "spike")
                 self._say(f"The loss jumped to {loss:.3f} at step {step:,}, from about {median:.3f}. {where}")
