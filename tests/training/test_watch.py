@@ -1,5 +1,4 @@
 import math
-from pathlib import Path
 
 import pytest
 
@@ -22,7 +21,7 @@ def watch_of(said, written):
 
     def write(step, why):
         written.append((step, why))
-        return Path(f"{why}-{step}.json")
+        return f"{why}-{step}.json"
 
     return lambda on_nan="stop", scale=None: Watch(on_nan, scale, said.append, write)
 

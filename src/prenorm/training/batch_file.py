@@ -1,49 +1,36 @@
 """A batch of training text as a file for people: its tokens, what they spell, and which documents they are of."""
 
 import json
-from itertools import pairwise
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from tokenizers import Tokenizer
 
 from ..checkpoint.files import write_atomically
-from .batches import Batch
-from .tokens import TokenStream
+from .batches import Batch, Origin
+
+NAMED = 3  # documents in a message; the file has all of them
 
 
-def write_batch(
-    path: Path, batch: Batch, places: np.ndarray, stream: TokenStream, tokenizer: Tokenizer, why: str
-) -> None:
-    """Write a step's batch as JSON: why, and each row's documents, text and token ids.
+def write_batch(path: Path, why: str, batch: Batch, origins: Sequence[Sequence[Origin]], tokenizer: Tokenizer) -> str:
+    """Write a step's batch as JSON: why, and each row's documents with their text, its token ids and its targets.
 
-    places: where in the stream each of the batch's tokens stands. A document is named by its number in the training
-    text; `first_token` is the first of its tokens that the row has (0: the end-of-text token before it).
+    origins: which documents each row is from. Gives a description for messages: the file, and some of the documents.
     """
     rows = [
-        {
-            "documents": _documents(place, token_ids, stream, tokenizer),
-            "token_ids": token_ids,
-            "targets": targets,
-        }
-        for place, token_ids, targets in zip(places, batch.token_ids.tolist(), batch.targets.tolist(), strict=True)
+        {"documents": list(_documents(row, token_ids, tokenizer)), "token_ids": token_ids, "targets": targets}
+        for row, token_ids, targets in zip(origins, batch.token_ids.tolist(), batch.targets.tolist(), strict=True)
     ]
     write_atomically(path, (json.dumps({"why": why, "rows": rows}, ensure_ascii=False) + "\n").encode())
+    names = list(dict.fromkeys(str(origin) for row in origins for origin in row))
+    more = f" and {len(names) - NAMED:,} more" if len(names) > NAMED else ""
+    return f"{path} ({', '.join(names[:NAMED])}{more})"
 
 
-def _documents(
-    places: np.ndarray, token_ids: list[int], stream: TokenStream, tokenizer: Tokenizer
-) -> list[dict[str, Any]]:
-    """The documents of a row, in its order."""
-    numbers = np.searchsorted(stream.starts, places, side="right") - 1
-    begins = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(token_ids)]
-    return [
-        {
-            "document": int(numbers[begin]),
-            "first_token": int(places[begin] - stream.starts[numbers[begin]]),
-            "tokens": end - begin,
-            "text": tokenizer.decode(token_ids[begin:end]),
-        }
-        for begin, end in pairwise(begins)
-    ]
+def _documents(row: Sequence[Origin], token_ids: list[int], tokenizer: Tokenizer) -> Iterator[dict[str, Any]]:
+    start = 0
+    for origin in row:
+        end = start + origin.tokens
+        yield {"document": str(origin), "tokens": origin.tokens, "text": tokenizer.decode(token_ids[start:end])}
+        start = end

@@ -1,5 +1,6 @@
 """Batches of training text: a function of the seed and the step alone, so that a resumed run needs no position."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,16 @@ class Batch(NamedTuple):
     def split(self, rows: int) -> list["Batch"]:
         """The same rows in parts of `rows`."""
         return [Batch(*parts) for parts in zip(*(part.split(rows) for part in self), strict=True)]
+
+
+class Origin(NamedTuple):
+    """A document that tokens are from: its number in the training text, and how many of the tokens."""
+
+    number: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"document {self.number:,} of the training text"
 
 
 class TrainingBatches:
@@ -58,9 +69,12 @@ class TrainingBatches:
         columns = (tokens[places].astype(np.int64), tokens[places + 1].astype(np.int64), segments)
         return Batch(*map(torch.from_numpy, columns))
 
-    def places(self, step: int) -> np.ndarray:
-        """Where in the stream each token of the batch of a step stands."""
-        return self._places_and_segments(step)[0]
+    def documents(self, step: int, row: int) -> list[Origin]:
+        """The documents that a row of the batch of a step is from, in order."""
+        places, _ = self._places_and_segments(step)
+        numbers = np.searchsorted(self._stream.starts, places[row], side="right") - 1
+        begins = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+        return [Origin(int(numbers[begin]), end - begin) for begin, end in pairwise(begins)]
 
     def _places_and_segments(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         pieces = self._pieces if step <= self._short_steps else 1

@@ -166,12 +166,12 @@ class Trainer:
         if self.average:
             self.average.update(step)
 
-    def _write_batch(self, step: int, why: str) -> Path:
-        """The batch of a step as a file in the run's folder: see batch_file.py."""
+    def _write_batch(self, step: int, why: str) -> str:
+        """Write the batch of a step to the run's folder, and give what a message says of it: see batch_file.py."""
         path = Path(self.config.out) / "batches" / f"{why}-step-{step:08d}.json"
-        places, tokenizer = self.batches.places(step), self.data.tokenizer
-        write_batch(path, self.batches.at(step), places, self.data.train, tokenizer, why)
-        return path
+        batch = self.batches.at(step)
+        origins = [self.batches.documents(step, row) for row in range(len(batch.token_ids))]
+        return write_batch(path, why, batch, origins, self.data.tokenizer)
 
     def glance(self, step: int, stopped: Callable[[], bool] = lambda: False) -> Record | None:
         """The loss on a fixed part of the held-out text: its line of metrics. None where it was stopped before its end.

@@ -5,7 +5,6 @@ import statistics
 from collections import deque
 from collections.abc import Callable, Mapping
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from ..errors import PrenormError
@@ -18,7 +17,7 @@ SIGMAS, SHARE = 6.0, 0.05  # a jump is above their median by both: so many stand
 MOST_SKIPPED = 20  # steps in a row that are not finite: the weights, or the text, are then beyond help
 MOST_BATCHES = 100  # that are written to a run's folder
 
-Describe = Callable[[int, str], Path]  # writes the batch of a step to a file, with the reason
+WriteBatch = Callable[[int, str], str]  # of a step, with the reason, to a file; gives what a message says of it
 
 
 class Watch:
@@ -30,7 +29,7 @@ class Watch:
 
     OVERFLOW, NOT_FINITE = "overflow", "not finite"
 
-    def __init__(self, on_nan: OnNan, scale: LossScale | None, say: Say, write_batch: Describe) -> None:
+    def __init__(self, on_nan: OnNan, scale: LossScale | None, say: Say, write_batch: WriteBatch) -> None:
         self.skipped = {self.OVERFLOW: 0, self.NOT_FINITE: 0}
         self._on_nan, self._scale, self._say, self._write_batch = on_nan, scale, say, write_batch
         self._in_a_row = self._written = 0
