@@ -46,7 +46,7 @@ def save_checkpoint(run: Path, step: int, config: TrainConfig, parts: Parts, sta
     fields = {"step": step, "parts": list(parts), "config": config.to_fields(), "trainer": dict(state)}
     files = {f"{name}.safetensors": tensors_content(tensors) for name, tensors in parts.items()}
     write_folder(folder, {**files, "state.json": json_content(fields)})
-    for old in _complete(run)[: -config.keep_checkpoints]:
+    for old in complete_checkpoints(run)[: -config.keep_checkpoints]:
         with suppress(OSError):  # the next save tries again
             remove_folder(old)
 
@@ -60,7 +60,7 @@ def remove_leftovers(run: Path) -> None:
 
 def latest_checkpoint(run: Path) -> Path | None:
     """The newest checkpoint of a run, or None."""
-    return next(reversed(_complete(run)), None)
+    return next(reversed(complete_checkpoints(run)), None)
 
 
 def read_state(folder: Path) -> SavedState:
@@ -82,7 +82,7 @@ def read_parts(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Tensor
     return {name: read_tensors(file_in(folder, f"{name}.safetensors")) for name in names}
 
 
-def _complete(run: Path) -> list[Path]:
+def complete_checkpoints(run: Path) -> list[Path]:
     """Checkpoints by step. Only whole ones have such a name."""
     found = ((re.fullmatch(r"step-(\d+)", folder.name), folder) for folder in (run / "checkpoints").glob("step-*"))
     return [folder for _, folder in sorted((int(match[1]), folder) for match, folder in found if match)]

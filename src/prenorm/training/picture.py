@@ -30,7 +30,7 @@ def draw_losses(records: list[Record], path: Path, say: Say) -> None:
     axes = figure.add_subplot()
     if steps:
         axes.plot(*zip(*steps, strict=True), color="tab:blue", alpha=0.25, linewidth=0.8, label="training loss")
-        axes.plot(*zip(*_smoothed(steps), strict=True), color="tab:blue", label="training loss, smoothed")
+        axes.plot(*zip(*smoothed(steps), strict=True), color="tab:blue", label="training loss, smoothed")
     axes.set_xlabel("optimiser step")
     axes.set_ylabel("training loss (nats per token)", color="tab:blue")
     axes.grid(alpha=0.3)
@@ -43,7 +43,7 @@ def draw_losses(records: list[Record], path: Path, say: Say) -> None:
     write_atomically(path, FigureCanvasAgg(figure).print_png)
 
 
-def _smoothed(steps: list[tuple[int, float]]) -> list[tuple[int, float]]:
+def smoothed(steps: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """A running mean that is not drawn towards its start: Adam's bias correction."""
     smoothed, mean, weight = [], 0.0, 0.0
     for step, loss in steps:
