@@ -6,7 +6,7 @@ from prenorm.errors import CheckpointError
 from prenorm.training.config import TrainConfig
 from prenorm.training.optimizer import MuonAndAdamW
 
-CONFIG = TrainConfig.from_fields({"preset": "tiny", "weight_decay": 0.1})
+CONFIG = TrainConfig.from_fields({"preset": "tiny", "weight_decay": 0.1, "embedding_lr": 0.02})
 
 
 def model_of(**fields):
@@ -37,7 +37,7 @@ def test_muon_has_the_blocks_matrices_and_adamw_the_rest_each_once():
     matrices = groups.pop(("Muon", CONFIG.muon_lr, 0.1))
     assert len(matrices) == 2 * 7
     assert all(name.startswith("layers.") and name.endswith("_proj.weight") for name in matrices)
-    assert groups.pop(("AdamW", CONFIG.embedding_lr, 0.1)) == ["embedding.weight"]
+    assert groups.pop(("AdamW", CONFIG.embedding_lr, 0.0)) == ["embedding.weight"]
     assert groups.pop(("AdamW", CONFIG.head_lr, 0.1)) == ["lm_head.weight"]
     vectors = groups.pop(("AdamW", CONFIG.vector_lr, 0.0))
     assert len(matrices) + len(vectors) + 2 == len(list(model.parameters()))
@@ -47,8 +47,23 @@ def test_muon_has_the_blocks_matrices_and_adamw_the_rest_each_once():
 def test_a_tied_head_is_the_embedding():
     model = model_of(tie_embeddings=True)
     groups = groups_of(MuonAndAdamW(model, CONFIG), model)
-    assert groups["AdamW", CONFIG.embedding_lr, 0.1] == ["embedding.weight"]
+    assert groups["AdamW", CONFIG.embedding_lr, 0.0] == ["embedding.weight"]
     assert ("AdamW", CONFIG.head_lr, 0.1) not in groups
+
+
+def test_adamw_alone_has_one_learning_rate_and_decays_matrices_and_an_untied_head():
+    config = TrainConfig.from_fields({"preset": "tiny", "optimizer": "adamw", "lr": 0.004, "weight_decay": 0.1})
+    model = model_of(qkv_bias=True, qk_norm=True)
+    optimizer = MuonAndAdamW(model, config)
+    assert [type(one) for one in optimizer.optimizers] == [torch.optim.AdamW]
+    groups = [group for one in optimizer.optimizers for group in one.param_groups]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed = {names[p] for group in groups if group["weight_decay"] == 0.1 for p in group["params"]}
+    kept = {names[p] for group in groups if group["weight_decay"] == 0.0 for p in group["params"]}
+    assert {group["lr"] for group in groups} == {optimizer.full_rate} == {0.004}
+    assert decayed == {name for name in names.values() if name.endswith("_proj.weight")} | {"lm_head.weight"}
+    assert kept == set(names.values()) - decayed
+    assert {"embedding.weight", "final_norm.weight", "layers.0.attn.q_proj.bias"} <= kept
 
 
 def test_a_step_follows_the_scale_and_drops_the_gradients():
@@ -83,11 +98,38 @@ def test_a_restored_optimiser_takes_the_same_steps_bit_for_bit():
         assert torch.equal(tensor, restored.state_tensors()[name]), name
 
 
-def test_state_of_another_model_is_refused():
-    with pytest.raises(
-        CheckpointError, match=r"layers\.9\.norm1\.weight:exp_avg.*no parameter layers\.9\.norm1\.weight"
-    ):
-        MuonAndAdamW(model_of(), CONFIG).load_state_tensors({"layers.9.norm1.weight:exp_avg": torch.zeros(16)})
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda state: state.pop("layers.0.attn.q_proj.weight:momentum_buffer"),
+            r"q_proj\.weight:momentum_buffer is m",
+        ),
+        (lambda state: state.pop("embedding.weight:step"), r"embedding\.weight:step is missing"),
+        (
+            lambda state: state.update({"layers.9.norm1.weight:exp_avg": torch.zeros(16)}),
+            r"no layers\.9\.norm1\.weight",
+        ),
+        (lambda state: state.update({"embedding.weight:max": torch.zeros(16)}), r"no embedding\.weight:max"),
+        (lambda state: state.update({"embedding.weight:exp_avg": torch.zeros(16)}), r"has shape \(16,\) where \("),
+    ],
+)
+def test_state_of_another_model_is_refused_and_nothing_is_changed(change, message):
+    model = model_of()
+    optimizer = MuonAndAdamW(model, CONFIG)
+    train(model, optimizer, range(1, 2))
+    before = optimizer.state_tensors()
+    state = dict(before)
+    change(state)
+    with pytest.raises(CheckpointError, match=message):
+        optimizer.load_state_tensors(state)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in optimizer.state_tensors().items())
+
+
+def test_an_optimiser_that_took_no_step_has_no_state_and_takes_none():
+    optimizer = MuonAndAdamW(model_of(), CONFIG)
+    optimizer.load_state_tensors(optimizer.state_tensors())
+    assert optimizer.state_tensors() == {}
 
 
 def test_every_embedding_of_an_encoder_decoder_is_an_embedding():

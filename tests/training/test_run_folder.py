@@ -1,12 +1,10 @@
 from pathlib import Path
 
 import pytest
-import torch
 
 from prenorm.errors import ConfigError, DataError
 from prenorm.training.checkpoints import save_checkpoint
 from prenorm.training.config import TrainConfig, read_toml
-from prenorm.training.optimizer import MuonAndAdamW
 from prenorm.training.run_folder import open_run, undone_on_failure
 
 
@@ -16,8 +14,7 @@ def opened(config, *, resume, say=lambda _: None):
 
 
 def checkpoint_at(step, config):
-    model = torch.nn.Linear(2, 2)
-    save_checkpoint(opened(config, resume=True).folder, step, config, model, MuonAndAdamW(model, config))
+    save_checkpoint(opened(config, resume=True).folder, step, config, {}, {})
 
 
 def test_a_new_folder_gets_the_settings_and_starts_from_nothing(tiny):
@@ -96,14 +93,6 @@ def test_a_config_file_edited_by_hand_does_not_deceive(tiny):
     path.write_text(path.read_text().replace("muon_lr = 0.02", "muon_lr = 0.5"))
     with pytest.raises(ConfigError, match=r"step-00000002, but muon_lr is 0\.02 there and 0\.5 here"):
         opened(tiny(muon_lr=0.5), resume=True)
-
-
-def test_another_version_of_torch_is_said(tiny, said):
-    checkpoint_at(2, tiny())
-    state = opened(tiny(), resume=True).checkpoint / "state.json"
-    state.write_text(state.read_text().replace(torch.__version__, "1.0.0"))
-    opened(tiny(), resume=True, say=said.append)
-    assert "is of torch 1.0.0" in said[-1]
 
 
 def test_two_processes_never_train_in_one_folder(tiny):

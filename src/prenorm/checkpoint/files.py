@@ -60,22 +60,71 @@ def write_together(contents: Mapping[Path, Content]) -> None:
 @contextmanager
 def _staged(path: Path, content: Content) -> Iterator[Path]:
     """Write `content` to the disk next to `path`, under a passing name that is gone when the context ends."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
             with suppress(OSError):  # some network file systems have no locks; they only miss the clean-up
                 lock(file, wait=True)
-            if isinstance(content, bytes):
-                file.write(content)
-            else:
-                content(file)
-            file.flush()
-            os.fsync(file.fileno())
+            _write_to_disk(file, content)
             yield temporary
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_folder(folder: Path, contents: Mapping[str, Content]) -> None:
+    """Write a new folder with these files, which has its name only when all of them are on the disk.
+
+    A reader, a killed process and a power cut see the folder as a whole or not at all; what a killed writer leaves has
+    the name that `passing_name` gives. Raises CheckpointError when it cannot be done; nothing else is touched.
+    """
+    passing = passing_name(folder)
+    try:
+        make_folder(folder.parent)
+        passing.mkdir()
+        for name, content in contents.items():
+            with open(passing / name, "xb") as file:
+                _write_to_disk(file, content)
+        sync_folder(passing)
+        os.rename(passing, folder)
+        sync_folder(folder.parent)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder} could not be written: {_advice(error, folder)} Nothing that was there before is damaged."
+        ) from error
+    finally:
+        shutil.rmtree(passing, ignore_errors=True)
+
+
+def remove_folder(folder: Path) -> None:
+    """Delete a folder that `write_folder` wrote: at once for readers, kills and power cuts, as far as names go."""
+    passing = passing_name(folder)
+    os.rename(folder, passing)
+    sync_folder(folder.parent)
+    shutil.rmtree(passing)
+
+
+def passing_name(folder: Path) -> Path:
+    """The name of a folder that is being written, or deleted."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
+def _write_to_disk(file: BinaryIO, content: Content) -> None:
+    if isinstance(content, bytes):
+        file.write(content)
+    else:
+        content(file)
+    file.flush()
+    os.fsync(file.fileno())
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and its parents, as far as they are missing, and have their names survive a power cut."""
+    missing = [each for each in (folder, *folder.parents) if not each.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    for each in reversed(missing):
+        sync_folder(each.parent)
 
 
 def _remove_leftovers(path: Path) -> None:
@@ -129,8 +178,8 @@ def file_in(folder: Path, name: str) -> Path:
 
 
 def json_content(fields: Mapping[str, Any]) -> bytes:
-    """A JSON file for people to read, too."""
-    return (json.dumps(fields, indent=2) + "\n").encode()
+    """A JSON file for people to read, too. Raises ValueError for NaN and infinity, which no reader of ours takes."""
+    return (json.dumps(fields, indent=2, allow_nan=False) + "\n").encode()
 
 
 def read_json(path: Path) -> dict[str, Any]:

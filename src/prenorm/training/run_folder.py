@@ -6,12 +6,10 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
-import torch
-
 from ..checkpoint.files import write_atomically
 from ..errors import ConfigError
 from ..locks import lock
-from .checkpoints import latest_checkpoint, read_state
+from .checkpoints import latest_checkpoint, read_state, remove_leftovers
 from .config import TrainConfig, config_to_toml, differences, read_toml
 from .corpus import Say
 from .schedule import learning_rate_scale
@@ -28,6 +26,11 @@ FREE = {
     "log_seconds",
     "checkpoint_activations",
     "checkpoint_activations_every",
+    "on_nan",
+    "early_stop",
+    "sample_every",
+    "sample_prompt",
+    "tensorboard",
 }
 
 SETUP_FILES = (
@@ -98,12 +101,11 @@ def _check_folder(run: Path, resume: bool) -> bool:
 
 def _checkpoint_to_resume(run: Path, config: TrainConfig, say: Say) -> Path | None:
     _check_agreement(f"the run in {run}", _config_in(run / "config.toml"), config, step=0)
+    remove_leftovers(run)
     checkpoint = latest_checkpoint(run)
     if checkpoint is not None:
         state = read_state(checkpoint)
         _check_agreement(str(checkpoint), state.config, config, step=state.step)
-        if state.torch_version != torch.__version__:
-            say(f"{checkpoint} is of torch {state.torch_version}, this is {torch.__version__}: numbers may differ.")
     return checkpoint
 
 
