@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from prenorm import ModelConfig, TransformerLM
+from prenorm.checkpoint.manifest import MANIFEST, accept
 from prenorm.errors import CheckpointError
 from prenorm.training.checkpoints import latest_checkpoint, read_parts, read_state, remove_leftovers, save_checkpoint
 from prenorm.training.optimizer import MuonAndAdamW
@@ -87,10 +88,29 @@ def test_a_write_that_fails_leaves_the_old_checkpoint_and_nothing_else(to_save, 
     assert (tmp_path / "checkpoints" / "step-00000001" / "model.safetensors").read_bytes() == before
 
 
+def test_a_damaged_checkpoint_is_refused_by_name_with_a_way_to_go_on(to_save, tmp_path):
+    save_checkpoint(tmp_path, 1, *to_save)
+    folder = latest_checkpoint(tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=rf"{weights} has [\d,]+ bytes instead of .* Without {folder}, --resume"):
+        read_parts(folder, ["model"])
+    state = folder / "state.json"
+    state.write_text(state.read_text().replace('"step": 1', '"step": 2'))
+    with pytest.raises(CheckpointError, match=rf"{state} has other bytes than were saved"):
+        read_state(folder)
+    accept(folder)
+    assert read_state(folder).step == 2
+    (folder / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match=rf"{folder} must have a {MANIFEST}"):
+        read_state(folder)
+
+
 def test_a_state_of_something_else_is_refused(to_save, tmp_path):
     save_checkpoint(tmp_path, 1, *to_save)
     folder = latest_checkpoint(tmp_path)
     (folder / "state.json").write_text('{"step": 1}')
+    accept(folder)
     with pytest.raises(CheckpointError, match=r"state\.json is not that of a checkpoint"):
         read_state(folder)
 

@@ -110,11 +110,16 @@ def passing_name(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.tmp")
 
 
-def _write_to_disk(file: BinaryIO, content: Content) -> None:
+def write_content(file: BinaryIO, content: Content) -> None:
+    """Write a content into an open file."""
     if isinstance(content, bytes):
         file.write(content)
     else:
         content(file)
+
+
+def _write_to_disk(file: BinaryIO, content: Content) -> None:
+    write_content(file, content)
     file.flush()
     os.fsync(file.fileno())
 
@@ -184,6 +189,11 @@ def json_content(fields: Mapping[str, Any]) -> bytes:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError, naming the file, for anything else."""
+    return parse_json(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """What is in a file of JSON. Raises CheckpointError where it cannot be read, or is longer than one may be."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
@@ -191,7 +201,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if len(data) > MAX_JSON_BYTES:
         raise CheckpointError(f"{path} may have at most {MAX_JSON_BYTES:,} bytes, but has more; it is no model's file.")
-    return parse_json(data, str(path))
+    return data
 
 
 def json_text(value: Any) -> str:
