@@ -3,7 +3,7 @@
 Bits: a fixed set of calls (alone and in a model; plain, cached, ragged, packed, windowed, compiled; float64, float32,
 bfloat16; forward and gradients; decoder and encoder) gives the same bits in both, or is named.
 
-Speed: a block, a training step and every cell of `make bench-decode` run in processes of their own: the old checkout,
+Speed: a block, a training step, a step of `prenorm train` and every cell of `make bench-decode` run in processes of their own: the old checkout,
 this one, and the old one once more, in turn, so that the last two ratios tell a change from chance. --starts says how
 often the processes are started anew: where memory lies differs each time. The table has the medians of all rounds:
 old / new, old / old, and their lowest and highest start; above 1 the second is faster.
@@ -14,9 +14,11 @@ one length, with and without a window.
 
 import argparse
 import hashlib
+import itertools
 import json
 import statistics
 import sys
+import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -27,8 +29,10 @@ from processes import Process
 HERE = Path(__file__).parent.parent
 DECODE = [f"decode-{what}-{dtype}" for dtype in ("float32", "bfloat16") for what in ("1", "8", "prefill")]
 CELLS = [f"{what}-{dtype}" for what in ("forward", "both", "step") for dtype in ("float32", "bfloat16")] + DECODE
-ROUNDS = {"forward": 15, "both": 9, "step": 3, "decode": 5}
-TIMES = {"forward": 10, "both": 4, "step": 1, "decode": 1}  # calls a round
+TRAIN = ["train-demo", "train-110M"]  # steps of `prenorm train`, in the format that it takes by itself
+CELLS += TRAIN
+ROUNDS = {"forward": 15, "both": 9, "step": 3, "decode": 5, "train": 15}
+TIMES = {"forward": 10, "both": 4, "step": 1, "decode": 1, "train": 1}  # calls a round
 
 
 class Contestant:
@@ -161,6 +165,8 @@ def runner(cell: str) -> Callable[[], Any]:
 
     torch.manual_seed(0)
     what, *_, dtype = cell.split("-")
+    if what == "train":
+        return steps_of(dtype)
     if what == "decode":
         model = TransformerLM(MODELS["110M"]).to(getattr(torch, dtype)).eval()
         same = cell.replace("decode", "110M")
@@ -178,6 +184,28 @@ def runner(cell: str) -> Callable[[], Any]:
     if what == "both":
         return lambda: block(x).sum().backward()
     return torch.no_grad()(lambda: block(x))
+
+
+def steps_of(model: str) -> Callable[[], Any]:
+    """A step of `prenorm train`, each time the next one: of the demo, or of the preset gpt2-small in small batches."""
+    import asyncio  # its source is some 500 kB of text
+
+    from prenorm.training.config import TrainConfig
+    from prenorm.training.device import choose_device, hold_on_to_memory
+    from prenorm.training.display import Display
+    from prenorm.training.tokens import prepare_text
+    from prenorm.training.trainer import Trainer
+
+    hold_on_to_memory()
+    small = {"preset": "gpt2-small", "context": 512, "batch_size": 4, "micro_batch_size": 4, "compile": False}
+    fields = {"preset": "demo", "short_context": 0} if model == "demo" else small
+    folder = tempfile.TemporaryDirectory()
+    config = TrainConfig.from_fields({**fields, "data": [str(Path(asyncio.__file__).parent)], "out": folder.name})
+    data = prepare_text(config, Path(folder.name) / "text", lambda _: None)
+    trainer = Trainer(config, data, choose_device(config), Display(quiet=True))
+    trainer.compile(0)
+    numbers = itertools.count(1)
+    return lambda folder=folder: trainer.step(next(numbers))
 
 
 def compare_bits(old: Path) -> bool:

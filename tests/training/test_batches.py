@@ -100,3 +100,13 @@ def test_parts_of_a_batch_are_its_rows(rows):
     parts = batch.split(rows)
     assert len(parts) == 6 // rows
     assert torch.equal(torch.cat([part.token_ids for part in parts]), batch.token_ids)
+
+
+@given(lengths, st.integers(1, 8), st.integers(1, 5), st.integers(1, 9))
+def test_a_row_says_which_documents_its_tokens_are_of(lengths, context, batch_size, step):
+    stream = stream_of(lengths)
+    batches = TrainingBatches(stream, batch_size=batch_size, context=context, seed=0)
+    for row, tokens in enumerate(batches.at(step).token_ids.numpy()):
+        documents = np.searchsorted(stream.starts, tokens, side="right") - 1
+        said = [origin.number for origin in batches.documents(step, row) for _ in range(origin.tokens)]
+        assert said == documents.tolist()

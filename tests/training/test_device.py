@@ -13,6 +13,18 @@ CPU = Device(torch.device("cpu"), torch.float32)
 def test_a_named_device_and_format_are_taken(tiny):
     assert choose_device(tiny(device="cpu", dtype="float32")) == CPU
     assert choose_device(tiny(device="cpu", dtype="bfloat16")) == Device(torch.device("cpu"), torch.bfloat16)
+    pure = Device(torch.device("cpu"), torch.bfloat16, pure=True)
+    assert choose_device(tiny(device="cpu", dtype="bfloat16-pure")) == pure
+    for dtype in ("float32", "bfloat16", "bfloat16-pure", "float16"):
+        assert choose_device(tiny(device="cpu", dtype=dtype)).format == dtype
+
+
+def test_float16_on_a_cpu_is_warned_of_and_nothing_else_is(tiny, said):
+    for dtype in ("float32", "bfloat16", "bfloat16-pure", "auto"):
+        choose_device(tiny(device="cpu", dtype=dtype), said.append)
+    assert said == []
+    choose_device(tiny(device="cpu", dtype="float16"), said.append)
+    assert "float16 is some 30 times slower than float32 on a CPU" in said[0]
 
 
 @pytest.mark.parametrize("has", [{"avx512_bf16": True}, {"amx_bf16": True}, {"avx512_bf16": False}, {}])
@@ -28,12 +40,16 @@ def test_a_device_that_is_not_there_is_refused(tiny, device):
         choose_device(tiny(device=device))
 
 
-def test_autocast_is_for_bfloat16_alone():
-    x = torch.ones(2, 2)
+def test_autocast_is_for_narrow_products_between_wide_weights():
+    x, cpu = torch.ones(2, 2), torch.device("cpu")
     with CPU.autocast():
         assert (x @ x).dtype == torch.float32
-    with Device(torch.device("cpu"), torch.bfloat16).autocast():
+    with Device(cpu, torch.bfloat16).autocast():
         assert (x @ x).dtype == torch.bfloat16
+    with Device(cpu, torch.float16).autocast():
+        assert (x @ x).dtype == torch.float16
+    with Device(cpu, torch.bfloat16, pure=True).autocast():
+        assert (x @ x).dtype == torch.float32
 
 
 def test_without_a_compiler_blocks_stay_as_they_are_aloud(monkeypatch, said):

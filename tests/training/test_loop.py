@@ -67,7 +67,11 @@ def test_a_run_leaves_a_folder_with_all_that_was_promised(reference, tiny):
     evaluations = [record for record in records if "loss" not in record]
     assert [record["step"] for record in steps] == [1, 2, 3, 4, 5, 6]
     assert all(record.keys() == {"step", "loss", "lr", "grad_norm"} for record in steps)
-    assert [record["step"] for record in evaluations] == [3, 6]
+    assert [(record["step"], record.pop("all_text", False)) for record in evaluations] == [
+        (3, False),
+        (6, False),
+        (6, True),
+    ]
     assert all(record.keys() == {"step", "eval_loss", "eval_bits_per_byte"} for record in evaluations)
     assert differences(TrainConfig.from_fields(read_toml(reference / "config.toml")), tiny()).keys() == {"out"}
     assert imread(reference / "loss.png").ndim == 3
@@ -185,4 +189,143 @@ def test_a_loss_that_is_no_number_stops_the_run_and_keeps_the_checkpoint(tiny, m
 def test_a_device_that_is_not_there_is_refused_and_the_folder_is_free_again(tiny):
     with pytest.raises(ConfigError, match="device must be one of this machine, but 'abacus' is not"):
         train(tiny(device="abacus"), display=QUIET)
+    assert not Path(tiny().out).exists()
+
+
+RESUMED = {
+    "float16": {"dtype": "float16", "num_layers": 1},
+    "pure bfloat16": {"dtype": "bfloat16-pure", "micro_batch_size": 2},
+    "average": {"ema_decay": 0.9, "dtype": "bfloat16"},
+    "adamw": {"optimizer": "adamw", "schedule": "cosine", "final_lr_share": 0.1, "weight_decay": 0.1},
+    "early stop": {"early_stop": 2, "eval_every": 1, "schedule": "wsd", "checkpoint_activations": True},
+    "samples": {"sample_every": 2, "sample_prompt": "def", "micro_batch_size": 1},
+}
+
+
+@pytest.mark.parametrize("fields", RESUMED.values(), ids=RESUMED)
+def test_a_run_that_sigterm_stopped_goes_on_bit_for_bit_with_every_setting(tiny, tmp_path, monkeypatch, fields):
+    whole = tiny(out=str(tmp_path / "whole"), **fields)
+    train(whole, display=QUIET)
+    with monkeypatch.context() as patch:
+        at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        with pytest.raises(Stopped, match="stopped after step 3"):
+            train(tiny(**fields), display=QUIET)
+    train(tiny(**fields), resume=True, display=QUIET)
+    assert_same_run(Path(tiny().out), Path(whole.out))
+    assert_same_checkpoints(Path(tiny().out), Path(whole.out))
+    samples = [(Path(config.out) / "samples.jsonl").read_text() for config in (whole, tiny())]
+    assert samples[0] == samples[1]
+    assert bool(samples[0]) == ("sample_every" in fields)
+
+
+def assert_same_checkpoints(run, reference):
+    """The same tensors in every part of the newest checkpoint, and the same state but for the run's folder."""
+    ours, theirs = (max((folder / "checkpoints").iterdir()) for folder in (run, reference))
+    assert ours.name == theirs.name
+    assert [path.name for path in sorted(ours.iterdir())] == [path.name for path in sorted(theirs.iterdir())]
+    for path in ours.glob("*.safetensors"):
+        tensors, expected = read_tensors(path), read_tensors(theirs / path.name)
+        assert tensors.keys() == expected.keys()
+        assert all(torch.equal(tensors[name], expected[name]) for name in tensors), path
+    states = [json.loads((folder / "state.json").read_text())["trainer"] for folder in (ours, theirs)]
+    assert states[0] == states[1]
+
+
+def test_a_run_is_repeated_bit_for_bit_from_its_config_toml(reference, tmp_path):
+    fields = read_toml(reference / "config.toml") | {"out": str(tmp_path / "again")}
+    train(TrainConfig.from_fields(fields), display=QUIET)
+    assert_same_run(tmp_path / "again", reference)
+    assert_same_checkpoints(tmp_path / "again", reference)
+
+
+def test_a_step_that_is_not_finite_is_skipped_and_the_run_goes_on_from_the_same_weights(tiny, tmp_path, monkeypatch):
+    def poisoned(self, batch, compute=Trainer._add_up_gradients):
+        loss = compute(self, batch)
+        self.model.final_norm.weight.grad[0] = float("nan") if torch.initial_seed() == poison else 1.0
+        return loss
+
+    from prenorm.training.trainer import _seed
+
+    poison = _seed(0, 3)
+    monkeypatch.setattr(Trainer, "_add_up_gradients", poisoned)
+    whole = tiny(on_nan="skip", out=str(tmp_path / "whole"))
+    result = train(whole, display=QUIET)
+    assert result.skipped_steps == 1
+    record = losses(Path(whole.out))[2]
+    assert record["skipped"] == "not finite"
+    assert record.keys() == {"step", "loss", "lr", "skipped"}
+    assert np.isfinite(record["loss"])
+    assert [path.name for path in (Path(whole.out) / "batches").iterdir()] == ["not-finite-step-00000003.json"]
+    with pytest.raises(PrenormError, match="at step 3"):
+        train(tiny(checkpoint_every=1), display=QUIET)
+    train(tiny(checkpoint_every=1, on_nan="skip"), resume=True, display=QUIET)
+    assert_same_run(Path(tiny().out), Path(whole.out))
+
+
+def test_early_stopping_ends_the_run_and_keeps_the_best_weights(tiny, monkeypatch, capsys):
+    scores = iter([3.0, 2.0, 2.5, 2.5, 9.0])
+    evaluation = Trainer._evaluation
+
+    def scored(self, step, *arguments):
+        return evaluation(self, step, *arguments) | {"eval_loss": next(scores)}
+
+    monkeypatch.setattr(Trainer, "_evaluation", scored)
+    config = tiny(early_stop=2, eval_every=1, checkpoint_every=1, keep_checkpoints=9)
+    result = train(config, display=Display())
+    assert (result.steps, result.early_stop, result.weights_of_step) == (4, 2, 2)
+    run = Path(config.out)
+    kept = read_tensors(run / "model.safetensors")
+    best = read_tensors(run / "checkpoints" / "step-00000002" / "model.safetensors")
+    assert torch.equal(kept["lm_head.weight"], best["lm_head.weight"])
+    assert not (run / "checkpoints" / "step-00000005").exists()
+    assert "has not fallen in 2 evaluations, so the run ends after step 4" in capsys.readouterr().out
+    assert train(config, resume=True, display=Display()).steps == 4
+    assert "is finished: all its 4 steps are done" in capsys.readouterr().out
+    monkeypatch.setattr(Trainer, "_evaluation", evaluation)
+    assert train(tiny(eval_every=1, checkpoint_every=1), resume=True, display=QUIET).steps == 6
+
+
+def test_the_averaged_weights_are_a_folder_of_their_own(tiny):
+    config = tiny(ema_decay=0.9)
+    result = train(config, display=QUIET)
+    run = Path(config.out)
+    ema = read_tensors(max((run / "checkpoints").iterdir()) / "ema.safetensors")
+    assert torch.equal(TransformerLM.from_pretrained(run / "ema").lm_head.weight, ema["lm_head.weight"])
+    assert AutoTokenizer.from_pretrained(run / "ema")("def").input_ids
+    assert result.ema_eval_loss != result.eval_loss
+    assert all("ema_eval_loss" in record for record in losses(run) if "eval_loss" in record)
+
+
+def test_ctrl_c_writes_a_checkpoint_and_then_a_sample(tiny, monkeypatch, capsys):
+    at_step(monkeypatch, 2, lambda: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Stopped):
+        train(tiny(eval_every=2, sample_every=2), display=Display())
+    output = capsys.readouterr().out
+    assert "Ctrl-C: stopped after step 2, with a checkpoint" in output
+    assert "it writes, after" in output.partition("Ctrl-C")[2]
+    assert "held-out loss" not in output  # was due, and is left to the run that goes on
+    assert [path.name for path in (Path(tiny().out) / "checkpoints").iterdir()] == ["step-00000002"]
+
+
+def test_tensorboard_has_every_number_of_the_metrics_once_also_of_a_run_that_went_on(tiny, monkeypatch):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with monkeypatch.context() as patch:
+        at_step(patch, 4, lambda: os.kill(os.getpid(), signal.SIGUSR1))
+        with pytest.raises(Stopped) as stopped:
+            train(tiny(tensorboard=True), display=QUIET)
+    assert stopped.value.signal_number == signal.SIGUSR1
+    train(tiny(tensorboard=True), resume=True, display=QUIET)
+    run = Path(tiny().out)
+    events = EventAccumulator(str(run / "tensorboard"))
+    events.Reload()
+    for name in ("loss", "lr", "eval_loss"):
+        expected = {record["step"]: record[name] for record in losses(run) if name in record}
+        found = {event.step: event.value for event in events.Scalars(name)}
+        assert found == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_prompt_that_the_model_has_no_room_for_is_refused_before_the_first_step(tiny):
+    with pytest.raises(ConfigError, match=r"sample_prompt must have at most the model's max_seq_len = 16 tokens"):
+        train(tiny(sample_prompt="def " * 40), display=QUIET)
     assert not Path(tiny().out).exists()

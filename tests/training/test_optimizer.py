@@ -6,7 +6,7 @@ from prenorm.errors import CheckpointError
 from prenorm.training.config import TrainConfig
 from prenorm.training.optimizer import MuonAndAdamW
 
-CONFIG = TrainConfig.from_fields({"preset": "tiny", "weight_decay": 0.1})
+CONFIG = TrainConfig.from_fields({"preset": "tiny", "weight_decay": 0.1, "embedding_lr": 0.02})
 
 
 def model_of(**fields):
@@ -37,7 +37,7 @@ def test_muon_has_the_blocks_matrices_and_adamw_the_rest_each_once():
     matrices = groups.pop(("Muon", CONFIG.muon_lr, 0.1))
     assert len(matrices) == 2 * 7
     assert all(name.startswith("layers.") and name.endswith("_proj.weight") for name in matrices)
-    assert groups.pop(("AdamW", CONFIG.embedding_lr, 0.1)) == ["embedding.weight"]
+    assert groups.pop(("AdamW", CONFIG.embedding_lr, 0.0)) == ["embedding.weight"]
     assert groups.pop(("AdamW", CONFIG.head_lr, 0.1)) == ["lm_head.weight"]
     vectors = groups.pop(("AdamW", CONFIG.vector_lr, 0.0))
     assert len(matrices) + len(vectors) + 2 == len(list(model.parameters()))
@@ -47,8 +47,23 @@ def test_muon_has_the_blocks_matrices_and_adamw_the_rest_each_once():
 def test_a_tied_head_is_the_embedding():
     model = model_of(tie_embeddings=True)
     groups = groups_of(MuonAndAdamW(model, CONFIG), model)
-    assert groups["AdamW", CONFIG.embedding_lr, 0.1] == ["embedding.weight"]
+    assert groups["AdamW", CONFIG.embedding_lr, 0.0] == ["embedding.weight"]
     assert ("AdamW", CONFIG.head_lr, 0.1) not in groups
+
+
+def test_adamw_alone_has_one_learning_rate_and_decays_matrices_and_an_untied_head():
+    config = TrainConfig.from_fields({"preset": "tiny", "optimizer": "adamw", "lr": 0.004, "weight_decay": 0.1})
+    model = model_of(qkv_bias=True, qk_norm=True)
+    optimizer = MuonAndAdamW(model, config)
+    assert [type(one) for one in optimizer.optimizers] == [torch.optim.AdamW]
+    groups = [group for one in optimizer.optimizers for group in one.param_groups]
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    decayed = {names[p] for group in groups if group["weight_decay"] == 0.1 for p in group["params"]}
+    kept = {names[p] for group in groups if group["weight_decay"] == 0.0 for p in group["params"]}
+    assert {group["lr"] for group in groups} == {optimizer.full_rate} == {0.004}
+    assert decayed == {name for name in names.values() if name.endswith("_proj.weight")} | {"lm_head.weight"}
+    assert kept == set(names.values()) - decayed
+    assert {"embedding.weight", "final_norm.weight", "layers.0.attn.q_proj.bias"} <= kept
 
 
 def test_a_step_follows_the_scale_and_drops_the_gradients():

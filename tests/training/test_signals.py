@@ -7,16 +7,25 @@ import pytest
 from prenorm.training.signals import stop_on_signals
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
 def test_a_first_signal_is_a_request_and_the_handlers_come_back(number):
-    before = signal.getsignal(number)
+    before = {each: signal.getsignal(each) for each in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)}
     with stop_on_signals() as stop:
         assert not stop.requested
         os.kill(os.getpid(), number)
         assert stop.requested
         assert stop.signal_number == number
-        assert signal.getsignal(number) is before  # a second signal acts as it always did
-    assert signal.getsignal(number) is before
+        assert stop.by_hand == (number == signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is before[signal.SIGINT]  # Ctrl-C acts at once from now on
+    assert {each: signal.getsignal(each) for each in before} == before
+
+
+@pytest.mark.parametrize("first", [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1])
+def test_a_second_sigterm_or_sigusr1_changes_nothing(first):
+    with stop_on_signals() as stop:
+        for number in (first, signal.SIGTERM, signal.SIGUSR1, signal.SIGTERM):
+            os.kill(os.getpid(), number)
+        assert stop.signal_number == first
 
 
 def test_a_second_ctrl_c_acts_at_once():

@@ -1,3 +1,6 @@
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -108,6 +111,100 @@ def test_bfloat16_is_for_products_and_weights_stay_in_float32(tiny, trainer_of):
     assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
 
 
+def test_pure_bfloat16_computes_on_rounded_weights_and_moves_those_in_float32(tiny, trainer_of):
+    trainer = trainer_of(tiny(dtype="bfloat16-pure", dropout=0.0))
+    exact = losses_of(trainer_of(tiny(dropout=0.0)))
+    assert losses_of(trainer) == pytest.approx(exact, rel=3e-2)
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert {parameter.dtype for parameter in trainer.computing.parameters()} == {torch.bfloat16}
+    for name, weight in trainer.model.state_dict().items():
+        assert torch.equal(trainer.computing.state_dict()[name], weight.bfloat16()), name
+
+
+def test_micro_batches_in_pure_bfloat16_are_added_up_in_float32(tiny, trainer_of):
+    whole, parts = (trainer_of(tiny(dtype="bfloat16-pure", dropout=0.0, micro_batch_size=size)) for size in (4, 1))
+    assert losses_of(parts) == pytest.approx(losses_of(whole), rel=1e-2)
+
+
+def test_float16_scales_the_loss_and_gives_the_gradient_of_float32_but_for_rounding(tiny, trainer_of):
+    norms = []
+    for dtype in ("float32", "float16"):
+        trainer = trainer_of(tiny(dtype=dtype, dropout=0.0))
+        record = trainer.step(1)
+        norms.append(record["grad_norm"])
+        assert record["loss"] == pytest.approx(trainer_of(tiny(dropout=0.0)).step(1)["loss"], rel=1e-3)
+    assert norms[1] == pytest.approx(norms[0], rel=1e-2)
+    assert record["loss_scale"] == 2.0**16
+
+
+def test_an_overflow_of_float16_leaves_the_weights_and_halves_the_scale(tiny, trainer_of):
+    trainer = trainer_of(tiny(dtype="float16"))
+    trainer.loss_scale.scale = 2.0**40
+    before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+    record = trainer.step(1)
+    assert record["skipped"] == "overflow"
+    assert record["loss_scale"] == 2.0**39
+    assert "grad_norm" not in record
+    assert all(torch.equal(tensor, before[name]) for name, tensor in trainer.model.state_dict().items())
+    assert trainer.optimizer.state_tensors() == {}
+    assert all(parameter.grad is None for parameter in trainer.model.parameters())
+    assert not (Path(trainer.config.out) / "batches").exists()
+
+
+def test_a_gradient_of_targets_that_are_left_out_in_some_micro_batches_is_that_of_the_whole_batch(tiny, trainer_of):
+    norms = []
+    for size in (4, 1):
+        trainer = trainer_of(tiny(micro_batch_size=size, dropout=0.0))
+        batch = trainer.batches.at(1)
+        targets = batch.targets.clone()
+        targets[0, :13], targets[2] = -100, -100
+        batch = batch._replace(targets=targets)
+        trainer.batches.at = lambda step, batch=batch: batch
+        record = trainer.step(1)
+        norms.append((record["loss"], record["grad_norm"]))
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+
+
+def test_a_step_without_any_target_moves_nothing_and_is_no_fault(tiny, trainer_of):
+    trainer = trainer_of(tiny(micro_batch_size=2))
+    batch = trainer.batches.at(1)
+    trainer.batches.at = lambda step: batch._replace(targets=torch.full_like(batch.targets, -100))
+    assert trainer.step(1)["loss"] == 0.0
+
+
+def test_the_average_of_the_weights_is_evaluated_beside_them(tiny, trainer_of):
+    for dtype in ("float32", "bfloat16-pure"):
+        trainer = trainer_of(tiny(ema_decay=0.5, dtype=dtype))
+        losses_of(trainer)
+        own = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
+        record = trainer.glance(3)
+        assert record["ema_eval_loss"] != record["eval_loss"]
+        assert all(torch.equal(tensor, own[name]) for name, tensor in trainer.model.state_dict().items())
+        plain = trainer_of(tiny(dtype=dtype))
+        plain.model.load_state_dict(trainer.average.state_tensors())
+        plain._round()
+        assert plain.glance(3)["eval_loss"] == record["ema_eval_loss"]
+        again = trainer.glance(3)
+        assert again == record
+
+
+def test_a_glance_that_is_stopped_gives_nothing_and_leaves_the_model_in_training(tiny, trainer_of):
+    trainer = trainer_of(tiny())
+    asked = iter([False, True])
+    assert trainer.glance(3, lambda: next(asked)) is None
+    assert trainer.evaluated == 0
+    assert trainer.model.training
+
+
+def test_weights_that_are_not_finite_are_never_saved(tiny, trainer_of):
+    trainer = trainer_of(tiny())
+    trainer.to_save()
+    with torch.no_grad():
+        trainer.model.lm_head.weight[3, 2] = float("nan")
+    with pytest.raises(PrenormError, match=r"weights must stay finite to be saved, but are not in lm_head\.weight"):
+        trainer.to_save()
+
+
 def test_the_gradient_is_clipped_to_its_norm_and_that_is_reported_as_it_was(tiny, trainer_of):
     trainer = trainer_of(tiny(grad_clip=1e-3))
     norms = []
@@ -126,6 +223,7 @@ def test_a_loss_that_is_no_number_is_refused_before_the_weights_are_touched(tiny
     before = {name: tensor.clone() for name, tensor in trainer.model.state_dict().items()}
     with pytest.raises(PrenormError, match="the loss must stay a finite number, but at step 1 it is nan"):
         trainer.step(1)
+    assert json.loads(next(Path(trainer.config.out).glob("batches/*.json")).read_text())["why"] == "not-finite"
     after = trainer.model.state_dict()
     assert all(torch.equal(before[name].nan_to_num(), after[name].nan_to_num()) for name in before)
 

@@ -13,8 +13,12 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 import tyro
 
 from ..config import ModelConfig
+from ..errors import ConfigError
 from ..training.config import MODEL_FIELDS, RUN_FIELDS, TrainConfig, read_toml
 from .flags import flags_from
+
+FLAGS = {"start_from": "from"}  # settings whose flag has another name: Python keeps this one for itself
+OF_MUON = ("muon_lr", "muon_momentum", "embedding_lr", "head_lr", "vector_lr")
 
 
 def field_docs(record: type) -> dict[str, str]:
@@ -34,6 +38,7 @@ def _settings() -> Any:
     from the defaults, which are a preset's."""
     hints = get_type_hints(TrainConfig) | get_type_hints(ModelConfig)
     hints |= dict.fromkeys(("num_kv_heads", "head_dim", "d_ff"), int)  # Any in the record, which fills them in
+    hints |= {"lr": float}
     docs = field_docs(ModelConfig) | field_docs(TrainConfig)
     demo = TrainConfig.from_fields({}).to_fields()
     flags = {}
@@ -42,8 +47,8 @@ def _settings() -> Any:
             continue
         default = demo.get(name, "")
         shown = "" if default in ("", []) else f"(demo: {default})"
-        metavar = "PATH [PATH ...]" if name == "data" else None
-        flags[name] = Annotated[
+        metavar = {"data": "PATH [PATH ...]", "start_from": "FOLDER"}.get(name)
+        flags[FLAGS.get(name, name)] = Annotated[
             hints[name], tyro.conf.arg(help=docs.get(name, ""), help_behavior_hint=shown, metavar=metavar)
         ]
     return TypedDict("Settings", flags, total=False)  # type: ignore[operator]
@@ -54,6 +59,8 @@ class TrainFlags:
     """Train a language model on text; without flags, on the source of Python's own standard library.
 
     A preset has every number, a --config file changes some of them, --model the sizes, and flags have the last word.
+    After SIGTERM, SIGUSR1 or Ctrl-C the step is finished and a checkpoint written; the exit code is 128 plus the
+    signal's number: 143, 138, 130.
     """
 
     config: Annotated[Path | None, tyro.conf.arg(metavar="FILE", help_behavior_hint="")] = None
@@ -103,12 +110,38 @@ def config_of(flags: TrainFlags) -> TrainConfig:
 
     A run that is resumed keeps what is not named. Raises ConfigError.
     """
-    given = {**(read_toml(flags.config) if flags.config else {}), **_published(flags.model), **flags.given}
-    config = TrainConfig.from_fields(given)
-    saved = Path(config.out) / "config.toml"
-    if flags.resume and saved.is_file():
-        return TrainConfig.from_fields({**read_toml(saved), "out": config.out, **given})
+    named = {setting: flags.given[flag] for flag, setting in _settings_by_flag().items() if flag in flags.given}
+    given = {**(read_toml(flags.config) if flags.config else {}), **_published(flags.model), **named}
+    if flags.resume and (config := _resumed(given)):
+        return _checked(config, named)
+    if given.get("start_from"):
+        from ..training.start import start_settings
+
+        given = start_settings(given)
+    return _checked(TrainConfig.from_fields(given), named)
+
+
+def _resumed(given: dict[str, Any]) -> TrainConfig | None:
+    """The settings of the run that is there already, with those that are given; None where there is no run."""
+    preset = given.get("preset", "finetune" if given.get("start_from") else "demo")
+    saved = Path(given.get("out") or f"runs/{preset}") / "config.toml"
+    if not saved.is_file():
+        return None
+    return TrainConfig.from_fields({**read_toml(saved), "out": str(saved.parent), **given})
+
+
+def _checked(config: TrainConfig, named: dict[str, Any]) -> TrainConfig:
+    """The settings, unless one that is named has no say in them."""
+    idle = [name for name in OF_MUON if name in named] if config.optimizer == "adamw" else []
+    if idle:
+        raise ConfigError(
+            f"{', '.join(idle)} is for optimizer=muon, but optimizer is adamw, whose learning rate is lr; leave it out."
+        )
     return config
+
+
+def _settings_by_flag() -> dict[str, str]:
+    return {FLAGS.get(name, name): name for name in [*RUN_FIELDS, *MODEL_FIELDS]}
 
 
 def _published(name: str | None) -> dict[str, Any]:

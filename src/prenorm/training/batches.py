@@ -1,5 +1,6 @@
 """Batches of training text: a function of the seed and the step alone, so that a resumed run needs no position."""
 
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -24,6 +25,16 @@ class Batch(NamedTuple):
     def split(self, rows: int) -> list["Batch"]:
         """The same rows in parts of `rows`."""
         return [Batch(*parts) for parts in zip(*(part.split(rows) for part in self), strict=True)]
+
+
+class Origin(NamedTuple):
+    """A document that tokens are from: its number in the training text, and how many of the tokens."""
+
+    number: int
+    tokens: int
+
+    def __str__(self) -> str:
+        return f"document {self.number:,} of the training text"
 
 
 class TrainingBatches:
@@ -53,13 +64,27 @@ class TrainingBatches:
 
     def at(self, step: int) -> Batch:
         """The batch of step 1, 2, ..."""
+        places, segments = self._places_and_segments(step)
+        tokens = self._stream.tokens
+        columns = (tokens[places].astype(np.int64), tokens[places + 1].astype(np.int64), segments)
+        return Batch(*map(torch.from_numpy, columns))
+
+    def documents(self, step: int, row: int) -> list[Origin]:
+        """The documents that a row of the batch of a step is from, in order."""
+        places, _ = self._places_and_segments(step)
+        numbers = np.searchsorted(self._stream.starts, places[row], side="right") - 1
+        begins = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), len(numbers)]
+        return [Origin(int(numbers[begin]), end - begin) for begin, end in pairwise(begins)]
+
+    def _places_and_segments(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         pieces = self._pieces if step <= self._short_steps else 1
         numbers = np.arange((step - 1) * self._batch_size * pieces, step * self._batch_size * pieces)
         epochs, numbers = np.divmod(numbers, self.rows_per_epoch * pieces)
         parts = [self._rows(epoch, numbers[epochs == epoch], pieces) for epoch in np.unique(epochs).tolist()]
-        return Batch(*(torch.from_numpy(np.concatenate(column)) for column in zip(*parts, strict=True)))
+        places, segments = (np.concatenate(column) for column in zip(*parts, strict=True))
+        return places, segments
 
-    def _rows(self, epoch: int, numbers: np.ndarray, pieces: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    def _rows(self, epoch: int, numbers: np.ndarray, pieces: int) -> tuple[np.ndarray, np.ndarray]:
         """The rows, or the pieces of rows, that have these numbers in the order of an epoch."""
         if self._epoch.number != epoch:
             self._epoch = self._draw(epoch)
@@ -68,10 +93,7 @@ class TrainingBatches:
         width = self._context // pieces
         places = (order.row_order[rows] * self._context + piece * width)[:, None] + np.arange(width)
         documents = np.searchsorted(order.ends, places, side="right")
-        sources = order.sources[documents] + places
-        tokens = self._stream.tokens
-        segments = documents - documents[:, :1]
-        return tokens[sources].astype(np.int64), tokens[sources + 1].astype(np.int64), segments
+        return order.sources[documents] + places, documents - documents[:, :1]
 
     def _draw(self, number: int) -> "_Epoch":
         random = np.random.default_rng([self._seed, number])

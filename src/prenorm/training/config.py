@@ -5,16 +5,22 @@ import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal
 
 import tomli_w
 
 from ..config import ModelConfig
 from ..errors import ConfigError
-from ..validation import check_flag, check_number, check_size, did_you_mean, nearest_divisor
+from ..validation import check_size
+from .config_checks import check_choice, check_names, check_run
 from .presets import PRESETS, PresetName
 
-Dtype = Literal["auto", "float32", "bfloat16"]
+Dtype = Literal["auto", "float32", "bfloat16", "bfloat16-pure", "float16"]
+OptimizerName = Literal["muon", "adamw"]
+Schedule = Literal["linear", "cosine", "wsd"]
+OnNan = Literal["stop", "skip"]
+
+ADAMW_LR = 0.001  # unless lr says otherwise
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +49,10 @@ class TrainConfig:
     tokenizer_sample_mb: int = 16
     """The new tokenizer is trained on at most this much text, in megabytes, drawn from the training documents."""
 
+    start_from: str = ""
+    """A folder with a model to go on from, instead of a new one: a run's, or one in Hugging Face's layout. Its sizes
+    and its tokenizer are the run's, and its weights become float32. Without --preset the preset is finetune."""
+
     model: ModelConfig
     """The sizes of the model. Its vocab_size is what a new tokenizer may have at most."""
 
@@ -63,6 +73,13 @@ class TrainConfig:
 
     micro_batch_size: int = 0
     """Sequences in one forward pass: gradients are summed up to batch_size. Default: all of them at once."""
+
+    optimizer: OptimizerName = "muon"
+    """muon: Muon for the blocks' matrices and AdamW for the rest, each with a learning rate of its own. adamw: AdamW
+    for everything, with the learning rate lr."""
+
+    lr: float | None = None
+    """The learning rate of --optimizer adamw (default: 0.001). Muon has the four that follow instead."""
 
     muon_lr: float = 0.02
     """Learning rate of Muon, which trains the blocks' matrices."""
@@ -86,22 +103,39 @@ class TrainConfig:
     """AdamW's smallest divisor: below the gradients of rare tokens, which are small."""
 
     weight_decay: float = 0.0
-    """Decoupled weight decay of all matrices; vectors have none."""
+    """Decoupled weight decay of the blocks' matrices and an untied head; embeddings, norms and biases have none."""
 
     grad_clip: float = 1.0
     """The largest norm of the whole gradient, which is scaled down to it. 0 clips nothing."""
+
+    schedule: Schedule = "linear"
+    """How the learning rates go after the warm-up. linear: level, then down in a straight line over decay_share. wsd:
+    level, then down as 1 - sqrt over decay_share. cosine: down along half a cosine from the warm-up on."""
 
     warmup_steps: int = 20
     """Steps in which the learning rates rise from 0 to their full values."""
 
     decay_share: float = 0.4
-    """The last share of the steps, over which the learning rates fall to 0 in a straight line."""
+    """The last share of the steps, over which linear and wsd bring the learning rates down."""
+
+    final_lr_share: float = 0.0
+    """The share of the full learning rates that the schedule falls to."""
+
+    ema_decay: float = 0.0
+    """Keep a moving average of the weights with this decay, such as 0.999: it is evaluated beside them and written to
+    the folder ema of the run. 0 keeps none."""
 
     device: str = "auto"
     """Where to train: cpu, cuda, cuda:1, ... auto takes a GPU when there is one."""
 
     dtype: Dtype = "auto"
-    """Number format of the matrix products; weights stay in float32. auto: bfloat16 where the hardware has it."""
+    """Number format of the matrix products; trained weights stay in float32. auto: bfloat16 where the hardware has it,
+    else float32. bfloat16-pure: everything between tokens and loss in bfloat16, on a rounded copy of the weights.
+    float16: with dynamic loss scaling."""
+
+    on_nan: OnNan = "stop"
+    """What happens where a loss or gradient is not finite: stop the run, or skip the step. The weights are left as they
+    are, and the batch is written to the folder batches of the run either way."""
 
     compile: bool = False
     """Compile each block with torch.compile, which takes a minute at the start and needs a C++ compiler on a CPU."""
@@ -122,6 +156,17 @@ class TrainConfig:
     eval_overlap: float = 0.5
     """The share of each held-out window that repeats text from the one before it, read but not scored again."""
 
+    early_stop: int = 0
+    """End the run after this many evaluations in a row without a lower held-out loss, and keep the weights that had the
+    lowest. 0 takes all steps and keeps the last weights."""
+
+    sample_every: int = 0
+    """Steps between texts that the model writes while it learns, shown and kept in samples.jsonl. 0 leaves only the one
+    at the end."""
+
+    sample_prompt: str = ""
+    """What these texts go on from. Default: a beginning that suits the text."""
+
     checkpoint_every: int = 500
     """Steps between checkpoints. 0 leaves only the last one."""
 
@@ -131,52 +176,37 @@ class TrainConfig:
     log_seconds: float = 10.0
     """Seconds between lines of progress when the output is not a terminal."""
 
+    tensorboard: bool = False
+    """Write the metrics for TensorBoard, too, to the folder tensorboard of the run (extra: tensorboard)."""
+
     def __post_init__(self) -> None:
-        _check_choice("preset", self.preset, PresetName)
-        _check_choice("dtype", self.dtype, Dtype)
-        for name in ("out", "tokenizer", "device"):
-            _check_text(name, getattr(self, name))
-        for name in ("compile", "checkpoint_activations"):
-            check_flag(name, getattr(self, name))
-        check_size("checkpoint_activations_every", self.checkpoint_activations_every)
-        for name in ("steps", "context", "batch_size", "tokenizer_sample_mb", "eval_batches", "keep_checkpoints"):
-            check_size(name, getattr(self, name))
-        for name in ("seed", "short_context", "micro_batch_size", "warmup_steps", "eval_every", "checkpoint_every"):
-            check_size(name, getattr(self, name), at_least=0)
-        rates = ("muon_lr", "embedding_lr", "head_lr", "vector_lr")
-        for name in (*rates, "adam_eps", "weight_decay", "grad_clip", "log_seconds"):
-            check_number(name, getattr(self, name), at_least=0.0)
-        for name in ("muon_momentum", "eval_overlap"):
-            _check_share(name, getattr(self, name), below=True)
-        for name in ("decay_share", "short_share"):
-            _check_share(name, getattr(self, name))
-        if not isinstance(self.data, tuple):
-            raise ConfigError(f"data must be a list of strings, not {self.data!r}.")
-        for part in self.data:
-            _check_text("each of data", part)
-        betas: Any = self.adam_betas
-        if not isinstance(betas, tuple) or len(betas) != 2:
-            raise ConfigError(f"adam_betas must be two numbers, such as 0.9 and 0.95, not {_listed(betas)!r}.")
-        for beta in betas:
-            _check_share("each of adam_betas", beta, below=True)
+        for name, choices in CHOICES.items():
+            check_choice(name, getattr(self, name), choices)
+        check_run(self)
         object.__setattr__(self, "out", self.out or f"runs/{self.preset}")
-        _check_together(self)
+        if self.optimizer == "adamw" and self.lr is None:
+            object.__setattr__(self, "lr", ADAMW_LR)
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> "TrainConfig":
         """The run that a preset and `fields` describe: those of this record and of ModelConfig, in one flat mapping.
 
+        The preset finetune has no sizes: `prenorm.training.start.start_fields` gives those of a folder.
         Raises ConfigError for a name that neither record has.
         """
         preset = fields.get("preset", "demo")
-        _check_choice("preset", preset, PresetName)
+        check_choice("preset", preset, PresetName)
         merged = {**PRESETS[preset], **fields}
+        if merged.get("optimizer") != "adamw" and "lr" not in fields:  # a preset's is AdamW's
+            merged.pop("lr", None)
         merged = {name: tuple(value) if isinstance(value, list) else value for name, value in merged.items()}
-        _check_names(merged, {*RUN_FIELDS, *MODEL_FIELDS}, "a run")
+        check_names(merged, {*RUN_FIELDS, *MODEL_FIELDS}, "a run")
         model = {name: merged.pop(name) for name in MODEL_FIELDS if name in merged}
         context = merged.get("context", RUN_FIELDS["context"].default)
         check_size("context", context)
         model.setdefault("max_seq_len", context)
+        if preset == "finetune" and not merged.get("start_from"):
+            raise ConfigError("the preset finetune goes on from a model, but none is named; --from FOLDER names one.")
         return cls(**merged, model=ModelConfig.from_dict(model))
 
     def to_fields(self) -> dict[str, Any]:
@@ -184,6 +214,7 @@ class TrainConfig:
         return _flat(_to_toml(self))
 
 
+CHOICES = {"preset": PresetName, "dtype": Dtype, "optimizer": OptimizerName, "schedule": Schedule, "on_nan": OnNan}
 RUN_FIELDS = {field.name: field for field in dataclasses.fields(TrainConfig) if field.name != "model"}
 MODEL_FIELDS = {field.name: field for field in dataclasses.fields(ModelConfig)}
 
@@ -207,8 +238,8 @@ def read_toml(path: Path) -> dict[str, Any]:
     model = table.get("model", {})
     if not isinstance(model, dict):
         raise ConfigError(f"model in {path} must be a table, [model], not {model!r}.")
-    _check_names(table, {*RUN_FIELDS, "model"}, str(path))
-    _check_names(model, set(MODEL_FIELDS), f"[model] in {path}")
+    check_names(table, {*RUN_FIELDS, "model"}, str(path))
+    check_names(model, set(MODEL_FIELDS), f"[model] in {path}")
     return _flat(table)
 
 
@@ -233,52 +264,3 @@ def _flat(table: Mapping[str, Any]) -> dict[str, Any]:
 def _listed(value: Any) -> Any:
     """TOML and JSON have lists; the record, which does not change, has tuples."""
     return list(value) if isinstance(value, tuple) else value
-
-
-def _check_names(given: Mapping[str, Any], known: set[str], where: str) -> None:
-    unknown = sorted(given.keys() - known)
-    if not unknown:
-        return
-    hint = did_you_mean(unknown[0], sorted(known))
-    raise ConfigError(f"{where} has no field named {', '.join(unknown)}.{hint}")
-
-
-def _check_choice(name: str, value: Any, choices: Any) -> None:
-    if value not in get_args(choices):
-        raise ConfigError(f"{name} must be one of {', '.join(get_args(choices))}, not {value!r}.")
-
-
-def _check_text(name: str, value: Any) -> None:
-    if not isinstance(value, str):
-        raise ConfigError(f"{name} must be a string, not {value!r}.")
-    if not value.isprintable():
-        raise ConfigError(f"{name} must have printable characters only, or config.toml could not hold it: {value!r}.")
-
-
-def _check_share(name: str, value: Any, *, below: bool = False) -> None:
-    check_number(name, value, at_least=0.0)
-    if value > 1 or (below and value == 1):
-        raise ConfigError(f"{name} must be between 0 and 1{' (1 excluded)' if below else ''}, not {value!r}.")
-
-
-def _check_together(config: TrainConfig) -> None:
-    if config.batch_size % (config.micro_batch_size or config.batch_size):
-        nearest = nearest_divisor(config.batch_size, config.micro_batch_size)
-        raise ConfigError(
-            f"micro_batch_size must divide batch_size, but {config.micro_batch_size} does not divide "
-            f"{config.batch_size}; micro_batch_size={nearest} would."
-        )
-    if config.context % (config.short_context or config.context):
-        raise ConfigError(
-            f"short_context must divide context, but {config.short_context} does not divide {config.context}; "
-            f"context={config.short_context * max(1, config.context // config.short_context)} would do."
-        )
-    if config.context > config.model.max_seq_len:
-        raise ConfigError(
-            f"context must not be greater than the model's max_seq_len, but {config.context} is greater than "
-            f"{config.model.max_seq_len}; max_seq_len={config.context} would do."
-        )
-    if not config.tokenizer and config.model.vocab_size < 257:
-        raise ConfigError(
-            f"vocab_size must be at least 257 (every byte, and the end of a text), not {config.model.vocab_size}."
-        )

@@ -17,18 +17,28 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 
 
 class Device(NamedTuple):
-    """A device, and the number format of the matrix products on it."""
+    """A device, and the number format of the matrix products on it; pure: of everything else in a model, too."""
 
     device: torch.device
     dtype: torch.dtype
+    pure: bool = False
+
+    @property
+    def format(self) -> str:
+        """The number format, as the setting dtype names it."""
+        return str(self.dtype).removeprefix("torch.") + ("-pure" if self.pure else "")
 
     def autocast(self) -> AbstractContextManager[None]:
-        """Matrix products in `dtype`; weights, norms and the loss stay in float32."""
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.dtype == torch.bfloat16)
+        """Matrix products in `dtype`; weights, norms and the loss stay in float32. Nothing where `dtype` is pure."""
+        enabled = self.dtype != torch.float32 and not self.pure
+        return torch.autocast(self.device.type, self.dtype if enabled else torch.bfloat16, enabled=enabled)
 
 
-def choose_device(config: TrainConfig) -> Device:
-    """What `device` and `dtype` ask for, auto resolved. Raises ConfigError for a device that is not there."""
+def choose_device(config: TrainConfig, say: Say = lambda _: None) -> Device:
+    """What `device` and `dtype` ask for, auto resolved. Raises ConfigError for a device that is not there.
+
+    `say` hears of a format that is slow there.
+    """
     if config.device == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     else:
@@ -38,8 +48,12 @@ def choose_device(config: TrainConfig) -> Device:
         except (RuntimeError, AssertionError) as error:  # torch says of a missing CUDA that it was asserted
             reason = str(error).splitlines()[0]
             raise ConfigError(f"device must be one of this machine, but {config.device!r} is not: {reason}") from error
-    narrow = _multiplies_bfloat16(device) if config.dtype == "auto" else config.dtype == "bfloat16"
-    return Device(device, torch.bfloat16 if narrow else torch.float32)
+    if config.dtype == "auto":
+        return Device(device, torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32)
+    if config.dtype == "float16" and device.type == "cpu":
+        say("float16 is some 30 times slower than float32 on a CPU; --dtype float32 or bfloat16 would be faster.")
+    name, _, pure = config.dtype.partition("-")
+    return Device(device, getattr(torch, name), pure=bool(pure))
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -28,10 +28,15 @@ class Display:
 
     def evaluation(self, record: Record) -> None:
         """What a look at the held-out text gave."""
+        average = f"; averaged weights {record['ema_eval_loss']:.3f}" if "ema_eval_loss" in record else ""
         self.say(
             f"step {record['step']:,}: held-out loss {record['eval_loss']:.3f} nats per token, "
-            f"{record['eval_bits_per_byte']:.3f} bits per byte"
+            f"{record['eval_bits_per_byte']:.3f} bits per byte{average}"
         )
+
+    def sample(self, step: int, record: Record) -> None:
+        """What a model wrote after a step."""
+        self.say(f"step {step:,}: it writes, after {record['prompt']!r}:\n\n{record['prompt']}{record['text']}\n")
 
     def working(self, what: str) -> AbstractContextManager[object]:
         """Shows on a terminal that something is under way whose end nobody can foresee."""
@@ -89,7 +94,8 @@ class Display:
 
 
 def _news(record: Record) -> str:
-    news = f"loss {record['loss']:.3f}, {record['tokens_per_second']:,.0f} tokens/s"
+    loss = f"skipped ({record['skipped']})" if "skipped" in record else f"loss {record['loss']:.3f}"
+    news = f"{loss}, {record['tokens_per_second']:,.0f} tokens/s"
     if "mfu_causal" not in record:  # of a model that has no account of its operations
         return news
     return f"{news}, MFU {record['mfu_causal']:.0%} (6N + attention: {record['mfu_6n_attention']:.0%})"

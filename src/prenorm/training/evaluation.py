@@ -1,6 +1,6 @@
 """The loss on held-out text: every token of it scored once, in windows that read some of the text before them again."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -15,17 +15,26 @@ from .tokens import TokenStream
 
 
 @torch.no_grad()
-def heldout_loss(model: TransformerLM, batches: Iterable[Batch], device: Device) -> float:
-    """The mean loss in nats over all tokens that the batches score. The model is left as it was."""
+def heldout_loss(
+    model: TransformerLM, batches: Iterable[Batch], device: Device, stopped: Callable[[], bool] = lambda: False
+) -> float | None:
+    """The mean loss in nats over all tokens that the batches score. The model is left as it was.
+
+    stopped: asked before every batch; once it is true there is no loss (None).
+    """
     training = model.training
     model.eval()
     total, count = 0.0, 0
-    for batch in batches:
-        scored = int((batch.targets != IGNORED).sum())
-        with device.autocast():
-            loss = model.loss(**batch.to(device.device)._asdict())
-        total, count = total + float(loss) * scored, count + scored
-    model.train(training)
+    try:
+        for batch in batches:
+            if stopped():
+                return None
+            scored = int((batch.targets != IGNORED).sum())
+            with device.autocast():
+                loss = model.loss(**batch.to(device.device)._asdict())
+            total, count = total + float(loss) * scored, count + scored
+    finally:
+        model.train(training)
     return total / count
 
 

@@ -4,19 +4,16 @@ import shlex
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from ..checkpoint.files import json_content, read_json, write_atomically
+from ..checkpoint.files import json_content, read_json, write_atomically, write_together
 from ..errors import CheckpointError
-from ..generation.text import TextGenerator
 from ..models.lm import TransformerLM
 from .config import TrainConfig
 from .display import Display, clock
 from .metrics import Metrics, read_metrics
 from .picture import draw_losses
-from .tokens import TextData
+from .sample import sample
+from .tokenizer import tokenizer_files
 from .trainer import Trainer
-
-SAMPLE_TOKENS = 200
-SAMPLE_TEMPERATURE = 0.8
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -34,22 +31,34 @@ class Result:
     prompt: str
     sample: str
     command: str
+    early_stop: int = 0  # the setting that ended the run, where it was that
+    weights_of_step: int = 0  # 0: of the last one
+    skipped_steps: int = 0
+    ema_eval_loss: float | None = None
+    ema_eval_bits_per_byte: float | None = None
 
 
-def finish(trainer: Trainer, run: Path, metrics: Metrics) -> Result:
-    """Write the model's folder, score all held-out text, draw the losses, and show what was reached.
+def finish(trainer: Trainer, run: Path, metrics: Metrics, steps: int) -> Result:
+    """Write the model's folder, score all held-out text, draw the losses, and show what was reached after `steps`.
 
-    result.json comes last: where it is, the run is complete. Raises CheckpointError when something cannot be written.
+    The average of the weights, if there is one, gets a folder of its own. result.json comes last: where it is, the run
+    is complete. Raises CheckpointError when something cannot be written.
     """
     config, data, display = trainer.config, trainer.data, trainer.display
     trainer.model.save_pretrained(run)
-    evaluation = trainer.evaluate(config.steps)
+    if trainer.average:
+        with trainer.averaged():
+            trainer.model.save_pretrained(run / "ema")
+        write_together({run / "ema" / name: content for name, content in tokenizer_files(data.tokenizer).items()})
+    evaluation = trainer.evaluate(steps) | {"all_text": True}
     records = [*read_metrics(run / "metrics.jsonl"), evaluation]
     draw_losses(records, run / "loss.png", display.say)
-    prompt, tokens = _prompt(config, data), config.batch_size * config.context
+    tokens = config.batch_size * config.context
+    # By the model that was saved, the way `prenorm generate` would write it.
+    written = sample(TransformerLM.from_pretrained(run, device=trainer.device.device), config, data)
     result = Result(
         run=str(run),
-        steps=config.steps,
+        steps=steps,
         parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
         # Those of the steps, in every part of a run that was stopped and resumed.
         training_seconds=sum(tokens / record["tokens_per_second"] for record in records if "loss" in record),
@@ -57,9 +66,14 @@ def finish(trainer: Trainer, run: Path, metrics: Metrics) -> Result:
         eval_bits_per_byte=evaluation["eval_bits_per_byte"],
         gzip_bits_per_byte=data.heldout_text.gzip_bits_per_byte,
         xz_bits_per_byte=data.heldout_text.xz_bits_per_byte,
-        prompt=prompt,
-        sample=_sample(run, trainer, prompt),
-        command=f"prenorm generate {shlex.quote(str(run))} --prompt {shlex.quote(prompt)}",
+        prompt=written["prompt"],
+        sample=written["text"],
+        command=f"prenorm generate {shlex.quote(str(run))} --prompt {shlex.quote(written['prompt'])}",
+        early_stop=config.early_stop if steps < config.steps else 0,
+        weights_of_step=trainer.early_stop.best_step,
+        skipped_steps=sum(trainer.watch.skipped.values()),
+        ema_eval_loss=evaluation.get("ema_eval_loss"),
+        ema_eval_bits_per_byte=evaluation.get("ema_eval_bits_per_byte"),
     )
     metrics.write(evaluation)
     write_atomically(run / "result.json", json_content(asdict(result)))
@@ -78,11 +92,13 @@ def finished_result(run: Path, config: TrainConfig) -> Result | None:
         raise CheckpointError(
             f"{path} is not a run's result ({error}); delete it, and --resume makes it anew."
         ) from error
-    return result if result.steps == config.steps else None
+    by_early_stop = result.early_stop > 0 and result.early_stop == config.early_stop
+    return result if by_early_stop or result.steps == config.steps else None
 
 
 def show(result: Result, display: Display) -> None:
     """The table of what was reached, the sample, and the command that goes on writing."""
+    average = result.ema_eval_bits_per_byte
     display.table(
         f"Held-out text, {result.parameters / 1e6:.1f}M parameters after {clock(result.training_seconds)} of training",
         [
@@ -90,26 +106,12 @@ def show(result: Result, display: Display) -> None:
             ("this model", f"{result.eval_bits_per_byte:.3f} bits per byte"),
             ("gzip -9", f"{result.gzip_bits_per_byte:.3f} bits per byte"),
             ("xz -9", f"{result.xz_bits_per_byte:.3f} bits per byte"),
+            *([] if average is None else [("averaged weights", f"{average:.3f} bits per byte")]),
         ],
     )
+    if average is not None:
+        display.say(f"The averaged weights are a model of their own, in {Path(result.run) / 'ema'}.")
+    if result.skipped_steps:
+        display.say(f"Steps that were skipped: {result.skipped_steps:,}; metrics.jsonl has each, with the reason.")
     display.say(f"It writes, after {result.prompt!r}:\n\n{result.prompt}{result.sample}\n")
     display.say(f"The run is in {result.run}. To go on writing:\n\n  {result.command}\n")
-
-
-def _prompt(config: TrainConfig, data: TextData) -> str:
-    """What the sample goes on from: a Python function, or the beginning of a held-out text."""
-    if not config.data:
-        return "class Test"  # no space at the end: tokens begin with theirs
-    start = data.heldout.tokens[1 : min(9, data.heldout.starts[1])].tolist()
-    return data.tokenizer.decode(start).strip("\ufffd").strip().partition("\n")[0]
-
-
-def _sample(run: Path, trainer: Trainer, prompt: str) -> str:
-    """A text by the model that was saved, the way `prenorm generate` would write it."""
-    model = TransformerLM.from_pretrained(run, device=trainer.device.device)
-    room = model.config.max_seq_len - len(trainer.data.tokenizer.encode(prompt).ids) + 1
-    generator = TextGenerator(model, trainer.data.tokenizer)
-    (completion,) = generator.generate(
-        [prompt], max_new_tokens=min(SAMPLE_TOKENS, room), temperature=SAMPLE_TEMPERATURE, seed=trainer.config.seed
-    )
-    return completion.text

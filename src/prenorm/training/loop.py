@@ -1,5 +1,7 @@
 """The training loop: from settings to a folder with a trained model, through any number of interruptions."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from .checkpoints import read_parts, read_state, save_checkpoint
@@ -9,9 +11,12 @@ from .display import Display
 from .finish import Result, finish, finished_result, show
 from .metrics import Metrics
 from .run_folder import open_run, undone_on_failure
-from .signals import Stopped, stop_on_signals
+from .sample import check_prompt, sample
+from .signals import Stopped, StopRequest, stop_on_signals
+from .tensorboard import TensorBoard, check_tensorboard
 from .tokens import prepare_text
 from .trainer import Trainer
+from .twin import twin_of
 
 
 def train(config: TrainConfig, *, resume: bool = False, display: Display | None = None) -> Result:
@@ -19,34 +24,41 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
 
     resume: go on from the folder's newest checkpoint, with the weights and losses of a run that never stopped.
     Raises ConfigError, DataError or CheckpointError for what cannot be done, PrenormError when the loss is no longer a
-    number, and Stopped after Ctrl-C, when its checkpoint is written.
+    number, and Stopped after Ctrl-C, SIGTERM or SIGUSR1, when its checkpoint is written.
     """
     display = display or Display()
     with open_run(config, resume=resume, say=display.say) as run:
         if result := finished_result(run.folder, config):
-            display.say(f"The run in {run.folder} is finished: all its {config.steps:,} steps are done.")
+            display.say(f"The run in {run.folder} is finished: all its {result.steps:,} steps are done.")
             show(result, display)
             return result
         with undone_on_failure(run):
-            device = choose_device(config)
+            device = choose_device(config, display.say)
+            if config.tensorboard:
+                check_tensorboard()
             with display.working("reading the text"):
                 data = prepare_text(config, run.folder, display.say)
-            trainer = Trainer(config, data, device, display)
+            check_prompt(config, data)
+            trainer = Trainer(config, data, device, display, resumed=run.checkpoint is not None)
             done = 0
             if run.checkpoint is not None:
                 saved = read_state(run.checkpoint)
                 trainer.restore(read_parts(run.checkpoint, saved.parts), saved.trainer)
                 done = saved.step
                 display.say(f"Going on from {run.checkpoint}.")
-            if done < config.steps:
+            if done < config.steps and not trainer.early_stop.reached:
                 trainer.compile(done)
-        with Metrics(run.folder / "metrics.jsonl", up_to_step=done) as metrics:
-            _take_steps(trainer, run.folder, done, metrics)
-            return finish(trainer, run.folder, metrics)
+        with _logs(config, run.folder, done) as logs:
+            done = _take_steps(trainer, run.folder, done, *logs)
+            if trainer.use_best():
+                display.say(
+                    f"The lowest held-out loss was after step {trainer.early_stop.best_step:,}: it is the model."
+                )
+            return finish(trainer, run.folder, logs[0], done)
 
 
-def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics) -> None:
-    """Every step after `done`, with its metrics, glances at the held-out text, and checkpoints."""
+def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics, samples: Metrics) -> int:
+    """Every step after `done`, with its metrics, what is looked at in between, and checkpoints. Gives the last step."""
     config, display = trainer.config, trainer.display
     if done < config.steps:
         display.say(trainer.summary(folder, done))
@@ -54,18 +66,58 @@ def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics) -> 
         stop_on_signals() as stop,
         display.steps(done=done, total=config.steps, line_seconds=config.log_seconds) as report,
     ):
-        for step in range(done + 1, config.steps + 1):
-            last = step == config.steps
-            record = trainer.step(step)
+        if done:
+            _look(trainer, done, stop, metrics, samples)  # which may have been left out when the run was stopped
+        while done < config.steps and not trainer.early_stop.reached:
+            done += 1
+            record = trainer.step(done)
             metrics.write(record)
             report(record)
-            if config.eval_every and step % config.eval_every == 0 and not last:
-                glance = trainer.glance(step)
-                metrics.write(glance)
-                display.evaluation(glance)
-            due = config.checkpoint_every and step % config.checkpoint_every == 0
+            _look(trainer, done, stop, metrics, samples)
+            last = done == config.steps or trainer.early_stop.reached
+            due = config.checkpoint_every and done % config.checkpoint_every == 0
             if due or last or stop.requested:
                 metrics.sync()
-                save_checkpoint(folder, step, config, *trainer.to_save())
-            if stop.requested and not last:
-                raise Stopped(stop.signal_number, step, folder)
+                samples.sync()
+                save_checkpoint(folder, done, config, *trainer.to_save())
+            if stop.requested:
+                stopped = Stopped(stop.signal_number, done, folder)
+                if stop.by_hand:
+                    display.say(f"Ctrl-C: {stopped}")
+                    display.sample(done, sample(twin_of(trainer.model).eval(), config, trainer.data))
+                raise stopped
+    if done < config.steps:
+        display.say(
+            f"The held-out loss has not fallen in {config.early_stop} evaluations, so the run ends after step {done:,}."
+        )
+    return done
+
+
+def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Metrics, samples: Metrics) -> None:
+    """An evaluation and a sample, where they are due after a step, and not done; none once the run is to stop."""
+    config, display, last = trainer.config, trainer.display, step == trainer.config.steps
+    if config.eval_every and (step % config.eval_every == 0 or last):
+        glance = None if trainer.evaluated >= step else trainer.glance(step, stopped=lambda: stop.requested)
+        if glance and not metrics.has(step, "eval_loss"):
+            metrics.write(glance)
+            display.evaluation(glance)
+    due = config.sample_every and step % config.sample_every == 0 and not last
+    if due and not stop.requested and not samples.has(step, "text"):
+        record = {"step": step, **sample(twin_of(trainer.model).eval(), config, trainer.data)}
+        samples.write(record)
+        display.sample(step, record)
+
+
+@contextmanager
+def _logs(config: TrainConfig, folder: Path, done: int) -> Iterator[tuple[Metrics, Metrics]]:
+    """The run's metrics.jsonl and samples.jsonl, up to a step, and TensorBoard's file where it is asked for."""
+    board = TensorBoard(folder / "tensorboard", up_to_step=done) if config.tensorboard else None
+    try:
+        with (
+            Metrics(folder / "metrics.jsonl", up_to_step=done, also=board.write if board else None) as metrics,
+            Metrics(folder / "samples.jsonl", up_to_step=done) as samples,
+        ):
+            yield metrics, samples
+    finally:
+        if board:
+            board.close()

@@ -1,12 +1,17 @@
 """metrics.jsonl: a line a step, and a line an evaluation, in agreement with the checkpoint that a run goes on from.
 
-A step has step, loss (nats per token), lr (of Muon), grad_norm, tokens_per_second, and mfu_causal and mfu_6n_attention,
-shares of the product rate that the run measured at its start (see utilisation.py). An evaluation has step, eval_loss
-(nats per token) and eval_bits_per_byte.
+A step has step, loss (nats per token), lr (of the blocks' matrices), grad_norm (before it is clipped),
+tokens_per_second, and mfu_causal and mfu_6n_attention, shares of the product rate that the run measured at its start
+(see utilisation.py); in float16 loss_scale, too. A step that was left out has skipped, the reason, and no number that
+is not finite.
+An evaluation has step, eval_loss (nats per token) and eval_bits_per_byte, and with a moving average of the weights
+ema_eval_loss and ema_eval_bits_per_byte. All are of the same part of the held-out text, but for the one at the end of a
+run, which has all_text: true. samples.jsonl is of the same kind: step, prompt, text.
 """
 
 import json
 import os
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,18 +20,31 @@ from ..checkpoint.files import parse_json, write_atomically
 from ..errors import CheckpointError
 
 Record = dict[str, Any]
+Sink = Callable[[Record], None]
 
 
 class Metrics:
-    """The open metrics file of a run, holding what happened up to a step; later lines are dropped when it is opened."""
+    """The open metrics file of a run, holding what happened up to a step; later lines are dropped when it is opened.
 
-    def __init__(self, path: Path, *, up_to_step: int) -> None:
+    also: is given every record that is written.
+    """
+
+    def __init__(self, path: Path, *, up_to_step: int, also: Sink | None = None) -> None:
+        self._also = also
         kept = [record for record in read_metrics(path) if record["step"] <= up_to_step]
         write_atomically(path, "".join(_line(record) for record in kept).encode("utf-8"))
+        self._newest = {name: record["step"] for record in kept if "all_text" not in record for name in record}
         self._file = path.open("a", encoding="utf-8")
+
+    def has(self, step: int, name: str) -> bool:
+        """Whether there is a record with this name in it, of this step or a later one."""
+        return self._newest.get(name, 0) >= step
 
     def write(self, record: Record) -> None:
         """Add a line; it survives the death of the process. Raises CheckpointError when there is no room for it."""
+        self._newest |= dict.fromkeys(record, record["step"])
+        if self._also:
+            self._also(record)
         try:
             self._file.write(_line(record))
             self._file.flush()

@@ -1,4 +1,4 @@
-"""The optimiser: Muon for the blocks' matrices, AdamW for the embedding, the head and the vectors."""
+"""The optimiser: Muon for the blocks' matrices, AdamW for the embedding, the head and the vectors; or AdamW for all."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,19 +14,26 @@ class MuonAndAdamW:
     """Two optimisers that step as one, each group at its own learning rate times a scale that the schedule gives.
 
     Muon (Jordan et al. 2024, kellerjordan.github.io/posts/muon) makes the update of a matrix orthogonal; it is meant
-    for hidden matrices, so the rest has AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). A tied head is the
-    embedding. Vectors have no weight decay.
+    for hidden matrices, so the rest has AdamW (Loshchilov and Hutter 2019, arXiv:1711.05101). With optimizer="adamw"
+    AdamW has the matrices, too, and all groups have one learning rate, `lr`. A tied head is the embedding.
+    Weight decay is for matrices and an untied head: embeddings, norms and biases have none.
     """
 
     def __init__(self, model: nn.Module, config: TrainConfig) -> None:
+        self._config = config
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
-        matrices, others = _groups(model, config)
-        adamw = torch.optim.AdamW(others, betas=config.adam_betas, eps=config.adam_eps, fused=True)
-        self.optimizers: list[torch.optim.Optimizer] = [adamw]
-        if matrices["params"]:
-            self.optimizers.append(torch.optim.Muon([matrices], momentum=config.muon_momentum))
+        muon, adamw = _groups(model, config)
+        options: dict[str, Any] = {"betas": config.adam_betas, "eps": config.adam_eps, "fused": True}
+        self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, **options)]
+        if muon:
+            self.optimizers.append(torch.optim.Muon(muon, momentum=config.muon_momentum))
         groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
         self._full_rates = [(group, group["lr"]) for group in groups]
+
+    @property
+    def full_rate(self) -> float:
+        """The learning rate that a run reports, before the schedule: that of the blocks' matrices."""
+        return self._config.muon_lr if self._config.lr is None else self._config.lr
 
     def step(self, scale: float) -> None:
         """Update every weight from its gradient, at `scale` times the full learning rates, and drop the gradients."""
@@ -97,10 +104,10 @@ _AVERAGES: dict[type, tuple[str, ...]] = {
 }
 
 
-def _groups(model: nn.Module, config: TrainConfig) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Muon's group of parameters, and AdamW's groups, none of them empty."""
+def _groups(model: nn.Module, config: TrainConfig) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """Muon's groups of parameters, and AdamW's, none of them empty."""
     matrices: dict[str, Any] = {"params": [], "lr": config.muon_lr, "weight_decay": config.weight_decay}
-    embedding: dict[str, Any] = {"params": [], "lr": config.embedding_lr, "weight_decay": config.weight_decay}
+    embedding: dict[str, Any] = {"params": [], "lr": config.embedding_lr, "weight_decay": 0.0}
     head: dict[str, Any] = {"params": [], "lr": config.head_lr, "weight_decay": config.weight_decay}
     vectors: dict[str, Any] = {"params": [], "lr": config.vector_lr, "weight_decay": 0.0}
     for name, parameter in model.named_parameters():
@@ -113,4 +120,9 @@ def _groups(model: nn.Module, config: TrainConfig) -> tuple[dict[str, Any], list
         else:
             group = matrices
         group["params"].append(parameter)
-    return matrices, [group for group in (embedding, head, vectors) if group["params"]]
+    muon, adamw = [matrices], [embedding, head, vectors]
+    if config.optimizer == "adamw":
+        muon, adamw = [], [matrices, *adamw]
+        for group in adamw:
+            group["lr"] = config.lr
+    return [group for group in muon if group["params"]], [group for group in adamw if group["params"]]

@@ -12,6 +12,7 @@ SMOOTHING = 0.95  # of the running mean: it looks back about 20 steps
 def draw_losses(records: list[Record], path: Path, say: Say) -> None:
     """Write a picture of the training loss, as it is and smoothed, and of the held-out bits per byte.
 
+    The held-out points are of one text: the part that is looked at during the run, or all of it where that never was.
     Without matplotlib, says so and does nothing.
     """
     try:
@@ -22,7 +23,9 @@ def draw_losses(records: list[Record], path: Path, say: Say) -> None:
         return
 
     steps = [(record["step"], record["loss"]) for record in records if "loss" in record]
-    evaluations = [(record["step"], record["eval_bits_per_byte"]) for record in records if "eval_loss" in record]
+    scored = [record for record in records if "eval_loss" in record]
+    scored = [record for record in scored if "all_text" not in record] or scored[-1:]
+    evaluations = [(record["step"], record["eval_bits_per_byte"]) for record in scored]
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     if steps:

@@ -2,7 +2,7 @@
 
 from typing import Any, Literal
 
-PresetName = Literal["demo", "tiny", "gpt2-small"]
+PresetName = Literal["demo", "tiny", "gpt2-small", "finetune"]
 
 # What is left out has the default of TrainConfig or ModelConfig; max_seq_len is the context, unless it is given.
 PRESETS: dict[PresetName, dict[str, Any]] = {
@@ -29,6 +29,7 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
         "compile": True,
         "eval_every": 200,
         "eval_batches": 4,
+        "sample_every": 200,
         "checkpoint_every": 200,
     },
     # Everything that a run does, in seconds: for tests and for a first look.
@@ -62,5 +63,19 @@ PRESETS: dict[PresetName, dict[str, Any]] = {
         "compile": True,
         "eval_every": 500,
         "checkpoint_every": 500,
+    },
+    # To go on from a trained model. Its sizes are those of the folder that --from names.
+    "finetune": {
+        "context": 512,
+        "steps": 500,
+        "batch_size": 8,
+        "micro_batch_size": 1,
+        "optimizer": "adamw",
+        "lr": 2e-5,
+        "adam_eps": 1e-8,
+        "schedule": "cosine",
+        "final_lr_share": 0.1,
+        "eval_every": 50,
+        "checkpoint_every": 100,
     },
 }

@@ -26,6 +26,11 @@ FREE = {
     "log_seconds",
     "checkpoint_activations",
     "checkpoint_activations_every",
+    "on_nan",
+    "early_stop",
+    "sample_every",
+    "sample_prompt",
+    "tensorboard",
 }
 
 SETUP_FILES = (

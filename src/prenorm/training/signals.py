@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: the step is finished and a checkpoint is written before a run ends."""
+"""Ctrl-C, SIGTERM and SIGUSR1: the step is finished and a checkpoint is written before a run ends."""
 
 import shlex
 import signal
@@ -24,6 +24,10 @@ class Stopped(PrenormError):
         self.signal_number = signal_number
 
 
+# What ends a run: the last one is what cluster schedulers send some time before they take a machine away.
+SIGNALS = [getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGUSR1") if hasattr(signal, name)]
+
+
 @dataclass
 class StopRequest:
     """Whether somebody wants the run to end, and the signal that said so."""
@@ -34,20 +38,27 @@ class StopRequest:
     def requested(self) -> bool:
         return self.signal_number != 0
 
+    @property
+    def by_hand(self) -> bool:
+        """Whether it was Ctrl-C."""
+        return self.signal_number == signal.SIGINT
+
 
 @contextmanager
 def stop_on_signals() -> Iterator[StopRequest]:
-    """Notes the first SIGINT or SIGTERM instead of dying of it; a second one acts at once."""
+    """Notes the first of these signals instead of dying of it.
+
+    After it Ctrl-C acts at once. The others change nothing any more: launchers and schedulers may send them twice.
+    """
     request = StopRequest()
     before: dict[int, Any] = {}
 
     def note(number: int, _: FrameType | None) -> None:
-        request.signal_number = number
-        for each, handler in before.items():
-            signal.signal(each, handler)
+        request.signal_number = request.signal_number or number
+        signal.signal(signal.SIGINT, before[signal.SIGINT])
 
     if threading.current_thread() is threading.main_thread():  # Python hears signals nowhere else
-        before.update({number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)})
+        before.update({number: signal.signal(number, note) for number in SIGNALS})
     try:
         yield request
     finally:

@@ -5,11 +5,11 @@ from pathlib import Path
 
 from tokenizers import Regex, Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
-from ..checkpoint.files import json_content
+from ..checkpoint.files import json_content, read_json
 from ..errors import DataError
 from ..generation.text import END_OF_TEXT
 
-# What tokenizers call the token between two texts: ours, then others.
+# What tokenizers call the token between two texts, where no file beside them says: ours, then others.
 ENDS = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>")
 
 # Pieces that a token never crosses: a line's end with the next line's indent, a word or a dotted name with the space
@@ -44,7 +44,7 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     tokenizer.train_from_iterator(texts, trainer)
-    return _prepared(tokenizer)
+    return _prepared(tokenizer, END_OF_TEXT)
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
@@ -55,17 +55,20 @@ def load_tokenizer(path: Path) -> Tokenizer:
         raise DataError(f"the tokenizer {path} cannot be read: {error.strerror}.") from error
     except Exception as error:  # tokenizers raises bare Exceptions for what it cannot parse
         raise DataError(f"the tokenizer {path} is not a tokenizer.json: {error}.") from error
-    if all(tokenizer.token_to_id(token) is None for token in ENDS):
-        raise DataError(f"the tokenizer {path} must have a token that ends a text, one of {', '.join(ENDS)}.")
-    return _prepared(tokenizer)
+    ends = (*_end_named_beside(path), *ENDS)
+    end = next((token for token in ends if tokenizer.token_to_id(token) is not None), None)
+    if end is None:
+        raise DataError(
+            f"the tokenizer {path} must have a token that ends a text: the eos_token of a tokenizer_config.json beside "
+            f"it, or one of {', '.join(ENDS)}."
+        )
+    return _prepared(tokenizer, end)
 
 
 def end_of_text(tokenizer: Tokenizer) -> tuple[str, int]:
     """The token that is put before every text and predicted after it: its name and its id."""
-    for token in ENDS:
-        if (token_id := tokenizer.token_to_id(token)) is not None:
-            return token, token_id
-    raise AssertionError("train_tokenizer and load_tokenizer give tokenizers with an end-of-text token")
+    encoding = tokenizer.encode("")  # as `_prepared` has it
+    return encoding.tokens[0], encoding.ids[0]
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
@@ -105,12 +108,22 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     }
 
 
-def _prepared(tokenizer: Tokenizer) -> Tokenizer:
-    """Set to what training does: whole texts, each begun by the end-of-text token, whose name is no token in a text."""
+def _end_named_beside(path: Path) -> list[str]:
+    """The eos_token of the tokenizer_config.json beside a tokenizer.json, if there is one that says."""
+    config = path.with_name("tokenizer_config.json")
+    if not config.is_file():
+        return []
+    token = read_json(config).get("eos_token")
+    token = token.get("content") if isinstance(token, dict) else token
+    return [token] if isinstance(token, str) else []
+
+
+def _prepared(tokenizer: Tokenizer, end: str) -> Tokenizer:
+    """Set to what training does: whole texts, each begun by the token `end`, whose name is no token in a text."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    end, id = end_of_text(tokenizer)
+    id = tokenizer.token_to_id(end)
     tokenizer.post_processor = processors.TemplateProcessing(
         single=f"{end} $A", pair=f"{end} $A {end} $B", special_tokens=[(end, id)]
     )

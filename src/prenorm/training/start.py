@@ -1,0 +1,105 @@
+"""Going on from a trained model: the settings that follow from its folder, and its weights."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from tokenizers import Tokenizer
+
+from ..checkpoint.layouts import config_from_hugging_face
+from ..checkpoint.quantized import KEY, kind_in
+from ..checkpoint.together import CONFIG, SAVE_ID, opened
+from ..config import ModelConfig
+from ..errors import CheckpointError, ConfigError
+from ..layers.quantized import kind_of
+from ..models.lm import TransformerLM
+from .config import MODEL_FIELDS, RUN_FIELDS, TrainConfig
+from .presets import PRESETS
+from .tokenizer import end_of_text
+from .twin import twin_of
+
+PRESET = "finetune"  # unless another is named
+
+
+def start_settings(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings of a run, one of which is start_from, with those that follow from that folder.
+
+    The sizes and the tokenizer are the folder's, the context is at most the longest that the model takes. Dropout is
+    the run's own choice.
+    Raises CheckpointError for a folder that does not open, and ConfigError for settings that contradict it.
+    """
+    folder = Path(given["start_from"]).expanduser()
+    model, tokenizer = _config_in(folder), str(folder / "tokenizer.json")
+    sizes = {name: value for name, value in model.to_dict().items() if name != "dropout"}
+    asked = {name: value for name, value in given.items() if name in sizes}
+    _check_sizes(model, ModelConfig.from_dict({**sizes, **asked}), folder)
+    if given.get("tokenizer", tokenizer) != tokenizer:
+        raise ConfigError(
+            f"a model goes on with its own tokenizer, {tokenizer}, but tokenizer is {given['tokenizer']}; leave it out."
+        )
+    if not Path(tokenizer).is_file():
+        raise CheckpointError(
+            f"a model goes on with its own tokenizer, but {folder} has no tokenizer.json; copy the model's there."
+        )
+    preset = given.get("preset", PRESET)
+    numbers = {"context": RUN_FIELDS["context"].default, **PRESETS.get(preset, {}), **given}
+    context = given["context"] if "context" in given else min(numbers["context"], model.max_seq_len)
+    return {**given, "preset": preset, "context": context, "tokenizer": tokenizer, **sizes}
+
+
+def starting_model(config: TrainConfig, tokenizer: Tokenizer) -> TransformerLM:
+    """The model in the folder `start_from`, in float32, with the run's dropout.
+
+    Raises CheckpointError for a folder that does not open, and ConfigError for one whose model is not that of the
+    settings, or cannot be trained.
+    """
+    folder = Path(config.start_from).expanduser()
+    loaded = TransformerLM.from_pretrained(folder, dtype=torch.float32)
+    _check_trainable(kind_of(loaded), folder)
+    _check_sizes(loaded.config, config.model, folder)
+    _check_vocabulary(tokenizer, loaded.config.vocab_size, folder)
+    model = twin_of(loaded, config.model)
+    end = end_of_text(tokenizer)[1]
+    model.eos_token_ids = loaded.eos_token_ids if end in loaded.eos_token_ids else (*loaded.eos_token_ids, end)
+    model.came_from = loaded.came_from
+    return model
+
+
+def _config_in(folder: Path) -> ModelConfig:
+    with opened(folder) as (path, fields):
+        source = str(path / CONFIG)
+        _check_trainable(kind_in(fields, source), folder)
+        own = {key: value for key, value in fields.items() if key not in (KEY, SAVE_ID)}
+        return config_from_hugging_face(own, source=source)[0]
+
+
+def _check_trainable(kind: str | None, folder: Path) -> None:
+    if kind is not None:
+        raise ConfigError(
+            f"only a model in floats can be trained, but the matrices in {folder} are {kind}; go on from the folder "
+            "that they were rounded from."
+        )
+
+
+def _check_sizes(model: ModelConfig, asked: ModelConfig, folder: Path) -> None:
+    other = [
+        f"{name} is {getattr(model, name)!r} there and {getattr(asked, name)!r} here"
+        for name in MODEL_FIELDS
+        if name != "dropout" and getattr(model, name) != getattr(asked, name)
+    ]
+    if other:
+        raise ConfigError(f"a run has the sizes of the model in {folder} that it goes on from, but {', '.join(other)}.")
+
+
+def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, folder: Path) -> None:
+    """Every token that a text may become must be one of the model's. Special tokens are never read from a text."""
+    special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    foreign = sorted(id for id in vocabulary.values() if id >= vocab_size and id not in special)
+    end = end_of_text(tokenizer)[1]
+    if foreign or end >= vocab_size:
+        raise CheckpointError(
+            f"the tokenizer in {folder} must fit its model of {vocab_size:,} tokens, but has the id "
+            f"{(foreign or [end])[-1]:,}; copy the files of one model there."
+        )
