@@ -184,7 +184,7 @@ def quantised(folder):
 def checkpoint(folder):
     """Of a training, whose parts are opened one after the other."""
     parts = {"model": tensors_of(config()), "optimizer": {"step": torch.tensor(3.0)}}
-    save_checkpoint(folder, 3, TrainConfig.from_fields({"preset": "tiny"}), parts, {"scale": 2.0})
+    save_checkpoint(folder, 3, TrainConfig.from_fields({"preset": "tiny"}), {}, parts, {"scale": 2.0})
     place = latest_checkpoint(folder)
     return place, lambda: read_parts(place, read_state(place).parts)
 

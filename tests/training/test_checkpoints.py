@@ -21,7 +21,12 @@ def to_save(tiny):
     tokens = torch.arange(9)
     model.loss(tokens[:-1], tokens[1:]).backward()
     optimizer.step(1.0)
-    return config, {"model": model.state_dict(), "optimizer": optimizer.state_tensors()}, {"skipped": 3, "scale": 0.1}
+    return (
+        config,
+        {"threads": 2},
+        {"model": model.state_dict(), "optimizer": optimizer.state_tensors()},
+        {"skipped": 3, "scale": 0.1},
+    )
 
 
 def assert_equal_parts(before, after):
@@ -36,21 +41,21 @@ def names(run):
 
 
 def test_a_checkpoint_gives_back_what_was_saved_bit_for_bit(to_save, tmp_path):
-    config, parts, state = to_save
+    config, environment, parts, state = to_save
     parts = {**parts, "ema": {"a:b": torch.tensor([0.1, float("nan")]), "step": torch.tensor(7)}, "none": {}}
-    save_checkpoint(tmp_path, 7, config, parts, state)
+    save_checkpoint(tmp_path, 7, config, environment, parts, state)
     folder = latest_checkpoint(tmp_path)
     saved = read_state(folder)
-    assert saved == (7, config, ("model", "optimizer", "ema", "none"), state)
+    assert saved == (7, config, environment, ("model", "optimizer", "ema", "none"), state)
     restored = read_parts(folder, saved.parts)
     assert torch.equal(restored["ema"].pop("a:b").view(torch.int32), parts["ema"].pop("a:b").view(torch.int32))
     assert_equal_parts(parts, restored)
 
 
 def test_numbers_that_json_cannot_hold_are_not_written(to_save, tmp_path):
-    config, parts, _ = to_save
+    config, environment, parts, _ = to_save
     with pytest.raises(ValueError, match="JSON"):
-        save_checkpoint(tmp_path, 7, config, parts, {"scale": float("inf")})
+        save_checkpoint(tmp_path, 7, config, environment, parts, {"scale": float("inf")})
     assert latest_checkpoint(tmp_path) is None
 
 
@@ -117,14 +122,14 @@ def test_a_state_of_something_else_is_refused(to_save, tmp_path):
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_kill_at_any_call_of_a_save_leaves_a_whole_checkpoint(to_save, tmp_path):
-    config, parts, state = to_save
+    config, environment, parts, state = to_save
     for step in (1, 2):
         save_checkpoint(tmp_path, step, *to_save)
     changed = {name: {key: tensor + 1 for key, tensor in part.items()} for name, part in parts.items()}
     expected = {2: parts, 3: changed}
     seen = []
     for calls in range(100):
-        if finished := dies_after(calls, lambda: save_checkpoint(tmp_path, 3, config, changed, state)):
+        if finished := dies_after(calls, lambda: save_checkpoint(tmp_path, 3, config, environment, changed, state)):
             break
         newest = latest_checkpoint(tmp_path)
         seen.append(read_state(newest).step)

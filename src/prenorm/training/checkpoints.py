@@ -31,14 +31,22 @@ class SavedState(NamedTuple):
 
     step: int
     config: TrainConfig
+    environment: dict[str, Any]
     parts: tuple[str, ...]
     trainer: dict[str, Any]  # what `save_checkpoint` was given as its state
 
 
-def save_checkpoint(run: Path, step: int, config: TrainConfig, parts: Parts, state: Mapping[str, Any]) -> None:
+def save_checkpoint(
+    run: Path,
+    step: int,
+    config: TrainConfig,
+    environment: Mapping[str, Any],
+    parts: Parts,
+    state: Mapping[str, Any],
+) -> None:
     """Write the checkpoint of `step`, then delete all but the newest `config.keep_checkpoints`.
 
-    state: what JSON can hold, finite numbers only.
+    environment, state: what JSON can hold, finite numbers only; of versions and threads, and of the trainer.
     Raises CheckpointError when it cannot be written; those before it are then untouched.
     """
     folder = run / "checkpoints" / f"step-{step:08d}"
@@ -46,7 +54,13 @@ def save_checkpoint(run: Path, step: int, config: TrainConfig, parts: Parts, sta
         sync_folder(folder.parent)
         return
     remove_leftovers(run)
-    fields = {"step": step, "parts": list(parts), "config": config.to_fields(), "trainer": dict(state)}
+    fields = {
+        "step": step,
+        "config": config.to_fields(),
+        "environment": dict(environment),
+        "parts": list(parts),
+        "trainer": dict(state),
+    }
     files = {f"{name}.safetensors": tensors_content(tensors) for name, tensors in parts.items()}
     write_folder(folder, with_manifest({**files, STATE: json_content(fields)}))
     for old in _complete(run)[: -config.keep_checkpoints]:
@@ -78,6 +92,7 @@ def read_state(folder: Path) -> SavedState:
             return SavedState(
                 int(state["step"]),
                 TrainConfig.from_fields(state["config"]),
+                dict(state["environment"]),
                 tuple(map(str, state["parts"])),
                 dict(state["trainer"]),
             )
