@@ -76,18 +76,20 @@ def _staged(path: Path, content: Content) -> Iterator[Path]:
 def write_folder(folder: Path, contents: Mapping[str, Content]) -> None:
     """Write a new folder with these files, which has its name only when all of them are on the disk.
 
+    A folder that has the name already stays as it is.
     A reader, a killed process and a power cut see the folder as a whole or not at all; what a killed writer leaves has
     the name that `passing_name` gives. Raises CheckpointError when it cannot be done; nothing else is touched.
     """
     passing = passing_name(folder)
     try:
         make_folder(folder.parent)
-        passing.mkdir()
-        for name, content in contents.items():
-            with open(passing / name, "xb") as file:
-                _write_to_disk(file, content)
-        sync_folder(passing)
-        os.rename(passing, folder)
+        if not folder.exists():
+            passing.mkdir()
+            for name, content in contents.items():
+                with open(passing / name, "xb") as file:
+                    _write_to_disk(file, content)
+            sync_folder(passing)
+            os.rename(passing, folder)
         sync_folder(folder.parent)
     except OSError as error:
         raise CheckpointError(

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..checkpoint.files import file_in, json_content, passing_name, read_json, remove_folder, sync_folder, write_folder
+from ..checkpoint.files import file_in, json_content, passing_name, read_json, remove_folder, write_folder
 from ..checkpoint.manifest import MANIFEST, check_files, read_manifest, verified, with_manifest
 from ..checkpoint.tensors import read_tensors, tensors_content
 from ..errors import CheckpointError
@@ -50,10 +50,6 @@ def save_checkpoint(
     Raises CheckpointError when it cannot be written; those before it are then untouched.
     """
     folder = run / "checkpoints" / f"step-{step:08d}"
-    if folder.exists():  # the same settings and step: the same bits
-        sync_folder(folder.parent)
-        return
-    remove_leftovers(run)
     fields = {
         "step": step,
         "config": config.to_fields(),
@@ -62,6 +58,7 @@ def save_checkpoint(
         "trainer": dict(state),
     }
     files = {f"{name}.safetensors": tensors_content(tensors) for name, tensors in parts.items()}
+    remove_leftovers(run)
     write_folder(folder, with_manifest({**files, STATE: json_content(fields)}))
     for old in _complete(run)[: -config.keep_checkpoints]:
         with suppress(OSError):  # the next save tries again
