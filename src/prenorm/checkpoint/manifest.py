@@ -128,6 +128,8 @@ def accept(folder: Path) -> list[str]:
     Listed are the files that were, as far as they are there, and those that opening the folder reads.
     Raises CheckpointError for a folder that holds no model and no checkpoint of a run, or a model's weights twice.
     """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} must be a folder that holds a model or a checkpoint, but there is none.")
     try:
         before = read_manifest(folder)
     except CheckpointError:

@@ -26,16 +26,14 @@ def environment_of(device: Device, data: TextData) -> dict[str, Any]:
     device and dtype are what the settings of these names stand for on this machine; kernels are the instructions that
     the C++ kernels were compiled for, processor what torch's own go by.
     """
-    kernels = native.load()
-    gpu = torch.cuda.get_device_name(device.device) if device.device.type == "cuda" else ""
     return {
         "prenorm": version("prenorm"),
         "torch": torch.__version__,
         "numpy": version("numpy"),
         "tokenizers": version("tokenizers"),
         "threads": torch.get_num_threads(),
-        "kernels": kernels.which or f"none: {kernels.unavailable_reason}",
-        "processor": gpu or torch.backends.cpu.get_cpu_capability(),
+        "kernels": _kernels() if device.device.type == "cpu" else "none",
+        "processor": _processor(device.device),
         "device": device.device.type,
         "dtype": device.format,
         "text": _fingerprint(data),
@@ -66,6 +64,17 @@ def compare(there: Mapping[str, Any], here: Mapping[str, Any], checkpoint: Path,
             f"{checkpoint} was made with {listed}. Sums may be added up in another order, so numbers may differ in "
             "their last bits from those of a run that never stopped."
         )
+
+
+def _kernels() -> str:
+    kernels = native.load()
+    return kernels.which or f"none: {kernels.unavailable_reason}"
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
 
 
 def _fingerprint(data: TextData) -> str:
