@@ -16,7 +16,7 @@ from ..layers.quantized import kind_of
 from ..models.lm import TransformerLM
 from .config import MODEL_FIELDS, RUN_FIELDS, TrainConfig
 from .presets import PRESETS
-from .tokenizer import end_of_text
+from .tokenizer import end_of_text, start_of_text
 from .twin import twin_of
 
 PRESET = "finetune"  # unless another is named
@@ -97,9 +97,9 @@ def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, folder: Path) -> No
     special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     foreign = sorted(id for id in vocabulary.values() if id >= vocab_size and id not in special)
-    end = end_of_text(tokenizer)[1]
-    if foreign or end >= vocab_size:
+    foreign += [id for _, id in (start_of_text(tokenizer), end_of_text(tokenizer)) if id >= vocab_size]
+    if foreign:
         raise CheckpointError(
-            f"the tokenizer in {folder} must fit its model of {vocab_size:,} tokens, but has the id "
-            f"{(foreign or [end])[-1]:,}; copy the files of one model there."
+            f"the tokenizer in {folder} must fit its model of {vocab_size:,} tokens, but has the id {foreign[-1]:,}; "
+            "copy the files of one model there."
         )
