@@ -1,7 +1,7 @@
 """The training loop: from settings to a folder with a trained model, through any number of interruptions."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from .checkpoints import read_parts, read_state, save_checkpoint
@@ -57,7 +57,7 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
             return finish(trainer, run.folder, logs[0], done)
 
 
-def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics, samples: Metrics) -> int:
+def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics, samples: Metrics | None) -> int:
     """Every step after `done`, with its metrics, what is looked at in between, and checkpoints. Gives the last step."""
     config, display = trainer.config, trainer.display
     if done < config.steps:
@@ -78,7 +78,8 @@ def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics, sam
             due = config.checkpoint_every and done % config.checkpoint_every == 0
             if due or last or stop.requested:
                 metrics.sync()
-                samples.sync()
+                if samples:
+                    samples.sync()
                 save_checkpoint(folder, done, config, *trainer.to_save())
             if stop.requested:
                 stopped = Stopped(stop.signal_number, done, folder)
@@ -93,7 +94,7 @@ def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics, sam
     return done
 
 
-def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Metrics, samples: Metrics) -> None:
+def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Metrics, samples: Metrics | None) -> None:
     """An evaluation and a sample, where they are due after a step, and not done; none once the run is to stop."""
     config, display, last = trainer.config, trainer.display, step == trainer.config.steps
     if config.eval_every and (step % config.eval_every == 0 or last):
@@ -102,20 +103,21 @@ def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Metrics, samp
             metrics.write(glance)
             display.evaluation(glance)
     due = config.sample_every and step % config.sample_every == 0 and not last
-    if due and not stop.requested and not samples.has(step, "text"):
+    if samples and due and not stop.requested and not samples.has(step, "text"):
         record = {"step": step, **sample(twin_of(trainer.model).eval(), config, trainer.data)}
         samples.write(record)
         display.sample(step, record)
 
 
 @contextmanager
-def _logs(config: TrainConfig, folder: Path, done: int) -> Iterator[tuple[Metrics, Metrics]]:
-    """The run's metrics.jsonl and samples.jsonl, up to a step, and TensorBoard's file where it is asked for."""
+def _logs(config: TrainConfig, folder: Path, done: int) -> Iterator[tuple[Metrics, Metrics | None]]:
+    """The run's metrics.jsonl and, where there are samples, samples.jsonl, up to a step; TensorBoard's file as well."""
+    texts = folder / "samples.jsonl"
     board = TensorBoard(folder / "tensorboard", up_to_step=done) if config.tensorboard else None
     try:
         with (
             Metrics(folder / "metrics.jsonl", up_to_step=done, also=board.write if board else None) as metrics,
-            Metrics(folder / "samples.jsonl", up_to_step=done) as samples,
+            Metrics(texts, up_to_step=done) if config.sample_every or texts.exists() else nullcontext() as samples,
         ):
             yield metrics, samples
     finally:

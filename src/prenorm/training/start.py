@@ -15,7 +15,8 @@ from ..errors import CheckpointError, ConfigError
 from ..layers.quantized import kind_of
 from ..models.lm import TransformerLM
 from .config import MODEL_FIELDS, RUN_FIELDS, TrainConfig
-from .presets import PRESETS
+from .config_checks import check_choice
+from .presets import PRESETS, PresetName
 from .tokenizer import end_of_text, start_of_text
 from .twin import twin_of
 
@@ -29,6 +30,8 @@ def start_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     the run's own choice.
     Raises CheckpointError for a folder that does not open, and ConfigError for settings that contradict it.
     """
+    preset = given.get("preset", PRESET)
+    check_choice("preset", preset, PresetName)
     folder = Path(given["start_from"]).expanduser()
     model, tokenizer = _config_in(folder), str(folder / "tokenizer.json")
     sizes = {name: value for name, value in model.to_dict().items() if name != "dropout"}
@@ -42,9 +45,8 @@ def start_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"a model goes on with its own tokenizer, but {folder} has no tokenizer.json; copy the model's there."
         )
-    preset = given.get("preset", PRESET)
-    numbers = {"context": RUN_FIELDS["context"].default, **PRESETS.get(preset, {}), **given}
-    context = given["context"] if "context" in given else min(numbers["context"], model.max_seq_len)
+    usual = PRESETS[preset].get("context", RUN_FIELDS["context"].default)
+    context = given.get("context", min(usual, model.max_seq_len))
     return {**given, "preset": preset, "context": context, "tokenizer": tokenizer, **sizes}
 
 
