@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from prenorm.checkpoint.files import read_json
 from prenorm.errors import ConfigError, DataError
 from prenorm.training.checkpoints import save_checkpoint
 from prenorm.training.config import RUN_FIELDS, TrainConfig, read_toml
-from prenorm.training.run_folder import FREE, open_run, undone_on_failure
+from prenorm.training.run_folder import FREE, open_run, record, undone_on_failure
 
 
 def opened(config, *, resume, say=lambda _: None):
@@ -14,7 +15,7 @@ def opened(config, *, resume, say=lambda _: None):
 
 
 def checkpoint_at(step, config):
-    save_checkpoint(opened(config, resume=True).folder, step, config, {}, {})
+    save_checkpoint(opened(config, resume=True).folder, step, config, {}, {}, {})
 
 
 def test_a_new_folder_gets_the_settings_and_starts_from_nothing(tiny):
@@ -111,6 +112,9 @@ def test_settings_that_touch_no_weights_may_change(tiny):
         tensorboard=True,
     )
     run = opened(changed, resume=True)
+    assert TrainConfig.from_fields(read_toml(run.folder / "config.toml")) == tiny()
+    record(run, changed, {"threads": 2})
+    assert read_json(run.folder / "environment.json") == {"threads": 2}
     assert TrainConfig.from_fields(read_toml(run.folder / "config.toml")) == changed
 
 

@@ -51,7 +51,7 @@ def _config_of_model(folder: Path) -> ModelConfig:
     from ..checkpoint.quantized import kind_in
     from ..checkpoint.together import opened
 
-    with opened(folder) as (_, fields):
+    with opened(folder, whole=False) as (_, fields):
         source = str(folder / "config.json")
         if kind := kind_in(fields, source):
             raise ConfigError(

@@ -250,7 +250,6 @@ class Trainer:
         _check_finite(self.model)
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_tensors()}
         state: dict[str, Any] = {
-            "format": self.device.format,
             "eos_token_ids": list(self.model.eos_token_ids),
             "evaluated": self.evaluated,
             "watch": self.watch.to_fields(),
@@ -293,11 +292,6 @@ class Trainer:
         self.early_stop.load(parts.get("best", {}), state.get("early_stop", {}))
         if source := state.get("came_from"):
             self.model.came_from = Source(**source | {"eos_token_ids": tuple(source["eos_token_ids"])})
-        if state["format"] != self.device.format:
-            self.display.say(
-                f"The run was in {state['format']} so far, and goes on in {self.device.format}, which is what this "
-                "machine multiplies fast: numbers will differ from those of a run that stayed there."
-            )
 
 
 def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -> TransformerLM:
