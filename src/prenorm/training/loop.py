@@ -1,7 +1,7 @@
 """The training loop: from settings to a folder with a trained model, through any number of interruptions."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from .checkpoint_writer import CheckpointWriter
@@ -63,7 +63,7 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
 
 
 def _take_steps(
-    trainer: Trainer, folder: Path, done: int, writer: CheckpointWriter, metrics: Metrics, samples: Metrics
+    trainer: Trainer, folder: Path, done: int, writer: CheckpointWriter, metrics: Metrics, samples: Metrics | None
 ) -> int:
     """Every step after `done`, with its metrics, what is looked at in between, and checkpoints. Gives the last step."""
     config, display = trainer.config, trainer.display
@@ -86,7 +86,8 @@ def _take_steps(
             due = config.checkpoint_every and done % config.checkpoint_every == 0
             if due or last or stop.requested:
                 metrics.sync()
-                samples.sync()
+                if samples:
+                    samples.sync()
                 writer.save(done, *trainer.to_save())
             if stop.requested:
                 writer.wait()
@@ -102,7 +103,7 @@ def _take_steps(
     return done
 
 
-def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Metrics, samples: Metrics) -> None:
+def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Metrics, samples: Metrics | None) -> None:
     """An evaluation and a sample, where they are due after a step, and not done; none once the run is to stop."""
     config, display, last = trainer.config, trainer.display, step == trainer.config.steps
     if config.eval_every and (step % config.eval_every == 0 or last):
@@ -111,20 +112,21 @@ def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Metrics, samp
             metrics.write(glance)
             display.evaluation(glance)
     due = config.sample_every and step % config.sample_every == 0 and not last
-    if due and not stop.requested and not samples.has(step, "text"):
+    if samples and due and not stop.requested and not samples.has(step, "text"):
         line = {"step": step, **sample(twin_of(trainer.model).eval(), config, trainer.data)}
         samples.write(line)
         display.sample(step, line)
 
 
 @contextmanager
-def _logs(config: TrainConfig, folder: Path, done: int) -> Iterator[tuple[Metrics, Metrics]]:
-    """The run's metrics.jsonl and samples.jsonl, up to a step, and TensorBoard's file where it is asked for."""
+def _logs(config: TrainConfig, folder: Path, done: int) -> Iterator[tuple[Metrics, Metrics | None]]:
+    """The run's metrics.jsonl and, where there are samples, samples.jsonl, up to a step; TensorBoard's file as well."""
+    texts = folder / "samples.jsonl"
     board = TensorBoard(folder / "tensorboard", up_to_step=done) if config.tensorboard else None
     try:
         with (
             Metrics(folder / "metrics.jsonl", up_to_step=done, also=board.write if board else None) as metrics,
-            Metrics(folder / "samples.jsonl", up_to_step=done) as samples,
+            Metrics(texts, up_to_step=done) if config.sample_every or texts.exists() else nullcontext() as samples,
         ):
             yield metrics, samples
     finally:
