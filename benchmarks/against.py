@@ -3,10 +3,10 @@
 Bits: a fixed set of calls (alone and in a model; plain, cached, ragged, packed, windowed, compiled; float64, float32,
 bfloat16; forward and gradients; decoder and encoder) gives the same bits in both, or is named.
 
-Speed: a block, a training step, a step of `prenorm train` and every cell of `make bench-decode` run in processes of their own: the old checkout,
-this one, and the old one once more, in turn, so that the last two ratios tell a change from chance. --starts says how
-often the processes are started anew: where memory lies differs each time. The table has the medians of all rounds:
-old / new, old / old, and their lowest and highest start; above 1 the second is faster.
+Speed: a block, a training step, a step of `prenorm train` and every cell of `make bench-decode` run in processes of
+their own: the old checkout, this one, and the old one once more, in turn, so that the last two ratios tell a change
+from chance. --starts says how often the processes are started anew: where memory lies differs each time. The table has
+the medians of all rounds: old / new, old / old, and their lowest and highest start; above 1 the second is faster.
 
 --ragged has another table, of this checkout alone: decoding rows of different lengths, layer by layer, beside rows of
 one length, with and without a window.

@@ -1,11 +1,13 @@
 """Small models for the checkpoint tests, and the transformers classes that witness for them."""
 
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from prenorm import ModelConfig, RopeScaling
+from prenorm.checkpoint.manifest import MANIFEST
 from prenorm.checkpoint.names import parameters_of
 
 SIZES: dict[str, Any] = {
@@ -60,3 +62,9 @@ def equal(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
     return first.keys() == second.keys() and all(
         first[name].dtype == second[name].dtype and torch.equal(first[name], second[name]) for name in first
     )
+
+
+def without_manifest(folder: Path) -> Path:
+    """The folder as another program might have written it, whose files may be changed."""
+    (folder / MANIFEST).unlink(missing_ok=True)
+    return folder

@@ -13,11 +13,12 @@ from transformers.utils import logging
 
 from prenorm import ModelConfig, TransformerLM
 from prenorm.checkpoint.folder import load, save
+from prenorm.checkpoint.manifest import accept
 from prenorm.checkpoint.writing import config_to_hugging_face
 from prenorm.errors import CheckpointError, ConfigError
 
 from ..oracle.tolerance import assert_accurate
-from .examples import IN_A_FAMILY, IN_NO_FAMILY, config, equal, tensors_of
+from .examples import IN_A_FAMILY, IN_NO_FAMILY, config, equal, tensors_of, without_manifest
 
 logging.disable_progress_bar()
 
@@ -26,9 +27,9 @@ TOKENS = torch.arange(2 * 23).reshape(2, 23) * 7 % 61  # longer than the window 
 
 @pytest.fixture
 def saved(tmp_path) -> Path:
-    """A folder with a small Llama."""
+    """A folder with a small Llama, whose files may be changed."""
     save(tmp_path / "model", config(), tensors_of(config()), eos_token_ids=(3,))
-    return tmp_path / "model"
+    return without_manifest(tmp_path / "model")
 
 
 def edit(path: Path, **changes: object) -> None:
@@ -93,8 +94,8 @@ def test_save_then_load_is_identity_in_every_dtype(tmp_path, dtype):
 
 def test_the_same_model_is_saved_as_the_same_bytes(saved, tmp_path):
     save(tmp_path / "again", config(), tensors_of(config()), eos_token_ids=(3,))
-    assert contents_of(saved) == contents_of(tmp_path / "again")
-    assert sorted(contents_of(saved)) == ["config.json", "model.safetensors"]
+    assert sorted(contents_of(tmp_path / "again")) == ["config.json", "model.safetensors", "prenorm_manifest.json"]
+    assert contents_of(saved) == contents_of(without_manifest(tmp_path / "again"))
 
 
 def test_mixed_dtypes_are_declared_as_one_that_loses_nothing(tmp_path):
@@ -145,6 +146,7 @@ def test_a_tied_head_that_is_stored_must_be_the_embedding(tmp_path):
     save(tmp_path, tied, tensors | {"lm_head.weight": tensors["embedding.weight"]})
     stored = load_file(tmp_path / "model.safetensors")
     assert "lm_head.weight" not in stored
+    without_manifest(tmp_path)
     save_file(stored | {"lm_head.weight": tensors["embedding.weight"].clone()}, tmp_path / "model.safetensors")
     assert equal(load(tmp_path).tensors, tensors)
     save_file(stored | {"lm_head.weight": tensors["embedding.weight"] + 1}, tmp_path / "model.safetensors")
@@ -272,7 +274,9 @@ def test_saving_over_a_sharded_folder_leaves_one_model(tmp_path):
     theirs = AutoModelForCausalLM.from_config(AutoConfig.for_model(**config_to_hugging_face(config())))
     theirs.save_pretrained(tmp_path, max_shard_size="8KB")
     save(tmp_path, config(), tensors_of(config()))
-    assert sorted(contents_of(tmp_path)) == ["config.json", "generation_config.json", "model.safetensors"]
+    assert sorted(contents_of(without_manifest(tmp_path))) == [
+        *("config.json", "generation_config.json", "model.safetensors")
+    ]
     assert equal(load(tmp_path).tensors, tensors_of(config()))
 
 
@@ -308,12 +312,16 @@ def test_a_crash_between_weights_and_config_is_noticed(saved, monkeypatch):
         save(saved, config(rope_theta=5e5), tensors_of(config(), seed=1), eos_token_ids=(3,))
     with pytest.raises(CheckpointError, match=r"must have been saved together, but their prenorm_save_id differ"):
         load(saved)
-    # The same config again, as in every checkpoint of a training: either set of weights is right.
+    # The same config again: its id is the same, but the manifest is still that of the old weights.
     monkeypatch.setattr(os, "replace", rename)
     save(saved, config(), tensors_of(config()), eos_token_ids=(3,))
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
         save(saved, config(), tensors_of(config(), seed=1), eos_token_ids=(3,))
+    with pytest.raises(CheckpointError, match=r"but .*model\.safetensors has other bytes .* a save was cut off, or"):
+        load(saved)
+    monkeypatch.setattr(os, "replace", rename)
+    assert accept(saved) == ["model.safetensors has changed"]
     assert equal(load(saved).tensors, tensors_of(config(), seed=1))
 
 

@@ -16,6 +16,7 @@ from prenorm.layers.quantized import QuantizedLinear
 from prenorm.ops.quantized import dequantize
 
 from ..oracle.inputs import integers, randomise
+from .examples import without_manifest
 
 logging.disable_progress_bar()
 
@@ -137,7 +138,7 @@ def test_the_file_is_as_small_as_its_bits(tmp_path):
 
 
 def edit(folder, change):
-    path = folder / "config.json"
+    path = without_manifest(folder) / "config.json"
     fields = json.loads(path.read_text())
     change(fields)
     path.write_text(json.dumps(fields))
@@ -169,7 +170,7 @@ def test_numbers_without_a_word_of_them_are_refused(folder):
 
 
 def rewrite(folder, change):
-    path = folder / "model.safetensors"
+    path = without_manifest(folder) / "model.safetensors"
     with safe_open(path, framework="pt") as file:
         metadata = file.metadata()
     tensors = load_file(path)

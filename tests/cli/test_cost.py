@@ -123,4 +123,6 @@ def test_a_folder_without_a_model_and_one_of_whole_numbers_are_refused(tmp_path,
     TransformerLM(config).quantize("int8").save_pretrained(tmp_path)
     assert "costs are counted for matrices of floats" in error_line(capsys, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    assert "prenorm accept" in error_line(capsys, tmp_path)
+    (tmp_path / "prenorm_manifest.json").unlink()
     assert "model_type must be one of" in error_line(capsys, tmp_path)

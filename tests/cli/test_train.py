@@ -1,4 +1,5 @@
 import json
+import signal
 import subprocess
 import sys
 
@@ -7,7 +8,7 @@ import pytest
 from prenorm import ModelConfig
 from prenorm.cli.main import main
 from prenorm.cli.train import TrainFlags, config_of, field_docs, parse
-from prenorm.training.config import RUN_FIELDS, TrainConfig, config_to_toml
+from prenorm.training.config import RUN_FIELDS, TrainConfig, config_to_toml, read_toml
 
 TINY = ("--preset", "tiny", "--d-model", "16", "--vocab-size", "300", "--context", "16", "--batch-size", "2")
 
@@ -43,7 +44,16 @@ def test_every_setting_of_a_run_has_a_flag_and_help():
         capture_output=True, text=True,
     )  # fmt: skip
     assert (text.returncode, text.stderr) == (0, "")
-    for name in [*RUN_FIELDS, "d_model", "num_kv_heads", "dropout", "resume", "config", "json"]:
+    for name in [
+        *(RUN_FIELDS.keys() - {"start_from"}),
+        "from",
+        "d_model",
+        "num_kv_heads",
+        "dropout",
+        "resume",
+        "config",
+        "json",
+    ]:
         assert f"--{name.replace('_', '-')}" in text.stdout
     assert field_docs(TrainConfig).keys() == RUN_FIELDS.keys() | {"model"}
 
@@ -61,6 +71,67 @@ def test_a_run_that_is_resumed_keeps_what_is_not_named(tmp_path):
     config = config_of(parse(["--out", str(tmp_path), "--resume", "--checkpoint-every", "3"]))
     assert (config.preset, config.steps, config.checkpoint_every, config.out) == ("tiny", 7, 3, str(tmp_path))
     assert config_of(parse(["--out", str(tmp_path)])).preset == "demo"
+
+
+def test_a_run_that_is_resumed_keeps_the_folder_that_it_came_from_also_when_that_is_gone(tmp_path):
+    sizes = {"vocab_size": 300, "d_model": 16, "num_layers": 1, "num_heads": 2}
+    saved = TrainConfig.from_fields({"preset": "finetune", "start_from": "gone", "out": "elsewhere", **sizes})
+    (tmp_path / "config.toml").write_text(config_to_toml(saved))
+    config = config_of(parse(["--out", str(tmp_path), "--resume"]))
+    assert (config.start_from, config.lr, config.model) == ("gone", 2e-5, saved.model)
+
+
+def test_a_learning_rate_without_a_say_is_refused(capsys):
+    assert "Muon has muon_lr, embedding_lr" in error_line(["--lr", "0.1"], capsys)
+    line = error_line(["--optimizer", "adamw", "--muon-lr", "0.1", "--head-lr", "0.1"], capsys)
+    assert "muon_lr, head_lr" in line
+    assert "whose learning rate is lr; leave it out" in line
+    assert config_of(parse(["--optimizer", "adamw", "--lr", "0.1"])).lr == 0.1
+
+
+def test_a_run_goes_on_from_a_folder_with_its_sizes_and_is_repeated_from_its_config(texts, tmp_path, capsys):
+    first, second, third = (tmp_path / name for name in ("first", "second", "third"))
+    data = ["--data", str(texts), "--steps", "2"]
+    assert main(["train", *TINY, *data, "--out", str(first)]) == 0
+    assert main(["train", "--from", str(first), *data, "--batch-size", "2", "--lr", "0.001", "--out", str(second)]) == 0
+    config = read_toml(second / "config.toml")
+    assert (config["preset"], config["start_from"], config["d_model"]) == ("finetune", str(first), 16)
+    assert main(["train", "--config", str(second / "config.toml"), "--out", str(third)]) == 0
+    assert (second / "model.safetensors").read_bytes() == (third / "model.safetensors").read_bytes()
+    capsys.readouterr()
+    assert "d_model is 16 there and 32 here" in error_line(["--from", first, "--d-model", "32"], capsys)
+    assert "no such folder" in error_line(["--from", tmp_path / "nowhere"], capsys)
+    assert "--from FOLDER names one" in error_line(["--preset", "finetune"], capsys)
+
+
+@pytest.mark.parametrize("name", [pytest.param("SIGTERM", marks=pytest.mark.long), "SIGUSR1"])
+def test_a_signal_ends_a_run_with_a_checkpoint_and_its_exit_code(texts, tmp_path, name):
+    out, number = tmp_path / "run", getattr(signal, name)
+    argv = [
+        *TINY,
+        "--data",
+        str(texts),
+        "--out",
+        str(out),
+        "--steps",
+        "100000",
+        "--log-seconds",
+        "0",
+        "--eval-every",
+        "0",
+    ]
+    command = [sys.executable, "-m", "prenorm", "train", *argv]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        line = next(line for line in process.stdout if line.startswith("step "))
+        for _ in range(2):  # launchers and schedulers may send it twice
+            process.send_signal(number)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 128 + number
+    assert "with a checkpoint" in errors
+    (checkpoint,) = (out / "checkpoints").iterdir()
+    assert int(checkpoint.name.removeprefix("step-")) >= int(line.split()[1])
+    steps = (out / "metrics.jsonl").read_text().splitlines()
+    assert json.loads(steps[-1])["step"] == int(checkpoint.name.removeprefix("step-"))
 
 
 def test_a_run_ends_with_a_table_a_sample_and_the_command_that_goes_on(texts, tmp_path, capsys):

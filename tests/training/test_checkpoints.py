@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from prenorm import ModelConfig, TransformerLM
+from prenorm.checkpoint.manifest import MANIFEST, accept
 from prenorm.errors import CheckpointError
 from prenorm.training.checkpoints import latest_checkpoint, read_parts, read_state, remove_leftovers, save_checkpoint
 from prenorm.training.optimizer import MuonAndAdamW
@@ -20,7 +21,12 @@ def to_save(tiny):
     tokens = torch.arange(9)
     model.loss(tokens[:-1], tokens[1:]).backward()
     optimizer.step(1.0)
-    return config, {"model": model.state_dict(), "optimizer": optimizer.state_tensors()}, {"skipped": 3, "scale": 0.1}
+    return (
+        config,
+        {"threads": 2},
+        {"model": model.state_dict(), "optimizer": optimizer.state_tensors()},
+        {"skipped": 3, "scale": 0.1},
+    )
 
 
 def assert_equal_parts(before, after):
@@ -35,21 +41,21 @@ def names(run):
 
 
 def test_a_checkpoint_gives_back_what_was_saved_bit_for_bit(to_save, tmp_path):
-    config, parts, state = to_save
+    config, environment, parts, state = to_save
     parts = {**parts, "ema": {"a:b": torch.tensor([0.1, float("nan")]), "step": torch.tensor(7)}, "none": {}}
-    save_checkpoint(tmp_path, 7, config, parts, state)
+    save_checkpoint(tmp_path, 7, config, environment, parts, state)
     folder = latest_checkpoint(tmp_path)
     saved = read_state(folder)
-    assert saved == (7, config, ("model", "optimizer", "ema", "none"), state)
+    assert saved == (7, config, environment, ("model", "optimizer", "ema", "none"), state)
     restored = read_parts(folder, saved.parts)
     assert torch.equal(restored["ema"].pop("a:b").view(torch.int32), parts["ema"].pop("a:b").view(torch.int32))
     assert_equal_parts(parts, restored)
 
 
 def test_numbers_that_json_cannot_hold_are_not_written(to_save, tmp_path):
-    config, parts, _ = to_save
+    config, environment, parts, _ = to_save
     with pytest.raises(ValueError, match="JSON"):
-        save_checkpoint(tmp_path, 7, config, parts, {"scale": float("inf")})
+        save_checkpoint(tmp_path, 7, config, environment, parts, {"scale": float("inf")})
     assert latest_checkpoint(tmp_path) is None
 
 
@@ -87,24 +93,43 @@ def test_a_write_that_fails_leaves_the_old_checkpoint_and_nothing_else(to_save, 
     assert (tmp_path / "checkpoints" / "step-00000001" / "model.safetensors").read_bytes() == before
 
 
+def test_a_damaged_checkpoint_is_refused_by_name_with_a_way_to_go_on(to_save, tmp_path):
+    save_checkpoint(tmp_path, 1, *to_save)
+    folder = latest_checkpoint(tmp_path)
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1])
+    with pytest.raises(CheckpointError, match=rf"{weights} has [\d,]+ bytes instead of .* Without {folder}, --resume"):
+        read_parts(folder, ["model"])
+    state = folder / "state.json"
+    state.write_text(state.read_text().replace('"step": 1', '"step": 2'))
+    with pytest.raises(CheckpointError, match=rf"{state} has other bytes than were saved"):
+        read_state(folder)
+    accept(folder)
+    assert read_state(folder).step == 2
+    (folder / MANIFEST).unlink()
+    with pytest.raises(CheckpointError, match=rf"{folder} must have a {MANIFEST}"):
+        read_state(folder)
+
+
 def test_a_state_of_something_else_is_refused(to_save, tmp_path):
     save_checkpoint(tmp_path, 1, *to_save)
     folder = latest_checkpoint(tmp_path)
     (folder / "state.json").write_text('{"step": 1}')
+    accept(folder)
     with pytest.raises(CheckpointError, match=r"state\.json is not that of a checkpoint"):
         read_state(folder)
 
 
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_kill_at_any_call_of_a_save_leaves_a_whole_checkpoint(to_save, tmp_path):
-    config, parts, state = to_save
+    config, environment, parts, state = to_save
     for step in (1, 2):
         save_checkpoint(tmp_path, step, *to_save)
     changed = {name: {key: tensor + 1 for key, tensor in part.items()} for name, part in parts.items()}
     expected = {2: parts, 3: changed}
     seen = []
     for calls in range(100):
-        if finished := dies_after(calls, lambda: save_checkpoint(tmp_path, 3, config, changed, state)):
+        if finished := dies_after(calls, lambda: save_checkpoint(tmp_path, 3, config, environment, changed, state)):
             break
         newest = latest_checkpoint(tmp_path)
         seen.append(read_state(newest).step)

@@ -61,3 +61,15 @@ def test_durations_read_as_on_a_clock():
 
 def test_a_model_without_an_account_of_its_operations_shows_no_utilisation():
     assert _news({"loss": 0.25, "tokens_per_second": 1234.0}) == "loss 0.250, 1,234 tokens/s"
+
+
+def test_a_step_that_was_skipped_says_so_and_why(capsys):
+    assert _news({"skipped": "overflow", "loss": 0.25, "tokens_per_second": 9.0}) == "skipped (overflow), 9 tokens/s"
+
+
+def test_the_loss_of_averaged_weights_stands_beside_that_of_the_weights(capsys):
+    record = {"step": 7, "eval_loss": 2.0, "eval_bits_per_byte": 1.5}
+    Display().evaluation(record)
+    Display().evaluation(record | {"ema_eval_loss": 1.75, "ema_eval_bits_per_byte": 1.25})
+    plain, averaged = capsys.readouterr().out.splitlines()
+    assert averaged == f"{plain}; averaged weights 1.750"

@@ -49,3 +49,22 @@ def test_a_full_disk_is_one_error_that_says_how_to_go_on(tmp_path):
         metrics._file = (tmp_path / "other").open("w")
         with contextlib.suppress(OSError):
             full.close()
+
+
+def test_it_knows_which_steps_have_a_record_but_for_the_one_of_all_text(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    with Metrics(path, up_to_step=0) as metrics:
+        metrics.write({"step": 1, "loss": 2.0})
+        metrics.write({"step": 1, "eval_loss": 2.0})
+        metrics.write({"step": 2, "eval_loss": 1.0, "all_text": True})
+        assert metrics.has(1, "eval_loss")
+    with Metrics(path, up_to_step=2) as metrics:
+        assert (metrics.has(1, "loss"), metrics.has(2, "loss")) == (True, False)
+        assert (metrics.has(1, "eval_loss"), metrics.has(2, "eval_loss")) == (True, False)
+
+
+def test_every_record_is_handed_on(tmp_path):
+    seen = []
+    with Metrics(tmp_path / "metrics.jsonl", up_to_step=0, also=seen.append) as metrics:
+        metrics.write({"step": 1, "loss": 2.0})
+    assert seen == [{"step": 1, "loss": 2.0}]

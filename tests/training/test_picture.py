@@ -1,5 +1,6 @@
 import sys
 
+import pytest
 from matplotlib.image import imread
 
 from prenorm.training.picture import draw_losses
@@ -20,3 +21,19 @@ def test_without_matplotlib_the_run_goes_on_and_says_how_to_get_it(tmp_path, mon
     draw_losses([], tmp_path / "loss.png", said.append)
     assert "pip install 'prenorm[plot]'" in said.pop()
     assert not (tmp_path / "loss.png").exists()
+
+
+@pytest.mark.parametrize("looked", [[(2, 1.9), (4, 1.5)], []])
+def test_the_held_out_curve_is_of_one_text(tmp_path, monkeypatch, said, looked):
+    from matplotlib.axes import Axes
+
+    drawn = []
+    plot = Axes.plot
+    monkeypatch.setattr(
+        Axes, "plot", lambda self, *points, **style: drawn.append((style, points)) or plot(self, *points, **style)
+    )
+    looks = [{"step": step, "eval_loss": bits, "eval_bits_per_byte": bits} for step, bits in looked]
+    full = {"step": 4, "eval_loss": 9.0, "eval_bits_per_byte": 9.0, "all_text": True}
+    draw_losses([{"step": 1, "loss": 3.0}, *looks, full], tmp_path / "loss.png", said.append)
+    (points,) = [points for style, points in drawn if style["label"] == "held-out text"]
+    assert list(zip(*points, strict=True)) == (looked or [(4, 9.0)])

@@ -2,10 +2,11 @@ from pathlib import Path
 
 import pytest
 
+from prenorm.checkpoint.files import read_json
 from prenorm.errors import ConfigError, DataError
 from prenorm.training.checkpoints import save_checkpoint
-from prenorm.training.config import TrainConfig, read_toml
-from prenorm.training.run_folder import open_run, undone_on_failure
+from prenorm.training.config import RUN_FIELDS, TrainConfig, read_toml
+from prenorm.training.run_folder import FREE, open_run, record, undone_on_failure
 
 
 def opened(config, *, resume, say=lambda _: None):
@@ -14,7 +15,7 @@ def opened(config, *, resume, say=lambda _: None):
 
 
 def checkpoint_at(step, config):
-    save_checkpoint(opened(config, resume=True).folder, step, config, {}, {})
+    save_checkpoint(opened(config, resume=True).folder, step, config, {}, {}, {})
 
 
 def test_a_new_folder_gets_the_settings_and_starts_from_nothing(tiny):
@@ -63,6 +64,36 @@ def test_contradicting_settings_are_refused_by_name_with_both_values(tiny):
     assert "d_ff" not in str(raised.value)
 
 
+OTHER = {
+    "data": ["elsewhere"],
+    "tokenizer": "other.json",
+    "start_from": "other",
+    "optimizer": "adamw",
+    "short_context": 4,
+    "micro_batch_size": 1,
+    "schedule": "cosine",
+    "device": "cpu",
+    "dtype": "bfloat16-pure",
+    "compile": True,
+}
+
+
+@pytest.mark.parametrize("name", sorted(RUN_FIELDS.keys() - FREE - {"lr", "preset"}))
+def test_every_setting_that_changes_numbers_is_refused_by_name(tiny, name):
+    checkpoint_at(2, tiny())
+    value = getattr(tiny(), name)
+    if name in OTHER:
+        value = OTHER[name]
+    elif isinstance(value, float):
+        value = value / 2 + 0.013
+    elif isinstance(value, tuple):
+        value = [one / 2 for one in value]
+    else:
+        value += value + 2
+    with pytest.raises(ConfigError, match=rf"\b{name} is .* there and .* here"):
+        opened(tiny(**{name: value}), resume=True)
+
+
 def test_settings_that_touch_no_weights_may_change(tiny):
     checkpoint_at(2, tiny())
     changed = tiny(
@@ -74,8 +105,16 @@ def test_settings_that_touch_no_weights_may_change(tiny):
         log_seconds=1.0,
         checkpoint_activations=True,
         checkpoint_activations_every=2,
+        on_nan="skip",
+        early_stop=3,
+        sample_every=5,
+        sample_prompt="def",
+        tensorboard=True,
     )
     run = opened(changed, resume=True)
+    assert TrainConfig.from_fields(read_toml(run.folder / "config.toml")) == tiny()
+    record(run, changed, {"threads": 2})
+    assert read_json(run.folder / "environment.json") == {"threads": 2}
     assert TrainConfig.from_fields(read_toml(run.folder / "config.toml")) == changed
 
 

@@ -3,7 +3,7 @@ import shutil
 
 import pytest
 import torch
-from tokenizers import Tokenizer
+from tokenizers import Tokenizer, processors
 from transformers import AutoModelForCausalLM
 
 from prenorm import ModelConfig, TransformerLM
@@ -172,3 +172,23 @@ def test_settings_go_to_toml_and_back(folder_of, tiny, tmp_path):
     (tmp_path / "config.toml").write_text(config_to_toml(config))
     assert TrainConfig.from_fields(read_toml(tmp_path / "config.toml")) == config
     assert TrainConfig.from_fields(start_settings(read_toml(tmp_path / "config.toml"))) == config
+
+
+def test_the_first_loss_is_that_of_transformers_on_texts_that_begin_as_theirs(folder_of, tiny, tmp_path):
+    folder = folder_of(model_of())
+    file = folder / "tokenizer.json"
+    theirs = Tokenizer.from_file(str(file))
+    theirs.post_processor = processors.TemplateProcessing(
+        single="A $A", special_tokens=[("A", theirs.token_to_id("A"))]
+    )
+    theirs.save(str(file))
+    (tmp_path / "texts").mkdir()
+    for name in "abcdefghijklmnopqrstuvwxyz":  # of which one or two are held out
+        (tmp_path / "texts" / f"{name}.txt").write_text("def f(x): return 1 + 42")
+    fields = {"data": [str(tmp_path / "texts")], "context": 32, "eval_every": 0, "dtype": "float32", "lr": 0.0}
+    result = train(run_from(folder, tiny, steps=1, **fields), display=QUIET)
+    ids = torch.tensor([[*theirs.encode("def f(x): return 1 + 42").ids, 0]])  # 0 ends a text
+    with torch.no_grad():
+        expected = AutoModelForCausalLM.from_pretrained(folder)(ids, labels=ids).loss.item()
+    assert result.eval_loss == pytest.approx(expected, rel=1e-4)
+    assert Tokenizer.from_file(str(tmp_path / "run" / "tokenizer.json")).encode("def").ids == theirs.encode("def").ids

@@ -42,19 +42,25 @@ def write_together(contents: Mapping[Path, Content]) -> None:
     A full disk therefore leaves every old file in place. The names are then taken in the order given, one by one:
     a crash just between two of them leaves the first new and the next old, which who reads them together must notice.
     """
+    replaced: list[Path] = []
     try:
         with ExitStack() as stack:
             staged = {path: stack.enter_context(_staged(path, content)) for path, content in contents.items()}
             for path, temporary in staged.items():
                 os.replace(temporary, path)
+                replaced.append(path)
             for folder in {path.parent for path in contents}:
                 sync_folder(folder)
     except OSError as error:
         names = ", ".join(str(path) for path in contents)
         raise CheckpointError(
             f"{names} could not be written: {_advice(error, next(iter(contents)))} "
-            "No file that was there before is damaged."
+            + (f"{_listed(replaced)} new already; save again." if replaced else "What was there before is whole.")
         ) from error
+
+
+def _listed(paths: list[Path]) -> str:
+    return f"{', '.join(path.name for path in paths)} {'is' if len(paths) == 1 else 'are'}"
 
 
 @contextmanager
@@ -76,22 +82,24 @@ def _staged(path: Path, content: Content) -> Iterator[Path]:
 def write_folder(folder: Path, contents: Mapping[str, Content]) -> None:
     """Write a new folder with these files, which has its name only when all of them are on the disk.
 
+    A folder that has the name already stays as it is.
     A reader, a killed process and a power cut see the folder as a whole or not at all; what a killed writer leaves has
     the name that `passing_name` gives. Raises CheckpointError when it cannot be done; nothing else is touched.
     """
     passing = passing_name(folder)
     try:
         make_folder(folder.parent)
-        passing.mkdir()
-        for name, content in contents.items():
-            with open(passing / name, "xb") as file:
-                _write_to_disk(file, content)
-        sync_folder(passing)
-        os.rename(passing, folder)
+        if not folder.exists():
+            passing.mkdir()
+            for name, content in contents.items():
+                with open(passing / name, "xb") as file:
+                    _write_to_disk(file, content)
+            sync_folder(passing)
+            os.rename(passing, folder)
         sync_folder(folder.parent)
     except OSError as error:
         raise CheckpointError(
-            f"{folder} could not be written: {_advice(error, folder)} Nothing that was there before is damaged."
+            f"{folder} could not be written: {_advice(error, folder)} What was there before is whole."
         ) from error
     finally:
         shutil.rmtree(passing, ignore_errors=True)
@@ -110,11 +118,16 @@ def passing_name(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.tmp")
 
 
-def _write_to_disk(file: BinaryIO, content: Content) -> None:
+def write_content(file: BinaryIO, content: Content) -> None:
+    """Write a content into an open file."""
     if isinstance(content, bytes):
         file.write(content)
     else:
         content(file)
+
+
+def _write_to_disk(file: BinaryIO, content: Content) -> None:
+    write_content(file, content)
     file.flush()
     os.fsync(file.fileno())
 
@@ -184,6 +197,11 @@ def json_content(fields: Mapping[str, Any]) -> bytes:
 
 def read_json(path: Path) -> dict[str, Any]:
     """The object in a JSON file. Raises CheckpointError, naming the file, for anything else."""
+    return parse_json(read_bytes(path), str(path))
+
+
+def read_bytes(path: Path) -> bytes:
+    """What is in a file of JSON. Raises CheckpointError where it cannot be read, or is longer than one may be."""
     try:
         with open(path, "rb") as file:
             data = file.read(MAX_JSON_BYTES + 1)
@@ -191,7 +209,7 @@ def read_json(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if len(data) > MAX_JSON_BYTES:
         raise CheckpointError(f"{path} may have at most {MAX_JSON_BYTES:,} bytes, but has more; it is no model's file.")
-    return parse_json(data, str(path))
+    return data
 
 
 def json_text(value: Any) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from ..errors import CheckpointError, ConfigError
 from .files import Content, file_in, json_content, read_json, write_together
 from .fit import FLOATS
+from .manifest import verified, with_manifest
 from .shards import WEIGHTS, find_weights, remove_shards
 from .tensors import Header, dtype_name, read_tensors, tensors_content
 
@@ -53,17 +54,18 @@ def write_model(
     tensors: Mapping[str, Tensor],
     others: Mapping[Path, Content] | None = None,
 ) -> None:
-    """Write config.json with these fields, the weights, and `others`, files that belong to the same save.
+    """Write config.json with these fields, the weights, `others`, files that belong to the same save, and a manifest.
 
     A model that was in the folder stays whole until the new one is on the disk.
     """
     save_id = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
     # Should a crash fall between two of these, the new weights will not match the old config's id.
-    files: dict[Path, Content] = {
-        folder / WEIGHTS: tensors_content(tensors, {SAVE_ID: save_id}),
-        folder / CONFIG: json_content({**fields, SAVE_ID: save_id}),
+    files: dict[str, Content] = {
+        WEIGHTS: tensors_content(tensors, {SAVE_ID: save_id}),
+        CONFIG: json_content({**fields, SAVE_ID: save_id}),
+        **{path.name: content for path, content in (others or {}).items()},
     }
-    write_together(files | dict(others or {}))
+    write_together({folder / name: content for name, content in with_manifest(files).items()})
     remove_shards(folder)
 
 
@@ -73,11 +75,15 @@ def found_among(tensors: Mapping[str, Tensor]) -> Found:
 
 
 @contextmanager
-def opened(folder: Path | str) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The folder of a model and the fields of its config.json; CheckpointError for all that the disk refuses inside."""
+def opened(folder: Path | str, *, whole: bool = True) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """The folder of a model and the fields of its config.json; CheckpointError for all that the disk refuses inside.
+
+    When the context ends, its files are known to be as they were saved; of them config.json alone unless `whole`.
+    """
     try:
         path = _model_folder(folder)
-        yield path, read_json(file_in(path, CONFIG))
+        with verified(path, None if whole else {CONFIG}):
+            yield path, read_json(file_in(path, CONFIG))
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}.") from error
 

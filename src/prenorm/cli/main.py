@@ -14,6 +14,10 @@ COMMANDS = {
     "train": ("prenorm.cli.train", "Train a language model on text; without flags, on Python's own standard library."),
     "generate": ("prenorm.cli.generate", "Write text with a trained model."),
     "report": ("prenorm.cli.report", "Write one HTML page about a run, or about several side by side."),
+    "accept": (
+        "prenorm.cli.accept",
+        "Take the files of a model's folder as they are, where something has changed them.",
+    ),
     "cost": ("prenorm.cli.cost", "Say what a model costs: parameters, operations, bytes, time and energy."),
     "check": ("prenorm.cli.check", "Name the faults of a Transformer block that somebody else wrote."),
     "challenge": ("prenorm.cli.challenge", "Build a Transformer block yourself, justify it, find a fault in it."),

@@ -51,7 +51,7 @@ def _config_of_model(folder: Path) -> ModelConfig:
     from ..checkpoint.quantized import kind_in
     from ..checkpoint.together import opened
 
-    with opened(folder) as (_, fields):
+    with opened(folder, whole=False) as (_, fields):
         source = str(folder / "config.json")
         if kind := kind_in(fields, source):
             raise ConfigError(
@@ -67,7 +67,7 @@ def _config_of_run(folder: Path) -> ModelConfig:
     from ..training.config import TrainConfig, read_toml
     from ..training.tokenizer import vocabulary_size
 
-    config = TrainConfig.from_fields(read_toml(folder / "config.toml")).model
-    if not (folder / "tokenizer.json").is_file():
-        return config
-    return replace(config, vocab_size=vocabulary_size(load_tokenizer(folder)))
+    config = TrainConfig.from_fields(read_toml(folder / "config.toml"))
+    if config.start_from or not (folder / "tokenizer.json").is_file():
+        return config.model
+    return replace(config.model, vocab_size=vocabulary_size(load_tokenizer(folder)))

@@ -114,7 +114,7 @@ def config_of(flags: TrainFlags) -> TrainConfig:
     given = {**(read_toml(flags.config) if flags.config else {}), **_published(flags.model), **named}
     if flags.resume and (config := _resumed(given)):
         return _checked(config, named)
-    if given.get("start_from"):
+    if given.get("start_from") and isinstance(given["start_from"], str):
         from ..training.start import start_settings
 
         given = start_settings(given)

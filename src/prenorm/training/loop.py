@@ -1,16 +1,18 @@
 """The training loop: from settings to a folder with a trained model, through any number of interruptions."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
-from .checkpoints import read_parts, read_state, save_checkpoint
+from .checkpoint_writer import CheckpointWriter
+from .checkpoints import read_parts, read_state
 from .config import TrainConfig
 from .device import choose_device
 from .display import Display
+from .environment import compare, environment_of
 from .finish import Result, finish, finished_result, show
 from .metrics import Metrics
-from .run_folder import open_run, undone_on_failure
+from .run_folder import open_run, record, undone_on_failure
 from .sample import check_prompt, sample
 from .signals import Stopped, StopRequest, stop_on_signals
 from .tensorboard import TensorBoard, check_tensorboard
@@ -39,17 +41,20 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
             with display.working("reading the text"):
                 data = prepare_text(config, run.folder, display.say)
             check_prompt(config, data)
+            environment, done = environment_of(device, data), 0
             trainer = Trainer(config, data, device, display, resumed=run.checkpoint is not None)
-            done = 0
             if run.checkpoint is not None:
                 saved = read_state(run.checkpoint)
+                compare(saved.environment, environment, run.checkpoint, display.say)
                 trainer.restore(read_parts(run.checkpoint, saved.parts), saved.trainer)
                 done = saved.step
                 display.say(f"Going on from {run.checkpoint}.")
+            record(run, config, environment)
             if done < config.steps and not trainer.early_stop.reached:
                 trainer.compile(done)
         with _logs(config, run.folder, done) as logs:
-            done = _take_steps(trainer, run.folder, done, *logs)
+            with CheckpointWriter(run.folder, config, environment) as writer:
+                done = _take_steps(trainer, run.folder, done, writer, *logs)
             if trainer.use_best():
                 display.say(
                     f"The lowest held-out loss was after step {trainer.early_stop.best_step:,}: it is the model."
@@ -57,7 +62,9 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
             return finish(trainer, run.folder, logs[0], done)
 
 
-def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics, samples: Metrics) -> int:
+def _take_steps(
+    trainer: Trainer, folder: Path, done: int, writer: CheckpointWriter, metrics: Metrics, samples: Metrics | None
+) -> int:
     """Every step after `done`, with its metrics, what is looked at in between, and checkpoints. Gives the last step."""
     config, display = trainer.config, trainer.display
     if done < config.steps:
@@ -70,17 +77,20 @@ def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics, sam
             _look(trainer, done, stop, metrics, samples)  # which may have been left out when the run was stopped
         while done < config.steps and not trainer.early_stop.reached:
             done += 1
-            record = trainer.step(done)
-            metrics.write(record)
-            report(record)
+            writer.check()
+            line = trainer.step(done)
+            metrics.write(line)
+            report(line)
             _look(trainer, done, stop, metrics, samples)
             last = done == config.steps or trainer.early_stop.reached
             due = config.checkpoint_every and done % config.checkpoint_every == 0
             if due or last or stop.requested:
                 metrics.sync()
-                samples.sync()
-                save_checkpoint(folder, done, config, *trainer.to_save())
+                if samples:
+                    samples.sync()
+                writer.save(done, *trainer.to_save())
             if stop.requested:
+                writer.wait()
                 stopped = Stopped(stop.signal_number, done, folder)
                 if stop.by_hand:
                     display.say(f"Ctrl-C: {stopped}")
@@ -93,7 +103,7 @@ def _take_steps(trainer: Trainer, folder: Path, done: int, metrics: Metrics, sam
     return done
 
 
-def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Metrics, samples: Metrics) -> None:
+def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Metrics, samples: Metrics | None) -> None:
     """An evaluation and a sample, where they are due after a step, and not done; none once the run is to stop."""
     config, display, last = trainer.config, trainer.display, step == trainer.config.steps
     if config.eval_every and (step % config.eval_every == 0 or last):
@@ -102,20 +112,21 @@ def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Metrics, samp
             metrics.write(glance)
             display.evaluation(glance)
     due = config.sample_every and step % config.sample_every == 0 and not last
-    if due and not stop.requested and not samples.has(step, "text"):
-        record = {"step": step, **sample(twin_of(trainer.model).eval(), config, trainer.data)}
-        samples.write(record)
-        display.sample(step, record)
+    if samples and due and not stop.requested and not samples.has(step, "text"):
+        line = {"step": step, **sample(twin_of(trainer.model).eval(), config, trainer.data)}
+        samples.write(line)
+        display.sample(step, line)
 
 
 @contextmanager
-def _logs(config: TrainConfig, folder: Path, done: int) -> Iterator[tuple[Metrics, Metrics]]:
-    """The run's metrics.jsonl and samples.jsonl, up to a step, and TensorBoard's file where it is asked for."""
+def _logs(config: TrainConfig, folder: Path, done: int) -> Iterator[tuple[Metrics, Metrics | None]]:
+    """The run's metrics.jsonl and, where there are samples, samples.jsonl, up to a step; TensorBoard's file as well."""
+    texts = folder / "samples.jsonl"
     board = TensorBoard(folder / "tensorboard", up_to_step=done) if config.tensorboard else None
     try:
         with (
             Metrics(folder / "metrics.jsonl", up_to_step=done, also=board.write if board else None) as metrics,
-            Metrics(folder / "samples.jsonl", up_to_step=done) as samples,
+            Metrics(texts, up_to_step=done) if config.sample_every or texts.exists() else nullcontext() as samples,
         ):
             yield metrics, samples
     finally:

@@ -1,12 +1,12 @@
 """The folder of a run: who may write in it, and what must agree with what is there."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from ..checkpoint.files import write_atomically
+from ..checkpoint.files import json_content, write_atomically, write_together
 from ..errors import ConfigError
 from ..locks import lock
 from .checkpoints import latest_checkpoint, read_state, remove_leftovers
@@ -28,6 +28,8 @@ FREE = {
     "checkpoint_activations_every",
     "on_nan",
     "early_stop",
+    "device",  # what these two stand for is compared: see environment.py
+    "dtype",
     "sample_every",
     "sample_prompt",
     "tensorboard",
@@ -35,6 +37,7 @@ FREE = {
 
 SETUP_FILES = (
     "config.toml",
+    "environment.json",
     "tokenizer.json",
     "tokenizer_config.json",
     "data/train.bin",
@@ -55,7 +58,7 @@ class OpenRun(NamedTuple):
 
 @contextmanager
 def open_run(config: TrainConfig, *, resume: bool, say: Say) -> Iterator[OpenRun]:
-    """Holds the folder of a run for this process alone, with the run's config.toml in it.
+    """Holds the folder of a run for this process alone. A new run has its config.toml in it from the beginning.
 
     Raises ConfigError when the folder holds a run and `resume` is not asked for, when it holds a run of other settings
     or something else, and when another process trains in it.
@@ -66,8 +69,16 @@ def open_run(config: TrainConfig, *, resume: bool, say: Say) -> Iterator[OpenRun
         checkpoint = None if fresh else _checkpoint_to_resume(folder, config, say)
         if resume and checkpoint is None:
             say(f"There is no checkpoint in {folder} yet: starting from the beginning.")
-        write_atomically(folder / "config.toml", config_to_toml(config).encode("utf-8"))
+        if checkpoint is None:  # or whoever interrupts the setting up leaves a folder of which nobody knows what it is
+            write_atomically(folder / "config.toml", _toml(config))
         yield OpenRun(folder, checkpoint, fresh)
+
+
+def record(run: OpenRun, config: TrainConfig, environment: Mapping[str, Any]) -> None:
+    """Leave in a run's folder what it goes on with, once nothing speaks against it."""
+    write_together(
+        {run.folder / "environment.json": json_content(environment), run.folder / "config.toml": _toml(config)}
+    )
 
 
 @contextmanager
@@ -84,6 +95,10 @@ def undone_on_failure(run: OpenRun) -> Iterator[None]:
                 with suppress(OSError):  # not empty: somebody else's
                     folder.rmdir()
         raise
+
+
+def _toml(config: TrainConfig) -> bytes:
+    return config_to_toml(config).encode("utf-8")
 
 
 def _check_folder(run: Path, resume: bool) -> bool:

@@ -15,8 +15,9 @@ from ..errors import CheckpointError, ConfigError
 from ..layers.quantized import kind_of
 from ..models.lm import TransformerLM
 from .config import MODEL_FIELDS, RUN_FIELDS, TrainConfig
-from .presets import PRESETS
-from .tokenizer import end_of_text
+from .config_checks import check_choice
+from .presets import PRESETS, PresetName
+from .tokenizer import end_of_text, start_of_text
 from .twin import twin_of
 
 PRESET = "finetune"  # unless another is named
@@ -29,6 +30,8 @@ def start_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     the run's own choice.
     Raises CheckpointError for a folder that does not open, and ConfigError for settings that contradict it.
     """
+    preset = given.get("preset", PRESET)
+    check_choice("preset", preset, PresetName)
     folder = Path(given["start_from"]).expanduser()
     model, tokenizer = _config_in(folder), str(folder / "tokenizer.json")
     sizes = {name: value for name, value in model.to_dict().items() if name != "dropout"}
@@ -42,9 +45,8 @@ def start_settings(given: Mapping[str, Any]) -> dict[str, Any]:
         raise CheckpointError(
             f"a model goes on with its own tokenizer, but {folder} has no tokenizer.json; copy the model's there."
         )
-    preset = given.get("preset", PRESET)
-    numbers = {"context": RUN_FIELDS["context"].default, **PRESETS.get(preset, {}), **given}
-    context = given["context"] if "context" in given else min(numbers["context"], model.max_seq_len)
+    usual = PRESETS[preset].get("context", RUN_FIELDS["context"].default)
+    context = given.get("context", min(usual, model.max_seq_len))
     return {**given, "preset": preset, "context": context, "tokenizer": tokenizer, **sizes}
 
 
@@ -97,9 +99,9 @@ def _check_vocabulary(tokenizer: Tokenizer, vocab_size: int, folder: Path) -> No
     special = {id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
     vocabulary = tokenizer.get_vocab(with_added_tokens=True)
     foreign = sorted(id for id in vocabulary.values() if id >= vocab_size and id not in special)
-    end = end_of_text(tokenizer)[1]
-    if foreign or end >= vocab_size:
+    foreign += [id for _, id in (start_of_text(tokenizer), end_of_text(tokenizer)) if id >= vocab_size]
+    if foreign:
         raise CheckpointError(
-            f"the tokenizer in {folder} must fit its model of {vocab_size:,} tokens, but has the id "
-            f"{(foreign or [end])[-1]:,}; copy the files of one model there."
+            f"the tokenizer in {folder} must fit its model of {vocab_size:,} tokens, but has the id {foreign[-1]:,}; "
+            "copy the files of one model there."
         )

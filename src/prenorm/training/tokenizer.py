@@ -65,10 +65,21 @@ def load_tokenizer(path: Path) -> Tokenizer:
     return _prepared(tokenizer, end)
 
 
+def start_of_text(tokenizer: Tokenizer) -> tuple[str, int]:
+    """The token that a model sees before every text: its name and its id. Where there is none, that of the end."""
+    return _around_texts(tokenizer, "", "")[0]
+
+
 def end_of_text(tokenizer: Tokenizer) -> tuple[str, int]:
-    """The token that is put before every text and predicted after it: its name and its id."""
-    encoding = tokenizer.encode("")  # as `_prepared` has it
-    return encoding.tokens[0], encoding.ids[0]
+    """The token that is predicted after every text, and stands between two of them: its name and its id."""
+    return _around_texts(tokenizer, "", "")[1]
+
+
+def _around_texts(tokenizer: Tokenizer, text: str, second: str | None = None) -> list[tuple[str, int]]:
+    """The tokens that a tokenizer's post-processor puts around texts; `_prepared` has set which."""
+    encoding = tokenizer.encode(text, second)
+    tokens = zip(encoding.tokens, encoding.ids, encoding.special_tokens_mask, strict=True)
+    return [(name, id) for name, id, is_added in tokens if is_added]
 
 
 def vocabulary_size(tokenizer: Tokenizer) -> int:
@@ -98,7 +109,7 @@ def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
     end, _ = end_of_text(tokenizer)
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
-        "bos_token": end,
+        "bos_token": start_of_text(tokenizer)[0],
         "eos_token": end,
         "clean_up_tokenization_spaces": False,
     }
@@ -119,12 +130,14 @@ def _end_named_beside(path: Path) -> list[str]:
 
 
 def _prepared(tokenizer: Tokenizer, end: str) -> Tokenizer:
-    """Set to what training does: whole texts, each begun by the token `end`, whose name is no token in a text."""
+    """Set to what training does: whole texts with their first token, and `end` between two, whose names are none in a
+    text. The first token is what the tokenizer puts before a text by itself, or else `end`."""
     tokenizer.no_truncation()
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True
-    id = tokenizer.token_to_id(end)
+    (start, *_) = [*(name for name, _ in _around_texts(tokenizer, "")), end]
+    ids = {token: tokenizer.token_to_id(token) for token in (start, end)}
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=f"{end} $A", pair=f"{end} $A {end} $B", special_tokens=[(end, id)]
+        single=f"{start} $A", pair=f"{start} $A {end} $B", special_tokens=list(ids.items())
     )
     return tokenizer

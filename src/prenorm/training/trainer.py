@@ -29,6 +29,7 @@ from .optimizer import MuonAndAdamW
 from .precision import LossScale, RoundedCopy
 from .schedule import learning_rate_scale
 from .start import starting_model
+from .text_start import TextStart
 from .tokenizer import end_of_text, vocabulary_size
 from .tokens import TextData
 from .utilisation import Utilisation, product_rate
@@ -51,6 +52,7 @@ class Trainer:
         self.average = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.early_stop = EarlyStop(self.model, config.early_stop)
         self.watch = Watch(config.on_nan, self.loss_scale, display.say, self._write_batch)
+        self.text_start = TextStart(data.tokenizer)
         self.evaluated = 0  # the newest step after which there was a glance at the held-out text
         self.product_rate = product_rate(device)
         self.utilisation = Utilisation(self.model.config, self.product_rate)
@@ -108,7 +110,7 @@ class Trainer:
         """
         start = time.perf_counter()
         torch.manual_seed(_seed(self.config.seed, step))  # of dropout: a resumed run draws the same
-        batch = self.batches.at(step)
+        batch = self.text_start.put_into(self.batches.at(step))
         loss = self._add_up_gradients(batch)
         grad_norm = self._clip_gradient()
         rate = learning_rate_scale(self.config, step)
@@ -169,7 +171,7 @@ class Trainer:
     def _write_batch(self, step: int, why: str) -> str:
         """Write the batch of a step to the run's folder, and give what a message says of it: see batch_file.py."""
         path = Path(self.config.out) / "batches" / f"{why}-step-{step:08d}.json"
-        batch = self.batches.at(step)
+        batch = self.text_start.put_into(self.batches.at(step))
         origins = [self.batches.documents(step, row) for row in range(len(batch.token_ids))]
         return write_batch(path, why, batch, origins, self.data.tokenizer)
 
@@ -201,7 +203,8 @@ class Trainer:
         record: Record = {"step": step}
         for prefix in ("", "ema_") if self.average else ("",):
             with self.averaged() if prefix else nullcontext():
-                loss = heldout_loss(self.computing, batches(), self.device, stopped)
+                begun = map(self.text_start.put_into, batches())
+                loss = heldout_loss(self.computing, begun, self.device, stopped)
             if loss is None:
                 return None
             if not math.isfinite(loss):  # the files of a run hold finite numbers only, and --resume reads them
@@ -247,7 +250,6 @@ class Trainer:
         _check_finite(self.model)
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_tensors()}
         state: dict[str, Any] = {
-            "format": self.device.format,
             "eos_token_ids": list(self.model.eos_token_ids),
             "evaluated": self.evaluated,
             "watch": self.watch.to_fields(),
@@ -290,11 +292,6 @@ class Trainer:
         self.early_stop.load(parts.get("best", {}), state.get("early_stop", {}))
         if source := state.get("came_from"):
             self.model.came_from = Source(**source | {"eos_token_ids": tuple(source["eos_token_ids"])})
-        if state["format"] != self.device.format:
-            self.display.say(
-                f"The run was in {state['format']} so far, and goes on in {self.device.format}, which is what this "
-                "machine multiplies fast: numbers will differ from those of a run that stayed there."
-            )
 
 
 def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -> TransformerLM:

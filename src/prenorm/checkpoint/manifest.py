@@ -1,0 +1,199 @@
+"""The manifest of a save: size and SHA-256 of every file that it wrote, and a hash of the manifest itself.
+
+It lies beside the files, where other programs do not look. A folder without one opens; files that it does not list are
+ignored. A listed file that is not as it was saved is refused by name: a bit that a disk lost loads without an error
+otherwise, as some other weight. Programs that write into such a folder leave the manifest as it was; `accept` (on the
+command line `prenorm accept FOLDER`) takes what they wrote.
+"""
+
+import hashlib
+import io
+import os
+import shlex
+import threading
+from collections.abc import Collection, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import BinaryIO, NamedTuple, cast
+
+from ..errors import CheckpointError
+from .files import Content, file_in, json_content, parse_json, read_bytes, write_atomically, write_content
+from .shards import INDEX, WEIGHTS, find_weights
+
+MANIFEST = "prenorm_manifest.json"
+
+SMALL = 1_000_000  # bytes of a file that is checked before it is read; larger ones are, by threads, while they are read
+BLOCK = 1_000_000  # bytes that are hashed at once
+PATIENCE = 1.0  # seconds that an error waits for the hashes, of which one may be its cause
+
+
+class Listed(NamedTuple):
+    """What a manifest says of a file."""
+
+    size: int
+    sha256: str
+
+
+def with_manifest(contents: Mapping[str, Content]) -> dict[str, Content]:
+    """The same files by name, to be written in this order, hashed on their way to the disk, and last their manifest."""
+    listed: dict[str, Listed] = {}
+
+    def hashed(name: str, content: Content) -> Content:
+        def write(file: BinaryIO) -> None:
+            writer = _HashingWriter(file)
+            write_content(writer, content)
+            listed[name] = writer.listed()
+
+        return write
+
+    files = {name: hashed(name, content) for name, content in contents.items()}
+    return {**files, MANIFEST: lambda file: write_content(file, _encode(listed))}
+
+
+class _HashingWriter(io.BufferedWriter):
+    """Hands on what is written to it, and keeps size and hash."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        super().__init__(cast("io.RawIOBase", file))
+        self._hash, self._size = hashlib.sha256(), 0
+
+    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+        self._hash.update(data)
+        self._size += memoryview(data).nbytes
+        return super().write(data)
+
+    def listed(self) -> Listed:
+        """Size and hash of all that was written, which is now in the file beneath."""
+        self.flush()
+        self.detach()  # or that one would be closed with this
+        return Listed(self._size, self._hash.hexdigest())
+
+
+def read_manifest(folder: Path) -> dict[str, Listed] | None:
+    """What a folder's manifest lists; None where there is none. Raises CheckpointError where it is damaged."""
+    path = folder / MANIFEST
+    if not os.path.lexists(path):
+        return None
+    data = read_bytes(file_in(folder, MANIFEST))
+    try:
+        fields = parse_json(data, str(path))["files"]
+        listed = {name: Listed(int(one["size"]), str(one["sha256"])) for name, one in fields.items()}
+    except (CheckpointError, AttributeError, KeyError, TypeError, ValueError, OverflowError):
+        listed = {}
+    if data != _encode(listed):  # to the last byte: a changed space is a flipped bit, too
+        raise CheckpointError(
+            f"{path} must be as it was written, but is damaged, cut short or edited, so that nothing says whether the "
+            f"files beside it are whole; {_way_out(folder)}"
+        )
+    return listed
+
+
+@contextmanager
+def verified(folder: Path, names: Collection[str] | None = None) -> Iterator[None]:
+    """While a folder is read: its listed files are hashed, the large ones meanwhile; the context ends when all are.
+
+    names: only these of them.
+
+    Raises CheckpointError, naming every file that is missing or not as it was saved, also in place of an error that
+    such a file has led to.
+    """
+    listed = {name: one for name, one in (read_manifest(folder) or {}).items() if names is None or name in names}
+    check_files(folder, {name: one for name, one in listed.items() if one.size <= SMALL})
+    large = {name: one for name, one in listed.items() if one.size > SMALL}
+    stop = threading.Event()
+    with ThreadPoolExecutor(min(len(large), os.cpu_count() or 1) or 1, "prenorm-hash") as threads:
+        problems = {name: threads.submit(_problem, folder, name, one, stop) for name, one in large.items()}
+        try:
+            try:
+                yield
+            except Exception as error:
+                wait(problems.values(), timeout=PATIENCE)
+                _refuse(folder, {name: one.result() for name, one in problems.items() if one.done()}, error)
+                raise
+            _refuse(folder, {name: problem.result() for name, problem in problems.items()})
+        finally:
+            stop.set()
+
+
+def check_files(folder: Path, listed: Mapping[str, Listed]) -> None:
+    """Raise CheckpointError, naming each, for files that are missing or not as they are listed."""
+    never = threading.Event()
+    _refuse(folder, {name: _problem(folder, name, one, never) for name, one in listed.items()})
+
+
+def accept(folder: Path) -> list[str]:
+    """Write a folder's manifest anew, for the files as they are now, and say what is not as it was.
+
+    Listed are the files that were, as far as they are there, and those that opening the folder reads.
+    Raises CheckpointError for a folder that holds no model and no checkpoint of a run, or a model's weights twice.
+    """
+    if not folder.is_dir():
+        raise CheckpointError(f"{folder} must be a folder that holds a model or a checkpoint, but there is none.")
+    try:
+        before = read_manifest(folder)
+    except CheckpointError:
+        before = None
+    names = dict.fromkeys([*(name for name in before or {} if (folder / name).exists()), *_names_read(folder)])
+    now = {name: _listed(file_in(folder, name), threading.Event()) for name in names}
+    write_atomically(folder / MANIFEST, _encode(now))
+    return [
+        *(f"{name} is gone" for name in before or {} if name not in now),
+        *(f"{name} is new" for name in now if name not in (before or {})),
+        *(f"{name} has changed" for name, one in now.items() if before and before.get(name, one) != one),
+    ]
+
+
+def _names_read(folder: Path) -> list[str]:
+    """The files that a model's folder, or a checkpoint of a run, is opened from."""
+    if (folder / "state.json").exists() and not (folder / "config.json").exists():
+        return [*sorted(path.name for path in folder.glob("*.safetensors")), "state.json"]
+    if (folder / WEIGHTS).exists() and (folder / INDEX).exists():
+        raise CheckpointError(
+            f"{folder} holds weights twice, in {WEIGHTS} and in the shards of {INDEX}; delete those that are not meant."
+        )
+    weights = sorted(path.name for path in find_weights(folder))
+    others = ("config.json", "generation_config.json", *((INDEX,) if weights != [WEIGHTS] else ()))
+    return [*weights, *(name for name in others if (folder / name).exists())]
+
+
+def _problem(folder: Path, name: str, listed: Listed, stop: threading.Event) -> str:
+    """What is wrong with a file; empty where nothing is. Hashing ends early, for nothing, once `stop` is set."""
+    if not os.path.lexists(folder / name):
+        return "is missing"
+    path = file_in(folder, name)
+    if (size := path.stat().st_size) != listed.size:
+        return f"has {size:,} bytes instead of {listed.size:,}"
+    return "" if _listed(path, stop) == listed else "has other bytes than were saved (another SHA-256)"
+
+
+def _listed(path: Path, stop: threading.Event) -> Listed:
+    """What a manifest would say of a file."""
+    digest, size, block = hashlib.sha256(), 0, memoryview(bytearray(BLOCK))
+    with open(path, "rb", buffering=0) as file:
+        while not stop.is_set() and (count := file.readinto(block)):
+            digest.update(block[:count])
+            size += count
+    return Listed(size, digest.hexdigest())
+
+
+def _refuse(folder: Path, problems: Mapping[str, str], cause: Exception | None = None) -> None:
+    said = "; ".join(f"{folder / name} {problem}" for name, problem in problems.items() if problem)
+    if said:
+        raise CheckpointError(
+            f"files must be as they were saved, but {said}. A disk or a copy damaged it, a save was cut off, or "
+            f"another program changed it; {_way_out(folder)}"
+        ) from cause
+
+
+def _way_out(folder: Path) -> str:
+    return (
+        "copy or save the folder again, or, where the change is meant, take the files as they are with "
+        f"`prenorm accept {shlex.quote(str(folder))}`."
+    )
+
+
+def _encode(listed: Mapping[str, Listed]) -> bytes:
+    """The manifest's bytes. Its own hash is that of the bytes that it would have without it."""
+    fields = {"files": {name: one._asdict() for name, one in listed.items()}}
+    return json_content({**fields, "sha256": hashlib.sha256(json_content(fields)).hexdigest()})
