@@ -34,11 +34,19 @@ class TrainConfig:
     """Fixes the first weights, the order of the text and the dropout."""
 
     data: tuple[str, ...] = ()
-    """Files and folders to learn from: text and source files, .jsonl with a text field, .parquet with a text column.
-    Default: the source of Python's own standard library."""
+    """Files and folders to learn from: text and source files, .jsonl and .parquet with a text or with messages, all but
+    the last also as .gz or .zst; or folders that `prenorm data` wrote. Default: the source of Python's own library."""
+
+    data_weights: tuple[float, ...] = ()
+    """How many of the tokens that are read come from each path of data, as shares of their sum. Default: a document is
+    read as often as any other."""
+
+    heldout_one_in: int = 20
+    """One document in so many is held out, chosen by a hash. What `prenorm data` wrote is split already."""
 
     tokenizer: str = ""
-    """A tokenizer.json to use. Default: a byte-level BPE of vocab_size tokens is trained on the training text."""
+    """A tokenizer.json to use, or a folder with one. Default: a byte-level BPE of vocab_size tokens is trained on the
+    training text."""
 
     tokenizer_sample_mb: int = 16
     """The new tokenizer is trained on at most this much text, in megabytes, drawn from the training documents."""
@@ -154,6 +162,12 @@ class TrainConfig:
             raise ConfigError(f"data must be a list of strings, not {self.data!r}.")
         for part in self.data:
             _check_text("each of data", part)
+        check_size("heldout_one_in", self.heldout_one_in, at_least=2)
+        if not isinstance(self.data_weights, tuple):
+            raise ConfigError(f"data_weights must be a list of numbers, not {self.data_weights!r}.")
+        for weight in self.data_weights:
+            check_number("each of data_weights", weight, above=0.0)
+        object.__setattr__(self, "data_weights", tuple(map(float, self.data_weights)))
         betas: Any = self.adam_betas
         if not isinstance(betas, tuple) or len(betas) != 2:
             raise ConfigError(f"adam_betas must be two numbers, such as 0.9 and 0.95, not {_listed(betas)!r}.")

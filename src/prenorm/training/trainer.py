@@ -19,7 +19,7 @@ from .evaluation import HeldOutBatches, heldout_loss
 from .metrics import Record
 from .optimizer import MuonAndAdamW
 from .schedule import learning_rate_scale
-from .tokenizer import end_of_text, vocabulary_size
+from .tokenizer import vocabulary_size
 from .tokens import TextData
 from .utilisation import Utilisation, product_rate
 
@@ -74,7 +74,7 @@ class Trainer:
         tokens = config.steps * config.batch_size * config.context
         return (
             f"Training {parameters:,} parameters in {folder} for {config.steps - done:,} steps. {config.steps:,} steps "
-            f"read {tokens:,} tokens, {tokens / self.data.train.num_targets:.1f} times the text. "
+            f"read {tokens:,} tokens, {tokens / self.data.train.num_tokens:.1f} times the text. "
             f"On {self.device.device}, in {str(self.device.dtype).removeprefix('torch.')}: a large product runs at "
             f"{self.product_rate / 1e9:,.0f} GFLOP/s, of which MFU is the share."
         )
@@ -133,7 +133,7 @@ class Trainer:
         rows = self.micro_batch_size * self.config.context // batch.token_ids.shape[1]
         use_checkpointing = self.config.checkpoint_activations and self.config.checkpoint_activations_every
         for part in batch.split(rows):
-            share = part.targets.numel() / batch.targets.numel()
+            share = part.num_targets / max(1, batch.num_targets)  # a mean over what is a target
             with self.device.autocast():
                 inputs = part.to(self.device.device)._asdict()
                 loss = self.model.loss(**inputs, use_checkpointing=use_checkpointing) * share
@@ -146,7 +146,7 @@ def build_model(config: TrainConfig, data: TextData) -> TransformerLM:
     """The model of a run with its first weights, which follow from the seed. Its vocabulary is the tokenizer's."""
     torch.manual_seed(_seed(config.seed, 0))
     model = TransformerLM(replace(config.model, vocab_size=vocabulary_size(data.tokenizer)))
-    model.eos_token_ids = (end_of_text(data.tokenizer)[1],)
+    model.eos_token_ids = data.end_ids
     return model.train()
 
 
