@@ -53,7 +53,9 @@ def test_help_does_not_wait_for_torch(argv):
 def test_help_lists_every_command(capsys):
     assert cli.main(["--help"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert listed == list(cli.COMMANDS) == ["train", "generate", "accept", "cost", "check", "challenge"]
+    assert (
+        listed == list(cli.COMMANDS) == ["train", "data", "generate", "report", "accept", "cost", "check", "challenge"]
+    )
 
 
 def test_version_is_the_packages(capsys):

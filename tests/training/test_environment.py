@@ -4,10 +4,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from prenorm.training.baseline import HeldOutText
 from tokenizers import Tokenizer, models
 
 from prenorm.errors import ConfigError
-from prenorm.training.baseline import HeldOutText
 from prenorm.training.config import TrainConfig, read_toml
 from prenorm.training.device import Device
 from prenorm.training.display import Display

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import ConfigError
 from ..kernels.cpu import native
-from .corpus import Say
+from .data.corpus import Say
 from .device import Device
 from .tokens import TextData
 

@@ -30,7 +30,7 @@ from .precision import LossScale, RoundedCopy
 from .schedule import learning_rate_scale
 from .start import starting_model
 from .text_start import TextStart
-from .tokenizer import end_of_text, vocabulary_size
+from .tokenizer import vocabulary_size
 from .tokens import TextData
 from .utilisation import Utilisation, product_rate
 from .watch import Watch
@@ -97,7 +97,7 @@ class Trainer:
         tokens = config.steps * config.batch_size * config.context
         return (
             f"Training {parameters:,} parameters in {folder} for {config.steps - done:,} steps. {config.steps:,} steps "
-            f"read {tokens:,} tokens, {tokens / self.data.train.num_targets:.1f} times the text. "
+            f"read {tokens:,} tokens, {tokens / self.data.train.num_tokens:.1f} times the text. "
             f"On {self.device.device}, in {self.device.format}: a large product runs at "
             f"{self.product_rate / 1e9:,.0f} GFLOP/s, of which MFU is the share."
         )
@@ -304,7 +304,7 @@ def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -
         return starting_model(config, data.tokenizer).train()
     size = config.model.vocab_size if config.start_from else vocabulary_size(data.tokenizer)
     model = TransformerLM(replace(config.model, vocab_size=size))
-    model.eos_token_ids = (end_of_text(data.tokenizer)[1],)
+    model.eos_token_ids = data.end_ids
     return model.train()
 
 
