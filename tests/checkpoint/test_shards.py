@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prenorm.checkpoint.shards import INDEX, WEIGHTS, find_weights, remove_shards
+from prenorm.checkpoint.shards import INDEX, WEIGHTS, find_weights, remove_weights, weight_files
 from prenorm.errors import CheckpointError
 
 
@@ -88,21 +88,21 @@ def test_a_folder_without_weights_says_what_they_are_called(tmp_path):
 def test_shards_of_an_earlier_save_are_removed_and_nothing_else(sharded):
     save_file({"d": torch.zeros(1)}, sharded / WEIGHTS)
     (sharded / "tokenizer.json").write_text("{}")
-    remove_shards(sharded)
+    remove_weights(sharded, weight_files(sharded) - {WEIGHTS})
     assert sorted(path.name for path in sharded.iterdir()) == [WEIGHTS, "tokenizer.json"]
-    remove_shards(sharded)
+    remove_weights(sharded, weight_files(sharded) - {WEIGHTS})
 
 
 def test_an_index_that_lists_the_single_file_does_not_cost_it(sharded):
     save_file({"a": torch.zeros(1)}, sharded / WEIGHTS)
     write_index(sharded, {"a": WEIGHTS})
-    remove_shards(sharded)
+    remove_weights(sharded, weight_files(sharded) - {WEIGHTS})
     assert (sharded / WEIGHTS).exists()
 
 
 def test_nothing_outside_the_folder_is_ever_removed(sharded):
     (sharded.parent / "outside.safetensors").write_bytes(b"")
     write_index(sharded, {"a": "../outside.safetensors", "b": "one.safetensors"})
-    remove_shards(sharded)
+    remove_weights(sharded, weight_files(sharded) - {WEIGHTS})
     assert (sharded.parent / "outside.safetensors").exists()
     assert (sharded / "one.safetensors").exists()

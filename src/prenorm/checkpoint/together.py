@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,8 +16,10 @@ from torch import Tensor
 from ..errors import CheckpointError, ConfigError
 from .files import Content, file_in, json_content, read_json, write_together
 from .fit import FLOATS
-from .shards import WEIGHTS, find_weights, remove_shards
-from .tensors import Header, dtype_name, read_tensors, tensors_content
+from .header import DTYPES, Header, dtype_name
+from .room import check_disk, check_memory
+from .shards import INDEX, WEIGHTS, find_weights, index_of, remove_weights, shard_sizes, shards_of, weight_files
+from .tensors import bytes_of, read_tensors, tensors_content
 
 CONFIG = "config.json"
 
@@ -52,19 +55,34 @@ def write_model(
     fields: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     others: Mapping[Path, Content] | None = None,
+    *,
+    max_shard_size: int | str | None = None,
 ) -> None:
     """Write config.json with these fields, the weights, and `others`, files that belong to the same save.
 
+    max_shard_size: the most bytes of tensors in a file, a number or a text such as "5GB"; None: all in one.
     A model that was in the folder stays whole until the new one is on the disk.
     """
-    save_id = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    shards = shards_of(sizes, shard_sizes(max_shard_size))
+    check_disk(sum(sizes.values()), folder)
+    digest = hashlib.sha256(json.dumps(fields).encode())
+    if len(shards) > 1:
+        # Shards take their names one by one. A crash between two must show, also where the config is the same.
+        for name in tensors:
+            digest.update(bytes_of(tensors[name]))
+    save_id = digest.hexdigest()[:16]
+    before = weight_files(folder)
     # Should a crash fall between two of these, the new weights will not match the old config's id.
     files: dict[Path, Content] = {
-        folder / WEIGHTS: tensors_content(tensors, {SAVE_ID: save_id}),
-        folder / CONFIG: json_content({**fields, SAVE_ID: save_id}),
+        folder / shard: tensors_content({name: tensors[name] for name in names}, {SAVE_ID: save_id})
+        for shard, names in shards.items()
     }
+    if len(shards) > 1:
+        files[folder / INDEX] = json_content(index_of(shards, sizes))
+    files[folder / CONFIG] = json_content({**fields, SAVE_ID: save_id})
     write_together(files | dict(others or {}))
-    remove_shards(folder)
+    remove_weights(folder, before - {path.name for path in files})
 
 
 def found_among(tensors: Mapping[str, Tensor]) -> Found:
@@ -86,6 +104,7 @@ class Weights:
     """The weights in an opened folder, of which only headers have been read. They are those of its config.json."""
 
     def __init__(self, folder: Path, fields: Mapping[str, Any]) -> None:
+        self._folder = folder
         self._headers: dict[Path, Header] = find_weights(folder)
         for path, header in self._headers.items():
             if header.metadata.get(SAVE_ID, fields.get(SAVE_ID)) != fields.get(SAVE_ID):
@@ -104,9 +123,14 @@ class Weights:
         """
         if dtype is not None and dtype_name(dtype) not in FLOATS:
             raise ConfigError(f"a model's dtype must be one of {', '.join(FLOATS)}, not {dtype}.")
+        sizes = (
+            math.prod(shape) * (dtype or DTYPES[stored]).itemsize for stored, shape in (self.found[name] for name in names)
+        )
+        check_memory(sum(sizes), device, str(self._folder))
         tensors: dict[str, Tensor] = {}
         for path, header in self._headers.items():
-            tensors |= read_tensors(path, set(names) & header.tensors.keys(), dtype=dtype, device=device)
+            here = [name for name in names if name in header.tensors]
+            tensors |= read_tensors(path, here, header=header, dtype=dtype, device=device)
         return tensors
 
 
