@@ -22,7 +22,7 @@ from ..validation import Spelling
 MAX_JSON_BYTES = 10_000_000
 # A tensor is some 8 values in a header. So many are parsed in less than half a second, and objects in objects only so
 # deep by functions that call themselves.
-MAX_JSON_VALUES = 400_000
+MAX_JSON_VALUES = 150_000
 MAX_JSON_DEPTH = 50
 
 # Characters of a file's value that a message shows.
@@ -164,6 +164,12 @@ def listed(names: Sequence[str], at_most: int = 20) -> str:
     """Names for a message: all of them, or the first and how many more there are."""
     more = f", and {len(names) - at_most:,} more" if len(names) > at_most else ""
     return ", ".join(map(name_text, names[:at_most])) + more
+
+
+def phrases(problems: Sequence[str], at_most: int = 50) -> str:
+    """Problems for a message, one after the other: all of them, or the first and how many more there are."""
+    more = [f"and {len(problems) - at_most:,} more"] if len(problems) > at_most else []
+    return "; ".join([*problems[:at_most], *more])
 
 
 def _cut(text: str) -> str:

@@ -16,7 +16,7 @@ INDEX = "model.safetensors.index.json"
 
 # Far beyond any model's, and read in less than a second.
 MAX_SHARDS = 2_000
-MAX_TENSORS = 40_000
+MAX_TENSORS = 10_000
 
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl", ".pickle")
 _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

@@ -34,9 +34,11 @@ Found = dict[str, tuple[str, tuple[int, ...]]]  # each tensor's dtype and shape,
 class Source:
     """What the files of a folder said of a model beyond its shape, kept to be written again."""
 
+    folder: Path
     config: dict[str, Any]
     generation: dict[str, Any] | None
     eos_token_ids: tuple[int, ...]  # that they say together
+    tokenizer: dict[str, bytes]  # the files of its tokenizer, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +116,13 @@ class Weights:
                 )
         self.found: Found = {
             name: info[:2] for header in self._headers.values() for name, info in header.tensors.items()
+        }
+
+    def files(self) -> dict[str, int]:
+        """The files that hold them, and the bytes of tensors in each."""
+        return {
+            path.name: max((info.end for info in header.tensors.values()), default=0)
+            for path, header in self._headers.items()
         }
 
     def read(self, names: list[str], dtype: torch.dtype | None, device: torch.device | str | None) -> dict[str, Tensor]:

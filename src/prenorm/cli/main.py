@@ -13,6 +13,7 @@ from ..errors import PrenormError
 COMMANDS = {
     "train": ("prenorm.cli.train", "Train a language model on text; without flags, on Python's own standard library."),
     "generate": ("prenorm.cli.generate", "Write text with a trained model."),
+    "inspect": ("prenorm.cli.inspect", "Say what a model's folder holds, and why it would not be opened."),
     "cost": ("prenorm.cli.cost", "Say what a model costs: parameters, operations, bytes, time and energy."),
     "check": ("prenorm.cli.check", "Name the faults of a Transformer block that somebody else wrote."),
     "challenge": ("prenorm.cli.challenge", "Build a Transformer block yourself, justify it, find a fault in it."),
