@@ -123,8 +123,12 @@ def file_in(folder: Path, name: str) -> Path:
     if name in ("", ".", "..") or any(character in name for character in "/\\\0") or not _is_text(name):
         raise CheckpointError(f"{folder}: {json_text(name)} must be a plain file name inside the folder.")
     path = folder / name
-    home, target = folder.resolve(), path.resolve()
-    homes = {home, home.parent.parent / "blobs"} if home.parent.name == "snapshots" else {home}
+    try:
+        home, target = folder.resolve(), path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise CheckpointError(f"{path} cannot be followed to a file: {error}; copy the file into the folder.") from error
+    blobs = (one.parent.parent / "blobs" for one in (home, home.parent) if one.parent.name == "snapshots")
+    homes = {home, *blobs}
     if target.parent not in homes:
         raise CheckpointError(f"{path} leads out of its folder, to {target}; copy that file into the folder to use it.")
     if not path.is_file():
@@ -145,7 +149,7 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if len(data) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} may have at most {MAX_JSON_BYTES:,} bytes, but has more; it is no model's file.")
+        raise CheckpointError(f"{path} may have at most {MAX_JSON_BYTES:,} bytes, but has more; it is not a model's file.")
     return parse_json(data, str(path))
 
 
@@ -196,7 +200,7 @@ def parse_json(data: bytes, source: str) -> dict[str, Any]:
         )
     if (values := sum(map(data.count, (b",", b"[", b"{")))) > MAX_JSON_VALUES:
         raise CheckpointError(
-            f"{source} may hold at most {MAX_JSON_VALUES:,} values, but has some {values:,}; it is no model's."
+            f"{source} may hold at most {MAX_JSON_VALUES:,} values, but has some {values:,}; it is not a model's."
         )
     try:
         parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_each_key_once)
