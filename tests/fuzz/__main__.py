@@ -37,7 +37,7 @@ def fuzz(name: str, seconds: int) -> None:
     found = FOUND / name
     found.mkdir(parents=True, exist_ok=True)
     (CORPUS / name).mkdir(parents=True, exist_ok=True)
-    options = [f"-max_total_time={seconds}", "-max_len=400", "-timeout=10", "-rss_limit_mb=3000", "-print_final_stats=1"]
+    options = [f"-max_total_time={seconds}", "-max_len=400", "-len_control=0", "-timeout=10", "-rss_limit_mb=3000", "-print_final_stats=1"]
     options += [f"-artifact_prefix={found}/", str(found), str(CORPUS / name)]
     atheris.Setup([sys.argv[0], *options], lambda data: target(data, folder))
     atheris.Fuzz()

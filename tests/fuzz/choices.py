@@ -24,7 +24,7 @@ class Choices:
         size = 1 if limit <= 256 else 2
         taken = self._data[self._place : self._place + size]
         self._place += size
-        return int.from_bytes(taken, "little") % limit
+        return int.from_bytes(taken, "little") % max(1, limit)
 
     def one(self, of: Sequence[One]) -> One:
         return of[self.below(len(of))]

@@ -113,8 +113,8 @@ def fuzz_index(data: bytes, folder: Path) -> None:
         match choices.below(6):
             case 0:
                 settings = choices.changed(settings, near)
-            case 1:
-                files.pop(choices.one(sorted(files)), None)
+            case 1 if len(files) > 1:
+                files.pop(choices.one(sorted(files)))
             case 2:
                 name = choices.one(sorted(files))
                 files[name] = files[name][: choices.below(max(1, len(files[name])))]

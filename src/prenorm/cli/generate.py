@@ -124,10 +124,12 @@ def _prompt_from_stdin() -> str:
     return text
 
 
-def _open(folder: Path, quantize: str | None) -> "TextGenerator":
+def check_is_trained(folder: Path) -> None:
+    """Raise CheckpointError for what is no folder with a model, and for a run that has not ended."""
     if not folder.is_dir():
         raise CheckpointError(f"RUN must be a folder with a trained model, but there is no folder {folder}.")
-    if (folder / "config.toml").is_file() and not (folder / "model.safetensors").is_file():
+    weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    if (folder / "config.toml").is_file() and not weights:
         raise CheckpointError(
             f"the training in {folder} has not ended: there is no model.safetensors yet, only checkpoints in "
             f"{folder / 'checkpoints'}; prenorm train --out {folder} --resume goes on with it."
@@ -137,6 +139,10 @@ def _open(folder: Path, quantize: str | None) -> "TextGenerator":
             f"{folder} holds no trained model: it has no config.json; give a folder that prenorm train or "
             "save_pretrained wrote."
         )
+
+
+def _open(folder: Path, quantize: str | None) -> "TextGenerator":
+    check_is_trained(folder)
     import torch
 
     from ..checkpoint.tokenizer import open_tokenizer

@@ -14,6 +14,7 @@ COMMANDS = {
     "train": ("prenorm.cli.train", "Train a language model on text; without flags, on Python's own standard library."),
     "generate": ("prenorm.cli.generate", "Write text with a trained model."),
     "inspect": ("prenorm.cli.inspect", "Say what a model's folder holds, and why it would not be opened."),
+    "export": ("prenorm.cli.export", "Write a trained model for llama.cpp, or as another Hugging Face folder."),
     "cost": ("prenorm.cli.cost", "Say what a model costs: parameters, operations, bytes, time and energy."),
     "check": ("prenorm.cli.check", "Name the faults of a Transformer block that somebody else wrote."),
     "challenge": ("prenorm.cli.challenge", "Build a Transformer block yourself, justify it, find a fault in it."),
