@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp tests/kernels/*.cpp tests/faults/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick test-long test-all test-grid test-check test-isa check format bench bench-all bench-attention bench-blocks bench-decode
+.PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa check format bench bench-all bench-attention bench-blocks bench-decode
 .PHONY: against lines flops pictures bench-linear bench-llama bench-memory bench-norm bench-quantized bench-checkpoints bench-checkpointing bench-training example-dates wheel clean
 
 help:
@@ -19,6 +19,7 @@ help:
 	@echo "make test-all          both, and the sweeps that are marked slow"
 	@echo "make test-grid         every way of running every model against the oracle, some 7,000 cells (about 15 minutes)"
 	@echo "make test-check        every faulty, right and hostile block against prenorm check (more than an hour)"
+	@echo "make fuzz              fuzz the loader of Hugging Face folders, and measure what of it was reached (40 minutes)"
 	@echo "make test-isa          the C++ kernels with every set of instructions, and with sanitizers (about 30 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the files as the formatter wants them"
@@ -64,6 +65,12 @@ test-all: $(VENV)/dev.stamp
 
 test-grid: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.equality
+
+# Ten minutes for each; new inputs go to runs/fuzz. The last command fails where the loader's branches are not reached.
+fuzz: $(VENV)/fuzz.stamp
+	for target in header config index tokenizer; do \
+		OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $$target $(or $(SECONDS),600) || exit 1; done
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz coverage
 
 test-isa: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.isa
@@ -168,6 +175,10 @@ $(VENV)/demo.stamp: $(BIN)/python pyproject.toml $(VENV)/constraints.txt
 $(VENV)/dev.stamp: $(BIN)/python pyproject.toml $(VENV)/constraints.txt
 	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[dev]"
 	touch $@ $(VENV)/demo.stamp
+
+$(VENV)/fuzz.stamp: $(VENV)/dev.stamp
+	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[fuzz]"
+	touch $@
 
 $(VENV)/llama.stamp: $(VENV)/dev.stamp
 	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[llama]"

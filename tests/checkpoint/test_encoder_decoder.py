@@ -168,7 +168,7 @@ def test_every_tensor_that_differs_is_named_at_once(saved):
         load(saved)
     assert str(refused.value) == (
         f"{saved}: the tensors must be exactly those of the config, but some are missing: "
-        "decoder.layers.*.cross_attn.k_proj.bias (2 layers); unexpected: lm_head.weight; of another shape: "
+        "decoder.layers.*.cross_attn.k_proj.bias (layers 0 to 1); unexpected: lm_head.weight; of another shape: "
         "embedding.weight (11, 4) instead of (11, 8); of a dtype other than F32, BF16, F16, F64: "
         "encoder.final_norm.bias F8_E4M3."
     )

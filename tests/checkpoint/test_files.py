@@ -177,7 +177,10 @@ def test_links_lead_nowhere_but_into_the_download_cache(tmp_path):
     (tmp_path / "secret").write_text("{}")
     (snapshot / "config.json").symlink_to(Path("../../blobs/5678"))
     (snapshot / "outside").symlink_to(tmp_path / "secret")
+    (snapshot / "templates").mkdir()
+    (snapshot / "templates" / "one.json").symlink_to(Path("../../../blobs/5678"))
     assert read_json(file_in(snapshot, "config.json")) == {}
+    assert read_json(file_in(snapshot / "templates", "one.json")) == {}
     with pytest.raises(CheckpointError, match=r"leads out of its folder, to .*secret; copy that file into the folder"):
         file_in(snapshot, "outside")
 

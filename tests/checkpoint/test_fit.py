@@ -29,17 +29,25 @@ def test_every_difference_is_named_at_once():
         check(config(num_layers=3), found)
     assert str(raised.value) == (
         "the folder: the tensors must be exactly those of the config, but some are missing: model.norm.weight; "
-        "unexpected: model.layers.*.self_attn.q_norm.weight (3 layers), model.layers.*.self_attn.k_norm.weight "
-        "(3 layers); of another shape: model.embed_tokens.weight (60, 24) instead of (61, 24); "
+        "unexpected: model.layers.*.self_attn.q_norm.weight (layers 0 to 2), model.layers.*.self_attn.k_norm.weight "
+        "(layers 0 to 2); of another shape: model.embed_tokens.weight (60, 24) instead of (61, 24); "
         "of a dtype other than F32, BF16, F16, F64: lm_head.weight F8_E4M3."
     )
 
 
 def test_a_hundred_strange_tensors_are_named_briefly():
-    found = found_in(config()) | {f"strange{'x' * i}": ("F32", (1,)) for i in range(100)}
-    with pytest.raises(CheckpointError, match=r"unexpected: strange, strangex, .*, and 88 more kinds\.") as raised:
+    found = found_in(config()) | {f"strange{i}{'x' * 10**5}\n": ("F32", (1,)) for i in range(100)}
+    with pytest.raises(CheckpointError, match=r'unexpected: "strange0x+\.\.\., .*, and 50 more kinds\.') as raised:
         check(config(), found)
-    assert len(str(raised.value)) < 500
+    assert len(str(raised.value)) < 5000
+
+
+def test_the_layers_that_lack_a_tensor_are_named():
+    found = found_in(config(num_layers=12))
+    for layer in (0, 3, 4, 5, 9):
+        del found[f"model.layers.{layer}.mlp.up_proj.weight"]
+    with pytest.raises(CheckpointError, match=r"missing: model.layers.\*.mlp.up_proj.weight \(layers 0, 3 to 5, 9\)\."):
+        check(config(num_layers=12), found)
 
 
 def test_a_config_of_a_billion_layers_is_refused_at_once():

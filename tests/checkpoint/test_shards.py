@@ -4,8 +4,16 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from prenorm.checkpoint.shards import INDEX, WEIGHTS, find_weights, remove_shards
-from prenorm.errors import CheckpointError
+from prenorm.checkpoint.shards import (
+    INDEX,
+    WEIGHTS,
+    find_weights,
+    remove_weights,
+    shard_sizes,
+    shards_of,
+    weight_files,
+)
+from prenorm.errors import CheckpointError, ConfigError
 
 
 @pytest.fixture
@@ -88,21 +96,43 @@ def test_a_folder_without_weights_says_what_they_are_called(tmp_path):
 def test_shards_of_an_earlier_save_are_removed_and_nothing_else(sharded):
     save_file({"d": torch.zeros(1)}, sharded / WEIGHTS)
     (sharded / "tokenizer.json").write_text("{}")
-    remove_shards(sharded)
+    remove_weights(sharded, weight_files(sharded) - {WEIGHTS})
     assert sorted(path.name for path in sharded.iterdir()) == [WEIGHTS, "tokenizer.json"]
-    remove_shards(sharded)
+    remove_weights(sharded, weight_files(sharded) - {WEIGHTS})
 
 
 def test_an_index_that_lists_the_single_file_does_not_cost_it(sharded):
     save_file({"a": torch.zeros(1)}, sharded / WEIGHTS)
     write_index(sharded, {"a": WEIGHTS})
-    remove_shards(sharded)
+    remove_weights(sharded, weight_files(sharded) - {WEIGHTS})
     assert (sharded / WEIGHTS).exists()
 
 
 def test_nothing_outside_the_folder_is_ever_removed(sharded):
     (sharded.parent / "outside.safetensors").write_bytes(b"")
     write_index(sharded, {"a": "../outside.safetensors", "b": "one.safetensors"})
-    remove_shards(sharded)
+    remove_weights(sharded, weight_files(sharded) - {WEIGHTS})
     assert (sharded.parent / "outside.safetensors").exists()
     assert (sharded / "one.safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "size"),
+    [(None, None), (8, 8), ("5GB", 5 * 10**9), ("1.5 KB", 1500), ("2MiB", 2**21), ("100", 100), ("1tb", 10**12)],
+)
+def test_sizes_of_shards_are_numbers_or_texts(given, size):
+    assert shard_sizes(given) == size
+
+
+@pytest.mark.parametrize("given", [0, -1, "", "5XB", "GB", "-5GB", True, "0GB", "1e9"])
+def test_what_is_no_size_is_refused(given):
+    with pytest.raises(ConfigError, match="max_shard_size must be a number of bytes or a text such as"):
+        shard_sizes(given)
+
+
+def test_tensors_fill_shards_in_order_and_a_larger_one_has_its_own():
+    sizes = {"a": 4, "b": 4, "c": 20, "d": 2, "e": 8}
+    names = [f"model-{i:05}-of-00003.safetensors" for i in (1, 2, 3)]
+    assert shards_of(sizes, 10) == dict(zip(names, (["a", "b"], ["c"], ["d", "e"]), strict=True))
+    assert shards_of(sizes, None) == shards_of(sizes, 38) == {WEIGHTS: list("abcde")}
+    assert shards_of({}, 10) == {WEIGHTS: []}

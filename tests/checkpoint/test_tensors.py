@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from prenorm.checkpoint.files import write_atomically
-from prenorm.checkpoint.tensors import read_header, read_tensors, tensors_content
+from prenorm.checkpoint.header import read_header
+from prenorm.checkpoint.tensors import read_tensors, tensors_content
 from prenorm.errors import CheckpointError
 
 DTYPES = [
@@ -132,7 +133,15 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (file_of({"a": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [0, 8]}}, b"x" * 8), "dtype F8_E4M3; known"),
         (file_of({"__metadata__": 3}), "__metadata__ must be an object"),
         (file_of(b"[]"), "must hold a JSON object"),
-        (b"PK\x03\x04 a zip archive, as torch.save writes it", "claims"),
+        (b"PK\x03\x04 a zip archive, as torch.save writes it", "is a pickle under another name"),
+        (b"\x80\x02}q\x00.", "is a pickle under another name"),
+        (
+            file_of({"a": {**ENTRY, "shape": [10**4000, 10**4000]}}, b"x" * 8),
+            "a needs a dtype, a shape and two offsets",
+        ),
+        (file_of({"a": {**ENTRY, "shape": [1] * 17}}, b"x" * 8), "a needs a dtype, a shape and two offsets"),
+        (file_of({"a": {**ENTRY, "stride": [1]}}, b"x" * 8), "a needs a dtype, a shape and two offsets"),
+        (file_of({"__metadata__": {"a": 1}}), "__metadata__ must be an object of texts"),
         (b"", "cut short"),
     ],
 )

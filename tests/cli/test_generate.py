@@ -1,5 +1,6 @@
 import io
 import json
+import shutil
 import subprocess
 import sys
 
@@ -176,3 +177,48 @@ def test_a_model_can_be_quantised_first(run_folder, tmp_path, capsys):
         assert capsys.readouterr().out == texts[kind]
     assert texts["int8"] != texts["int4"]
     assert "quantised already, to int4" in error_line([tmp_path, *argv, "--quantize", "int8"], capsys)
+
+
+def greedy(folder, capsys, *flags):
+    assert main(["generate", str(folder), "--json", "--prompt", "ab", *flags]) == 0
+    return json.loads(capsys.readouterr().out)[0]["token_ids"]
+
+
+@pytest.fixture
+def with_settings(run_folder, tmp_path):
+    """A copy of the run, with a generation_config.json of these fields."""
+
+    def folder(**fields):
+        copied = shutil.copytree(run_folder, tmp_path / "copy", dirs_exist_ok=True)
+        (copied / "generation_config.json").write_text(json.dumps(fields))
+        return copied
+
+    return folder
+
+
+def test_the_folders_generation_config_is_what_flags_are_silent_about(run_folder, with_settings, capsys):
+    seed = ("--seed", "5")
+    wanted = greedy(run_folder, capsys, *seed, "--temperature", "2.0", "--top-k", "7", "--max-new-tokens", "9")
+    settings = {"do_sample": True, "temperature": 2.0, "top_k": 7, "max_new_tokens": 9, "top_p": 1.0}
+    assert greedy(with_settings(**settings), capsys, *seed) == wanted
+    fewer = greedy(run_folder, capsys, *seed, "--temperature", "2.0", "--top-k", "2", "--max-new-tokens", "9")
+    assert greedy(with_settings(**settings), capsys, *seed, "--top-k", "2") == fewer != wanted
+    plain = greedy(run_folder, capsys, *seed)
+    assert greedy(with_settings(**settings), capsys, *seed, "--ignore-generation-config") == plain != wanted
+
+
+def test_without_do_sample_the_most_probable_token_is_taken_unless_a_flag_asks_to_draw(
+    run_folder, with_settings, capsys
+):
+    length, folder = ("--max-new-tokens", "9"), with_settings(temperature=0.6, max_length=9)
+    assert greedy(folder, capsys, *length) == greedy(run_folder, capsys, *length, "--temperature", "0")
+    assert len(greedy(folder, capsys)) == 9 - 3  # "ab" is three tokens with the end of text
+    drawn = (*length, "--seed", "5", "--top-p", "0.9")
+    assert greedy(folder, capsys, *drawn) == greedy(run_folder, capsys, *drawn)
+
+
+def test_settings_that_cannot_be_given_are_refused_by_name(with_settings, capsys):
+    folder = with_settings(num_beams=4, no_repeat_ngram_size=3, top_k=5)
+    line = error_line([folder, "--prompt", "a"], capsys)
+    assert "num_beams is 4, no_repeat_ngram_size is 3, which prenorm does not have; --ignore-generation-config" in line
+    assert main(["generate", str(folder), "--prompt", "a", "--ignore-generation-config"]) == 0

@@ -53,9 +53,8 @@ def test_help_does_not_wait_for_torch(argv):
 def test_help_lists_every_command(capsys):
     assert cli.main(["--help"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert (
-        listed == list(cli.COMMANDS) == ["train", "data", "generate", "report", "accept", "cost", "check", "challenge"]
-    )
+    assert listed == list(cli.COMMANDS)
+    assert {"train", "generate", "inspect", "export", "cost", "check", "challenge"} <= {*listed}
 
 
 def test_version_is_the_packages(capsys):
@@ -66,8 +65,8 @@ def test_version_is_the_packages(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "a command is one of train, generate, accept, cost, check, challenge, but none is given"),
-        (["trian"], "a command is one of train, generate, accept, cost, check, challenge, but 'trian' is none"),
+        ([], f"a command is one of {', '.join(cli.COMMANDS)}, but none is given"),
+        (["trian"], f"a command is one of {', '.join(cli.COMMANDS)}, but 'trian' is none"),
     ],
 )
 def test_a_command_line_without_a_command_is_bad_usage(argv, message, capsys):

@@ -1,5 +1,4 @@
 import itertools
-import json
 
 import pytest
 import torch
@@ -7,8 +6,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
-from prenorm.errors import CheckpointError, ConfigError, RangeError
-from prenorm.generation.text import Completion, TextGenerator, load_tokenizer
+from prenorm.errors import ConfigError, RangeError
+from prenorm.generation.text import Completion, TextGenerator
 
 END = "<|endoftext|>"
 TEXT = "def naïve(x): return '世界 🙂🏽' + x\n"
@@ -329,19 +328,3 @@ def test_a_stream_with_a_draft_can_be_cancelled(speaking):
     assert list(pieces) == []
     assert len(generator._model.calls) == 2
     assert not torch.is_inference_mode_enabled()
-
-
-def test_a_loaded_tokenizer_neither_pads_nor_truncates(tmp_path):
-    tokenizer = byte_level_bpe()
-    tokenizer.enable_padding(length=10)
-    tokenizer.enable_truncation(2)
-    tokenizer.save(str(tmp_path / "tokenizer.json"))
-    assert len(load_tokenizer(tmp_path).encode("abcd").ids) == 4
-
-
-def test_a_folder_without_a_readable_tokenizer_is_refused_by_name(tmp_path):
-    with pytest.raises(CheckpointError, match=r"has no tokenizer\.json"):
-        load_tokenizer(tmp_path)
-    (tmp_path / "tokenizer.json").write_text(json.dumps({"model": "none"}))
-    with pytest.raises(CheckpointError, match=r"tokenizer\.json is not a tokenizer that can be read"):
-        load_tokenizer(tmp_path)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..config import EncoderDecoderConfig, check_encoder_decoder
 from ..errors import CheckpointError, ConfigError
-from .files import IN_THE_FILE, json_text
+from .files import IN_THE_FILE, json_text, name_text, phrases
 from .fit import check_layers, check_tensors
 from .layouts import ENCODER_DECODER, eos_from_hugging_face
 from .together import CONFIG, SAVE_ID, Checkpoint, Weights, found_among, opened, write_model
@@ -19,10 +19,15 @@ _FIELDS = frozenset(field.name for field in dataclasses.fields(EncoderDecoderCon
 
 
 def save(
-    folder: Path | str, config: EncoderDecoderConfig, tensors: Mapping[str, Tensor], eos_token_ids: tuple[int, ...]
+    folder: Path | str,
+    config: EncoderDecoderConfig,
+    tensors: Mapping[str, Tensor],
+    eos_token_ids: tuple[int, ...],
+    max_shard_size: int | str | None = None,
 ) -> None:
     """Write a model as a folder that `load` opens.
 
+    max_shard_size: the most bytes of tensors in a file, a number or a text such as "5GB"; None: all in one.
     A model that was in the folder stays whole until the new one is on the disk.
     Raises CheckpointError when the tensors are not those of the config, and when the disk does not take them.
     """
@@ -30,7 +35,7 @@ def save(
     eos_from_hugging_face(list(eos_token_ids), config.target_vocab_size, source=source, key="eos_token_ids")
     check_tensors(dict(parameters_of(config)), found_among(tensors), source)
     fields = {"model_type": ENCODER_DECODER, **config.to_dict(), "eos_token_ids": list(eos_token_ids)}
-    write_model(Path(folder).expanduser(), fields, tensors)
+    write_model(Path(folder).expanduser(), fields, tensors, max_shard_size=max_shard_size)
 
 
 def load(
@@ -42,14 +47,15 @@ def load(
     whole, has tensors missing, left over or mis-shaped, or a config that is not understood to the last key.
     """
     with opened(folder) as (path, fields):
-        config, eos_token_ids = _read(fields, str(path / CONFIG))
+        config, eos_token_ids = read_config(fields, str(path / CONFIG))
         weights = Weights(path, fields)
         check_layers(config.num_layers + config.num_decoder_layers, weights.found, str(path))
         names = check_tensors(dict(parameters_of(config)), weights.found, str(path))
         return Checkpoint(config, weights.read(names, dtype, device), eos_token_ids)
 
 
-def _read(fields: Mapping[str, Any], source: str) -> tuple[EncoderDecoderConfig, tuple[int, ...]]:
+def read_config(fields: Mapping[str, Any], source: str) -> tuple[EncoderDecoderConfig, tuple[int, ...]]:
+    """What config.json says: the model, and the ids that end a text. Raises CheckpointError."""
     model_type = fields.get("model_type")
     if model_type != ENCODER_DECODER:
         raise CheckpointError(
@@ -58,9 +64,9 @@ def _read(fields: Mapping[str, Any], source: str) -> tuple[EncoderDecoderConfig,
         )
     wanted = {*_FIELDS, "model_type", "eos_token_ids"}
     problems = [f"{key} is missing" for key in sorted(wanted - fields.keys())]
-    problems += [f"{key} is not known" for key in sorted(fields.keys() - wanted - {SAVE_ID})]
+    problems += [f"{name_text(key)} is not known" for key in sorted(fields.keys() - wanted - {SAVE_ID})]
     if problems:
-        raise CheckpointError(f"{source} must be understood as a whole, but {'; '.join(problems)}.")
+        raise CheckpointError(f"{source} must be understood as a whole, but {phrases(problems)}.")
     own = {key: fields[key] for key in _FIELDS}
     try:
         check_encoder_decoder(own, IN_THE_FILE)

@@ -9,7 +9,7 @@ import secrets
 import shutil
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -20,6 +20,10 @@ from ..validation import Spelling
 
 # The largest header and index that honest models need are below 1 MB; parsing 100 MB of hostile JSON takes a minute.
 MAX_JSON_BYTES = 10_000_000
+# A tensor is some 8 values in a header. So many are parsed in less than half a second, and objects in objects only so
+# deep by functions that call themselves.
+MAX_JSON_VALUES = 150_000
+MAX_JSON_DEPTH = 50
 
 # Characters of a file's value that a message shows.
 LONGEST_TEXT = 80
@@ -178,11 +182,17 @@ def file_in(folder: Path, name: str) -> Path:
     Raises CheckpointError when it is missing, and when the name or a symbolic link leads out of the folder. Links from
     a snapshot of Hugging Face's download cache into the blobs of the same model are the one exception.
     """
-    if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
-        raise CheckpointError(f"{folder}: {name!r} must be a plain file name inside the folder.")
+    if name in ("", ".", "..") or any(character in name for character in "/\\\0") or not _is_text(name):
+        raise CheckpointError(f"{folder}: {json_text(name)} must be a plain file name inside the folder.")
     path = folder / name
-    home, target = folder.resolve(), path.resolve()
-    homes = {home, home.parent.parent / "blobs"} if home.parent.name == "snapshots" else {home}
+    try:
+        home, target = folder.resolve(), path.resolve()
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
+        raise CheckpointError(
+            f"{path} cannot be followed to a file: {error}; copy the file into the folder."
+        ) from error
+    blobs = (one.parent.parent / "blobs" for one in (home, home.parent) if one.parent.name == "snapshots")
+    homes = {home, *blobs}
     if target.parent not in homes:
         raise CheckpointError(f"{path} leads out of its folder, to {target}; copy that file into the folder to use it.")
     if not path.is_file():
@@ -208,14 +218,46 @@ def read_bytes(path: Path) -> bytes:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if len(data) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} may have at most {MAX_JSON_BYTES:,} bytes, but has more; it is no model's file.")
+        raise CheckpointError(
+            f"{path} may have at most {MAX_JSON_BYTES:,} bytes, but has more; it is not a model's file."
+        )
     return data
 
 
 def json_text(value: Any) -> str:
     """A value as the file spells it, cut where it is long."""
     text = json.dumps(value, ensure_ascii=False)
+    return _cut(text if text.isprintable() else json.dumps(value))
+
+
+def name_text(name: str) -> str:
+    """A name from a file as it stands there, quoted where it has characters that are not printed, and cut."""
+    return _cut(name if name.isprintable() else json.dumps(name))
+
+
+def listed(names: Sequence[str], at_most: int = 20) -> str:
+    """Names for a message: all of them, or the first and how many more there are."""
+    more = f", and {len(names) - at_most:,} more" if len(names) > at_most else ""
+    return ", ".join(map(name_text, names[:at_most])) + more
+
+
+def phrases(problems: Sequence[str], at_most: int = 50) -> str:
+    """Problems for a message, one after the other: all of them, or the first and how many more there are."""
+    more = [f"and {len(problems) - at_most:,} more"] if len(problems) > at_most else []
+    return "; ".join([*problems[:at_most], *more])
+
+
+def _cut(text: str) -> str:
     return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "..."
+
+
+def _is_text(name: str) -> bool:
+    """Whether UTF-8 can hold it; JSON can spell half a character, which no file name has."""
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 IN_THE_FILE = Spelling(value=json_text)
@@ -227,23 +269,52 @@ def parse_json(data: bytes, source: str) -> dict[str, Any]:
         raise CheckpointError(
             f"{source} must be UTF-8 without a byte order mark, but begins with one; save it without."
         )
+    if (values := sum(map(data.count, (b",", b"[", b"{")))) > MAX_JSON_VALUES:
+        raise CheckpointError(
+            f"{source} may hold at most {MAX_JSON_VALUES:,} values, but has some {values:,}; it is not a model's."
+        )
     try:
         parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_each_key_once)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source} must be valid JSON, but is not: {error}.") from error
     if not isinstance(parsed, dict):
-        raise CheckpointError(f"{source} must hold a JSON object, not {json_text(parsed)}.")
+        raise CheckpointError(f"{source} must hold a JSON object, not {_told(parsed)}.")
+    _check_depth(parsed, source)
     return parsed
 
 
+def _told(value: Any) -> str:
+    try:
+        return json_text(value)
+    except RecursionError:
+        return "lists in lists"
+
+
+def _check_depth(parsed: Any, source: str) -> None:
+    """Raise CheckpointError where objects and lists lie too deep in each other. Level by level, without recursion."""
+    level, depth = [parsed], 0
+    while level := [
+        value
+        for one in level
+        for value in (one.values() if isinstance(one, dict) else one)
+        if isinstance(value, dict | list)
+    ]:
+        depth += 1
+        if depth > MAX_JSON_DEPTH:
+            raise CheckpointError(
+                f"{source} may have objects and lists at most {MAX_JSON_DEPTH} deep in each other, but has more."
+            )
+
+
 def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
-    if twice:
-        raise ValueError(f"{', '.join(twice[:5])} may be there once only")
+    fields = dict(pairs)
+    if len(fields) < len(pairs):
+        twice = sorted(key for key, count in Counter(key for key, _ in pairs).items() if count > 1)
+        raise ValueError(f"{listed(twice, 5)} may be there once only")
     for key, value in pairs:
-        if (number := _not_finite(value)) is not None:
-            raise ValueError(f"the number of {key} must be finite, not {json_text(number)}")
-    return dict(pairs)
+        if isinstance(value, float | list) and (number := _not_finite(value)) is not None:
+            raise ValueError(f"the number of {name_text(key)} must be finite, not {json_text(number)}")
+    return fields
 
 
 def _not_finite(value: Any) -> float | None:

@@ -6,11 +6,18 @@ from collections.abc import Iterable, Mapping, Sized
 
 from ..config import ModelConfig
 from ..errors import CheckpointError
+from .files import name_text
 from .names import CLASSIC, PACKED, SHAPE, Naming, parameters_of, stored_shapes
+
+# Every block has four matrices and more. What so few layers lack is listed in no time.
+LEAST_IN_ALAYER = 4
+FEW_LAYERS = 300
 
 # The dtypes that a model's weights may have.
 FLOATS = ("F32", "BF16", "F16", "F64")
 WHOLE = {PACKED: ("I32",), SHAPE: ("I64",)}  # by the end of the name
+
+LAYER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")  # its number in a name
 
 # Rotary tables that old transformers stored among the weights; they are made from the config.
 _ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
@@ -42,7 +49,7 @@ def check_fit(
 
 def check_layers(num_layers: int, found: Sized, source: str) -> None:
     """Raise CheckpointError for more layers than tensors, before a table of a billion layers is made."""
-    if num_layers > len(found):
+    if num_layers > max(FEW_LAYERS, len(found) // LEAST_IN_ALAYER):
         raise CheckpointError(
             f"{source}: a model of {num_layers} layers has several tensors in each, but only {len(found)} "
             "are there; config and weights are not of the same model."
@@ -58,14 +65,14 @@ def check_tensors(
     """
     differences = {
         "missing": [name for name in expected if name not in found],
-        "unexpected": [name for name in found if name not in expected],
+        "unexpected": [name_text(name) for name in found if name not in expected],
         "of another shape": [
             f"{name} {shape} instead of {expected[name]}"
             for name, (_, shape) in found.items()
             if name in expected and shape != expected[name]
         ],
         f"of a dtype other than {', '.join(FLOATS)}": [
-            f"{name} {dtype}"
+            f"{name_text(name)} {name_text(dtype)}"
             for name, (dtype, _) in found.items()
             if dtype not in WHOLE.get(name[name.rfind(".") :], FLOATS)
         ],
@@ -76,11 +83,20 @@ def check_tensors(
     return list(found)
 
 
-def _briefly(entries: Iterable[str], at_most: int = 12) -> str:
-    """Entries that differ in their layer only become one, with how many there are."""
-    kinds = defaultdict(list)
+def _briefly(entries: Iterable[str], at_most: int = 50) -> str:
+    """Entries that differ in their layer only become one, with the layers that they are of."""
+    kinds: dict[str, list[str]] = defaultdict(list)
     for entry in entries:
-        kinds[re.sub(r"layers\.\d+\.", "layers.*.", entry)].append(entry)
-    listed = [same[0] if len(same) == 1 else f"{kind} ({len(same)} layers)" for kind, same in kinds.items()]
+        kinds[LAYER.sub("*", entry, count=1)].append(entry)
+    listed = [same[0] if len(same) == 1 else f"{kind} ({_layers(same)})" for kind, same in kinds.items()]
     more = [f"and {len(listed) - at_most} more kinds"] if len(listed) > at_most else []
     return ", ".join(listed[:at_most] + more)
+
+
+def _layers(entries: list[str]) -> str:
+    """Layers 0, 3 to 5, 9; how many entries there are where they are of no layer."""
+    numbers = {int(match[0]) for entry in entries if (match := LAYER.search(entry))}
+    starts = sorted(number for number in numbers if number - 1 not in numbers)
+    ends = sorted(number for number in numbers if number + 1 not in numbers)
+    runs = [str(start) if start == end else f"{start} to {end}" for start, end in zip(starts, ends, strict=True)]
+    return f"layers {', '.join(runs[:8])}{', ...' if len(runs) > 8 else ''}" if runs else f"{len(entries)} of them"

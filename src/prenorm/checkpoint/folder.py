@@ -14,6 +14,7 @@ from ..config import ModelConfig
 from ..errors import CheckpointError
 from .files import Content, file_in, json_content, read_json
 from .fit import check_fit
+from .generation_config import GENERATION_CONFIG, read_generation_config
 from .layouts import (
     LAYOUTS,
     OURS,
@@ -25,6 +26,7 @@ from .layouts import (
 from .names import PACKED, SCALES, SHAPE
 from .quantized import KEY, from_rows, kind_in, quantization_config, to_rows
 from .together import CONFIG, SAVE_ID, Checkpoint, Source, Weights, found_among, opened, write_model
+from .tokenizer_files import read_tokenizer_files, remove_tokenizer_files
 from .writing import (
     config_as_it_came,
     config_to_hugging_face,
@@ -32,8 +34,6 @@ from .writing import (
     weights_from_hugging_face,
     weights_to_hugging_face,
 )
-
-GENERATION_CONFIG = "generation_config.json"  # transformers' settings for generate(); its end-of-text ids come first
 
 
 def save(
@@ -44,10 +44,13 @@ def save(
     eos_token_ids: tuple[int, ...] = (),
     kind: str | None = None,
     came_from: Source | None = None,
+    max_shard_size: int | str | None = None,
 ) -> None:
     """Write a model as a folder that `load` opens, and transformers' AutoModelForCausalLM where it knows the family.
 
-    came_from: what the folder that it was loaded from said; it is written again where it still holds.
+    came_from: what the folder that it was loaded from said; it is written again where it still holds, and the files of
+    its tokenizer with it, which take the place of another tokenizer's.
+    max_shard_size: the most bytes of tensors in a file, a number or a text such as "5GB"; None: all in one.
     A model that was in the folder stays whole until the new one is on the disk. An interleaved model is written in
     half-split order, unless its family has it interleaved: it comes back as a model with the same logits.
     Raises CheckpointError when the tensors are not those of the config, and when the disk does not take them.
@@ -71,7 +74,12 @@ def save(
     if generation is not None or (folder / GENERATION_CONFIG).exists():
         settings = _generation_config(folder, generation, eos_token_ids)
         others[folder / GENERATION_CONFIG] = json_content(settings)
-    write_model(folder, fields, weights, others)
+    # In the folder itself they may have been changed since.
+    tokenizer = {} if came_from is None or came_from.folder == folder.resolve() else came_from.tokenizer
+    others |= {folder / name: content for name, content in tokenizer.items()}
+    write_model(folder, fields, weights, others, max_shard_size=max_shard_size)
+    if tokenizer:
+        remove_tokenizer_files(folder, but=tokenizer)
     if fields["model_type"] == OURS:
         # Last, so that a program that turns warnings into errors has its model all the same.
         warnings.warn(
@@ -117,10 +125,11 @@ def load(
         config, eos_token_ids = config_from_hugging_face(own, source=source)
         layout = LAYOUTS[own["model_type"]]
         naming = naming_of(layout, kind)
-        generation = _generation(path)
+        generation = read_generation_config(path)
         if generation is not None and generation.get("eos_token_id") is not None:
             ids = own_eos(generation["eos_token_id"], layout, config.vocab_size)
             eos_token_ids = eos_from_hugging_face(ids, config.vocab_size, source=str(path / GENERATION_CONFIG))
+        came_from = Source(path.resolve(), own, generation, eos_token_ids, read_tokenizer_files(path))
         weights = Weights(path, fields)
         used = check_fit(config, weights.found, hugging_face=True, source=str(path), kind=kind, naming=naming)
         whole = [name for name in used if name.endswith((PACKED, SCALES, SHAPE))]
@@ -129,7 +138,7 @@ def load(
         tensors = weights_from_hugging_face(config, stored, kind, naming)
         if kind is not None:
             tensors = from_rows(config, kind, tensors, str(path))
-        return Checkpoint(config, tensors, eos_token_ids, kind, Source(own, generation, eos_token_ids))
+        return Checkpoint(config, tensors, eos_token_ids, kind, came_from)
 
 
 def _check_tied_head(
@@ -141,11 +150,6 @@ def _check_tied_head(
             f"{source}: tied embeddings share one tensor, but lm_head.weight differs from {embedding}; "
             f"{untied} says that they are not tied, or leave lm_head.weight out."
         )
-
-
-def _generation(folder: Path) -> dict[str, Any] | None:
-    path = folder / GENERATION_CONFIG
-    return read_json(file_in(folder, path.name)) if path.exists() else None
 
 
 def _generation_config(folder: Path, given: dict[str, Any] | None, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from ..validation import attention_sizes, check_size
 from .bookkeeping import HARMLESS_VALUES, NO_INFLUENCE
 from .families import gemma, glm, granite, layer_norm, llama, olmo2
 from .families.layout import Known, Layout
-from .files import IN_THE_FILE, json_text
+from .files import IN_THE_FILE, json_text, name_text, phrases
 from .rope import Dialect, as_float, foreign_in_rope_keys, rope_from_hugging_face
 from .windows import window_of_others
 
@@ -116,7 +116,7 @@ def config_from_hugging_face(
     problems += [f"{key} is null" for key in (*_REQUIRED, *layout.never_null) if fields.get(key, 0) is None]
     if problems := [*problems, *_foreign_keys(layout, fields)]:
         raise CheckpointError(
-            f"{source} (model_type {model_type}) must be understood as a whole, but {'; '.join(problems)}. "
+            f"{source} (model_type {model_type}) must be understood as a whole, but {phrases(problems)}. "
             "Nothing is ignored, because each of these may change what the model computes."
         )
     defaults = _defaults(layout)
@@ -162,7 +162,7 @@ def _foreign_keys(layout: Layout, fields: Mapping[str, Any]) -> Iterator[str]:
         if fields[key] is None and key not in harmless:
             continue  # a null says nothing, whatever it might have been about
         if key not in harmless:
-            yield f"{key} is not known"
+            yield f"{name_text(key)} is not known"
         elif fields[key] not in harmless[key] and not (key == "auto_map" and _names_their_own(fields[key], fields)):
             yield f"{key} must be {json_text(harmless[key][0])} or absent, not {json_text(fields[key])}"
     yield from (

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..errors import ConfigError
 from ..rope_scaling import RopeScaling, check_factors, check_scaling
 from ..validation import check_number
-from .files import IN_THE_FILE, json_text
+from .files import IN_THE_FILE, json_text, name_text
 
 DEFAULT_THETA = 10000.0  # of most families' config classes
 
@@ -147,7 +147,7 @@ def foreign_in_rope_object(key: str, parameters: Mapping[str, Any], dialect: Dia
         given.discard(ORIGINAL)
     known = {*_NEEDED[kind], *_OPTIONAL.get(kind, {}), *(_MSCALES if kind == "yarn" else ()), *_OTHER_KEYS}
     for name in sorted(given - known):
-        yield f"{key}.{name} is not known for rope_type {json_text(kind)}"
+        yield f"{key}.{name_text(name)} is not known for rope_type {json_text(kind)}"
     share = parameters.get("partial_rotary_factor")
     if dialect.partial is not None and share is None and "partial_rotary_factor" in parameters:
         yield f"{key}.partial_rotary_factor is null"

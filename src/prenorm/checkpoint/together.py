@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from torch import Tensor
 from ..errors import CheckpointError, ConfigError
 from .files import Content, file_in, json_content, read_json, write_together
 from .fit import FLOATS
+from .header import DTYPES, Header, dtype_name
 from .manifest import verified, with_manifest
-from .shards import WEIGHTS, find_weights, remove_shards
-from .tensors import Header, dtype_name, read_tensors, tensors_content
+from .room import check_disk, check_memory
+from .shards import INDEX, WEIGHTS, find_weights, index_of, remove_weights, shard_sizes, shards_of, weight_files
+from .tensors import bytes_of, read_tensors, tensors_content
 
 CONFIG = "config.json"
 
@@ -32,9 +35,11 @@ Found = dict[str, tuple[str, tuple[int, ...]]]  # each tensor's dtype and shape,
 class Source:
     """What the files of a folder said of a model beyond its shape, kept to be written again."""
 
+    folder: Path
     config: dict[str, Any]
     generation: dict[str, Any] | None
     eos_token_ids: tuple[int, ...]  # that they say together
+    tokenizer: dict[str, bytes]  # the files of its tokenizer, by name
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,20 +58,35 @@ def write_model(
     fields: Mapping[str, Any],
     tensors: Mapping[str, Tensor],
     others: Mapping[Path, Content] | None = None,
+    *,
+    max_shard_size: int | str | None = None,
 ) -> None:
     """Write config.json with these fields, the weights, `others`, files that belong to the same save, and a manifest.
 
+    max_shard_size: the most bytes of tensors in a file, a number or a text such as "5GB"; None: all in one.
     A model that was in the folder stays whole until the new one is on the disk.
     """
-    save_id = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
+    sizes = {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()}
+    shards = shards_of(sizes, shard_sizes(max_shard_size))
+    check_disk(sum(sizes.values()), folder)
+    digest = hashlib.sha256(json.dumps(fields).encode())
+    if len(shards) > 1:
+        # Shards take their names one by one. A crash between two must show, also where the config is the same.
+        for name in tensors:
+            digest.update(bytes_of(tensors[name]))
+    save_id = digest.hexdigest()[:16]
+    before = weight_files(folder)
     # Should a crash fall between two of these, the new weights will not match the old config's id.
     files: dict[str, Content] = {
-        WEIGHTS: tensors_content(tensors, {SAVE_ID: save_id}),
-        CONFIG: json_content({**fields, SAVE_ID: save_id}),
-        **{path.name: content for path, content in (others or {}).items()},
+        shard: tensors_content({name: tensors[name] for name in names}, {SAVE_ID: save_id})
+        for shard, names in shards.items()
     }
+    if len(shards) > 1:
+        files[INDEX] = json_content(index_of(shards, sizes))
+    files[CONFIG] = json_content({**fields, SAVE_ID: save_id})
+    files |= {path.name: content for path, content in (others or {}).items()}
     write_together({folder / name: content for name, content in with_manifest(files).items()})
-    remove_shards(folder)
+    remove_weights(folder, before - set(files))
 
 
 def found_among(tensors: Mapping[str, Tensor]) -> Found:
@@ -92,6 +112,7 @@ class Weights:
     """The weights in an opened folder, of which only headers have been read. They are those of its config.json."""
 
     def __init__(self, folder: Path, fields: Mapping[str, Any]) -> None:
+        self._folder = folder
         self._headers: dict[Path, Header] = find_weights(folder)
         for path, header in self._headers.items():
             if header.metadata.get(SAVE_ID, fields.get(SAVE_ID)) != fields.get(SAVE_ID):
@@ -103,6 +124,13 @@ class Weights:
             name: info[:2] for header in self._headers.values() for name, info in header.tensors.items()
         }
 
+    def files(self) -> dict[str, int]:
+        """The files that hold them, and the bytes of tensors in each."""
+        return {
+            path.name: max((info.end for info in header.tensors.values()), default=0)
+            for path, header in self._headers.items()
+        }
+
     def read(self, names: list[str], dtype: torch.dtype | None, device: torch.device | str | None) -> dict[str, Tensor]:
         """The tensors of these names, in `dtype` (None: as stored) on `device` (None: CPU).
 
@@ -110,9 +138,15 @@ class Weights:
         """
         if dtype is not None and dtype_name(dtype) not in FLOATS:
             raise ConfigError(f"a model's dtype must be one of {', '.join(FLOATS)}, not {dtype}.")
+        sizes = (
+            math.prod(shape) * (dtype or DTYPES[stored]).itemsize
+            for stored, shape in (self.found[name] for name in names)
+        )
+        check_memory(sum(sizes), device, str(self._folder))
         tensors: dict[str, Tensor] = {}
         for path, header in self._headers.items():
-            tensors |= read_tensors(path, set(names) & header.tensors.keys(), dtype=dtype, device=device)
+            here = [name for name in names if name in header.tensors]
+            tensors |= read_tensors(path, here, header=header, dtype=dtype, device=device)
         return tensors
 
 

@@ -22,7 +22,10 @@ OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetiti
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class GenerateFlags:
-    """Write text with a trained model: the prompt, and what the model makes of it, as it is written."""
+    """Write text with a trained model: the prompt, and what the model makes of it, as it is written.
+
+    Where these flags are silent, the folder's generation_config.json has a say: sampling, lengths, stop strings.
+    """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
     """A folder with config.json, weights and tokenizer.json: prenorm train leaves one, Hugging Face has many."""
@@ -34,8 +37,9 @@ class GenerateFlags:
     max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """The most tokens to write after each prompt. Without it, 128, or as many as the model has room for."""
 
-    temperature: float = 1.0
-    """Below 1 sharpens the model's probabilities, above 1 flattens them; 0 always takes the most probable token."""
+    temperature: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
+    """Below 1 sharpens the model's probabilities, above 1 flattens them; 0 always takes the most probable token.
+    1.0 where generation_config.json says nothing."""
 
     top_k: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Draw only from the k most probable tokens."""
@@ -54,6 +58,9 @@ class GenerateFlags:
 
     stop: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
     """End before this string."""
+
+    ignore_generation_config: tyro.conf.FlagCreatePairsOff[bool] = False
+    """Do not take settings from the folder's generation_config.json."""
 
     quantize: Annotated[Literal["int8", "int4"] | None, tyro.conf.arg(metavar="KIND")] = None
     """Round the model's matrices to 8 or 4 bits (int8, int4) first: on a CPU it writes faster, and a little worse."""
@@ -77,7 +84,7 @@ def run(flags: GenerateFlags) -> int:
         raise ConfigError("--logprobs are numbers for each token, which text has no place for; add --json.")
     prompts = flags.prompt or (_prompt_from_stdin(),)
     generator = _open(flags.run, flags.quantize)
-    options: dict[str, Any] = {name: getattr(flags, name) for name in OPTIONS}
+    options = _options(flags)
     if flags.json:
         documents = [dataclasses.asdict(one) for one in generator.generate(prompts, logprobs=flags.logprobs, **options)]
         for document in documents if not flags.logprobs else ():
@@ -93,6 +100,18 @@ def run(flags: GenerateFlags) -> int:
     return 0
 
 
+def _options(flags: GenerateFlags) -> dict[str, Any]:
+    """What the flags say, and where they are silent, the folder's generation_config.json."""
+    from ..checkpoint.generation_config import GENERATION_CONFIG, read_generation_config, settings_from_hugging_face
+
+    given = {name: getattr(flags, name) for name in OPTIONS if getattr(flags, name) not in (None, ())}
+    fields = None if flags.ignore_generation_config else read_generation_config(flags.run)
+    settings = {} if fields is None else settings_from_hugging_face(fields, str(flags.run / GENERATION_CONFIG))
+    if settings.get("temperature") == 0 and given.keys() & {"temperature", "top_k", "top_p", "min_p"}:
+        del settings["temperature"]  # whoever asks for a way to draw does not want the most probable token
+    return settings | given
+
+
 def _prompt_from_stdin() -> str:
     if sys.stdin is None or sys.stdin.isatty():
         raise ConfigError('there is no prompt; --prompt "def " gives one, and so does a pipe into standard input.')
@@ -105,10 +124,12 @@ def _prompt_from_stdin() -> str:
     return text
 
 
-def _open(folder: Path, quantize: str | None) -> "TextGenerator":
+def check_is_trained(folder: Path) -> None:
+    """Raise CheckpointError for what is no folder with a model, and for a run that has not ended."""
     if not folder.is_dir():
         raise CheckpointError(f"RUN must be a folder with a trained model, but there is no folder {folder}.")
-    if (folder / "config.toml").is_file() and not (folder / "model.safetensors").is_file():
+    weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
+    if (folder / "config.toml").is_file() and not weights:
         raise CheckpointError(
             f"the training in {folder} has not ended: there is no model.safetensors yet, only checkpoints in "
             f"{folder / 'checkpoints'}; prenorm train --out {folder} --resume goes on with it."
@@ -118,12 +139,17 @@ def _open(folder: Path, quantize: str | None) -> "TextGenerator":
             f"{folder} holds no trained model: it has no config.json; give a folder that prenorm train or "
             "save_pretrained wrote."
         )
+
+
+def _open(folder: Path, quantize: str | None) -> "TextGenerator":
+    check_is_trained(folder)
     import torch
 
-    from ..generation.text import TextGenerator, load_tokenizer
+    from ..checkpoint.tokenizer import open_tokenizer
+    from ..generation.text import TextGenerator
     from ..models.lm import TransformerLM
 
-    tokenizer = load_tokenizer(folder)
+    tokenizer = open_tokenizer(folder)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model = TransformerLM.from_pretrained(folder, device=device)
     return TextGenerator(model if quantize is None else model.quantize(quantize), tokenizer)

@@ -19,6 +19,8 @@ COMMANDS = {
         "prenorm.cli.accept",
         "Take the files of a model's folder as they are, where something has changed them.",
     ),
+    "inspect": ("prenorm.cli.inspect", "Say what a model's folder holds, and why it would not be opened."),
+    "export": ("prenorm.cli.export", "Write a trained model for llama.cpp, or as another Hugging Face folder."),
     "cost": ("prenorm.cli.cost", "Say what a model costs: parameters, operations, bytes, time and energy."),
     "check": ("prenorm.cli.check", "Name the faults of a Transformer block that somebody else wrote."),
     "challenge": ("prenorm.cli.challenge", "Build a Transformer block yourself, justify it, find a fault in it."),

@@ -39,7 +39,7 @@ def find_model(name: str) -> NamedModel:
     if (folder / "config.json").is_file():
         return NamedModel(architecture_of(_config_of_model(folder)), str(folder / "config.json"))
     if (folder / "config.toml").is_file():
-        return NamedModel(architecture_of(_config_of_run(folder)), str(folder / "config.toml"))
+        return NamedModel(architecture_of(config_of_run(folder)), str(folder / "config.toml"))
     raise CheckpointError(
         f"{folder} holds no model: a model's folder has config.json, and that of a run which has not ended config.toml."
     )
@@ -61,13 +61,13 @@ def _config_of_model(folder: Path) -> ModelConfig:
         return config_from_hugging_face(fields, source=source)[0]
 
 
-def _config_of_run(folder: Path) -> ModelConfig:
+def config_of_run(folder: Path) -> ModelConfig:
     """The model of a run that has not ended. Its vocabulary is its tokenizer's, which may be smaller than asked for."""
-    from ..generation.text import load_tokenizer
+    from ..checkpoint.tokenizer import open_tokenizer
     from ..training.config import TrainConfig, read_toml
     from ..training.tokenizer import vocabulary_size
 
     config = TrainConfig.from_fields(read_toml(folder / "config.toml"))
     if config.start_from or not (folder / "tokenizer.json").is_file():
         return config.model
-    return replace(config.model, vocab_size=vocabulary_size(load_tokenizer(folder)))
+    return replace(config.model, vocab_size=vocabulary_size(open_tokenizer(folder)))

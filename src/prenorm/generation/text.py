@@ -1,8 +1,8 @@
 """Text in, text out: prompts, stop strings and whole characters around a model that knows only token ids."""
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from tokenizers import Tokenizer
@@ -14,6 +14,7 @@ from .prompts import end_ids
 
 END_OF_TEXT = "<|endoftext|>"
 DEFAULT_NEW_TOKENS = 128
+_UNDECODED = "the tokenizer cannot decode what was generated"
 
 
 @runtime_checkable
@@ -68,7 +69,8 @@ class TextGenerator:
         Joined, they are what the tokenizer gives for all tokens at once, bytes that are no character included (U+FFFD).
         What may be the beginning of a stop string is held back until it is known not to be.
         options: those of `TransformerLM.stream`, whose errors are raised at the call; without max_new_tokens, 128, or
-        as many as the model has room for. Closing the generator cancels it.
+        as many as the model has room for, or as make max_length tokens with the longest prompt. Closing the generator
+        cancels it.
         """
         if options.get("logprobs"):
             raise ConfigError(
@@ -116,9 +118,12 @@ class TextGenerator:
         logprobs = bool(options.get("logprobs"))
         begin = characters_of(self._tokenizer)
         replies = [_Reply(begin(row), stops, self._eos_token_ids) for row in rows]
+        max_length = options.pop("max_length", None)
         if options.get("max_new_tokens") is None:
-            room = self._model.config.max_seq_len - max(map(len, rows), default=0) + 1  # the last one is not fed back
-            options["max_new_tokens"] = max(1, min(DEFAULT_NEW_TOKENS, room))
+            longest = max(map(len, rows), default=0)
+            room = self._model.config.max_seq_len - longest + 1  # the last one is not fed back
+            room = min(room, DEFAULT_NEW_TOKENS, max_length - longest if max_length else room)
+            options["max_new_tokens"] = max(1, room)
         steps = self._model.stream(rows, eos_token_id=self._eos_token_ids, **options)
         return replies, (
             list(zip(*step, strict=True)) if logprobs else [(token, None) for token in step] for step in steps
@@ -132,7 +137,8 @@ class TextGenerator:
                 f"a prompt must be text that UTF-8 can hold, but character {error.start} of one is no character: "
                 f"{prompt[error.start]!r}."
             ) from None
-        ids = self._tokenizer.encode(prompt).ids or self._eos_token_ids[:1]
+        with of_tokenizers("the tokenizer cannot encode this prompt"):
+            ids = self._tokenizer.encode(prompt).ids or self._eos_token_ids[:1]
         if not ids:
             raise ConfigError(
                 "an empty prompt starts from the end-of-text token, but neither the model nor the tokenizer "
@@ -141,18 +147,15 @@ class TextGenerator:
         return ids
 
 
-def load_tokenizer(folder: Path) -> Tokenizer:
-    """The tokenizer of a model folder, from its tokenizer.json. Raises CheckpointError."""
-    path = folder / "tokenizer.json"
-    if not path.is_file():
-        raise CheckpointError(f"text needs a tokenizer, but {folder} has no tokenizer.json; copy the model's there.")
+@contextmanager
+def of_tokenizers(problem: str) -> Iterator[None]:
+    """CheckpointError for whatever the tokenizers library raises inside: bare Exceptions, and panics of its Rust."""
     try:
-        tokenizer = Tokenizer.from_file(str(path))
-    except Exception as error:  # tokenizers raises nothing narrower
-        raise CheckpointError(f"{path} is not a tokenizer that can be read: {error}") from error
-    tokenizer.no_padding()  # some files were saved with the settings of a training: they would change prompts
-    tokenizer.no_truncation()
-    return tokenizer
+        yield
+    except BaseException as error:
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
+        raise CheckpointError(f"{problem}: {error}") from error
 
 
 @dataclass(slots=True)
@@ -175,7 +178,9 @@ class _Reply:
         self.token_ids.append(token)
         if logprob is not None:
             self.logprobs.append(logprob)
-        piece = self._add(self.characters.take(token))
+        with of_tokenizers(_UNDECODED):
+            text = self.characters.take(token)
+        piece = self._add(text)
         if self.finish_reason is None and token in self.eos_token_ids:
             self.finish_reason = "eos"
         return piece
@@ -184,7 +189,9 @@ class _Reply:
         """The text that was held back, now that nothing follows."""
         if self.finish_reason == "stop":
             return ""
-        rest = self._add(self.characters.finish()) + self.held
+        with of_tokenizers(_UNDECODED):
+            text = self.characters.finish()
+        rest = self._add(text) + self.held
         self.pieces.append(self.held)
         self.held = ""
         self.finish_reason = self.finish_reason or "length"

@@ -78,13 +78,16 @@ class GenerativeModel(nn.Module):
         model.eos_token_ids, model.came_from = loaded.eos_token_ids, loaded.source
         return model.requires_grad_(loaded.kind is None).eval()
 
-    def save_pretrained(self, folder: str | Path) -> None:
+    def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str | None = None) -> None:
         """Write config.json and model.safetensors. Raises CheckpointError.
 
+        max_shard_size: the most bytes of weights in a file, a number or a text such as "5GB"; where they are more, there
+        are several files and an index. A model that was opened from a folder takes its generation_config.json and the
+        files of its tokenizer along.
         A model that is sharded over processes is saved by all of them together: each gathers it, the first one writes.
         """
         kind = kind_of(self)
-        given = {"kind": kind, "came_from": self.came_from}
+        given = {"kind": kind, "came_from": self.came_from, "max_shard_size": max_shard_size}
         options = {name: value for name, value in given.items() if value is not None}
         state_dict = self.state_dict()
         tensors = whole_tensors(state_dict)

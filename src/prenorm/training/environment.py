@@ -86,7 +86,7 @@ def _fingerprint(data: TextData) -> str:
     for stream in (data.train, data.heldout):
         digest.update(f"{len(stream.tokens)} {len(stream.starts)} ".encode())
         for numbers in (stream.starts, stream.tokens):
-            count = SAMPLE_BYTES // numbers.itemsize
+            count = SAMPLE_BYTES // numbers[:1].itemsize
             places = range(0, len(numbers), max(count, len(numbers) // SAMPLES))
             for place in places:
                 digest.update(numbers[place : place + count].tobytes())

@@ -5,7 +5,7 @@ from typing import Any
 
 from ...errors import ConfigError
 from ...validation import check_number, check_size
-from ..files import IN_THE_FILE, json_text
+from ..files import IN_THE_FILE, json_text, name_text
 from ..names import CLASSIC
 from ..rope import DEFAULT_THETA, Dialect, as_float, foreign_in_rope_object, scaling_in
 from ..windows import FULL, SLIDING, kinds_of_layers, windows_of
@@ -105,7 +105,7 @@ def _foreign_in_rope(fields: Mapping[str, Any]) -> Iterator[str]:
             yield f"{key} must be an object or null, not {json_text(value)}"
             return
     for kind in sorted(nested.keys() - {FULL, SLIDING}):
-        yield f"rope_parameters.{kind} is not known, where {FULL} and {SLIDING} are"
+        yield f"rope_parameters.{name_text(kind)} is not known, where {FULL} and {SLIDING} are"
     objects = {f"rope_parameters.{kind}": nested.get(kind) or {} for kind in (FULL, SLIDING)}
     for key, value in {**objects, "rope_scaling": scaling}.items():
         if not isinstance(value, dict):

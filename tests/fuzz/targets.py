@@ -1,0 +1,258 @@
+"""What is fuzzed: a folder of files that bytes have changed is opened, and nothing but our own errors may come of it."""
+
+import functools
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from prenorm import ModelConfig, TransformerLM
+from prenorm.checkpoint.bookkeeping import HARMLESS_VALUES, NO_INFLUENCE
+from prenorm.checkpoint.folder import load
+from prenorm.checkpoint.generation_config import read_generation_config, settings_from_hugging_face
+from prenorm.checkpoint.inspection import inspect_folder
+from prenorm.checkpoint.layouts import LAYOUTS, config_from_hugging_face
+from prenorm.checkpoint.names import parameters_of, stored_shapes
+from prenorm.checkpoint.quantized import KEY
+from prenorm.checkpoint.tokenizer import open_tokenizer
+from prenorm.errors import PrenormError
+from prenorm.generation.text import TextGenerator
+
+from ..checkpoint.hostile.folders import INDEX, SHAPE, file_of, good, shard_files, tokenizer
+from .choices import Choices
+
+ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope", "su", "proportional")
+ROPE = {
+    "rope_type": "yarn",
+    "factor": 4.0,
+    "rope_theta": 10000.0,
+    "original_max_position_embeddings": 16,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "short_factor": [1.0, 1.0],
+    "long_factor": [1.0, 2.0],
+    "attention_factor": 1.5,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 0.7,
+    "mscale_all_dim": 0.4,
+    "truncate": False,
+    "partial_rotary_factor": 0.5,
+}
+NEAR: list[Any] = [*ROPE_TYPES, ROPE, "full_attention", "sliding_attention", ["sliding_attention", "full_attention"]]
+NEAR += ["silu", "gelu_pytorch_tanh", "relu2", [1, 0], {"full_attention": {}, "sliding_attention": {}}]
+
+
+def fuzz_header(data: bytes, folder: Path) -> None:
+    """The header of the weights, of floats or of whole numbers, and the bytes around it."""
+    choices = Choices(data)
+    kind = choices.one((None, "int8", "int4"))
+    files = good() if kind is None else quantized(kind)
+    whole = files["model.safetensors"]
+    length = int.from_bytes(whole[:8], "little")
+    fields, body = json.loads(whole[8 : 8 + length]), whole[8 + length :]
+    how = choices.below(8)
+    near = [*fields, "F16", "BF16", "F64", "I32", "F8_E4M3", "__metadata__", {"format": "pt"}, [0, len(body)]]
+    if how == 0:
+        files["model.safetensors"] = choices.rest()
+    elif how == 1:
+        files["model.safetensors"] = file_of(choices.rest(), body)
+    else:
+        while choices:
+            fields = choices.changed(fields, near)
+        files["model.safetensors"] = file_of(_encoded(fields), body if how < 7 else body[:-4])
+    _open(files, folder)
+
+
+def fuzz_config(data: bytes, folder: Path) -> None:
+    """The config.json of any family; where it is understood, weights that fit it are opened too."""
+    choices = Choices(data)
+    model_type = choices.one(sorted(LAYOUTS))
+    layout = LAYOUTS[model_type]
+    fields: dict[str, Any] = {"model_type": model_type, **SHAPE, "max_position_embeddings": 32, **layout.keys}
+    fields |= {"num_key_value_heads": 1, "head_dim": 4}
+    known = [*fields, *HARMLESS_VALUES, *layout.harmless, "rope_theta", "rope_scaling", "rope_parameters", KEY]
+    known += [
+        *sorted(NO_INFLUENCE)[:5],
+        "tie_word_embeddings",
+        "prenorm_dropout",
+        "partial_rotary_factor",
+        "layer_types",
+    ]
+    for _ in range(40):
+        if not choices:
+            break
+        key = choices.one(known)
+        how = choices.below(6)
+        if how == 0:
+            fields.pop(key, None)
+        elif how == 1 or key.startswith("rope_"):
+            kind = choices.one(ROPE_TYPES)
+            scaling = {"rope_type": kind, "factor": 4.0} if choices.below(2) else {**ROPE, "rope_type": kind}
+            fields[key] = choices.changed(scaling, [*ROPE, *NEAR]) if choices.below(3) else scaling
+        else:
+            fields[key] = choices.changed(fields.get(key), NEAR)
+    files = good() | {"config.json": _encoded(fields)}
+    try:
+        config, _ = config_from_hugging_face(json.loads(files["config.json"]))
+        size = config.num_layers * (config.d_model * (config.d_ff + 4 * config.num_heads * config.head_dim))
+        if size + 2 * config.vocab_size * config.d_model < 50_000 and config.num_layers < 50:
+            files["model.safetensors"] = zeros(stored_shapes(parameters_of(config, naming=layout.naming)))
+    except (PrenormError, ValueError):  # ValueError: json's, which reading refuses by itself
+        pass
+    _open(files, folder)
+
+
+def fuzz_index(data: bytes, folder: Path) -> None:
+    """The index of a sharded folder, its shards, and generation_config.json."""
+    choices, files = Choices(data), shard_files()
+    index, settings = json.loads(files[INDEX]), {"eos_token_id": [1, 2], "do_sample": True, "temperature": 0.6}
+    near = [*files, "../secret.safetensors", "model-00003-of-00002.safetensors", *index["weight_map"], "weight_map"]
+    near += ["num_beams", "top_k", "top_p", "min_p", "stop_strings", "max_length", "repetition_penalty", ["a"]]
+    while choices:
+        match choices.below(6):
+            case 0:
+                settings = choices.changed(settings, near)
+            case 1 if len(files) > 1:
+                files.pop(choices.one(sorted(files)))
+            case 2:
+                name = choices.one(sorted(files))
+                files[name] = files[name][: choices.below(max(1, len(files[name])))]
+            case 3:
+                files[INDEX] = choices.rest()
+                index = None
+            case _:
+                index = choices.changed(index, near)
+    if index is not None:
+        files[INDEX] = _encoded(index)
+    _open({**files, "generation_config.json": _encoded(settings)}, folder)
+    with suppress(PrenormError):
+        settings_from_hugging_face(read_generation_config(folder) or {}, "generation_config.json")
+
+
+def fuzz_tokenizer(data: bytes, folder: Path) -> None:
+    """The tokenizer.json, and a text that is taken to ids and back."""
+    choices = Choices(data)
+    fields = {**tokenizer(), **choices.one(PARTS)}
+    near = [*PARTS, *(value for part in PARTS for value in part.values()), "unk_token", "byte_fallback", "Regex"]
+    if choices.below(16) == 0:
+        content = choices.rest()
+    else:
+        while choices:
+            fields = choices.changed(fields, near)
+        content = _encoded(fields)
+    _generate(content, folder)
+
+
+BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+SPLIT = {"type": "Split", "pattern": {"Regex": "\\p{N}"}, "behavior": "Isolated", "invert": False}
+TOKEN = {
+    "id": 3,
+    "content": "d",
+    "single_word": False,
+    "lstrip": False,
+    "rstrip": False,
+    "normalized": False,
+    "special": True,
+}
+PARTS: tuple[dict[str, Any], ...] = (
+    {},
+    {"pre_tokenizer": BYTE_LEVEL, "decoder": BYTE_LEVEL},
+    {"pre_tokenizer": {"type": "Sequence", "pretokenizers": [SPLIT, BYTE_LEVEL]}},
+    {"added_tokens": [TOKEN]},
+    {"model": {"type": "WordLevel", "vocab": {"a": 0, "?": 1}, "unk_token": "?"}},
+    {"model": {"type": "WordPiece", "vocab": {"b": 0}, "unk_token": "?", "max_input_chars_per_word": 9}},
+    {"model": {"type": "Unigram", "unk_id": 0, "vocab": [["?", 0.0], ["a", -1.0]], "byte_fallback": False}},
+    {"normalizer": {"type": "NFKC"}, "decoder": {"type": "Metaspace", "replacement": "▁", "prepend_scheme": "always"}},
+    {"truncation": {"direction": "Right", "max_length": 1, "strategy": "LongestFirst", "stride": 0}},
+)
+
+TARGETS: dict[str, Callable[[bytes, Path], None]] = {
+    "header": fuzz_header,
+    "config": fuzz_config,
+    "index": fuzz_index,
+    "tokenizer": fuzz_tokenizer,
+}
+
+
+@functools.cache
+def scratch() -> Path:
+    """A folder for the files, in memory where the system has such a place."""
+    memory = Path("/dev/shm")
+    return Path(tempfile.mkdtemp(prefix="prenorm-fuzz-", dir=memory if memory.is_dir() else None))
+
+
+def _open(files: dict[str, bytes], folder: Path) -> None:
+    """What opens a folder. Raises whatever is not our own error, and where inspecting it says something else."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    for name, content in files.items():
+        (folder / name).write_bytes(content)
+    sheet = inspect_folder(folder)
+    json.dumps(sheet).encode()
+    for dtype in (None, torch.float16):
+        try:
+            load(folder, dtype=dtype)
+            assert dtype is not None or sheet["refused"] == []
+        except PrenormError as error:
+            assert len(str(error)) < 20_000
+            assert dtype is not None or str(error) in sheet["refused"] or BY_VALUES.search(str(error))
+
+
+# Refusals for what tensors hold, which no sheet has read.
+BY_VALUES = re.compile(r"tied embeddings share one tensor|must hold finite bfloat16 numbers|weight_shape says")
+
+
+@functools.cache
+def _model() -> TransformerLM:
+    return TransformerLM(ModelConfig(20, 4, 1, 1, max_seq_len=8)).eval()
+
+
+def _generate(content: bytes, folder: Path) -> None:
+    """Open a tokenizer, and generate text with it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    (folder / "tokenizer.json").write_bytes(content)
+    try:
+        TextGenerator(_model(), open_tokenizer(folder)).generate(["ab 1\n"], max_new_tokens=2, temperature=0)
+    except PrenormError as error:
+        assert len(str(error)) < 20_000
+
+
+def _encoded(fields: Any) -> bytes:
+    """JSON as a hostile program writes it: with halves of characters, and numbers of any length."""
+    return json.dumps(fields).encode()
+
+
+def zeros(shapes: dict[str, tuple[int, ...]]) -> bytes:
+    """Weights of these shapes."""
+    fields, end = {}, 0
+    for name, shape in shapes.items():
+        count = 1
+        for size in shape:
+            count *= size
+        fields[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [end, end + 4 * count]}
+        end += 4 * count
+    return file_of(fields, b"\x00" * end)
+
+
+@functools.cache
+def _quantized(kind: str) -> dict[str, bytes]:
+    folder = Path(tempfile.mkdtemp())
+    try:
+        torch.manual_seed(0)
+        TransformerLM(ModelConfig(20, 8, 1, 2, d_ff=12, max_seq_len=32)).quantize(kind).save_pretrained(folder)
+        return {path.name: path.read_bytes() for path in folder.iterdir()}
+    finally:
+        shutil.rmtree(folder)
+
+
+def quantized(kind: str) -> dict[str, Any]:
+    """A folder of whole numbers."""
+    return good() | _quantized(kind)
