@@ -24,6 +24,8 @@ SWITCHES = {
     "gated": False,
     "one_plus_norms": True,
     "wide_qk_norm": True,
+    "per_head_qk_norm": True,
+    "learned_positions": True,
     "rotary_dim": 16,
     "windows": (0, 5),
     "rotated": (True, False),
@@ -31,6 +33,7 @@ SWITCHES = {
     "window_rope_scaling": RopeScaling("linear", 4.0),
     "clip_qkv": 0.5,
     "attention_scale": 0.05,
+    "attention_scale_by_layer": True,
     "attention_softcap": 1.5,
     "residual_scale": 0.3,
     "embedding_scale": 3.0,
@@ -53,6 +56,8 @@ def model(family, **options):
 
 def record(name):
     needed = {"window_rope_theta": {"windows": (0, 5)}, "window_rope_scaling": {"windows": (0, 5)}}.get(name, {})
+    if name == "per_head_qk_norm":
+        needed = {"norm": "layer"}
     if name == "window_rope_scaling":
         needed["window_rope_theta"] = 50.0
     return Family(**needed, **{name: SWITCHES[name]}), Family(**needed)
@@ -115,7 +120,7 @@ def test_a_quantised_model_is_saved_and_opens(kind, tmp_path):
 
 @pytest.mark.parametrize("name", SWITCHES)
 def test_a_model_of_our_own_with_a_record_is_saved_and_opens(name, tmp_path):
-    made = model(record(name)[0], rope_interleaved=True)
+    made = model(record(name)[0], rope_interleaved=name != "learned_positions")
     ids = integers(2, SEQ, limit=VOCAB)
     if name in ("activation", "ffn_bias"):
         made = model(record(name)[0], qk_norm=False)
@@ -151,7 +156,10 @@ def test_frequencies_that_depend_on_length_take_the_rows_own_or_the_room_of_the_
 
 
 BAD = [
-    ({"residual": "none"}, "family.residual must be one of pre, post, sandwich, parallel, not 'none'"),
+    (
+        {"residual": "none"},
+        "family.residual must be one of pre, post, sandwich, parallel, parallel_two_norms, not 'none'",
+    ),
     ({"activation": "mish"}, "family.activation must be one of silu, .*, not 'mish'"),
     ({"ffn_bias": 1}, "family.ffn_bias must be True or False, not 1"),
     ({"rotary_dim": 3}, "family.rotary_dim must be even"),
@@ -162,6 +170,11 @@ BAD = [
     ({"attention_softcap": 0.0}, "family.attention_softcap must be greater than 0, not 0.0"),
     ({"logit_divisor": float("nan")}, "family.logit_divisor must be a finite number"),
     ({"window_rope_scaling": RopeScaling("linear", 2.0)}, "needs family.window_rope_theta"),
+    ({"per_head_qk_norm": True}, "per_head_qk_norm is a LayerNorm that .* needs family.norm 'layer'"),
+    ({"per_head_qk_norm": True, "norm": "layer", "wide_qk_norm": True}, "without family.wide_qk_norm"),
+    ({"per_head_qk_norm": True, "norm": "layer", "one_plus_norms": True}, "or family.one_plus_norms"),
+    ({"learned_positions": True, "rotary_dim": 16}, "rotates nothing, so family.rotary_dim must be left out"),
+    ({"learned_positions": True, "rotated": (True, False)}, "rotates nothing, so family.rotated must be left out"),
 ]
 
 

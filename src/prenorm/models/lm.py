@@ -29,6 +29,7 @@ from ..layers.family_norm import family_norm
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
 from ..layers.plan import Call
+from ..layers.positions import LearnedPositions
 from ..layers.quantized import QuantizedLinear
 from ..layers.rope import RotaryEmbedding
 from ..layers.scaled_embedding import ScaledEmbedding
@@ -66,6 +67,9 @@ class TransformerLM(GenerativeModel):
         else:
             self.embedding = ScaledEmbedding(*sizes, family.embedding_scale, device=device, dtype=dtype)
             self.layers = family_blocks(config, family, device, dtype)
+        self.positions = None
+        if family is not None and family.learned_positions:
+            self.positions = LearnedPositions(config.d_model, config.max_seq_len, device=device, dtype=dtype)
         norm = RMSNorm if family is None else partial(family_norm, family)
         self.final_norm = norm(config.d_model, config.eps, device=device, dtype=dtype)
         self.lm_head: Linear | QuantizedLinear | None = (
@@ -120,6 +124,8 @@ class TransformerLM(GenerativeModel):
         with one_pass(cache):
             x = self.embedding(token_ids)
             call = Call(x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
+            if self.positions is not None:
+                x = self.positions(x, call.positions(self.config.max_seq_len))
             forward = transformer.FORWARD if self.config.family is None else family_block.FORWARD
             for i, block in enumerate(self.layers):
                 layer = None if cache is None else cache[i]

@@ -56,10 +56,10 @@ KERNELS = (
 
 # Models that a kernel does not serve, whatever their tensors.
 NOT_SERVED = {
-    "decode_step": "models with what a family adds to the block (ModelConfig.family) run layer by layer: cohere, "
-    "exaone4, gemma, gemma2, gemma3_text, glm, glm4, granite, nemotron, olmo, olmo2, smollm3, stablelm, starcoder2; "
-    "ernie4_5, llama, ministral, mistral, phi3, qwen2, qwen3 and seed_oss too, where activation, biases, windows or "
-    "rotation are not the block's"
+    "decode_step": "models with what a family adds to the block (ModelConfig.family) run layer by layer: arcee, "
+    "cohere, exaone4, gemma, gemma2, gemma3_text, glm, glm4, gpt2, gpt_neox, granite, nemotron, olmo, olmo2, smollm3, "
+    "stablelm, starcoder2; ernie4_5, helium, llama, ministral, mistral, phi3, qwen2, qwen3 and seed_oss too, where "
+    "activation, biases, windows or rotation are not the block's"
 }
 
 # By op, device and dtype: the forward pass of one token asks a hundred times, so the table is not searched each time.
