@@ -1,5 +1,6 @@
 """A config.json that contradicts itself, or asks for what is not served, is refused by the name of the key."""
 
+import dataclasses
 import json
 import re
 
@@ -13,6 +14,8 @@ from prenorm.checkpoint.families.layout import ACTIVATIONS
 from prenorm.checkpoint.layouts import LAYOUTS, config_from_hugging_face
 from prenorm.checkpoint.writing import naming_of, weights_from_hugging_face
 from prenorm.errors import CheckpointError
+from prenorm.generation.native_decode.decoder import NativeDecoder
+from prenorm.kernels.cpu import native
 from prenorm.ops.activations import ACTIVATIONS as OURS
 from prenorm.ops.backends import NOT_SERVED
 
@@ -189,15 +192,30 @@ def test_what_published_files_say_beside_changes_nothing(name, changes):
     assert config_from_hugging_face(fields)[0] == config_from_hugging_face(plain)[0]
 
 
+# Whose layers are the block's, but for windows, and whose frequencies are the same at every length.
+CLASSIC = (
+    *("llama", "llama, linear", "llama, llama3", "llama, yarn", "llama, yarn, betas", "llama, yarn, attention_factor"),
+    *("llama, yarn, mscale", "mistral", "ministral", "ministral, all windowed", "qwen2", "qwen2, window from layer 1"),
+    *("qwen2, layer types", "qwen2, yarn", "qwen3", "qwen3, layer types", "phi3", "seed_oss, classic"),
+    *("ernie4_5, no biases",),
+)
+
+
 @pytest.mark.parametrize("name", FAMILIES)
 def test_families_that_the_fast_path_of_decoding_does_not_serve_are_explained(name):
     config, _ = config_from_hugging_face(fields_of(name))
-    scaling = config.rope_scaling
-    served = config.family is None and not (scaling is not None and scaling.by_length)
-    assert served or re.search(rf"\b{FAMILIES[name][0]}\b", NOT_SERVED["decode_step"])
-    if config.family is not None:
-        choices = explain(TransformerLM(config), torch.tensor([[1, 2]]))
-        assert [one.why for one in choices if one.op == "decode_step"] == [NOT_SERVED["decode_step"]]
+    if "longrope" not in name:  # which has a factor for each of its pairs
+        config = dataclasses.replace(config, head_dim=32)  # of which the kernel has code
+    made = TransformerLM(config)
+    served = isinstance(made._decoder(), NativeDecoder)
+    told = [one.why for one in explain(made, torch.tensor([[1, 2]])) if one.op == "decode_step"]
+    if name in CLASSIC or native.unavailable_reason():
+        assert served == (not native.unavailable_reason())
+        assert told == []
+    else:
+        assert not served
+        assert re.search(rf"\b{FAMILIES[name][0]}\b", NOT_SERVED["decode_step"])
+        assert told == [NOT_SERVED["decode_step"]]
 
 
 @pytest.mark.parametrize("hostile", [{"factor": 1e308}, {"beta_slow": 1e-310}, {"beta_fast": 1e308}])

@@ -8,7 +8,6 @@ from typing import Literal
 from ..config import ModelConfig
 from ..family import Activation, Family
 
-
 QKNorm = Literal["", "shared", "wide", "per_head"]
 
 

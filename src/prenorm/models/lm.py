@@ -20,6 +20,7 @@ from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
 from ..generation.logits import NextLogits
 from ..generation.native_decode.decoder import native_decoder
+from ..generation.native_decode.supported import has_classic_layers
 from ..generation.padding import last_of_each_row
 from ..generation.prompts import token_lists
 from ..generation.speculation import DRAFT_TOKENS, Speculation
@@ -284,6 +285,11 @@ class TransformerLM(GenerativeModel):
         """What decoding calls for the logits of the next token. exclusive: no other code runs between steps."""
         is_ours = type(self) is TransformerLM and self.runs_plainly(OUR_FORWARD)
         return native_decoder(self, self._next_logits, exclusive=exclusive) if is_ours else self._next_logits
+
+    @property
+    def decodes_layer_by_layer(self) -> bool:
+        """Whether it has what the kernel of decoding has no code for. See `prenorm.explain`."""
+        return not has_classic_layers(self.config)
 
     def _asks_for_lengths(self) -> bool:
         """Whether some frequencies depend on the length of a document: blocks are then given the documents."""
