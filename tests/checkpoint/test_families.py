@@ -13,6 +13,7 @@ from transformers.utils import logging
 from prenorm import TransformerLM
 from prenorm.checkpoint.layouts import config_from_hugging_face
 from prenorm.checkpoint.writing import weights_to_hugging_face
+from prenorm.errors import CheckpointError
 
 from .families import FAMILIES, SIZES, build, fields_of, folder_of
 
@@ -170,6 +171,31 @@ def test_a_model_that_came_from_no_folder_is_written_as_its_family(name, root, t
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     with torch.no_grad():
         assert relative(theirs(ids()).logits, build(name)(ids()).logits) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2, scales", "gpt_neox", "cohere, qk norm", "stablelm, parallel, qk norm", "arcee", "helium", "gemma2"]
+)
+def test_a_model_that_was_trained_further_is_saved_as_its_family(name, root, tmp_path):
+    ours = TransformerLM.from_pretrained(folder_of(name, root)).train()
+    optimizer, before = torch.optim.SGD(ours.parameters(), lr=0.1), ours.layers[1].attn.q_proj.weight.clone()
+    ours.loss(ids()[:, :-1], ids()[:, 1:]).backward()
+    optimizer.step()
+    assert not torch.equal(ours.layers[1].attn.q_proj.weight, before)
+    ours.eval().save_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    assert theirs.config.model_type == fields_of(name)["model_type"]
+    with torch.no_grad():
+        assert relative(ours(ids()), theirs(ids()).logits) <= 1e-5
+
+
+def test_more_heads_than_the_file_has_numbers_are_refused_before_they_are_listed(root, tmp_path):
+    came = folder_of("cohere, qk norm", root)
+    (tmp_path / "model.safetensors").write_bytes((came / "model.safetensors").read_bytes())
+    fields = json.loads((came / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"num_attention_heads": 2 * 10**9}))
+    with pytest.raises(CheckpointError, match=r"the norms of all heads .* but there are \d+ in all"):
+        TransformerLM.from_pretrained(tmp_path)
 
 
 def test_another_order_of_gpt_2s_sums_is_the_same_maths(root):

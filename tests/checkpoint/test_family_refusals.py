@@ -12,7 +12,7 @@ from transformers.activations import ACT2FN
 from prenorm import TransformerLM, explain
 from prenorm.checkpoint.families.layout import ACTIVATIONS
 from prenorm.checkpoint.layouts import LAYOUTS, config_from_hugging_face
-from prenorm.checkpoint.writing import naming_of, weights_from_hugging_face
+from prenorm.checkpoint.writing import naming_among, weights_from_hugging_face
 from prenorm.errors import CheckpointError
 from prenorm.generation.native_decode.decoder import NativeDecoder
 from prenorm.kernels.cpu import native
@@ -266,7 +266,11 @@ def test_absent_keys_mean_what_each_config_class_says(model_type):
     stored = theirs.state_dict()
     if config.tie_embeddings:
         stored.pop("lm_head.weight")
-    ours.load_state_dict(weights_from_hugging_face(config, stored, None, naming_of(LAYOUTS[model_type], None, stored)))
+    ours.load_state_dict(
+        weights_from_hugging_face(
+            config, stored, None, LAYOUTS[model_type].namings[naming_among(LAYOUTS[model_type], stored)]
+        )
+    )
     ids = torch.randint(61, (1, 200))
     with torch.no_grad():
         wanted, logits = theirs.eval()(ids, use_cache=False).logits, ours.eval()(ids)

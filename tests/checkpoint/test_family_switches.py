@@ -9,7 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from prenorm import TransformerLM
 from prenorm.checkpoint.layouts import LAYOUTS, config_from_hugging_face
-from prenorm.checkpoint.writing import naming_of, weights_from_hugging_face
+from prenorm.checkpoint.writing import naming_among, weights_from_hugging_face
 from prenorm.errors import CheckpointError
 
 from .families import FAMILIES, FULL, MIXED, SLIDING, fields_of
@@ -62,7 +62,9 @@ def test_no_value_of_a_key_is_silently_another_number(name):
             stored.pop("lm_head.weight")
         ours = TransformerLM(config).eval()
         ours.load_state_dict(
-            weights_from_hugging_face(config, stored, None, naming_of(LAYOUTS[model_type], None, stored))
+            weights_from_hugging_face(
+                config, stored, None, LAYOUTS[model_type].namings[naming_among(LAYOUTS[model_type], stored)]
+            )
         )
         with torch.no_grad():
             # Far above rounding, which sharp attention and large norms make large here, and far below other maths.

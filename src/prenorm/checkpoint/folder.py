@@ -28,6 +28,7 @@ from .together import CONFIG, SAVE_ID, Checkpoint, Source, Weights, found_among,
 from .writing import (
     config_as_it_came,
     config_to_hugging_face,
+    naming_among,
     naming_of,
     weights_from_hugging_face,
     weights_to_hugging_face,
@@ -63,10 +64,9 @@ def save(
     )
     dtype = functools.reduce(torch.promote_types, floats)
     fields = _fields(config, eos_token_ids, dtype, kind, came_from)
-    naming = None
-    if came_from is not None and fields["model_type"] == came_from.config["model_type"]:
-        naming = came_from.naming
-    weights = weights_to_hugging_face(config, tensors, fields, kind, naming)
+    as_it_came = came_from is not None and fields["model_type"] == came_from.config["model_type"]
+    number = came_from.naming if came_from is not None and as_it_came else 0
+    weights = weights_to_hugging_face(config, tensors, fields, kind, number)
     if kind is not None:
         fields[KEY] = quantization_config(kind)
     others: dict[Path, Content] = {}
@@ -124,7 +124,8 @@ def load(
             ids = own_eos(generation["eos_token_id"], layout, config.vocab_size)
             eos_token_ids = eos_from_hugging_face(ids, config.vocab_size, source=str(path / GENERATION_CONFIG))
         weights = Weights(path, fields)
-        naming = naming_of(layout, kind, weights.found)
+        number = naming_among(layout, weights.found)
+        naming = naming_of(layout, kind, number)
         used = check_fit(config, weights.found, hugging_face=True, source=str(path), kind=kind, naming=naming)
         whole = [name for name in used if name.endswith((PACKED, SCALES, SHAPE))]
         stored = weights.read(whole, None, device) | weights.read(sorted({*used} - {*whole}), dtype, device)
@@ -133,7 +134,7 @@ def load(
         tensors = weights_from_hugging_face(config, stored, kind, naming)
         if kind is not None:
             tensors = from_rows(config, kind, tensors, str(path))
-        return Checkpoint(config, tensors, eos_token_ids, kind, Source(own, generation, eos_token_ids, naming))
+        return Checkpoint(config, tensors, eos_token_ids, kind, Source(own, generation, eos_token_ids, number))
 
 
 def _check_tied_head(

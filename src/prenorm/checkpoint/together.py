@@ -15,7 +15,6 @@ from torch import Tensor
 from ..errors import CheckpointError, ConfigError
 from .files import Content, file_in, json_content, read_json, write_together
 from .fit import FLOATS
-from .names import Naming
 from .shards import WEIGHTS, find_weights, remove_shards
 from .tensors import Header, dtype_name, read_tensors, tensors_content
 
@@ -35,7 +34,7 @@ class Source:
     config: dict[str, Any]
     generation: dict[str, Any] | None
     eos_token_ids: tuple[int, ...]  # that they say together
-    naming: Naming | None = None  # of its tensors
+    naming: int = 0  # which of its family's names its tensors have: `Layout.namings`
 
 
 @dataclass(frozen=True, slots=True)

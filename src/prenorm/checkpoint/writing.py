@@ -159,14 +159,14 @@ def weights_to_hugging_face(
     tensors: Mapping[str, Tensor],
     fields: Mapping[str, Any],
     kind: str | None = None,
-    naming: Naming | None = None,
+    number: int = 0,
 ) -> dict[str, Tensor]:
     """A model's tensors under the names of the family in `fields`, its config.json, and in that family's order.
 
-    naming: where the family has several, the one that a model came with.
+    number: of the names that a model came with, where the family has several.
     """
     layout = LAYOUTS[fields["model_type"]]
-    naming = naming_of(layout, kind) if naming is None else naming
+    naming = naming_of(layout, kind, number)
     reordered = config.rope_interleaved and not layout.interleaved and not fields.get("rope_interleaved")
     ends = (".weight", ".bias", PACKED, SCALES)
     rotated = (*(f"{one}_proj{end}" for one in "qk" for end in ends), "q_norm.weight", "k_norm.weight")
@@ -190,13 +190,18 @@ def weights_from_hugging_face(
     return tensors
 
 
-def naming_of(layout: Layout, kind: str | None, found: Collection[str] = ()) -> Naming:
-    """The names of a layout: those that most of the tensors around the layers have that were `found` in a folder.
+def naming_among(layout: Layout, found: Collection[str]) -> int:
+    """The number of the names that most of the tensors around the layers have, of those that were found in a folder."""
+    known = [sum(f"{name}.weight" in found for name in naming.outside.values()) for naming in layout.namings]
+    return known.index(max(known))
+
+
+def naming_of(layout: Layout, kind: str | None, number: int = 0) -> Naming:
+    """The names of a layout, by their number.
 
     Raises CheckpointError for whole numbers in matrices that are stored in one.
     """
-    namings = (layout.naming, *layout.other_namings)
-    naming = max(namings, key=lambda one: sum(f"{name}.weight" in found for name in one.outside.values()))
+    naming = layout.namings[number]
     if kind is not None and not naming.keeps_matrices:
         raise CheckpointError(
             f"{kind} matrices are not stored in one tensor, as {', '.join(naming.fused)} would be; "

@@ -39,8 +39,8 @@ def saved(model: Architecture, batch: int, context: int, *, dtype: Dtype, kernel
     tokens = batch * context
     plain = [layer for layer in range(model.num_layers) if not every or (layer + 1) % every]
     residual = tokens * model.d_model * FLOAT32
-    blocks = [block(model, layer, batch, context, dtype=dtype, kernels=kernels) for layer in plain]
-    parts = {part: sum(one[part] for one in blocks) for part in PARTS}
+    each = blocks(model, batch, context, dtype=dtype, kernels=kernels)
+    parts = {part: sum(each[layer][part] for layer in plain) for part in PARTS}
     parts["residual"] += (model.num_layers - len(plain) + 1) * residual  # into the blocks, and into the last norm
     parts["norms"] += _norm(model, tokens, kernels)
     if model.learned_positions:
@@ -54,21 +54,30 @@ def saved(model: Architecture, batch: int, context: int, *, dtype: Dtype, kernel
     return parts
 
 
-def saved_inside(model: Architecture, batch: int, context: int, *, dtype: Dtype, kernels: Kernels) -> list[int]:
-    """Bytes that each block saves when it is not checkpointed."""
-    layers = range(model.num_layers)
-    return [sum(block(model, one, batch, context, dtype=dtype, kernels=kernels).values()) for one in layers]
+def blocks(model: Architecture, batch: int, context: int, *, dtype: Dtype, kernels: Kernels) -> list[Parts]:
+    """Bytes that each block saves when it is not checkpointed, part by part (PARTS)."""
+    layers = list(zip(model.layer_windows, model.layers_rotated, strict=True))
+    kinds = {kind: _block(model, *kind, batch, context, dtype=dtype, kernels=kernels) for kind in dict.fromkeys(layers)}
+    return [kinds[kind] for kind in layers]
 
 
-def block(model: Architecture, layer: int, batch: int, context: int, *, dtype: Dtype, kernels: Kernels) -> Parts:
-    """Bytes that a layer's block saves when it is not checkpointed, part by part (PARTS)."""
+def _block(
+    model: Architecture,
+    window: int | None,
+    rotated: bool,
+    batch: int,
+    context: int,
+    *,
+    dtype: Dtype,
+    kernels: Kernels,
+) -> Parts:
     tokens, size = batch * context, SIZES[dtype]
     width = tokens * model.d_model
     norms = model.norms
     # In float32 what a norm gives is saved once, for all products that read it. Autocast makes each its own copy.
     readers = (3 + 1 + model.gated) if dtype == "bfloat16" else norms
     weights = attention_matrices(model) + feed_forward_matrices(model)
-    attention, o_input = _attention(model, layer, batch, context, size, kernels)
+    attention, o_input = _attention(model, window, rotated, batch, context, size, kernels)
     return {
         "residual": (1 if model.parallel else 2) * width * FLOAT32,
         "norms": norms * _norm(model, tokens, kernels) + _qk_norms(model, tokens, size, kernels),
@@ -100,10 +109,9 @@ def _qk_norms(model: Architecture, tokens: int, size: int, kernels: Kernels) -> 
 
 
 def _attention(
-    model: Architecture, layer: int, batch: int, context: int, size: int, kernels: Kernels
+    model: Architecture, window: int | None, rotated: bool, batch: int, context: int, size: int, kernels: Kernels
 ) -> tuple[int, int]:
     """What attention saves, and what the output projection's input takes beyond that."""
-    window, rotated = model.layer_windows[layer], model.layers_rotated[layer]
     tokens, scores = batch * context, batch * model.num_heads * context * context
     query, key = tokens * model.query_width * size, tokens * model.kv_width * size
     match _attention_kernel(model, context, size, kernels):

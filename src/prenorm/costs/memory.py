@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from .activations import FLOAT32, INT64, SIZES, Dtype, saved, saved_inside
+from .activations import FLOAT32, INT64, SIZES, Dtype, blocks, saved
 from .architecture import Architecture
 from .parameters import attention_matrices, block_matrices, feed_forward_matrices, tensors, total
 
@@ -89,12 +89,13 @@ def _in_the_blocks(model: Architecture, batch: int, context: int, dtype: Dtype, 
     """The most bytes at the end of one block's feed-forward layer, on the way back."""
     tokens, size, layers = batch * context, SIZES[dtype], model.num_layers
     residual = tokens * model.d_model * FLOAT32
-    inside = saved_inside(model, batch, context, dtype=dtype, kernels="pytorch")
+    inside = [sum(parts.values()) for parts in blocks(model, batch, context, dtype=dtype, kernels="pytorch")]
     weights = FLOAT32 * (attention_matrices(model) + feed_forward_matrices(model))
     down = FLOAT32 * model.d_model * model.d_ff
     head = FLOAT32 * model.vocab_size * model.d_model
     on_the_way = residual + 2 * tokens * model.d_ff * size
-    masks = [_up_to_the_mask(model, batch, context, dtype, window) for window in model.layer_windows]
+    mask_of = {window: _up_to_the_mask(model, batch, context, dtype, window) for window in {*model.layer_windows}}
+    masks = [mask_of[window] for window in model.layer_windows]
     held = largest = 0  # held: what the blocks before one keep, whose backward pass is still to come
     for number in range(layers):
         is_checkpointed = bool(every) and (number + 1) % every == 0

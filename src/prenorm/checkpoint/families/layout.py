@@ -66,6 +66,11 @@ class Layout:
     own: Mapping[str, str] = field(default_factory=dict)
     write: Callable[[ModelConfig], dict[str, Any]] | None = None
 
+    @property
+    def namings(self) -> tuple[Naming, ...]:
+        """The names that transformers writes, and those of other programs."""
+        return (self.naming, *self.other_namings)
+
 
 def activation_of(known: Known, key: str = "hidden_act") -> Activation:
     """The activation that a key names. Raises ConfigError for one that is not served."""
