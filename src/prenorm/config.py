@@ -201,7 +201,8 @@ def check_model(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> di
     if not rotary:
         _check_no_rotation(fields, spelling)
     if family is not None:
-        check_family(family, num_layers=fields["num_layers"], head_dim=head_dim, window=fields["window"])
+        limits = {name: fields[name] for name in ("num_layers", "num_heads", "window", "qk_norm")}
+        check_family(family, **limits, head_dim=head_dim, spelling=spelling)
         if family.window_rope_scaling is not None:
             check_rotated(rotary_dim, family.window_rope_theta, family.window_rope_scaling, spelling)
     return {"num_kv_heads": num_kv_heads, "head_dim": head_dim, "d_ff": d_ff}

@@ -6,13 +6,14 @@ from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 from .rope_scaling import RopeScaling
-from .validation import check_flag, check_number, check_size, record_from
+from .validation import IN_PYTHON, Spelling, check_flag, check_number, check_size, record_from
 
 Residual = Literal["pre", "post", "sandwich", "parallel", "parallel_two_norms"]
 Norm = Literal["rms", "layer", "layer_scale", "layer_bare"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "sigmoid", "tanh"]
 
 
+MOST_HEADS = 2**10  # with tensors of their own
 _FLAGS = (
     *("ffn_bias", "gated", "one_plus_norms", "wide_qk_norm", "per_head_qk_norm", "learned_positions"),
     "attention_scale_by_layer",
@@ -113,8 +114,17 @@ class Family:
         return record
 
 
-def check_family(family: Any, *, num_layers: int, head_dim: int, window: int | None) -> None:
-    """Raise ConfigError unless a model of these sizes may have this record."""
+def check_family(
+    family: Any,
+    *,
+    num_layers: int,
+    num_heads: int,
+    head_dim: int,
+    window: int | None,
+    qk_norm: bool,
+    spelling: Spelling = IN_PYTHON,
+) -> None:
+    """Raise ConfigError unless a model of these sizes may have this record. `spelling`: their names in messages."""
     if not isinstance(family, Family):
         raise ConfigError(f"family must be a Family record or None, not {family!r}.")
     for name in ("windows", "rotated"):
@@ -126,6 +136,14 @@ def check_family(family: Any, *, num_layers: int, head_dim: int, window: int | N
     if family.rotary_dim is not None and family.rotary_dim > head_dim:
         raise ConfigError(
             f"family.rotary_dim must be at most head_dim, but {family.rotary_dim} is more than {head_dim}."
+        )
+    for name in ("wide_qk_norm", "per_head_qk_norm"):
+        if getattr(family, name) and not qk_norm:
+            raise ConfigError(f"family.{name} says how queries and keys are normed, so it needs qk_norm=True.")
+    if family.per_head_qk_norm and num_heads > MOST_HEADS:
+        raise ConfigError(
+            f"{spelling.name('num_heads')} must be at most {MOST_HEADS} where each head has norms of its own, not "
+            f"{num_heads}."
         )
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from prenorm import ConfigError, ModelConfig, RopeScaling, TransformerLM
+from prenorm import ConfigError, ModelConfig, RangeError, RopeScaling, TransformerLM
 from prenorm.family import Family
 from prenorm.generation.native_decode.decoder import NativeDecoder
 from prenorm.kernels.cpu import native
@@ -107,9 +107,11 @@ def test_generated_tokens_are_the_most_likely_of_the_logits(name):
         assert reply == made(torch.tensor([prompt + reply]))[0, len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_a_quantised_model_is_saved_and_opens(kind, tmp_path):
-    made = model(record("residual")[0], num_heads=2)
+@pytest.mark.parametrize(
+    ("kind", "switch"), [("int8", "residual"), ("int4", "residual"), ("int8", "learned_positions")]
+)
+def test_a_quantised_model_is_saved_and_opens(kind, switch, tmp_path):
+    made = model(record(switch)[0], num_heads=2)
     ids = integers(2, SEQ, limit=VOCAB)
     with torch.inference_mode():
         wanted = made.quantize(kind)(ids)
@@ -183,6 +185,29 @@ BAD = [
 def test_records_that_no_model_can_have_are_refused_with_the_rule(fields, message):
     with pytest.raises(ConfigError, match=message):
         model(Family(**fields))
+
+
+@pytest.mark.parametrize("kind", [{"wide_qk_norm": True}, {"per_head_qk_norm": True, "norm": "layer"}])
+def test_how_queries_and_keys_are_normed_is_refused_where_they_are_not(kind):
+    with pytest.raises(ConfigError, match="says how queries and keys are normed, so it needs qk_norm=True"):
+        model(Family(**kind), qk_norm=False)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"rope_theta": 5.0}, {"rope_interleaved": True}, {"rope_scaling": SCALINGS["yarn"]}]
+)
+def test_settings_of_a_rotation_are_refused_where_positions_are_learned(setting):
+    with pytest.raises(ConfigError, match=f"rotates nothing, so {next(iter(setting))} must be left out"):
+        model(Family(learned_positions=True), **setting)
+
+
+def test_heads_of_an_odd_size_may_have_learned_positions():
+    made, ids = model(Family(learned_positions=True), head_dim=7), integers(2, SEQ, limit=VOCAB)
+    with torch.no_grad():
+        logits = made(ids)
+        assert (made(ids.flip(1)).flip(1) - logits).abs().max() > 1e-3
+        with pytest.raises(RangeError, match="positions"):
+            made(integers(1, 65, limit=VOCAB))
 
 
 def test_a_familys_logits_are_finished_even_where_all_its_parts_are_ours():

@@ -1,6 +1,5 @@
 """Do these tensors belong to this config? Every difference at once, briefly."""
 
-import math
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sized
@@ -34,7 +33,6 @@ def check_fit(
     Raises CheckpointError with all that is missing, unexpected, mis-shaped or in a foreign dtype.
     """
     check_layers(config.num_layers, found, source)
-    _check_heads(config, found, source)
     parameters = list(parameters_of(config, kind, naming))
     expected = stored_shapes(parameters) if hugging_face else {one.name: one.shape for one in parameters}
     head = f"{naming.outside['lm_head']}.weight" if hugging_face else "lm_head.weight"
@@ -51,18 +49,6 @@ def check_layers(num_layers: int, found: Sized, source: str) -> None:
         raise CheckpointError(
             f"{source}: a model of {num_layers} layers has several tensors in each, but only {len(found)} "
             "are there; config and weights are not of the same model."
-        )
-
-
-def _check_heads(config: ModelConfig, found: Mapping[str, tuple[str, tuple[int, ...]]], source: str) -> None:
-    """Raise CheckpointError for more norms of heads than there are numbers, before a table of them is made."""
-    if config.family is None or not (config.qk_norm and config.family.per_head_qk_norm):
-        return
-    needed = config.num_layers * (config.num_heads + config.num_kv_heads) * config.head_dim
-    if needed > (held := sum(math.prod(shape) for _, shape in found.values())):
-        raise CheckpointError(
-            f"{source}: the norms of all heads of such a model have {needed} numbers, but there are {held} in all; "
-            "config and weights are not of the same model."
         )
 
 

@@ -102,7 +102,7 @@ def _fields(
         fields = config_as_it_came(came_from.config, config, changed, dtype)
         if fields is not None:
             return fields
-    return config_to_hugging_face(config, eos_token_ids=eos_token_ids, dtype=dtype)
+    return config_to_hugging_face(config, eos_token_ids=eos_token_ids, dtype=dtype, kind=kind)
 
 
 def load(

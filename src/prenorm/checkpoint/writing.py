@@ -44,11 +44,16 @@ def config_as_it_came(
 
 
 def config_to_hugging_face(
-    config: ModelConfig, *, eos_token_ids: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+    config: ModelConfig,
+    *,
+    eos_token_ids: tuple[int, ...] = (),
+    dtype: torch.dtype = torch.float32,
+    kind: str | None = None,
 ) -> dict[str, Any]:
     """The config.json of a model, in the first family that can say all of it, or as model_type "prenorm".
 
     An interleaved model is described as the half-split one that `weights_to_hugging_face` makes of it.
+    kind: of its matrices, where they are whole numbers, which not every family can store.
     """
     # Written even when null: several classes assume ids that this vocabulary may not have.
     further = {
@@ -57,7 +62,7 @@ def config_to_hugging_face(
         **({"prenorm_dropout": config.dropout} if config.dropout else {}),
     }
     model_type = family_of(config)
-    if model_type == OURS and (written := _written(config)):
+    if model_type == OURS and (written := _written(config, kind)):
         return written | further
     fields = {
         "architectures": [LAYOUTS[model_type].architecture],
@@ -80,10 +85,10 @@ def config_to_hugging_face(
     return fields | further
 
 
-def _written(config: ModelConfig) -> dict[str, Any] | None:
+def _written(config: ModelConfig, kind: str | None) -> dict[str, Any] | None:
     """What the first family writes of a config that it reads back as the same."""
     for model_type, layout in LAYOUTS.items():
-        if layout.write is None:
+        if layout.write is None or (kind is not None and not layout.naming.keeps_matrices):
             continue
         fields = {"architectures": [layout.architecture], "model_type": model_type, **layout.write(config)}
         with suppress(CheckpointError):
