@@ -35,6 +35,8 @@ HELD = {
     "resid_pdrop": 0.5,
     "embd_pdrop": 0.5,
     "hidden_dropout": 0.5,
+    "attn_pdrop": 0.5,
+    "classifier_dropout": 0.5,
     "embedding_dropout": 0.5,
     "id2label": {"0": "a", "1": "b", "2": "c"},
     "label2id": {"a": 0, "b": 1, "c": 2},
