@@ -180,7 +180,9 @@ def check_model(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> di
     for name in ("vocab_size", "d_model", "num_layers", "num_heads", "max_seq_len"):
         check_size(name, fields[name], spelling=spelling)
     heads = (fields[name] for name in ("d_model", "num_heads", "num_kv_heads", "head_dim"))
-    num_kv_heads, head_dim = attention_sizes(*heads, spelling=spelling)
+    family = fields["family"]
+    rotary = not isinstance(family, Family) or not family.learned_positions
+    num_kv_heads, head_dim = attention_sizes(*heads, rotary=rotary, spelling=spelling)
     d_ff = default_d_ff(fields["d_model"]) if fields["d_ff"] is None else fields["d_ff"]
     check_size("d_ff", d_ff, spelling=spelling)
     check_number("rope_theta", fields["rope_theta"], above=0.0, spelling=spelling)
@@ -191,17 +193,28 @@ def check_model(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> di
     scaling = fields["rope_scaling"]
     if scaling is not None and not isinstance(scaling, RopeScaling):
         raise ConfigError(f"rope_scaling must be a RopeScaling record or None, not {scaling!r}.")
-    family = fields["family"]
     rotary_dim = head_dim if not isinstance(family, Family) or family.rotary_dim is None else family.rotary_dim
     if scaling is not None:
         check_rotated(rotary_dim, fields["rope_theta"], scaling, spelling)
     for name in ("rope_interleaved", "qk_norm", "qkv_bias", "o_bias", "tie_embeddings"):
         check_flag(name, fields[name], spelling=spelling)
+    if not rotary:
+        _check_no_rotation(fields, spelling)
     if family is not None:
-        check_family(family, num_layers=fields["num_layers"], head_dim=head_dim, window=fields["window"])
+        limits = {name: fields[name] for name in ("num_layers", "num_heads", "window", "qk_norm")}
+        check_family(family, **limits, head_dim=head_dim, spelling=spelling)
         if family.window_rope_scaling is not None:
             check_rotated(rotary_dim, family.window_rope_theta, family.window_rope_scaling, spelling)
     return {"num_kv_heads": num_kv_heads, "head_dim": head_dim, "d_ff": d_ff}
+
+
+def _check_no_rotation(fields: Mapping[str, Any], spelling: Spelling) -> None:
+    for name in ("rope_theta", "rope_interleaved", "rope_scaling"):
+        if fields[name] != next(field.default for field in dataclasses.fields(ModelConfig) if field.name == name):
+            raise ConfigError(
+                f"family.learned_positions rotates nothing, so {spelling.name(name)} must be left out, but it is "
+                f"{spelling.value(fields[name])}."
+            )
 
 
 def check_encoder_decoder(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> dict[str, int]:

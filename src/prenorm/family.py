@@ -6,11 +6,18 @@ from typing import Any, Literal, get_args
 
 from .errors import ConfigError
 from .rope_scaling import RopeScaling
-from .validation import check_flag, check_number, check_size, record_from
+from .validation import IN_PYTHON, Spelling, check_flag, check_number, check_size, record_from
 
-Residual = Literal["pre", "post", "sandwich", "parallel"]
+Residual = Literal["pre", "post", "sandwich", "parallel", "parallel_two_norms"]
 Norm = Literal["rms", "layer", "layer_scale", "layer_bare"]
 Activation = Literal["silu", "gelu", "gelu_tanh", "quick_gelu", "relu", "relu_squared", "sigmoid", "tanh"]
+
+
+MOST_HEADS = 2**10  # with tensors of their own
+_FLAGS = (
+    *("ffn_bias", "gated", "one_plus_norms", "wide_qk_norm", "per_head_qk_norm", "learned_positions"),
+    "attention_scale_by_layer",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,8 +28,8 @@ class Family:
     """
 
     residual: Residual = "pre"
-    """Where norms stand: before a sublayer, after it (OLMo 2), on both sides (Gemma 2), or once, before attention and
-    feed-forward side by side (Command R). Never on the residual path."""
+    """Where norms stand: before a sublayer, after it (OLMo 2), on both sides (Gemma 2), or before attention and
+    feed-forward side by side: one for both (Command R), or one for each (GPT-NeoX). Never on the residual path."""
 
     norm: Norm = "rms"
     """RMSNorm, or LayerNorm with weight and bias, with its weight alone, or with neither (OLMo)."""
@@ -41,6 +48,12 @@ class Family:
 
     wide_qk_norm: bool = False
     """The norms of queries and keys run over all heads together (OLMo 2), not over each."""
+
+    per_head_qk_norm: bool = False
+    """The norms of queries and keys are LayerNorms over each head, with a weight for each and no bias (Command R)."""
+
+    learned_positions: bool = False
+    """A learned vector for each of max_seq_len places is added to the embeddings, and nothing is rotated (GPT-2)."""
 
     rotary_dim: int | None = None
     """The first features of a head, which are rotated. Default: all."""
@@ -62,6 +75,9 @@ class Family:
 
     attention_scale: float | None = None
     """What scores are multiplied by. Default: 1 / sqrt(head_dim)."""
+
+    attention_scale_by_layer: bool = False
+    """Scores of the n-th layer, counted from 1, are divided by n as well (some GPT-2)."""
 
     attention_softcap: float | None = None
     """Scores become softcap * tanh(scores / softcap) before the softmax."""
@@ -98,8 +114,17 @@ class Family:
         return record
 
 
-def check_family(family: Any, *, num_layers: int, head_dim: int, window: int | None) -> None:
-    """Raise ConfigError unless a model of these sizes may have this record."""
+def check_family(
+    family: Any,
+    *,
+    num_layers: int,
+    num_heads: int,
+    head_dim: int,
+    window: int | None,
+    qk_norm: bool,
+    spelling: Spelling = IN_PYTHON,
+) -> None:
+    """Raise ConfigError unless a model of these sizes may have this record. `spelling`: their names in messages."""
     if not isinstance(family, Family):
         raise ConfigError(f"family must be a Family record or None, not {family!r}.")
     for name in ("windows", "rotated"):
@@ -112,6 +137,14 @@ def check_family(family: Any, *, num_layers: int, head_dim: int, window: int | N
         raise ConfigError(
             f"family.rotary_dim must be at most head_dim, but {family.rotary_dim} is more than {head_dim}."
         )
+    for name in ("wide_qk_norm", "per_head_qk_norm"):
+        if getattr(family, name) and not qk_norm:
+            raise ConfigError(f"family.{name} says how queries and keys are normed, so it needs qk_norm=True.")
+    if family.per_head_qk_norm and num_heads > MOST_HEADS:
+        raise ConfigError(
+            f"{spelling.name('num_heads')} must be at most {MOST_HEADS} where each head has norms of its own, not "
+            f"{num_heads}."
+        )
 
 
 def _check_fields(family: Family) -> None:
@@ -120,8 +153,9 @@ def _check_fields(family: Family) -> None:
             raise ConfigError(
                 f"family.{name} must be one of {', '.join(get_args(choices))}, not {getattr(family, name)!r}."
             )
-    for name in ("ffn_bias", "gated", "one_plus_norms", "wide_qk_norm"):
+    for name in _FLAGS:
         check_flag(f"family.{name}", getattr(family, name))
+    _check_together(family)
     if family.rotary_dim is not None:
         check_size("family.rotary_dim", family.rotary_dim, at_least=2)
         if family.rotary_dim % 2:
@@ -142,3 +176,14 @@ def _check_fields(family: Family) -> None:
         raise ConfigError(f"family.window_rope_scaling must be a RopeScaling record or None, not {scaling!r}.")
     if scaling is not None and family.window_rope_theta is None:
         raise ConfigError("family.window_rope_scaling needs family.window_rope_theta, the base that it stretches.")
+
+
+def _check_together(family: Family) -> None:
+    if family.per_head_qk_norm and (family.wide_qk_norm or family.norm == "rms" or family.one_plus_norms):
+        raise ConfigError(
+            "family.per_head_qk_norm is a LayerNorm that multiplies by its weight, so it needs family.norm 'layer', "
+            "'layer_scale' or 'layer_bare', without family.wide_qk_norm or family.one_plus_norms."
+        )
+    rotary = ("rotary_dim", "rotated", "window_rope_theta")
+    if family.learned_positions and (said := [name for name in rotary if getattr(family, name)]):
+        raise ConfigError(f"family.learned_positions rotates nothing, so family.{said[0]} must be left out.")

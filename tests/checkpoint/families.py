@@ -1,6 +1,8 @@
 """Tiny models of transformers, family by family, with every switch away from its default, as folders."""
 
+import copy
 import functools
+import re
 from pathlib import Path
 from typing import Any
 
@@ -172,20 +174,72 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "cohere": ("cohere", {"logit_scale": 0.3, "attention_bias": True, "layer_norm_eps": 1e-3}),
     "stablelm": ("stablelm", {"use_qkv_bias": True, "partial_rotary_factor": 0.5, "layer_norm_eps": 1e-3}),
     "stablelm, parallel": ("stablelm", {"use_parallel_residual": True, "tie_word_embeddings": True}),
+    "stablelm, qk norm": ("stablelm", {"qk_layernorm": True, "use_qkv_bias": True, "layer_norm_eps": 1e-3}),
+    "stablelm, parallel, qk norm": ("stablelm", {"qk_layernorm": True, "use_parallel_residual": True}),
+    "cohere, qk norm": ("cohere", {"use_qk_norm": True, "attention_bias": True, "head_dim": 16, "logit_scale": 0.3}),
+    "arcee": ("arcee", {"attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3}),
+    "arcee, yarn": ("arcee", {"head_dim": 16, "hidden_act": "gelu", "tie_word_embeddings": True, **YARN}),
+    "helium": ("helium", {"head_dim": 8, "attention_bias": True, "mlp_bias": True, "rms_norm_eps": 1e-3}),
+    "gpt2": ("gpt2", {"n_inner": 40, "layer_norm_epsilon": 1e-3}),
+    "gpt2, 4 n_embd": ("gpt2", {"activation_function": "gelu", "tie_word_embeddings": False}),
+    "gpt2, scales": ("gpt2", {"scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True}),
+    "gpt2, scale by layer": (
+        "gpt2",
+        {"scale_attn_by_inverse_layer_idx": True, "activation_function": "relu"},
+    ),
+    "gpt_neox": ("gpt_neox", {"layer_norm_eps": 1e-3}),
+    "gpt_neox, sequential": (
+        "gpt_neox",
+        {
+            "use_parallel_residual": False,
+            "attention_bias": False,
+            "hidden_act": "gelu_fast",
+            "tie_word_embeddings": True,
+            "rotary_pct": 0.5,
+            "rotary_emb_base": 500.0,
+        },
+    ),
+    "gpt_neox, linear": (
+        "gpt_neox",
+        {"rope_scaling": {"rope_type": "linear", "factor": 4.0}, "rotary_pct": 1.0, "hidden_act": "relu"},
+    ),
     "exaone4, no window": ("exaone4", {"sliding_window": None, "layer_types": [FULL] * 3}),
 }
 
 
+# Its names of the sizes, where they are others; None for those that its class does not have.
+OWN: dict[str, dict[str, str | None]] = {
+    "gpt2": {
+        **{"hidden_size": "n_embd", "num_hidden_layers": "n_layer", "num_attention_heads": "n_head"},
+        **{"max_position_embeddings": "n_positions", "intermediate_size": None, "num_key_value_heads": None},
+    },
+    "gpt_neox": {"num_key_value_heads": None},
+}
+
+
+def in_own_words(model_type: str, sizes: dict[str, Any]) -> dict[str, Any]:
+    """These sizes as a config.json of that family has them."""
+    own = OWN.get(model_type, {})
+    return {name: value for key, value in sizes.items() if (name := own.get(key, key)) is not None}
+
+
+def fields_of(name: str) -> dict[str, Any]:
+    """The config.json of a family."""
+    model_type, switches = FAMILIES[name]
+    return {"model_type": model_type, **in_own_words(model_type, SIZES), **switches}
+
+
 def build(name: str, dtype: torch.dtype = torch.float32) -> Any:
     """A model of transformers with random weights, none of them special."""
-    model_type, switches = FAMILIES[name]
-    config = AutoConfig.for_model(model_type, **{**SIZES, **switches})
+    fields = fields_of(name)
+    model_type = fields["model_type"]
+    config = AutoConfig.for_model(**copy.deepcopy(fields))
     model = AutoModelForCausalLM.from_config(config, attn_implementation="eager", dtype=torch.float32)
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for part, parameter in model.named_parameters():
             one_plus = "gemma" in model_type or model_type == "nemotron"  # whose norms multiply by 1 + weight
-            scales = part.endswith("norm.weight") and not one_plus
+            scales = re.search(r"(norm|norms\.\d+|ln_\w)\.weight$", part) is not None and not one_plus
             noise = torch.randn(parameter.shape, generator=generator)
             parameter.copy_(0.2 * noise + scales)
     return model.to(dtype).eval()

@@ -13,7 +13,7 @@ from prenorm.errors import CheckpointError
 
 from .examples import config
 from .families import FAMILIES as OTHERS
-from .families import SIZES as OTHER_SIZES
+from .families import fields_of as fields_of_family
 
 FAMILIES = {
     "llama": {},
@@ -35,6 +35,8 @@ HELD = {
     "resid_pdrop": 0.5,
     "embd_pdrop": 0.5,
     "hidden_dropout": 0.5,
+    "attn_pdrop": 0.5,
+    "classifier_dropout": 0.5,
     "embedding_dropout": 0.5,
     "id2label": {"0": "a", "1": "b", "2": "c"},
     "label2id": {"a": 0, "b": 1, "c": 2},
@@ -115,8 +117,7 @@ def test_no_key_that_is_passed_over_changes_a_logit_of_transformers(family, tmp_
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in OTHERS if name == OTHERS[name][0]])
 def test_nor_does_it_in_the_other_families(name, tmp_path):
-    model_type, switches = OTHERS[name]
-    fields = {"model_type": model_type, **OTHER_SIZES, **switches}
+    fields = fields_of_family(name)
     wanted, config = logits_of(fields, tmp_path / "plain"), config_from_hugging_face(fields)[0]
     for index, key in enumerate(sorted(NO_INFLUENCE - {"bos_token_id", "pad_token_id"})):
         marked = fields | {key: value_of(key)}

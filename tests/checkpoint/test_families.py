@@ -3,17 +3,20 @@
 import dataclasses
 import json
 import statistics
+import warnings
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from prenorm import TransformerLM
+from prenorm.checkpoint.layouts import config_from_hugging_face
 from prenorm.checkpoint.writing import weights_to_hugging_face
+from prenorm.errors import CheckpointError
 
-from .families import FAMILIES, SIZES, build, folder_of
+from .families import FAMILIES, SIZES, build, fields_of, folder_of
 
 logging.disable_progress_bar()
 logging.set_verbosity_error()
@@ -24,7 +27,8 @@ QUICK = [
     *("llama, biases", "llama, dynamic", "llama, yarn, betas", "llama, longrope", "mistral", "ministral"),
     *("qwen2, layer types", "qwen3, layer types", "smollm3, windows", "phi3, longrope", "olmo2", "granite", "gemma"),
     *("gemma2", "gemma3_text", "glm", "glm4", "seed_oss", "ernie4_5", "exaone4", "olmo"),
-    *("starcoder2", "nemotron", "cohere", "stablelm", "stablelm, parallel"),
+    *("starcoder2", "nemotron", "cohere", "stablelm", "stablelm, parallel", "stablelm, qk norm", "cohere, qk norm"),
+    *("gpt2", "gpt2, scale by layer", "gpt_neox", "gpt_neox, sequential", "arcee", "helium"),
 ]
 EACH = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in FAMILIES]
 # Ways of running are cells of the equality grid, too, but for frequencies that depend on the length.
@@ -71,6 +75,8 @@ def both_ways(theirs, ours, tokens):
     (logits * weigh).sum().backward()
     gradients = {part: parameter.grad for part, parameter in ours.named_parameters()}
     gradients = weights_to_hugging_face(ours.config, gradients, ours.came_from.config)
+    if "embed_out.weight" in gradients:  # as folders of GPT-NeoX have it, but not its class
+        gradients["lm_head.weight"] = gradients.pop("embed_out.weight")
     return wanted, {part: parameter.grad for part, parameter in theirs.named_parameters()}, logits, gradients
 
 
@@ -125,6 +131,93 @@ def test_what_is_saved_again_is_the_folder_that_was_opened(name, root, tmp_path)
     theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
     with torch.no_grad():
         assert torch.equal(theirs(ids(seq=20)).logits, build(name)(ids(seq=20)).logits)
+
+
+OLDER = {  # names and tensors of folders from the first programs
+    "gpt2": (
+        lambda name: name.removeprefix("transformer."),
+        {"h.0.attn.bias": torch.ones(1, 1, 9, 9).tril(), "h.1.attn.masked_bias": torch.tensor(-1e4)},
+    ),
+    "gpt_neox": (
+        lambda name: name.replace("embed_out", "lm_head"),
+        {
+            "gpt_neox.layers.0.attention.bias": torch.ones(1, 1, 9, 9).tril().to(torch.uint8),
+            "gpt_neox.layers.0.attention.rotary_emb.inv_freq": torch.ones(1),
+            "gpt_neox.layers.2.attention.masked_bias": torch.tensor(-1e9),
+        },
+    ),
+}
+
+
+@pytest.mark.parametrize("name", OLDER)
+def test_a_folder_with_older_names_opens_and_keeps_them(name, root, tmp_path):
+    came, (older, masks) = folder_of(name, root), OLDER[name]
+    weights = {older(part): tensor for part, tensor in load_file(came / "model.safetensors").items()}
+    save_file(weights | masks, tmp_path / "model.safetensors", {"format": "pt"})
+    (tmp_path / "config.json").write_text((came / "config.json").read_text())
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    ours = TransformerLM.from_pretrained(tmp_path)
+    with torch.no_grad():
+        assert relative(ours(ids()), theirs(ids()).logits) <= 1e-5
+    ours.save_pretrained(tmp_path)
+    after = load_file(tmp_path / "model.safetensors")
+    assert after.keys() == weights.keys()
+    assert all(torch.equal(after[part], weights[part]) for part in weights)
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt2, scales", "gpt2, 4 n_embd", "gpt_neox", "gpt_neox, sequential"])
+def test_a_model_that_came_from_no_folder_is_written_as_its_family(name, root, tmp_path):
+    ours = TransformerLM.from_pretrained(folder_of(name, root))
+    ours.came_from = None
+    ours.save_pretrained(tmp_path)
+    assert TransformerLM.from_pretrained(tmp_path).config == ours.config
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    with torch.no_grad():
+        assert relative(theirs(ids()).logits, build(name)(ids()).logits) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    "name", ["gpt2, scales", "gpt_neox", "cohere, qk norm", "stablelm, parallel, qk norm", "arcee", "helium", "gemma2"]
+)
+def test_a_model_that_was_trained_further_is_saved_as_its_family(name, root, tmp_path):
+    ours = TransformerLM.from_pretrained(folder_of(name, root)).train()
+    optimizer, before = torch.optim.SGD(ours.parameters(), lr=0.1), ours.layers[1].attn.q_proj.weight.clone()
+    ours.loss(ids()[:, :-1], ids()[:, 1:]).backward()
+    optimizer.step()
+    assert not torch.equal(ours.layers[1].attn.q_proj.weight, before)
+    ours.eval().save_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    assert theirs.config.model_type == fields_of(name)["model_type"]
+    with torch.no_grad():
+        assert relative(ours(ids()), theirs(ids()).logits) <= 1e-5
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "cohere, qk norm", "stablelm, qk norm"])
+def test_a_family_in_whole_numbers_is_saved_and_opens(name, root, tmp_path):
+    ours = TransformerLM.from_pretrained(folder_of(name, root)).quantize("int8")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".* was saved as model_type 'prenorm'")
+        ours.save_pretrained(tmp_path)
+    with torch.inference_mode():
+        assert torch.equal(TransformerLM.from_pretrained(tmp_path)(ids()), ours(ids()))
+
+
+def test_absurdly_many_heads_with_norms_of_their_own_are_refused_before_they_are_listed(root, tmp_path):
+    came = folder_of("cohere, qk norm", root)
+    (tmp_path / "model.safetensors").write_bytes((came / "model.safetensors").read_bytes())
+    fields = json.loads((came / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(fields | {"num_attention_heads": 2 * 10**9}))
+    with pytest.raises(CheckpointError, match="num_attention_heads must be at most 1024 where each head has norms"):
+        TransformerLM.from_pretrained(tmp_path)
+
+
+def test_another_order_of_gpt_2s_sums_is_the_same_maths(root):
+    fields, model = fields_of("gpt2") | {"reorder_and_upcast_attn": True}, build("gpt2")
+    again = AutoModelForCausalLM.from_config(AutoConfig.for_model(**fields), attn_implementation="eager").eval()
+    again.load_state_dict(model.state_dict())
+    assert config_from_hugging_face(fields) == config_from_hugging_face(fields_of("gpt2"))
+    with torch.no_grad():
+        assert relative(again(ids()).logits, model(ids()).logits) <= 1e-5
 
 
 def test_a_model_that_is_another_now_is_not_saved_as_the_folder_said(root, tmp_path):

@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from prenorm import ModelConfig, TransformerLM
+from prenorm.checkpoint.layouts import config_from_hugging_face
 from prenorm.cli.main import main
 from prenorm.costs.devices import DEVICES
 from prenorm.published import PUBLISHED
@@ -55,6 +57,37 @@ def test_a_models_folder_and_a_runs_folder_have_the_sheet_of_their_model(tmp_pat
     fields = {"preset": "tiny", "d_model": 16, "vocab_size": 300}
     (run / "config.toml").write_text(config_to_toml(TrainConfig.from_fields(fields)))
     assert sheet(capsys, run)["parameters"]["embedding"] == 300 * 16
+
+
+FAMILIES = {  # as config.json has them
+    "gemma2": {
+        **{"vocab_size": 99, "hidden_size": 32, "intermediate_size": 40, "num_hidden_layers": 4, "sliding_window": 16},
+        **{"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8, "max_position_embeddings": 64},
+    },
+    "gpt2": {"vocab_size": 99, "n_embd": 32, "n_layer": 3, "n_head": 4, "n_positions": 64},
+}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_familys_folder_has_a_sheet_that_names_what_is_not_counted(name, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": name, **FAMILIES[name]}))
+    found = sheet(capsys, tmp_path, "--fits", "1GB")
+    config, _ = config_from_hugging_face({"model_type": name, **FAMILIES[name]})
+    with torch.device("meta"):
+        model = TransformerLM(config)
+    assert found["parameters"]["total"] == sum(parameter.numel() for parameter in model.parameters())
+    counted = name == "gpt2"
+    assert (found["saved_bytes"]["pytorch"] is not None) == counted
+    assert (found["peak_bytes"] is not None) == (found["fits"]["training"] is not None) == counted
+    assert found["fits"]["decoding"]["batch"] > 0
+    cached = {"gpt2": 3 * 64 * 32, "gemma2": (2 * 16 + 2 * 64) * 16}[name]
+    assert found["kv_cache_bytes"] == 2 * 2 * cached
+    assert main(["cost", str(tmp_path), "--fits", "1GB"]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    named = (
+        "is not counted for what this model's family has: residual, one_plus_norms, attention_softcap, logit_softcap"
+    )
+    assert (named in shown) == (not counted)
 
 
 def test_a_run_that_has_not_ended_has_the_vocabulary_of_its_tokenizer(tmp_path, capsys):
@@ -122,7 +155,7 @@ def test_a_folder_without_a_model_and_one_of_whole_numbers_are_refused(tmp_path,
     config = ModelConfig(vocab_size=300, d_model=32, num_layers=1, num_heads=2)
     TransformerLM(config).quantize("int8").save_pretrained(tmp_path)
     assert "costs are counted for matrices of floats" in error_line(capsys, tmp_path)
-    (tmp_path / "config.json").write_text('{"model_type": "gpt2"}')
+    (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert "prenorm accept" in error_line(capsys, tmp_path)
     (tmp_path / "prenorm_manifest.json").unlink()
     assert "model_type must be one of" in error_line(capsys, tmp_path)

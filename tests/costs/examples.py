@@ -2,8 +2,11 @@
 
 import random
 from collections.abc import Iterator
+from typing import Any
 
 from prenorm import ModelConfig
+
+from ..equality.cases import FAMILIES as FAMILIES
 
 
 def odd_configs(count: int, *, dropout: bool = False) -> Iterator[ModelConfig]:
@@ -27,3 +30,17 @@ def odd_configs(count: int, *, dropout: bool = False) -> Iterator[ModelConfig]:
             tie_embeddings=draw.random() < 0.5,
             dropout=draw.choice([0.0, 0.1]) if dropout else 0.0,
         )
+
+
+def family_config(name: str, **options: Any) -> ModelConfig:
+    """A small model of two layers with the record of a family in the equality grid, where every switch occurs."""
+    sizes = {
+        "vocab_size": 29,
+        "d_model": 32,
+        "num_layers": 2,
+        "num_heads": 4,
+        "num_kv_heads": 2,
+        "head_dim": 8,
+        "d_ff": 24,
+    }
+    return ModelConfig(**{**sizes, "max_seq_len": 400, **FAMILIES[name], **options})

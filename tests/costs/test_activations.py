@@ -1,4 +1,6 @@
+import dataclasses
 from contextlib import nullcontext
+from typing import get_args
 
 import pytest
 import torch
@@ -8,12 +10,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from prenorm import ModelConfig, TransformerLM
 from prenorm.costs import activations, memory
 from prenorm.costs.activations import saved
+from prenorm.costs.architecture import _COUNTED as COUNTED_FIELDS
 from prenorm.costs.architecture import Architecture, architecture_of
+from prenorm.family import Activation, Family
 from prenorm.kernels import sdpa
 from prenorm.kernels.cpu import attention, silu_gate
 from prenorm.ops import cross_entropy
 
-from .examples import odd_configs
+from .examples import family_config, odd_configs
 
 HAS_KERNELS = pytest.mark.skipif(
     bool(attention.unavailable_reason()), reason=attention.unavailable_reason() or "there are kernels"
@@ -76,6 +80,59 @@ def test_pytorchs_ops_save_what_is_counted(dtype, shapes_unchecked):
         assert found == sum(parts.values()), (config, batch, context, every)
 
 
+# Switches that `not_counted` names.
+NAMED = (
+    *("one_plus_norms", "wide_qk_norm", "per_head_qk_norm", "clip_qkv", "attention_softcap"),
+    *("logit_divisor", "logit_softcap"),
+)
+# Of the families that are counted, each kind once: what their blocks have, layer by layer.
+COUNTED = {
+    "gpt2": family_config("gpt2"),
+    "gpt_neox": family_config("gpt_neox"),
+    "parallel": family_config("smollm3", family=Family(residual="parallel", norm="layer_scale", rotary_dim=4)),
+    "scales": family_config("yarn", qkv_bias=True, family=Family(residual_scale=0.3, attention_scale=0.2)),
+    "windows": family_config(
+        "exaone4", qk_norm=False, family=Family(windows=(0, 5), window_rope_theta=30.0, norm="layer_bare")
+    ),
+    "rotated": family_config("smollm3", num_kv_heads=4, head_dim=16),
+    "embedding": family_config("smollm3", tie_embeddings=True, qk_norm=True, family=Family(embedding_scale=3.0)),
+}
+COUNTED |= {
+    f"{activation}, gated={gated}": family_config("yarn", family=Family(activation=activation, gated=gated))
+    for activation in get_args(Activation)
+    for gated in (True, False)
+}
+
+
+@HAS_KERNELS
+@pytest.mark.parametrize("name", COUNTED)
+def test_families_save_what_is_counted(name, shapes_unchecked):
+    number = list(COUNTED).index(name)
+    dtypes = ("float32", "bfloat16")
+    for kernels, mode, dtype in (
+        ("pytorch", PyTorchAlone(), dtypes[number % 2]),
+        ("amd_cpu", nullcontext(), dtypes[1 - number % 2]),
+    ):
+        (batch, context), every = SHAPES[1:][number % 5], number % 3
+        config = dataclasses.replace(COUNTED[name], dropout=0.1 if number % 4 < 2 and kernels == "amd_cpu" else 0.0)
+        found = hooked_loss(config, batch, context, dtype, every, mode)
+        parts = saved(architecture_of(config), batch, context, dtype=dtype, kernels=kernels, every=every)
+        assert found == sum(parts.values()), (dtype, kernels, batch, context, every)
+        assert not architecture_of(config).uncounted
+
+
+def test_what_is_not_counted_is_named():
+    assert architecture_of(family_config("gemma2")).uncounted == (
+        *("residual", "one_plus_norms", "attention_softcap", "logit_softcap"),
+    )
+    assert architecture_of(family_config("olmo2")).uncounted == ("residual", "wide_qk_norm")
+    assert architecture_of(family_config("stablelm")).uncounted == ("per_head_qk_norm",)
+    layer_norms = family_config("smollm3", qk_norm=True, family=Family(norm="layer"))
+    assert architecture_of(layer_norms).uncounted == ("qk_norm",)
+    for field in dataclasses.fields(Family):  # a new switch is counted, or named
+        assert field.name in (*COUNTED_FIELDS, *NAMED)
+
+
 def test_the_limits_of_the_kernels_have_not_moved():
     assert (attention.WIDTH, attention.MOST_DIM) == (activations.ATTENTION_WIDTH, activations.ATTENTION_MOST_DIM)
     assert attention.LEAST_SCORES == activations.ATTENTION_LEAST_SCORES
@@ -100,6 +157,7 @@ def test_a_block_of_another_kind_saves_what_is_counted(parallel):
     model = Architecture(
         **{"vocab_size": 7, "d_model": 24, "num_layers": 1, "num_heads": 3, "num_kv_heads": 3, "head_dim": 8},
         **{"d_ff": 40, "max_seq_len": 50, "gated": False, "norm": "layer", "norm_vectors": 2, "parallel": parallel},
+        **{"norms": 1 if parallel else 2, "activation": "gelu"},
         **{"learned_positions": True, "qkv_bias": True, "o_bias": True, "ffn_bias": True},
     )
     norms = [torch.nn.LayerNorm(24) for _ in range(1 if parallel else 2)]

@@ -1,12 +1,12 @@
 import pytest
 
-from prenorm.costs.architecture import Architecture
+from prenorm import ModelConfig
+from prenorm.costs.architecture import architecture_of
 from prenorm.costs.fits import fits, parse_bytes
 from prenorm.costs.memory import decoding, peak
 from prenorm.errors import ConfigError
-from prenorm.published import PUBLISHED
 
-GPT2 = Architecture(**PUBLISHED["gpt2"].fields)
+GPT2 = architecture_of(ModelConfig.preset("gpt2"))
 
 
 def test_the_largest_batch_and_context_fit_and_the_next_ones_do_not():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
@@ -7,7 +9,7 @@ from prenorm.costs import flops
 from prenorm.costs.architecture import Architecture, architecture_of
 from prenorm.published import PUBLISHED
 
-from .examples import odd_configs
+from .examples import FAMILIES, family_config, odd_configs
 
 
 def counted(call):
@@ -23,15 +25,41 @@ def total(parts):
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("every", [0, 1, 2])
 def test_full_square_flops_are_those_that_pytorch_counts_forward_and_backward(every):
-    batch, context = 2, 19
     for config in odd_configs(6, dropout=True):
-        model, ours = TransformerLM(config, device="meta").train(), architecture_of(config)
-        ids = torch.zeros(batch, context, dtype=torch.int64, device="meta")
-        forward, logits = counted(lambda m=model, i=ids: m(i, use_checkpointing=every))
-        backward, _ = counted(lambda y=logits: y.sum().backward())
-        assert forward == total(flops.forward(ours, batch, context, causal=False))
-        again = flops.recomputation(ours, batch, context, every, causal=False)
-        assert backward == total(flops.backward(ours, batch, context, causal=False)) + total(again)
+        check_flops(config, every)
+
+
+@pytest.mark.parametrize(("number", "name"), list(enumerate(FAMILIES)))
+def test_flops_of_every_family_are_those_that_pytorch_counts(number, name):
+    check_flops(family_config(name, dropout=0.1 * (number % 2)), every=number % 3)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_so_they_are_with_dropout_and_with_checkpointing(name):
+    for every in (0, 1, 2):
+        for dropout in (0.0, 0.1):
+            check_flops(family_config(name, dropout=dropout), every)
+
+
+def check_flops(config, every, batch=2, context=19):
+    model, ours = TransformerLM(config, device="meta").train(), architecture_of(config)
+    ids = torch.zeros(batch, context, dtype=torch.int64, device="meta")
+    forward, logits = counted(lambda: model(ids, use_checkpointing=every))
+    backward, _ = counted(lambda: logits.sum().backward())
+    assert forward == total(flops.forward(ours, batch, context, causal=False))
+    again = flops.recomputation(ours, batch, context, every, causal=False)
+    assert backward == total(flops.backward(ours, batch, context, causal=False)) + total(again)
+
+
+def test_windows_of_layers_are_counted_one_by_one():
+    mixed = architecture_of(family_config("gemma2"))  # windows of 5 and of none
+    alone = [architecture_of(dataclasses.replace(family_config("granite"), window=window)) for window in (5, None)]
+    for count in (flops.forward, flops.decoded_token):
+        both = [count(one, 2, 19, causal=True)["scores"] for one in alone]
+        assert count(mixed, 2, 19, causal=True)["scores"] == sum(both) // 2
+    parts = flops.recomputation(mixed, 2, 19, 2, causal=True)  # of the second layer alone
+    assert parts["scores"] == flops.forward(alone[1], 2, 19, causal=True)["scores"] // 2
 
 
 def test_a_step_with_the_loss_takes_as_many():
@@ -58,7 +86,7 @@ def test_causal_exact_pairs_are_those_of_the_mask(window):
     seen = (behind >= 0) & (behind < (window or 19))
     assert flops.pairs(19, window, causal=True) == int(seen.sum())
     assert flops.pairs(19, window, causal=False) == 19 * 19
-    model = Architecture(**{**PUBLISHED["gpt2"].fields, "window": window})
+    model = architecture_of(dataclasses.replace(ModelConfig.preset("gpt2"), window=window))
     assert flops.decoded_token(model, 1, 19, causal=True)["scores"] == 2 * 12 * 768 * int(seen[-1].sum())
 
 
@@ -76,6 +104,6 @@ def test_the_figures_of_the_page_about_the_text_book_account():
 
 
 def test_the_rules_are_six_n_and_the_attention_that_it_leaves_out():
-    model = Architecture(**PUBLISHED["gpt2"].fields)
+    model = architecture_of(ModelConfig.preset("gpt2"))
     assert flops.six_n(model, 1024) == 6 * 124_439_808 * 1024
     assert flops.six_n_and_attention(model, 1024, 1024) - flops.six_n(model, 1024) == 12 * 12 * 768 * 1024 * 1024

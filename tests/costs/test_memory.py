@@ -5,10 +5,11 @@ from torch.distributed._tools.mem_tracker import MemTracker
 from prenorm import ModelConfig, TransformerLM
 from prenorm.costs.architecture import architecture_of
 from prenorm.costs.memory import kv_cache, optimizer_state, peak
+from prenorm.family import Family
 from prenorm.training.config import TrainConfig
 from prenorm.training.optimizer import MuonAndAdamW
 
-from .examples import odd_configs
+from .examples import FAMILIES, family_config, odd_configs
 
 # What is largest: weights and activations, logits, what many layers save, the optimiser's step, a window's mask.
 SIZES = {
@@ -16,6 +17,7 @@ SIZES = {
     "vocabulary": (ModelConfig(vocab_size=9000, d_model=32, num_layers=1, num_heads=2, tie_embeddings=True), 4, 256),
     "deep": (ModelConfig(vocab_size=300, d_model=32, num_layers=5, num_heads=2, qk_norm=True), 4, 128),
     "few tokens": (ModelConfig(vocab_size=9000, d_model=64, num_layers=2, num_heads=2, tie_embeddings=True), 1, 32),
+    "gpt2": (family_config("gpt2", d_model=64, num_layers=3, head_dim=16, d_ff=256, vocab_size=300), 4, 128),
     "window": (ModelConfig(vocab_size=300, d_model=16, num_layers=1, num_heads=1, d_ff=32, window=50), 1, 512),
 }
 
@@ -53,6 +55,7 @@ def tracked_peak(config, batch, context, dtype, every, optimizer):
         *[("vocabulary", "float32", "muon", 0), ("vocabulary", "bfloat16", "adamw", 1)],
         *[("deep", "float32", "adamw", 1), ("deep", "bfloat16", "muon", 0)],
         *[("few tokens", "float32", "adamw", 0), ("few tokens", "bfloat16", "muon", 0)],
+        *[("gpt2", "float32", "adamw", 0), ("gpt2", "bfloat16", "muon", 1)],
         *[("window", "float32", "muon", 1), ("window", "bfloat16", "adamw", 0)],
     ],
 )
@@ -77,7 +80,7 @@ def test_a_head_that_is_watched_keeps_its_logits_and_a_tied_one_is_never_called(
 
 @pytest.mark.parametrize("optimizer", ["adamw", "muon"])
 def test_the_state_of_an_optimiser_is_counted_to_the_byte(optimizer):
-    for config in odd_configs(6):
+    for config in (*odd_configs(6), *map(family_config, FAMILIES)):
         model = TransformerLM(config)
         for parameter in model.parameters():
             parameter.grad = torch.ones_like(parameter)
@@ -88,11 +91,11 @@ def test_the_state_of_an_optimiser_is_counted_to_the_byte(optimizer):
         assert sum(states) == optimizer_state(architecture_of(config), optimizer)
 
 
-@pytest.mark.parametrize("window", [None, 5, 40])
-def test_a_cache_takes_what_is_counted_and_a_slot_a_row_for_padding(window):
+@pytest.mark.parametrize("windows", [(0, 0, 0), (5, 5, 5), (40, 40, 40), (5, 0, 40)])
+def test_a_cache_takes_what_is_counted_and_a_slot_a_row_for_padding(windows):
     config = ModelConfig(
         **{"vocab_size": 7, "d_model": 24, "num_layers": 3, "num_heads": 6, "num_kv_heads": 2},
-        **{"head_dim": 8, "d_ff": 8, "max_seq_len": 32, "window": window},
+        **{"head_dim": 8, "d_ff": 8, "max_seq_len": 32, "family": Family(windows=windows)},
     )
     for dtype in ("float32", "bfloat16"):
         cache = TransformerLM(config).make_cache(2, 17, getattr(torch, dtype))

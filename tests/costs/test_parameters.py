@@ -5,16 +5,16 @@ from prenorm.costs.architecture import Architecture, architecture_of
 from prenorm.costs.parameters import block_matrices, parameters, tensors, total
 from prenorm.published import PUBLISHED
 
-from .examples import odd_configs
+from .examples import FAMILIES, family_config, odd_configs
 
 
 def test_the_parts_are_those_of_the_model_that_is_built():
-    for config in odd_configs(30):
+    for config in (*odd_configs(30), *map(family_config, FAMILIES)):
         model, counted = TransformerLM(config, device="meta"), architecture_of(config)
         sizes = {name: parameter.numel() for name, parameter in model.named_parameters()}
         parts = {
             "embedding": ["embedding."],
-            "positions": ["-"],
+            "positions": ["positions."],
             "attention": ["_proj.", "attn."],
             "feed_forward": ["ffn."],
             "norms": ["norm"],
@@ -22,7 +22,11 @@ def test_the_parts_are_those_of_the_model_that_is_built():
         }
         found = dict.fromkeys(parts, 0)
         for name, size in sizes.items():
-            part = next(p for p in ("norms", "feed_forward", "attention", "embedding", "head") if _in(name, parts[p]))
+            part = next(
+                p
+                for p in ("norms", "feed_forward", "attention", "positions", "embedding", "head")
+                if _in(name, parts[p])
+            )
             found[part] += size
         assert found == parameters(counted)
         assert total(counted) == sum(sizes.values())

@@ -17,6 +17,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from .cases import FAMILIES
 from .cells import SUBJECTS, Cell, draw
 from .judge import Verdict, judge
 from .paths import PATHS
@@ -29,6 +30,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--cell", type=int, metavar="N", help="run this cell alone")
     parser.add_argument("--path", action="append", choices=PATHS, metavar="NAME", help="run the cells of this path")
     parser.add_argument(
+        "--family", action="append", choices=FAMILIES, metavar="NAME", help="run the cells of this family"
+    )
+    parser.add_argument(
         "--every", type=int, default=1, metavar="K", help="run every K-th cell of each path and subject"
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write every cell and its figures to a file")
@@ -37,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     cells = list(enumerate(draw(tuple(PATHS))))
     cells = [(number, cell) for number, cell in cells if options.path is None or cell.path in options.path]
+    cells = [(number, cell) for number, cell in cells if options.family is None or cell.family in options.family]
     cells = [pair for _, pairs in _by_column(cells) for pair in pairs[:: options.every]]
     if options.cell is not None:
         cells = [(number, cell) for number, cell in cells if number == options.cell]

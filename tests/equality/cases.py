@@ -75,6 +75,30 @@ FAMILIES: dict[str, dict[str, Any]] = {
         "rope_interleaved": True,
         "family": Family(norm="layer_scale", residual="parallel", activation="gelu", logit_divisor=3.0),
     },
+    "stablelm": {
+        "qk_norm": True,
+        "qkv_bias": True,
+        "family": Family(norm="layer", per_head_qk_norm=True, rotary_dim=2),
+    },
+    "gpt2": {
+        "qkv_bias": True,
+        "o_bias": True,
+        "family": Family(
+            norm="layer",
+            activation="gelu_tanh",
+            gated=False,
+            ffn_bias=True,
+            learned_positions=True,
+            attention_scale_by_layer=True,
+        ),
+    },
+    "gpt_neox": {
+        "qkv_bias": True,
+        "o_bias": True,
+        "family": Family(
+            norm="layer", residual="parallel_two_norms", activation="gelu", gated=False, ffn_bias=True, rotary_dim=2
+        ),
+    },
     "yarn": {
         "rope_scaling": RopeScaling("yarn", 8.0, original_max_seq_len=16),
         "family": Family(activation="relu_squared", attention_scale=0.15),

@@ -165,6 +165,9 @@ FACTORS: dict[str, dict[str, Values]] = {
             "olmo",
             "nemotron",
             "cohere",
+            "stablelm",
+            "gpt2",
+            "gpt_neox",
         ),
         "sees": ("past",),
         "mask": ("none", "padding", "documents"),
@@ -266,10 +269,10 @@ HONOURS: dict[str, dict[str, Values | None]] = {
 }
 # What costs seconds a model is drawn for few models, each with several inputs: models, inputs each.
 GRAPHS = {
-    "compiled (aot_eager)": {"block": (8, 6), "lm": (6, 6), "encoder-decoder": (5, 6), "family": (11, 3)},
+    "compiled (aot_eager)": {"block": (8, 6), "lm": (6, 6), "encoder-decoder": (5, 6), "family": (14, 3)},
     "compiled (inductor)": {"block": (3, 5), "lm": (3, 5), "encoder-decoder": (3, 5)},
     "compiled with a cache": {"block": (5, 5), "lm": (5, 5)},
-    "exported": {"block": (8, 6), "lm": (6, 6), "encoder-decoder": (5, 6), "family": (11, 3)},
+    "exported": {"block": (8, 6), "lm": (6, 6), "encoder-decoder": (5, 6), "family": (14, 3)},
     "ONNX Runtime": {"block": (8, 5), "lm": (6, 5), "encoder-decoder": (5, 5)},
 }
 EACH = 72  # cells of a path and subject otherwise

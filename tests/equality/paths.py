@@ -112,7 +112,7 @@ def saved_and_loaded(case: Case) -> Ran:
 
 
 def explicit_positions(case: Case) -> Ran:
-    """What the positions are by default, said: 0, 1, 2, ... and again from 0 in each document."""
+    """What the positions are by default, said: 0, 1, 2, ... and again from 0 in each document; 0 for padding."""
     (x,), ids = case.inputs, case.options.get("segment_ids")
     seq = x.shape[len(case.cell.leading or ())]
     positions = torch.arange(seq)
@@ -121,6 +121,7 @@ def explicit_positions(case: Case) -> Ran:
         for place in range(1, seq):
             goes_on = ids[..., place] == ids[..., place - 1]
             positions[..., place] = torch.where(goes_on, positions[..., place - 1] + 1, 0)
+        positions = positions.masked_fill(ids < 0, 0)
     return case.module(x, positions, **case.options), named(case.module)
 
 

@@ -5,7 +5,7 @@ import dataclasses
 import pytest
 import torch
 
-from prenorm import ConfigError, ModelConfig, RopeScaling, TransformerLM
+from prenorm import ConfigError, ModelConfig, RangeError, RopeScaling, TransformerLM
 from prenorm.family import Family
 from prenorm.generation.native_decode.decoder import NativeDecoder
 from prenorm.kernels.cpu import native
@@ -24,6 +24,8 @@ SWITCHES = {
     "gated": False,
     "one_plus_norms": True,
     "wide_qk_norm": True,
+    "per_head_qk_norm": True,
+    "learned_positions": True,
     "rotary_dim": 16,
     "windows": (0, 5),
     "rotated": (True, False),
@@ -31,6 +33,7 @@ SWITCHES = {
     "window_rope_scaling": RopeScaling("linear", 4.0),
     "clip_qkv": 0.5,
     "attention_scale": 0.05,
+    "attention_scale_by_layer": True,
     "attention_softcap": 1.5,
     "residual_scale": 0.3,
     "embedding_scale": 3.0,
@@ -53,6 +56,8 @@ def model(family, **options):
 
 def record(name):
     needed = {"window_rope_theta": {"windows": (0, 5)}, "window_rope_scaling": {"windows": (0, 5)}}.get(name, {})
+    if name == "per_head_qk_norm":
+        needed = {"norm": "layer"}
     if name == "window_rope_scaling":
         needed["window_rope_theta"] = 50.0
     return Family(**needed, **{name: SWITCHES[name]}), Family(**needed)
@@ -86,7 +91,7 @@ def test_every_switch_changes_the_logits(name):
 def test_steps_of_decoding_give_the_models_logits(name):
     made = model(None, rope_scaling=SCALINGS[name]) if name in SCALINGS else model(record(name)[0])
     steps, ids = made._decoder(), integers(2, SEQ, limit=VOCAB)
-    assert isinstance(steps, NativeDecoder) == (name == "yarn")  # which is in the cosines and sines
+    assert isinstance(steps, NativeDecoder) == (name in ("yarn", "windows"))  # in cosines and sines, or in the cache
     assert isinstance(model(None)._decoder(), NativeDecoder)
     with torch.inference_mode():
         wanted, cache = made(ids), made.make_cache(2, SEQ)
@@ -103,9 +108,11 @@ def test_generated_tokens_are_the_most_likely_of_the_logits(name):
         assert reply == made(torch.tensor([prompt + reply]))[0, len(prompt) - 1 : -1].argmax(-1).tolist()
 
 
-@pytest.mark.parametrize("kind", ["int8", "int4"])
-def test_a_quantised_model_is_saved_and_opens(kind, tmp_path):
-    made = model(record("residual")[0], num_heads=2)
+@pytest.mark.parametrize(
+    ("kind", "switch"), [("int8", "residual"), ("int4", "residual"), ("int8", "learned_positions")]
+)
+def test_a_quantised_model_is_saved_and_opens(kind, switch, tmp_path):
+    made = model(record(switch)[0], num_heads=2)
     ids = integers(2, SEQ, limit=VOCAB)
     with torch.inference_mode():
         wanted = made.quantize(kind)(ids)
@@ -117,7 +124,7 @@ def test_a_quantised_model_is_saved_and_opens(kind, tmp_path):
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", SWITCHES)
 def test_a_model_of_our_own_with_a_record_is_saved_and_opens(name, tmp_path):
-    made = model(record(name)[0], rope_interleaved=True)
+    made = model(record(name)[0], rope_interleaved=name != "learned_positions")
     ids = integers(2, SEQ, limit=VOCAB)
     if name in ("activation", "ffn_bias"):
         made = model(record(name)[0], qk_norm=False)
@@ -153,7 +160,10 @@ def test_frequencies_that_depend_on_length_take_the_rows_own_or_the_room_of_the_
 
 
 BAD = [
-    ({"residual": "none"}, "family.residual must be one of pre, post, sandwich, parallel, not 'none'"),
+    (
+        {"residual": "none"},
+        "family.residual must be one of pre, post, sandwich, parallel, parallel_two_norms, not 'none'",
+    ),
     ({"activation": "mish"}, "family.activation must be one of silu, .*, not 'mish'"),
     ({"ffn_bias": 1}, "family.ffn_bias must be True or False, not 1"),
     ({"rotary_dim": 3}, "family.rotary_dim must be even"),
@@ -164,6 +174,11 @@ BAD = [
     ({"attention_softcap": 0.0}, "family.attention_softcap must be greater than 0, not 0.0"),
     ({"logit_divisor": float("nan")}, "family.logit_divisor must be a finite number"),
     ({"window_rope_scaling": RopeScaling("linear", 2.0)}, "needs family.window_rope_theta"),
+    ({"per_head_qk_norm": True}, "per_head_qk_norm is a LayerNorm that .* needs family.norm 'layer'"),
+    ({"per_head_qk_norm": True, "norm": "layer", "wide_qk_norm": True}, "without family.wide_qk_norm"),
+    ({"per_head_qk_norm": True, "norm": "layer", "one_plus_norms": True}, "or family.one_plus_norms"),
+    ({"learned_positions": True, "rotary_dim": 16}, "rotates nothing, so family.rotary_dim must be left out"),
+    ({"learned_positions": True, "rotated": (True, False)}, "rotates nothing, so family.rotated must be left out"),
 ]
 
 
@@ -172,6 +187,29 @@ BAD = [
 def test_records_that_no_model_can_have_are_refused_with_the_rule(fields, message):
     with pytest.raises(ConfigError, match=message):
         model(Family(**fields))
+
+
+@pytest.mark.parametrize("kind", [{"wide_qk_norm": True}, {"per_head_qk_norm": True, "norm": "layer"}])
+def test_how_queries_and_keys_are_normed_is_refused_where_they_are_not(kind):
+    with pytest.raises(ConfigError, match="says how queries and keys are normed, so it needs qk_norm=True"):
+        model(Family(**kind), qk_norm=False)
+
+
+@pytest.mark.parametrize(
+    "setting", [{"rope_theta": 5.0}, {"rope_interleaved": True}, {"rope_scaling": SCALINGS["yarn"]}]
+)
+def test_settings_of_a_rotation_are_refused_where_positions_are_learned(setting):
+    with pytest.raises(ConfigError, match=f"rotates nothing, so {next(iter(setting))} must be left out"):
+        model(Family(learned_positions=True), **setting)
+
+
+def test_heads_of_an_odd_size_may_have_learned_positions():
+    made, ids = model(Family(learned_positions=True), head_dim=7), integers(2, SEQ, limit=VOCAB)
+    with torch.no_grad():
+        logits = made(ids)
+        assert (made(ids.flip(1)).flip(1) - logits).abs().max() > 1e-3
+        with pytest.raises(RangeError, match="positions"):
+            made(integers(1, 65, limit=VOCAB))
 
 
 def test_a_familys_logits_are_finished_even_where_all_its_parts_are_ours():

@@ -38,6 +38,8 @@ def family_model(
     for row, tokens in enumerate(token_ids.reshape(-1, seq)):
         together, places = documents(ids[row])
         x = weights["embedding.weight"][tokens] * family["embedding_scale"]
+        if family["learned_positions"]:
+            x = x + weights["positions.embedding.weight"][places if positions is None else positions[row]]
         for layer in range(config["num_layers"]):
             own = below(weights, f"layers.{layer}.")
             x = layer_of(own, x, places if positions is None else positions[row], together, layer, config)
@@ -54,6 +56,10 @@ def layer_of(
         normed = norm(weights, "norm1", x, config)
         both = (run(weights, normed, positions, together, layer, config) for run in (attend, feed_forward))
         return x + family["residual_scale"] * sum(both)
+    if family["residual"] == "parallel_two_norms":
+        attended, fed = (norm(weights, f"norm{number}", x, config) for number in "12")
+        attended = attend(weights, attended, positions, together, layer, config)
+        return x + family["residual_scale"] * (attended + feed_forward(weights, fed, config))
     for number, sublayer in (("1", attend), ("2", feed_forward)):
         y = x if family["residual"] == "post" else norm(weights, f"norm{number}", x, config)
         y = sublayer(weights, y, positions, together, layer, config)
@@ -77,14 +83,19 @@ def attend(
         if normed and family["wide_qk_norm"]:
             rows = norm(weights, f"attn.{name}_norm", rows, config)
         rows = rows.reshape(seq, count, head_dim).transpose(1, 0, 2)
-        if normed and not family["wide_qk_norm"]:
+        if normed and family["per_head_qk_norm"]:
+            nothing = np.zeros(head_dim)
+            of_heads = [weights[f"attn.{name}_norm.weights.{head}"] for head in range(count)]
+            rows = np.stack([layer_norm(r, w, nothing, config["eps"]) for r, w in zip(rows, of_heads, strict=True)])
+        elif normed and not family["wide_qk_norm"]:
             rows = norm(weights, f"attn.{name}_norm", rows, config)
-        if name == "v" or (family["rotated"] and not family["rotated"][layer]):
+        if name == "v" or family["learned_positions"] or (family["rotated"] and not family["rotated"][layer]):
             return rows
         return turned(rows, positions, window, config)
 
     q, k, v = (heads(name, config["num_heads" if name == "q" else "num_kv_heads"]) for name in "qkv")
     scale, cap = family["attention_scale"] or head_dim**-0.5, family["attention_softcap"]
+    scale = scale / (layer + 1) if family["attention_scale_by_layer"] else scale
     allowed = may_attend(seq, seq, causal=True, window=window) & together
     if cap is None:
         attended = attention(q * scale * math.sqrt(head_dim), k, v, allowed)

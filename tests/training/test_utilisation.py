@@ -5,6 +5,7 @@ import torch
 
 import prenorm.training.trainer as trainer_module
 from prenorm import ModelConfig
+from prenorm.family import Family
 from prenorm.training import utilisation
 from prenorm.training.config import TrainConfig
 from prenorm.training.device import Device
@@ -39,6 +40,14 @@ def test_a_slow_machine_multiplies_small_matrices_once_and_a_fast_one_all(monkey
 
     assert sides_at(1e8) == [512]
     assert sides_at(1e15) == [512] * 3 + [1024] * 3 + [2048] * 3
+
+
+def test_utilisation_of_a_family_counts_its_windows_and_its_two_matrices():
+    family = Family(gated=False, windows=(2, 0))
+    config = ModelConfig(vocab_size=100, d_model=16, num_layers=2, num_heads=2, d_ff=32, family=family)
+    matrices = 2 * (4 * 16 * 16 + 2 * 16 * 32)
+    causal = 3 * (2 * 8 * (matrices + 100 * 16) + 2 * 2 * 16 * (36 + 15))  # pairs without a window, and with one of 2
+    assert Utilisation(config, 1e9).of(8, 1000.0)["mfu_causal"] == pytest.approx(causal / 8 * 1000 / 1e9)
 
 
 def test_utilisation_is_the_models_operations_over_the_rate():

@@ -23,7 +23,8 @@ _WITHOUT_INFLUENCE = {
     "transformers, training": "initializer_range gradient_checkpointing tf_legacy_loss",
     # Switches of training, where dropout is ours to choose.
     "transformers, dropout": """
-        attention_dropout residual_dropout resid_pdrop embd_pdrop hidden_dropout embedding_dropout""",
+        attention_dropout residual_dropout attn_pdrop resid_pdrop embd_pdrop hidden_dropout embedding_dropout
+        classifier_dropout""",
     "transformers, token ids": """
         bos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id
         forced_bos_token_id forced_eos_token_id""",

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping, Sized
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from .files import name_text
-from .names import CLASSIC, PACKED, SHAPE, Naming, parameters_of, stored_shapes
+from .names import CLASSIC, PACKED, SHAPE, Naming, parameters_of
+from .stored import stored_shapes
 
 # Every block has four matrices and more. What so few layers lack is listed in no time.
 LEAST_IN_ALAYER = 4
@@ -20,7 +21,7 @@ WHOLE = {PACKED: ("I32",), SHAPE: ("I64",)}  # by the end of the name
 LAYER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")  # its number in a name
 
 # Rotary tables that old transformers stored among the weights; they are made from the config.
-_ROTARY_TABLE = re.compile(r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq")
+_ROTARY_TABLE = r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
 
 
 def check_fit(
@@ -40,10 +41,12 @@ def check_fit(
     """
     check_layers(config.num_layers, found, source)
     parameters = list(parameters_of(config, kind, naming))
-    expected = stored_shapes(parameters) if hugging_face else {name: shape for name, _, shape in parameters}
-    if config.tie_embeddings and "lm_head.weight" in found:
-        expected["lm_head.weight"] = (config.vocab_size, config.d_model)
-    used = {name: info for name, info in found.items() if not _ROTARY_TABLE.fullmatch(name)}
+    expected = stored_shapes(parameters) if hugging_face else {one.name: one.shape for one in parameters}
+    head = f"{naming.outside['lm_head']}.weight" if hugging_face else "lm_head.weight"
+    if config.tie_embeddings and head in found:
+        expected[head] = (config.vocab_size, config.d_model)
+    ignored = re.compile(f"{_ROTARY_TABLE}|{naming.ignored}")
+    used = {name: info for name, info in found.items() if not ignored.fullmatch(name)}
     return check_tensors(expected, used, source)
 
 

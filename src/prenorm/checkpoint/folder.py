@@ -30,6 +30,7 @@ from .tokenizer_files import read_tokenizer_files, remove_tokenizer_files
 from .writing import (
     config_as_it_came,
     config_to_hugging_face,
+    naming_among,
     naming_of,
     weights_from_hugging_face,
     weights_to_hugging_face,
@@ -60,13 +61,15 @@ def save(
     if kind is not None:
         tensors = to_rows(config, kind, tensors)
     check_fit(config, found_among(tensors), hugging_face=False, source="the model to save", kind=kind)
-    _check_tied_head(config, tensors, "embedding.weight", "the model to save", "tie_embeddings=False")
+    _check_tied_head(config, tensors, "lm_head.weight", "embedding.weight", "the model to save", "tie_embeddings=False")
     floats = (
         tensor.dtype for name, tensor in tensors.items() if tensor.is_floating_point() and not name.endswith(SCALES)
     )
     dtype = functools.reduce(torch.promote_types, floats)
     fields = _fields(config, eos_token_ids, dtype, kind, came_from)
-    weights = weights_to_hugging_face(config, tensors, fields, kind)
+    as_it_came = came_from is not None and fields["model_type"] == came_from.config["model_type"]
+    number = came_from.naming if came_from is not None and as_it_came else 0
+    weights = weights_to_hugging_face(config, tensors, fields, kind, number)
     if kind is not None:
         fields[KEY] = quantization_config(kind)
     others: dict[Path, Content] = {}
@@ -102,12 +105,12 @@ def _fields(
     came_from: Source | None,
 ) -> dict[str, Any]:
     """What config.json says: what it said where the model came from, as long as that is so; otherwise in our words."""
-    if came_from is not None and not (kind and LAYOUTS[came_from.config["model_type"]].naming.fused):
+    if came_from is not None and (kind is None or LAYOUTS[came_from.config["model_type"]].naming.keeps_matrices):
         changed = None if came_from.eos_token_ids == eos_token_ids else eos_token_ids
         fields = config_as_it_came(came_from.config, config, changed, dtype)
         if fields is not None:
             return fields
-    return config_to_hugging_face(config, eos_token_ids=eos_token_ids, dtype=dtype)
+    return config_to_hugging_face(config, eos_token_ids=eos_token_ids, dtype=dtype, kind=kind)
 
 
 def load(
@@ -124,17 +127,19 @@ def load(
         own = {key: value for key, value in fields.items() if key not in (KEY, SAVE_ID)}
         config, eos_token_ids = config_from_hugging_face(own, source=source)
         layout = LAYOUTS[own["model_type"]]
-        naming = naming_of(layout, kind)
         generation = read_generation_config(path)
         if generation is not None and generation.get("eos_token_id") is not None:
             ids = own_eos(generation["eos_token_id"], layout, config.vocab_size)
             eos_token_ids = eos_from_hugging_face(ids, config.vocab_size, source=str(path / GENERATION_CONFIG))
-        came_from = Source(path.resolve(), own, generation, eos_token_ids, read_tokenizer_files(path))
         weights = Weights(path, fields)
+        number = naming_among(layout, weights.found)
+        came_from = Source(path.resolve(), own, generation, eos_token_ids, read_tokenizer_files(path), number)
+        naming = naming_of(layout, kind, number)
         used = check_fit(config, weights.found, hugging_face=True, source=str(path), kind=kind, naming=naming)
         whole = [name for name in used if name.endswith((PACKED, SCALES, SHAPE))]
         stored = weights.read(whole, None, device) | weights.read(sorted({*used} - {*whole}), dtype, device)
-        _check_tied_head(config, stored, "model.embed_tokens.weight", str(path), '"tie_word_embeddings": false')
+        head, embedding = (f"{naming.outside[part]}.weight" for part in ("lm_head", "embedding"))
+        _check_tied_head(config, stored, head, embedding, str(path), '"tie_word_embeddings": false')
         tensors = weights_from_hugging_face(config, stored, kind, naming)
         if kind is not None:
             tensors = from_rows(config, kind, tensors, str(path))
@@ -142,13 +147,13 @@ def load(
 
 
 def _check_tied_head(
-    config: ModelConfig, tensors: Mapping[str, Tensor], embedding: str, source: str, untied: str
+    config: ModelConfig, tensors: Mapping[str, Tensor], name: str, embedding: str, source: str, untied: str
 ) -> None:
-    head = tensors.get("lm_head.weight")
+    head = tensors.get(name)
     if config.tie_embeddings and head is not None and not torch.equal(head, tensors[embedding]):
         raise CheckpointError(
-            f"{source}: tied embeddings share one tensor, but lm_head.weight differs from {embedding}; "
-            f"{untied} says that they are not tied, or leave lm_head.weight out."
+            f"{source}: tied embeddings share one tensor, but {name} differs from {embedding}; "
+            f"{untied} says that they are not tied, or leave {name} out."
         )
 
 

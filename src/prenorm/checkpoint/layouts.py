@@ -14,7 +14,7 @@ from ..errors import CheckpointError, ConfigError
 from ..family import Family
 from ..validation import attention_sizes, check_size
 from .bookkeeping import HARMLESS_VALUES, NO_INFLUENCE
-from .families import gemma, glm, granite, layer_norm, llama, olmo2
+from .families import gemma, glm, gpt, granite, layer_norm, llama, olmo2
 from .families.layout import Known, Layout
 from .files import IN_THE_FILE, json_text, name_text, phrases
 from .rope import Dialect, as_float, foreign_in_rope_keys, rope_from_hugging_face
@@ -75,6 +75,7 @@ LAYOUTS: dict[str, Layout] = {
     **glm.LAYOUTS,
     **gemma.LAYOUTS,
     **layer_norm.LAYOUTS,
+    **gpt.LAYOUTS,
     OURS: Layout(
         architecture="TransformerLM",
         keys={
@@ -95,6 +96,11 @@ LAYOUTS: dict[str, Layout] = {
 # Read in one piece by rope.py and windows.py, and by whoever reads the file.
 _READ_ELSEWHERE = {"model_type", "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "prenorm_save_id"}
 
+# Families that are not served, and why.
+_NOT_SERVED = {
+    "apertus": "its feed-forward has an activation with weights of its own (xIELU)",
+}
+
 # Keys by which a folder that is not served says what it is.
 _OTHERWISE = {
     "a mixture of experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
@@ -112,8 +118,9 @@ def config_from_hugging_face(
     """
     model_type = fields.get("model_type")
     layout = layout_of(model_type, fields, source)
-    problems = [f"{key} is missing" for key in _REQUIRED if key not in fields]
-    problems += [f"{key} is null" for key in (*_REQUIRED, *layout.never_null) if fields.get(key, 0) is None]
+    required = _required(layout)
+    problems = [f"{key} is missing" for key in required if key not in fields]
+    problems += [f"{key} is null" for key in (*required, *layout.never_null) if fields.get(key, 0) is None]
     if problems := [*problems, *_foreign_keys(layout, fields)]:
         raise CheckpointError(
             f"{source} (model_type {model_type}) must be understood as a whole, but {phrases(problems)}. "
@@ -122,6 +129,7 @@ def config_from_hugging_face(
     defaults = _defaults(layout)
     known = {**defaults, **fields}
     known |= {key: defaults[key] for key in layout.null_is_default if known[key] is None}
+    known |= {key: known[own] for key, own in layout.own.items()}
     try:
         config = _read(layout, known)
     except ConfigError as error:
@@ -140,6 +148,8 @@ def layout_of(model_type: Any, fields: Mapping[str, Any], source: str) -> Layout
     if isinstance(model_type, str) and model_type in LAYOUTS:
         return LAYOUTS[model_type]
     hint = "; EncoderDecoder.from_pretrained opens this folder" if model_type == ENCODER_DECODER else ""
+    if isinstance(model_type, str) and model_type in _NOT_SERVED:
+        hint = f": {_NOT_SERVED[model_type]}, which prenorm does not have"
     for what, keys in _OTHERWISE.items():
         if said := [key for key in keys if fields.get(key) is not None]:
             hint = f". By its {said[0]} it is {what}, which prenorm does not have"
@@ -149,6 +159,12 @@ def layout_of(model_type: Any, fields: Mapping[str, Any], source: str) -> Layout
     )
 
 
+def _required(layout: Layout) -> list[str]:
+    """The sizes that a file must have, by its names of them."""
+    own = [layout.own.get(key, key) for key in _REQUIRED]
+    return [key for key in own if key not in layout.keys]
+
+
 def _defaults(layout: Layout) -> dict[str, Any]:
     """What each key that a family reads means where it is absent."""
     eps = {"rms_norm_eps": 1e-6} if layout.eps_key == "rms_norm_eps" else {}
@@ -156,7 +172,7 @@ def _defaults(layout: Layout) -> dict[str, Any]:
 
 
 def _foreign_keys(layout: Layout, fields: Mapping[str, Any]) -> Iterator[str]:
-    known = {*_REQUIRED, *_defaults(layout), *_READ_ELSEWHERE, *NO_INFLUENCE}
+    known = {*_required(layout), *_defaults(layout), *_READ_ELSEWHERE, *NO_INFLUENCE}
     harmless = {**HARMLESS_VALUES, **layout.harmless}
     for key in sorted(fields.keys() - known):
         if fields[key] is None and key not in harmless:
@@ -165,9 +181,10 @@ def _foreign_keys(layout: Layout, fields: Mapping[str, Any]) -> Iterator[str]:
             yield f"{name_text(key)} is not known"
         elif fields[key] not in harmless[key] and not (key == "auto_map" and _names_their_own(fields[key], fields)):
             yield f"{key} must be {json_text(harmless[key][0])} or absent, not {json_text(fields[key])}"
-    yield from (
-        foreign_in_rope_keys(fields, layout.rope) if layout.foreign_in_rope is None else layout.foreign_in_rope(fields)
-    )
+    if layout.foreign_in_rope is not None:
+        yield from layout.foreign_in_rope(fields)
+    elif layout.rope is not None:
+        yield from foreign_in_rope_keys(fields, layout.rope)
 
 
 def _names_their_own(auto_map: Any, fields: Mapping[str, Any]) -> bool:
@@ -185,17 +202,17 @@ def _read(layout: Layout, known: Known) -> ModelConfig:
 
     Everything is checked under the file's own names first, so that a message names what the file contains.
     """
-    for key in (*_REQUIRED, "max_position_embeddings"):
+    for key in (*_required(layout), layout.own.get("max_position_embeddings", "max_position_embeddings")):
         check_size(key, known[key], spelling=IN_THE_FILE)
     for key, most in (("max_position_embeddings", LONGEST_CONTEXT), ("num_hidden_layers", _MOST_LAYERS)):
         if known[key] > most:
-            raise ConfigError(f"{key} must be at most {most}, not {known[key]}.")
-    names = {**{field: key for key, field in SIZES.items()}, **_NUMBERS}
+            raise ConfigError(f"{layout.own.get(key, key)} must be at most {most}, not {known[key]}.")
+    names = {**{field: layout.own.get(key, key) for key, field in SIZES.items()}, **_NUMBERS}
     if layout.eps_key is not None:
         names["eps"] = layout.eps_key
     spelling = IN_THE_FILE._replace(name=lambda field: names.get(field, field))
     heads: Any = (known.get(names[name]) for name in ("d_model", "num_heads", "num_kv_heads", "head_dim"))
-    _, head_dim = attention_sizes(*heads, spelling=spelling)
+    _, head_dim = attention_sizes(*heads, rotary=layout.rope is not None, spelling=spelling)
     read = {**layout.read(known), **_rotation(layout, known, head_dim)}
     record = read.pop("record", None) or Family(**{name: read.pop(name) for name in _OF_FAMILY & read.keys()})
     fields = {
@@ -214,6 +231,8 @@ def _read(layout: Layout, known: Known) -> ModelConfig:
 def _rotation(layout: Layout, known: Known, head_dim: int) -> dict[str, Any]:
     """The base, the scaling, the features that are rotated, and how many places that is meant for."""
     max_seq_len = known["max_position_embeddings"]
+    if layout.rope is None:
+        return {"max_seq_len": max_seq_len}
     if layout.read_rope is not None:
         read = layout.read_rope(known, max_seq_len)
     else:

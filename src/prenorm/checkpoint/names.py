@@ -1,8 +1,9 @@
 """The parameters of a model: our name for each, Hugging Face's name for it, and its shape."""
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
+from typing import Literal, NamedTuple
 
 from ..config import ModelConfig
 from ..ops.quantized import GROUP, KINDS
@@ -10,16 +11,38 @@ from ..ops.quantized import GROUP, KINDS
 # What a matrix of whole numbers has instead of a weight: see quantized.py.
 PACKED, SCALES, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
 
+OUTSIDE: Mapping[str, str] = MappingProxyType(  # the parts around the layers, and the layers, in most families
+    {
+        "embedding": "model.embed_tokens",
+        "positions.embedding": "model.embed_positions",
+        "layers": "model.layers",
+        "final_norm": "model.norm",
+        "lm_head": "lm_head",
+    }
+)
+
+
+# How a part lies in the tensor that is stored: it is its next rows; the same, transposed, as (in, out); its next rows
+# head by head, in turn with the other parts; or one of its rows.
+Lies = Literal["rows", "columns", "heads", "row"]
+
 
 class Naming(NamedTuple):
-    """How a family names the parts of a layer, and which matrices it stores below each other in one tensor."""
+    """How a family names the parts of a model, and how its tensors are stored: several in one, or transposed."""
 
-    parts: Mapping[str, str]  # ours: theirs
+    parts: Mapping[str, str]  # of a layer, ours: theirs
     fused: Mapping[str, tuple[str, ...]] = {}  # theirs: ours, from top to bottom
+    outside: Mapping[str, str] = OUTSIDE  # the parts around the layers, and the layers, ours: theirs
+    transposed: bool = False  # whether matrices in layers are stored as (in, out), as GPT-2 has them
+    by_head: bool = False  # whether fused matrices take turns head by head, as GPT-NeoX has them
+    head_norms: Mapping[str, str] = {}  # ours with a weight for each head: theirs for one {}, or for all
+    ignored: str = "(?!)"  # a pattern of tensors that are no weights
 
     def of(self, name: str) -> str:
         """Their name of one of our tensors in a layer; that of the whole for a part of it."""
         module, _, kind = name.rpartition(".")
+        if module.endswith(".weights"):
+            return self.head_norms.get(module.removesuffix(".weights"), name).format(kind)
         for whole, matrices in self.fused.items():
             if module in matrices:
                 return f"{whole}.{kind}"
@@ -27,6 +50,20 @@ class Naming(NamedTuple):
             return f"{self.parts[module]}.{kind}"
         part, _, rest = name.partition(".")
         return f"{self.parts.get(part, part)}.{rest}"
+
+    def lies(self, name: str, shape: tuple[int, ...]) -> Lies:
+        """How one of our tensors in a layer is stored."""
+        module = name.rpartition(".")[0]
+        if module.endswith(".weights"):
+            return "rows" if "{}" in self.head_norms.get(module.removesuffix(".weights"), "{}") else "row"
+        if self.transposed and len(shape) == 2:
+            return "columns"
+        return "heads" if self.by_head and any(module in each for each in self.fused.values()) else "rows"
+
+    @property
+    def keeps_matrices(self) -> bool:
+        """Whether each matrix is stored as it is, so that matrices of whole numbers can be, too."""
+        return not self.fused and not self.transposed
 
 
 CLASSIC = Naming({"norm1": "input_layernorm", "attn": "self_attn", "norm2": "post_attention_layernorm", "ffn": "mlp"})
@@ -38,6 +75,7 @@ class Parameter(NamedTuple):
     name: str
     hugging_face: str
     shape: tuple[int, ...]
+    lies: Lies = "rows"
 
 
 def parameters_of(config: ModelConfig, kind: str | None = None, naming: Naming = CLASSIC) -> Iterator[Parameter]:
@@ -58,34 +96,30 @@ def parameters_of(config: ModelConfig, kind: str | None = None, naming: Naming =
 
 def matrices_of(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, int]]]:
     """The layers whose weights are quantised: our name, Hugging Face's, and the weight's shape."""
-    for name, hugging_face, shape in filter(_is_matrix, _floats_of(config)):
-        rows, columns = shape
-        yield name.removesuffix(".weight"), hugging_face.removesuffix(".weight"), (rows, columns)
-
-
-def stored_shapes(parameters: Iterable[Parameter]) -> dict[str, tuple[int, ...]]:
-    """The shape of each tensor in Hugging Face's layout: parts of one are stored below each other."""
-    shapes: dict[str, tuple[int, ...]] = {}
-    for _, name, shape in parameters:
-        above = shapes.get(name)
-        shapes[name] = shape if above is None else (above[0] + shape[0], *shape[1:])
-    return shapes
+    for parameter in filter(_is_matrix, _floats_of(config)):
+        rows, columns = parameter.shape
+        yield parameter.name.removesuffix(".weight"), parameter.hugging_face.removesuffix(".weight"), (rows, columns)
 
 
 def _is_matrix(parameter: Parameter) -> bool:
-    return len(parameter.shape) == 2 and parameter.name != "embedding.weight"
+    return len(parameter.shape) == 2 and not parameter.name.endswith("embedding.weight")  # of tokens, or of positions
 
 
 def _floats_of(config: ModelConfig, naming: Naming = CLASSIC) -> Iterator[Parameter]:
-    yield Parameter("embedding.weight", "model.embed_tokens.weight", (config.vocab_size, config.d_model))
+    theirs, d_model = naming.outside, config.d_model
+    yield Parameter("embedding.weight", f"{theirs['embedding']}.weight", (config.vocab_size, d_model))
+    if config.family is not None and config.family.learned_positions:
+        stored = f"{theirs['positions.embedding']}.weight"
+        yield Parameter("positions.embedding.weight", stored, (config.max_seq_len, d_model))
     layer = _shapes_in_a_layer(config)
     for i in range(config.num_layers):
         for name, shape in layer.items():
-            yield Parameter(f"layers.{i}.{name}", f"model.layers.{i}.{naming.of(name)}", shape)
+            stored = f"{theirs['layers']}.{i}.{naming.of(name)}"
+            yield Parameter(f"layers.{i}.{name}", stored, shape, naming.lies(name, shape))
     for kind in _kinds_of_norm(config):
-        yield Parameter(f"final_norm.{kind}", f"model.norm.{kind}", (config.d_model,))
+        yield Parameter(f"final_norm.{kind}", f"{theirs['final_norm']}.{kind}", (d_model,))
     if not config.tie_embeddings:
-        yield Parameter("lm_head.weight", "lm_head.weight", (config.vocab_size, config.d_model))
+        yield Parameter("lm_head.weight", f"{theirs['lm_head']}.weight", (config.vocab_size, d_model))
 
 
 def _shapes_in_a_layer(config: ModelConfig) -> dict[str, tuple[int, ...]]:
@@ -108,7 +142,10 @@ def _shapes_in_a_layer(config: ModelConfig) -> dict[str, tuple[int, ...]]:
         shapes |= {"attn.q_proj.bias": (queries,), "attn.k_proj.bias": (keys,), "attn.v_proj.bias": (keys,)}
     if config.o_bias:
         shapes |= {"attn.o_proj.bias": (d_model,)}
-    if config.qk_norm:
+    if config.qk_norm and family is not None and family.per_head_qk_norm:
+        for norm, heads in (("q_norm", config.num_heads), ("k_norm", config.num_kv_heads)):
+            shapes |= {f"attn.{norm}.weights.{head}": (config.head_dim,) for head in range(heads)}
+    elif config.qk_norm:
         wide = family is not None and family.wide_qk_norm
         of_queries, of_keys = (queries, keys) if wide else (config.head_dim, config.head_dim)
         for kind in _kinds_of_norm(config):
@@ -131,4 +168,5 @@ _NORMS = {
     "post": ("post_norm1", "post_norm2"),
     "sandwich": ("norm1", "post_norm1", "norm2", "post_norm2"),
     "parallel": ("norm1",),
+    "parallel_two_norms": ("norm1", "norm2"),
 }

@@ -61,6 +61,8 @@ class Dialect(NamedTuple):
     partial: float | None = None  # the share of a head that is rotated where the file is silent; None: always all
     ours: bool = False  # whether a dynamic scaling says its own length before stretching
     original: int | None = None  # a key beside the objects that comes first, where the file is silent; None: no key
+    theta_key: str = "rope_theta"  # its names of these beside the objects
+    share_key: str = "partial_rotary_factor"
 
 
 PLAIN = Dialect()
@@ -103,7 +105,9 @@ def rope_from_hugging_face(fields: Mapping[str, Any], max_seq_len: int, dialect:
     said = _said(fields)
     thetas = {f"{key}.rope_theta": parameters.get("rope_theta") for key, parameters in said.items()}
     thetas = {
-        key: theta for key, theta in {"rope_theta": fields.get("rope_theta"), **thetas}.items() if theta is not None
+        key: theta
+        for key, theta in {dialect.theta_key: fields.get(dialect.theta_key), **thetas}.items()
+        if theta is not None
     }
     if "rope_scaling" in said and list(thetas) == ["rope_parameters.rope_theta"]:
         # transformers reads rope_scaling alone then, and takes its default for the base.
@@ -117,9 +121,9 @@ def rope_from_hugging_face(fields: Mapping[str, Any], max_seq_len: int, dialect:
         if any(other != first for other in others):
             contradiction = ", ".join(f"{key} gives {_told(value)}" for key, value in named.items())
             raise ConfigError(f"the keys of rotary embedding contradict each other: {contradiction}; keep one of them.")
-    name, theta = next(iter(thetas.items()), ("rope_theta", dialect.theta))
+    name, theta = next(iter(thetas.items()), (dialect.theta_key, dialect.theta))
     check_number(name, as_float(theta), above=0.0, spelling=IN_THE_FILE)
-    name, share = next(iter(shares.items()), ("partial_rotary_factor", dialect.partial or 1.0))
+    name, share = next(iter(shares.items()), (dialect.share_key, dialect.partial or 1.0))
     check_number(name, share, above=0.0, spelling=IN_THE_FILE)
     if share > 1:
         raise ConfigError(f"{name} must be at most 1, not {json_text(share)}.")
@@ -128,6 +132,9 @@ def rope_from_hugging_face(fields: Mapping[str, Any], max_seq_len: int, dialect:
 
 def foreign_in_rope_keys(fields: Mapping[str, Any], dialect: Dialect = PLAIN) -> Iterator[str]:
     """What inside rope_scaling and rope_parameters is not understood, as a phrase for each."""
+    for name, theirs in (("rope_theta", dialect.theta_key), ("partial_rotary_factor", dialect.share_key)):
+        if name != theirs and fields.get(name) is not None:
+            yield f"{name} is called {theirs} in this family"
     for key in SCALING_KEYS:
         parameters = fields.get(key) or {}
         if not isinstance(parameters, dict):
@@ -169,8 +176,11 @@ def _shares(fields: Mapping[str, Any], said: Mapping[str, Any], dialect: Dialect
     if dialect.partial is None:
         return {}
     shares = {f"{key}.partial_rotary_factor": each.get("partial_rotary_factor") for key, each in said.items()}
-    shares = {"partial_rotary_factor": fields.get("partial_rotary_factor"), **shares}
-    return {key: as_float(share) for key, share in shares.items() if share is not None}
+    shares = {dialect.share_key: fields.get(dialect.share_key), **shares}
+    shares = {key: as_float(share) for key, share in shares.items() if share is not None}
+    if "rope_scaling" in said and list(shares) == ["rope_parameters.partial_rotary_factor"]:
+        shares["rope_scaling without a partial_rotary_factor"] = dialect.partial  # as with the base
+    return shares
 
 
 def _told(value: Any) -> str:

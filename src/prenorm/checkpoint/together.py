@@ -40,6 +40,7 @@ class Source:
     generation: dict[str, Any] | None
     eos_token_ids: tuple[int, ...]  # that they say together
     tokenizer: dict[str, bytes]  # the files of its tokenizer, by name
+    naming: int = 0  # which of its family's names its tensors have: `Layout.namings`
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,8 @@
 """A model's config and weights in Hugging Face's layout, and its weights back from it."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -10,10 +11,11 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..family import Family
-from .families.layout import ACTIVATIONS, Layout
+from .families.layout import Layout, name_of_activation
 from .layouts import LAYOUTS, LONGEST_CONTEXT, OURS, SIZES, config_from_hugging_face, eos_to_hugging_face
-from .names import PACKED, SCALES, Naming, Parameter, parameters_of
+from .names import PACKED, SCALES, Naming, parameters_of
 from .rope import half_split, rope_to_hugging_face
+from .stored import join, parts_of_stored, split
 
 _DTYPE_KEYS = ("dtype", "torch_dtype")  # the words of transformers 5 and 4
 
@@ -42,13 +44,26 @@ def config_as_it_came(
 
 
 def config_to_hugging_face(
-    config: ModelConfig, *, eos_token_ids: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
+    config: ModelConfig,
+    *,
+    eos_token_ids: tuple[int, ...] = (),
+    dtype: torch.dtype = torch.float32,
+    kind: str | None = None,
 ) -> dict[str, Any]:
     """The config.json of a model, in the first family that can say all of it, or as model_type "prenorm".
 
     An interleaved model is described as the half-split one that `weights_to_hugging_face` makes of it.
+    kind: of its matrices, where they are whole numbers, which not every family can store.
     """
+    # Written even when null: several classes assume ids that this vocabulary may not have.
+    further = {
+        **{"bos_token_id": None, "pad_token_id": None, "eos_token_id": eos_to_hugging_face(eos_token_ids)},
+        **dict.fromkeys(_DTYPE_KEYS, _name_of(dtype)),
+        **({"prenorm_dropout": config.dropout} if config.dropout else {}),
+    }
     model_type = family_of(config)
+    if model_type == OURS and (written := _written(config, kind)):
+        return written | further
     fields = {
         "architectures": [LAYOUTS[model_type].architecture],
         "model_type": model_type,
@@ -59,11 +74,6 @@ def config_to_hugging_face(
         "attention_dropout": 0.0,
         **rope_to_hugging_face(config.rope_theta, config.rope_scaling),
         **_own_keys(model_type, config),
-        # Written even when null: Llama's and Mistral's classes assume ids that this vocabulary may not have.
-        "bos_token_id": None,
-        "pad_token_id": None,
-        "eos_token_id": eos_to_hugging_face(eos_token_ids),
-        **dict.fromkeys(_DTYPE_KEYS, _name_of(dtype)),
     }
     scaling = config.rope_scaling
     if scaling is not None and scaling.kind == "dynamic":
@@ -72,7 +82,19 @@ def config_to_hugging_face(
                 fields[key]["original_max_position_embeddings"] = scaling.original_max_seq_len
         else:  # theirs takes the one for the other
             fields["max_position_embeddings"] = scaling.original_max_seq_len
-    return fields | ({"prenorm_dropout": config.dropout} if config.dropout else {})
+    return fields | further
+
+
+def _written(config: ModelConfig, kind: str | None) -> dict[str, Any] | None:
+    """What the first family writes of a config that it reads back as the same."""
+    for model_type, layout in LAYOUTS.items():
+        if layout.write is None or (kind is not None and not layout.naming.keeps_matrices):
+            continue
+        fields = {"architectures": [layout.architecture], "model_type": model_type, **layout.write(config)}
+        with suppress(CheckpointError):
+            if config_from_hugging_face({**fields, "prenorm_dropout": config.dropout})[0] == config:
+                return fields
+    return None
 
 
 def family_of(config: ModelConfig) -> str:
@@ -113,8 +135,7 @@ def _has_ffn_bias(config: ModelConfig) -> bool:
 
 
 def _activation(config: ModelConfig) -> str:
-    ours = "silu" if config.family is None or not _says_family(config) else config.family.activation
-    return next(name for name, activation in ACTIVATIONS.items() if activation == ours)
+    return name_of_activation("silu" if config.family is None or not _says_family(config) else config.family.activation)
 
 
 def _own_keys(model_type: str, config: ModelConfig) -> dict[str, Any]:
@@ -139,48 +160,59 @@ def _own_keys(model_type: str, config: ModelConfig) -> dict[str, Any]:
 
 
 def weights_to_hugging_face(
-    config: ModelConfig, tensors: Mapping[str, Tensor], fields: Mapping[str, Any], kind: str | None = None
+    config: ModelConfig,
+    tensors: Mapping[str, Tensor],
+    fields: Mapping[str, Any],
+    kind: str | None = None,
+    number: int = 0,
 ) -> dict[str, Tensor]:
-    """A model's tensors under the names of the family in `fields`, its config.json, and in that family's order."""
+    """A model's tensors under the names of the family in `fields`, its config.json, and in that family's order.
+
+    number: of the names that a model came with, where the family has several.
+    """
     layout = LAYOUTS[fields["model_type"]]
+    naming = naming_of(layout, kind, number)
     reordered = config.rope_interleaved and not layout.interleaved and not fields.get("rope_interleaved")
     ends = (".weight", ".bias", PACKED, SCALES)
     rotated = (*(f"{one}_proj{end}" for one in "qk" for end in ends), "q_norm.weight", "k_norm.weight")
-    parts: dict[str, list[Tensor]] = {}
-    for name, stored, _ in parameters_of(config, kind, naming_of(layout, kind)):
-        tensor = tensors[name]
-        if reordered and name.endswith(rotated):
-            tensor = half_split(tensor, config.head_dim)
-        parts.setdefault(stored, []).append(tensor)
-    return {stored: each[0] if len(each) == 1 else torch.cat(each) for stored, each in parts.items()}
+
+    def given(name: str) -> Tensor:
+        turned = reordered and name.endswith(rotated)
+        return half_split(tensors[name], config.head_dim) if turned else tensors[name]
+
+    parts = parts_of_stored(parameters_of(config, kind, naming))
+    return {stored: join(each, [given(one.name) for one in each], config.head_dim) for stored, each in parts.items()}
 
 
 def weights_from_hugging_face(
     config: ModelConfig, stored: dict[str, Tensor], kind: str | None, naming: Naming
 ) -> dict[str, Tensor]:
     """Tensors under our names; what is a part of one in the file becomes a tensor of its own. Empties `stored`."""
-    parts: dict[str, list[Parameter]] = {}
-    for parameter in parameters_of(config, kind, naming):
-        parts.setdefault(parameter.hugging_face, []).append(parameter)
     tensors: dict[str, Tensor] = {}
-    for hugging_face, parameters in parts.items():
-        tensor = stored.pop(hugging_face)
-        if len(parameters) == 1:
-            tensors[parameters[0].name] = tensor
-            continue
-        rows = tensor.split([parameter.shape[0] for parameter in parameters])
-        tensors |= {parameter.name: part.clone() for parameter, part in zip(parameters, rows, strict=True)}
+    for hugging_face, parts in parts_of_stored(parameters_of(config, kind, naming)).items():
+        each = split(parts, stored.pop(hugging_face), config.head_dim)
+        tensors |= {part.name: tensor for part, tensor in zip(parts, each, strict=True)}
     return tensors
 
 
-def naming_of(layout: Layout, kind: str | None) -> Naming:
-    """The names of a layout. Raises CheckpointError for whole numbers in matrices that are stored in one."""
-    if kind is not None and layout.naming.fused:
+def naming_among(layout: Layout, found: Collection[str]) -> int:
+    """The number of the names that most of the tensors around the layers have, of those that were found in a folder."""
+    known = [sum(f"{name}.weight" in found for name in naming.outside.values()) for naming in layout.namings]
+    return known.index(max(known))
+
+
+def naming_of(layout: Layout, kind: str | None, number: int = 0) -> Naming:
+    """The names of a layout, by their number.
+
+    Raises CheckpointError for whole numbers in matrices that are stored in one.
+    """
+    naming = layout.namings[number]
+    if kind is not None and not naming.keeps_matrices:
         raise CheckpointError(
-            f"{kind} matrices are not stored in one tensor, as {', '.join(layout.naming.fused)} would be; "
+            f"{kind} matrices are not stored in one tensor, as {', '.join(naming.fused)} would be; "
             "open the folder that this one was made of, and quantize() that."
         )
-    return layout.naming
+    return naming
 
 
 def _name_of(dtype: torch.dtype) -> str:

@@ -161,11 +161,18 @@ def _show_training_bytes(console: Any, sheet: dict[str, Any]) -> None:
         for kernels, one in sheet["saved_bytes"].items()
         if one
     ]
-    for optimizer, one in sheet["peak_bytes"].items():
-        state = _scaled(sheet["optimizer_bytes"][optimizer])
-        rows.append((f"state of {optimizer}", state, state))
-        rows.append((f"peak of a step with {optimizer}", _scaled(one["plain"]), _scaled(one["checkpointed"])))
+    for optimizer, size in sheet["optimizer_bytes"].items():
+        rows.append((f"state of {optimizer}", _scaled(size), _scaled(size)))
+        if sheet["peak_bytes"]:
+            one = sheet["peak_bytes"][optimizer]
+            rows.append((f"peak of a step with {optimizer}", _scaled(one["plain"]), _scaled(one["checkpointed"])))
     _table(console, "Bytes for training", ("", "plain", "checkpointed"), rows)
+    if sheet["not_counted"]:
+        console.print(
+            "What training saves for its backward pass, and so the peak of a step, is not counted for what this "
+            f"model's family has: {', '.join(sheet['not_counted'])} (fields of ModelConfig.family).\n",
+            markup=False,
+        )
 
 
 def _show_hardware(console: Any, hardware: dict[str, Any], batch: int) -> None:
@@ -195,7 +202,7 @@ def _show_hardware(console: Any, hardware: dict[str, Any], batch: int) -> None:
 def _show_fits(console: Any, fits: dict[str, Any], settings: dict[str, Any]) -> None:
     rows = [
         (f"training, {optimizer}, {name}", f"{one['batch']:,}", f"{one['context']:,}")
-        for optimizer, modes in fits["training"].items()
+        for optimizer, modes in (fits["training"] or {}).items()
         for name, one in modes.items()
     ]
     rows.append(("decoding", f"{fits['decoding']['batch']:,}", f"{fits['decoding']['context']:,}"))

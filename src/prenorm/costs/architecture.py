@@ -1,10 +1,14 @@
 """What a model costs follows from this: the sizes of its matrices, and which of the usual parts it has."""
 
+import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
 from ..config import ModelConfig
-from ..errors import ConfigError
+from ..family import Activation, Family
+
+QKNorm = Literal["", "shared", "wide", "per_head"]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -19,15 +23,28 @@ class Architecture:
     head_dim: int
     d_ff: int
     max_seq_len: int
-    window: int | None = None
-    qk_norm: bool = False
+    windows: tuple[int | None, ...] = ()
+    """The window of each layer. Default: none in any."""
+
+    rotated: tuple[bool, ...] = ()
+    """Whether each layer rotates queries and keys. Default: every layer does, unless positions are learned."""
+
+    rotary_dim: int | None = None
+    """Features of a head that are rotated. Default: all."""
+
+    qk_norm: QKNorm = ""
+    """Norms of queries and keys: over each head, over all heads together, or over each head with its own weights."""
+
     qkv_bias: bool = False
     o_bias: bool = False
     tie_embeddings: bool = False
     dropout: float = 0.0
 
     gated: bool = True
-    """SwiGLU, which has three matrices; otherwise GELU between two."""
+    """The feed-forward has a gate, and three matrices; otherwise two."""
+
+    activation: Activation = "silu"
+    """What the gate goes through, or what stands between two matrices."""
 
     ffn_bias: bool = False
     """Biases of the feed-forward matrices."""
@@ -36,13 +53,25 @@ class Architecture:
     """RMSNorm or LayerNorm."""
 
     norm_vectors: int = 1
-    """Vectors of d_model that a norm has: a weight, and a bias."""
+    """Vectors that a norm has: a weight, and a bias."""
+
+    norms: int = 2
+    """Norms of a block, those of queries and keys aside."""
 
     learned_positions: bool = False
     """A vector for each of max_seq_len places, instead of rotary positions."""
 
     parallel: bool = False
-    """Attention and feed-forward read one norm, side by side."""
+    """Attention and feed-forward read the same, side by side."""
+
+    post_norm: bool = False
+    """A norm follows the feed-forward's last product."""
+
+    uncounted: tuple[str, ...] = ()
+    """Parts for which nobody has counted what training saves: fields of config.family."""
+
+    is_ours: bool = False
+    """Whether it is a TransformerLM, for which kernels of ours may run."""
 
     @property
     def query_width(self) -> int:
@@ -55,18 +84,69 @@ class Architecture:
         return self.num_kv_heads * self.head_dim
 
     @property
-    def is_ours(self) -> bool:
-        """Whether our TransformerLM can be this model."""
-        return self.gated and self.norm == "rms" and not (self.ffn_bias or self.learned_positions or self.parallel)
+    def layer_windows(self) -> tuple[int | None, ...]:
+        """The window of each layer, None for none."""
+        return self.windows or (None,) * self.num_layers
+
+    @property
+    def layers_rotated(self) -> tuple[bool, ...]:
+        """Whether each layer rotates queries and keys."""
+        return self.rotated or (not self.learned_positions,) * self.num_layers
+
+    @property
+    def rotated_features(self) -> int:
+        """Features of a head that are rotated."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
 
 
 def architecture_of(config: ModelConfig) -> Architecture:
-    """The architecture of a TransformerLM. Raises ConfigError for one of a family, whose parts are not counted here."""
-    if config.family is not None:
-        raise ConfigError(
-            "costs are counted for the parts of TransformerBlock, and this model's family has others "
-            "(config.family); there is no sheet for it yet."
-        )
+    """The architecture of a TransformerLM."""
+    family = config.family or Family()
     sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
-    switches = ("window", "qk_norm", "qkv_bias", "o_bias", "tie_embeddings", "dropout")
-    return Architecture(**{name: getattr(config, name) for name in (*sizes, *switches)})
+    switches = ("qkv_bias", "o_bias", "tie_embeddings", "dropout")
+    of_family = ("rotary_dim", "gated", "activation", "ffn_bias", "learned_positions", "rotated")
+    windows = family.windows or (config.window,) * config.num_layers
+    return Architecture(
+        **{name: getattr(config, name) for name in (*sizes, *switches)},
+        **{name: getattr(family, name) for name in of_family},
+        windows=tuple(window or None for window in windows),
+        qk_norm=_qk_norm(family) if config.qk_norm else "",
+        norm="rms" if family.norm == "rms" else "layer",
+        norm_vectors={"layer": 2, "layer_bare": 0}.get(family.norm, 1),
+        norms={"sandwich": 4, "parallel": 1}.get(family.residual, 2),
+        parallel=family.residual in ("parallel", "parallel_two_norms"),
+        post_norm=family.residual in ("post", "sandwich"),
+        uncounted=tuple(_uncounted(config, family)),
+        is_ours=True,
+    )
+
+
+def _qk_norm(family: Family) -> QKNorm:
+    if family.per_head_qk_norm:
+        return "per_head"
+    return "wide" if family.wide_qk_norm else "shared"
+
+
+# Fields of a family's record for which activations.py has an account.
+_COUNTED = (
+    *("residual", "norm", "activation", "ffn_bias", "gated", "rotary_dim", "learned_positions", "windows", "rotated"),
+    *(
+        "window_rope_theta",
+        "window_rope_scaling",
+        "attention_scale",
+        "attention_scale_by_layer",
+        "residual_scale",
+        "embedding_scale",
+    ),
+)
+
+
+def _uncounted(config: ModelConfig, family: Family) -> Iterator[str]:
+    """The fields of a record that change what training saves, without an account of it."""
+    if family.residual in ("post", "sandwich"):
+        yield "residual"
+    for field in dataclasses.fields(Family):
+        if field.name not in _COUNTED and getattr(family, field.name) != field.default:
+            yield field.name
+    if config.qk_norm and family.norm != "rms" and not family.per_head_qk_norm:
+        yield "qk_norm"

@@ -20,6 +20,8 @@ for _power, _letter in enumerate("kmgt", 1):
 def fits(model: Architecture, memory: int, batch: int, context: int, dtype: Dtype) -> dict[str, Any]:
     """The largest batch at this context, and the largest context at this batch; 0 where not even 1 fits.
 
+    For training None where nobody has counted what the model's parts save.
+
     A context is at most the model's max_seq_len.
     """
 
@@ -31,7 +33,9 @@ def fits(model: Architecture, memory: int, batch: int, context: int, dtype: Dtyp
 
     return {
         "bytes": memory,
-        "training": {
+        "training": None
+        if model.uncounted
+        else {
             optimizer: {
                 name: largest(
                     lambda b, c, o=optimizer, k=every: peak(model, b, c, dtype=dtype, optimizer=o, every=k)  # type: ignore[misc]

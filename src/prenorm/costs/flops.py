@@ -13,8 +13,7 @@ Parts = dict[str, int]
 
 def forward(model: Architecture, batch: int, context: int, *, causal: bool) -> Parts:
     """FLOPs of a forward pass over batch x context tokens, with the logits of all of them."""
-    tokens = batch * context
-    return _parts(model, tokens, batch * pairs(context, model.window, causal=causal))
+    return _summed(_layers(model, batch, context, causal=causal), model, batch * context)
 
 
 def decoded_token(model: Architecture, batch: int, context: int, *, causal: bool) -> Parts:
@@ -22,8 +21,8 @@ def decoded_token(model: Architecture, batch: int, context: int, *, causal: bool
 
     Full-square it is compared with all of them; causal-exact with those in its window, which is all without a window.
     """
-    seen = min(context, model.window or context) if causal else context
-    return _parts(model, batch, batch * seen)
+    seen = [min(context, window or context) if causal else context for window in model.layer_windows]
+    return _summed([_layer(model, batch, batch * one) for one in seen], model, batch)
 
 
 def backward(model: Architecture, batch: int, context: int, *, causal: bool) -> Parts:
@@ -34,13 +33,13 @@ def backward(model: Architecture, batch: int, context: int, *, causal: bool) -> 
 def recomputation(model: Architecture, batch: int, context: int, every: int, *, causal: bool) -> Parts:
     """FLOPs that checkpointing every `every`-th block adds to the backward pass.
 
-    PyTorch stops as soon as all that was saved is there again: without dropout, before a block's last product.
+    PyTorch stops as soon as all that was saved is there again: without dropout, before a block's last product, unless
+    a norm follows it.
     """
-    parts = forward(model, batch, context, causal=causal)
-    blocks = model.num_layers // every if every else 0
-    last = 0 if model.dropout else 2 * batch * context * model.d_model * model.d_ff
-    again = {part: flops // model.num_layers * blocks for part, flops in parts.items() if part != "head"}
-    return {**again, "feed_forward": again["feed_forward"] - last * blocks, "head": 0}
+    again = _layers(model, batch, context, causal=causal)[every - 1 :: every] if every else []
+    last = 0 if model.dropout or model.post_norm else 2 * batch * context * model.d_model * model.d_ff
+    parts = _summed(again, model, 0)
+    return {**parts, "feed_forward": parts["feed_forward"] - last * len(again)}
 
 
 def six_n(model: Architecture, tokens: int) -> int:
@@ -64,12 +63,26 @@ def pairs(context: int, window: int | None, *, causal: bool) -> int:
     return width * (width + 1) // 2 + (context - width) * width
 
 
-def _parts(model: Architecture, tokens: int, pairs_seen: int) -> Parts:
-    layers, scores = model.num_layers, 2 * model.query_width * pairs_seen
+def _layers(model: Architecture, batch: int, context: int, *, causal: bool) -> list[Parts]:
+    """FLOPs of each layer, which differ where windows do."""
+    met = [batch * pairs(context, window, causal=causal) for window in model.layer_windows]
+    return [_layer(model, batch * context, pairs_met) for pairs_met in met]
+
+
+def _layer(model: Architecture, tokens: int, pairs_met: int) -> Parts:
+    scores = 2 * model.query_width * pairs_met
     return {
-        "projections": 2 * tokens * layers * attention_matrices(model),
-        "scores": layers * scores,
-        "weighted_values": layers * scores,
-        "feed_forward": 2 * tokens * layers * feed_forward_matrices(model),
+        "projections": 2 * tokens * attention_matrices(model),
+        "scores": scores,
+        "weighted_values": scores,
+        "feed_forward": 2 * tokens * feed_forward_matrices(model),
+    }
+
+
+def _summed(layers: list[Parts], model: Architecture, tokens: int) -> Parts:
+    """What these layers take together, and the logits of so many tokens."""
+    parts = ("projections", "scores", "weighted_values", "feed_forward")
+    return {
+        **{part: sum(layer[part] for layer in layers) for part in parts},
         "head": 2 * tokens * model.d_model * model.vocab_size,
     }

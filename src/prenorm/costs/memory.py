@@ -2,7 +2,7 @@
 
 from typing import Literal
 
-from .activations import FLOAT32, INT64, SIZES, Dtype, block, saved
+from .activations import FLOAT32, INT64, SIZES, Dtype, blocks, saved
 from .architecture import Architecture
 from .parameters import attention_matrices, block_matrices, feed_forward_matrices, tensors, total
 
@@ -13,8 +13,8 @@ CHUNK_ELEMENTS = 2**23  # logits that the loss holds at once: ops/cross_entropy.
 
 def kv_cache(model: Architecture, batch: int, context: int, dtype: str) -> int:
     """Bytes of the keys and values of `context` tokens a row; with a window, of those that a query can see."""
-    held = min(context, model.window or context)
-    return 2 * model.num_layers * batch * held * model.kv_width * SIZES[dtype]
+    held = sum(min(context, window or context) for window in model.layer_windows)
+    return 2 * batch * held * model.kv_width * SIZES[dtype]
 
 
 def optimizer_state(model: Architecture, optimizer: Optimizer) -> int:
@@ -89,34 +89,27 @@ def _in_the_blocks(model: Architecture, batch: int, context: int, dtype: Dtype, 
     """The most bytes at the end of one block's feed-forward layer, on the way back."""
     tokens, size, layers = batch * context, SIZES[dtype], model.num_layers
     residual = tokens * model.d_model * FLOAT32
-    inside = sum(block(model, batch, context, dtype=dtype, kernels="pytorch").values())
+    inside = [sum(parts.values()) for parts in blocks(model, batch, context, dtype=dtype, kernels="pytorch")]
     weights = FLOAT32 * (attention_matrices(model) + feed_forward_matrices(model))
     down = FLOAT32 * model.d_model * model.d_ff
     head = FLOAT32 * model.vocab_size * model.d_model
     on_the_way = residual + 2 * tokens * model.d_ff * size
-    mask = _up_to_the_mask(model, batch, context, dtype)
-
-    def is_checkpointed(number: int) -> bool:
-        return bool(every) and (number + 1) % every == 0
-
-    def held_before(number: int) -> int:
-        """What the blocks before one keep, whose backward pass is still to come."""
-        checkpointed = number // every if every else 0
-        return checkpointed * residual + (number - checkpointed) * inside
-
-    # From a block to the next of its kind all terms change by the same amount, so the largest is at one of the ends.
-    kinds = min(every or 1, layers)
-    largest = held_before(layers - 1) + mask  # in the last block, on the way there
-    for number in {*range(kinds), *range(layers - kinds, layers)}:
-        ahead = max(inside + down + on_the_way, residual + mask if is_checkpointed(number) else 0)
+    mask_of = {window: _up_to_the_mask(model, batch, context, dtype, window) for window in {*model.layer_windows}}
+    masks = [mask_of[window] for window in model.layer_windows]
+    held = largest = 0  # held: what the blocks before one keep, whose backward pass is still to come
+    for number in range(layers):
+        is_checkpointed = bool(every) and (number + 1) % every == 0
+        ahead = max(inside[number] + down + on_the_way, residual + masks[number] if is_checkpointed else 0)
         gradients = head + (layers - 1 - number) * weights
-        largest = max(largest, held_before(number) + gradients + ahead)
+        forward = masks[number] if number == layers - 1 else 0  # in the last block, on the way there
+        largest = max(largest, held + max(forward, gradients + ahead))
+        held += residual if is_checkpointed else inside[number]
     return largest
 
 
-def _up_to_the_mask(model: Architecture, batch: int, context: int, dtype: Dtype) -> int:
+def _up_to_the_mask(model: Architecture, batch: int, context: int, dtype: Dtype, window: int | None) -> int:
     """Bytes of a block when its window becomes a mask: distances in int64, and three squares of one byte."""
-    if model.window is None:
+    if window is None:
         return 0
     tokens, size = batch * context, SIZES[dtype]
     projected = tokens * (model.query_width + 2 * model.kv_width) * size

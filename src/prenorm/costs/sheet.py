@@ -31,6 +31,8 @@ def cost_sheet(
 ) -> dict[str, Any]:
     """All costs of a model. Counts are exact; seconds are those of a device at the given share of its figures.
 
+    "not_counted" names the parts of a family (fields of its record) for which nobody has counted what training saves:
+    where there are some, saved_bytes, peak_bytes and what training fits into are None.
     tokens: to train on; default: 20 a parameter. memory: bytes that batch and context are to fit into.
     Raises ConfigError.
     """
@@ -62,6 +64,7 @@ def cost_sheet(
         "optimizer_bytes": {optimizer: optimizer_state(model, optimizer) for optimizer in OPTIMIZERS},
         "peak_bytes": _peak(model, batch, context, dtype, watched=False),
         "peak_bytes_watched": _peak(model, batch, context, dtype, watched=True),
+        "not_counted": list(model.uncounted),
         "hardware": _hardware(model, batch, context, dtype, device, tokens, utilisation) if device else None,
         "fits": fits(model, memory, batch, context, dtype) if memory is not None else None,
     }
@@ -88,15 +91,19 @@ def _flops(model: Architecture, batch: int, context: int) -> dict[str, Any]:
 def _saved(
     model: Architecture, batch: int, context: int, dtype: Dtype, kernels: Kernels
 ) -> dict[str, dict[str, int]] | None:
-    if kernels != "pytorch" and not model.is_ours:
-        return None  # which has no kernels for such blocks
+    if model.uncounted or (kernels != "pytorch" and not model.is_ours):
+        return None  # which has no account, or no kernels of ours
     return {
         name: _summed(saved(model, batch, context, dtype=dtype, kernels=kernels, every=every))
         for name, every in (("plain", 0), ("checkpointed", 1))
     }
 
 
-def _peak(model: Architecture, batch: int, context: int, dtype: Dtype, *, watched: bool) -> dict[str, dict[str, int]]:
+def _peak(
+    model: Architecture, batch: int, context: int, dtype: Dtype, *, watched: bool
+) -> dict[str, dict[str, int]] | None:
+    if model.uncounted:
+        return None
     return {
         optimizer: {
             name: peak(model, batch, context, dtype=dtype, optimizer=optimizer, every=every, watched=watched)

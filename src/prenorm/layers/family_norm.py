@@ -1,4 +1,4 @@
-"""The norms of families: RMSNorm or LayerNorm, with 1 + weight, without a bias, or without weights."""
+"""The norms of families: RMSNorm or LayerNorm, with 1 + weight, without a bias, without weights, or head by head."""
 
 from typing import Any
 
@@ -69,3 +69,44 @@ class FamilyLayerNorm(nn.Module):
     def extra_repr(self) -> str:
         """The sizes, for print(model)."""
         return f"d_model={self.d_model}, eps={self.eps}"
+
+
+class PerHeadLayerNorm(nn.Module):
+    """Every head's vector brought to mean 0 and variance 1, then scaled by a weight of that head.
+
+    Source: Dehghani et al. 2023, arXiv:2302.05442, section 2.
+    """
+
+    def __init__(
+        self,
+        num_heads: int,
+        head_dim: int,
+        eps: float = 1e-5,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__()
+        check_size("num_heads", num_heads)
+        check_size("head_dim", head_dim)
+        check_number("eps", eps, above=0.0)
+        self.num_heads, self.head_dim, self.eps = num_heads, head_dim, eps
+        # A vector for each head: to an optimiser, a (heads, head_dim) tensor would look like a matrix.
+        self.weights = nn.ParameterList(torch.ones(head_dim, device=device, dtype=dtype) for _ in range(num_heads))
+
+    def reset_parameters(self) -> None:
+        """Set the weights to ones."""
+        for weight in self.weights:
+            nn.init.ones_(weight)
+
+    def forward(
+        self, x: Float[Tensor, "*batch {self.num_heads} seq {self.head_dim}"]
+    ) -> Float[Tensor, "*batch {self.num_heads} seq {self.head_dim}"]:
+        """Normalise in float32 or wider; y has the dtype of x."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        weight = torch.stack(list(self.weights)).to(wide)[:, None]  # heads 1 head_dim
+        normed = torch.nn.functional.layer_norm(x.to(wide), (self.head_dim,), None, None, self.eps)
+        return (normed * weight).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        """The sizes, for print(model)."""
+        return f"num_heads={self.num_heads}, head_dim={self.head_dim}, eps={self.eps}"

@@ -15,7 +15,6 @@ from ..ops.position_checks import check_length, check_position_shape, check_posi
 from .cache import KVCache, one_pass
 from .cached_plan import cached_mask, cached_positions
 from .layer_cache import LayerCache, Slots
-from .rope import RotaryEmbedding
 
 
 class AttentionPlan(NamedTuple):
@@ -68,7 +67,7 @@ class Call:
                 return plan
         cos, sin, mask, slots = None, None, self.mask, None
         if rope is not None:
-            positions = self._positions(rope)
+            positions = self.positions(rope.max_seq_len)
             lengths = self._lengths(positions) if rope.by_length else None
             further = () if lengths is None else (lengths.unsqueeze(-2),)
             cos, sin = rope.cos_sin(positions.unsqueeze(-2), self.dtype, *further)  # the same for all heads
@@ -87,17 +86,17 @@ class Call:
                 layer.note(self.arrival)
             self.cache.timeline.arrived = (self.arrival.stop, self.segment_ids)
 
-    def _positions(self, rope: RotaryEmbedding) -> Tensor:
+    def positions(self, max_seq_len: int) -> Tensor:
         """What the tokens are rotated by: what was asked for, or their places in the document or the cache."""
         positions, segment_ids = self.token_positions, self.segment_ids
         if positions is None and self.arrival is not None:
-            return cached_positions(self.arrival, rope.max_seq_len)
+            return cached_positions(self.arrival, max_seq_len)
         if positions is None and segment_ids is not None:
             positions = document_positions(segment_ids)
         if positions is None:
-            check_length(self.seq, rope.max_seq_len)
+            check_length(self.seq, max_seq_len)
             return torch.arange(self.seq, device=self.device)
-        check_positions(positions, rope.max_seq_len)
+        check_positions(positions, max_seq_len)
         return positions
 
     def _lengths(self, positions: Tensor) -> Tensor | None:

@@ -5,7 +5,7 @@ import math
 from torch import nn
 
 from ..layers.embedding import Embedding
-from ..layers.family_norm import FamilyLayerNorm
+from ..layers.family_norm import FamilyLayerNorm, PerHeadLayerNorm
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
 
@@ -20,7 +20,7 @@ def initialise(model: nn.Module, num_layers: int) -> None:
     Source: Radford et al. 2019 (GPT-2), section 2.3.
     """
     for name, module in model.named_modules():
-        if isinstance(module, RMSNorm | FamilyLayerNorm):
+        if isinstance(module, RMSNorm | FamilyLayerNorm | PerHeadLayerNorm):
             module.reset_parameters()
         elif isinstance(module, Linear | Embedding):
             writes_to_residual = name.endswith(("o_proj", "down_proj"))

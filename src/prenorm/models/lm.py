@@ -20,6 +20,7 @@ from ..errors import ConfigError, RangeError, ShapeError
 from ..generation import decoding
 from ..generation.logits import NextLogits
 from ..generation.native_decode.decoder import native_decoder
+from ..generation.native_decode.supported import has_classic_layers
 from ..generation.padding import last_of_each_row
 from ..generation.prompts import token_lists
 from ..generation.speculation import DRAFT_TOKENS, Speculation
@@ -29,6 +30,7 @@ from ..layers.family_norm import family_norm
 from ..layers.linear import Linear
 from ..layers.norm import RMSNorm
 from ..layers.plan import Call
+from ..layers.positions import LearnedPositions
 from ..layers.quantized import QuantizedLinear
 from ..layers.rope import RotaryEmbedding
 from ..layers.scaled_embedding import ScaledEmbedding
@@ -66,6 +68,9 @@ class TransformerLM(GenerativeModel):
         else:
             self.embedding = ScaledEmbedding(*sizes, family.embedding_scale, device=device, dtype=dtype)
             self.layers = family_blocks(config, family, device, dtype)
+        self.positions = None
+        if family is not None and family.learned_positions:
+            self.positions = LearnedPositions(config.d_model, config.max_seq_len, device=device, dtype=dtype)
         norm = RMSNorm if family is None else partial(family_norm, family)
         self.final_norm = norm(config.d_model, config.eps, device=device, dtype=dtype)
         self.lm_head: Linear | QuantizedLinear | None = (
@@ -120,6 +125,8 @@ class TransformerLM(GenerativeModel):
         with one_pass(cache):
             x = self.embedding(token_ids)
             call = Call(x, token_positions, mask=mask, segment_ids=segment_ids, cache=cache)
+            if self.positions is not None:
+                x = self.positions(x, call.positions(self.config.max_seq_len))
             forward = transformer.FORWARD if self.config.family is None else family_block.FORWARD
             for i, block in enumerate(self.layers):
                 layer = None if cache is None else cache[i]
@@ -278,6 +285,11 @@ class TransformerLM(GenerativeModel):
         """What decoding calls for the logits of the next token. exclusive: no other code runs between steps."""
         is_ours = type(self) is TransformerLM and self.runs_plainly(OUR_FORWARD)
         return native_decoder(self, self._next_logits, exclusive=exclusive) if is_ours else self._next_logits
+
+    @property
+    def decodes_layer_by_layer(self) -> bool:
+        """Whether it has what the kernel of decoding has no code for. See `prenorm.explain`."""
+        return not has_classic_layers(self.config)
 
     def _asks_for_lengths(self) -> bool:
         """Whether some frequencies depend on the length of a document: blocks are then given the documents."""

@@ -56,10 +56,12 @@ KERNELS = (
 
 # Models that a kernel does not serve, whatever their tensors.
 NOT_SERVED = {
-    "decode_step": "models with what a family adds to the block (ModelConfig.family) run layer by layer: cohere, "
-    "exaone4, gemma, gemma2, gemma3_text, glm, glm4, granite, nemotron, olmo, olmo2, smollm3, stablelm, starcoder2; "
-    "ernie4_5, llama, ministral, mistral, phi3, qwen2, qwen3 and seed_oss too, where activation, biases, windows or "
-    "rotation are not the block's"
+    "decode_step": "models with what a family adds to the block (ModelConfig.family) run layer by layer: arcee, "
+    "cohere, exaone4, gemma, gemma2, gemma3_text, glm, glm4, gpt2, gpt_neox, granite, nemotron, olmo, olmo2, smollm3, "
+    "stablelm, starcoder2; ernie4_5, helium, llama, ministral, mistral, phi3, qwen2, qwen3 and seed_oss too, where the "
+    "activation, biases of the feed-forward or the rotation are not the block's. So do those whose frequencies depend "
+    "on the length (dynamic, longrope), and those with windows in some layers that are shorter than the room in the "
+    "cache"
 }
 
 # By op, device and dtype: the forward pass of one token asks a hundred times, so the table is not searched each time.
@@ -151,7 +153,7 @@ def explain(module: nn.Module | None = None, *inputs: Any, **options: Any) -> Ch
     try:
         with torch.no_grad():
             module(*inputs, **options)
-        if getattr(getattr(module, "config", None), "family", None) is not None:
+        if getattr(module, "decodes_layer_by_layer", False):
             first = next(module.parameters())
             _record.append(Choice("decode_step", first.device.type, first.dtype, "formula", NOT_SERVED["decode_step"]))
         return Choices(dict.fromkeys(_record))

@@ -25,12 +25,10 @@ class Utilisation:
     """
 
     def __init__(self, config: ModelConfig, rate: float) -> None:
-        self._model, self._rate = None if config.family else architecture_of(config), rate
+        self._model, self._rate = architecture_of(config), rate
 
     def of(self, context: int, tokens_per_second: float) -> Record:
-        """Both shares, for rows of `context` tokens; none for a model of a family, which has no account."""
-        if self._model is None:
-            return {}
+        """Both shares, for rows of `context` tokens."""
         step = 3 * sum(flops.forward(self._model, 1, context, causal=True).values())
         rule = flops.six_n_and_attention(self._model, context, context)
         each = tokens_per_second / context / self._rate

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from prenorm import ConfigError, ModelConfig, RangeError, SwiGLU, TransformerLM, use_backend
+from prenorm.family import Family
 from prenorm.generation.native_decode.decoder import NativeDecoder
 from prenorm.kernels.cpu import decode_step as kernel
 from prenorm.kernels.cpu import native
@@ -28,6 +29,8 @@ KINDS = {
     "normed queries, pairs side by side, tied": {"qk_norm": True, "rope_interleaved": True, "tie_embeddings": True},
     "windowed": {"window": 9},
     "a window that is never full": {"window": MAX},
+    "windows in some layers, never full": {"family": Family(windows=(MAX, 0)), "qk_norm": True},
+    "a record that adds nothing": {"family": Family(), "num_kv_heads": 2, "qkv_bias": True, "tie_embeddings": True},
 }
 
 
@@ -389,6 +392,31 @@ def test_models_that_it_has_no_code_for(made):
     assert not ran
     assert ours.shape == theirs.shape
     assert both.caches[0].lengths.tolist() == [6]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda made: setattr(made.embedding, "scale", 2.0),
+        lambda made: setattr(made.layers[1], "scale", 0.5),
+        lambda made: setattr(made.layers[1].ffn, "activation", "gelu"),
+        lambda made: setattr(made.layers[0].attn, "family", Family(attention_scale=0.3)),
+        lambda made: setattr(made.layers[1].attn, "rope", None),
+    ],
+)
+def test_it_does_not_stand_in_for_a_familys_part_that_was_told_more(change):
+    made = model(family=Family())
+    assert isinstance(made._decoder(), NativeDecoder)
+    change(made)
+    assert not isinstance(made._decoder(), NativeDecoder)
+
+
+def test_windows_of_some_layers_that_are_shorter_than_the_room_are_run_layer_by_layer():
+    both = Beside(model(family=Family(windows=(0, 9))))
+    for _ in range(12):
+        ours, theirs, ran = both.step()
+        assert not ran
+        assert torch.equal(ours, theirs)
 
 
 def test_what_training_drops_it_does_not_drop():

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ...family import Family
 from ...layers.attention import SelfAttention
-from ...layers.family_norm import family_norm
+from ...layers.family_norm import PerHeadLayerNorm, family_norm
 from ...layers.rope import RotaryEmbedding
 from ...ops.attention import scaled_dot_product_attention
 from ...ops.heads import split_heads
@@ -32,7 +32,11 @@ class FamilyAttention(SelfAttention):
     ) -> None:
         super().__init__(d_model, num_heads, None, device, dtype, eps=eps, **options)
         self.rope, self.family = rope, family
-        if qk_norm:
+        if qk_norm and family.per_head_qk_norm:
+            sizes = (self.head_dim, eps)
+            self.q_norm = PerHeadLayerNorm(self.num_heads, *sizes, device=device, dtype=dtype)  # type: ignore[assignment]
+            self.k_norm = PerHeadLayerNorm(self.num_kv_heads, *sizes, device=device, dtype=dtype)  # type: ignore[assignment]
+        elif qk_norm:
             of_queries, of_keys = (self.num_heads, self.num_kv_heads) if family.wide_qk_norm else (1, 1)
             self.q_norm = family_norm(family, of_queries * self.head_dim, eps, device=device, dtype=dtype)
             self.k_norm = family_norm(family, of_keys * self.head_dim, eps, device=device, dtype=dtype)

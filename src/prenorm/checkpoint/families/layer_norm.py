@@ -5,7 +5,7 @@ from typing import Any
 from ...errors import ConfigError
 from ..names import CLASSIC
 from ..rope import Dialect
-from .layout import Known, Layout, activation_of, biases, flag, number, number_or_none
+from .layout import Known, Layout, activation_of, biases, check_head_dim, flag, number, number_or_none
 
 
 def _olmo(known: Known) -> dict[str, Any]:
@@ -42,10 +42,11 @@ def _nemotron(known: Known) -> dict[str, Any]:
 
 
 def _cohere(known: Known) -> dict[str, Any]:
-    if flag(known, "use_qk_norm"):
-        raise ConfigError("use_qk_norm must be false or absent: norms of each head's own are not served.")
+    normed = flag(known, "use_qk_norm")
     return {
         **biases(known),
+        "qk_norm": normed,
+        "per_head_qk_norm": normed,
         "norm": "layer_scale",
         "residual": "parallel",
         "activation": activation_of(known),
@@ -54,13 +55,12 @@ def _cohere(known: Known) -> dict[str, Any]:
 
 
 def _stablelm(known: Known) -> dict[str, Any]:
-    if flag(known, "qk_layernorm"):
-        raise ConfigError("qk_layernorm must be false or absent: norms of each head's own are not served.")
-    heads, head_dim = known["num_attention_heads"], known["head_dim"]
-    if head_dim is not None and head_dim * heads != known["hidden_size"]:
-        raise ConfigError("head_dim must be hidden_size / num_attention_heads in this family; leave it out.")
+    check_head_dim(known)
+    normed = flag(known, "qk_layernorm")
     return {
         "qkv_bias": flag(known, "use_qkv_bias"),
+        "qk_norm": normed,
+        "per_head_qk_norm": normed,
         "norm": "layer",
         "residual": "parallel" if flag(known, "use_parallel_residual") else "pre",
         "activation": activation_of(known),
@@ -136,6 +136,9 @@ LAYOUTS = {
         eps_key="layer_norm_eps",
         rope=Dialect(theta=500000.0),
         interleaved=True,
+        naming=CLASSIC._replace(
+            head_norms={"attn.q_norm": "self_attn.q_norm.weight", "attn.k_norm": "self_attn.k_norm.weight"}
+        ),
     ),
     "stablelm": Layout(
         architecture="StableLmForCausalLM",
@@ -154,5 +157,8 @@ LAYOUTS = {
         never_null=("num_key_value_heads", "partial_rotary_factor"),
         eps_key="layer_norm_eps",
         rope=Dialect(partial=0.25),
+        naming=CLASSIC._replace(
+            head_norms={f"attn.{one}_norm": f"self_attn.{one}_layernorm.norms.{{}}.weight" for one in "qk"}
+        ),
     ),
 }

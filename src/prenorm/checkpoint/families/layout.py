@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any
 
+from ...config import ModelConfig
 from ...errors import ConfigError
 from ...family import Activation
 from ...validation import check_flag, check_number
@@ -42,6 +43,9 @@ class Layout:
     when the file is silent. never_null: those among them, and sizes, where the class itself refuses a null.
     null_is_default: those where it takes a null for silence. harmless: keys without influence at these values.
     read: the fields of ModelConfig and of Family that its own keys, defaults filled in, say. Raises ConfigError.
+    own: its names of keys that others call by the names in `layouts.SIZES`. rope: None where positions are learned.
+    other_namings: those of folders from other programs. write: the keys that say a config, for one that came from no
+    folder; they are taken where reading them gives that config.
     """
 
     architecture: str
@@ -53,11 +57,19 @@ class Layout:
         default_factory=dict
     )  # further keys, without influence at these values
     eps_key: str | None = "rms_norm_eps"  # None: its class has one number for it, which `read` gives
-    rope: Dialect = PLAIN
+    rope: Dialect | None = PLAIN
     read_rope: Callable[[Known, int], dict[str, Any]] | None = None  # where its keys of rotary embedding are its own
     foreign_in_rope: Callable[[Mapping[str, Any]], Iterator[str]] | None = None
     naming: Naming = CLASSIC
+    other_namings: tuple[Naming, ...] = ()
     interleaved: bool = False  # whether its pairs are features (2i, 2i+1)
+    own: Mapping[str, str] = field(default_factory=dict)
+    write: Callable[[ModelConfig], dict[str, Any]] | None = None
+
+    @property
+    def namings(self) -> tuple[Naming, ...]:
+        """The names that transformers writes, and those of other programs."""
+        return (self.naming, *self.other_namings)
 
 
 def activation_of(known: Known, key: str = "hidden_act") -> Activation:
@@ -99,6 +111,17 @@ def biases(known: Known, key: str = "attention_bias") -> dict[str, Any]:
     """One key for the biases of all four projections of attention."""
     check_flag(key, known[key], spelling=IN_THE_FILE)
     return {"qkv_bias": known[key], "o_bias": known[key]}
+
+
+def name_of_activation(activation: Activation) -> str:
+    """transformers' name of an activation of ours."""
+    return next(name for name, ours in ACTIVATIONS.items() if ours == activation)
+
+
+def check_head_dim(known: Known, width: str = "hidden_size", heads: str = "num_attention_heads") -> None:
+    """Raise ConfigError for a head_dim that the class would not read, and works out otherwise."""
+    if known["head_dim"] is not None and known["head_dim"] * known[heads] != known[width]:
+        raise ConfigError(f"head_dim must be {width} / {heads} in this family; leave it out.")
 
 
 def check_causal(known: Known) -> None:

@@ -79,6 +79,16 @@ def _ernie4_5(known: Known) -> dict[str, Any]:
     return {"activation": activation_of(known), "qkv_bias": biased, "o_bias": biased, "ffn_bias": biased}
 
 
+def _arcee(known: Known) -> dict[str, Any]:
+    return {**_llama(known), "gated": False}
+
+
+def _helium(known: Known) -> dict[str, Any]:
+    if known["head_dim"] * known["num_attention_heads"] != known["hidden_size"]:
+        raise ConfigError("head_dim must be hidden_size / num_attention_heads in this family, whose o_proj is square.")
+    return {**_llama(known), "o_bias": False}
+
+
 _QKV = {"self_attn.qkv_proj": ("attn.q_proj", "attn.k_proj", "attn.v_proj")}
 GATE_UP = {"mlp.gate_up_proj": ("ffn.gate_proj", "ffn.up_proj")}
 
@@ -99,17 +109,19 @@ _MISTRAL = {
     "eos_token_id": 2,
 }
 
+_LLAMA = {
+    "num_key_value_heads": None,
+    "max_position_embeddings": 2048,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "mlp_bias": False,
+    "eos_token_id": 2,
+}
+
 LAYOUTS: dict[str, Layout] = {
     "llama": Layout(
         architecture="LlamaForCausalLM",
-        keys={
-            "num_key_value_heads": None,
-            "max_position_embeddings": 2048,
-            "hidden_act": "silu",
-            "attention_bias": False,
-            "mlp_bias": False,
-            "eos_token_id": 2,
-        },
+        keys=_LLAMA,
         read=_llama,
     ),
     "mistral": Layout(
@@ -197,6 +209,31 @@ LAYOUTS: dict[str, Layout] = {
         },
         read=_ernie4_5,
         rope=Dialect(theta=500000.0),
+        interleaved=True,
+    ),
+    "arcee": Layout(
+        architecture="ArceeForCausalLM",
+        keys={
+            **_LLAMA,
+            "max_position_embeddings": 4096,
+            "hidden_act": "relu2",
+            "rms_norm_eps": 1e-5,
+            "eos_token_id": 128001,
+        },
+        read=_arcee,
+    ),
+    "helium": Layout(
+        architecture="HeliumForCausalLM",
+        keys={
+            **_LLAMA,
+            "num_key_value_heads": 20,
+            "head_dim": 128,
+            "max_position_embeddings": 4096,
+            "rms_norm_eps": 1e-8,
+        },
+        read=_helium,
+        never_null=("num_key_value_heads", "head_dim"),
+        rope=Dialect(theta=100000.0),
         interleaved=True,
     ),
 }

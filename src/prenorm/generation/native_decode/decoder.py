@@ -120,7 +120,10 @@ class NativeDecoder:
         self.model.check_cache(cache)
         attention = self.blocks[0].attn
         assert attention.rope is not None
-        if not all(layer.needs_no_mask(attention.window) for layer in cache.layers):
+        if len({layer.slots for layer in cache.layers}) > 1:  # windows of some layers are shorter than the room
+            return False
+        windows = [block.attn.window for block in self.blocks]
+        if not all(layer.needs_no_mask(window) for layer, window in zip(cache.layers, windows, strict=True)):
             return False
         if len(token_ids) != cache.timeline.batch_size:
             return False

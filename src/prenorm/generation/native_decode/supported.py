@@ -1,24 +1,33 @@
 """Which models the kernel can stand in for: those whose parts are exactly ours and untouched, all of one size."""
 
+import dataclasses
 import operator
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
 
+from ...blocks.families.attention import FamilyAttention
+from ...blocks.families.pre_norm import PreNormBlock
 from ...blocks.transformer import TransformerBlock
 from ...config import ModelConfig
+from ...family import Family
 from ...kernels.cpu.decode_step import DTYPES, Sizes
 from ...kernels.cpu.one_query import WIDTH
 from ...layers.attention import SelfAttention
 from ...layers.dropout import Dropout
 from ...layers.embedding import Embedding
+from ...layers.gated import GatedFeedForward
 from ...layers.linear import Linear
 from ...layers.norm import RMSNorm
 from ...layers.quantized import QuantizedLinear
 from ...layers.rope import RotaryEmbedding
+from ...layers.scaled_embedding import ScaledEmbedding
 from ...layers.swiglu import SwiGLU
 
-PARTS = (TransformerBlock, SelfAttention, Dropout, Embedding, SwiGLU, Linear, QuantizedLinear, RMSNorm, RotaryEmbedding)
+PARTS = (
+    *(TransformerBlock, SelfAttention, Dropout, Embedding, SwiGLU, Linear, QuantizedLinear, RMSNorm, RotaryEmbedding),
+    *(PreNormBlock, FamilyAttention, GatedFeedForward, ScaledEmbedding),  # where their record adds windows alone
+)
 FORWARDS: dict[type[nn.Module], Any] = {
     part: part.forward for part in PARTS
 }  # whatever may be put in their place later
@@ -28,10 +37,10 @@ MATRICES = (
 )
 CLASSES: dict[str, tuple[type[nn.Module], ...]] = {  # of the parts of a block
     "norm1": (RMSNorm,),
-    "attn": (SelfAttention,),
+    "attn": (SelfAttention, FamilyAttention),
     "attn.rope": (RotaryEmbedding,),
     "norm2": (RMSNorm,),
-    "ffn": (SwiGLU,),
+    "ffn": (SwiGLU, GatedFeedForward),
     "dropout": (Dropout,),
     **dict.fromkeys(MATRICES, (Linear, QuantizedLinear)),
 }
@@ -61,18 +70,26 @@ def has_our_parts(modules: list[nn.Module]) -> bool:
     )
 
 
+def has_classic_layers(config: ModelConfig) -> bool:
+    """Whether each layer is the block's, whatever its window, with frequencies that are the same at every length."""
+    by_length = config.rope_scaling is not None and config.rope_scaling.by_length
+    return not by_length and (config.family is None or dataclasses.replace(config.family, windows=()) == Family())
+
+
 def sizes_of(model: LanguageModel) -> Sizes | None:
     """The sizes of all blocks; None where they differ, or the kernel does not support what they have."""
     found = set()
     weight = model.embedding.weight
     if not weight.is_cpu or weight.dtype not in DTYPES or type(model.final_norm) is not RMSNorm:
         return None
-    if model.config.family is not None:  # which finishes logits in ways of its own
+    if not has_classic_layers(model.config) or getattr(model.embedding, "scale", 1) != 1:
         return None
-    for block in model.layers:
-        if type(block) is not TransformerBlock or any(
+    for block in cast("list[TransformerBlock]", list(model.layers)):
+        if type(block) not in (TransformerBlock, PreNormBlock) or any(
             type(operator.attrgetter(name)(block)) not in expected for name, expected in CLASSES.items()
         ):
+            return None
+        if not _is_classic(block):
             return None
         attention, ffn, rope = block.attn, block.ffn, block.attn.rope
         assert rope is not None
@@ -92,5 +109,12 @@ def sizes_of(model: LanguageModel) -> Sizes | None:
             interleaved=rope.interleaved,
             eps=eps.pop(),
         )
-        found.add((sizes, attention.window, rope))
+        found.add((sizes, rope))
     return found.pop()[0] if len(found) == 1 else None
+
+
+def _is_classic(block: Any) -> bool:
+    """Whether what a family's block, attention and feed-forward were told adds nothing."""
+    told = getattr(block.attn, "family", None)
+    classic = told is None or dataclasses.replace(told, windows=()) == Family()
+    return classic and getattr(block, "scale", 1) == 1 and getattr(block.ffn, "activation", "silu") == "silu"
