@@ -16,36 +16,36 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kernels import layer_norm, sdpa
 from ..kernels.cpu import (
+    argmax,
     attention,
     blocked_attention,
     cross_entropy,
+    decode_attention,
     decode_step,
     dropout,
-    few_rows,
-    largest,
     linear,
+    matmul,
     native,
-    one_query,
-    product,
     quantized_linear,
     rms_norm,
     rope,
     silu_gate,
+    skinny_linear,
 )
 from ..kernels.kernel import Kernel
 
 # The first row that fits is taken.
 KERNELS = (
-    one_query.KERNEL,
+    decode_attention.KERNEL,
     attention.KERNEL,
     blocked_attention.KERNEL,
     sdpa.KERNEL,
-    few_rows.KERNEL,
+    skinny_linear.KERNEL,
     linear.KERNEL,
     quantized_linear.KERNEL,
-    product.KERNEL,
+    matmul.KERNEL,
     decode_step.KERNEL,
-    largest.KERNEL,
+    argmax.KERNEL,
     dropout.KERNEL,
     rms_norm.KERNEL,
     rope.KERNEL,

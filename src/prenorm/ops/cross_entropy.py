@@ -95,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_x is not None:
                 grad_x[part] = linear(grad, weight.t())
             if grad_weight is not None:
-                add_product_(grad_weight, grad.t(), x[part])
+                addmm_(grad_weight, grad.t(), x[part])
         ctx.save_for_backward(*given, targets, grad_x, grad_weight, count)
         ctx.multiplied, ctx.ignore_index = x.dtype, ignore_index
         return total / count
@@ -128,11 +128,11 @@ def _as_multiplied(x: Tensor) -> Tensor:
     return x.to(torch.get_autocast_dtype(kind))
 
 
-def add_product_(
+def addmm_(
     total: Float[Tensor, "rows columns"], a: Float[Tensor, "rows inner"], b: Float[Tensor, "inner columns"]
 ) -> None:
     """total += a b, in the dtype of the total."""
-    if kernel := backends.choose("add_product", a, b):
+    if kernel := backends.choose("addmm", a, b):
         kernel(total, a, b)
     else:
         total += linear(a, b.t())
@@ -145,7 +145,7 @@ def losses_and_gradient(
 
     d loss / d logits = softmax(logits) - one_hot(target), and nothing where there is no target.
     """
-    if kernel := backends.choose("losses", logits, targets):
+    if kernel := backends.choose("cross_entropy", logits, targets):
         return kernel(logits, targets, ignore_index, with_gradient), logits
     wide = torch.promote_types(logits.dtype, torch.float32)
     kept = targets != ignore_index

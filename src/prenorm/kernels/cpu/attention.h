@@ -23,13 +23,13 @@ inline Floats power_of_two(Floats x, const float (&terms)[N]) {
 #if defined(__AVX512F__)
     const Floats n = (Floats)_mm512_roundscale_ps((__m512)x, 8), r = x - n;  // n: the nearest whole number
 #else
-    const Floats magic = all(12582912.0f), shifted = x + magic;  // 1.5 * 2^23: adding it rounds
+    const Floats magic = broadcast(12582912.0f), shifted = x + magic;  // 1.5 * 2^23: adding it rounds
     const Floats r = x - (shifted - magic);
 #endif
-    Floats p = all(terms[0]);
-    for (size_t i = 1; i < N; ++i) p = multiply_add(p, r, all(terms[i]));
+    Floats p = broadcast(terms[0]);
+    for (size_t i = 1; i < N; ++i) p = multiply_add(p, r, broadcast(terms[i]));
 #if defined(__AVX512F__)
-    const __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, (__m512)all(LEAST), _CMP_NLT_UQ);  // NaN too
+    const __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, (__m512)broadcast(LEAST), _CMP_NLT_UQ);  // NaN too
     return (Floats)_mm512_maskz_scalef_ps(counts, (__m512)p, (__m512)n);
 #else
     p = x != x ? x : (Floats)((Words)p + ((Words)shifted << 23));  // the digits of n, added to the exponent
@@ -38,7 +38,7 @@ inline Floats power_of_two(Floats x, const float (&terms)[N]) {
 }
 
 inline Floats weight(float, Floats x) { return power_of_two(x, EXACT); }
-inline Floats weight(Twins, Floats x) { return power_of_two(x, ROUGH); }
+inline Floats weight(BFloat16Pair, Floats x) { return power_of_two(x, ROUGH); }
 
 // 2^(score * scale - base), two vectors of them. Rounded after scale, so that the largest score's is 1 exactly.
 template <typename Word>
@@ -50,7 +50,7 @@ inline Pair weights(Pair scores, float scale, float base) {
 // Of scores, whose weights are powers of two.
 inline float scale_of(int64_t head_dim) { return LOG2E / std::sqrt((float)head_dim); }
 
-inline Floats larger(Floats a, Floats b) {  // b where one is NaN
+inline Floats maximum(Floats a, Floats b) {  // b where one is NaN
 #if defined(__AVX512F__)
     return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
 #else
@@ -58,7 +58,7 @@ inline Floats larger(Floats a, Floats b) {  // b where one is NaN
 #endif
 }
 
-inline float largest(Floats v) {
+inline float max_lane(Floats v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)v);
 #else
@@ -93,7 +93,7 @@ struct Range {
 };
 
 // Who sees whom. Queries are the last of the keys: those of a causal query end where it stands.
-struct Sight {
+struct Visibility {
     const AttentionCall &call;
 
     int64_t place(int64_t query) const { return call.keys - call.queries + query; }
@@ -157,11 +157,11 @@ struct Sight {
     }
 };
 
-// Room of one thread, freed at the end; null where there is no memory.
+// Buffer of one thread, freed at the end; null where there is no memory.
 template <typename T>
-struct OwnRoom {
+struct OwnBuffer {
     T *const start = (T *)aligned_alloc(64, up(sizeof(T), 64));
-    ~OwnRoom() { free(start); }
+    ~OwnBuffer() { free(start); }
 };
 
 // run(task, room) for every task, by whichever thread is free: what a task gives does not depend on the others.
@@ -171,7 +171,7 @@ inline int each_task(int64_t tasks, int64_t work, int64_t threads, Run run) {
     int64_t next = 0;
     int failed = 0;
     const auto work_on = [&] {
-        const OwnRoom<R> room;
+        const OwnBuffer<R> room;
         if (!room.start) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
         for (int64_t task; room.start && (task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < tasks;)
             run(task, *room.start);

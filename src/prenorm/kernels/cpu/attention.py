@@ -26,12 +26,16 @@ from .header import CONSTANTS
 from .processor import AMD, ZEN_4, processor
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-FORWARD = Function("AttentionCall", {dtype: f"attention_{name}" for dtype, name in DTYPES.items()})
-BACKWARD = Function("AttentionCall", {dtype: f"attention_backward_{name}" for dtype, name in DTYPES.items()})
+FIELDS = (
+    "q k v mask y sums g dq dk dv batch num_heads num_kv_heads queries keys head_dim q_strides k_strides v_strides "
+    "mask_strides y_strides g_strides dq_strides dk_strides dv_strides causal window"
+)
+FORWARD = Function("AttentionCall", {dtype: f"attention_{name}" for dtype, name in DTYPES.items()}, FIELDS)
+BACKWARD = Function("AttentionCall", {dtype: f"attention_backward_{name}" for dtype, name in DTYPES.items()}, FIELDS)
 # head_dim: a multiple of a vector, and what the packed blocks have room for
-WIDTH, MOST_DIM = 16, CONSTANTS["MOST_DIM"]
+WIDTH, MAX_HEAD_DIM = 16, CONSTANTS["MAX_HEAD_DIM"]
 # `make bench-attention`: float32 with fewer scores a head is as fast in PyTorch's kernel, or faster.
-LEAST_SCORES = 4096
+MIN_SCORES = 4096
 
 
 def attention(
@@ -94,7 +98,7 @@ def fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool
         and (mask is None or (type(mask) in ORDINARY and mask.is_cpu))
         and query.shape[-1] == value.shape[-1]
         and query.shape[-1] % WIDTH == 0
-        and query.shape[-1] <= MOST_DIM
+        and query.shape[-1] <= MAX_HEAD_DIM
         and 0 not in query.shape
         and 0 not in key.shape
         and query.dtype in DTYPES
@@ -107,7 +111,7 @@ def _is_much(query: Tensor, key: Tensor) -> bool:
         return False
     if is_compiling():  # a size that is compared is one that is compiled for, except 1, which always is
         return query.shape[-2] != 1
-    return query.shape[-2] * key.shape[-2] >= LEAST_SCORES
+    return query.shape[-2] * key.shape[-2] >= MIN_SCORES
 
 
 def unavailable_reason() -> str:
@@ -155,7 +159,7 @@ def _call(
     window: int | None,
 ) -> None:
     """Run forward, or backward from the gradient g of y to those of q, k and v; sums are contiguous."""
-    batch, heads, queries, head_dim = q.shape
+    batch, num_heads, queries, head_dim = q.shape
     dq, dk, dv = grads
     function.call(
         q.dtype,
@@ -170,8 +174,8 @@ def _call(
         dk=_pointer(dk),
         dv=_pointer(dv),
         batch=batch,
-        heads=heads,
-        groups=k.shape[1],
+        num_heads=num_heads,
+        num_kv_heads=k.shape[1],
         queries=queries,
         keys=k.shape[2],
         head_dim=head_dim,

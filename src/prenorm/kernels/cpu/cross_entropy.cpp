@@ -9,7 +9,7 @@
 #include <cmath>
 
 #include "exponential.h"
-#include "largest.h"
+#include "row_max.h"
 
 namespace {
 
@@ -24,14 +24,14 @@ inline double sum_of_exponentials(const T *x, int64_t width, float max) {
         Pair sum = {};
         const int64_t stop = start + CHUNK < width ? start + CHUNK : width;
         by_steps(start, stop, [&](int64_t i, auto count) { sum = sum + exponential(read(x + i, count) + -max); });
-        total += add_up(sum);
+        total += sum_lanes(sum);
     }
     return total;
 }
 
 template <typename T>
 inline float row(T *x, int64_t target, int64_t width, bool gradient) {
-    const float max = largest(x, width);
+    const float max = row_max(x, width);
     const double sum = sum_of_exponentials(x, width, max);
     // log(sum), which is 1 or more: 1 is taken off exactly. The log of glibc 2.29 would keep out systems of before.
     const double loss = std::log1p(sum - 1) + ((double)max - value(x[target]));
@@ -51,7 +51,7 @@ inline float row(T *x, int64_t target, int64_t width, bool gradient) {
 
 template <typename T>
 int cross_entropy(const CrossEntropyCall &call) {
-    in_parts(call.rows, call.width, call.threads, [&](int64_t, int64_t start, int64_t stop) {
+    parallel_for(call.rows, call.width, call.threads, [&](int64_t, int64_t start, int64_t stop) {
         for (int64_t i = start; i < stop; ++i) {
             T *x = (T *)call.logits + i * call.width;
             const bool kept = call.targets[i] != call.ignored;

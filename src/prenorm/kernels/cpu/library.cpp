@@ -8,15 +8,15 @@ extern "C" const char *prenorm_sources() { return PRENORM_SOURCES; }
 // The size of each struct of calls.h, in its order.
 extern "C" const int64_t *prenorm_sizes() {
     static const int64_t sizes[] = {
-        sizeof(ProductCall),
-        sizeof(FewRowsCall),
+        sizeof(MatmulCall),
+        sizeof(SkinnyLinearCall),
         sizeof(QuantizedLinearCall),
-        sizeof(LargestCall),
+        sizeof(ArgmaxCall),
         sizeof(CrossEntropyCall),
         sizeof(RmsNormCall),
         sizeof(RopeCall),
         sizeof(SiluGateCall),
-        sizeof(OneQueryCall),
+        sizeof(DecodeAttentionCall),
         sizeof(AttentionCall),
         sizeof(MatrixPointers),
         sizeof(LayerPointers),

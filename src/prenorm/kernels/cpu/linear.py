@@ -17,9 +17,9 @@ from ..plain import (
     is_held_in_a_graph,
     no_second_derivative,
 )
+from .matmul import matmul
+from .matmul import supports as supports_matmul
 from .processor import AMD, ZEN_4, ZEN_5, processor
-from .product import product
-from .product import supports as supports_product
 
 get_num_threads = torch.get_num_threads
 
@@ -81,7 +81,7 @@ def reason(vendor: str, family: int, *, avx512: bool) -> str:
 
 # Once: compiled code cannot ask.
 REASON = reason(*processor(), avx512=is_avx512_supported())
-WEIGHT_TOO = processor()[1] >= ZEN_5  # on Zen 4 another kernel is, product.py
+WEIGHT_TOO = processor()[1] >= ZEN_5  # on Zen 4 matmul.py is
 
 
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight:
         return grad_x, x.new_empty(0)
     if WEIGHT_TOO:
         return grad_x, onednn_linear(gradients.t(), rows.t(), None)
-    return grad_x, (product if supports_product(gradients.t(), rows) else torch.mm)(gradients.t(), rows)
+    return grad_x, (matmul if supports_matmul(gradients.t(), rows) else torch.mm)(gradients.t(), rows)
 
 
 class _Linear(torch.autograd.Function):

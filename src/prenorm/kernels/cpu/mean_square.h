@@ -27,9 +27,9 @@ inline double sum_over(int64_t width, Term term, Rest rest) {
             even = even + term(i);
             i += STEP;
         }
-        total += add_up(even + odd);
+        total += sum_lanes(even + odd);
     }
-    return i < width ? total + add_up(rest(i, width - i)) : total;
+    return i < width ? total + sum_lanes(rest(i, width - i)) : total;
 }
 
 // The squares of 1e18 fit into float32, their sum does not. Infinity and NaN are the same here and there.

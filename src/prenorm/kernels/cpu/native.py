@@ -25,7 +25,7 @@ from ...errors import KernelError
 from ...locks import lock
 from ..quantized_layout import GROUP, QUAD, ROWS
 from . import build
-from .header import CONSTANTS, STRUCTS, packed_size
+from .header import CONSTANTS, STRUCTS, layout
 from .processor import features
 
 SHIPPED = build.HERE / "libraries"  # a wheel has it
@@ -117,7 +117,7 @@ def _agreed(library: ctypes.CDLL) -> ctypes.CDLL:
     library.prenorm_sizes.restype = ctypes.POINTER(ctypes.c_int64 * (len(names) + 1))
     theirs = [*library.prenorm_sizes().contents]
     quantized = [CONSTANTS[name] for name in ("QUANT_GROUP", "QUANT_ROWS", "QUANT_QUAD")]
-    if theirs != [*map(packed_size, names), 0] or quantized != [GROUP, ROWS, QUAD]:
+    if theirs != [*(layout(name).size for name in names), 0] or quantized != [GROUP, ROWS, QUAD]:
         raise KernelError(f"calls.h is not as {library._name} was compiled: structs of {theirs} bytes, {quantized}")
     return library
 

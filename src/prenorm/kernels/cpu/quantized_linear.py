@@ -19,7 +19,7 @@ FUNCTIONS = {
     for dtype in (torch.float32, torch.bfloat16)
     for size, bits in BITS.items()
 }
-QUANTIZED_LINEAR = Function("QuantizedLinearCall", FUNCTIONS)
+QUANTIZED_LINEAR = Function("QuantizedLinearCall", FUNCTIONS, "x weight scale bias y rows in_features out_features")
 
 
 def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -64,14 +64,14 @@ def _product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_
     y = x.new_empty((*x.shape[:-1], out_features))
     QUANTIZED_LINEAR.call(
         (x.dtype, weight.shape[2]),
-        x=x.data_ptr(),
-        weight=weight.data_ptr(),
-        scale=scale.data_ptr(),
-        bias=0 if bias is None else bias.data_ptr(),
-        y=y.data_ptr(),
-        rows=y.numel() // out_features,
-        in_features=x.shape[-1],
-        out_features=out_features,
+        x.data_ptr(),
+        weight.data_ptr(),
+        scale.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        y.numel() // out_features,
+        x.shape[-1],
+        out_features,
     )
     return y
 

@@ -89,7 +89,7 @@ void finish_streaming() {
 template <typename X, typename W>
 struct Weight {
     const bool as_it_is;
-    const Room<float> room;
+    const Buffer<float> room;
     const float *const start;
     Weight(const W *weight, int64_t width)
         : as_it_is(sizeof(X) == 4 && sizeof(W) == 4 && width % STEP == 0),
@@ -113,7 +113,7 @@ int forward(const X *x, const W *weight, X *y, int64_t rows, int64_t width, doub
     const Weight<X, W> prepared(weight, width);
     if (!prepared.start) return 1;
     const bool stream = large(y, rows, width * sizeof(X));
-    in_parts(rows, width, threads, [=, &prepared](int64_t, int64_t start, int64_t stop) {
+    parallel_for(rows, width, threads, [=, &prepared](int64_t, int64_t start, int64_t stop) {
         for (int64_t row = start; row < stop; ++row) {
             const X *from = x + row * width;
             X *to = y + row * width;
@@ -167,27 +167,28 @@ int backward(const X *g, const X *x, const W *weight, X *dx, W *dw, int64_t rows
     const int64_t room = padded(width);
     threads = threads_for(rows, width, threads);
     const Weight<X, W> prepared(weight, width);
-    const Room<float> all_sums(FOR_WEIGHT ? threads * room : 0);
-    const Room<double> all_totals(FOR_WEIGHT ? threads * room : 0);
+    const Buffer<float> all_sums(FOR_WEIGHT ? threads * room : 0);
+    const Buffer<double> all_totals(FOR_WEIGHT ? threads * room : 0);
     if (!prepared.start || !all_sums.start || !all_totals.start) return 1;
     const bool stream = FOR_X && large(dx, rows, width * sizeof(X));
-    in_parts(rows, width, threads, [=, &prepared, &all_sums, &all_totals](int64_t part, int64_t start, int64_t stop) {
-        float *sums = all_sums.start + part * room;
-        double *totals = all_totals.start + part * room;
-        if (FOR_WEIGHT) memset(sums, 0, room * sizeof(float)), memset(totals, 0, room * sizeof(double));
-        for (int64_t row = start; row < stop; ++row) {
-            const int64_t at = row * width;
-            if (stream)
-                backward_row<true, FOR_X, FOR_WEIGHT>(g + at, x + at, prepared.start, dx + at, sums, width, eps);
-            else
-                backward_row<false, FOR_X, FOR_WEIGHT>(g + at, x + at, prepared.start, dx + at, sums, width, eps);
-            if (FOR_WEIGHT && ((row - start) % BLOCK == BLOCK - 1 || row == stop - 1)) {
-                for (int64_t i = 0; i < room; ++i) totals[i] += sums[i];
-                memset(sums, 0, room * sizeof(float));
+    parallel_for(
+        rows, width, threads, [=, &prepared, &all_sums, &all_totals](int64_t part, int64_t start, int64_t stop) {
+            float *sums = all_sums.start + part * room;
+            double *totals = all_totals.start + part * room;
+            if (FOR_WEIGHT) memset(sums, 0, room * sizeof(float)), memset(totals, 0, room * sizeof(double));
+            for (int64_t row = start; row < stop; ++row) {
+                const int64_t at = row * width;
+                if (stream)
+                    backward_row<true, FOR_X, FOR_WEIGHT>(g + at, x + at, prepared.start, dx + at, sums, width, eps);
+                else
+                    backward_row<false, FOR_X, FOR_WEIGHT>(g + at, x + at, prepared.start, dx + at, sums, width, eps);
+                if (FOR_WEIGHT && ((row - start) % BLOCK == BLOCK - 1 || row == stop - 1)) {
+                    for (int64_t i = 0; i < room; ++i) totals[i] += sums[i];
+                    memset(sums, 0, room * sizeof(float));
+                }
             }
-        }
-        if (stream) finish_streaming();
-    });
+            if (stream) finish_streaming();
+        });
     if (FOR_WEIGHT) {
         double *totals = all_totals.start;
         for (int64_t part = 1; part < threads; ++part)

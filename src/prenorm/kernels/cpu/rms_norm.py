@@ -19,8 +19,14 @@ DTYPES = {  # of x, of weight
     (torch.bfloat16, torch.bfloat16): "bfloat16_bfloat16",
     (torch.bfloat16, torch.float32): "bfloat16_float32",
 }
-FORWARD = Function("RmsNormCall", {dtypes: f"rms_norm_{name}" for dtypes, name in DTYPES.items()})
-BACKWARD = Function("RmsNormCall", {dtypes: f"rms_norm_backward_{name}" for dtypes, name in DTYPES.items()})
+FORWARD = Function(
+    "RmsNormCall", {dtypes: f"rms_norm_{name}" for dtypes, name in DTYPES.items()}, "x weight y rows width eps"
+)
+BACKWARD = Function(
+    "RmsNormCall",
+    {dtypes: f"rms_norm_backward_{name}" for dtypes, name in DTYPES.items()},
+    "x weight g dx dw rows width eps",
+)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -52,18 +58,7 @@ def supports(x: Tensor, weight: Tensor) -> bool:
 
 def _forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     y, width = torch.empty_like(x), x.shape[-1]
-    FORWARD.call(
-        (x.dtype, weight.dtype),
-        x=x.data_ptr(),
-        weight=weight.data_ptr(),
-        g=0,
-        y=y.data_ptr(),
-        dx=0,
-        dw=0,
-        rows=x.numel() // width,
-        width=width,
-        eps=eps,
-    )
+    FORWARD.call((x.dtype, weight.dtype), x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // width, width, eps)
     return y
 
 
@@ -86,15 +81,14 @@ class _RMSNorm(torch.autograd.Function):
         width = x.shape[-1]
         BACKWARD.call(
             (x.dtype, weight.dtype),
-            x=x.data_ptr(),
-            weight=weight.data_ptr(),
-            g=grad.data_ptr(),
-            y=0,
-            dx=0 if grad_x is None else grad_x.data_ptr(),
-            dw=0 if grad_weight is None else grad_weight.data_ptr(),
-            rows=x.numel() // width,
-            width=width,
-            eps=ctx.eps,
+            x.data_ptr(),
+            weight.data_ptr(),
+            grad.data_ptr(),
+            0 if grad_x is None else grad_x.data_ptr(),
+            0 if grad_weight is None else grad_weight.data_ptr(),
+            x.numel() // width,
+            width,
+            ctx.eps,
         )
         return grad_x, grad_weight, None
 

@@ -9,27 +9,27 @@
 
 namespace {
 
-struct Turned {
+struct Rotated {
     Pair a, b;
 };
 
-inline Turned turn(Pair a, Pair b, Pair cos, Pair sin) { return {a * cos - b * sin, b * cos + a * sin}; }
+inline Rotated rotate_pair(Pair a, Pair b, Pair cos, Pair sin) { return {a * cos - b * sin, b * cos + a * sin}; }
 
 // Pairs i and half + i. `cos` and `sin` are in the order of memory; those of bfloat16 have to be as it is loaded.
 template <typename T>
 inline Pair angles(const float *from, int64_t count) {
     const Pair here = count == STEP ? load(from) : load(from, count);
-    return sizeof(T) == sizeof(float) ? here : apart(here);
+    return sizeof(T) == sizeof(float) ? here : deinterleave(here);
 }
 
 template <typename T>
-inline void turn_halves(const T *x, T *y, const float *cos, const float *sin, int64_t half, float sign) {
+inline void rotate_halves(const T *x, T *y, const float *cos, const float *sin, int64_t half, float sign) {
     for (int64_t i = 0; i < half; i += STEP) {
         const int64_t count = half - i < STEP ? half - i : STEP;
         const bool whole = count == STEP;
         const Pair a = whole ? load(x + i) : load(x + i, count);
         const Pair b = whole ? load(x + half + i) : load(x + half + i, count);
-        const Turned here = turn(a, b, angles<T>(cos + i, count), angles<T>(sin + i, count) * sign);
+        const Rotated here = rotate_pair(a, b, angles<T>(cos + i, count), angles<T>(sin + i, count) * sign);
         if (whole) {
             store<false>(y + i, here.a);
             store<false>(y + half + i, here.b);
@@ -42,19 +42,19 @@ inline void turn_halves(const T *x, T *y, const float *cos, const float *sin, in
 
 // Pairs 2i and 2i + 1: a step of x holds LANES of them.
 template <typename T>
-inline void turn_neighbours(const T *x, T *y, const float *cos, const float *sin, int64_t half, float sign) {
+inline void rotate_neighbours(const T *x, T *y, const float *cos, const float *sin, int64_t half, float sign) {
     for (int64_t i = 0; i < half; i += LANES) {
         const int64_t count = half - i < LANES ? half - i : LANES;
         const bool whole = count == LANES;
         const Pair read = whole ? load(x + 2 * i) : load(x + 2 * i, 2 * count);
-        const Pair pairs = sizeof(T) == sizeof(float) ? apart(read) : read;
+        const Pair pairs = sizeof(T) == sizeof(float) ? deinterleave(read) : read;
         float angles[STEP] = {};
         memcpy(angles, cos + i, count * sizeof(float));
         memcpy(angles + LANES, sin + i, count * sizeof(float));
         const Pair turning = load(angles);
         const Floats c = turning.first, s = turning.second * sign;
         const Pair turned = {pairs.first * c - pairs.second * s, pairs.second * c + pairs.first * s};
-        const Pair written = sizeof(T) == sizeof(float) ? together(turned) : turned;
+        const Pair written = sizeof(T) == sizeof(float) ? interleave(turned) : turned;
         if (whole)
             store<false>(y + 2 * i, written);
         else
@@ -69,20 +69,20 @@ int rotate(const RopeCall &call) {
     };
     const float sign = call.backwards ? -1 : 1;
     // Heads last: those of a place mostly lie side by side, and have their angles in common.
-    in_parts(call.batch * call.seq, call.heads * 2 * call.half, call.threads,
-             [&](int64_t, int64_t start, int64_t stop) {
-                 for (int64_t row = start; row < stop; ++row)
-                     for (int64_t head = 0, batch = row / call.seq, place = row % call.seq; head < call.heads; ++head) {
-                         const T *x = (const T *)call.x + at(call.x_strides, batch, head, place);
-                         T *y = (T *)call.y + at(call.y_strides, batch, head, place);
-                         const float *cos = call.cos + at(call.cos_strides, batch, head, place);
-                         const float *sin = call.sin + at(call.sin_strides, batch, head, place);
-                         if (call.interleaved)
-                             turn_neighbours(x, y, cos, sin, call.half, sign);
-                         else
-                             turn_halves(x, y, cos, sin, call.half, sign);
-                     }
-             });
+    parallel_for(
+        call.batch * call.seq, call.heads * 2 * call.half, call.threads, [&](int64_t, int64_t start, int64_t stop) {
+            for (int64_t row = start; row < stop; ++row)
+                for (int64_t head = 0, batch = row / call.seq, place = row % call.seq; head < call.heads; ++head) {
+                    const T *x = (const T *)call.x + at(call.x_strides, batch, head, place);
+                    T *y = (T *)call.y + at(call.y_strides, batch, head, place);
+                    const float *cos = call.cos + at(call.cos_strides, batch, head, place);
+                    const float *sin = call.sin + at(call.sin_strides, batch, head, place);
+                    if (call.interleaved)
+                        rotate_neighbours(x, y, cos, sin, call.half, sign);
+                    else
+                        rotate_halves(x, y, cos, sin, call.half, sign);
+                }
+        });
     return 0;
 }
 

@@ -14,7 +14,11 @@ from . import native
 from .calls import Function
 
 DTYPES = {torch.float32: "rope_float32", torch.bfloat16: "rope_bfloat16"}
-ROPE = Function("RopeCall", DTYPES)
+ROPE = Function(
+    "RopeCall",
+    DTYPES,
+    "x y cos sin batch heads seq half x_strides y_strides cos_strides sin_strides interleaved backwards",
+)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
@@ -57,20 +61,20 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, backwards: 
     cos, sin = (_four_dims(one.expand(*x.shape[:-1], half)) for one in (cos, sin))
     ROPE.call(
         x.dtype,
-        x=four.data_ptr(),
-        y=y.data_ptr(),
-        cos=cos.data_ptr(),
-        sin=sin.data_ptr(),
-        batch=batch,
-        heads=heads,
-        seq=seq,
-        half=half,
-        x_strides=four.stride()[:3],
-        y_strides=y.stride()[:3],
-        cos_strides=cos.stride()[:3],
-        sin_strides=sin.stride()[:3],
-        interleaved=interleaved,
-        backwards=backwards,
+        four.data_ptr(),
+        y.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        batch,
+        heads,
+        seq,
+        half,
+        four.stride()[:3],
+        y.stride()[:3],
+        cos.stride()[:3],
+        sin.stride()[:3],
+        interleaved,
+        backwards,
     )
     return y.view(x.shape)
 

@@ -79,8 +79,8 @@ inline void put(BFloat16 *to, float v) {  // as round_to_bfloat16 rounds
     to->bits = (uint16_t)((v != v ? 0x7fc00000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// The sums of 16 vectors, each added up in the order of add_up.
-inline void add_up_16(const Floats *v, float *to) {
+// The sums of 16 vectors, each added up in the order of sum_lanes.
+inline void sum_lanes_of_16(const Floats *v, float *to) {
 #if defined(__AVX512F__)
     __m512 by_four[4];
     for (int i = 0; i < 4; ++i) {
@@ -101,7 +101,7 @@ inline void add_up_16(const Floats *v, float *to) {
     memcpy(sums, &all, sizeof sums);
     for (int i = 0; i < 16; ++i) to[i] = sums[i % 4 * 4 + i / 4];
 #else
-    for (int i = 0; i < 16; ++i) to[i] = add_up(v[i]);
+    for (int i = 0; i < 16; ++i) to[i] = sum_lanes(v[i]);
 #endif
 }
 
@@ -140,7 +140,7 @@ inline void multiply_tile(const T *x, int64_t x_stride, const T *w, int64_t w_st
     Floats sums[(ROWS * COLUMNS + 15) / 16 * 16] = {};
     multiply_together<ROWS, COLUMNS>(x, x_stride, w, w_stride, width, COLUMNS * w_stride, sums);  // the next tile
     float added[sizeof sums / sizeof *sums];
-    for (int at = 0; at < ROWS * COLUMNS; at += 16) add_up_16(sums + at, added + at);
+    for (int at = 0; at < ROWS * COLUMNS; at += 16) sum_lanes_of_16(sums + at, added + at);
     memcpy(products, added, ROWS * COLUMNS * sizeof(float));
 }
 
@@ -176,7 +176,7 @@ inline void multiply_weight(const T *x, const T *w, int64_t width, int64_t count
             for (int64_t i = 0; i < columns; ++i)
                 multiply_together<1, 1>(x, 0, w + (c + i) * width, width, width, AHEAD, sums + i);
             float products[16];
-            add_up_16(sums, products);
+            sum_lanes_of_16(sums, products);
             for (int64_t i = 0; i < columns; ++i) run(0, c + i, products[i]);
         }
     } else {

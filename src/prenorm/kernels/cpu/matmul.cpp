@@ -11,13 +11,13 @@
 namespace {
 
 #if defined(__AVX512F__)
-constexpr int64_t TALL = 14;  // rows of a tile: 2 * 14 vectors of sums, 2 of B and 1 of A fill 32 registers
+constexpr int64_t MR = 14;  // rows of a tile: 2 * 14 vectors of sums, 2 of B and 1 of A fill 32 registers
 #else
-constexpr int64_t TALL = 6;  // likewise of 16
+constexpr int64_t MR = 6;  // likewise of 16
 #endif
-constexpr int64_t WIDE = 2 * LANES;     // columns of a tile
-constexpr int64_t DEEP = 256;           // words along the inner axis: a panel of A fits the first cache
-constexpr int64_t COLUMNS = 24 * WIDE;  // of B, that a panel of A meets at a time: they fit the second cache
+constexpr int64_t NR = 2 * LANES;  // columns of a tile
+constexpr int64_t KC = 256;        // words along the inner axis: a panel of A fits the first cache
+constexpr int64_t NC = 24 * NR;    // of B, that a panel of A meets at a time: they fit the second cache
 
 // What is packed of numbers T: as what word, how many in one, and sum + a . b of two vectors of words.
 template <typename T>
@@ -29,7 +29,7 @@ struct Packing {
 
 #if BFLOAT16_PRODUCTS
 template <>
-struct Packing<BFloat16> {  // twins: two neighbours along the inner axis
+struct Packing<BFloat16> {  // bfloat16_pairs: two neighbours along the inner axis
     static constexpr int64_t IN = 2;
     static float word(const BFloat16 *from, int64_t next, int64_t depth) {
         const uint32_t bits = from->bits | (depth > 1 ? (uint32_t)from[next].bits << 16 : 0);
@@ -42,8 +42,8 @@ struct Packing<BFloat16> {  // twins: two neighbours along the inner axis
     }
 };
 
-// Words of `count` twins, at most LANES, that lie side by side in two rows.
-inline Floats twins(const BFloat16 *row, int64_t next, int64_t depth, int64_t count) {
+// Words of `count` bfloat16_pairs, at most LANES, that lie side by side in two rows.
+inline Floats bfloat16_pairs(const BFloat16 *row, int64_t next, int64_t depth, int64_t count) {
     const __mmask16 mask = count < LANES ? (1u << count) - 1 : 0xffff;
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
     if (depth < 2) return (Floats)low;
@@ -62,7 +62,7 @@ inline Square transposed(Square from) {
         Square to;
 #pragma GCC unroll 8
         for (int64_t i = 0; i < LANES / 2; ++i) {
-            const Pair mixed = together({from.rows[i], from.rows[i + LANES / 2]});
+            const Pair mixed = interleave({from.rows[i], from.rows[i + LANES / 2]});
             to.rows[2 * i] = mixed.first, to.rows[2 * i + 1] = mixed.second;
         }
         from = to;
@@ -70,7 +70,7 @@ inline Square transposed(Square from) {
     return from;
 }
 
-inline int64_t parts(int64_t count, int64_t size) { return (count + size - 1) / size; }
+inline int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // SIZE vectors of `depth` numbers as words [depth / IN][SIZE], with zeros beyond `count` vectors: their numbers lie
 // `next` apart, one vector `stride` from another. Where SIZE is no multiple of LANES, a store of LANES words reaches
@@ -88,7 +88,7 @@ inline void pack(const T *from, int64_t stride, int64_t next, int64_t count, int
             else
                 for (int64_t start = 0; start < SIZE; start += LANES) {
                     const int64_t some = SIZE - start < LANES ? SIZE - start : LANES;
-                    const Floats here = twins(from + k * next + start, next, depth - k, some);
+                    const Floats here = bfloat16_pairs(from + k * next + start, next, depth - k, some);
                     memcpy(to + start, &here, sizeof here);
                 }
 #endif
@@ -118,21 +118,21 @@ inline void pack(const T *from, int64_t stride, int64_t next, int64_t count, int
 template <typename T>
 inline void multiply_tile(const float *a, const float *b, int64_t depth, float *c, int64_t c_stride, int64_t rows,
                           int64_t columns, bool add) {
-    Pair sums[TALL] = {};
+    Pair sums[MR] = {};
     for (int64_t r = 0; r < rows && add; ++r)
         for (int64_t i = 0; i < columns; i += LANES) __builtin_prefetch(c + r * c_stride + i, 1);
-    for (int64_t k = 0; k < depth; ++k, a += TALL, b += WIDE) {
+    for (int64_t k = 0; k < depth; ++k, a += MR, b += NR) {
         const Pair here = load(b);
 #pragma GCC unroll 14
-        for (int64_t r = 0; r < TALL; ++r) {
+        for (int64_t r = 0; r < MR; ++r) {
             const Floats one = a[r] - Floats{};  // adding would be a sum: -0 + 0 is 0
             sums[r] = {Packing<T>::add(one, here.first, sums[r].first),
                        Packing<T>::add(one, here.second, sums[r].second)};
         }
     }
-    const bool whole = columns == WIDE;
+    const bool whole = columns == NR;
 #pragma GCC unroll 14
-    for (int64_t r = 0; r < TALL; ++r) {
+    for (int64_t r = 0; r < MR; ++r) {
         float *to = c + r * c_stride;
         if (r >= rows) continue;
         if (whole)
@@ -142,52 +142,54 @@ inline void multiply_tile(const float *a, const float *b, int64_t depth, float *
     }
 }
 
-inline int64_t less(int64_t a, int64_t b) { return a < b ? a : b; }
+inline int64_t smaller(int64_t a, int64_t b) { return a < b ? a : b; }
 
 // Numbers start .. start + depth of the inner axis of B, as panels.
 template <typename T>
-void pack_columns(const ProductCall &call, int64_t start, int64_t depth, float *packed) {
+void pack_columns(const MatmulCall &call, int64_t start, int64_t depth, float *packed) {
     const int64_t row = call.b_strides[0], column = call.b_strides[1];
-    const int64_t words = parts(depth, Packing<T>::IN), step = LANES * Packing<T>::IN;
-    in_parts(parts(call.columns, WIDE), WIDE * depth, call.threads, [=, &call](int64_t, int64_t first, int64_t last) {
-        // Some numbers of every panel before more of one: where columns lie side by side, rows are read along.
-        for (int64_t k = 0; k < depth; k += step)
-            for (int64_t i = first; i < last; ++i)
-                pack<WIDE>((const T *)call.b + i * WIDE * column + (start + k) * row, column, row,
-                           call.columns - i * WIDE, less(depth - k, step),
-                           packed + (i * words + k / Packing<T>::IN) * WIDE);
-    });
+    const int64_t words = ceil_div(depth, Packing<T>::IN), step = LANES * Packing<T>::IN;
+    parallel_for(ceil_div(call.columns, NR), NR * depth, call.threads,
+                 [=, &call](int64_t, int64_t first, int64_t last) {
+                     // Some numbers of every panel before more of one: where columns lie side by side, rows are read
+                     // along.
+                     for (int64_t k = 0; k < depth; k += step)
+                         for (int64_t i = first; i < last; ++i)
+                             pack<NR>((const T *)call.b + i * NR * column + (start + k) * row, column, row,
+                                      call.columns - i * NR, smaller(depth - k, step),
+                                      packed + (i * words + k / Packing<T>::IN) * NR);
+                 });
 }
 
 // What was packed of B meets A: columns of B in the outer loop, so that they stay in the cache for many panels of A.
 template <typename T>
-void multiply(const ProductCall &call, int64_t start, int64_t depth, const float *packed, bool add) {
-    const int64_t words = parts(depth, Packing<T>::IN), panels = parts(call.rows, TALL);
-    const int64_t pieces = parts(call.columns, COLUMNS) * panels;
-    in_parts(pieces, TALL * less(COLUMNS, call.columns) * 8, call.threads,
-             [=, &call](int64_t, int64_t i, int64_t last) {
-                 float a[TALL * DEEP + LANES];
-                 for (; i < last; ++i) {
-                     const int64_t row = i % panels * TALL, from = i / panels * COLUMNS;
-                     pack<TALL>((const T *)call.a + row * call.a_strides[0] + start * call.a_strides[1],
-                                call.a_strides[0], call.a_strides[1], call.rows - row, depth, a);
-                     for (int64_t column = from; column < less(from + COLUMNS, call.columns); column += WIDE)
-                         multiply_tile<T>(a, packed + column * words, words, call.c + row * call.c_stride + column,
-                                          call.c_stride, less(call.rows - row, TALL), less(call.columns - column, WIDE),
-                                          add);
-                 }
-             });
+void multiply(const MatmulCall &call, int64_t start, int64_t depth, const float *packed, bool add) {
+    const int64_t words = ceil_div(depth, Packing<T>::IN), panels = ceil_div(call.rows, MR);
+    const int64_t pieces = ceil_div(call.columns, NC) * panels;
+    parallel_for(pieces, MR * smaller(NC, call.columns) * 8, call.threads,
+                 [=, &call](int64_t, int64_t i, int64_t last) {
+                     float a[MR * KC + LANES];
+                     for (; i < last; ++i) {
+                         const int64_t row = i % panels * MR, from = i / panels * NC;
+                         pack<MR>((const T *)call.a + row * call.a_strides[0] + start * call.a_strides[1],
+                                  call.a_strides[0], call.a_strides[1], call.rows - row, depth, a);
+                         for (int64_t column = from; column < smaller(from + NC, call.columns); column += NR)
+                             multiply_tile<T>(a, packed + column * words, words, call.c + row * call.c_stride + column,
+                                              call.c_stride, smaller(call.rows - row, MR),
+                                              smaller(call.columns - column, NR), add);
+                     }
+                 });
 }
 
 template <typename T>
-int product(const ProductCall &call) {
-    constexpr int64_t NUMBERS = DEEP * Packing<T>::IN;
+int matmul(const MatmulCall &call) {
+    constexpr int64_t NUMBERS = KC * Packing<T>::IN;
     constexpr int64_t LINE = 64 / sizeof(float);  // a cache line, which the panels begin with
-    const Room<float> room(parts(call.columns, WIDE) * WIDE * DEEP + LINE);
+    const Buffer<float> room(ceil_div(call.columns, NR) * NR * KC + LINE);
     if (!room.start) return 1;
     float *packed = (float *)(((uintptr_t)room.start + 63) / 64 * 64);
     for (int64_t start = 0; start < call.depth; start += NUMBERS) {
-        const int64_t depth = less(call.depth - start, NUMBERS);
+        const int64_t depth = smaller(call.depth - start, NUMBERS);
         pack_columns<T>(call, start, depth, packed);
         multiply<T>(call, start, depth, packed, call.add || start > 0);
     }
@@ -196,5 +198,5 @@ int product(const ProductCall &call) {
 
 }  // namespace
 
-extern "C" int product_float32(const ProductCall *call) { return product<float>(*call); }
-extern "C" int product_bfloat16(const ProductCall *call) { return product<BFloat16>(*call); }
+extern "C" int matmul_float32(const MatmulCall *call) { return matmul<float>(*call); }
+extern "C" int matmul_bfloat16(const MatmulCall *call) { return matmul<BFloat16>(*call); }

@@ -9,7 +9,7 @@
 
 namespace {
 
-inline Pair larger(Pair a, Pair b) {
+inline Pair maximum(Pair a, Pair b) {
     return {a.first > b.first ? a.first : b.first, a.second > b.second ? a.second : b.second};
 }
 
@@ -37,9 +37,9 @@ inline Pair read(const T *from, int64_t count) {
 
 // NaN is passed over.
 template <typename T>
-inline float largest(const T *x, int64_t width) {
+inline float row_max(const T *x, int64_t width) {
     Pair most = Pair{} + -INFINITY;
-    by_steps(0, width, [&](int64_t i, auto count) { most = larger(read(x + i, count), most); });
+    by_steps(0, width, [&](int64_t i, auto count) { most = maximum(read(x + i, count), most); });
     float all[STEP], one = -INFINITY;
     store<false>(all, most);
     for (const float v : all) one = v > one ? v : one;

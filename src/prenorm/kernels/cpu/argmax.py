@@ -1,0 +1,44 @@
+"""The greedy choice among logits, in C++ (argmax.cpp): one pass over them.
+
+PyTorch's argmax is not vectorised on a CPU, which a small model's step feels: 32,000 logits take a tenth of it.
+"""
+
+import torch
+from torch import Tensor
+
+from ..kernel import Kernel
+from ..plain import is_plain
+from . import native
+from .calls import Function
+
+DTYPES = {torch.float32: "argmax_float32", torch.bfloat16: "argmax_bfloat16"}
+ARGMAX = Function("ArgmaxCall", DTYPES, "x indices rows width")
+
+
+def argmax(x: Tensor) -> Tensor:
+    """Where the argmax number of each row of x (..., width) is, the first of equal ones: (...), int64.
+
+    -1 for a row that holds NaN, or whose argmax number is not finite.
+    """
+    x = x.contiguous()
+    indices = x.new_empty(x.shape[:-1], dtype=torch.int64)
+    ARGMAX.call(x.dtype, x.data_ptr(), indices.data_ptr(), indices.numel(), x.shape[-1])
+    return indices
+
+
+def supports(x: Tensor) -> bool:
+    """Whether these are ordinary numbers of a CPU, and the code can be built here."""
+    return is_plain(x) and x.numel() > 0 and not x.is_neg() and x.dtype in ARGMAX.available()
+
+
+KERNEL = Kernel(
+    op="argmax",
+    devices=("cpu",),
+    dtypes=tuple(DTYPES),
+    run=argmax,
+    supports=supports,
+    unavailable_reason=native.unavailable_reason,
+    in_library=True,
+    gain="the greedy choice among logits in one pass over them, in C++ (make bench-decode)",
+    fallback="PyTorch's: 3 times as long for 32,000 logits, in bfloat16 11 to 13 times",
+)
