@@ -5,10 +5,10 @@ PYTHON ?= python3
 # make test TORCH=2.14.1: with another release than constraints.txt has, in an environment of its own.
 VENV := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN := $(VENV)/bin
-CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp tests/kernels/*.cpp)
+CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp tests/kernels/recorded/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-all test-grid test-check test-isa check format bench bench-all bench-attention bench-blocks bench-decode
+.PHONY: help demo test test-all test-grid test-check test-isa test-kernels check format bench bench-all bench-attention bench-blocks bench-decode
 .PHONY: against lines flops bench-linear bench-llama bench-memory bench-norm bench-quantized bench-checkpointing bench-training example-dates wheel clean
 
 help:
@@ -17,7 +17,8 @@ help:
 	@echo "make test-all          the same with the long sweeps, which are marked slow"
 	@echo "make test-grid         every way of running every model against the oracle, some 7,000 cells (about 15 minutes)"
 	@echo "make test-check        every faulty, right and hostile block against prenorm check (more than an hour)"
-	@echo "make test-isa          the C++ kernels with every set of instructions, and with sanitizers (about 30 minutes)"
+	@echo "make test-isa          the C++ kernels' tests with x86-64-v3 and with plain x86-64 code (about 8 minutes)"
+	@echo "make test-kernels      the same with every set of instructions, with sanitizers, and on aarch64 (about 30 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the files as the formatter wants them"
 	@echo "make bench         blocks, writing, whole numbers, a training step: tables and runs/bench/*.json (about 12 minutes)"
@@ -52,6 +53,9 @@ test-grid: $(VENV)/dev.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.equality
 
 test-isa: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.isa x86-64-v3 x86-64
+
+test-kernels: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.isa
 
 check: $(VENV)/dev.stamp

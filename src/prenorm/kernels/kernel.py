@@ -1,4 +1,4 @@
-"""What a kernel's file says about it, in one record; `ops/backends.py` lists the records and chooses."""
+"""The record in which each kernel's file describes it; `ops/backends.py` lists the records and chooses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

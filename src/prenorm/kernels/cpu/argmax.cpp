@@ -1,6 +1,6 @@
-// Where the largest number of each row is, the first of equal ones: the greedy choice among logits.
+// The index of each row's maximum, the first of equal ones: the greedy choice among logits.
 //
-// A row that holds NaN, or whose largest number is not finite, gives -1. Built by build.py.
+// A row that holds NaN, or whose maximum is not finite, gives -1. Built by build.py.
 
 #include "row_max.h"
 

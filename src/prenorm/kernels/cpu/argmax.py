@@ -1,6 +1,6 @@
 """The greedy choice among logits, in C++ (argmax.cpp): one pass over them.
 
-PyTorch's argmax is not vectorised on a CPU, which a small model's step feels: 32,000 logits take a tenth of it.
+PyTorch's argmax is not vectorised on a CPU: 32,000 logits take a tenth of a small model's decoding step.
 """
 
 import torch
@@ -16,9 +16,9 @@ ARGMAX = Function("ArgmaxCall", DTYPES, "x indices rows width")
 
 
 def argmax(x: Tensor) -> Tensor:
-    """Where the argmax number of each row of x (..., width) is, the first of equal ones: (...), int64.
+    """The index of the maximum of each row of x (..., width), the first of equal ones: (...), int64.
 
-    -1 for a row that holds NaN, or whose argmax number is not finite.
+    -1 for a row that holds NaN, or whose maximum is not finite.
     """
     x = x.contiguous()
     indices = x.new_empty(x.shape[:-1], dtype=torch.int64)

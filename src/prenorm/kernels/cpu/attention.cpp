@@ -2,7 +2,7 @@
 //
 // A block of keys and its values is packed so that both products run at the speed of the multipliers. A tile of queries
 // goes over the keys of the block: scores, weights, and weights times values, all in the first cache. Sums over earlier
-// blocks are scaled whenever a larger score turns up (online softmax). Blocks that nobody sees are passed over.
+// blocks are scaled whenever a larger score turns up (online softmax). Blocks that no query sees are skipped.
 // Scores, softmax and sums are float32; in bfloat16 the weights are rounded before they multiply the values. What a
 // query gives depends neither on other queries nor on the number of threads.
 // Source: Dao et al. 2022, arXiv:2205.14135; Milakov and Gimelshein 2018, arXiv:1805.02867. Built by build.py.
@@ -11,7 +11,7 @@
 
 namespace {
 
-constexpr int64_t KEYS = 256;           // of a block: with their values they stay in the second cache
+constexpr int64_t KEYS = 256;           // of a block: with their values they stay in the L2 cache
 constexpr int64_t QUERIES = 32 * TILE;  // of a task, for which keys are packed once
 
 // A thread's packed blocks, and what is known of its queries so far.

@@ -1,4 +1,4 @@
-// What attention of many queries shares, forward and backward: its call, who sees what, and powers of two.
+// Shared by attention forward and backward: which keys a query sees, and powers of two.
 
 #pragma once
 
@@ -21,7 +21,7 @@ constexpr float ROUGH[] = {9.57010128e-3f, 5.59178591e-2f, 2.40247443e-1f, 6.931
 template <size_t N>
 inline Floats power_of_two(Floats x, const float (&terms)[N]) {
 #if defined(__AVX512F__)
-    const Floats n = (Floats)_mm512_roundscale_ps((__m512)x, 8), r = x - n;  // n: the nearest whole number
+    const Floats n = (Floats)_mm512_roundscale_ps((__m512)x, 8), r = x - n;  // n: x rounded to an integer
 #else
     const Floats magic = broadcast(12582912.0f), shifted = x + magic;  // 1.5 * 2^23: adding it rounds
     const Floats r = x - (shifted - magic);
@@ -92,14 +92,14 @@ struct Range {
     int64_t first, stop;
 };
 
-// Who sees whom. Queries are the last of the keys: those of a causal query end where it stands.
+// Which keys a query sees. Queries are the last of the keys; a causal query's keys end at its own position.
 struct Visibility {
     const AttentionCall &call;
 
-    int64_t place(int64_t query) const { return call.keys - call.queries + query; }
+    int64_t position(int64_t query) const { return call.keys - call.queries + query; }
 
     Range of_query(int64_t query) const {
-        const int64_t stop = call.causal ? place(query) + 1 : call.keys;
+        const int64_t stop = call.causal ? position(query) + 1 : call.keys;
         return {call.window ? clip(stop - call.window, 0, call.keys) : 0, clip(stop, 0, call.keys)};
     }
 
@@ -108,7 +108,7 @@ struct Visibility {
         return {clip(of_query(query).first - block, 0, size), clip(of_query(query_stop - 1).stop - block, 0, size)};
     }
 
-    // Of a tile's panels the words, of IN keys each, that some of these queries see by their places.
+    // The words (of IN keys each) of a tile's panels that some of these queries see by position.
     Range words(int64_t query, int64_t query_stop, int64_t block, Range panels, int64_t in) const {
         const Range seen = in_block(query, query_stop, block, panels.stop);
         return {(seen.first > panels.first ? seen.first : panels.first) / in, up(seen.stop, in) / in};
@@ -125,7 +125,8 @@ struct Visibility {
         return call.mask + b * call.mask_strides[0] + h * call.mask_strides[1] + query * call.mask_strides[2] + key;
     }
 
-    // Of the panels of a block that these queries see by their places, those that the mask leaves to any of them.
+    // The panels of a block that some of these queries see by position, without outer ones that the mask hides from
+    // all.
     Range panels(int64_t b, int64_t h, int64_t query, int64_t query_stop, int64_t block, int64_t size) const {
         const Range seen = in_block(query, query_stop, block, size);
         Range panels = {down(seen.first, PANEL), up(seen.stop, PANEL)};
@@ -144,7 +145,7 @@ struct Visibility {
         return panels;
     }
 
-    // Puts `instead` where a query may not look, among a block's panels.
+    // Writes `instead` for keys that a query may not see, within a block's panels.
     void hide(int64_t b, int64_t h, int64_t query, int64_t block, Range panels, float *numbers, float instead) const {
         const Range seen = of_query(query);
         const int64_t low = clip(seen.first - block, panels.first, panels.stop);
@@ -157,14 +158,14 @@ struct Visibility {
     }
 };
 
-// Buffer of one thread, freed at the end; null where there is no memory.
+// One thread's memory, freed at the end of the scope; null if allocation failed.
 template <typename T>
 struct OwnBuffer {
     T *const start = (T *)aligned_alloc(64, up(sizeof(T), 64));
     ~OwnBuffer() { free(start); }
 };
 
-// run(task, room) for every task, by whichever thread is free: what a task gives does not depend on the others.
+// run(task, scratch) for every task, on whichever thread is free: a task's result does not depend on the others.
 template <typename R, typename Run>
 inline int each_task(int64_t tasks, int64_t work, int64_t threads, Run run) {
     threads = threads_for(tasks, work, threads);

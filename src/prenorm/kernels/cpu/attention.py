@@ -2,7 +2,7 @@
 
 PyTorch's fused kernel takes its products to a library block by block, and on AMD processors that library is MKL; in
 bfloat16 it is no faster than in float32. This one multiplies bfloat16 in pairs, never copies keys for the heads of a
-group, passes over blocks that nobody sees, and makes no mask for causal attention.
+group, skips blocks that no query sees, and makes no mask for causal attention.
 """
 
 from collections.abc import Sequence

@@ -15,7 +15,7 @@
 
 namespace {
 
-constexpr int64_t KEYS = 128, QUERIES = 64;  // of a block: all of it stays in the second cache
+constexpr int64_t KEYS = 128, QUERIES = 64;  // of a block: all of it stays in the L2 cache
 
 // A thread's packed blocks, weights and their gradients, and sums.
 template <typename T>
@@ -27,25 +27,25 @@ struct BackwardScratch {
     alignas(64) Packed<T> q[QUERIES * MAX_HEAD_DIM / IN], g[QUERIES * MAX_HEAD_DIM / IN];
     alignas(64) Packed<T> q_rows[QUERIES * MAX_HEAD_DIM / IN], g_rows[QUERIES * MAX_HEAD_DIM / IN];
     alignas(64) float scores[TILE * KEYS], slopes[TILE * KEYS];  // S, dP and then dS of a tile of queries
-    alignas(64) Packed<T> weights[QUERIES * KEYS / IN];          // P, twins of two queries
-    alignas(64) Packed<T> slope_columns[QUERIES * KEYS / IN];    // dS, twins of two queries
-    alignas(64) Packed<T> slope_rows[QUERIES * KEYS / IN];       // dS, twins of two keys
+    alignas(64) Packed<T> weights[QUERIES * KEYS / IN];          // P, pairs of queries
+    alignas(64) Packed<T> slope_columns[QUERIES * KEYS / IN];    // dS, pairs of queries
+    alignas(64) Packed<T> slope_rows[QUERIES * KEYS / IN];       // dS, pairs of keys
     alignas(64) float dk[KEYS * MAX_HEAD_DIM], dv[KEYS * MAX_HEAD_DIM];
     Sums sums[QUERIES];
     float means[QUERIES];  // of dP, weighted by P
 };
 
-// Numbers of two rows as twins of the two, or as they are.
+// Two rows packed: pairs of their bfloat16 numbers, or float32 rows as they are.
 inline void pack_two(Pair first, Pair second, float *to, int64_t row) {
     store<false>(to, first);
     store<false>(to + row, second);
 }
 
 inline void pack_two(Pair first, Pair second, BFloat16Pair *to, int64_t) {
-    const auto twins = [](Floats a, Floats b) {
+    const auto pairs = [](Floats a, Floats b) {
         return round_to_bfloat16(a) >> 16 | (round_to_bfloat16(b) & 0xffff0000);
     };
-    const Words words[2] = {twins(first.first, second.first), twins(first.second, second.second)};
+    const Words words[2] = {pairs(first.first, second.first), pairs(first.second, second.second)};
     memcpy(to, words, sizeof words);
 }
 
@@ -66,7 +66,7 @@ struct Backward {
         pack_columns(k.at(b, group, block), k.stride(), count, dim, room.key_columns);
         pack_columns(v.at(b, group, block), v.stride(), count, dim, room.value_columns);
         if (!rows) return;
-        memset(room.key_rows, 0, KEYS * words * sizeof(Packed<T>));  // what is no key must not be NaN
+        memset(room.key_rows, 0, KEYS * words * sizeof(Packed<T>));  // missing keys must not be NaN
         pack_rows(k.at(b, group, block), k.stride(), count, dim, room.key_rows);
     }
 
@@ -74,8 +74,8 @@ struct Backward {
         const Rows<const T> q((const T *)call.q, call.q_strides), g((const T *)call.g, call.g_strides);
         const int64_t rows = stop - start, at = (b * call.num_heads + h) * call.queries + start;
         for (int64_t r = 0; r < up(rows, TILE); ++r) {
-            const bool real = r < rows;
-            if (real) {
+            const bool exists = r < rows;
+            if (exists) {
                 pack_row(q.at(b, h, start + r), dim, room.q + r * STRIDE);
                 pack_row(g.at(b, h, start + r), dim, room.g + r * STRIDE);
             } else {
@@ -83,14 +83,14 @@ struct Backward {
                 memset(room.g + r * STRIDE, 0, words * sizeof(Packed<T>));
                 for (int64_t i = 0; i < dim; ++i) room.q_rows[r / IN * dim + i] = room.g_rows[r / IN * dim + i] = {};
             }
-            room.sums[r] = real ? ((const Sums *)call.sums)[at + r] : Sums{};
-            room.means[r] = real ? means[at + r] : 0;
+            room.sums[r] = exists ? ((const Sums *)call.sums)[at + r] : Sums{};
+            room.means[r] = exists ? means[at + r] : 0;
         }
         pack_rows(q.at(b, h, start), q.stride(), rows, dim, room.q_rows);
         pack_rows(g.at(b, h, start), g.stride(), rows, dim, room.g_rows);
     }
 
-    // What the queries that were read and the keys that were read add to each other's gradients.
+    // Add to the gradients of the queries and keys that are loaded.
     void add(int64_t h, int64_t start, int64_t stop, int64_t block, float *dq, bool for_keys) {
         for (int64_t tile = 0; tile < stop - start; tile += TILE) {
             const int64_t tile_stop = start + tile + TILE < stop ? start + tile + TILE : stop;
@@ -112,7 +112,7 @@ struct Backward {
         if (for_keys) add_to_keys(start, stop, block);
     }
 
-    // Weights and slopes of two queries.
+    // P and dS of two queries.
     void differentiate(int64_t h, int64_t start, int64_t stop, int64_t row, int64_t block, Range panels,
                        bool for_keys) {
         for (int64_t r = row; r < row + 2; ++r) {
@@ -146,7 +146,7 @@ struct Backward {
         }
     }
 
-    // Outside of the panels that a tile of queries sees its weights are zero.
+    // Zero a tile's weights outside the panels that its queries see.
     void clear(int64_t tile, Range panels) {
         const auto clear_row = [=](Packed<T> *to) {
             memset(to, 0, panels.first * sizeof *to);

@@ -1,7 +1,7 @@
 // What Python and C++ agree on: the struct that each call hands over, and sizes that both rely on.
 //
 // header.py reads this file, so it is written plainly: pointers, int64_t, double and arrays of them, or a struct from
-// above. A library says the sizes of all structs when it is loaded (library.cpp), and whoever loads it compares.
+// above. A library reports the sizes of all structs (library.cpp); native.py compares them when it loads it.
 
 #pragma once
 
@@ -50,7 +50,7 @@ struct CrossEntropyCall {
 
 struct RmsNormCall {
     const void *x, *weight, *g;
-    void *y, *dx, *dw;  // null is what is not wanted: y in backward, dx and dw in forward, one of those in backward
+    void *y, *dx, *dw;  // null if not wanted: y in backward, dx and dw in forward, one of these two in backward
     int64_t rows, width;
     double eps;
     int64_t threads;

@@ -1,10 +1,10 @@
-// Rows of logits to their losses, and in the same place to their gradients, while a row is in the cache:
+// The losses of rows of logits, and their gradients written over the logits, while a row is in the cache:
 //
 //   loss = log(sum(e^(x - max))) + max - x[target]      x <- e^(x - max) / sum(e^(x - max)) - (1 at target)
 //
 // A row without a target has loss 0 and gradient 0. The arithmetic is float32, long sums go on in double, and a
-// gradient is rounded to the dtype of the logits once, last. What a row gives never depends on the other rows. Built by
-// native.py.
+// gradient is rounded to the dtype of the logits once, last. A row's result never depends on the other rows. Built by
+// build.py.
 
 #include <cmath>
 

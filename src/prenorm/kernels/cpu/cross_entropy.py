@@ -1,4 +1,4 @@
-"""The losses of some rows of logits, and their gradients in the place of the logits, in C++ (cross_entropy.cpp).
+"""The losses of rows of logits, and their gradients written over the logits, in C++ (cross_entropy.cpp).
 
 As ops it is a pass for log_softmax, one for its exponential, two more for targets and ignored rows, and a cast.
 """

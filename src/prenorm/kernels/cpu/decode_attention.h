@@ -1,4 +1,4 @@
-// softmax(q K^T / sqrt(head_dim)) V for the queries of one group of heads; scores, softmax and sums in float32.
+// softmax(q K^T / sqrt(head_dim)) V for the query heads that share a key head; scores, softmax and sums in float32.
 
 #pragma once
 
@@ -8,7 +8,7 @@
 
 namespace {
 
-// Scores -> weights that are not divided by their sum yet, and that sum; masked ones are -infinity.
+// Scores to softmax weights before the division by their sum, which is returned; masked scores are -infinity.
 inline float exponentiate(float *scores, int64_t count) {
     float most = -INFINITY;
     for (int64_t i = 0; i < count; ++i) most = scores[i] > most ? scores[i] : most;
@@ -25,9 +25,9 @@ inline float exponentiate(float *scores, int64_t count) {
     return sum_lanes(sum);
 }
 
-constexpr int64_t VALUES_AHEAD = 16;  // which the processor is asked for
+constexpr int64_t VALUES_AHEAD = 16;  // to prefetch
 
-// The first STEPS steps of all values, weighted and summed, to y.
+// The weighted sum of all values, their first STEPS steps, to y.
 template <int ROWS, int STEPS, typename T>
 inline void weighted_sum(const float *weights, const float *inverse, const T *v, int64_t v_seq, T *y, int64_t keys,
                          int64_t head_dim) {

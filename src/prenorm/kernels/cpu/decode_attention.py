@@ -32,7 +32,7 @@ def decode_attention(
     window: int | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention of (batch, heads, 1, head_dim) to (batch, groups, keys, head_dim): the one query is the last place.
+    """Attention of (batch, heads, 1, head_dim) to (batch, kv_heads, keys, head_dim): the query is the last token.
 
     mask: (1, keys) or (batch or 1, 1, 1, keys), True = may attend.
     """

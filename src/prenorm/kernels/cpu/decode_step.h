@@ -165,7 +165,7 @@ inline void normalize_rows(const T *x, const T *weight, T *y, const DecodeStepCa
 
 // One of the tokens that go through the blocks together; all are counted through the rows, then through time.
 struct Token {
-    int64_t row, time, place;
+    int64_t row, time, position;
 };
 
 inline Token token_at(const DecodeStepCall &call, int64_t count) {
@@ -173,7 +173,7 @@ inline Token token_at(const DecodeStepCall &call, int64_t count) {
     return {row, time, call.lengths[row] + time};
 }
 
-// Queries and keys of one group of heads of token `i`: normalised, rotated; keys and values stored.
+// Queries and keys of one group of heads of token `i`: normalized, rotated; keys and values stored.
 template <typename T>
 __attribute__((noinline)) void store_group(const Layer<T> &layer, const DecodeStepCall &call, const Scratch<T> &at,
                                            int64_t i, int64_t group) {
@@ -189,7 +189,7 @@ __attribute__((noinline)) void store_group(const Layer<T> &layer, const DecodeSt
     }
     if (layer.k_norm) normalize(k, layer.k_norm, k, dim, call.eps);
     rotate(k, cos, sin, dim / 2, call.interleaved);
-    const int64_t slot = (token.row * call.num_kv_heads + group) * (call.slots + 1) + token.place % call.slots;
+    const int64_t slot = (token.row * call.num_kv_heads + group) * (call.slots + 1) + token.position % call.slots;
     memcpy(layer.keys + slot * dim, k, dim * sizeof(T));
     memcpy(layer.values + slot * dim, v, dim * sizeof(T));
 }
@@ -201,7 +201,7 @@ __attribute__((noinline)) void attend_group(const Layer<T> &layer, const DecodeS
     const Token token = token_at(call, at.first + i);
     const int64_t head = (i * call.num_kv_heads + group) * queries;
     const int64_t cached = (token.row * call.num_kv_heads + group) * (call.slots + 1) * dim;
-    const int64_t held = token.place < call.slots ? token.place + 1 : call.slots;
+    const int64_t held = token.position < call.slots ? token.position + 1 : call.slots;
     for (int64_t j = 0; j < queries; j += MAX_ROWS)
         with_rows(queries - j < MAX_ROWS ? queries - j : MAX_ROWS, [&](auto n) {
             attend<n.value>(at.q + (head + j) * dim, layer.keys + cached, dim, layer.values + cached, dim, nullptr,

@@ -45,14 +45,14 @@ class Sizes(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A weight (out, in) in the model's dtype; or in whole numbers with their scales, see quantized_linear.py."""
+    """A weight (out, in) in the model's dtype; or in integers with their scales, see quantized_linear.py."""
 
     numbers: Tensor
     scales: Tensor | None = None
 
     @property
     def bits(self) -> int:
-        """8 or 4 for whole numbers, else 0."""
+        """8 or 4 for integers, else 0."""
         return 0 if self.scales is None else BITS.get(self.numbers.shape[-1], 0)
 
     def has(self, shape: tuple[int, int], dtype: torch.dtype, bits: int) -> bool:

@@ -1,5 +1,5 @@
-// What the library says of itself, so that nobody calls it with a struct of another shape. Built by build.py, which
-// defines PRENORM_SOURCES: the digest of all sources.
+// What the library reports about itself, so that it is never called with another struct layout. Built by build.py,
+// which defines PRENORM_SOURCES: the digest of all sources.
 
 #include "calls.h"
 

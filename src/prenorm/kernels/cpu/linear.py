@@ -107,7 +107,7 @@ class _Linear(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if for_bias else None
         if not fits_backward(grad):
-            grad_x = grad @ weight if for_x else None  # which may have gradients of their own, or onlookers
+            grad_x = grad @ weight if for_x else None  # in ops that autograd and dispatch modes see
             rows = grad.reshape(-1, grad.shape[-1])
             grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if for_weight else None
             return grad_x, grad_weight, grad_bias

@@ -1,10 +1,10 @@
-// C = A B or C += A B of large matrices, at nearly the rate of the processor's multipliers however A and B lie in
-// memory: the gradients of weights are products of two transposes. A and B are float32 or bfloat16, C is float32.
+// C = A B or C += A B of large matrices, at nearly the peak rate of the processor for any strides of A and B: the
+// gradients of weights are products of two transposes. A and B are float32 or bfloat16, C is float32.
 //
 // The numbers of B are packed in panels as wide as a tile, in the order in which they are read; those of A as well, a
-// panel as tall as a tile at a time, right before it meets the panels of B. A tile's sums stay in registers. Every sum
-// is float32 and runs in the order of the inner axis, whatever the number of threads.
-// Source: Goto and van de Geijn 2008, "Anatomy of high-performance matrix multiplication". Built by build.py.
+// panel as tall as a tile at a time, right before it is multiplied with those of B. A tile's sums stay in registers.
+// Every sum is float32 and runs in the order of the inner axis, whatever the number of threads. Source: Goto and van de
+// Geijn 2008, "Anatomy of high-performance matrix multiplication". Built by build.py.
 
 #include "tile.h"
 
@@ -17,9 +17,9 @@ constexpr int64_t MR = 6;  // likewise of 16
 #endif
 constexpr int64_t NR = 2 * LANES;  // columns of a tile
 constexpr int64_t KC = 256;        // words along the inner axis: a panel of A fits the first cache
-constexpr int64_t NC = 24 * NR;    // of B, that a panel of A meets at a time: they fit the second cache
+constexpr int64_t NC = 24 * NR;    // columns of B that a panel of A meets at a time: they fit the L2 cache
 
-// What is packed of numbers T: as what word, how many in one, and sum + a . b of two vectors of words.
+// How numbers of type T are packed: how many are IN a word, a word from memory, and sum + a . b of vectors of words.
 template <typename T>
 struct Packing {
     static constexpr int64_t IN = 1;
@@ -29,7 +29,7 @@ struct Packing {
 
 #if BFLOAT16_PRODUCTS
 template <>
-struct Packing<BFloat16> {  // bfloat16_pairs: two neighbours along the inner axis
+struct Packing<BFloat16> {  // pairs: two neighbours along the inner axis
     static constexpr int64_t IN = 2;
     static float word(const BFloat16 *from, int64_t next, int64_t depth) {
         const uint32_t bits = from->bits | (depth > 1 ? (uint32_t)from[next].bits << 16 : 0);
@@ -42,7 +42,7 @@ struct Packing<BFloat16> {  // bfloat16_pairs: two neighbours along the inner ax
     }
 };
 
-// Words of `count` bfloat16_pairs, at most LANES, that lie side by side in two rows.
+// `count` words, at most LANES, each a pair from two rows.
 inline Floats bfloat16_pairs(const BFloat16 *row, int64_t next, int64_t depth, int64_t count) {
     const __mmask16 mask = count < LANES ? (1u << count) - 1 : 0xffff;
     const __m512i low = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, row));
@@ -73,13 +73,13 @@ inline Square transposed(Square from) {
 inline int64_t ceil_div(int64_t count, int64_t size) { return (count + size - 1) / size; }
 
 // SIZE vectors of `depth` numbers as words [depth / IN][SIZE], with zeros beyond `count` vectors: their numbers lie
-// `next` apart, one vector `stride` from another. Where SIZE is no multiple of LANES, a store of LANES words reaches
-// into those after its own: every word must be stored last by what it belongs to. At the end up to LANES words are too
-// many.
+// `next` apart, one vector `stride` from another. If SIZE is not a multiple of LANES, a store of LANES words
+// overlaps the words after its own, so every word must be stored last by its owner. Up to LANES words past the end are
+// overwritten.
 template <int64_t SIZE, typename T>
 inline void pack(const T *from, int64_t stride, int64_t next, int64_t count, int64_t depth, float *to) {
     constexpr int64_t IN = Packing<T>::IN;
-    constexpr bool SAME = IN * sizeof(T) == sizeof(float);  // a word has the bits of what it is made of
+    constexpr bool SAME = IN * sizeof(T) == sizeof(float);  // a word has the bits of its numbers
     int64_t k = 0;
     if (stride == 1 && count >= SIZE && SAME) {
         for (; k < depth; k += IN, to += SIZE)
@@ -96,7 +96,7 @@ inline void pack(const T *from, int64_t stride, int64_t next, int64_t count, int
     }
     if (next == 1 && SAME)
         for (; k + LANES * IN <= depth; k += LANES * IN, to += LANES * SIZE)
-            // The last vectors first: their stores reach into the first words of the row below.
+            // The last vectors first: their stores overlap the first words of the row below.
             for (int64_t start = (SIZE - 1) / LANES * LANES; start >= 0; start -= LANES) {
                 Square here;
 #pragma GCC unroll 16
@@ -125,7 +125,7 @@ inline void multiply_tile(const float *a, const float *b, int64_t depth, float *
         const Pair here = load(b);
 #pragma GCC unroll 14
         for (int64_t r = 0; r < MR; ++r) {
-            const Floats one = a[r] - Floats{};  // adding would be a sum: -0 + 0 is 0
+            const Floats one = a[r] - Floats{};  // not + 0, which the compiler must keep: -0 + 0 is 0
             sums[r] = {Packing<T>::add(one, here.first, sums[r].first),
                        Packing<T>::add(one, here.second, sums[r].second)};
         }
@@ -151,8 +151,7 @@ void pack_columns(const MatmulCall &call, int64_t start, int64_t depth, float *p
     const int64_t words = ceil_div(depth, Packing<T>::IN), step = LANES * Packing<T>::IN;
     parallel_for(ceil_div(call.columns, NR), NR * depth, call.threads,
                  [=, &call](int64_t, int64_t first, int64_t last) {
-                     // Some numbers of every panel before more of one: where columns lie side by side, rows are read
-                     // along.
+                     // A few rows of every panel at a time: B is read along its rows if columns are contiguous.
                      for (int64_t k = 0; k < depth; k += step)
                          for (int64_t i = first; i < last; ++i)
                              pack<NR>((const T *)call.b + i * NR * column + (start + k) * row, column, row,
@@ -161,7 +160,7 @@ void pack_columns(const MatmulCall &call, int64_t start, int64_t depth, float *p
                  });
 }
 
-// What was packed of B meets A: columns of B in the outer loop, so that they stay in the cache for many panels of A.
+// Multiply by packed B: its columns in the outer loop, so that they stay in the cache for many panels of A.
 template <typename T>
 void multiply(const MatmulCall &call, int64_t start, int64_t depth, const float *packed, bool add) {
     const int64_t words = ceil_div(depth, Packing<T>::IN), panels = ceil_div(call.rows, MR);

@@ -129,7 +129,7 @@ def _built(sources: Sequence[Path], isa: str, command: Sequence[str]) -> ctypes.
     place = folder / name
     if not _is_ours_and_whole(place):
         with _lock(folder / "kernels.lock"):
-            if not _is_ours_and_whole(place):  # nobody built it meanwhile
+            if not _is_ours_and_whole(place):  # no other process has built it meanwhile
                 return _build(sources, isa, command, place)
     return _open(place, sources)
 
@@ -146,7 +146,7 @@ def _build(sources: Sequence[Path], isa: str, command: Sequence[str], place: Pat
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time, until it ends: whoever waits finds what that one built."""
+    """Held by one process at a time; the others wait, and then find what it built."""
     with ExitStack() as stack:
         with suppress(OSError):  # a full disk, a network file system that has no locks: each builds for itself
             lock(stack.enter_context(open(path, "w")), wait=True)
@@ -155,7 +155,7 @@ def _lock(path: Path) -> Iterator[None]:
 
 def _say(line: str) -> None:
     if sys.stderr is not None:
-        with suppress(OSError, ValueError):  # nobody may be listening
+        with suppress(OSError, ValueError):  # stderr may be closed
             print(f"prenorm: {line}", file=sys.stderr, flush=True)
 
 
@@ -184,7 +184,7 @@ def _cache_folder() -> Path | None:
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether it is there and nobody else could have written it: what is loaded is run."""
+    """Whether it exists and only this user could have written it: loading a library runs its code."""
     try:
         status = path.stat()
     except OSError:
@@ -193,7 +193,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _is_ours_and_whole(library: Path) -> bool:
-    """Whether it ends with its own digest, too: a file cut short by a power cut would kill whoever loads it."""
+    """Whether it also ends with its own digest: loading a file that a power cut left incomplete crashes the process."""
     if not _is_ours(library):
         return False
     content = library.read_bytes()
@@ -205,7 +205,7 @@ def _keep(library: Path, place: Path) -> bool:
     try:
         with tempfile.TemporaryDirectory(dir=place.parent) as new:  # of the same file system, or it could not be moved
             whole, content = Path(new, library.name), library.read_bytes()
-            whole.write_bytes(content + hashlib.sha256(content).digest())  # the loader does not look behind the end
+            whole.write_bytes(content + hashlib.sha256(content).digest())  # the loader ignores what follows the library
             whole.chmod(0o700)
             os.replace(whole, place)
     except OSError:

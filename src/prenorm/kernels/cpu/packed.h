@@ -1,8 +1,8 @@
 // Products of small blocks of matrices at the speed of the processor's multipliers: sums stay in registers, one factor
 // is read a number at a time, the other a vector at a time.
 //
-// bfloat16 is multiplied in twins, two neighbours along the sum in one word, where the processor can do that; elsewhere
-// it is packed as float32. A packed number is a word either way, so that one loop serves both.
+// bfloat16 is multiplied in pairs (two neighbours along the sum in one word) if the processor can do that; otherwise it
+// is packed as float32. A packed number is a 32-bit word either way, so one loop serves both.
 
 #pragma once
 
@@ -21,7 +21,7 @@ struct BFloat16Pair {
     uint32_t bits;
 };
 
-// How a number T is packed: as what, and how many of them in a word.
+// How numbers of type T are packed: the type of a word, and how many numbers are IN one.
 template <typename T>
 struct Packing {
     typedef float Word;
@@ -39,7 +39,7 @@ struct Packing<BFloat16> {
 template <typename T>
 using Packed = typename Packing<T>::Word;
 
-inline Floats broadcast(float x) { return x - Floats{}; }  // + would be computed: it makes 0 of -0
+inline Floats broadcast(float x) { return x - Floats{}; }  // not x + 0, which the compiler must keep: -0 + 0 is 0
 inline Floats broadcast(BFloat16Pair x) { return (Floats)(x.bits + Words{}); }
 
 inline Floats add_word(float, Floats a, Floats b, Floats sum) { return multiply_add(a, b, sum); }
@@ -120,7 +120,7 @@ inline void pack_row(const BFloat16 *from, int64_t width, float *to) {
     }
 }
 
-// A square of words, turned: halves change places, then quarters, ...
+// Transpose a square of words: swap halves, then quarters, ...
 template <int64_t SIZE>
 inline void transpose(Words (&rows)[LANES]) {
     if constexpr (SIZE < LANES) {
@@ -164,7 +164,8 @@ void pack_columns(const T *from, int64_t stride, int64_t rows, int64_t width, Pa
     }
 }
 
-// Rows of `width` numbers below each other: to[row][column], bfloat16 as twins of two rows; a missing twin is zeros.
+// Rows of `width` numbers below each other: to[row][column], bfloat16 as pairs from two rows; a missing second row is
+// zeros.
 template <typename T>
 void pack_rows(const T *from, int64_t stride, int64_t rows, int64_t width, float *to) {
     for (int64_t r = 0; r < rows; ++r) pack_row(from + r * stride, width, to + r * width);
@@ -177,8 +178,8 @@ inline void pack_rows(const BFloat16 *from, int64_t stride, int64_t rows, int64_
             Halves first, second = {};
             memcpy(&first, from + r * stride + i, sizeof first);
             if (r + 1 < rows) memcpy(&second, from + (r + 1) * stride + i, sizeof second);
-            const Words twins = __builtin_convertvector(first, Words) | __builtin_convertvector(second, Words) << 16;
-            memcpy(to + r / 2 * width + i, &twins, sizeof twins);
+            const Words pairs = __builtin_convertvector(first, Words) | __builtin_convertvector(second, Words) << 16;
+            memcpy(to + r / 2 * width + i, &pairs, sizeof pairs);
         }
 }
 

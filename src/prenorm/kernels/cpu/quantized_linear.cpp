@@ -1,4 +1,4 @@
-// y = x W^T + b with W in whole numbers of 8 or 4 bits (ops/quantized.py); x is rounded to whole numbers on the way.
+// y = x W^T + b with W in integers of 8 or 4 bits (ops/quantized.py); x is rounded to 8-bit integers on the way.
 //
 // Products and their sums within a group of 32 are exact; scales and sums of groups are float32, and a result is
 // rounded to its dtype once, last. What a row gives depends neither on what is in the other rows, nor on how many

@@ -1,6 +1,6 @@
-"""Products with weights of 8 or 4 bits, in C++ (quantized_linear.cpp): whole numbers are multiplied with whole numbers.
+"""Linear maps with weights of 8 or 4 bits, in C++ (quantized_linear.cpp): integers are multiplied with integers.
 
-PyTorch's own products of whole numbers round activations a tensor at a time, or turn weights into floats first.
+PyTorch's own integer products round activations per tensor, or turn weights into floats first.
 """
 
 import torch
@@ -99,6 +99,6 @@ KERNEL = Kernel(
     supports=supports,
     unavailable_reason=native.unavailable_reason,
     in_library=True,
-    gain="whole numbers times whole numbers, which are read as they are stored (make bench-quantized)",
+    gain="integer products, with weights read as they are stored (make bench-quantized)",
     fallback="the formula: the weight is turned into floats first, each time",
 )

@@ -18,7 +18,7 @@
 namespace {
 
 constexpr int64_t BLOCK = 32;           // rows whose part of dw is summed in float32 before it goes on in double
-constexpr int64_t LARGE = 24 << 20;     // bytes of a result that no cache would keep for whoever reads it next
+constexpr int64_t LARGE = 24 << 20;     // bytes; a larger result would not stay in any cache
 constexpr int64_t HUGE_PAGE = 2 << 20;  // bytes
 
 // --- weights, and gradients of weights, as float32 in the order that a step of X has ---
@@ -65,16 +65,16 @@ void write_weight(const double *totals, W *weight, int64_t width) {
     }
 }
 
-// --- what both directions share ---
+// --- shared by forward and backward ---
 
-// Whether a result is to be written around the caches. A result as large as that often lies in memory that is fresh
-// from the system, and the first touch of each of its pages costs more than everything else: with huge pages a third.
+// Whether a result is written past the caches. So large a result often lies in memory fresh from the system, and the
+// first touch of its pages costs more than everything else: with huge pages a third of that.
 bool large(void *to, int64_t rows, int64_t row_bytes) {
     const uintptr_t start = (uintptr_t)to, stop = start + rows * row_bytes;
     if (rows * row_bytes < LARGE) return false;
 #if defined(MADV_HUGEPAGE)
     const uintptr_t first = (start + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    madvise((void *)first, stop / HUGE_PAGE * HUGE_PAGE - first, MADV_HUGEPAGE);  // a wish; no is an answer too
+    madvise((void *)first, stop / HUGE_PAGE * HUGE_PAGE - first, MADV_HUGEPAGE);  // advice; failure is harmless
 #endif
     return row_bytes % 64 == 0 && start % 64 == 0;
 }
@@ -85,7 +85,7 @@ void finish_streaming() {
 #endif
 }
 
-// The weight as read_weight gives it, which often is the weight as it is.
+// The weight as read_weight prepares it, without a copy if it needs none.
 template <typename X, typename W>
 struct Weight {
     const bool as_it_is;
@@ -143,7 +143,7 @@ inline float mean_of_products(const X *g, const X *x, const float *weight, int64
 // One row's dx, and its part of dw added to `sums`.
 template <bool STREAM, bool FOR_X, bool FOR_WEIGHT, typename X>
 inline void backward_row(const X *g, const X *x, const float *weight, X *dx, float *sums, int64_t width, double eps) {
-    const float inv = inverse_root(x, width, eps);  // again: x is read here anyway, and a tensor less is kept
+    const float inv = inverse_root(x, width, eps);  // recomputed: x is read here anyway, and no tensor need be kept
     const float mean = FOR_X ? mean_of_products(g, x, weight, width) * inv : 0;
     const auto step = [=](int64_t i, Pair g_here, Pair x_here) {
         const Pair normed = x_here * inv;

@@ -73,7 +73,7 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         if not fits_backward(grad):
-            return *_gradients(grad, x, weight, ctx.eps), None  # which may have gradients of their own, or onlookers
+            return *_gradients(grad, x, weight, ctx.eps), None  # in ops that autograd and dispatch modes see
         for_x, for_weight, _ = ctx.needs_input_grad
         grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()  # hooks may have moved what was saved
         grad_x = torch.empty_like(x) if for_x else None

@@ -1,4 +1,4 @@
-// Rotary embedding on a CPU in one pass over memory: every pair (a, b) of features is turned by its angle.
+// Rotary embedding on a CPU in one pass over memory: every pair (a, b) of features is rotated by its angle.
 //
 //   (a, b) -> (a cos - b sin, b cos + a sin)
 //
@@ -51,10 +51,10 @@ inline void rotate_neighbours(const T *x, T *y, const float *cos, const float *s
         float angles[STEP] = {};
         memcpy(angles, cos + i, count * sizeof(float));
         memcpy(angles + LANES, sin + i, count * sizeof(float));
-        const Pair turning = load(angles);
-        const Floats c = turning.first, s = turning.second * sign;
-        const Pair turned = {pairs.first * c - pairs.second * s, pairs.second * c + pairs.first * s};
-        const Pair written = sizeof(T) == sizeof(float) ? interleave(turned) : turned;
+        const Pair angle_pair = load(angles);
+        const Floats c = angle_pair.first, s = angle_pair.second * sign;
+        const Pair rotated = {pairs.first * c - pairs.second * s, pairs.second * c + pairs.first * s};
+        const Pair written = sizeof(T) == sizeof(float) ? interleave(rotated) : rotated;
         if (whole)
             store<false>(y + 2 * i, written);
         else
@@ -64,19 +64,19 @@ inline void rotate_neighbours(const T *x, T *y, const float *cos, const float *s
 
 template <typename T>
 int rotate(const RopeCall &call) {
-    const auto at = [](const int64_t *strides, int64_t batch, int64_t head, int64_t place) {
-        return batch * strides[0] + head * strides[1] + place * strides[2];
+    const auto at = [](const int64_t *strides, int64_t batch, int64_t head, int64_t token) {
+        return batch * strides[0] + head * strides[1] + token * strides[2];
     };
     const float sign = call.backwards ? -1 : 1;
-    // Heads last: those of a place mostly lie side by side, and have their angles in common.
+    // Heads innermost: the heads of a token mostly lie side by side and share their angles.
     parallel_for(
         call.batch * call.seq, call.heads * 2 * call.half, call.threads, [&](int64_t, int64_t start, int64_t stop) {
             for (int64_t row = start; row < stop; ++row)
-                for (int64_t head = 0, batch = row / call.seq, place = row % call.seq; head < call.heads; ++head) {
-                    const T *x = (const T *)call.x + at(call.x_strides, batch, head, place);
-                    T *y = (T *)call.y + at(call.y_strides, batch, head, place);
-                    const float *cos = call.cos + at(call.cos_strides, batch, head, place);
-                    const float *sin = call.sin + at(call.sin_strides, batch, head, place);
+                for (int64_t head = 0, batch = row / call.seq, token = row % call.seq; head < call.heads; ++head) {
+                    const T *x = (const T *)call.x + at(call.x_strides, batch, head, token);
+                    T *y = (T *)call.y + at(call.y_strides, batch, head, token);
+                    const float *cos = call.cos + at(call.cos_strides, batch, head, token);
+                    const float *sin = call.sin + at(call.sin_strides, batch, head, token);
                     if (call.interleaved)
                         rotate_neighbours(x, y, cos, sin, call.half, sign);
                     else

@@ -63,7 +63,7 @@ class _SiluGate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         if not fits_backward(grad):
-            return _gradients(grad, gate, up)  # which may have gradients of their own, or onlookers
+            return _gradients(grad, gate, up)  # in ops that autograd and dispatch modes see
         grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()  # hooks may have moved what was saved
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         BACKWARD.call(

@@ -105,8 +105,8 @@ inline void sum_lanes_of_16(const Floats *v, float *to) {
 #endif
 }
 
-// The processor itself fetches ahead within a page of memory, which is a row of w or two. What comes `ahead` numbers
-// later is asked for as well, into the second cache: the first has no room for it beside x.
+// The processor prefetches within a page of memory, which is a row of w or two. We prefetch what is `ahead` numbers
+// later too, into the L2 cache: the L1 cache has no room for it beside x.
 template <typename T>
 inline void prefetch(const T *from) {
     for (int64_t line = 0; line < STEP * (int64_t)sizeof(T); line += 64)
@@ -165,8 +165,8 @@ inline void multiply_rows(const T *x, int64_t x_stride, const T *w, int64_t w_st
 
 constexpr int64_t AHEAD = 1024;  // numbers; a quarter and four times of it were slower
 
-// The same for a weight, whose rows of `width` numbers come from memory. For one row of x they are taken one after the
-// other, as they lie, which is what a processor fetches ahead best, and their sums are added up sixteen at a time.
+// The same for a weight, whose rows of `width` numbers come from memory. One row of x takes
+// them in the order of memory, which processors prefetch best, and sums the lanes of sixteen results at a time.
 template <int ROWS, typename T, typename Run>
 inline void multiply_weight(const T *x, const T *w, int64_t width, int64_t count, Run run) {
     if constexpr (ROWS == 1) {
@@ -184,7 +184,7 @@ inline void multiply_weight(const T *x, const T *w, int64_t width, int64_t count
     }
 }
 
-// run(1) .. run(8), as a constant that code is made for; nothing for other numbers.
+// run(1) .. run(8), with the number as a compile-time constant; nothing for other numbers.
 template <typename Run>
 inline void with_rows(int64_t rows, Run run) {
     switch (rows) {
