@@ -1,8 +1,8 @@
 """What this package asks PyTorch for that has no public name: each with its reason, and what happens without it.
 
-All are there in torch 2.13.0 and 2.14.1, which the tests run with. A release that drops a name fails here, at import,
-with an ImportError that says which; those that we can do without say what stands in for them. The judge's half that runs
-beside a learner's code (checks/child/driver.py) imports nothing of this package, and so has three such names of its own.
+All are in torch 2.13.0 and 2.14.1, which the tests run with. A release that drops a name fails here, at import, with an
+ImportError that says which; those that we can do without say what stands in for them. What runs beside a learner's code
+(checks/child/driver.py) imports nothing of this package, and so has three such names of its own.
 """
 
 import pkgutil

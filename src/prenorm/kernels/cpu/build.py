@@ -19,8 +19,8 @@ COMPILE = (
     *("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-exceptions"),
     *("-fPIC", "-fopenmp"),
 )
-# For those who change the files: `make test-isa` and `make wheel`. GCC 12 takes the undefined vectors inside its own
-# AVX-512 intrinsics for mistakes.
+# Used by `make test-isa` and `make wheel`, not where users build. GCC 12 warns of undefined vectors inside its own
+# AVX-512 intrinsics.
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
 # Without -fopenmp: the library would bring the system's OpenMP, a second one beside torch's with threads of its own.
 # As it is, torch's answers, which every process that imports torch has loaded for all to see.

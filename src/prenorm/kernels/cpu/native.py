@@ -71,9 +71,14 @@ def _choose(isa: str) -> Native:
         return _none("PRENORM_ISA=none asks for the formulas")
     if isa and isa not in build.LEVELS:
         raise KernelError(f"PRENORM_ISA must be one of {', '.join(build.LEVELS)} or none, but it is {isa!r}")
-    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
-        system = f"{platform.system()} on {platform.machine()}"
-        return _none(f"the C++ kernels are for Linux on x86_64 and aarch64, and this is {system}")
+    machine = platform.machine()
+    if sys.platform != "linux" or machine not in ("x86_64", "aarch64"):
+        reason = f"the C++ kernels are for Linux on x86_64 and aarch64, and this is {platform.system()} on {machine}"
+        if isa:
+            raise KernelError(f"PRENORM_ISA={isa} cannot be had: {reason}")
+        return _none(reason)
+    if isa.startswith("x86-64") and machine != "x86_64":
+        raise KernelError(f"PRENORM_ISA={isa} is for x86_64, and this is {machine}; PRENORM_ISA=native is for it")
     if isa and (missing := build.LEVELS[isa].needs - features()):
         raise KernelError(
             f"PRENORM_ISA={isa} needs instructions that this processor lacks: {' '.join(sorted(missing))}"
@@ -85,14 +90,15 @@ def _choose(isa: str) -> Native:
             return _none(f"this processor has less than {least}; PRENORM_ISA=native builds the kernels")
         isa = isa or fitting[0]
         return Native(_agreed(_open(SHIPPED / f"{isa}.so", build.sources())), f"{isa}, from the wheel")
-    isa = isa or "native"
     command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
     try:
-        return Native(_agreed(_built(build.sources(), isa, command)), f"{isa}, built here")
+        return Native(_agreed(_built(build.sources(), isa or "native", command)), f"{isa or 'native'}, built here")
     except FileNotFoundError as error:
         if error.filename != command[0]:
             raise
     reason = f"there is no C++ compiler ({command[0]}; the variable CXX names another)"
+    if isa:
+        raise KernelError(f"PRENORM_ISA={isa} must be built, and {reason}")
     _say(f"{reason}, so the formulas run, which takes longer. PRENORM_ISA=none leaves this line out.")
     return _none(reason)
 
@@ -149,7 +155,12 @@ def _lock(path: Path) -> Iterator[None]:
     """Held by one process at a time; the others wait, and then find what it built."""
     with ExitStack() as stack:
         with suppress(OSError):  # a full disk, a network file system that has no locks: each builds for itself
-            lock(stack.enter_context(open(path, "w")), wait=True)
+            file = stack.enter_context(open(path, "w"))
+            try:
+                lock(file, wait=False)
+            except BlockingIOError:
+                _say("waiting for another process, which builds its C++ kernels ...")
+                lock(file, wait=True)
         yield
 
 
