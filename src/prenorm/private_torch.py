@@ -83,7 +83,7 @@ def has_static_size(size: Any) -> bool:
 
 
 def computes_now() -> bool:
-    """Whether an op is computed when it is called, and nothing looks on.
+    """Whether ops run eagerly, without tracing, dispatch modes or transforms.
 
     Not while PyTorch compiles, exports or traces (Inductor fuses a formula better), not under a dispatch mode (FLOP
     counters and tracers must see the formula's ops), and not under torch.func and forward-mode differentiation, which
@@ -101,7 +101,7 @@ def computes_now() -> bool:
 is_compiling = torch.compiler.is_compiling
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile calls it and does not trace it
 def is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: they need rules that only formulas have."""
     return are_functorch_transforms_active() or forward_ad._current_level >= 0

@@ -5,6 +5,7 @@ import torch
 
 import prenorm.functional as F
 from prenorm import ConfigError, TransformerBlock, explain, use_backend
+from prenorm.kernels.cpu import native
 from prenorm.kernels.cpu.attention import attention
 from prenorm.kernels.cpu.attention import unavailable_reason as why_no_attention
 from prenorm.kernels.cpu.blocked_attention import blocked_attention
@@ -77,6 +78,17 @@ def test_the_table_gives_a_reason_for_every_kernel():
         module, name = row.runs.rsplit(".", 1)
         assert callable(getattr(importlib.import_module(module), name))
         assert row.why
+
+
+def test_a_kernel_that_this_machine_lacks_is_listed_with_what_runs_in_its_place(monkeypatch):
+    monkeypatch.setattr(native, "_loaded", lambda: native.Native(None, unavailable_reason="there is no compiler"))
+    rows = explain()
+    attention, *_ = (row for row in rows if row.op == "scaled_dot_product_attention" and row.dtype == torch.float32)
+    assert attention.runs == FUSED
+    name = "prenorm.kernels.cpu.decode_attention.decode_attention"
+    assert attention.why == f"not {name}, because there is no compiler"
+    assert attention.instead
+    assert {(row.runs, row.why) for row in rows if row.op == "rms_norm"} == {("formula", "there is no compiler")}
 
 
 def test_a_block_is_explained_op_by_op_each_once_and_untouched():

@@ -373,7 +373,7 @@ def test_other_systems_get_the_formulas_and_a_reason(monkeypatch, system, machin
     assert native.unavailable_reason().startswith("the C++ kernels are for Linux on x86_64 and aarch64, and this is ")
     forget()
     monkeypatch.setenv("PRENORM_ISA", "native")
-    with pytest.raises(KernelError, match="PRENORM_ISA=native cannot be had: .* for Linux on x86_64 and aarch64"):
+    with pytest.raises(KernelError, match=r"PRENORM_ISA=native cannot be had: .* for Linux on x86_64 and aarch64"):
         native.load()
 
 

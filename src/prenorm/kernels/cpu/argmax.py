@@ -27,7 +27,7 @@ def argmax(x: Tensor) -> Tensor:
 
 
 def supports(x: Tensor) -> bool:
-    """Whether these are ordinary numbers of a CPU, and the code can be built here."""
+    """Whether x is an ordinary tensor on a CPU, and there is a library."""
     return is_plain(x) and x.numel() > 0 and not x.is_neg() and x.dtype in ARGMAX.available()
 
 

@@ -76,9 +76,9 @@ def supports(
     window: int | None = None,
     dropout: float = 0.0,
 ) -> bool:
-    """Whether this is the processor it was measured on, and the tensors are ordinary ones that it has code for.
+    """Whether this is a processor it was measured on, and the tensors are ordinary ones that the code supports.
 
-    Code that is compiled holds it as one op. What is exported does not: it must run without this package.
+    Compiled code holds it as one op. An exported program does not: it must run without this package.
     """
     return (
         (computes_now() or is_held_in_a_graph())
@@ -93,7 +93,7 @@ def fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool
     """Whether there is code for such tensors."""
     return (
         all(type(x) in ORDINARY and x.is_cpu for x in (query, key, value))
-        # What lies in memory may have to be negated; an op that a graph holds is given it negated.
+        # Memory that must be negated; a graph hands its op the negated numbers.
         and (is_compiling() or not any(x.is_neg() for x in (query, key, value)))
         and (mask is None or (type(mask) in ORDINARY and mask.is_cpu))
         and query.shape[-1] == value.shape[-1]
@@ -109,7 +109,7 @@ def fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool
 def _is_much(query: Tensor, key: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu"):  # PyTorch's rounds to its dtype
         return False
-    if is_compiling():  # a size that is compared is one that is compiled for, except 1, which always is
+    if is_compiling():  # torch.compile specialises on a size that is compared; on 1 it always does
         return query.shape[-2] != 1
     return query.shape[-2] * key.shape[-2] >= MIN_SCORES
 
@@ -123,13 +123,13 @@ def reason(vendor: str, family: int, *, avx512: bool) -> str:
     """Why PyTorch's attention runs on such a processor; empty where this one does."""
     if vendor == AMD and family >= ZEN_4 and avx512:
         return ""
-    return "it was measured on AMD processors with AVX-512 alone, and this is none"
+    return "it was measured only on AMD processors with AVX-512, and this is not one"
 
 
 REASON = reason(*processor(), avx512=is_avx512_supported())
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile calls it and does not trace it
 def _is_there() -> bool:
     return not native.unavailable_reason()
 
@@ -237,7 +237,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: under checkpointing it can be asked for once only
+        saved = ctx.saved_tensors  # once: checkpointing allows one access only
         query, key, value, mask, *_ = saved
         if not fits_backward(grad):
             return *_gradients(grad, query, key, value, mask, ctx.causal, ctx.window), None, None, None
@@ -251,7 +251,7 @@ class _Attention(torch.autograd.Function):
 def _backward(
     grad: Tensor, saved: Sequence[Any], grads: Sequence[Tensor | None], causal: bool, window: int | None
 ) -> None:
-    """Fill those of the three gradients that are there; hooks may have moved what was saved."""
+    """Fill the gradients that are not None; saved-tensor hooks may have changed layouts."""
     *inputs, y, sums = saved
     query, key, value, mask = _prepared(*inputs)
     options: Any = {"g": _rows(grad), "grads": grads, "causal": causal, "window": window}

@@ -1,4 +1,4 @@
-"""How the C++ files beside this one become a library: for which instructions, with which flags.
+"""How the C++ files beside this one are built into a library: instruction sets and flags.
 
 Nothing but the standard library is imported, so that the wheel's build hook can load this file by its path.
 """
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-# Without -ffast-math: NaN and infinity are numbers that a caller may look for. Without contraction to fused
-# multiply-adds, so that the bits of a result do not depend on which copy of a loop the compiler put it through.
+# Without -ffast-math: a caller may look for NaN and infinity. Without contraction to fused
+# multiply-adds, so that a result's bits do not depend on which copy of a loop computes it.
 COMPILE = (
     *("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-exceptions"),
     *("-fPIC", "-fopenmp"),
@@ -22,8 +22,8 @@ COMPILE = (
 # Used by `make test-isa` and `make wheel`, not where users build. GCC 12 warns of undefined vectors inside its own
 # AVX-512 intrinsics.
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
-# Without -fopenmp: the library would bring the system's OpenMP, a second one beside torch's with threads of its own.
-# As it is, torch's answers, which every process that imports torch has loaded for all to see.
+# Without -fopenmp, which would load the system's OpenMP beside torch's, with threads of its own.
+# Without it torch's is used, which every process that imports torch has loaded globally.
 LINK = ("-shared", "-Wl,--as-needed")
 SECONDS = 600  # for one file, which takes 20 at most on an idle machine
 
@@ -45,7 +45,7 @@ LEVELS = {
     "x86-64": Level(("-march=x86-64",)),  # no vectors beyond SSE2: for tests
     "native": Level(("-march=native",)),  # all that this very processor has
 }
-SHIPPED = ("x86-64-v4-bf16", "x86-64-v4", "x86-64-v3")  # what a wheel holds, the richest first
+SHIPPED = ("x86-64-v4-bf16", "x86-64-v4", "x86-64-v3")  # in a wheel, best first
 
 
 class BuildError(Exception):
@@ -58,7 +58,7 @@ def sources() -> list[Path]:
 
 
 def digest(files: Sequence[Path]) -> str:
-    """A name that no other contents of these files and our headers have."""
+    """A hash of these files and our headers."""
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in (*files, *sorted(HERE.glob("*.h"))))).hexdigest()
 
 
@@ -67,7 +67,7 @@ def build(
 ) -> Path:
     """Compile and link, as many files at once as there are cores. Raises BuildError, and OSError for no compiler.
 
-    The `extra` flags stand after ours, so that they win.
+    The `extra` flags come last, so that they win.
     """
     library, flags = scratch / "kernels.so", (*COMPILE, *level.flags, f'-DPRENORM_SOURCES="{digest(files)}"', *extra)
     objects = [scratch / f"{source.stem}.o" for source in files]

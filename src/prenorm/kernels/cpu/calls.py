@@ -31,7 +31,7 @@ class Function(Generic[Key]):
 
 
 class _Functions(dict[Key, Callable[[bytes], int]]):
-    """By key. They are looked up at first use, and then no Python runs for it."""
+    """By key; looked up at first use, and from then on without running Python."""
 
     def __init__(self, names: Mapping[Key, str]) -> None:
         self.names = names

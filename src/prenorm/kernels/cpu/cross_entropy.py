@@ -20,7 +20,7 @@ def cross_entropy_and_grad_(logits: Tensor, targets: Tensor, ignore_index: int, 
 
     Targets are in the vocabulary, or `ignore_index`. No gradients flow through it.
     """
-    targets = targets.to(torch.int64).contiguous()  # held until the call is over
+    targets = targets.to(torch.int64).contiguous()  # kept alive during the call
     losses = logits.new_empty(logits.shape[0], dtype=torch.float32)
     CROSS_ENTROPY.call(
         logits.dtype, logits.data_ptr(), targets.data_ptr(), losses.data_ptr(), *logits.shape, ignore_index, gradient
@@ -29,13 +29,13 @@ def cross_entropy_and_grad_(logits: Tensor, targets: Tensor, ignore_index: int, 
 
 
 def supports(logits: Tensor, targets: Tensor) -> bool:
-    """Whether these are ordinary tensors of a CPU, rows side by side, and the code can be built here."""
+    """Whether these are ordinary, contiguous tensors on a CPU, and there is a library."""
     return (
         is_plain(logits, targets)
         and targets.is_cpu
         and logits.is_contiguous()
         and logits.numel() > 0
-        and not logits.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not logits.is_neg()  # a view of complex numbers whose memory must be negated
         and logits.dtype in CROSS_ENTROPY.available()
     )
 

@@ -73,9 +73,9 @@ def supports(
     window: int | None = None,
     dropout: float = 0.0,
 ) -> bool:
-    """Whether it is one query that needs no gradient, over plain tensors that lie as a cache has them."""
+    """Whether it is one query per head that needs no gradient, over plain tensors laid out as in a cache."""
     return (
-        computes_now()  # first: while compiling, a size that is compared is one that is compiled for
+        computes_now()  # first: torch.compile specialises on a size that is compared
         and query.shape[-2] == 1
         and query.ndim == 4
         and not dropout

@@ -34,7 +34,7 @@ MAX_TOKENS = 24
 
 
 class Sizes(NamedTuple):
-    """What the tensors of a model do not say by themselves."""
+    """What the tensors' shapes do not tell."""
 
     num_heads: int
     num_kv_heads: int
@@ -93,7 +93,7 @@ class Layer(NamedTuple):
 
 
 class Model:
-    """The tensors of a model and of its cache, looked at once: `fits` says whether the kernel can work with them."""
+    """The tensors of a model and of its cache, checked once: `fits` says whether the kernel supports them."""
 
     def __init__(
         self,
@@ -111,7 +111,7 @@ class Model:
         self.fits = self._fits()
         parts = [layer.tensors() for layer in layers]
         held = (*(tensor for part in parts for tensor in part.values()), embedding, final_norm, *head)
-        # So that the memory stays where it is, whatever becomes of a parameter in another thread.
+        # So that the memory outlives a parameter that another thread replaces.
         self.storages = [tensor.untyped_storage() for tensor in held if tensor is not None]
         pointers = [{name: 0 if x is None else x.data_ptr() for name, x in part.items()} for part in parts]
         self.table = ctypes.create_string_buffer(b"".join(pack_layer(**part) for part in pointers))
@@ -153,7 +153,7 @@ def _is_plain(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> boo
         and tensor.is_cpu
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
-        and not tensor.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not tensor.is_neg()  # a view of complex numbers whose memory must be negated
     )
 
 
@@ -199,7 +199,7 @@ def decode_step(x: Tensor, model: Model, tokens: Tensor, lengths: Tensor, cos: T
 
 
 def supports(x: Tensor, model: Model, tokens: Tensor, lengths: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether it can be computed now, without gradients, and the tensors fit together."""
+    """Whether this is eager mode without gradients, and the tensors' shapes agree."""
     angles = (*tokens.shape[2 - (cos.ndim - 1) :], model.sizes.head_dim // 2)
     return (
         computes_now()

@@ -1,4 +1,4 @@
-"""calls.h, read: how the struct of each call lies in memory, and the sizes that Python and C++ both rely on."""
+"""Reads calls.h: how the struct of each call lies in memory, and the constants that Python and C++ share."""
 
 import re
 import struct

@@ -37,9 +37,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether these are ordinary float32 tensors of a CPU on which oneDNN is the faster one.
+    """Whether these are ordinary float32 tensors on a CPU where oneDNN is the faster library.
 
-    Code that is compiled holds the product as one op. What is exported does not: it must run without this package.
+    Compiled code holds the product as one op. An exported program does not: it must run without this package.
     """
     return (
         not REASON
@@ -75,7 +75,7 @@ def reason(vendor: str, family: int, *, avx512: bool) -> str:
     if not torch.backends.mkl.is_available():
         return "this PyTorch does not multiply with MKL"
     if vendor != AMD or family < ZEN_4 or not avx512:
-        return "MKL is at its best here: this is no AMD processor with AVX-512"
+        return "MKL is the faster library here: this is not an AMD processor with AVX-512"
     return ""
 
 

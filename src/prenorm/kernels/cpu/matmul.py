@@ -32,7 +32,7 @@ def addmm_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
 
 
 def supports(a: Tensor, b: Tensor) -> bool:
-    """Whether these are ordinary, large matrices of a CPU on which it is the fastest, and it can be built here."""
+    """Whether these are ordinary, large matrices on a CPU where it is the fastest, and there is a library."""
     return (
         ZEN_4_HERE
         and is_plain(a, b)
@@ -43,7 +43,7 @@ def supports(a: Tensor, b: Tensor) -> bool:
         and a.shape[1] == b.shape[0] >= MIN_ROWS
         and a.numel() > 0
         and b.numel() > 0
-        and not a.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not a.is_neg()  # a view of complex numbers whose memory must be negated
         and not b.is_neg()
         and a.dtype in MATMUL.available()
     )
@@ -52,7 +52,7 @@ def supports(a: Tensor, b: Tensor) -> bool:
 def unavailable_reason() -> str:
     """Why it does not run on this machine; empty where it does."""
     if not ZEN_4_HERE:
-        return "it was measured to be the fastest on AMD's Zen 4 alone, which this is not"
+        return "it was measured to be the fastest only on AMD's Zen 4, and this is not one"
     return native.unavailable_reason()
 
 

@@ -43,17 +43,17 @@ class Native(NamedTuple):
 def load() -> Native:
     """The library for this processor. Raises KernelError where it can be neither loaded nor built.
 
-    Without a compiler, and on systems that it was not written for, there is no library and a reason why.
+    Without a compiler, and on systems without kernels, there is no library but a reason why.
     """
     loaded = _loaded()
-    if isinstance(loaded, str):  # an exception of its own for each call: one that is raised again grows a traceback
+    if isinstance(loaded, str):  # a new exception each time: one that is raised again would keep growing its traceback
         raise KernelError(loaded)
     return loaded
 
 
 @functools.cache
 def _loaded() -> Native | str:
-    """The library, or what is wrong with it: it is not tried again in this process."""
+    """The library, or what is wrong with it; a failure is not tried again in this process."""
     isa = os.environ.get("PRENORM_ISA", "")
     try:
         return _choose(isa)
@@ -108,7 +108,7 @@ def _none(reason: str) -> Native:
 
 
 def _open(library: Path, sources: Sequence[Path]) -> ctypes.CDLL:
-    """Loaded, if it was built from these sources: they say what a call looks like in memory."""
+    """The loaded library, if it was built from these sources, which fix how a call lies in memory."""
     opened = ctypes.CDLL(str(library))
     with suppress(AttributeError):
         opened.prenorm_sources.restype = ctypes.c_char_p
@@ -118,7 +118,7 @@ def _open(library: Path, sources: Sequence[Path]) -> ctypes.CDLL:
 
 
 def _agreed(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The library, if its structs are as large as they are here, and integers lie in memory as here."""
+    """The library, if its structs and the layout of quantised weights are those of this package."""
     names = list(STRUCTS)
     library.prenorm_sizes.restype = ctypes.POINTER(ctypes.c_int64 * (len(names) + 1))
     theirs = [*library.prenorm_sizes().contents]
@@ -154,7 +154,7 @@ def _build(sources: Sequence[Path], isa: str, command: Sequence[str], place: Pat
 def _lock(path: Path) -> Iterator[None]:
     """Held by one process at a time; the others wait, and then find what it built."""
     with ExitStack() as stack:
-        with suppress(OSError):  # a full disk, a network file system that has no locks: each builds for itself
+        with suppress(OSError):  # a full disk, a network file system without locks: each process builds for itself
             file = stack.enter_context(open(path, "w"))
             try:
                 lock(file, wait=False)
@@ -171,7 +171,7 @@ def _say(line: str) -> None:
 
 
 def _fingerprint(sources: Sequence[Path], isa: str, command: Sequence[str]) -> str:
-    """A name that no other sources, flags or CPU have: a home directory may be shared by machines of several kinds."""
+    """A name that no other sources, flags or CPU have: different machines may share a home directory."""
     flags = (*build.COMPILE, *build.LINK, *build.LEVELS[isa].flags, *command[1:], *_extra_flags())
     cpu = sorted(features()) if isa == "native" else []
     parts = (build.digest(sources), " ".join(flags), " ".join(os.uname()[4:]), " ".join(cpu))
@@ -179,18 +179,18 @@ def _fingerprint(sources: Sequence[Path], isa: str, command: Sequence[str]) -> s
 
 
 def _extra_flags() -> list[str]:
-    """The compiler's flags for those who look for mistakes: sanitizers, other optimisations."""
+    """Further compiler flags, for debugging: sanitizers, other optimisations."""
     return shlex.split(os.environ.get("PRENORM_CXXFLAGS", ""))
 
 
 def _cache_folder() -> Path | None:
-    """Where built libraries stay; None where there is no folder that is this user's alone."""
+    """Where built libraries are kept; None if no folder belongs to this user alone."""
     try:
-        home = os.environ.get("XDG_CACHE_HOME", "")  # a relative path is to be ignored, says its specification
+        home = os.environ.get("XDG_CACHE_HOME", "")  # its specification says to ignore a relative path
         folder = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "prenorm"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder if _is_ours(folder) else None
-    except (OSError, RuntimeError):  # a home that cannot be written, or none at all
+    except (OSError, RuntimeError):  # the home directory is not writable, or there is none
         return None
 
 
@@ -212,9 +212,9 @@ def _is_ours_and_whole(library: Path) -> bool:
 
 
 def _keep(library: Path, place: Path) -> bool:
-    """Put it where the next process finds it: whole or not at all, since several processes may start at once."""
+    """Move it to where the next process looks, atomically, since several processes may start at once."""
     try:
-        with tempfile.TemporaryDirectory(dir=place.parent) as new:  # of the same file system, or it could not be moved
+        with tempfile.TemporaryDirectory(dir=place.parent) as new:  # on the same file system, for os.replace
             whole, content = Path(new, library.name), library.read_bytes()
             whole.write_bytes(content + hashlib.sha256(content).digest())  # the loader ignores what follows the library
             whole.chmod(0o700)

@@ -28,9 +28,9 @@ def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | No
 
 
 def supports(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> bool:
-    """Whether these are ordinary tensors of a CPU, of shapes that fit together, and there is code for them here.
+    """Whether these are ordinary tensors on a CPU whose shapes agree, and there is a library.
 
-    Code that is compiled holds the product as one op. What is exported does not: it must run without this package.
+    Compiled code holds the product as one op. An exported program does not: it must run without this package.
     """
     return (
         (computes_now() or is_held_in_a_graph())
@@ -86,7 +86,7 @@ def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_feature
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile calls it and does not trace it
 def _are_there() -> bool:
     return not native.unavailable_reason()
 

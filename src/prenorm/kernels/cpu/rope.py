@@ -33,7 +33,7 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 def supports(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether these are ordinary tensors of a CPU whose angles need no gradient, and the code can be built here."""
+    """Whether these are ordinary tensors on a CPU whose angles need no gradient, and there is a library."""
     return (
         is_plain(x, cos, sin)
         and cos.is_cpu

@@ -34,14 +34,14 @@ def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def supports(gate: Tensor, up: Tensor) -> bool:
-    """Whether these are ordinary, large tensors of a CPU, of one shape and dtype, and the code can be built here."""
+    """Whether these are ordinary, large tensors on a CPU, of one shape and dtype, and there is a library."""
     return (
-        is_plain(gate, up)  # first: while compiling, a size that is compared is one that is compiled for
+        is_plain(gate, up)  # first: torch.compile specialises on a size that is compared
         and gate.numel() >= MIN_NUMEL
         and up.is_cpu
         and gate.dtype == up.dtype
         and gate.shape == up.shape
-        and not gate.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not gate.is_neg()  # a view of complex numbers whose memory must be negated
         and not up.is_neg()
         and gate.dtype in FORWARD.available()
     )
@@ -64,7 +64,11 @@ class _SiluGate(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         if not fits_backward(grad):
             return _gradients(grad, gate, up)  # in ops that autograd and dispatch modes see
-        grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()  # hooks may have moved what was saved
+        grad, gate, up = (
+            grad.contiguous(),
+            gate.contiguous(),
+            up.contiguous(),
+        )  # saved-tensor hooks may have changed the layout
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         BACKWARD.call(
             gate.dtype,

@@ -1,6 +1,6 @@
 """The linear map of 1 to 8 rows, as in decoding, in C++ (skinny_linear.cpp): the weight is read at memory speed.
 
-PyTorch reads a weight at half that speed for one row, and at a fifth of it for eight.
+PyTorch reads a weight at half of that speed for one row, at a fifth for eight.
 """
 
 import torch
@@ -24,7 +24,7 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     x = x.contiguous()
     out_features, in_features = weight.shape
     y = x.new_empty((*x.shape[:-1], out_features))
-    bias = None if bias is None else bias.contiguous()  # held until the call is over
+    bias = None if bias is None else bias.contiguous()  # kept alive during the call
     SKINNY_LINEAR.call(
         x.dtype,
         x.data_ptr(),
@@ -39,9 +39,9 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether these are 1 to 8 rows of a CPU that need no gradient, and there is code for them here."""
+    """Whether these are 1 to 8 rows on a CPU that need no gradient, of dtypes and layouts that the code supports."""
     return (
-        computes_now()  # first: while compiling, a size that is compared is one that is compiled for
+        computes_now()  # first: torch.compile specialises on a size that is compared
         and 0 < x.numel() <= MAX_ROWS * x.shape[-1]
         and not (
             torch.is_grad_enabled()
@@ -56,7 +56,7 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and weight.is_contiguous()
         and weight.numel() > 0
         and weight.shape[1] == x.shape[-1]
-        and not x.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not x.is_neg()  # a view of complex numbers whose memory must be negated
         and not weight.is_neg()
         and (
             bias is None
