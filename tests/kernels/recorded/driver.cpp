@@ -1,6 +1,6 @@
 // Runs recorded calls of the kernels without Python, for an emulated processor and for ThreadSanitizer (tests/isa.py).
 //
-// Each file that is named has one call, as record.py writes it: all numbers are 8 bytes, in this order.
+// Each file that is named has one call, as format.py writes it: all numbers are 8 bytes, in this order.
 //
 //   symbol    its length, then its characters
 //   returns   what the function must return

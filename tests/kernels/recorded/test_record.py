@@ -7,8 +7,11 @@ from pathlib import Path
 import pytest
 
 from prenorm.kernels.cpu import native
+from prenorm.kernels.cpu.header import STRUCTS, layout
 
-from . import record
+from .calls import argmaxes
+from .format import encoded, numbers
+from .record import write
 
 pytestmark = [
     pytest.mark.long,
@@ -33,15 +36,15 @@ def run(driver: Path, *calls: Path) -> tuple[int, str]:
 
 
 def test_a_call_of_every_kernel_gives_what_was_recorded(driver, tmp_path):
-    calls = record.write(tmp_path)
+    calls = write(tmp_path)
     assert run(driver, *calls) == (0, f"{len(calls) - 1} calls, 0 wrong\n")
 
 
 def test_what_is_wrong_is_found(driver, tmp_path):
     sizes = tmp_path / "sizes"
-    sizes.write_bytes(record._numbers(*(record.layout(name).size for name in record.STRUCTS), 0))
-    (call, *_) = record.argmaxes()
-    right = record.encoded(call)
+    sizes.write_bytes(numbers(*(layout(name).size for name in STRUCTS), 0))
+    (call, *_) = argmaxes()
+    right = encoded(call)
     path = tmp_path / "call"
     path.write_bytes(right)
     assert run(driver, sizes, path) == (0, "1 calls, 0 wrong\n")
@@ -52,5 +55,5 @@ def test_what_is_wrong_is_found(driver, tmp_path):
     path.write_bytes(right.replace(b"argmax", b"argmin"))
     assert "there is no such function" in run(driver, sizes, path)[1]
     path.write_bytes(right)
-    sizes.write_bytes(record._numbers(8, 0))
+    sizes.write_bytes(numbers(8, 0))
     assert run(driver, sizes, path)[0] == 2
