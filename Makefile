@@ -5,10 +5,10 @@ PYTHON ?= python3
 # make test TORCH=2.14.1: with another release than constraints.txt has, in an environment of its own.
 VENV := .venv$(if $(TORCH),-torch-$(TORCH))
 BIN := $(VENV)/bin
-CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp tests/kernels/*.cpp tests/faults/*.cpp)
+CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp tests/kernels/recorded/*.cpp tests/faults/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa check format bench bench-all bench-attention bench-blocks bench-decode
+.PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa test-kernels check format bench bench-all bench-attention bench-blocks bench-decode
 .PHONY: against lines flops pictures bench-linear bench-llama bench-memory bench-norm bench-quantized bench-checkpoints bench-checkpointing bench-training example-dates wheel clean
 
 help:
@@ -19,8 +19,9 @@ help:
 	@echo "make test-all          both, and the sweeps that are marked slow"
 	@echo "make test-grid         every way of running every model against the oracle, some 7,000 cells (about 15 minutes)"
 	@echo "make test-check        every faulty, right and hostile block against prenorm check (more than an hour)"
+	@echo "make test-isa          the C++ kernels' tests with x86-64-v3 and with plain x86-64 code (about 8 minutes)"
+	@echo "make test-kernels      the same with every set of instructions, with sanitizers, and on aarch64 (about 30 minutes)"
 	@echo "make fuzz              fuzz the loader of Hugging Face folders, and measure what of it was reached (40 minutes)"
-	@echo "make test-isa          the C++ kernels with every set of instructions, and with sanitizers (about 30 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  rewrite the files as the formatter wants them"
 	@echo "make bench         blocks, writing, whole numbers, a training step: tables and runs/bench/*.json (about 12 minutes)"
@@ -59,6 +60,7 @@ test-quick: $(VENV)/dev.stamp
 
 test-long: $(VENV)/dev.stamp
 	$(PYTEST) --durations 20 -m "long and not slow"
+	$(MAKE) test-isa
 
 test-all: $(VENV)/dev.stamp
 	$(PYTEST) --durations 20 -m ""
@@ -73,6 +75,9 @@ fuzz: $(VENV)/fuzz.stamp
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz coverage
 
 test-isa: $(VENV)/dev.stamp
+	$(BIN)/python -m tests.isa x86-64-v3 x86-64
+
+test-kernels: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.isa
 
 check: $(VENV)/dev.stamp

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.nn.functional import linear, scaled_dot_product_attention
 
 from prenorm import ModelConfig, TransformerLM
-from prenorm.kernels.cpu.few_rows import few_rows
-from prenorm.kernels.cpu.largest import largest
-from prenorm.kernels.cpu.one_query import one_query
+from prenorm.kernels.cpu.argmax import argmax
+from prenorm.kernels.cpu.decode_attention import decode_attention
+from prenorm.kernels.cpu.skinny_linear import skinny_linear
 
 WEIGHTS = ((768, 768), (768, 2048), (2048, 768), (2048, 5632), (5632, 2048))  # in, out
 ROWS = (1, 2, 3, 4, 8)
@@ -78,7 +78,7 @@ def product(rows: int, d_in: int, d_out: int, dtype: torch.dtype) -> list[str]:
     count = max(2, BYTES // (d_in * d_out * dtype.itemsize))
     weights = [torch.randn(d_out, d_in).to(dtype) for _ in range(count)]
     x = torch.randn(rows, d_in).to(dtype)
-    runs = [lambda w=w: few_rows(x, w, None) for w in weights], [lambda w=w: linear(x, w) for w in weights]
+    runs = [lambda w=w: skinny_linear(x, w, None) for w in weights], [lambda w=w: linear(x, w) for w in weights]
     return compared(runs, weights[0].nbytes)
 
 
@@ -91,14 +91,17 @@ def attention(batch: int, heads: int, groups: int, keys: int, head_dim: int, dty
     def fused(cache: Tensor) -> Tensor:
         return scaled_dot_product_attention(query, *cache, enable_gqa=heads != groups)
 
-    runs = [lambda c=c: one_query(query, *c, None, True, 0.0) for c in caches], [lambda c=c: fused(c) for c in caches]
+    runs = (
+        [lambda c=c: decode_attention(query, *c, None) for c in caches],
+        [lambda c=c: fused(c) for c in caches],
+    )
     return compared(runs, caches[0].nbytes)
 
 
 def choice(rows: int, dtype: torch.dtype) -> list[str]:
     """One line of the third table."""
     logits = [torch.randn(rows, VOCAB).to(dtype) for _ in range(64)]
-    runs = [lambda x=x: largest(x) for x in logits], [lambda x=x: x.argmax(-1) for x in logits]
+    runs = [lambda x=x: argmax(x) for x in logits], [lambda x=x: x.argmax(-1) for x in logits]
     return compared(runs, logits[0].nbytes)
 
 
@@ -111,8 +114,8 @@ def prompt(model: TransformerLM, tokens: int) -> list[str]:
         return logits(token_ids, segment_ids=None, cache=cache)
 
     with (
-        patch("prenorm.generation.native_decode.decoder.MOST_TOKENS", 64),
-        patch("prenorm.kernels.cpu.decode_step.MOST_TOKENS", 64),
+        patch("prenorm.generation.native_decode.decoder.MAX_TOKENS", 64),
+        patch("prenorm.kernels.cpu.decode_step.MAX_TOKENS", 64),
     ):
         rate, ratio, spread = in_turn(([lambda: run(steps)], [lambda: run(model._next_logits)]), tokens)
     return [f"{rate:.0f}", ratio, spread]

@@ -3,7 +3,7 @@
 Both run in turn (A B A B ...), some milliseconds at a time; the table has medians in GFLOP/s and the ratio with its
 lowest and highest round: above 1 oneDNN is faster. `input` and `weight` are the two gradients, `own` is the second by
 the kernel in C++ that is for it, against MKL too. Nothing else should be running. The rules in
-`prenorm/kernels/cpu/linear.py` and `product.py` were written from this table.
+`prenorm/kernels/cpu/linear.py` and `matmul.py` were written from this table.
 """
 
 import statistics
@@ -15,9 +15,9 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
+from prenorm.kernels.cpu.matmul import matmul
 from prenorm.kernels.cpu.native import unavailable_reason
 from prenorm.kernels.cpu.processor import processor
-from prenorm.kernels.cpu.product import product
 
 SHAPES = [(768, 768), (768, 2048), (2048, 768), (1024, 1024), (1024, 2752), (2752, 1024), (768, 32000)]  # in, out
 ROWS = (1, 2, 4, 8, 16, 64, 128, 512, 2048)
@@ -57,7 +57,7 @@ def row(rows: int, d_in: int, d_out: int) -> list[str]:
     runs = [
         lambda: grad.t() @ x,
         lambda: onednn(grad.t(), x.t()),
-        *([] if unavailable_reason() else [lambda: product(grad.t(), x)]),
+        *([] if unavailable_reason() else [lambda: matmul(grad.t(), x)]),
     ]
     first, *others = in_turn(*runs)
     return [

@@ -38,9 +38,9 @@ from transformers import AutoModelForCausalLM
 
 from prenorm import ModelConfig, TransformerLM, use_backend
 from prenorm.functional import linear, linear_cross_entropy
-from prenorm.kernels.cpu.product import LEAST_ROWS
+from prenorm.kernels.cpu.matmul import MIN_ROWS
 from prenorm.layers.rope import RotaryEmbedding
-from prenorm.ops.cross_entropy import CHUNK_ELEMENTS, add_product_, losses_and_gradient
+from prenorm.ops.cross_entropy import CHUNK_ELEMENTS, addmm_, losses_and_gradient
 from prenorm.ops.rope import rotate
 from prenorm.ops.swiglu import silu_gate
 from prenorm.training.device import hold_on_to_memory
@@ -191,8 +191,8 @@ def pieces(tokens: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
         "rotate": lambda: torch.autograd.grad(rotate(q, *tables, interleaved=False), q, q_grad),
         "losses": lambda: losses_and_gradient(logits, targets, -100, True),
     }
-    if rows >= LEAST_ROWS:
-        found["add_product"] = lambda: add_product_(total, logits.t(), x)
+    if rows >= MIN_ROWS:
+        found["addmm"] = lambda: addmm_(total, logits.t(), x)
     return found
 
 

@@ -1,48 +1,59 @@
 """What this package asks PyTorch for that has no public name: each with its reason, and what happens without it.
 
-All are there in torch 2.13 and 2.14, which the tests run with. A release that drops a name fails here, at import, with
-an ImportError that says which; those that we can do without say what stands in for them.
+All are in torch 2.13.0 and 2.14.1, which the tests run with. A release that drops a name fails here, at import, with an
+ImportError that says which; those that we can do without say what stands in for them. What runs beside a learner's code
+(checks/child/driver.py) imports nothing of this package, and so has three such names of its own.
 """
 
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch._subclasses import fake_tensor
 from torch.autograd import forward_ad
 
 
-def _needed(holder: Any, name: str) -> Any:
+def _needed(name: str) -> Any:
     try:
-        return getattr(holder, name)
-    except AttributeError as error:
-        place = getattr(holder, "__name__", repr(holder))
-        raise ImportError(
-            f"prenorm needs {place}.{name}, which torch {torch.__version__} does not have; install torch 2.13 or 2.14."
-        ) from error
+        return pkgutil.resolve_name(name)
+    except (AttributeError, ImportError) as error:
+        raise _missing(name) from error
+
+
+def _missing(name: str) -> ImportError:
+    return ImportError(
+        f"prenorm needs {name}, which torch {torch.__version__} does not have; install torch 2.13.0 or 2.14.1, with "
+        "which it is tested."
+    )
 
 
 # Kernels with a backward pass of their own have no rules for torch.func, vmap, tracing and dispatch modes. They are
 # aliases of this module, because finding each in torch takes as long as calling it, and small norms are many.
-are_functorch_transforms_active: Callable[[], bool] = _needed(torch._C, "_are_functorch_transforms_active")
-len_torch_dispatch_stack: Callable[[], int] = _needed(torch._C, "_len_torch_dispatch_stack")
-get_tracing_state: Callable[[], Any] = _needed(torch._C, "_get_tracing_state")
-is_legacy_batchedtensor: Callable[[Tensor], bool] = _needed(torch._C._functorch, "is_legacy_batchedtensor")
-_needed(forward_ad, "_current_level")  # of forward-mode differentiation; below 0 where there is none
+are_functorch_transforms_active: Callable[[], bool] = _needed("torch._C._are_functorch_transforms_active")
+len_torch_dispatch_stack: Callable[[], int] = _needed("torch._C._len_torch_dispatch_stack")
+get_tracing_state: Callable[[], Any] = _needed("torch._C._get_tracing_state")
+is_legacy_batchedtensor: Callable[[Tensor], bool] = _needed("torch._C._functorch.is_legacy_batchedtensor")
+_needed("torch.autograd.forward_ad._current_level")  # of forward-mode differentiation; below 0 where there is none
 
 # Values are checked under torch.func too, where a wrapper stands before the tensor that has them.
-is_functorch_wrapped_tensor: Callable[[Tensor], bool] = _needed(torch._C._functorch, "is_functorch_wrapped_tensor")
-get_unwrapped: Callable[[Tensor], Tensor] = _needed(torch._C._functorch, "get_unwrapped")
+is_functorch_wrapped_tensor: Callable[[Tensor], bool] = _needed("torch._C._functorch.is_functorch_wrapped_tensor")
+get_unwrapped: Callable[[Tensor], Tensor] = _needed("torch._C._functorch.get_unwrapped")
 
 # Tensors without numbers, as export and shape inference have: there is nothing to check in them, or to draw.
-FakeTensor: type[Tensor] = _needed(fake_tensor, "FakeTensor")
+FakeTensor: type[Tensor] = _needed("torch._subclasses.fake_tensor.FakeTensor")
 
 # A check that compiled code and a GPU can hold: neither breaks the graph nor waits.
-assert_async: Callable[[Tensor, str], None] = _needed(torch, "_assert_async")
+assert_async: Callable[[Tensor, str], None] = _needed("torch._assert_async")
 
-# Whether anything looks on at all modules: a fast path would not call it.
-has_any_global_hook: Callable[[], bool] = _needed(torch.nn.modules.module, "_has_any_global_hook")
+# Whether hooks are registered for all modules, which a fast path would not call.
+has_any_global_hook: Callable[[], bool] = _needed("torch.nn.modules.module._has_any_global_hook")
+global_forward_pre_hooks: dict[int, Callable[..., Any]] = _needed("torch.nn.modules.module._global_forward_pre_hooks")
+
+# What every module holds, read as attributes where it is used: a fast path looks at it without calling anything.
+for _name in ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
+    if not hasattr(torch.nn.Module(), _name):
+        raise _missing(f"torch.nn.Module().{_name}")
 
 
 def is_avx512_supported() -> bool:
@@ -72,7 +83,7 @@ def has_static_size(size: Any) -> bool:
 
 
 def computes_now() -> bool:
-    """Whether an op is computed when it is called, and nothing looks on.
+    """Whether ops run eagerly, without tracing, dispatch modes or transforms.
 
     Not while PyTorch compiles, exports or traces (Inductor fuses a formula better), not under a dispatch mode (FLOP
     counters and tracers must see the formula's ops), and not under torch.func and forward-mode differentiation, which
@@ -90,7 +101,7 @@ def computes_now() -> bool:
 is_compiling = torch.compiler.is_compiling
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile calls it and does not trace it
 def is_transformed() -> bool:
     """Whether torch.func or forward-mode differentiation is at work: they need rules that only formulas have."""
     return are_functorch_transforms_active() or forward_ad._current_level >= 0

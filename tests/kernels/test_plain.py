@@ -1,4 +1,4 @@
-"""A kernel with a backward pass of its own may run where nothing but autograd looks on."""
+"""A kernel with a backward pass of its own may run in eager mode, with no tracing or dispatch mode."""
 
 import warnings
 

@@ -211,7 +211,7 @@ def test_a_draft_may_be_quantised():
 def test_training_is_refused():
     model, ids = make().quantize("int8"), integers(2, 12, limit=VOCAB)
     model.embedding.weight.requires_grad_()
-    with pytest.raises(PrenormError, match="whole numbers cannot be trained"):
+    with pytest.raises(PrenormError, match="quantised weights cannot be trained"):
         model.loss(ids, ids)
 
 

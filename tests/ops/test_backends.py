@@ -5,12 +5,13 @@ import torch
 
 import prenorm.functional as F
 from prenorm import ConfigError, TransformerBlock, explain, use_backend
+from prenorm.kernels.cpu import native
 from prenorm.kernels.cpu.attention import attention
 from prenorm.kernels.cpu.attention import unavailable_reason as why_no_attention
 from prenorm.kernels.cpu.blocked_attention import blocked_attention
 from prenorm.kernels.cpu.linear import unavailable_reason as why_no_linear
+from prenorm.kernels.cpu.matmul import unavailable_reason as why_no_matmul
 from prenorm.kernels.cpu.native import unavailable_reason
-from prenorm.kernels.cpu.product import unavailable_reason as why_no_product
 from prenorm.kernels.sdpa import sdpa
 from prenorm.ops import backends
 
@@ -67,16 +68,27 @@ def test_an_unknown_backend_is_refused_by_name():
 def test_the_table_gives_a_reason_for_every_kernel():
     rows = explain()
     ops = {"scaled_dot_product_attention", "linear", "dropout", "rms_norm", "layer_norm", "decode_step"}
-    ops |= {"add_product", "largest", "losses", "quantized_linear", "rotate", "silu_gate"}
+    ops |= {"addmm", "argmax", "cross_entropy", "quantized_linear", "rotate", "silu_gate"}
     assert {row.op for row in rows} == ops
     assert {torch.float64, torch.float32, torch.bfloat16} <= {row.dtype for row in rows}
     for row in rows:
         if row.runs == "formula":  # a machine that has no compiler, or on which MKL is the faster one
-            assert row.why in {unavailable_reason(), why_no_linear(), why_no_product(), why_no_attention()}
+            assert row.why in {unavailable_reason(), why_no_linear(), why_no_matmul(), why_no_attention()}
             continue
         module, name = row.runs.rsplit(".", 1)
         assert callable(getattr(importlib.import_module(module), name))
         assert row.why
+
+
+def test_a_kernel_that_this_machine_lacks_is_listed_with_what_runs_in_its_place(monkeypatch):
+    monkeypatch.setattr(native, "_loaded", lambda: native.Native(None, unavailable_reason="there is no compiler"))
+    rows = explain()
+    attention, *_ = (row for row in rows if row.op == "scaled_dot_product_attention" and row.dtype == torch.float32)
+    assert attention.runs == FUSED
+    name = "prenorm.kernels.cpu.decode_attention.decode_attention"
+    assert attention.why == f"not {name}, because there is no compiler"
+    assert attention.instead
+    assert {(row.runs, row.why) for row in rows if row.op == "rms_norm"} == {("formula", "there is no compiler")}
 
 
 def test_a_block_is_explained_op_by_op_each_once_and_untouched():

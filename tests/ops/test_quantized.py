@@ -161,7 +161,7 @@ def test_other_kinds_are_refused():
 def test_gradients_are_refused():
     weight, scale = packed(weight_of(8, 32), "int8")
     x = weight_of(3, 32).requires_grad_()
-    with pytest.raises(PrenormError, match="whole numbers cannot be trained"):
+    with pytest.raises(PrenormError, match="quantised weights cannot be trained"):
         quantized_linear(x, weight, scale, out_features=8)
     with torch.no_grad():
         assert quantized_linear(x, weight, scale, out_features=8).shape == (3, 8)

@@ -70,7 +70,7 @@ class Sampling:
         logits = logits.to(uniforms.device)
         if self.temperature == 0:
             logits = self._penalised(logits, seen)
-            if kernel := backends.choose("largest", logits):
+            if kernel := backends.choose("argmax", logits):
                 return kernel(logits)
             return logits.argmax(-1).where(logits.amax(-1).isfinite(), NO_TOKEN)
         return draw(self.shares(logits, seen), uniforms)

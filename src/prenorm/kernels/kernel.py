@@ -1,4 +1,4 @@
-"""What a kernel's file says about it, in one record; `ops/backends.py` lists the records and chooses."""
+"""The record in which each kernel's file describes it; `ops/backends.py` lists the records and chooses."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -9,11 +9,11 @@ import torch
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Kernel:
-    """A function that may stand in for an op's formula, where it may, and the reason why it exists.
+    """A function that may replace an op's formula, when it may, and the reason why it exists.
 
-    All kernels of an op are called alike, with its arguments. supports: whether it may be, from the inputs. gain: what
-    was measured, by which command. fallback: what runs without it, and what that costs. unavailable_reason: why this
-    machine cannot have it, empty where it can.
+    All kernels of an op have one signature, the op's. supports: whether it may run on these inputs. gain: what was
+    measured, with which command. fallback: what runs without it, at which cost. unavailable_reason: why this machine
+    cannot run it; empty if it can.
     """
 
     op: str

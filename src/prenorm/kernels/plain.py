@@ -14,7 +14,7 @@ is_exporting = torch.compiler.is_exporting
 
 
 def is_plain(*tensors: Tensor) -> bool:
-    """Whether these are ordinary tensors, computed now, with nothing that looks on.
+    """Whether these are ordinary tensors in eager mode, with no tracing or dispatch mode.
 
     Subclasses are not: fake and distributed tensors have no data here.
     """
@@ -55,7 +55,7 @@ def is_held_in_a_graph() -> bool:
 def no_second_derivative(name: str, *, formula: bool = True) -> Callable[..., Any]:
     """The backward pass of an op that is itself a backward pass in compiled code. Raises RuntimeError.
 
-    `formula` says whether the reference backend has something else in its place.
+    formula: whether the reference backend differs there.
     """
 
     def backward(*_: Any) -> Any:

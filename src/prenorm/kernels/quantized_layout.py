@@ -1,6 +1,6 @@
 """How integers of 8 or 4 bits and their scales lie in memory (`ops.quantized.pack` puts them there).
 
-The C++ kernels have the same sizes (calls.h), which are compared when the library is loaded.
+calls.h has the same sizes, which are compared when the library is loaded.
 """
 
 import torch

@@ -29,7 +29,7 @@ def sdpa(
 ) -> Tensor:
     """Attention over (..., heads, seq, head_dim), with grouped heads, empty rows and any leading dims."""
     shape = (*query.shape[:-1], value.shape[-1])
-    if mask is not None or window is not None or query.shape[-2] != key.shape[-2]:  # what PyTorch has no flag for
+    if mask is not None or window is not None or query.shape[-2] != key.shape[-2]:  # PyTorch has no flags for these
         mask, causal = visible(query, key, mask, causal=causal, window=window), False
     query, key, value, mask = four_dims(query, key, value, mask)
     if 0 in query.shape or 0 in key.shape:  # nothing to compute, but still a part of the graph
@@ -38,7 +38,7 @@ def sdpa(
     if mask is not None:
         # Fused kernels differ on rows that may attend to nothing (NaN, or an average): they get a full row, then zeros.
         seen = mask.any(-1, keepdim=True)
-        if not (mask.is_cpu and is_plain(mask) and bool(seen.all())):  # on a CPU Python may look
+        if not (mask.is_cpu and is_plain(mask) and bool(seen.all())):  # on a CPU the values can be read
             empty = ~seen
             mask = mask | empty
     grouped = query.shape[1] != key.shape[1]
@@ -56,7 +56,7 @@ def sdpa(
 def _attend(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool, dropout: float, grouped: bool
 ) -> Tensor:
-    # The length comes last: compared while compiling, it would have everything compiled again on its other side.
+    # The length is compared last: torch.compile would recompile for each outcome.
     if query.device.type == "cpu" and is_plain(query, key, value):
         short = query.dtype == torch.bfloat16 and key.shape[2] <= SHORT
         if dropout or short:

@@ -1,4 +1,4 @@
-"""Who may attend to whom, as one boolean mask: True = may attend."""
+"""Which query may attend to which key, as one boolean mask: True = may attend."""
 
 import torch
 from jaxtyping import Bool
@@ -8,7 +8,7 @@ from torch import Tensor
 def causal_mask(
     q_seq: int, kv_seq: int, *, window: int | None = None, device: torch.device | None = None
 ) -> Bool[Tensor, "q_seq kv_seq"]:
-    """True where the query's place, counted from the end, is not before the key's (nor `window` or more after it)."""
+    """True where the key is not after the query (nor `window` or more before it); queries are the last of the keys."""
     behind = torch.arange(kv_seq - q_seq, kv_seq, device=device)[:, None] - torch.arange(kv_seq, device=device)
     return behind >= 0 if window is None else (behind >= 0) & (behind < window)
 

@@ -7,11 +7,11 @@ from typing import Any, NamedTuple, no_type_check
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
-from torch.nn.modules.module import _global_forward_pre_hooks
 
 from ..errors import ConfigError, ShapeError
 from ..ops.documents import check_segments, document_lengths, document_positions, within_documents
 from ..ops.position_checks import check_length, check_position_shape, check_positions
+from ..private_torch import global_forward_pre_hooks
 from .cache import KVCache, one_pass
 from .cached_plan import cached_mask, cached_positions
 from .layer_cache import LayerCache, Slots
@@ -124,6 +124,6 @@ def planned(
 
 def is_untouched(module: nn.Module, forward: Callable[..., Any]) -> bool:
     """Whether the module runs exactly this forward, on the arguments that it is called with."""
-    if "forward" in vars(module) or module._forward_pre_hooks or _global_forward_pre_hooks:
+    if "forward" in vars(module) or module._forward_pre_hooks or global_forward_pre_hooks:
         return False
     return type(module).forward is forward  # not the class: torch.export puts a subclass in the place of each

@@ -16,36 +16,36 @@ from torch import Tensor, nn
 from ..errors import ConfigError
 from ..kernels import layer_norm, sdpa
 from ..kernels.cpu import (
+    argmax,
     attention,
     blocked_attention,
     cross_entropy,
+    decode_attention,
     decode_step,
     dropout,
-    few_rows,
-    largest,
     linear,
+    matmul,
     native,
-    one_query,
-    product,
     quantized_linear,
     rms_norm,
     rope,
     silu_gate,
+    skinny_linear,
 )
 from ..kernels.kernel import Kernel
 
 # The first row that fits is taken.
 KERNELS = (
-    one_query.KERNEL,
+    decode_attention.KERNEL,
     attention.KERNEL,
     blocked_attention.KERNEL,
     sdpa.KERNEL,
-    few_rows.KERNEL,
+    skinny_linear.KERNEL,
     linear.KERNEL,
     quantized_linear.KERNEL,
-    product.KERNEL,
+    matmul.KERNEL,
     decode_step.KERNEL,
-    largest.KERNEL,
+    argmax.KERNEL,
     dropout.KERNEL,
     rms_norm.KERNEL,
     rope.KERNEL,
@@ -144,11 +144,8 @@ def explain(module: nn.Module | None = None, *inputs: Any, **options: Any) -> Ch
     global _record
     if module is None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        rows = ((k, dtype) for k in KERNELS if device in k.devices for dtype in k.dtypes)
-        return Choices(
-            _describe(k.op, device, dtype, None if k.unavailable_reason and k.unavailable_reason() else k)
-            for k, dtype in rows
-        )
+        rows = ((kernel, dtype) for kernel in KERNELS if device in kernel.devices for dtype in kernel.dtypes)
+        return Choices(_row(kernel, device, dtype) for kernel, dtype in rows)
     _record = []
     try:
         with torch.no_grad():
@@ -161,17 +158,37 @@ def explain(module: nn.Module | None = None, *inputs: Any, **options: Any) -> Ch
         _record = None
 
 
+def _row(kernel: Kernel, device: str, dtype: torch.dtype) -> Choice:
+    """A kernel of the table; for one that this machine cannot run: what runs in its place, and why."""
+    reason = _unavailable_reason(kernel)
+    if not reason:
+        return _describe(kernel.op, device, dtype, kernel)
+    rows = _ROWS[kernel.op, device, dtype]
+    others = [row for row in rows[rows.index(kernel) + 1 :] if not _unavailable_reason(row)]
+    if not others:
+        return Choice(kernel.op, device, dtype, "formula", reason)
+    most_general = others[-1]
+    why = f"not {_name(kernel)}, because {reason}"
+    return Choice(kernel.op, device, dtype, _name(most_general), why, most_general.fallback)
+
+
+def _unavailable_reason(kernel: Kernel) -> str:
+    return kernel.unavailable_reason() if kernel.unavailable_reason is not None else ""
+
+
+def _name(kernel: Kernel) -> str:
+    return f"{kernel.run.__module__}.{kernel.run.__qualname__}"
+
+
 def _describe(op: str, device: str, dtype: torch.dtype, kernel: Kernel | None) -> Choice:
     if kernel is not None:
-        runs = f"{kernel.run.__module__}.{kernel.run.__qualname__}"
         library = f" ({native.load().which})" if kernel.in_library else ""
         why = "; ".join(filter(None, (kernel.gain + library, NOT_SERVED.get(op))))
-        return Choice(op, device, dtype, runs, why, kernel.fallback)
+        return Choice(op, device, dtype, _name(kernel), why, kernel.fallback)
     if not uses_kernels():
         why = 'use_backend("reference") asks for it'
     elif (op, device, dtype) not in _ROWS:
         why = "no kernel for this device and dtype"
     else:
-        missing = (row.unavailable_reason() for row in _ROWS[op, device, dtype] if row.unavailable_reason is not None)
-        why = next(filter(None, missing), "no kernel for inputs like these")
+        why = next(filter(None, map(_unavailable_reason, _ROWS[op, device, dtype])), "no kernel for inputs like these")
     return Choice(op, device, dtype, "formula", why)

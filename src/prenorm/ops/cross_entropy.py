@@ -44,7 +44,7 @@ def linear_cross_entropy(
 ) -> Float[Tensor, ""]:
     """cross_entropy(linear(x, weight), targets), some rows of logits at a time.
 
-    The gradients with respect to x and weight are computed in the forward pass, while a chunk's logits are at hand, so
+    The gradients with respect to x and weight are computed in the forward pass, while a chunk's logits exist, so
     the memory is that of one chunk in training too. Second derivatives, and those of torch.func and forward-mode
     differentiation, hold all logits.
     """
@@ -63,7 +63,7 @@ def chunked_cross_entropy(
     vocab_size: int,
     ignore_index: int = IGNORED,
 ) -> Float[Tensor, ""]:
-    """cross_entropy(head(x), targets), some rows of logits at a time, for a head that has no weight in floats."""
+    """cross_entropy(head(x), targets), some rows of logits at a time, for a head without a floating-point weight."""
     _check_targets(x.shape[:-1], targets, vocab_size, ignore_index)
     if is_transformed():
         return cross_entropy(head(x), targets, ignore_index=ignore_index)
@@ -95,7 +95,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
             if grad_x is not None:
                 grad_x[part] = linear(grad, weight.t())
             if grad_weight is not None:
-                add_product_(grad_weight, grad.t(), x[part])
+                addmm_(grad_weight, grad.t(), x[part])
         ctx.save_for_backward(*given, targets, grad_x, grad_weight, count)
         ctx.multiplied, ctx.ignore_index = x.dtype, ignore_index
         return total / count
@@ -103,7 +103,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, targets, grad_x, grad_weight, count = ctx.saved_tensors
-        if torch.is_grad_enabled():  # gradients of the gradients are wanted, for which those at hand are constants
+        if torch.is_grad_enabled():  # gradients of the gradients are wanted, for which the stored ones are constants
 
             def plain_pair(x: Tensor, weight: Tensor) -> Tensor:
                 logits = linear(x.to(ctx.multiplied), weight.to(ctx.multiplied))
@@ -121,18 +121,18 @@ class _LinearCrossEntropy(torch.autograd.Function):
 
 
 def _as_multiplied(x: Tensor) -> Tensor:
-    """In the dtype that autocast, where it is on, has for products."""
+    """In autocast's dtype for products, where it is on."""
     kind = x.device.type
-    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):  # of meta one cannot ask
+    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):  # autocast has no meta device
         return x
     return x.to(torch.get_autocast_dtype(kind))
 
 
-def add_product_(
+def addmm_(
     total: Float[Tensor, "rows columns"], a: Float[Tensor, "rows inner"], b: Float[Tensor, "inner columns"]
 ) -> None:
     """total += a b, in the dtype of the total."""
-    if kernel := backends.choose("add_product", a, b):
+    if kernel := backends.choose("addmm", a, b):
         kernel(total, a, b)
     else:
         total += linear(a, b.t())
@@ -141,11 +141,11 @@ def add_product_(
 def losses_and_gradient(
     logits: Float[Tensor, "rows vocab"], targets: Int[Tensor, " rows"], ignore_index: int, with_gradient: bool
 ) -> tuple[Float[Tensor, " rows"], Float[Tensor, "rows vocab"]]:
-    """The loss of each row, and the gradient of their sum, which may have taken the logits' place.
+    """The loss of each row, and the gradient of their sum, which may overwrite the logits.
 
     d loss / d logits = softmax(logits) - one_hot(target), and nothing where there is no target.
     """
-    if kernel := backends.choose("losses", logits, targets):
+    if kernel := backends.choose("cross_entropy", logits, targets):
         return kernel(logits, targets, ignore_index, with_gradient), logits
     wide = torch.promote_types(logits.dtype, torch.float32)
     kept = targets != ignore_index

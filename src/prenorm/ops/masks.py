@@ -1,4 +1,4 @@
-"""Who may attend to whom, as boolean masks: True = may attend."""
+"""Which query may attend to which key, as boolean masks: True = may attend."""
 
 import torch
 from torch import Tensor
@@ -9,7 +9,7 @@ from ..validation import check_size
 
 
 def check_window(window: int | None, *, causal: bool) -> None:
-    """Raise ConfigError for a window that is no size, or without causal attention."""
+    """Raise ConfigError for a window that is not a positive integer, or without causal attention."""
     if window is None:
         return
     check_size("window", window)

@@ -1,4 +1,4 @@
-"""Linear maps whose weights are whole numbers of 8 or 4 bits, with a scale for each group of 32."""
+"""Linear maps whose weights are integers of 8 or 4 bits, with a scale for each group of 32."""
 
 import math
 
@@ -28,13 +28,13 @@ def quantized_linear(
 ) -> Float[Tensor, "*batch out_features"]:
     """y = round_rows(x) W^T + b, where weight and scale are W as `pack` gives it; y has the dtype of x.
 
-    x is rounded to 8 bits, each group of 32 by itself: what one token gives cannot change another's. Products of whole
-    numbers are exact; scales and sums of groups are float32 or wider.
+    x is rounded to 8 bits, each group of 32 by itself: what one token gives cannot change another's. Products of
+    integers are exact; scales and sums of groups are float32 or wider.
     Raises PrenormError where x needs gradients. Source: Dettmers et al. 2022, arXiv:2208.07339, section 2 (absmax).
     """
     if torch.is_grad_enabled() and x.requires_grad:
         raise PrenormError(
-            "whole numbers cannot be trained, and there are no gradients through them; train the model, then call "
+            "quantised weights cannot be trained, and no gradients flow through them; train the model, then call "
             "quantize() on it, and use it under torch.no_grad() or with inputs that need no gradient."
         )
     if kernel := backends.choose("quantized_linear", x, weight, scale, bias, out_features):
@@ -60,7 +60,7 @@ def round_rows(x: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch 
 def quantize(
     weight: Float[Tensor, "out_features in_features"], kind: str
 ) -> tuple[Int8[Tensor, "out_features in_features"], Float[Tensor, "out_features groups"]]:
-    """Whole numbers and the bfloat16 scales of their groups, so that numbers x scale is close to the weight.
+    """Integers and the bfloat16 scales of their groups, so that numbers x scale is close to the weight.
 
     int8: numbers from -127 to 127, the scale is the largest absolute value / 127. int4: from -8 to 7, the scale is the
     one of several, around the one that just holds the largest value, whose squared error is least.

@@ -34,12 +34,12 @@ def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
 
 
 def at_hand(values: Tensor) -> bool:
-    """Whether Python may look at them: without breaking a graph, and without waiting for a device."""
+    """Whether Python can read the values without breaking a graph and without a device synchronisation."""
     return values.is_cpu and has_values(values)
 
 
 def has_values(values: Tensor) -> bool:
-    """Whether there are numbers that Python may look at, if need be by waiting for a device.
+    """Whether Python can read the values, if need be with a device synchronisation.
 
     There are none in compiled, exported or traced code, in fake tensors, or within torch.func.vmap.
     """

@@ -32,7 +32,7 @@ def run(logits, targets, ignore_index=-100):
     """The losses and the gradient, by the kernel."""
     assert kernel.supports(logits, targets)
     gradient = logits.clone()
-    return kernel.losses_(gradient, targets, ignore_index, True), gradient
+    return kernel.cross_entropy_and_grad_(gradient, targets, ignore_index, True), gradient
 
 
 def oracle(logits, targets):
@@ -59,7 +59,7 @@ def test_losses_and_gradients_are_right(rows, vocab, dtype, seed, size):
     eps = torch.finfo(dtype).eps
     np.testing.assert_allclose(array(gradient), expected[1], rtol=eps, atol=1e-6)
     assert not gradient[targets == -100].any()
-    assert torch.equal(kernel.losses_(logits.clone(), targets, -100, False), losses)
+    assert torch.equal(kernel.cross_entropy_and_grad_(logits.clone(), targets, -100, False), losses)
 
 
 @every_dtype
@@ -192,6 +192,6 @@ def test_compiled_code_gives_the_same_numbers(dtype):
 
 def test_the_op_takes_it():
     logits, targets = inputs(4, 6)
-    assert backends.choose("losses", logits, targets) is kernel.losses_
+    assert backends.choose("losses", logits, targets) is kernel.cross_entropy_and_grad_
     with use_backend("reference"):
         assert backends.choose("losses", logits, targets) is None

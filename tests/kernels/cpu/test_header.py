@@ -14,7 +14,8 @@ struct Inner {
 struct Outer {
     double eps;  // int64_t commented;
     Inner inner;
-    const float *c;
+    const float
+        *c;
     int64_t strides[3], n;
 };
 """
@@ -39,16 +40,38 @@ def test_what_cannot_be_read_is_no_guess(line):
         header.read(f"struct Wrong {{\n    {line};\n}};\n")
 
 
-def test_a_call_is_packed_by_name(monkeypatch):
+@pytest.fixture
+def outer(monkeypatch):
     monkeypatch.setitem(header.STRUCTS, "Outer", header.read(HEADER)[0]["Outer"])
+
+
+def test_a_call_is_packed_by_name(outer):
     pack = header.packer("Outer")
     packed = pack(n=7, strides=(4, 5, 6), c=3, inner_b=2, inner_a=1, eps=0.5)
     assert packed == struct.pack("d3P3qq", 0.5, 1, 2, 3, 4, 5, 6, 7)
-    assert header.packed_size("Outer") == len(packed) == 64
+    assert header.layout("Outer").size == len(packed) == 64
     with pytest.raises(TypeError, match="missing"):
         pack(n=7, strides=(4, 5, 6), c=3, inner_b=2, inner_a=1)
     with pytest.raises(struct.error):
         pack(n=7, strides=(4, 5), c=3, inner_b=2, inner_a=1, eps=0.5)
+
+
+def given(fields, **known):
+    return header.compiled("Outer", "call({fields})", "return pack({values})", known, fields.split())
+
+
+def test_a_call_hands_over_its_fields_in_an_order_of_its_own_and_other_pointers_are_null(outer):
+    call = given("strides c inner_b eps", n=lambda: 7)
+    assert call((4, 5, 6), 3, 2, 0.5) == struct.pack("d3P3qq", 0.5, 0, 2, 3, 4, 5, 6, 7)
+
+
+@pytest.mark.parametrize(
+    ("fields", "wrong"),
+    [("eps strides", "n"), ("strides n", "eps"), ("eps n c", "strides"), ("eps strides n inner", "inner")],
+)
+def test_a_call_that_calls_h_does_not_have_is_refused_at_import(outer, fields, wrong):
+    with pytest.raises(AssertionError, match=f"do not agree on {wrong}$"):
+        given(fields)
 
 
 @pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")

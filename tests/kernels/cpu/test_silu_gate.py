@@ -47,7 +47,7 @@ def oracle(gate, up, grad):
 @pytest.fixture
 def of_any_size(monkeypatch):
     """As if the kernel were the faster one for few numbers, too."""
-    monkeypatch.setattr(kernel, "LEAST", 0)
+    monkeypatch.setattr(kernel, "MIN_NUMEL", 0)
 
 
 @given(leadings, widths, dtypes, layouts, seeds)

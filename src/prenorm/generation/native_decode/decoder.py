@@ -8,8 +8,8 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from ...blocks.transformer import TransformerBlock
-from ...kernels.cpu.decode_step import MOST_TOKENS, Layer, Matrix, Model, Sizes
-from ...kernels.cpu.few_rows import MOST_ROWS
+from ...kernels.cpu.decode_step import MAX_TOKENS, Layer, Matrix, Model, Sizes
+from ...kernels.cpu.skinny_linear import MAX_ROWS
 from ...layers.cache import KVCache
 from ...layers.embedding import Embedding
 from ...layers.linear import Linear
@@ -75,7 +75,7 @@ class NativeDecoder:
     ) -> Float[Tensor, "batch vocab"]:
         """The logits that follow each row's last real token."""
         logits = None
-        if segment_ids is None and 0 < token_ids.numel() <= MOST_TOKENS:
+        if segment_ids is None and 0 < token_ids.numel() <= MAX_TOKENS:
             logits = self._few_tokens(token_ids, cache)
         return self.next_logits(token_ids, segment_ids=segment_ids, cache=cache) if logits is None else logits
 
@@ -115,7 +115,7 @@ class NativeDecoder:
 
     def _look(self, token_ids: Tensor, cache: KVCache) -> bool:
         """Whether the kernel may stand in with this cache; `known` are the tensors then."""
-        if not backends.uses_kernels() or len(token_ids) > MOST_ROWS or not self.modules.is_unchanged():
+        if not backends.uses_kernels() or len(token_ids) > MAX_ROWS or not self.modules.is_unchanged():
             return False
         self.model.check_cache(cache)
         attention = self.blocks[0].attn

@@ -11,8 +11,8 @@ from ...blocks.families.pre_norm import PreNormBlock
 from ...blocks.transformer import TransformerBlock
 from ...config import ModelConfig
 from ...family import Family
+from ...kernels.cpu.decode_attention import WIDTH
 from ...kernels.cpu.decode_step import DTYPES, Sizes
-from ...kernels.cpu.one_query import WIDTH
 from ...layers.attention import SelfAttention
 from ...layers.dropout import Dropout
 from ...layers.embedding import Embedding
@@ -102,8 +102,8 @@ def sizes_of(model: LanguageModel) -> Sizes | None:
         if dropped or biased or rope.by_length or not attention.causal or len(eps) > 1 or attention.head_dim % WIDTH:
             return None
         sizes = Sizes(
-            heads=attention.num_heads,
-            groups=attention.num_kv_heads,
+            num_heads=attention.num_heads,
+            num_kv_heads=attention.num_kv_heads,
             head_dim=attention.head_dim,
             d_ff=ffn.d_ff,
             interleaved=rope.interleaved,

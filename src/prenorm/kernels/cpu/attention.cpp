@@ -2,7 +2,7 @@
 //
 // A block of keys and its values is packed so that both products run at the speed of the multipliers. A tile of queries
 // goes over the keys of the block: scores, weights, and weights times values, all in the first cache. Sums over earlier
-// blocks are scaled whenever a larger score turns up (online softmax). Blocks that nobody sees are passed over.
+// blocks are scaled whenever a larger score turns up (online softmax). Blocks that no query sees are skipped.
 // Scores, softmax and sums are float32; in bfloat16 the weights are rounded before they multiply the values. What a
 // query gives depends neither on other queries nor on the number of threads.
 // Source: Dao et al. 2022, arXiv:2205.14135; Milakov and Gimelshein 2018, arXiv:1805.02867. Built by build.py.
@@ -11,39 +11,39 @@
 
 namespace {
 
-constexpr int64_t KEYS = 256;           // of a block: with their values they stay in the second cache
+constexpr int64_t KEYS = 256;           // of a block: with their values they stay in the L2 cache
 constexpr int64_t QUERIES = 32 * TILE;  // of a task, for which keys are packed once
 
 // A thread's packed blocks, and what is known of its queries so far.
 template <typename T>
-struct ForwardRoom {
+struct ForwardScratch {
     static constexpr int64_t IN = Packing<T>::IN;
-    alignas(64) Packed<T> q[QUERIES * MOST_DIM / IN];
-    alignas(64) Packed<T> keys[KEYS * MOST_DIM / IN];
-    alignas(64) Packed<T> values[KEYS * MOST_DIM / IN];
+    alignas(64) Packed<T> q[QUERIES * MAX_HEAD_DIM / IN];
+    alignas(64) Packed<T> keys[KEYS * MAX_HEAD_DIM / IN];
+    alignas(64) Packed<T> values[KEYS * MAX_HEAD_DIM / IN];
     alignas(64) float scores[TILE * KEYS];
     alignas(64) Packed<T> weights[TILE * KEYS / IN];
-    alignas(64) float sums[QUERIES * MOST_DIM];  // of weights times values
-    float most[QUERIES], sum[QUERIES];           // the largest score, times scale, and the sum of weights
+    alignas(64) float sums[QUERIES * MAX_HEAD_DIM];  // of weights times values
+    float most[QUERIES], sum[QUERIES];               // the largest score, times scale, and the sum of weights
 };
 
 template <typename T>
 struct Forward {
-    static constexpr int64_t IN = Packing<T>::IN, Q_STRIDE = MOST_DIM / IN;
+    static constexpr int64_t IN = Packing<T>::IN, Q_STRIDE = MAX_HEAD_DIM / IN;
     const AttentionCall &call;
-    ForwardRoom<T> &room;
+    ForwardScratch<T> &room;
     const int64_t b, h, start, stop;  // queries of head h in row b
-    const Sight sight = {call};
-    const int64_t dim = call.head_dim, words = dim / IN, group = h / (call.heads / call.groups);
+    const Visibility visibility = {call};
+    const int64_t dim = call.head_dim, words = dim / IN, group = h / (call.num_heads / call.num_kv_heads);
     const int64_t rows = stop - start, padded = up(rows, TILE);
     const float scale = scale_of(dim);
 
     void run() {
         read_queries();
         const Rows<const T> k((const T *)call.k, call.k_strides), v((const T *)call.v, call.v_strides);
-        const int64_t first = sight.of_query(start).first, last = sight.of_query(stop - 1).stop;
+        const int64_t first = visibility.of_query(start).first, last = visibility.of_query(stop - 1).stop;
         for (int64_t block = down(first, KEYS); block < last; block += KEYS) {
-            const Range seen = sight.in_block(start, stop, block, KEYS);
+            const Range seen = visibility.in_block(start, stop, block, KEYS);
             const int64_t from = down(seen.first, PANEL), count = seen.stop - from;
             pack_columns(k.at(b, group, block + from), k.stride(), count, dim, room.keys + from * words);
             pack_rows(v.at(b, group, block + from), v.stride(), count, dim, room.values + from / IN * dim);
@@ -67,7 +67,7 @@ struct Forward {
     // A tile of queries goes over a block of keys.
     void attend(int64_t block, int64_t tile) {
         const int64_t tile_stop = tile + TILE < rows ? tile + TILE : rows;
-        const Range panels = sight.panels(b, h, start + tile, start + tile_stop, block, KEYS);
+        const Range panels = visibility.panels(b, h, start + tile, start + tile_stop, block, KEYS);
         if (panels.first >= panels.stop) return;
         for (int64_t panel = panels.first; panel < panels.stop; panel += PANEL)
             multiply_panel<Q_STRIDE>(room.q + tile * Q_STRIDE, room.keys + panel * words, words, room.scores + panel,
@@ -75,13 +75,13 @@ struct Forward {
         float before[LANES] = {}, base[LANES] = {}, factor[LANES];
         for (int64_t r = 0; r < TILE; ++r) {
             float *scores = room.scores + r * KEYS;
-            sight.hide(b, h, start + (tile + r < rows ? tile + r : rows - 1), block, panels, scores, -INFINITY);
-            Pair mosts = {all(-INFINITY), all(-INFINITY)};
+            visibility.hide(b, h, start + (tile + r < rows ? tile + r : rows - 1), block, panels, scores, -INFINITY);
+            Pair mosts = {broadcast(-INFINITY), broadcast(-INFINITY)};
             for (int64_t key = panels.first; key < panels.stop; key += PANEL) {
                 const Pair here = load(scores + key);
-                mosts = {larger(here.first, mosts.first), larger(here.second, mosts.second)};
+                mosts = {maximum(here.first, mosts.first), maximum(here.second, mosts.second)};
             }
-            const float here = largest(larger(mosts.first, mosts.second)) * scale;
+            const float here = max_lane(maximum(mosts.first, mosts.second)) * scale;
             float &most = room.most[tile + r];
             before[r] = most;
             most = here > most ? here : most;
@@ -96,9 +96,9 @@ struct Forward {
                 sum = sum + here;
                 pack_pair(here, room.weights + (r * KEYS + key) / IN);
             }
-            room.sum[tile + r] = room.sum[tile + r] * factor[r] + add_up(sum);
+            room.sum[tile + r] = room.sum[tile + r] * factor[r] + sum_lanes(sum);
         }
-        const Range seen = sight.words(start + tile, start + tile_stop, block, panels, IN);
+        const Range seen = visibility.words(start + tile, start + tile_stop, block, panels, IN);
         add_rows<KEYS / IN, 1>(room.weights + seen.first, room.values + seen.first * dim, dim, seen.stop - seen.first,
                                dim, factor, room.sums + tile * dim);
     }
@@ -112,7 +112,7 @@ struct Forward {
                 store_in_order(y.at(b, h, start + r) + i, sum == 0 ? Floats{} : here / sum);
             }
             if (call.sums)
-                ((Sums *)call.sums)[(b * call.heads + h) * call.queries + start + r] = {
+                ((Sums *)call.sums)[(b * call.num_heads + h) * call.queries + start + r] = {
                     room.most[r] == -INFINITY ? 0 : room.most[r], sum == 0 ? 0 : 1 / sum};
         }
     }
@@ -122,14 +122,16 @@ template <typename T>
 int attention(const AttentionCall &call) {
     // Fewer queries where there would be too few tasks to keep all threads busy.
     int64_t size = QUERIES;
-    const int64_t heads = call.batch * call.heads;
+    const int64_t heads = call.batch * call.num_heads;
     while (size > 8 * TILE && heads * ((call.queries + size - 1) / size) < 4 * call.threads) size /= 2;
     const int64_t blocks = (call.queries + size - 1) / size, tasks = heads * blocks;
-    return each_task<ForwardRoom<T>>(tasks, size * call.keys, call.threads, [&](int64_t task, ForwardRoom<T> &room) {
-        const int64_t head = task / blocks, start = (blocks - 1 - task % blocks) * size;  // causal: the longest first
-        const int64_t stop = start + size < call.queries ? start + size : call.queries;
-        Forward<T>{call, room, head / call.heads, head % call.heads, start, stop}.run();
-    });
+    return each_task<ForwardScratch<T>>(
+        tasks, size * call.keys, call.threads, [&](int64_t task, ForwardScratch<T> &room) {
+            const int64_t head = task / blocks,
+                          start = (blocks - 1 - task % blocks) * size;  // causal: the longest first
+            const int64_t stop = start + size < call.queries ? start + size : call.queries;
+            Forward<T>{call, room, head / call.num_heads, head % call.num_heads, start, stop}.run();
+        });
 }
 
 }  // namespace

@@ -1,4 +1,4 @@
-// What attention of many queries shares, forward and backward: its call, who sees what, and powers of two.
+// Shared by attention forward and backward: which keys a query sees, and powers of two.
 
 #pragma once
 
@@ -21,15 +21,15 @@ constexpr float ROUGH[] = {9.57010128e-3f, 5.59178591e-2f, 2.40247443e-1f, 6.931
 template <size_t N>
 inline Floats power_of_two(Floats x, const float (&terms)[N]) {
 #if defined(__AVX512F__)
-    const Floats n = (Floats)_mm512_roundscale_ps((__m512)x, 8), r = x - n;  // n: the nearest whole number
+    const Floats n = (Floats)_mm512_roundscale_ps((__m512)x, 8), r = x - n;  // n: x rounded to an integer
 #else
-    const Floats magic = all(12582912.0f), shifted = x + magic;  // 1.5 * 2^23: adding it rounds
+    const Floats magic = broadcast(12582912.0f), shifted = x + magic;  // 1.5 * 2^23: adding it rounds
     const Floats r = x - (shifted - magic);
 #endif
-    Floats p = all(terms[0]);
-    for (size_t i = 1; i < N; ++i) p = multiply_add(p, r, all(terms[i]));
+    Floats p = broadcast(terms[0]);
+    for (size_t i = 1; i < N; ++i) p = multiply_add(p, r, broadcast(terms[i]));
 #if defined(__AVX512F__)
-    const __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, (__m512)all(LEAST), _CMP_NLT_UQ);  // NaN too
+    const __mmask16 counts = _mm512_cmp_ps_mask((__m512)x, (__m512)broadcast(LEAST), _CMP_NLT_UQ);  // NaN too
     return (Floats)_mm512_maskz_scalef_ps(counts, (__m512)p, (__m512)n);
 #else
     p = x != x ? x : (Floats)((Words)p + ((Words)shifted << 23));  // the digits of n, added to the exponent
@@ -38,7 +38,7 @@ inline Floats power_of_two(Floats x, const float (&terms)[N]) {
 }
 
 inline Floats weight(float, Floats x) { return power_of_two(x, EXACT); }
-inline Floats weight(Twins, Floats x) { return power_of_two(x, ROUGH); }
+inline Floats weight(BFloat16Pair, Floats x) { return power_of_two(x, ROUGH); }
 
 // 2^(score * scale - base), two vectors of them. Rounded after scale, so that the largest score's is 1 exactly.
 template <typename Word>
@@ -50,7 +50,7 @@ inline Pair weights(Pair scores, float scale, float base) {
 // Of scores, whose weights are powers of two.
 inline float scale_of(int64_t head_dim) { return LOG2E / std::sqrt((float)head_dim); }
 
-inline Floats larger(Floats a, Floats b) {  // b where one is NaN
+inline Floats maximum(Floats a, Floats b) {  // b where one is NaN
 #if defined(__AVX512F__)
     return (Floats)_mm512_max_ps((__m512)a, (__m512)b);
 #else
@@ -58,7 +58,7 @@ inline Floats larger(Floats a, Floats b) {  // b where one is NaN
 #endif
 }
 
-inline float largest(Floats v) {
+inline float max_lane(Floats v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_max_ps((__m512)v);
 #else
@@ -92,14 +92,14 @@ struct Range {
     int64_t first, stop;
 };
 
-// Who sees whom. Queries are the last of the keys: those of a causal query end where it stands.
-struct Sight {
+// Which keys a query sees. Queries are the last of the keys; a causal query's keys end at its own position.
+struct Visibility {
     const AttentionCall &call;
 
-    int64_t place(int64_t query) const { return call.keys - call.queries + query; }
+    int64_t position(int64_t query) const { return call.keys - call.queries + query; }
 
     Range of_query(int64_t query) const {
-        const int64_t stop = call.causal ? place(query) + 1 : call.keys;
+        const int64_t stop = call.causal ? position(query) + 1 : call.keys;
         return {call.window ? clip(stop - call.window, 0, call.keys) : 0, clip(stop, 0, call.keys)};
     }
 
@@ -108,7 +108,7 @@ struct Sight {
         return {clip(of_query(query).first - block, 0, size), clip(of_query(query_stop - 1).stop - block, 0, size)};
     }
 
-    // Of a tile's panels the words, of IN keys each, that some of these queries see by their places.
+    // The words (of IN keys each) of a tile's panels that some of these queries see by position.
     Range words(int64_t query, int64_t query_stop, int64_t block, Range panels, int64_t in) const {
         const Range seen = in_block(query, query_stop, block, panels.stop);
         return {(seen.first > panels.first ? seen.first : panels.first) / in, up(seen.stop, in) / in};
@@ -125,7 +125,8 @@ struct Sight {
         return call.mask + b * call.mask_strides[0] + h * call.mask_strides[1] + query * call.mask_strides[2] + key;
     }
 
-    // Of the panels of a block that these queries see by their places, those that the mask leaves to any of them.
+    // The panels of a block that some of these queries see by position, without outer ones that the mask hides from
+    // all.
     Range panels(int64_t b, int64_t h, int64_t query, int64_t query_stop, int64_t block, int64_t size) const {
         const Range seen = in_block(query, query_stop, block, size);
         Range panels = {down(seen.first, PANEL), up(seen.stop, PANEL)};
@@ -144,7 +145,7 @@ struct Sight {
         return panels;
     }
 
-    // Puts `instead` where a query may not look, among a block's panels.
+    // Writes `instead` for keys that a query may not see, within a block's panels.
     void hide(int64_t b, int64_t h, int64_t query, int64_t block, Range panels, float *numbers, float instead) const {
         const Range seen = of_query(query);
         const int64_t low = clip(seen.first - block, panels.first, panels.stop);
@@ -157,21 +158,21 @@ struct Sight {
     }
 };
 
-// Room of one thread, freed at the end; null where there is no memory.
+// One thread's memory, freed at the end of the scope; null if allocation failed.
 template <typename T>
-struct OwnRoom {
+struct OwnBuffer {
     T *const start = (T *)aligned_alloc(64, up(sizeof(T), 64));
-    ~OwnRoom() { free(start); }
+    ~OwnBuffer() { free(start); }
 };
 
-// run(task, room) for every task, by whichever thread is free: what a task gives does not depend on the others.
+// run(task, scratch) for every task, on whichever thread is free: a task's result does not depend on the others.
 template <typename R, typename Run>
 inline int each_task(int64_t tasks, int64_t work, int64_t threads, Run run) {
     threads = threads_for(tasks, work, threads);
     int64_t next = 0;
     int failed = 0;
     const auto work_on = [&] {
-        const OwnRoom<R> room;
+        const OwnBuffer<R> room;
         if (!room.start) __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
         for (int64_t task; room.start && (task = __atomic_fetch_add(&next, 1, __ATOMIC_RELAXED)) < tasks;)
             run(task, *room.start);

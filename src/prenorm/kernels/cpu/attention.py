@@ -2,7 +2,7 @@
 
 PyTorch's fused kernel takes its products to a library block by block, and on AMD processors that library is MKL; in
 bfloat16 it is no faster than in float32. This one multiplies bfloat16 in pairs, never copies keys for the heads of a
-group, passes over blocks that nobody sees, and makes no mask for causal attention.
+group, skips blocks that no query sees, and makes no mask for causal attention.
 """
 
 from collections.abc import Sequence
@@ -26,12 +26,16 @@ from .header import CONSTANTS
 from .processor import AMD, ZEN_4, processor
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-FORWARD = Function("AttentionCall", {dtype: f"attention_{name}" for dtype, name in DTYPES.items()})
-BACKWARD = Function("AttentionCall", {dtype: f"attention_backward_{name}" for dtype, name in DTYPES.items()})
+FIELDS = (
+    "q k v mask y sums g dq dk dv batch num_heads num_kv_heads queries keys head_dim q_strides k_strides v_strides "
+    "mask_strides y_strides g_strides dq_strides dk_strides dv_strides causal window"
+)
+FORWARD = Function("AttentionCall", {dtype: f"attention_{name}" for dtype, name in DTYPES.items()}, FIELDS)
+BACKWARD = Function("AttentionCall", {dtype: f"attention_backward_{name}" for dtype, name in DTYPES.items()}, FIELDS)
 # head_dim: a multiple of a vector, and what the packed blocks have room for
-WIDTH, MOST_DIM = 16, CONSTANTS["MOST_DIM"]
+WIDTH, MAX_HEAD_DIM = 16, CONSTANTS["MAX_HEAD_DIM"]
 # `make bench-attention`: float32 with fewer scores a head is as fast in PyTorch's kernel, or faster.
-LEAST_SCORES = 4096
+MIN_SCORES = 4096
 
 
 def attention(
@@ -72,9 +76,9 @@ def supports(
     window: int | None = None,
     dropout: float = 0.0,
 ) -> bool:
-    """Whether this is the processor it was measured on, and the tensors are ordinary ones that it has code for.
+    """Whether this is a processor it was measured on, and the tensors are ordinary ones that the code supports.
 
-    Code that is compiled holds it as one op. What is exported does not: it must run without this package.
+    Compiled code holds it as one op. An exported program does not: it must run without this package.
     """
     return (
         (computes_now() or is_held_in_a_graph())
@@ -89,12 +93,12 @@ def fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool
     """Whether there is code for such tensors."""
     return (
         all(type(x) in ORDINARY and x.is_cpu for x in (query, key, value))
-        # What lies in memory may have to be negated; an op that a graph holds is given it negated.
+        # Memory that must be negated; a graph hands its op the negated numbers.
         and (is_compiling() or not any(x.is_neg() for x in (query, key, value)))
         and (mask is None or (type(mask) in ORDINARY and mask.is_cpu))
         and query.shape[-1] == value.shape[-1]
         and query.shape[-1] % WIDTH == 0
-        and query.shape[-1] <= MOST_DIM
+        and query.shape[-1] <= MAX_HEAD_DIM
         and 0 not in query.shape
         and 0 not in key.shape
         and query.dtype in DTYPES
@@ -105,9 +109,9 @@ def fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool
 def _is_much(query: Tensor, key: Tensor) -> bool:
     if torch.is_autocast_enabled("cpu"):  # PyTorch's rounds to its dtype
         return False
-    if is_compiling():  # a size that is compared is one that is compiled for, except 1, which always is
+    if is_compiling():  # torch.compile specialises on a size that is compared; on 1 it always does
         return query.shape[-2] != 1
-    return query.shape[-2] * key.shape[-2] >= LEAST_SCORES
+    return query.shape[-2] * key.shape[-2] >= MIN_SCORES
 
 
 def unavailable_reason() -> str:
@@ -119,13 +123,13 @@ def reason(vendor: str, family: int, *, avx512: bool) -> str:
     """Why PyTorch's attention runs on such a processor; empty where this one does."""
     if vendor == AMD and family >= ZEN_4 and avx512:
         return ""
-    return "it was measured on AMD processors with AVX-512 alone, and this is none"
+    return "it was measured only on AMD processors with AVX-512, and this is not one"
 
 
 REASON = reason(*processor(), avx512=is_avx512_supported())
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile calls it and does not trace it
 def _is_there() -> bool:
     return not native.unavailable_reason()
 
@@ -155,7 +159,7 @@ def _call(
     window: int | None,
 ) -> None:
     """Run forward, or backward from the gradient g of y to those of q, k and v; sums are contiguous."""
-    batch, heads, queries, head_dim = q.shape
+    batch, num_heads, queries, head_dim = q.shape
     dq, dk, dv = grads
     function.call(
         q.dtype,
@@ -170,8 +174,8 @@ def _call(
         dk=_pointer(dk),
         dv=_pointer(dv),
         batch=batch,
-        heads=heads,
-        groups=k.shape[1],
+        num_heads=num_heads,
+        num_kv_heads=k.shape[1],
         queries=queries,
         keys=k.shape[2],
         head_dim=head_dim,
@@ -233,7 +237,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors  # once: under checkpointing it can be asked for once only
+        saved = ctx.saved_tensors  # once: checkpointing allows one access only
         query, key, value, mask, *_ = saved
         if not fits_backward(grad):
             return *_gradients(grad, query, key, value, mask, ctx.causal, ctx.window), None, None, None
@@ -247,7 +251,7 @@ class _Attention(torch.autograd.Function):
 def _backward(
     grad: Tensor, saved: Sequence[Any], grads: Sequence[Tensor | None], causal: bool, window: int | None
 ) -> None:
-    """Fill those of the three gradients that are there; hooks may have moved what was saved."""
+    """Fill the gradients that are not None; saved-tensor hooks may have changed layouts."""
     *inputs, y, sums = saved
     query, key, value, mask = _prepared(*inputs)
     options: Any = {"g": _rows(grad), "grads": grads, "causal": causal, "window": window}

@@ -15,49 +15,49 @@
 
 namespace {
 
-constexpr int64_t KEYS = 128, QUERIES = 64;  // of a block: all of it stays in the second cache
+constexpr int64_t KEYS = 128, QUERIES = 64;  // of a block: all of it stays in the L2 cache
 
 // A thread's packed blocks, weights and their gradients, and sums.
 template <typename T>
-struct BackwardRoom {
+struct BackwardScratch {
     static constexpr int64_t IN = Packing<T>::IN;
-    alignas(64) Packed<T> key_columns[KEYS * MOST_DIM / IN];
-    alignas(64) Packed<T> value_columns[KEYS * MOST_DIM / IN];
-    alignas(64) Packed<T> key_rows[KEYS * MOST_DIM / IN];
-    alignas(64) Packed<T> q[QUERIES * MOST_DIM / IN], g[QUERIES * MOST_DIM / IN];
-    alignas(64) Packed<T> q_rows[QUERIES * MOST_DIM / IN], g_rows[QUERIES * MOST_DIM / IN];
+    alignas(64) Packed<T> key_columns[KEYS * MAX_HEAD_DIM / IN];
+    alignas(64) Packed<T> value_columns[KEYS * MAX_HEAD_DIM / IN];
+    alignas(64) Packed<T> key_rows[KEYS * MAX_HEAD_DIM / IN];
+    alignas(64) Packed<T> q[QUERIES * MAX_HEAD_DIM / IN], g[QUERIES * MAX_HEAD_DIM / IN];
+    alignas(64) Packed<T> q_rows[QUERIES * MAX_HEAD_DIM / IN], g_rows[QUERIES * MAX_HEAD_DIM / IN];
     alignas(64) float scores[TILE * KEYS], slopes[TILE * KEYS];  // S, dP and then dS of a tile of queries
-    alignas(64) Packed<T> weights[QUERIES * KEYS / IN];          // P, twins of two queries
-    alignas(64) Packed<T> slope_columns[QUERIES * KEYS / IN];    // dS, twins of two queries
-    alignas(64) Packed<T> slope_rows[QUERIES * KEYS / IN];       // dS, twins of two keys
-    alignas(64) float dk[KEYS * MOST_DIM], dv[KEYS * MOST_DIM];
+    alignas(64) Packed<T> weights[QUERIES * KEYS / IN];          // P, pairs of queries
+    alignas(64) Packed<T> slope_columns[QUERIES * KEYS / IN];    // dS, pairs of queries
+    alignas(64) Packed<T> slope_rows[QUERIES * KEYS / IN];       // dS, pairs of keys
+    alignas(64) float dk[KEYS * MAX_HEAD_DIM], dv[KEYS * MAX_HEAD_DIM];
     Sums sums[QUERIES];
     float means[QUERIES];  // of dP, weighted by P
 };
 
-// Numbers of two rows as twins of the two, or as they are.
+// Two rows packed: pairs of their bfloat16 numbers, or float32 rows as they are.
 inline void pack_two(Pair first, Pair second, float *to, int64_t row) {
     store<false>(to, first);
     store<false>(to + row, second);
 }
 
-inline void pack_two(Pair first, Pair second, Twins *to, int64_t) {
-    const auto twins = [](Floats a, Floats b) {
+inline void pack_two(Pair first, Pair second, BFloat16Pair *to, int64_t) {
+    const auto pairs = [](Floats a, Floats b) {
         return round_to_bfloat16(a) >> 16 | (round_to_bfloat16(b) & 0xffff0000);
     };
-    const Words words[2] = {twins(first.first, second.first), twins(first.second, second.second)};
+    const Words words[2] = {pairs(first.first, second.first), pairs(first.second, second.second)};
     memcpy(to, words, sizeof words);
 }
 
 template <typename T>
 struct Backward {
-    static constexpr int64_t IN = Packing<T>::IN, STRIDE = MOST_DIM / IN;
+    static constexpr int64_t IN = Packing<T>::IN, STRIDE = MAX_HEAD_DIM / IN;
     const AttentionCall &call;
-    BackwardRoom<T> &room;
+    BackwardScratch<T> &room;
     const float *means;  // (batch, heads, queries): the sums of G * Y
     const int64_t b, group;
-    const Sight sight = {call};
-    const int64_t dim = call.head_dim, words = dim / IN, heads = call.heads / call.groups;
+    const Visibility visibility = {call};
+    const int64_t dim = call.head_dim, words = dim / IN, heads = call.num_heads / call.num_kv_heads;
     const float scale = 1 / std::sqrt((float)dim);
 
     void read_keys(int64_t block, bool rows) {
@@ -66,16 +66,16 @@ struct Backward {
         pack_columns(k.at(b, group, block), k.stride(), count, dim, room.key_columns);
         pack_columns(v.at(b, group, block), v.stride(), count, dim, room.value_columns);
         if (!rows) return;
-        memset(room.key_rows, 0, KEYS * words * sizeof(Packed<T>));  // what is no key must not be NaN
+        memset(room.key_rows, 0, KEYS * words * sizeof(Packed<T>));  // missing keys must not be NaN
         pack_rows(k.at(b, group, block), k.stride(), count, dim, room.key_rows);
     }
 
     void read_queries(int64_t h, int64_t start, int64_t stop) {
         const Rows<const T> q((const T *)call.q, call.q_strides), g((const T *)call.g, call.g_strides);
-        const int64_t rows = stop - start, at = (b * call.heads + h) * call.queries + start;
+        const int64_t rows = stop - start, at = (b * call.num_heads + h) * call.queries + start;
         for (int64_t r = 0; r < up(rows, TILE); ++r) {
-            const bool real = r < rows;
-            if (real) {
+            const bool exists = r < rows;
+            if (exists) {
                 pack_row(q.at(b, h, start + r), dim, room.q + r * STRIDE);
                 pack_row(g.at(b, h, start + r), dim, room.g + r * STRIDE);
             } else {
@@ -83,18 +83,18 @@ struct Backward {
                 memset(room.g + r * STRIDE, 0, words * sizeof(Packed<T>));
                 for (int64_t i = 0; i < dim; ++i) room.q_rows[r / IN * dim + i] = room.g_rows[r / IN * dim + i] = {};
             }
-            room.sums[r] = real ? ((const Sums *)call.sums)[at + r] : Sums{};
-            room.means[r] = real ? means[at + r] : 0;
+            room.sums[r] = exists ? ((const Sums *)call.sums)[at + r] : Sums{};
+            room.means[r] = exists ? means[at + r] : 0;
         }
         pack_rows(q.at(b, h, start), q.stride(), rows, dim, room.q_rows);
         pack_rows(g.at(b, h, start), g.stride(), rows, dim, room.g_rows);
     }
 
-    // What the queries that were read and the keys that were read add to each other's gradients.
+    // Add to the gradients of the queries and keys that are loaded.
     void add(int64_t h, int64_t start, int64_t stop, int64_t block, float *dq, bool for_keys) {
         for (int64_t tile = 0; tile < stop - start; tile += TILE) {
             const int64_t tile_stop = start + tile + TILE < stop ? start + tile + TILE : stop;
-            const Range panels = sight.panels(b, h, start + tile, tile_stop, block, KEYS);
+            const Range panels = visibility.panels(b, h, start + tile, tile_stop, block, KEYS);
             if (for_keys) clear(tile, panels);
             if (panels.first >= panels.stop) continue;
             for (int64_t panel = panels.first; panel < panels.stop; panel += PANEL) {
@@ -105,20 +105,20 @@ struct Backward {
             }
             for (int64_t r = 0; r < TILE; r += 2) differentiate(h, start, tile_stop, tile + r, block, panels, for_keys);
             if (!dq) continue;
-            const Range seen = sight.words(start + tile, tile_stop, block, panels, IN);
+            const Range seen = visibility.words(start + tile, tile_stop, block, panels, IN);
             add_rows<KEYS / IN, 1>(room.slope_rows + tile * KEYS / IN + seen.first, room.key_rows + seen.first * dim,
                                    dim, seen.stop - seen.first, dim, nullptr, dq + tile * dim);
         }
         if (for_keys) add_to_keys(start, stop, block);
     }
 
-    // Weights and slopes of two queries.
+    // P and dS of two queries.
     void differentiate(int64_t h, int64_t start, int64_t stop, int64_t row, int64_t block, Range panels,
                        bool for_keys) {
         for (int64_t r = row; r < row + 2; ++r) {
             const int64_t query = start + r < stop ? start + r : stop - 1;
-            sight.hide(b, h, query, block, panels, room.scores + r % TILE * KEYS, -INFINITY);
-            sight.hide(b, h, query, block, panels, room.slopes + r % TILE * KEYS, 0);
+            visibility.hide(b, h, query, block, panels, room.scores + r % TILE * KEYS, -INFINITY);
+            visibility.hide(b, h, query, block, panels, room.slopes + r % TILE * KEYS, 0);
         }
         const auto weights_at = [&](int64_t r, int64_t key) {
             const Sums sums = room.sums[r];
@@ -126,12 +126,12 @@ struct Backward {
                    sums.inverse;
         };
         for (int64_t r = row; r < row + 2; ++r) {
-            const Range seen = sight.of_query(start + r);
+            const Range seen = visibility.of_query(start + r);
             if (seen.first < block || seen.stop > block + KEYS) continue;
             Pair sum = {};
             for (int64_t key = panels.first; key < panels.stop; key += PANEL)
                 sum = sum + weights_at(r, key) * load(room.slopes + r % TILE * KEYS + key);
-            room.means[r] = add_up(sum);
+            room.means[r] = sum_lanes(sum);
         }
         for (int64_t key = panels.first; key < panels.stop; key += PANEL) {
             Pair p[2], slope[2];
@@ -146,7 +146,7 @@ struct Backward {
         }
     }
 
-    // Outside of the panels that a tile of queries sees its weights are zero.
+    // Zero a tile's weights outside the panels that its queries see.
     void clear(int64_t tile, Range panels) {
         const auto clear_row = [=](Packed<T> *to) {
             memset(to, 0, panels.first * sizeof *to);
@@ -161,7 +161,7 @@ struct Backward {
     void add_to_keys(int64_t start, int64_t stop, int64_t block) {
         const int64_t count = call.keys - block < KEYS ? call.keys - block : KEYS;
         for (int64_t key = 0; key < count; key += TILE) {
-            const Range seers = sight.of_keys(block + key, block + (key + TILE < count ? key + TILE : count));
+            const Range seers = visibility.of_keys(block + key, block + (key + TILE < count ? key + TILE : count));
             const int64_t first = down(clip(seers.first - start, 0, stop - start), IN);
             const int64_t last = up(clip(seers.stop - start, 0, stop - start), IN);
             if (first >= last) continue;
@@ -179,7 +179,7 @@ struct Backward {
         const int64_t stop = block + KEYS < call.keys ? block + KEYS : call.keys;
         memset(room.dk, 0, KEYS * dim * sizeof(float));
         memset(room.dv, 0, KEYS * dim * sizeof(float));
-        const Range seers = sight.of_keys(block, stop);
+        const Range seers = visibility.of_keys(block, stop);
         for (int64_t h = 0; h < heads; ++h)
             for (int64_t start = down(seers.first, QUERIES); start < seers.stop; start += QUERIES) {
                 const int64_t last = start + QUERIES < call.queries ? start + QUERIES : call.queries;
@@ -196,7 +196,7 @@ struct Backward {
         const int64_t stop = start + QUERIES < call.queries ? start + QUERIES : call.queries;
         memset(dq, 0, QUERIES * dim * sizeof(float));
         read_queries(h, start, stop);
-        const Range seen = {sight.of_query(start).first, sight.of_query(stop - 1).stop};
+        const Range seen = {visibility.of_query(start).first, visibility.of_query(stop - 1).stop};
         for (int64_t block = down(seen.first, KEYS); block < seen.stop; block += KEYS) {
             read_keys(block, true);
             add(h, start, stop, block, dq, false);
@@ -218,14 +218,14 @@ template <typename T>
 void sum_products(const AttentionCall &call, float *means) {
     const Rows<const T> y((const T *)call.y, call.y_strides), g((const T *)call.g, call.g_strides);
     const int64_t panels = (call.queries + PANEL - 1) / PANEL, words = call.head_dim / Packing<T>::IN;
-    const int64_t parts = call.batch * call.heads * panels;
-    in_parts(parts, PANEL * call.head_dim, call.threads, [=, &call](int64_t, int64_t first, int64_t last) {
-        alignas(64) Packed<T> y_columns[PANEL * MOST_DIM], g_columns[PANEL * MOST_DIM];
+    const int64_t parts = call.batch * call.num_heads * panels;
+    parallel_for(parts, PANEL * call.head_dim, call.threads, [=, &call](int64_t, int64_t first, int64_t last) {
+        alignas(64) Packed<T> y_columns[PANEL * MAX_HEAD_DIM], g_columns[PANEL * MAX_HEAD_DIM];
         for (int64_t part = first; part < last; ++part) {
-            const int64_t head = part / panels, start = part % panels * PANEL, b = head / call.heads;
+            const int64_t head = part / panels, start = part % panels * PANEL, b = head / call.num_heads;
             const int64_t rows = call.queries - start < PANEL ? call.queries - start : PANEL;
-            pack_columns(y.at(b, head % call.heads, start), y.stride(), rows, call.head_dim, y_columns);
-            pack_columns(g.at(b, head % call.heads, start), g.stride(), rows, call.head_dim, g_columns);
+            pack_columns(y.at(b, head % call.num_heads, start), y.stride(), rows, call.head_dim, y_columns);
+            pack_columns(g.at(b, head % call.num_heads, start), g.stride(), rows, call.head_dim, g_columns);
             Floats sums[WIDTH] = {};
             for (int64_t at = 0; at < words * PANEL; at += PANEL)
                 for (int64_t c = 0; c < WIDTH; ++c)
@@ -238,20 +238,20 @@ void sum_products(const AttentionCall &call, float *means) {
 
 template <typename T>
 int attention_backward(const AttentionCall &call) {
-    const Room<float> means(call.batch * call.heads * call.queries);
+    const Buffer<float> means(call.batch * call.num_heads * call.queries);
     if (!means.start) return 1;
     sum_products<T>(call, means.start);
-    const int64_t heads = call.heads / call.groups, groups = call.batch * call.groups;
+    const int64_t heads = call.num_heads / call.num_kv_heads, groups = call.batch * call.num_kv_heads;
     const int64_t key_blocks = (call.keys + KEYS - 1) / KEYS, query_blocks = (call.queries + QUERIES - 1) / QUERIES;
     // A thread that takes all keys of a group sums up the queries' gradients beside theirs: five products, not seven.
     const int64_t rounds = (groups + call.threads - 1) / call.threads;
     if (call.dq && call.dk && 5 * rounds * call.threads <= 7 * groups) {
         const int64_t count = heads * up(call.queries, TILE) * call.head_dim;
         int failed = 0;
-        const int without = each_task<BackwardRoom<T>>(
-            groups, call.queries * call.keys, call.threads, [&](int64_t task, BackwardRoom<T> &room) {
-                Backward<T> one{call, room, means.start, task / call.groups, task % call.groups};
-                const Room<float> dq(count);
+        const int without = each_task<BackwardScratch<T>>(
+            groups, call.queries * call.keys, call.threads, [&](int64_t task, BackwardScratch<T> &room) {
+                Backward<T> one{call, room, means.start, task / call.num_kv_heads, task % call.num_kv_heads};
+                const Buffer<float> dq(count);
                 if (!dq.start) return __atomic_store_n(&failed, 1, __ATOMIC_RELAXED);
                 memset(dq.start, 0, count * sizeof(float));
                 for (int64_t block = 0; block < call.keys; block += KEYS) one.keys(block, dq.start);
@@ -263,16 +263,18 @@ int attention_backward(const AttentionCall &call) {
     }
     int failed = 0;
     if (call.dk)
-        failed |= each_task<BackwardRoom<T>>(
-            groups * key_blocks, heads * call.queries * KEYS, call.threads, [&](int64_t task, BackwardRoom<T> &room) {
+        failed |= each_task<BackwardScratch<T>>(
+            groups * key_blocks, heads * call.queries * KEYS, call.threads,
+            [&](int64_t task, BackwardScratch<T> &room) {
                 const int64_t at = task / key_blocks;
-                Backward<T>{call, room, means.start, at / call.groups, at % call.groups}.keys(task % key_blocks * KEYS,
-                                                                                              nullptr);
+                Backward<T>{call, room, means.start, at / call.num_kv_heads, at % call.num_kv_heads}.keys(
+                    task % key_blocks * KEYS, nullptr);
             });
     if (call.dq)
-        failed |= each_task<BackwardRoom<T>>(
-            groups * heads * query_blocks, call.keys * QUERIES, call.threads, [&](int64_t task, BackwardRoom<T> &room) {
-                const int64_t head = task / query_blocks, b = head / call.heads, h = head % call.heads;
+        failed |= each_task<BackwardScratch<T>>(
+            groups * heads * query_blocks, call.keys * QUERIES, call.threads,
+            [&](int64_t task, BackwardScratch<T> &room) {
+                const int64_t head = task / query_blocks, b = head / call.num_heads, h = head % call.num_heads;
                 const int64_t block = query_blocks - 1 - task % query_blocks;  // causal: the longest first
                 Backward<T>{call, room, means.start, b, h / heads}.queries(h, block * QUERIES, room.dk);
             });

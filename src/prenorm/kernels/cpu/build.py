@@ -1,4 +1,4 @@
-"""How the C++ files beside this one become a library: for which instructions, with which flags.
+"""How the C++ files beside this one are built into a library: instruction sets and flags.
 
 Nothing but the standard library is imported, so that the wheel's build hook can load this file by its path.
 """
@@ -7,23 +7,24 @@ import hashlib
 import os
 import shlex
 import subprocess
+import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
 
 HERE = Path(__file__).parent
-# Without -ffast-math: NaN and infinity are numbers that a caller may look for. Without contraction to fused
-# multiply-adds, so that the bits of a result do not depend on which copy of a loop the compiler put it through.
+# Without -ffast-math: a caller may look for NaN and infinity. Without contraction to fused
+# multiply-adds, so that a result's bits do not depend on which copy of a loop computes it.
 COMPILE = (
     *("-std=c++17", "-O3", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=off", "-fno-exceptions"),
     *("-fPIC", "-fopenmp"),
 )
-# For those who change the files: `make test-isa` and `make wheel`. GCC 12 takes the undefined vectors inside its own
-# AVX-512 intrinsics for mistakes.
+# Used by `make test-isa` and `make wheel`, not where users build. GCC 12 warns of undefined vectors inside its own
+# AVX-512 intrinsics.
 WARNINGS = ("-Wall", "-Wextra", "-Werror", "-Wno-uninitialized", "-Wno-maybe-uninitialized")
-# Without -fopenmp: the library would bring the system's OpenMP, a second one beside torch's with threads of its own.
-# As it is, torch's answers, which every process that imports torch has loaded for all to see.
+# Without -fopenmp, which would load the system's OpenMP beside torch's, with threads of its own.
+# Without it torch's is used, which every process that imports torch has loaded globally.
 LINK = ("-shared", "-Wl,--as-needed")
 SECONDS = 600  # for one file, which takes 20 at most on an idle machine
 
@@ -45,7 +46,7 @@ LEVELS = {
     "x86-64": Level(("-march=x86-64",)),  # no vectors beyond SSE2: for tests
     "native": Level(("-march=native",)),  # all that this very processor has
 }
-SHIPPED = ("x86-64-v4-bf16", "x86-64-v4", "x86-64-v3")  # what a wheel holds, the richest first
+SHIPPED = ("x86-64-v4-bf16", "x86-64-v4", "x86-64-v3")  # in a wheel, best first
 
 
 class BuildError(Exception):
@@ -58,7 +59,7 @@ def sources() -> list[Path]:
 
 
 def digest(files: Sequence[Path]) -> str:
-    """A name that no other contents of these files and our headers have."""
+    """A hash of these files and our headers."""
     return hashlib.sha256(b"\0".join(path.read_bytes() for path in (*files, *sorted(HERE.glob("*.h"))))).hexdigest()
 
 
@@ -67,7 +68,7 @@ def build(
 ) -> Path:
     """Compile and link, as many files at once as there are cores. Raises BuildError, and OSError for no compiler.
 
-    The `extra` flags stand after ours, so that they win.
+    The `extra` flags come last, so that they win.
     """
     library, flags = scratch / "kernels.so", (*COMPILE, *level.flags, f'-DPRENORM_SOURCES="{digest(files)}"', *extra)
     objects = [scratch / f"{source.stem}.o" for source in files]
@@ -79,10 +80,12 @@ def build(
 
 
 def _run(command: Sequence[str], step: Sequence[str]) -> None:
-    try:
-        done = subprocess.run([*command, *step], capture_output=True, text=True, errors="replace", timeout=SECONDS)
-    except subprocess.TimeoutExpired as error:
-        raise BuildError(f"{shlex.join(command)} took longer than {SECONDS} seconds") from error
+    with tempfile.TemporaryFile("w+", errors="replace") as stderr:  # a pipe would stay open in g++'s own children
+        try:
+            done = subprocess.run([*command, *step], stdout=subprocess.DEVNULL, stderr=stderr, timeout=SECONDS)
+        except subprocess.TimeoutExpired as error:
+            raise BuildError(f"{shlex.join(command)} took longer than {SECONDS} seconds") from error
+        stderr.seek(0)
+        said = stderr.read().strip().splitlines() or [f"exit code {done.returncode}"]
     if done.returncode != 0:
-        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise BuildError(f"{shlex.join(command)} failed: {next((line for line in said if 'error' in line), said[0])}")

@@ -1,15 +1,15 @@
-// Rows of logits to their losses, and in the same place to their gradients, while a row is in the cache:
+// The losses of rows of logits, and their gradients written over the logits, while a row is in the cache:
 //
 //   loss = log(sum(e^(x - max))) + max - x[target]      x <- e^(x - max) / sum(e^(x - max)) - (1 at target)
 //
 // A row without a target has loss 0 and gradient 0. The arithmetic is float32, long sums go on in double, and a
-// gradient is rounded to the dtype of the logits once, last. What a row gives never depends on the other rows. Built by
-// native.py.
+// gradient is rounded to the dtype of the logits once, last. A row's result never depends on the other rows. Built by
+// build.py.
 
 #include <cmath>
 
 #include "exponential.h"
-#include "largest.h"
+#include "row_max.h"
 
 namespace {
 
@@ -24,14 +24,14 @@ inline double sum_of_exponentials(const T *x, int64_t width, float max) {
         Pair sum = {};
         const int64_t stop = start + CHUNK < width ? start + CHUNK : width;
         by_steps(start, stop, [&](int64_t i, auto count) { sum = sum + exponential(read(x + i, count) + -max); });
-        total += add_up(sum);
+        total += sum_lanes(sum);
     }
     return total;
 }
 
 template <typename T>
 inline float row(T *x, int64_t target, int64_t width, bool gradient) {
-    const float max = largest(x, width);
+    const float max = row_max(x, width);
     const double sum = sum_of_exponentials(x, width, max);
     // log(sum), which is 1 or more: 1 is taken off exactly. The log of glibc 2.29 would keep out systems of before.
     const double loss = std::log1p(sum - 1) + ((double)max - value(x[target]));
@@ -51,7 +51,7 @@ inline float row(T *x, int64_t target, int64_t width, bool gradient) {
 
 template <typename T>
 int cross_entropy(const CrossEntropyCall &call) {
-    in_parts(call.rows, call.width, call.threads, [&](int64_t, int64_t start, int64_t stop) {
+    parallel_for(call.rows, call.width, call.threads, [&](int64_t, int64_t start, int64_t stop) {
         for (int64_t i = start; i < stop; ++i) {
             T *x = (T *)call.logits + i * call.width;
             const bool kept = call.targets[i] != call.ignored;

@@ -1,4 +1,4 @@
-"""The losses of some rows of logits, and their gradients in the place of the logits, in C++ (cross_entropy.cpp).
+"""The losses of rows of logits, and their gradients written over the logits, in C++ (cross_entropy.cpp).
 
 As ops it is a pass for log_softmax, one for its exponential, two more for targets and ignored rows, and a cast.
 """
@@ -12,46 +12,39 @@ from . import native
 from .calls import Function
 
 DTYPES = {torch.float32: "cross_entropy_float32", torch.bfloat16: "cross_entropy_bfloat16"}
-LOSSES = Function("CrossEntropyCall", DTYPES)
+CROSS_ENTROPY = Function("CrossEntropyCall", DTYPES, "logits targets losses rows width ignored gradient")
 
 
-def losses_(logits: Tensor, targets: Tensor, ignore_index: int, gradient: bool) -> Tensor:
+def cross_entropy_and_grad_(logits: Tensor, targets: Tensor, ignore_index: int, gradient: bool) -> Tensor:
     """The loss of each row of logits (rows, vocab), in float32; with `gradient` the logits become its gradient.
 
     Targets are in the vocabulary, or `ignore_index`. No gradients flow through it.
     """
-    targets = targets.to(torch.int64).contiguous()  # held until the call is over
+    targets = targets.to(torch.int64).contiguous()  # kept alive during the call
     losses = logits.new_empty(logits.shape[0], dtype=torch.float32)
-    LOSSES.call(
-        logits.dtype,
-        logits=logits.data_ptr(),
-        targets=targets.data_ptr(),
-        losses=losses.data_ptr(),
-        rows=logits.shape[0],
-        width=logits.shape[1],
-        ignored=ignore_index,
-        gradient=gradient,
+    CROSS_ENTROPY.call(
+        logits.dtype, logits.data_ptr(), targets.data_ptr(), losses.data_ptr(), *logits.shape, ignore_index, gradient
     )
     return losses
 
 
 def supports(logits: Tensor, targets: Tensor) -> bool:
-    """Whether these are ordinary tensors of a CPU, rows side by side, and the code can be built here."""
+    """Whether these are ordinary, contiguous tensors on a CPU, and there is a library."""
     return (
         is_plain(logits, targets)
         and targets.is_cpu
         and logits.is_contiguous()
         and logits.numel() > 0
-        and not logits.is_neg()  # a view of complex numbers: what lies in memory is to be negated
-        and logits.dtype in LOSSES.available()
+        and not logits.is_neg()  # a view of complex numbers whose memory must be negated
+        and logits.dtype in CROSS_ENTROPY.available()
     )
 
 
 KERNEL = Kernel(
-    op="losses",
+    op="cross_entropy",
     devices=("cpu",),
     dtypes=tuple(DTYPES),
-    run=losses_,
+    run=cross_entropy_and_grad_,
     supports=supports,
     unavailable_reason=native.unavailable_reason,
     in_library=True,

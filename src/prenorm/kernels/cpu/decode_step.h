@@ -16,7 +16,7 @@
 
 #include <algorithm>
 
-#include "attend.h"
+#include "decode_attention.h"
 #include "mean_square.h"
 #include "quantized.h"
 
@@ -51,7 +51,7 @@ struct Layer {
 // --- what is done to a row ---
 
 template <typename T>
-inline void normalise(const T *x, const T *weight, T *y, int64_t width, double eps) {
+inline void normalize(const T *x, const T *weight, T *y, int64_t width, double eps) {
     const float inv = inverse_root(x, width, eps);
     int64_t i = 0;
     for (; i + STEP <= width; i += STEP) store<false>(y + i, load(x + i) * inv * load(weight + i));
@@ -158,38 +158,38 @@ struct Scratch {
 };
 
 template <int ROWS, typename T>
-inline void normalise_rows(const T *x, const T *weight, T *y, const DecodeStepCall &call) {
+inline void normalize_rows(const T *x, const T *weight, T *y, const DecodeStepCall &call) {
     for (int r = 0; r < ROWS; ++r)
-        normalise(x + r * call.d_model, weight, y + r * call.d_model, call.d_model, call.eps);
+        normalize(x + r * call.d_model, weight, y + r * call.d_model, call.d_model, call.eps);
 }
 
 // One of the tokens that go through the blocks together; all are counted through the rows, then through time.
 struct Token {
-    int64_t row, time, place;
+    int64_t row, time, position;
 };
 
 inline Token token_at(const DecodeStepCall &call, int64_t count) {
     const int64_t row = count % call.rows, time = count / call.rows;
-    return {row, time, call.places[row] + time};
+    return {row, time, call.lengths[row] + time};
 }
 
-// Queries and keys of one group of heads of token `i`: normalised, rotated; keys and values stored.
+// Queries and keys of one group of heads of token `i`: normalized, rotated; keys and values stored.
 template <typename T>
 __attribute__((noinline)) void store_group(const Layer<T> &layer, const DecodeStepCall &call, const Scratch<T> &at,
                                            int64_t i, int64_t group) {
-    const int64_t dim = call.head_dim, queries = call.heads / call.groups;
+    const int64_t dim = call.head_dim, queries = call.num_heads / call.num_kv_heads;
     const Token token = token_at(call, at.first + i);
     const int64_t angles = token.row * call.angles_stride + token.time * dim / 2;
     const float *cos = call.cos + angles, *sin = call.sin + angles;
-    T *q = at.q + (i * call.groups + group) * queries * dim, *k = at.k + (i * call.groups + group) * dim;
-    const T *v = at.v + (i * call.groups + group) * dim;
+    T *q = at.q + (i * call.num_kv_heads + group) * queries * dim, *k = at.k + (i * call.num_kv_heads + group) * dim;
+    const T *v = at.v + (i * call.num_kv_heads + group) * dim;
     for (int64_t j = 0; j < queries; ++j) {
-        if (layer.q_norm) normalise(q + j * dim, layer.q_norm, q + j * dim, dim, call.eps);
+        if (layer.q_norm) normalize(q + j * dim, layer.q_norm, q + j * dim, dim, call.eps);
         rotate(q + j * dim, cos, sin, dim / 2, call.interleaved);
     }
-    if (layer.k_norm) normalise(k, layer.k_norm, k, dim, call.eps);
+    if (layer.k_norm) normalize(k, layer.k_norm, k, dim, call.eps);
     rotate(k, cos, sin, dim / 2, call.interleaved);
-    const int64_t slot = (token.row * call.groups + group) * (call.slots + 1) + token.place % call.slots;
+    const int64_t slot = (token.row * call.num_kv_heads + group) * (call.slots + 1) + token.position % call.slots;
     memcpy(layer.keys + slot * dim, k, dim * sizeof(T));
     memcpy(layer.values + slot * dim, v, dim * sizeof(T));
 }
@@ -197,13 +197,13 @@ __attribute__((noinline)) void store_group(const Layer<T> &layer, const DecodeSt
 template <typename T>
 __attribute__((noinline)) void attend_group(const Layer<T> &layer, const DecodeStepCall &call, const Scratch<T> &at,
                                             int64_t i, int64_t group) {
-    const int64_t dim = call.head_dim, queries = call.heads / call.groups;
+    const int64_t dim = call.head_dim, queries = call.num_heads / call.num_kv_heads;
     const Token token = token_at(call, at.first + i);
-    const int64_t head = (i * call.groups + group) * queries;
-    const int64_t cached = (token.row * call.groups + group) * (call.slots + 1) * dim;
-    const int64_t held = token.place < call.slots ? token.place + 1 : call.slots;
-    for (int64_t j = 0; j < queries; j += MOST_ROWS)
-        with_rows(queries - j < MOST_ROWS ? queries - j : MOST_ROWS, [&](auto n) {
+    const int64_t head = (i * call.num_kv_heads + group) * queries;
+    const int64_t cached = (token.row * call.num_kv_heads + group) * (call.slots + 1) * dim;
+    const int64_t held = token.position < call.slots ? token.position + 1 : call.slots;
+    for (int64_t j = 0; j < queries; j += MAX_ROWS)
+        with_rows(queries - j < MAX_ROWS ? queries - j : MAX_ROWS, [&](auto n) {
             attend<n.value>(at.q + (head + j) * dim, layer.keys + cached, dim, layer.values + cached, dim, nullptr,
                             at.attended + (head + j) * dim, held, dim, at.scores);
         });
@@ -213,26 +213,26 @@ template <int ROWS, typename Kind, typename T>
 inline void block(const Layer<T> &layer, const DecodeStepCall &call, const Scratch<T> &at, int64_t part,
                   int64_t parts) {
     using In = Input<ROWS, Kind, T>;
-    const int64_t d_model = call.d_model, d_ff = call.d_ff, width = call.heads * call.head_dim;
-    const int64_t kv_width = call.groups * call.head_dim, groups = ROWS * call.groups;
+    const int64_t d_model = call.d_model, d_ff = call.d_ff, width = call.num_heads * call.head_dim;
+    const int64_t kv_width = call.num_kv_heads * call.head_dim, groups = ROWS * call.num_kv_heads;
     const T *const none = nullptr;
     const Span kv = span(kv_width, part, parts), model = span(d_model, part, parts), inner = span(d_ff, part, parts);
-    normalise_rows<ROWS>((const T *)at.x, layer.norm1, at.normed, call);
+    normalize_rows<ROWS>((const T *)at.x, layer.norm1, at.normed, call);
     const In to_attend(at.normed, d_model, at.whole);
     project<ROWS, WRITE>(to_attend, layer.q, layer.q_bias, span(width, part, parts), at.q, width);
     project<ROWS, WRITE>(to_attend, layer.k, layer.k_bias, kv, at.k, kv_width);
     project<ROWS, WRITE>(to_attend, layer.v, layer.v_bias, kv, at.v, kv_width);
 #pragma omp barrier
     const int64_t first = groups * part / parts, stop = groups * (part + 1) / parts;
-    for (int64_t i = first; i < stop; ++i) store_group(layer, call, at, i / call.groups, i % call.groups);
+    for (int64_t i = first; i < stop; ++i) store_group(layer, call, at, i / call.num_kv_heads, i % call.num_kv_heads);
     if (call.seq > 1) {  // a token attends to those of its row that another thread stored
 #pragma omp barrier
     }
-    for (int64_t i = first; i < stop; ++i) attend_group(layer, call, at, i / call.groups, i % call.groups);
+    for (int64_t i = first; i < stop; ++i) attend_group(layer, call, at, i / call.num_kv_heads, i % call.num_kv_heads);
 #pragma omp barrier
     project<ROWS, ADD>(In(at.attended, width, at.whole), layer.o, layer.o_bias, model, at.x, d_model);
 #pragma omp barrier
-    normalise_rows<ROWS>((const T *)at.x, layer.norm2, at.normed, call);
+    normalize_rows<ROWS>((const T *)at.x, layer.norm2, at.normed, call);
     const In to_widen(at.normed, d_model, at.whole);
     project<ROWS, WRITE>(to_widen, layer.gate, none, inner, at.hidden, d_ff);
     for (int r = 0; r < ROWS; ++r) silu_in_place(at.hidden + r * d_ff + inner.start, inner.stop - inner.start);
@@ -250,20 +250,20 @@ inline void with_kind(int64_t bits, Run run) {
 
 template <typename T>
 int decode_step(const DecodeStepCall &call) {
-    const int64_t width = call.heads * call.head_dim, kv_width = call.groups * call.head_dim;
-    const int64_t tokens = call.rows * call.seq, most = tokens < MOST_ROWS ? tokens : MOST_ROWS;
+    const int64_t width = call.num_heads * call.head_dim, kv_width = call.num_kv_heads * call.head_dim;
+    const int64_t tokens = call.rows * call.seq, most = tokens < MAX_ROWS ? tokens : MAX_ROWS;
     for (int64_t i = 0; i < tokens; ++i)
         if (call.tokens[i] < 0 || call.tokens[i] >= call.vocab) return 2;
-    const Room<T> x(most * call.d_model), q(most * width), k(most * kv_width), v(most * kv_width);
-    const Room<T> attended(most * width), hidden(most * call.d_ff);
-    const Room<T> normed(call.threads * most * call.d_model);
-    const int64_t scores_room = MOST_ROWS * call.slots + LANES;
-    const Room<float> scores(call.threads * scores_room);
+    const Buffer<T> x(most * call.d_model), q(most * width), k(most * kv_width), v(most * kv_width);
+    const Buffer<T> attended(most * width), hidden(most * call.d_ff);
+    const Buffer<T> normed(call.threads * most * call.d_model);
+    const int64_t scores_room = MAX_ROWS * call.slots + LANES;
+    const Buffer<float> scores(call.threads * scores_room);
     const int64_t widest = std::max({call.d_model, call.d_ff, width});
     const int64_t groups = call.bits || call.head_bits ? most * groups_of(widest) : 0;  // for each thread
-    const Room<int8_t> numbers(call.threads * groups * GROUP);
-    const Room<float> scales(call.threads * groups);
-    const Room<int32_t> sums(call.threads * groups);
+    const Buffer<int8_t> numbers(call.threads * groups * GROUP);
+    const Buffer<float> scales(call.threads * groups);
+    const Buffer<int32_t> sums(call.threads * groups);
     const bool room = x.start && q.start && k.start && v.start && attended.start && hidden.start && normed.start;
     if (!room || !scores.start || !numbers.start || !scales.start || !sums.start) return 1;
 #pragma omp parallel num_threads(call.threads)
@@ -276,8 +276,8 @@ int decode_step(const DecodeStepCall &call) {
                          v.start, attended.start, hidden.start,
                          mine,    whole,          scores.start + part * scores_room,
                          0};
-        int64_t count = (tokens - 1) % MOST_ROWS + 1;  // fewer at first, so that the last of all rows come together
-        for (; at.first < tokens; at.first += count, count = MOST_ROWS) {
+        int64_t count = (tokens - 1) % MAX_ROWS + 1;  // fewer at first, so that the last of all rows come together
+        for (; at.first < tokens; at.first += count, count = MAX_ROWS) {
 #pragma omp single
             for (int64_t i = 0; i < count; ++i) {
                 const int64_t row = (at.first + i) % call.rows, time = (at.first + i) / call.rows;
@@ -294,7 +294,7 @@ int decode_step(const DecodeStepCall &call) {
         }
         const T *const last = x.start + (most - call.rows) * call.d_model;
         with_rows(call.rows, [&](auto rows) {
-            normalise_rows<rows.value>(last, (const T *)call.final_norm, mine, call);
+            normalize_rows<rows.value>(last, (const T *)call.final_norm, mine, call);
             with_kind<T>(call.head_bits, [&](auto kind) {
                 const Input<rows.value, decltype(kind), T> to_read(mine, call.d_model, whole);
                 project<rows.value, WRITE>(to_read, call.head, (const T *)nullptr, span(call.vocab, part, parts),

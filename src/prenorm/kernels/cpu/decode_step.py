@@ -16,23 +16,28 @@ from ..plain import ORDINARY
 from ..quantized_layout import GROUP, ROWS, SCALE
 from . import native
 from .calls import Function
-from .few_rows import MOST_ROWS
+from .decode_attention import WIDTH
 from .header import packer
-from .one_query import WIDTH
 from .quantized_linear import BITS
+from .skinny_linear import MAX_ROWS
 
 DTYPES = {torch.float32: "decode_step_float32", torch.bfloat16: "decode_step_bfloat16"}
-DECODE_STEP = Function("DecodeStepCall", DTYPES)
+DECODE_STEP = Function(
+    "DecodeStepCall",
+    DTYPES,
+    "layers tokens lengths embedding final_norm head_numbers head_scales cos sin logits num_layers rows seq d_model "
+    "d_ff vocab num_heads num_kv_heads head_dim slots interleaved bits head_bits angles_stride eps",
+)
 pack_layer = packer("LayerPointers")
 # `make bench-decode`: eight tokens at a time are faster than all of them layer by layer up to here.
-MOST_TOKENS = 24
+MAX_TOKENS = 24
 
 
 class Sizes(NamedTuple):
-    """What the tensors of a model do not say by themselves."""
+    """What the tensors' shapes do not tell."""
 
-    heads: int
-    groups: int  # heads of keys and values
+    num_heads: int
+    num_kv_heads: int
     head_dim: int
     d_ff: int
     interleaved: bool
@@ -40,14 +45,14 @@ class Sizes(NamedTuple):
 
 
 class Matrix(NamedTuple):
-    """A weight (out, in) in the model's dtype; or in whole numbers with their scales, see quantized_linear.py."""
+    """A weight (out, in) in the model's dtype; or in integers with their scales, see quantized_linear.py."""
 
     numbers: Tensor
     scales: Tensor | None = None
 
     @property
     def bits(self) -> int:
-        """8 or 4 for whole numbers, else 0."""
+        """8 or 4 for integers, else 0."""
         return 0 if self.scales is None else BITS.get(self.numbers.shape[-1], 0)
 
     def has(self, shape: tuple[int, int], dtype: torch.dtype, bits: int) -> bool:
@@ -63,7 +68,7 @@ class Matrix(NamedTuple):
 
 
 class Layer(NamedTuple):
-    """The tensors of a block, and the keys and values of its cache (rows, groups, slots + 1, head_dim).
+    """The tensors of a block, and the keys and values of its cache (rows, kv_heads, slots + 1, head_dim).
 
     The token after n others lies in slot n % slots, and sees what is in all slots.
     """
@@ -88,7 +93,7 @@ class Layer(NamedTuple):
 
 
 class Model:
-    """The tensors of a model and of its cache, looked at once: `fits` says whether the kernel can work with them."""
+    """The tensors of a model and of its cache, checked once: `fits` says whether the kernel supports them."""
 
     def __init__(
         self,
@@ -106,7 +111,7 @@ class Model:
         self.fits = self._fits()
         parts = [layer.tensors() for layer in layers]
         held = (*(tensor for part in parts for tensor in part.values()), embedding, final_norm, *head)
-        # So that the memory stays where it is, whatever becomes of a parameter in another thread.
+        # So that the memory outlives a parameter that another thread replaces.
         self.storages = [tensor.untyped_storage() for tensor in held if tensor is not None]
         pointers = [{name: 0 if x is None else x.data_ptr() for name, x in part.items()} for part in parts]
         self.table = ctypes.create_string_buffer(b"".join(pack_layer(**part) for part in pointers))
@@ -115,7 +120,7 @@ class Model:
         """Whether these are plain tensors of one dtype, of the shapes that their sizes say."""
         d_model, dtype, sizes = len(self.final_norm), self.final_norm.dtype, self.sizes
         return (
-            0 < self.rows <= MOST_ROWS
+            0 < self.rows <= MAX_ROWS
             and sizes.head_dim % WIDTH == 0
             and dtype in DECODE_STEP.available()
             and all(self._has_shapes(layer) for layer in self.layers)
@@ -126,12 +131,13 @@ class Model:
 
     def _has_shapes(self, layer: Layer) -> bool:
         d_model, dtype, sizes = len(self.final_norm), self.final_norm.dtype, self.sizes
-        heads, groups, d_ff = sizes.heads * sizes.head_dim, sizes.groups * sizes.head_dim, sizes.d_ff
-        projections = ((heads, d_model), (groups, d_model), (groups, d_model), (d_model, heads))
+        width, kv_width = sizes.num_heads * sizes.head_dim, sizes.num_kv_heads * sizes.head_dim
+        projections = ((width, d_model), (kv_width, d_model), (kv_width, d_model), (d_model, width))
+        d_ff = sizes.d_ff
         matrices = (*projections, (d_ff, d_model), (d_ff, d_model), (d_model, d_ff))
         vectors = (*layer.norms, *layer.biases, *layer.head_norms)
         widths = (d_model, d_model, *(rows for rows, _ in projections), sizes.head_dim, sizes.head_dim)
-        cache = (self.rows, sizes.groups, self.slots + 1, sizes.head_dim)
+        cache = (self.rows, sizes.num_kv_heads, self.slots + 1, sizes.head_dim)
         return (
             all(matrix.has(shape, dtype, self.bits) for matrix, shape in zip(layer.matrices, matrices, strict=True))
             and all(v is None or _is_plain(v, dtype, (width,)) for v, width in zip(vectors, widths, strict=True))
@@ -147,16 +153,16 @@ def _is_plain(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> boo
         and tensor.is_cpu
         and tensor.layout == torch.strided
         and tensor.is_contiguous()
-        and not tensor.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not tensor.is_neg()  # a view of complex numbers whose memory must be negated
     )
 
 
-def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+def decode_step(x: Tensor, model: Model, tokens: Tensor, lengths: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """The logits (rows, vocab) after the next tokens of each row, whose keys and values are stored.
 
-    x: what tokens are looked up in, the embedding of the model. tokens: (rows, seq), int64; several of a row must fit
-    into slots that hold none yet. places: (rows,), how many tokens each row holds, int64. cos, sin: of these tokens,
-    (seq, head_dim / 2) for all rows or (rows, seq, head_dim / 2), float32.
+    x: the embedding matrix. tokens: (rows, seq), int64; with several per row, all must fit into slots that are still
+    free. lengths: (rows,), int64, how many tokens each row of the cache holds. cos, sin: float32, of these tokens,
+    (seq, head_dim / 2) for all rows or (rows, seq, head_dim / 2).
     Raises IndexError for a token outside the vocabulary; then nothing is stored.
     """
     sizes = model.sizes
@@ -165,7 +171,7 @@ def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Te
         x.dtype,
         layers=ctypes.addressof(model.table),
         tokens=tokens.data_ptr(),
-        places=places.data_ptr(),
+        lengths=lengths.data_ptr(),
         embedding=model.embedding.data_ptr(),
         final_norm=model.final_norm.data_ptr(),
         head_numbers=model.head.numbers.data_ptr(),
@@ -179,8 +185,8 @@ def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Te
         d_model=x.shape[1],
         d_ff=sizes.d_ff,
         vocab=len(x),
-        heads=sizes.heads,
-        groups=sizes.groups,
+        num_heads=sizes.num_heads,
+        num_kv_heads=sizes.num_kv_heads,
         head_dim=sizes.head_dim,
         slots=model.slots,
         interleaved=sizes.interleaved,
@@ -192,17 +198,17 @@ def decode_step(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Te
     return logits
 
 
-def supports(x: Tensor, model: Model, tokens: Tensor, places: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether it can be computed now, without gradients, and the tensors fit together."""
+def supports(x: Tensor, model: Model, tokens: Tensor, lengths: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    """Whether this is eager mode without gradients, and the tensors' shapes agree."""
     angles = (*tokens.shape[2 - (cos.ndim - 1) :], model.sizes.head_dim // 2)
     return (
         computes_now()
         and not torch.is_grad_enabled()
         and not torch.is_autocast_enabled("cpu")
         and model.fits
-        and 0 < tokens.numel() <= MOST_TOKENS
+        and 0 < tokens.numel() <= MAX_TOKENS
         and _is_plain(tokens, torch.int64, (model.rows, tokens.shape[-1]))
-        and _is_plain(places, torch.int64, (model.rows,))
+        and _is_plain(lengths, torch.int64, (model.rows,))
         and _is_plain(cos, torch.float32, angles)
         and _is_plain(sin, torch.float32, angles)
     )

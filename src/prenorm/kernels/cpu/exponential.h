@@ -8,7 +8,7 @@ namespace {
 
 constexpr float TERMS[] = {1.0f / 720, 1.0f / 120, 1.0f / 24, 1.0f / 6, 1.0f / 2, 1.0f, 1.0f};
 
-// e^x for x <= 0, with a relative error of 1e-7: 2^n e^r, where n is the nearest whole number to x / ln 2, and e^r is
+// e^x for x <= 0, with a relative error of 1e-7: 2^n e^r, where n is x / ln 2 rounded to an integer, and e^r is
 // its Taylor series. Below e^-87 it is zero. NaN stays NaN.
 inline Floats exponential(Floats x) {
     const Floats log2e = 1.44269504f + Floats{}, magic = 12582912.0f + Floats{};  // 1.5 * 2^23: adding it rounds

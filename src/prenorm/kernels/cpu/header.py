@@ -1,8 +1,8 @@
-"""calls.h, read: how the struct of each call lies in memory, and the sizes that Python and C++ both rely on."""
+"""Reads calls.h: how the struct of each call lies in memory, and the constants that Python and C++ share."""
 
 import re
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,7 +32,7 @@ def read(text: str) -> tuple[Structs, dict[str, int]]:
 
 
 def _fields(line: str, structs: Structs) -> list[Field]:
-    declared = re.fullmatch(r"(?:const )?(\w+) (.+)", line.strip())
+    declared = re.fullmatch(r"(?:const )?(\w+) (.+)", " ".join(line.split()))
     assert declared is not None, line
     kind, fields = declared[1], []
     for one in declared[2].split(","):
@@ -50,28 +50,31 @@ def _fields(line: str, structs: Structs) -> list[Field]:
 STRUCTS, CONSTANTS = read(HEADER.read_text())
 
 
-def packed_size(name: str) -> int:
-    """Bytes of a struct."""
-    return struct.calcsize("".join(field.code for field in STRUCTS[name]))
+def layout(name: str) -> struct.Struct:
+    """How a struct lies in memory."""
+    return struct.Struct("".join(field.code for field in STRUCTS[name]))
 
 
 def packer(name: str) -> Callable[..., bytes]:
-    """A function of a struct's fields, by name, that gives its bytes. An array is any sequence of so many numbers."""
-    return compiled(name, "call({fields})", "return pack({values})", {})
+    """A function of all of a struct's fields that gives its bytes. An array is any sequence of so many numbers."""
+    names = [field.name for field in STRUCTS[name]]
+    return compiled(name, "call({fields})", "return pack({values})", {}, names)
 
 
-def compiled(name: str, head: str, body: str, known: dict[str, Any]) -> Callable[..., Any]:
-    """A function of a struct's fields whose body may `pack({values})` them; a field that is `known` is no argument.
+def compiled(struct: str, head: str, body: str, known: dict[str, Any], given: Sequence[str]) -> Callable[..., Any]:
+    """A function of the `given` fields of a struct whose body may `pack({values})` all of them.
 
-    It is put together as text, as namedtuple does it: a call costs little more than one that was written by hand.
+    A field that is `known` is called for its value. A pointer that is neither given nor known is null; a number must be
+    one of the two. It is put together as text, as namedtuple does it: a call costs what one written by hand does.
     """
-    fields = STRUCTS[name]
-    arguments = ", ".join(field.name for field in fields if field.name not in known)
-    values = ", ".join(_value(field, known) for field in fields)
-    scope: dict[str, Any] = {**known, "pack": struct.Struct("".join(field.code for field in fields)).pack}
-    exec(f"def {head.format(fields=arguments)}:\n {body.format(values=values)}", scope)
+    fields = STRUCTS[struct]
+    values = {field.name: field.name for field in fields if field.name in given}
+    values |= {field.name: f"{field.name}()" for field in fields if field.name in known}
+    values |= {field.name: "0" for field in fields if field.name not in values and field.code == "P"}
+    names = [field.name for field in fields]
+    wrong = [*(name for name in given if name not in names), *(name for name in names if name not in values)]
+    assert not wrong, f"{struct} and those who call with it do not agree on {', '.join(wrong)}"
+    packed = ", ".join("*" * field.is_array + values[field.name] for field in fields)
+    scope: dict[str, Any] = {**known, "pack": layout(struct).pack}
+    exec(f"def {head.format(fields=', '.join(given))}:\n {body.format(values=packed)}", scope)
     return scope["call"]
-
-
-def _value(field: Field, known: dict[str, Any]) -> str:
-    return f"*{field.name}" if field.is_array else f"{field.name}()" if field.name in known else field.name

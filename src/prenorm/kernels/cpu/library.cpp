@@ -1,5 +1,5 @@
-// What the library says of itself, so that nobody calls it with a struct of another shape. Built by build.py, which
-// defines PRENORM_SOURCES: the digest of all sources.
+// What the library reports about itself, so that it is never called with another struct layout. Built by build.py,
+// which defines PRENORM_SOURCES: the digest of all sources.
 
 #include "calls.h"
 
@@ -8,15 +8,15 @@ extern "C" const char *prenorm_sources() { return PRENORM_SOURCES; }
 // The size of each struct of calls.h, in its order.
 extern "C" const int64_t *prenorm_sizes() {
     static const int64_t sizes[] = {
-        sizeof(ProductCall),
-        sizeof(FewRowsCall),
+        sizeof(MatmulCall),
+        sizeof(SkinnyLinearCall),
         sizeof(QuantizedLinearCall),
-        sizeof(LargestCall),
+        sizeof(ArgmaxCall),
         sizeof(CrossEntropyCall),
         sizeof(RmsNormCall),
         sizeof(RopeCall),
         sizeof(SiluGateCall),
-        sizeof(OneQueryCall),
+        sizeof(DecodeAttentionCall),
         sizeof(AttentionCall),
         sizeof(MatrixPointers),
         sizeof(LayerPointers),

@@ -17,9 +17,9 @@ from ..plain import (
     is_held_in_a_graph,
     no_second_derivative,
 )
+from .matmul import matmul
+from .matmul import supports as supports_matmul
 from .processor import AMD, ZEN_4, ZEN_5, processor
-from .product import product
-from .product import supports as supports_product
 
 get_num_threads = torch.get_num_threads
 
@@ -37,9 +37,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 
 
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether these are ordinary float32 tensors of a CPU on which oneDNN is the faster one.
+    """Whether these are ordinary float32 tensors on a CPU where oneDNN is the faster library.
 
-    Code that is compiled holds the product as one op. What is exported does not: it must run without this package.
+    Compiled code holds the product as one op. An exported program does not: it must run without this package.
     """
     return (
         not REASON
@@ -75,13 +75,13 @@ def reason(vendor: str, family: int, *, avx512: bool) -> str:
     if not torch.backends.mkl.is_available():
         return "this PyTorch does not multiply with MKL"
     if vendor != AMD or family < ZEN_4 or not avx512:
-        return "MKL is at its best here: this is no AMD processor with AVX-512"
+        return "MKL is the faster library here: this is not an AMD processor with AVX-512"
     return ""
 
 
 # Once: compiled code cannot ask.
 REASON = reason(*processor(), avx512=is_avx512_supported())
-WEIGHT_TOO = processor()[1] >= ZEN_5  # on Zen 4 another kernel is, product.py
+WEIGHT_TOO = processor()[1] >= ZEN_5  # on Zen 4 matmul.py is
 
 
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
@@ -92,7 +92,7 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight:
         return grad_x, x.new_empty(0)
     if WEIGHT_TOO:
         return grad_x, onednn_linear(gradients.t(), rows.t(), None)
-    return grad_x, (product if supports_product(gradients.t(), rows) else torch.mm)(gradients.t(), rows)
+    return grad_x, (matmul if supports_matmul(gradients.t(), rows) else torch.mm)(gradients.t(), rows)
 
 
 class _Linear(torch.autograd.Function):
@@ -107,7 +107,7 @@ class _Linear(torch.autograd.Function):
         for_x, for_weight, for_bias = ctx.needs_input_grad
         grad_bias = grad.reshape(-1, grad.shape[-1]).sum(0) if for_bias else None
         if not fits_backward(grad):
-            grad_x = grad @ weight if for_x else None  # which may have gradients of their own, or onlookers
+            grad_x = grad @ weight if for_x else None  # in ops that autograd and dispatch modes see
             rows = grad.reshape(-1, grad.shape[-1])
             grad_weight = rows.t() @ x.reshape(-1, x.shape[-1]) if for_weight else None
             return grad_x, grad_weight, grad_bias

@@ -1,4 +1,4 @@
-// 1 / sqrt(mean(x^2) + eps), the number that RMSNorm divides a vector by: sums in float32, long ones in double.
+// 1 / sqrt(mean(x^2) + eps), RMSNorm's factor: sums in float32, long ones in double.
 
 #pragma once
 
@@ -17,7 +17,7 @@ inline double sum_over(int64_t width, Term term, Rest rest) {
     double total = 0;
     int64_t i = 0;
     while (i + STEP <= width) {
-        Pair even = {}, odd = {};  // two sums, so that one addition need not wait for the other
+        Pair even = {}, odd = {};  // two sums, so that one addition does not wait for the other
         const int64_t stop = i + CHUNK < width ? i + CHUNK : width;
         for (; i + 2 * STEP <= stop; i += 2 * STEP) {
             even = even + term(i);
@@ -27,12 +27,12 @@ inline double sum_over(int64_t width, Term term, Rest rest) {
             even = even + term(i);
             i += STEP;
         }
-        total += add_up(even + odd);
+        total += sum_lanes(even + odd);
     }
-    return i < width ? total + add_up(rest(i, width - i)) : total;
+    return i < width ? total + sum_lanes(rest(i, width - i)) : total;
 }
 
-// The squares of 1e18 fit into float32, their sum does not. Infinity and NaN are the same here and there.
+// The squares of 1e18 fit into float32, their sum does not. Infinite or NaN inputs give the same result either way.
 inline bool overflowed(double sum) { return __builtin_expect(!(std::fabs(sum) <= FLT_MAX), 0); }
 
 template <typename X>

@@ -25,7 +25,7 @@ from ...errors import KernelError
 from ...locks import lock
 from ..quantized_layout import GROUP, QUAD, ROWS
 from . import build
-from .header import CONSTANTS, STRUCTS, packed_size
+from .header import CONSTANTS, STRUCTS, layout
 from .processor import features
 
 SHIPPED = build.HERE / "libraries"  # a wheel has it
@@ -43,17 +43,17 @@ class Native(NamedTuple):
 def load() -> Native:
     """The library for this processor. Raises KernelError where it can be neither loaded nor built.
 
-    Without a compiler, and on systems that it was not written for, there is no library and a reason why.
+    Without a compiler, and on systems without kernels, there is no library but a reason why.
     """
     loaded = _loaded()
-    if isinstance(loaded, str):  # an exception of its own for each call: one that is raised again grows a traceback
+    if isinstance(loaded, str):  # a new exception each time: one that is raised again would keep growing its traceback
         raise KernelError(loaded)
     return loaded
 
 
 @functools.cache
 def _loaded() -> Native | str:
-    """The library, or what is wrong with it: it is not tried again in this process."""
+    """The library, or what is wrong with it; a failure is not tried again in this process."""
     isa = os.environ.get("PRENORM_ISA", "")
     try:
         return _choose(isa)
@@ -71,9 +71,14 @@ def _choose(isa: str) -> Native:
         return _none("PRENORM_ISA=none asks for the formulas")
     if isa and isa not in build.LEVELS:
         raise KernelError(f"PRENORM_ISA must be one of {', '.join(build.LEVELS)} or none, but it is {isa!r}")
-    if sys.platform != "linux" or platform.machine() not in ("x86_64", "aarch64"):
-        system = f"{platform.system()} on {platform.machine()}"
-        return _none(f"the C++ kernels are for Linux on x86_64 and aarch64, and this is {system}")
+    machine = platform.machine()
+    if sys.platform != "linux" or machine not in ("x86_64", "aarch64"):
+        reason = f"the C++ kernels are for Linux on x86_64 and aarch64, and this is {platform.system()} on {machine}"
+        if isa:
+            raise KernelError(f"PRENORM_ISA={isa} cannot be had: {reason}")
+        return _none(reason)
+    if isa.startswith("x86-64") and machine != "x86_64":
+        raise KernelError(f"PRENORM_ISA={isa} is for x86_64, and this is {machine}; PRENORM_ISA=native is for it")
     if isa and (missing := build.LEVELS[isa].needs - features()):
         raise KernelError(
             f"PRENORM_ISA={isa} needs instructions that this processor lacks: {' '.join(sorted(missing))}"
@@ -85,14 +90,15 @@ def _choose(isa: str) -> Native:
             return _none(f"this processor has less than {least}; PRENORM_ISA=native builds the kernels")
         isa = isa or fitting[0]
         return Native(_agreed(_open(SHIPPED / f"{isa}.so", build.sources())), f"{isa}, from the wheel")
-    isa = isa or "native"
     command = shlex.split(os.environ.get("CXX", "")) or ["g++"]
     try:
-        return Native(_agreed(_built(build.sources(), isa, command)), f"{isa}, built here")
+        return Native(_agreed(_built(build.sources(), isa or "native", command)), f"{isa or 'native'}, built here")
     except FileNotFoundError as error:
         if error.filename != command[0]:
             raise
     reason = f"there is no C++ compiler ({command[0]}; the variable CXX names another)"
+    if isa:
+        raise KernelError(f"PRENORM_ISA={isa} must be built, and {reason}")
     _say(f"{reason}, so the formulas run, which takes longer. PRENORM_ISA=none leaves this line out.")
     return _none(reason)
 
@@ -102,7 +108,7 @@ def _none(reason: str) -> Native:
 
 
 def _open(library: Path, sources: Sequence[Path]) -> ctypes.CDLL:
-    """Loaded, if it was built from these sources: they say what a call looks like in memory."""
+    """The loaded library, if it was built from these sources, which fix how a call lies in memory."""
     opened = ctypes.CDLL(str(library))
     with suppress(AttributeError):
         opened.prenorm_sources.restype = ctypes.c_char_p
@@ -112,12 +118,12 @@ def _open(library: Path, sources: Sequence[Path]) -> ctypes.CDLL:
 
 
 def _agreed(library: ctypes.CDLL) -> ctypes.CDLL:
-    """The library, if its structs are as large as they are here, and integers lie in memory as here."""
+    """The library, if its structs and the layout of quantised weights are those of this package."""
     names = list(STRUCTS)
     library.prenorm_sizes.restype = ctypes.POINTER(ctypes.c_int64 * (len(names) + 1))
     theirs = [*library.prenorm_sizes().contents]
     quantized = [CONSTANTS[name] for name in ("QUANT_GROUP", "QUANT_ROWS", "QUANT_QUAD")]
-    if theirs != [*map(packed_size, names), 0] or quantized != [GROUP, ROWS, QUAD]:
+    if theirs != [*(layout(name).size for name in names), 0] or quantized != [GROUP, ROWS, QUAD]:
         raise KernelError(f"calls.h is not as {library._name} was compiled: structs of {theirs} bytes, {quantized}")
     return library
 
@@ -129,7 +135,7 @@ def _built(sources: Sequence[Path], isa: str, command: Sequence[str]) -> ctypes.
     place = folder / name
     if not _is_ours_and_whole(place):
         with _lock(folder / "kernels.lock"):
-            if not _is_ours_and_whole(place):  # nobody built it meanwhile
+            if not _is_ours_and_whole(place):  # no other process has built it meanwhile
                 return _build(sources, isa, command, place)
     return _open(place, sources)
 
@@ -146,21 +152,26 @@ def _build(sources: Sequence[Path], isa: str, command: Sequence[str], place: Pat
 
 @contextmanager
 def _lock(path: Path) -> Iterator[None]:
-    """Held by one process at a time, until it ends: whoever waits finds what that one built."""
+    """Held by one process at a time; the others wait, and then find what it built."""
     with ExitStack() as stack:
-        with suppress(OSError):  # a full disk, a network file system that has no locks: each builds for itself
-            lock(stack.enter_context(open(path, "w")), wait=True)
+        with suppress(OSError):  # a full disk, a network file system without locks: each process builds for itself
+            file = stack.enter_context(open(path, "w"))
+            try:
+                lock(file, wait=False)
+            except BlockingIOError:
+                _say("waiting for another process, which builds its C++ kernels ...")
+                lock(file, wait=True)
         yield
 
 
 def _say(line: str) -> None:
     if sys.stderr is not None:
-        with suppress(OSError, ValueError):  # nobody may be listening
+        with suppress(OSError, ValueError):  # stderr may be closed
             print(f"prenorm: {line}", file=sys.stderr, flush=True)
 
 
 def _fingerprint(sources: Sequence[Path], isa: str, command: Sequence[str]) -> str:
-    """A name that no other sources, flags or CPU have: a home directory may be shared by machines of several kinds."""
+    """A name that no other sources, flags or CPU have: different machines may share a home directory."""
     flags = (*build.COMPILE, *build.LINK, *build.LEVELS[isa].flags, *command[1:], *_extra_flags())
     cpu = sorted(features()) if isa == "native" else []
     parts = (build.digest(sources), " ".join(flags), " ".join(os.uname()[4:]), " ".join(cpu))
@@ -168,23 +179,23 @@ def _fingerprint(sources: Sequence[Path], isa: str, command: Sequence[str]) -> s
 
 
 def _extra_flags() -> list[str]:
-    """The compiler's flags for those who look for mistakes: sanitizers, other optimisations."""
+    """Further compiler flags, for debugging: sanitizers, other optimisations."""
     return shlex.split(os.environ.get("PRENORM_CXXFLAGS", ""))
 
 
 def _cache_folder() -> Path | None:
-    """Where built libraries stay; None where there is no folder that is this user's alone."""
+    """Where built libraries are kept; None if no folder belongs to this user alone."""
     try:
-        home = os.environ.get("XDG_CACHE_HOME", "")  # a relative path is to be ignored, says its specification
+        home = os.environ.get("XDG_CACHE_HOME", "")  # its specification says to ignore a relative path
         folder = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "prenorm"
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder if _is_ours(folder) else None
-    except (OSError, RuntimeError):  # a home that cannot be written, or none at all
+    except (OSError, RuntimeError):  # the home directory is not writable, or there is none
         return None
 
 
 def _is_ours(path: Path) -> bool:
-    """Whether it is there and nobody else could have written it: what is loaded is run."""
+    """Whether it exists and only this user could have written it: loading a library runs its code."""
     try:
         status = path.stat()
     except OSError:
@@ -193,7 +204,7 @@ def _is_ours(path: Path) -> bool:
 
 
 def _is_ours_and_whole(library: Path) -> bool:
-    """Whether it ends with its own digest, too: a file cut short by a power cut would kill whoever loads it."""
+    """Whether it also ends with its own digest: loading a file that a power cut left incomplete crashes the process."""
     if not _is_ours(library):
         return False
     content = library.read_bytes()
@@ -201,11 +212,11 @@ def _is_ours_and_whole(library: Path) -> bool:
 
 
 def _keep(library: Path, place: Path) -> bool:
-    """Put it where the next process finds it: whole or not at all, since several processes may start at once."""
+    """Move it to where the next process looks, atomically, since several processes may start at once."""
     try:
-        with tempfile.TemporaryDirectory(dir=place.parent) as new:  # of the same file system, or it could not be moved
+        with tempfile.TemporaryDirectory(dir=place.parent) as new:  # on the same file system, for os.replace
             whole, content = Path(new, library.name), library.read_bytes()
-            whole.write_bytes(content + hashlib.sha256(content).digest())  # the loader does not look behind the end
+            whole.write_bytes(content + hashlib.sha256(content).digest())  # the loader ignores what follows the library
             whole.chmod(0o700)
             os.replace(whole, place)
     except OSError:

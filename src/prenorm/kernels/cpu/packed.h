@@ -1,8 +1,8 @@
 // Products of small blocks of matrices at the speed of the processor's multipliers: sums stay in registers, one factor
 // is read a number at a time, the other a vector at a time.
 //
-// bfloat16 is multiplied in twins, two neighbours along the sum in one word, where the processor can do that; elsewhere
-// it is packed as float32. A packed number is a word either way, so that one loop serves both.
+// bfloat16 is multiplied in pairs (two neighbours along the sum in one word) if the processor can do that; otherwise it
+// is packed as float32. A packed number is a 32-bit word either way, so one loop serves both.
 
 #pragma once
 
@@ -17,11 +17,11 @@ constexpr int64_t TILE = 4, WIDTH = 2;
 #endif
 constexpr int64_t PANEL = WIDTH * LANES;  // columns of a tile
 
-struct Twins {
+struct BFloat16Pair {
     uint32_t bits;
 };
 
-// How a number T is packed: as what, and how many of them in a word.
+// How numbers of type T are packed: the type of a word, and how many numbers are IN one.
 template <typename T>
 struct Packing {
     typedef float Word;
@@ -31,7 +31,7 @@ struct Packing {
 #if BFLOAT16_PRODUCTS
 template <>
 struct Packing<BFloat16> {
-    typedef Twins Word;
+    typedef BFloat16Pair Word;
     static constexpr int64_t IN = 2;
 };
 #endif
@@ -39,12 +39,12 @@ struct Packing<BFloat16> {
 template <typename T>
 using Packed = typename Packing<T>::Word;
 
-inline Floats all(float x) { return x - Floats{}; }  // + would be computed: it makes 0 of -0
-inline Floats all(Twins x) { return (Floats)(x.bits + Words{}); }
+inline Floats broadcast(float x) { return x - Floats{}; }  // not x + 0, which the compiler must keep: -0 + 0 is 0
+inline Floats broadcast(BFloat16Pair x) { return (Floats)(x.bits + Words{}); }
 
 inline Floats add_word(float, Floats a, Floats b, Floats sum) { return multiply_add(a, b, sum); }
 #if BFLOAT16_PRODUCTS
-inline Floats add_word(Twins, Floats a, Floats b, Floats sum) {
+inline Floats add_word(BFloat16Pair, Floats a, Floats b, Floats sum) {
     return (Floats)_mm512_dpbf16_ps((__m512)sum, (__m512bh)a, (__m512bh)b);
 }
 #endif
@@ -65,7 +65,7 @@ inline void add_tile(const Word *a, const Word *b, int64_t b_step, int64_t depth
         for (int64_t c = 0; c < VECTORS; ++c) bs[c] = load_vector(b + c * LANES);
 #pragma GCC unroll 8
         for (int64_t r = 0; r < TILE; ++r) {
-            const Floats as = all(a[r * A_ROW]);
+            const Floats as = broadcast(a[r * A_ROW]);
 #pragma GCC unroll 2
             for (int64_t c = 0; c < VECTORS; ++c) sums[r][c] = add_word(Word(), as, bs[c], sums[r][c]);
         }
@@ -110,7 +110,9 @@ inline void add_rows(const Word *a, const Word *b, int64_t b_step, int64_t depth
 
 // `width` numbers of a row as words along the row.
 inline void pack_row(const float *from, int64_t width, float *to) { memcpy(to, from, width * sizeof(float)); }
-inline void pack_row(const BFloat16 *from, int64_t width, Twins *to) { memcpy(to, from, width * sizeof(BFloat16)); }
+inline void pack_row(const BFloat16 *from, int64_t width, BFloat16Pair *to) {
+    memcpy(to, from, width * sizeof(BFloat16));
+}
 inline void pack_row(const BFloat16 *from, int64_t width, float *to) {
     for (int64_t i = 0; i < width; ++i) {
         const float number = value(from[i]);
@@ -118,9 +120,9 @@ inline void pack_row(const BFloat16 *from, int64_t width, float *to) {
     }
 }
 
-// A square of words, turned: halves change places, then quarters, ...
+// Transpose a square of words: swap halves, then quarters, ...
 template <int64_t SIZE>
-inline void turn(Words (&rows)[LANES]) {
+inline void transpose(Words (&rows)[LANES]) {
     if constexpr (SIZE < LANES) {
         Words low, high;
 #pragma GCC unroll 16
@@ -134,7 +136,7 @@ inline void turn(Words (&rows)[LANES]) {
             rows[i] = __builtin_shuffle(a, b, low);
             rows[i + SIZE] = __builtin_shuffle(a, b, high);
         }
-        turn<2 * SIZE>(rows);
+        transpose<2 * SIZE>(rows);
     }
 }
 
@@ -151,7 +153,7 @@ void pack_columns(const T *from, int64_t stride, int64_t rows, int64_t width, Pa
 #pragma GCC unroll 16
             for (int64_t r = 0; r < LANES; ++r)
                 if (first + r < rows) pack_row(row + r * stride + word * IN, some * IN, (Packed<T> *)&square[r]);
-            turn<1>(square);
+            transpose<1>(square);
 #pragma GCC unroll 16
             for (int64_t i = 0; i < LANES; ++i)
                 if (i < some) memcpy(panel + (word + i) * PANEL, &square[i], sizeof(Words));
@@ -162,28 +164,29 @@ void pack_columns(const T *from, int64_t stride, int64_t rows, int64_t width, Pa
     }
 }
 
-// Rows of `width` numbers below each other: to[row][column], bfloat16 as twins of two rows; a missing twin is zeros.
+// Rows of `width` numbers below each other: to[row][column], bfloat16 as pairs from two rows; a missing second row is
+// zeros.
 template <typename T>
 void pack_rows(const T *from, int64_t stride, int64_t rows, int64_t width, float *to) {
     for (int64_t r = 0; r < rows; ++r) pack_row(from + r * stride, width, to + r * width);
 }
 
-inline void pack_rows(const BFloat16 *from, int64_t stride, int64_t rows, int64_t width, Twins *to) {
+inline void pack_rows(const BFloat16 *from, int64_t stride, int64_t rows, int64_t width, BFloat16Pair *to) {
     typedef uint16_t Halves __attribute__((vector_size(2 * LANES)));
     for (int64_t r = 0; r < rows; r += 2)
         for (int64_t i = 0; i < width; i += LANES) {
             Halves first, second = {};
             memcpy(&first, from + r * stride + i, sizeof first);
             if (r + 1 < rows) memcpy(&second, from + (r + 1) * stride + i, sizeof second);
-            const Words twins = __builtin_convertvector(first, Words) | __builtin_convertvector(second, Words) << 16;
-            memcpy(to + r / 2 * width + i, &twins, sizeof twins);
+            const Words pairs = __builtin_convertvector(first, Words) | __builtin_convertvector(second, Words) << 16;
+            memcpy(to + r / 2 * width + i, &pairs, sizeof pairs);
         }
 }
 
 // Two vectors of float32, rounded where T is bfloat16, as words along a row.
 inline void pack_pair(Pair pair, float *to) { store<false>(to, pair); }
 #if BFLOAT16_PRODUCTS
-inline void pack_pair(Pair pair, Twins *to) {
+inline void pack_pair(Pair pair, BFloat16Pair *to) {
     const __m512bh both = _mm512_cvtne2ps_pbh((__m512)pair.second, (__m512)pair.first);
     memcpy(to, &both, sizeof both);
 }

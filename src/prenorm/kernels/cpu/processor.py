@@ -1,4 +1,4 @@
-"""Which processor this is: the rules of some kernels go by it, and so does the choice of a library."""
+"""Which processor this is: some kernels, and the choice of a library, depend on it."""
 
 import functools
 import platform
@@ -9,7 +9,7 @@ AMD, ZEN_4, ZEN_5 = "AuthenticAMD", 25, 26  # vendor and families; 25 is Zen 3 t
 
 
 def processor() -> tuple[str, int]:
-    """Vendor and family, as the processor tells them (CPUID); ("", 0) where the system does not say."""
+    """Vendor and family (CPUID); ("", 0) if the system does not report them."""
     told = _told()
     if not told:
         words = platform.processor().split()  # Windows: "AMD64 Family 25 Model 97 Stepping 2, AuthenticAMD"
@@ -20,14 +20,14 @@ def processor() -> tuple[str, int]:
 
 
 def features() -> frozenset[str]:
-    """The instructions that processor and system both have, as Linux names them; empty where it does not say."""
+    """The instruction sets that processor and system support, by Linux's names; empty if it does not report them."""
     told = _told()
     return frozenset(told.get("flags", told.get("Features", "")).split())
 
 
 @functools.cache
 def _told() -> Mapping[str, str]:
-    """What Linux says of the first processor."""
+    """What Linux reports about the first processor."""
     try:
         lines = Path("/proc/cpuinfo").read_text().split("\n\n")[0].splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-// Rows of whole numbers times weights of whole numbers, with a scale for each group of 32: see ops/quantized.py.
+// Rows of integers times weights of integers, with a scale for each group of 32: see ops/quantized.py.
 //
 // A weight W (out, in) lies in blocks of 16 columns of the product (16 rows of W), a block in groups of 32 along `in`,
 // a group in quads: 4 neighbours of column 0, then those of column 1, ... That is what one instruction (AVX512-VNNI)
@@ -27,15 +27,15 @@ struct Rows {
     int8_t *numbers;     // (rows, in)
     float *scales;       // (rows, groups)
     int32_t *sums;       // (rows, groups): minus ZERO times the sum of the numbers, where a group's products start
-    int64_t in, groups;  // both of whole groups
+    int64_t in, groups;  // both multiples of a group
 };
 
 inline int64_t groups_of(int64_t in) { return (in + GROUP - 1) / GROUP; }
 
 constexpr float TINY = 7.888609e-31f;  // 2^-100: the numbers of a group that has none as large become 0
 
-// The bits of the largest absolute value of numbers; those of NaN where one is infinite or none. Without their sign,
-// floats are in the order of their bits, and NaN is above infinity.
+// A group's largest absolute value, from its bits; NaN if any number is infinite or NaN. Without their sign, floats are
+// ordered as their bits are, and NaN is above infinity.
 inline float size_of(uint32_t most) {
     if (most >= 0x7f800000) most = 0x7fc00000;
     float v;
@@ -43,7 +43,7 @@ inline float size_of(uint32_t most) {
     return v;
 }
 
-// What numbers of a group are multiplied with before they are rounded to whole ones.
+// The factor for a group's numbers before they are rounded to integers.
 inline float inverse_scale(float most) { return most >= TINY || most != most ? 1 / most * 127 : 0; }
 
 template <typename T>
@@ -59,7 +59,7 @@ inline float round_group(const T *x, int64_t count, int8_t *numbers, int32_t *su
     const float inverse = inverse_scale(size_of(most));
     *sum = 0;
     for (int64_t i = 0; i < GROUP; ++i) {
-        const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to a whole number, ties to even
+        const float magic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, ties to even
         const float rounded = (i < count ? value(x[i]) * inverse : 0) + magic;
         int32_t bits;
         memcpy(&bits, &rounded, sizeof bits);
@@ -113,7 +113,7 @@ inline void quantize_row(const T *x, int64_t count, const Rows &to, int64_t row,
 
 #if defined(__AVX512VNNI__)
 
-constexpr int64_t FAR = 2048;  // bytes; how far ahead memory is asked
+constexpr int64_t FAR = 2048;  // bytes; the prefetch distance
 
 inline void load_quads(const uint8_t *w, Int8, __m512i *quads) {
     for (int i = 0; i < QUADS; ++i) quads[i] = _mm512_loadu_si512(w + 64 * i);
@@ -138,20 +138,20 @@ inline void multiply_block(const Rows &x, int64_t row, const uint8_t *w, const B
     const float *x_scales = x.scales + row * x.groups;
     const int32_t *starts = x.sums + row * x.groups;
     for (int64_t group = 0; group < x.groups; ++group, w += Kind::BYTES, scales += COLUMNS, numbers += GROUP) {
-        __m512i quads[QUADS], whole[ROWS];
+        __m512i quads[QUADS], total[ROWS];
         load_quads(w, Kind(), quads);
-        for (int r = 0; r < ROWS; ++r) whole[r] = _mm512_set1_epi32(starts[r * x.groups + group]);
-        if constexpr (ROWS > 2)  // one or two rows are multiplied faster than memory gives numbers
+        for (int r = 0; r < ROWS; ++r) total[r] = _mm512_set1_epi32(starts[r * x.groups + group]);
+        if constexpr (ROWS > 2)  // for one or two rows memory is the limit
             for (int64_t line = 0; line < Kind::BYTES; line += 64) __builtin_prefetch(w + FAR + line, 0, 3);
         for (int i = 0; i < QUADS; ++i)
             for (int r = 0; r < ROWS; ++r) {
                 int32_t four;
                 memcpy(&four, numbers + r * x.in + 4 * i, sizeof four);
-                whole[r] = _mm512_dpbusd_epi32(whole[r], quads[i], _mm512_set1_epi32(four));
+                total[r] = _mm512_dpbusd_epi32(total[r], quads[i], _mm512_set1_epi32(four));
             }
         const __m512 scale = widen(scales);
         for (int r = 0; r < ROWS; ++r)
-            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(whole[r]),
+            sums[r] = _mm512_fmadd_ps(_mm512_cvtepi32_ps(total[r]),
                                       _mm512_mul_ps(scale, _mm512_set1_ps(x_scales[r * x.groups + group])), sums[r]);
     }
     for (int r = 0; r < ROWS; ++r) _mm512_storeu_ps(products[r], sums[r]);
@@ -172,13 +172,13 @@ inline void multiply_block(const Rows &x, int64_t row, const uint8_t *w, const B
     memset(products, 0, ROWS * sizeof *products);
     for (int64_t group = 0; group < x.groups; ++group, w += Kind::BYTES, scales += COLUMNS)
         for (int r = 0; r < ROWS; ++r) {
-            const int64_t place = (row + r) * x.groups + group;
+            const int64_t at = (row + r) * x.groups + group;
             const int8_t *numbers = x.numbers + (row + r) * x.in + group * GROUP;
             for (int64_t c = 0; c < COLUMNS; ++c) {
-                int32_t whole = x.sums[place];
+                int32_t total = x.sums[at];
                 for (int64_t quad = 0; quad < QUADS; ++quad)
-                    for (int64_t i = 0; i < 4; ++i) whole += number(w, Kind(), quad, c, i) * numbers[quad * 4 + i];
-                products[r][c] += (float)whole * (value(scales[c]) * x.scales[place]);
+                    for (int64_t i = 0; i < 4; ++i) total += number(w, Kind(), quad, c, i) * numbers[quad * 4 + i];
+                products[r][c] += (float)total * (value(scales[c]) * x.scales[at]);
             }
         }
 }

@@ -1,4 +1,4 @@
-// y = x W^T + b with W in whole numbers of 8 or 4 bits (ops/quantized.py); x is rounded to whole numbers on the way.
+// y = x W^T + b with W in integers of 8 or 4 bits (ops/quantized.py); x is rounded to 8-bit integers on the way.
 //
 // Products and their sums within a group of 32 are exact; scales and sums of groups are float32, and a result is
 // rounded to its dtype once, last. What a row gives depends neither on what is in the other rows, nor on how many
@@ -16,14 +16,14 @@ template <typename Kind, typename T>
 int quantized_linear(const QuantizedLinearCall &call) {
     const int64_t groups = groups_of(call.in_features), in = groups * GROUP,
                   blocks = (call.out_features + COLUMNS - 1) / COLUMNS;
-    const Room<int8_t> numbers(call.rows * in);
-    const Room<float> scales(call.rows * groups);
-    const Room<int32_t> sums(call.rows * groups);
+    const Buffer<int8_t> numbers(call.rows * in);
+    const Buffer<float> scales(call.rows * groups);
+    const Buffer<int32_t> sums(call.rows * groups);
     if (!numbers.start || !scales.start || !sums.start) return 1;
     const Rows x = {numbers.start, scales.start, sums.start, in, groups};
     const T *from = (const T *)call.x, *bias = (const T *)call.bias;
     const int64_t threads = threads_for(blocks, call.rows * in, call.threads);
-    const int64_t together = IN_CACHE / in / MOST_ROWS * MOST_ROWS, step = together < MOST_ROWS ? MOST_ROWS : together;
+    const int64_t together = IN_CACHE / in / MAX_ROWS * MAX_ROWS, step = together < MAX_ROWS ? MAX_ROWS : together;
 #pragma omp parallel num_threads(threads)
     {
         const int64_t part = omp_get_thread_num(), parts = omp_get_num_threads();
@@ -34,8 +34,8 @@ int quantized_linear(const QuantizedLinearCall &call) {
         for (int64_t chunk = 0; chunk < call.rows; chunk += step) {
             const int64_t end = chunk + step < call.rows ? chunk + step : call.rows;
             for (int64_t block = start; block < stop; ++block)
-                for (int64_t row = chunk; row < end; row += MOST_ROWS)
-                    with_rows(end - row < MOST_ROWS ? end - row : MOST_ROWS, [&](auto n) {
+                for (int64_t row = chunk; row < end; row += MAX_ROWS)
+                    with_rows(end - row < MAX_ROWS ? end - row : MAX_ROWS, [&](auto n) {
                         const int64_t last = (block + 1) * COLUMNS;
                         multiply_columns<n.value, Kind>(
                             x, row, (const uint8_t *)call.weight, (const BFloat16 *)call.scale, block * COLUMNS,

@@ -1,6 +1,6 @@
-"""Products with weights of 8 or 4 bits, in C++ (quantized_linear.cpp): whole numbers are multiplied with whole numbers.
+"""Linear maps with weights of 8 or 4 bits, in C++ (quantized_linear.cpp): integers are multiplied with integers.
 
-PyTorch's own products of whole numbers round activations a tensor at a time, or turn weights into floats first.
+PyTorch's own integer products round activations per tensor, or turn weights into floats first.
 """
 
 import torch
@@ -19,7 +19,7 @@ FUNCTIONS = {
     for dtype in (torch.float32, torch.bfloat16)
     for size, bits in BITS.items()
 }
-QUANTIZED_LINEAR = Function("QuantizedLinearCall", FUNCTIONS)
+QUANTIZED_LINEAR = Function("QuantizedLinearCall", FUNCTIONS, "x weight scale bias y rows in_features out_features")
 
 
 def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> Tensor:
@@ -28,9 +28,9 @@ def quantized_linear(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | No
 
 
 def supports(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_features: int) -> bool:
-    """Whether these are ordinary tensors of a CPU, of shapes that fit together, and there is code for them here.
+    """Whether these are ordinary tensors on a CPU whose shapes agree, and there is a library.
 
-    Code that is compiled holds the product as one op. What is exported does not: it must run without this package.
+    Compiled code holds the product as one op. An exported program does not: it must run without this package.
     """
     return (
         (computes_now() or is_held_in_a_graph())
@@ -64,14 +64,14 @@ def _product(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_
     y = x.new_empty((*x.shape[:-1], out_features))
     QUANTIZED_LINEAR.call(
         (x.dtype, weight.shape[2]),
-        x=x.data_ptr(),
-        weight=weight.data_ptr(),
-        scale=scale.data_ptr(),
-        bias=0 if bias is None else bias.data_ptr(),
-        y=y.data_ptr(),
-        rows=y.numel() // out_features,
-        in_features=x.shape[-1],
-        out_features=out_features,
+        x.data_ptr(),
+        weight.data_ptr(),
+        scale.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        y.numel() // out_features,
+        x.shape[-1],
+        out_features,
     )
     return y
 
@@ -86,7 +86,7 @@ def _(x: Tensor, weight: Tensor, scale: Tensor, bias: Tensor | None, out_feature
     return x.new_empty((*x.shape[:-1], out_features))
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # compilers ask it, and do not look inside
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile calls it and does not trace it
 def _are_there() -> bool:
     return not native.unavailable_reason()
 
@@ -99,6 +99,6 @@ KERNEL = Kernel(
     supports=supports,
     unavailable_reason=native.unavailable_reason,
     in_library=True,
-    gain="whole numbers times whole numbers, which are read as they are stored (make bench-quantized)",
+    gain="integer products, with weights read as they are stored (make bench-quantized)",
     fallback="the formula: the weight is turned into floats first, each time",
 )

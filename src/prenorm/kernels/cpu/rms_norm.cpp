@@ -18,7 +18,7 @@
 namespace {
 
 constexpr int64_t BLOCK = 32;           // rows whose part of dw is summed in float32 before it goes on in double
-constexpr int64_t LARGE = 24 << 20;     // bytes of a result that no cache would keep for whoever reads it next
+constexpr int64_t LARGE = 24 << 20;     // bytes; a larger result would not stay in any cache
 constexpr int64_t HUGE_PAGE = 2 << 20;  // bytes
 
 // --- weights, and gradients of weights, as float32 in the order that a step of X has ---
@@ -65,16 +65,16 @@ void write_weight(const double *totals, W *weight, int64_t width) {
     }
 }
 
-// --- what both directions share ---
+// --- shared by forward and backward ---
 
-// Whether a result is to be written around the caches. A result as large as that often lies in memory that is fresh
-// from the system, and the first touch of each of its pages costs more than everything else: with huge pages a third.
+// Whether a result is written past the caches. So large a result often lies in memory fresh from the system, and the
+// first touch of its pages costs more than everything else: with huge pages a third of that.
 bool large(void *to, int64_t rows, int64_t row_bytes) {
     const uintptr_t start = (uintptr_t)to, stop = start + rows * row_bytes;
     if (rows * row_bytes < LARGE) return false;
 #if defined(MADV_HUGEPAGE)
     const uintptr_t first = (start + HUGE_PAGE - 1) / HUGE_PAGE * HUGE_PAGE;
-    madvise((void *)first, stop / HUGE_PAGE * HUGE_PAGE - first, MADV_HUGEPAGE);  // a wish; no is an answer too
+    madvise((void *)first, stop / HUGE_PAGE * HUGE_PAGE - first, MADV_HUGEPAGE);  // advice; failure is harmless
 #endif
     return row_bytes % 64 == 0 && start % 64 == 0;
 }
@@ -85,11 +85,11 @@ void finish_streaming() {
 #endif
 }
 
-// The weight as read_weight gives it, which often is the weight as it is.
+// The weight as read_weight prepares it, without a copy if it needs none.
 template <typename X, typename W>
 struct Weight {
     const bool as_it_is;
-    const Room<float> room;
+    const Buffer<float> room;
     const float *const start;
     Weight(const W *weight, int64_t width)
         : as_it_is(sizeof(X) == 4 && sizeof(W) == 4 && width % STEP == 0),
@@ -113,7 +113,7 @@ int forward(const X *x, const W *weight, X *y, int64_t rows, int64_t width, doub
     const Weight<X, W> prepared(weight, width);
     if (!prepared.start) return 1;
     const bool stream = large(y, rows, width * sizeof(X));
-    in_parts(rows, width, threads, [=, &prepared](int64_t, int64_t start, int64_t stop) {
+    parallel_for(rows, width, threads, [=, &prepared](int64_t, int64_t start, int64_t stop) {
         for (int64_t row = start; row < stop; ++row) {
             const X *from = x + row * width;
             X *to = y + row * width;
@@ -143,7 +143,7 @@ inline float mean_of_products(const X *g, const X *x, const float *weight, int64
 // One row's dx, and its part of dw added to `sums`.
 template <bool STREAM, bool FOR_X, bool FOR_WEIGHT, typename X>
 inline void backward_row(const X *g, const X *x, const float *weight, X *dx, float *sums, int64_t width, double eps) {
-    const float inv = inverse_root(x, width, eps);  // again: x is read here anyway, and a tensor less is kept
+    const float inv = inverse_root(x, width, eps);  // recomputed: x is read here anyway, and no tensor need be kept
     const float mean = FOR_X ? mean_of_products(g, x, weight, width) * inv : 0;
     const auto step = [=](int64_t i, Pair g_here, Pair x_here) {
         const Pair normed = x_here * inv;
@@ -167,27 +167,28 @@ int backward(const X *g, const X *x, const W *weight, X *dx, W *dw, int64_t rows
     const int64_t room = padded(width);
     threads = threads_for(rows, width, threads);
     const Weight<X, W> prepared(weight, width);
-    const Room<float> all_sums(FOR_WEIGHT ? threads * room : 0);
-    const Room<double> all_totals(FOR_WEIGHT ? threads * room : 0);
+    const Buffer<float> all_sums(FOR_WEIGHT ? threads * room : 0);
+    const Buffer<double> all_totals(FOR_WEIGHT ? threads * room : 0);
     if (!prepared.start || !all_sums.start || !all_totals.start) return 1;
     const bool stream = FOR_X && large(dx, rows, width * sizeof(X));
-    in_parts(rows, width, threads, [=, &prepared, &all_sums, &all_totals](int64_t part, int64_t start, int64_t stop) {
-        float *sums = all_sums.start + part * room;
-        double *totals = all_totals.start + part * room;
-        if (FOR_WEIGHT) memset(sums, 0, room * sizeof(float)), memset(totals, 0, room * sizeof(double));
-        for (int64_t row = start; row < stop; ++row) {
-            const int64_t at = row * width;
-            if (stream)
-                backward_row<true, FOR_X, FOR_WEIGHT>(g + at, x + at, prepared.start, dx + at, sums, width, eps);
-            else
-                backward_row<false, FOR_X, FOR_WEIGHT>(g + at, x + at, prepared.start, dx + at, sums, width, eps);
-            if (FOR_WEIGHT && ((row - start) % BLOCK == BLOCK - 1 || row == stop - 1)) {
-                for (int64_t i = 0; i < room; ++i) totals[i] += sums[i];
-                memset(sums, 0, room * sizeof(float));
+    parallel_for(
+        rows, width, threads, [=, &prepared, &all_sums, &all_totals](int64_t part, int64_t start, int64_t stop) {
+            float *sums = all_sums.start + part * room;
+            double *totals = all_totals.start + part * room;
+            if (FOR_WEIGHT) memset(sums, 0, room * sizeof(float)), memset(totals, 0, room * sizeof(double));
+            for (int64_t row = start; row < stop; ++row) {
+                const int64_t at = row * width;
+                if (stream)
+                    backward_row<true, FOR_X, FOR_WEIGHT>(g + at, x + at, prepared.start, dx + at, sums, width, eps);
+                else
+                    backward_row<false, FOR_X, FOR_WEIGHT>(g + at, x + at, prepared.start, dx + at, sums, width, eps);
+                if (FOR_WEIGHT && ((row - start) % BLOCK == BLOCK - 1 || row == stop - 1)) {
+                    for (int64_t i = 0; i < room; ++i) totals[i] += sums[i];
+                    memset(sums, 0, room * sizeof(float));
+                }
             }
-        }
-        if (stream) finish_streaming();
-    });
+            if (stream) finish_streaming();
+        });
     if (FOR_WEIGHT) {
         double *totals = all_totals.start;
         for (int64_t part = 1; part < threads; ++part)

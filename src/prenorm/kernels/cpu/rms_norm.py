@@ -1,4 +1,4 @@
-"""RMS normalisation in one pass over memory, in C++ (rms_norm.cpp): where memory is the limit, as fast as a copy.
+"""RMS normalisation in one pass over memory, in C++ (rms_norm.cpp): as fast as a copy if memory is the limit.
 
 PyTorch's own on a CPU is several passes in float32, and in bfloat16 twenty times slower than its layer_norm.
 """
@@ -19,15 +19,21 @@ DTYPES = {  # of x, of weight
     (torch.bfloat16, torch.bfloat16): "bfloat16_bfloat16",
     (torch.bfloat16, torch.float32): "bfloat16_float32",
 }
-FORWARD = Function("RmsNormCall", {dtypes: f"rms_norm_{name}" for dtypes, name in DTYPES.items()})
-BACKWARD = Function("RmsNormCall", {dtypes: f"rms_norm_backward_{name}" for dtypes, name in DTYPES.items()})
+FORWARD = Function(
+    "RmsNormCall", {dtypes: f"rms_norm_{name}" for dtypes, name in DTYPES.items()}, "x weight y rows width eps"
+)
+BACKWARD = Function(
+    "RmsNormCall",
+    {dtypes: f"rms_norm_backward_{name}" for dtypes, name in DTYPES.items()},
+    "x weight g dx dw rows width eps",
+)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """weight * x / sqrt(mean(x^2) + eps) over the last dim, in float32, rounded to the dtype of x last.
 
     Sums that are too large for float32 are taken in double. Gradients are rounded once too; that of the weight is
-    summed in double at last, in an order that depends on the number of threads and on nothing else.
+    summed in double at the end, in an order that depends only on the number of threads.
     """
     x, weight = x.contiguous(), weight.contiguous()
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
@@ -36,13 +42,13 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def supports(x: Tensor, weight: Tensor) -> bool:
-    """Whether these are ordinary tensors of a CPU, of dtypes that there is code for, and it can be built here."""
+    """Whether these are ordinary tensors on a CPU, of dtypes that the code supports, and there is a library."""
     return (
         computes_now()
         and type(x) in ORDINARY
         and type(weight) in ORDINARY
         and weight.is_cpu
-        and not x.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not x.is_neg()  # a view of complex numbers whose memory must be negated
         and not weight.is_neg()
         and weight.ndim == 1
         and weight.numel() == x.shape[-1] > 0
@@ -52,18 +58,7 @@ def supports(x: Tensor, weight: Tensor) -> bool:
 
 def _forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     y, width = torch.empty_like(x), x.shape[-1]
-    FORWARD.call(
-        (x.dtype, weight.dtype),
-        x=x.data_ptr(),
-        weight=weight.data_ptr(),
-        g=0,
-        y=y.data_ptr(),
-        dx=0,
-        dw=0,
-        rows=x.numel() // width,
-        width=width,
-        eps=eps,
-    )
+    FORWARD.call((x.dtype, weight.dtype), x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // width, width, eps)
     return y
 
 
@@ -78,23 +73,26 @@ class _RMSNorm(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, weight = ctx.saved_tensors
         if not fits_backward(grad):
-            return *_gradients(grad, x, weight, ctx.eps), None  # which may have gradients of their own, or onlookers
+            return *_gradients(grad, x, weight, ctx.eps), None  # in ops that autograd and dispatch modes see
         for_x, for_weight, _ = ctx.needs_input_grad
-        grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()  # hooks may have moved what was saved
+        grad, x, weight = (
+            grad.contiguous(),
+            x.contiguous(),
+            weight.contiguous(),
+        )  # saved-tensor hooks may have changed the layout
         grad_x = torch.empty_like(x) if for_x else None
         grad_weight = torch.empty_like(weight) if for_weight else None
         width = x.shape[-1]
         BACKWARD.call(
             (x.dtype, weight.dtype),
-            x=x.data_ptr(),
-            weight=weight.data_ptr(),
-            g=grad.data_ptr(),
-            y=0,
-            dx=0 if grad_x is None else grad_x.data_ptr(),
-            dw=0 if grad_weight is None else grad_weight.data_ptr(),
-            rows=x.numel() // width,
-            width=width,
-            eps=ctx.eps,
+            x.data_ptr(),
+            weight.data_ptr(),
+            grad.data_ptr(),
+            0 if grad_x is None else grad_x.data_ptr(),
+            0 if grad_weight is None else grad_weight.data_ptr(),
+            x.numel() // width,
+            width,
+            ctx.eps,
         )
         return grad_x, grad_weight, None
 

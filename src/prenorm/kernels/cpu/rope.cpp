@@ -1,4 +1,4 @@
-// Rotary embedding on a CPU in one pass over memory: every pair (a, b) of features is turned by its angle.
+// Rotary embedding on a CPU in one pass over memory: every pair (a, b) of features is rotated by its angle.
 //
 //   (a, b) -> (a cos - b sin, b cos + a sin)
 //
@@ -9,27 +9,27 @@
 
 namespace {
 
-struct Turned {
+struct Rotated {
     Pair a, b;
 };
 
-inline Turned turn(Pair a, Pair b, Pair cos, Pair sin) { return {a * cos - b * sin, b * cos + a * sin}; }
+inline Rotated rotate_pair(Pair a, Pair b, Pair cos, Pair sin) { return {a * cos - b * sin, b * cos + a * sin}; }
 
 // Pairs i and half + i. `cos` and `sin` are in the order of memory; those of bfloat16 have to be as it is loaded.
 template <typename T>
 inline Pair angles(const float *from, int64_t count) {
     const Pair here = count == STEP ? load(from) : load(from, count);
-    return sizeof(T) == sizeof(float) ? here : apart(here);
+    return sizeof(T) == sizeof(float) ? here : deinterleave(here);
 }
 
 template <typename T>
-inline void turn_halves(const T *x, T *y, const float *cos, const float *sin, int64_t half, float sign) {
+inline void rotate_halves(const T *x, T *y, const float *cos, const float *sin, int64_t half, float sign) {
     for (int64_t i = 0; i < half; i += STEP) {
         const int64_t count = half - i < STEP ? half - i : STEP;
         const bool whole = count == STEP;
         const Pair a = whole ? load(x + i) : load(x + i, count);
         const Pair b = whole ? load(x + half + i) : load(x + half + i, count);
-        const Turned here = turn(a, b, angles<T>(cos + i, count), angles<T>(sin + i, count) * sign);
+        const Rotated here = rotate_pair(a, b, angles<T>(cos + i, count), angles<T>(sin + i, count) * sign);
         if (whole) {
             store<false>(y + i, here.a);
             store<false>(y + half + i, here.b);
@@ -42,19 +42,19 @@ inline void turn_halves(const T *x, T *y, const float *cos, const float *sin, in
 
 // Pairs 2i and 2i + 1: a step of x holds LANES of them.
 template <typename T>
-inline void turn_neighbours(const T *x, T *y, const float *cos, const float *sin, int64_t half, float sign) {
+inline void rotate_neighbours(const T *x, T *y, const float *cos, const float *sin, int64_t half, float sign) {
     for (int64_t i = 0; i < half; i += LANES) {
         const int64_t count = half - i < LANES ? half - i : LANES;
         const bool whole = count == LANES;
         const Pair read = whole ? load(x + 2 * i) : load(x + 2 * i, 2 * count);
-        const Pair pairs = sizeof(T) == sizeof(float) ? apart(read) : read;
+        const Pair pairs = sizeof(T) == sizeof(float) ? deinterleave(read) : read;
         float angles[STEP] = {};
         memcpy(angles, cos + i, count * sizeof(float));
         memcpy(angles + LANES, sin + i, count * sizeof(float));
-        const Pair turning = load(angles);
-        const Floats c = turning.first, s = turning.second * sign;
-        const Pair turned = {pairs.first * c - pairs.second * s, pairs.second * c + pairs.first * s};
-        const Pair written = sizeof(T) == sizeof(float) ? together(turned) : turned;
+        const Pair angle_pair = load(angles);
+        const Floats c = angle_pair.first, s = angle_pair.second * sign;
+        const Pair rotated = {pairs.first * c - pairs.second * s, pairs.second * c + pairs.first * s};
+        const Pair written = sizeof(T) == sizeof(float) ? interleave(rotated) : rotated;
         if (whole)
             store<false>(y + 2 * i, written);
         else
@@ -64,25 +64,25 @@ inline void turn_neighbours(const T *x, T *y, const float *cos, const float *sin
 
 template <typename T>
 int rotate(const RopeCall &call) {
-    const auto at = [](const int64_t *strides, int64_t batch, int64_t head, int64_t place) {
-        return batch * strides[0] + head * strides[1] + place * strides[2];
+    const auto at = [](const int64_t *strides, int64_t batch, int64_t head, int64_t token) {
+        return batch * strides[0] + head * strides[1] + token * strides[2];
     };
     const float sign = call.backwards ? -1 : 1;
-    // Heads last: those of a place mostly lie side by side, and have their angles in common.
-    in_parts(call.batch * call.seq, call.heads * 2 * call.half, call.threads,
-             [&](int64_t, int64_t start, int64_t stop) {
-                 for (int64_t row = start; row < stop; ++row)
-                     for (int64_t head = 0, batch = row / call.seq, place = row % call.seq; head < call.heads; ++head) {
-                         const T *x = (const T *)call.x + at(call.x_strides, batch, head, place);
-                         T *y = (T *)call.y + at(call.y_strides, batch, head, place);
-                         const float *cos = call.cos + at(call.cos_strides, batch, head, place);
-                         const float *sin = call.sin + at(call.sin_strides, batch, head, place);
-                         if (call.interleaved)
-                             turn_neighbours(x, y, cos, sin, call.half, sign);
-                         else
-                             turn_halves(x, y, cos, sin, call.half, sign);
-                     }
-             });
+    // Heads innermost: the heads of a token mostly lie side by side and share their angles.
+    parallel_for(
+        call.batch * call.seq, call.heads * 2 * call.half, call.threads, [&](int64_t, int64_t start, int64_t stop) {
+            for (int64_t row = start; row < stop; ++row)
+                for (int64_t head = 0, batch = row / call.seq, token = row % call.seq; head < call.heads; ++head) {
+                    const T *x = (const T *)call.x + at(call.x_strides, batch, head, token);
+                    T *y = (T *)call.y + at(call.y_strides, batch, head, token);
+                    const float *cos = call.cos + at(call.cos_strides, batch, head, token);
+                    const float *sin = call.sin + at(call.sin_strides, batch, head, token);
+                    if (call.interleaved)
+                        rotate_neighbours(x, y, cos, sin, call.half, sign);
+                    else
+                        rotate_halves(x, y, cos, sin, call.half, sign);
+                }
+        });
     return 0;
 }
 

@@ -14,22 +14,26 @@ from . import native
 from .calls import Function
 
 DTYPES = {torch.float32: "rope_float32", torch.bfloat16: "rope_bfloat16"}
-ROPE = Function("RopeCall", DTYPES)
+ROPE = Function(
+    "RopeCall",
+    DTYPES,
+    "x y cos sin batch heads seq half x_strides y_strides cos_strides sin_strides interleaved backwards",
+)
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """The pairs of x (..., seq, head_dim) turned by angles of float32 (..., seq, head_dim / 2), which broadcast.
+    """The pairs of x (..., seq, head_dim) rotated by angles of float32 (..., seq, head_dim / 2), which broadcast.
 
     The bits are those of the formula.
     """
     if torch.is_grad_enabled() and x.requires_grad:
         y: Tensor = _Rotate.apply(x, cos, sin, interleaved)
         return y
-    return _turn(x, cos, sin, interleaved, backwards=False)
+    return _rotate(x, cos, sin, interleaved, backwards=False)
 
 
 def supports(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether these are ordinary tensors of a CPU whose angles need no gradient, and the code can be built here."""
+    """Whether these are ordinary tensors on a CPU whose angles need no gradient, and there is a library."""
     return (
         is_plain(x, cos, sin)
         and cos.is_cpu
@@ -46,8 +50,8 @@ def supports(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
     )
 
 
-def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, backwards: bool) -> Tensor:
-    """Turned forwards, or back."""
+def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, backwards: bool) -> Tensor:
+    """Rotated forwards, or back."""
     half = cos.shape[-1]
     four = _four_dims(x)
     batch, heads, seq, head_dim = four.shape
@@ -57,20 +61,20 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, backwards: 
     cos, sin = (_four_dims(one.expand(*x.shape[:-1], half)) for one in (cos, sin))
     ROPE.call(
         x.dtype,
-        x=four.data_ptr(),
-        y=y.data_ptr(),
-        cos=cos.data_ptr(),
-        sin=sin.data_ptr(),
-        batch=batch,
-        heads=heads,
-        seq=seq,
-        half=half,
-        x_strides=four.stride()[:3],
-        y_strides=y.stride()[:3],
-        cos_strides=cos.stride()[:3],
-        sin_strides=sin.stride()[:3],
-        interleaved=interleaved,
-        backwards=backwards,
+        four.data_ptr(),
+        y.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        batch,
+        heads,
+        seq,
+        half,
+        four.stride()[:3],
+        y.stride()[:3],
+        cos.stride()[:3],
+        sin.stride()[:3],
+        interleaved,
+        backwards,
     )
     return y.view(x.shape)
 
@@ -87,22 +91,27 @@ class _Rotate(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
         ctx.save_for_backward(cos, sin)
         ctx.interleaved = interleaved
-        return _turn(x, cos, sin, interleaved, backwards=False)
+        return _rotate(x, cos, sin, interleaved, backwards=False)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
         if not fits_backward(grad):
-            return _turned_back(grad, cos, sin, ctx.interleaved), None, None, None  # may have gradients, or onlookers
-        return _turn(grad, cos, sin, ctx.interleaved, backwards=True), None, None, None
+            return (
+                _rotated_back(grad, cos, sin, ctx.interleaved),
+                None,
+                None,
+                None,
+            )  # in ops that autograd and dispatch modes see
+        return _rotate(grad, cos, sin, ctx.interleaved, backwards=True), None, None, None
 
 
-def _turned_back(grad: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
-    """The gradient in ops that have gradients: every pair turned by the angle's negative."""
+def _rotated_back(grad: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
+    """The gradient in ops that have gradients: every pair rotated by minus the angle."""
     apart = (cos.shape[-1], 2) if interleaved else (2, cos.shape[-1])
     a, b = grad.float().reshape(*grad.shape[:-1], *apart).unbind(-1 if interleaved else -2)
-    turned = torch.stack((a * cos + b * sin, b * cos - a * sin), dim=-1 if interleaved else -2)
-    return turned.reshape(grad.shape).to(grad.dtype)
+    rotated = torch.stack((a * cos + b * sin, b * cos - a * sin), dim=-1 if interleaved else -2)
+    return rotated.reshape(grad.shape).to(grad.dtype)
 
 
 KERNEL = Kernel(

@@ -47,11 +47,11 @@ void backward(const T *g, const T *gate, const T *up, T *dgate, T *dup, int64_t 
     }
 }
 
-// run(start, stop) for parts of `count` numbers, each but the last of whole steps: the bits of a result hang on no
+// run(start, stop) for parts of `count` numbers, all but the last of whole steps, so that a result's bits depend on no
 // other number.
 template <typename Run>
 void over(int64_t count, int64_t threads, Run run) {
-    in_parts((count + STEP - 1) / STEP, STEP, threads, [=](int64_t, int64_t start, int64_t stop) {
+    parallel_for((count + STEP - 1) / STEP, STEP, threads, [=](int64_t, int64_t start, int64_t stop) {
         run(start * STEP, stop * STEP < count ? stop * STEP : count);
     });
 }

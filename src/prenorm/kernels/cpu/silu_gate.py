@@ -14,9 +14,14 @@ from . import native
 from .calls import Function
 
 DTYPES = {torch.float32: "float32", torch.bfloat16: "bfloat16"}
-FORWARD = Function("SiluGateCall", {dtype: f"silu_gate_{name}" for dtype, name in DTYPES.items()})
-BACKWARD = Function("SiluGateCall", {dtype: f"silu_gate_backward_{name}" for dtype, name in DTYPES.items()})
-LEAST = 2**15  # numbers; `make bench-training`: with 2**11 of them PyTorch's two ops are faster, forward and backward
+FORWARD = Function("SiluGateCall", {dtype: f"silu_gate_{name}" for dtype, name in DTYPES.items()}, "gate up y count")
+BACKWARD = Function(
+    "SiluGateCall",
+    {dtype: f"silu_gate_backward_{name}" for dtype, name in DTYPES.items()},
+    "gate up g dgate dup count",
+)
+# `make bench-training`: with 2**11 numbers PyTorch's two ops are faster, forward and backward.
+MIN_NUMEL = 2**15
 
 
 def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
@@ -29,14 +34,14 @@ def silu_gate(gate: Tensor, up: Tensor) -> Tensor:
 
 
 def supports(gate: Tensor, up: Tensor) -> bool:
-    """Whether these are ordinary, large tensors of a CPU, of one shape and dtype, and the code can be built here."""
+    """Whether these are ordinary, large tensors on a CPU, of one shape and dtype, and there is a library."""
     return (
-        is_plain(gate, up)  # first: while compiling, a size that is compared is one that is compiled for
-        and gate.numel() >= LEAST
+        is_plain(gate, up)  # first: torch.compile specialises on a size that is compared
+        and gate.numel() >= MIN_NUMEL
         and up.is_cpu
         and gate.dtype == up.dtype
         and gate.shape == up.shape
-        and not gate.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not gate.is_neg()  # a view of complex numbers whose memory must be negated
         and not up.is_neg()
         and gate.dtype in FORWARD.available()
     )
@@ -44,16 +49,7 @@ def supports(gate: Tensor, up: Tensor) -> bool:
 
 def _forward(gate: Tensor, up: Tensor) -> Tensor:
     y = torch.empty_like(gate)
-    FORWARD.call(
-        gate.dtype,
-        gate=gate.data_ptr(),
-        up=up.data_ptr(),
-        g=0,
-        y=y.data_ptr(),
-        dgate=0,
-        dup=0,
-        count=gate.numel(),
-    )
+    FORWARD.call(gate.dtype, gate.data_ptr(), up.data_ptr(), y.data_ptr(), gate.numel())
     return y
 
 
@@ -67,18 +63,21 @@ class _SiluGate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         gate, up = ctx.saved_tensors
         if not fits_backward(grad):
-            return _gradients(grad, gate, up)  # which may have gradients of their own, or onlookers
-        grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()  # hooks may have moved what was saved
+            return _gradients(grad, gate, up)  # in ops that autograd and dispatch modes see
+        grad, gate, up = (
+            grad.contiguous(),
+            gate.contiguous(),
+            up.contiguous(),
+        )  # saved-tensor hooks may have changed the layout
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         BACKWARD.call(
             gate.dtype,
-            gate=gate.data_ptr(),
-            up=up.data_ptr(),
-            g=grad.data_ptr(),
-            y=0,
-            dgate=grad_gate.data_ptr(),
-            dup=grad_up.data_ptr(),
-            count=gate.numel(),
+            gate.data_ptr(),
+            up.data_ptr(),
+            grad.data_ptr(),
+            grad_gate.data_ptr(),
+            grad_up.data_ptr(),
+            gate.numel(),
         )
         return grad_gate, grad_up
 

@@ -79,8 +79,8 @@ inline void put(BFloat16 *to, float v) {  // as round_to_bfloat16 rounds
     to->bits = (uint16_t)((v != v ? 0x7fc00000 : bits + 0x7fff + (bits >> 16 & 1)) >> 16);
 }
 
-// The sums of 16 vectors, each added up in the order of add_up.
-inline void add_up_16(const Floats *v, float *to) {
+// The sums of 16 vectors, each added up in the order of sum_lanes.
+inline void sum_lanes_of_16(const Floats *v, float *to) {
 #if defined(__AVX512F__)
     __m512 by_four[4];
     for (int i = 0; i < 4; ++i) {
@@ -101,12 +101,12 @@ inline void add_up_16(const Floats *v, float *to) {
     memcpy(sums, &all, sizeof sums);
     for (int i = 0; i < 16; ++i) to[i] = sums[i % 4 * 4 + i / 4];
 #else
-    for (int i = 0; i < 16; ++i) to[i] = add_up(v[i]);
+    for (int i = 0; i < 16; ++i) to[i] = sum_lanes(v[i]);
 #endif
 }
 
-// The processor itself fetches ahead within a page of memory, which is a row of w or two. What comes `ahead` numbers
-// later is asked for as well, into the second cache: the first has no room for it beside x.
+// The processor prefetches within a page of memory, which is a row of w or two. We prefetch what is `ahead` numbers
+// later too, into the L2 cache: the L1 cache has no room for it beside x.
 template <typename T>
 inline void prefetch(const T *from) {
     for (int64_t line = 0; line < STEP * (int64_t)sizeof(T); line += 64)
@@ -140,7 +140,7 @@ inline void multiply_tile(const T *x, int64_t x_stride, const T *w, int64_t w_st
     Floats sums[(ROWS * COLUMNS + 15) / 16 * 16] = {};
     multiply_together<ROWS, COLUMNS>(x, x_stride, w, w_stride, width, COLUMNS * w_stride, sums);  // the next tile
     float added[sizeof sums / sizeof *sums];
-    for (int at = 0; at < ROWS * COLUMNS; at += 16) add_up_16(sums + at, added + at);
+    for (int at = 0; at < ROWS * COLUMNS; at += 16) sum_lanes_of_16(sums + at, added + at);
     memcpy(products, added, ROWS * COLUMNS * sizeof(float));
 }
 
@@ -165,8 +165,8 @@ inline void multiply_rows(const T *x, int64_t x_stride, const T *w, int64_t w_st
 
 constexpr int64_t AHEAD = 1024;  // numbers; a quarter and four times of it were slower
 
-// The same for a weight, whose rows of `width` numbers come from memory. For one row of x they are taken one after the
-// other, as they lie, which is what a processor fetches ahead best, and their sums are added up sixteen at a time.
+// The same for a weight, whose rows of `width` numbers come from memory. One row of x takes
+// them in the order of memory, which processors prefetch best, and sums the lanes of sixteen results at a time.
 template <int ROWS, typename T, typename Run>
 inline void multiply_weight(const T *x, const T *w, int64_t width, int64_t count, Run run) {
     if constexpr (ROWS == 1) {
@@ -176,7 +176,7 @@ inline void multiply_weight(const T *x, const T *w, int64_t width, int64_t count
             for (int64_t i = 0; i < columns; ++i)
                 multiply_together<1, 1>(x, 0, w + (c + i) * width, width, width, AHEAD, sums + i);
             float products[16];
-            add_up_16(sums, products);
+            sum_lanes_of_16(sums, products);
             for (int64_t i = 0; i < columns; ++i) run(0, c + i, products[i]);
         }
     } else {
@@ -184,7 +184,7 @@ inline void multiply_weight(const T *x, const T *w, int64_t width, int64_t count
     }
 }
 
-// run(1) .. run(8), as a constant that code is made for; nothing for other numbers.
+// run(1) .. run(8), with the number as a compile-time constant; nothing for other numbers.
 template <typename Run>
 inline void with_rows(int64_t rows, Run run) {
     switch (rows) {

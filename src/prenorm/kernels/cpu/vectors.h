@@ -25,14 +25,14 @@ constexpr int64_t LANES = 4;
 typedef float Floats __attribute__((vector_size(4 * LANES)));
 typedef uint32_t Words __attribute__((vector_size(4 * LANES)));
 
-constexpr int64_t STEP = 2 * LANES;          // numbers that are handled at a time
-constexpr int64_t WORTH_A_THREAD = 1 << 14;  // numbers; waking another thread costs as much as these
+constexpr int64_t STEP = 2 * LANES;          // numbers processed at a time
+constexpr int64_t WORTH_A_THREAD = 1 << 14;  // numbers; waking a thread costs as much as processing these
 
 // --- a step's numbers: two vectors of float32 ---
 
-// In the order of memory for float32. bfloat16 is the upper half of a float32, so the numbers at even places are the
-// lower halves of the words shifted up, and those at odd places the upper halves as they stand: nothing is moved
-// across lanes, which costs more than the arithmetic.
+// In the order of memory for float32. bfloat16 is the upper half of a float32, so the numbers at even indices are
+// the lower halves of the words shifted up, and those at odd indices the upper halves unchanged: nothing crosses lanes,
+// which would cost more than the arithmetic.
 struct Pair {
     Floats first, second;
 };
@@ -60,7 +60,7 @@ inline Pair load(const BFloat16 *from) {
     return {(Floats)(words << 16), (Floats)(words & 0xffff0000)};
 }
 
-// The last numbers of a row that is no multiple of STEP long, and zeros after them.
+// The last `count` numbers of a row whose length is not a multiple of STEP, then zeros.
 template <typename T>
 inline Pair load(const T *from, int64_t count) {
     T padded[STEP] = {};
@@ -68,7 +68,7 @@ inline Pair load(const T *from, int64_t count) {
     return load(padded);
 }
 
-// STREAM goes around the caches: `to` must be a multiple of the vector's size.
+// STREAM bypasses the caches; `to` must be aligned to the vector's size.
 template <bool STREAM, typename V>
 inline void store_vector(void *to, V v) {
 #if defined(__AVX512F__)
@@ -104,8 +104,8 @@ inline void store(T *to, Pair pair, int64_t count) {
     memcpy(to, padded, count * sizeof(T));
 }
 
-// A step's numbers at even places, then those at odd places, which is the order in which bfloat16 is loaded; and back.
-inline Pair apart(Pair x) {
+// A step's numbers at even indices, then those at odd indices: the order in which bfloat16 is loaded. And back.
+inline Pair deinterleave(Pair x) {
 #if defined(__AVX512F__)
     const __m512i even = _mm512_setr_epi32(0, 2, 4, 6, 8, 10, 12, 14, 16, 18, 20, 22, 24, 26, 28, 30);
     const __m512i odd = _mm512_setr_epi32(1, 3, 5, 7, 9, 11, 13, 15, 17, 19, 21, 23, 25, 27, 29, 31);
@@ -119,7 +119,7 @@ inline Pair apart(Pair x) {
 #endif
 }
 
-inline Pair together(Pair x) {
+inline Pair interleave(Pair x) {
 #if defined(__AVX512F__)
     const __m512i low = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
     const __m512i high = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
@@ -134,7 +134,7 @@ inline Pair together(Pair x) {
 
 // --- sums ---
 
-inline float add_up(Floats v) {
+inline float sum_lanes(Floats v) {
 #if defined(__AVX512F__)
     return _mm512_reduce_add_ps((__m512)v);
 #else
@@ -146,7 +146,7 @@ inline float add_up(Floats v) {
 #endif
 }
 
-inline float add_up(Pair pair) { return add_up(pair.first + pair.second); }
+inline float sum_lanes(Pair pair) { return sum_lanes(pair.first + pair.second); }
 
 // --- threads and memory ---
 
@@ -155,22 +155,22 @@ inline int64_t threads_for(int64_t rows, int64_t width, int64_t threads) {
     return most < 1 ? 1 : most < threads ? most : threads;
 }
 
-// run(part, first row, row after the last) for as many parts as threads are worth their waking.
+// run(part, first row, row after the last), one part per thread; small jobs use fewer threads, or one.
 template <typename Run>
-inline void in_parts(int64_t rows, int64_t width, int64_t threads, Run run) {
+inline void parallel_for(int64_t rows, int64_t width, int64_t threads, Run run) {
     threads = threads_for(rows, width, threads);
     if (threads == 1) return run(0, 0, rows);  // without OpenMP, which takes a microsecond also for one thread
 #pragma omp parallel for schedule(static) num_threads(threads)
     for (int64_t part = 0; part < threads; ++part) run(part, rows * part / threads, rows * (part + 1) / threads);
 }
 
-// Room for numbers, freed at the end; `start` is null where there is no memory.
+// Memory for numbers, freed at the end of the scope; `start` is null if allocation failed.
 template <typename T>
-struct Room {
+struct Buffer {
     T *start;
-    explicit Room(int64_t count) : start((T *)malloc(count * sizeof(T) + 1)) {}
-    ~Room() { free(start); }
-    Room(const Room &) = delete;
+    explicit Buffer(int64_t count) : start((T *)malloc(count * sizeof(T) + 1)) {}
+    ~Buffer() { free(start); }
+    Buffer(const Buffer &) = delete;
 };
 
 }  // namespace

@@ -1,4 +1,4 @@
-"""Attention of one query a head to many keys, in C++ (one_query.cpp): decoding, reading each key and value once.
+"""Attention of one query a head to many keys, in C++ (decode_attention.cpp): decoding, reading each key and value once.
 
 PyTorch's own kernel leaves most of a CPU idle for one query, and in bfloat16 takes several times as long as in float32.
 """
@@ -13,12 +13,16 @@ from ..visible import visible
 from . import native
 from .calls import Function
 
-DTYPES = {torch.float32: "one_query_float32", torch.bfloat16: "one_query_bfloat16"}
-ONE_QUERY = Function("OneQueryCall", DTYPES)
+DTYPES = {torch.float32: "decode_attention_float32", torch.bfloat16: "decode_attention_bfloat16"}
+DECODE_ATTENTION = Function(
+    "DecodeAttentionCall",
+    DTYPES,
+    "q k v mask y batch num_heads num_kv_heads keys head_dim k_strides v_strides mask_strides",
+)
 WIDTH = 32  # of which head_dim must be a multiple: two vectors of the widest processors
 
 
-def one_query(
+def decode_attention(
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -28,33 +32,33 @@ def one_query(
     window: int | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
-    """Attention of (batch, heads, 1, head_dim) to (batch, groups, keys, head_dim): the one query is the last place.
+    """Attention of (batch, heads, 1, head_dim) to (batch, kv_heads, keys, head_dim): the query is the last token.
 
     mask: (1, keys) or (batch or 1, 1, 1, keys), True = may attend.
     """
     if window is not None:
         mask = visible(query, key, mask, causal=causal, window=window)
     query = query.contiguous()
-    batch, heads, _, head_dim = query.shape
+    batch, num_heads, _, head_dim = query.shape
     y = torch.empty_like(query)
     mask_strides = (0, 0)
     if mask is not None:
         mask_strides = (mask.stride(0) if mask.ndim == 4 and mask.shape[0] > 1 else 0, mask.stride(-1))
-    ONE_QUERY.call(
+    DECODE_ATTENTION.call(
         query.dtype,
-        q=query.data_ptr(),
-        k=key.data_ptr(),
-        v=value.data_ptr(),
-        mask=0 if mask is None else mask.data_ptr(),
-        y=y.data_ptr(),
-        batch=batch,
-        heads=heads,
-        groups=key.shape[1],
-        keys=key.shape[2],
-        head_dim=head_dim,
-        k_strides=key.stride()[:3],
-        v_strides=value.stride()[:3],
-        mask_strides=mask_strides,
+        query.data_ptr(),
+        key.data_ptr(),
+        value.data_ptr(),
+        0 if mask is None else mask.data_ptr(),
+        y.data_ptr(),
+        batch,
+        num_heads,
+        key.shape[1],
+        key.shape[2],
+        head_dim,
+        key.stride()[:3],
+        value.stride()[:3],
+        mask_strides,
     )
     return y
 
@@ -69,9 +73,9 @@ def supports(
     window: int | None = None,
     dropout: float = 0.0,
 ) -> bool:
-    """Whether it is one query that needs no gradient, over plain tensors that lie as a cache has them."""
+    """Whether it is one query per head that needs no gradient, over plain tensors laid out as in a cache."""
     return (
-        computes_now()  # first: while compiling, a size that is compared is one that is compiled for
+        computes_now()  # first: torch.compile specialises on a size that is compared
         and query.shape[-2] == 1
         and query.ndim == 4
         and not dropout
@@ -83,7 +87,7 @@ def supports(
         and 0 not in key.shape
         and query.shape[-1] % WIDTH == 0
         and (mask is None or _is_of_rows(mask))
-        and query.dtype in ONE_QUERY.available()
+        and query.dtype in DECODE_ATTENTION.available()
     )
 
 
@@ -96,7 +100,7 @@ KERNEL = Kernel(
     op="scaled_dot_product_attention",
     devices=("cpu",),
     dtypes=tuple(DTYPES),
-    run=one_query,
+    run=decode_attention,
     supports=supports,
     unavailable_reason=native.unavailable_reason,
     in_library=True,

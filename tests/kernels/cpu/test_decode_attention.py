@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 import prenorm.functional as F
 from prenorm import ModelConfig, TransformerLM, use_backend
+from prenorm.kernels.cpu import decode_attention as kernel
 from prenorm.kernels.cpu import native
-from prenorm.kernels.cpu import one_query as kernel
 from prenorm.ops import backends
 from prenorm.ops.attention import _formula
 
@@ -44,7 +44,7 @@ def test_values_are_right(batch, heads, keys, head_dim, dtype, masked, seed):
     shape = {"none": None, "one": (1, keys), "rows": (batch, 1, 1, keys)}[masked]
     mask = None if shape is None else torch.rand(shape, generator=drawn) < 0.6
     assert kernel.supports(*given, mask)
-    y, expected = kernel.one_query(*given, mask, causal=True), oracle(*given, mask)
+    y, expected = kernel.decode_attention(*given, mask, causal=True), oracle(*given, mask)
     assert y.dtype == dtype
     size = max(1.0, abs(expected).max())
     assert abs(array(y) - expected).max() <= size * (2e-6 if dtype == torch.float32 else 2**-8)
@@ -54,9 +54,9 @@ def test_values_are_right(batch, heads, keys, head_dim, dtype, masked, seed):
 @pytest.mark.parametrize("keys", [7, 192, 2000])
 def test_it_is_float32_and_rounded_once(keys, loud):
     given = inputs(2, 8, 2, keys, 64, loud=loud)
-    assert_accurate(kernel.one_query(*given, None, causal=True), oracle(*given), _formula(*given, None, 0.0))
+    assert_accurate(kernel.decode_attention(*given, None, causal=True), oracle(*given), _formula(*given, None, 0.0))
     given = inputs(2, 8, 2, keys, 64, loud=loud, dtype=torch.bfloat16)
-    assert_rounded_once(kernel.one_query(*given, None, causal=True), oracle(*given))
+    assert_rounded_once(kernel.decode_attention(*given, None, causal=True), oracle(*given))
 
 
 def test_exponentials_are_right_down_to_nothing():
@@ -68,7 +68,7 @@ def test_exponentials_are_right_down_to_nothing():
         part = torch.zeros(1, 1, 1000, 32)
         columns = value[:, start : start + 32]
         part[0, 0, :, : columns.shape[1]] = columns
-        weights = kernel.one_query(query, key, part, None, causal=True)[0, 0, 0, : columns.shape[1]].double()
+        weights = kernel.decode_attention(query, key, part, None, causal=True)[0, 0, 0, : columns.shape[1]].double()
         expected = (-differences.double()).softmax(0)[start : start + 32]
         torch.testing.assert_close(weights, expected, rtol=2e-5, atol=2e-38)  # the scores were rounded, too
 
@@ -78,7 +78,7 @@ def test_who_may_attend_to_nothing_gets_zeros_and_no_one_hears_what_is_hidden():
     mask = torch.zeros(2, 1, 1, 20, dtype=torch.bool)
     mask[1, ..., :5] = True
     key[:, :, 5:], value[:, :, 5:] = 1e30, 1e30
-    y = kernel.one_query(query, key, value, mask, causal=True)
+    y = kernel.decode_attention(query, key, value, mask, causal=True)
     assert (y[0] == 0).all()
     torch.testing.assert_close(y[1:], _formula(query[1:], key[1:, :, :5], value[1:, :, :5], None, 0.0))
 
@@ -86,7 +86,7 @@ def test_who_may_attend_to_nothing_gets_zeros_and_no_one_hears_what_is_hidden():
 def test_what_is_no_number_is_seen():
     query, key, value = inputs(1, 2, 2, 20, 32)
     key[0, 0, 3, 1] = torch.nan
-    y = kernel.one_query(query, key, value, None, causal=True)
+    y = kernel.decode_attention(query, key, value, None, causal=True)
     assert y[0, 0].isnan().all()
     assert not y[0, 1].isnan().any()
 
@@ -94,13 +94,13 @@ def test_what_is_no_number_is_seen():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_depends_on_no_other_row_and_on_no_thread(dtype):
     query, key, value = inputs(3, 8, 2, 700, 64, dtype=dtype)
-    together = kernel.one_query(query, key, value, None, causal=True)
+    together = kernel.decode_attention(query, key, value, None, causal=True)
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
             for row in range(3):
-                alone = kernel.one_query(query[row, None], key[row, None], value[row, None], None, causal=True)
+                alone = kernel.decode_attention(query[row, None], key[row, None], value[row, None], None, causal=True)
                 assert torch.equal(alone[0], together[row])
     finally:
         torch.set_num_threads(threads)
@@ -137,7 +137,7 @@ class Looked(torch.Tensor):
 def test_the_op_takes_it():
     query, key, value = inputs(2, 4, 2, 20, 32)
     ours = backends.choose("scaled_dot_product_attention", query, key, value, None, causal=True, dropout=0.0)
-    assert ours is kernel.one_query
+    assert ours is kernel.decode_attention
     y = F.scaled_dot_product_attention(query, key, value, causal=True, window=5)
     torch.testing.assert_close(y, _formula(query, key[:, :, -5:], value[:, :, -5:], None, 0.0))
 

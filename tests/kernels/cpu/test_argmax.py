@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from prenorm import explain, use_backend
 from prenorm.generation.sampling import Sampling
-from prenorm.kernels.cpu import largest as kernel
+from prenorm.kernels.cpu import argmax as kernel
 from prenorm.kernels.cpu import native
 from prenorm.ops import backends
 
@@ -35,14 +35,14 @@ def test_it_finds_the_first_of_the_largest(rows, width, dtype, seed, limit):
     x = (integers(rows, width, limit=limit, seed=seed) - limit // 2).to(dtype)  # with few numbers many are equal
     assert kernel.supports(x)
     wide = x.double().numpy()
-    assert kernel.largest(x).tolist() == [row.tolist().index(row.max()) for row in wide] == formula(x).tolist()
+    assert kernel.argmax(x).tolist() == [row.tolist().index(row.max()) for row in wide] == formula(x).tolist()
 
 
 @given(widths, dtypes, seeds, st.sampled_from([math.nan, math.inf, -math.inf]), st.floats(0, 0.999))
 def test_what_is_no_number_is_no_choice(width, dtype, seed, number, where):
     x = normal(3, width, seed=seed).to(dtype)
     x[1, int(where * width)] = number
-    places = kernel.largest(x)
+    places = kernel.argmax(x)
     assert torch.equal(places, formula(x))
     assert (places[1] == -1) == (number != -math.inf or width == 1)
     assert (places[::2] >= 0).all()
@@ -51,9 +51,9 @@ def test_what_is_no_number_is_no_choice(width, dtype, seed, number, where):
 @every_dtype
 def test_nothing_but_minus_infinity_is_no_choice(dtype):
     x = torch.full((2, 100), -math.inf, dtype=dtype)
-    assert kernel.largest(x).tolist() == [-1, -1]
+    assert kernel.argmax(x).tolist() == [-1, -1]
     x[1, 70] = torch.finfo(dtype).min
-    assert kernel.largest(x).tolist() == [-1, 70]
+    assert kernel.argmax(x).tolist() == [-1, 70]
 
 
 @every_dtype
@@ -61,13 +61,13 @@ def test_any_dims_and_layouts_and_threads(dtype):
     x = normal(3, 4, 5000).to(dtype)
     expected = formula(x)
     assert expected.shape == (3, 4)
-    assert torch.equal(kernel.largest(x.mT.contiguous().mT), expected)
-    assert kernel.largest(x[1, 2]).item() == expected[1, 2]
+    assert torch.equal(kernel.argmax(x.mT.contiguous().mT), expected)
+    assert kernel.argmax(x[1, 2]).item() == expected[1, 2]
     before = torch.get_num_threads()
     try:
         for threads in (1, 3):
             torch.set_num_threads(threads)
-            assert torch.equal(kernel.largest(x), expected)
+            assert torch.equal(kernel.argmax(x), expected)
     finally:
         torch.set_num_threads(before)
 
@@ -76,14 +76,14 @@ def test_any_dims_and_layouts_and_threads(dtype):
 def test_another_default_device_changes_nothing(dtype):
     x = normal(2, 50).to(dtype)
     with torch.device("meta"):
-        assert torch.equal(kernel.largest(x), formula(x))
+        assert torch.equal(kernel.argmax(x), formula(x))
 
 
 def test_the_greedy_choice_takes_it():
     x = normal(2, 50, dtype=torch.float32)
-    assert backends.choose("largest", x) is kernel.largest
+    assert backends.choose("argmax", x) is kernel.argmax
     for refused in (x.double(), x[:0], torch.complex(x, x).conj().imag, x.to("meta")):
-        assert backends.choose("largest", refused) is None
+        assert backends.choose("argmax", refused) is None
         if refused.device.type == "cpu":
             assert torch.equal(greedy(refused), formula(refused))
-    assert any(choice.op == "largest" for choice in explain())
+    assert any(choice.op == "argmax" for choice in explain())

@@ -1,8 +1,8 @@
-// Where the largest number of each row is, the first of equal ones: the greedy choice among logits.
+// The index of each row's maximum, the first of equal ones: the greedy choice among logits.
 //
-// A row that holds NaN, or whose largest number is not finite, gives -1. Built by build.py.
+// A row that holds NaN, or whose maximum is not finite, gives -1. Built by build.py.
 
-#include "largest.h"
+#include "row_max.h"
 
 namespace {
 
@@ -20,13 +20,13 @@ inline bool holds_nan(const T *x, int64_t width) {
 }
 
 template <typename T>
-inline int64_t place_of_largest(const T *x, int64_t width) {
+inline int64_t first_maximum(const T *x, int64_t width) {
     float most = -INFINITY;
     int64_t at = -1;
     for (int64_t start = 0; start < width; start += CHUNK) {
         const int64_t count = start + CHUNK < width ? CHUNK : width - start;
         if (holds_nan(x + start, count)) return -1;
-        const float here = largest(x + start, count);
+        const float here = row_max(x + start, count);
         if (here > most) most = here, at = start;
     }
     if (at < 0 || most == INFINITY) return -1;
@@ -39,10 +39,10 @@ inline int64_t place_of_largest(const T *x, int64_t width) {
 // What Python calls.
 
 #define FOR_DTYPE(T, NAME)                                                                                             \
-    extern "C" int largest_##NAME(const LargestCall *call) {                                                           \
-        in_parts(call->rows, call->width, call->threads, [=](int64_t, int64_t start, int64_t stop) {                   \
+    extern "C" int argmax_##NAME(const ArgmaxCall *call) {                                                             \
+        parallel_for(call->rows, call->width, call->threads, [=](int64_t, int64_t start, int64_t stop) {               \
             for (int64_t row = start; row < stop; ++row)                                                               \
-                call->places[row] = place_of_largest((const T *)call->x + row * call->width, call->width);             \
+                call->indices[row] = first_maximum((const T *)call->x + row * call->width, call->width);               \
         });                                                                                                            \
         return 0;                                                                                                      \
     }

@@ -1,6 +1,6 @@
-"""Products of large matrices that lie in memory in any order, in C++ (product.cpp): gradients of weights.
+"""Products of large matrices that lie in memory in any order, in C++ (matmul.cpp): gradients of weights.
 
-The gradient of a weight is a product of two transposes, at which MKL and oneDNN are slower than at others; and theirs
+The gradient of a weight is a matmul of two transposes, at which MKL and oneDNN are slower than at others; and theirs
 in bfloat16 is rounded before it can be added to a sum.
 """
 
@@ -16,23 +16,23 @@ from .processor import AMD, ZEN_4, processor
 
 # `make bench-linear`: on Zen 4, and from so many rows on, the fastest at gradients of weights.
 ZEN_4_HERE = processor() == (AMD, ZEN_4) and is_avx512_supported()
-LEAST_ROWS = 64
-DTYPES = {torch.float32: "product_float32", torch.bfloat16: "product_bfloat16"}
-PRODUCT = Function("ProductCall", DTYPES)
+MIN_ROWS = 64
+DTYPES = {torch.float32: "matmul_float32", torch.bfloat16: "matmul_bfloat16"}
+MATMUL = Function("MatmulCall", DTYPES, "a b c rows columns depth a_strides b_strides c_stride add")
 
 
-def product(a: Tensor, b: Tensor) -> Tensor:
+def matmul(a: Tensor, b: Tensor) -> Tensor:
     """a b in float32, of float32 or bfloat16: each sum in the order of the inner dim, on any number of threads."""
     return _multiply(a, b, a.new_empty(a.shape[0], b.shape[1], dtype=torch.float32), add=False)
 
 
-def add_product_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
+def addmm_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
     """total += a b, for a total of float32, without a pass of its own over it."""
     return _multiply(a, b, total, add=True)
 
 
 def supports(a: Tensor, b: Tensor) -> bool:
-    """Whether these are ordinary, large matrices of a CPU on which it is the fastest, and it can be built here."""
+    """Whether these are ordinary, large matrices on a CPU where it is the fastest, and there is a library."""
     return (
         ZEN_4_HERE
         and is_plain(a, b)
@@ -40,47 +40,47 @@ def supports(a: Tensor, b: Tensor) -> bool:
         and b.is_cpu
         and a.ndim == b.ndim == 2
         and a.dtype == b.dtype
-        and a.shape[1] == b.shape[0] >= LEAST_ROWS
+        and a.shape[1] == b.shape[0] >= MIN_ROWS
         and a.numel() > 0
         and b.numel() > 0
-        and not a.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not a.is_neg()  # a view of complex numbers whose memory must be negated
         and not b.is_neg()
-        and a.dtype in PRODUCT.available()
+        and a.dtype in MATMUL.available()
     )
 
 
 def unavailable_reason() -> str:
     """Why it does not run on this machine; empty where it does."""
     if not ZEN_4_HERE:
-        return "it was measured to be the fastest on AMD's Zen 4 alone, which this is not"
+        return "it was measured to be the fastest only on AMD's Zen 4, and this is not one"
     return native.unavailable_reason()
 
 
 def _multiply(a: Tensor, b: Tensor, c: Tensor, *, add: bool) -> Tensor:
-    PRODUCT.call(
+    MATMUL.call(
         a.dtype,
-        a=a.data_ptr(),
-        b=b.data_ptr(),
-        c=c.data_ptr(),
-        rows=c.shape[0],
-        columns=c.shape[1],
-        depth=a.shape[1],
-        a_strides=a.stride(),
-        b_strides=b.stride(),
-        c_stride=c.stride(0),
-        add=add,
+        a.data_ptr(),
+        b.data_ptr(),
+        c.data_ptr(),
+        c.shape[0],
+        c.shape[1],
+        a.shape[1],
+        a.stride(),
+        b.stride(),
+        c.stride(0),
+        add,
     )
     return c
 
 
 KERNEL = Kernel(
-    op="add_product",
+    op="addmm",
     devices=("cpu",),
     dtypes=tuple(DTYPES),
-    run=add_product_,
+    run=addmm_,
     supports=supports,
     unavailable_reason=unavailable_reason,
     in_library=True,
     gain="the gradient of the head's weight, added to as it is multiplied, in C++ (make bench-training)",
-    fallback="PyTorch's product and a pass to add it: 1.3 times as long, in bfloat16 1.7 times",
+    fallback="PyTorch's matmul and a pass to add it: 1.3 times as long, in bfloat16 1.7 times",
 )

@@ -10,8 +10,9 @@
 namespace {
 
 template <typename T>
-void few_rows(const T *x, const T *w, const T *bias, T *y, int64_t rows, int64_t in, int64_t out, int64_t threads) {
-    in_parts(out, in, threads, [=](int64_t, int64_t start, int64_t stop) {
+void skinny_linear(const T *x, const T *w, const T *bias, T *y, int64_t rows, int64_t in, int64_t out,
+                   int64_t threads) {
+    parallel_for(out, in, threads, [=](int64_t, int64_t start, int64_t stop) {
         with_rows(rows, [=](auto n) {
             multiply_weight<n.value>(x, w + start * in, in, stop - start, [=](int r, int64_t c, float sum) {
                 put(y + r * out + start + c, bias ? sum + value(bias[start + c]) : sum);
@@ -25,9 +26,9 @@ void few_rows(const T *x, const T *w, const T *bias, T *y, int64_t rows, int64_t
 // What Python calls.
 
 #define FOR_DTYPE(T, NAME)                                                                                             \
-    extern "C" int few_rows_##NAME(const FewRowsCall *call) {                                                          \
-        few_rows((const T *)call->x, (const T *)call->weight, (const T *)call->bias, (T *)call->y, call->rows,         \
-                 call->in_features, call->out_features, call->threads);                                                \
+    extern "C" int skinny_linear_##NAME(const SkinnyLinearCall *call) {                                                \
+        skinny_linear((const T *)call->x, (const T *)call->weight, (const T *)call->bias, (T *)call->y, call->rows,    \
+                      call->in_features, call->out_features, call->threads);                                           \
         return 0;                                                                                                      \
     }
 

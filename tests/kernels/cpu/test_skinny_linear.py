@@ -6,15 +6,15 @@ from torch import nn
 
 import prenorm.functional as F
 from prenorm import Linear, use_backend
-from prenorm.kernels.cpu import few_rows as kernel
 from prenorm.kernels.cpu import native
+from prenorm.kernels.cpu import skinny_linear as kernel
 from prenorm.ops import backends
 
 from ...oracle.inputs import layouts, normal, seeds
 from ...oracle.tolerance import array, assert_accurate, assert_rounded_once, assert_rounding_alone
 
 sizes = st.sampled_from([1, 2, 3, 7, 8, 16, 31, 33, 64, 100])
-rows = st.integers(1, kernel.MOST_ROWS)
+rows = st.integers(1, kernel.MAX_ROWS)
 narrow = st.sampled_from([torch.float32, torch.bfloat16])
 
 pytestmark = pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
@@ -34,30 +34,30 @@ def oracle(x, weight, bias):
 @given(rows, sizes, sizes, narrow, layouts, seeds, st.booleans())
 def test_values_are_right(count, d_in, d_out, dtype, layout, seed, bias):
     given = inputs(count, d_in=d_in, d_out=d_out, dtype=dtype, layout=layout, seed=seed, bias=bias)
-    y = kernel.few_rows(*given)
+    y = kernel.skinny_linear(*given)
     assert (y.shape, y.dtype) == ((count, d_out), dtype)
     assert_rounding_alone(y, oracle(*given), dtype, terms=4096 if dtype == torch.float32 else 4)
 
 
-@pytest.mark.parametrize("count", range(1, kernel.MOST_ROWS + 1))
+@pytest.mark.parametrize("count", range(1, kernel.MAX_ROWS + 1))
 @pytest.mark.parametrize(("d_in", "d_out"), [(2048, 700), (4097, 333)])
 def test_sums_are_float32_and_rounded_once(count, d_in, d_out):
     wide = inputs(count, d_in=d_in, d_out=d_out)
-    assert_accurate(kernel.few_rows(*wide), oracle(*wide), nn.functional.linear(*wide))
+    assert_accurate(kernel.skinny_linear(*wide), oracle(*wide), nn.functional.linear(*wide))
     given = inputs(count, d_in=d_in, d_out=d_out, dtype=torch.bfloat16)
-    assert_rounded_once(kernel.few_rows(*given), oracle(*given))
+    assert_rounded_once(kernel.skinny_linear(*given), oracle(*given))
 
 
-@pytest.mark.parametrize("rows", range(1, kernel.MOST_ROWS + 1))
+@pytest.mark.parametrize("rows", range(1, kernel.MAX_ROWS + 1))
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_row_depends_on_no_other_row_and_on_no_thread(dtype, rows):
     x, weight, bias = inputs(rows, d_in=1000, d_out=999, dtype=dtype)
-    alone = torch.stack([kernel.few_rows(one.expand(rows, -1), weight, bias)[i] for i, one in enumerate(x)])
+    alone = torch.stack([kernel.skinny_linear(one.expand(rows, -1), weight, bias)[i] for i, one in enumerate(x)])
     threads = torch.get_num_threads()
     try:
         for count in (1, 2, 3):
             torch.set_num_threads(count)
-            assert torch.equal(kernel.few_rows(x, weight, bias), alone)
+            assert torch.equal(kernel.skinny_linear(x, weight, bias), alone)
     finally:
         torch.set_num_threads(threads)
 
@@ -66,7 +66,7 @@ def test_a_row_depends_on_no_other_row_and_on_no_thread(dtype, rows):
 def test_what_is_no_number_stays_where_it_is(dtype):
     x, weight, _ = inputs(3, d_in=70, d_out=40, dtype=dtype, bias=False)
     x[1, 69], weight[7, 3] = torch.inf, torch.nan
-    y, expected = kernel.few_rows(x, weight, None), nn.functional.linear(x.float(), weight.float())
+    y, expected = kernel.skinny_linear(x, weight, None), nn.functional.linear(x.float(), weight.float())
     assert torch.equal(y.isnan(), expected.isnan())
     assert torch.equal(y.isinf(), expected.isinf())
     assert y.isnan().sum() == 3
@@ -133,8 +133,8 @@ class Looked(torch.Tensor):
 
 def test_the_op_takes_it_for_few_rows_without_gradients():
     x, weight, _ = inputs(8, d_in=8, d_out=6, bias=False)
-    assert backends.choose("linear", x, weight, None) is kernel.few_rows
-    assert backends.choose("linear", x.repeat(2, 1), weight, None) is not kernel.few_rows
+    assert backends.choose("linear", x, weight, None) is kernel.skinny_linear
+    assert backends.choose("linear", x.repeat(2, 1), weight, None) is not kernel.skinny_linear
     with use_backend("reference"):
         assert backends.choose("linear", x, weight, None) is None
 
@@ -142,5 +142,5 @@ def test_the_op_takes_it_for_few_rows_without_gradients():
 def test_a_bias_may_have_gaps():
     x, weight, _ = inputs(2, d_in=8, d_out=6)
     bias = normal(12, dtype=torch.float32)[::2]
-    assert backends.choose("linear", x, weight, bias) is kernel.few_rows
+    assert backends.choose("linear", x, weight, bias) is kernel.skinny_linear
     assert_rounding_alone(F.linear(x, weight, bias), oracle(x, weight, bias), torch.float32)

@@ -1,6 +1,6 @@
-"""Products of a few rows with a large weight, in C++ (few_rows.cpp): decoding, at the speed at which memory is read.
+"""The linear map of 1 to 8 rows, as in decoding, in C++ (skinny_linear.cpp): the weight is read at memory speed.
 
-PyTorch reads a weight at half that speed for one row, and at a fifth of it for eight.
+PyTorch reads a weight at half of that speed for one row, at a fifth for eight.
 """
 
 import torch
@@ -13,36 +13,36 @@ from . import native
 from .calls import Function
 from .header import CONSTANTS
 
-DTYPES = {torch.float32: "few_rows_float32", torch.bfloat16: "few_rows_bfloat16"}
-FEW_ROWS = Function("FewRowsCall", DTYPES)
-MOST_ROWS = CONSTANTS["MOST_ROWS"]
+DTYPES = {torch.float32: "skinny_linear_float32", torch.bfloat16: "skinny_linear_bfloat16"}
+SKINNY_LINEAR = Function("SkinnyLinearCall", DTYPES, "x weight bias y rows in_features out_features")
+MAX_ROWS = CONSTANTS["MAX_ROWS"]
 is_autocast_enabled = torch.is_autocast_enabled
 
 
-def few_rows(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b, (..., in) to (..., out), summed in float32 and rounded once; without gradients."""
     x = x.contiguous()
     out_features, in_features = weight.shape
     y = x.new_empty((*x.shape[:-1], out_features))
-    bias = None if bias is None else bias.contiguous()  # held until the call is over
-    FEW_ROWS.call(
+    bias = None if bias is None else bias.contiguous()  # kept alive during the call
+    SKINNY_LINEAR.call(
         x.dtype,
-        x=x.data_ptr(),
-        weight=weight.data_ptr(),
-        bias=0 if bias is None else bias.data_ptr(),
-        y=y.data_ptr(),
-        rows=x.numel() // in_features,
-        in_features=in_features,
-        out_features=out_features,
+        x.data_ptr(),
+        weight.data_ptr(),
+        0 if bias is None else bias.data_ptr(),
+        y.data_ptr(),
+        x.numel() // in_features,
+        in_features,
+        out_features,
     )
     return y
 
 
 def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether these are 1 to 8 rows of a CPU that need no gradient, and there is code for them here."""
+    """Whether these are 1 to 8 rows on a CPU that need no gradient, of dtypes and layouts that the code supports."""
     return (
-        computes_now()  # first: while compiling, a size that is compared is one that is compiled for
-        and 0 < x.numel() <= MOST_ROWS * x.shape[-1]
+        computes_now()  # first: torch.compile specialises on a size that is compared
+        and 0 < x.numel() <= MAX_ROWS * x.shape[-1]
         and not (
             torch.is_grad_enabled()
             and (x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad))
@@ -56,7 +56,7 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         and weight.is_contiguous()
         and weight.numel() > 0
         and weight.shape[1] == x.shape[-1]
-        and not x.is_neg()  # a view of complex numbers: what lies in memory is to be negated
+        and not x.is_neg()  # a view of complex numbers whose memory must be negated
         and not weight.is_neg()
         and (
             bias is None
@@ -64,7 +64,7 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         )
         and not (bias is not None and bias.is_neg())
         and not is_autocast_enabled("cpu")
-        and x.dtype in FEW_ROWS.available()
+        and x.dtype in SKINNY_LINEAR.available()
     )
 
 
@@ -72,7 +72,7 @@ KERNEL = Kernel(
     op="linear",
     devices=("cpu",),
     dtypes=tuple(DTYPES),
-    run=few_rows,
+    run=skinny_linear,
     supports=supports,
     unavailable_reason=native.unavailable_reason,
     in_library=True,

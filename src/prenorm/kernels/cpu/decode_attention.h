@@ -1,4 +1,4 @@
-// softmax(q K^T / sqrt(head_dim)) V for the queries of one group of heads; scores, softmax and sums in float32.
+// softmax(q K^T / sqrt(head_dim)) V for the query heads that share a key head; scores, softmax and sums in float32.
 
 #pragma once
 
@@ -8,8 +8,8 @@
 
 namespace {
 
-// Scores -> weights that are not divided by their sum yet, and that sum; masked ones are -infinity.
-inline float soften(float *scores, int64_t count) {
+// Scores to softmax weights before the division by their sum, which is returned; masked scores are -infinity.
+inline float exponentiate(float *scores, int64_t count) {
     float most = -INFINITY;
     for (int64_t i = 0; i < count; ++i) most = scores[i] > most ? scores[i] : most;
     if (most == -INFINITY) most = 0;  // nothing to attend to
@@ -22,15 +22,15 @@ inline float soften(float *scores, int64_t count) {
         sum += here;
         memcpy(scores + i, &here, some * sizeof(float));
     }
-    return add_up(sum);
+    return sum_lanes(sum);
 }
 
-constexpr int64_t VALUES_AHEAD = 16;  // which the processor is asked for
+constexpr int64_t VALUES_AHEAD = 16;  // to prefetch
 
-// The first STEPS steps of all values, weighted and summed, to y.
+// The weighted sum of all values, their first STEPS steps, to y.
 template <int ROWS, int STEPS, typename T>
-inline void average(const float *weights, const float *inverse, const T *v, int64_t v_seq, T *y, int64_t keys,
-                    int64_t head_dim) {
+inline void weighted_sum(const float *weights, const float *inverse, const T *v, int64_t v_seq, T *y, int64_t keys,
+                         int64_t head_dim) {
     Pair sums[ROWS][STEPS] = {};
     for (int64_t key = 0; key < keys; ++key) {
         for (int i = 0; i < STEPS; ++i) {
@@ -58,14 +58,14 @@ inline void attend(const T *q, const T *k, int64_t k_seq, const T *v, int64_t v_
     });
     float inverse[ROWS];
     for (int r = 0; r < ROWS; ++r) {
-        const float sum = soften(scores + r * keys, keys);
+        const float sum = exponentiate(scores + r * keys, keys);
         inverse[r] = sum == 0 ? 0 : 1 / sum;
     }
     constexpr int WIDE = ROWS <= 2 ? 2 : 1;  // steps: as many as the registers hold sums
     int64_t d = 0;
     for (; d + WIDE * STEP <= head_dim; d += WIDE * STEP)
-        average<ROWS, WIDE>(scores, inverse, v + d, v_seq, y + d, keys, head_dim);
-    for (; d < head_dim; d += STEP) average<ROWS, 1>(scores, inverse, v + d, v_seq, y + d, keys, head_dim);
+        weighted_sum<ROWS, WIDE>(scores, inverse, v + d, v_seq, y + d, keys, head_dim);
+    for (; d < head_dim; d += STEP) weighted_sum<ROWS, 1>(scores, inverse, v + d, v_seq, y + d, keys, head_dim);
 }
 
 }  // namespace

@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 
 import prenorm.functional as F
 from prenorm import use_backend
+from prenorm.kernels.cpu import matmul as kernel
 from prenorm.kernels.cpu import native
-from prenorm.kernels.cpu import product as kernel
 from prenorm.ops import backends
 
 from ...oracle.inputs import integers, normal, seeds
@@ -41,12 +41,12 @@ def inputs(m, k, n, *, dtype=torch.float32, seed=0, order=("rows", "rows")):
 def test_products_and_sums_with_them_are_right(m, n, k, order, dtype, seed):
     a, b = inputs(m, k, n, dtype=dtype, seed=seed, order=order)
     expected = array(a) @ array(b)
-    c = kernel.product(a, b)
+    c = kernel.matmul(a, b)
     assert c.dtype == torch.float32
     assert_rounding_alone(c, expected, torch.float32)
     total = normal(m, 2 * n, seed=seed + 2, dtype=torch.float32)[:, :n]  # with other numbers between its rows
     whole = total._base.clone()
-    kernel.add_product_(total, a, b)
+    kernel.addmm_(total, a, b)
     assert_rounding_alone(total, array(whole[:, :n]) + expected, torch.float32)
     assert torch.equal(total._base[:, n:], whole[:, n:])
 
@@ -55,7 +55,7 @@ def test_products_and_sums_with_them_are_right(m, n, k, order, dtype, seed):
 @pytest.mark.parametrize(("m", "k", "n"), [(300, 2048, 256), (768, 131, 100), (64, 10_000, 64)])
 def test_they_are_as_accurate_as_pytorchs(m, k, n, dtype):
     a, b = inputs(m, k, n, dtype=dtype, order=("columns", "rows"))
-    assert_accurate(kernel.product(a, b), array(a) @ array(b), a.float() @ b.float())
+    assert_accurate(kernel.matmul(a, b), array(a) @ array(b), a.float() @ b.float())
 
 
 @every_dtype
@@ -65,9 +65,9 @@ def test_any_number_of_threads_gives_the_same_bits(count, dtype):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(1)
-        alone = kernel.product(a, b)
+        alone = kernel.matmul(a, b)
         torch.set_num_threads(count)
-        assert torch.equal(kernel.product(a, b), alone)
+        assert torch.equal(kernel.matmul(a, b), alone)
     finally:
         torch.set_num_threads(before)
 
@@ -77,7 +77,7 @@ def test_any_number_of_threads_gives_the_same_bits(count, dtype):
 def test_what_is_no_number_stays_in_its_row_and_column(order, dtype):
     a, b = inputs(20, 70, 40, dtype=dtype, order=(order, order))
     a[3, 69], b[5, 39] = torch.nan, torch.inf
-    c, expected = kernel.product(a, b), a.float() @ b.float()
+    c, expected = kernel.matmul(a, b), a.float() @ b.float()
     assert torch.equal(c.isnan(), expected.isnan())
     assert torch.equal(c.isinf(), expected.isinf())
 
@@ -88,7 +88,7 @@ class Subclass(torch.Tensor):
 
 def test_it_takes_what_it_can_and_nothing_else(monkeypatch):
     monkeypatch.setattr(kernel, "ZEN_4_HERE", True)
-    a, b = inputs(5, kernel.LEAST_ROWS, 6)
+    a, b = inputs(5, kernel.MIN_ROWS, 6)
     assert kernel.supports(a, b)
     assert kernel.supports(a.bfloat16(), b.bfloat16())
     assert kernel.supports(laid(a, "columns"), laid(b, "every second"))
@@ -117,7 +117,7 @@ def test_the_loss_and_linear_have_the_same_gradients_with_it(order, narrow, monk
     monkeypatch.setattr(kernel, "ZEN_4_HERE", True)
     x, weight = (laid(normal(*shape, dtype=torch.float32), order).requires_grad_() for shape in ((200, 64), (500, 64)))
     targets = integers(200, limit=500)
-    assert backends.choose("add_product", x.detach().t(), x.detach()) is kernel.add_product_
+    assert backends.choose("addmm", x.detach().t(), x.detach()) is kernel.addmm_
 
     def gradients():
         with torch.autocast("cpu", torch.bfloat16, enabled=narrow):

@@ -1,4 +1,4 @@
-// The largest number of a row, which may be of any length.
+// The maximum of a row of any length.
 
 #pragma once
 
@@ -9,11 +9,11 @@
 
 namespace {
 
-inline Pair larger(Pair a, Pair b) {
+inline Pair maximum(Pair a, Pair b) {
     return {a.first > b.first ? a.first : b.first, a.second > b.second ? a.second : b.second};
 }
 
-// The last numbers of a row, and -infinity after them, which is no number's maximum and has no exponential.
+// The last `count` numbers of a row, then -infinity, which changes no maximum and whose exponential is 0.
 template <typename T>
 inline Pair load_rest(const T *from, int64_t count) {
     T padded[STEP];
@@ -22,7 +22,7 @@ inline Pair load_rest(const T *from, int64_t count) {
     return load(padded);
 }
 
-// run(place, how many) for every step, of which the last may be short.
+// run(start, count) for every step; the last may be short.
 template <typename Run>
 inline void by_steps(int64_t start, int64_t stop, Run run) {
     int64_t i = start;
@@ -35,11 +35,11 @@ inline Pair read(const T *from, int64_t count) {
     return count == STEP ? load(from) : load_rest(from, count);
 }
 
-// NaN is passed over.
+// Ignores NaN.
 template <typename T>
-inline float largest(const T *x, int64_t width) {
+inline float row_max(const T *x, int64_t width) {
     Pair most = Pair{} + -INFINITY;
-    by_steps(0, width, [&](int64_t i, auto count) { most = larger(read(x + i, count), most); });
+    by_steps(0, width, [&](int64_t i, auto count) { most = maximum(read(x + i, count), most); });
     float all[STEP], one = -INFINITY;
     store<false>(all, most);
     for (const float v : all) one = v > one ? v : one;
