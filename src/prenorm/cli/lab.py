@@ -11,6 +11,7 @@ import tyro
 from ..errors import ConfigError
 from ..validation import check_size
 from .flags import flags_from
+from .trained_model import open_model
 
 if TYPE_CHECKING:  # loads torch, which --help does not wait for
     from ..lab.experiment import Experiment
@@ -81,7 +82,24 @@ class Rope(Sweep):
     """Do scores see only distances, and what do bfloat16 tables do to far positions?"""
 
 
-Flags = Depth | Norm | Activation | Checkpointing | Rope
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Attention:
+    """Who attends to whom, how the stream grows, and what each layer would say: a page for one prompt."""
+
+    run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
+    """A folder with config.json, weights and tokenizer.json: prenorm train leaves one, Hugging Face has many."""
+
+    prompt: Annotated[str, tyro.conf.arg(metavar="TEXT")]
+    """At most 64 tokens."""
+
+    out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("lab-attention")
+    """A folder for the page, and its figures as JSON and CSV: new, empty, or one of this command's."""
+
+    json: Switch = False
+    """Print the figures as one JSON document, and nothing else."""
+
+
+Flags = Depth | Norm | Activation | Checkpointing | Rope | Attention
 
 
 def parse(argv: list[str]) -> Flags:
@@ -93,10 +111,26 @@ def parse(argv: list[str]) -> Flags:
 
 def run(flags: Flags) -> int:
     """Run an experiment, and say where its page is. Gives the exit code."""
-    return _run_experiment(flags)
+    return _attention(flags) if isinstance(flags, Attention) else _run_experiment(flags)
 
 
-def _run_experiment(flags: Flags) -> int:
+def _attention(flags: Attention) -> int:
+    model, tokenizer = open_model(flags.run)
+    from ..generation.text import TextGenerator
+    from ..lab.attention import MOST_TOKENS, look
+    from ..lab.attention_page import write_attention
+
+    token_ids = TextGenerator(model, tokenizer).encode(flags.prompt)
+    if len(token_ids) > MOST_TOKENS:
+        raise ConfigError(
+            f"a prompt may have at most {MOST_TOKENS} tokens, but has {len(token_ids)}; give a shorter one."
+        )
+    record = write_attention(flags.out, str(flags.run), flags.prompt, look(model, token_ids), token_ids, tokenizer)
+    print(json.dumps(record, indent=2) if flags.json else f"The page: {record['page']}")
+    return 0
+
+
+def _run_experiment(flags: Depth | Norm | Activation | Checkpointing | Rope) -> int:
     workers = flags.workers if isinstance(flags, Sweep) else 1
     if workers is not None:
         check_size("workers", workers)
@@ -117,7 +151,7 @@ def _run_experiment(flags: Flags) -> int:
     return 0
 
 
-def _experiment(flags: Flags) -> "Experiment":
+def _experiment(flags: Depth | Norm | Activation | Checkpointing | Rope) -> "Experiment":
     match flags:
         case Depth():
             return _depth(flags)

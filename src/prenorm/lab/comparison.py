@@ -95,7 +95,8 @@ class Comparison:
             text=[
                 f"Models of depth {self.depth} and width {self.sizes.d_model}, {self.steps} steps of "
                 f"{self.sizes.batch} x {self.sizes.context} bytes, {len(self.seeds)} seeds, the same text for both. "
-                f"Each at its best rate, {names[self.other]} ends {found or 'with no number'} nats a byte above {names[self.ours]}.",
+                f"Each at its best rate, {names[self.other]} ends {found or 'with no number'} nats a byte "
+                f"above {names[self.ours]}.",
             ],
             findings=[Finding(claim, found)],
             drawing=Drawing(name="loss", draw=draw, alt="Held-out loss over the learning rate, a line a variant."),

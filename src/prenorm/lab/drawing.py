@@ -3,9 +3,10 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from .intervals import Numbers
 from .variants import VARIANTS
 
-Line = tuple[Sequence[float], Sequence[float | None]]
+Line = tuple[Numbers, Sequence[int | float | None]]
 MARKERS = "osD^v<>P"
 MOST_MARKERS = 16  # on a line; more would hide it
 
@@ -32,7 +33,7 @@ def within(axes: Any, limits: tuple[float, float]) -> None:
     axes.set_ylim(max(low, limits[0]), min(high, limits[1]))
 
 
-def draw_bars(axes: Any, name: str, x: Sequence[float], means: Sequence[float], halves: Sequence[float]) -> None:
+def draw_bars(axes: Any, name: str, x: Numbers, means: Numbers, halves: Numbers) -> None:
     """A line with the half-width of an interval above and below each point."""
     place = list(VARIANTS).index(name) if name in VARIANTS else 0
     axes.errorbar(x, means, halves, color=f"C{place}", marker=MARKERS[place], markersize=4, capsize=3, label=name)

@@ -7,7 +7,7 @@ import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -19,6 +19,7 @@ from ..locks import lock
 Record = dict[str, Any]
 
 
+@runtime_checkable
 class Cell(Protocol):
     """One measurement: a frozen record of all that its numbers depend on.
 

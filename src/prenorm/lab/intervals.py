@@ -5,6 +5,7 @@ import statistics
 from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
+Numbers = Sequence[int | float]
 Verdict = Literal["agrees", "disagrees", "cannot tell"]
 
 # Student's t, two-sided 95 %, by how many numbers there are but one; more seeds than ten are rare here.
@@ -25,7 +26,7 @@ class Interval(NamedTuple):
         return f"{self.mean:.3g} [{self.low:.3g}, {self.high:.3g}]"
 
 
-def interval(values: Sequence[float]) -> Interval:
+def interval(values: Numbers) -> Interval:
     """The mean and its interval by Student's t. A single value has an interval without ends."""
     mean = statistics.fmean(values)
     if len(values) < 2:
@@ -68,7 +69,7 @@ class Finding(NamedTuple):
         return "disagrees" if measured.high < claim.low or claim.high < measured.low else "cannot tell"
 
 
-def exponent(sizes: Sequence[float], values: Sequence[float | None]) -> float | None:
+def exponent(sizes: Numbers, values: Sequence[int | float | None]) -> float | None:
     """The b of the best fit value = a * size^b, least squares of the logarithms; None where it has no meaning."""
     points = [
         (math.log(size), math.log(value)) for size, value in zip(sizes, values, strict=True) if value and value > 0
@@ -76,6 +77,6 @@ def exponent(sizes: Sequence[float], values: Sequence[float | None]) -> float | 
     return slope(*zip(*points, strict=True)) if len(points) == len(values) > 1 else None
 
 
-def slope(x: Sequence[float], y: Sequence[float]) -> float:
+def slope(x: Numbers, y: Numbers) -> float:
     """The slope of the straight line through points with the least squared error."""
     return statistics.linear_regression(x, y).slope

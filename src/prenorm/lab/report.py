@@ -64,7 +64,7 @@ def write_report(report: Report, folder: Path) -> dict[str, Any]:
     summary = [Section("Claims, and what was measured here", [_verdicts(report)])] if _findings(report) else []
     html = page(report.title, [*summary, *sections], introduction=[*report.introduction, _conditions()])
     record = _record(report)
-    contents = {folder / f"{name}.csv": _csv(table) for name, table in report.data.items()}
+    contents = {folder / f"{name}.csv": as_csv(table) for name, table in report.data.items()}
     contents |= {folder / f"{name}.png": drawn.png for name, drawn in pictures.items()}
     contents[folder / f"{report.name}.json"] = json_content(record)
     contents[folder / f"{report.name}.html"] = html.encode()
@@ -142,7 +142,8 @@ def _finite(cell: Any) -> Any:
     return None if isinstance(cell, float) and not math.isfinite(cell) else cell
 
 
-def _csv(table: Table) -> bytes:
+def as_csv(table: Table) -> bytes:
+    """A file of the table's cells; None is an empty one."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.columns)

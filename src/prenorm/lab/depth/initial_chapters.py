@@ -8,7 +8,7 @@ from typing import Any
 from ...page import Table
 from ..drawing import draw_lines, within
 from ..folder import Cells, Record
-from ..intervals import Claim, Finding, exponent, interval, slope
+from ..intervals import Claim, Finding, Numbers, exponent, interval, slope
 from ..model import OURS, STARTS, XAVIER
 from ..report import Chapter, Drawing
 from ..variants import VARIANTS
@@ -129,7 +129,7 @@ def _gradient_flow(initial: Initial) -> Chapter:
     def of(record: Record) -> Sequence[float | None]:
         return record["activation_gradient"]
 
-    def rate(layers: Sequence[float], values: Sequence[float]) -> float:
+    def rate(layers: Numbers, values: Numbers) -> float:
         return math.exp(-slope(layers, [math.log(one) for one in values]))  # per block, from the last to the first
 
     rates = {(v, s): initial.over_layers(v, s, of, rate) for v in VARIANTS for s in STARTS}
@@ -205,7 +205,7 @@ def _stream(initial: Initial) -> Chapter:
         first, *others = record["activation"]
         return [None if one is None or first is None else one**2 - first**2 for one in others]
 
-    def growth(layers: Sequence[float], values: Sequence[float]) -> float:
+    def growth(layers: Numbers, values: Numbers) -> float:
         return exponent([layer + 1 for layer in layers], values) or math.nan
 
     def end(record: Record) -> float | None:
