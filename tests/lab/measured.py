@@ -56,7 +56,8 @@ def browser_says(page, folder, width=400):
       document.title = "facts" + JSON.stringify(facts) + "end"; });</script>"""
     watch = '<script>window.errors = []; addEventListener("error", (one) => errors.push(one.message), true);</script>'
     copy = folder / "copy.html"
-    copy.write_text(text.replace("<title>", f"{watch}<title>").replace("</body>", f"{look}</body>"))
+    head, _, rest = text.partition("<title>")  # Plotly's own text has such words, too
+    copy.write_text(f"{head}{watch}<title>{look.join(rest.rsplit('</body>', 1))}")
     quiet = "--disable-gpu --disable-quic --no-first-run --disable-background-networking --disable-component-update"
     options = [*quiet.split(), "--disable-sync", "--headless", "--no-sandbox", "--host-resolver-rules=MAP * ~NOTFOUND"]
     options += [f"--user-data-dir={folder / 'profile'}", f"--window-size={width},900", "--virtual-time-budget=8000"]

@@ -14,6 +14,7 @@ from .flags import flags_from
 from .trained_model import open_model
 
 if TYPE_CHECKING:  # loads torch, which --help does not wait for
+    from ..lab.depth.plan import Scale
     from ..lab.experiment import Experiment
 
 Number = Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")]
@@ -154,7 +155,9 @@ def _run_experiment(flags: Depth | Norm | Activation | Checkpointing | Rope) -> 
 def _experiment(flags: Depth | Norm | Activation | Checkpointing | Rope) -> "Experiment":
     match flags:
         case Depth():
-            return _depth(flags)
+            from ..lab.depth.experiment import depth_experiment
+
+            return depth_experiment(_scale(flags))
         case Norm():
             from ..lab import norm
 
@@ -173,14 +176,12 @@ def _experiment(flags: Depth | Norm | Activation | Checkpointing | Rope) -> "Exp
             return rope_experiment(flags.seed)
 
 
-def _depth(flags: Depth) -> "Experiment":
-    from ..lab.depth.experiment import depth_experiment
+def _scale(flags: Depth) -> "Scale":
     from ..lab.depth.plan import DEFAULT, FULL, QUICK
 
     if flags.quick and flags.full:
         raise ConfigError("--quick and --full are two answers to one question, how much to measure; give one of them.")
-    scale = QUICK if flags.quick else FULL if flags.full else DEFAULT
-    return depth_experiment(scale.from_seed(flags.seed))
+    return (QUICK if flags.quick else FULL if flags.full else DEFAULT).from_seed(flags.seed)
 
 
 def _show(record: dict[str, Any], out: Path) -> None:

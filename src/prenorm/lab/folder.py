@@ -1,6 +1,7 @@
 """The folder of an experiment: every measured cell is in it as soon as it is there, so that a stopped one goes on."""
 
 import dataclasses
+import functools
 import json
 import os
 import platform
@@ -25,6 +26,8 @@ class Cell(Protocol):
 
     cost: about how long it takes, in any unit that is the same for all cells of a sweep.
     """
+
+    def __hash__(self) -> int: ...
 
     @property
     def cost(self) -> float: ...
@@ -149,9 +152,10 @@ def _fields(cell: Any) -> Record:
     return {"kind": type(cell).__name__, **dataclasses.asdict(cell)}
 
 
+@functools.cache  # a sweep asks for all cells after each one
 def _key(cell: Cell) -> str:
     return json.dumps(_fields(cell), sort_keys=True)
 
 
 def _line(fields: Record, result: Record) -> bytes:
-    return json.dumps({"cell": fields, "result": result}, allow_nan=False).encode() + b"\n"
+    return json.dumps({"cell": dict(sorted(fields.items())), "result": result}, allow_nan=False).encode() + b"\n"

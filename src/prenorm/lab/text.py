@@ -8,10 +8,13 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
+from ..errors import DataError
 from ..training.corpus import Corpus
 from ..training.split import held_out
 
 TRAINING_BYTES = 4_000_000  # many times what the longest of the lab's trainings reads
+
+LEAST_BYTES = 10_000
 
 
 class Text(NamedTuple):
@@ -24,7 +27,10 @@ class Text(NamedTuple):
 
 @functools.cache
 def python_text() -> Text:
-    """The standard library's first files by name; a twentieth of them, chosen by name, are held out."""
+    """The standard library's first files by name; a twentieth of them, chosen by name, are held out.
+
+    Raises DataError where the library's source is not installed.
+    """
     sides: dict[bool, list[bytes]] = {False: [], True: []}
     room = TRAINING_BYTES
     for document in Corpus():
@@ -34,6 +40,11 @@ def python_text() -> Text:
         if room <= 0:
             break
     training, heldout = (b"\n".join(sides[side]) for side in (False, True))
+    if min(len(training), len(heldout)) < LEAST_BYTES:
+        raise DataError(
+            f"the lab trains on Python's own standard library, and must find {LEAST_BYTES:,} bytes of source to learn "
+            f"from and to hold out, but found {len(training):,} and {len(heldout):,}; use a Python that has it."
+        )
     digest = hashlib.sha256(training + b"\0" + heldout).hexdigest()
     return Text(_tensor(training), _tensor(heldout), digest)
 

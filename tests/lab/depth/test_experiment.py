@@ -3,6 +3,7 @@
 import csv
 import json
 import math
+from dataclasses import replace
 
 import pytest
 
@@ -164,6 +165,15 @@ def test_the_plan_is_that_of_the_experiment(tmp_path):
         assert full >= trainings | deep
         assert len(full) > 2000
         assert sum(one.cost for one in plan(QUICK, cells).cells) < 0.2 * sum(one.cost for one in [*known, *deep])
+
+
+@pytest.mark.long
+def test_the_whole_grid_has_a_report_too_with_both_starts(tmp_path):
+    scale = replace(TINY, whole_grid=True, seeds=(0,))
+    record = measured(depth_experiment(scale), tmp_path)
+    titles = [one["title"] for one in record["chapters"]]
+    assert sum(title.startswith("Which variants train when they are deep?") for title in titles) == 2
+    assert {one["verdict"] for one in record["findings"]} == {"cannot tell"}  # of one seed
 
 
 def test_seeds_follow_the_first_one():

@@ -65,8 +65,8 @@ QUICK = Scale(
     depths=(2, 8),
     warmup_depths=(4,),
     warmup_rates=(3e-3, 1e-2),
-    warmup=20,
-    steps=80,
+    warmup=12,
+    steps=60,
 )
 FULL = replace(DEFAULT, depths=(2, 4, 8, 16, 32, 64, 128), warmup_depths=(4, 16, 64), whole_grid=True)
 
