@@ -123,13 +123,13 @@ def _report(measured: list[RopeCell], cells: Cells) -> Report:
             found[OURS, far],
         ),
         Finding(
-            Claim(f"rounding cos and sin to bfloat16 costs less than 1 %, also at {far:,}", "the lore", 0.0, 0.01),
+            Claim(f"rounding cos and sin to bfloat16 costs less than 1 %, also at {far:,}", "common lore", 0.0, 0.01),
             found[BFLOAT16_TABLES, far],
         ),
         Finding(
             Claim(
                 f"angles in bfloat16 are as good as none at {far:,}: scores are off by more than a tenth",
-                "Hugging Face and others keep angles in float32 for that",
+                "common lore",
                 0.1,
                 math.inf,
             ),

@@ -126,7 +126,7 @@ class ScaledResidual(Variant):
 class DeepNorm(Variant):
     """norm(alpha x + f(x)), alpha = (2 depth)^(1/4); values, outputs and feed-forward start (8 depth)^(-1/4) as large.
 
-    Source: Wang et al. 2022 (DeepNet), arXiv:2203.00555, table 1, decoder only.
+    Source: Wang et al. 2022 (DeepNet), arXiv:2203.00555, for a decoder alone.
     """
 
     ends_normed = True

@@ -3,7 +3,8 @@
 from ..experiment import Experiment
 from ..folder import Cells
 from ..report import Report
-from .initial_chapters import initial_chapters, initial_data
+from .initial import initial_data
+from .initial_chapters import initial_chapters
 from .plan import Scale, plan
 from .training_chapters import training_chapters, training_data
 

@@ -59,7 +59,7 @@ class InitialCell:
 def _update(model: VariantLM, token_ids: Tensor) -> Tensor:
     """The norm of the derivative of the final hidden states along the step, which is exact where a difference is not.
 
-    Source of the question: Wang et al. 2022, arXiv:2203.00555, section 4.1.
+    Source of the question: Wang et al. 2022 (DeepNet), arXiv:2203.00555.
     """
     weights = {name: one.detach() for name, one in model.named_parameters()}
     step = {

@@ -160,12 +160,12 @@ def _warmup(trained: Trained, depth: int) -> Chapter:
     findings = [
         Finding(
             Claim(
-                f"post-norm needs warm-up: without, the loss is higher ({at})", f"{XIONG}, section 3", MATTERS, math.inf
+                f"post-norm needs warm-up: without, the loss is higher ({at})", f"{XIONG}, abstract", MATTERS, math.inf
             ),
             costs["post-norm"],
         ),
         Finding(
-            Claim(f"pre-norm does without warm-up ({at})", f"{XIONG}, section 4", -math.inf, MATTERS), costs["pre-norm"]
+            Claim(f"pre-norm does without warm-up ({at})", f"{XIONG}, abstract", -math.inf, MATTERS), costs["pre-norm"]
         ),
     ]
     rows = [
