@@ -1,4 +1,4 @@
-"""The post-norm block against BERT's own layers, random and small, with the same weights."""
+"""Variants against their formulas; the post-norm encoder block against BERT's own layers, with the same weights."""
 
 import functools
 
@@ -6,7 +6,11 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from prenorm.lab.variants import PostNormEncoderBlock
+from prenorm import TransformerBlock
+from prenorm.lab.model import OURS, XAVIER, Sizes, VariantLM
+from prenorm.lab.variants import SWAPS, VARIANTS, PostNormEncoderBlock, make_block
+from prenorm.layers.layer_norm import LayerNorm
+from prenorm.layers.rope import RotaryEmbedding
 
 from ..oracle import models
 from ..oracle.inputs import integers, mask_of, normal, randomise, weights_of
@@ -118,3 +122,76 @@ def test_dropout_is_where_the_paper_has_it():
     torch.nn.init.ones_(block.train().attn.o_proj.bias)
     plain = block.eval()(x)
     assert error(block.train()(x), array(plain)) > 0.1 * rms(array(plain))
+
+
+ROPE = RotaryEmbedding(4, 16)
+FORMULAS = {
+    "pre-norm": lambda x, norm, f, _: x + f(norm(x)),
+    "post-norm": lambda x, norm, f, _: norm(x + f(x)),
+    "norm on skip": lambda x, norm, f, _: norm(x) + f(norm(x)),
+    "no residual": lambda x, norm, f, _: f(norm(x)),
+    "no norm": lambda x, norm, f, _: x + f(x),
+    "scaled residual": lambda x, norm, f, depth: x + f(norm(x)) / (2 * depth) ** 0.5,
+    "DeepNorm": lambda x, norm, f, depth: norm((2 * depth) ** 0.25 * x + f(x)),
+}
+
+
+def variant(name, depth=3):
+    return randomise(make_block(name, 8, 2, 12, depth=depth, rope=ROPE, dtype=torch.float64))
+
+
+@pytest.mark.parametrize("name", FORMULAS)
+def test_each_variant_is_its_formula_twice(name):
+    block, x, formula = variant(name), normal(2, 5, 8), FORMULAS[name]
+    middle = formula(x, block.norm1, block.attn, 3)
+    torch.testing.assert_close(block(x), formula(middle, block.norm2, block.ffn, 3), rtol=0, atol=1e-12)
+
+
+def test_the_sandwich_norms_what_it_adds_each_sublayer_by_a_norm_of_its_own():
+    block, x = variant("sandwich"), normal(2, 5, 8)
+    after1, after2 = block.after["norm1"], block.after["norm2"]
+    assert not torch.equal(after1.weight, after2.weight)
+    middle = x + after1(block.attn(block.norm1(x)))
+    torch.testing.assert_close(block(x), middle + after2(block.ffn(block.norm2(middle))), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, *SWAPS])
+def test_every_variant_is_causal_and_its_weights_have_gradients(name):
+    block, x = variant(name), normal(2, 5, 8)
+    later = x.clone()
+    later[:, 3:] += 1
+    torch.testing.assert_close(block(x)[:, :3], block(later)[:, :3], rtol=0, atol=1e-12)
+    block(x).square().sum().backward()
+    unused = {name for name, one in block.named_parameters() if one.grad is None}
+    assert unused == ({"norm1.weight", "norm2.weight"} if name == "no norm" else set())
+
+
+def test_pre_norm_is_the_blessed_block_itself():
+    assert type(variant("pre-norm")) is TransformerBlock
+
+
+def test_swaps_change_one_part_and_gelu_keeps_the_number_of_weights():
+    assert isinstance(variant("LayerNorm").norm1, LayerNorm)
+    assert isinstance(variant("LayerNorm").ffn, type(variant("pre-norm").ffn))
+    counts = {name: sum(one.numel() for one in variant(name).parameters()) for name in ("pre-norm", "GELU")}
+    assert counts["pre-norm"] == counts["GELU"]
+
+
+def test_deepnorm_starts_as_small_as_the_paper_has_it():
+    sizes = Sizes(d_model=8, num_heads=2, d_ff=8)
+    plain, deep = (VariantLM(name, 2, XAVIER, sizes=sizes, seed=0) for name in ("post-norm", "DeepNorm"))
+    for name, weight in plain.named_parameters():
+        small = any(part in name for part in ("v_proj", "o_proj", "ffn."))
+        torch.testing.assert_close(deep.get_parameter(name), weight * (16**-0.25 if small else 1.0))
+
+
+def test_models_end_with_a_norm_only_where_the_stream_is_not_normed_and_start_from_the_seed_alone():
+    sizes = Sizes(d_model=8, num_heads=2, d_ff=8)
+    models = {name: VariantLM(name, 1, OURS, sizes=sizes, seed=0) for name in [*VARIANTS, *SWAPS]}
+    ends = {name for name, model in models.items() if isinstance(model.final_norm, torch.nn.Identity)}
+    assert ends == {"post-norm", "no norm", "DeepNorm"}
+    assert isinstance(models["LayerNorm"].final_norm, LayerNorm)
+    torch.manual_seed(99)
+    again = VariantLM("pre-norm", 1, OURS, sizes=sizes, seed=0).state_dict()
+    torch.testing.assert_close(again, models["pre-norm"].state_dict(), rtol=0, atol=0)
+    assert models["pre-norm"].get_parameter("layers.0.attn.q_proj.weight").std() < 0.04

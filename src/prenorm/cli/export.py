@@ -52,7 +52,7 @@ def run(flags: ExportFlags) -> int:
     from ..checkpoint.tokenizer import open_tokenizer
     from ..layers.quantized import kind_of
     from ..models.lm import TransformerLM
-    from .generate import check_is_trained
+    from .trained_model import check_is_trained
 
     check_is_trained(flags.run)
     dtype = None if flags.dtype is None else getattr(torch, flags.dtype)

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from ..errors import CheckpointError, ConfigError, DataError
+from ..errors import ConfigError, DataError
 from .flags import flags_from
+from .trained_model import open_model
 
 if TYPE_CHECKING:  # loads torch, which --help does not wait for
     from ..generation.text import TextGenerator
@@ -124,32 +125,8 @@ def _prompt_from_stdin() -> str:
     return text
 
 
-def check_is_trained(folder: Path) -> None:
-    """Raise CheckpointError for what is no folder with a model, and for a run that has not ended."""
-    if not folder.is_dir():
-        raise CheckpointError(f"RUN must be a folder with a trained model, but there is no folder {folder}.")
-    weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))
-    if (folder / "config.toml").is_file() and not weights:
-        raise CheckpointError(
-            f"the training in {folder} has not ended: there is no model.safetensors yet, only checkpoints in "
-            f"{folder / 'checkpoints'}; prenorm train --out {folder} --resume goes on with it."
-        )
-    if not (folder / "config.json").is_file():
-        raise CheckpointError(
-            f"{folder} holds no trained model: it has no config.json; give a folder that prenorm train or "
-            "save_pretrained wrote."
-        )
-
-
 def _open(folder: Path, quantize: str | None) -> "TextGenerator":
-    check_is_trained(folder)
-    import torch
-
-    from ..checkpoint.tokenizer import open_tokenizer
+    model, tokenizer = open_model(folder)
     from ..generation.text import TextGenerator
-    from ..models.lm import TransformerLM
 
-    tokenizer = open_tokenizer(folder)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    model = TransformerLM.from_pretrained(folder, device=device)
     return TextGenerator(model if quantize is None else model.quantize(quantize), tokenizer)

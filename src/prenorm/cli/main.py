@@ -23,6 +23,7 @@ COMMANDS = {
     "export": ("prenorm.cli.export", "Write a trained model for llama.cpp, or as another Hugging Face folder."),
     "cost": ("prenorm.cli.cost", "Say what a model costs: parameters, operations, bytes, time and energy."),
     "check": ("prenorm.cli.check", "Name the faults of a Transformer block that somebody else wrote."),
+    "lab": ("prenorm.cli.lab", "Measure why a block is built as it is: depth, norm, activation and more."),
     "challenge": ("prenorm.cli.challenge", "Build a Transformer block yourself, justify it, find a fault in it."),
 }
 

@@ -114,7 +114,7 @@ class TextGenerator:
         for one in stops:
             if not isinstance(one, str) or not one:
                 raise ConfigError(f"a stop string must be text of at least one character, not {one!r}; leave it out.")
-        rows = [self._encode(prompt) for prompt in prompts]
+        rows = [self.encode(prompt) for prompt in prompts]
         logprobs = bool(options.get("logprobs"))
         begin = characters_of(self._tokenizer)
         replies = [_Reply(begin(row), stops, self._eos_token_ids) for row in rows]
@@ -129,7 +129,8 @@ class TextGenerator:
             list(zip(*step, strict=True)) if logprobs else [(token, None) for token in step] for step in steps
         )
 
-    def _encode(self, prompt: str) -> list[int]:
+    def encode(self, prompt: str) -> list[int]:
+        """The token ids of a prompt, at least one. Raises ConfigError for text that has none."""
         try:
             prompt.encode()
         except UnicodeEncodeError as error:
