@@ -7,12 +7,12 @@ import os
 import platform
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from .. import __version__
 from ..checkpoint.files import json_content, parse_json, read_json, write_atomically
 from ..errors import CheckpointError, ConfigError
 from ..locks import lock
@@ -91,7 +91,7 @@ def open_folder(folder: Path, experiment: str, *, text: str | None = None) -> It
 def environment() -> dict[str, str]:
     """What numbers depend on beside the cell: the same on another day give the same numbers."""
     return {
-        "prenorm": __version__,
+        "prenorm": version("prenorm"),
         "torch": torch.__version__,
         "python": platform.python_version(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
