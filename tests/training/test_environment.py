@@ -7,7 +7,7 @@ import torch
 from tokenizers import Tokenizer, models
 
 from prenorm.errors import ConfigError
-from prenorm.training.baseline import HeldOutText
+from prenorm.training.data.baseline import HeldOutText
 from prenorm.training.device import Device
 from prenorm.training.environment import SAMPLE_BYTES, SAMPLES, compare, environment_of
 from prenorm.training.tokens import TextData, TokenStream

@@ -10,7 +10,7 @@ import torch
 
 from ..errors import ConfigError
 from ..kernels.cpu import native
-from .corpus import Say
+from .data.corpus import Say
 from .device import Device
 from .tokens import TextData
 
@@ -77,7 +77,7 @@ def _fingerprint(data: TextData) -> str:
     for stream in (data.train, data.heldout):
         digest.update(f"{len(stream.tokens)} {len(stream.starts)} ".encode())
         for numbers in (stream.starts, stream.tokens):
-            count = SAMPLE_BYTES // numbers.itemsize
+            count = SAMPLE_BYTES // numbers[:1].itemsize
             places = range(0, len(numbers), max(count, len(numbers) // SAMPLES))
             for place in places:
                 digest.update(numbers[place : place + count].tobytes())
