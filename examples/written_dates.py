@@ -12,7 +12,7 @@ from babel.core import get_global
 from babel.dates import format_date, get_date_format
 from babel.languages import get_official_languages
 
-from prenorm.training.split import held_out
+from prenorm.training.data.split import held_out
 
 FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2099, 12, 31)
 FORMATS = ("full", "long", "medium", "short")

@@ -53,7 +53,7 @@ def test_help_does_not_wait_for_torch(argv):
 def test_help_lists_every_command(capsys):
     assert cli.main(["--help"]) == 0
     listed = [line.split()[0] for line in capsys.readouterr().out.splitlines() if line.startswith("  ")]
-    assert listed == list(cli.COMMANDS) == ["train", "generate", "accept", "cost", "check", "challenge"]
+    assert listed == list(cli.COMMANDS) == ["train", "data", "generate", "accept", "cost", "check", "challenge"]
 
 
 def test_version_is_the_packages(capsys):
@@ -64,8 +64,8 @@ def test_version_is_the_packages(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "a command is one of train, generate, accept, cost, check, challenge, but none is given"),
-        (["trian"], "a command is one of train, generate, accept, cost, check, challenge, but 'trian' is none"),
+        ([], "a command is one of train, data, generate, accept, cost, check, challenge, but none is given"),
+        (["trian"], "a command is one of train, data, generate, accept, cost, check, challenge, but 'trian' is none"),
     ],
 )
 def test_a_command_line_without_a_command_is_bad_usage(argv, message, capsys):

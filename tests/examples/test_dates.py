@@ -13,7 +13,7 @@ import pytest
 from matplotlib.image import imread
 
 from prenorm import EncoderDecoder
-from prenorm.training.split import held_out
+from prenorm.training.data.split import held_out
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "examples"))
 dates = importlib.import_module("dates")

@@ -108,5 +108,5 @@ def test_a_row_says_which_documents_its_tokens_are_of(lengths, context, batch_si
     batches = TrainingBatches(stream, batch_size=batch_size, context=context, seed=0)
     for row, tokens in enumerate(batches.at(step).token_ids.numpy()):
         documents = np.searchsorted(stream.starts, tokens, side="right") - 1
-        said = [origin.number for origin in batches.documents(step, row) for _ in range(origin.tokens)]
+        said = [int(origin.path.split()[1]) for origin in batches.documents(step, row) for _ in range(origin.tokens)]
         assert said == documents.tolist()

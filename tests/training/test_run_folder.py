@@ -147,7 +147,7 @@ def test_a_set_up_that_fails_can_be_repeated_and_takes_nobodys_files(tiny):
     def fail(mine):
         with open_run(tiny(), resume=False, say=lambda _: None) as run, undone_on_failure(run):
             (run.folder / "data").mkdir()
-            for name in ("train.bin", *mine):
+            for name in ("train-00000.npy", *mine):
                 (run.folder / "data" / name).write_bytes(b"x")
             raise DataError("no text")
 

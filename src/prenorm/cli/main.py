@@ -12,6 +12,7 @@ from ..errors import PrenormError
 # A command is a module with parse(argv) -> flags and run(flags) -> exit code. It is loaded when it is called.
 COMMANDS = {
     "train": ("prenorm.cli.train", "Train a language model on text; without flags, on Python's own standard library."),
+    "data": ("prenorm.cli.data", "Turn text into tokens once, for any number of trainings."),
     "generate": ("prenorm.cli.generate", "Write text with a trained model."),
     "accept": (
         "prenorm.cli.accept",

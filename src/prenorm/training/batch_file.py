@@ -8,7 +8,8 @@ from typing import Any
 from tokenizers import Tokenizer
 
 from ..checkpoint.files import write_atomically
-from .batches import Batch, Origin
+from .batches import Batch
+from .data.stream import Origin
 
 NAMED = 3  # documents in a message; the file has all of them
 

@@ -40,11 +40,19 @@ class TrainConfig:
     """Fixes the first weights, the order of the text and the dropout."""
 
     data: tuple[str, ...] = ()
-    """Files and folders to learn from: text and source files, .jsonl with a text field, .parquet with a text column.
-    Default: the source of Python's own standard library."""
+    """Files and folders to learn from: text and source files, .jsonl and .parquet with a text or with messages, all but
+    the last also as .gz or .zst; or folders that `prenorm data` wrote. Default: the source of Python's own library."""
+
+    data_weights: tuple[float, ...] = ()
+    """How many of the tokens that are read come from each path of data, as shares of their sum. Default: a document is
+    read as often as any other."""
+
+    heldout_one_in: int = 20
+    """One document in so many is held out, chosen by a hash. What `prenorm data` wrote is split already."""
 
     tokenizer: str = ""
-    """A tokenizer.json to use. Default: a byte-level BPE of vocab_size tokens is trained on the training text."""
+    """A tokenizer.json to use, or a folder with one. Default: a byte-level BPE of vocab_size tokens is trained on the
+    training text."""
 
     tokenizer_sample_mb: int = 16
     """The new tokenizer is trained on at most this much text, in megabytes, drawn from the training documents."""
@@ -183,6 +191,7 @@ class TrainConfig:
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
         check_run(self)
+        object.__setattr__(self, "data_weights", tuple(map(float, self.data_weights)))
         object.__setattr__(self, "out", self.out or f"runs/{self.preset}")
         if self.optimizer == "adamw" and self.lr is None:
             object.__setattr__(self, "lr", ADAMW_LR)

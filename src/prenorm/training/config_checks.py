@@ -30,6 +30,11 @@ def check_run(config: Any) -> None:
         raise ConfigError(f"data must be a list of strings, not {config.data!r}.")
     for part in config.data:
         _check_text("each of data", part)
+    check_size("heldout_one_in", config.heldout_one_in, at_least=2)
+    if not isinstance(config.data_weights, tuple):
+        raise ConfigError(f"data_weights must be a list of numbers, not {config.data_weights!r}.")
+    for weight in config.data_weights:
+        check_number("each of data_weights", weight, above=0.0)
     betas = config.adam_betas
     if not isinstance(betas, tuple) or len(betas) != 2:
         shown = list(betas) if isinstance(betas, tuple) else betas

@@ -11,7 +11,7 @@ import torch
 from ..errors import ConfigError
 from ..models.lm import TransformerLM
 from .config import TrainConfig
-from .corpus import Say
+from .data.corpus import Say
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # glibc's malloc.h
 

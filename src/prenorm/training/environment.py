@@ -10,7 +10,7 @@ import torch
 
 from ..errors import ConfigError
 from ..kernels.cpu import native
-from .corpus import Say
+from .data.corpus import Say
 from .device import Device
 from .tokens import TextData
 
@@ -78,15 +78,15 @@ def _processor(device: torch.device) -> str:
 
 
 def _fingerprint(data: TextData) -> str:
-    """A hash of the tokenizer, of where documents begin, and of the tokens, or of samples of them where they are many.
+    """A hash of the tokenizer, of where documents begin, of what has no loss, and of the tokens: samples of many.
 
     It tells one text from another. Whether the files of the text are whole is checked where they are read.
     """
     digest = hashlib.sha256(data.tokenizer.to_str().encode())
     for stream in (data.train, data.heldout):
-        digest.update(f"{len(stream.tokens)} {len(stream.starts)} ".encode())
-        for numbers in (stream.starts, stream.tokens):
-            count = SAMPLE_BYTES // numbers.itemsize
+        digest.update(f"{len(stream.tokens)} {len(stream.starts)} {len(stream.unscored)} ".encode())
+        for numbers in (stream.starts, stream.unscored, stream.tokens):
+            count = SAMPLE_BYTES // numbers[:1].itemsize
             places = range(0, len(numbers), max(count, len(numbers) // SAMPLES))
             for place in places:
                 digest.update(numbers[place : place + count].tobytes())

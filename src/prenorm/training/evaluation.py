@@ -10,8 +10,8 @@ import torch
 from ..models.lm import TransformerLM
 from ..ops.cross_entropy import IGNORED
 from .batches import Batch
+from .data.stream import TokenStream
 from .device import Device
-from .tokens import TokenStream
 
 
 @torch.no_grad()
@@ -49,15 +49,19 @@ class Window(NamedTuple):
 class HeldOutBatches:
     """Held-out text as batches of one shape, in which every target of the stream is scored exactly once.
 
+    Windows in which nothing is a target, such as those of a long question, are left out.
+
     A document longer than `context` is read in windows of that length, each with at least the share `overlap` of text
     that an earlier one has scored. Shorter documents share rows. What remains of a row is padding.
     """
 
     def __init__(self, stream: TokenStream, *, batch_size: int, context: int, overlap: float) -> None:
-        self._tokens, self._batch_size, self._context = stream.tokens, batch_size, context
+        self._stream, self._batch_size, self._context = stream, batch_size, context
         stride = max(1, int(context * (1 - overlap)))
         bounds = pairwise(stream.starts.tolist())
         windows = [window for start, end in bounds for window in _windows(start, end, context, stride)]
+        if len(stream.unscored):
+            windows = [one for one in windows if stream.num_targets_in(one.scored + 1, one.end + 1)]
         self._rows = _packed(windows, context)
 
     def __len__(self) -> int:
@@ -70,8 +74,8 @@ class HeldOutBatches:
             place = 0
             for number, (start, scored, end) in enumerate(windows):
                 stop = place + end - start
-                token_ids[row, place:stop] = self._tokens[start:end]
-                targets[row, stop - (end - scored) : stop] = self._tokens[scored + 1 : end + 1]
+                token_ids[row, place:stop] = self._stream.tokens[start:end]
+                targets[row, stop - (end - scored) : stop] = self._stream.targets(np.arange(scored + 1, end + 1))
                 segments[row, place:stop] = number
                 place = stop
         return Batch(torch.from_numpy(token_ids), torch.from_numpy(targets), torch.from_numpy(segments))

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from ..checkpoint.files import write_atomically
-from .corpus import Say
+from .data.corpus import Say
 from .metrics import Record
 
 SMOOTHING = 0.95  # of the running mean: it looks back about 20 steps

@@ -11,7 +11,7 @@ from ..errors import ConfigError
 from ..locks import lock
 from .checkpoints import latest_checkpoint, read_state, remove_leftovers
 from .config import TrainConfig, config_to_toml, differences, read_toml
-from .corpus import Say
+from .data.corpus import Say
 from .schedule import learning_rate_scale
 
 # What does not touch the weights may change when a run goes on; steps may when the schedule so far stays the same.
@@ -35,16 +35,17 @@ FREE = {
     "tensorboard",
 }
 
+# What a run writes before its first step.
 SETUP_FILES = (
     "config.toml",
     "environment.json",
     "tokenizer.json",
     "tokenizer_config.json",
-    "data/train.bin",
-    "data/train_starts.npy",
-    "data/heldout.bin",
-    "data/heldout_starts.npy",
-    "data/data.json",
+    "chat_template.jinja",
+    "data/*.json",
+    "data/chat_template.jinja",
+    "data/train-*.npy",
+    "data/heldout-*.npy",
 )
 
 
@@ -89,8 +90,8 @@ def undone_on_failure(run: OpenRun) -> Iterator[None]:
         yield
     except BaseException:
         if run.fresh:
-            for name in SETUP_FILES:
-                (run.folder / name).unlink(missing_ok=True)
+            for path in [path for pattern in SETUP_FILES for path in run.folder.glob(pattern)]:
+                path.unlink(missing_ok=True)
             for folder in (run.folder / "data", run.folder):
                 with suppress(OSError):  # not empty: somebody else's
                     folder.rmdir()

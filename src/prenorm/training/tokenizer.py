@@ -48,7 +48,11 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """The tokenizer in a tokenizer.json. Raises DataError for one that cannot be read or has no end-of-text token."""
+    """The tokenizer in a tokenizer.json, or in a folder with one.
+
+    Raises DataError for one that cannot be read or has no end-of-text token.
+    """
+    path = tokenizer_file(path)
     try:
         tokenizer = Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -68,6 +72,23 @@ def load_tokenizer(path: Path) -> Tokenizer:
 def start_of_text(tokenizer: Tokenizer) -> tuple[str, int]:
     """The token that a model sees before every text: its name and its id. Where there is none, that of the end."""
     return _around_texts(tokenizer, "", "")[0]
+
+
+def tokenizer_file(path: Path) -> Path:
+    """The tokenizer.json that a path leads to: itself, or that in a folder."""
+    return path / "tokenizer.json" if path.is_dir() else path
+
+
+def with_special_tokens(tokenizer: Tokenizer) -> Tokenizer:
+    """A copy that reads the names of special tokens in a text as these tokens, as a chat template writes them."""
+    copy = Tokenizer.from_str(tokenizer.to_str())
+    copy.encode_special_tokens = False
+    return copy
+
+
+def special_tokens(tokenizer: Tokenizer) -> dict[str, int]:
+    """The names and ids of the tokens that stand for no text."""
+    return {token.content: id for id, token in tokenizer.get_added_tokens_decoder().items() if token.special}
 
 
 def end_of_text(tokenizer: Tokenizer) -> tuple[str, int]:
@@ -98,24 +119,29 @@ def encode(tokenizer: Tokenizer, texts: list[str]) -> list[list[int]]:
         raise DataError(f"the tokenizer cannot encode this text ({error}); use another one.") from error
 
 
-def comes_back(tokenizer: Tokenizer, text: str) -> bool:
+def comes_back(tokenizer: Tokenizer, ids: list[int], text: str) -> bool:
     """Whether the tokens of a text are all of it. Always so for a tokenizer that was trained here."""
-    (ids,) = encode(tokenizer, [text])
     return tokenizer.decode(ids, skip_special_tokens=False) == text
 
 
-def tokenizer_files(tokenizer: Tokenizer) -> dict[str, bytes]:
-    """The files, by name, with which `tokenizers` and Hugging Face's AutoTokenizer open this tokenizer."""
+def tokenizer_files(tokenizer: Tokenizer, chat: tuple[str, dict[str, str]] | None = None) -> dict[str, bytes]:
+    """The files, by name, with which `tokenizers` and Hugging Face's AutoTokenizer open this tokenizer.
+
+    chat: a chat template, and the special tokens that it names.
+    """
     end, _ = end_of_text(tokenizer)
+    template, tokens = chat or (None, {})
     config = {
         "tokenizer_class": "PreTrainedTokenizerFast",
         "bos_token": start_of_text(tokenizer)[0],
         "eos_token": end,
+        **tokens,
         "clean_up_tokenization_spaces": False,
     }
     return {
         "tokenizer.json": f"{tokenizer.to_str(pretty=True)}\n".encode(),
         "tokenizer_config.json": json_content(config),
+        **({"chat_template.jinja": template.encode()} if template is not None else {}),
     }
 
 

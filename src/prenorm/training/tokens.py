@@ -1,184 +1,158 @@
-"""The tokens of a run: one long stream a side, on the disk of the run itself, so that a resumed run reads the same."""
+"""The text of a run as tokens: from the run's own folder, or from folders that `prenorm data` has left."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, BinaryIO
 
-import numpy as np
 from tokenizers import Tokenizer
 
-from ..checkpoint.files import json_content, read_json, write_together
-from ..errors import CheckpointError, DataError
-from .baseline import HeldOutText, TextMeter
+from ..checkpoint.files import json_content, read_json, write_atomically, write_together
+from ..errors import DataError
 from .config import TrainConfig
-from .corpus import Corpus, Say
-from .split import SplitCorpus, split
-from .tokenizer import (
-    comes_back,
-    encode,
-    end_of_text,
-    load_tokenizer,
-    tokenizer_files,
-    train_tokenizer,
-    vocabulary_size,
-)
+from .data.baseline import HeldOutText
+from .data.corpus import Say
+from .data.folder import TokenFolder, is_folder_of_tokens, read_folder
+from .data.prepare import check_weights, prepare, same_tokenizer
+from .data.stream import TokenStream, joined
+from .tokenizer import end_of_text, tokenizer_files
 
-SLICE_CHARACTERS = 1_000_000  # a text is encoded in slices of this size, many at once, so that memory stays small
-SLICES_AT_ONCE = 16
-TWO_BYTES = 2**16  # vocabularies of up to this many tokens are stored in two bytes a token, larger ones in four
-
-
-@dataclass(frozen=True)
-class TokenStream:
-    """Documents as END doc END doc ... END: `starts` says where the END before each document is, and the last END.
-
-    A document's inputs are its END and its tokens; their targets are its tokens and the next END.
-    """
-
-    tokens: np.ndarray
-    starts: np.ndarray
-
-    @property
-    def num_targets(self) -> int:
-        """How many tokens there are to predict: all but the first END."""
-        return len(self.tokens) - 1
+PREPARED_FILE = "prepared.json"  # in RUN/data: which folders a run reads instead of its own
 
 
 @dataclass(frozen=True)
 class TextData:
-    """Everything that a run reads: both streams, the tokenizer, and the sizes of the held-out text."""
+    """Everything that a run reads: both streams, the tokenizer, the sizes of the held-out text.
+
+    `end_ids` are the tokens that end a text: the end-of-text token, and what ends a reply.
+    """
 
     tokenizer: Tokenizer
     train: TokenStream
     heldout: TokenStream
     heldout_text: HeldOutText
+    end_ids: tuple[int, ...] = ()
 
 
 def prepare_text(config: TrainConfig, run: Path, say: Say) -> TextData:
     """The text of a run, from the run's own folder when it is complete there, else read, encoded and left there.
 
-    Writes tokenizer.json, tokenizer_config.json and data/. Raises DataError for text that cannot be trained on.
+    Where `config.data` names folders of tokens, they are read where they lie. All bytes are checked first.
+    Writes RUN/data/, and the tokenizer's files beside it. Raises DataError for text that cannot be trained on.
     """
-    if not (run / "data" / "data.json").exists():
-        corpus = split(Corpus(config.data, leave_out=run), say)
-        if config.tokenizer:
-            tokenizer = load_tokenizer(Path(config.tokenizer))
-        else:
-            tokenizer = train_tokenizer(corpus.sample(config.tokenizer_sample_mb * 1_000_000), config.model.vocab_size)
-            say(f"Trained a tokenizer of {vocabulary_size(tokenizer):,} tokens.")
-        write_together({run / name: content for name, content in tokenizer_files(tokenizer).items()})
-        _write_tokens(run / "data", corpus, tokenizer)
-        if config.tokenizer and (
-            changed := sum(not comes_back(tokenizer, text) for text in corpus.texts(heldout=True))
-        ):
-            say(
-                f"The tokenizer loses part of {changed:,} held-out documents, so bits per byte are too good to be true."
-            )
-    data = read_tokens(run)
+    prepared = [Path(path) for path in config.data if is_folder_of_tokens(Path(path))]
+    if prepared:
+        folders = _prepared_folders(config, prepared, run, say)
+    elif is_folder_of_tokens(run / "data"):
+        folders = [read_folder(run / "data")]
+    else:
+        own = prepare(
+            run / "data",
+            config.data,
+            tokenizer=config.tokenizer,
+            vocab_size=config.model.vocab_size,
+            sample_mb=config.tokenizer_sample_mb,
+            one_in=config.heldout_one_in,
+            weights=config.data_weights,
+            say=say,
+            leave_out=run,
+        )
+        folders = [own]
+    _copy_tokenizer(folders[0], run)
+    data = _text_data(folders, config.data_weights)
     for side, stream, least in (("training", data.train, config.context), ("held-out", data.heldout, 2)):
-        if stream.num_targets < least:
+        if stream.num_tokens < least or stream.num_targets < 1:
             raise DataError(
-                f"the {side} text must have at least {least:,} tokens, but has {stream.num_targets:,}; "
+                f"the {side} text must have at least {least:,} tokens, but has {stream.num_tokens:,}; "
                 "give more text with --data" + (", or a smaller --context." if side == "training" else ".")
             )
     return data
 
 
-def _write_tokens(folder: Path, corpus: SplitCorpus, tokenizer: Tokenizer) -> None:
-    """data.json comes last: where it is, everything else is whole."""
-    train, heldout, meter = _StreamWriter(tokenizer), _StreamWriter(tokenizer), TextMeter()
-
-    def write_summary(file: BinaryIO) -> None:
-        summary = {
-            "dtype": train.dtype.str,
-            "tokens": {"train": train.starts[-1] + 1, "heldout": heldout.starts[-1] + 1},
-            "heldout_text": asdict(meter.sizes()),
-        }
-        file.write(json_content(summary))
-
-    write_together(
-        {
-            folder / "train.bin": lambda file: train.write(file, corpus.texts(heldout=False)),
-            folder / "train_starts.npy": train.write_starts,
-            folder / "heldout.bin": lambda file: heldout.write(file, meter.metered(corpus.texts(heldout=True))),
-            folder / "heldout_starts.npy": heldout.write_starts,
-            folder / "data.json": write_summary,
-        }
-    )
-
-
-class _StreamWriter:
-    """Encodes documents into a file, and remembers where they start."""
-
-    def __init__(self, tokenizer: Tokenizer) -> None:
-        self.dtype = np.dtype("<u2" if vocabulary_size(tokenizer) <= TWO_BYTES else "<u4")
-        self.starts = [0]
-        self._tokenizer = tokenizer
-        _, self._end = end_of_text(tokenizer)
-
-    def write(self, file: BinaryIO, texts: Iterable[str]) -> None:
-        for group in _groups(texts):
-            slices = [_slices(text) for text in group]
-            encoded = iter(encode(self._tokenizer, [part for parts in slices for part in parts]))
-            for parts in slices:
-                ids = [token for _ in parts for token in next(encoded)]
-                file.write(np.array([self._end, *ids], self.dtype).tobytes())
-                self.starts.append(self.starts[-1] + 1 + len(ids))
-        file.write(np.array([self._end], self.dtype).tobytes())
-
-    def write_starts(self, file: BinaryIO) -> None:
-        np.save(file, np.array(self.starts, np.int64))
-
-
-def _groups(texts: Iterable[str]) -> Iterator[list[str]]:
-    """Texts in groups of about SLICES_AT_ONCE slices."""
-    group: list[str] = []
-    characters = 0
-    for text in texts:
-        group.append(text)
-        characters += len(text)
-        if characters >= SLICES_AT_ONCE * SLICE_CHARACTERS:
-            yield group
-            group, characters = [], 0
-    yield group
-
-
-def _slices(text: str) -> list[str]:
-    """The text in slices, each but the first beginning with a line's end, where no token would have crossed.
-
-    A line that is longer than a slice is cut where the slice is full.
-    """
-    slices, start = [], 0
-    while start < len(text):
-        end = start + SLICE_CHARACTERS
-        line_end = text.rfind("\n", start + 1, end)
-        end = line_end if end < len(text) and line_end >= 0 else end
-        slices.append(text[start:end])
-        start = end
-    return slices
-
-
 def read_tokens(run: Path) -> TextData:
-    """The text that a run has left in its folder. Raises CheckpointError where it is not whole."""
-    folder, summary = run / "data", read_json(run / "data" / "data.json")
+    """The text of a run that has begun. Raises DataError where it is not whole."""
+    if (run / "data" / PREPARED_FILE).exists():
+        return _text_data([read_folder(Path(path)) for path in read_json(run / "data" / PREPARED_FILE)["folders"]], ())
+    return _text_data([read_folder(run / "data")], ())
+
+
+def _prepared_folders(config: TrainConfig, paths: list[Path], run: Path, say: Say) -> list[TokenFolder]:
+    """Folders of tokens that a run reads, which must be those that it began with."""
+    if len(paths) < len(config.data):
+        other = next(path for path in config.data if Path(path) not in paths)
+        raise DataError(
+            f"--data takes either text or folders of tokens, but {paths[0]} holds tokens and {other} does not; "
+            f"prenorm data {other} --tokenizer {paths[0]} --out FOLDER makes tokens of it."
+        )
+    folders = [read_folder(path) for path in paths]
+    for tokenizer in [config.tokenizer, *map(str, paths[1:])]:
+        if tokenizer and not same_tokenizer(folders[0], tokenizer):
+            raise DataError(
+                f"all tokens of a run must be of one tokenizer, but those in {paths[0]} are not of that in {tokenizer}; "
+                f"prenorm data SOURCES --tokenizer {tokenizer} --out FOLDER makes others."
+            )
+    now = {str(folder.path): folder.summary["sha256"] for folder in folders}
+    file = run / "data" / PREPARED_FILE
+    if not file.exists():
+        said = [f"{folder.path}: {line}" for folder in folders for line in folder.summary["said"]]
+        for line in said:
+            say(line)
+        write_atomically(file, json_content({"folders": now, "said": said}))
+    elif read_json(file)["folders"] != now:
+        raise DataError(
+            f"a run goes on with the tokens that it began with, but those in {', '.join(now)} are others; "
+            "put them back, or start another run with another --out."
+        )
+    return folders
+
+
+def _copy_tokenizer(folder: TokenFolder, run: Path) -> None:
+    names = [name for name in (*tokenizer_files(folder.tokenizer), "chat_template.jinja") if not (run / name).exists()]
+    contents = {run / name: (folder.path / name).read_bytes() for name in names if (folder.path / name).exists()}
+    if contents:
+        write_together(contents)
+
+
+def _text_data(folders: Sequence[TokenFolder], weights: Sequence[float]) -> TextData:
+    train = joined([folder.train for folder in folders])
+    tokenizer = folders[0].tokenizer
+    ends = {token for folder in folders for token in folder.summary["reply_ends"]}
+    sizes = folders[0].heldout_text
+    for folder in folders[1:]:
+        sizes += folder.heldout_text
     return TextData(
-        load_tokenizer(run / "tokenizer.json"),
-        _read_stream(folder, "train", summary),
-        _read_stream(folder, "heldout", summary),
-        HeldOutText(**summary["heldout_text"]),
+        tokenizer,
+        replace(train, mixture=_mixture(train, folders, weights)),
+        joined([folder.heldout for folder in folders]),
+        sizes,
+        tuple(dict.fromkeys([end_of_text(tokenizer)[1], *sorted(ends)])),
     )
 
 
-def _read_stream(folder: Path, side: str, summary: dict[str, Any]) -> TokenStream:
-    try:
-        tokens = np.memmap(folder / f"{side}.bin", np.dtype(summary["dtype"]), "r")
-        starts = np.load(folder / f"{side}_starts.npy", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"the {side} text in {folder} cannot be read ({error}); start the run again.") from error
-    if len(tokens) != summary["tokens"][side]:
-        raise CheckpointError(
-            f"{folder / side}.bin must have {summary['tokens'][side]:,} tokens, but has {len(tokens):,}; "
-            "start the run again in another folder."
-        )
-    return TokenStream(tokens, starts)
+def _mixture(
+    train: TokenStream, folders: Sequence[TokenFolder], weights: Sequence[float]
+) -> tuple[tuple[TokenStream, float], ...]:
+    """The streams of all sources with their weights: `weights` are those of the folders, or, where there is one, of the
+    sources that it was made of; else those that it was made with."""
+    within = [folder.summary["settings"]["weights"] for folder in folders]
+    if len(folders) == 1:
+        within, weights = [list(weights) or within[0]], []
+    check_weights(weights, folders)
+    if not weights and not any(within):
+        return ()
+    if not weights and len(folders) > 1:
+        raise DataError("folders of tokens that have weights within need weights, too: one each, by --data-weights.")
+    mixture, offset = [], 0
+    for folder, weight, own in zip(folders, weights or [1.0], within, strict=True):
+        count = len(folder.train.starts) - 1
+        names, bounds = folder.summary["sources"], folder.summary["bounds"]["train"]
+        if not own:
+            names, bounds, own = [str(folder.path)], [0, count], [1.0]
+        check_weights(own, names)
+        for name, share, first, last in zip(names, own, bounds[:-1], bounds[1:], strict=True):
+            if first == last:
+                raise DataError(
+                    f"each source with a weight must have training text, but {name} has none; leave it out."
+                )
+            mixture.append((train.part(offset + first, offset + last), weight * share / sum(own)))
+        offset += count
+    return tuple(mixture)

@@ -14,7 +14,6 @@ import torch
 from ..checkpoint.together import Source
 from ..errors import CheckpointError, PrenormError
 from ..models.lm import TransformerLM
-from ..ops.cross_entropy import IGNORED
 from .batch_file import write_batch
 from .batches import Batch, TrainingBatches
 from .checkpoints import Parts
@@ -30,7 +29,7 @@ from .precision import LossScale, RoundedCopy
 from .schedule import learning_rate_scale
 from .start import starting_model
 from .text_start import TextStart
-from .tokenizer import end_of_text, vocabulary_size
+from .tokenizer import vocabulary_size
 from .tokens import TextData
 from .utilisation import Utilisation, product_rate
 from .watch import Watch
@@ -97,7 +96,7 @@ class Trainer:
         tokens = config.steps * config.batch_size * config.context
         return (
             f"Training {parameters:,} parameters in {folder} for {config.steps - done:,} steps. {config.steps:,} steps "
-            f"read {tokens:,} tokens, {tokens / self.data.train.num_targets:.1f} times the text. "
+            f"read {tokens:,} tokens, {tokens / self.data.train.num_tokens:.1f} times the text. "
             f"On {self.device.device}, in {self.device.format}: a large product runs at "
             f"{self.product_rate / 1e9:,.0f} GFLOP/s, of which MFU is the share."
         )
@@ -139,12 +138,12 @@ class Trainer:
 
         With a loss scale the gradients are multiplied by it.
         """
-        total, targets = 0.0, _count_targets(batch)
+        total, targets = 0.0, batch.num_targets
         # More of them while they are short.
         rows = self.micro_batch_size * self.config.context // batch.token_ids.shape[1]
         use_checkpointing = self.config.checkpoint_activations and self.config.checkpoint_activations_every
         for part in batch.split(rows):
-            share = _count_targets(part) / max(1, targets)
+            share = part.num_targets / max(1, targets)  # a mean over what is a target
             with self.device.autocast():
                 inputs = part.to(self.device.device)._asdict()
                 loss = self.computing.loss(**inputs, use_checkpointing=use_checkpointing) * share
@@ -301,16 +300,11 @@ def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -
     """
     torch.manual_seed(_seed(config.seed, 0))
     if config.start_from and not resumed:
-        return starting_model(config, data.tokenizer).train()
+        return starting_model(config, data.tokenizer, data.end_ids).train()
     size = config.model.vocab_size if config.start_from else vocabulary_size(data.tokenizer)
     model = TransformerLM(replace(config.model, vocab_size=size))
-    model.eos_token_ids = (end_of_text(data.tokenizer)[1],)
+    model.eos_token_ids = data.end_ids
     return model.train()
-
-
-def _count_targets(batch: Batch) -> int:
-    """How many tokens of a batch, which is still on the CPU, have a loss."""
-    return int(((batch.targets != IGNORED) & (batch.segment_ids >= 0)).sum())
 
 
 @torch.no_grad()

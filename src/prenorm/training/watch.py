@@ -9,7 +9,7 @@ from typing import Any
 
 from ..errors import PrenormError
 from .config import OnNan
-from .corpus import Say
+from .data.corpus import Say
 from .precision import LossScale
 
 WINDOW, RECENT = 64, 16  # losses that tell how much they tremble, and those that a jump is measured from

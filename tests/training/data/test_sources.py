@@ -3,7 +3,7 @@ import os
 import pytest
 
 from prenorm.errors import DataError
-from prenorm.training.sources import find_sources
+from prenorm.training.data.sources import find_sources
 
 
 @pytest.fixture

@@ -9,11 +9,11 @@ import pytest
 from pyarrow import parquet
 
 from prenorm.errors import DataError
-from prenorm.training.corpus import Corpus
+from prenorm.training.data.corpus import Corpus
 
 
 def documents(*paths):
-    return [(document.name, document.text) for document in Corpus([str(path) for path in paths])]
+    return [(document.name, document.content) for document in Corpus([str(path) for path in paths])]
 
 
 def test_a_folder_gives_its_files_sorted_by_name_however_they_lie_on_disk(tmp_path):
@@ -84,7 +84,10 @@ def test_jsonl_gives_a_document_a_line(tmp_path):
     lines = [{"text": "one\n"}, {"text": "", "id": 3}, {"id": 4, "text": "zwei ä"}]
     (tmp_path / "t.jsonl").write_text("\n\n".join(json.dumps(line) for line in lines))
     corpus = Corpus([str(tmp_path)])
-    assert [tuple(document) for document in corpus] == [("t.jsonl:0", "one\n"), ("t.jsonl:2", "zwei ä")]
+    assert [(document.name, document.content) for document in corpus] == [
+        ("t.jsonl, line 1", "one\n"),
+        ("t.jsonl, line 5", "zwei ä"),
+    ]
     assert corpus.skipped == {"empty": 1}
     assert corpus.files == 1
 
@@ -111,7 +114,10 @@ def test_a_bad_line_of_jsonl_is_an_error_in_a_file_that_was_named_and_counted_in
         documents(tmp_path / "t.jsonl")
     assert message in str(raised.value)
     corpus = Corpus([str(tmp_path)])
-    assert [tuple(document) for document in corpus] == [("t.jsonl:0", "x"), ("t.jsonl:2", "y")]
+    assert [(document.name, document.content) for document in corpus] == [
+        ("t.jsonl, line 1", "x"),
+        ("t.jsonl, line 3", "y"),
+    ]
     assert corpus.skipped == {reason: 1}
     assert corpus.first == {reason: "t.jsonl, line 2"}
     assert corpus.skipped_bytes == len(line) + 1
@@ -185,7 +191,7 @@ def test_a_pipe_is_passed_over_under_any_name(tmp_path, name):
 def test_parquet_gives_a_document_a_row(tmp_path):
     table = pyarrow.table({"id": [1, 2, 3], "text": ["one", None, "drei ä"]})
     parquet.write_table(table, tmp_path / "t.parquet", row_group_size=2)
-    assert documents(tmp_path) == [("t.parquet:0", "one"), ("t.parquet:2", "drei ä")]
+    assert documents(tmp_path) == [("t.parquet, row 0", "one"), ("t.parquet, row 2", "drei ä")]
 
 
 def test_parquet_that_is_broken_or_has_no_text_is_refused(tmp_path):
@@ -194,7 +200,7 @@ def test_parquet_that_is_broken_or_has_no_text_is_refused(tmp_path):
     parquet.write_table(pyarrow.table({"text": [1]}), tmp_path / "numbers.parquet")
     with pytest.raises(DataError, match=r"broken\.parquet cannot be read as parquet"):
         documents(tmp_path / "broken.parquet")
-    with pytest.raises(DataError, match=r"body\.parquet must have a column named text, but has body"):
+    with pytest.raises(DataError, match=r"body\.parquet must have a column named text or messages, but has body"):
         documents(tmp_path / "body.parquet")
     with pytest.raises(DataError, match=r"numbers\.parquet, row 0"):
         documents(tmp_path / "numbers.parquet")
@@ -203,7 +209,7 @@ def test_parquet_that_is_broken_or_has_no_text_is_refused(tmp_path):
 def test_without_pyarrow_parquet_says_how_to_get_it(tmp_path, monkeypatch):
     (tmp_path / "t.parquet").write_bytes(b"")
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
-    with pytest.raises(DataError, match=r"pip install 'prenorm\[parquet\]'"):
+    with pytest.raises(DataError, match=r"pip install 'prenorm\[data\]'"):
         documents(tmp_path)
 
 

@@ -1,0 +1,190 @@
+"""Conversations as text, by the template that a chat model's tokenizer brings, and which parts of it are replies."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from ...checkpoint.files import read_json
+from ...errors import CheckpointError, DataError
+
+# For tokenizers that bring none: the roles in words, each reply ended by the end-of-text token.
+DEFAULT_TEMPLATE = """\
+{% for message in messages %}
+{{ message['role'] | capitalize }}: {{ message['content'] | trim }}
+{%- if message['role'] == 'assistant' %}{{ eos_token }}{% endif %}
+
+{% endfor %}
+{% if add_generation_prompt %}Assistant:{% endif %}
+"""
+
+Messages = Sequence[Mapping[str, Any]]
+
+
+class ChatError(Exception):
+    """A conversation that the template refuses, or whose replies cannot be told from the rest. Says why."""
+
+
+class Chat(NamedTuple):
+    """A conversation as text, and where in it the replies are, each with the sign that ends it."""
+
+    text: str
+    replies: list[tuple[int, int]]
+
+
+class ChatTemplate:
+    """A chat template in Jinja, run in a sandbox.
+
+    `special_tokens` are what it may name, such as eos_token; `ends` are all special tokens of the tokenizer.
+    `strftime_now` is not defined: the same text must come out tomorrow. Raises DataError when it is no template.
+    """
+
+    def __init__(self, source: str, special_tokens: Mapping[str, str], ends: Sequence[str], *, where: str) -> None:
+        try:
+            import jinja2
+        except ImportError as error:
+            raise DataError("reading conversations needs jinja2: pip install jinja2.") from error
+        self.source, self.special_tokens, self.is_default = source, dict(special_tokens), source == DEFAULT_TEMPLATE
+        self._ends = [end for end in ends if end]
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateError as error:
+            raise DataError(f"{where} is not a chat template: {error}.") from error
+
+    def chat(self, messages: Messages) -> Chat:
+        """The text of a conversation and its replies: what the model is to write after a prompt that ends in its turn.
+
+        The template may mark them by {% generation %}; else a reply is what a message of the role assistant adds to the
+        text before it; where that text changes later (some templates take earlier thoughts out), it is the content,
+        with the special token that follows. Raises ChatError.
+        """
+        if token := next((end for end in self._ends if any(end in str(m["content"]) for m in messages)), None):
+            raise ChatError(f"spells the special token {token} in a message, which would be read as one")
+        text, marked = _unmarked(self._render(messages, _MARKS))
+        replies = marked or [
+            span
+            for number, message in enumerate(messages)
+            if message["role"] == "assistant" and message["content"].strip()
+            for span in [self._reply(messages, number, text)]
+        ]
+        return Chat(text, [self._trimmed(text, start, stop) for start, stop in replies])
+
+    def ends_turn(self, text: str) -> bool:
+        """Whether a text ends in a special token."""
+        return text.endswith(tuple(self._ends))
+
+    def _reply(self, messages: Messages, number: int, text: str) -> tuple[int, int]:
+        """Where the reply of this number is in the whole text."""
+        try:
+            before = self._plain(messages[:number], add_generation_prompt=True)
+            after = self._plain(messages[: number + 1])
+        except ChatError:  # some templates refuse a beginning
+            before, after = text, ""
+        if len(before) < len(after) and text.startswith(after) and after.startswith(before):
+            return len(before), len(after)
+        content = messages[number]["content"]
+        bare = content.strip()
+        around = content.partition(bare)
+        changed = dict(messages[number]) | {"content": f"{around[0]}{_MARKS[0]}{bare}{_MARKS[1]}{around[2]}"}
+        marked = [*messages[:number], changed, *messages[number + 1 :]]
+        same, spans = _unmarked(self._render(marked, ("", "")))
+        if same != text or len(spans) != 1:  # the template has changed the content, or uses it twice or never
+            raise ChatError("has a reply that cannot be told from the rest of what the chat template writes")
+        start, stop = spans[0]
+        end = next((end for end in self._ends if text[stop:].lstrip().startswith(end)), "")
+        return start, text.index(end, stop) + len(end) if end else stop
+
+    def _trimmed(self, text: str, start: int, stop: int) -> tuple[int, int]:
+        """A span without what follows the special token that ends it."""
+        bare = text[start:stop].rstrip()
+        return (start, start + len(bare)) if self.ends_turn(bare) else (start, stop)
+
+    def _plain(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
+        return self._render(messages, ("", ""), add_generation_prompt=add_generation_prompt)
+
+    def _render(self, messages: Messages, marks: tuple[str, str], *, add_generation_prompt: bool = False) -> str:
+        if any(mark in json.dumps(messages, ensure_ascii=False) for mark in _MARKS) and marks[0]:
+            raise ChatError("has one of two code points that stand for no character, U+FDD0 and U+FDD1")
+        try:
+            return self._template.render(
+                messages=[dict(message) for message in messages],
+                tools=None,
+                documents=None,
+                add_generation_prompt=add_generation_prompt,
+                generation_marks=marks,
+                **self.special_tokens,
+            )
+        except Exception as error:  # a template is a program, and may fail in any way
+            raise ChatError(f"is refused by the chat template: {error}") from error
+
+
+def load_template(tokenizer: Path | None, end: str, specials: Sequence[str]) -> ChatTemplate:
+    """The chat template beside a tokenizer.json: chat_template.jinja, or that in tokenizer_config.json, or the default.
+
+    end: the tokenizer's end-of-text token; specials: all its special tokens. Raises DataError.
+    """
+    tokens = {"bos_token": end, "eos_token": end}
+    if tokenizer is None:
+        return ChatTemplate(DEFAULT_TEMPLATE, tokens, specials, where="the default")
+    config, file = tokenizer.parent / "tokenizer_config.json", tokenizer.parent / "chat_template.jinja"
+    try:
+        fields = read_json(config) if config.exists() else {}
+        source = file.read_text(encoding="utf-8") if file.exists() else _template_in(fields)
+    except (CheckpointError, OSError, UnicodeDecodeError) as error:
+        raise DataError(f"the chat template beside {tokenizer} cannot be read: {error}") from error
+    for name, value in fields.items():
+        if name.endswith("_token") and isinstance(text := value["content"] if isinstance(value, dict) else value, str):
+            tokens[name] = text
+    where = str(file if file.exists() else config)
+    return ChatTemplate(source or DEFAULT_TEMPLATE, tokens, specials, where=where)
+
+
+def _template_in(config: Mapping[str, Any]) -> str | None:
+    """The template in a tokenizer_config.json: a string, or the default one of several with names."""
+    found = config.get("chat_template")
+    if isinstance(found, list):
+        named = {each.get("name"): each.get("template") for each in found if isinstance(each, dict)}
+        found = named.get("default")
+    return found if isinstance(found, str) else None
+
+
+_MARKS = ("\ufdd0", "\ufdd1")  # noncharacters, around a reply
+
+
+def _unmarked(text: str) -> tuple[str, list[tuple[int, int]]]:
+    """The text without marks, and where they stood."""
+    parts = text.replace(_MARKS[1], _MARKS[0]).split(_MARKS[0])
+    places = [sum(map(len, parts[: number + 1])) for number in range(len(parts) - 1)]
+    return "".join(parts), list(zip(places[::2], places[1::2], strict=False))
+
+
+def _environment() -> Any:
+    """Jinja as transformers sets it up, whose templates these are, with the tag {% generation %}."""
+    from jinja2 import nodes
+    from jinja2.ext import Extension, loopcontrols
+    from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+    class Generation(Extension):
+        """Puts `generation_marks` around what is between {% generation %} and {% endgeneration %}."""
+
+        tags = {"generation"}  # noqa: RUF012  # as jinja2 wants it
+
+        def parse(self, parser: Any) -> Any:
+            line = next(parser.stream).lineno
+            body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+            marks = nodes.Name("generation_marks", "load")
+            first, second = (nodes.Output([nodes.Getitem(marks, nodes.Const(i), "load")]) for i in (0, 1))
+            return [node.set_lineno(line) for node in (first, *body, second)]
+
+    def refuse(message: str) -> None:
+        raise ValueError(message)
+
+    def to_json(value: Any, indent: int | None = None, **options: Any) -> str:
+        return json.dumps(value, ensure_ascii=False, indent=indent, **options)
+
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, loopcontrols]
+    )
+    environment.filters["tojson"] = to_json
+    environment.globals["raise_exception"] = refuse
+    return environment

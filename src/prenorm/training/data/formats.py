@@ -1,0 +1,252 @@
+"""What is in a file: a text, a text or a conversation a line (.jsonl) or a row (.parquet); or why there is none."""
+
+import codecs
+import json
+import stat
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+from ...errors import DataError
+from .compressed import Damaged, content_suffix, open_plain
+
+EMPTY = "empty"
+NOT_THERE = object()  # in place of a text: null is one that is empty
+
+WHOLE = -1  # the place of a document that is a whole file
+
+LARGE = 1 << 24  # bytes: a file of text that has as many is never in memory as a whole
+CHUNK = 1 << 20  # bytes of it that are
+LONGEST_LINE = 1 << 28  # bytes of a line of .jsonl
+
+
+class Fault(NamedTuple):
+    """Why a file, a line or a row is no document: in a word, and as the end of a sentence about it; its size."""
+
+    reason: str
+    sentence: str
+    bytes: int = 0
+
+
+class LargeText(NamedTuple):
+    """The characters from `start` to `stop` of a file of text that was looked through, and is read when it is used."""
+
+    path: Path
+    start: int
+    stop: int
+
+    def chunks(self) -> Iterator[str]:
+        """The text in pieces. Raises DataError when the file is no longer what it was."""
+        place = 0
+        try:
+            for chunk in _decoded(self.path):
+                if piece := chunk[max(0, self.start - place) : max(0, self.stop - place)]:
+                    yield piece
+                place += len(chunk)
+                if place >= self.stop:
+                    return
+        except (UnicodeDecodeError, Damaged, OSError) as error:
+            raise DataError(f"{self.path} changed while it was being read; start again when it is at rest.") from error
+
+
+class Conversation(NamedTuple):
+    """Messages, each an object with at least a role and a content; one or more are the assistant's."""
+
+    messages: list[dict[str, Any]]
+
+
+Content = str | LargeText | Conversation
+
+
+def chunks(text: str | LargeText) -> Iterator[str]:
+    """A text in pieces of any size."""
+    return iter([text]) if isinstance(text, str) else text.chunks()
+
+
+def part(text: str | LargeText, start: int, stop: int) -> str | LargeText:
+    """The characters of a text from `start` to `stop`."""
+    if isinstance(text, str):
+        return text[start:stop]
+    return LargeText(text.path, text.start + start, text.start + stop)
+
+
+def num_characters(text: str | LargeText) -> int:
+    """The length of a text."""
+    return len(text) if isinstance(text, str) else text.stop - text.start
+
+
+def place_in(path: Path | str, place: int) -> str:
+    """A place in a file as people count it: ", line 3", ", row 0", or nothing for the whole file."""
+    if place == WHOLE:
+        return ""
+    return f", row {place}" if content_suffix(Path(path)) == ".parquet" else f", line {place}"
+
+
+Contents = Iterator[tuple[int, Content | Fault]]  # a line from 1 on, a row from 0 on, or WHOLE; and what is there
+
+
+def contents(path: Path) -> Contents:
+    """What a file gives: at least one document or fault."""
+    read = {".jsonl": _jsonl, ".parquet": _parquet}.get(content_suffix(path), _plain)
+    size, is_empty = 0, True
+    try:
+        status = path.stat()
+        size = status.st_size
+        if not stat.S_ISREG(status.st_mode):
+            yield WHOLE, _file_fault("not a regular file")
+            return
+        for found in read(path, size):
+            is_empty = False
+            yield found
+        if is_empty:
+            yield WHOLE, _file_fault(EMPTY, size)
+    except Damaged as damage:
+        yield WHOLE, _file_fault(str(damage), size)
+    except OSError as error:
+        yield WHOLE, _file_fault(f"unreadable ({error.strerror or error})", size)
+
+
+def _file_fault(reason: str, size: int = 0) -> Fault:
+    return Fault(reason, f"cannot be trained on: it is {reason}; name another file.", size)
+
+
+def _utf16_fault(start: bytes, size: int) -> Fault | None:
+    if not start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        return None
+    sentence = "cannot be trained on: it is not UTF-8 but UTF-16; iconv -f UTF-16 -t UTF-8 makes it what it must be."
+    return Fault("not UTF-8 but UTF-16", sentence, size)
+
+
+def _checked(text: str, size: int) -> str | Fault:
+    return text if text.strip() else _file_fault(EMPTY, size)
+
+
+def _plain(path: Path, size: int) -> Contents:
+    with open_plain(path) as file:
+        raw = file.read(LARGE)
+    if fault := _utf16_fault(raw, size):
+        yield WHOLE, fault
+    elif b"\0" in raw:
+        yield WHOLE, _file_fault("binary", size)
+    else:
+        try:
+            yield WHOLE, _large(path, size) if len(raw) == LARGE else _checked(raw.decode("utf-8-sig"), size)
+        except UnicodeDecodeError:
+            yield WHOLE, _file_fault("not UTF-8", size)
+
+
+def _large(path: Path, size: int) -> LargeText | Fault:
+    """A large text after a look through all of it, since a fault at its end must be known before its start is used."""
+    characters, is_empty = 0, True
+    for chunk in _decoded(path):
+        if "\0" in chunk:
+            return _file_fault("binary", size)
+        characters += len(chunk)
+        is_empty = is_empty and not chunk.strip()
+    return _file_fault(EMPTY, size) if is_empty else LargeText(path, 0, characters)
+
+
+def _decoded(path: Path) -> Iterator[str]:
+    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    with open_plain(path) as file:
+        while raw := file.read(CHUNK):
+            yield decoder.decode(raw)
+    yield decoder.decode(b"", final=True)
+
+
+def _jsonl(path: Path, size: int) -> Contents:
+    with open_plain(path) as file:
+        for number, line in enumerate(_lines(file), start=1):
+            if number == 1 and (fault := _utf16_fault(line, size)):
+                yield WHOLE, fault
+                return
+            if len(line) > LONGEST_LINE:
+                yield number, Fault("too long a line", f"must have at most {LONGEST_LINE:,} bytes.", len(line))
+            elif line.strip():
+                yield number, _json_content(line)
+
+
+def _lines(file: BinaryIO) -> Iterator[bytes]:
+    """The lines of a file; of one that is too long, the start."""
+    while line := file.readline(LONGEST_LINE + 1):
+        yield line
+        while len(line) > LONGEST_LINE and not line.endswith(b"\n"):
+            line = file.readline(LONGEST_LINE + 1)
+
+
+def _json_content(line: bytes) -> str | Conversation | Fault:
+    try:
+        record = json.loads(line.decode("utf-8-sig"))
+    except (ValueError, RecursionError) as error:
+        return Fault("not JSON", f"is not JSON: {error}.", len(line))
+    return _record_content(record if isinstance(record, dict) else {}, len(line))
+
+
+def _record_content(record: dict[str, Any], size: int) -> str | Conversation | Fault:
+    """The text of a record, else its conversation."""
+    if "messages" in record and not isinstance(record.get("text"), str):
+        return _conversation(record["messages"], size)
+    text = record.get("text", NOT_THERE)
+    if text is None:
+        return _file_fault(EMPTY, size)
+    if not isinstance(text, str):
+        sentence = 'must be an object with a string named "text", such as {"text": "Once"}, or with "messages".'
+        return Fault("without a text", sentence, size)
+    return _surrogates(text, size) or _checked(text, size)
+
+
+def _surrogates(text: str, size: int) -> Fault | None:
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        sentence = "has half of a surrogate pair in its text, which no UTF-8 file can hold."
+        return Fault("half of a surrogate pair", sentence, size)
+    return None
+
+
+def _conversation(messages: Any, size: int) -> Conversation | Fault:
+    if messages is None or messages == []:
+        return _file_fault(EMPTY, size)
+    if not (isinstance(messages, list) and all(isinstance(message, dict) for message in messages)) or not all(
+        isinstance(message.get(field), str) for message in messages for field in ("role", "content")
+    ):
+        sentence = 'must have messages that are objects with two strings, such as {"role": "user", "content": "Hi"}.'
+        return Fault("without messages", sentence, size)
+    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
+        sentence = "must have a message of the role assistant with some text, which is what is learned from it."
+        return Fault("without a reply", sentence, size)
+    return _surrogates(json.dumps(messages, ensure_ascii=False), size) or Conversation(messages)
+
+
+def _parquet(path: Path, size: int) -> Contents:
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError as error:
+        raise DataError(f"reading {path} needs pyarrow: pip install 'prenorm[data]'.") from error
+    if path.suffix.lower() != ".parquet":
+        yield WHOLE, Fault("compressed parquet", "is compressed within already: decompress it and name that.", size)
+        return
+    try:
+        # A buffer, and few rows at a time: else the whole of a row group would be in memory.
+        with parquet.ParquetFile(path, buffer_size=CHUNK, pre_buffer=False) as file:
+            names = file.schema_arrow.names
+            column = next((name for name in ("text", "messages") if name in names), None)
+            if column is None:
+                sentence = f"must have a column named text or messages, but has {', '.join(names) or 'none'}."
+                yield WHOLE, Fault("without a text", sentence, size)
+                return
+            row = 0
+            for batch in file.iter_batches(batch_size=256, columns=[column]):
+                for value in batch.column(0):
+                    yield row, _parquet_content(column, value)
+                    row += 1
+    except (OSError, pyarrow.ArrowException) as error:
+        yield WHOLE, Fault("not parquet", f"cannot be read as parquet: {error}", size)
+
+
+def _parquet_content(column: str, value: Any) -> str | Conversation | Fault:
+    try:
+        return _record_content({column: value.as_py()}, 0)
+    except UnicodeDecodeError as error:
+        return Fault("not UTF-8", f"has a text that is not UTF-8: {error}.")
