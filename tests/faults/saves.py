@@ -33,7 +33,7 @@ from prenorm.training.config import TrainConfig
 from .disk import Disk
 from .shim import armed, read_trace
 
-CHANCES = 12  # ways in which a power cut keeps some of what was not synced; in the first two all data of that is lost
+CHANCES = 24  # ways in which a power cut keeps some of what was not synced; in the first two all data of that is lost
 REFUSALS = r"files must be as they were saved|must have been saved together"
 
 
@@ -226,7 +226,7 @@ def cuts(count: int) -> Counter[str]:
         recorded = read_trace(trace)
         assert {call.name for call in recorded} >= {"OPEN", "WRITE", "SYNC", "RENAME"}
         every = [(number, chance) for number in range(len(recorded) + 1) for chance in range(CHANCES)]
-        drawn = {*draw.sample(every, min(len(every), count // len(CASES))), (len(recorded), 0)}
+        drawn = {*draw.sample(every, -(-count // len(CASES))), (len(recorded), 0)}
         for number, chance in every:
             if chance == 0 and number > 0:
                 disk.play(recorded[number - 1])
