@@ -9,7 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from prenorm.checkpoint.files import MAX_JSON_BYTES, file_in, parse_json, read_json, write_atomically, write_together
+from prenorm.checkpoint.files import (
+    MAX_JSON_BYTES,
+    file_in,
+    parse_json,
+    read_json,
+    remove_folder,
+    write_atomically,
+    write_folder,
+    write_together,
+)
 from prenorm.errors import CheckpointError
 
 
@@ -65,6 +74,30 @@ def test_nothing_is_replaced_before_everything_is_on_the_disk(old, monkeypatch):
     assert old.read_bytes() == b"old"
 
 
+def test_where_some_names_are_taken_already_an_error_says_which(old, monkeypatch):
+    replace = os.replace
+
+    def failing(source, target):
+        if target.name == "second":
+            raise OSError(errno.EIO, "Input/output error")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", failing)
+    with pytest.raises(CheckpointError, match=r"Input/output error; .* file is new already; save again\."):
+        write_together({old: b"new", old.with_name("second"): b"new"})
+    assert names_in(old.parent) == ["file"]
+
+
+def test_a_folder_is_written_whole_and_one_that_is_there_stays(tmp_path):
+    for content in (b"first", b"second"):
+        write_folder(tmp_path / "a" / "b", {"file": content, "other": lambda file: print(file.write(b"x"), end="")})
+        assert (tmp_path / "a" / "b" / "file").read_bytes() == b"first"
+    assert names_in(tmp_path / "a") == ["b"]
+    assert names_in(tmp_path / "a" / "b") == ["file", "other"]
+    remove_folder(tmp_path / "a" / "b")
+    assert names_in(tmp_path / "a") == []
+
+
 def test_files_reach_the_disk_before_their_names_do_and_the_folder_last(tmp_path, monkeypatch):
     calls, fsync, replace = [], os.fsync, os.replace
     monkeypatch.setattr(os, "fsync", lambda file: calls.append(stat.S_ISDIR(os.fstat(file).st_mode)) or fsync(file))
@@ -78,7 +111,7 @@ def test_a_real_write_that_does_not_fit_leaves_the_old_file(old):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(
-            CheckpointError, match=r"file could not be written: File too large; .* No file .* is damaged"
+            CheckpointError, match=r"file could not be written: File too large; .* was there before is whole"
         ):
             write_atomically(old, b"x" * 1_000_000)
     finally:

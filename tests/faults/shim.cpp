@@ -33,7 +33,8 @@ static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
 extern "C" {
 
 // From here on call number `number` (0, 1, ...) meets a fault. failing: the calls (bits) that an error may come from.
-// longest_write: bytes that a write takes at most (0: all). trace_descriptor: where calls are written down (-1: nowhere).
+// longest_write: bytes that a write takes at most (0: all). trace_descriptor: where calls are written down (-1:
+// nowhere).
 void prenorm_arm(long number, int kind, int error, int calls_that_fail, size_t longest_write, int trace_descriptor) {
     armed = true, calls = 0, at = number, fault = kind, error_number = error, failing = calls_that_fail;
     longest = longest_write, trace = trace_descriptor;
@@ -112,13 +113,13 @@ static mode_t mode_in(int flags, va_list arguments) {
 
 extern "C" {
 
-#define OPENS(name, folder, ...)            \
-    int name(__VA_ARGS__, int flags, ...) { \
-        va_list rest;                       \
-        va_start(rest, flags);              \
-        mode_t mode = mode_in(flags, rest); \
-        va_end(rest);                       \
-        return opened(folder, path, flags, mode); \
+#define OPENS(name, folder, ...)                                                                                       \
+    int name(__VA_ARGS__, int flags, ...) {                                                                            \
+        va_list rest;                                                                                                  \
+        va_start(rest, flags);                                                                                         \
+        mode_t mode = mode_in(flags, rest);                                                                            \
+        va_end(rest);                                                                                                  \
+        return opened(folder, path, flags, mode);                                                                      \
     }
 OPENS(open, AT_FDCWD, const char *path)
 OPENS(open64, AT_FDCWD, const char *path)

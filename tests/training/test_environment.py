@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -7,9 +8,12 @@ import torch
 from tokenizers import Tokenizer, models
 
 from prenorm.errors import ConfigError
+from prenorm.training.config import TrainConfig, read_toml
 from prenorm.training.data.baseline import HeldOutText
 from prenorm.training.device import Device
+from prenorm.training.display import Display
 from prenorm.training.environment import SAMPLE_BYTES, SAMPLES, compare, environment_of
+from prenorm.training.loop import train
 from prenorm.training.tokens import TextData, TokenStream
 
 HELDOUT = HeldOutText(bytes=1, gzip_bytes=1, xz_bytes=1)
@@ -72,3 +76,37 @@ def test_of_a_long_text_there_are_samples_from_all_of_it_and_its_end():
         changed = tokens.copy()
         changed[place // SAMPLE_BYTES * SAMPLE_BYTES :][: SAMPLE_BYTES + 1] += 1
         assert environment_of(CPU, text(changed))["text"] != same
+
+
+@pytest.fixture
+def trained(tiny, texts, tmp_path):
+    """Settings of a run of two steps that is done, and of a longer one."""
+    own_texts = str(shutil.copytree(texts, tmp_path / "texts"))
+    fields = {"data": [own_texts], "decay_share": 0.0, "eval_every": 0, "checkpoint_every": 0}
+    train(tiny(steps=2, **fields), display=Display(quiet=True))
+    return tiny(steps=2, **fields), lambda **changes: tiny(steps=3, **fields, **changes)
+
+
+def test_a_run_that_is_refused_is_left_as_it_was(trained):
+    config, longer = trained
+    with pytest.raises(ConfigError, match=r"checkpoints/step-00000002, but dtype is float32 there and bfloat16 here"):
+        train(longer(dtype="bfloat16"), resume=True, display=Display(quiet=True))
+    folder = Path(config.out)
+    assert TrainConfig.from_fields(read_toml(folder / "config.toml")) == config
+    shutil.rmtree(folder / "data")  # so that the text is read anew
+    Path(config.data[0], "more.py").write_text("a text that was not there before")
+    with pytest.raises(ConfigError, match="what lies in the run's data folder"):
+        train(longer(), resume=True, display=Display(quiet=True))
+
+
+def test_auto_may_be_named_and_other_threads_are_said(trained, capsys):
+    config, longer = trained
+    threads = torch.get_num_threads()
+    torch.set_num_threads(threads + 1)
+    try:
+        train(longer(device="cpu", dtype="float32"), resume=True, display=Display())
+    finally:
+        torch.set_num_threads(threads)
+    assert f"was made with threads {threads} (now {threads + 1})" in " ".join(capsys.readouterr().out.split())
+    recorded = json.loads((Path(config.out) / "environment.json").read_text())
+    assert recorded["threads"] == threads + 1

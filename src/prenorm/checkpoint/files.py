@@ -42,19 +42,25 @@ def write_together(contents: Mapping[Path, Content]) -> None:
     A full disk therefore leaves every old file in place. The names are then taken in the order given, one by one:
     a crash just between two of them leaves the first new and the next old, which who reads them together must notice.
     """
+    replaced: list[Path] = []
     try:
         with ExitStack() as stack:
             staged = {path: stack.enter_context(_staged(path, content)) for path, content in contents.items()}
             for path, temporary in staged.items():
                 os.replace(temporary, path)
+                replaced.append(path)
             for folder in {path.parent for path in contents}:
                 sync_folder(folder)
     except OSError as error:
         names = ", ".join(str(path) for path in contents)
         raise CheckpointError(
             f"{names} could not be written: {_advice(error, next(iter(contents)))} "
-            "No file that was there before is damaged."
+            + (f"{_listed(replaced)} new already; save again." if replaced else "What was there before is whole.")
         ) from error
+
+
+def _listed(paths: list[Path]) -> str:
+    return f"{', '.join(path.name for path in paths)} {'is' if len(paths) == 1 else 'are'}"
 
 
 @contextmanager
@@ -93,7 +99,7 @@ def write_folder(folder: Path, contents: Mapping[str, Content]) -> None:
         sync_folder(folder.parent)
     except OSError as error:
         raise CheckpointError(
-            f"{folder} could not be written: {_advice(error, folder)} Nothing that was there before is damaged."
+            f"{folder} could not be written: {_advice(error, folder)} What was there before is whole."
         ) from error
     finally:
         shutil.rmtree(passing, ignore_errors=True)

@@ -26,16 +26,14 @@ def environment_of(device: Device, data: TextData) -> dict[str, Any]:
     device and dtype are what the settings of these names stand for on this machine; kernels are the instructions that
     the C++ kernels were compiled for, processor what torch's own go by.
     """
-    kernels = native.load()
-    gpu = torch.cuda.get_device_name(device.device) if device.device.type == "cuda" else ""
     return {
         "prenorm": version("prenorm"),
         "torch": torch.__version__,
         "numpy": version("numpy"),
         "tokenizers": version("tokenizers"),
         "threads": torch.get_num_threads(),
-        "kernels": kernels.which or f"none: {kernels.unavailable_reason}",
-        "processor": gpu or torch.backends.cpu.get_cpu_capability(),
+        "kernels": _kernels() if device.device.type == "cpu" else "none",
+        "processor": _processor(device.device),
         "device": device.device.type,
         "dtype": device.format,
         "text": _fingerprint(data),
@@ -68,15 +66,26 @@ def compare(there: Mapping[str, Any], here: Mapping[str, Any], checkpoint: Path,
         )
 
 
+def _kernels() -> str:
+    kernels = native.load()
+    return kernels.which or f"none: {kernels.unavailable_reason}"
+
+
+def _processor(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return torch.backends.cpu.get_cpu_capability() if device.type == "cpu" else ""
+
+
 def _fingerprint(data: TextData) -> str:
-    """A hash of the tokenizer, of where documents begin, and of the tokens, or of samples of them where they are many.
+    """A hash of the tokenizer, of where documents begin, of what has no loss, and of the tokens: samples of many.
 
     It tells one text from another. Whether the files of the text are whole is checked where they are read.
     """
     digest = hashlib.sha256(data.tokenizer.to_str().encode())
     for stream in (data.train, data.heldout):
-        digest.update(f"{len(stream.tokens)} {len(stream.starts)} ".encode())
-        for numbers in (stream.starts, stream.tokens):
+        digest.update(f"{len(stream.tokens)} {len(stream.starts)} {len(stream.unscored)} ".encode())
+        for numbers in (stream.starts, stream.unscored, stream.tokens):
             count = SAMPLE_BYTES // numbers[:1].itemsize
             places = range(0, len(numbers), max(count, len(numbers) // SAMPLES))
             for place in places:
