@@ -1,11 +1,13 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from prenorm.training.batches import TrainingBatches
 from prenorm.training import batches as batches_module
+from prenorm.training.batches import TrainingBatches
 from prenorm.training.data.stream import TokenStream
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=12).filter(lambda lengths: sum(lengths) >= 8)
@@ -107,7 +109,7 @@ def mixture_of(lengths, weights):
     """A stream of several sources, each of some of the documents."""
     stream = stream_of(lengths)
     cuts = [*range(len(weights)), len(lengths)]
-    parts = [stream.part(first, last) for first, last in zip(cuts[:-1], cuts[1:], strict=True)]
+    parts = [stream.part(first, last) for first, last in pairwise(cuts)]
     return TokenStream(stream.tokens, stream.starts, mixture=tuple(zip(parts, weights, strict=True)))
 
 

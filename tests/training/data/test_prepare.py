@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,7 @@ def lines(path, *texts):
 
 def texts_of(folder, stream):
     tokens, starts = stream.tokens[:], stream.starts
-    pairs = zip(starts[:-1], starts[1:], strict=True)
-    return [folder.tokenizer.decode(tokens[a + 1 : b].tolist(), skip_special_tokens=False) for a, b in pairs]
+    return [folder.tokenizer.decode(tokens[a + 1 : b].tolist(), skip_special_tokens=False) for a, b in pairwise(starts)]
 
 
 def test_what_was_found_and_skipped_is_said_first(tmp_path, said):
@@ -226,8 +226,8 @@ def test_memory_does_not_grow_with_the_text(tmp_path, given):
         "from pathlib import Path\n"
         "from prenorm.training.data.prepare import prepare\n"
         "for name in ('small', 'large'):\n"
-        "    prepare(Path(f'out-{name}'), [f'{name}.txt', f'{name}.jsonl'], tokenizer='given', vocab_size=1, sample_mb=1,\n"
-        "            one_in=20, weights=(), say=lambda _: None)\n"
+        "    prepare(Path(f'out-{name}'), [f'{name}.txt', f'{name}.jsonl'], tokenizer='given', vocab_size=1,\n"
+        "            sample_mb=1, one_in=20, weights=(), say=lambda _: None)\n"
         "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
