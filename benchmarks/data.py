@@ -1,9 +1,9 @@
 """Text to tokens and tokens to batches: `benchmarks/data.py [PATH ...]` (default: copies of Python's standard library).
 
-Encoding: all of `prepare`, which is `prenorm data` with a tokenizer that is given (reading, hashing, splitting, encoding,
-writing, checking), beside one call of the tokenizer's `encode_batch_fast` on the same texts in memory, in turn. The ratio
-is the share of the tokenizer's own rate, and should be at least 0.90. Loading: batches of a run in its order, on one
-core, in tokens a second, which should be far above 50,000.
+Encoding: all of `prepare`, which is `prenorm data` with a tokenizer that is given (reading, hashing, splitting,
+encoding, writing, checking), beside one call of the tokenizer's `encode_batch_fast` on the same texts in memory, in
+turn. The ratio is the share of the tokenizer's own rate, and should be at least 0.90. Loading: batches of a run in its
+order, on one core, in tokens a second, which should be far above 50,000.
 
 Refuses to report while other work keeps the machine busy; --anyway reports with the load.
 """

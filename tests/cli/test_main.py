@@ -67,8 +67,8 @@ def test_version_is_the_packages(capsys):
 @pytest.mark.parametrize(
     ("argv", "message"),
     [
-        ([], "a command is one of train, generate, cost, check, challenge, but none is given"),
-        (["trian"], "a command is one of train, generate, cost, check, challenge, but 'trian' is none"),
+        ([], "a command is one of train, data, generate, cost, check, challenge, but none is given"),
+        (["trian"], "a command is one of train, data, generate, cost, check, challenge, but 'trian' is none"),
     ],
 )
 def test_a_command_line_without_a_command_is_bad_usage(argv, message, capsys):
