@@ -25,7 +25,7 @@ from .ema import MovingAverage
 from .evaluation import HeldOutBatches, heldout_loss
 from .metrics import Record
 from .optimizer import MuonAndAdamW
-from .precision import LossScale, RoundedCopy
+from .precision import LossScale, RoundedCopy, check_finite
 from .schedule import learning_rate_scale
 from .start import starting_model
 from .text_start import TextStart
@@ -246,7 +246,7 @@ class Trainer:
         The batch and the dropout of a step follow from the seed and its number, and are not among it.
         Raises PrenormError where a weight is not finite: that is never saved.
         """
-        _check_finite(self.model)
+        check_finite(self.model)
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_tensors()}
         state: dict[str, Any] = {
             "eos_token_ids": list(self.model.eos_token_ids),
@@ -305,18 +305,6 @@ def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -
     model = TransformerLM(replace(config.model, vocab_size=size))
     model.eos_token_ids = data.end_ids
     return model.train()
-
-
-@torch.no_grad()
-def _check_finite(model: torch.nn.Module) -> None:
-    """Raise PrenormError unless all weights are finite. The device is asked once."""
-    ends = [torch.stack(weight.aminmax()) for weight in model.parameters() if weight.numel()]
-    if not bool(torch.stack(ends).isfinite().all()):
-        names = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
-        raise PrenormError(
-            f"weights must stay finite to be saved, but are not in {', '.join(names[:5])}; checkpoints are from before "
-            "that: start again with lower learning rates."
-        )
 
 
 def _seed(seed: int, step: int) -> int:

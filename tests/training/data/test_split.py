@@ -96,7 +96,7 @@ def test_a_path_with_a_weight_keeps_something_to_train_on(tmp_path):
     assert sides["file6.py"]
 
 
-@pytest.mark.parametrize("large", [1 << 24, 1000])
+@pytest.mark.parametrize("large", [1 << 22, 1000])
 def test_the_tail_of_a_single_document_is_held_out(tmp_path, monkeypatch, large):
     monkeypatch.setattr(formats, "LARGE", large)
     monkeypatch.setattr(formats, "CHUNK", 700)

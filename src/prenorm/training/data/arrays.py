@@ -110,7 +110,7 @@ def _check_header(path: Path, found: bytes, expected: bytes, record: ArrayRecord
         version = np.lib.format.read_magic(file := io.BytesIO(found))
         read: Any = {(1, 0): np.lib.format.read_array_header_1_0}[version]
         shape, _, dtype = read(file)
-    except (ValueError, KeyError) as error:
+    except Exception as error:  # of Python's tokenizer, which numpy reads headers with, among others
         raise DataError(f"{path} must begin as an .npy file, but is damaged at byte 0; {WAY_OUT}") from error
     raise DataError(
         f"{path} must hold {record.items:,} numbers of the dtype {record.dtype}, but its header, at byte 0, says "

@@ -1,6 +1,7 @@
 """Conversations as text, by the template that a chat model's tokenizer brings, and which parts of it are replies."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,10 +27,14 @@ class ChatError(Exception):
 
 
 class Chat(NamedTuple):
-    """A conversation as text, and where in it the replies are, each with the sign that ends it."""
+    """A conversation as text, and where in it the replies are, each with the sign that ends it.
+
+    `spelled` is where a message spells the name of a special token, which must not be read as one.
+    """
 
     text: str
     replies: list[tuple[int, int]]
+    spelled: list[tuple[int, int]]
 
 
 class ChatTemplate:
@@ -58,16 +63,29 @@ class ChatTemplate:
         text before it; where that text changes later (some templates take earlier thoughts out), it is the content,
         with the special token that follows. Raises ChatError.
         """
-        if token := next((end for end in self._ends if any(end in str(m["content"]) for m in messages)), None):
-            raise ChatError(f"spells the special token {token} in a message, which would be read as one")
+        if any(mark in json.dumps(messages, ensure_ascii=False) for mark in _MARKS):
+            raise ChatError("has one of two code points that stand for no character, U+FDD0 and U+FDD1")
         text, marked = _unmarked(self._render(messages, _MARKS))
         replies = marked or [
-            span
+            self._reply(messages, number, text)
             for number, message in enumerate(messages)
             if message["role"] == "assistant" and message["content"].strip()
-            for span in [self._reply(messages, number, text)]
         ]
-        return Chat(text, [self._trimmed(text, start, stop) for start, stop in replies])
+        return Chat(text, [self._trimmed(text, start, stop) for start, stop in replies], self._spelled(messages, text))
+
+    def _spelled(self, messages: Messages, text: str) -> list[tuple[int, int]]:
+        """Where in the text a special token's name comes from a message: a mark is put into it, and looked for."""
+        if not any(end in message["content"] for end in self._ends for message in messages):
+            return []
+        names = re.compile("|".join(re.escape(end) for end in sorted(self._ends, key=len, reverse=True)))
+        changed = [
+            {**message, "content": names.sub(lambda name: _MARKS[0] + name[0] + _MARKS[1], message["content"])}
+            for message in messages
+        ]
+        same, spans = _unmarked(self._render(changed, _NO_MARKS))
+        if same != text:
+            raise ChatError("spells a special token, which the chat template changes")
+        return spans
 
     def ends_turn(self, text: str) -> bool:
         """Whether a text ends in a special token."""
@@ -83,16 +101,15 @@ class ChatTemplate:
         if len(before) < len(after) and text.startswith(after) and after.startswith(before):
             return len(before), len(after)
         content = messages[number]["content"]
-        bare = content.strip()
-        around = content.partition(bare)
-        changed = dict(messages[number]) | {"content": f"{around[0]}{_MARKS[0]}{bare}{_MARKS[1]}{around[2]}"}
-        marked = [*messages[:number], changed, *messages[number + 1 :]]
-        same, spans = _unmarked(self._render(marked, ("", "")))
-        if same != text or len(spans) != 1:  # the template has changed the content, or uses it twice or never
-            raise ChatError("has a reply that cannot be told from the rest of what the chat template writes")
-        start, stop = spans[0]
-        end = next((end for end in self._ends if text[stop:].lstrip().startswith(end)), "")
-        return start, text.index(end, stop) + len(end) if end else stop
+        for bare in (content, content.strip()):  # a mark outside of white space would keep a template from trimming it
+            marked = content.replace(bare, bare.join(_MARKS), 1)
+            changed = [*messages[:number], {**messages[number], "content": marked}, *messages[number + 1 :]]
+            same, spans = _unmarked(self._render(changed, _NO_MARKS))
+            if same == text and len(spans) == 1:
+                start, stop = spans[0]
+                end = next((end for end in self._ends if text[stop:].lstrip().startswith(end)), "")
+                return start, text.index(end, stop) + len(end) if end else stop
+        raise ChatError("has a reply that cannot be told from the rest of what the chat template writes")
 
     def _trimmed(self, text: str, start: int, stop: int) -> tuple[int, int]:
         """A span without what follows the special token that ends it."""
@@ -100,11 +117,9 @@ class ChatTemplate:
         return (start, start + len(bare)) if self.ends_turn(bare) else (start, stop)
 
     def _plain(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-        return self._render(messages, ("", ""), add_generation_prompt=add_generation_prompt)
+        return self._render(messages, _NO_MARKS, add_generation_prompt=add_generation_prompt)
 
     def _render(self, messages: Messages, marks: tuple[str, str], *, add_generation_prompt: bool = False) -> str:
-        if any(mark in json.dumps(messages, ensure_ascii=False) for mark in _MARKS) and marks[0]:
-            raise ChatError("has one of two code points that stand for no character, U+FDD0 and U+FDD1")
         try:
             return self._template.render(
                 messages=[dict(message) for message in messages],
@@ -148,7 +163,8 @@ def _template_in(config: Mapping[str, Any]) -> str | None:
     return found if isinstance(found, str) else None
 
 
-_MARKS = ("\ufdd0", "\ufdd1")  # noncharacters, around a reply
+_MARKS = ("\ufdd0", "\ufdd1")  # noncharacters, around what is to be found again
+_NO_MARKS = ("", "")
 
 
 def _unmarked(text: str) -> tuple[str, list[tuple[int, int]]]:

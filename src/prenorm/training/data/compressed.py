@@ -4,7 +4,7 @@ import io
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from ...errors import DataError
 
@@ -24,7 +24,7 @@ def content_suffix(path: Path) -> str:
     return suffixes[-1] if suffixes else ""
 
 
-def open_plain(path: Path) -> BinaryIO:
+def open_plain(path: Path) -> io.BufferedReader:
     """The bytes of a file, decompressed where its name ends in .gz or .zst.
 
     Reading raises Damaged for a compressed file that is truncated or damaged.

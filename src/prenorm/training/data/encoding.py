@@ -13,22 +13,24 @@ from ..tokenizer import encode, with_special_tokens
 from .chat import Chat, ChatError, ChatTemplate
 from .corpus import Document
 from .formats import Conversation, Fault, chunks
+from .split import Hashes
 
 SLICE_CHARACTERS = 1 << 18  # a text is encoded in slices of this size, many at once, so that memory stays small
 
 
 class Job(NamedTuple):
-    """A document, which side it is on, and the hash of its text."""
+    """A document, its number, which side it is on, and its hashes."""
 
     document: Document
+    number: int
     heldout: bool
-    text_hash: int
+    hashes: Hashes
 
 
 class Encoded(NamedTuple):
     """A slice of a document, or all of it: its tokens, and which of them are targets (None: all).
 
-    `ends_turn`: whether the last target is a special token. `fault` is why there are no tokens of a conversation.
+    `text` is what the targets spell. `fault` is why there are no tokens of a conversation.
     """
 
     job: Job
@@ -71,15 +73,27 @@ def _encoded_group(tokenizer: Tokenizer, chat_tokenizer: Tokenizer, group: list[
     for job, text, is_last, chat, fault in group:
         if chat is None:
             done.append(Encoded(job, text, is_last, np.array(next(texts), np.uint32), fault=fault))
-            continue
-        encoding = chat_tokenizer.encode(chat.text, add_special_tokens=False)
-        scored = np.zeros(len(encoding.ids), np.bool_)
-        offsets = np.array(encoding.offsets, np.int64).reshape(-1, 2)
-        for start, stop in chat.replies:  # every token with some character of a reply
-            scored |= (offsets[:, 0] < stop) & (offsets[:, 1] > start)
-        replies = "".join(chat.text[start:stop] for start, stop in chat.replies)
-        done.append(Encoded(job, replies, is_last, np.array(encoding.ids, np.uint32), scored))
+        else:
+            replies = "".join(chat.text[start:stop] for start, stop in chat.replies)
+            done.append(Encoded(job, replies, is_last, *_encoded_chat(tokenizer, chat_tokenizer, chat)))
     return done
+
+
+def _encoded_chat(tokenizer: Tokenizer, chat_tokenizer: Tokenizer, chat: Chat) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of a conversation, and which of them have some character of a reply."""
+    ids, offsets, place = list[int](), list[tuple[int, int]](), 0
+    for start, stop in [*chat.spelled, (len(chat.text), len(chat.text))]:
+        for encoder, first, last in ((chat_tokenizer, place, start), (tokenizer, start, stop)):
+            if first < last:
+                encoding = encoder.encode(chat.text[first:last], add_special_tokens=False)
+                ids += encoding.ids
+                offsets += [(first + a, first + b) for a, b in encoding.offsets]
+        place = stop
+    bounds = np.array(offsets, np.int64).reshape(-1, 2)
+    scored = np.zeros(len(ids), np.bool_)
+    for start, stop in chat.replies:
+        scored |= (bounds[:, 0] < stop) & (bounds[:, 1] > start)
+    return np.array(ids, np.uint32), scored
 
 
 def _parts(jobs: Iterable[Job], template: ChatTemplate) -> Iterator[_Part]:

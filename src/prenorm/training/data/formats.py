@@ -1,11 +1,12 @@
 """What is in a file: a text, a text or a conversation a line (.jsonl) or a row (.parquet); or why there is none."""
 
 import codecs
+import io
 import json
 import stat
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from ...errors import DataError
 from .compressed import Damaged, content_suffix, open_plain
@@ -15,7 +16,7 @@ NOT_THERE = object()  # in place of a text: null is one that is empty
 
 WHOLE = -1  # the place of a document that is a whole file
 
-LARGE = 1 << 24  # bytes: a file of text that has as many is never in memory as a whole
+LARGE = 1 << 22  # bytes: a file of text that has as many is never in memory as a whole
 CHUNK = 1 << 20  # bytes of it that are
 LONGEST_LINE = 1 << 28  # bytes of a line of .jsonl
 
@@ -166,7 +167,7 @@ def _jsonl(path: Path, size: int) -> Contents:
                 yield number, _json_content(line)
 
 
-def _lines(file: BinaryIO) -> Iterator[bytes]:
+def _lines(file: io.BufferedReader) -> Iterator[bytes]:
     """The lines of a file; of one that is too long, the start."""
     while line := file.readline(LONGEST_LINE + 1):
         yield line

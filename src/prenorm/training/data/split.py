@@ -80,13 +80,12 @@ class Rule:
 
 
 class Survey:
-    """What a pass through a corpus has shown, in little memory. `rule` is the one that the pass was made by."""
+    """What a pass through a corpus has shown, in little memory. `rule` is the one that the pass is made by."""
 
     def __init__(self, rule: Rule) -> None:
         self.rule = rule
         self.documents = self.bytes = self.conversations = 0
-        self._training: Counter[int] = Counter()  # by path
-        self._heldout: Counter[int] = Counter()
+        self._kept: dict[bool, Counter[int]] = {False: Counter(), True: Counter()}  # on each side, by path
         self._least: tuple[int, int] | None = None
         self._hasher = hashlib.sha256()
 
@@ -98,28 +97,31 @@ class Survey:
     def add(self, document: Document, hashes: Hashes) -> list[tuple[Document, bool]]:
         """Count the next document. Gives it, or its parts, with whether each is held out."""
         parts = self.rule.parts(self.documents, document, hashes)
-        least = (hashes.side, self.documents)
-        self._least = min(self._least or least, least)
         self._hasher.update(b"%d %d\n" % hashes[:2])
         self.documents += 1
         self.bytes += hashes.bytes
         self.conversations += isinstance(document.content, Conversation)
-        for _, heldout in parts:
-            (self._heldout if heldout else self._training)[document.root] += 1
         return parts
+
+    def keep(self, number: int, root: int, side_hash: int, heldout: bool) -> None:
+        """Take into account that the document of this number, or a part of it, is used on a side."""
+        self._kept[heldout][root] += 1
+        self._least = min(self._least or (side_hash, number), (side_hash, number))
 
     def better_rule(self) -> Rule | None:
         """The rule that this corpus needs, where the one that it was split by leaves nothing to train on or to hold
-        out. Each is tried once."""
-        if self._least is None or self.rule.tail or self.rule.only is not None:
+        out; None where there is none."""
+        training, heldout = self._kept[False], self._kept[True]
+        if self._least is None or self.rule.tail:
             return None
-        if self.documents == 1:
+        if training.total() + heldout.total() == 1:
             return replace(self.rule, tail=True)
-        lacking = frozenset(self._heldout.keys() - self._training.keys())
-        if self.rule.each_root and lacking and not self.rule.trained:
+        lacking = frozenset(heldout.keys() - training.keys())
+        if self.rule.each_root and lacking and not self.rule.trained and self.rule.only is None:
             return replace(self.rule, trained=lacking)
-        one_side = not self._training or not self._heldout
-        return replace(self.rule, only=self._least[1]) if one_side else None
+        if (training and heldout) or self.rule.only == self._least[1]:
+            return None
+        return replace(self.rule, only=self._least[1])
 
 
 class Sample:
@@ -152,7 +154,7 @@ class Sample:
 
 
 def look_through(corpus: Corpus, rule: Rule, sample_bytes: int) -> tuple[Survey, Sample]:
-    """Read a corpus to see how it must be split, by this rule if it can be, and take a sample to train a tokenizer on."""
+    """Read a corpus to see how it must be split, by `rule` if it can be, and take a sample to train a tokenizer on."""
     better: Rule | None = rule
     while better:
         rule = better
@@ -160,6 +162,7 @@ def look_through(corpus: Corpus, rule: Rule, sample_bytes: int) -> tuple[Survey,
         for number, document in enumerate(corpus):
             hashes = hashes_of(document)
             for each, heldout in survey.add(document, hashes):
+                survey.keep(number, document.root, hashes.side, heldout)
                 if not heldout:
                     sample.add(each, hashes, number)
         better = survey.better_rule()

@@ -71,20 +71,24 @@ def _write(
     survey, meter, lost = Survey(rule), TextMeter(), set[str]()
 
     def jobs() -> Iterator[Job]:
-        for document in corpus:
+        for number, document in enumerate(corpus):
             hashes = hashes_of(document)
             for part, heldout in survey.add(document, hashes):
-                yield Job(part, heldout, hashes.text)
+                yield Job(part, number, heldout, hashes)
 
     with ExitStack() as stack:
         sides = [
             stack.enter_context(_Side(folder, side, tokenizer, len(corpus.roots))) for side in ("train", "heldout")
         ]
         for part in encoded(tokenizer, template, jobs()):
-            document, heldout, _ = part.job
+            document, number, heldout, hashes = part.job
             if fault := sides[heldout].add(part):
-                corpus.pass_over(document.file, document.place, fault)
-            elif heldout:
+                corpus.pass_over(document.file, document.place, fault._replace(bytes=hashes.bytes))
+                survey.bytes -= 0 if rule.tail else hashes.bytes
+                continue
+            if part.is_last:
+                survey.keep(number, document.root, hashes.side, heldout)
+            if heldout:
                 meter.add(part.text)
                 if part.scored is None and not comes_back(tokenizer, part.ids.tolist(), part.text):
                     lost.add(document.name)
@@ -101,7 +105,7 @@ def _write(
         f"The hash would hold out all of {shown(str(corpus.roots[root]))}, so none of it is held out."
         for root in sorted(rule.trained)
     ]
-    if rule.only is not None:
+    if rule.only is not None and sides[1].documents:
         name = _name(corpus, *_documents(folder, "heldout")[0].tolist())
         said.append(f"The hash leaves one side empty, so one document is held out: {name}.")
     if not rule.tail and (copies := _copies(folder, corpus)):
@@ -168,8 +172,8 @@ class _Side:
         if self._place == self._start:
             return Fault("without a token", "gives no tokens at all with this tokenizer; leave it out.")
         self._starts.add(self._start)
-        document, _, text_hash = part.job
-        self._documents.add(document.file, document.place, text_hash - (1 << 63))  # to fit into a signed number
+        document, hashes = part.job.document, part.job.hashes
+        self._documents.add(document.file, document.place, hashes.text - (1 << 63))  # to fit into a signed number
         self.documents += 1
         self.by_root[document.root] += 1
         self._start = self._place
