@@ -88,7 +88,7 @@ def house() -> str:
     for names, what in floors:
         several = len(names.split()) > 2  # the list of files has a line of its own
         tall = height * (2 if several else 1) - (14 if several else 0)
-        kind = "maths" if names.strip() in ("blocks/", "layers/", "ops/", "kernels/") else "room"
+        kind = "maths" if names.split()[0] in ("blocks/", "layers/", "ops/", "kernels/") else "room"
         parts.append(f'<rect x="{left}" y="{top}" width="{width}" height="{tall}" class="{kind}"/>')
         parts += [text(left + 12, top + 22, names, "code")]
         parts += [text(left + (12 if several else 150), top + (42 if several else 22), what, "small")]

@@ -33,7 +33,8 @@ def raises(error):
 
 
 @pytest.mark.parametrize(
-    "argv", [["--help"], ["generate", "--help"], ["cost", "--help"], ["challenge", "submit", "--help"]]
+    "argv",
+    [["--help"], ["data", "--help"], ["generate", "--help"], ["cost", "--help"], ["challenge", "submit", "--help"]],
 )
 def test_help_takes_less_than_half_a_second_of_cpu_time(argv):
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -44,7 +45,9 @@ def test_help_takes_less_than_half_a_second_of_cpu_time(argv):
     assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 0.5
 
 
-@pytest.mark.parametrize("argv", [["--help"], ["--version"], ["generate", "--help"], ["challenge", "new", "--help"]])
+@pytest.mark.parametrize(
+    "argv", [["--help"], ["--version"], ["data", "--help"], ["generate", "--help"], ["challenge", "new", "--help"]]
+)
 def test_help_does_not_wait_for_torch(argv):
     program = f"import sys, prenorm.cli.main as m; m.main({argv}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], stdout=subprocess.DEVNULL).returncode == 0

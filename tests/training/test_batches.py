@@ -1,11 +1,14 @@
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from prenorm.training import batches as batches_module
 from prenorm.training.batches import TrainingBatches
-from prenorm.training.tokens import TokenStream
+from prenorm.training.data.stream import TokenStream
 
 lengths = st.lists(st.integers(1, 30), min_size=1, max_size=12).filter(lambda lengths: sum(lengths) >= 8)
 
@@ -102,11 +105,53 @@ def test_parts_of_a_batch_are_its_rows(rows):
     assert torch.equal(torch.cat([part.token_ids for part in parts]), batch.token_ids)
 
 
-@given(lengths, st.integers(1, 8), st.integers(1, 5), st.integers(1, 9))
-def test_a_row_says_which_documents_its_tokens_are_of(lengths, context, batch_size, step):
+def mixture_of(lengths, weights):
+    """A stream of several sources, each of some of the documents."""
     stream = stream_of(lengths)
-    batches = TrainingBatches(stream, batch_size=batch_size, context=context, seed=0)
-    for row, tokens in enumerate(batches.at(step).token_ids.numpy()):
-        documents = np.searchsorted(stream.starts, tokens, side="right") - 1
-        said = [origin.number for origin in batches.documents(step, row) for _ in range(origin.tokens)]
-        assert said == documents.tolist()
+    cuts = [*range(len(weights)), len(lengths)]
+    parts = [stream.part(first, last) for first, last in pairwise(cuts)]
+    return TokenStream(stream.tokens, stream.starts, mixture=tuple(zip(parts, weights, strict=True)))
+
+
+@pytest.mark.parametrize("short", [{}, {"short_context": 2, "short_steps": 10}])
+def test_each_row_of_a_mixture_is_of_one_source_and_their_shares_are_the_weights(short):
+    batches = TrainingBatches(mixture_of([100, 700, 50, 60], [2.0, 1.0]), batch_size=3, context=8, seed=0, **short)
+    rows = torch.cat([batches.at(step).token_ids.reshape(-1, 2) for step in range(1, 21)])
+    firsts = (rows < 100).all(dim=1)
+    assert torch.equal(firsts, (rows < 100).any(dim=1))
+    assert firsts.double().mean().item() == pytest.approx(2 / 3, abs=0.02)
+    again = TrainingBatches(mixture_of([100, 700, 50, 60], [2.0, 1.0]), batch_size=3, context=8, seed=0, **short)
+    assert all(torch.equal(one, other) for one, other in zip(again.at(17), batches.at(17), strict=True))
+
+
+def test_a_source_of_less_than_a_row_is_read_several_times_in_it():
+    batches = TrainingBatches(mixture_of([3, 100], [1.0, 1.0]), batch_size=2, context=8, seed=0)
+    batch = batches.at(1)
+    (row,) = [row for row in range(2) if batch.token_ids[row].max() < 3]
+    assert batch.token_ids[row].tolist() == [0, 1, 2, 0, 1, 2, 0, 1]
+    assert batch.segment_ids[row].tolist() == [0, 0, 0, 1, 1, 1, 2, 2]
+
+
+def test_the_documents_of_a_row_are_those_that_its_tokens_are_from():
+    stream = stream_of([5, 40, 17, 23, 9])
+    for short in ({}, {"short_context": 4, "short_steps": 3}):
+        batches = TrainingBatches(stream, batch_size=3, context=8, seed=1, **short)
+        for step in range(1, 8):
+            for row, token_ids in enumerate(batches.at(step).token_ids.numpy()):
+                expected = (np.searchsorted(stream.starts, token_ids, side="right") - 1).tolist()
+                origins = batches.documents(step, row)
+                assert [number for path, _, count in origins for number in [path] * count] == [
+                    f"document {number}" for number in expected
+                ]
+
+
+def test_many_documents_are_shuffled_in_runs_of_neighbours(monkeypatch):
+    monkeypatch.setattr(batches_module, "MOST_SHUFFLED", 3)
+    lengths = [3, 4, 2, 5, 3, 3, 4]
+    batches = TrainingBatches(stream_of(lengths), batch_size=1, context=2, seed=0)
+    assert sorted(epoch_of(batches).flatten().tolist()) == list(range(24))
+    assert len(batches._rows[0]._epoch.ends) == 3
+    whole = TrainingBatches(stream_of(lengths), batch_size=1, context=24, seed=0).at(1)
+    starts = np.flatnonzero(np.diff(whole.segment_ids[0].numpy(), prepend=-1))
+    assert len(starts) == 7
+    assert set(whole.token_ids[0, starts].tolist()) == {0, 3, 7, 9, 14, 17, 20}

@@ -1,6 +1,4 @@
 import os
-import shutil
-import signal
 
 import pytest
 import torch
@@ -98,7 +96,9 @@ def test_a_damaged_checkpoint_is_refused_by_name_with_a_way_to_go_on(to_save, tm
     folder = latest_checkpoint(tmp_path)
     weights = folder / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1])
-    with pytest.raises(CheckpointError, match=rf"{weights} has [\d,]+ bytes instead of .* Without {folder}, --resume"):
+    with pytest.raises(
+        CheckpointError, match=rf"{weights} has [\d,]+ bytes instead of .* Once {folder} is deleted, --resume"
+    ):
         read_parts(folder, ["model"])
     state = folder / "state.json"
     state.write_text(state.read_text().replace('"step": 1', '"step": 2'))
@@ -118,44 +118,3 @@ def test_a_state_of_something_else_is_refused(to_save, tmp_path):
     accept(folder)
     with pytest.raises(CheckpointError, match=r"state\.json is not that of a checkpoint"):
         read_state(folder)
-
-
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_kill_at_any_call_of_a_save_leaves_a_whole_checkpoint(to_save, tmp_path):
-    config, environment, parts, state = to_save
-    for step in (1, 2):
-        save_checkpoint(tmp_path, step, *to_save)
-    changed = {name: {key: tensor + 1 for key, tensor in part.items()} for name, part in parts.items()}
-    expected = {2: parts, 3: changed}
-    seen = []
-    for calls in range(100):
-        if finished := dies_after(calls, lambda: save_checkpoint(tmp_path, 3, config, environment, changed, state)):
-            break
-        newest = latest_checkpoint(tmp_path)
-        seen.append(read_state(newest).step)
-        assert_equal_parts(read_parts(newest, parts), expected[seen[-1]])
-        if seen[-1] == 3:  # so that the next kill meets a save again
-            shutil.rmtree(newest)
-    assert finished
-    assert set(seen) == {2, 3}
-    assert len(seen) > 8
-
-
-def dies_after(calls, work):
-    """Do `work` in a process that is killed at a file system call. Gives whether it came to its end before that."""
-    if (child := os.fork()) == 0:
-        left = iter(range(calls))
-
-        def counted(call):
-            def counting(*arguments, **options):
-                if next(left, None) is None:
-                    os.kill(os.getpid(), signal.SIGKILL)
-                return call(*arguments, **options)
-
-            return counting
-
-        for name in ("mkdir", "rename", "replace", "fsync", "unlink", "rmdir"):
-            setattr(os, name, counted(getattr(os, name)))
-        work()
-        os._exit(0)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0

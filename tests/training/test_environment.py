@@ -1,14 +1,15 @@
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from prenorm.training.baseline import HeldOutText
 from tokenizers import Tokenizer, models
 
 from prenorm.errors import ConfigError
 from prenorm.training.config import TrainConfig, read_toml
+from prenorm.training.data.baseline import HeldOutText
 from prenorm.training.device import Device
 from prenorm.training.display import Display
 from prenorm.training.environment import SAMPLE_BYTES, SAMPLES, compare, environment_of
@@ -78,9 +79,10 @@ def test_of_a_long_text_there_are_samples_from_all_of_it_and_its_end():
 
 
 @pytest.fixture
-def trained(tiny):
+def trained(tiny, texts, tmp_path):
     """Settings of a run of two steps that is done, and of a longer one."""
-    fields = {"decay_share": 0.0, "eval_every": 0, "checkpoint_every": 0}
+    own_texts = str(shutil.copytree(texts, tmp_path / "texts"))
+    fields = {"data": [own_texts], "decay_share": 0.0, "eval_every": 0, "checkpoint_every": 0}
     train(tiny(steps=2, **fields), display=Display(quiet=True))
     return tiny(steps=2, **fields), lambda **changes: tiny(steps=3, **fields, **changes)
 
@@ -91,10 +93,8 @@ def test_a_run_that_is_refused_is_left_as_it_was(trained):
         train(longer(dtype="bfloat16"), resume=True, display=Display(quiet=True))
     folder = Path(config.out)
     assert TrainConfig.from_fields(read_toml(folder / "config.toml")) == config
-    tokens = folder / "data" / "train.bin"
-    changed = bytearray(tokens.read_bytes())
-    changed[100:102] = changed[102:104]
-    tokens.write_bytes(changed)
+    shutil.rmtree(folder / "data")  # so that the text is read anew
+    Path(config.data[0], "more.py").write_text("a text that was not there before")
     with pytest.raises(ConfigError, match="what lies in the run's data folder"):
         train(longer(), resume=True, display=Display(quiet=True))
 

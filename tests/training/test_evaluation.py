@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -32,6 +33,16 @@ def test_every_target_is_scored_exactly_once_in_its_own_document(lengths, contex
                 assert np.array_equal(places, np.arange(places[0], places[0] + len(places)))
                 assert len(set(np.searchsorted(stream.starts, places, side="right"))) == 1
     assert sorted(scored) == list(range(1, sum(lengths) + 1))
+
+
+@given(lengths, st.integers(1, 9))
+def test_what_is_no_target_is_not_scored_and_a_window_without_any_is_left_out(lengths, context):
+    unscored = np.array([1, max(1, sum(lengths) // 2)])
+    stream = replace(stream_of(lengths), unscored=unscored)
+    batches = HeldOutBatches(stream, batch_size=1, context=context, overlap=0.5)
+    scored = torch.cat([batch.targets[batch.targets != IGNORED] for batch in batches]).tolist()
+    assert sorted(scored) == list(range(int(unscored[1]), sum(lengths) + 1))
+    assert all((batch.targets != IGNORED).any() for batch in batches)
 
 
 @given(st.integers(20, 200), st.sampled_from([0.25, 0.5, 0.75]))

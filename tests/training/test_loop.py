@@ -193,16 +193,43 @@ def test_a_device_that_is_not_there_is_refused_and_the_folder_is_free_again(tiny
 
 
 RESUMED = {
-    "float16": {"dtype": "float16", "num_layers": 1},
-    "pure bfloat16": {"dtype": "bfloat16-pure", "micro_batch_size": 2},
+    "float16, average, adamw": {
+        "dtype": "float16",
+        "num_layers": 1,
+        "ema_decay": 0.9,
+        "optimizer": "adamw",
+        "schedule": "cosine",
+        "final_lr_share": 0.1,
+        "weight_decay": 0.1,
+    },
+    "pure bfloat16, early stop, samples": {
+        "dtype": "bfloat16-pure",
+        "micro_batch_size": 2,
+        "early_stop": 2,
+        "eval_every": 1,
+        "schedule": "wsd",
+        "sample_every": 2,
+        "sample_prompt": "def",
+        "checkpoint_activations": True,
+    },
+}
+ALONE = {
+    "float16": {"dtype": "float16"},
+    "pure bfloat16": {"dtype": "bfloat16-pure"},
     "average": {"ema_decay": 0.9, "dtype": "bfloat16"},
-    "adamw": {"optimizer": "adamw", "schedule": "cosine", "final_lr_share": 0.1, "weight_decay": 0.1},
-    "early stop": {"early_stop": 2, "eval_every": 1, "schedule": "wsd", "checkpoint_activations": True},
-    "samples": {"sample_every": 2, "sample_prompt": "def", "micro_batch_size": 1},
+    "adamw": {"optimizer": "adamw", "schedule": "cosine"},
+    "early stop": {"early_stop": 2, "eval_every": 1},
+    "samples": {"sample_every": 2, "micro_batch_size": 1},
 }
 
 
-@pytest.mark.parametrize("fields", RESUMED.values(), ids=RESUMED)
+@pytest.mark.parametrize(
+    "fields",
+    [
+        *(pytest.param(fields, id=name) for name, fields in RESUMED.items()),
+        *(pytest.param(fields, id=name, marks=pytest.mark.long) for name, fields in ALONE.items()),
+    ],
+)
 def test_a_run_that_sigterm_stopped_goes_on_bit_for_bit_with_every_setting(tiny, tmp_path, monkeypatch, fields):
     whole = tiny(out=str(tmp_path / "whole"), **fields)
     train(whole, display=QUIET)

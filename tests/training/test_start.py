@@ -75,7 +75,7 @@ def test_the_sizes_and_the_tokenizer_are_the_folders_and_the_rest_is_for_finetun
 @pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16, torch.float16])
 def test_the_first_weights_are_the_folders_in_float32(folder_of, tiny, tokenizer, stored):
     folder = folder_of(model_of().to(stored))
-    model = starting_model(run_from(folder, tiny, dropout=0.3), tokenizer)
+    model = starting_model(run_from(folder, tiny, dropout=0.3), tokenizer, (0,))
     expected = TransformerLM.from_pretrained(folder).state_dict()
     assert model.layers[0].dropout.p == 0.3
     for name, weight in model.named_parameters():
@@ -149,10 +149,10 @@ def test_a_tokenizer_of_more_tokens_than_the_model_is_refused_but_for_special_on
     folder = folder_of(model_of())
     larger = Tokenizer.from_str(tokenizer.to_str())
     larger.add_special_tokens(["<pad>"])
-    starting_model(run_from(folder, tiny), larger)
+    starting_model(run_from(folder, tiny), larger, (0,))
     larger.add_tokens(["wörd"])
     with pytest.raises(CheckpointError, match="must fit its model of 300 tokens, but has the id 301"):
-        starting_model(run_from(folder, tiny), larger)
+        starting_model(run_from(folder, tiny), larger, (0,))
 
 
 def test_the_end_of_a_text_is_the_token_that_the_folder_names(folder_of, tiny, tokenizer, tmp_path):

@@ -188,7 +188,8 @@ def test_weights_are_the_shares_of_the_tokens_that_are_read(tiny, tmp_path, two_
     other = prepare_text(
         tiny(data=[str(tmp_path / "raw" / "data")], data_weights=[1.0, 1.0]), tmp_path / "other", lambda _: None
     )
-    for data, share in ((raw, 0.25), (folders, 0.25), (again, 0.25), (other, 0.5)):
+    kept = read_tokens(tmp_path / "folders")
+    for data, share in ((raw, 0.25), (folders, 0.25), (kept, 0.25), (again, 0.25), (other, 0.5)):
         assert shares(data) == {"one.jsonl": pytest.approx(share), "two.jsonl": pytest.approx(1 - share)}
 
 

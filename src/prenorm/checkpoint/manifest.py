@@ -94,7 +94,6 @@ def verified(folder: Path, names: Collection[str] | None = None) -> Iterator[Non
     """While a folder is read: its listed files are hashed, the large ones meanwhile; the context ends when all are.
 
     names: only these of them.
-
     Raises CheckpointError, naming every file that is missing or not as it was saved, also in place of an error that
     such a file has led to.
     """
@@ -178,8 +177,9 @@ def _listed(path: Path, stop: threading.Event) -> Listed:
 
 
 def _refuse(folder: Path, problems: Mapping[str, str], cause: Exception | None = None) -> None:
-    said = "; ".join(f"{folder / name} {problem}" for name, problem in problems.items() if problem)
-    if said:
+    found = [f"{folder / name} {problem}" for name, problem in problems.items() if problem]
+    if found:
+        said = "; ".join(found[:10]) + (f"; and {len(found) - 10:,} more" if len(found) > 10 else "")
         raise CheckpointError(
             f"files must be as they were saved, but {said}. A disk or a copy damaged it, a save was cut off, or "
             f"another program changed it; {_way_out(folder)}"

@@ -17,7 +17,7 @@ from ..errors import CheckpointError, ConfigError
 from .files import Content, file_in, json_content, read_json, write_together
 from .fit import FLOATS
 from .header import DTYPES, Header, dtype_name
-from .manifest import verified, with_manifest
+from .manifest import MANIFEST, verified, with_manifest
 from .room import check_disk, check_memory
 from .shards import INDEX, WEIGHTS, find_weights, index_of, remove_weights, shard_sizes, shards_of, weight_files
 from .tensors import bytes_of, read_tensors, tensors_content
@@ -77,7 +77,8 @@ def write_model(
             digest.update(bytes_of(tensors[name]))
     save_id = digest.hexdigest()[:16]
     before = weight_files(folder)
-    # Should a crash fall between two of these, the new weights will not match the old config's id.
+    # Should a crash fall between two of these, the new weights will not match the old config's id, for those who do not
+    # know of manifests.
     files: dict[str, Content] = {
         shard: tensors_content({name: tensors[name] for name in names}, {SAVE_ID: save_id})
         for shard, names in shards.items()
@@ -86,7 +87,9 @@ def write_model(
         files[INDEX] = json_content(index_of(shards, sizes))
     files[CONFIG] = json_content({**fields, SAVE_ID: save_id})
     files |= {path.name: content for path, content in (others or {}).items()}
-    write_together({folder / name: content for name, content in with_manifest(files).items()})
+    # The manifest's name first: whatever a power cut keeps of the others, it is not opened unless it is all of them.
+    manifested = {folder / name: content for name, content in with_manifest(files).items()}
+    write_together(manifested, first=folder / MANIFEST)
     remove_weights(folder, before - set(files))
 
 

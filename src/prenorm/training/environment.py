@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError
-from ..kernels.cpu import native
+from ..kernels.cpu import build, native
 from .data.corpus import Say
 from .device import Device
 from .tokens import TextData
@@ -27,10 +27,10 @@ def environment_of(device: Device, data: TextData) -> dict[str, Any]:
     the C++ kernels were compiled for, processor what torch's own go by.
     """
     return {
-        "prenorm": version("prenorm"),
+        "prenorm": _version("prenorm"),
         "torch": torch.__version__,
-        "numpy": version("numpy"),
-        "tokenizers": version("tokenizers"),
+        "numpy": _version("numpy"),
+        "tokenizers": _version("tokenizers"),
         "threads": torch.get_num_threads(),
         "kernels": _kernels() if device.device.type == "cpu" else "none",
         "processor": _processor(device.device),
@@ -66,9 +66,18 @@ def compare(there: Mapping[str, Any], here: Mapping[str, Any], checkpoint: Path,
         )
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its sources
+        return "unknown"
+
+
 def _kernels() -> str:
     kernels = native.load()
-    return kernels.which or f"none: {kernels.unavailable_reason}"
+    if kernels.library is None:
+        return f"none: {kernels.unavailable_reason}"
+    return f"{kernels.which}, sources {build.digest(build.sources())[:12]}"
 
 
 def _processor(device: torch.device) -> str:
@@ -78,14 +87,14 @@ def _processor(device: torch.device) -> str:
 
 
 def _fingerprint(data: TextData) -> str:
-    """A hash of the tokenizer, of where documents begin, and of the tokens, or of samples of them where they are many.
+    """A hash of the tokenizer, of where documents begin, of what has no loss, and of the tokens: samples of many.
 
     It tells one text from another. Whether the files of the text are whole is checked where they are read.
     """
     digest = hashlib.sha256(data.tokenizer.to_str().encode())
     for stream in (data.train, data.heldout):
-        digest.update(f"{len(stream.tokens)} {len(stream.starts)} ".encode())
-        for numbers in (stream.starts, stream.tokens):
+        digest.update(f"{len(stream.tokens)} {len(stream.starts)} {len(stream.unscored)} ".encode())
+        for numbers in (stream.starts, stream.unscored, stream.tokens):
             count = SAMPLE_BYTES // numbers[:1].itemsize
             places = range(0, len(numbers), max(count, len(numbers) // SAMPLES))
             for place in places:

@@ -1,12 +1,13 @@
-"""Narrow number formats: a scaled loss for float16, and a rounded copy of the model for pure bfloat16."""
+"""Narrow number formats: a scaled loss for float16, a rounded copy of the model for pure bfloat16; finite weights."""
 
 import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..errors import PrenormError
 from ..models.lm import TransformerLM
 
 FIRST_SCALE = 2.0**16
@@ -75,3 +76,15 @@ class RoundedCopy:
         """Round the weights anew."""
         for rounded, weight in self._pairs:
             rounded.copy_(weight)
+
+
+@torch.no_grad()
+def check_finite(model: nn.Module) -> None:
+    """Raise PrenormError unless all weights are finite. The device is asked once."""
+    ends = [torch.stack(weight.aminmax()) for weight in model.parameters() if weight.numel()]
+    if not bool(torch.stack(ends).isfinite().all()):
+        names = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+        raise PrenormError(
+            f"weights must stay finite to be saved, but are not in {', '.join(names[:5])}; checkpoints are from before "
+            "that: start again with lower learning rates."
+        )

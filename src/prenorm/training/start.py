@@ -1,6 +1,6 @@
 """Going on from a trained model: the settings that follow from its folder, and its weights."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,8 @@ def start_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, "preset": preset, "context": context, "tokenizer": tokenizer, **sizes}
 
 
-def starting_model(config: TrainConfig, tokenizer: Tokenizer) -> TransformerLM:
-    """The model in the folder `start_from`, in float32, with the run's dropout.
+def starting_model(config: TrainConfig, tokenizer: Tokenizer, end_ids: Sequence[int]) -> TransformerLM:
+    """The model in the folder `start_from`, in float32, with the run's dropout; `end_ids` end its texts, too.
 
     Raises CheckpointError for a folder that does not open, and ConfigError for one whose model is not that of the
     settings, or cannot be trained.
@@ -62,8 +62,7 @@ def starting_model(config: TrainConfig, tokenizer: Tokenizer) -> TransformerLM:
     _check_sizes(loaded.config, config.model, folder)
     _check_vocabulary(tokenizer, loaded.config.vocab_size, folder)
     model = twin_of(loaded, config.model)
-    end = end_of_text(tokenizer)[1]
-    model.eos_token_ids = loaded.eos_token_ids if end in loaded.eos_token_ids else (*loaded.eos_token_ids, end)
+    model.eos_token_ids = tuple(dict.fromkeys((*loaded.eos_token_ids, *end_ids)))
     model.came_from = loaded.came_from
     return model
 

@@ -22,5 +22,6 @@ class TextStart:
             return batch
         begins = batch.segment_ids != batch.segment_ids.roll(1, dims=-1)
         begins[..., 0] = True
-        first = begins & (batch.token_ids == self._end)
+        # A conversation's template may have put it there by itself.
+        first = begins & (batch.token_ids == self._end) & (batch.token_ids.roll(-1, dims=-1) != self._start)
         return batch._replace(token_ids=batch.token_ids.masked_fill(first, self._start))

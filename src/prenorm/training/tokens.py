@@ -71,7 +71,8 @@ def prepare_text(config: TrainConfig, run: Path, say: Say) -> TextData:
 def read_tokens(run: Path) -> TextData:
     """The text of a run that has begun. Raises DataError where it is not whole."""
     if (run / "data" / PREPARED_FILE).exists():
-        return _text_data([read_folder(Path(path)) for path in read_json(run / "data" / PREPARED_FILE)["folders"]], ())
+        prepared = read_json(run / "data" / PREPARED_FILE)
+        return _text_data([read_folder(Path(path)) for path in prepared["folders"]], prepared["weights"])
     return _text_data([read_folder(run / "data")], ())
 
 
@@ -87,8 +88,8 @@ def _prepared_folders(config: TrainConfig, paths: list[Path], run: Path, say: Sa
     for tokenizer in [config.tokenizer, *map(str, paths[1:])]:
         if tokenizer and not same_tokenizer(folders[0], tokenizer):
             raise DataError(
-                f"all tokens of a run must be of one tokenizer, but those in {paths[0]} are not of that in {tokenizer}; "
-                f"prenorm data SOURCES --tokenizer {tokenizer} --out FOLDER makes others."
+                f"all tokens of a run must be of one tokenizer, but those in {paths[0]} are not of that in "
+                f"{tokenizer}; prenorm data SOURCES --tokenizer {tokenizer} --out FOLDER makes others."
             )
     now = {str(folder.path): folder.summary["sha256"] for folder in folders}
     file = run / "data" / PREPARED_FILE
@@ -96,7 +97,7 @@ def _prepared_folders(config: TrainConfig, paths: list[Path], run: Path, say: Sa
         said = [f"{folder.path}: {line}" for folder in folders for line in folder.summary["said"]]
         for line in said:
             say(line)
-        write_atomically(file, json_content({"folders": now, "said": said}))
+        write_atomically(file, json_content({"folders": now, "weights": list(config.data_weights), "said": said}))
     elif read_json(file)["folders"] != now:
         raise DataError(
             f"a run goes on with the tokens that it began with, but those in {', '.join(now)} are others; "

@@ -14,7 +14,6 @@ import torch
 from ..checkpoint.together import Source
 from ..errors import CheckpointError, PrenormError
 from ..models.lm import TransformerLM
-from ..ops.cross_entropy import IGNORED
 from .batch_file import write_batch
 from .batches import Batch, TrainingBatches
 from .checkpoints import Parts
@@ -26,7 +25,7 @@ from .ema import MovingAverage
 from .evaluation import HeldOutBatches, heldout_loss
 from .metrics import Record
 from .optimizer import MuonAndAdamW
-from .precision import LossScale, RoundedCopy
+from .precision import LossScale, RoundedCopy, check_finite
 from .schedule import learning_rate_scale
 from .start import starting_model
 from .text_start import TextStart
@@ -139,12 +138,12 @@ class Trainer:
 
         With a loss scale the gradients are multiplied by it.
         """
-        total, targets = 0.0, _count_targets(batch)
+        total, targets = 0.0, batch.num_targets
         # More of them while they are short.
         rows = self.micro_batch_size * self.config.context // batch.token_ids.shape[1]
         use_checkpointing = self.config.checkpoint_activations and self.config.checkpoint_activations_every
         for part in batch.split(rows):
-            share = _count_targets(part) / max(1, targets)
+            share = part.num_targets / max(1, targets)  # a mean over what is a target
             with self.device.autocast():
                 inputs = part.to(self.device.device)._asdict()
                 loss = self.computing.loss(**inputs, use_checkpointing=use_checkpointing) * share
@@ -247,7 +246,7 @@ class Trainer:
         The batch and the dropout of a step follow from the seed and its number, and are not among it.
         Raises PrenormError where a weight is not finite: that is never saved.
         """
-        _check_finite(self.model)
+        check_finite(self.model)
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_tensors()}
         state: dict[str, Any] = {
             "eos_token_ids": list(self.model.eos_token_ids),
@@ -301,28 +300,11 @@ def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -
     """
     torch.manual_seed(_seed(config.seed, 0))
     if config.start_from and not resumed:
-        return starting_model(config, data.tokenizer).train()
+        return starting_model(config, data.tokenizer, data.end_ids).train()
     size = config.model.vocab_size if config.start_from else vocabulary_size(data.tokenizer)
     model = TransformerLM(replace(config.model, vocab_size=size))
     model.eos_token_ids = data.end_ids
     return model.train()
-
-
-def _count_targets(batch: Batch) -> int:
-    """How many tokens of a batch, which is still on the CPU, have a loss."""
-    return int(((batch.targets != IGNORED) & (batch.segment_ids >= 0)).sum())
-
-
-@torch.no_grad()
-def _check_finite(model: torch.nn.Module) -> None:
-    """Raise PrenormError unless all weights are finite. The device is asked once."""
-    ends = [torch.stack(weight.aminmax()) for weight in model.parameters() if weight.numel()]
-    if not bool(torch.stack(ends).isfinite().all()):
-        names = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
-        raise PrenormError(
-            f"weights must stay finite to be saved, but are not in {', '.join(names[:5])}; checkpoints are from before "
-            "that: start again with lower learning rates."
-        )
 
 
 def _seed(seed: int, step: int) -> int:

@@ -2,6 +2,7 @@ import json
 import os
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -37,8 +38,7 @@ def lines(path, *texts):
 
 def texts_of(folder, stream):
     tokens, starts = stream.tokens[:], stream.starts
-    pairs = zip(starts[:-1], starts[1:], strict=True)
-    return [folder.tokenizer.decode(tokens[a + 1 : b].tolist(), skip_special_tokens=False) for a, b in pairs]
+    return [folder.tokenizer.decode(tokens[a + 1 : b].tolist(), skip_special_tokens=False) for a, b in pairwise(starts)]
 
 
 def test_what_was_found_and_skipped_is_said_first(tmp_path, said):
@@ -213,30 +213,24 @@ def test_tokens_do_not_depend_on_the_number_of_cores(tmp_path, given, monkeypatc
 
 
 @pytest.mark.long
-def test_a_corpus_larger_than_the_memory_that_is_there_is_prepared(tmp_path, given):
-    """A file of text, one of lines and a limit on the memory that a process may ask for, all of it smaller than both."""
-    with (tmp_path / "large.txt").open("w") as file:
-        for _ in range(720):
-            file.write(WORDS * 600)
-    with (tmp_path / "lines.jsonl").open("w") as file:
-        for number in range(300):
-            file.write(json.dumps({"text": f"{number} {WORDS * 5}"}) + "\n")
+def test_memory_does_not_grow_with_the_text(tmp_path, given):
+    for name, repeated in (("small", 10), ("large", 60)):
+        with (tmp_path / f"{name}.txt").open("w") as file:
+            for _ in range(repeated):
+                file.write(WORDS * 2500)
+        with (tmp_path / f"{name}.jsonl").open("w") as file:
+            for number in range(repeated * 40):
+                file.write(json.dumps({"text": f"{number} {WORDS * 50}"}) + "\n")
     program = (
         "import sys, resource\n"
         "from pathlib import Path\n"
         "from prenorm.training.data.prepare import prepare\n"
-        "from prenorm.training.tokenizer import load_tokenizer\n"
-        "def grown():\n"
-        "    return int(next(l for l in open('/proc/self/status') if l.startswith('VmData')).split()[1]) * 1024\n"
-        "load_tokenizer(Path(sys.argv[2]))\n"
-        "resource.setrlimit(resource.RLIMIT_DATA, (grown() + 100_000_000,) * 2)\n"
-        "prepare(Path(sys.argv[1]), sys.argv[3:], tokenizer=sys.argv[2], vocab_size=1, sample_mb=1, one_in=20,\n"
-        "        weights=(), say=print)\n"
+        "for name in ('small', 'large'):\n"
+        "    prepare(Path(f'out-{name}'), [f'{name}.txt', f'{name}.jsonl'], tokenizer='given', vocab_size=1,\n"
+        "            sample_mb=1, one_in=20, weights=(), say=lambda _: None)\n"
+        "    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)\n"
     )
-    paths = [tmp_path / "large.txt", tmp_path / "lines.jsonl"]
-    assert sum(path.stat().st_size for path in paths) > 100_000_000
-    variables = {**os.environ, "RAYON_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", program, tmp_path / "out", given, *paths]
-    done = subprocess.run(command, capture_output=True, text=True, env=variables)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.startswith("Read 301 documents")
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
+    small, large = map(int, done.stdout.split())
+    more = sum((tmp_path / f"large.{end}").stat().st_size * 5 / 6 for end in ("txt", "jsonl"))
+    assert large - small < more / 4

@@ -154,7 +154,7 @@ class Sample:
 
 
 def look_through(corpus: Corpus, rule: Rule, sample_bytes: int) -> tuple[Survey, Sample]:
-    """Read a corpus to see how it must be split, by this rule if it can be, and take a sample to train a tokenizer on."""
+    """Read a corpus to see how it must be split, by `rule` if it can be, and take a sample to train a tokenizer on."""
     better: Rule | None = rule
     while better:
         rule = better
