@@ -182,6 +182,14 @@ def test_a_folder_with_other_things_is_refused_and_kept(tmp_path):
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
+def test_the_folder_may_be_the_one_that_one_stands_in(tmp_path, monkeypatch):
+    text = lines(tmp_path / "t.jsonl", "a", "b", "c")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    made(Path("."), text)
+    assert (tmp_path / "here" / "data.json").exists()
+
+
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
     text = lines(tmp_path / "t.jsonl", "a", "b", "c")
     (tmp_path / ".out.tmp").mkdir()
