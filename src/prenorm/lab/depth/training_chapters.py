@@ -201,7 +201,8 @@ def _warmup(trained: Trained, depth: int) -> Chapter:
         text=[
             f"Pre-norm and post-norm at depth {depth}, {scale.steps} steps, with a warm-up of {scale.warmup} steps and "
             f"without, each at the best of {len(rates)} rates and at the highest. Without warm-up, "
-            f"{told['post-norm']}; {told['pre-norm']} (nats a byte; below 0 it is lower). Less than {MATTERS:g} nats a byte do not count as a need.",
+            f"{told['post-norm']}; {told['pre-norm']} (nats a byte; below 0 it is lower). "
+            f"Less than {MATTERS:g} nats a byte do not count as a need.",
         ],
         findings=findings,
         drawing=Drawing(
