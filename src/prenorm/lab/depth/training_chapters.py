@@ -7,7 +7,6 @@ from ...page import Table
 from ..drawing import draw_bars, draw_lines
 from ..folder import Cells
 from ..intervals import Claim, Finding, Interval, interval
-from ..model import XAVIER
 from ..report import Chapter, Drawing
 from ..text import byte_entropy
 from ..training import TrainingCell
@@ -60,7 +59,10 @@ def _rates(trained: Trained) -> Chapter:
     scale = trained.scale
     seed = scale.seeds[0]
     losses = {v: [trained.loss(v, scale.sweep_depth, rate, seed) for rate in scale.rates] for v in VARIANTS}
-    rows = [(v, *_shown(losses[v]), best_rate(scale, trained.cells, v, XAVIER, scale.sweep_depth)) for v in VARIANTS]
+    rows = [
+        (v, *_shown(losses[v]), scale.rates[losses[v].index(min(whole))] if (whole := _finite(losses[v])) else None)
+        for v in VARIANTS
+    ]
     edge = [str(row[0]) for row in rows if row[-1] in (scale.rates[0], scale.rates[-1])]
     at_edge = f" At the edge of the sweep, where a further rate might be better: {', '.join(edge)}." if edge else ""
 
@@ -237,6 +239,10 @@ def _mean(losses: list[float]) -> float:
 
 def _half(found: Interval) -> float:
     return found.high - found.mean if math.isfinite(found.high) else 0.0
+
+
+def _finite(losses: list[float]) -> list[float]:
+    return [one for one in losses if math.isfinite(one)]
 
 
 def _shown(losses: list[float]) -> list[float | None]:
