@@ -10,6 +10,7 @@ import pytest
 from prenorm.lab.depth.experiment import depth_experiment
 from prenorm.lab.depth.initialisation import InitialCell
 from prenorm.lab.depth.plan import DEFAULT, FULL, QUICK, Scale, best_rate, plan
+from prenorm.lab.depth.training_chapters import Trained, _warmup
 from prenorm.lab.folder import open_folder
 from prenorm.lab.intervals import exponent
 from prenorm.lab.model import OURS, XAVIER, Sizes
@@ -174,6 +175,19 @@ def test_the_whole_grid_has_a_report_too_with_both_starts(tmp_path):
     titles = [one["title"] for one in record["chapters"]]
     assert sum(title.startswith("Which variants train when they are deep?") for title in titles) == 2
     assert {one["verdict"] for one in record["findings"]} == {"cannot tell"}  # of one seed
+
+
+def test_warmup_is_needed_where_none_of_it_diverges_and_nothing_is_said_of_models_that_learned_nothing(tmp_path):
+    with open_folder(tmp_path, "depth") as cells:
+        for cell in plan(TINY, cells).cells:
+            if isinstance(cell, TrainingCell):
+                loss = None if not cell.warmup else 2.0 if cell.variant == "post-norm" else 3.3
+                cells.add(cell, {"loss": loss if cell.variant != "pre-norm" else 3.3, "parameters": 1})
+        trained = Trained(TINY, cells)
+        assert trained.cost_of_none(trained.losses("post-norm", 2, 1e-3), [math.nan] * 2).mean == math.log(256) - 2.0
+        chapter = _warmup(trained, 2)
+    verdicts = [(one.claim.text.split()[0], one.verdict) for one in chapter.findings]
+    assert verdicts == [("post-norm", "agrees")] * 2 + [("pre-norm", "cannot tell")] * 2
 
 
 def test_seeds_follow_the_first_one():

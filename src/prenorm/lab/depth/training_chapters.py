@@ -7,7 +7,6 @@ from ...page import Table
 from ..drawing import draw_bars, draw_lines
 from ..folder import Cells
 from ..intervals import Claim, Finding, Interval, interval
-from ..model import XAVIER
 from ..report import Chapter, Drawing
 from ..text import byte_entropy
 from ..training import TrainingCell
@@ -16,6 +15,7 @@ from .initial_chapters import LORE, XIONG
 from .plan import WITH_AND_WITHOUT_WARMUP, Scale, best_rate, loss_of, plan
 
 LEARNED = 0.1  # nats a byte below what the bytes' frequencies alone give: less than that is no training to compare
+KNOWING_NOTHING = math.log(256)  # nats a byte
 MATTERS = 0.05  # nats a byte: a smaller difference is not what anybody means by "needs"
 
 
@@ -39,6 +39,10 @@ class Trained:
         rate = best_rate(self.scale, self.cells, variant, start, depth)
         return self.losses(variant, depth, rate, start=start)
 
+    def cost_of_none(self, with_warmup: list[float], without: list[float]) -> Interval | None:
+        """How much higher the loss is without warm-up; None where even with it nothing was learned."""
+        return _difference(without, with_warmup) if self.has_learned(with_warmup) else None
+
     def has_learned(self, losses: list[float]) -> bool:
         """Whether the losses, all of them there, are well below what the frequencies of bytes alone give."""
         return all(map(math.isfinite, losses)) and sum(losses) / len(losses) < self.frequencies - LEARNED
@@ -55,7 +59,10 @@ def _rates(trained: Trained) -> Chapter:
     scale = trained.scale
     seed = scale.seeds[0]
     losses = {v: [trained.loss(v, scale.sweep_depth, rate, seed) for rate in scale.rates] for v in VARIANTS}
-    rows = [(v, *_shown(losses[v]), best_rate(scale, trained.cells, v, XAVIER, scale.sweep_depth)) for v in VARIANTS]
+    rows = [
+        (v, *_shown(losses[v]), scale.rates[losses[v].index(min(whole))] if (whole := _finite(losses[v])) else None)
+        for v in VARIANTS
+    ]
     edge = [str(row[0]) for row in rows if row[-1] in (scale.rates[0], scale.rates[-1])]
     at_edge = f" At the edge of the sweep, where a further rate might be better: {', '.join(edge)}." if edge else ""
 
@@ -131,7 +138,8 @@ def _depths(trained: Trained, start: str) -> Chapter:
         text=[
             f"The held-out loss after {scale.steps} steps at the variant's best rate, mean and 95 % interval over "
             f"{len(scale.seeds)} seeds. At depth {deep} these learned no more than how frequent bytes are, or "
-            f"diverged: {', '.join(stuck) or 'none'}.",
+            f"diverged: {', '.join(stuck) or 'none'}. In differences a training that diverged counts as one that knows "
+            f"nothing, {KNOWING_NOTHING:.3f} nats a byte.",
             f"{scale.steps} steps are a beginning: they say which variants start to learn at once, and nothing about "
             "where long trainings end.",
         ],
@@ -152,27 +160,27 @@ def _warmup(trained: Trained, depth: int) -> Chapter:
         for warmup in (scale.warmup, 0)
     }
     best = {key: min(one.values(), key=_mean) for key, one in losses.items()}
-    costs = {
-        v: _difference(best[v, 0], best[v, scale.warmup]) if trained.has_learned(best[v, scale.warmup]) else None
+    costs = {v: trained.cost_of_none(best[v, scale.warmup], best[v, 0]) for v in WITH_AND_WITHOUT_WARMUP}
+    highest = rates[-1]
+    at_highest = {
+        v: trained.cost_of_none(losses[v, scale.warmup][highest], losses[v, 0][highest])
         for v in WITH_AND_WITHOUT_WARMUP
     }
-    at = f"at depth {depth}"
+    source = f"{XIONG}, abstract"
+    places = ((costs, f"at its best rate, depth {depth}"), (at_highest, f"at the rate {highest:g}, depth {depth}"))
     findings = [
-        Finding(
-            Claim(
-                f"post-norm needs warm-up: without, the loss is higher ({at})", f"{XIONG}, abstract", MATTERS, math.inf
-            ),
-            costs["post-norm"],
-        ),
-        Finding(
-            Claim(f"pre-norm does without warm-up ({at})", f"{XIONG}, abstract", -math.inf, MATTERS), costs["pre-norm"]
-        ),
+        Finding(Claim(f"{claim} ({place})", source, *bounds), cost[v])
+        for v, claim, bounds in (
+            ("post-norm", "post-norm needs warm-up: without, the loss is higher", (MATTERS, math.inf)),
+            ("pre-norm", "pre-norm does without warm-up", (-math.inf, MATTERS)),
+        )
+        for cost, place in places
     ]
     rows = [
         (v, warmup, *(_cell(_interval(one[rate]), one[rate]) for rate in rates)) for (v, warmup), one in losses.items()
     ]
     told = {
-        v: f"{v} ends {one} nats a byte above where it ends with warm-up"
+        v: f"{v}'s loss is higher by {one} at its best rate, and by {at_highest[v] or 'no number'} at {highest:g}"
         if (one := costs[v])
         else f"{v} learned no more than how frequent bytes are even with warm-up, so nothing can be compared"
         for v in WITH_AND_WITHOUT_WARMUP
@@ -194,7 +202,8 @@ def _warmup(trained: Trained, depth: int) -> Chapter:
         title=f"Does post-norm need warm-up? (depth {depth})",
         text=[
             f"Pre-norm and post-norm at depth {depth}, {scale.steps} steps, with a warm-up of {scale.warmup} steps and "
-            f"without, each at the best of {len(rates)} rates: without it, {told['post-norm']}; {told['pre-norm']}. "
+            f"without, each at the best of {len(rates)} rates and at the highest. Without warm-up, "
+            f"{told['post-norm']}; {told['pre-norm']} (nats a byte; below 0 it is lower). "
             f"Less than {MATTERS:g} nats a byte do not count as a need.",
         ],
         findings=findings,
@@ -219,8 +228,9 @@ def _interval(losses: list[float]) -> Interval | None:
 
 
 def _difference(ones: list[float], others: list[float]) -> Interval | None:
-    """Over pairs of the same seed, which read the same text."""
-    return _interval([one - other for one, other in zip(ones, others, strict=True)])
+    """Over pairs of the same seed, which read the same text. A training that diverged counts as knowing nothing."""
+    counted = [[one if math.isfinite(one) else KNOWING_NOTHING for one in losses] for losses in (ones, others)]
+    return interval([one - other for one, other in zip(*counted, strict=True)])
 
 
 def _mean(losses: list[float]) -> float:
@@ -229,6 +239,10 @@ def _mean(losses: list[float]) -> float:
 
 def _half(found: Interval) -> float:
     return found.high - found.mean if math.isfinite(found.high) else 0.0
+
+
+def _finite(losses: list[float]) -> list[float]:
+    return [one for one in losses if math.isfinite(one)]
 
 
 def _shown(losses: list[float]) -> list[float | None]:
