@@ -36,6 +36,8 @@ HELD = {
     "embd_pdrop": 0.5,
     "hidden_dropout": 0.5,
     "attn_pdrop": 0.5,
+    "attention_probs_dropout_prob": 0.5,
+    "hidden_dropout_prob": 0.5,
     "classifier_dropout": 0.5,
     "embedding_dropout": 0.5,
     "id2label": {"0": "a", "1": "b", "2": "c"},

@@ -255,6 +255,33 @@ def test_published_configs_are_understood(model):
     assert list(eos_token_ids) == (fields["eos_token_id"] if "Llama" in model else [fields["eos_token_id"]])
 
 
+# As first published: with keys that the classes of today do not read.
+GPTS = {
+    "gpt2": {
+        **{"activation_function": "gelu_new", "architectures": ["GPT2LMHeadModel"], "attn_pdrop": 0.1},
+        **{"bos_token_id": 50256, "embd_pdrop": 0.1, "eos_token_id": 50256, "initializer_range": 0.02},
+        **{"layer_norm_epsilon": 1e-05, "model_type": "gpt2", "n_ctx": 1024, "n_embd": 768, "n_head": 12},
+        **{"n_layer": 12, "n_positions": 1024, "n_special": 0, "predict_special_tokens": True, "resid_pdrop": 0.1},
+        **{"summary_activation": None, "summary_first_dropout": 0.1, "summary_proj_to_labels": True},
+        **{"summary_type": "cls_index", "summary_use_proj": True, "_num_labels": 1, "output_past": True},
+        **{"task_specific_params": {"text-generation": {"do_sample": True, "max_length": 50}}, "vocab_size": 50257},
+    },
+    "gpt-neox-20b": {
+        **{"architectures": ["GPTNeoXForCausalLM"], "attention_probs_dropout_prob": 0, "bos_token_id": 0},
+        **{"eos_token_id": 0, "hidden_act": "gelu_fast", "hidden_dropout_prob": 0, "hidden_size": 6144},
+        **{"initializer_range": 0.02, "intermediate_size": 24576, "layer_norm_eps": 1e-05},
+        **{"max_position_embeddings": 2048, "model_type": "gpt_neox", "num_attention_heads": 64},
+        **{"num_hidden_layers": 44, "rotary_emb_base": 10000, "rotary_pct": 0.25, "tie_word_embeddings": False},
+        **{"torch_dtype": "float16", "transformers_version": "4.19.0.dev0", "use_cache": True, "vocab_size": 50432},
+    },
+}
+
+
+@pytest.mark.parametrize("name", GPTS)
+def test_presets_are_what_their_published_files_say(name):
+    assert config_from_hugging_face(GPTS[name]) == (ModelConfig.preset(name), (GPTS[name]["eos_token_id"],))
+
+
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_absent_keys_mean_what_the_config_class_says(family):
     theirs = AutoConfig.for_model(family)

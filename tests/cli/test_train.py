@@ -4,8 +4,10 @@ import subprocess
 import sys
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 
-from prenorm import ModelConfig
+from prenorm import ModelConfig, TransformerLM
 from prenorm.cli.main import main
 from prenorm.cli.train import TrainFlags, config_of, field_docs, parse
 from prenorm.training.config import RUN_FIELDS, TrainConfig, config_to_toml, read_toml
@@ -222,9 +224,15 @@ def test_a_published_model_has_the_sizes_and_flags_have_the_last_word(tmp_path):
     assert TrainConfig.from_fields(config.to_fields()) == config
 
 
-def test_a_run_with_the_sizes_of_a_published_model_trains_and_shows_its_utilisation(texts, tmp_path, capsys):
-    small = ["--d-model", "16", "--num-heads", "2", "--num-kv-heads", "1", "--head-dim", "8", "--d-ff", "16"]
-    argv = ["--model", "qwen3-0.6b", *small, "--num-layers", "1", "--vocab-size", "300", "--preset", "tiny"]
+@pytest.mark.parametrize(
+    ("name", "num_kv_heads", "model_type"),
+    [("qwen3-0.6b", "1", "qwen3"), ("gpt2", "2", "gpt2"), ("pythia-160m", "2", "gpt_neox")],
+)
+def test_a_run_with_the_sizes_of_a_published_model_trains_and_shows_its_utilisation(
+    name, num_kv_heads, model_type, texts, tmp_path, capsys
+):
+    small = ["--d-model", "32", "--num-heads", "2", "--num-kv-heads", num_kv_heads, "--head-dim", "16", "--d-ff", "16"]
+    argv = ["--model", name, *small, "--num-layers", "1", "--vocab-size", "300", "--preset", "tiny"]
     argv += [
         "--data",
         str(texts),
@@ -242,7 +250,11 @@ def test_a_run_with_the_sizes_of_a_published_model_trains_and_shows_its_utilisat
     assert "a large product runs at" in text
     assert "MFU" in text
     assert "6N + attention" in text
-    assert json.loads((tmp_path / "run" / "config.json").read_text())["model_type"] == "qwen3"
+    assert json.loads((tmp_path / "run" / "config.json").read_text())["model_type"] == model_type
+    ours, theirs = (kind.from_pretrained(tmp_path / "run") for kind in (TransformerLM, AutoModelForCausalLM))
+    ids = torch.arange(16)[None]
+    with torch.no_grad():
+        torch.testing.assert_close(ours(ids), theirs(ids).logits, atol=1e-5, rtol=1e-5)
     (record, *_) = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()
     assert {"mfu_causal", "mfu_6n_attention"} <= json.loads(record).keys()
 

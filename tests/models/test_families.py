@@ -100,7 +100,7 @@ def test_steps_of_decoding_give_the_models_logits(name):
     torch.testing.assert_close(torch.stack(logits, 1), wanted[:, 9:], atol=2e-5, rtol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["residual", "logit_softcap", "windows"])
+@pytest.mark.parametrize("name", ["residual", "logit_softcap", "windows", "learned_positions", "per_head_qk_norm"])
 def test_generated_tokens_are_the_most_likely_of_the_logits(name):
     made, prompt = model(record(name)[0]), integers(9, limit=VOCAB).tolist()
     (reply,) = made.generate([prompt], max_new_tokens=8, temperature=0)

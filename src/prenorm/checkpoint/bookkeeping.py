@@ -24,12 +24,12 @@ _WITHOUT_INFLUENCE = {
     # Switches of training, where dropout is ours to choose.
     "transformers, dropout": """
         attention_dropout residual_dropout attn_pdrop resid_pdrop embd_pdrop hidden_dropout embedding_dropout
-        classifier_dropout""",
+        attention_probs_dropout_prob hidden_dropout_prob classifier_dropout""",
     "transformers, token ids": """
         bos_token_id pad_token_id sep_token_id cls_token_id mask_token_id unk_token_id decoder_start_token_id
         forced_bos_token_id forced_eos_token_id""",
     "transformers, tasks other than language modelling": """
-        id2label label2id num_labels problem_type finetuning_task task_specific_params prefix is_decoder""",
+        id2label label2id num_labels _num_labels problem_type finetuning_task task_specific_params prefix is_decoder""",
     "transformers 4, settings of generate()": """
         max_length min_length max_new_tokens min_new_tokens max_time do_sample early_stopping num_beams num_beam_groups
         diversity_penalty temperature top_k top_p min_p typical_p epsilon_cutoff eta_cutoff penalty_alpha

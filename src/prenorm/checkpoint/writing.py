@@ -87,6 +87,8 @@ def config_to_hugging_face(
 
 def _written(config: ModelConfig, kind: str | None) -> dict[str, Any] | None:
     """What the first family writes of a config that it reads back as the same."""
+    if config.family is not None and config.family.rotary_dim == config.head_dim:  # which is to say all of it
+        config = dataclasses.replace(config, family=dataclasses.replace(config.family, rotary_dim=None))
     for model_type, layout in LAYOUTS.items():
         if layout.write is None or (kind is not None and not layout.naming.keeps_matrices):
             continue

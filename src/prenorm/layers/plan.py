@@ -87,7 +87,7 @@ class Call:
             self.cache.timeline.arrived = (self.arrival.stop, self.segment_ids)
 
     def positions(self, max_seq_len: int) -> Tensor:
-        """What the tokens are rotated by: what was asked for, or their places in the document or the cache."""
+        """The tokens' positions: what was asked for, or their places in the document or the cache; 0 for padding."""
         positions, segment_ids = self.token_positions, self.segment_ids
         if positions is None and self.arrival is not None:
             return cached_positions(self.arrival, max_seq_len)

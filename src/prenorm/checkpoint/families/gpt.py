@@ -139,6 +139,7 @@ LAYOUTS = {
             **dict.fromkeys(("summary_activation", "summary_first_dropout", "summary_proj_to_labels")),
         },
         read=_gpt2,
+        harmless={"n_special": (0,), "predict_special_tokens": (True, False)},  # of the first releases
         never_null=("n_positions",),
         eps_key="layer_norm_epsilon",
         rope=None,

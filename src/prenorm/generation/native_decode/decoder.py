@@ -120,8 +120,6 @@ class NativeDecoder:
         self.model.check_cache(cache)
         attention = self.blocks[0].attn
         assert attention.rope is not None
-        if len({layer.slots for layer in cache.layers}) > 1:  # windows of some layers are shorter than the room
-            return False
         windows = [block.attn.window for block in self.blocks]
         if not all(layer.needs_no_mask(window) for layer, window in zip(cache.layers, windows, strict=True)):
             return False
