@@ -17,8 +17,14 @@ SAMPLED = {"temperature": 1.0, "top_k": 50}
         ({"do_sample": False, "repetition_penalty": 1.2}, {"temperature": 0.0, "repetition_penalty": 1.2}),
         ({"do_sample": True}, SAMPLED),
         ({"do_sample": True, "top_k": 0, "min_p": 0.0}, {"temperature": 1.0}),
-        ({"do_sample": True, "top_k": 5, "top_p": 0.9, "min_p": 0.1}, {**SAMPLED, "top_k": 5, "top_p": 0.9, "min_p": 0.1}),
-        ({"do_sample": True, "max_new_tokens": 7, "max_length": 20}, {**SAMPLED, "max_new_tokens": 7, "max_length": 20}),
+        (
+            {"do_sample": True, "top_k": 5, "top_p": 0.9, "min_p": 0.1},
+            {**SAMPLED, "top_k": 5, "top_p": 0.9, "min_p": 0.1},
+        ),
+        (
+            {"do_sample": True, "max_new_tokens": 7, "max_length": 20},
+            {**SAMPLED, "max_new_tokens": 7, "max_length": 20},
+        ),
         ({"do_sample": True, "stop_strings": ["a", "bc"]}, {**SAMPLED, "stop": ("a", "bc")}),
         ({"stop_strings": "x", "num_beams": 1, "typical_p": 1.0}, {"temperature": 0.0, "stop": ("x",)}),
     ],
@@ -29,7 +35,11 @@ def test_settings_are_read_as_transformers_reads_them(fields, settings):
 
 def test_what_transformers_writes_by_default_is_understood():
     defaults = GenerationConfig()._get_default_generation_params()
-    assert settings_from_hugging_face(defaults, "the file") == {"temperature": 0.0, "repetition_penalty": 1.0, "max_length": 20}
+    assert settings_from_hugging_face(defaults, "the file") == {
+        "temperature": 0.0,
+        "repetition_penalty": 1.0,
+        "max_length": 20,
+    }
     every = GenerationConfig(do_sample=True).to_dict()
     assert settings_from_hugging_face(every, "the file") == SAMPLED
 

@@ -23,6 +23,7 @@ def kilobytes(name):
 tiny, folder, dtype = sys.argv[1:]
 dtype = None if dtype == "None" else getattr(torch, dtype)
 TransformerLM.from_pretrained(tiny, dtype=dtype)  # what loads on first use
+Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
 before = kilobytes("VmRSS")
 model = TransformerLM.from_pretrained(folder, dtype=dtype)
 held = sum(tensor.nbytes for tensor in model.state_dict().values())
@@ -39,7 +40,12 @@ def shape(megabytes: int) -> ModelConfig:
 def peak_of(tmp_path, megabytes, stored, dtype, **options):
     folders = []
     for name, config in (("tiny", ModelConfig(16, 16, 1, 2)), ("model", shape(megabytes))):
-        save(tmp_path / name, config, {one.name: torch.ones(one.shape, dtype=stored) for one in parameters_of(config)}, **options)
+        save(
+            tmp_path / name,
+            config,
+            {one.name: torch.ones(one.shape, dtype=stored) for one in parameters_of(config)},
+            **options,
+        )
         folders.append(str(tmp_path / name))
     command = [sys.executable, "-c", OPEN, *folders, str(dtype).removeprefix("torch.")]
     result = json.loads(subprocess.run(command, capture_output=True, text=True, check=True).stdout)

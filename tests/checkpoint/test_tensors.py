@@ -135,7 +135,10 @@ ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
         (file_of(b"[]"), "must hold a JSON object"),
         (b"PK\x03\x04 a zip archive, as torch.save writes it", "is a pickle under another name"),
         (b"\x80\x02}q\x00.", "is a pickle under another name"),
-        (file_of({"a": {**ENTRY, "shape": [10**4000, 10**4000]}}, b"x" * 8), "a needs a dtype, a shape and two offsets"),
+        (
+            file_of({"a": {**ENTRY, "shape": [10**4000, 10**4000]}}, b"x" * 8),
+            "a needs a dtype, a shape and two offsets",
+        ),
         (file_of({"a": {**ENTRY, "shape": [1] * 17}}, b"x" * 8), "a needs a dtype, a shape and two offsets"),
         (file_of({"a": {**ENTRY, "stride": [1]}}, b"x" * 8), "a needs a dtype, a shape and two offsets"),
         (file_of({"__metadata__": {"a": 1}}), "__metadata__ must be an object of texts"),

@@ -37,7 +37,10 @@ def error_line(argv, capsys):
 def test_transformers_opens_the_folder_with_the_same_ids_and_logits(trained, tmp_path, flags, capsys):
     assert main(["export", str(trained), "--folder", str(tmp_path / "out"), *flags]) == 0
     assert capsys.readouterr().out == f"{tmp_path / 'out'}\n"
-    theirs, tokenizer = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), AutoTokenizer.from_pretrained(tmp_path / "out")
+    theirs, tokenizer = (
+        AutoModelForCausalLM.from_pretrained(tmp_path / "out"),
+        AutoTokenizer.from_pretrained(tmp_path / "out"),
+    )
     ours = TransformerLM.from_pretrained(tmp_path / "out")
     for text in (TEXT, "", "<|endoftext|>x", "日本\x00 é\u0301", "   \n\t x" * 20):
         ids = tokenizer(text)["input_ids"]

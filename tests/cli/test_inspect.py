@@ -29,7 +29,9 @@ def test_a_folder_that_would_be_refused_is_shown_with_the_reason(run_folder, tmp
 
 
 def test_a_run_that_has_not_ended_says_so(tmp_path, capsys):
-    (tmp_path / "config.toml").write_text("steps = 1\n[model]\nvocab_size = 300\nd_model = 32\nnum_layers = 2\nnum_heads = 2\n")
+    (tmp_path / "config.toml").write_text(
+        "steps = 1\n[model]\nvocab_size = 300\nd_model = 32\nnum_layers = 2\nnum_heads = 2\n"
+    )
     assert main(["inspect", str(tmp_path), "--json"]) == 1
     sheet = json.loads(capsys.readouterr().out)
     assert "has not ended: prenorm train --out" in sheet["refused"][0]

@@ -126,7 +126,9 @@ def file_in(folder: Path, name: str) -> Path:
     try:
         home, target = folder.resolve(), path.resolve()
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle, before Python 3.13
-        raise CheckpointError(f"{path} cannot be followed to a file: {error}; copy the file into the folder.") from error
+        raise CheckpointError(
+            f"{path} cannot be followed to a file: {error}; copy the file into the folder."
+        ) from error
     blobs = (one.parent.parent / "blobs" for one in (home, home.parent) if one.parent.name == "snapshots")
     homes = {home, *blobs}
     if target.parent not in homes:
@@ -149,7 +151,9 @@ def read_json(path: Path) -> dict[str, Any]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if len(data) > MAX_JSON_BYTES:
-        raise CheckpointError(f"{path} may have at most {MAX_JSON_BYTES:,} bytes, but has more; it is not a model's file.")
+        raise CheckpointError(
+            f"{path} may have at most {MAX_JSON_BYTES:,} bytes, but has more; it is not a model's file."
+        )
     return parse_json(data, str(path))
 
 

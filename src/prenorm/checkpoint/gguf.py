@@ -1,6 +1,7 @@
 """A model and its tokenizer as one GGUF file, which llama.cpp reads. Written by gguf's own writer.
 
-Names of tensors and keys are those of llama.cpp's src/llama-arch.cpp and convert_hf_to_gguf.py (llama-cpp-python 0.3.36).
+Names of tensors and keys are those of llama.cpp's src/llama-arch.cpp and convert_hf_to_gguf.py, as in llama-cpp-python
+0.3.36.
 """
 
 import os
@@ -180,7 +181,9 @@ def _add_tensor(writer: Any, gguf: Any, name: str, tensor: Tensor, dtype: torch.
     wanted = wanted if wanted in DTYPES else torch.float32
     plain = tensor.detach().to("cpu", wanted).contiguous()
     if wanted == torch.float16 and bool(plain.isinf().any() and tensor.isfinite().all()):
-        raise ConfigError(f"{name} has numbers beyond float16's largest, 65504; bfloat16 and float32 have room for them.")
+        raise ConfigError(
+            f"{name} has numbers beyond float16's largest, 65504; bfloat16 and float32 have room for them."
+        )
     if wanted == torch.bfloat16:
         kind = gguf.GGMLQuantizationType.BF16
         writer.add_tensor(name, plain.view(torch.uint8).numpy(), raw_dtype=kind)

@@ -85,7 +85,9 @@ def read_header(path: Path, *, at_most: int = MAX_JSON_BYTES) -> Header:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     metadata = fields.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(text, str) for text in metadata.values()):
-        raise CheckpointError(f"the header of {path}: __metadata__ must be an object of texts, not {json_text(metadata)}.")
+        raise CheckpointError(
+            f"the header of {path}: __metadata__ must be an object of texts, not {json_text(metadata)}."
+        )
     tensors = {name: _tensor_info(path, name, entry) for name, entry in fields.items()}
     _check_layout(path, tensors, size - 8 - length)
     return Header(tensors, metadata, 8 + length)
@@ -101,7 +103,8 @@ def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
             info = TensorInfo(dtype, tuple(shape), begin, end)
         case _:
             raise CheckpointError(
-                f"the header of {path}: {name_text(name)} needs a dtype, a shape and two offsets, not {json_text(entry)}."
+                f"the header of {path}: {name_text(name)} needs a dtype, a shape and two offsets, not "
+                f"{json_text(entry)}."
             )
     if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise CheckpointError(

@@ -114,9 +114,7 @@ def _check_generation(folder: Path, own: Mapping[str, Any], config: Config | Non
         eos_from_hugging_face(ids, config.vocab_size, source=str(folder / GENERATION_CONFIG))
 
 
-def _check_tensors(
-    config: Config, found: Found, own: Mapping[str, Any], kind: str | None, folder: Path
-) -> None:
+def _check_tensors(config: Config, found: Found, own: Mapping[str, Any], kind: str | None, folder: Path) -> None:
     if isinstance(config, EncoderDecoderConfig):
         check_layers(config.num_layers + config.num_decoder_layers, found, str(folder))
         names = check_tensors(dict(encoder_decoder.parameters_of(config)), found, str(folder))
@@ -149,7 +147,7 @@ def _about(own: Mapping[str, Any], kind: str | None, config: Config | None) -> d
 
 def _text(value: Any) -> Any:
     """What a file says where it was not understood: short, and printable."""
-    return value if value is None or type(value) is int and value < 2**63 else json_text(value).strip('"')
+    return value if value is None or (type(value) is int and value < 2**63) else json_text(value).strip('"')
 
 
 def _count(config: Config | None, found: Found) -> int:

@@ -48,8 +48,8 @@ def find_weights(folder: Path) -> dict[Path, Header]:
     pickled = sorted(name for name in names if name.endswith(_PICKLES))
     if pickled:
         raise CheckpointError(
-            f"{folder}: weights must be in {WEIGHTS}, but there is only {listed(pickled)}. Such files are pickles, which "
-            "run code when they are opened. Where you trust them, transformers converts the folder: "
+            f"{folder}: weights must be in {WEIGHTS}, but there is only {listed(pickled)}. Such files are pickles, "
+            "which run code when they are opened. Where you trust them, transformers converts the folder: "
             f"AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(another_folder)."
         )
     raise CheckpointError(f"{folder}: weights must be in {WEIGHTS} or listed in {INDEX}, but neither is there.")
@@ -74,7 +74,9 @@ def _read_index(folder: Path) -> dict[str, str]:
     if not isinstance(weight_map, dict) or not all(isinstance(shard, str) for shard in weight_map.values()):
         raise CheckpointError(f"{index}: weight_map must give a file name for each tensor.")
     if len(weight_map) > MAX_TENSORS:
-        raise CheckpointError(f"{index}: a model has at most {MAX_TENSORS:,} tensors, but {len(weight_map):,} are listed.")
+        raise CheckpointError(
+            f"{index}: a model has at most {MAX_TENSORS:,} tensors, but {len(weight_map):,} are listed."
+        )
     foreign = sorted({shard for shard in weight_map.values() if not shard.endswith(".safetensors")})
     if foreign:
         raise CheckpointError(f"{index}: shards must be .safetensors files, but it names {listed(foreign)}.")

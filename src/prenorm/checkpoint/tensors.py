@@ -78,8 +78,8 @@ def read_tensors(
     """The tensors of a safetensors file (all, or those named), in `dtype` (None: as stored) on `device` (None: CPU).
 
     header: the file's own, where it was read before.
-    Raises CheckpointError, naming the file, when it is not whole, when a number is beyond the range of `dtype`, and when
-    there is no memory for them.
+    Raises CheckpointError, naming the file, when it is not whole, when a number is beyond the range of `dtype`, and
+    when there is no memory for them.
     """
     header = header or read_header(path)
     foreign = sorted({info.dtype for info in header.tensors.values() if info.dtype not in DTYPES})
@@ -97,9 +97,7 @@ def read_tensors(
     return tensors
 
 
-def _read(
-    file: BinaryIO, info: TensorInfo, dtype: torch.dtype | None, device: torch.device, source: str
-) -> Tensor:
+def _read(file: BinaryIO, info: TensorInfo, dtype: torch.dtype | None, device: torch.device, source: str) -> Tensor:
     """The tensor that begins where the file stands."""
     stored = DTYPES[info.dtype]
     try:
@@ -130,7 +128,7 @@ def _fill(file: BinaryIO, room: memoryview, source: str) -> None:
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _check_range(cast: Tensor, stored: Tensor, source: str) -> None:

@@ -133,7 +133,8 @@ class Weights:
         if dtype is not None and dtype_name(dtype) not in FLOATS:
             raise ConfigError(f"a model's dtype must be one of {', '.join(FLOATS)}, not {dtype}.")
         sizes = (
-            math.prod(shape) * (dtype or DTYPES[stored]).itemsize for stored, shape in (self.found[name] for name in names)
+            math.prod(shape) * (dtype or DTYPES[stored]).itemsize
+            for stored, shape in (self.found[name] for name in names)
         )
         check_memory(sum(sizes), device, str(self._folder))
         tensors: dict[str, Tensor] = {}

@@ -1,6 +1,7 @@
 """`prenorm inspect FOLDER`: what a model's folder holds, and what of it would be refused."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -96,7 +97,8 @@ def _show(sheet: dict[str, Any]) -> None:
     _table(console, "Parameters", ("name", "dtype", "shape", "tensors", "numbers"), of_tensors)
     columns = list(dict.fromkeys(name for one in sheet["memory"].values() for name in one))
     rows = [
-        (dtype, *(_bytes(one[name]) if name in one else "" for name in columns)) for dtype, one in sheet["memory"].items()
+        (dtype, *(_bytes(one[name]) if name in one else "" for name in columns))
+        for dtype, one in sheet["memory"].items()
     ]
     _table(console, "Memory", ("dtype", *(name.replace("_", " ") for name in columns)), rows)
     stored = [(name, _bytes(size)) for name, size in sheet["files"].items()]
@@ -127,7 +129,7 @@ def _bytes(number: int) -> str:
     return gigabytes(number)
 
 
-def _table(console: Any, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(console: Any, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text

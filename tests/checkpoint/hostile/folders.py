@@ -1,6 +1,7 @@
 """Folders that somebody with bad intentions, a broken tool or a bad disk could leave: each must be refused.
 
-A folder is its files by name: bytes, a function that gives them, or one of the classes below. Every one of them is the good folder with one change.
+A folder is its files by name: bytes, a function that gives them, or one of the classes below. Every one of them is the
+good folder with one change.
 """
 
 import json
@@ -198,9 +199,28 @@ def _headers() -> Iterator[tuple[str, Files]]:
     for length in (10**7, 10**8, 2**31, 2**32, 2**62, 2**63, 2**64 - 1):
         yield f"a header of {length} bytes", _weights(struct.pack("<Q", length) + b"{}")
         yield f"a header of {length} bytes in a hole", _weights(Hole(struct.pack("<Q", length) + b"{}", 2**33))
-    for magic in (b"PK\x03\x04", b"\x80\x02}q\x00.", b"\x80\x04\x95", b"GGUF\x03\x00\x00\x00", b"\x89HDF\r\n\x1a\n", b"\x1f\x8b"):
+    for magic in (
+        b"PK\x03\x04",
+        b"\x80\x02}q\x00.",
+        b"\x80\x04\x95",
+        b"GGUF\x03\x00\x00\x00",
+        b"\x89HDF\r\n\x1a\n",
+        b"\x1f\x8b",
+    ):
         yield f"another format, {magic!r}", _weights(magic + b"\x00" * 500)
-    for text in (b"", b"[]", b"3", b"null", b'"a"', b"{", b"{}x", b"\xff\xfe{}", b"\xef\xbb\xbf{}", b"{'a': 1}", b"NaN"):
+    for text in (
+        b"",
+        b"[]",
+        b"3",
+        b"null",
+        b'"a"',
+        b"{",
+        b"{}x",
+        b"\xff\xfe{}",
+        b"\xef\xbb\xbf{}",
+        b"{'a': 1}",
+        b"NaN",
+    ):
         yield f"the header {text!r}", _weights(file_of(text))
     yield "a header of 40 MB", _weights(lambda: file_of(b" " * 40_000_000))
     yield "a header of 9 MB of spaces", _weights(lambda: file_of(b" " * 9_000_000))
@@ -218,46 +238,137 @@ def _headers() -> Iterator[tuple[str, Files]]:
     yield "metadata of numbers", _weights(file_of({**fields, "__metadata__": {"a": 1}}))
     twice = json.dumps(fields)[:-1] + f', "{norm}": {json.dumps(entry)}}}'
     yield "a tensor twice", _weights(file_of(twice.encode()))
-    yield "a key of a tensor twice", _weights(file_of(json.dumps(fields).replace('"shape"', '"dtype": "F32", "shape"', 1).encode()))
-    for numbers in ([begin + 4, end + 4], [begin - 4, end], [end, begin], [begin, end + 4], [begin, end - 4], [0, end - begin]):
+    yield (
+        "a key of a tensor twice",
+        _weights(file_of(json.dumps(fields).replace('"shape"', '"dtype": "F32", "shape"', 1).encode())),
+    )
+    for numbers in (
+        [begin + 4, end + 4],
+        [begin - 4, end],
+        [end, begin],
+        [begin, end + 4],
+        [begin, end - 4],
+        [0, end - begin],
+    ):
         yield f"offsets {numbers}", other(data_offsets=numbers)
-    for numbers in ([], [begin], [begin, end, end], [-1, 31], [0.0, 32.0], ["0", "32"], [None, None], {}, None, True, [True, 33]):
+    for numbers in (
+        [],
+        [begin],
+        [begin, end, end],
+        [-1, 31],
+        [0.0, 32.0],
+        ["0", "32"],
+        [None, None],
+        {},
+        None,
+        True,
+        [True, 33],
+    ):
         yield f"the offsets {numbers}", other(data_offsets=numbers)
     for offsets in ([2**63, 2**63 + 32], [2**64, 2**64 + 32], [10**4000, 10**4000 + 32]):
         yield f"offsets of {len(str(offsets[0]))} digits", other(data_offsets=offsets)
-    for shape in ([7], [9], [4, 2], [8, 1], [], [-8], [8.0], ["8"], [True] * 8, [[8]], None, {}, 8, [2**63], [10**4000, 10**4000]):
+    for shape in (
+        [7],
+        [9],
+        [4, 2],
+        [8, 1],
+        [],
+        [-8],
+        [8.0],
+        ["8"],
+        [True] * 8,
+        [[8]],
+        None,
+        {},
+        8,
+        [2**63],
+        [10**4000, 10**4000],
+    ):
         yield f"the shape {str(shape)[:40]}", other(shape=shape)
     yield "a shape whose product overflows", other(shape=[2**62, 4, 2])
     yield "a shape of ten thousand dimensions", other(shape=[1] * 10_000)
-    for dtype in ("F64", "F16", "F8_E4M3", "F8_E5M2", "I8", "U8", "BOOL", "I32", "I64", "C64", "f32", "", "F4", "U" * 10**5, 32, None):
+    for dtype in (
+        "F64",
+        "F16",
+        "F8_E4M3",
+        "F8_E5M2",
+        "I8",
+        "U8",
+        "BOOL",
+        "I32",
+        "I64",
+        "C64",
+        "f32",
+        "",
+        "F4",
+        "U" * 10**5,
+        32,
+        None,
+    ):
         yield f"the dtype {str(dtype)[:20]}", other(dtype=dtype)
     for dtype in ("I32", "U32", "F8_E8M0"):
-        yield f"all of dtype {dtype}", _weights(file_of({name: {**one, "dtype": dtype} for name, one in fields.items()}))
+        yield (
+            f"all of dtype {dtype}",
+            _weights(file_of({name: {**one, "dtype": dtype} for name, one in fields.items()})),
+        )
     yield "a further field", other(stride=[1])
     for missing in ("dtype", "shape", "data_offsets"):
-        yield f"no {missing}", _weights(file_of({**fields, norm: {key: one for key, one in entry.items() if key != missing}}))
+        yield (
+            f"no {missing}",
+            _weights(file_of({**fields, norm: {key: one for key, one in entry.items() if key != missing}})),
+        )
     yield "an entry that is a list", _weights(file_of({**fields, norm: [entry]}))
-    yield "the same bytes for all", _weights(file_of({name: {**one, "data_offsets": [0, one["data_offsets"][1] - one["data_offsets"][0]]} for name, one in fields.items()}))
+    yield (
+        "the same bytes for all",
+        _weights(
+            file_of(
+                {
+                    name: {**one, "data_offsets": [0, one["data_offsets"][1] - one["data_offsets"][0]]}
+                    for name, one in fields.items()
+                }
+            )
+        ),
+    )
     for lost in (norm, "lm_head.weight", "model.layers.1.mlp.up_proj.weight"):
-        yield f"{lost} under another name", _weights(file_of({(name if name != lost else name + "2"): one for name, one in fields.items()}))
+        yield (
+            f"{lost} under another name",
+            _weights(file_of({(name if name != lost else name + "2"): one for name, one in fields.items()})),
+        )
     prefixed = {f"module.{name}": one for name, one in fields.items()}
     yield "all names with a prefix", _weights(file_of(prefixed))
     huge = {**fields, norm: {"dtype": "F32", "shape": [2**38], "data_offsets": [begin, begin + 2**40]}}
     yield "a terabyte that is not there", _weights(file_of(huge))
-    yield "a terabyte in a hole", _weights(Hole(file_of({norm: {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]}}, b""), 2**40 + 90))
+    yield (
+        "a terabyte in a hole",
+        _weights(
+            Hole(file_of({norm: {"dtype": "F32", "shape": [2**38], "data_offsets": [0, 2**40]}}, b""), 2**40 + 90)
+        ),
+    )
 
 
 def _configs() -> Iterator[tuple[str, Files]]:
-    for text in (b"", b"{", b"[]", b"null", b"\xff\xfe", b"\xef\xbb\xbf{}", b"{}", b'{"model_type": "llama"', b"\x00" * 100):
+    for text in (
+        b"",
+        b"{",
+        b"[]",
+        b"null",
+        b"\xff\xfe",
+        b"\xef\xbb\xbf{}",
+        b"{}",
+        b'{"model_type": "llama"',
+        b"\x00" * 100,
+    ):
         yield f"the text {text!r}", _config(text)
     yield "9 MB of spaces", _config(lambda: b" " * 9_000_000)
     yield "11 MB", _config(lambda: b" " * 11_000_000)
     yield "too deep", _config(b'{"a":' * 500 + b"1" + b"}" * 500)
-    yield "unknown keys without end", _config(
-        lambda: json.dumps({**CONFIG, **{f"key{i}": i for i in range(100_000)}}).encode()
+    yield (
+        "unknown keys without end",
+        _config(lambda: json.dumps({**CONFIG, **{f"key{i}": i for i in range(100_000)}}).encode()),
     )
-    yield "lists without end", _config(
-        lambda: b'{"model_type": "llama", "a": [' + b",".join([b"[]"] * 2_000_000) + b"]}"
+    yield (
+        "lists without end",
+        _config(lambda: b'{"model_type": "llama", "a": [' + b",".join([b"[]"] * 2_000_000) + b"]}"),
     )
     yield "a key twice", _config((json.dumps(CONFIG)[:-1] + ', "vocab_size": 21}').encode())
     for key in (*SHAPE, "num_key_value_heads", "max_position_embeddings"):
@@ -284,7 +395,20 @@ def _configs() -> Iterator[tuple[str, Files]]:
     ):
         if scaling != []:
             yield f"rope_scaling = {json.dumps(scaling)[:60]}", _config({**CONFIG, "rope_scaling": scaling})
-    for model_type in ("bert", "mixtral", "llava", "LLAMA", "../llama", "", None, 7, [], {"a": 1}, "llama\x00", "x" * 10**6):
+    for model_type in (
+        "bert",
+        "mixtral",
+        "llava",
+        "LLAMA",
+        "../llama",
+        "",
+        None,
+        7,
+        [],
+        {"a": 1},
+        "llama\x00",
+        "x" * 10**6,
+    ):
         yield f"model_type = {str(model_type)[:20]!r}", _config({**CONFIG, "model_type": model_type})
     for key, value in {
         "auto_map": {"AutoModelForCausalLM": "evil.Evil"},
@@ -317,9 +441,12 @@ def _configs() -> Iterator[tuple[str, Files]]:
     yield "tied embeddings that differ", _with(config__json=json.dumps(tied).encode(), model__safetensors=bytes(other))
     for saved in ("0" * 16, 7, None):
         metadata = {"__metadata__": {"prenorm_save_id": "1" * 16}}
-        yield f"weights of another save, {saved}", _with(
-            config__json=json.dumps({**CONFIG, "prenorm_save_id": saved}).encode(),
-            model__safetensors=file_of({**metadata, **header()}),
+        yield (
+            f"weights of another save, {saved}",
+            _with(
+                config__json=json.dumps({**CONFIG, "prenorm_save_id": saved}).encode(),
+                model__safetensors=file_of({**metadata, **header()}),
+            ),
         )
 
 
@@ -386,18 +513,24 @@ def _indexes() -> Iterator[tuple[str, Files]]:
         yield f"a total size of {size}", other(metadata={"total_size": size})
     yield "metadata that is a list", other(metadata=[])
     yield "both shards with all tensors", files | {first: file_of(header()), second: file_of(header())}
-    yield "100,000 tensors", files | {
-        INDEX: lambda: json.dumps({"weight_map": {f"t{i}": first for i in range(100_000)}}).encode()
-    }
+    yield (
+        "100,000 tensors",
+        files | {INDEX: lambda: json.dumps({"weight_map": {f"t{i}": first for i in range(100_000)}}).encode()},
+    )
     yield "5,000 shards", other(weight_map={f"t{i}": f"s{i}.safetensors" for i in range(5_000)})
     yield "9 MB of spaces", files | {INDEX: lambda: b" " * 9_000_000}
     empty = {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]}
     many = {f"s{i}.safetensors": {f"t{i}.{j}": empty for j in range(300)} for i in range(60)}
-    yield "60 shards of 300 tensors", {
-        **{name: content for name, content in files.items() if name not in (first, second)},
-        **{shard: file_of(fields, b"") for shard, fields in many.items()},
-        INDEX: json.dumps({"weight_map": {name: shard for shard, fields in many.items() for name in fields}}).encode(),
-    }
+    yield (
+        "60 shards of 300 tensors",
+        {
+            **{name: content for name, content in files.items() if name not in (first, second)},
+            **{shard: file_of(fields, b"") for shard, fields in many.items()},
+            INDEX: json.dumps(
+                {"weight_map": {name: shard for shard, fields in many.items() for name in fields}}
+            ).encode(),
+        },
+    )
 
 
 def _places() -> Iterator[tuple[str, Files]]:
@@ -426,7 +559,15 @@ def _places() -> Iterator[tuple[str, Files]]:
 
 
 def _generation_configs() -> Iterator[tuple[str, Files]]:
-    for text in (b"", b"[]", b"{", b"\xff", b'{"temperature": NaN}', b'{"eos_token_id": 1, "eos_token_id": 2}', b" " * 11_000_000):
+    for text in (
+        b"",
+        b"[]",
+        b"{",
+        b"\xff",
+        b'{"temperature": NaN}',
+        b'{"eos_token_id": 1, "eos_token_id": 2}',
+        b" " * 11_000_000,
+    ):
         yield f"the text {text[:40]!r}", _with(generation_config__json=text)
     for fields in (
         {"eos_token_id": 20},
