@@ -120,6 +120,8 @@ def fuzz_config(data: bytes, folder: Path) -> None:
             kind = choices.one(ROPE_TYPES)
             scaling = {"rope_type": kind, "factor": 4.0} if choices.below(2) else {**ROPE, "rope_type": kind}
             fields[key] = choices.changed(scaling, [*ROPE, *NEAR]) if choices.below(3) else scaling
+        elif how in (2, 3):
+            fields[key] = choices.one(_usual(key))
         else:
             fields[key] = choices.changed(fields.get(key), NEAR)
     files = good() | {"config.json": _encoded(fields)}
@@ -133,6 +135,22 @@ def fuzz_config(data: bytes, folder: Path) -> None:
     _open(files, folder)
 
 
+def _usual(key: str) -> tuple[Any, ...]:
+    """What files have under a key, so that switches meet each other."""
+    if "rope_s" in key or "rope_p" in key:
+        return tuple({"rope_type": kind, **LENGTHS[kind]} for kind in ROPE_TYPES)
+    if "window" in key and not key.startswith("use_"):
+        return (4, 3, None)
+    if "layer_types" in key:
+        return (None, *([one, two] for one in KINDS for two in KINDS))
+    if "act" in key:
+        return ("silu", "gelu", "gelu_pytorch_tanh", None)
+    return (True, False, None, 1, 2, 0.5)
+
+
+KINDS = ("full_attention", "sliding_attention")
+
+
 def fuzz_index(data: bytes, folder: Path) -> None:
     """The index of a sharded folder, its shards, and generation_config.json."""
     choices, files = Choices(data), shard_files()
@@ -141,6 +159,10 @@ def fuzz_index(data: bytes, folder: Path) -> None:
     near += ["num_beams", "top_k", "top_p", "min_p", "stop_strings", "max_length", "repetition_penalty", ["a"]]
     while choices:
         match choices.below(7):
+            case 6 if choices.below(3) == 0:
+                for name in choices.one(((INDEX,), (INDEX, "config.json"))):
+                    files.pop(name, None)
+                files[choices.one(OTHERS)] = choices.one(PLACES)
             case 6:
                 files[choices.one(sorted({*files, *OTHERS}))] = choices.one(PLACES)
             case 0:
@@ -178,6 +200,10 @@ PLACES: tuple[Any, ...] = (
     b"[" * 200_000,
     b'{"a": ' * 60 + b"1" + b"}" * 60,
     b'{"a": [1, [2, 1e999]]}',
+    b'{"a": 1, "a": 2}',
+    json.dumps({"weight_map": {f"t{i}": f"s{i}.safetensors" for i in range(3000)}}).encode(),
+    json.dumps({"weight_map": dict.fromkeys(map(str, range(20_000)), "model.safetensors")}).encode(),
+    file_of({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(11_000)}, b""),
 )
 OTHERS = (
     "loop",
@@ -267,7 +293,7 @@ def refusal(call: Callable[[], Any]) -> str:
 
 # Refusals for what tensors hold, which no sheet has read, and of a model that another class opens.
 BY_VALUES = re.compile(
-    r"tied embeddings share one tensor|must hold finite bfloat16 numbers|weight_shape says|EncoderDecoder.from_pretrained"
+    r"tied embeddings share one tensor|must hold finite bfloat16 numbers|weight_shape says|prenorm_encoder_decoder"
 )
 
 
