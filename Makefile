@@ -9,7 +9,7 @@ CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp test
 
 .DEFAULT_GOAL := help
 .PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa test-kernels check format bench bench-all bench-attention bench-blocks bench-decode
-.PHONY: against lines flops pictures bench-linear bench-llama bench-memory bench-norm bench-quantized bench-checkpoints bench-checkpointing bench-data bench-training example-dates wheel clean
+.PHONY: against lines flops pictures bench-linear bench-llama bench-memory bench-norm bench-open bench-quantized bench-checkpoints bench-checkpointing bench-data bench-training example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -33,6 +33,7 @@ help:
 	@echo "make bench-llama       writing text on a CPU against llama.cpp, which it compiles first (LARGE=1 as above)"
 	@echo "make bench-memory      the peak memory of a training step: counted, tracked by PyTorch, resident (about 5 minutes)"
 	@echo "make bench-norm        RMSNorm against LayerNorm, the textbook formula and PyTorch's own"
+	@echo "make bench-open        the time and memory until the first logits of a folder, against transformers"
 	@echo "make bench-quantized   writing in bfloat16, int8 and int4 (about 2 minutes; LARGE=1; RUN=runs/demo: how much worse)"
 	@echo "make bench-checkpoints   what saving checkpoints beside training costs, and the hashes on opening (about 10 minutes)"
 	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
@@ -133,6 +134,9 @@ bench-memory: $(VENV)/dev.stamp
 
 bench-norm: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/norm.py
+
+bench-open: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/open_folder.py
 
 bench-quantized: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/quantized.py $(if $(LARGE),--large) $(if $(RUN),--run $(RUN))

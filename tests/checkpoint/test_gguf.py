@@ -9,7 +9,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from prenorm import ModelConfig, RopeScaling, TransformerLM
 from prenorm.checkpoint import gguf as ours
 from prenorm.checkpoint.gguf import write_gguf
-from prenorm.checkpoint.gguf_tokenizer import _LLAMA_3, _QWEN_2, NEAREST, vocabulary_of
+from prenorm.checkpoint.gguf_tokenizer import LLAMA_3, NEAREST, QWEN_2, vocabulary_of
 from prenorm.errors import CheckpointError, ConfigError
 from prenorm.ops.rope_frequencies import rope_frequencies
 from prenorm.training.tokenizer import train_tokenizer
@@ -138,10 +138,10 @@ def split(expression):
     ("tokenizer", "pre", "notes"),
     [
         (bpe(pre_tokenizers.ByteLevel(add_prefix_space=False)), "gpt-2", 0),
-        (bpe(*split(_LLAMA_3)), "smaug-bpe", 0),
-        (bpe(*split(_LLAMA_3), ignore_merges=True), "llama-bpe", 0),
-        (bpe(*split(_QWEN_2)), "qwen2", 0),
-        (bpe(*split(_QWEN_2), normalizer=normalizers.NFC()), "qwen2", 1),
+        (bpe(*split(LLAMA_3)), "smaug-bpe", 0),
+        (bpe(*split(LLAMA_3), ignore_merges=True), "llama-bpe", 0),
+        (bpe(*split(QWEN_2)), "qwen2", 0),
+        (bpe(*split(QWEN_2), normalizer=normalizers.NFC()), "qwen2", 1),
         (bpe(pre_tokenizers.ByteLevel(add_prefix_space=True)), NEAREST, 1),
         (bpe(*split(r"\d")), NEAREST, 1),
         (TOKENIZER, NEAREST, 1),
@@ -157,19 +157,19 @@ def test_how_a_text_is_cut_is_named_or_noted(tokenizer, pre, notes):
     [(None, (None, None)), ("<s> $A", (0, None)), ("$A </s>", (None, 1)), ("<s> $A </s>", (0, 1))],
 )
 def test_special_tokens_around_a_text_are_those_of_the_tokenizer(template, around):
-    vocabulary = vocabulary_of(bpe(*split(_QWEN_2), template=template), 300)
+    vocabulary = vocabulary_of(bpe(*split(QWEN_2), template=template), 300)
     assert (vocabulary.bos, vocabulary.eos) == around
     assert (vocabulary.adds_bos, vocabulary.adds_eos) == tuple(id is not None for id in around)
 
 
 def test_tokenizers_that_llama_cpp_would_read_otherwise_are_refused():
     words = Tokenizer(models.WordLevel({"a": 0}, unk_token="a"))
-    with pytest.raises(CheckpointError, match="byte-level BPE, but the tokenizer is WordLevel with decoder None"):
+    with pytest.raises(CheckpointError, match=r"byte-level BPE, but the tokenizer is WordLevel with decoder None"):
         vocabulary_of(words, 10)
-    with pytest.raises(CheckpointError, match="must fit into the model's 20 tokens, but has .* beyond, such as"):
+    with pytest.raises(CheckpointError, match=r"must fit into the model's 20 tokens, but has .* beyond, such as"):
         vocabulary_of(TOKENIZER, 20)
     with pytest.raises(CheckpointError, match="this tokenizer puts 2 and 0"):
-        vocabulary_of(bpe(*split(_QWEN_2), template="<s> </s> $A"), 300)
+        vocabulary_of(bpe(*split(QWEN_2), template="<s> </s> $A"), 300)
 
 
 @pytest.mark.parametrize(

@@ -79,8 +79,7 @@ def test_a_crash_at_any_moment_leaves_the_old_model_the_new_one_or_a_refusal(tmp
         try:
             found = load(folder).tensors
             outcomes.append("old" if equal(found, old) else "new" if equal(found, new) else "mixture")
-        except CheckpointError as error:
-            assert "saved together" in str(error) or "must agree" in str(error) or "are missing" in str(error)
+        except CheckpointError:
             outcomes.append("refused")
         crash_at += 1
     assert "mixture" not in outcomes

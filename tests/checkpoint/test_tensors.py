@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
+from prenorm.checkpoint import tensors as tensors_module
 from prenorm.checkpoint.files import write_atomically
 from prenorm.checkpoint.header import read_header
 from prenorm.checkpoint.tensors import read_tensors, tensors_content
@@ -149,6 +150,25 @@ def test_a_hostile_header_is_refused_by_name(tmp_path, content, message):
     (tmp_path / "hostile.safetensors").write_bytes(content)
     with pytest.raises(CheckpointError, match=f"hostile.safetensors.*{message}"):
         read_tensors(tmp_path / "hostile.safetensors")
+
+
+@pytest.mark.parametrize("in_threads", [True, False])
+@pytest.mark.parametrize("dtype", [None, torch.float64])
+def test_tensors_of_any_size_are_read_on_every_system(tmp_path, monkeypatch, in_threads, dtype):
+    monkeypatch.setattr(tensors_module, "_IN_THREADS", in_threads)
+    named = {f"t{size}": torch.randn(size) for size in (0, 1, 2**15 - 1, 2**15, 2**15 + 1, 3 * 2**15 + 7)}
+    write_atomically(tmp_path / "file", tensors_content(named))
+    read = read_tensors(tmp_path / "file", dtype=dtype)
+    assert all(torch.equal(read[name], tensor.to(dtype or tensor.dtype)) for name, tensor in named.items())
+
+
+def test_a_file_that_is_replaced_between_header_and_tensors_is_refused(tmp_path):
+    write_atomically(tmp_path / "file", tensors_content(FLOATS))
+    header = read_header(tmp_path / "file")
+    read_tensors(tmp_path / "file", header=header)
+    write_atomically(tmp_path / "file", tensors_content(FLOATS))
+    with pytest.raises(CheckpointError, match=r"file was replaced while it was read; open the folder again"):
+        read_tensors(tmp_path / "file", header=header)
 
 
 def test_a_file_that_cannot_be_opened_is_a_clear_error(tmp_path):

@@ -14,67 +14,15 @@ CORPUS = Path(__file__).with_name("corpus")
 FOUND = Path("runs/fuzz")
 LEAST = 95.0
 
-# What the loader is made of, and the functions in the same files that write.
-LOADER = [
-    "files",
-    "header",
-    "tensors",
-    "shards",
-    "together",
-    "fit",
-    "folder",
-    "layouts",
-    "names",
-    "rope",
-    "windows",
-    "quantized",
-    "writing",
-    "room",
-    "bookkeeping",
-    "generation_config",
-    "tokenizer",
-    "tokenizer_files",
-    "families/*",
-]
-WRITERS = [
-    "write_\\w+",
-    "_staged",
-    "_remove_leftovers",
-    "sync_folder",
-    "_advice",
-    "json_content",
-    "tensors_content",
-    "bytes_of",
-    "_encode_header",
-    "shard_sizes",
-    "shards_of",
-    "index_of",
-    "weight_files",
-    "remove_\\w+",
-    "found_among",
-    "save",
-    "_and_record",
-    "_fields",
-    "_generation_config",
-    "quantization_config",
-    "to_rows",
-    "_words",
-    "config_as_it_came",
-    "config_to_hugging_face",
-    "family_of",
-    "_says_\\w+",
-    "_has_ffn_bias",
-    "_activation",
-    "_own_keys",
-    "weights_to_hugging_face",
-    "_name_of",
-    "eos_to_hugging_face",
-    "rope_to_hugging_face",
-    "_as_json",
-    "half_split",
-    "check_disk",
-    "_cut_short",
-]
+# What the loader is made of (room.py asks the machine, not the folder), and the writers in the same files.
+LOADER = """files header tensors shards together fit folder layouts names rope windows quantized writing bookkeeping
+generation_config tokenizer tokenizer_files families/*"""
+WRITERS = """write_\\w+ _staged _remove_leftovers sync_folder _advice json_content tensors_content bytes_of
+_encode_header
+shard_sizes shards_of index_of weight_files remove_\\w+ found_among save _and_record _fields _generation_config
+quantization_config to_rows _words config_as_it_came config_to_hugging_face family_of _says_\\w+ _has_ffn_bias
+_activation _own_keys weights_to_hugging_face _name_of eos_to_hugging_face rope_to_hugging_face _as_json half_split
+check_disk"""
 
 
 def fuzz(name: str, seconds: int) -> None:
@@ -108,11 +56,12 @@ def measure(*, keep: bool) -> int:
 
     source = Path(__file__).parents[2] / "src/prenorm/checkpoint"
     tracer = coverage.Coverage(
-        data_file=None, branch=True, include=[str(source / f"{name}.py") for name in LOADER], config_file=False
+        data_file=None, branch=True, include=[str(source / f"{name}.py") for name in LOADER.split()], config_file=False
     )
-    for writer in WRITERS:
+    for writer in WRITERS.split():
         tracer.exclude(rf"def {writer}\(")
-    tracer.exclude("# Last, so that a program")
+    for fault in ("except OSError", "except RuntimeError", "def _read_at", "version_of.file. != header"):
+        tracer.exclude(fault)  # of disks, memory and other systems, for which other tests stand
     reached: set[tuple[str, int, int]] = set()
     tracer.start()
     from . import targets

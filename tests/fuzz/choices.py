@@ -77,6 +77,8 @@ class Choices:
             if kind == 1:
                 return [*value[:place], self.value(near), *value[place:]]
             return [*value[:place], self.changed(value[place], near, depth + 1), *value[place + 1 :]]
+        if isinstance(value, bool) and kind < 6:
+            return not value
         if type(value) is int and kind < 4:
             return value + self.below(9) - 4
         return self.value(near)

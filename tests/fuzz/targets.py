@@ -1,4 +1,4 @@
-"""What is fuzzed: a folder of files that bytes have changed is opened, and nothing but our own errors may come of it."""
+"""What is fuzzed: a folder of files that bytes have changed is opened, and only our own errors may come of it."""
 
 import functools
 import json
@@ -6,7 +6,6 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +23,7 @@ from prenorm.checkpoint.tokenizer import open_tokenizer
 from prenorm.errors import PrenormError
 from prenorm.generation.text import TextGenerator
 
-from ..checkpoint.hostile.folders import INDEX, SHAPE, file_of, good, shard_files, tokenizer
+from ..checkpoint.hostile.folders import INDEX, SHAPE, Folder, Hole, Link, file_of, good, shard_files, tokenizer, write
 from .choices import Choices
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope", "su", "proportional")
@@ -45,7 +44,17 @@ ROPE = {
     "truncate": False,
     "partial_rotary_factor": 0.5,
 }
+ORIGINAL = {"factor": 4.0, "original_max_position_embeddings": 16}
+LENGTHS: dict[str, dict[str, Any]] = {
+    **{kind: {} for kind in ROPE_TYPES},
+    "linear": {"factor": 4.0},
+    "dynamic": {"factor": 4.0},
+    "yarn": ORIGINAL,
+    "llama3": {**ORIGINAL, "low_freq_factor": 1.0, "high_freq_factor": 4.0},
+    "longrope": {**ORIGINAL, "short_factor": [1.0, 1.0], "long_factor": [1.0, 2.0]},
+}
 NEAR: list[Any] = [*ROPE_TYPES, ROPE, "full_attention", "sliding_attention", ["sliding_attention", "full_attention"]]
+NEAR += ["prenorm_encoder_decoder", "mixtral", {"AutoConfig": "configuration_llama.LlamaConfig"}, [61, 2], 128001]
 NEAR += ["silu", "gelu_pytorch_tanh", "relu2", [1, 0], {"full_attention": {}, "sliding_attention": {}}]
 
 
@@ -66,7 +75,8 @@ def fuzz_header(data: bytes, folder: Path) -> None:
     else:
         while choices:
             fields = choices.changed(fields, near)
-        files["model.safetensors"] = file_of(_encoded(fields), body if how < 7 else body[:-4])
+        body = {2: b"\x00\x00\x80\x7e" * (len(body) // 4), 7: body[:-4]}.get(how, body)  # 2: 8.5e37, beyond float16
+        files["model.safetensors"] = file_of(_encoded(fields), body)
     _open(files, folder)
 
 
@@ -78,6 +88,7 @@ def fuzz_config(data: bytes, folder: Path) -> None:
     fields: dict[str, Any] = {"model_type": model_type, **SHAPE, "max_position_embeddings": 32, **layout.keys}
     fields |= {"num_key_value_heads": 1, "head_dim": 4}
     known = [*fields, *HARMLESS_VALUES, *layout.harmless, "rope_theta", "rope_scaling", "rope_parameters", KEY]
+    known += ["num_local_experts", "vision_config", "use_bidirectional_attention", "final_logit_softcapping"]
     known += [
         *sorted(NO_INFLUENCE)[:5],
         "tie_word_embeddings",
@@ -92,10 +103,25 @@ def fuzz_config(data: bytes, folder: Path) -> None:
         how = choices.below(6)
         if how == 0:
             fields.pop(key, None)
+        elif how == 2 and choices.below(2):  # both objects of rotary embedding, alike or nearly
+            kind = choices.one(ROPE_TYPES)
+            fields["rope_scaling"] = {**ROPE, choices.one(("type", "rope_type")): kind}
+            needed = choices.one((ROPE, {"rope_type": kind, "factor": 4.0}, {"rope_type": kind, **LENGTHS[kind]}))
+            fields["rope_parameters"] = {**needed, "rope_type": kind}
+            for each in ("rope_scaling", "rope_parameters"):
+                if choices.below(2):
+                    own = {name: ROPE[name] for name in ("rope_theta", *LENGTHS[kind]) if name in ROPE}
+                    fields[each] = {"rope_type": kind, **own}
+                if choices.below(4) == 0:
+                    fields[each] = choices.changed(fields[each], [*ROPE, *NEAR])
+                elif choices.below(4) == 0:
+                    fields[each] = choices.one((None, {}, []))
         elif how == 1 or key.startswith("rope_"):
             kind = choices.one(ROPE_TYPES)
             scaling = {"rope_type": kind, "factor": 4.0} if choices.below(2) else {**ROPE, "rope_type": kind}
             fields[key] = choices.changed(scaling, [*ROPE, *NEAR]) if choices.below(3) else scaling
+        elif how in (2, 3):
+            fields[key] = choices.one(_usual(key))
         else:
             fields[key] = choices.changed(fields.get(key), NEAR)
     files = good() | {"config.json": _encoded(fields)}
@@ -109,6 +135,22 @@ def fuzz_config(data: bytes, folder: Path) -> None:
     _open(files, folder)
 
 
+def _usual(key: str) -> tuple[Any, ...]:
+    """What files have under a key, so that switches meet each other."""
+    if "rope_s" in key or "rope_p" in key:
+        return tuple({"rope_type": kind, **LENGTHS[kind]} for kind in ROPE_TYPES)
+    if "window" in key and not key.startswith("use_"):
+        return (4, 3, None)
+    if "layer_types" in key:
+        return (None, *([one, two] for one in KINDS for two in KINDS))
+    if "act" in key:
+        return ("silu", "gelu", "gelu_pytorch_tanh", None)
+    return (True, False, None, 1, 2, 0.5)
+
+
+KINDS = ("full_attention", "sliding_attention")
+
+
 def fuzz_index(data: bytes, folder: Path) -> None:
     """The index of a sharded folder, its shards, and generation_config.json."""
     choices, files = Choices(data), shard_files()
@@ -116,14 +158,21 @@ def fuzz_index(data: bytes, folder: Path) -> None:
     near = [*files, "../secret.safetensors", "model-00003-of-00002.safetensors", *index["weight_map"], "weight_map"]
     near += ["num_beams", "top_k", "top_p", "min_p", "stop_strings", "max_length", "repetition_penalty", ["a"]]
     while choices:
-        match choices.below(6):
+        match choices.below(7):
+            case 6 if choices.below(3) == 0:
+                for name in choices.one(((INDEX,), (INDEX, "config.json"))):
+                    files.pop(name, None)
+                files[choices.one(OTHERS)] = choices.one(PLACES)
+            case 6:
+                files[choices.one(sorted({*files, *OTHERS}))] = choices.one(PLACES)
             case 0:
                 settings = choices.changed(settings, near)
             case 1 if len(files) > 1:
                 files.pop(choices.one(sorted(files)))
             case 2:
                 name = choices.one(sorted(files))
-                files[name] = files[name][: choices.below(max(1, len(files[name])))]
+                if isinstance(files[name], bytes):
+                    files[name] = files[name][: choices.below(len(files[name]))]
             case 3:
                 files[INDEX] = choices.rest()
                 index = None
@@ -132,8 +181,38 @@ def fuzz_index(data: bytes, folder: Path) -> None:
     if index is not None:
         files[INDEX] = _encoded(index)
     _open({**files, "generation_config.json": _encoded(settings)}, folder)
-    with suppress(PrenormError):
-        settings_from_hugging_face(read_generation_config(folder) or {}, "generation_config.json")
+    refusal(lambda: settings_from_hugging_face(read_generation_config(folder) or {}, "generation_config.json"))
+
+
+# What may stand in a file's place, and names of further files.
+PLACES: tuple[Any, ...] = (
+    Link("../secret"),
+    Link("/etc/passwd"),
+    Link("config.json"),
+    Link("loop"),
+    Link("loop\x01"),
+    Folder(),
+    Hole(b"{", 2**24),
+    Hole(b"", 2**41),
+    b"\xef\xbb\xbf{}",
+    b"\x80\x04x",
+    b"[[[]]]",
+    b"[" * 200_000,
+    b'{"a": ' * 60 + b"1" + b"}" * 60,
+    b'{"a": [1, [2, 1e999]]}',
+    b'{"a": 1, "a": 2}',
+    json.dumps({"weight_map": {f"t{i}": f"s{i}.safetensors" for i in range(3000)}}).encode(),
+    json.dumps({"weight_map": dict.fromkeys(map(str, range(20_000)), "model.safetensors")}).encode(),
+    file_of({f"t{i}": {"dtype": "F32", "shape": [0], "data_offsets": [0, 0]} for i in range(11_000)}, b""),
+)
+OTHERS = (
+    "loop",
+    "pytorch_model.bin",
+    "model.safetensors",
+    "tokenizer.model",
+    "additional_chat_templates",
+    "merges.txt",
+)
 
 
 def fuzz_tokenizer(data: bytes, folder: Path) -> None:
@@ -188,25 +267,34 @@ def scratch() -> Path:
     return Path(tempfile.mkdtemp(prefix="prenorm-fuzz-", dir=memory if memory.is_dir() else None))
 
 
-def _open(files: dict[str, bytes], folder: Path) -> None:
+def _open(files: dict[str, Any], folder: Path) -> None:
     """What opens a folder. Raises whatever is not our own error, and where inspecting it says something else."""
     shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    for name, content in files.items():
-        (folder / name).write_bytes(content)
+    write(files, folder)
     sheet = inspect_folder(folder)
     json.dumps(sheet).encode()
     for dtype in (None, torch.float16):
-        try:
-            load(folder, dtype=dtype)
-            assert dtype is not None or sheet["refused"] == []
-        except PrenormError as error:
-            assert len(str(error)) < 20_000
-            assert dtype is not None or str(error) in sheet["refused"] or BY_VALUES.search(str(error))
+        error = refusal(lambda dtype=dtype: load(folder, dtype=dtype))
+        if dtype is None:
+            assert error in ("", *sheet["refused"]) or BY_VALUES.search(error)
+            assert error or sheet["refused"] == []
 
 
-# Refusals for what tensors hold, which no sheet has read.
-BY_VALUES = re.compile(r"tied embeddings share one tensor|must hold finite bfloat16 numbers|weight_shape says")
+def refusal(call: Callable[[], Any]) -> str:
+    """The text of our error, "" where there is none."""
+    text = ""
+    try:
+        call()
+    except PrenormError as error:
+        text = str(error)
+    assert len(text) < 20_000
+    return text
+
+
+# Refusals for what tensors hold, which no sheet has read, and of a model that another class opens.
+BY_VALUES = re.compile(
+    r"tied embeddings share one tensor|must hold finite bfloat16 numbers|weight_shape says|prenorm_encoder_decoder"
+)
 
 
 @functools.cache
@@ -219,10 +307,8 @@ def _generate(content: bytes, folder: Path) -> None:
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
     (folder / "tokenizer.json").write_bytes(content)
-    try:
-        TextGenerator(_model(), open_tokenizer(folder)).generate(["ab 1\n"], max_new_tokens=2, temperature=0)
-    except PrenormError as error:
-        assert len(str(error)) < 20_000
+    options = {"max_new_tokens": 2, "temperature": 0}
+    refusal(lambda: TextGenerator(_model(), open_tokenizer(folder)).generate(["ab 1\n"], **options))
 
 
 def _encoded(fields: Any) -> bytes:

@@ -20,46 +20,15 @@ _READ = {*_SAMPLING, "do_sample", "repetition_penalty", "max_new_tokens", "max_l
 
 # Without influence on the tokens: where the file came from, ids for padding, what a call returns, caches, ways to be
 # faster with the same tokens, and settings of beams, which are refused as num_beams.
-_NO_INFLUENCE = frozenset(
-    [
-        "transformers_version",
-        "_from_model_config",
-        "bos_token_id",
-        "pad_token_id",
-        "decoder_start_token_id",
-        "use_cache",
-        "cache_implementation",
-        "cache_config",
-        "max_cache_len",
-        "output_attentions",
-        "output_hidden_states",
-        "output_scores",
-        "output_logits",
-        "return_dict_in_generate",
-        "return_legacy_cache",
-        "is_assistant",
-        "num_assistant_tokens",
-        "num_assistant_tokens_schedule",
-        "assistant_confidence_threshold",
-        "assistant_early_exit",
-        "assistant_lookbehind",
-        "target_lookbehind",
-        "assistant_ensemble_weight",
-        "prompt_lookup_num_tokens",
-        "max_matching_ngram_size",
-        "speculation_type",
-        "use_mtp",
-        "compile_config",
-        "disable_compile",
-        "continuous_batching_config",
-        "low_memory",
-        "prefill_chunk_size",
-        "early_stopping",
-        "length_penalty",
-        "renormalize_logits",
-        "trust_remote_code",
-    ]
-)
+_NO_INFLUENCE = """
+    transformers_version _from_model_config bos_token_id pad_token_id decoder_start_token_id use_cache
+    cache_implementation cache_config max_cache_len output_attentions output_hidden_states output_scores
+    output_logits return_dict_in_generate return_legacy_cache is_assistant num_assistant_tokens
+    num_assistant_tokens_schedule assistant_confidence_threshold assistant_early_exit assistant_lookbehind
+    target_lookbehind assistant_ensemble_weight prompt_lookup_num_tokens max_matching_ngram_size speculation_type
+    use_mtp compile_config disable_compile continuous_batching_config low_memory prefill_chunk_size early_stopping
+    length_penalty renormalize_logits trust_remote_code
+"""
 
 # Without influence at these values; a null says nothing in any key.
 _HARMLESS_VALUES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
@@ -97,8 +66,8 @@ def read_generation_config(folder: Path) -> dict[str, Any] | None:
 def settings_from_hugging_face(fields: Mapping[str, Any], source: str) -> dict[str, Any]:
     """The options of `TransformerLM.stream` that a generation config gives, and max_length: prompt and reply together.
 
-    As in transformers, do_sample decides whether temperature, top_k, top_p and min_p count; without it the most probable
-    token is taken. Raises CheckpointError, naming every key whose meaning cannot be given.
+    As in transformers, do_sample decides whether temperature, top_k, top_p and min_p count; without it the most
+    probable token is taken. Raises CheckpointError, naming every key whose meaning cannot be given.
     """
     if foreign := list(_foreign(fields)):
         raise CheckpointError(
@@ -111,7 +80,8 @@ def settings_from_hugging_face(fields: Mapping[str, Any], source: str) -> dict[s
         for key in ("max_new_tokens", "max_length"):
             if key in said:
                 check_size(key, said[key], spelling=IN_THE_FILE)
-        options = {key: said[key] for key in ("repetition_penalty", "max_new_tokens", "max_length") if key in said}
+        kept = ("repetition_penalty", "max_new_tokens", "max_length")
+        options: dict[str, Any] = {key: said[key] for key in kept if key in said}
         if said.get("do_sample"):
             options |= {"temperature": 1.0, "top_k": _TOP_K} | {key: said[key] for key in _SAMPLING if key in said}
             options = {key: value for key, value in options.items() if not _cuts_nothing(key, value)}
@@ -129,8 +99,9 @@ def settings_from_hugging_face(fields: Mapping[str, Any], source: str) -> dict[s
 
 
 def _foreign(fields: Mapping[str, Any]) -> Iterator[str]:
+    known = {*_READ, *_NO_INFLUENCE.split()}
     for key, value in fields.items():
-        if value is None or key in _READ or key in _NO_INFLUENCE:
+        if value is None or key in known:
             continue
         if key not in _HARMLESS_VALUES:
             yield f"{name_text(key)} is not known"

@@ -1,6 +1,7 @@
 """A model and its tokenizer as one GGUF file, which llama.cpp reads. Written by gguf's own writer.
 
-Names of tensors and keys are those of llama.cpp's src/llama-arch.cpp and convert_hf_to_gguf.py (llama-cpp-python 0.3.36).
+Names of tensors and keys are those of llama.cpp's src/llama-arch.cpp and convert_hf_to_gguf.py, as in llama-cpp-python
+0.3.36.
 """
 
 import os

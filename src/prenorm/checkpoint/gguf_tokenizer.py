@@ -7,10 +7,10 @@ from tokenizers import Tokenizer
 
 from ..errors import CheckpointError
 
-_LLAMA_3 = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-_QWEN_2 = (
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_WORDS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+"
+_SIGNS_AND_SPACES = r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+LLAMA_3 = rf"{_WORDS}|\p{{N}}{{1,3}}|{_SIGNS_AND_SPACES}"
+QWEN_2 = rf"{_WORDS}|\p{{N}}|{_SIGNS_AND_SPACES}"
 
 # llama.cpp has a list of names, each a fixed expression, and none cuts as our own tokenizers do. This one cuts before
 # numbers only. Of 1,914 pieces of Python of 200 characters 58 % become the same ids, against 3 % with the next best.
@@ -88,12 +88,12 @@ def _pre_tokenizer(fields: dict[str, Any]) -> tuple[str, list[str]]:
     if len(plain) == 1 and len(parts) == 1 and plain[0].get("use_regex") and not ignores_merges:
         return "gpt-2", []
     if len(plain) == 1 and len(parts) == 2 and len(expressions) == 1 and not plain[0].get("use_regex"):
-        if expressions[0] == _LLAMA_3:
+        if expressions[0] == LLAMA_3:
             return ("llama-bpe" if ignores_merges else "smaug-bpe"), []
-        if expressions[0] == _QWEN_2 and not ignores_merges:
+        if expressions[0] == QWEN_2 and not ignores_merges:
             return "qwen2", []
     return NEAREST, [
-        f"llama.cpp has no name for how this tokenizer cuts a text before it merges, so the file says {NEAREST!r}: some "
-        "texts become other ids there than here. Ids that are handed over give the same tokens, and ids become the "
-        "same text."
+        f"llama.cpp has no name for how this tokenizer cuts a text before it merges, so the file says {NEAREST!r}: "
+        "some texts become other ids there than here. Ids that are handed over give the same tokens, and ids become "
+        "the same text."
     ]

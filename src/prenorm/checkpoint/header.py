@@ -4,8 +4,9 @@ The file is a header length (8 bytes, little endian), the header in JSON, then t
 """
 
 import math
+import os
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 
@@ -44,11 +45,15 @@ class TensorInfo(NamedTuple):
 
 
 class Header(NamedTuple):
-    """What a safetensors file says of itself: its tensors by name, free text, and where the tensors' bytes begin."""
+    """What a safetensors file says of itself: its tensors by name, free text, and where the tensors' bytes begin.
+
+    version: what tells the file that was read from one that has taken its place since.
+    """
 
     tensors: dict[str, TensorInfo]
     metadata: dict[str, str]
     start: int
+    version: tuple[int, ...]
 
 
 def dtype_name(dtype: torch.dtype) -> str:
@@ -64,6 +69,7 @@ def read_header(path: Path, *, at_most: int = MAX_JSON_BYTES) -> Header:
     """
     try:
         with open(path, "rb") as file:
+            version = version_of(file)
             size = file.seek(0, 2)
             file.seek(0)
             first = file.read(8)
@@ -90,7 +96,13 @@ def read_header(path: Path, *, at_most: int = MAX_JSON_BYTES) -> Header:
         )
     tensors = {name: _tensor_info(path, name, entry) for name, entry in fields.items()}
     _check_layout(path, tensors, size - 8 - length)
-    return Header(tensors, metadata, 8 + length)
+    return Header(tensors, metadata, 8 + length, version)
+
+
+def version_of(file: BinaryIO) -> tuple[int, ...]:
+    """What changes when another file takes the place of an open one, or when it is written to."""
+    status = os.fstat(file.fileno())
+    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 
 def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
@@ -103,7 +115,8 @@ def _tensor_info(path: Path, name: str, entry: Any) -> TensorInfo:
             info = TensorInfo(dtype, tuple(shape), begin, end)
         case _:
             raise CheckpointError(
-                f"the header of {path}: {name_text(name)} needs a dtype, a shape and two offsets, not {json_text(entry)}."
+                f"the header of {path}: {name_text(name)} needs a dtype, a shape and two offsets, not "
+                f"{json_text(entry)}."
             )
     if dtype in DTYPES and end - begin != math.prod(shape) * DTYPES[dtype].itemsize:
         raise CheckpointError(

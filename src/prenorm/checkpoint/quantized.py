@@ -75,9 +75,11 @@ def to_rows(config: ModelConfig, kind: str, tensors: Mapping[str, Tensor]) -> di
     return rows
 
 
-def from_rows(config: ModelConfig, kind: str, rows: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors of a model, as its layers hold them. Raises CheckpointError for scales that they cannot hold."""
-    tensors = dict(rows)
+def from_rows(config: ModelConfig, kind: str, tensors: dict[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors of a model, as its layers hold them, in place of its rows: matrix by matrix, none is there twice.
+
+    Raises CheckpointError for scales that the layers cannot hold.
+    """
     for name, hugging_face, shape in matrices_of(config):
         words, scale, said = (tensors.pop(name + end) for end in (PACKED, SCALES, SHAPE))
         if said.tolist() != list(shape):

@@ -10,7 +10,7 @@ from ..errors import CheckpointError
 
 
 def check_memory(needed: int, device: torch.device | str | None, source: str) -> None:
-    """Raise CheckpointError for weights of more bytes than the device has free. Nothing is said where that is unknown."""
+    """Raise CheckpointError for weights of more bytes than the device has free, where that is known."""
     free = free_memory(torch.device(device or "cpu"))
     if free is not None and needed > free:
         raise CheckpointError(
@@ -20,7 +20,7 @@ def check_memory(needed: int, device: torch.device | str | None, source: str) ->
 
 
 def check_disk(needed: int, folder: Path) -> None:
-    """Raise CheckpointError for a model of more bytes than are free on the disk of a folder, which may not exist yet."""
+    """Raise CheckpointError for a model of more bytes than are free on the disk of a folder, which may not exist."""
     there = next(parent for parent in (folder.absolute(), *folder.absolute().parents) if parent.exists())
     free = shutil.disk_usage(there).free
     if needed > free:

@@ -48,8 +48,8 @@ def find_weights(folder: Path) -> dict[Path, Header]:
     pickled = sorted(name for name in names if name.endswith(_PICKLES))
     if pickled:
         raise CheckpointError(
-            f"{folder}: weights must be in {WEIGHTS}, but there is only {listed(pickled)}. Such files are pickles, which "
-            "run code when they are opened. Where you trust them, transformers converts the folder: "
+            f"{folder}: weights must be in {WEIGHTS}, but there is only {listed(pickled)}. Such files are pickles, "
+            "which run code when they are opened. Where you trust them, transformers converts the folder: "
             f"AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(another_folder)."
         )
     raise CheckpointError(f"{folder}: weights must be in {WEIGHTS} or listed in {INDEX}, but neither is there.")

@@ -5,8 +5,10 @@ read; its reader maps the file, whose pages then count beside the tensors that w
 """
 
 import json
+import os
 import struct
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -15,9 +17,13 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 from .files import listed, name_text
-from .header import DTYPES, Header, TensorInfo, dtype_name, read_header
+from .header import DTYPES, Header, TensorInfo, dtype_name, read_header, version_of
 
-CHUNK_BYTES = 2**24  # of a tensor that changes its dtype or device on the way
+# Of a tensor that changes its dtype or device on the way: so few that torch casts them on the thread that read them.
+# Larger buffers, freed between tensors that stay, leave holes in the heap: with 16 MB a gigabyte takes 1.3.
+CHUNK_NUMBERS = 2**15
+
+_IN_THREADS = hasattr(os, "preadv")  # Windows has one place in an open file, which threads would move for each other
 
 
 def tensors_content(
@@ -76,63 +82,80 @@ def read_tensors(
     """The tensors of a safetensors file (all, or those named), in `dtype` (None: as stored) on `device` (None: CPU).
 
     header: the file's own, where it was read before.
-    Raises CheckpointError, naming the file, when it is not whole, when a number is beyond the range of `dtype`, and when
-    there is no memory for them.
+    Raises CheckpointError, naming the file, when it is not whole, when a number is beyond the range of `dtype`, and
+    when there is no memory for them.
     """
     header = header or read_header(path)
     foreign = sorted({info.dtype for info in header.tensors.values() if info.dtype not in DTYPES})
     if foreign:
         raise CheckpointError(f"{path} holds tensors of dtype {listed(foreign)}; known are {', '.join(DTYPES)}.")
-    tensors = {}
+    wanted, place = list(header.tensors if names is None else names), torch.device(device or "cpu")
     try:
-        with open(path, "rb", buffering=0) as file:
-            for name in header.tensors if names is None else names:
-                info = header.tensors[name]
-                file.seek(header.start + info.begin)
-                tensors[name] = _read(file, info, dtype, torch.device(device or "cpu"), f"{path}: {name_text(name)}")
+        with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(_most_threads()) as threads:
+            if version_of(file) != header.version:
+                raise CheckpointError(f"{path} was replaced while it was read; open the folder again.")
+
+            def read(name: str) -> Tensor:
+                source = f"{path}: {name_text(name)}"
+                return _read(file, header.start, header.tensors[name], dtype, place, source)
+
+            return dict(zip(wanted, threads.map(read, wanted), strict=True))
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
-    return tensors
 
 
-def _read(file: BinaryIO, info: TensorInfo, dtype: torch.dtype | None, device: torch.device, source: str) -> Tensor:
-    """The tensor that begins where the file stands."""
-    stored = DTYPES[info.dtype]
+def _read(
+    file: BinaryIO, start: int, info: TensorInfo, dtype: torch.dtype | None, device: torch.device, source: str
+) -> Tensor:
+    """One tensor. start: where the bytes of the first one begin. Several threads may read from the file at once."""
+    stored, place = DTYPES[info.dtype], start + info.begin
     try:
         tensor = torch.empty(info.shape, dtype=dtype or stored, device=device)
     except RuntimeError as error:
         raise CheckpointError(f"{source} does not fit into memory: {error}.") from error
     if device.type == "cpu" and tensor.dtype == stored:
-        _fill(file, _bytes(tensor), source)
+        _fill(file, place, _bytes(tensor), source)
         return tensor
     flat = tensor.view(-1)
-    buffer = torch.empty(min(flat.numel(), CHUNK_BYTES // stored.itemsize), dtype=stored)
+    buffer = torch.empty(min(flat.numel(), CHUNK_NUMBERS), dtype=stored)
     for begin in range(0, flat.numel(), max(1, buffer.numel())):
         target = flat[begin : begin + buffer.numel()]
         chunk = buffer[: target.numel()]
-        _fill(file, _bytes(chunk), source)
-        cast = chunk.to(tensor.dtype)
-        _check_range(cast, chunk, source)
-        target.copy_(cast)
+        _fill(file, place + begin * stored.itemsize, _bytes(chunk), source)
+        target.copy_(chunk)
+        _check_range(target, chunk, source)
     return tensor
 
 
-def _fill(file: BinaryIO, room: memoryview, source: str) -> None:
-    """Read as many bytes as there is room for. A system may give fewer at once."""
+def _fill(file: BinaryIO, place: int, room: memoryview, source: str) -> None:
+    """Read from a place on as many bytes as there is room for. A system may give fewer at once."""
     while len(room):
-        count = file.readinto(room)  # type: ignore[attr-defined]
+        count = _read_at(file, place, room)
         if not count:
             raise CheckpointError(f"{source}: the file became shorter while it was read; open the folder again.")
-        room = room[count:]
+        room, place = room[count:], place + count
+
+
+def _read_at(file: BinaryIO, place: int, room: memoryview) -> int:
+    if _IN_THREADS:
+        return os.preadv(file.fileno(), [room], place)
+    file.seek(place)
+    return int(file.readinto(room))  # type: ignore[attr-defined]
+
+
+def _most_threads() -> int:
+    return min(4, torch.get_num_threads()) if _IN_THREADS else 1
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return memoryview(tensor.reshape(-1).view(torch.uint8).numpy())
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _check_range(cast: Tensor, stored: Tensor, source: str) -> None:
     """Raise CheckpointError where a finite number became infinite."""
-    if _is_narrower(cast.dtype, stored.dtype) and bool((cast.isinf() & stored.isfinite()).any()):
+    if not _is_narrower(cast.dtype, stored.dtype) or not bool((infinite := cast.isinf()).any()):
+        return
+    if bool((infinite.cpu() & stored.isfinite()).any()):
         raise CheckpointError(
             f"{source} must fit into {cast.dtype}, whose largest number is {torch.finfo(cast.dtype).max:.4g}, but has "
             f"{stored[stored.isfinite()].abs().max().item():.4g} in it; dtype={stored.dtype} keeps it as it is stored."

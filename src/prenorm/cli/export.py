@@ -19,8 +19,8 @@ class ExportFlags:
     """A folder with config.json, weights and tokenizer.json: prenorm train leaves one."""
 
     gguf: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
-    """Write this file, of a Llama, Qwen2 or Qwen3 with a byte-level BPE, as prenorm train makes. Needs the gguf package:
-    pip install 'prenorm[gguf]'."""
+    """Write this file, of a Llama, Qwen2 or Qwen3 with a byte-level BPE, as prenorm train makes. Needs the gguf
+    package: pip install 'prenorm[gguf]'."""
 
     folder: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Write this folder, which transformers opens with AutoModelForCausalLM and AutoTokenizer."""

@@ -1,6 +1,7 @@
 """`prenorm inspect FOLDER`: what a model's folder holds, and what of it would be refused."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -128,7 +129,7 @@ def _bytes(number: int) -> str:
     return gigabytes(number)
 
 
-def _table(console: Any, title: str, columns: tuple[str, ...], rows: list[tuple[str, ...]]) -> None:
+def _table(console: Any, title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]]) -> None:
     from rich import box
     from rich.table import Table
     from rich.text import Text

@@ -81,9 +81,9 @@ class GenerativeModel(nn.Module):
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str | None = None) -> None:
         """Write config.json and model.safetensors. Raises CheckpointError.
 
-        max_shard_size: the most bytes of weights in a file, a number or a text such as "5GB"; where they are more, there
-        are several files and an index. A model that was opened from a folder takes its generation_config.json and the
-        files of its tokenizer along.
+        max_shard_size: the most bytes of weights in a file, a number or a text such as "5GB"; where they are more,
+        there are several files and an index. A model that was opened from a folder takes its generation_config.json
+        and the files of its tokenizer along.
         A model that is sharded over processes is saved by all of them together: each gathers it, the first one writes.
         """
         kind = kind_of(self)

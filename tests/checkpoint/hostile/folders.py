@@ -1,6 +1,7 @@
 """Folders that somebody with bad intentions, a broken tool or a bad disk could leave: each must be refused.
 
-A folder is its files by name: bytes, a function that gives them, or one of the classes below. Every one of them is the good folder with one change.
+A folder is its files by name: bytes, a function that gives them, or one of the classes below. Every one of them is the
+good folder with one change.
 """
 
 import json
