@@ -126,6 +126,7 @@ def test_without_a_compiler_the_formula_runs_which_is_said_once(cache, monkeypat
     (line,) = capfd.readouterr().err.splitlines()
     assert line.startswith(f"prenorm: {expected}")
     assert "PRENORM_ISA=none" in line
+    assert not cache.exists()  # nothing is written for nothing
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ PRENORM_ISA names the instructions to use: one of `build.LEVELS`, or "none" for 
 """
 
 import ctypes
+import errno
 import functools
 import hashlib
 import os
@@ -130,19 +131,20 @@ def _agreed(library: ctypes.CDLL) -> ctypes.CDLL:
 
 def _built(sources: Sequence[Path], isa: str, command: Sequence[str]) -> ctypes.CDLL:
     folder, name = _cache_folder(), f"kernels-{_fingerprint(sources, isa, command)}.so"
-    if folder is None:
+    if folder is not None and _is_kept(folder / name):
+        return _open(folder / name, sources)
+    if shutil.which(command[0]) is None and not os.path.exists(command[0]):  # before anything is written
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), command[0])
+    if folder is None or not _is_made(folder):
         return _build(sources, isa, command, None)
-    place = folder / name
-    if not _is_ours_and_whole(place):
-        with _lock(folder / "kernels.lock"):
-            if not _is_ours_and_whole(place):  # no other process has built it meanwhile
-                return _build(sources, isa, command, place)
-    return _open(place, sources)
+    with _lock(folder / "kernels.lock"):
+        if _is_kept(folder / name):  # another process has built it meanwhile
+            return _open(folder / name, sources)
+        return _build(sources, isa, command, folder / name)
 
 
 def _build(sources: Sequence[Path], isa: str, command: Sequence[str], place: Path | None) -> ctypes.CDLL:
-    if shutil.which(command[0]) is not None:
-        _say("building its C++ kernels, which takes some seconds, once ...")
+    _say("building its C++ kernels, which takes some seconds, once ...")
     with tempfile.TemporaryDirectory(prefix="prenorm-") as scratch:
         library = build.build(sources, build.LEVELS[isa], command, Path(scratch), _extra_flags())
         if place is not None and _keep(library, place):
@@ -184,14 +186,21 @@ def _extra_flags() -> list[str]:
 
 
 def _cache_folder() -> Path | None:
-    """Where built libraries are kept; None if no folder belongs to this user alone."""
+    """Where built libraries are kept; None for a user without a home directory."""
+    home = os.environ.get("XDG_CACHE_HOME", "")  # its specification says to ignore a relative path
     try:
-        home = os.environ.get("XDG_CACHE_HOME", "")  # its specification says to ignore a relative path
-        folder = (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "prenorm"
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return folder if _is_ours(folder) else None
-    except (OSError, RuntimeError):  # the home directory is not writable, or there is none
+        return (Path(home) if os.path.isabs(home) else Path.home() / ".cache") / "prenorm"
+    except RuntimeError:
         return None
+
+
+def _is_made(folder: Path) -> bool:
+    """Whether the folder is there now, and belongs to this user alone."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    except OSError:  # the home directory is not writable
+        return False
+    return _is_ours(folder)
 
 
 def _is_ours(path: Path) -> bool:
@@ -203,9 +212,9 @@ def _is_ours(path: Path) -> bool:
     return status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
 
 
-def _is_ours_and_whole(library: Path) -> bool:
-    """Whether it also ends with its own digest: loading a file that a power cut left incomplete crashes the process."""
-    if not _is_ours(library):
+def _is_kept(library: Path) -> bool:
+    """Whether it is ours and ends with its own digest: loading a file that a power cut left incomplete would crash."""
+    if not _is_ours(library.parent) or not _is_ours(library):
         return False
     content = library.read_bytes()
     return hashlib.sha256(content[:-32]).digest() == content[-32:]
