@@ -23,7 +23,7 @@ def test_a_preset_is_the_published_model_and_comes_back_from_json():
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2-xl", "gpt3-175b", "palm-540b"])
 def test_what_our_blocks_cannot_express_is_for_its_costs_alone(name):
-    with pytest.raises(ConfigError, match=rf"known for its costs alone \(prenorm cost {name}\)"):
+    with pytest.raises(ConfigError, match=rf"has only a cost sheet \(prenorm cost {name}\)"):
         ModelConfig.preset(name)
 
 

@@ -103,11 +103,11 @@ def test_the_published_rate_of_a_device_is_that_of_bfloat16_and_flags_have_the_l
         (["gpt2", "--device", "abacus"], "not 'abacus'. --flops, --bandwidth and --watts describe any other"),
         (["gpt2", "--flops", "0"], "flops must be at least 1"),
         (["gpt2", "--watts", "nan"], "watts must be a finite number"),
-        (["gpt2", "--fits", "24XB"], "a memory must be a number of bytes"),
+        (["gpt2", "--fits", "24XB"], "a memory size must be a number of bytes"),
         (["gpt2", "--context", "2000"], "2000 is greater than 1024; --context 1024 would do"),
-        (["gpt2", "--context", "-5"], "context must be a whole number of at least 1, not -5"),
-        (["gpt2", "--batch", "0"], "batch must be a whole number of at least 1"),
-        (["gpt2", "--tokens", "0"], "tokens must be a whole number of at least 1"),
+        (["gpt2", "--context", "-5"], "context must be an integer of at least 1, not -5"),
+        (["gpt2", "--batch", "0"], "batch must be an integer of at least 1"),
+        (["gpt2", "--tokens", "0"], "tokens must be an integer of at least 1"),
         (["gpt2", "--flops", "1e12", "--utilisation", "45"], "utilisation must be at most 1"),
     ],
 )
@@ -118,7 +118,9 @@ def test_bad_flags_are_one_line(argv, message, capsys):
 def test_a_folder_without_a_model_and_one_of_whole_numbers_are_refused(tmp_path, capsys):
     assert "holds no model" in error_line(capsys, tmp_path)
     (tmp_path / "notes").write_text("")
-    assert "is a file; give the folder that it lies in" in error_line(capsys, tmp_path / "notes")
+    assert "must be a folder, but it is a file; give the folder that contains it" in error_line(
+        capsys, tmp_path / "notes"
+    )
     config = ModelConfig(vocab_size=300, d_model=32, num_layers=1, num_heads=2)
     TransformerLM(config).quantize("int8").save_pretrained(tmp_path)
     assert "costs are counted for matrices of floats" in error_line(capsys, tmp_path)

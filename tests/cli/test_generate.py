@@ -120,14 +120,14 @@ def test_standard_input_that_is_no_text_is_refused(run_folder, capsys, monkeypat
     [
         (["--temperature", "-1"], "temperature must be at least 0"),
         (["--temperature", "nan"], "temperature must be a finite number"),
-        (["--top-k", "0"], "top_k must be a whole number of at least 1"),
+        (["--top-k", "0"], "top_k must be an integer of at least 1"),
         (["--top-p", "1.1"], "top_p is a probability"),
         (["--min-p", "0"], "min_p must be greater than 0"),
         (["--repetition-penalty", "-1"], "repetition_penalty must be greater than 0"),
-        (["--seed", "-1"], "seed must be a whole number from 0"),
-        (["--max-new-tokens", "-1"], "max_new_tokens must be a whole number of at least 0"),
+        (["--seed", "-1"], "seed must be an integer from 0"),
+        (["--max-new-tokens", "-1"], "max_new_tokens must be an integer of at least 0"),
         (["--max-new-tokens", "100"], "max_new_tokens=39 would do"),
-        (["--stop", ""], "a stop string must be text of at least one character"),
+        (["--stop", ""], "a stop string must have at least one character"),
     ],
 )
 def test_flags_that_nothing_can_follow_are_refused(flags, message, run_folder, capsys):
@@ -175,4 +175,4 @@ def test_a_model_can_be_quantised_first(run_folder, tmp_path, capsys):
         assert main(["generate", str(tmp_path), *argv]) == 0
         assert capsys.readouterr().out == texts[kind]
     assert texts["int8"] != texts["int4"]
-    assert "quantised already, to int4" in error_line([tmp_path, *argv, "--quantize", "int8"], capsys)
+    assert "already quantised, to int4" in error_line([tmp_path, *argv, "--quantize", "int8"], capsys)

@@ -23,7 +23,7 @@ BLOCKS: dict[Residual, type[FamilyBlock]] = {
 def family_blocks(
     config: ModelConfig, family: Family, device: torch.device | str | None, dtype: torch.dtype | None
 ) -> nn.ModuleList:
-    """Blocks with the window, the rotation and the frequencies of each layer; those of a kind share a plan."""
+    """Blocks with the window, rotation and frequencies of each layer; layers of a kind share a plan."""
     width = config.head_dim if family.rotary_dim is None else family.rotary_dim
     same = (width, config.max_seq_len)
     rope = RotaryEmbedding(*same, config.rope_theta, config.rope_interleaved, config.rope_scaling, device=device)
