@@ -1,10 +1,10 @@
-"""What a training step keeps for its backward pass, in bytes: the storages that autograd saves, each counted once.
+"""The bytes that a training step saves for its backward pass: the storages that autograd keeps, each counted once.
 
-Counted is what saved_tensors_hooks see of `TransformerLM.loss` on rows of one document each: every tensor that is
-saved, views of one storage once, parameters left out. Weights are float32; with dtype "bfloat16", products run under
-autocast. There is an account for each set of kernels that may run: "amd_cpu" on an AMD processor with AVX-512 and a
-compiler, "other_cpu" on any other with a compiler, "pytorch" where this package has no kernels of its own and PyTorch's
-fused attention runs, such as on a GPU (heads of two numbers excepted, which PyTorch lays out in another way).
+Counted is what saved_tensors_hooks see of `TransformerLM.loss` on rows of one document each: every saved tensor,
+views of one storage once, without parameters. Weights are float32; with dtype "bfloat16", matrix products run under
+autocast. Each set of kernels that may run is counted separately: "amd_cpu" on an AMD processor with AVX-512 and a
+compiler, "other_cpu" on any other with a compiler, "pytorch" where prenorm has no kernels of its own and PyTorch's
+fused attention runs, such as on a GPU (except head_dim 2, which PyTorch lays out differently).
 """
 
 from typing import Literal, get_args
@@ -20,27 +20,27 @@ Parts = dict[str, int]
 SIZES: dict[str, int] = {"float32": 4, "bfloat16": 2}
 FLOAT32, INT64 = 4, 8
 
-# The limits of kernels: kernels/cpu/attention.py, kernels/cpu/silu_gate.py and kernels/sdpa.py.
+# The limits of the kernels: see kernels/cpu/attention.py, kernels/cpu/silu_gate.py and kernels/sdpa.py.
 ATTENTION_WIDTH, ATTENTION_MOST_DIM, ATTENTION_LEAST_SCORES = 16, 256, 4096
 SILU_GATE_LEAST = 2**15
 SHORT_BFLOAT16 = 256
 
 
 def saved(model: Architecture, batch: int, context: int, *, dtype: Dtype, kernels: Kernels, every: int = 0) -> Parts:
-    """Bytes saved for the backward pass, part by part. every: every how many-th block is checkpointed, 0 for none."""
+    """Bytes saved for the backward pass, by part. every: k if every k-th block is checkpointed, 0 for none."""
     tokens = batch * context
     checkpointed = model.num_layers // every if every else 0
     plain = model.num_layers - checkpointed
     residual = tokens * model.d_model * FLOAT32
     parts = {part: plain * size for part, size in block(model, batch, context, dtype=dtype, kernels=kernels).items()}
-    parts["residual"] += checkpointed * residual + residual  # what goes into the blocks, and into the last norm
+    parts["residual"] += checkpointed * residual + residual  # the inputs of the blocks, and of the last norm
     parts["norms"] += _norm(model, tokens, kernels)
     if model.learned_positions:
         parts["positions"] = context * INT64
     else:  # cosines and sines, the same for all blocks
         parts["positions"] = 2 * context * (model.head_dim // 2) * FLOAT32 if plain else 0
     parts["token_ids"] = tokens * INT64
-    # What the loss is given, its gradient and the head's (computed in the forward pass), the targets, and their count.
+    # The input of the loss, its gradient and the head's (computed in the forward pass), the targets, and their count.
     parts["loss"] = 2 * residual + model.vocab_size * model.d_model * FLOAT32 + tokens * INT64 + INT64
     return parts
 
@@ -50,7 +50,7 @@ def block(model: Architecture, batch: int, context: int, *, dtype: Dtype, kernel
     tokens, size = batch * context, SIZES[dtype]
     width = tokens * model.d_model
     norms = 1 if model.parallel else 2
-    # In float32 what a norm gives is saved once, for all products that read it. Autocast makes each its own copy.
+    # In float32 a norm's output is saved once for all products that read it. Autocast makes a copy for each of them.
     readers = (3 + 1 + model.gated) if dtype == "bfloat16" else norms
     weights = attention_matrices(model) + feed_forward_matrices(model)
     attention, o_input = _attention(model, batch, context, size, kernels)
@@ -61,13 +61,13 @@ def block(model: Architecture, batch: int, context: int, *, dtype: Dtype, kernel
         "attention": attention + o_input,
         "feed_forward": (readers - (3 if dtype == "bfloat16" else 1)) * width * size
         + _feed_forward(model, tokens, size, kernels),
-        "dropout": 2 * width if model.dropout else 0,  # one byte a number: whether it is dropped
+        "dropout": 2 * width if model.dropout else 0,  # one byte per element: whether it is dropped
         "weight_copies": weights * size if dtype == "bfloat16" else 0,
     }
 
 
 def _norm(model: Architecture, tokens: int, kernels: Kernels) -> int:
-    """What a norm over d_model saves beside its input, which is the residual path."""
+    """What a norm over d_model saves besides its input, the residual."""
     if model.norm == "layer":
         return 2 * tokens * FLOAT32  # mean and 1 / standard deviation
     if kernels != "pytorch":
@@ -85,22 +85,22 @@ def _qk_norms(model: Architecture, tokens: int, size: int, kernels: Kernels) -> 
 
 
 def _attention(model: Architecture, batch: int, context: int, size: int, kernels: Kernels) -> tuple[int, int]:
-    """What attention saves, and what the output projection's input takes beyond that."""
+    """Bytes that attention saves, and bytes of the output projection's input that are not among them."""
     tokens, scores = batch * context, batch * model.num_heads * context * context
     query, key = tokens * model.query_width * size, tokens * model.kv_width * size
     match _attention_kernel(model, context, size, kernels):
-        case "ours":  # also the largest score of each query and the sum of its weights
+        case "prenorm":  # also the largest score of each query and the sum of its weights
             return 2 * query + 2 * key + 2 * tokens * model.num_heads * FLOAT32, 0
-        case "fused":  # also the logarithm of each query's sum, and a mask of numbers where there is a window
+        case "fused":  # also the log-sum-exp of each query, and a floating-point mask where there is a window
             masked = model.window is not None
             mask = context * context * (size + 1) + (context if kernels == "pytorch" else 0) if masked else 0
-            # What attention gives lies as the queries do: rotated ones head by head, others as they are merged.
+            # The output has the memory layout of the queries: rotated ones head by head, others already merged.
             in_place = model.num_heads == 1 or context == 1 or model.learned_positions
             copied = not in_place or (masked and kernels == "pytorch")
             return 2 * query + 2 * key + tokens * model.num_heads * FLOAT32 + mask, query * copied
-        case _:  # keys and values copied for every query head, weights as a square, and what was dropped of them
+        case _:  # keys and values copied for every query head, the square of weights, and its dropout mask
             dropped = scores * (1 + size) if model.dropout else 0
-            copies = key if context == 1 and model.window else query  # a single query's group is folded instead
+            copies = key if context == 1 and model.window else query  # for a single query, the group is folded instead
             return query + 2 * copies + context * context + scores * size + dropped, query
 
 
@@ -111,7 +111,7 @@ def _attention_kernel(model: Architecture, context: int, size: int, kernels: Ker
         return "products"
     fits = kernels == "amd_cpu" and model.head_dim % ATTENTION_WIDTH == 0 and model.head_dim <= ATTENTION_MOST_DIM
     if fits and (size == SIZES["bfloat16"] or context * context >= ATTENTION_LEAST_SCORES):
-        return "ours"
+        return "prenorm"
     return "products" if size == SIZES["bfloat16"] and context <= SHORT_BFLOAT16 else "fused"
 
 

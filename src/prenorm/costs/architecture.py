@@ -1,4 +1,4 @@
-"""What a model costs follows from this: the sizes of its matrices, and which of the usual parts it has."""
+"""What costs are computed from: the sizes of a model's matrices, and which of the usual parts it has."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -9,7 +9,7 @@ from ..errors import ConfigError
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """A decoder-only model, ours or another. The defaults are the parts of our block."""
+    """A decoder-only model, prenorm's or another. The defaults are the parts of `TransformerBlock`."""
 
     vocab_size: int
     d_model: int
@@ -27,7 +27,7 @@ class Architecture:
     dropout: float = 0.0
 
     gated: bool = True
-    """SwiGLU, which has three matrices; otherwise GELU between two."""
+    """SwiGLU with three matrices; otherwise two matrices with GELU between them."""
 
     ffn_bias: bool = False
     """Biases of the feed-forward matrices."""
@@ -36,36 +36,36 @@ class Architecture:
     """RMSNorm or LayerNorm."""
 
     norm_vectors: int = 1
-    """Vectors of d_model that a norm has: a weight, and a bias."""
+    """How many vectors of d_model a norm has: 1 for a weight, 2 for a weight and a bias."""
 
     learned_positions: bool = False
-    """A vector for each of max_seq_len places, instead of rotary positions."""
+    """A learned vector for each of max_seq_len positions, instead of rotary positions."""
 
     parallel: bool = False
-    """Attention and feed-forward read one norm, side by side."""
+    """Attention and feed-forward run in parallel on one norm."""
 
     @property
     def query_width(self) -> int:
-        """The width of all query heads together."""
+        """The total width of all query heads."""
         return self.num_heads * self.head_dim
 
     @property
     def kv_width(self) -> int:
-        """The width of all key heads together, which is that of the values."""
+        """The total width of all key heads, which is also that of the value heads."""
         return self.num_kv_heads * self.head_dim
 
     @property
     def is_ours(self) -> bool:
-        """Whether our TransformerLM can be this model."""
+        """Whether a TransformerLM can be this model."""
         return self.gated and self.norm == "rms" and not (self.ffn_bias or self.learned_positions or self.parallel)
 
 
 def architecture_of(config: ModelConfig) -> Architecture:
-    """The architecture of a TransformerLM. Raises ConfigError for one of a family, whose parts are not counted here."""
+    """The architecture of a TransformerLM. Raises ConfigError for one with a family record, which has other parts."""
     if config.family is not None:
         raise ConfigError(
-            "costs are counted for the parts of TransformerBlock, and this model's family has others "
-            "(config.family); there is no sheet for it yet."
+            "costs can only be computed for models of TransformerBlock, but this model's family has other parts "
+            "(config.family); there is no cost sheet for it yet."
         )
     sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
     switches = ("window", "qk_norm", "qkv_bias", "o_bias", "tie_embeddings", "dropout")
