@@ -165,7 +165,7 @@ def test_layer_types_that_say_what_is_done_anyway_change_nothing(family, tmp_pat
         (
             "llama",
             {"layer_types": ["full_attention", "sliding_attention"]},
-            "model_type ministral or qwen2 has layers of both",
+            "model_type ministral or qwen2 supports both kinds",
         ),
         ("llama", {"layer_types": ["full_attention"]}, "layer_types must name each of the 2 layers"),
         ("mistral", {"use_sliding_window": False}, "use_sliding_window is false, but sliding_window gives 5"),

@@ -78,7 +78,7 @@ def test_a_real_write_that_does_not_fit_leaves_the_old_file(old):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
     try:
         with pytest.raises(
-            CheckpointError, match=r"file could not be written: File too large; .* No file .* is damaged"
+            CheckpointError, match=r"file could not be written: File too large; .* Existing files are undamaged"
         ):
             write_atomically(old, b"x" * 1_000_000)
     finally:
@@ -95,7 +95,7 @@ def test_a_folder_that_may_not_be_written_is_said_to_be_one(old, monkeypatch, nu
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(CheckpointError, match=r"this user may not write in .*; choose another folder"):
+    with pytest.raises(CheckpointError, match=r"this user may not write to .*; choose another folder"):
         write_atomically(old, b"new")
     assert old.read_bytes() == b"old"
 

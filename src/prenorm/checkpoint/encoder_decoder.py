@@ -1,4 +1,4 @@
-"""A folder that holds an encoder-decoder: config.json with its config, and the weights under our own names."""
+"""The folder of an encoder-decoder: config.json, and the weights under prenorm's own names."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -23,8 +23,8 @@ def save(
 ) -> None:
     """Write a model as a folder that `load` opens.
 
-    A model that was in the folder stays whole until the new one is on the disk.
-    Raises CheckpointError when the tensors are not those of the config, and when the disk does not take them.
+    A model already in the folder stays intact until the new one is on disk.
+    Raises CheckpointError when the tensors do not match the config, and when the disk cannot store them.
     """
     source = "the model to save"
     eos_from_hugging_face(list(eos_token_ids), config.target_vocab_size, source=source, key="eos_token_ids")
@@ -38,8 +38,8 @@ def load(
 ) -> Checkpoint[EncoderDecoderConfig]:
     """Read the model in a folder, its tensors in `dtype` (None: as stored) on `device` (None: CPU).
 
-    Headers are compared with the config before anything is allocated. Raises CheckpointError for a folder that is not
-    whole, has tensors missing, left over or mis-shaped, or a config that is not understood to the last key.
+    Headers are compared with the config before anything is allocated. Raises CheckpointError for an incomplete folder,
+    for tensors that are missing, unexpected or of the wrong shape, and for a config that is not fully understood.
     """
     with opened(folder) as (path, fields):
         config, eos_token_ids = _read(fields, str(path / CONFIG))
@@ -72,7 +72,7 @@ def _read(fields: Mapping[str, Any], source: str) -> tuple[EncoderDecoderConfig,
 
 
 def parameters_of(config: EncoderDecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The name and shape of every tensor that a model of this shape has, one by one."""
+    """The name and shape of every tensor of a model with this config."""
     d_model = config.d_model
     yield "embedding.weight", (config.vocab_size, d_model)
     if not config.tie_embeddings:

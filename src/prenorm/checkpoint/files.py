@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and JSON read with suspicion."""
+"""Atomic file writes, and strict reading of untrusted JSON."""
 
 import errno
 import glob
@@ -18,29 +18,29 @@ from ..errors import CheckpointError
 from ..locks import lock
 from ..validation import Spelling
 
-# The largest header and index that honest models need are below 1 MB; parsing 100 MB of hostile JSON takes a minute.
+# The largest header and index of real models are below 1 MB; parsing 100 MB of hostile JSON takes a minute.
 MAX_JSON_BYTES = 10_000_000
 
-# Characters of a file's value that a message shows.
+# The most characters of a value that a message shows.
 LONGEST_TEXT = 80
 
 Content = bytes | Callable[[BinaryIO], None]
 
 
 def write_atomically(path: Path, content: Content) -> None:
-    """Put `content` (bytes, or a function that writes to an open file) at `path`, whole and on the disk, or not at all.
+    """Write `content` (bytes, or a function that writes to an open file) to `path` atomically, synced to disk.
 
-    A reader, a killed process and a power cut see the old file or the new one, never a part of it.
-    Folders that are missing are made. Raises CheckpointError when it cannot be done; the old file is then untouched.
+    Readers, killed processes and power cuts leave the old file or the new one, never a part of it. Missing folders are
+    created. Raises CheckpointError on failure; the old file is then untouched.
     """
     write_together({path: content})
 
 
 def write_together(contents: Mapping[Path, Content]) -> None:
-    """Write several files, none of which appears under its name before all of them are on the disk.
+    """Write several files, none of which appears under its name before all of them are on disk.
 
-    A full disk therefore leaves every old file in place. The names are then taken in the order given, one by one:
-    a crash just between two of them leaves the first new and the next old, which who reads them together must notice.
+    A full disk therefore leaves all old files in place. The files are then renamed one by one in the given order: a
+    crash between two renames leaves the first file new and the next one old, which readers of both must detect.
     """
     try:
         with ExitStack() as stack:
@@ -52,20 +52,19 @@ def write_together(contents: Mapping[Path, Content]) -> None:
     except OSError as error:
         names = ", ".join(str(path) for path in contents)
         raise CheckpointError(
-            f"{names} could not be written: {_advice(error, next(iter(contents)))} "
-            "No file that was there before is damaged."
+            f"{names} could not be written: {_advice(error, next(iter(contents)))} Existing files are undamaged."
         ) from error
 
 
 @contextmanager
 def _staged(path: Path, content: Content) -> Iterator[Path]:
-    """Write `content` to the disk next to `path`, under a passing name that is gone when the context ends."""
+    """Write `content` to disk next to `path`, under a temporary name that is removed when the context ends."""
     path.parent.mkdir(parents=True, exist_ok=True)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            with suppress(OSError):  # some network file systems have no locks; they only miss the clean-up
+            with suppress(OSError):  # network file systems without locks only lose the clean-up
                 lock(file, wait=True)
             if isinstance(content, bytes):
                 file.write(content)
@@ -79,7 +78,7 @@ def _staged(path: Path, content: Content) -> Iterator[Path]:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Delete what killed writers of `path` left behind. A writer that lives holds the lock on its file."""
+    """Delete temporary files that killed writers of `path` left behind. A live writer holds the lock on its file."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
         with suppress(OSError), open(leftover, "rb") as file:
             lock(file, wait=False)
@@ -87,7 +86,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut, where the file system can promise that."""
+    """Make the file names in a folder survive a power cut, where the file system supports that."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows: a folder cannot be opened
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -106,15 +105,15 @@ def _advice(error: OSError, path: Path) -> str:
         free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free"
         return f"the disk is full ({free}); make room, or choose a folder on another disk."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"this user may not write in {path.parent} ({error.strerror}); choose another folder."
-    return f"{error.strerror or error}; choose another folder, or mend this one."
+        return f"this user may not write to {path.parent} ({error.strerror}); choose another folder."
+    return f"{error.strerror or error}; choose another folder, or fix this one."
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """The regular file called `name` that lies in `folder`.
+    """The path of the regular file `name` in `folder`.
 
-    Raises CheckpointError when it is missing, and when the name or a symbolic link leads out of the folder. Links from
-    a snapshot of Hugging Face's download cache into the blobs of the same model are the one exception.
+    Raises CheckpointError when it is missing, or when the name or a symbolic link leads out of the folder. The one
+    exception are links from a snapshot in Hugging Face's download cache to the blobs of the same model.
     """
     if name in ("", ".", "..") or any(character in name for character in "/\\\0"):
         raise CheckpointError(f"{folder}: {name!r} must be a plain file name inside the folder.")
@@ -146,7 +145,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def json_text(value: Any) -> str:
-    """A value as the file spells it, cut where it is long."""
+    """A value as JSON, shortened if long."""
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) <= LONGEST_TEXT else text[:LONGEST_TEXT] + "..."
 
@@ -155,10 +154,10 @@ IN_THE_FILE = Spelling(value=json_text)
 
 
 def parse_json(data: bytes, source: str) -> dict[str, Any]:
-    """The object in JSON text, with each key once and finite numbers only. `source` names the text in errors."""
+    """The object in a JSON text, with unique keys and finite numbers. `source` names the text in errors."""
     if data.startswith(BOM_UTF8):
         raise CheckpointError(
-            f"{source} must be UTF-8 without a byte order mark, but begins with one; save it without."
+            f"{source} must be UTF-8 without a byte order mark, but begins with one; save it without one."
         )
     try:
         parsed = json.loads(data.decode("utf-8"), object_pairs_hook=_each_key_once)
@@ -180,7 +179,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _not_finite(value: Any) -> float | None:
-    """A number in a value, or in lists of it, that JSON has no place for: NaN, Infinity, 1e999."""
+    """A non-finite number in a value or its nested lists, which JSON does not allow: NaN, Infinity, 1e999."""
     if isinstance(value, list):
         return next((number for each in value if (number := _not_finite(each)) is not None), None)
     return value if isinstance(value, float) and not math.isfinite(value) else None

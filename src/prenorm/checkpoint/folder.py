@@ -1,4 +1,4 @@
-"""A folder that holds a model: config.json and model.safetensors, in Hugging Face's layout, both ways."""
+"""The folder of a language model, read and written in Hugging Face's layout: config.json and model.safetensors."""
 
 import functools
 import warnings
@@ -73,11 +73,11 @@ def save(
         others[folder / GENERATION_CONFIG] = json_content(settings)
     write_model(folder, fields, weights, others)
     if fields["model_type"] == OURS:
-        # Last, so that a program that turns warnings into errors has its model all the same.
+        # Last, so that the model is saved even if warnings are errors.
         warnings.warn(
-            f"{folder} was saved as model_type 'prenorm', which prenorm opens and transformers does not: no family of "
-            f"theirs has qk_norm={config.qk_norm}, qkv_bias={config.qkv_bias}, o_bias={config.o_bias}, "
-            f"window={config.window} together{_and_record(config)}.",
+            f"{folder} was saved as model_type 'prenorm', which prenorm can open but transformers cannot: no family in "
+            f"transformers combines qk_norm={config.qk_norm}, qkv_bias={config.qkv_bias}, o_bias={config.o_bias}, "
+            f"window={config.window}{_and_record(config)}.",
             stacklevel=2,
         )
 
@@ -93,7 +93,7 @@ def _fields(
     kind: str | None,
     came_from: Source | None,
 ) -> dict[str, Any]:
-    """What config.json says: what it said where the model came from, as long as that is so; otherwise in our words."""
+    """The fields of config.json: those that the model was loaded with if still valid, otherwise new ones."""
     if came_from is not None and not (kind and LAYOUTS[came_from.config["model_type"]].naming.fused):
         changed = None if came_from.eos_token_ids == eos_token_ids else eos_token_ids
         fields = config_as_it_came(came_from.config, config, changed, dtype)
@@ -107,8 +107,8 @@ def load(
 ) -> Checkpoint[ModelConfig]:
     """Read the model in a folder, its tensors in `dtype` (None: as stored) on `device` (None: CPU).
 
-    Headers are compared with the config before anything is allocated. Raises CheckpointError for a folder that is not
-    whole, has tensors missing, left over or mis-shaped, or a config that is not understood to the last key.
+    Headers are compared with the config before anything is allocated. Raises CheckpointError for an incomplete folder,
+    for tensors that are missing, unexpected or of the wrong shape, and for a config that is not fully understood.
     """
     with opened(folder) as (path, fields):
         source = str(path / CONFIG)
@@ -149,7 +149,7 @@ def _generation(folder: Path) -> dict[str, Any] | None:
 
 
 def _generation_config(folder: Path, given: dict[str, Any] | None, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
-    """The generation config that came with the model, or is in the folder, with the model's end-of-text ids."""
+    """The generation config that the model was loaded with, or that is in the folder, with its end-of-text ids."""
     fields = {} if given is None else given
     if given is None:
         with suppress(CheckpointError):

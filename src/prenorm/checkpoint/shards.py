@@ -1,4 +1,4 @@
-"""The weight files of a folder: one model.safetensors, or shards that an index lists."""
+"""The weight files of a folder: one model.safetensors, or shards listed in an index."""
 
 from collections.abc import Mapping
 from contextlib import suppress
@@ -14,7 +14,7 @@ INDEX = "model.safetensors.index.json"
 
 
 def find_weights(folder: Path) -> dict[Path, Header]:
-    """The files that hold a folder's weights, with what each says of itself. Nothing is unpickled, ever.
+    """The files of a folder's weights, with their headers. Nothing is ever unpickled.
 
     model.safetensors comes first, as in transformers: it is what the latest save left, should an old index be there.
     Raises CheckpointError when a shard is missing, leads out of the folder, or holds other tensors than indexed.

@@ -1,4 +1,4 @@
-"""A model's config and weights in Hugging Face's layout, and its weights back from it."""
+"""Converting a model's config and weights to Hugging Face's layout, and its weights back."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -15,15 +15,15 @@ from .layouts import LAYOUTS, LONGEST_CONTEXT, OURS, SIZES, config_from_hugging_
 from .names import PACKED, SCALES, Naming, Parameter, parameters_of
 from .rope import half_split, rope_to_hugging_face
 
-_DTYPE_KEYS = ("dtype", "torch_dtype")  # the words of transformers 5 and 4
+_DTYPE_KEYS = ("dtype", "torch_dtype")  # of transformers 5 and 4
 
 
 def config_as_it_came(
     source: Mapping[str, Any], config: ModelConfig, eos_token_ids: tuple[int, ...] | None, dtype: torch.dtype
 ) -> dict[str, Any] | None:
-    """The config.json that a model came from, where it still says what the model is; None where it does not.
+    """The config.json that a model was loaded from, if it still describes the model; otherwise None.
 
-    eos_token_ids: None where it says them, too, and they are those of the model.
+    eos_token_ids: None if it already has those of the model.
     """
     fields = dict(source)
     try:
@@ -44,9 +44,9 @@ def config_as_it_came(
 def config_to_hugging_face(
     config: ModelConfig, *, eos_token_ids: tuple[int, ...] = (), dtype: torch.dtype = torch.float32
 ) -> dict[str, Any]:
-    """The config.json of a model, in the first family that can say all of it, or as model_type "prenorm".
+    """The config.json of a model, in the first family that can express all of it, or as model_type "prenorm".
 
-    An interleaved model is described as the half-split one that `weights_to_hugging_face` makes of it.
+    An interleaved model is described as the half-split one that `weights_to_hugging_face` converts it to.
     """
     model_type = family_of(config)
     fields = {
@@ -76,7 +76,7 @@ def config_to_hugging_face(
 
 
 def family_of(config: ModelConfig) -> str:
-    """The model_type that can say all of a config."""
+    """The model_type that can express all of a config."""
     if not _says_context(config) or not _says_family(config):
         return OURS
     biases = (config.qkv_bias, config.o_bias)
@@ -93,7 +93,7 @@ def family_of(config: ModelConfig) -> str:
 
 
 def _says_context(config: ModelConfig) -> bool:
-    """Whether max_seq_len is what reading would make of the scaling."""
+    """Whether reading the scaling back would give this max_seq_len."""
     scaling, max_seq_len = config.rope_scaling, config.max_seq_len
     if scaling is None or scaling.kind not in ("dynamic", "yarn"):
         return True
@@ -103,7 +103,7 @@ def _says_context(config: ModelConfig) -> bool:
 
 
 def _says_family(config: ModelConfig) -> bool:
-    """Whether what the family's record adds is an activation and biases, which several families have."""
+    """Whether the family's record adds only an activation and feed-forward biases, which several families have."""
     family = config.family
     return family is None or dataclasses.replace(family, activation="silu", ffn_bias=False) == Family()
 
@@ -118,7 +118,7 @@ def _activation(config: ModelConfig) -> str:
 
 
 def _own_keys(model_type: str, config: ModelConfig) -> dict[str, Any]:
-    """What the config says in the keys that not every family has."""
+    """The values of keys that not every family has."""
     windowed = config.window is not None
     said: dict[str, Any] = {
         "attention_bias": config.qkv_bias,
@@ -133,7 +133,7 @@ def _own_keys(model_type: str, config: ModelConfig) -> dict[str, Any]:
     }
     own = {key: said[key] for key in LAYOUTS[model_type].keys if key in said}
     if model_type == OURS and config.family is not None:
-        # Rotated as they are: half-split order is that of whole heads.
+        # Not reordered, because half-split order is only defined for fully rotated heads.
         own |= {"rope_interleaved": config.rope_interleaved, "prenorm_family": config.family.to_dict()}
     return own
 
@@ -158,7 +158,7 @@ def weights_to_hugging_face(
 def weights_from_hugging_face(
     config: ModelConfig, stored: dict[str, Tensor], kind: str | None, naming: Naming
 ) -> dict[str, Tensor]:
-    """Tensors under our names; what is a part of one in the file becomes a tensor of its own. Empties `stored`."""
+    """Tensors under prenorm's names; fused matrices are split into their parts. Empties `stored`."""
     parts: dict[str, list[Parameter]] = {}
     for parameter in parameters_of(config, kind, naming):
         parts.setdefault(parameter.hugging_face, []).append(parameter)
