@@ -1,4 +1,4 @@
-"""The end of a run: the model's folder, the whole held-out text scored, the losses drawn, and a first text."""
+"""The end of a run: save the model, score all held-out text, draw the losses, and generate a sample."""
 
 import shlex
 from dataclasses import asdict, dataclass
@@ -21,7 +21,7 @@ SAMPLE_TEMPERATURE = 0.8
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a run reached. The loss is in nats per token; the bits per byte are all of the same held-out text."""
+    """The result of a run. The loss is in nats per token; all bits per byte are for the same held-out text."""
 
     run: str
     steps: int
@@ -51,7 +51,7 @@ def finish(trainer: Trainer, run: Path, metrics: Metrics) -> Result:
         run=str(run),
         steps=config.steps,
         parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
-        # Those of the steps, in every part of a run that was stopped and resumed.
+        # The time of all steps, in every part of a run that was stopped and resumed.
         training_seconds=sum(tokens / record["tokens_per_second"] for record in records if "loss" in record),
         eval_loss=evaluation["eval_loss"],
         eval_bits_per_byte=evaluation["eval_bits_per_byte"],
@@ -68,7 +68,7 @@ def finish(trainer: Trainer, run: Path, metrics: Metrics) -> Result:
 
 
 def finished_result(run: Path, config: TrainConfig) -> Result | None:
-    """The result of a run that is complete, None for one that is not. Raises CheckpointError for a broken file."""
+    """The result of a complete run, None if it is not complete. Raises CheckpointError for a broken file."""
     path = run / "result.json"
     if not path.exists():
         return None
@@ -76,13 +76,13 @@ def finished_result(run: Path, config: TrainConfig) -> Result | None:
         result = Result(**read_json(path))
     except TypeError as error:
         raise CheckpointError(
-            f"{path} is not a run's result ({error}); delete it, and --resume makes it anew."
+            f"{path} is not a run's result ({error}); delete it, and --resume writes it again."
         ) from error
     return result if result.steps == config.steps else None
 
 
 def show(result: Result, display: Display) -> None:
-    """The table of what was reached, the sample, and the command that goes on writing."""
+    """Show the table of results, the sample, and the command that generates more text."""
     display.table(
         f"Held-out text, {result.parameters / 1e6:.1f}M parameters after {clock(result.training_seconds)} of training",
         [
@@ -92,8 +92,8 @@ def show(result: Result, display: Display) -> None:
             ("xz -9", f"{result.xz_bits_per_byte:.3f} bits per byte"),
         ],
     )
-    display.say(f"It writes, after {result.prompt!r}:\n\n{result.prompt}{result.sample}\n")
-    display.say(f"The run is in {result.run}. To go on writing:\n\n  {result.command}\n")
+    display.say(f"A sample, after {result.prompt!r}:\n\n{result.prompt}{result.sample}\n")
+    display.say(f"The run is in {result.run}. To generate more text:\n\n  {result.command}\n")
 
 
 def _prompt(config: TrainConfig, data: TextData) -> str:
