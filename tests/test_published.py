@@ -29,5 +29,5 @@ def test_what_our_blocks_cannot_express_is_for_its_costs_alone(name):
 
 def test_an_unknown_preset_is_refused_with_the_names(shapes_unchecked):
     for name in ("llama-9", None, ["gpt2"]):
-        with pytest.raises(ConfigError, match=r"a model preset is one of .*llama-3-8b"):
+        with pytest.raises(ConfigError, match=r"a model preset must be one of .*llama-3-8b"):
             ModelConfig.preset(name)

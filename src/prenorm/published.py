@@ -113,7 +113,7 @@ def published_fields(name: object) -> dict[str, Any]:
     found = PUBLISHED.get(name.lower()) if isinstance(name, str) else None
     if found is None:
         names = ", ".join(BUILDABLE)
-        raise ConfigError(f"a model preset is one of {names}, not {name!r}.{did_you_mean(name, PUBLISHED)}")
+        raise ConfigError(f"a model preset must be one of {names}, not {name!r}.{did_you_mean(name, PUBLISHED)}")
     if found.foreign:
         raise ConfigError(
             f"{name} has only a cost sheet (prenorm cost {name}), because it has {found.foreign}, which TransformerLM "

@@ -53,7 +53,7 @@ def attention_sizes(
     check_size("head_dim", head_dim, spelling=spelling)
     if rotary and head_dim % 2:
         raise ConfigError(
-            f"{head_dim_name} must be even, because rotary embedding turns pairs, but it is {head_dim} "
+            f"{head_dim_name} must be even, because rotary embedding rotates pairs, but it is {head_dim} "
             f"({width_name} {d_model}, {heads_name} {num_heads}); {head_dim_name}={head_dim + 1} would do."
         )
     if num_kv_heads is None:

@@ -155,12 +155,12 @@ def test_layer_types_that_say_what_is_done_anyway_change_nothing(family, tmp_pat
         (
             "llama",
             {"layer_types": ["sliding_attention"] * 2},
-            "layer_types says sliding_attention, but sliding_window gives none",
+            "layer_types has sliding_attention, but sliding_window is not set",
         ),
         (
             "mistral",
             {"layer_types": ["full_attention"] * 2},
-            "layer_types says full_attention, but sliding_window gives 5",
+            "layer_types has full_attention, but sliding_window is 5",
         ),
         (
             "llama",
@@ -168,7 +168,7 @@ def test_layer_types_that_say_what_is_done_anyway_change_nothing(family, tmp_pat
             "model_type ministral or qwen2 supports both kinds",
         ),
         ("llama", {"layer_types": ["full_attention"]}, "layer_types must name each of the 2 layers"),
-        ("mistral", {"use_sliding_window": False}, "use_sliding_window is false, but sliding_window gives 5"),
+        ("mistral", {"use_sliding_window": False}, "use_sliding_window is false, but sliding_window is 5"),
         ("llama", {"use_sliding_window": True}, "use_sliding_window must be false or absent, not true"),
         ("llama", {"is_causal": False}, "is_causal must be true or absent, not false"),
         ("llama", {"load_in_4bit": True}, "load_in_4bit must be false or absent, not true"),

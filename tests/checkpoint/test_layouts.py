@@ -422,7 +422,7 @@ def test_a_qwen_may_have_windows_in_some_layers(changes):
         ({"layer_types": ["chunked_attention"] * 2}, 'not "chunked_attention"'),
         ({"layer_types": ["sliding_attention"] * 3}, "layer_types must name each of the 2 layers"),
         ({"layer_types": "sliding_attention"}, "layer_types must name each of the 2 layers"),
-        ({"use_sliding_window": False}, "layer_types says sliding_attention, but"),
+        ({"use_sliding_window": False}, "layer_types has sliding_attention, but"),
         ({"use_sliding_window": "no"}, "use_sliding_window must be true or false"),
         ({"max_window_layers": "all"}, 'max_window_layers must be an integer of at least 0, not "all"'),
     ],

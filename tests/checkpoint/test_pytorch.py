@@ -111,11 +111,9 @@ def test_all_unknown_names_are_told_in_both_directions():
     tensors = {"z.weight": torch.ones(1), "norm1.weight": torch.ones(1), "lm_head.weight": torch.ones(1)}
     with pytest.raises(CheckpointError, match=r"PyTorch's Transformer modules, not lm_head\.weight, z\.weight"):
         from_pytorch(tensors)
-    with pytest.raises(
-        CheckpointError, match=r"no place for lm_head\.weight, z\.weight: .* the encoder-decoder family"
-    ):
+    with pytest.raises(CheckpointError, match=r"the encoder-decoder family, not lm_head\.weight, z\.weight"):
         to_pytorch(tensors)
-    with pytest.raises(CheckpointError, match=r"no place for norm1\.running_mean"):
+    with pytest.raises(CheckpointError, match=r"not norm1\.running_mean"):
         to_pytorch({"norm1.running_mean": torch.ones(1)})
 
 

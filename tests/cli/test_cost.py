@@ -118,7 +118,7 @@ def test_bad_flags_are_one_line(argv, message, capsys):
 def test_a_folder_without_a_model_and_one_of_whole_numbers_are_refused(tmp_path, capsys):
     assert "holds no model" in error_line(capsys, tmp_path)
     (tmp_path / "notes").write_text("")
-    assert "must be a folder, but it is a file; give the folder that contains it" in error_line(
+    assert "is a file; give the folder that it lies in" in error_line(
         capsys, tmp_path / "notes"
     )
     config = ModelConfig(vocab_size=300, d_model=32, num_layers=1, num_heads=2)

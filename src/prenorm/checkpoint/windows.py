@@ -20,7 +20,10 @@ def windows_of_qwen(known: Mapping[str, Any]) -> dict[str, Any]:
     if kinds is None:
         kinds = [FULL if window is None or layer < first else SLIDING for layer in range(num_layers)]
     if SLIDING in kinds and window is None:
-        raise ConfigError("layer_types says sliding_attention, but use_sliding_window with sliding_window gives none.")
+        raise ConfigError(
+            "layer_types has sliding_attention, but use_sliding_window and sliding_window set no window; set both, or "
+            "use full_attention."
+        )
     return windows_of(kinds, window)
 
 
@@ -29,7 +32,9 @@ def windows_of(kinds: Sequence[str], window: int | None) -> dict[str, Any]:
     if SLIDING not in kinds:
         return {"window": None}
     if window is None:
-        raise ConfigError("layer_types says sliding_attention, but sliding_window gives none.")
+        raise ConfigError(
+            "layer_types has sliding_attention, but sliding_window is not set; set it, or use full_attention."
+        )
     check_size("sliding_window", window, spelling=IN_THE_FILE)
     if FULL not in kinds:
         return {"window": window}
@@ -39,7 +44,7 @@ def windows_of(kinds: Sequence[str], window: int | None) -> dict[str, Any]:
 def window_of_others(known: Mapping[str, Any]) -> int | None:
     """The window of a family whose sliding_window applies to every layer. Raises ConfigError if other keys disagree."""
     window: int | None = known.get("sliding_window")
-    given = f"sliding_window gives {'none' if window is None else window}"
+    given = f"sliding_window is {'not set' if window is None else window}"
     kinds = set(kinds_of_layers(known) or ())
     if len(kinds) > 1:
         raise ConfigError(
@@ -47,7 +52,7 @@ def window_of_others(known: Mapping[str, Any]) -> int | None:
             "model_type ministral or qwen2 supports both kinds in one model."
         )
     if kinds - {FULL if window is None else SLIDING}:
-        raise ConfigError(f"layer_types says {kinds.pop()}, but {given}; leave layer_types out.")
+        raise ConfigError(f"layer_types has {kinds.pop()}, but {given}; leave layer_types out.")
     if window is not None and known.get("use_sliding_window") is False:
         raise ConfigError(f"use_sliding_window is false, but {given}; keep one of them.")
     return window

@@ -125,7 +125,7 @@ def settle(layers: Sequence[LayerCache], timeline: Timeline) -> None:
         layer.columns = None if layer.columns is None or not layer.ahead else layer.columns[:, done:]
 
 
-@no_type_check  # in tests a wrapper around it would stop torch.compile
+@no_type_check  # the type-checking wrapper of the tests would break torch.compile
 @contextmanager
 def one_pass(cache: LayerCache | KVCache | None) -> Iterator[None]:
     """Context manager around a forward pass: its tokens count when the whole pass succeeds, and not if it fails.

@@ -28,7 +28,7 @@ class AttentionPlan(NamedTuple):
     slots: Slots | None = None  # where the layer's cache stores the new tokens
 
 
-@no_type_check  # in tests a wrapper around its methods would stop torch.compile
+@no_type_check  # the type-checking wrappers of the tests would break torch.compile
 class Call:
     """The checked arguments of a call, and a plan for each kind of layer, made when first needed.
 

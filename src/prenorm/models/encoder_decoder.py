@@ -248,7 +248,9 @@ class EncoderDecoder(GenerativeModel):
             )
         prompts = [[self.config.start_token_id]] * len(rows) if prompts is None else token_lists(prompts)
         if len(prompts) != len(rows):
-            raise ShapeError(f"there must be one prompt a source, but {len(prompts)} came with {len(rows)} sources.")
+            raise ShapeError(
+                f"there must be one prompt per source, but there are {len(prompts)} prompts and {len(rows)} sources."
+            )
         return rows, prompts
 
     def _way_to_decode(self, rows: list[list[int]]) -> tuple[NextLogits, Callable[..., Any]]:

@@ -41,7 +41,7 @@ class GenerativeModel(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """The device of its parameters."""
         return next(self.parameters()).device
 
     def runs_unmodified(self, forward: Callable[..., Any]) -> bool:
