@@ -69,7 +69,7 @@ def test_the_flags_reach_the_model(run_folder, capsys):
 
 def test_logprobs_need_json(run_folder, capsys):
     line = error_line([run_folder, "--prompt", "a", "--logprobs"], capsys)
-    assert "--logprobs are numbers for each token, which text has no place for; add --json" in line
+    assert "--logprobs needs --json, because plain text cannot include them" in line
 
 
 def test_text_ends_before_a_stop_string(run_folder, capsys):
@@ -105,9 +105,9 @@ def test_an_empty_prompt_starts_a_new_text(run_folder, capsys):
 
 def test_without_a_prompt_there_is_a_way_out(run_folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    assert 'there is no prompt; --prompt "def " gives one' in error_line([run_folder], capsys)
+    assert 'a prompt is needed, but there is none; give --prompt "def "' in error_line([run_folder], capsys)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    assert "there is no prompt: standard input is empty" in error_line([run_folder], capsys)
+    assert "a prompt is needed, but standard input is empty" in error_line([run_folder], capsys)
 
 
 def test_standard_input_that_is_no_text_is_refused(run_folder, capsys, monkeypatch):
