@@ -36,7 +36,7 @@ def _seed() -> None:
 
 @pytest.fixture(autouse=True)
 def _interruptible() -> Iterator[None]:
-    """Ctrl-C means Ctrl-C, also where the tests were started in the background, with SIGINT ignored."""
+    """Make Ctrl-C work even if the tests were started in the background, where SIGINT is ignored."""
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)

@@ -90,20 +90,20 @@ def test_a_config_cannot_be_changed_afterwards():
 
 
 BAD = [
-    *[({name: 0}, f"{name} must be a whole number of at least 1, not 0") for name in GOOD],
-    *[({name: -1}, f"{name} must be a whole number of at least 1, not -1") for name in GOOD],
-    ({"d_model": 48.0}, "d_model must be a whole number of at least 1, not 48.0"),
-    ({"num_layers": True}, "num_layers must be a whole number of at least 1, not True"),
-    ({"vocab_size": "100"}, "vocab_size must be a whole number of at least 1, not '100'"),
+    *[({name: 0}, f"{name} must be an integer of at least 1, not 0") for name in GOOD],
+    *[({name: -1}, f"{name} must be an integer of at least 1, not -1") for name in GOOD],
+    ({"d_model": 48.0}, "d_model must be an integer of at least 1, not 48.0"),
+    ({"num_layers": True}, "num_layers must be an integer of at least 1, not True"),
+    ({"vocab_size": "100"}, "vocab_size must be an integer of at least 1, not '100'"),
     ({"num_heads": 5}, "num_heads must divide d_model, but 5 does not divide 48; d_model=50 or num_heads=4 would"),
     ({"num_heads": 48}, "head_dim must be even, .* but it is 1 .d_model 48, num_heads 48.; head_dim=2 would do"),
     ({"head_dim": 7}, "head_dim must be even, .* but it is 7 .*; head_dim=8 would do"),
-    ({"head_dim": 0}, "head_dim must be a whole number of at least 1, not 0"),
+    ({"head_dim": 0}, "head_dim must be an integer of at least 1, not 0"),
     ({"num_kv_heads": 3}, "num_kv_heads must divide num_heads, but 3 does not divide 4; num_kv_heads=2 would"),
     ({"num_kv_heads": 8}, "num_kv_heads must divide num_heads, but 8 does not divide 4; num_kv_heads=4 would"),
-    ({"num_kv_heads": 0}, "num_kv_heads must be a whole number of at least 1, not 0"),
-    ({"d_ff": 0}, "d_ff must be a whole number of at least 1, not 0"),
-    ({"max_seq_len": 0}, "max_seq_len must be a whole number of at least 1, not 0"),
+    ({"num_kv_heads": 0}, "num_kv_heads must be an integer of at least 1, not 0"),
+    ({"d_ff": 0}, "d_ff must be an integer of at least 1, not 0"),
+    ({"max_seq_len": 0}, "max_seq_len must be an integer of at least 1, not 0"),
     ({"rope_theta": 0.0}, "rope_theta must be greater than 0, not 0.0"),
     ({"rope_theta": math.inf}, "rope_theta must be a finite number, not inf"),
     ({"rope_theta": "10000"}, "rope_theta must be a finite number, not '10000'"),
@@ -111,7 +111,7 @@ BAD = [
     ({"eps": math.nan}, "eps must be a finite number, not nan"),
     ({"dropout": -0.1}, "dropout must be at least 0, not -0.1"),
     ({"dropout": 1.0}, "dropout must be below 1, not 1.0"),
-    ({"window": 0}, "window must be a whole number of at least 1, not 0"),
+    ({"window": 0}, "window must be an integer of at least 1, not 0"),
     ({"rope_scaling": {"kind": "linear"}}, "rope_scaling must be a RopeScaling record or None"),
     *[
         ({name: 1}, f"{name} must be True or False, not 1")
@@ -140,7 +140,7 @@ BAD_SCALINGS = [
         {"high_freq_factor": 1.0},
         "high_freq_factor must be greater than low_freq_factor, but 1.0 is not greater than 1.0",
     ),
-    ({"original_max_seq_len": 0}, "rope_scaling original_max_seq_len must be a whole number of at least 1"),
+    ({"original_max_seq_len": 0}, "rope_scaling original_max_seq_len must be an integer of at least 1"),
 ]
 
 
@@ -257,10 +257,10 @@ def test_an_encoder_decoders_config_cannot_be_changed_afterwards():
 
 BAD_PAIRS = [
     *[
-        ({name: 0}, f"{name} must be a whole number of at least 1, not 0")
+        ({name: 0}, f"{name} must be an integer of at least 1, not 0")
         for name in (*GOOD, "num_decoder_layers", "d_ff", "target_vocab_size", "max_seq_len")
     ],
-    ({"num_decoder_layers": 2.0}, "num_decoder_layers must be a whole number of at least 1, not 2.0"),
+    ({"num_decoder_layers": 2.0}, "num_decoder_layers must be an integer of at least 1, not 2.0"),
     ({"num_heads": 5}, "num_heads must divide d_model, but 5 does not divide 48; d_model=50 or num_heads=4 would.$"),
     ({"positions": "rotary"}, "positions must be 'sinusoidal' or 'learned', not 'rotary'"),
     ({"positions": None}, "positions must be 'sinusoidal' or 'learned', not None"),
@@ -273,7 +273,8 @@ BAD_PAIRS = [
     ({"tie_embeddings": 1}, "tie_embeddings must be True or False, not 1"),
     (
         {"target_vocab_size": 50},
-        "tie_embeddings needs one vocabulary, but vocab_size is 100 and target_vocab_size 50; tie_embeddings=False",
+        "tie_embeddings needs a shared vocabulary, but vocab_size is 100 and target_vocab_size is 50; "
+        "tie_embeddings=False",
     ),
     *[
         ({"start_token_id": start}, re.escape(f"start_token_id must be in [0, 100), not {start!r}"))

@@ -1,4 +1,4 @@
-"""Derivatives beyond the first gradient: gradients of gradients, torch.func, forward mode; on every op and backend."""
+"""Derivatives beyond first gradients: second derivatives, torch.func, forward mode; for every op and backend."""
 
 import pytest
 import torch

@@ -27,7 +27,7 @@ def modules() -> dict[str, Path]:
 
 
 def imports(name: str, source: str, known: set[str], *, is_package: bool = False) -> Iterator[str]:
-    """The modules of ours that a module imports, wherever in its text."""
+    """The prenorm modules that a module imports, anywhere in its source."""
     package = (name if is_package else name.rpartition(".")[0]).split(".") if name else []
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.ImportFrom):

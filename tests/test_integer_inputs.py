@@ -1,4 +1,4 @@
-"""Every tensor of integers that a public call takes: the same dtypes are taken, others refused in the same words."""
+"""Integer tensors in public calls: all accept the same dtypes and refuse others with the same message."""
 
 import numpy as np
 import pytest
@@ -221,12 +221,12 @@ COUNTS = {
 
 
 @pytest.mark.parametrize("name", COUNTS)
-def test_counts_may_be_numpys_and_nothing_but_whole_numbers(name):
+def test_counts_may_be_numpys_and_nothing_but_integers(name):
     call = COUNTS[name]
     for count in (np.int64(3), np.uint16(3), torch.tensor(3), np.array(3)):
         assert call(count) == call(3)
     for bad in (True, np.True_, torch.tensor(True), 3.0, np.float64(3), torch.tensor(3.0), "3", [3.0], -1, 2**80):
-        with pytest.raises(ConfigError, match=f"^{name} must be a whole number"):
+        with pytest.raises(ConfigError, match=f"^{name} must be an integer"):
             call(bad)
 
 

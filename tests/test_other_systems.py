@@ -1,4 +1,4 @@
-"""What Windows and macOS get: everything but the C++ kernels. Here a Linux without what they lack."""
+"""On Windows and macOS everything works except the C++ kernels: tested on a Linux without what they lack."""
 
 import os
 import subprocess

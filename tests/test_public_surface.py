@@ -17,7 +17,7 @@ def parameters_of(function):
 
 
 def written(parameters):
-    """As in a def: name or name=default; a star stands before keyword-only ones."""
+    """As in a def: name or name=default, with a star before keyword-only ones."""
     marks = {inspect.Parameter.VAR_KEYWORD: "**", inspect.Parameter.VAR_POSITIONAL: "*"}
     words = []
     for parameter in parameters:

@@ -24,11 +24,11 @@ def test_a_preset_is_the_published_model_and_comes_back_from_json():
 
 @pytest.mark.parametrize("name", ["gpt3-175b", "palm-540b"])
 def test_what_our_blocks_cannot_express_is_for_its_costs_alone(name):
-    with pytest.raises(ConfigError, match=rf"known for its costs alone \(prenorm cost {name}\)"):
+    with pytest.raises(ConfigError, match=rf"has only a cost sheet \(prenorm cost {name}\)"):
         ModelConfig.preset(name)
 
 
 def test_an_unknown_preset_is_refused_with_the_names(shapes_unchecked):
     for name in ("llama-9", None, ["gpt2"]):
-        with pytest.raises(ConfigError, match=r"a model preset is one of .*llama-3-8b"):
+        with pytest.raises(ConfigError, match=r"a model preset must be one of .*llama-3-8b"):
             ModelConfig.preset(name)

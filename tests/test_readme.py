@@ -1,4 +1,4 @@
-"""What the README says, done."""
+"""The claims and the code of the README and the docs hold."""
 
 import re
 import runpy
@@ -55,6 +55,6 @@ def test_the_figures_of_the_page_about_flops_are_those_that_its_command_prints()
 
 
 def _joined(page: str) -> str:
-    """The tables of a page, one after the other."""
+    """The tables of a page, in order."""
     tables = re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE)
     return "\n".join(tables)

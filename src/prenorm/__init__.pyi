@@ -18,11 +18,11 @@ from .errors import ShapeError as ShapeError
 from .generation.padding import pad as pad
 from .layers.attention import SelfAttention as SelfAttention
 from .layers.cache import KVCache as KVCache
+from .layers.cross_attention import MultiHeadAttention as MultiHeadAttention
 from .layers.embedding import Embedding as Embedding
 from .layers.feedforward import FeedForward as FeedForward
 from .layers.layer_norm import LayerNorm as LayerNorm
 from .layers.linear import Linear as Linear
-from .layers.multihead import MultiHeadAttention as MultiHeadAttention
 from .layers.norm import RMSNorm as RMSNorm
 from .layers.rope import RotaryEmbedding as RotaryEmbedding
 from .layers.swiglu import SwiGLU as SwiGLU

@@ -1,4 +1,4 @@
-"""What a model is: the numbers that fix its shape, checked once, to JSON and back unchanged."""
+"""Model configs: the sizes and switches of a model, validated once, with a lossless round trip to JSON."""
 
 import dataclasses
 import math
@@ -25,9 +25,9 @@ from .validation import (
 
 @dataclass(frozen=True, slots=True)
 class ModelConfig:
-    """The shape of a TransformerLM. Sizes left as None are filled in, so every field can be read as a number.
+    """The shape of a TransformerLM. Sizes left as None are filled in, so that every size is a number afterwards.
 
-    Raises ConfigError when no model can have these numbers.
+    Raises ConfigError for invalid values.
     """
 
     vocab_size: int
@@ -37,7 +37,7 @@ class ModelConfig:
     """Width of the residual path."""
 
     num_layers: int
-    """Blocks."""
+    """Number of blocks."""
 
     num_heads: int
     """Query heads in each block."""
@@ -52,7 +52,7 @@ class ModelConfig:
     """Width of the feed-forward layer. Default: 8/3 d_model, rounded up to a multiple of 64."""
 
     max_seq_len: int = 2048
-    """Most tokens in a sequence."""
+    """Maximum number of tokens in a sequence."""
 
     rope_theta: float = 10000.0
     """Base of the rotary frequencies."""
@@ -61,13 +61,13 @@ class ModelConfig:
     """Rotate pairs (2i, 2i+1) instead of (i, i + head_dim/2)."""
 
     rope_scaling: RopeScaling | None = None
-    """How rotary frequencies are stretched. Default: not at all."""
+    """How rotary frequencies are scaled for long contexts. Default: not at all."""
 
     eps: float = 1e-6
     """Added to the mean of squares in the norms."""
 
     window: int | None = None
-    """Places that a query sees, itself among them. Default: all before it."""
+    """Number of positions that a query attends to, its own included. Default: all up to its own."""
 
     qk_norm: bool = False
     """Normalise queries and keys before the rotation."""
@@ -82,10 +82,10 @@ class ModelConfig:
     """Use the embedding's weight as the head."""
 
     dropout: float = 0.0
-    """Probability of dropping attention weights and what attention and feed-forward add, in training."""
+    """Dropout probability for attention weights and the outputs of attention and feed-forward, in training."""
 
     family: Family | None = None
-    """What a family of models has beyond all this. Default: nothing."""
+    """What a model family has beyond these fields. Default: nothing."""
 
     def __post_init__(self) -> None:
         for name, size in check_model(_fields_of(self)).items():
@@ -114,9 +114,9 @@ class ModelConfig:
 
 @dataclass(frozen=True, slots=True)
 class EncoderDecoderConfig:
-    """The shape of an EncoderDecoder. Sizes left as None are filled in, so every field can be read as a number.
+    """The shape of an EncoderDecoder. Sizes left as None are filled in, so that every size is a number afterwards.
 
-    Raises ConfigError when no model can have these numbers.
+    Raises ConfigError for invalid values.
     """
 
     vocab_size: int
@@ -141,22 +141,22 @@ class EncoderDecoderConfig:
     """Tokens in the vocabulary of the target. Default: vocab_size."""
 
     max_seq_len: int = 512
-    """Most tokens in a source, and in a target."""
+    """Maximum number of tokens in a source, and in a target."""
 
     positions: Literal["sinusoidal", "learned"] = "sinusoidal"
-    """How tokens know their places: fixed sines and cosines, or a learned vector for each place."""
+    """Position embeddings: fixed sines and cosines, or a learned vector per position."""
 
     start_token_id: int = 0
-    """The target token that `generate` starts from."""
+    """The target token that `generate` starts with."""
 
     eps: float = 1e-5
     """Added to the variance in the norms."""
 
     tie_embeddings: bool = True
-    """One matrix embeds the source and the target, and is the head."""
+    """Share one matrix between the source embedding, the target embedding and the head."""
 
     dropout: float = 0.1
-    """Probability of dropping embeddings, attention weights, hidden values and what each sublayer adds, in training."""
+    """Dropout probability for embeddings, attention weights, hidden values and sublayer outputs, in training."""
 
     def __post_init__(self) -> None:
         for name, size in check_encoder_decoder(_fields_of(self)).items():
@@ -173,9 +173,9 @@ class EncoderDecoderConfig:
 
 
 def check_model(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> dict[str, int]:
-    """The sizes that a ModelConfig of these fields fills in: num_kv_heads, head_dim and d_ff.
+    """The sizes that a ModelConfig with these fields fills in: num_kv_heads, head_dim and d_ff.
 
-    Raises ConfigError unless a model may have these fields. `spelling`: their names and values in messages.
+    Raises ConfigError for invalid fields. `spelling`: how messages spell names and values.
     """
     for name in ("vocab_size", "d_model", "num_layers", "num_heads", "max_seq_len"):
         check_size(name, fields[name], spelling=spelling)
@@ -218,7 +218,7 @@ def _check_no_rotation(fields: Mapping[str, Any], spelling: Spelling) -> None:
 
 
 def check_encoder_decoder(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> dict[str, int]:
-    """The sizes that an EncoderDecoderConfig of these fields fills in. Raises ConfigError as `check_model` does."""
+    """The sizes that an EncoderDecoderConfig with these fields fills in. Raises ConfigError as `check_model` does."""
     for name in ("vocab_size", "d_model", "num_layers", "num_heads", "max_seq_len"):
         check_size(name, fields[name], spelling=spelling)
     d_model, num_heads, positions = (fields[name] for name in ("d_model", "num_heads", "positions"))
@@ -245,8 +245,8 @@ def check_encoder_decoder(fields: Mapping[str, Any], spelling: Spelling = IN_PYT
     target = sizes["target_vocab_size"]
     if fields["tie_embeddings"] and target != fields["vocab_size"]:
         raise ConfigError(
-            f"tie_embeddings needs one vocabulary, but vocab_size is {fields['vocab_size']} and target_vocab_size "
-            f"{target}; tie_embeddings={spelling.value(False)} would do."
+            f"tie_embeddings needs a shared vocabulary, but vocab_size is {fields['vocab_size']} and target_vocab_size "
+            f"is {target}; tie_embeddings={spelling.value(False)} would do."
         )
     start = fields["start_token_id"]
     if isinstance(start, bool) or not isinstance(start, int) or not 0 <= start < target:
@@ -259,5 +259,5 @@ def _fields_of(record: Any) -> dict[str, Any]:
 
 
 def default_d_ff(d_model: int) -> int:
-    """8/3 d_model, rounded up to a multiple of 64: SwiGLU's three matrices then cost what two of 4 d_model did."""
+    """8/3 d_model, rounded up to a multiple of 64: three SwiGLU matrices then cost what two of width 4 d_model do."""
     return 64 * math.ceil(8 * d_model / 3 / 64)

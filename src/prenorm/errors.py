@@ -1,27 +1,27 @@
-"""What can go wrong: every error that prenorm raises on purpose.
+"""Every error that prenorm raises on purpose.
 
 A message states the rule, the values that broke it, and a way out.
 """
 
 
 class PrenormError(Exception):
-    """The base of every error below."""
+    """The base class of all errors below."""
 
 
 class ConfigError(PrenormError, ValueError):
-    """Numbers or switches that no model, layer or run can have."""
+    """An invalid setting, argument or combination of them."""
 
 
 class ShapeError(PrenormError, ValueError):
-    """A tensor whose shape or dtype does not fit where it was handed in."""
+    """A tensor with the wrong shape or dtype."""
 
 
 class RangeError(PrenormError, ValueError, IndexError):
-    """A token id, a position or a length outside the table that it looks into."""
+    """A token id, position or length out of range."""
 
 
 class CheckpointError(PrenormError, RuntimeError):
-    """A folder or file of weights that cannot be read, trusted or written."""
+    """A model folder or weight file that cannot be read, trusted or written."""
 
 
 class DataError(PrenormError, ValueError):

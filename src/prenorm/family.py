@@ -1,4 +1,4 @@
-"""What a family of models has beyond the blessed block, in one record; the defaults add nothing."""
+"""What a model family has beyond the standard block, in one record; the defaults add nothing."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -22,9 +22,9 @@ _FLAGS = (
 
 @dataclass(frozen=True, slots=True)
 class Family:
-    """What the layers of a family have beyond the blessed block. `checkpoint/families/` reads it from a folder.
+    """What the layers of a family have beyond the standard block. `checkpoint/families/` reads it from a folder.
 
-    Raises ConfigError for what no layer can have.
+    Raises ConfigError for invalid values.
     """
 
     residual: Residual = "pre"
@@ -32,22 +32,22 @@ class Family:
     feed-forward side by side: one for both (Command R), or one for each (GPT-NeoX). Never on the residual path."""
 
     norm: Norm = "rms"
-    """RMSNorm, or LayerNorm with weight and bias, with its weight alone, or with neither (OLMo)."""
+    """RMSNorm, or LayerNorm with weight and bias, with a weight only, or with neither (OLMo)."""
 
     activation: Activation = "silu"
-    """What the feed-forward's gate goes through, or what stands between its two matrices."""
+    """The activation of the feed-forward's gate, or between its two matrices."""
 
     ffn_bias: bool = False
     """Biases of the projections of the feed-forward."""
 
     gated: bool = True
-    """Whether the feed-forward has a gate, and so three matrices; otherwise the activation stands between two."""
+    """Whether the feed-forward has a gate, and so three matrices; otherwise two with the activation between."""
 
     one_plus_norms: bool = False
     """Norms multiply by 1 + weight (Gemma)."""
 
     wide_qk_norm: bool = False
-    """The norms of queries and keys run over all heads together (OLMo 2), not over each."""
+    """Normalise queries and keys over all heads together (OLMo 2), not over each head."""
 
     per_head_qk_norm: bool = False
     """The norms of queries and keys are LayerNorms over each head, with a weight for each and no bias (Command R)."""
@@ -56,7 +56,7 @@ class Family:
     """A learned vector for each of max_seq_len places is added to the embeddings, and nothing is rotated (GPT-2)."""
 
     rotary_dim: int | None = None
-    """The first features of a head, which are rotated. Default: all."""
+    """How many of a head's features, from the first, are rotated. Default: all."""
 
     windows: Any = ()
     """A tuple: the window of each layer, 0 for none. Default: the config's, in every layer."""
@@ -65,16 +65,16 @@ class Family:
     """A tuple: whether each layer rotates queries and keys. Default: every layer does."""
 
     window_rope_theta: float | None = None
-    """Base of the rotary frequencies in layers with a window. Default: that of the others, and their scaling."""
+    """Base of the rotary frequencies in layers with a window. Default: the base and scaling of the other layers."""
 
     window_rope_scaling: RopeScaling | None = None
-    """How rotary frequencies are stretched in layers with a window, where these have a base of their own."""
+    """How rotary frequencies are scaled in layers with a window; needs window_rope_theta."""
 
     clip_qkv: float | None = None
-    """Queries, keys and values are kept within this and its negative (OLMo)."""
+    """Queries, keys and values are clipped to plus or minus this value (OLMo)."""
 
     attention_scale: float | None = None
-    """What scores are multiplied by. Default: 1 / sqrt(head_dim)."""
+    """Scores are multiplied by this. Default: 1 / sqrt(head_dim)."""
 
     attention_scale_by_layer: bool = False
     """Scores of the n-th layer, counted from 1, are divided by n as well (some GPT-2)."""
@@ -83,7 +83,7 @@ class Family:
     """Scores become softcap * tanh(scores / softcap) before the softmax."""
 
     residual_scale: float = 1.0
-    """What attention and feed-forward add is multiplied by this."""
+    """The outputs of attention and feed-forward are multiplied by this."""
 
     embedding_scale: float = 1.0
     """Embeddings are multiplied by this."""
@@ -106,7 +106,7 @@ class Family:
 
     @classmethod
     def from_dict(cls, fields: Any) -> "Family":
-        """The record that `to_dict` wrote. Raises ConfigError for what no record has."""
+        """The record that `to_dict` wrote. Raises ConfigError for unknown fields and invalid values."""
         scaling = fields.get("window_rope_scaling") if isinstance(fields, dict) else None
         if isinstance(scaling, dict):
             fields = {**fields, "window_rope_scaling": record_from(RopeScaling, "window_rope_scaling", scaling)}
@@ -130,9 +130,11 @@ def check_family(
     for name in ("windows", "rotated"):
         given = getattr(family, name)
         if given and len(given) != num_layers:
-            raise ConfigError(f"family.{name} must speak of each of the {num_layers} layers, not of {len(given)}.")
+            raise ConfigError(f"family.{name} must have one entry for each of {num_layers} layers, not {len(given)}.")
     if family.windows and window is not None:
-        raise ConfigError(f"family.windows gives each layer its window, so window must be None, not {window}.")
+        raise ConfigError(
+            f"with family.windows, which gives the window of each layer, window must be None, not {window}."
+        )
     if family.rotary_dim is not None and family.rotary_dim > head_dim:
         raise ConfigError(
             f"family.rotary_dim must be at most head_dim, but {family.rotary_dim} is more than {head_dim}."
@@ -159,10 +161,10 @@ def _check_fields(family: Family) -> None:
     if family.rotary_dim is not None:
         check_size("family.rotary_dim", family.rotary_dim, at_least=2)
         if family.rotary_dim % 2:
-            raise ConfigError(f"family.rotary_dim must be even, because pairs are turned, not {family.rotary_dim}.")
+            raise ConfigError(f"family.rotary_dim must be even, because pairs are rotated, not {family.rotary_dim}.")
     for name in ("windows", "rotated"):
         if not isinstance(getattr(family, name), tuple):
-            raise ConfigError(f"family.{name} must be a tuple with an entry for each layer.")
+            raise ConfigError(f"family.{name} must be a tuple with one entry per layer, not {getattr(family, name)!r}.")
     for window in family.windows:
         check_size("each of family.windows", window, at_least=0)
     for rotated in family.rotated:

@@ -1,4 +1,4 @@
-"""The maths as plain functions: `import prenorm.functional as F`."""
+"""The operations as plain functions: `import prenorm.functional as F`."""
 
 from .ops.attention import scaled_dot_product_attention
 from .ops.cross_entropy import cross_entropy, linear_cross_entropy

@@ -1,4 +1,4 @@
-"""Locks on files, which end with the process that holds them."""
+"""File locks, released at the latest when the process ends."""
 
 from typing import IO, Any
 
@@ -9,10 +9,10 @@ except ImportError:  # Windows
 
 
 def lock(file: int | IO[Any], *, wait: bool) -> None:
-    """Hold the lock on an open file until it is closed. On Windows, which has none of this kind, nothing happens.
+    """Hold the lock on an open file until it is closed. Does nothing on Windows, which has no such locks.
 
-    Raises BlockingIOError where another process holds it and `wait` is False, and OSError where there are no locks, as
-    on some network file systems.
+    Raises BlockingIOError if another process holds it and `wait` is False, and OSError on file systems without locks,
+    such as some network file systems.
     """
     if fcntl is not None:
         fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

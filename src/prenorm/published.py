@@ -1,4 +1,4 @@
-"""Published models: the numbers that fix their shapes, how many parameters they are said to have, and who says so."""
+"""Published models: their sizes, their published parameter counts, and the sources of both."""
 
 from typing import Any, NamedTuple
 
@@ -135,14 +135,14 @@ BUILDABLE = tuple(name for name, model in PUBLISHED.items() if not model.foreign
 
 
 def published_fields(name: object) -> dict[str, Any]:
-    """The fields of ModelConfig of a published model. Raises ConfigError for other names, and those of costs alone."""
+    """The ModelConfig fields of a published model. Raises ConfigError for unknown names and models with only costs."""
     found = PUBLISHED.get(name.lower()) if isinstance(name, str) else None
     if found is None:
         names = ", ".join(BUILDABLE)
-        raise ConfigError(f"a model preset is one of {names}, not {name!r}.{did_you_mean(name, PUBLISHED)}")
+        raise ConfigError(f"a model preset must be one of {names}, not {name!r}.{did_you_mean(name, PUBLISHED)}")
     if found.foreign:
         raise ConfigError(
-            f"{name} is known for its costs alone (prenorm cost {name}): it has {found.foreign}, which TransformerLM "
-            f"does not have. Models that can be built: {', '.join(BUILDABLE)}."
+            f"{name} has only a cost sheet (prenorm cost {name}), because it has {found.foreign}, which TransformerLM "
+            f"does not support. Models that can be built: {', '.join(BUILDABLE)}."
         )
     return found.fields

@@ -1,4 +1,4 @@
-"""How rotary frequencies are stretched for contexts longer than those of the original training, as a record."""
+"""The record of how rotary frequencies are scaled for contexts longer than those of the original training."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -13,20 +13,20 @@ Kind = Literal["linear", "dynamic", "yarn", "llama3", "longrope"]
 
 @dataclass(frozen=True, slots=True)
 class RopeScaling:
-    """How rotary frequencies are stretched for contexts longer than those of the original training.
+    """How rotary frequencies are scaled for contexts longer than those of the original training.
 
     linear: every frequency is divided by `factor` (Chen et al. 2023, arXiv:2306.15595).
-    dynamic: the base grows with a sequence that is longer than original_max_seq_len (bloc97 and emozilla 2023).
-    yarn: frequencies that turn more than beta_fast times within original_max_seq_len are kept, those that turn less
-    than beta_slow times are divided by `factor`, and between the two they are interpolated (Peng et al. 2023,
-    arXiv:2309.00071). truncate: the bounds are rounded outwards to whole pairs.
+    dynamic: the base grows with the length of sequences longer than original_max_seq_len (bloc97 and emozilla 2023).
+    yarn: frequencies with more than beta_fast rotations within original_max_seq_len are kept, those with fewer than
+    beta_slow rotations are divided by `factor`, and those between are interpolated (Peng et al. 2023,
+    arXiv:2309.00071). truncate: the bounds are rounded outwards to pair indices.
     llama3: wavelengths above original_max_seq_len / low_freq_factor are stretched by `factor`, those below
-    original_max_seq_len / high_freq_factor are kept, and between the two the frequency is interpolated
+    original_max_seq_len / high_freq_factor are kept, and those between have interpolated frequencies
     (Llama 3.1, arXiv:2407.21783 and its reference code).
-    longrope: pair i is divided by short_factors[i] in a sequence of at most original_max_seq_len tokens, by
-    long_factors[i] in a longer one (Ding et al. 2024, arXiv:2402.13753).
+    longrope: frequency i is divided by short_factors[i] in sequences of at most original_max_seq_len tokens, and by
+    long_factors[i] in longer ones (Ding et al. 2024, arXiv:2402.13753).
 
-    attention_factor (yarn and longrope): what cosines and sines are multiplied by. Default: as the paper has it.
+    attention_factor (yarn and longrope): multiplies cosines and sines. Default: as in the paper.
     short_factors and long_factors are tuples of numbers.
     """
 
@@ -50,12 +50,12 @@ class RopeScaling:
 
     @property
     def by_length(self) -> bool:
-        """Whether the frequencies are others for a longer sequence."""
+        """Whether the frequencies depend on the sequence length."""
         return self.kind in ("dynamic", "longrope")
 
 
 def check_scaling(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> None:
-    """Raise ConfigError unless a RopeScaling may have these fields. `spelling`: their names and values in messages."""
+    """Raise ConfigError for invalid fields of a RopeScaling. `spelling`: how messages spell names and values."""
     kind = fields["kind"]
     if kind not in get_args(Kind):
         kinds = ", ".join(map(repr, get_args(Kind)))
@@ -80,7 +80,7 @@ def check_scaling(fields: Mapping[str, Any], spelling: Spelling = IN_PYTHON) -> 
 
 
 def check_factors(name: str, factors: Any, spelling: Spelling) -> None:
-    """Raise ConfigError unless these are numbers above 0, of which there is one at least."""
+    """Raise ConfigError unless these are numbers above 0, at least one."""
     if not isinstance(factors, tuple | list) or not factors:
         raise ConfigError(
             f"{spelling.name(name)} must be a number for each pair of features, not {spelling.value(factors)}."
@@ -101,9 +101,12 @@ def _check_order(
 
 
 def check_rotated(rotary_dim: int, theta: float, scaling: RopeScaling, spelling: Spelling = IN_PYTHON) -> None:
-    """Raise ConfigError unless this scaling can stretch the frequencies of so many features with this base."""
+    """Raise ConfigError unless this scaling is valid for rotary_dim features and base theta."""
     if scaling.kind == "dynamic" and rotary_dim < 4:
-        raise ConfigError(f"rope_scaling kind 'dynamic' needs two pairs or more, but {rotary_dim} features rotate.")
+        raise ConfigError(
+            f"rope_scaling kind 'dynamic' needs at least two pairs of rotated features, but {rotary_dim} features "
+            "rotate."
+        )
     if scaling.kind == "yarn" and theta <= 1:
         raise ConfigError(f"{spelling.name('rope_theta')} must be greater than 1 for yarn, not {theta}.")
     if scaling.kind != "longrope":

@@ -1,4 +1,4 @@
-"""For the tests of other projects: one line that says whether a block is right."""
+"""For the tests of other projects: one line that checks whether a block is correct."""
 
 from collections.abc import Callable
 
@@ -20,11 +20,11 @@ def check(
     call: str | None = None,
     seed: int | None = None,
 ) -> "Report":
-    """What `prenorm check` says of a class or a function that builds a block, as a report that shows itself.
+    """The report of `prenorm check` on a class, or on a function that builds a block.
 
-    A notebook shows it as a table, print(...) as text; `report.verdict` has all of it. build, call: how it is built and
-    called, where that cannot be guessed, such as "Block(d_model, num_heads, d_ff, rope=rope)" and "block(x, mask)";
-    docs/what-does-check-find.md has the names that they may use. target, seed and what is raised: as in
+    A notebook shows it as a table, print(...) as text; `report.verdict` has all details. build, call: how to build and
+    call the block where that cannot be inferred, such as "Block(d_model, num_heads, d_ff, rope=rope)" and
+    "block(x, mask)"; docs/what-does-check-find.md lists the names that they may use. target, seed and errors: as in
     assert_block_correct.
     """
     return Report(_judged(make, target=target, build=build, call=call, seed=seed))
@@ -61,18 +61,18 @@ def assert_block_correct(
     build: str | None = None,
     call: str | None = None,
 ) -> Verdict:
-    """Raise AssertionError with every fault of a Transformer block, by name; give the verdict where there is none.
+    """Raise AssertionError naming every fault of a Transformer block; return the verdict if there is none.
 
-    make: the class, or a function make(d_model, num_heads, d_ff, ...) that gives a block; it is built with small sizes.
-    build, call: how it is built and called, where that cannot be guessed (see check).
-    target: paper, cs336, llama, llama-original, qwen2, qwen3, gpt-neox or causal; without one, conventions are free.
-    allow: ids of faults that this project wants. seed: draw the same numbers every time. The code runs in this process,
-    which trusts it; `prenorm check` has a sandbox. Raises ConfigError for a block that is built already, and for an
-    unknown target.
+    make: the class, or a function make(d_model, num_heads, d_ff, ...) that returns a block; it is built at small sizes.
+    build, call: how to build and call the block where that cannot be inferred (see check).
+    target: paper, cs336, llama, llama-original, qwen2, qwen3, gpt-neox or causal; without one, any convention passes.
+    allow: ids of faults that this project accepts. seed: makes the random inputs reproducible. The code runs in this
+    process, without a sandbox (`prenorm check` has one). Raises ConfigError for a block that is already built, and for
+    an unknown target.
     """
     verdict = _judged(make, target=target, build=build, call=call, seed=seed)
     name = getattr(make, "__qualname__", type(make).__name__)
-    unjudged = () if verdict.judged else verdict.findings  # what nobody could judge is not right either
+    unjudged = () if verdict.judged else verdict.findings  # a block that could not be judged does not pass either
     faults = [one for one in dict.fromkeys([*verdict.faults, *unjudged]) if one.id not in allow]
     if faults:
         raise AssertionError(f"{name} has faults:\n" + "\n".join(map(_line, faults)))
@@ -84,11 +84,11 @@ def _judged(
 ) -> Verdict:
     if isinstance(make, nn.Module):
         raise ConfigError(
-            f"the class of the block is judged, or a function that builds one, but this is a {type(make).__name__}, "
-            "built already; hand in lambda d_model, num_heads, d_ff: ..., which builds it in the sizes that are needed."
+            f"make must be a class or a function that builds a block, not a block, but it is a {type(make).__name__}; "
+            "pass lambda d_model, num_heads, d_ff: ..., which builds one in the sizes given."
         )
     if target is not None and target not in TARGETS:
-        raise ConfigError(f"a target is one of {', '.join(TARGETS)}, but {target!r} is none.")
+        raise ConfigError(f"target must be one of {', '.join(TARGETS)}, not {target!r}.")
     name = getattr(make, "__qualname__", type(make).__name__)
     code = Code(root="", module=str(getattr(make, "__module__", "")), file=None, name=name)
     return judge(LocalSubject(make), code, target=target, seed=seed, build=build, call=call)

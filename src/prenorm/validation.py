@@ -1,4 +1,4 @@
-"""Numbers that layers and records are built from, checked: sizes, head sizes, probabilities."""
+"""Validation of the arguments of layers and records: sizes, head sizes, probabilities, switches."""
 
 import dataclasses
 import difflib
@@ -9,12 +9,12 @@ from typing import Any, NamedTuple, TypeGuard
 
 from .errors import ConfigError
 
-LARGEST_SIZE = 2**64 - 1  # of a seed of torch's; sizes stay far below
-MOST_TRIED = 2**16  # heads that a way out is looked for among; a hostile file may claim any number
+LARGEST_SIZE = 2**64 - 1  # the largest seed of torch; sizes stay far below
+MOST_TRIED = 2**16  # head counts tried when suggesting a valid one; a hostile file may claim any number
 
 
 class Spelling(NamedTuple):
-    """How messages spell the name of a field and its value: as Python does, or as the file does that they came from."""
+    """How messages spell the name and value of a field: as in Python, or as in the file that they come from."""
 
     name: Callable[[str], str] = str
     value: Callable[[Any], str] = repr
@@ -41,7 +41,7 @@ def attention_sizes(
         if d_model % num_heads:
             step = 2 * num_heads  # for an even d_model, which rotary and sinusoidal positions need
             wider = step * -(-d_model // step)
-            near = range(1, min(d_model, 2 * num_heads, MOST_TRIED) + 1)  # beyond, 1 is nearer
+            near = range(1, min(d_model, 2 * num_heads, MOST_TRIED) + 1)  # beyond that, 1 is closer
             fitting = [n for n in near if d_model % n == 0 and (d_model // n % 2 == 0 or not rotary)]
             nearest = min(fitting, key=lambda n: abs(n - num_heads), default=None)
             heads = "" if nearest is None else f" or {heads_name}={nearest}"
@@ -53,7 +53,7 @@ def attention_sizes(
     check_size("head_dim", head_dim, spelling=spelling)
     if rotary and head_dim % 2:
         raise ConfigError(
-            f"{head_dim_name} must be even, because rotary embedding turns pairs, but it is {head_dim} "
+            f"{head_dim_name} must be even, because rotary embedding rotates pairs, but it is {head_dim} "
             f"({width_name} {d_model}, {heads_name} {num_heads}); {head_dim_name}={head_dim + 1} would do."
         )
     if num_kv_heads is None:
@@ -68,20 +68,20 @@ def attention_sizes(
 
 
 def nearest_divisor(number: int, wanted: int) -> int:
-    """The divisor of `number` that is nearest to `wanted`, the smaller one of two; of huge numbers, a small divisor."""
+    """The divisor of `number` closest to `wanted`, the smaller of two equally close; for huge numbers a small one."""
     tried = range(1, min(number, MOST_TRIED) + 1)
     return min((n for n in tried if number % n == 0), key=lambda n: abs(n - wanted))
 
 
 def check_size(name: str, value: object, *, at_least: int = 1, spelling: Spelling = IN_PYTHON) -> None:
-    """Raise ConfigError unless `value` is an integer of at least 1, or of at least another bound."""
+    """Raise ConfigError unless `value` is an integer of at least `at_least`."""
     if isinstance(value, bool) or not isinstance(value, int) or not at_least <= value <= LARGEST_SIZE:
         limits = f"from {at_least} to {LARGEST_SIZE}" if _is_huge(value) else f"of at least {at_least}"
-        raise ConfigError(f"{spelling.name(name)} must be a whole number {limits}, not {_shown(value, spelling)}.")
+        raise ConfigError(f"{spelling.name(name)} must be an integer {limits}, not {_shown(value, spelling)}.")
 
 
 def as_size(name: str, value: Any, *, at_least: int = 1) -> int:
-    """An argument of a call as an int, which may have come as NumPy's or a tensor's. Raises as `check_size` does."""
+    """An argument as an int; NumPy integers and integer scalar tensors are accepted. Raises as `check_size` does."""
     dtype = str(getattr(value, "dtype", ""))
     if not isinstance(value, int) and "int" in dtype and getattr(value, "ndim", 1) == 0:
         value = operator.index(value)
@@ -98,7 +98,7 @@ def check_number(
     spelling: Spelling = IN_PYTHON,
 ) -> None:
     """Raise ConfigError unless `value` is a finite number above (or at least) the given bound."""
-    largest = sys.float_info.max  # compared, because math.isfinite cannot take a whole number beyond it
+    largest = sys.float_info.max  # compared, because math.isfinite fails for larger integers
     named, shown = spelling.name(name), _shown(value, spelling)
     if isinstance(value, bool) or not isinstance(value, int | float) or not -largest <= value <= largest:
         raise ConfigError(f"{named} must be a finite number, not {shown}.")
@@ -124,7 +124,7 @@ def check_dropout(value: object, *, spelling: Spelling = IN_PYTHON) -> None:
 
 
 def did_you_mean(name: object, known: Iterable[str]) -> str:
-    """The end of a message about an unknown name: the known one that is nearest to it, if one is near."""
+    """The end of a message about an unknown name: the closest known name, if there is a close one."""
     nearest = difflib.get_close_matches(str(name).lower(), list(known), n=1)
     return f" Did you mean {nearest[0]}?" if nearest else ""
 
@@ -134,11 +134,11 @@ def _shown(value: object, spelling: Spelling) -> str:
 
 
 def _is_huge(value: object) -> TypeGuard[int]:
-    return isinstance(value, int) and abs(value) > LARGEST_SIZE  # Python refuses to print the largest ones
+    return isinstance(value, int) and abs(value) > LARGEST_SIZE  # Python refuses to print very large integers
 
 
 def record_from(record: type[Any], what: str, fields: Any) -> Any:
-    """The record with these fields, by name. Raises ConfigError for fields that it has not, and needs."""
+    """The record with these fields, by name. Raises ConfigError for unknown and for missing fields."""
     if not isinstance(fields, dict):
         raise ConfigError(f"{what} must be an object with fields, not {fields!r}.")
     known = {field.name: field for field in dataclasses.fields(record)}

@@ -1,4 +1,4 @@
-"""Less memory, the same numbers: outputs, gradients and the next random numbers, bit for bit."""
+"""Less memory and the same outputs, gradients and next random numbers, bit for bit."""
 
 import pytest
 import torch
@@ -49,7 +49,7 @@ models = pytest.mark.parametrize("made", MODELS.values(), ids=MODELS)
 
 
 def step(model, given, call, how, autocast=False):
-    """Everything that a training step leaves: output, gradients, and the state of the random numbers."""
+    """The results of a training step: output, gradients, and the state of the random generator."""
     torch.manual_seed(7)
     model.zero_grad()
     for x in given:
@@ -102,7 +102,7 @@ def test_so_they_do_when_a_block_is_compiled():
 
 
 def runs(model, call, how):
-    """How often each block runs, in a forward and, where there is one, a backward pass."""
+    """How often each block runs in a forward pass, and in a backward pass if there is one."""
     counts = [0] * len(model.layers)
 
     def counting(number):
@@ -162,7 +162,7 @@ def test_encoder_and_decoder_do_it_unless_told_and_the_language_model_when_told(
 
 
 def bytes_kept(model, call, how):
-    """For the backward pass: every storage once, parameters left out."""
+    """Bytes kept for the backward pass: every storage once, without parameters."""
     owned = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
     kept = {}
 
@@ -177,7 +177,7 @@ def bytes_kept(model, call, how):
 
 
 def one_of_24(make):
-    """A model of 24 layers, and a call of it."""
+    """A model of 24 layers, and a function that calls it."""
     x, encoded = (normal(2, 32, 32, seed=seed, dtype=torch.float32) for seed in (0, 1))
     given = {TransformerEncoder: (x,), TransformerDecoder: (x, encoded), TransformerLM: (integers(2, 32, limit=VOCAB),)}
     if make is TransformerLM:
@@ -215,6 +215,6 @@ def test_every_second_block_keeps_about_half():
 def test_what_is_neither_a_switch_nor_a_number_of_blocks_is_refused(made, how, training):
     model, _, call = made()
     model.train(training)
-    message = rf"use_checkpointing must be True, False, or a whole number k for every k-th block, not {how!r}"
+    message = rf"use_checkpointing must be True, False, or an integer k for every k-th block, not {how!r}"
     with pytest.raises(ConfigError, match=message):
         call(how)

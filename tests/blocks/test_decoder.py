@@ -44,7 +44,7 @@ def inputs(*leading, seq=5, source_seq=SOURCE, seed=0, dtype=torch.float64, layo
 
 
 def oracle(block, x, encoded, allowed=True, reads=True, eps=1e-5):
-    """The papers' block, a row of the batch at a time; `allowed` and `reads` broadcast to the scores."""
+    """The papers' block, one batch row at a time; `allowed` and `reads` broadcast to the scores."""
     leading, seq, source_seq = x.shape[:-2], x.shape[-2], encoded.shape[-2]
     allowed = np.broadcast_to(allowed, (*leading, HEADS, seq, seq))
     reads = np.broadcast_to(reads, (*leading, HEADS, seq, source_seq))
@@ -98,7 +98,7 @@ def test_the_kernels_are_as_accurate_as_the_plain_formulas(dtype, causal):
 
 
 def changed_rows(block, given, place, of):
-    """Which outputs move when one token of x (of=0) or of the encoder's output (of=1) does."""
+    """Which outputs change when one token of x (of=0) or of the encoder's output (of=1) does."""
     moved = [part.clone() for part in given]
     moved[of][place] = moved[of][place].flip(-1)  # a LayerNorm sees neither a shift nor another scale
     return (block(*given) != block(*moved)).any(-1).tolist()
@@ -318,9 +318,9 @@ def test_a_cache_is_in_the_dtype_of_the_encoder_output_unless_told():
 REFUSED = {
     "the wrong cache": ({"cache": "self_attn"}, ConfigError, "takes a DecoderLayerCache, from make_cache, not <"),
     "the encoder output again": ({"encoder_output": (2, SOURCE)}, ConfigError, "encoder_output must be left out with"),
-    "neither": ({"cache": None}, ConfigError, "needs the encoder's output, or a cache that has read it"),
+    "neither": ({"cache": None}, ConfigError, "needs encoder_output or a cache, but has neither"),
     "batch size": ({"x": (1, 1)}, ShapeError, "made for batch size 2, but x has batch size 1"),
-    "room": ({"x": (2, 5)}, RangeError, "at most max_seq_len = 5 tokens, but 2 are in it"),
+    "room": ({"x": (2, 5)}, RangeError, "at most max_seq_len = 5 tokens, but it has 2 and this call adds"),
     "another batch dim": ({"x": (1, 2, 1)}, ShapeError, r"with a cache x must be \(batch, seq, d_model\)"),
     "self mask": ({"self_mask": (1, 9)}, ShapeError, r"mask must be \(q, kv\) = \(1, 3\)"),
     "cross mask": ({"cross_mask": (2, 1, SOURCE)}, ShapeError, r"\(2, 1, 4\): an axis is missing"),
@@ -377,9 +377,9 @@ def test_everything_is_made_in_the_dtype_and_on_the_device_asked_for():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"d_model": 0}, "d_model must be a whole number of at least 1, not 0"),
+        ({"d_model": 0}, "d_model must be an integer of at least 1, not 0"),
         ({"num_heads": 3}, "num_heads must divide d_model, but 3 does not divide 8"),
-        ({"d_ff": 0}, "d_ff must be a whole number of at least 1, not 0"),
+        ({"d_ff": 0}, "d_ff must be an integer of at least 1, not 0"),
         ({"dropout": 1.0}, "dropout must be below 1"),
         ({"eps": 0.0}, "eps must be greater than 0"),
     ],

@@ -25,7 +25,7 @@ def make(dtype=torch.float64, seed=0, dropout=0.0, **options):
 
 
 def oracle(block, x, allowed=True, eps=1e-5):
-    """The papers' block, a row of the batch at a time; `allowed` broadcasts to the scores."""
+    """The papers' block, one batch row at a time; `allowed` broadcasts to the scores."""
     allowed = np.broadcast_to(allowed, (*x.shape[:-2], HEADS, x.shape[-2], x.shape[-2]))
     out, weights = np.empty(x.shape), weights_of(block)
     for row in np.ndindex(x.shape[:-2]):
@@ -152,9 +152,9 @@ def test_everything_is_made_in_the_dtype_and_on_the_device_asked_for():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"d_model": 0}, "d_model must be a whole number of at least 1, not 0"),
+        ({"d_model": 0}, "d_model must be an integer of at least 1, not 0"),
         ({"num_heads": 3}, "num_heads must divide d_model, but 3 does not divide 8"),
-        ({"d_ff": 0}, "d_ff must be a whole number of at least 1, not 0"),
+        ({"d_ff": 0}, "d_ff must be an integer of at least 1, not 0"),
         ({"dropout": 1.0}, "dropout must be below 1"),
         ({"eps": 0.0}, "eps must be greater than 0"),
     ],

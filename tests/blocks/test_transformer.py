@@ -1,4 +1,4 @@
-"""One equality law: however the tokens come, the block gives the numbers of the papers' formulas."""
+"""One equality law: however the tokens are passed, the block computes the papers' formulas."""
 
 import dataclasses
 
@@ -65,7 +65,7 @@ causal_options = st.sampled_from(
 
 
 def make(dtype=torch.float64, seed=0, **options):
-    """A block with random weights, 4 heads unless told, in eval mode."""
+    """A block with random weights in eval mode, by default with 4 heads."""
     options = {"num_heads": 4, **options}
     block = TransformerBlock(D_MODEL, d_ff=D_FF, max_seq_len=MAX_SEQ_LEN, dtype=dtype, **options)
     return randomise(block, seed).eval()
@@ -76,7 +76,7 @@ def causal_block(**options):
 
 
 def oracle(block, x, token_positions=None, *, mask=None, segment_ids=None, **options):
-    """The same block by the papers; `options` are those it was made with."""
+    """The papers' formulas with the block's weights; `options` are those it was made with."""
     options = {"num_heads": 4, **options}
     del options["qkv_bias"], options["o_bias"]  # the oracle sees them among the weights
     if options.get("rope_scaling") is not None:
@@ -266,7 +266,7 @@ def test_tokens_that_see_nobody_get_nothing_from_attention_and_give_finite_gradi
 
 
 def run_in_pieces(block, x, sizes, cache, ids=None, token_positions=None):
-    """Feed x to the block a piece at a time."""
+    """Feed x to the block piece by piece."""
     outputs, start = [], 0
     for size in sizes:
         piece = slice(start, start + size)
@@ -395,7 +395,7 @@ def test_the_cache_of_a_window_takes_the_memory_of_the_window(max_seq_len, slots
 
 
 def elements_of(cache):
-    """How many numbers a cache holds, in all tensors."""
+    """The number of elements in all tensors of a cache."""
     return sum(value.numel() for value in vars(cache).values() if isinstance(value, torch.Tensor))
 
 
@@ -465,7 +465,11 @@ REFUSED = {
     "batch size": (lambda x: {"x": x[:1]}, ShapeError, "made for batch size 2"),
     "a larger batch": (lambda x: {"x": torch.cat((x, x))}, ShapeError, "made for batch size 2"),
     "dtype": (lambda x: {"x": x.float()}, ShapeError, "holds torch.float64, but the keys are torch.float32"),
-    "room": (lambda x: {"x": torch.cat((x, x), 1)}, RangeError, "at most max_seq_len = 5 tokens, but 2 are in it"),
+    "room": (
+        lambda x: {"x": torch.cat((x, x), 1)},
+        RangeError,
+        "at most max_seq_len = 5 tokens, but it has 2 and this call adds",
+    ),
     "mask": (lambda x: {"x": x, "mask": torch.ones(2, 4, 4).bool()}, ShapeError, r"mask must be \(q, kv\) = \(2, 4\)"),
     "positions": (lambda x: {"x": x, "token_positions": torch.tensor([0, 64])}, RangeError, "positions must be in"),
 }
@@ -618,18 +622,18 @@ def test_a_rope_that_is_given_is_used():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"d_model": 0}, "d_model must be a whole number of at least 1, not 0"),
-        ({"num_heads": 0}, "num_heads must be a whole number of at least 1, not 0"),
+        ({"d_model": 0}, "d_model must be an integer of at least 1, not 0"),
+        ({"num_heads": 0}, "num_heads must be an integer of at least 1, not 0"),
         ({"num_heads": 3}, "num_heads must divide d_model, but 3 does not divide 8"),
         ({"num_heads": 8}, r"head_dim must be even, .* but it is 1 \(d_model 8, num_heads 8\)"),
         ({"head_dim": 5}, "head_dim must be even, .* but it is 5"),
         ({"num_kv_heads": 3}, "num_kv_heads must divide num_heads, but 3 does not divide 4"),
-        ({"d_ff": 0}, "d_ff must be a whole number of at least 1, not 0"),
-        ({"max_seq_len": 0}, "max_seq_len must be a whole number of at least 1, not 0"),
+        ({"d_ff": 0}, "d_ff must be an integer of at least 1, not 0"),
+        ({"max_seq_len": 0}, "max_seq_len must be an integer of at least 1, not 0"),
         ({"rope_theta": -1.0}, "theta must be greater than 0"),
         ({"eps": 0.0}, "eps must be greater than 0"),
         ({"window": 3}, "window=3 .* needs causal=True"),
-        ({"window": 0, "causal": True}, "window must be a whole number of at least 1"),
+        ({"window": 0, "causal": True}, "window must be an integer of at least 1"),
         ({"dropout": 1.0}, "dropout must be below 1"),
     ],
 )

@@ -143,7 +143,10 @@ def test_keys_that_are_missing_or_unknown_are_all_named(saved):
             {"model_type": None},
             "config.json: model_type must be prenorm_encoder_decoder for an EncoderDecoder, not null",
         ),
-        ({"num_decoder_layers": 10**9}, "a model of 1000000002 layers has several tensors in each, but only"),
+        (
+            {"num_decoder_layers": 10**9},
+            "a model of 1000000002 layers needs several tensors per layer, but there are only",
+        ),
         ({"vocab_size": 10**15, "target_vocab_size": 10**15}, r"of another shape: embedding.weight \(11, 8\) instead"),
         ({"positions": "learned"}, "missing: source_positions.embedding.weight, target_positions.embedding.weight"),
     ],
@@ -195,9 +198,11 @@ def test_a_folder_cut_short_and_a_config_that_is_no_json_are_named(saved):
 
 
 def test_a_folder_that_is_none_is_a_clear_line(tmp_path):
-    with pytest.raises(CheckpointError, match="must be a folder that holds a model, but there is no such folder"):
+    with pytest.raises(CheckpointError, match="must be the folder of a model, but there is no such folder"):
         EncoderDecoder.from_pretrained(tmp_path / "nowhere")
-    with pytest.raises(CheckpointError, match=r"holds no config.json; a model's folder has config.json and model.safe"):
+    with pytest.raises(
+        CheckpointError, match=r"a model folder must have config.json and model.safetensors, but .* has no config.json"
+    ):
         EncoderDecoder.from_pretrained(str(tmp_path))
 
 

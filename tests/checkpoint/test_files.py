@@ -131,7 +131,7 @@ def test_a_folder_that_may_not_be_written_is_said_to_be_one(old, monkeypatch, nu
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(CheckpointError, match=r"this user may not write in .*; choose another folder"):
+    with pytest.raises(CheckpointError, match=r"this user may not write to .*; choose another folder"):
         write_atomically(old, b"new")
     assert old.read_bytes() == b"old"
 

@@ -52,7 +52,7 @@ def test_the_layers_that_lack_a_tensor_are_named():
 
 def test_a_config_of_a_billion_layers_is_refused_at_once():
     with pytest.raises(
-        CheckpointError, match="a model of 1000000000 layers has several tensors in each, but only 21 are"
+        CheckpointError, match="a model of 1000000000 layers needs several tensors per layer, but there are only 21"
     ):
         check(config(num_layers=10**9), found_in(config()))
 

@@ -123,7 +123,7 @@ def test_an_interleaved_model_comes_back_half_split_with_the_same_logits(tmp_pat
 def test_a_model_of_no_family_is_saved_said_aloud_and_read_back(tmp_path, example):
     original = config(**IN_NO_FAMILY[example])
     with pytest.warns(
-        UserWarning, match="saved as model_type 'prenorm', which prenorm opens and transformers does not"
+        UserWarning, match="saved as model_type 'prenorm', which prenorm can open but transformers cannot"
     ):
         save(tmp_path, original, tensors_of(original))
     assert load(tmp_path).config == original
@@ -216,7 +216,7 @@ def test_a_config_that_is_no_json_is_named(saved):
             "meta-llama/Llama-3.2-1B",
             "nothing is downloaded, but `hf download meta-llama/Llama-3.2-1B --local-dir Llama",
         ),
-        ("/no/such/folder", r"/no/such/folder must be a folder that holds a model, but there is no such folder\.$"),
+        ("/no/such/folder", r"/no/such/folder must be the folder of a model, but there is no such folder\.$"),
     ],
 )
 def test_a_name_that_is_no_folder_is_a_clear_line(name, message):
@@ -225,9 +225,13 @@ def test_a_name_that_is_no_folder_is_a_clear_line(name, message):
 
 
 def test_a_file_and_an_empty_folder_are_clear_lines(tmp_path, saved):
-    with pytest.raises(CheckpointError, match=r"config.json is a file; give the folder that it lies in"):
+    with pytest.raises(
+        CheckpointError, match=r"config.json must be a folder, but it is a file; give the folder that contains it"
+    ):
         load(saved / "config.json")
-    with pytest.raises(CheckpointError, match=r"holds no config.json; a model's folder has config.json and model.safe"):
+    with pytest.raises(
+        CheckpointError, match=r"a model folder must have config.json and model.safetensors, but .* has no config.json"
+    ):
         load(tmp_path)
 
 
@@ -313,7 +317,7 @@ def test_a_crash_between_weights_and_config_is_noticed(saved, monkeypatch):
         load(saved)
     with pytest.raises(CheckpointError, match=r"must have been saved together, but their prenorm_save_id differ"):
         load(without_manifest(saved))
-    # The same config again, as in every checkpoint of a training: the new weights are there, and the manifest is theirs.
+    # The same config again, as in every checkpoint of a training: new weights, and their manifest.
     monkeypatch.setattr(os, "replace", rename)
     save(saved, config(), tensors_of(config()), eos_token_ids=(3,))
     monkeypatch.setattr(os, "replace", replace)

@@ -344,7 +344,7 @@ def test_what_a_message_names_and_the_file_does_not_say_is_told():
         config_from_hugging_face(fields)
     assert str(refused.value) == (
         "config.json: num_key_value_heads must divide num_attention_heads, but 8 does not divide 6; "
-        "num_key_value_heads=6 would. num_key_value_heads is absent, which means 8."
+        "num_key_value_heads=6 would. num_key_value_heads is absent, so it defaults to 8."
     )
 
 
@@ -377,8 +377,8 @@ def test_everything_that_is_missing_or_foreign_is_named_in_one_message():
     assert str(raised.value) == (
         "config.json (model_type llama) must be understood as a whole, but hidden_size is missing; "
         'final_logit_softcapping is not known; quantization_config must be null or absent, not {"quant_method": '
-        '"fp8"}; sliding_window must be null or absent, not 8; rope_scaling has rope_type "mrope", where default, '
-        "linear, dynamic, yarn, llama3, longrope are known. Nothing is "
+        '"fp8"}; sliding_window must be null or absent, not 8; rope_scaling has rope_type "mrope", but only default, '
+        "linear, dynamic, yarn, llama3, longrope are supported. Nothing is "
         "ignored, because each of these may change what the model computes."
     )
 
@@ -394,9 +394,9 @@ def test_everything_that_is_missing_or_foreign_is_named_in_one_message():
         ({"rope_theta": float("nan"), "rope_parameters": None}, "rope_theta must be a finite number, not NaN"),
         ({"rope_theta": {"__float__": "NaN"}, "rope_parameters": None}, "rope_theta must be a finite number"),
         ({"rope_theta": 10**400, "rope_parameters": None}, "rope_theta must be a finite number, not one of 1329 bits"),
-        ({"hidden_size": -24}, "hidden_size must be a whole number of at least 1, not -24"),
-        ({"hidden_size": 24.0}, "hidden_size must be a whole number of at least 1, not 24.0"),
-        ({"hidden_size": "24"}, 'hidden_size must be a whole number of at least 1, not "24"'),
+        ({"hidden_size": -24}, "hidden_size must be an integer of at least 1, not -24"),
+        ({"hidden_size": 24.0}, "hidden_size must be an integer of at least 1, not 24.0"),
+        ({"hidden_size": "24"}, 'hidden_size must be an integer of at least 1, not "24"'),
         ({"num_key_value_heads": 3}, "num_key_value_heads must divide num_attention_heads, but 3"),
         ({"head_dim": 5}, "head_dim must be even"),
         ({"max_position_embeddings": 10**9}, "max_position_embeddings must be at most 16777216, not 1000000000"),
@@ -449,9 +449,9 @@ def test_a_qwen_may_have_windows_in_some_layers(changes):
         ({"layer_types": ["chunked_attention"] * 2}, 'not "chunked_attention"'),
         ({"layer_types": ["sliding_attention"] * 3}, "layer_types must name each of the 2 layers"),
         ({"layer_types": "sliding_attention"}, "layer_types must name each of the 2 layers"),
-        ({"use_sliding_window": False}, "layer_types says sliding_attention, but"),
+        ({"use_sliding_window": False}, "layer_types has sliding_attention, but"),
         ({"use_sliding_window": "no"}, "use_sliding_window must be true or false"),
-        ({"max_window_layers": "all"}, 'max_window_layers must be a whole number of at least 0, not "all"'),
+        ({"max_window_layers": "all"}, 'max_window_layers must be an integer of at least 0, not "all"'),
     ],
 )
 def test_contradictory_qwen_windows_are_refused(changes, message):

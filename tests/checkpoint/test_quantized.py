@@ -48,7 +48,7 @@ def test_transformers_opens_the_same_weights(tmp_path, options, kind):
     for name, module in list(ours.named_modules()):
         if isinstance(module, QuantizedLinear):
             linear = Linear(module.in_features, module.out_features)
-            linear.weight.data, linear.bias = dequantize(*module.numbers()), module.bias
+            linear.weight.data, linear.bias = dequantize(*module.unpacked()), module.bias
             ours.set_submodule(name, linear)
     torch.testing.assert_close(ours(ids), theirs(ids).logits, rtol=1e-4, atol=1e-5)
 

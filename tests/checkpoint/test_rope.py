@@ -79,11 +79,11 @@ def test_the_length_before_stretching_is_the_models_own_when_it_is_not_given():
     [
         (
             {"rope_theta": 1e4, "rope_parameters": {"rope_type": "default", "rope_theta": 5e5}},
-            "contradict each other: rope_theta gives 10000.0, rope_parameters.rope_theta gives 500000.0; keep one",
+            "must agree, but rope_theta gives 10000.0, rope_parameters.rope_theta gives 500000.0; keep one",
         ),
         (
             {"rope_scaling": {"type": "default"}, "rope_parameters": LLAMA3_KEYS},
-            'contradict .*: rope_scaling gives no scaling, rope_parameters gives {"rope_type": "llama3", "factor": 8.0',
+            'must agree, .* gives no scaling, rope_parameters gives {"rope_type": "llama3", "factor": 8.0',
         ),
         (
             {"rope_scaling": LLAMA3_KEYS, "rope_parameters": {**LLAMA3_KEYS, "rope_theta": 5e5}},
@@ -95,13 +95,13 @@ def test_the_length_before_stretching_is_the_models_own_when_it_is_not_given():
         ({"rope_scaling": {"type": "linear", "factor": None}}, "rope_scaling.factor must be a finite number, not null"),
         (
             {"rope_parameters": {**LLAMA3_KEYS, "original_max_position_embeddings": 0.5}},
-            "rope_parameters.original_max_position_embeddings must be a whole number of at least 1, not 0.5",
+            "rope_parameters.original_max_position_embeddings must be an integer of at least 1, not 0.5",
         ),
         (
             {"rope_parameters": {**LLAMA3_KEYS, "high_freq_factor": 0.5}},
             "rope_parameters.high_freq_factor must be greater than low_freq_factor, but 0.5 is not greater than 1.0",
         ),
-        ({"rope_scaling": LLAMA3_KEYS, "rope_parameters": {"rope_type": "linear", "factor": 8.0}}, "contradict"),
+        ({"rope_scaling": LLAMA3_KEYS, "rope_parameters": {"rope_type": "linear", "factor": 8.0}}, "must agree"),
         ({"rope_scaling": {"type": "linear", "rope_type": "llama3", "factor": 8.0}}, '"llama3", but type is "linear"'),
         ({"rope_scaling": {"rope_type": "linear"}}, 'rope_scaling: rope_type "linear" needs factor'),
         ({"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}, "needs low_freq_factor, high_freq_factor"),
@@ -119,7 +119,7 @@ def test_every_foreign_key_is_named():
         "rope_parameters": {"rope_type": "linear", "factor": 2.0, "partial_rotary_factor": 0.5, "mscale": 1.0},
     }
     assert list(foreign_in_rope_keys(fields)) == [
-        'rope_scaling has rope_type "mrope", where default, linear, dynamic, yarn, llama3, longrope are known',
+        'rope_scaling has rope_type "mrope", but only default, linear, dynamic, yarn, llama3, longrope are supported',
         'rope_parameters.mscale is not known for rope_type "linear"',
         "rope_parameters.partial_rotary_factor must be 1.0 or absent, not 0.5",
     ]
@@ -128,7 +128,7 @@ def test_every_foreign_key_is_named():
 @pytest.mark.parametrize("rope_type", [None, 3, ["linear"]])
 def test_a_rope_type_that_is_no_name_is_refused_as_it_stands(rope_type):
     (problem,) = foreign_in_rope_keys({"rope_scaling": {"rope_type": rope_type, "factor": 2.0}})
-    assert problem.startswith(f"rope_scaling has rope_type {json.dumps(rope_type)}, where default")
+    assert problem.startswith(f"rope_scaling has rope_type {json.dumps(rope_type)}, but only default")
     assert list(foreign_in_rope_keys({"rope_scaling": [2.0]})) == ["rope_scaling must be an object or null, not [2.0]"]
 
 

@@ -36,14 +36,14 @@ def part_of(one):
         ),
         (
             lambda one: register_parametrization(part_of(one), "weight", Negated()),
-            r"q_proj.parametrizations.weight.original is what a parametrised weight is made of, not the weight; "
-            r"torch.nn.utils.parametrize.remove_parametrizations of layers.0.attn.q_proj leaves the weight itself",
+            r"q_proj.parametrizations.weight.original is an input of a parametrisation, not the weight itself; apply "
+            r"torch.nn.utils.parametrize.remove_parametrizations to layers.0.attn.q_proj",
         ),
         (
             lambda one: setattr(
                 part_of(one), "weight", nn.Parameter(TwoTensor(torch.ones(16, 16), torch.ones(16, 16)))
             ),
-            "layers.0.attn.q_proj.weight is a TwoTensor, whose numbers only its own code knows",
+            "layers.0.attn.q_proj.weight is a TwoTensor, whose storage format is known only to its own code",
         ),
         (
             lambda one: setattr(part_of(one), "weight", nn.Parameter(torch.eye(16).to_sparse())),

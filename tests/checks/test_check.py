@@ -130,7 +130,7 @@ def test_one_line_in_a_projects_own_tests() -> None:
     with pytest.raises(AssertionError, match=r"has faults:\n  residual_detached: "):
         assert_block_correct(Detached)
     assert_block_correct(Detached, allow=("residual_detached",))
-    with pytest.raises(ConfigError, match="built already"):
+    with pytest.raises(ConfigError, match="must be a class or a function that builds a block"):
         assert_block_correct(TransformerBlock(32, 4, 56))  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="a target is one of paper"):
         assert_block_correct(TransformerBlock, target="gpt")

@@ -70,7 +70,7 @@ def test_the_flags_reach_the_model(run_folder, capsys):
 
 def test_logprobs_need_json(run_folder, capsys):
     line = error_line([run_folder, "--prompt", "a", "--logprobs"], capsys)
-    assert "--logprobs are numbers for each token, which text has no place for; add --json" in line
+    assert "--logprobs needs --json, because plain text cannot include them" in line
 
 
 def test_text_ends_before_a_stop_string(run_folder, capsys):
@@ -106,9 +106,9 @@ def test_an_empty_prompt_starts_a_new_text(run_folder, capsys):
 
 def test_without_a_prompt_there_is_a_way_out(run_folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
-    assert 'there is no prompt; --prompt "def " gives one' in error_line([run_folder], capsys)
+    assert 'a prompt is needed, but there is none; give --prompt "def "' in error_line([run_folder], capsys)
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    assert "there is no prompt: standard input is empty" in error_line([run_folder], capsys)
+    assert "a prompt is needed, but standard input is empty" in error_line([run_folder], capsys)
 
 
 def test_standard_input_that_is_no_text_is_refused(run_folder, capsys, monkeypatch):
@@ -121,14 +121,14 @@ def test_standard_input_that_is_no_text_is_refused(run_folder, capsys, monkeypat
     [
         (["--temperature", "-1"], "temperature must be at least 0"),
         (["--temperature", "nan"], "temperature must be a finite number"),
-        (["--top-k", "0"], "top_k must be a whole number of at least 1"),
+        (["--top-k", "0"], "top_k must be an integer of at least 1"),
         (["--top-p", "1.1"], "top_p is a probability"),
         (["--min-p", "0"], "min_p must be greater than 0"),
         (["--repetition-penalty", "-1"], "repetition_penalty must be greater than 0"),
-        (["--seed", "-1"], "seed must be a whole number from 0"),
-        (["--max-new-tokens", "-1"], "max_new_tokens must be a whole number of at least 0"),
+        (["--seed", "-1"], "seed must be an integer from 0"),
+        (["--max-new-tokens", "-1"], "max_new_tokens must be an integer of at least 0"),
         (["--max-new-tokens", "100"], "max_new_tokens=39 would do"),
-        (["--stop", ""], "a stop string must be text of at least one character"),
+        (["--stop", ""], "a stop string must have at least one character"),
     ],
 )
 def test_flags_that_nothing_can_follow_are_refused(flags, message, run_folder, capsys):

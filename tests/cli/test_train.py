@@ -140,7 +140,15 @@ def test_a_run_ends_with_a_table_a_sample_and_the_command_that_goes_on(texts, tm
     out = tmp_path / "run"
     assert main(["train", *TINY, "--data", str(texts), "--out", str(out), "--steps", "3"]) == 0
     text = capsys.readouterr().out
-    for part in ("Read 30 documents", "Training", "step 3 of 3: loss", "this model", "gzip -9", "xz -9", "It writes"):
+    for part in (
+        "Read 30 documents",
+        "Training",
+        "step 3 of 3: loss",
+        "this model",
+        "gzip -9",
+        "xz -9",
+        "A sample, after",
+    ):
         assert part in text
     command = text.splitlines()[-2].split()
     assert command[:3] == ["prenorm", "generate", str(out)]
@@ -192,7 +200,7 @@ def test_bad_text_is_one_line_and_the_command_can_be_repeated(tmp_path, capsys, 
     ("argv", "message"),
     [
         (["--config", "missing.toml"], "the config file missing.toml cannot be read"),
-        (["--steps", "0"], "steps must be a whole number of at least 1"),
+        (["--steps", "0"], "steps must be an integer of at least 1"),
         (["--d-model", "30", "--num-heads", "4"], "num_heads must divide d_model"),
         (["--device", "abacus", "--data", __file__], "device must be one of this machine"),
         (["--tokenizer", "missing.json", "--data", __file__], "the tokenizer missing.json cannot be read"),

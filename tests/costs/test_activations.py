@@ -26,14 +26,14 @@ SHAPES = [(1, 1), (2, 2), (3, 17), (1, 64), (2, 65), (1, 257)]
 
 
 class PyTorchAlone(TorchDispatchMode):
-    """Looks on, so that no kernel of ours runs: what is left are PyTorch's ops, and its fused attention."""
+    """A dispatch mode, under which none of prenorm's kernels runs, only PyTorch's ops and its fused attention."""
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return func(*args, **(kwargs or {}))
 
 
 def hooked(call, parameters):
-    """Bytes of all storages that autograd saves while `call` runs, but those of the parameters."""
+    """Bytes of all storages that autograd saves while `call` runs, except those of parameters."""
     held = {parameter.untyped_storage().data_ptr() for parameter in parameters}
     sizes, alive = {}, []
 
@@ -153,7 +153,7 @@ def test_the_limits_of_the_kernels_are_those_of_the_kernels():
 
 @pytest.mark.parametrize("parallel", [False, True])
 def test_a_block_of_another_kind_saves_what_is_counted(parallel):
-    """GPT-2's block, written out: LayerNorm, biases, GELU, and no cosines; and both halves reading one norm."""
+    """GPT-2's block, written out: LayerNorm, biases, GELU, no rotation; optionally with both sublayers on one norm."""
     model = Architecture(
         **{"vocab_size": 7, "d_model": 24, "num_layers": 1, "num_heads": 3, "num_kv_heads": 3, "head_dim": 8},
         **{"d_ff": 40, "max_seq_len": 50, "gated": False, "norm": "layer", "norm_vectors": 2, "parallel": parallel},

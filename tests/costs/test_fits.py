@@ -50,6 +50,6 @@ def test_a_memory_is_bytes_or_a_number_and_a_unit(text, size):
 @pytest.mark.parametrize(
     "text", ["", "GB", "-1GB", "0GB", "0", "24 XB", "24GBs", "nan GB", "inf", "9" * 400 + "GB", "1e99"]
 )
-def test_what_is_no_memory_is_refused(text):
-    with pytest.raises(ConfigError, match="a memory must"):
+def test_an_invalid_memory_size_is_refused(text):
+    with pytest.raises(ConfigError, match="a memory size must"):
         parse_bytes(text)

@@ -29,7 +29,7 @@ def optimizers(model, name):
 
 
 def tracked_peak(config, batch, context, dtype, every, optimizer):
-    """The most bytes that MemTracker sees in a second step, which the optimisers' state is there for."""
+    """The peak bytes that MemTracker sees in a second step, when the optimiser state exists."""
     model = TransformerLM(config).train()
     used = optimizers(model, optimizer)
     ids, targets = (torch.zeros(batch, context, dtype=torch.int64) for _ in range(2))

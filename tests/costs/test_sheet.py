@@ -53,10 +53,10 @@ def test_every_device_has_a_source_and_figures_of_its_size():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"context": 1025}, "context must not be greater than the model's max_seq_len, but 1025 is greater than 1024"),
-        ({"context": 0}, "context must be a whole number"),
-        ({"context": 8, "batch": 0}, "batch must be a whole number"),
-        ({"context": 8, "tokens": 0}, "tokens must be a whole number"),
+        ({"context": 1025}, "context must be at most the model's max_seq_len, but 1025 is greater than 1024"),
+        ({"context": 0}, "context must be an integer"),
+        ({"context": 8, "batch": 0}, "batch must be an integer"),
+        ({"context": 8, "tokens": 0}, "tokens must be an integer"),
         ({"context": 8, "utilisation": 1.5}, "utilisation must be at most 1"),
         ({"context": 8, "utilisation": 0.0}, "utilisation must be at least 0.001"),
     ],

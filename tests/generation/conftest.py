@@ -1,4 +1,4 @@
-"""Toy models: what decoding sees, without a network."""
+"""Toy models with the interface that decoding needs, without a network."""
 
 import zlib
 from collections.abc import Iterator, Sequence
@@ -16,7 +16,7 @@ from prenorm.ops import ranges
 
 
 class Histories(list[list[int]]):
-    """The tokens of each row: a cache with just the room that it was asked for, which forgets what it is told to."""
+    """The tokens of each row: a cache of exactly the requested size, with rewind."""
 
     def __init__(self, batch_size: int, room: int, most: int) -> None:
         super().__init__([] for _ in range(batch_size))
@@ -102,7 +102,7 @@ class HistoryModel:
 
 
 class ScriptedModel(HistoryModel):
-    """Row i says scripts[i], token by token, and then 0 for ever."""
+    """Row i generates scripts[i], token by token, and then 0 forever."""
 
     def __init__(self, scripts: Sequence[Sequence[int]], vocab_size: int) -> None:
         super().__init__(vocab_size=vocab_size)
@@ -118,7 +118,7 @@ class ScriptedModel(HistoryModel):
 
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Checks on values do what they do on a GPU, where looking at a value would wait for it."""
+    """Make checks on values behave as on a GPU, where reading a value would wait for the device."""
     monkeypatch.setattr(ranges, "at_hand", lambda values: False)
     monkeypatch.setattr(Timeline, "_check_documents", lambda *args: None)
 

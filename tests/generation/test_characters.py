@@ -30,7 +30,7 @@ CHAIN = {
 
 
 class Upper:
-    """A decoder in Python, of which nothing is known."""
+    """A custom decoder in Python."""
 
     def decode_chain(self, tokens):
         return [token.upper() for token in tokens]
@@ -98,7 +98,7 @@ def sweep(tokenizer, count, seed):
                 elif choice < 0.7:
                     ids += draw.choice(characters)
                 elif choice < 0.95:
-                    ids.append(draw.randrange(256, tokenizer.get_vocab_size() + 1))  # the last one is no token
+                    ids.append(draw.randrange(256, tokenizer.get_vocab_size() + 1))  # the last one is not a token
                 else:
                     ids.append(tokenizer.token_to_id(END))
             sequences.append(ids[:12])

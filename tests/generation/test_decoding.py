@@ -61,7 +61,7 @@ def test_fewer_new_tokens_are_the_beginning_of_more(toy):
     ]
 
 
-def test_tokens_are_chosen_by_the_numbers_of_the_first_lane(toy):
+def test_tokens_are_chosen_by_the_numbers_of_the_first_substream(toy):
     numbers = random_streams(7, 1, 9)[:, 0]
     tokens = [1, 2]
     for number in numbers:
@@ -70,7 +70,7 @@ def test_tokens_are_chosen_by_the_numbers_of_the_first_lane(toy):
 
 
 def penalised(logits, tokens, penalty):
-    """Keskar et al. 2019, a token at a time."""
+    """Keskar et al. 2019, token by token."""
     logits = logits.clone()
     for token in set(tokens):
         logits[token] = logits[token] / penalty if logits[token] > 0 else logits[token] * penalty
@@ -183,7 +183,7 @@ def test_the_loop_ends_when_all_prompts_have_ended(scripted):
 def test_a_stop_sequence_ends_a_reply_across_steps_and_is_part_of_it(scripted):
     model = scripted([[4, 5, 4, 5, 6, 1], [5, 6, 1, 1, 1, 1]], vocab_size=8)
     replies = model.generate([[1], [4]], max_new_tokens=6, temperature=0, stop=[[4, 5, 6], [3]])
-    assert replies == [[4, 5, 4, 5, 6], [5, 6, 1, 1, 1, 1]]  # the second prompt's 4 is no new token
+    assert replies == [[4, 5, 4, 5, 6], [5, 6, 1, 1, 1, 1]]  # the 4 of the second prompt is not a new token
 
 
 def test_no_new_tokens_are_empty_replies_without_a_call(toy):
@@ -243,7 +243,7 @@ def test_nan_in_the_logits_raises_and_never_gives_a_token(toy, temperature):
     )
     next(steps)
     next(steps)
-    with pytest.raises(PrenormError, match="no token can be chosen after 2 new ones: the logits hold NaN"):
+    with pytest.raises(PrenormError, match="no token can be chosen after 2 new ones: the logits contain NaN"):
         next(steps)
 
 

@@ -33,7 +33,7 @@ def test_padding_stands_on_the_right_or_on_the_left():
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_what_cannot_be_padded_is_refused():
     assert pad([])[0].shape == (0, 0)
-    for rows, message in (([[1], []], "row 1 is empty"), (["ab"], "must be token ids"), ([[0.5]], "whole numbers")):
+    for rows, message in (([[1], []], "row 1 is empty"), (["ab"], "must be token ids"), ([[0.5]], "integers")):
         with pytest.raises(ConfigError, match=message):
             pad(rows)
     with pytest.raises(ConfigError, match="side must be 'left' or 'right', not 'both'"):

@@ -19,7 +19,7 @@ tied_logits = st.lists(st.integers(0, 3), min_size=1, max_size=8)
 
 
 def drawn_ids(logits, **cuts):
-    """Every token that some number in [0, 1) draws."""
+    """Every token that can be drawn by a number in [0, 1)."""
     uniforms = torch.cat(
         (torch.arange(4096, dtype=torch.float64) / 4096, torch.tensor([LARGEST_UNIFORM], dtype=torch.float64))
     )
@@ -28,7 +28,7 @@ def drawn_ids(logits, **cuts):
 
 
 def ranked(weights):
-    """Token ids, the largest first, and of equal ones the lower id."""
+    """Token ids by descending logit; of equal logits, the lower id first."""
     return sorted(range(len(weights)), key=lambda token: (-weights[token], token))
 
 
@@ -106,7 +106,7 @@ def test_the_distribution_is_that_of_the_processors_of_hugging_face(seed, penalt
     ):
         expected = processor(token_ids, expected) if processor else expected
     sampling = Sampling(repetition_penalty=penalty, temperature=temperature, top_k=top_k, top_p=top_p, min_p=min_p)
-    shares = sampling.shares(logits, tokens_seen(token_ids, None, 40)).double()
+    shares = sampling.fixed_point_probs(logits, tokens_seen(token_ids, None, 40)).double()
     torch.testing.assert_close(shares / shares.sum(-1, keepdim=True), expected.softmax(-1), atol=1e-12, rtol=0)
     assert torch.equal(shares > 0, expected > -torch.inf)
     greedy = Sampling(temperature=0, repetition_penalty=penalty)
@@ -126,7 +126,7 @@ def test_no_penalty_changes_no_bit(penalty):
     logits, seen = torch.randn(2, 9), torch.ones(2, 9, dtype=torch.bool)
     sampling = Sampling(repetition_penalty=penalty)
     assert not sampling.penalises
-    assert torch.equal(sampling.shares(logits, seen), Sampling().shares(logits))
+    assert torch.equal(sampling.fixed_point_probs(logits, seen), Sampling().fixed_point_probs(logits))
 
 
 def test_the_penalty_of_half_precision_logits_makes_no_ties():
@@ -146,11 +146,11 @@ def test_a_penalty_that_leaves_no_finite_maximum_gives_minus_1(temperature):
 def test_any_leading_dims_are_rows():
     logits, uniforms = torch.randn(2, 3, 9), torch.rand(2, 3, dtype=torch.float64)
     sampling = Sampling(top_k=5, top_p=0.9, min_p=0.1)
-    tokens = draw(sampling.shares(logits), uniforms)
+    tokens = draw(sampling.fixed_point_probs(logits), uniforms)
     assert torch.equal(tokens.flatten(), sampling.choose(logits.flatten(0, 1), uniforms.flatten()))
 
 
-def test_from_a_row_without_shares_nothing_is_drawn():
+def test_a_row_of_probability_0_gives_no_token():
     shares = torch.tensor([[0, 0, 0], [0, 5, 0]])
     assert draw(shares, zeros(2)).tolist() == [-1, 1]
 
@@ -224,14 +224,14 @@ def test_streams_are_philox_with_the_stream_as_key():
     assert random_streams(123, 5, 8)[:, 4].tolist() == expected
 
 
-def test_a_lane_is_the_highest_word_of_the_counter():
-    words = [word for counter in (1, 2) for word in philox_4x64(counter, (123, 4), lane=2)]
-    assert random_streams(123, 5, 8, lane=2)[:, 4].tolist() == [(word >> 11) * 2.0**-53 for word in words]
+def test_a_substream_is_the_highest_word_of_the_counter():
+    words = [word for counter in (1, 2) for word in philox_4x64(counter, (123, 4), substream=2)]
+    assert random_streams(123, 5, 8, substream=2)[:, 4].tolist() == [(word >> 11) * 2.0**-53 for word in words]
 
 
-def philox_4x64(counter, key, lane=0):
-    """Ten rounds of Salmon et al. 2011, in Python's whole numbers."""
-    x, mask = [counter, 0, 0, lane], 2**64 - 1
+def philox_4x64(counter, key, substream=0):
+    """Ten rounds of Salmon et al. 2011, in Python's integers."""
+    x, mask = [counter, 0, 0, substream], 2**64 - 1
     for key_0, key_1 in itertools.islice(zip(itertools.count(key[0], 0x9E3779B97F4A7C15),
                                              itertools.count(key[1], 0xBB67AE8584CAA73B)), 10):  # fmt: skip
         product_0, product_1 = 0xD2E7470EE14C6C93 * x[0], 0xCA5A826395121157 * x[2]
@@ -250,7 +250,7 @@ def philox_4x64(counter, key, lane=0):
         ({"temperature": -0.5}, "temperature must be at least 0"),
         ({"temperature": math.nan}, "temperature must be a finite number"),
         ({"temperature": math.inf}, "temperature must be a finite number"),
-        ({"top_k": 0}, "top_k must be a whole number of at least 1, not 0"),
+        ({"top_k": 0}, "top_k must be an integer of at least 1, not 0"),
         ({"top_p": 0.0}, "top_p must be greater than 0"),
         ({"top_p": 1.5}, "top_p is a probability, but 1.5 is greater than 1"),
         ({"top_p": math.nan}, "top_p must be a finite number"),

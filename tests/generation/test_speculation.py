@@ -12,7 +12,7 @@ from prenorm import ModelConfig, TransformerLM
 from prenorm.errors import ConfigError, PrenormError, RangeError
 from prenorm.generation.replies import NOTHING
 from prenorm.generation.sampling import Sampling, draw, random_streams
-from prenorm.generation.speculation import LANES, judge
+from prenorm.generation.speculation import SUBSTREAMS, judge
 from prenorm.layers.timeline import Timeline
 
 from .conftest import Histories, HistoryModel
@@ -31,7 +31,7 @@ CUTS = {
 
 
 class HalfRight(HistoryModel):
-    """A draft that is the model itself at every other length of the text, and somebody else in between."""
+    """A draft that equals the model at every other length of the text, and differs in between."""
 
     def logits(self, history):
         return HistoryModel.logits(self, history) * (1 if len(history) % 2 else -1)
@@ -85,7 +85,7 @@ def test_a_draft_that_is_the_model_gives_the_tokens_that_come_without_one(prompt
 
 
 def chi_square(counts, probabilities):
-    """How far counts are from what they should be, and the degrees of freedom; rare outcomes are one."""
+    """The chi-squared statistic of counts, and its degrees of freedom; rare outcomes are pooled."""
     expected = counts.sum() * probabilities
     rare = expected < 5
     assert counts[expected == 0].sum() == 0
@@ -102,7 +102,7 @@ def largest_chi_square(degrees):
 
 
 def distribution(model, sampling, history):
-    """The probabilities of the token after `history` in float64, worked out on its own."""
+    """The probabilities of the token after `history` in float64, computed independently."""
     logits = model.logits(history).double()
     seen = torch.zeros(len(logits), dtype=torch.bool)
     seen[history] = True
@@ -152,14 +152,14 @@ VOCAB, MANY = 6, 40_000
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize(("keep_model", "keep_draft"), [(VOCAB, VOCAB), (3, VOCAB), (VOCAB, 2), (2, 3)])
 def test_judged_tokens_have_the_distribution_of_the_model(keep_model, keep_draft):
-    """Two drafted places: what stands at the first, and behind an accepted first at the second, is drawn from p."""
+    """With two drafted tokens, the first, and the second after an accepted first, are distributed as p."""
     generator = torch.Generator().manual_seed(keep_model * 10 + keep_draft)
     logits = 2 * torch.randn(2, 3, VOCAB, generator=generator)
     logits[1] = (logits[0] + logits[1]) / 2  # half right, so that the last place is reached often
-    p = Sampling(top_k=keep_model).shares(logits[0])
-    q = Sampling(top_k=keep_draft).shares(logits[1])
+    p = Sampling(top_k=keep_model).fixed_point_probs(logits[0])
+    q = Sampling(top_k=keep_draft).fixed_point_probs(logits[1])
     q[-1] = 0
-    uniforms = torch.stack([random_streams(3, MANY, 3, lane=lane).T for lane in range(LANES)])
+    uniforms = torch.stack([random_streams(3, MANY, 3, substream=i).T for i in range(SUBSTREAMS)])
     # The same three places for all rows: what stands at the second does not depend on the first.
     p, q = p.expand(MANY, -1, -1), q.expand(MANY, -1, -1)
     tokens, accepted = judge(p, q, draw(q, uniforms[0]), torch.full((MANY,), 2), uniforms)
@@ -175,10 +175,10 @@ def test_judged_tokens_have_the_distribution_of_the_model(keep_model, keep_draft
 
 
 def test_a_token_rejected_by_rounding_alone_gives_way_to_one_of_the_model():
-    """p < q at token 0 by one rounding, and nowhere is p - q a whole share."""
+    """p < q at token 0 by one rounding, and p - q is below one unit everywhere."""
     model, draft = [[2**51 - 1, 2**51]], [[2**51, 2**51]]
     shares = [torch.tensor([[*rows, [0, 0]]]) for rows in (model, draft)]
-    uniforms = torch.full((LANES, 1, 2), 1 - 2.0**-53, dtype=torch.float64)
+    uniforms = torch.full((SUBSTREAMS, 1, 2), 1 - 2.0**-53, dtype=torch.float64)
     tokens, accepted = judge(*shares, torch.tensor([[0, NOTHING]]), torch.tensor([1]), uniforms)
     assert (tokens.tolist(), accepted.tolist()) == ([[1, NOTHING]], [0])
 
@@ -234,7 +234,7 @@ def test_a_step_gives_a_token_to_every_row_that_has_not_ended():
 
 def test_a_row_that_is_ahead_waits_for_the_others_and_computes_no_more_when_it_has_ended():
     class Uneven(HistoryModel):
-        """Right after the texts of the first row, wrong after others."""
+        """Right after the texts of the first row, wrong after all others."""
 
         def logits(self, history):
             return HistoryModel.logits(self, history) * (1 if history[0] == 1 else -1)
@@ -264,13 +264,13 @@ def test_logprobs_are_the_models_own_whatever_the_draft_and_the_cuts():
 
 
 def test_penalised_draft_and_model_see_the_same_tokens():
-    """A draft that is the model is always right only if it is changed likewise at every place."""
+    """A draft equal to the model is always right only if the same penalty applies at every position."""
     model = HistoryModel()
     model.generate([[1, 2, 3]] * 20, draft=HistoryModel(), repetition_penalty=3.0, max_new_tokens=11, seed=0)
     assert [ids.shape[1] for ids, _ in model.calls] == [3, 5, 5]
 
 
-def test_nothing_to_write_asks_nobody():
+def test_with_nothing_to_decode_no_model_is_called():
     model, draft = HistoryModel(), HistoryModel()
     assert model.generate(RAGGED, draft=draft, max_new_tokens=0) == [[], [], []]
     assert model.generate([], draft=draft) == []
@@ -289,7 +289,7 @@ def test_nan_raises_where_it_would_choose_and_says_whose_it_is(broken, temperatu
     steps = model.stream([[1], [1]], draft=draft, max_new_tokens=9, temperature=temperature, seed=0)
     assert [len(next(steps)) for _ in range(3)] == [2, 2, 2]
     whose = "the draft's logits" if broken == "draft" else "the logits"
-    with pytest.raises(PrenormError, match=f"no token can be chosen after 3 new ones: {whose} hold NaN"):
+    with pytest.raises(PrenormError, match=f"no token can be chosen after 3 new ones: {whose} contain NaN"):
         next(steps)
 
 
@@ -309,10 +309,18 @@ def test_nan_after_a_reply_has_ended_disturbs_nobody():
 @pytest.mark.parametrize(
     ("options", "error", "message"),
     [
-        ({"draft": HistoryModel(vocab_size=12)}, ConfigError, "vocab_size, but it has 12 and the model 11; a draft is"),
-        ({"draft_tokens": 0}, ConfigError, "draft_tokens must be a whole number of at least 1, not 0"),
-        ({"draft_tokens": 2.0}, ConfigError, "draft_tokens must be a whole number of at least 1, not 2.0"),
-        ({"cache": [[9]]}, ConfigError, "has to read all that the model has read; leave out the cache, or the draft"),
+        (
+            {"draft": HistoryModel(vocab_size=12)},
+            ConfigError,
+            "vocab_size, but it has 12 and the model 11; use a smaller model",
+        ),
+        ({"draft_tokens": 0}, ConfigError, "draft_tokens must be an integer of at least 1, not 0"),
+        ({"draft_tokens": 2.0}, ConfigError, "draft_tokens must be an integer of at least 1, not 2.0"),
+        (
+            {"cache": [[9]]},
+            ConfigError,
+            "must read everything that the model has read, .*; leave out the cache or the draft",
+        ),
         ({"max_new_tokens": 20}, RangeError, "into the draft's max_seq_len, .* max_new_tokens=10 would do"),
     ],
 )
@@ -355,7 +363,7 @@ REPLIES = {"max_new_tokens": 30, "eos_token_id": (4,)}
 
 
 def a_model(seed=0, dtype=torch.float64, **sizes):
-    """Fresh weights would say one token for ever."""
+    """A model that generates varied tokens: with fresh weights it would repeat one."""
     sizes = {"d_model": 16, "num_layers": 2, "num_heads": 2, "max_seq_len": 40, **sizes}
     generator = torch.Generator().manual_seed(seed)
     model = TransformerLM(ModelConfig(11, **sizes), dtype=dtype).eval()
@@ -365,7 +373,7 @@ def a_model(seed=0, dtype=torch.float64, **sizes):
 
 
 def nearly(model):
-    """A model that is often, but not always, of the same opinion."""
+    """A model that often, but not always, agrees with the other."""
     twin = copy.deepcopy(model)
     twin.lm_head.weight.data[::3] *= 0.7
     return twin
@@ -431,10 +439,10 @@ def test_a_full_context_can_be_used_to_the_last_place():
     ("options", "message"),
     [
         ({"draft": HistoryModel()}, "a draft must be a TransformerLM, not a HistoryModel"),
-        ({"draft_tokens": 3}, "draft_tokens needs a draft to draw them; give one, or leave draft_tokens out"),
+        ({"draft_tokens": 3}, "draft_tokens needs a draft; give one, or leave draft_tokens out"),
         ({"draft": TransformerLM(ModelConfig(11, 4, 1, 1), device="meta")}, r"on the model's device, cpu, .* on meta"),
         ({"draft": TransformerLM(ModelConfig(12, 4, 1, 1))}, "vocab_size, but it has 12 and the model 11"),
-        ({"draft": TransformerLM(ModelConfig(11, 4, 1, 1)), "draft_tokens": 0}, "draft_tokens must be a whole number"),
+        ({"draft": TransformerLM(ModelConfig(11, 4, 1, 1)), "draft_tokens": 0}, "draft_tokens must be an integer"),
     ],
 )
 def test_a_language_model_refuses_what_is_no_draft_for_it(options, message):

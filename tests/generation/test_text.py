@@ -43,7 +43,7 @@ def llama_like():
 
 
 def whole_pieces(pieces):
-    """Every token is a piece of text as it stands."""
+    """Every token stands for its own text."""
     tokens = [END, "go", *dict.fromkeys(pieces)]
     tokenizer = Tokenizer(models.WordLevel({token: index for index, token in enumerate(tokens)}, unk_token="go"))
     tokenizer.decoder = decoders.Fuse()
@@ -55,7 +55,7 @@ BYTES, MERGED, LLAMA = byte_level_bpe(), byte_level_bpe(300), llama_like()
 
 @pytest.fixture(scope="session")
 def saying(scripted):
-    """A generator whose model says these tokens, one list a prompt."""
+    """A generator whose model generates these tokens, one list per prompt."""
 
     def build(tokenizer, *scripts, **options):
         return TextGenerator(scripted(scripts, tokenizer.get_vocab_size()), tokenizer, **options)
@@ -222,7 +222,7 @@ def test_the_models_own_end_of_text_comes_before_the_tokenizers(scripted):
     assert (completion.finish_reason, len(completion.token_ids)) == ("eos", 2)
 
 
-def test_without_max_new_tokens_the_model_writes_128_or_as_many_as_it_has_room_for(saying):
+def test_max_new_tokens_defaults_to_128_or_the_room_that_is_left(saying):
     generator = saying(BYTES, [5], eos_token_id=())
     assert len(generator.generate(["x"])[0].token_ids) == 128
     generator._model.max_seq_len = 20
@@ -239,11 +239,11 @@ def test_errors_come_at_the_call(saying):
     generator = saying(BYTES, [1])
     with pytest.raises(ConfigError, match="temperature must be at least 0"):
         generator.stream("x", temperature=-1)
-    with pytest.raises(ConfigError, match="a stop string must be text of at least one character, not ''"):
+    with pytest.raises(ConfigError, match="a stop string must have at least one character, not be ''"):
         generator.stream("x", stop=["end", ""])
     with pytest.raises(ConfigError, match=r"must be a list of texts, not one text; \['x'\] would do"):
         generator.generate("x")
-    with pytest.raises(ConfigError, match=r"character 1 of one is no character: '\\udcff'"):
+    with pytest.raises(ConfigError, match=r"character 1 of one is the lone surrogate '\\udcff'"):
         generator.stream("x\udcff")
 
 
@@ -274,7 +274,7 @@ def test_with_a_draft_too_pieces_are_whole_characters_and_stop_strings_are_cut(p
 
 @pytest.fixture(scope="session")
 def speaking(make_toy):
-    """A generator whose model says a text after any prompt, and a draft that is wrong at every third token."""
+    """A generator whose model generates one text after any prompt, and a draft that is wrong at every third token."""
 
     class Speaker(make_toy):
         max_seq_len = 400
@@ -315,8 +315,8 @@ def test_logprobs_stand_beside_the_tokens_on_request(saying):
     assert completion == Completion("x", "a", script[:2], "stop", [0.0, 0.0])
 
 
-def test_a_stream_of_text_has_no_place_for_logprobs(saying):
-    with pytest.raises(ConfigError, match=r"no place for logprobs; generate\(\[prompt\], logprobs=True\) gives them"):
+def test_a_text_stream_does_not_support_logprobs(saying):
+    with pytest.raises(ConfigError, match=r"does not support logprobs; generate\(\[prompt\], logprobs=True\) does"):
         saying(BYTES, [1]).stream("x", logprobs=True)
 
 

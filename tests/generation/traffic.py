@@ -1,4 +1,4 @@
-"""What passes between Python and the device. A CPU never waits, so the calls that would on a GPU are counted."""
+"""Counting transfers between Python and the device: on a CPU, the calls that would wait on a GPU are counted."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -49,7 +49,7 @@ class Traffic(TorchDispatchMode):
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What a toy model does inside is not decoding's."""
+        """Exclude what a toy model does inside."""
         before, self._paused = self._paused, True
         yield
         self._paused = before
@@ -66,7 +66,7 @@ class Traffic(TorchDispatchMode):
             calls.append(name)
 
     def unheard(self, function: Any) -> Any:
-        """The function, with what it does left out of the count."""
+        """The function, excluded from the count."""
 
         def quiet(*args: Any, **kwargs: Any) -> Any:
             with self.paused():

@@ -61,17 +61,17 @@ def test_an_odd_head_dim_is_fine_without_a_rope():
     ("options", "message"),
     [
         ({"window": 4}, "window=4 .* needs causal=True"),
-        ({"window": 0, "causal": True}, "window must be a whole number of at least 1, not 0"),
+        ({"window": 0, "causal": True}, "window must be an integer of at least 1, not 0"),
         ({"num_kv_heads": 3}, "num_kv_heads must divide num_heads, but 3 does not divide 4; num_kv_heads=2 would"),
         ({"num_kv_heads": 8}, "num_kv_heads must divide num_heads, but 8 does not divide 4"),
         ({"num_heads": 3}, "num_heads must divide d_model, but 3 does not divide 8"),
         ({"dropout": 1.0}, "dropout must be below 1"),
         ({"dropout": -0.1}, "dropout must be at least 0"),
-        ({"rope": RotaryEmbedding(6, 4)}, "the rope turns head_dim 6, but the heads have 2"),
+        ({"rope": RotaryEmbedding(6, 4)}, "rope.head_dim must equal .* it is 6 and head_dim is 2; .*2, .... would do"),
         ({"eps": 0.0, "qk_norm": True}, "eps must be greater than 0"),
     ],
 )
-def test_numbers_that_no_attention_can_have_are_refused(options, message):
+def test_invalid_sizes_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         SelfAttention(**{"d_model": 8, "num_heads": 4, **options})
 
@@ -109,7 +109,7 @@ def test_a_cache_needs_causal_attention_one_batch_dim_and_one_document_a_row():
     refused(layer, x[None], ShapeError, r"with a cache x must be \(batch, seq, d_model\)", cache=cache)
     for several in ([0, 0, 1], [0, -1, 0]):
         ids = torch.tensor([[0, 0, 0], several])
-        message = "a row holds one document.* row 1 "
+        message = "a row must be one document.* row 1 "
         refused(layer, x, ConfigError, message, cache=cache, segment_ids=ids)
     assert cache.lengths.tolist() == [0, 0]
 

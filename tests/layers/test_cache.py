@@ -32,7 +32,7 @@ def test_another_number_of_layers_is_refused():
 def test_tokens_count_once_every_layer_has_them():
     cache = KVCache([cache_for(), cache_for()])
     keys, values = keys_values(seq=7)
-    pieces = ((0, 0, 5), (0, 5, 7), (1, 0, 3), (1, 3, 7))  # layer by layer, each in chunks of its own
+    pieces = ((0, 0, 5), (0, 5, 7), (1, 0, 3), (1, 3, 7))  # layer by layer, each in different chunks
     counted = [[0, 0], [0, 0], [3, 3], [7, 7]]
     for (layer, start, stop), lengths in zip(pieces, counted, strict=True):
         held, _, _ = append(cache[layer], keys[:, :, start:stop], values[:, :, start:stop])
@@ -42,7 +42,7 @@ def test_tokens_count_once_every_layer_has_them():
     cache.check(2)
 
 
-def test_so_they_do_where_rows_differ():
+def test_tokens_of_ragged_rows_count_once_every_layer_has_them():
     cache, real = KVCache([cache_for(), cache_for()]), torch.tensor([[True, True, False], [False, True, True]])
     keys, values = keys_values(seq=4)
     for layer in cache:
@@ -75,7 +75,7 @@ def test_a_layer_that_stores_more_or_less_than_the_others_is_noticed_at_the_next
     with one_pass(cache):
         append(cache[0], *keys_values(seq=2))
         for _ in range(times):
-            append(cache[1], *keys_values(seq=2))  # as a block that stands in two places of a model does
+            append(cache[1], *keys_values(seq=2))  # as a block used twice in a model does
     with pytest.raises(ShapeError, match="must hold the same tokens, but they hold"):
         cache.check(2)
 
@@ -90,27 +90,27 @@ def test_rewinding_takes_tokens_back_from_all_layers():
     for layer in cache:
         _, _, places = append(layer, *keys_values(seq=1))
         assert {int(place) for place in places[0]} >= {5, 6, 7}
-    with pytest.raises(RangeError, match=r"no more than 2 tokens behind .* row 0 would go back 3"):
-        cache.rewind(torch.tensor([2, 0]))  # as far as every ring remembers
+    with pytest.raises(RangeError, match=r"at most 2 tokens .* row 0 would go back 3"):
+        cache.rewind(torch.tensor([2, 0]))  # as far as every ring allows
 
 
 @pytest.mark.parametrize("what", ["rewind", "reset"])
-def test_a_layer_goes_back_with_the_others_alone(what):
+def test_a_layer_is_rewound_and_reset_only_with_the_others(what):
     cache = KVCache([cache_for(), cache_for()])
     given = (torch.tensor([0, 0]),) if what == "rewind" else ()
-    with pytest.raises(ConfigError, match=f"so they {what} together: call {what} on the KVCache"):
+    with pytest.raises(ConfigError, match=f"{what} was called on one of them; call {what} on the KVCache"):
         getattr(cache[0], what)(*given)
 
 
 def test_layers_of_one_cache_fit_together():
     for wrong in ([cache_for(), cache_for(3)], [cache_for(), filled(2)]):
-        with pytest.raises(ShapeError, match="one batch size, one max_seq_len and the same tokens, but have"):
+        with pytest.raises(ShapeError, match="the same batch size, max_seq_len and tokens, but have"):
             KVCache(wrong)
     cache = KVCache([filled(2), filled(2)])
     assert cache.lengths.tolist() == [2, 2]
     assert KVCache(cache.layers).lengths.tolist() == [2, 2]
     for wrong in (cache[:1], [cache[0], cache_for()], [one := cache_for(), one]):
-        with pytest.raises(ShapeError, match="belong to no other cache, each of them once"):
+        with pytest.raises(ShapeError, match="distinct layers that belong to no other cache"):
             KVCache(wrong)
     for layer in cache:
         append(layer, *keys_values(seq=1))

@@ -25,9 +25,9 @@ def test_d_ff_is_the_width_that_is_built():
 
 @pytest.mark.parametrize("layer", [SwiGLU, FeedForward])
 def test_a_width_that_is_no_size_is_refused_by_its_name(layer):
-    with pytest.raises(ConfigError, match="d_ff must be a whole number of at least 1, not 0"):
+    with pytest.raises(ConfigError, match="d_ff must be an integer of at least 1, not 0"):
         layer(4, 0)
-    with pytest.raises(ConfigError, match="d_model must be a whole number of at least 1, not 0"):
+    with pytest.raises(ConfigError, match="d_model must be an integer of at least 1, not 0"):
         layer(0, 4)
 
 

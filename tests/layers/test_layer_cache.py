@@ -25,7 +25,7 @@ def keys_values(batch=2, seq=1, *, heads=3, head_dim=4, seed=0, dtype=torch.floa
 
 
 def append(cache, k, v, real=None, *, exact=False):
-    """What attention does with a cache, in a call of its own: the keys and values to attend to, and their places."""
+    """Store in one call, as attention does: the keys and values to attend to, and their positions."""
     segment_ids = None if real is None else torch.where(real, 0, -1)
     with one_pass(cache):
         with patch.object(Timeline, "_check_documents"):  # padding anywhere, gaps too
@@ -39,7 +39,7 @@ def append(cache, k, v, real=None, *, exact=False):
 
 
 def contents(cache):
-    """Everything that a cache holds."""
+    """The whole content of a cache."""
     held, timeline = cache.lengths.max() if len(cache.lengths) else 0, cache.timeline
     return (
         cache.keys[:, :, :held].tolist(),
@@ -54,7 +54,7 @@ def contents(cache):
 
 
 def by_place(held, places, row):
-    """The keys (or values) that a row was given, by their places, each at most once."""
+    """The keys (or values) given to a row, by position, each at most once."""
     places = torch.arange(held.shape[2]) if places is None else places
     found = [(int(place), held[row, :, i]) for i, place in enumerate(places if places.ndim == 1 else places[row])]
     found = [(place, key) for place, key in found if place >= 0]
@@ -73,7 +73,7 @@ def test_chunks_of_any_size_come_back_joined(sizes, batch, seed):
         assert cache.lengths.tolist() == [stop] * batch
 
 
-chunks_of_rows = st.lists(  # each a chunk: for both rows which of its tokens are real, or None for all; and its length
+chunks_of_rows = st.lists(  # for each chunk: which tokens of both rows are not padding, or None for all; and its length
     st.integers(0, 7).flatmap(
         lambda seq: st.tuples(
             st.just(seq),
@@ -88,8 +88,10 @@ chunks_of_rows = st.lists(  # each a chunk: for both rows which of its tokens ar
 @pytest.mark.parametrize("grad", [False, True])
 @given(st.sampled_from([None, 1, 2, 5, 100]), st.integers(0, 2), chunks_of_rows, st.integers(0, 9), seeds)
 @settings(max_examples=150)
-def test_tokens_are_given_all_that_they_may_see_and_padding_is_never_stored(grad, window, rewind, chunks, more, seed):
-    # Just enough room, or a little more: how long the longest row is may only then have to be known exactly.
+def test_tokens_get_all_keys_that_they_may_attend_to_and_padding_is_never_stored(
+    grad, window, rewind, chunks, more, seed
+):
+    # Just enough room, or a little more: only then does the exact length of the longest row matter.
     counts = [[seq if real is None else sum(real[row]) for seq, real in chunks] for row in range(2)]
     room = max(1, *map(sum, counts)) + more
     cache = cache_for(max_seq_len=room, window=window, rewind=rewind)
@@ -114,10 +116,10 @@ def test_tokens_are_given_all_that_they_may_see_and_padding_is_never_stored(grad
 
 def places(cache, seq, real=None):
     segment_ids = None if real is None else torch.where(torch.tensor(real), 0, -1)
-    return cache.arrive(torch.empty(2, seq, 1), segment_ids).places.tolist()
+    return cache.arrive(torch.empty(2, seq, 1), segment_ids).cache_positions.tolist()
 
 
-def test_places_count_each_rows_own_tokens():
+def test_positions_count_each_rows_own_tokens():
     cache = cache_for()
     assert places(cache, 2) == [0, 1]  # of all rows
     append(cache, *keys_values(seq=3), torch.tensor([[False, True, True], [True, False, False]]))
@@ -125,7 +127,7 @@ def test_places_count_each_rows_own_tokens():
     assert places(cache, 2, [[True, False], [False, True]]) == [[2, -1], [-1, 1]]
 
 
-def test_what_is_stored_is_a_constant_and_what_comes_is_not():
+def test_stored_tokens_are_constants_and_new_ones_get_gradients():
     for real in (None, torch.tensor([[False, True], [True, True]])):
         cache = cache_for()
         first, second = ([x.requires_grad_() for x in keys_values(seq=2, seed=seed)] for seed in (0, 9))
@@ -136,7 +138,7 @@ def test_what_is_stored_is_a_constant_and_what_comes_is_not():
         assert second[0].grad[:, :, -1].all()
 
 
-def test_tokens_to_come_leave_earlier_gradients_alone():
+def test_later_tokens_do_not_change_earlier_gradients():
     cache, first = cache_for(), [x.requires_grad_() for x in keys_values(seq=2)]
     held, *_ = append(cache, *first)
     loss = held.square().sum()
@@ -151,10 +153,14 @@ WRONG = {
         ShapeError,
         "made for batch size 2, but x has batch size 3",
     ),
-    "heads": ({"heads": 1}, ShapeError, r"made for batch size 2, 3 key heads and head_dim 4.*\(2, 1, 1, 4\)"),
-    "head_dim": ({"head_dim": 6}, ShapeError, r"made for batch size 2, 3 key heads and head_dim 4.*\(2, 3, 1, 6\)"),
+    "heads": ({"heads": 1}, ShapeError, r"made for batch size 2, 3 key.value heads and head_dim 4.*\(2, 1, 1, 4\)"),
+    "head_dim": (
+        {"head_dim": 6},
+        ShapeError,
+        r"made for batch size 2, 3 key.value heads and head_dim 4.*\(2, 3, 1, 6\)",
+    ),
     "dtype": ({"dtype": torch.float32}, ShapeError, "holds torch.float64, but the keys are torch.float32"),
-    "room": ({"seq": 3}, RangeError, "at most max_seq_len = 4 tokens, but 2 are in it and 3 more are to come"),
+    "room": ({"seq": 3}, RangeError, "at most max_seq_len = 4 tokens, but it has 2 and this call adds 3"),
 }
 
 
@@ -169,7 +175,7 @@ def test_what_does_not_fit_is_refused_and_changes_nothing(wrong, error, message,
     assert contents(cache) == before
 
 
-def test_it_can_be_filled_to_the_last_place():
+def test_it_can_be_filled_to_the_last_slot():
     for real in (None, torch.ones(2, 4, dtype=torch.bool)):
         cache = cache_for(max_seq_len=4)
         held, *_ = append(cache, *keys_values(seq=4), real)
@@ -189,7 +195,7 @@ def test_padding_needs_no_room():
     st.integers(0, 6),
     seeds,
 )
-def test_what_was_taken_back_was_never_there(window, steps, last, seed):
+def test_rewound_tokens_leave_no_trace(window, steps, last, seed):
     cache = cache_for(max_seq_len=60, window=window, rewind=3)
     tokens: list[list[torch.Tensor]] = [[], []]
     for i, (seq, back) in enumerate([*steps, (last, (0, 0))]):
@@ -219,13 +225,15 @@ def filled(seq, **options):
 
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize(("window", "rewind"), [(None, 0), (3, 2)])
-def test_more_than_there_is_or_than_a_ring_remembers_cannot_be_taken_back(window, rewind):
+def test_it_cannot_rewind_more_tokens_than_it_holds_or_a_ring_keeps(window, rewind):
     cache = filled(8, window=window, rewind=rewind)
-    for bad, message in (([-1, 0], "has 8 and should forget -1"), ([0, 9], "row 1 has 8 and should forget 9")):
-        with pytest.raises(RangeError, match=f"a row can forget from 0 to all of its tokens, but .*{message}"):
+    for bad, message in (([-1, 0], "has 8 tokens and counts -1"), ([0, 9], "row 1 has 8 tokens and counts 9")):
+        with pytest.raises(
+            RangeError, match=f"counts must be from 0 to the number of tokens in the row, but .*{message}"
+        ):
             cache.rewind(torch.tensor(bad))
     for no_counts in (torch.tensor([0]), torch.tensor([1.0, 0.0]), torch.tensor([True, False]), [1, 0], 1, None):
-        with pytest.raises(ShapeError, match=r"one number a row|counts must be (a tensor of )?int64"):
+        with pytest.raises(ShapeError, match=r"one number per row|counts must be (a tensor of )?int64"):
             KVCache([cache]).rewind(no_counts)
     assert cache.lengths.tolist() == [8, 8]
     cache.rewind(torch.tensor([2, 0]))
@@ -235,15 +243,13 @@ def test_more_than_there_is_or_than_a_ring_remembers_cannot_be_taken_back(window
         assert cache.lengths.tolist() == [0, 0]
         return
     # Row 0 has 7 now and had 8: of the ring's 2 spare tokens one is left.
-    with pytest.raises(
-        RangeError, match=r"no more than 2 tokens behind .* row 0 would go back 3; make_cache\(rewind=3"
-    ):
+    with pytest.raises(RangeError, match=r"at most 2 tokens .* row 0 would go back 3; make_cache\(rewind=3"):
         cache.rewind(torch.tensor([2, 0]))
     cache.rewind(torch.tensor([1, 2]))
 
 
-def test_how_long_the_longest_row_is_may_be_said():
-    for said, longest in ((None, 7), (7, 7), (8, 8)):  # or at least how long
+def test_the_length_of_the_longest_row_may_be_given():
+    for said, longest in ((None, 7), (7, 7), (8, 8)):  # or an upper bound
         cache = filled(8)
         cache.rewind(torch.tensor([2, 1]), longest=said)
         assert cache.timeline.longest == longest
@@ -280,7 +286,7 @@ def test_a_call_that_fails_leaves_the_cache_as_it_was(nested, window):
     with pytest.raises(KeyboardInterrupt):
         fail()
     assert contents(cache) == before
-    call(cache, 1, documents=[5, 5])  # what failed was of no document either
+    call(cache, 1, documents=[5, 5])  # the failed call left no document either
     assert cache.lengths.tolist() == [3, 3]
 
 
@@ -289,7 +295,7 @@ def test_tokens_count_when_the_outermost_call_is_done():
     with one_pass(cache):
         call(cache, 2)
         assert cache.timeline.longest == 0
-        call(cache, 1)  # after those before
+        call(cache, 1)  # after the earlier ones
     assert cache.lengths.tolist() == [3, 3]
     assert torch.equal(cache.keys[:, :, :2], keys_values(seq=2)[0])
     assert torch.equal(cache.keys[:, :, 2:3], keys_values(seq=1)[0])
@@ -306,8 +312,8 @@ def test_a_call_that_fails_when_a_ring_was_overwritten_is_noticed_if_that_was_ne
             seen = [by_place(append(one, *keys_values(seed=5))[0], append_places(one), 0) for one in (cache, other)]
             assert all(torch.equal(seen[0][place], seen[1][place]) for place in (6, 7, 8))
             cache.rewind(torch.tensor([0, 0]))
-            if rewind:  # the tokens of the call that failed have used up the ring's spare ones
-                cache.rewind(torch.tensor([1, 0]))  # of that which was stored since
+            if rewind:  # the failed call has used up the spare slots of the ring
+                cache.rewind(torch.tensor([1, 0]))  # a token stored since
                 with pytest.raises(RangeError, match="row 0 would go back 3"):
                     cache.rewind(torch.tensor([1, 0]))
             return
@@ -319,8 +325,8 @@ def test_a_call_that_fails_when_a_ring_was_overwritten_is_noticed_if_that_was_ne
 
 
 def append_places(cache):
-    """The places of what the last call gave, one token in a ring that is full."""
-    return cache._places_held(None, cache.timeline.longest, cache.slots)
+    """The positions of the keys in a full ring after a call with one token."""
+    return cache._positions_held(None, cache.timeline.longest, cache.slots)
 
 
 def test_a_row_without_tokens_has_no_document():
@@ -329,10 +335,10 @@ def test_a_row_without_tokens_has_no_document():
     cache.rewind(torch.tensor([3, 1]))
     call(cache, 1, documents=[6, 5])
     for documents, message in (
-        ([[6], [6]], r"row 1 has segment ids \[6\], after those of document 5 in the cache"),
+        ([[6], [6]], r"row 1 has segment ids \[6\], and the cache holds document 5"),
         (
             [[6, -1, 6], [5, 5, 5]],
-            r"row 0 has segment ids \[6, -1, 6\], after those of document 6 in the cache; use one",
+            r"row 0 has segment ids \[6, -1, 6\], and the cache holds document 6; use one",
         ),
     ):
         ids = torch.tensor(documents)
@@ -358,19 +364,19 @@ def test_without_rows_any_amount_of_padding_fits():
         {"dtype": "float32"},
     ],
 )
-def test_what_no_cache_can_be_is_refused(options):
-    with pytest.raises(ConfigError, match=r"must be a (whole number|floating point)"):
+def test_invalid_caches_are_refused(options):
+    with pytest.raises(ConfigError, match=r"must be an? (integer|floating point)"):
         cache_for(**options)
 
 
 @pytest.mark.parametrize("rewind", [-1, 0.5, True])
 @pytest.mark.usefixtures("shapes_unchecked")
-def test_a_number_of_tokens_to_take_back_is_a_whole_number(rewind):
-    with pytest.raises(ConfigError, match="rewind must be a whole number of at least 0"):
+def test_the_number_of_tokens_to_rewind_is_an_integer(rewind):
+    with pytest.raises(ConfigError, match="rewind must be an integer of at least 0"):
         cache_for(rewind=rewind)
 
 
-def test_a_cache_that_was_reset_is_a_new_one():
+def test_a_reset_cache_is_like_a_new_one():
     cache = cache_for(window=3, rewind=2)
     append(cache, *keys_values(seq=2), torch.tensor([[False, True], [True, True]]))
     cache.rewind(torch.tensor([1, 1]))

@@ -39,5 +39,5 @@ def test_it_is_made_on_the_device_and_in_the_dtype_asked_for():
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("sizes", [(0, 3), (3, -1), (2.0, 3), (True, 3)])
 def test_sizes_that_are_no_sizes_are_refused_by_name(sizes):
-    with pytest.raises(ConfigError, match=r"(in|out)_features must be a whole number of at least 1"):
+    with pytest.raises(ConfigError, match=r"(in|out)_features must be an integer of at least 1"):
         Linear(*sizes)

@@ -74,5 +74,5 @@ def test_it_is_made_in_the_dtype_and_on_the_device_asked_for_and_says_its_sizes(
 
 @norms
 def test_a_width_that_is_no_size_is_refused_by_its_name(norm):
-    with pytest.raises(ConfigError, match="d_model must be a whole number of at least 1, not 0"):
+    with pytest.raises(ConfigError, match="d_model must be an integer of at least 1, not 0"):
         norm(0)

@@ -1,4 +1,4 @@
-"""One plan a call for each kind of layer, given to layers of ours alone."""
+"""One plan per call for each kind of layer, shared only with unmodified prenorm layers."""
 
 import copy
 
@@ -30,7 +30,7 @@ def mixed(**options):
 
 
 def alone(model, ids, segment_ids=None):
-    """The model's blocks one by one, each called alone: each then makes its own plan."""
+    """The model's blocks, each called on its own, so that each makes its own plan."""
     x = model.embedding(ids)
     for block in model.layers:
         x = block(x, segment_ids=segment_ids)
@@ -47,7 +47,7 @@ def test_layers_of_several_kinds_each_get_their_own_plan():
 
 @pytest.mark.parametrize("grad", [False, True])
 @pytest.mark.parametrize("sizes", [[12], [1] * 12, [5, 1, 4, 2], [2, 7, 3]])
-def test_so_they_do_with_a_cache(sizes, grad):
+def test_with_a_cache_layers_of_several_kinds_get_their_own_plan(sizes, grad):
     model, ids = mixed(), integers(2, 12, limit=VOCAB)
     cache = model.make_cache(2, 14)
     assert [layer.slots for layer in cache] == [5, 14, 3, 5, 14, 3]
@@ -56,7 +56,7 @@ def test_so_they_do_with_a_cache(sizes, grad):
     assert_exact(torch.cat(pieces, 1), array(model(ids)))
 
 
-def test_so_they_do_where_rows_differ():
+def test_with_ragged_rows_layers_of_several_kinds_get_their_own_plan():
     model = mixed()
     rows = [integers(n, limit=VOCAB, seed=n) for n in (11, 4)]
     cache, ids = model.make_cache(2, 13), torch.stack([rows[0], torch.cat((integers(7, limit=VOCAB), rows[1]))])
@@ -72,7 +72,7 @@ def test_so_they_do_where_rows_differ():
 
 
 def counted(monkeypatch, owner, name):
-    """How often a method is called, with what it gives."""
+    """Record the results of each call of a method."""
     results, method = [], getattr(owner, name)
     monkeypatch.setattr(owner, name, lambda *given, **options: results.append(method(*given, **options)) or results[-1])
     return results
@@ -101,7 +101,7 @@ def test_it_is_worked_out_once_for_each_kind(how, monkeypatch):
 
 
 class Wrapper(nn.Module):
-    """What people put around a block: it hands its arguments on."""
+    """A wrapper around a block that passes its arguments on."""
 
     def __init__(self, block):
         super().__init__()
@@ -113,7 +113,7 @@ class Wrapper(nn.Module):
 
 
 class Plain(nn.Module):
-    """A block of somebody else's, with exactly the arguments of `TransformerBlock.forward`."""
+    """A foreign block with exactly the arguments of `TransformerBlock.forward`."""
 
     def __init__(self, block):
         super().__init__()
@@ -124,7 +124,7 @@ class Plain(nn.Module):
 
 
 class InTwoParts(Plain):
-    """A block that takes its tokens in two chunks, where it has a cache."""
+    """A block that splits its tokens into two chunks if it has a cache."""
 
     def forward(self, x, token_positions=None, *, mask=None, segment_ids=None, cache=None):
         if cache is None or segment_ids is not None or x.shape[1] < 2:
@@ -150,7 +150,7 @@ OTHERS = {"wrapper": Wrapper, "plain": Plain, "in two parts": InTwoParts, "repla
 
 @pytest.mark.parametrize("what", ["block", "attention", "every block"])
 @pytest.mark.parametrize("other", OTHERS)
-def test_a_layer_that_is_not_ours_is_called_with_the_arguments(other, what):
+def test_a_foreign_layer_is_called_with_the_arguments(other, what):
     model, ids = mixed(), integers(2, 9, limit=VOCAB)
     rows = torch.stack([segments([(0, 9)]), segments([(-1, 2), (0, 7)])])
     wanted, packed = model(ids), model(ids, segment_ids=rows)
@@ -191,7 +191,7 @@ def test_a_model_call_that_fails_takes_back_what_layers_of_others_have_counted()
     assert_exact(model(ids[:, 2:], cache=cache), array(model(ids)[:, 2:]))
 
 
-def test_a_layer_that_is_ours_gets_a_plan_and_only_that_counts():
+def test_an_unmodified_layer_gets_the_plan_and_uses_only_that():
     block, x = TransformerBlock(16, 2, 12, causal=True, dtype=torch.float64), normal(2, 5, 16)
     plan = Call(x).plan(block.attn)
     assert isinstance(plan, AttentionPlan)
@@ -201,13 +201,13 @@ def test_a_layer_that_is_ours_gets_a_plan_and_only_that_counts():
 
 
 class Sub(SelfAttention):
-    """Attention of another class, which adds to ours."""
+    """A subclass of SelfAttention with an addition."""
 
     def forward(self, x, *given, **options):
         return 2 * super().forward(x, *given, **options)
 
 
-def test_a_subclass_that_calls_ours_gets_what_ours_gives():
+def test_a_subclass_that_calls_super_gets_its_result():
     attention = Sub(16, 2, RotaryEmbedding(8, 20), causal=True, dtype=torch.float64)
     plain = SelfAttention(16, 2, attention.rope, causal=True, dtype=torch.float64)
     plain.load_state_dict(attention.state_dict())
@@ -266,7 +266,7 @@ CHANGES = {
 @pytest.mark.usefixtures("shapes_unchecked")
 @pytest.mark.parametrize("seq", [1, 6])
 @pytest.mark.parametrize("change", CHANGES)
-def test_a_hook_that_makes_other_tokens_of_them_gives_the_next_layers_a_call_of_their_own(change, seq):
+def test_after_a_hook_that_changes_the_tokens_layers_make_their_own_plan(change, seq):
     model, ids = small(), integers(2, seq, limit=VOCAB)
     if change == "another dtype":
         for part in (*model.layers[1:], model.final_norm, model.lm_head):
@@ -278,7 +278,7 @@ def test_a_hook_that_makes_other_tokens_of_them_gives_the_next_layers_a_call_of_
     assert_exact(model(ids).double(), array(model.lm_head(model.final_norm(x))))
 
 
-def test_layers_that_record_gradients_keep_keys_and_values_that_do():
+def test_layers_with_gradients_keep_keys_and_values_with_gradients():
     model, ids = small(), integers(2, 5, limit=VOCAB)
 
     def off(*_):
@@ -297,7 +297,7 @@ def test_layers_that_record_gradients_keep_keys_and_values_that_do():
 
 
 class Skipping(Plain):
-    """A block that can be left out."""
+    """A block that can be skipped."""
 
     skips = False
 

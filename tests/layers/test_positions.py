@@ -78,16 +78,19 @@ def test_a_position_outside_the_table_is_refused_with_the_numbers(kind, bad, low
 @pytest.mark.parametrize(
     ("sizes", "message"),
     [
-        ((0, 4), "d_model must be a whole number of at least 1, not 0"),
-        ((4, 0), "must be a whole number of at least 1, not 0"),
+        ((0, 4), "d_model must be an integer of at least 1, not 0"),
+        ((4, 0), "must be an integer of at least 1, not 0"),
     ],
 )
 @KINDS
-def test_sizes_that_are_no_sizes_are_refused(kind, sizes, message):
+def test_invalid_sizes_are_refused(kind, sizes, message):
     with pytest.raises(ConfigError, match=message):
         kind(*sizes)
 
 
 def test_an_odd_width_has_no_pairs_of_a_sine_and_a_cosine():
-    with pytest.raises(ConfigError, match="d_model must be even, because positions are pairs, but it is 5"):
+    with pytest.raises(
+        ConfigError,
+        match="d_model must be even, because positions are pairs of a sine and a cosine, but it is 5; d_model=6 would",
+    ):
         SinusoidalPositions(5, ROOM)

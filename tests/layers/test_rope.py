@@ -120,8 +120,8 @@ def test_positions_may_be_int32():
     ("arguments", "message"),
     [
         ({"head_dim": 3}, "head_dim must be even, .* but it is 3; head_dim=4 would do"),
-        ({"head_dim": 0}, "head_dim must be a whole number of at least 1"),
-        ({"max_seq_len": 0}, "max_seq_len must be a whole number of at least 1"),
+        ({"head_dim": 0}, "head_dim must be an integer of at least 1"),
+        ({"max_seq_len": 0}, "max_seq_len must be an integer of at least 1"),
         ({"theta": 0.0}, "theta must be greater than 0"),
         ({"theta": float("nan")}, "theta must be a finite number"),
     ],

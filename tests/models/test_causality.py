@@ -1,4 +1,4 @@
-"""Causality, proved by changing one token at a time: whatever the path, what it must not reach keeps its bits."""
+"""Causality, shown by changing one token at a time: on every path, outputs that it must not reach keep their bits."""
 
 import io
 

@@ -125,7 +125,7 @@ def test_a_compiled_call_without_room_is_refused_and_changes_nothing():
     with torch.no_grad():
         fast(ids[:, :4], cache=cache)
         # Traced, our error is torch's, with the place of ours.
-        with pytest.raises(Unsupported, match="at most max_seq_len = 5 tokens, but 4 are in it and 2 more are to come"):
+        with pytest.raises(Unsupported, match="at most max_seq_len = 5 tokens, but it has 4 and this call adds 2"):
             fast(ids[:, 4:], cache=cache)
         assert_exact(model(ids[:, 4:5], cache=cache), array(model(ids)[:, 4:5]))
 

@@ -29,7 +29,7 @@ def inputs(*leading, seq=5, source_seq=SOURCE, seed=0, dtype=torch.float64):
 
 
 def oracle(decoder, x, encoded, allowed=True, reads=True, eps=1e-5):
-    """The papers' blocks and the final norm, a row of the batch at a time."""
+    """The papers' blocks and the final norm, one batch row at a time."""
     leading, seq = x.shape[:-2], x.shape[-2]
     allowed = np.broadcast_to(allowed, (*leading, HEADS, seq, seq))
     reads = np.broadcast_to(reads, (*leading, HEADS, seq, encoded.shape[-2]))
@@ -171,7 +171,7 @@ def test_what_does_not_go_with_a_cache_is_refused():
         ({"cache": cache[0]}, ConfigError, "takes a DecoderCache, from make_cache, not a DecoderLayerCache"),
         ({"cache": cache, "encoder_output": encoded}, ConfigError, "encoder_output and cross_mask must be left out"),
         ({"cache": cache, "cross_mask": mask}, ConfigError, "encoder_output and cross_mask must be left out"),
-        ({}, ConfigError, "needs the encoder's output, or a cache"),
+        ({}, ConfigError, "needs encoder_output or a cache"),
     ]
     for arguments, error_type, message in refused:
         with pytest.raises(error_type, match=message):
@@ -219,7 +219,7 @@ def test_everything_is_made_in_the_dtype_and_on_the_device_asked_for():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_layers": 0}, "num_layers must be a whole number of at least 1, not 0"),
+        ({"num_layers": 0}, "num_layers must be an integer of at least 1, not 0"),
         ({"num_heads": 3}, "num_heads must divide d_model, but 3 does not divide 8"),
         ({"dropout": 1.0}, "dropout must be below 1"),
     ],

@@ -1,4 +1,4 @@
-"""Training and saving over processes: as one process, or refused by name."""
+"""Training and saving over several processes equals one process, or is refused by name."""
 
 import copy
 import subprocess

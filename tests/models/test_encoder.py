@@ -24,7 +24,7 @@ def make(dtype=torch.float64, seed=0, dropout=0.0, num_layers=LAYERS, **options)
 
 
 def oracle(encoder, x, allowed=True, eps=1e-5):
-    """The papers' blocks and the final norm, a row of the batch at a time."""
+    """The papers' blocks and the final norm, one batch row at a time."""
     allowed = np.broadcast_to(allowed, (*x.shape[:-2], HEADS, x.shape[-2], x.shape[-2]))
     weights, out = weights_of(encoder), np.empty(x.shape)
     for row in np.ndindex(x.shape[:-2]):
@@ -146,7 +146,7 @@ def test_everything_is_made_in_the_dtype_and_on_the_device_asked_for():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"num_layers": 0}, "num_layers must be a whole number of at least 1, not 0"),
+        ({"num_layers": 0}, "num_layers must be an integer of at least 1, not 0"),
         ({"num_heads": 3}, "num_heads must divide d_model, but 3 does not divide 8"),
         ({"dropout": 1.0}, "dropout must be below 1"),
     ],

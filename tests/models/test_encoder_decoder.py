@@ -46,7 +46,7 @@ def pair(model, *leading, source_seq, seq, seed=0):
 
 
 def ids(source, target):
-    """The segment ids of both sides, as a model takes them."""
+    """The segment ids of source and target, as keyword arguments of the model."""
     return {"source_segment_ids": source, "target_segment_ids": target}
 
 
@@ -69,7 +69,7 @@ def oracle_loss(model, source, target, targets, **given):
 
 
 class Packed:
-    """Pairs of documents in two rows: the sources in order, the targets in another, padding where it may be."""
+    """Pairs of documents in two rows: sources and targets in different orders, with padding."""
 
     def __init__(self, lengths, order, padding):
         self.lengths = lengths
@@ -79,7 +79,7 @@ class Packed:
         self.target = segments([*((4 * number + 1, lengths[number][1]) for number in order), (-1, 2 * padding)])
 
     def document(self, row, number):
-        """The places of one document."""
+        """The positions of one document."""
         return (row == 4 * number + 1).nonzero().squeeze(-1)
 
 
@@ -325,7 +325,7 @@ def test_checkpointing_runs_the_blocks_of_both_sides_again():
 
 
 def run_in_pieces(model, target, sizes, cache, segment_ids=None):
-    """Feed the target to the decoder a piece at a time."""
+    """Feed the target to the decoder piece by piece."""
     rows = (target if segment_ids is None else segment_ids).split(sizes, 1)
     pieces = zip(target.split(sizes, 1), rows, strict=True)
     return torch.cat(
@@ -428,9 +428,9 @@ WRONG_CACHES = {
     "room": (
         lambda m, source: m.make_cache(source, 3),
         RangeError,
-        "at most max_seq_len = 3 tokens, but 0 are in it and 4 more are to come",
+        "at most max_seq_len = 3 tokens, but it has 0 and this call adds 4",
     ),
-    "heads": (lambda m, source: make(num_heads=4).make_cache(source, 6), ShapeError, "4 key heads"),
+    "heads": (lambda m, source: make(num_heads=4).make_cache(source, 6), ShapeError, "4 key.value heads"),
 }
 
 
@@ -487,7 +487,7 @@ def test_a_cache_has_no_more_room_than_the_model_has_positions():
     model = make()
     source, target = pair(model, 1, source_seq=ROOM, seq=ROOM)
     assert_exact(model.decode(target, cache=model.make_cache(source, ROOM)), array(model(source, target)))
-    with pytest.raises(RangeError, match="at most the model's max_seq_len = 32 tokens, not for 33"):
+    with pytest.raises(RangeError, match="at most the model's max_seq_len = 32 tokens, not 33"):
         model.make_cache(source, 33)
 
 
@@ -503,7 +503,7 @@ def test_with_a_cache_there_is_one_batch_dimension_and_one_document_a_row():
     packed = torch.tensor([[0, 0, 1, 1], [0, 0, 0, 0]])
     with pytest.raises(ConfigError, match="row 0 of the source has several, and the other side has no ids"):
         model.make_cache(source, 4, source_segment_ids=packed)
-    with pytest.raises(ConfigError, match="a row holds one document, without a gap, but row 0"):
+    with pytest.raises(ConfigError, match="a row must be one document without gaps, but row 0"):
         model.decode(target, segment_ids=packed, cache=cache)
     with pytest.raises(ShapeError, match=r"target_segment_ids must have one id a token, \(2, 4\), but they are \(4,\)"):
         model.decode(target, segment_ids=packed[0], cache=cache)
@@ -712,5 +712,5 @@ def test_documents_that_do_not_pair_up_are_refused():
 def test_use_checkpointing_must_be_a_switch_or_a_count(value):
     model = make()
     source, target = pair(model, source_seq=4, seq=4)
-    with pytest.raises(ConfigError, match="use_checkpointing must be True, False, or a whole number k"):
+    with pytest.raises(ConfigError, match="use_checkpointing must be True, False, or an integer k"):
         model(source, target, use_checkpointing=value)

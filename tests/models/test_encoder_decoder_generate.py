@@ -18,7 +18,7 @@ PROMPTS = [[3], [1, 2, 3, 4], [5, 6]]
 
 @pytest.fixture(scope="module", autouse=True)
 def _shapes_unchecked():
-    """Whole models, a step a token: with the checker, which test_encoder_decoder.py has on, it would take minutes."""
+    """Whole models decode token by token: with the shape checker of test_encoder_decoder.py it would take minutes."""
     jaxtyping.config.update("jaxtyping_disable", True)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)
@@ -29,7 +29,7 @@ id_lists = st.lists(st.integers(0, VOCAB - 1), min_size=1, max_size=5)
 
 @functools.cache
 def writer(dtype=torch.float64, **options):
-    """A model that says more than one word: fresh weights would repeat themselves."""
+    """A model that generates varied tokens: with fresh weights it would repeat one."""
     sizes = {"vocab_size": VOCAB, "d_model": 16, "num_layers": 2, "num_heads": 4, "d_ff": 24, "max_seq_len": ROOM}
     model = EncoderDecoder(EncoderDecoderConfig(**{**sizes, "dropout": 0.5, **options}), dtype=torch.float64)
     generator = torch.Generator().manual_seed(1)
@@ -175,18 +175,30 @@ BAD_SOURCES = {
     "unknown": ([[1], [11]], None, {}, RangeError, "those of source 1 go from 11 to 11 and vocab_size is 11"),
     "unknown prompt": ([[1]], [[7]], {}, RangeError, "those of prompt 0 go from 7 to 7 and vocab_size is 7"),
     "too long": ([[1], [1] * 33], None, {}, RangeError, "a source must have at most max_seq_len = 32 tokens, but one"),
-    "too few prompts": ([[1], [2]], [[1]], {}, ShapeError, "one prompt a source, but 1 came with 2 sources"),
+    "too few prompts": (
+        [[1], [2]],
+        [[1]],
+        {},
+        ShapeError,
+        "one prompt per source, but there are 1 prompts and 2 sources",
+    ),
     "text": ("a text", None, {}, ConfigError, "source 0 must be token ids, not the text 'a text'"),
     "one list": ([1, 2], None, {}, ConfigError, r"source 0 must be a sequence of token ids, not 1; put the ids in a"),
-    "floats": (torch.ones(2, 3), None, {}, ConfigError, "source 0 must be one row of whole numbers, not a tensor of"),
+    "floats": (torch.ones(2, 3), None, {}, ConfigError, "source 0 must be one row of integers, not a tensor of"),
     "draft": (
         [[1]],
         None,
         {"draft": 1},
         ConfigError,
-        "takes no draft, which would have to read the sources too",
+        "does not support a draft, which would have to read the sources too",
     ),
-    "cache": ([[1]], None, {"cache": KVCache([])}, ConfigError, "the sources make their own cache; leave cache out"),
+    "cache": (
+        [[1]],
+        None,
+        {"cache": KVCache([])},
+        ConfigError,
+        "generate and stream make their own cache; leave cache out",
+    ),
 }
 
 
@@ -202,7 +214,7 @@ def test_bad_sources_and_prompts_are_refused_at_the_call(sources, prompts, optio
 
 
 def counted(model, ending):
-    """The names of the modules that end so, in the order of their calls from now on."""
+    """The names of modules with this ending, in the order of their calls from now on."""
     calls = []
     for name, module in model.named_modules():
         if name.endswith(ending):

@@ -33,7 +33,7 @@ def language_model(dtype, **options):
 
 
 class Packed(torch.nn.Module):
-    """A model whose second input are segment ids: exporters name inputs by position."""
+    """A model whose second input is segment_ids, because exporters pass inputs by position."""
 
     def __init__(self, model):
         super().__init__()
@@ -69,7 +69,7 @@ def cases(dtype):
 
 
 def any_size(inputs):
-    """Every input has any batch size and any length, the shortest and the longest included."""
+    """Dynamic shapes: every input has any batch size and any length, including the shortest and the longest."""
     batch, seq, other = Dim("batch", min=1), Dim("seq", min=1, max=MAX_SEQ_LEN), Dim("other", min=1, max=MAX_SEQ_LEN)
     lengths = {x.shape[1] for x in inputs}
     return tuple({0: batch, 1: seq if len(lengths) == 1 or i else other} for i, x in enumerate(inputs))

@@ -1,4 +1,4 @@
-"""What a family's record adds: each switch changes the numbers, and the fast path of decoding leaves it alone."""
+"""Options of a family's record: each changes the outputs, and fast decoding does not apply."""
 
 import dataclasses
 
@@ -168,8 +168,8 @@ BAD = [
     ({"ffn_bias": 1}, "family.ffn_bias must be True or False, not 1"),
     ({"rotary_dim": 3}, "family.rotary_dim must be even"),
     ({"rotary_dim": 64}, "family.rotary_dim must be at most head_dim, but 64 is more than 32"),
-    ({"windows": (1, 2, 3)}, "family.windows must speak of each of the 2 layers, not of 3"),
-    ({"windows": (1, -2)}, "each of family.windows must be a whole number of at least 0, not -2"),
+    ({"windows": (1, 2, 3)}, "family.windows must have one entry for each of 2 layers, not 3"),
+    ({"windows": (1, -2)}, "each of family.windows must be an integer of at least 0, not -2"),
     ({"rotated": (True, 1)}, "each of family.rotated must be True or False, not 1"),
     ({"attention_softcap": 0.0}, "family.attention_softcap must be greater than 0, not 0.0"),
     ({"logit_divisor": float("nan")}, "family.logit_divisor must be a finite number"),

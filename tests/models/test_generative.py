@@ -1,4 +1,4 @@
-"""What stands in the place of a part, or of forward itself, counts in forward, loss and decoding alike."""
+"""A replaced part, or a replaced forward, takes effect in forward, loss and decoding alike."""
 
 import pytest
 import torch
@@ -15,7 +15,7 @@ VOCAB, D_MODEL = 11, 8
 
 
 class Adapted(nn.Module):
-    """A head with a low-rank addition, as fine-tuning puts around it."""
+    """A head with a low-rank adapter, as in fine-tuning."""
 
     def __init__(self, head):
         super().__init__()
@@ -27,7 +27,7 @@ class Adapted(nn.Module):
 
 
 class Doubled(Linear):
-    """A head of a class that adds to ours."""
+    """A subclass of Linear with an addition."""
 
     def forward(self, x):
         return 2 * super().forward(x)
@@ -105,7 +105,7 @@ def test_decoding_calls_it_too(make):
 
 
 def low(logits):
-    """Ids of 3 and more may not be written."""
+    """A model that never chooses ids of 3 and more."""
     logits = logits.clone()
     logits[..., 3:] = -torch.inf
     return logits
@@ -119,7 +119,7 @@ class OnlyLow(TransformerLM):
 
 
 class OnlyLowTwins(EncoderDecoder):
-    """The same, of two sides."""
+    """The same for an encoder-decoder."""
 
     def forward(self, *given, **options):
         return low(super().forward(*given, **options))
@@ -196,7 +196,7 @@ def test_hooks_on_all_modules_count_in_decoding():
 
 
 class LowRank(nn.Module):
-    """A layer with a low-rank addition, and none of the attributes of ours."""
+    """A layer with a low-rank adapter, and without the attributes of Linear."""
 
     def __init__(self, base):
         super().__init__()
@@ -209,7 +209,7 @@ class LowRank(nn.Module):
 
 
 class Scaled(nn.Module):
-    """What wraps any part, and multiplies what it gives."""
+    """A wrapper around any part that scales its output."""
 
     def __init__(self, part):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Tiny random models of Hugging Face as witnesses: the same weights give the same numbers and gradients.
+"""Compared with tiny random Hugging Face models: the same weights give the same outputs and gradients.
 
 Theirs always norm and take angles in float32, so in float64 they are a witness to float32's digits only. The weights
 are carried over by a table of names of this file's own.
@@ -88,13 +88,13 @@ NAMES = {
 
 
 def theirs(name):
-    """Their name of one of our parameters."""
+    """Hugging Face's name of one of prenorm's parameters."""
     return ".".join(NAMES.get(part, part) for part in name.split("."))
 
 
 @functools.cache
 def pair(family):
-    """One of their models with random weights, and ours with the same, both in float32."""
+    """A Hugging Face model with random weights, and a prenorm model with the same, both in float32."""
     model, config, their_options, our_options = FAMILIES[family]
     witness = randomise(model(config(**{"tie_word_embeddings": False, "rms_norm_eps": 1e-6, **SIZES, **their_options})))
     config = ModelConfig(VOCAB, 16, 2, 4, num_kv_heads=2, d_ff=24, max_seq_len=64, **our_options)
@@ -142,7 +142,7 @@ def gradients_of(loss, model, names):
 
 
 def joined(gradients, exact):
-    """All gradients in one, each brought to the same size: an RMS over few numbers would be a matter of chance."""
+    """All gradients in one vector, each normalised: an RMS over few elements would depend on chance."""
     return torch.cat([gradient.flatten() / rms(wanted) for gradient, wanted in zip(gradients, exact, strict=True)])
 
 

@@ -53,7 +53,7 @@ def make(dtype=torch.float64, seed=0, **options):
 
 
 def oracle_options(config):
-    """What the oracle needs to know of a config; the rest it sees in the weights."""
+    """The parts of a config that the oracle needs; it takes the rest from the weights."""
     names = ("num_layers", "num_heads", "num_kv_heads", "head_dim", "eps", "window", "rope_theta", "rope_interleaved")
     scaling = None if config.rope_scaling is None else dataclasses.asdict(config.rope_scaling)
     return {name: getattr(config, name) for name in names} | {"qk_norm": config.qk_norm, "rope_scaling": scaling}
@@ -198,7 +198,7 @@ def test_packed_documents_are_each_alone(options, lengths, padding, seed):
 
 
 def run_in_pieces(model, ids, sizes, cache, segment_ids=None):
-    """Feed ids to the model a piece at a time."""
+    """Feed ids to the model piece by piece."""
     pieces = zip(ids.split(sizes, 1), (segment_ids if segment_ids is not None else ids).split(sizes, 1), strict=True)
     return torch.cat(
         [
@@ -284,9 +284,9 @@ WRONG_CACHES = {
     "room": (
         lambda m: m.make_cache(2, 3),
         RangeError,
-        "at most max_seq_len = 3 tokens, but 0 are in it and 4 more are to come",
+        "at most max_seq_len = 3 tokens, but it has 0 and this call adds 4",
     ),
-    "heads": (lambda m: make(num_kv_heads=2).make_cache(2, 6), ShapeError, "2 key heads"),
+    "heads": (lambda m: make(num_kv_heads=2).make_cache(2, 6), ShapeError, "2 key.value heads"),
 }
 
 
@@ -348,14 +348,14 @@ def test_a_call_that_an_error_stopped_when_a_window_was_overwritten_is_noticed_u
         with pytest.raises(ZeroDivisionError):
             model(ids[:, 4:6], cache=cache)
     for call in (lambda: model(ids[:, 4:5], cache=cache), lambda: cache.rewind(torch.tensor([1, 1]))):
-        with pytest.raises(ShapeError, match=r"an earlier forward pass failed when .* call cache\.reset\(\)"):
+        with pytest.raises(ShapeError, match=r"an earlier forward pass failed after .* call cache\.reset\(\)"):
             call()
     cache.reset()
     assert_exact(model(ids, cache=cache), array(model(ids)))
 
 
 def test_a_cache_has_no_more_room_than_the_model_has_positions():
-    with pytest.raises(RangeError, match="at most the model's max_seq_len = 64 tokens, not for 65"):
+    with pytest.raises(RangeError, match="at most the model's max_seq_len = 64 tokens, not 65"):
         make().make_cache(1, 65)
 
 
@@ -464,7 +464,7 @@ def test_shapes_that_do_not_fit_are_refused_with_the_rule():
         model(ids, torch.zeros(4, dtype=torch.int64))
     with pytest.raises(ShapeError, match=r"with a cache token_ids must be \(batch, seq\)"):
         model(ids[0], cache=model.make_cache(2, 6))
-    with pytest.raises(ConfigError, match="a row holds one document"):
+    with pytest.raises(ConfigError, match="a row must be one document"):
         model(ids, segment_ids=torch.tensor([[0, 0, 0], [0, 1, 1]]), cache=model.make_cache(2, 6))
 
 
@@ -476,7 +476,7 @@ def test_it_starts_guessing_evenly():
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
-def test_segment_ids_are_whole_numbers():
+def test_segment_ids_are_integers():
     model, ids = make(), integers(1, 3, limit=VOCAB)
     for wrong in (torch.tensor([[True, True, False]]), torch.tensor([[0.0, 0.0, -1.0]])):
         for call in (
@@ -497,7 +497,7 @@ def test_the_cache_of_a_narrower_window_is_refused():
         if fits:
             assert_exact(run_in_pieces(model, ids, [4, 1, 3, 1], cache), array(model(ids)))
             continue
-        with pytest.raises(ConfigError, match=f"window of 3 places, but this attention has window={used_with}"):
+        with pytest.raises(ConfigError, match=f"it holds 3 tokens and this attention has window={used_with}"):
             model(ids, cache=cache)
         assert cache.lengths.tolist() == [0]
 
@@ -524,7 +524,7 @@ def test_generate_goes_on_with_a_ragged_cache_as_far_as_each_row_has_room():
     for row, (before, prompt) in enumerate((([1] * 8, [1]), ([2], [1] * 9))):
         assert replies[row] == model.generate([before + prompt], max_new_tokens=3, temperature=0)[0]
     assert cache.lengths.tolist() == [11, 12]
-    with pytest.raises(RangeError, match=r"prompt 1 has 1 tokens, after 12 in the cache,.*a new cache would have room"):
+    with pytest.raises(RangeError, match=r"prompt 1 has 1 tokens, after 12 in the cache,.*use a new cache"):
         model.generate([[1], [1]], cache=cache, max_new_tokens=1)
     other = model.make_cache(1, 12)
     model(integers(1, 11, limit=VOCAB), cache=other)

@@ -1,4 +1,4 @@
-"""A tiny random Pegasus of Hugging Face as witness for the encoder-decoder: the same weights give the same numbers.
+"""The encoder-decoder compared with a tiny random Hugging Face Pegasus: same weights, same outputs.
 
 It is pre-norm with final norms, biases, the exact GELU, embeddings times sqrt(d_model) and one tied matrix, as ours.
 Its positions are sines in the first half of the features and cosines in the second, where ours, and the paper's,
@@ -67,7 +67,7 @@ NAMES = {
 
 
 def theirs(name):
-    """Their name of one of our parameters."""
+    """Hugging Face's name of one of prenorm's parameters."""
     if "layers" not in name:
         module, kind = name.rsplit(".", 1)
         return f"{NAMES[module]}.{kind}"
@@ -82,7 +82,7 @@ def theirs(name):
 
 @functools.cache
 def both():
-    """Theirs with random weights and its own table of positions, and ours with the same, both in eval mode."""
+    """Pegasus with random weights and its own position table, and a prenorm model with the same, both in eval mode."""
     witness = PegasusForConditionalGeneration(PegasusConfig(**SIZES))
     tables = [stack.embed_positions for stack in (witness.model.encoder, witness.model.decoder)]
     generator = torch.Generator().manual_seed(3)
@@ -116,7 +116,7 @@ given = pytest.mark.parametrize("given", [{}, RAGGED], ids=["whole", "ragged"])
 
 
 def masks(given):
-    """The same in their words."""
+    """The same as keyword arguments of Pegasus."""
     sides = {"source_segment_ids": "attention_mask", "target_segment_ids": "decoder_attention_mask"}
     return {sides[name]: (row >= 0).long() for name, row in given.items()}
 
@@ -149,7 +149,7 @@ def test_encoder_outputs_and_logits_are_theirs(given):
 
 
 def joined(gradients, exact):
-    """All gradients in one, each brought to the same size: an RMS over few numbers would be a matter of chance."""
+    """All gradients in one vector, each normalised: an RMS over few elements would depend on chance."""
     return torch.cat([gradient.flatten() / rms(wanted) for gradient, wanted in zip(gradients, exact, strict=True)])
 
 

@@ -237,7 +237,7 @@ def test_a_window_needs_causal_and_a_size():
     q, k, v = inputs((), 1, 1, 2, 2)
     with pytest.raises(ConfigError, match=r"window=2 .* needs causal=True"):
         F.scaled_dot_product_attention(q, k, v, window=2)
-    with pytest.raises(ConfigError, match="window must be a whole number of at least 1, not 0"):
+    with pytest.raises(ConfigError, match="window must be an integer of at least 1, not 0"):
         F.scaled_dot_product_attention(q, k, v, window=0, causal=True)
 
 

@@ -89,7 +89,7 @@ def test_the_gpt2_small_preset_has_about_110_million_parameters():
         ({"checkpoint_activations": 2}, "checkpoint_activations must be True or False, not 2"),
         (
             {"checkpoint_activations_every": 0},
-            "checkpoint_activations_every must be a whole number of at least 1, not 0",
+            "checkpoint_activations_every must be an integer of at least 1, not 0",
         ),
         ({"out": 3}, "out must be a string, not 3"),
         ({"batch_size": 12, "micro_batch_size": 5}, "5 does not divide 12; micro_batch_size=4 would"),

@@ -172,5 +172,5 @@ def test_a_resumed_run_whose_set_up_fails_keeps_everything(tiny):
 def test_a_number_that_no_run_has_is_told_with_the_file_that_it_stands_in(tiny):
     file = opened(tiny(), resume=False).folder / "config.toml"
     file.write_text(file.read_text().replace("d_model = ", "d_model = -"))
-    with pytest.raises(ConfigError, match=rf"^{file}: d_model must be a whole number of at least 1, not -\d+"):
+    with pytest.raises(ConfigError, match=rf"^{file}: d_model must be an integer of at least 1, not -\d+"):
         opened(tiny(), resume=True)

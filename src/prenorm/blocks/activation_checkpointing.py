@@ -1,4 +1,4 @@
-"""Activation checkpointing: memory for time. A block keeps its input only, and runs again in the backward pass."""
+"""Activation checkpointing: a block keeps only its input, and runs again in the backward pass to save memory."""
 
 from typing import Any
 
@@ -13,12 +13,12 @@ from ..private_torch import is_transformed
 def run_block(
     block: nn.Module, number: int, x: Tensor, *inputs: Any, use_checkpointing: bool | int, **options: Any
 ) -> Tensor:
-    """block(x, *inputs, **options), with nothing inside it kept for the backward pass where that is asked for.
+    """block(x, *inputs, **options), checkpointed if use_checkpointing selects this block.
 
-    use_checkpointing: True for every block, k for every k-th (`number` counts from 0), False for none. Outside of
-    training, without gradients and under torch.func, which has no rule for it, it changes nothing. The random state is
-    kept, so that dropout is the same both times, and so is autocast: outputs and gradients are those without
-    checkpointing, bit for bit.
+    use_checkpointing: True for every block, k for every k-th (`number` counts from 0), False for none. It has no effect
+    outside training, without gradients, and under torch.func, which has no rule for it. The random state and autocast
+    are restored for the second run, so outputs and gradients, dropout included, equal those without checkpointing bit
+    for bit.
     Source: Chen et al. 2016, arXiv:1604.06174.
     """
     every = check_use_checkpointing(use_checkpointing)
@@ -28,9 +28,9 @@ def run_block(
 
 
 def check_use_checkpointing(value: bool | int) -> int:
-    """Every how many-th block is checkpointed, 0 for none. Raises ConfigError."""
+    """k if every k-th block is checkpointed, 0 if none is. Raises ConfigError."""
     if not isinstance(value, int) or value < 0:
         raise ConfigError(
-            f"use_checkpointing must be True, False, or a whole number k for every k-th block, not {value!r}."
+            f"use_checkpointing must be True, False, or an integer k for every k-th block, not {value!r}."
         )
     return int(value)

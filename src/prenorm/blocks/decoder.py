@@ -8,25 +8,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from ..errors import ConfigError
-from ..layers.attention import SelfAttention, ours
+from ..layers.attention import SelfAttention, untouched_attention
+from ..layers.cross_attention import MultiHeadAttention
 from ..layers.decoder_cache import DecoderLayerCache
 from ..layers.dropout import Dropout
 from ..layers.feedforward import FeedForward
 from ..layers.layer_norm import LayerNorm
-from ..layers.multihead import MultiHeadAttention
 from ..layers.plan import AttentionPlan, planned
 from ..layers.sharded import check_gathered
 from ..ops.masks import check_mask
 
 
 class TransformerDecoderBlock(nn.Module):
-    """Three residual lines: self-attention, cross-attention and feed-forward, each on a LayerNorm of x.
+    """Three residual lines: self-attention, cross-attention and feed-forward, each applied to a LayerNorm of x.
 
-    The same numbers as `nn.TransformerDecoderLayer(norm_first=True, activation="gelu")`. d_ff defaults to 4 * d_model.
-    In training `dropout` drops attention weights, values after the GELU, and values of what each line adds.
-    causal=True makes the self-attention causal without a mask; the cross-attention never is.
+    Computes the same as `nn.TransformerDecoderLayer(norm_first=True, activation="gelu")`. d_ff defaults to 4 * d_model.
+    In training, `dropout` applies to attention weights, to the output of the GELU and to the output of each sublayer.
+    causal=True makes the self-attention causal without a mask; the cross-attention is never causal.
     Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745 (pre-norm).
-    Raises ConfigError for numbers that no block can have.
+    Raises ConfigError for invalid sizes.
     """
 
     def __init__(
@@ -67,9 +67,9 @@ class TransformerDecoderBlock(nn.Module):
 
         self_mask, cross_mask: boolean, True = may attend, (q, kv) or the dims of the scores
         (..., heads or 1, q or 1, kv). segment_ids: as in `TransformerBlock`, for the self-attention.
-        cache: from `make_cache`, which has read the encoder output: it is then left out here. x is (batch, seq,
-        d_model), the tokens after those already in the cache; needs causal=True.
-        plan: from the decoder that the block is a part of, instead of self_mask and segment_ids.
+        cache: from `make_cache`, which has already read encoder_output, so leave that out here. x is then (batch, seq,
+        d_model), the tokens after those in the cache; needs causal=True.
+        plan: given by the enclosing decoder instead of self_mask and segment_ids.
         Raises ShapeError and ConfigError.
         """
         options: dict[str, Any] = {"mask": self_mask, "segment_ids": segment_ids, "cache": cache}
@@ -77,8 +77,8 @@ class TransformerDecoderBlock(nn.Module):
             check_sources(encoder_output, cross_mask, cache, x)
             given: dict[str, Any] = {"segment_ids": segment_ids, "cache": cache}
             run = partial(FORWARD, self, x, encoder_output, self_mask, cross_mask, **given)
-            return planned(run, ours(self.self_attn), x, **options)
-        if ours(self.self_attn):
+            return planned(run, untouched_attention(self.self_attn), x, **options)
+        if untouched_attention(self.self_attn):
             options["plan"] = plan
         x = x + self.dropout(self.self_attn(self.norm1(x), **options))
         x = x + self.dropout(self.cross_attn.attend(self.norm2(x), *self._cross(encoder_output, cache), cross_mask))
@@ -90,15 +90,15 @@ class TransformerDecoderBlock(nn.Module):
         max_seq_len: int,
         dtype: torch.dtype | None = None,
     ) -> DecoderLayerCache:
-        """A cache with the cross-attention's keys and values, and room for max_seq_len tokens a row.
+        """A cache with the cross-attention's keys and values, and room for max_seq_len tokens per row.
 
-        The tokens' keys and values are kept in `dtype`, by default that of encoder_output.
+        The self-attention's keys and values are stored in `dtype`, by default that of encoder_output.
         """
         check_gathered(self, "make_cache")
         return DecoderLayerCache(*self.cross_attn.project(encoder_output, encoder_output), max_seq_len, dtype=dtype)
 
     def _cross(self, encoder_output: Tensor | None, cache: DecoderLayerCache | None) -> tuple[Tensor, Tensor]:
-        """The keys and values of the encoder output: worked out now, or when the cache was made."""
+        """The keys and values of the encoder output: from the cache, or computed now."""
         if cache is not None:
             return cache.cross_keys, cache.cross_values
         assert encoder_output is not None
@@ -108,23 +108,23 @@ class TransformerDecoderBlock(nn.Module):
 def check_sources(
     encoder_output: Tensor | None, cross_mask: Tensor | None, cache: DecoderLayerCache | None, x: Tensor
 ) -> None:
-    """Raise unless there is one encoder output, in the cache or beside it, and a mask that fits the cached one."""
+    """Raise unless the encoder output is given exactly once, in the cache or as an argument, and cross_mask fits it."""
     if cache is None:
         if encoder_output is None:
             raise ConfigError(
-                "a decoder block needs the encoder's output, or a cache that has read it: make_cache(encoder_output, "
-                "max_seq_len)."
+                "a decoder block needs encoder_output or a cache, but has neither; make_cache(encoder_output, "
+                "max_seq_len) makes a cache."
             )
         return
     if not isinstance(cache, DecoderLayerCache):
         raise ConfigError(f"a decoder block takes a DecoderLayerCache, from make_cache, not {cache!r}.")
     if encoder_output is not None:
         raise ConfigError(
-            "encoder_output must be left out with a cache, which holds that output's keys and values; "
-            "make_cache(encoder_output, max_seq_len) makes a cache for another."
+            "encoder_output must be left out with a cache, which already holds its keys and values; "
+            "make_cache(encoder_output, max_seq_len) makes a cache for another encoder output."
         )
-    if cross_mask is not None:  # before anything is written
+    if cross_mask is not None:  # before anything is stored
         check_mask(cross_mask, (*cache.cross_keys.shape[:-2], *x.shape[-2:-1], cache.cross_keys.shape[-2]))
 
 
-FORWARD = TransformerDecoderBlock.forward  # whatever may be put in its place later
+FORWARD = TransformerDecoderBlock.forward  # kept, so that a later replacement is noticed

@@ -11,12 +11,12 @@ from ..layers.layer_norm import LayerNorm
 
 
 class TransformerEncoderBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)), as `nn.TransformerEncoderLayer(norm_first=True)` has it.
+    """x + attention(norm(x)), then x + feed-forward(norm(x)), as in `nn.TransformerEncoderLayer(norm_first=True)`.
 
-    d_ff defaults to 4 * d_model. In training `dropout` drops attention weights, values after the GELU, and values of
-    what each of the two adds. causal=True needs no mask. Attention knows no positions: they are in x.
+    d_ff defaults to 4 * d_model. In training, `dropout` applies to attention weights, to the output of the GELU and to
+    the output of each sublayer. causal=True needs no mask. Attention adds no positions; x must already contain them.
     Sources: Vaswani et al. 2017, arXiv:1706.03762; Xiong et al. 2020, arXiv:2002.04745 (pre-norm).
-    Raises ConfigError for numbers that no block can have.
+    Raises ConfigError for invalid sizes.
     """
 
     def __init__(

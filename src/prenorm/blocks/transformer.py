@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
-from ..layers.attention import SelfAttention, ours
+from ..layers.attention import SelfAttention, untouched_attention
 from ..layers.dropout import Dropout
 from ..layers.layer_cache import LayerCache
 from ..layers.norm import RMSNorm
@@ -19,13 +19,13 @@ from ..validation import attention_sizes
 
 
 class TransformerBlock(nn.Module):
-    """x + attention(norm(x)), then x + feed-forward(norm(x)): nothing ever stands on the residual path.
+    """x + attention(norm(x)), then x + feed-forward(norm(x)): the residual path itself is never normalised.
 
     Norm: RMSNorm. Attention: `SelfAttention` with rotary positions, not causal unless causal=True. Feed-forward:
     SwiGLU of width d_ff. Sources: Xiong et al. 2020, arXiv:2002.04745 (pre-norm); Touvron et al. 2023,
     arXiv:2302.13971 (this combination).
-    A given `rope` is used instead of a new one, so that the blocks of a model share a plan.
-    Raises ConfigError for numbers that no block can have.
+    A given `rope` is used instead of a new one; blocks with the same rope can share a plan.
+    Raises ConfigError for invalid sizes.
     """
 
     def __init__(
@@ -88,19 +88,19 @@ class TransformerBlock(nn.Module):
     ) -> Float[Tensor, "*batch seq d_model"]:
         """The block applied to x (..., seq, d_model), any leading dims; y has the same shape.
 
-        token_positions: (seq,) or (..., seq), what each token is rotated by, below max_seq_len; nothing else depends
-        on them. Default: the token's place in x, in its document or in the cache.
+        token_positions: (seq,) or (..., seq), the rotary position of each token, below max_seq_len; they affect nothing
+        else. Default: the token's position in x, in its document or in the cache.
         mask: boolean, True = may attend, (q, kv) or the dims of the scores (..., heads or 1, q or 1, kv).
-        segment_ids: (..., seq): a run of equal ids is a document that sees only itself; negative = padding.
+        segment_ids: (..., seq): a run of equal ids is a document, which attends only to itself; negative = padding.
         cache: from `make_cache`; x is then (batch, seq, d_model), the tokens after those already in it.
-        plan: from the model that the block is a part of, instead of the arguments before it, cache excepted.
+        plan: given by the enclosing model instead of the arguments above, except the cache.
         Raises ShapeError, ConfigError and RangeError.
         """
         options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
         if plan is None:
             run = partial(FORWARD, self, x, token_positions, **options)
-            return planned(run, ours(self.attn), x, token_positions, **options)
-        if ours(self.attn):
+            return planned(run, untouched_attention(self.attn), x, token_positions, **options)
+        if untouched_attention(self.attn):
             options["plan"] = plan
         x = x + self.dropout(self.attn(self.norm1(x), token_positions, **options))
         return x + self.dropout(self.ffn(self.norm2(x)))
@@ -112,4 +112,4 @@ class TransformerBlock(nn.Module):
         return self.attn.make_cache(batch_size, max_seq_len, dtype, rewind=rewind)
 
 
-FORWARD = TransformerBlock.forward  # whatever may be put in its place later
+FORWARD = TransformerBlock.forward  # kept, so that a later replacement is noticed

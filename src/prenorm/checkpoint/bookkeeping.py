@@ -1,15 +1,15 @@
-"""Keys of a config.json that change no logit of the families that prenorm opens, and the tools that write them.
+"""Keys of a config.json that do not affect the logits of the supported families, and the tools that write them.
 
-A new key goes here only when transformers gives the same logits with and without it, and when no other program takes
-it for maths: a key that is passed over by mistake is a wrong number that nobody sees. A test reads this table and
-compares logits. Keys that are not here, nor among those that layouts.py reads, are refused by name.
+Add a key only if transformers gives the same logits with and without it, and no other program gives it a mathematical
+meaning: a key ignored by mistake silently gives wrong results. A test reads this table and compares logits. Keys that
+are neither here nor read by layouts.py are refused by name.
 """
 
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
-# Without influence at any value, by the tools that write them.
+# Keys without influence at any value, by the tools that write them.
 _WITHOUT_INFLUENCE = {
     "transformers, what a checkpoint is and where it came from": """
         architectures transformers_version _name_or_path name_or_path _commit_hash tokenizer_class""",
@@ -21,7 +21,7 @@ _WITHOUT_INFLUENCE = {
     "transformers, what a call returns": """
         output_attentions _output_attentions output_hidden_states return_dict output_past""",
     "transformers, training": "initializer_range gradient_checkpointing tf_legacy_loss",
-    # Switches of training, where dropout is ours to choose.
+    # Only for training, where the user sets dropout.
     "transformers, dropout": """
         attention_dropout residual_dropout attn_pdrop resid_pdrop embd_pdrop hidden_dropout embedding_dropout
         attention_probs_dropout_prob hidden_dropout_prob classifier_dropout""",
@@ -42,7 +42,7 @@ _WITHOUT_INFLUENCE = {
     "transformers.js": "transformers.js_config",
     "Unsloth": "unsloth_fixed unsloth_version",
     "nanotron": "is_llama_config",
-    # All of these speak of how much text fits; max_position_embeddings is what counts here.
+    # Length limits; only max_position_embeddings matters here.
     "conversions of the first Llama weights": "max_sequence_length",
     "trainers that keep the tokenizer's limit (FastChat, LLaVA, ms-swift)": """
         model_max_length tokenizer_model_max_length tokenizer_padding_side max_seq_length""",
@@ -50,7 +50,7 @@ _WITHOUT_INFLUENCE = {
 
 NO_INFLUENCE: frozenset[str] = frozenset(key for keys in _WITHOUT_INFLUENCE.values() for key in keys.split())
 
-# Without influence at these values, the first of which a message names.
+# Keys without influence at these values; messages name the first.
 HARMLESS_VALUES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         "mlp_bias": (False, None),
@@ -59,7 +59,7 @@ HARMLESS_VALUES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "partial_rotary_factor": (1, None),
         "rope_interleaved": (False, None),  # nanotron
         "use_mrope": (False, None),  # Qwen2.5
-        "use_sliding_window": (False, None),  # Qwen's key, in a config that was made a Llama's
+        "use_sliding_window": (False, None),  # Qwen's key, in a config converted to Llama's
         "is_causal": (True, None),
         "is_encoder_decoder": (False, None),
         "add_cross_attention": (False, None),

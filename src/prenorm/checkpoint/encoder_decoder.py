@@ -1,4 +1,4 @@
-"""A folder that holds an encoder-decoder: config.json with its config, and the weights under our own names."""
+"""The folder of an encoder-decoder: config.json, and the weights under prenorm's own names."""
 
 import dataclasses
 from collections.abc import Iterator, Mapping
@@ -43,8 +43,8 @@ def load(
 ) -> Checkpoint[EncoderDecoderConfig]:
     """Read the model in a folder, its tensors in `dtype` (None: as stored) on `device` (None: CPU).
 
-    Headers are compared with the config before anything is allocated. Raises CheckpointError for a folder that is not
-    whole, has tensors missing, left over or mis-shaped, or a config that is not understood to the last key.
+    Headers are compared with the config before anything is allocated. Raises CheckpointError for an incomplete folder,
+    for tensors that are missing, unexpected or of the wrong shape, and for a config that is not fully understood.
     """
     with opened(folder) as (path, fields):
         config, eos_token_ids = read_config(fields, str(path / CONFIG))
@@ -78,7 +78,7 @@ def read_config(fields: Mapping[str, Any], source: str) -> tuple[EncoderDecoderC
 
 
 def parameters_of(config: EncoderDecoderConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """The name and shape of every tensor that a model of this shape has, one by one."""
+    """The name and shape of every tensor of a model with this config."""
     d_model = config.d_model
     yield "embedding.weight", (config.vocab_size, d_model)
     if not config.tie_embeddings:

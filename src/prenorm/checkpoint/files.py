@@ -1,4 +1,4 @@
-"""Files written whole or not at all, and JSON read with suspicion."""
+"""Atomic file writes, and strict reading of untrusted JSON."""
 
 import errno
 import glob
@@ -18,24 +18,24 @@ from ..errors import CheckpointError
 from ..locks import lock
 from ..validation import Spelling
 
-# The largest header and index that honest models need are below 1 MB; parsing 100 MB of hostile JSON takes a minute.
+# The largest header and index of real models are below 1 MB; parsing 100 MB of hostile JSON takes a minute.
 MAX_JSON_BYTES = 10_000_000
 # A tensor is some 8 values in a header. So many are parsed in less than half a second, and objects in objects only so
 # deep by functions that call themselves.
 MAX_JSON_VALUES = 150_000
 MAX_JSON_DEPTH = 50
 
-# Characters of a file's value that a message shows.
+# The most characters of a value that a message shows.
 LONGEST_TEXT = 80
 
 Content = bytes | Callable[[BinaryIO], None]
 
 
 def write_atomically(path: Path, content: Content) -> None:
-    """Put `content` (bytes, or a function that writes to an open file) at `path`, whole and on the disk, or not at all.
+    """Write `content` (bytes, or a function that writes to an open file) to `path` atomically, synced to disk.
 
-    A reader, a killed process and a power cut see the old file or the new one, never a part of it.
-    Folders that are missing are made. Raises CheckpointError when it cannot be done; the old file is then untouched.
+    Readers, killed processes and power cuts leave the old file or the new one, never a part of it. Missing folders are
+    created. Raises CheckpointError on failure; the old file is then untouched.
     """
     write_together({path: content})
 
@@ -79,7 +79,7 @@ def _staged(path: Path, content: Content) -> Iterator[Path]:
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with open(temporary, "xb") as file:
-            with suppress(OSError):  # some network file systems have no locks; they only miss the clean-up
+            with suppress(OSError):  # network file systems without locks only lose the clean-up
                 lock(file, wait=True)
             _write_to_disk(file, content)
             yield temporary
@@ -149,7 +149,7 @@ def make_folder(folder: Path) -> None:
 
 
 def _remove_leftovers(path: Path) -> None:
-    """Delete what killed writers of `path` left behind. A writer that lives holds the lock on its file."""
+    """Delete temporary files that killed writers of `path` left behind. A live writer holds the lock on its file."""
     for leftover in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.tmp"):
         with suppress(OSError), open(leftover, "rb") as file:
             lock(file, wait=False)
@@ -157,7 +157,7 @@ def _remove_leftovers(path: Path) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Make the names in a folder survive a power cut, where the file system can promise that."""
+    """Make the file names in a folder survive a power cut, where the file system supports that."""
     if not hasattr(os, "O_DIRECTORY"):  # Windows: a folder cannot be opened
         return
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
@@ -176,15 +176,15 @@ def _advice(error: OSError, path: Path) -> str:
         free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free"
         return f"the disk is full ({free}); make room, or choose a folder on another disk."
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return f"this user may not write in {path.parent} ({error.strerror}); choose another folder."
-    return f"{error.strerror or error}; choose another folder, or mend this one."
+        return f"this user may not write to {path.parent} ({error.strerror}); choose another folder."
+    return f"{error.strerror or error}; choose another folder, or fix this one."
 
 
 def file_in(folder: Path, name: str) -> Path:
-    """The regular file called `name` that lies in `folder`.
+    """The path of the regular file `name` in `folder`.
 
-    Raises CheckpointError when it is missing, and when the name or a symbolic link leads out of the folder. Links from
-    a snapshot of Hugging Face's download cache into the blobs of the same model are the one exception.
+    Raises CheckpointError when it is missing, or when the name or a symbolic link leads out of the folder. The one
+    exception are links from a snapshot in Hugging Face's download cache to the blobs of the same model.
     """
     if name in ("", ".", "..") or any(character in name for character in "/\\\0") or not _is_text(name):
         raise CheckpointError(f"{folder}: {json_text(name)} must be a plain file name inside the folder.")
@@ -229,7 +229,7 @@ def read_bytes(path: Path) -> bytes:
 
 
 def json_text(value: Any) -> str:
-    """A value as the file spells it, cut where it is long."""
+    """A value as JSON, shortened if long."""
     text = json.dumps(value, ensure_ascii=False)
     return _cut(text if text.isprintable() else json.dumps(value))
 
@@ -268,10 +268,10 @@ IN_THE_FILE = Spelling(value=json_text)
 
 
 def parse_json(data: bytes, source: str) -> dict[str, Any]:
-    """The object in JSON text, with each key once and finite numbers only. `source` names the text in errors."""
+    """The object in a JSON text, with unique keys and finite numbers. `source` names the text in errors."""
     if data.startswith(BOM_UTF8):
         raise CheckpointError(
-            f"{source} must be UTF-8 without a byte order mark, but begins with one; save it without."
+            f"{source} must be UTF-8 without a byte order mark, but begins with one; save it without one."
         )
     if (values := sum(map(data.count, (b",", b"[", b"{")))) > MAX_JSON_VALUES:
         raise CheckpointError(
@@ -322,7 +322,7 @@ def _each_key_once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _not_finite(value: Any) -> float | None:
-    """A number in a value, or in lists of it, that JSON has no place for: NaN, Infinity, 1e999."""
+    """A non-finite number in a value or its nested lists, which JSON does not allow: NaN, Infinity, 1e999."""
     if isinstance(value, list):
         return next((number for each in value if (number := _not_finite(each)) is not None), None)
     return value if isinstance(value, float) and not math.isfinite(value) else None

@@ -1,4 +1,4 @@
-"""Do these tensors belong to this config? Every difference at once, briefly."""
+"""Checking tensors against a config, with all differences in one short message."""
 
 import re
 from collections import defaultdict
@@ -14,7 +14,7 @@ from .stored import stored_shapes
 LEAST_IN_ALAYER = 4
 FEW_LAYERS = 300
 
-# The dtypes that a model's weights may have.
+# The dtypes that model weights may have.
 FLOATS = ("F32", "BF16", "F16", "F64")
 WHOLE = {PACKED: ("I32",), SHAPE: ("I64",)}  # by the end of the name
 
@@ -33,11 +33,11 @@ def check_fit(
     kind: str | None = None,
     naming: Naming = CLASSIC,
 ) -> list[str]:
-    """The names of the tensors to use, once `found` (name: dtype, shape) is known to be what the config needs.
+    """The names of the tensors to use, after checking that `found` (name: dtype, shape) matches the config.
 
-    `hugging_face` tells whose names they are (by `naming`), `kind` what the matrices are (None: floats). A tied model
-    may bring its lm_head.weight too, to be compared with the embedding.
-    Raises CheckpointError with all that is missing, unexpected, mis-shaped or in a foreign dtype.
+    `hugging_face`: names are Hugging Face's (by `naming`), not prenorm's. `kind`: "int8" or "int4" for quantised
+    matrices (None: floats). A tied model may also have an lm_head.weight, to be compared with the embedding.
+    Raises CheckpointError listing everything missing, unexpected, of the wrong shape or of the wrong dtype.
     """
     check_layers(config.num_layers, found, source)
     parameters = list(parameters_of(config, kind, naming))
@@ -54,17 +54,17 @@ def check_layers(num_layers: int, found: Sized, source: str) -> None:
     """Raise CheckpointError for more layers than tensors, before a table of a billion layers is made."""
     if num_layers > max(FEW_LAYERS, len(found) // LEAST_IN_ALAYER):
         raise CheckpointError(
-            f"{source}: a model of {num_layers} layers has several tensors in each, but only {len(found)} "
-            "are there; config and weights are not of the same model."
+            f"{source}: a model of {num_layers} layers needs several tensors per layer, but there are only "
+            f"{len(found)}; config and weights are not of the same model."
         )
 
 
 def check_tensors(
     expected: Mapping[str, tuple[int, ...]], found: Mapping[str, tuple[str, tuple[int, ...]]], source: str
 ) -> list[str]:
-    """The names in `found` (name: dtype, shape), once they are known to be the expected ones (name: shape).
+    """The names in `found` (name: dtype, shape), after checking that they match `expected` (name: shape).
 
-    Raises CheckpointError with all that is missing, unexpected, mis-shaped or in a foreign dtype.
+    Raises CheckpointError listing everything missing, unexpected, of the wrong shape or of the wrong dtype.
     """
     differences = {
         "missing": [name for name in expected if name not in found],

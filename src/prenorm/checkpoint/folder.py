@@ -1,4 +1,4 @@
-"""A folder that holds a model: config.json and model.safetensors, in Hugging Face's layout, both ways."""
+"""The folder of a language model, read and written in Hugging Face's layout: config.json and model.safetensors."""
 
 import functools
 import warnings
@@ -84,11 +84,11 @@ def save(
     if tokenizer:
         remove_tokenizer_files(folder, but=tokenizer)
     if fields["model_type"] == OURS:
-        # Last, so that a program that turns warnings into errors has its model all the same.
+        # Last, so that the model is saved even if warnings are errors.
         warnings.warn(
-            f"{folder} was saved as model_type 'prenorm', which prenorm opens and transformers does not: no family of "
-            f"theirs has qk_norm={config.qk_norm}, qkv_bias={config.qkv_bias}, o_bias={config.o_bias}, "
-            f"window={config.window} together{_and_record(config)}.",
+            f"{folder} was saved as model_type 'prenorm', which prenorm can open but transformers cannot: no family in "
+            f"transformers combines qk_norm={config.qk_norm}, qkv_bias={config.qkv_bias}, o_bias={config.o_bias}, "
+            f"window={config.window}{_and_record(config)}.",
             stacklevel=2,
         )
 
@@ -118,8 +118,8 @@ def load(
 ) -> Checkpoint[ModelConfig]:
     """Read the model in a folder, its tensors in `dtype` (None: as stored) on `device` (None: CPU).
 
-    Headers are compared with the config before anything is allocated. Raises CheckpointError for a folder that is not
-    whole, has tensors missing, left over or mis-shaped, or a config that is not understood to the last key.
+    Headers are compared with the config before anything is allocated. Raises CheckpointError for an incomplete folder,
+    for tensors that are missing, unexpected or of the wrong shape, and for a config that is not fully understood.
     """
     with opened(folder) as (path, fields):
         source = str(path / CONFIG)
@@ -158,7 +158,7 @@ def _check_tied_head(
 
 
 def _generation_config(folder: Path, given: dict[str, Any] | None, eos_token_ids: tuple[int, ...]) -> dict[str, Any]:
-    """The generation config that came with the model, or is in the folder, with the model's end-of-text ids."""
+    """The generation config that the model was loaded with, or that is in the folder, with its end-of-text ids."""
     fields = {} if given is None else given
     if given is None:
         with suppress(CheckpointError):

@@ -1,7 +1,7 @@
-"""The families whose folders open, by model_type, and the model that a config.json of theirs describes.
+"""The supported families by model_type, and the model that a config.json of theirs describes.
 
-Read from the config and model classes of transformers 5.23 (models/*/configuration_*.py, modeling_*.py). What each
-family has of its own lies in families/.
+Derived from the config and model classes of transformers 5.23 (models/*/configuration_*.py, modeling_*.py). What is
+specific to a family is in families/.
 """
 
 import dataclasses
@@ -20,14 +20,14 @@ from .files import IN_THE_FILE, json_text, name_text, phrases
 from .rope import Dialect, as_float, foreign_in_rope_keys, rope_from_hugging_face
 from .windows import window_of_others
 
-# The model_type of an EncoderDecoder's folder (encoder_decoder.py), which is no language model's.
+# The model_type of an EncoderDecoder's folder (encoder_decoder.py).
 ENCODER_DECODER = "prenorm_encoder_decoder"
 
-# The longest context published is 10 million tokens; a rotary table for this many takes some 10 GB.
+# The longest published context is 10 million tokens; a rotary table for this many takes some 10 GB.
 LONGEST_CONTEXT = 2**24
 _MOST_LAYERS = 2**16
 
-# The sizes: their names in every family, and ours. Every file must have the first five.
+# The sizes: their keys in every family, and their fields in ModelConfig. Every file must have the first five.
 SIZES = {
     "vocab_size": "vocab_size",
     "hidden_size": "d_model",
@@ -39,7 +39,7 @@ SIZES = {
     "max_position_embeddings": "max_seq_len",
 }
 
-# Further fields of ours, and their keys in every family; those of attention in all that have them.
+# Further fields of ModelConfig, and their keys in the families that have them.
 _NUMBERS = {
     "tie_embeddings": "tie_word_embeddings",
     "dropout": "prenorm_dropout",
@@ -48,7 +48,7 @@ _NUMBERS = {
 _DEFAULTS = {field.name: field.default for field in dataclasses.fields(ModelConfig)}
 _OF_FAMILY = {field.name for field in dataclasses.fields(Family)}
 
-# The sizes that every file must have, and what every family has, with what its config class assumes in silence.
+# The sizes that every file must have, and the keys of every family with the defaults of its config class.
 _REQUIRED = tuple(SIZES)[:5]
 _COMMON = {
     "head_dim": None,
@@ -66,7 +66,7 @@ def _read_ours(known: Known) -> dict[str, Any]:
     return {**{name: known[name] for name in names}, "record": family}
 
 
-# "prenorm" is for what no family of theirs can say.
+# "prenorm" is for models that no family of transformers can express.
 OURS = "prenorm"
 LAYOUTS: dict[str, Layout] = {
     **llama.LAYOUTS,
@@ -93,7 +93,7 @@ LAYOUTS: dict[str, Layout] = {
         rope=Dialect(ours=True),
     ),
 }
-# Read in one piece by rope.py and windows.py, and by whoever reads the file.
+# Keys read elsewhere: by rope.py, by windows.py, and when the file is opened.
 _READ_ELSEWHERE = {"model_type", "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "prenorm_save_id"}
 
 # Families that are not served, and why.
@@ -113,8 +113,8 @@ def config_from_hugging_face(
 ) -> tuple[ModelConfig, tuple[int, ...]]:
     """The model that a config.json describes, and the ids that end a text.
 
-    Keys that are absent mean what the family's own config class says. Raises CheckpointError, listing every key that
-    is missing or not understood; `source` names the file in the message.
+    Absent keys have the default of the family's own config class. Raises CheckpointError, listing every key that is
+    missing or not understood; `source` names the file in the message.
     """
     model_type = fields.get("model_type")
     layout = layout_of(model_type, fields, source)
@@ -134,7 +134,7 @@ def config_from_hugging_face(
         config = _read(layout, known)
     except ConfigError as error:
         told = [
-            f" {key} is absent, which means {json_text(default)}."
+            f" {key} is absent, so it defaults to {json_text(default)}."
             for key, default in defaults.items()
             if key not in fields and default is not None and re.search(rf"\b{key}\b", str(error))
         ]
@@ -144,7 +144,7 @@ def config_from_hugging_face(
 
 
 def layout_of(model_type: Any, fields: Mapping[str, Any], source: str) -> Layout:
-    """The layout of a model_type. Raises CheckpointError for one that is not served, saying what it seems to be."""
+    """The layout of a model_type. Raises CheckpointError for an unsupported one, saying what it seems to be."""
     if isinstance(model_type, str) and model_type in LAYOUTS:
         return LAYOUTS[model_type]
     hint = "; EncoderDecoder.from_pretrained opens this folder" if model_type == ENCODER_DECODER else ""
@@ -152,7 +152,7 @@ def layout_of(model_type: Any, fields: Mapping[str, Any], source: str) -> Layout
         hint = f": {_NOT_SERVED[model_type]}, which prenorm does not have"
     for what, keys in _OTHERWISE.items():
         if said := [key for key in keys if fields.get(key) is not None]:
-            hint = f". By its {said[0]} it is {what}, which prenorm does not have"
+            hint = f". Its {said[0]} shows that it is {what}, which prenorm does not support"
             break
     raise CheckpointError(
         f"{source}: model_type must be one of {', '.join(LAYOUTS)}, not {json_text(model_type)}{hint}."
@@ -166,7 +166,7 @@ def _required(layout: Layout) -> list[str]:
 
 
 def _defaults(layout: Layout) -> dict[str, Any]:
-    """What each key that a family reads means where it is absent."""
+    """The default of each key that a family reads."""
     eps = {"rms_norm_eps": 1e-6} if layout.eps_key == "rms_norm_eps" else {}
     return {**_COMMON, **eps, **layout.keys}
 
@@ -176,7 +176,7 @@ def _foreign_keys(layout: Layout, fields: Mapping[str, Any]) -> Iterator[str]:
     harmless = {**HARMLESS_VALUES, **layout.harmless}
     for key in sorted(fields.keys() - known):
         if fields[key] is None and key not in harmless:
-            continue  # a null says nothing, whatever it might have been about
+            continue  # an unknown key without a value
         if key not in harmless:
             yield f"{name_text(key)} is not known"
         elif fields[key] not in harmless[key] and not (key == "auto_map" and _names_their_own(fields[key], fields)):
@@ -188,7 +188,7 @@ def _foreign_keys(layout: Layout, fields: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _names_their_own(auto_map: Any, fields: Mapping[str, Any]) -> bool:
-    """Whether the code that a folder brings is what became the class of transformers, under the same names."""
+    """Whether auto_map names the code that became the class of the same name in transformers."""
     model_type, architecture = fields["model_type"], LAYOUTS[fields["model_type"]].architecture
     theirs = {
         "AutoConfig": f"configuration_{model_type}.{architecture.removesuffix('ForCausalLM')}Config",
@@ -198,9 +198,9 @@ def _names_their_own(auto_map: Any, fields: Mapping[str, Any]) -> bool:
 
 
 def _read(layout: Layout, known: Known) -> ModelConfig:
-    """The config that these fields describe; the family's defaults are among them. Raises ConfigError.
+    """The config that these fields, with the family's defaults, describe. Raises ConfigError.
 
-    Everything is checked under the file's own names first, so that a message names what the file contains.
+    Everything is first checked under the file's own names, so that messages name what the file contains.
     """
     for key in (*_required(layout), layout.own.get("max_position_embeddings", "max_position_embeddings")):
         check_size(key, known[key], spelling=IN_THE_FILE)
@@ -229,7 +229,7 @@ def _read(layout: Layout, known: Known) -> ModelConfig:
 
 
 def _rotation(layout: Layout, known: Known, head_dim: int) -> dict[str, Any]:
-    """The base, the scaling, the features that are rotated, and how many places that is meant for."""
+    """The rotary base and scaling, the number of rotated features, and the context that these are meant for."""
     max_seq_len = known["max_position_embeddings"]
     if layout.rope is None:
         return {"max_seq_len": max_seq_len}
@@ -242,12 +242,12 @@ def _rotation(layout: Layout, known: Known, head_dim: int) -> dict[str, Any]:
             read["rotary_dim"] = rotary_dim = int(head_dim * share)
             if rotary_dim < 2 or rotary_dim % 2:
                 raise ConfigError(
-                    f"partial_rotary_factor must leave an even number of features to rotate, but {json_text(share)} of "
-                    f"head_dim {head_dim} is {rotary_dim}."
+                    "partial_rotary_factor must give an even number of features to rotate, but "
+                    f"{json_text(share)} of head_dim {head_dim} is {rotary_dim}."
                 )
     if layout is LAYOUTS[OURS]:
         return read
-    # What the original training was about does not end a text: transformers goes on, and so do these scalings.
+    # The length of the original training is no limit: transformers runs beyond it, and so do these scalings.
     reaches = [max_seq_len]
     for scaling in (read["rope_scaling"], read.get("window_rope_scaling")):
         if scaling is not None and scaling.kind == "dynamic":
@@ -258,9 +258,9 @@ def _rotation(layout: Layout, known: Known, head_dim: int) -> dict[str, Any]:
 
 
 def own_eos(value: Any, layout: Layout, vocab_size: int) -> Any:
-    """The ids in a key; where they are the config class's own, those only that the vocabulary has.
+    """The end-of-text ids in a key; if they are the config class's defaults, only those in the vocabulary.
 
-    Classes bring the ids of the family's first tokenizer, and write them beside smaller vocabularies.
+    The defaults are the ids of the family's first tokenizer, and are also written next to smaller vocabularies.
     """
     if value is None or value != layout.keys.get("eos_token_id"):
         return value
@@ -279,5 +279,5 @@ def eos_from_hugging_face(
 
 
 def eos_to_hugging_face(eos_token_ids: tuple[int, ...]) -> int | list[int] | None:
-    """End-of-text ids as config.json spells them: nothing, a number, or a list."""
+    """End-of-text ids as config.json has them: null, a number, or a list."""
     return list(eos_token_ids) if len(eos_token_ids) > 1 else next(iter(eos_token_ids), None)

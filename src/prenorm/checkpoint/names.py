@@ -1,4 +1,4 @@
-"""The parameters of a model: our name for each, Hugging Face's name for it, and its shape."""
+"""The parameters of a model: prenorm's name, Hugging Face's name, and the shape of each."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -8,7 +8,7 @@ from typing import Literal, NamedTuple
 from ..config import ModelConfig
 from ..ops.quantized import GROUP, KINDS
 
-# What a matrix of whole numbers has instead of a weight: see quantized.py.
+# The suffixes of a quantised matrix's tensors, which replace its weight: see quantized.py.
 PACKED, SCALES, SHAPE = ".weight_packed", ".weight_scale", ".weight_shape"
 
 OUTSIDE: Mapping[str, str] = MappingProxyType(  # the parts around the layers, and the layers, in most families
@@ -70,7 +70,7 @@ CLASSIC = Naming({"norm1": "input_layernorm", "attn": "self_attn", "norm2": "pos
 
 
 class Parameter(NamedTuple):
-    """One tensor of a model. Several with the same name in Hugging Face's layout are one tensor there."""
+    """One tensor of a model. Several with the same name in Hugging Face's layout are one stacked tensor there."""
 
     name: str
     hugging_face: str
@@ -79,9 +79,9 @@ class Parameter(NamedTuple):
 
 
 def parameters_of(config: ModelConfig, kind: str | None = None, naming: Naming = CLASSIC) -> Iterator[Parameter]:
-    """Every tensor that a model of this shape has, one by one. With tied embeddings there is no lm_head.weight.
+    """Every tensor of a model with this config. With tied embeddings there is no lm_head.weight.
 
-    kind: "int8" or "int4" where its matrices are whole numbers; None where they are floats.
+    kind: "int8" or "int4" if its matrices are quantised; None if they are floats.
     """
     for parameter in _floats_of(config, naming):
         if kind is None or not _is_matrix(parameter):
@@ -162,7 +162,7 @@ def _kinds_of_norm(config: ModelConfig) -> tuple[str, ...]:
     return {"layer": ("weight", "bias"), "layer_bare": ()}.get(norm, ("weight",))
 
 
-# The norms of a block, by where they stand: blocks/families/ has the same.
+# The norms of a block by where they are applied, as in blocks/families/.
 _NORMS = {
     "pre": ("norm1", "norm2"),
     "post": ("post_norm1", "post_norm2"),

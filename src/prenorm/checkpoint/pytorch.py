@@ -1,13 +1,13 @@
-"""State dicts of PyTorch's own Transformer modules under our names, and back.
+"""Converting state dicts of PyTorch's own Transformer modules to prenorm's names, and back.
 
-| theirs | ours |
+| PyTorch | prenorm |
 |---|---|
 | nn.MultiheadAttention | MultiHeadAttention |
 | nn.TransformerEncoderLayer, nn.TransformerEncoder | TransformerEncoderBlock, TransformerEncoder |
 | nn.TransformerDecoderLayer, nn.TransformerDecoder | TransformerDecoderBlock, TransformerDecoder |
 
-A state dict does not say how its module computes. The numbers are the same where theirs was made with norm_first=True
-and activation="gelu" (neither is PyTorch's default) and a stack with a final norm (norm=nn.LayerNorm(d_model)).
+A state dict does not say how its module computes. The outputs are equal if the PyTorch module was built with
+norm_first=True and activation="gelu" (neither is the default), and a stack with norm=nn.LayerNorm(d_model).
 """
 
 import re
@@ -18,9 +18,9 @@ from torch import Tensor
 
 from ..errors import CheckpointError
 
-# PyTorch packs the three input projections of an attention into one tensor; these are its rows, in order.
+# PyTorch stacks the three input projections of an attention in one tensor, in this order.
 PACKED = ("q_proj", "k_proj", "v_proj")
-# Our names from theirs, inside a layer or a stack. An encoder layer's self_attn is our attn.
+# prenorm's names by PyTorch's, inside a layer or a stack. An encoder layer's self_attn is named attn.
 NAMES = {
     "multihead_attn": "cross_attn",
     "out_proj": "o_proj",
@@ -35,10 +35,10 @@ OUR_NAMES = re.compile(
 
 
 def from_pytorch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one of the modules above (or of nn.Transformer's two stacks) under our names.
+    """The tensors of one of the PyTorch modules above (or of nn.Transformer's two stacks) under prenorm's names.
 
-    `block.load_state_dict(from_pytorch(theirs.state_dict()))` copies them. Raises CheckpointError for names that our
-    modules have no place for: add_bias_kv, and keys or values of another width.
+    `block.load_state_dict(from_pytorch(module.state_dict()))` copies them. Raises CheckpointError for tensors that
+    prenorm's modules do not have: those of add_bias_kv, and of keys or values with another width.
     """
     ours: dict[str, Tensor] = {}
     for name, tensor in state_dict.items():
@@ -47,7 +47,10 @@ def from_pytorch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             ours[_our_name(name, state_dict)] = tensor
             continue
         if tensor.shape[0] % len(PACKED):
-            raise CheckpointError(f"{name} must be three projections in one, but its shape is {tuple(tensor.shape)}.")
+            raise CheckpointError(
+                f"{name} must be three stacked projections, but its shape is {tuple(tensor.shape)}, whose rows are not "
+                "a multiple of 3."
+            )
         prefix, kind = packed.groups()
         for part, rows in zip(PACKED, tensor.chunk(len(PACKED)), strict=True):
             ours[_our_name(f"{prefix}{part}.{kind}", state_dict)] = rows
@@ -56,9 +59,9 @@ def from_pytorch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def to_pytorch(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of one of our modules above under PyTorch's names: `from_pytorch` backwards.
+    """The tensors of one of the prenorm modules above under PyTorch's names, the inverse of `from_pytorch`.
 
-    Raises CheckpointError for names that are not those modules', and for an attention that is not whole.
+    Raises CheckpointError for names that these modules do not have, and for an attention with missing projections.
     """
     _check_names(state_dict, "the encoder-decoder family")
     their_names = {ours: theirs for theirs, ours in NAMES.items()}
@@ -95,4 +98,4 @@ def _translate(name: str, names: Mapping[str, str]) -> str:
 
 def _check_names(names: Iterable[str], where: str) -> None:
     if unknown := sorted(name for name in names if not OUR_NAMES.fullmatch(name)):
-        raise CheckpointError(f"there is no place for {', '.join(unknown)}: names must be those of {where}.")
+        raise CheckpointError(f"names must be those of {where}, not {', '.join(unknown)}; leave them out.")

@@ -1,9 +1,9 @@
-"""Matrices of whole numbers in a folder: the layout "pack-quantized" of compressed-tensors 0.20, both ways.
+"""Quantised matrices in a folder: the layout "pack-quantized" of compressed-tensors 0.20, read and written.
 
-A matrix X is there as X.weight_packed (int32, each with 4 or 8 numbers along a row, the first in the lowest bits, with
-128 or 8 added), X.weight_scale (rows, groups of 32), in the dtype of the other weights where that holds every bfloat16
-number (all but float16, beside which it is float32), and X.weight_shape.
-Read from compressors/pack_quantized/ and quantization/quant_args.py.
+A matrix X is stored as X.weight_packed (int32, each with 4 or 8 integers along a row, the first in the lowest bits,
+offset by 128 or 8), X.weight_scale (rows, groups of 32), in the dtype of the other weights if that holds every bfloat16
+number (with float16 weights, float32 instead), and X.weight_shape.
+Derived from compressors/pack_quantized/ and quantization/quant_args.py.
 """
 
 import json
@@ -22,10 +22,9 @@ KEY = "quantization_config"
 
 
 def quantization_config(kind: str) -> dict[str, Any]:
-    """What config.json says of a model whose matrices are of this kind.
+    """The quantization_config in config.json for a model with matrices of this kind.
 
-    Activations are not spoken of: that they are rounded, too, is a way to multiply with such matrices, not a part of
-    the model.
+    Activations are not included: rounding them is how prenorm multiplies by such matrices, not part of the model.
     """
     weights = {"type": "int", "symmetric": True, "strategy": "group", "group_size": GROUP, "dynamic": False}
     return {
@@ -47,9 +46,9 @@ def quantization_config(kind: str) -> dict[str, Any]:
 
 
 def kind_in(fields: Mapping[str, Any], source: str) -> str | None:
-    """The kind of a model's matrices, None where they are in floats.
+    """The kind of a model's matrices, None if they are floats.
 
-    Raises CheckpointError for every quantization but our own: another one has other numbers.
+    Raises CheckpointError for any quantization other than prenorm's own, which would give other numbers.
     """
     said = fields.get(KEY)
     if said is None:
@@ -59,12 +58,12 @@ def kind_in(fields: Mapping[str, Any], source: str) -> str | None:
             return kind
     raise CheckpointError(
         f"{source}: {KEY} must be what save_pretrained writes for an int8 or int4 model, but it is "
-        f"{json.dumps(said)[:200]}; open the folder that this one was made of, and quantize() that."
+        f"{json.dumps(said)[:200]}; open the folder that this one was made from, and quantize() that."
     )
 
 
 def to_rows(config: ModelConfig, kind: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a model, its matrices row by row as they are stored, under names of `names.parameters_of`."""
+    """The tensors of a model with its matrices packed row by row as stored, named as in `names.parameters_of`."""
     dtype = torch.promote_types(tensors["embedding.weight"].dtype, SCALE)
     rows = dict(tensors)
     for name, _, shape in matrices_of(config):
@@ -90,7 +89,7 @@ def from_rows(config: ModelConfig, kind: str, tensors: dict[str, Tensor], source
         if not torch.equal(narrow.to(scale.dtype), scale) or not bool(narrow.isfinite().all()):
             raise CheckpointError(
                 f"{source}: {hugging_face}{SCALES} must hold finite bfloat16 numbers, but does not; quantize() the "
-                "model that it was made of."
+                "original model again."
             )
         numbers = _numbers(words, KINDS[kind])[:, : shape[1]]
         tensors[f"{name}.weight"], tensors[f"{name}.scale"] = pack(numbers, narrow, kind)

@@ -1,4 +1,4 @@
-"""Rotary embedding in Hugging Face's words: its keys in config.json, and its order of rows."""
+"""Rotary embedding in Hugging Face's layout: its keys in config.json, and its order of rows."""
 
 import dataclasses
 import math
@@ -16,11 +16,11 @@ from .files import IN_THE_FILE, json_text, name_text
 
 DEFAULT_THETA = 10000.0  # of most families' config classes
 
-# The old key and the new one that hold an object. transformers takes the first that says anything.
+# The old and the new key for the object. transformers uses the first that is not empty.
 SCALING_KEYS = ("rope_scaling", "rope_parameters")
 ORIGINAL = "original_max_position_embeddings"
 
-# For each rope_type: the keys that belong to it and must be there, and those that may; each is a field of RopeScaling.
+# For each rope_type, its required and its optional keys; each is a field of RopeScaling.
 _NEEDED = {
     "default": {},
     "linear": {"factor": "factor"},
@@ -47,15 +47,15 @@ _OPTIONAL = {
     },
     "longrope": {"attention_factor": "attention_factor", "factor": "factor"},
 }
-_MSCALES = ("mscale", "mscale_all_dim")  # of yarn: another way to give the attention_factor
+_MSCALES = ("mscale", "mscale_all_dim")  # for yarn, another way to give the attention_factor
 _SCALING_DEFAULTS = {field.name: field.default for field in dataclasses.fields(RopeScaling)}
 _OTHER_KEYS = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
 
 
 class Dialect(NamedTuple):
-    """What a family's config class has of its own in these keys."""
+    """How a family's config class deviates in these keys."""
 
-    theta: float = DEFAULT_THETA  # where the file is silent
+    theta: float = DEFAULT_THETA  # the default
     types: tuple[str, ...] = tuple(_NEEDED)
     aliases: Mapping[str, str] = {}  # older names of types
     partial: float | None = None  # the share of a head that is rotated where the file is silent; None: always all
@@ -69,7 +69,7 @@ PLAIN = Dialect()
 
 
 class Rope(NamedTuple):
-    """What the keys say: the base, the scaling, and the share of a head that is rotated."""
+    """The content of these keys: the base, the scaling, and the fraction of a head that is rotated."""
 
     theta: float
     scaling: RopeScaling | None
@@ -77,7 +77,7 @@ class Rope(NamedTuple):
 
 
 def rope_to_hugging_face(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
-    """The three keys that tell of rotary embedding: transformers 4 reads the first two, transformers 5 the last."""
+    """The three keys of rotary embedding: transformers 4 reads the first two, transformers 5 the last."""
     parameters: dict[str, Any] = {"rope_type": "default"}
     if scaling is not None:
         optional = _OPTIONAL.get(scaling.kind, {})
@@ -97,10 +97,10 @@ def rope_to_hugging_face(theta: float, scaling: RopeScaling | None) -> dict[str,
 
 
 def rope_from_hugging_face(fields: Mapping[str, Any], max_seq_len: int, dialect: Dialect = PLAIN) -> Rope:
-    """The base and the scaling that a config.json names, in the old keys, the new one or both.
+    """The base and the scaling in a config.json, from the old keys, the new one or both.
 
-    A null, an empty object and an absent key say nothing.
-    `foreign_in_rope_keys` has found nothing. Raises ConfigError when the keys contradict each other or one is missing.
+    A null, an empty object and an absent key are all ignored. Call `foreign_in_rope_keys` first.
+    Raises ConfigError when the keys contradict each other or one is missing.
     """
     said = _said(fields)
     thetas = {f"{key}.rope_theta": parameters.get("rope_theta") for key, parameters in said.items()}
@@ -110,7 +110,7 @@ def rope_from_hugging_face(fields: Mapping[str, Any], max_seq_len: int, dialect:
         if theta is not None
     }
     if "rope_scaling" in said and list(thetas) == ["rope_parameters.rope_theta"]:
-        # transformers reads rope_scaling alone then, and takes its default for the base.
+        # transformers then reads only rope_scaling, and uses the default base.
         thetas["rope_scaling without a rope_theta"] = dialect.theta
     if not thetas and "rope_theta" in {*fields, *(name for parameters in said.values() for name in parameters)}:
         raise ConfigError("rope_theta must be a finite number or absent, not null.")
@@ -144,10 +144,10 @@ def foreign_in_rope_keys(fields: Mapping[str, Any], dialect: Dialect = PLAIN) ->
 
 
 def foreign_in_rope_object(key: str, parameters: Mapping[str, Any], dialect: Dialect = PLAIN) -> Iterator[str]:
-    """What inside one such object is not understood."""
+    """The problems inside one such object."""
     kind = _kind(parameters, dialect)
     if not isinstance(kind, str) or kind not in dialect.types:
-        yield f"{key} has rope_type {json_text(kind)}, where {', '.join(dialect.types)} are known"
+        yield f"{key} has rope_type {json_text(kind)}, but only {', '.join(dialect.types)} are supported"
         return
     given = {name for name, value in parameters.items() if value is not None}
     if kind == "dynamic" and dialect.ours:
@@ -168,7 +168,7 @@ def scaling_in(key: str, parameters: Mapping[str, Any], max_seq_len: int, dialec
 
 
 def _said(fields: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """The objects that say anything, by their keys."""
+    """The non-empty objects, by their keys."""
     return {key: fields[key] for key in SCALING_KEYS if fields.get(key)}
 
 
@@ -184,7 +184,7 @@ def _shares(fields: Mapping[str, Any], said: Mapping[str, Any], dialect: Dialect
 
 
 def _told(value: Any) -> str:
-    """A base, or the scaling of a key, in a contradiction."""
+    """A base, or the scaling of a key, for the message about a contradiction."""
     if not isinstance(value, RopeScaling):
         return "no scaling" if value is None else json_text(value)
     kept = {name: _as_json(getattr(value, field)) for name, field in _NEEDED[value.kind].items()}
@@ -214,7 +214,7 @@ def _scaling(
     given = {name: value for name, value in parameters.items() if value is not None or name in _NEEDED[kind]}
     if dialect.original is not None:
         given[ORIGINAL] = _original(key, fields, given, dialect)
-    # Hugging Face takes the model's own length where the length before stretching is not given.
+    # Hugging Face uses the model's own length if the original length is not given.
     given = {ORIGINAL: max_seq_len, **given}
     missing = [name for name in _NEEDED[kind] if name not in given]
     if missing:
@@ -238,10 +238,10 @@ def _scaling(
 
 
 def _original(key: str, fields: Mapping[str, Any], given: Mapping[str, Any], dialect: Dialect) -> Any:
-    """The length before stretching of a family whose class reads it beside the object. Raises ConfigError."""
+    """The original length, for a family whose class reads it from the top level. Raises ConfigError."""
     outside, inside = fields.get(ORIGINAL, dialect.original), given.get(ORIGINAL)
     if inside is not None and inside != outside:
-        absent = "" if ORIGINAL in fields else " (absent, which means that)"
+        absent = "" if ORIGINAL in fields else " (absent, so that is the default)"
         raise ConfigError(
             f"{key}.{ORIGINAL} is {json_text(inside)}, but {ORIGINAL} is {json_text(outside)}{absent}; "
             "keep one of them."
@@ -252,14 +252,14 @@ def _original(key: str, fields: Mapping[str, Any], given: Mapping[str, Any], dia
 def _read_further(
     key: str, kind: str, given: Mapping[str, Any], values: Mapping[str, Any], max_seq_len: int
 ) -> dict[str, Any]:
-    """What yarn and longrope work out of keys that may be silent, as transformers does."""
+    """Values that yarn and longrope derive when keys are absent, as transformers does."""
     original = values["original_max_seq_len"]
     factor = values.get("factor")
     read: dict[str, Any] = {}
     if factor is None and type(original) is int and original > 0:
         factor = read["factor"] = max_seq_len / original
     if kind == "longrope":
-        # Below 1 it says nothing, and only the attention_factor is worked out of it.
+        # Below 1 it has no effect, except that the attention_factor is derived from it.
         if isinstance(factor, float) and 0 < factor < 1:
             read["factor"] = 1.0
         return read
@@ -275,20 +275,20 @@ def _read_further(
 
 
 def as_float(value: Any) -> Any:
-    """A whole number as a float, since JSON may write 1000000 for 1000000.0; anything else as it is."""
+    """An integer as a float, since JSON may have 1000000 for 1000000.0; anything else unchanged."""
     return float(value) if type(value) is int and abs(value) <= sys.float_info.max else value
 
 
 def _as_whole(value: Any) -> Any:
-    """8192.0 as 8192, which transformers takes for the same length; anything else as it is."""
+    """8192.0 as 8192, which transformers treats as the same length; anything else unchanged."""
     return int(value) if type(value) is float and value.is_integer() else value
 
 
 def half_split(rows: Shaped[Tensor, "*shape"], head_dim: int) -> Shaped[Tensor, "*shape"]:
     """The rows of each head, reordered from pairs (2i, 2i+1) to pairs (i, i + head_dim/2).
 
-    An interleaved model with the rows of its q and k weights, biases and norms in this order, rotated half-split,
-    has the same scores: a score is a sum over pairs, and each pair keeps its frequency.
+    With the rows of its q and k weights, biases and norms in this order, an interleaved model has the same scores under
+    half-split rotation: a score is a sum over pairs, and each pair keeps its frequency.
     """
     heads = rows.shape[0] // head_dim
     pairs = rows.reshape(heads, head_dim // 2, 2, *rows.shape[1:])

@@ -1,4 +1,4 @@
-"""The weight files of a folder: one model.safetensors, or shards that an index lists."""
+"""The weight files of a folder: one model.safetensors, or shards listed in an index."""
 
 import os
 import re
@@ -23,7 +23,7 @@ _UNITS = {"KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MI
 
 
 def find_weights(folder: Path) -> dict[Path, Header]:
-    """The files that hold a folder's weights, with what each says of itself. Nothing is unpickled, ever.
+    """The files of a folder's weights, with their headers. Nothing is ever unpickled.
 
     model.safetensors comes first, as in transformers: it is what the latest save left, should an old index be there.
     Raises CheckpointError when a shard is missing, leads out of the folder, or holds other tensors than indexed.

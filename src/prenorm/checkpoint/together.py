@@ -1,4 +1,4 @@
-"""The two files of a model's folder, config.json and the weights: saved together, and opened only as saved together."""
+"""The files of a model folder, config.json and the weights: saved together, and opened only if they belong together."""
 
 import hashlib
 import json
@@ -24,16 +24,16 @@ from .tensors import bytes_of, read_tensors, tensors_content
 
 CONFIG = "config.json"
 
-# Stands in config.json and in the weights' metadata: the two were saved together.
+# Stored in config.json and in the metadata of the weights, to show that they were saved together.
 SAVE_ID = "prenorm_save_id"
 
 Config = TypeVar("Config")
-Found = dict[str, tuple[str, tuple[int, ...]]]  # each tensor's dtype and shape, as a header gives them
+Found = dict[str, tuple[str, tuple[int, ...]]]  # the dtype and shape of each tensor, as in a header
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """What the files of a folder said of a model beyond its shape, kept to be written again."""
+    """The contents of a folder's files beyond the model's shape, kept to be written again."""
 
     folder: Path
     config: dict[str, Any]
@@ -45,12 +45,12 @@ class Source:
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint(Generic[Config]):
-    """What a folder holds: the model's shape, its tensors under our names, and the ids that end a text."""
+    """The model in a folder: its config, its tensors under prenorm's names, and the ids that end a text."""
 
     config: Config
     tensors: dict[str, Tensor]
     eos_token_ids: tuple[int, ...]
-    kind: str | None = None  # "int8" or "int4" where the matrices are whole numbers, as QuantizedLinear holds them
+    kind: str | None = None  # "int8" or "int4" if the matrices are quantised, in the format of QuantizedLinear
     source: Source | None = None
 
 
@@ -94,7 +94,7 @@ def write_model(
 
 
 def found_among(tensors: Mapping[str, Tensor]) -> Found:
-    """What a header would say of these tensors."""
+    """The dtypes and shapes of these tensors, as in a header."""
     return {name: (dtype_name(tensor.dtype), tuple(tensor.shape)) for name, tensor in tensors.items()}
 
 
@@ -113,7 +113,7 @@ def opened(folder: Path | str, *, whole: bool = True) -> Iterator[tuple[Path, di
 
 
 class Weights:
-    """The weights in an opened folder, of which only headers have been read. They are those of its config.json."""
+    """The weights in an opened folder, checked to belong to its config.json; only headers are read at first."""
 
     def __init__(self, folder: Path, fields: Mapping[str, Any]) -> None:
         self._folder = folder
@@ -122,7 +122,7 @@ class Weights:
             if header.metadata.get(SAVE_ID, fields.get(SAVE_ID)) != fields.get(SAVE_ID):
                 raise CheckpointError(
                     f"{path} and {CONFIG} must have been saved together, but their {SAVE_ID} differ: one of them was "
-                    "replaced, or a save was cut off between them; save the model again."
+                    "replaced, or a save was interrupted between them; save the model again."
                 )
         self.found: Found = {
             name: info[:2] for header in self._headers.values() for name, info in header.tensors.items()
@@ -138,7 +138,7 @@ class Weights:
     def read(self, names: list[str], dtype: torch.dtype | None, device: torch.device | str | None) -> dict[str, Tensor]:
         """The tensors of these names, in `dtype` (None: as stored) on `device` (None: CPU).
 
-        Raises ConfigError for a dtype that a model's weights cannot have.
+        Raises ConfigError for a dtype that weights cannot have.
         """
         if dtype is not None and dtype_name(dtype) not in FLOATS:
             raise ConfigError(f"a model's dtype must be one of {', '.join(FLOATS)}, not {dtype}.")
@@ -157,13 +157,13 @@ class Weights:
 def _model_folder(folder: Path | str) -> Path:
     path, name = Path(folder).expanduser(), str(folder)
     if path.is_file():
-        raise CheckpointError(f"{path} is a file; give the folder that it lies in.")
+        raise CheckpointError(f"{path} must be a folder, but it is a file; give the folder that contains it.")
     if not path.is_dir():
         like_a_hub_name = re.fullmatch(r"\w[\w.-]*/[\w.-]+", name)
         hint = f"; nothing is downloaded, but `hf download {name} --local-dir {path.name}` makes one"
         raise CheckpointError(
-            f"{path} must be a folder that holds a model, but there is no such folder{hint if like_a_hub_name else ''}."
+            f"{path} must be the folder of a model, but there is no such folder{hint if like_a_hub_name else ''}."
         )
     if not (path / CONFIG).exists():
-        raise CheckpointError(f"{path} holds no {CONFIG}; a model's folder has {CONFIG} and {WEIGHTS}.")
+        raise CheckpointError(f"a model folder must have {CONFIG} and {WEIGHTS}, but {path} has no {CONFIG}.")
     return path

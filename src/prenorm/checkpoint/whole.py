@@ -1,4 +1,4 @@
-"""The tensors of a model as they are saved: whole, plain and with data, whatever the model was put into."""
+"""The tensors of a model as they are saved: gathered, plain and with data, whatever wraps the model."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -12,10 +12,11 @@ from ..layers.sharded import is_sharded
 
 
 def whole_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The state dict with plain tensors. What is sharded over processes (DTensor) is gathered, on the CPU.
+    """The state dict with plain tensors. Sharded tensors (DTensor) are gathered, on the CPU.
 
-    All processes call this together, and all get everything. Raises CheckpointError, by name, for tensors without data
-    (meta), wrappers whose numbers are something else (quantised subclasses), sparse ones, and parametrised weights.
+    All processes must call this together, and each gets all tensors. Raises CheckpointError, by name, for tensors
+    without data (meta), subclasses with their own storage format (quantised ones), sparse tensors, and parametrised
+    weights.
     """
     problems = [problem for name, tensor in state_dict.items() if (problem := _why_not(name, tensor))]
     if problems:
@@ -29,7 +30,7 @@ def whole_tensors(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @contextmanager
 def written_once(state_dict: Mapping[str, Tensor]) -> Iterator[bool]:
-    """Whether this process writes what all of them have gathered. The others wait until it is written."""
+    """Whether this process is the one that writes the gathered tensors. The others wait until they are written."""
     mesh: Any = next((tensor.device_mesh for tensor in state_dict.values() if is_sharded(tensor)), None)  # type: ignore[attr-defined]
     if mesh is None:
         yield True
@@ -45,8 +46,8 @@ def _why_not(name: str, tensor: Tensor) -> str | None:
     if ".parametrizations." in f".{name}":
         module = name.partition("parametrizations.")[0].removesuffix(".")
         return (
-            f"{name} is what a parametrised weight is made of, not the weight; "
-            f"torch.nn.utils.parametrize.remove_parametrizations of {module or 'the model'} leaves the weight itself"
+            f"{name} is an input of a parametrisation, not the weight itself; apply "
+            f"torch.nn.utils.parametrize.remove_parametrizations to {module or 'the model'}"
         )
     if tensor.is_meta:
         return f"{name} is on the meta device and has no data; load or initialise the model first"
@@ -54,7 +55,7 @@ def _why_not(name: str, tensor: Tensor) -> str | None:
         return f"{name} is {str(tensor.layout).removeprefix('torch.')}; .to_dense() makes it a plain tensor"
     if not is_sharded(tensor) and type(tensor).__torch_dispatch__ is not Tensor.__torch_dispatch__:
         return (
-            f"{name} is a {type(tensor).__name__}, whose numbers only its own code knows; save the model that it was "
-            "made of, or put plain tensors in its place"
+            f"{name} is a {type(tensor).__name__}, whose storage format is known only to its own code; save the "
+            "original model, or replace it by a plain tensor"
         )
     return None

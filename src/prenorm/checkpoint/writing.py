@@ -1,4 +1,4 @@
-"""A model's config and weights in Hugging Face's layout, and its weights back from it."""
+"""Converting a model's config and weights to Hugging Face's layout, and its weights back."""
 
 import dataclasses
 from collections.abc import Collection, Mapping
@@ -17,15 +17,15 @@ from .names import PACKED, SCALES, Naming, parameters_of
 from .rope import half_split, rope_to_hugging_face
 from .stored import join, parts_of_stored, split
 
-_DTYPE_KEYS = ("dtype", "torch_dtype")  # the words of transformers 5 and 4
+_DTYPE_KEYS = ("dtype", "torch_dtype")  # of transformers 5 and 4
 
 
 def config_as_it_came(
     source: Mapping[str, Any], config: ModelConfig, eos_token_ids: tuple[int, ...] | None, dtype: torch.dtype
 ) -> dict[str, Any] | None:
-    """The config.json that a model came from, where it still says what the model is; None where it does not.
+    """The config.json that a model was loaded from, if it still describes the model; otherwise None.
 
-    eos_token_ids: None where it says them, too, and they are those of the model.
+    eos_token_ids: None if it already has those of the model.
     """
     fields = dict(source)
     try:
@@ -50,7 +50,7 @@ def config_to_hugging_face(
     dtype: torch.dtype = torch.float32,
     kind: str | None = None,
 ) -> dict[str, Any]:
-    """The config.json of a model, in the first family that can say all of it, or as model_type "prenorm".
+    """The config.json of a model, in the first family that can express all of it, or as model_type "prenorm".
 
     An interleaved model is described as the half-split one that `weights_to_hugging_face` makes of it.
     kind: of its matrices, where they are whole numbers, which not every family can store.
@@ -100,7 +100,7 @@ def _written(config: ModelConfig, kind: str | None) -> dict[str, Any] | None:
 
 
 def family_of(config: ModelConfig) -> str:
-    """The model_type that can say all of a config."""
+    """The model_type that can express all of a config."""
     if not _says_context(config) or not _says_family(config):
         return OURS
     biases = (config.qkv_bias, config.o_bias)
@@ -117,7 +117,7 @@ def family_of(config: ModelConfig) -> str:
 
 
 def _says_context(config: ModelConfig) -> bool:
-    """Whether max_seq_len is what reading would make of the scaling."""
+    """Whether reading the scaling back would give this max_seq_len."""
     scaling, max_seq_len = config.rope_scaling, config.max_seq_len
     if scaling is None or scaling.kind not in ("dynamic", "yarn"):
         return True
@@ -127,7 +127,7 @@ def _says_context(config: ModelConfig) -> bool:
 
 
 def _says_family(config: ModelConfig) -> bool:
-    """Whether what the family's record adds is an activation and biases, which several families have."""
+    """Whether the family's record adds only an activation and feed-forward biases, which several families have."""
     family = config.family
     return family is None or dataclasses.replace(family, activation="silu", ffn_bias=False) == Family()
 
@@ -141,7 +141,7 @@ def _activation(config: ModelConfig) -> str:
 
 
 def _own_keys(model_type: str, config: ModelConfig) -> dict[str, Any]:
-    """What the config says in the keys that not every family has."""
+    """The values of keys that not every family has."""
     windowed = config.window is not None
     said: dict[str, Any] = {
         "attention_bias": config.qkv_bias,
@@ -156,7 +156,7 @@ def _own_keys(model_type: str, config: ModelConfig) -> dict[str, Any]:
     }
     own = {key: said[key] for key in LAYOUTS[model_type].keys if key in said}
     if model_type == OURS and config.family is not None:
-        # Rotated as they are: half-split order is that of whole heads.
+        # Not reordered, because half-split order is only defined for fully rotated heads.
         own |= {"rope_interleaved": config.rope_interleaved, "prenorm_family": config.family.to_dict()}
     return own
 

@@ -22,56 +22,56 @@ PASSES = ("forward", "backward", "recomputation", "decoded_token")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostFlags:
-    """Say what a model costs: parameters, operations, bytes, and on given hardware time and energy.
+    """Compute what a model costs: parameters, operations, bytes, and time and energy on given hardware.
 
     MODEL is a run's folder, a folder in Hugging Face's layout, or the name of a published model, such as llama-3-8b.
     """
 
     model: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="MODEL")]
-    """A folder with config.json (or a run's config.toml), or a name: a wrong one lists them all."""
+    """A folder with config.json (or a run's config.toml), or a model name; an unknown name lists all of them."""
 
     context: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Tokens in a row. Without it, 2,048, or the model's longest where that is shorter."""
+    """Tokens per row. Default: 2,048, or the model's max_seq_len if that is smaller."""
 
     batch: int = 1
     """Rows."""
 
     dtype: Literal["bfloat16", "float32"] = "bfloat16"
-    """Of products in training, where weights stay in float32, and of weights, keys and values in decoding."""
+    """Dtype of matrix products in training (weights stay float32), and of weights, keys and values in decoding."""
 
     device: Annotated[str | None, tyro.conf.arg(metavar="NAME")] = None
-    """Hardware by name, such as h100-sxm: its published figures give time and energy. A wrong name lists them all."""
+    """Hardware by name, such as h100-sxm, whose published figures give time and energy; an unknown name lists all."""
 
     flops: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Operations a second of the hardware in this dtype, such as 989e12, instead of the device's."""
+    """Operations per second of the hardware in this dtype, such as 989e12, instead of the device's."""
 
     bandwidth: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Bytes a second of its memory, such as 3.35e12, instead of the device's."""
+    """Bytes per second of its memory, such as 3.35e12, instead of the device's."""
 
     watts: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Watts that it draws, instead of the device's."""
+    """Power draw in watts, instead of the device's."""
 
     utilisation: float = 1.0
-    """The share of these rates that is reached; 1 is the limit, which no run reaches."""
+    """The fraction of these rates that is reached; 1 is the limit, which no run reaches."""
 
     tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Tokens to train on. Without it, 20 a parameter (Hoffmann et al. 2022)."""
+    """Number of training tokens. Default: 20 per parameter (Hoffmann et al. 2022)."""
 
     fits: Annotated[str | None, tyro.conf.arg(metavar="BYTES")] = None
-    """A memory, such as 24GB, 80GiB or a number of bytes: adds the largest batch and context that fit."""
+    """A memory size, such as 24GB, 80GiB or a number of bytes: adds the largest batch and context that fit."""
 
     json: tyro.conf.FlagCreatePairsOff[bool] = False
-    """Print one JSON document and nothing else: docs/what-does-a-model-cost.md explains its keys."""
+    """Print one JSON document and nothing else; docs/what-does-a-model-cost.md explains its keys."""
 
 
 def parse(argv: list[str]) -> CostFlags:
-    """The flags in a command line. Exits with a message when they are none."""
+    """The flags of a command line. Exits with a message if they are invalid."""
     flags: CostFlags = flags_from(CostFlags, argv, prog="prenorm cost")
     return flags
 
 
 def run(flags: CostFlags) -> int:
-    """Print the costs. Gives the exit code."""
+    """Print the costs, and return the exit code."""
     device = _device(flags)
     memory = None if flags.fits is None else parse_bytes(flags.fits)
     named = find_model(flags.model)
@@ -93,7 +93,7 @@ def run(flags: CostFlags) -> int:
 
 
 def _device(flags: CostFlags) -> Device | None:
-    """The hardware that the flags name or describe; None where they do neither. Raises ConfigError."""
+    """The hardware that the flags name or describe, None if neither. Raises ConfigError."""
     for name in ("flops", "bandwidth", "watts"):
         if getattr(flags, name) is not None:
             check_number(name, getattr(flags, name), at_least=1.0)
@@ -107,7 +107,7 @@ def _device(flags: CostFlags) -> Device | None:
             "--flops, --bandwidth and --watts describe any other."
         )
     if flags.dtype != "bfloat16":
-        known = known._replace(flops_per_second=None)  # the published rate is that of bfloat16
+        known = known._replace(flops_per_second=None)  # the published rate is for bfloat16
     figures = {name: figure for name, figure in given._asdict().items() if figure is not None and name != "source"}
     return known._replace(**figures, source=f"{known.source}, and the flags" if figures else known.source)
 
@@ -128,7 +128,7 @@ def _show(sheet: dict[str, Any]) -> None:
     _show_flops(console, sheet["flops"], settings["batch"])
     rows = [
         ("keys and values", _scaled(sheet["kv_cache_bytes"])),
-        ("with weights and a row of logits each", _scaled(sheet["decoding_bytes"])),
+        ("with weights and logits", _scaled(sheet["decoding_bytes"])),
     ]
     _table(console, "Bytes for decoding", (), rows)
     _show_training_bytes(console, sheet)

@@ -1,4 +1,4 @@
-"""A command line as a record: tyro makes a flag of each field, and a flag that takes a text takes any text."""
+"""A command line as a record: tyro makes a flag of each field, and a text flag accepts any text."""
 
 import types
 from collections.abc import Iterator
@@ -14,26 +14,26 @@ _REPEATED = get_args(tyro.conf.UseAppendAction[int])[1]
 def flags_from(
     record: Any, argv: list[str], *, prog: str, settings: type | None = None, description: str | None = None
 ) -> Any:
-    """The flags in a command line, as this record, or as one of a union of records, each of which is a subcommand.
+    """The flags of a command line as this record, or as one of a union of records, each a subcommand.
 
-    settings: a record whose fields are flags of this command, too.
-    Exits with a message where the command line is wrong.
+    settings: a record whose fields are also flags of this command.
+    Exits with a message if the command line is invalid.
     """
     records = [*(get_args(record) or [record]), *([settings] if settings else [])]
     return tyro.cli(record, prog=prog, description=description, args=list(_joined(argv, records)))
 
 
 def _joined(argv: list[str], records: list[Any]) -> Iterator[str]:
-    """The words of a command line, with `--prompt -x` as `--prompt=-x`: tyro takes -x alone for a flag.
+    """The words of a command line, with `--prompt -x` as `--prompt=-x`, because tyro would parse -x as a flag.
 
-    A word that is a flag of this command stays one, since the text before it was probably forgotten; --prompt=--json
-    gives it as a text.
+    A word that is a flag of this command stays a flag, because the text before it was probably forgotten;
+    --prompt=--json passes it as a text.
     """
     flags = _flags_of(records)
     pending = argv[::-1]
     while pending:
         word = pending.pop()
-        if word == "--":  # what follows is positional
+        if word == "--":  # positional arguments follow
             yield word
             yield from reversed(pending)
             return
@@ -70,7 +70,7 @@ def _name(word: str) -> str:
 
 
 def _unwrapped(hint: Any) -> tuple[list[Any], Any]:
-    """What a hint is annotated with, and the type in it."""
+    """The annotations of a type hint, and the type itself."""
     marks: list[Any] = []
     while get_origin(hint) is Annotated:
         hint, *more = get_args(hint)
@@ -79,6 +79,6 @@ def _unwrapped(hint: Any) -> tuple[list[Any], Any]:
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether it is a string or a path, or may be None instead."""
+    """Whether the type is str or Path, optionally with None."""
     is_union = get_origin(kind) in (Union, types.UnionType)
     return {*(get_args(kind) if is_union else [kind])} - {types.NoneType} <= {str, Path}

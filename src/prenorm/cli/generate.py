@@ -1,4 +1,4 @@
-"""`prenorm generate RUN --prompt "def "`: text from a trained model, as it is written."""
+"""`prenorm generate RUN --prompt "def "`: streams text from a trained model."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ from .trained_model import open_model
 if TYPE_CHECKING:  # loads torch, which --help does not wait for
     from ..generation.text import TextGenerator
 
-# What is handed on to the model, under the same names.
+# The flags that are passed on to the model under the same names.
 OPTIONS = ("max_new_tokens", "temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed", "stop")
 
 
@@ -29,60 +29,60 @@ class GenerateFlags:
     """
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """A folder with config.json, weights and tokenizer.json: prenorm train leaves one, Hugging Face has many."""
+    """A folder with config.json, weights and tokenizer.json: from prenorm train, or from Hugging Face."""
 
     prompt: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
-    """What to go on from; "" starts a new text. Without it, standard input is the prompt. A text that is also one of
-    these flags is given as --prompt=TEXT."""
+    """The text to continue; "" starts a new text. Default: standard input. Give a text that is also one of these flags
+    as --prompt=TEXT."""
 
     max_new_tokens: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """The most tokens to write after each prompt. Without it, 128, or as many as the model has room for."""
+    """The most tokens to generate after each prompt. Default: 128, or fewer if the model has less room."""
 
     temperature: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Below 1 sharpens the model's probabilities, above 1 flattens them; 0 always takes the most probable token.
     1.0 where generation_config.json says nothing."""
 
     top_k: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Draw only from the k most probable tokens."""
+    """Sample only from the k most probable tokens."""
 
     top_p: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Draw only from the fewest tokens whose probabilities reach p together."""
+    """Sample only from the fewest tokens whose probabilities add up to p."""
 
     min_p: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Draw only from tokens at least p times as probable as the most probable one."""
+    """Sample only from tokens at least p times as probable as the most probable one."""
 
     repetition_penalty: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
-    """Above 1 makes tokens that the prompt or the text already has less likely; 1.2 is a common choice."""
+    """Above 1 makes tokens that are already in the prompt or the text less likely; 1.2 is a common choice."""
 
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """The same seed gives the same text; without one it is another text each time."""
+    """The same seed gives the same text; without a seed the text differs each time."""
 
     stop: Annotated[tyro.conf.UseAppendAction[tuple[str, ...]], tyro.conf.arg(metavar="TEXT")] = ()
-    """End before this string."""
+    """Stop before this string."""
 
     ignore_generation_config: tyro.conf.FlagCreatePairsOff[bool] = False
     """Do not take settings from the folder's generation_config.json."""
 
     quantize: Annotated[Literal["int8", "int4"] | None, tyro.conf.arg(metavar="KIND")] = None
-    """Round the model's matrices to 8 or 4 bits (int8, int4) first: on a CPU it writes faster, and a little worse."""
+    """First round the model's matrices to int8 or int4: on a CPU, decoding is faster and the model slightly worse."""
 
     json: tyro.conf.FlagCreatePairsOff[bool] = False
     """Print one JSON document, a list of {prompt, text, token_ids, finish_reason}, and nothing else. See --logprobs."""
 
     logprobs: tyro.conf.FlagCreatePairsOff[bool] = False
-    """With --json, add logprobs: the natural log of the probability that the model gave to each new token."""
+    """With --json, add logprobs: the natural log of the model's probability of each new token."""
 
 
 def parse(argv: list[str]) -> GenerateFlags:
-    """The flags in a command line. Exits with a message when they are none."""
+    """The flags of a command line. Exits with a message if they are invalid."""
     flags: GenerateFlags = flags_from(GenerateFlags, argv, prog="prenorm generate")
     return flags
 
 
 def run(flags: GenerateFlags) -> int:
-    """Print what the model writes after each prompt. Gives the exit code."""
+    """Print the continuation of each prompt, and return the exit code."""
     if flags.logprobs and not flags.json:
-        raise ConfigError("--logprobs are numbers for each token, which text has no place for; add --json.")
+        raise ConfigError("--logprobs needs --json, because plain text cannot include them; add --json.")
     prompts = flags.prompt or (_prompt_from_stdin(),)
     generator = _open(flags.run, flags.quantize)
     options = _options(flags)
@@ -115,13 +115,15 @@ def _options(flags: GenerateFlags) -> dict[str, Any]:
 
 def _prompt_from_stdin() -> str:
     if sys.stdin is None or sys.stdin.isatty():
-        raise ConfigError('there is no prompt; --prompt "def " gives one, and so does a pipe into standard input.')
+        raise ConfigError(
+            'a prompt is needed, but there is none; give --prompt "def ", or pipe one into standard input.'
+        )
     try:
         text = sys.stdin.read()
     except UnicodeDecodeError as error:
         raise DataError(f"the prompt on standard input must be UTF-8 text, but it is not: {error}.") from error
     if not text:
-        raise ConfigError('there is no prompt: standard input is empty; --prompt "" starts a new text.')
+        raise ConfigError('a prompt is needed, but standard input is empty; --prompt "" starts a new text.')
     return text
 
 

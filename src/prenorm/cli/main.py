@@ -1,4 +1,4 @@
-"""`prenorm COMMAND ...`: finds the command, runs it, and turns what goes wrong into one line and an exit code."""
+"""`prenorm COMMAND ...`: finds the command, runs it, and turns errors into one line and an exit code."""
 
 import importlib
 import io
@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from .. import __version__
 from ..errors import PrenormError
 
-# A command is a module with parse(argv) -> flags and run(flags) -> exit code. It is loaded when it is called.
+# A command is a module with parse(argv) -> flags and run(flags) -> exit code, imported when it is called.
 COMMANDS = {
     "train": ("prenorm.cli.train", "Train a language model on text; without flags, on Python's own standard library."),
     "data": ("prenorm.cli.data", "Turn text into tokens once, for any number of trainings."),
@@ -28,27 +28,27 @@ COMMANDS = {
 }
 
 BAD_USAGE = 2
-INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+INTERRUPTED = 130  # 128 + SIGINT, as in shells
 BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line (default: this process's). Gives the exit code: 0 good, 1 found faults, 2 bad usage.
+    """Run a command line (default: this process's), and return the exit code: 0 good, 1 found faults, 2 bad usage.
 
-    Errors that prenorm raises on purpose, and files that the system refuses, are one line on stderr.
+    Errors that prenorm raises on purpose, and errors of the file system, are one line on stderr.
     """
     _yield_idle_processors()
     name, *rest = list(sys.argv[1:] if argv is None else argv) or [""]
     if name == "generate":
         _take_large_pages()
     if isinstance(sys.stdout, io.TextIOWrapper):
-        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show a character still gets the others
+        sys.stdout.reconfigure(errors="replace")  # for terminals that cannot show every character
     try:
         code = _run(name, rest)
         sys.stdout.flush()  # a broken pipe shows here, not when Python exits
         return code
-    except BrokenPipeError:  # the reader of our output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # or Python complains again when it exits
+    except BrokenPipeError:  # the reader of the output has closed it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # otherwise Python reports it again at exit
         return BROKEN_PIPE
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -58,20 +58,20 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _yield_idle_processors() -> None:
-    """Let threads that wait for each other sleep soon, before torch loads the OpenMP library that reads this.
+    """Let waiting threads sleep soon. Must run before torch loads the OpenMP library, which reads this variable.
 
-    By default they spin for milliseconds: while anything else computes, a training step on 2 cores takes 20 to 40
-    times as long. With this it takes twice as long, and on idle cores it is as fast as before.
+    By default they spin for milliseconds: while anything else computes, a training step on 2 cores then takes 20 to 40
+    times as long. With this setting it takes twice as long, and on idle cores it is as fast as before.
     """
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 
 
 def _take_large_pages() -> None:
-    """Have torch ask Linux for pages of 2 MB where a tensor is large, before torch makes its first one.
+    """Make torch ask Linux for 2 MB pages for large tensors. Must run before torch allocates its first tensor.
 
-    A token reads all weights once, mostly from memory, where small pages take time to be looked up. Training is no
-    faster for it.
+    Decoding reads all weights for each token, mostly from memory, where looking up small pages takes time. Training
+    gains nothing.
     """
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
 
@@ -91,7 +91,7 @@ def _run(name: str, argv: list[str]) -> int:
     command = importlib.import_module(module)
     try:
         flags = command.parse(argv)
-    except SystemExit as exit:  # --help, or bad flags, which are explained already
+    except SystemExit as exit:  # --help, or bad flags, for which tyro has printed a message
         return exit.code if isinstance(exit.code, int) else BAD_USAGE
     return command.run(flags)
 
@@ -99,4 +99,4 @@ def _run(name: str, argv: list[str]) -> int:
 def _help() -> str:
     width = max(map(len, COMMANDS))
     commands = "\n".join(f"  {name:{width}}  {summary}" for name, (_, summary) in COMMANDS.items())
-    return f"usage: prenorm COMMAND ...\n\n{commands}\n\nprenorm COMMAND --help has the flags; prenorm --version."
+    return f"usage: prenorm COMMAND ...\n\n{commands}\n\nprenorm COMMAND --help lists its flags; prenorm --version."

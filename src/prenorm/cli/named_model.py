@@ -1,4 +1,4 @@
-"""The architecture that a MODEL on the command line stands for: a published model's name, or a folder."""
+"""The architecture of a MODEL on the command line: a published model's name, or a folder."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -12,7 +12,7 @@ from ..validation import did_you_mean
 
 
 class NamedModel(NamedTuple):
-    """An architecture, and where its numbers are from."""
+    """An architecture, and the source of its sizes."""
 
     architecture: Architecture
     source: str
@@ -21,8 +21,8 @@ class NamedModel(NamedTuple):
 def find_model(name: str) -> NamedModel:
     """The architecture of a published model, or of the model in a folder: a run's, or one in Hugging Face's layout.
 
-    A published name comes first; ./gpt2 is a folder of that name.
-    Raises ConfigError for what is neither, and CheckpointError for a folder whose model is not understood.
+    A published name takes precedence; ./gpt2 is a folder of that name.
+    Raises ConfigError if it is neither, and CheckpointError for a folder whose model is not understood.
     """
     if published := PUBLISHED.get(name.lower()):
         if published.foreign:
@@ -46,7 +46,7 @@ def find_model(name: str) -> NamedModel:
 
 
 def _config_of_model(folder: Path) -> ModelConfig:
-    """What config.json says; the weights are not looked at."""
+    """The config in config.json; weights are not read."""
     from ..checkpoint.layouts import config_from_hugging_face  # loads torch, which published names do without
     from ..checkpoint.quantized import kind_in
     from ..checkpoint.together import opened
@@ -55,8 +55,8 @@ def _config_of_model(folder: Path) -> ModelConfig:
         source = str(folder / "config.json")
         if kind := kind_in(fields, source):
             raise ConfigError(
-                f"costs are counted for matrices of floats, but those in {folder} are {kind}; "
-                "give the folder that they were rounded from."
+                f"costs are computed for floating-point matrices, but those in {folder} are {kind}; give the folder "
+                "that was quantised."
             )
         return config_from_hugging_face(fields, source=source)[0]
 

@@ -1,4 +1,4 @@
-"""`prenorm train`: a language model of your text, or of Python's own standard library, from one command."""
+"""`prenorm train`: train a language model on your text, or on Python's own standard library, with one command."""
 
 import ast
 import inspect
@@ -34,8 +34,8 @@ def field_docs(record: type) -> dict[str, str]:
 
 
 def _settings() -> Any:
-    """A flag for each setting of a run and its model. Only those that are given come back, so that they can be told
-    from the defaults, which are a preset's."""
+    """A flag for each setting of a run and its model. Only given flags are returned, to distinguish them from a
+    preset's defaults."""
     hints = get_type_hints(TrainConfig) | get_type_hints(ModelConfig)
     hints |= dict.fromkeys(("num_kv_heads", "head_dim", "d_ff"), int)  # Any in the record, which fills them in
     hints |= {"lr": float}
@@ -67,28 +67,28 @@ class TrainFlags:
     """A TOML file with settings, such as the config.toml of a run."""
 
     model: Annotated[str | None, tyro.conf.arg(metavar="NAME", help_behavior_hint="")] = None
-    """The sizes of a published model, such as llama-3-8b, instead of the preset's and the file's: a wrong name lists
-    them all. Its vocab_size is what a new tokenizer may have at most."""
+    """The sizes of a published model, such as llama-3-8b, instead of the preset's and the file's; an unknown name lists
+    all of them. Its vocab_size is the maximum for a new tokenizer."""
 
     resume: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help_behavior_hint="")] = False
-    """Go on with the run in --out, exactly where its newest checkpoint left it."""
+    """Continue the run in --out exactly from its newest checkpoint."""
 
     json: Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help_behavior_hint="")] = False
-    """Print the result as JSON, and everything else on standard error."""
+    """Print the result as JSON on standard output, and everything else on standard error."""
 
     given: Annotated[dict[str, Any], tyro.conf.arg(constructor=_settings(), name="")] = field(default_factory=dict)
-    """The settings that the command line names."""
+    """The settings given on the command line."""
 
 
 def parse(argv: list[str]) -> TrainFlags:
-    """The flags in a command line. Exits with a message when they are none."""
+    """The flags of a command line. Exits with a message if they are invalid."""
     flags: TrainFlags = flags_from(TrainFlags, argv, prog="prenorm train", settings=_settings())
     return flags
 
 
 def run(flags: TrainFlags) -> int:
-    """Train, and show what was reached. Gives the exit code; after a signal it is 128 and the signal's number."""
-    config = config_of(flags)  # before torch is loaded, so that bad settings are told at once
+    """Train, show the result, and return the exit code; after a signal it is 128 plus the signal's number."""
+    config = config_of(flags)  # before torch is loaded, so that bad settings are reported at once
     from ..training.device import hold_on_to_memory
     from ..training.display import Display
     from ..training.loop import train
@@ -108,7 +108,7 @@ def run(flags: TrainFlags) -> int:
 def config_of(flags: TrainFlags) -> TrainConfig:
     """The settings of a command line: preset < --config file < --model < flags.
 
-    A run that is resumed keeps what is not named. Raises ConfigError.
+    A resumed run keeps all settings that are not given. Raises ConfigError.
     """
     named = {setting: flags.given[flag] for flag, setting in _settings_by_flag().items() if flag in flags.given}
     given = {**(read_toml(flags.config) if flags.config else {}), **_published(flags.model), **named}
@@ -145,7 +145,7 @@ def _settings_by_flag() -> dict[str, str]:
 
 
 def _published(name: str | None) -> dict[str, Any]:
-    """The sizes of a published model. Its dropout is left out, which is a choice of the run."""
+    """The sizes of a published model, without its dropout, which is a setting of the run."""
     if name is None:
         return {}
     return {field: value for field, value in ModelConfig.preset(name).to_dict().items() if field != "dropout"}

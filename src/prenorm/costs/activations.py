@@ -1,10 +1,10 @@
-"""What a training step keeps for its backward pass, in bytes: the storages that autograd saves, each counted once.
+"""The bytes that a training step saves for its backward pass: the storages that autograd keeps, each counted once.
 
-Counted is what saved_tensors_hooks see of `TransformerLM.loss` on rows of one document each: every tensor that is
-saved, views of one storage once, parameters left out. Weights are float32; with dtype "bfloat16", products run under
-autocast. There is an account for each set of kernels that may run: "amd_cpu" on an AMD processor with AVX-512 and a
-compiler, "other_cpu" on any other with a compiler, "pytorch" where this package has no kernels of its own and PyTorch's
-fused attention runs, such as on a GPU (heads of two numbers excepted, which PyTorch lays out in another way).
+Counted is what saved_tensors_hooks see of `TransformerLM.loss` on rows of one document each: every saved tensor,
+views of one storage once, without parameters. Weights are float32; with dtype "bfloat16", matrix products run under
+autocast. Each set of kernels that may run is counted separately: "amd_cpu" on an AMD processor with AVX-512 and a
+compiler, "other_cpu" on any other with a compiler, "pytorch" where prenorm has no kernels of its own and PyTorch's
+fused attention runs, such as on a GPU (except head_dim 2, which PyTorch lays out differently).
 """
 
 from typing import Literal, get_args
@@ -28,14 +28,14 @@ _ACTIVATION_SAVES: dict[Activation, int] = {
     **{"relu": 0, "relu_squared": 1, "sigmoid": 0, "tanh": 0},
 }
 
-# The limits of kernels: kernels/cpu/attention.py, kernels/cpu/silu_gate.py and kernels/sdpa.py.
+# The limits of the kernels: see kernels/cpu/attention.py, kernels/cpu/silu_gate.py and kernels/sdpa.py.
 ATTENTION_WIDTH, ATTENTION_MOST_DIM, ATTENTION_LEAST_SCORES = 16, 256, 4096
 SILU_GATE_LEAST = 2**15
 SHORT_BFLOAT16 = 256
 
 
 def saved(model: Architecture, batch: int, context: int, *, dtype: Dtype, kernels: Kernels, every: int = 0) -> Parts:
-    """Bytes saved for the backward pass, part by part. every: every how many-th block is checkpointed, 0 for none."""
+    """Bytes saved for the backward pass, by part. every: k if every k-th block is checkpointed, 0 for none."""
     tokens = batch * context
     plain = [layer for layer in range(model.num_layers) if not every or (layer + 1) % every]
     residual = tokens * model.d_model * FLOAT32
@@ -49,7 +49,7 @@ def saved(model: Architecture, batch: int, context: int, *, dtype: Dtype, kernel
         kinds = {model.layer_windows[layer] for layer in plain if model.layers_rotated[layer]}
         parts["positions"] = len(kinds) * 2 * context * (model.rotated_features // 2) * FLOAT32
     parts["token_ids"] = tokens * INT64
-    # What the loss is given, its gradient and the head's (computed in the forward pass), the targets, and their count.
+    # The input of the loss, its gradient and the head's (computed in the forward pass), the targets, and their count.
     parts["loss"] = 2 * residual + model.vocab_size * model.d_model * FLOAT32 + tokens * INT64 + INT64
     return parts
 
@@ -85,13 +85,13 @@ def _block(
         "attention": attention + o_input,
         "feed_forward": (readers - (3 if dtype == "bfloat16" else 1)) * width * size
         + _feed_forward(model, tokens, size, kernels),
-        "dropout": 2 * width if model.dropout else 0,  # one byte a number: whether it is dropped
+        "dropout": 2 * width if model.dropout else 0,  # one byte per element: whether it is dropped
         "weight_copies": weights * size if dtype == "bfloat16" else 0,
     }
 
 
 def _norm(model: Architecture, tokens: int, kernels: Kernels) -> int:
-    """What a norm over d_model saves beside its input, which is the residual path."""
+    """What a norm over d_model saves besides its input, the residual."""
     if model.norm == "layer":
         return 2 * tokens * FLOAT32  # mean and 1 / standard deviation
     if kernels != "pytorch":
@@ -115,7 +115,7 @@ def _attention(
     tokens, scores = batch * context, batch * model.num_heads * context * context
     query, key = tokens * model.query_width * size, tokens * model.kv_width * size
     match _attention_kernel(model, context, size, kernels):
-        case "ours":  # also the largest score of each query and the sum of its weights
+        case "prenorm":  # also the largest score of each query and the sum of its weights
             return 2 * query + 2 * key + 2 * tokens * model.num_heads * FLOAT32, 0
         case "fused":  # also the logarithm of each query's sum, and a mask of numbers where there is a window
             masked = window is not None
@@ -124,7 +124,7 @@ def _attention(
             in_place = model.num_heads == 1 or context == 1 or not rotated
             copied = not in_place or (masked and kernels == "pytorch")
             return 2 * query + 2 * key + tokens * model.num_heads * FLOAT32 + mask, query * copied
-        case _:  # keys and values copied for every query head, weights as a square, and what was dropped of them
+        case _:  # keys and values copied for every query head, the square of weights, and its dropout mask
             dropped = scores * (1 + size) if model.dropout else 0
             copies = key if context == 1 and window else query  # a single query's group is folded instead
             return query + 2 * copies + context * context + scores * size + dropped, query
@@ -137,7 +137,7 @@ def _attention_kernel(model: Architecture, context: int, size: int, kernels: Ker
         return "products"
     fits = kernels == "amd_cpu" and model.head_dim % ATTENTION_WIDTH == 0 and model.head_dim <= ATTENTION_MOST_DIM
     if fits and (size == SIZES["bfloat16"] or context * context >= ATTENTION_LEAST_SCORES):
-        return "ours"
+        return "prenorm"
     return "products" if size == SIZES["bfloat16"] and context <= SHORT_BFLOAT16 else "fused"
 
 

@@ -1,4 +1,4 @@
-"""What a model costs follows from this: the sizes of its matrices, and which of the usual parts it has."""
+"""What costs are computed from: the sizes of a model's matrices, and which of the usual parts it has."""
 
 import dataclasses
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ QKNorm = Literal["", "shared", "wide", "per_head"]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Architecture:
-    """A decoder-only model, ours or another. The defaults are the parts of our block."""
+    """A decoder-only model, prenorm's or another. The defaults are the parts of `TransformerBlock`."""
 
     vocab_size: int
     d_model: int
@@ -59,7 +59,7 @@ class Architecture:
     """Norms of a block, those of queries and keys aside."""
 
     learned_positions: bool = False
-    """A vector for each of max_seq_len places, instead of rotary positions."""
+    """A learned vector for each of max_seq_len positions, instead of rotary positions."""
 
     parallel: bool = False
     """Attention and feed-forward read the same, side by side."""
@@ -75,12 +75,12 @@ class Architecture:
 
     @property
     def query_width(self) -> int:
-        """The width of all query heads together."""
+        """The total width of all query heads."""
         return self.num_heads * self.head_dim
 
     @property
     def kv_width(self) -> int:
-        """The width of all key heads together, which is that of the values."""
+        """The total width of all key heads, which is also that of the value heads."""
         return self.num_kv_heads * self.head_dim
 
     @property

@@ -1,25 +1,25 @@
-"""Common devices by name, with the figures that their makers publish."""
+"""Common devices by name, with the figures that their manufacturers publish."""
 
 from typing import NamedTuple
 
 
 class Device(NamedTuple):
-    """What a device can do. A figure is None where it is not known."""
+    """The performance figures of a device. None where unknown."""
 
     flops_per_second: float | None
-    """Of matrix products in the dtype that is asked for, without sparsity."""
+    """The rate of matrix products in the given dtype, without sparsity."""
 
     bytes_per_second: float | None
     """Memory bandwidth."""
 
     watts: float | None
-    """The most that it draws."""
+    """Maximum power draw."""
 
     source: str
 
 
-# flops_per_second is that of bfloat16 products summed in float32.
-_HALVED = "; its rate of products is given with sparsity, and halved here"
+# flops_per_second is the rate of bfloat16 products with float32 accumulation.
+_HALVED = "; its rate is published with sparsity, and halved here"
 DEVICES: dict[str, Device] = {
     "a100-40gb": Device(312e12, 1.555e12, 400, "NVIDIA A100 datasheet, SXM4 40GB"),
     "a100-80gb": Device(312e12, 2.039e12, 400, "NVIDIA A100 datasheet, SXM4 80GB"),

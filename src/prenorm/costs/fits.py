@@ -1,4 +1,4 @@
-"""The largest batch and context whose bytes fit into a memory."""
+"""The largest batch and context that fit into a given memory."""
 
 import re
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from .activations import Dtype
 from .architecture import Architecture
 from .memory import OPTIMIZERS, decoding, peak
 
-# Bytes in each unit: 24GB, 24G and 24000000000 are one memory, 24GiB and 24Gi another. Upper and lower case are one.
+# Bytes per unit: 24GB, 24G and 24000000000 are the same, and so are 24GiB and 24Gi. Case does not matter.
 UNITS = {"": 1, "b": 1}
 for _power, _letter in enumerate("kmgt", 1):
     UNITS |= dict.fromkeys((_letter, f"{_letter}b"), 1000**_power)
@@ -53,17 +53,17 @@ def parse_bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d*)?(?:e\d{1,2})?)\s*([a-z]*)", text.strip().lower())
     if match is None or match[2] not in UNITS:
         raise ConfigError(
-            f"a memory must be a number of bytes, or a number with a unit from kB to TB or KiB to TiB, such as 24GB or "
-            f"80GiB, not {text!r}."
+            "a memory size must be a number of bytes, or a number with a unit from kB to TB or KiB to TiB, such as "
+            f"24GB or 80GiB, not {text!r}."
         )
     size = Fraction(match[1]) * UNITS[match[2]]
     if not 1 <= size < 2**63:
-        raise ConfigError(f"a memory must have at least 1 byte and fewer than 2^63, not {text!r}.")
+        raise ConfigError(f"a memory size must be at least 1 byte and below 2^63 bytes, not {text!r}.")
     return int(size)
 
 
 def _largest(fit: Callable[[int], bool], at_most: int | None = None) -> int:
-    """The largest whole number that fits, all smaller ones fitting too."""
+    """The largest integer that fits, given that all smaller ones fit too."""
     if not fit(1):
         return 0
     good, bad = 1, 2

@@ -1,8 +1,9 @@
-"""How many operations a model takes, part by part: a multiplication and an addition are two.
+"""The FLOPs of a model, by part; a multiplication and an addition are two.
 
-Matrix products alone are counted, as PyTorch's FlopCounterMode does: norms, rotations, softmax, activations, sums and
-look-ups are linear in the size of their inputs. Attention is counted twice: full-square, every query with every key,
-and causal-exact, only with the keys that it sees. A kernel that stops at the diagonal does nearly the latter.
+Only matrix products are counted, as in PyTorch's FlopCounterMode: norms, rotations, softmax, activations, sums and
+look-ups are linear in the size of their inputs. Attention is counted in two ways: full-square, every query with every
+key, and causal-exact, every query with the keys that it attends to. A kernel that stops at the diagonal needs about
+the latter.
 """
 
 from .architecture import Architecture
@@ -17,16 +18,16 @@ def forward(model: Architecture, batch: int, context: int, *, causal: bool) -> P
 
 
 def decoded_token(model: Architecture, batch: int, context: int, *, causal: bool) -> Parts:
-    """FLOPs of one more token in each of batch rows, with keys and values cached: it is number `context` of its row.
+    """FLOPs of decoding one token in each of `batch` rows with a KV cache; it is token number `context` of its row.
 
-    Full-square it is compared with all of them; causal-exact with those in its window, which is all without a window.
+    Full-square: it attends to all tokens of the row. Causal-exact: to those in its window; all if there is no window.
     """
     seen = [min(context, window or context) if causal else context for window in model.layer_windows]
     return _summed([_layer(model, batch, batch * one) for one in seen], model, batch)
 
 
 def backward(model: Architecture, batch: int, context: int, *, causal: bool) -> Parts:
-    """FLOPs of the backward pass: each product takes two, for the gradients of its two factors."""
+    """FLOPs of the backward pass: each product needs two, for the gradients of its two factors."""
     return {part: 2 * flops for part, flops in forward(model, batch, context, causal=causal).items()}
 
 
@@ -43,12 +44,12 @@ def recomputation(model: Architecture, batch: int, context: int, every: int, *, 
 
 
 def six_n(model: Architecture, tokens: int) -> int:
-    """The usual rule for a training step: 6 FLOPs a parameter and token (Kaplan et al. 2020, arXiv:2001.08361)."""
+    """The usual rule for a training step: 6 FLOPs per parameter and token (Kaplan et al. 2020, arXiv:2001.08361)."""
     return 6 * total(model) * tokens
 
 
 def six_n_and_attention(model: Architecture, tokens: int, context: int) -> int:
-    """The rule with the attention that it leaves out, 12 x layers x query width x context a token.
+    """The rule plus the attention that it leaves out, 12 x layers x query width x context per token.
 
     Source: Chowdhery et al. 2022, arXiv:2204.02311, appendix B.
     """
@@ -56,7 +57,7 @@ def six_n_and_attention(model: Architecture, tokens: int, context: int) -> int:
 
 
 def pairs(context: int, window: int | None, *, causal: bool) -> int:
-    """How many queries and keys of a row meet."""
+    """The number of query-key pairs in a row."""
     if not causal:
         return context * context
     width = min(context, window or context)

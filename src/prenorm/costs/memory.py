@@ -1,4 +1,4 @@
-"""How many bytes a model takes: weights, optimiser state, keys and values, and the most that a training step holds."""
+"""The bytes that a model needs: weights, optimiser state, KV cache, and the peak of a training step."""
 
 from typing import Literal
 
@@ -8,7 +8,7 @@ from .parameters import attention_matrices, block_matrices, feed_forward_matrice
 
 Optimizer = Literal["adamw", "muon"]
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "muon")
-CHUNK_ELEMENTS = 2**23  # logits that the loss holds at once: ops/cross_entropy.py
+CHUNK_ELEMENTS = 2**23  # logits that the loss holds at a time: see ops/cross_entropy.py
 
 
 def kv_cache(model: Architecture, batch: int, context: int, dtype: str) -> int:
@@ -20,8 +20,8 @@ def kv_cache(model: Architecture, batch: int, context: int, dtype: str) -> int:
 def optimizer_state(model: Architecture, optimizer: Optimizer) -> int:
     """Bytes of an optimiser's state, in float32.
 
-    adamw: two averages of every parameter. muon: one of the blocks' matrices, and AdamW for the rest, as in
-    `prenorm train`. AdamW also counts the steps of each tensor, in 4 bytes.
+    adamw: two moving averages per parameter. muon: one for the matrices of the blocks, and AdamW for the rest, as in
+    `prenorm train`. AdamW also stores a step count per tensor, 4 bytes.
     """
     matrices = block_matrices(model) if optimizer == "muon" else 0
     counted = tensors(model) - (model.num_layers * (6 + model.gated) if optimizer == "muon" else 0)
@@ -29,7 +29,7 @@ def optimizer_state(model: Architecture, optimizer: Optimizer) -> int:
 
 
 def decoding(model: Architecture, batch: int, context: int, dtype: str) -> int:
-    """Bytes for decoding: the weights and the cache in `dtype`, and a row of logits in float32 for each row."""
+    """Bytes for decoding: the weights and the KV cache in `dtype`, and float32 logits of one token per row."""
     return total(model) * SIZES[dtype] + kv_cache(model, batch, context, dtype) + batch * model.vocab_size * FLOAT32
 
 
@@ -43,19 +43,19 @@ def peak(
     every: int = 0,
     watched: bool = False,
 ) -> int:
-    """The most bytes that a training step holds at once: weights, gradients, state, and all tensors of the step.
+    """The peak bytes of a training step: weights, gradients, optimiser state, and all tensors of the step.
 
-    It is reached in the loss, somewhere in the backward pass, or in the optimiser's step. Counted for PyTorch's ops
-    (see activations.py), with all rows in one pass, fused AdamW, and gradients that are dropped after the step. What
-    an allocator keeps for later comes on top. watched: as with hooks on all modules, MemTracker's own among them,
-    which have an untied head called as a module; autograd then keeps the logits.
+    The peak is in the loss, in the backward pass, or in the optimiser step. Counted for PyTorch's ops (see
+    activations.py), with all rows in one pass, fused AdamW, and gradients freed after the step. Memory that an
+    allocator keeps for reuse comes on top. watched: with hooks on all modules, such as MemTracker's, an untied head is
+    called as a module, and autograd keeps the logits.
     """
     called = watched and not model.tie_embeddings
     standing = FLOAT32 * total(model) + optimizer_state(model, optimizer) + 2 * batch * context * INT64
     step = FLOAT32 * total(model)
-    if model.tie_embeddings:  # the embedding's gradient is dense, and added to the head's: in place, unless watched
+    if model.tie_embeddings:  # the embedding's gradient is dense, and is added to the head's, in place unless watched
         step += (1 + watched) * FLOAT32 * model.vocab_size * model.d_model
-    if optimizer == "muon":  # which steps last, when the gradients of AdamW's parameters have gone
+    if optimizer == "muon":  # steps last, when the gradients of AdamW's parameters have been freed
         step = max(step, FLOAT32 * block_matrices(model) + _muon_step(model))
     return standing + max(
         _in_the_loss(model, batch, context, dtype, every, called=called),
@@ -65,28 +65,28 @@ def peak(
 
 
 def _in_the_loss(model: Architecture, batch: int, context: int, dtype: Dtype, every: int, *, called: bool) -> int:
-    """Bytes at the last chunk of logits, when all that the blocks save is there and nothing has gone yet."""
+    """Bytes at the last chunk of logits, when everything that the blocks save is still in memory."""
     tokens, size = batch * context, SIZES[dtype]
     residual, head = tokens * model.d_model, model.vocab_size * model.d_model
     kept = saved(model, batch, context, dtype=dtype, kernels="pytorch", every=every)
     rows = min(tokens, max(1, CHUNK_ELEMENTS // model.vocab_size))
-    if called:  # in its backward pass: three tensors like the chunk's logits beside those that are kept of all chunks
+    if called:  # in its backward pass: three tensors the size of a chunk's logits, and the saved logits of all chunks
         logits = FLOAT32 * (3 * rows + tokens) * model.vocab_size - kept["loss"]
         return sum(kept.values()) + residual * FLOAT32 + logits + (residual * size if dtype == "bfloat16" else 0)
-    # Logits and logarithms of probabilities in float32, and the gradient of the chunk before, if there is one.
+    # Logits and log-probabilities in float32, and the gradient of the previous chunk, if there is one.
     row = size + FLOAT32 + (FLOAT32 if dtype == "bfloat16" else 0)
     logits = max(row * rows, row * min(rows, tokens - rows) + size * rows) * model.vocab_size
     logits = max(logits, (rows * model.vocab_size + head) * size)  # the gradients, and a product with them
-    if dtype == "bfloat16":  # hidden states and head, once, and weights that autocast still holds
+    if dtype == "bfloat16":  # copies of the hidden states and the head, and the weights that autocast still caches
         checkpointed = model.num_layers // every if every else 0
         weights = checkpointed * (attention_matrices(model) + feed_forward_matrices(model))
         logits += (residual + head + weights) * size
-    scaled = head * FLOAT32  # the gradient of the head, when backward begins
+    scaled = head * FLOAT32  # the gradient of the head, at the start of the backward pass
     return sum(kept.values()) + residual * FLOAT32 + max(logits, scaled)
 
 
 def _in_the_blocks(model: Architecture, batch: int, context: int, dtype: Dtype, every: int) -> int:
-    """The most bytes at the end of one block's feed-forward layer, on the way back."""
+    """The peak bytes in the backward pass of the blocks, reached at the end of a block's feed-forward layer."""
     tokens, size, layers = batch * context, SIZES[dtype], model.num_layers
     residual = tokens * model.d_model * FLOAT32
     inside = [sum(parts.values()) for parts in blocks(model, batch, context, dtype=dtype, kernels="pytorch")]
@@ -118,7 +118,7 @@ def _up_to_the_mask(model: Architecture, batch: int, context: int, dtype: Dtype,
 
 
 def _muon_step(model: Architecture) -> int:
-    """The most bytes that making one matrix's update orthogonal takes: Newton and Schulz, in bfloat16."""
+    """The peak bytes of orthogonalising one matrix's update, by Newton-Schulz iterations in bfloat16."""
     largest = 0
     for width in (model.query_width, model.kv_width, model.d_ff):
         size, square = width * model.d_model, min(width, model.d_model) ** 2

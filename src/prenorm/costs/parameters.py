@@ -1,10 +1,10 @@
-"""How many parameters a model has, part by part."""
+"""The parameter counts of a model, by part."""
 
 from .architecture import Architecture
 
 
 def parameters(model: Architecture) -> dict[str, int]:
-    """The parameters of each part, biases with their matrices. A tied head has none of its own."""
+    """The parameters of each part; biases count with their matrices. A tied head has none of its own."""
     d, layers = model.d_model, model.num_layers
     biases = (model.query_width + 2 * model.kv_width) * model.qkv_bias + d * model.o_bias
     ffn_biases = ((1 + model.gated) * model.d_ff + d) * model.ffn_bias
@@ -20,27 +20,27 @@ def parameters(model: Architecture) -> dict[str, int]:
 
 
 def attention_matrices(model: Architecture) -> int:
-    """Numbers in the four projections of a block."""
+    """Elements of the four attention projections of a block."""
     return 2 * model.d_model * (model.query_width + model.kv_width)
 
 
 def feed_forward_matrices(model: Architecture) -> int:
-    """Numbers in the matrices of a block's feed-forward layer."""
+    """Elements of the feed-forward matrices of a block."""
     return (2 + model.gated) * model.d_model * model.d_ff
 
 
 def block_matrices(model: Architecture) -> int:
-    """Numbers in the matrices of all blocks: what Muon trains."""
+    """Elements of the matrices of all blocks, which Muon trains."""
     return model.num_layers * (attention_matrices(model) + feed_forward_matrices(model))
 
 
 def total(model: Architecture) -> int:
-    """All parameters."""
+    """The total number of parameters."""
     return sum(parameters(model).values())
 
 
 def tensors(model: Architecture) -> int:
-    """How many tensors the parameters are."""
+    """The number of parameter tensors."""
     matrices = 4 + 2 + model.gated
     biases = 3 * model.qkv_bias + model.o_bias + (2 + model.gated) * model.ffn_bias
     heads = model.num_heads + model.num_kv_heads

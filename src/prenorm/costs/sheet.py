@@ -1,4 +1,4 @@
-"""The cost sheet: every figure of a model under one plain name, as `prenorm cost --json` prints them.
+"""The cost sheet: every figure of a model by name, as printed by `prenorm cost --json`.
 
 docs/what-does-a-model-cost.md explains each.
 """
@@ -15,7 +15,7 @@ from .fits import fits
 from .memory import OPTIMIZERS, decoding, kv_cache, optimizer_state, peak
 from .parameters import block_matrices, parameters, total
 
-TOKENS_A_PARAMETER = 20  # Hoffmann et al. 2022, arXiv:2203.15556
+TOKENS_PER_PARAMETER = 20  # Hoffmann et al. 2022, arXiv:2203.15556
 
 
 def cost_sheet(
@@ -29,7 +29,7 @@ def cost_sheet(
     utilisation: float = 1.0,
     memory: int | None = None,
 ) -> dict[str, Any]:
-    """All costs of a model. Counts are exact; seconds are those of a device at the given share of its figures.
+    """All costs of a model. Counts are exact; seconds assume the device runs at the given fraction of its peak figures.
 
     "not_counted" names the parts of a family (fields of its record) for which nobody has counted what training saves:
     where there are some, saved_bytes, peak_bytes and what training fits into are None.
@@ -40,15 +40,15 @@ def cost_sheet(
     check_size("context", context)
     if context > model.max_seq_len:
         raise ConfigError(
-            f"context must not be greater than the model's max_seq_len, but {context} is greater than "
-            f"{model.max_seq_len}; --context {model.max_seq_len} would do."
+            f"context must be at most the model's max_seq_len, but {context} is greater than {model.max_seq_len}; "
+            f"--context {model.max_seq_len} would do."
         )
     if dtype not in SIZES:
         raise ConfigError(f"dtype must be one of {', '.join(SIZES)}, not {dtype!r}.")
     check_number("utilisation", utilisation, at_least=0.001)
     if utilisation > 1:
-        raise ConfigError(f"utilisation must be at most 1, the whole rate, not {utilisation!r}.")
-    tokens = TOKENS_A_PARAMETER * total(model) if tokens is None else tokens
+        raise ConfigError(f"utilisation must be at most 1, the full rate, not {utilisation!r}.")
+    tokens = TOKENS_PER_PARAMETER * total(model) if tokens is None else tokens
     check_size("tokens", tokens)
     return {
         "settings": {"batch": batch, "context": context, "dtype": dtype},
@@ -116,7 +116,7 @@ def _peak(
 def _hardware(
     model: Architecture, batch: int, context: int, dtype: Dtype, device: Device, tokens: int, utilisation: float
 ) -> dict[str, Any]:
-    """Seconds and energy. None where the figure that they need is not known."""
+    """Seconds and energy. None where a figure that they need is unknown."""
     step = 3 * sum(flops.forward(model, batch, context, causal=True).values())
     again = sum(flops.recomputation(model, batch, context, 1, causal=True).values())
     token = sum(flops.decoded_token(model, batch, context, causal=True).values())

@@ -1,16 +1,16 @@
-"""Token ids to text, token by token: joined, the pieces are what the tokenizer gives for all ids at once.
+"""Streaming detokenisation: the pieces, joined, equal what the tokenizer decodes from all ids at once.
 
-A piece is given when no later token can change it, and never taken back. What a decoder does decides how soon that is:
+A piece is emitted as soon as no later token can change it, and never taken back. How soon depends on the decoder:
 
-- ByteLevel joins the bytes of all tokens and reads them as UTF-8, with U+FFFD for what is no character. At most three
-  bytes wait, for the rest of their character.
-- ByteFallback reads each run of tokens such as <0xE5> as UTF-8, and gives U+FFFD for every byte of a run that is not
-  UTF-8 to its end. A run waits for its end, or for the byte that breaks it, but at most MOST_WAITING tokens: a byte
-  that breaks a longer run leaves the characters that were given, where the tokenizer would have U+FFFD.
-- The others (Metaspace, WordPiece, Strip, Fuse, ...) look at a token and its neighbours. Nothing waits.
+- ByteLevel joins the bytes of all tokens and decodes them as UTF-8, with U+FFFD for invalid bytes. At most three bytes
+  are held back, until their character is complete.
+- ByteFallback decodes each run of tokens such as <0xE5> as UTF-8, and emits one U+FFFD per byte if the run as a whole
+  is not valid UTF-8. A run is held back until it ends or becomes invalid, but for at most MOST_WAITING tokens: if a
+  longer run becomes invalid later, the characters already emitted stay, where the tokenizer would have U+FFFD.
+- The others (Metaspace, WordPiece, Strip, Fuse, ...) depend on a token and its neighbours. Nothing is held back.
 
-A decoder that may look further (a replacement in fused text, one in Python) gives all of the text at its end.
-U+FFFD itself is text like any other. Read from the decoders of tokenizers 0.23.
+With a decoder that may look further (a replacement in fused text, a decoder in Python), all text comes at the end.
+A literal U+FFFD is ordinary text. Derived from the decoders of tokenizers 0.23.
 """
 
 import codecs
@@ -22,27 +22,27 @@ from typing import Any, Protocol, runtime_checkable
 from tokenizers import Tokenizer
 
 MOST_WAITING = 1024
-CONTEXT = 8  # tokens before a piece that it is decoded with: a decoder strips the space before the first one
+CONTEXT = 8  # preceding tokens that a piece is decoded with, because a decoder strips the first token's space
 REPLACEMENT = "\ufffd"
 
 _BYTE_TOKEN = re.compile(r"<0x([0-9A-Fa-f]{2})>")
-# Decoders that look at one token, and whether it is the first, the last, or the same as the one before.
+# Decoders that depend only on one token, and on whether it is the first, the last, or equal to the previous one.
 _NEAR = {"Replace", "WordPiece", "ByteFallback", "Fuse", "Strip", "Metaspace", "BPEDecoder", "CTC"}
 
 
 @runtime_checkable
 class Characters(Protocol):
-    """The text of a reply as it grows. Special tokens, and ids that the tokenizer does not know, have none."""
+    """The text of a growing reply. Special tokens and ids unknown to the tokenizer have no text."""
 
     def take(self, token: int) -> str:
-        """The text that is certain with this token, and was not before."""
+        """The text that becomes final with this token."""
 
     def finish(self) -> str:
-        """The rest, now that nothing follows."""
+        """The remaining text, once no token follows."""
 
 
 def characters_of(tokenizer: Tokenizer) -> Callable[[Sequence[int]], Characters]:
-    """A function that begins the text of a reply to a prompt's token ids."""
+    """A function that starts the text of a reply, given the prompt's token ids."""
     special = {token for token, added in tokenizer.get_added_tokens_decoder().items() if added.special}
 
     def text_of(token: int) -> str | None:
@@ -58,7 +58,7 @@ def characters_of(tokenizer: Tokenizer) -> Callable[[Sequence[int]], Characters]
 
 
 def _decoders(tokenizer: Tokenizer) -> list[dict[str, Any]]:
-    """The decoders in their order, as tokenizer.json has them; one of type "unknown" for what it cannot have."""
+    """The decoders in order, as in tokenizer.json; one of type "unknown" for a decoder that it cannot express."""
     if tokenizer.decoder is None:
         return []
     try:
@@ -95,17 +95,17 @@ class _ByteLevel:
         text = self._text_of(token) or ""
         if _BYTES.keys() >= {*text}:
             return self._utf8.decode(bytes(_BYTES[character] for character in text))
-        return self._utf8.decode(text.encode())  # a token that was added as it stands
+        return self._utf8.decode(text.encode())  # an added token, stored as plain text
 
     def finish(self) -> str:
         return self._utf8.decode(b"", final=True)
 
 
 def _byte_alphabet() -> dict[str, int]:
-    """The character that stands for each byte: itself where it can be seen, one from U+0100 on where it cannot."""
-    seen = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    unseen = [byte for byte in range(0x100) if byte not in seen]
-    return {chr(byte): byte for byte in seen} | {chr(0x100 + place): byte for place, byte in enumerate(unseen)}
+    """The byte that each character of ByteLevel stands for: printable ones for themselves, U+0100 on for the others."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(others)}
 
 
 _BYTES = _byte_alphabet()
@@ -116,8 +116,8 @@ class _Neighbours:
         self, tokenizer: Tokenizer, text_of: Callable[[int], str | None], byte_fallback: bool, prompt_ids: Sequence[int]
     ) -> None:
         self._tokenizer, self._text_of, self._byte_fallback = tokenizer, text_of, byte_fallback
-        self._run: list[int]  # byte tokens whose text is not certain
-        self._broken: bool  # the run is not UTF-8: its text is certain, one U+FFFD a byte
+        self._run: list[int]  # byte tokens whose text is not final yet
+        self._broken: bool  # the run is not valid UTF-8, so its text is one U+FFFD per byte
         self._keep([token for token in prompt_ids if text_of(token) is not None])
         self._start_run()
 
@@ -143,7 +143,7 @@ class _Neighbours:
         return piece
 
     def finish(self) -> str:
-        """The run of bytes that waited, now that it has ended."""
+        """The text of the pending run of bytes, now that it has ended."""
         piece = self._give_up() if self._is_incomplete() else self._decode(self._run)
         self._start_run()
         return piece
@@ -157,7 +157,7 @@ class _Neighbours:
         return bool(self._utf8.getstate()[0])
 
     def _give_up(self) -> str:
-        """One U+FFFD for each byte that waited."""
+        """One U+FFFD for each pending byte."""
         run, self._run = self._run, []
         self._keep(self._context + run)
         return REPLACEMENT * len(run)
@@ -165,13 +165,13 @@ class _Neighbours:
     def _decode(self, tokens: list[int]) -> str:
         if not tokens:
             return ""
-        together = self._context + tokens
-        piece = self._tokenizer.decode(together)[self._given :]
-        self._keep(together)
+        with_context = self._context + tokens
+        piece = self._tokenizer.decode(with_context)[self._given :]
+        self._keep(with_context)
         return piece
 
     def _keep(self, tokens: list[int]) -> None:
-        """Remember the last of these for the next piece, from the first byte of a character on."""
+        """Keep the last of these tokens as context for the next piece, starting at a character boundary."""
         start, earliest = max(0, len(tokens) - CONTEXT), len(tokens) - CONTEXT - 3
         while (
             start > max(0, earliest)

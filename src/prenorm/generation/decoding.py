@@ -1,4 +1,4 @@
-"""Token after token, from any callable that gives the logits of the next one."""
+"""Autoregressive decoding with any callable that returns the next token's logits."""
 
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import fields
@@ -13,9 +13,9 @@ from .padding import pad
 from .prompts import Prompts, check_ids, check_room, endings, token_lists
 from .replies import Batch, Reply, Token, fetch
 from .sampling import Sampling, random_streams
-from .speculation import LANES, Speculation, speculative_rounds
+from .speculation import SUBSTREAMS, Speculation, speculative_rounds
 
-# What a user may say about a generation; the rest of `stream`'s arguments is the model's to say.
+# The options that a user may give; the model supplies the other arguments of `stream`.
 OPTIONS = {field.name for field in fields(Sampling)} | {"max_new_tokens", "seed", "eos_token_id", "stop", "logprobs"}
 
 Step = list[int | None]
@@ -25,9 +25,9 @@ Logprobs = list[float | None]
 def generate(
     next_logits: NextLogits, make_cache: Callable[..., Any], prompts: Prompts, *, logprobs: bool = False, **options: Any
 ) -> list[list[int]] | tuple[list[list[int]], list[list[float]]]:
-    """The new token ids of each prompt: `stream`, collected. Takes the same options, raises the same errors.
+    """The new token ids of each prompt: the results of `stream`, collected. Same options, same errors.
 
-    logprobs: give (replies, logprobs), two lists of the same shape.
+    logprobs: return (replies, logprobs), two lists of the same shape.
     """
     rows = token_lists(prompts)
     replies: list[list[int]] = [[] for _ in rows]
@@ -44,26 +44,28 @@ def generate(
 def stream(
     next_logits: NextLogits, make_cache: Callable[..., Any], prompts: Prompts, *, logprobs: bool = False, **options: Any
 ) -> Generator[Step | tuple[Step, Logprobs], None, None]:
-    """One new token id per prompt a step, None for a prompt that has ended; over when all have ended.
+    """One new token id per prompt at each step, None for a prompt that has ended; stops when all have ended.
 
     A prompt ends with an end-of-text id (eos_token_id: none, one or several), with one of the `stop` sequences of ids,
-    matched against new tokens only, or after max_new_tokens (128). The ids that ended it are given too: they show why.
+    matched against new tokens only, or after max_new_tokens (128). The ids that end a prompt are included, and show why
+    it ended.
 
     prompts: sequences of ids, or integer tensors (seq,) or (batch, seq), of any lengths, none empty.
-    logprobs: give (tokens, logprobs) a step: the natural log of the probability that the model itself gave to each
-    token, before penalty, temperature and cuts; None where the prompt has ended.
-    vocab_size: that of the model. max_seq_len: how many tokens a row has room for; held: how many of these each row of
-    the caller's cache has already. device: where the model is.
-    cache: one that the caller owns; without it make_cache(batch_size=, max_seq_len=) makes one. It ends up with all
-    tokens but the last, and a prompt that ended before others has its last one repeated.
-    repetition_penalty, temperature, top_k, top_p, min_p: see `Sampling`. The penalty is for the tokens of this prompt
-    and its reply; what the caller's cache held before does not count. seed: see `random_streams`.
-    speculation: let a draft propose tokens, and take those that the model would have chosen; see `Speculation`.
+    logprobs: yield (tokens, logprobs) at each step: the natural log of the model's own probability of each token,
+    before penalty, temperature and truncation; None where the prompt has ended.
+    vocab_size: the model's. max_seq_len: the number of tokens that fit into a row; held: how many each row of the
+    caller's cache already holds. device: the model's.
+    cache: owned by the caller; by default, make_cache(batch_size=, max_seq_len=) makes one. Afterwards it holds every
+    token except the last; rows that ended early hold repeats of theirs.
+    repetition_penalty, temperature, top_k, top_p, min_p: see `Sampling`. The penalty applies to the tokens of this
+    prompt and its reply, not to earlier tokens in the caller's cache. seed: see `random_streams`.
+    speculation: a draft proposes tokens, and the model accepts or replaces them; see `Speculation`.
 
     Arguments are checked at the call, before the first step: ConfigError, RangeError for token ids and lengths.
-    A step whose logits hold NaN, or have no finite maximum, raises PrenormError. Closing the generator cancels it.
+    A step whose logits contain NaN, or have no finite maximum, raises PrenormError. Closing the generator cancels it.
     Steps run under torch.inference_mode; the consumer's code between them does not.
-    A step waits for the device once, when it fetches its tokens, and sends it nothing unless a reply has just ended.
+    Each step synchronises with the device once, to fetch its tokens, and sends it nothing unless a reply has just
+    ended.
     """
     steps = _steps(next_logits, make_cache, prompts, logprobs=logprobs, **options)
     if logprobs:
@@ -72,7 +74,7 @@ def stream(
 
 
 def check_options(options: dict[str, Any]) -> None:
-    """Raise ConfigError for options that no generation has."""
+    """Raise ConfigError for unknown options."""
     if unknown := sorted(options.keys() - OPTIONS):
         raise ConfigError(f"generation has no option named {', '.join(unknown)}; it has {', '.join(sorted(OPTIONS))}.")
 
@@ -95,7 +97,7 @@ def _steps(
     speculation: Speculation | None = None,
     **sampling: Any,
 ) -> Generator[list[tuple[int | None, float | None]], None, None]:
-    """What `stream` gives, each token with its log-probability."""
+    """The steps of `stream`, each token with its log-probability."""
     rows = token_lists(prompts)
     check_ids(rows, vocab_size)
     max_new_tokens = as_size("max_new_tokens", max_new_tokens, at_least=0)
@@ -104,13 +106,13 @@ def _steps(
     if speculation is not None:
         speculation.check(vocab_size, cache)
         check_room(rows, max_new_tokens, speculation.draft_max_seq_len, "the draft's max_seq_len")
-    lanes = 1 if speculation is None else LANES
+    substreams = 1 if speculation is None else SUBSTREAMS
     batch = Batch(
         rows=rows,
         replies=[Reply(ends, max_new_tokens) for _ in rows],
         sampling=Sampling(**sampling),
         uniforms=torch.stack(
-            [random_streams(seed, len(rows), max_new_tokens, lane=lane, device=device) for lane in range(lanes)]
+            [random_streams(seed, len(rows), max_new_tokens, substream=i, device=device) for i in range(substreams)]
         ),
         vocab_size=vocab_size,
         device=device,
@@ -138,14 +140,14 @@ def _steps(
 def _one_by_one(
     batch: Batch, next_logits: NextLogits, make_cache: Callable[..., Any], cache: Any
 ) -> Iterator[list[list[Token]]]:
-    """Rounds of one token for every row. A row that has ended feeds its last token again; what follows is ignored."""
+    """Rounds of one token per row. A row that has ended is fed its last token again, and its output is ignored."""
     if cache is None:
         cache = make_cache(batch_size=len(batch.rows), max_seq_len=batch.room)
     token_ids, segment_ids = pad(batch.rows, batch.device)
     seen = batch.seen(token_ids, segment_ids)
-    ended, known = None, [False] * len(batch.rows)  # the same, on the device and here
+    ended, known = None, [False] * len(batch.rows)  # which rows have ended, on the device and on the host
     for uniforms in batch.uniforms[0]:
-        with torch.inference_mode():  # a step at a time: around the yield it would hold for the consumer too
+        with torch.inference_mode():  # per step: around the yield it would also apply to the consumer's code
             logits = next_logits(token_ids, segment_ids=segment_ids, cache=cache)
             tokens = batch.sampling.choose(logits, uniforms, seen)[:, None]
             fetched = fetch(tokens, logits[:, None] if batch.logprobs else None)

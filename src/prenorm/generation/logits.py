@@ -1,4 +1,4 @@
-"""The model, as decoding sees it: two calls, and any object as the memory of both."""
+"""The interface that decoding needs from a model: two callables, and any object as their cache."""
 
 from typing import Any, Protocol, runtime_checkable
 
@@ -8,13 +8,13 @@ from torch import Tensor
 
 @runtime_checkable
 class NextLogits(Protocol):
-    """The logits that follow each row's last real token.
+    """The logits after the last token of each row, padding excluded.
 
-    The first call brings the prompts, padded on the right with id 0 to one length; segment_ids are 0 on real tokens
-    and -1 on padding, or None where nothing is padded. Every later call brings one token a row; of a draft that falls
-    behind (`speculation`) one, two or none. `cache` is what keeps the tokens in between; decoding hands it through,
-    and takes rejected tokens back with `cache.rewind(counts, longest=)`: the number of each row's newest tokens to
-    forget, and how many tokens the longest row then has at most.
+    The first call is given the prompts, padded on the right with id 0 to one length; segment_ids are 0 at tokens and -1
+    at padding, or None without padding. Every later call is given one token per row; for a draft that is behind
+    (`speculation`) one, two or none. `cache` keeps the tokens between calls. Decoding passes it through, and takes back
+    rejected tokens with `cache.rewind(counts, longest=)`: how many of each row's newest tokens to forget, and an upper
+    bound on the tokens in the longest row afterwards.
     """
 
     def __call__(
@@ -24,7 +24,7 @@ class NextLogits(Protocol):
 
 @runtime_checkable
 class AllLogits(Protocol):
-    """The logits that follow each token; what stands at padding is never looked at. Otherwise as `NextLogits`."""
+    """The logits after each token; those at padding are ignored. Otherwise as `NextLogits`."""
 
     def __call__(
         self, token_ids: Int[Tensor, "batch seq"], *, segment_ids: Int[Tensor, "batch seq"] | None, cache: Any

@@ -1,4 +1,4 @@
-"""Rows of different lengths as one tensor, and back."""
+"""Rows of different lengths as one padded tensor, and their last tokens."""
 
 from typing import Literal
 
@@ -14,10 +14,10 @@ from .prompts import Prompts, token_lists
 def pad(
     rows: Prompts, device: torch.device | str = "cpu", *, side: Literal["left", "right"] = "right"
 ) -> tuple[Int[Tensor, "batch seq"], Int[Tensor, "batch seq"] | None]:
-    """Rows of token ids as one tensor, padded with id 0 to one length, and the segment_ids that go with it.
+    """Rows of token ids as one tensor, padded with id 0 to one length, and the matching segment_ids.
 
-    segment_ids are 0 on tokens and -1 on padding, or None where nothing is padded: what a model's `segment_ids` takes,
-    so that every row is as if it were alone. Raises ConfigError for a row that is empty or holds no token ids.
+    segment_ids are 0 at tokens and -1 at padding, or None without padding. Pass them to the model as `segment_ids`, so
+    that each row gives the same result as on its own. Raises ConfigError for a row that is empty or holds no token ids.
     """
     if side not in ("left", "right"):
         raise ConfigError(f"side must be 'left' or 'right', not {side!r}.")
@@ -27,15 +27,15 @@ def pad(
     token_ids = pad_sequence(tensors, batch_first=True, padding_side=side)
     if all(len(row) == token_ids.shape[1] for row in tensors):
         return token_ids.to(device), None
-    real = [torch.zeros_like(row) for row in tensors]
-    segment_ids = pad_sequence(real, batch_first=True, padding_value=-1, padding_side=side)
+    segments = [torch.zeros_like(row) for row in tensors]
+    segment_ids = pad_sequence(segments, batch_first=True, padding_value=-1, padding_side=side)
     return token_ids.to(device), segment_ids.to(device)
 
 
 def last_of_each_row(
     hidden: Float[Tensor, "batch seq d_model"], segment_ids: Int[Tensor, "batch seq"] | None
 ) -> Float[Tensor, "batch d_model"]:
-    """What belongs to the last token of each row, the padding on its right left out."""
+    """The vector at the last token of each row, ignoring padding on its right."""
     if segment_ids is None:
         return hidden[:, -1]
     ends = (segment_ids >= 0).sum(-1) - 1

@@ -1,4 +1,4 @@
-"""Prompts and the ids that end a reply: read from lists or tensors, and checked once, before anything runs."""
+"""Prompts and the ids that end a reply, read from lists or tensors and checked once, before anything runs."""
 
 import operator
 from collections.abc import Sequence
@@ -11,21 +11,21 @@ from torch import Tensor
 
 from ..errors import ConfigError, RangeError
 
-# The axes have no names, because each row, and the sources and prompts of one call, may have any lengths.
+# The axes are unnamed, because rows, and the sources and prompts of one call, may differ in length.
 Prompts = Sequence[Sequence[int]] | Sequence[Int[Tensor, " _"]] | Int[Tensor, "... _"]
 
 
 def token_lists(prompts: Prompts, name: str = "prompt") -> list[list[int]]:
-    """Every prompt as a list of ids; a tensor (seq,) is one prompt. `name` is what messages call it.
+    """Each prompt as a list of ids; a tensor (seq,) is one prompt. Messages call a row `name`.
 
-    Raises ConfigError for anything that is no prompt, among it a prompt without a token.
+    Raises ConfigError for anything that is not a prompt, including a prompt without tokens.
     """
     single = isinstance(prompts, Tensor | np.ndarray) and prompts.ndim < 2
     rows = _id_lists([prompts] if single else prompts, name)
     if [] in rows:
         raise ConfigError(
             f"a {name} must have at least one token, but {name} {rows.index([])} is empty; "
-            "the end-of-text token alone starts a new text."
+            "to start a new text, give the end-of-text token."
         )
     return rows
 
@@ -39,7 +39,7 @@ def endings(eos_token_id: int | Sequence[int] | None, stop: Sequence[Sequence[in
 
 
 def end_ids(eos_token_id: int | Sequence[int] | None) -> list[int]:
-    """The end-of-text ids, given as none, one or several. Raises ConfigError."""
+    """The end-of-text ids as a list, from none, one or several. Raises ConfigError."""
     if eos_token_id is None:
         return []
     single = not hasattr(eos_token_id, "__iter__") or getattr(eos_token_id, "ndim", 1) == 0
@@ -53,7 +53,7 @@ def check_ids(rows: list[list[int]], vocab_size: int, name: str = "prompt") -> N
         if low < 0 or high >= vocab_size:
             raise RangeError(
                 f"token ids must be in [0, vocab_size), but those of {name} {index} go from {low} to {high} "
-                f"and vocab_size is {vocab_size}; {vocab_size - 1} is the largest that can be used."
+                f"and vocab_size is {vocab_size}; {vocab_size - 1} is the largest valid id."
             )
 
 
@@ -67,8 +67,8 @@ def check_room(
 ) -> None:
     """Raise RangeError unless every prompt and its reply fit.
 
-    held: how many tokens each row has already, in a cache. The very last new token is never fed back, so
-    held + prompt + max_new_tokens - 1 may be max_seq_len.
+    held: how many tokens each row already has in a cache. The last new token is never fed back, so
+    held + prompt + max_new_tokens - 1 may equal max_seq_len.
     """
     if not rows:
         return
@@ -81,7 +81,7 @@ def check_room(
     largest = max_seq_len - longest + 1
     if largest < 1:
         over = longest - max_seq_len
-        way_out = f"leave out {over} of them" if over < size else "a new cache would have room"
+        way_out = f"leave out {over} of them" if over < size else "use a new cache"
         raise RangeError(f"a prompt must fit into {name}, but {has} and there is room for {max_seq_len}; {way_out}.")
     if max_new_tokens > largest:
         raise RangeError(
@@ -104,7 +104,7 @@ def _id_list(ids: Any, name: str) -> list[int]:
     if isinstance(ids, Tensor | np.ndarray):
         if ids.ndim != 1 or "int" not in str(ids.dtype):
             raise ConfigError(
-                f"{name} must be one row of whole numbers, not a tensor of {ids.dtype} with shape {tuple(ids.shape)}."
+                f"{name} must be one row of integers, not a tensor of {ids.dtype} with shape {tuple(ids.shape)}."
             )
         return ids.tolist()
     if not hasattr(ids, "__iter__"):
@@ -112,7 +112,7 @@ def _id_list(ids: Any, name: str) -> list[int]:
     try:
         return [_id(one) for one in ids]
     except TypeError:
-        raise ConfigError(f"{name} must be a sequence of whole numbers, the token ids, not {ids!r}.") from None
+        raise ConfigError(f"{name} must be a sequence of integers, the token ids, not {ids!r}.") from None
 
 
 def _id(one: Any) -> int:

@@ -1,4 +1,4 @@
-"""Text in, text out: prompts, stop strings and whole characters around a model that knows only token ids."""
+"""Text generation: prompts, stop strings and whole characters around a model that works on token ids."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
@@ -19,9 +19,9 @@ _UNDECODED = "the tokenizer cannot decode what was generated"
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """The model, as text generation sees it: `prenorm.TransformerLM` is one.
+    """The interface that text generation needs from a model, as `prenorm.TransformerLM` has it.
 
-    stream gives one token per prompt a step, None after its end; with logprobs=True (tokens, logprobs).
+    stream yields one token per prompt at each step, None after its end; with logprobs=True (tokens, logprobs).
     """
 
     config: ModelConfig
@@ -32,10 +32,10 @@ class LanguageModel(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Completion:
-    """What a model wrote after a prompt, and why it ended: at a stop string, at an end-of-text id, or at its length.
+    """The continuation of a prompt, and why it ended: at a stop string, an end-of-text id, or the maximum length.
 
-    text is without the prompt and is cut before the stop string; token_ids are all the new ones, those that ended it
-    included. logprobs: the natural log of the probability that the model gave to each of them, None unless asked for.
+    text excludes the prompt and is cut before the stop string; token_ids are all new ids, including those that ended
+    it. logprobs: the natural log of the model's own probability of each of them, None unless requested.
     """
 
     prompt: str
@@ -48,10 +48,10 @@ class Completion:
 class TextGenerator:
     """Continues texts with a model and its tokenizer.
 
-    A prompt is encoded as the tokenizer's own post-processor wants it; where that gives no token (an empty prompt),
-    the text starts from the end-of-text token.
-    eos_token_id: the ids that end a text; None: the model's own (`model.eos_token_ids`), or, where it names none, the
-    tokenizer's <|endoftext|>.
+    Prompts are encoded with the tokenizer's post-processor; if that gives no tokens (an empty prompt), the text starts
+    from the end-of-text token.
+    eos_token_id: the ids that end a text; None: the model's own (`model.eos_token_ids`), or the tokenizer's
+    <|endoftext|> if the model has none.
     """
 
     def __init__(
@@ -64,7 +64,7 @@ class TextGenerator:
         self._eos_token_ids = end_ids(eos_token_id)
 
     def stream(self, prompt: str, *, stop: str | Sequence[str] = (), **options: Any) -> Generator[str, None, None]:
-        """The continuation, in pieces of whole characters, as soon as they are certain.
+        """The continuation in pieces of whole characters, each as soon as it is final.
 
         Joined, they are what the tokenizer gives for all tokens at once, bytes that are no character included (U+FFFD).
         What may be the beginning of a stop string is held back until it is known not to be.
@@ -73,14 +73,12 @@ class TextGenerator:
         cancels it.
         """
         if options.get("logprobs"):
-            raise ConfigError(
-                "a stream of text has no place for logprobs; generate([prompt], logprobs=True) gives them."
-            )
+            raise ConfigError("a text stream does not support logprobs; generate([prompt], logprobs=True) does.")
         (reply,), steps = self._start([prompt], stop, options)
 
         def pieces() -> Generator[str, None, None]:
             for ((token, _),) in steps:
-                assert token is not None  # the only prompt: when it ends, so do the steps
+                assert token is not None  # with a single prompt, the steps end when it does
                 if piece := reply.take(token):
                     yield piece
                 if reply.finish_reason:
@@ -135,15 +133,15 @@ class TextGenerator:
             prompt.encode()
         except UnicodeEncodeError as error:
             raise ConfigError(
-                f"a prompt must be text that UTF-8 can hold, but character {error.start} of one is no character: "
-                f"{prompt[error.start]!r}."
+                f"a prompt must be text that UTF-8 can encode, but character {error.start} of one is the lone "
+                f"surrogate {prompt[error.start]!r}; remove it."
             ) from None
         with of_tokenizers("the tokenizer cannot encode this prompt"):
             ids = self._tokenizer.encode(prompt).ids or self._eos_token_ids[:1]
         if not ids:
             raise ConfigError(
                 "an empty prompt starts from the end-of-text token, but neither the model nor the tokenizer "
-                f"({END_OF_TEXT}) names one; give a prompt."
+                f"({END_OF_TEXT}) has one; give a prompt."
             )
         return ids
 
@@ -161,19 +159,19 @@ def of_tokenizers(problem: str) -> Iterator[None]:
 
 @dataclass(slots=True)
 class _Reply:
-    """The continuation of one prompt as it grows."""
+    """The growing continuation of one prompt."""
 
     characters: Characters
     stops: tuple[str, ...]
     eos_token_ids: list[int]
-    held: str = ""  # what may be the start of a stop string
+    held: str = ""  # a possible start of a stop string
     finish_reason: Literal["stop", "eos", "length"] | None = None
     token_ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     pieces: list[str] = field(default_factory=list)
 
     def take(self, token: int, logprob: float | None = None) -> str:
-        """The text that became certain with this token; nothing once the reply has ended."""
+        """The text that became final with this token; empty once the reply has ended."""
         if self.finish_reason:
             return ""
         self.token_ids.append(token)
@@ -187,7 +185,7 @@ class _Reply:
         return piece
 
     def finish(self) -> str:
-        """The text that was held back, now that nothing follows."""
+        """The text that was held back, once no token follows."""
         if self.finish_reason == "stop":
             return ""
         with of_tokenizers(_UNDECODED):
@@ -199,7 +197,7 @@ class _Reply:
         return rest
 
     def _add(self, text: str) -> str:
-        """What of this text is certain to be shown."""
+        """The part of the text that is certain to be shown."""
         piece, self.held, stopped = _up_to_stop(self.held + text, self.stops)
         self.pieces.append(piece)
         if stopped:
@@ -214,11 +212,10 @@ class _Reply:
 
 
 def _up_to_stop(text: str, stops: tuple[str, ...]) -> tuple[str, str, bool]:
-    """The text up to the stop string that is complete first, the end that may be the start of one, and whether one is
-    complete."""
+    """The text before the first complete stop string, the end that may start one, and whether one is complete."""
     complete = [(text.index(stop) + len(stop), text.index(stop)) for stop in stops if stop in text]
     if complete:
         return text[: min(complete)[1]], "", True
     starts = (size for stop in stops for size in range(1, len(stop)) if text.endswith(stop[:size]))
-    certain = len(text) - max(starts, default=0)
-    return text[:certain], text[certain:], False
+    final = len(text) - max(starts, default=0)
+    return text[:final], text[final:], False

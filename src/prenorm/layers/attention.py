@@ -1,4 +1,4 @@
-"""Multi-head self-attention with rotary positions, grouped heads, window, documents and a cache."""
+"""Multi-head self-attention with rotary positions, grouped heads, a window, packed documents and a cache."""
 
 from functools import partial
 from typing import Any, cast
@@ -23,8 +23,8 @@ from .rope import RotaryEmbedding
 class SelfAttention(nn.Module):
     """Queries, keys and values from x, rotary positions, attention in each head, and the output projection.
 
-    num_kv_heads < num_heads gives grouped-query attention (arXiv:2305.13245); qk_norm an RMSNorm over head_dim on
-    queries and keys before the rotation (as Qwen3 has it; Henry et al. 2020, arXiv:2010.04245).
+    num_kv_heads < num_heads gives grouped-query attention (arXiv:2305.13245); qk_norm=True applies an RMSNorm over
+    head_dim to queries and keys before the rotation, as Qwen3 does (Henry et al. 2020, arXiv:2010.04245).
     """
 
     def __init__(
@@ -50,7 +50,10 @@ class SelfAttention(nn.Module):
         check_window(window, causal=causal)
         check_dropout(dropout)
         if rope is not None and rope.head_dim != head_dim:
-            raise ConfigError(f"the rope turns head_dim {rope.head_dim}, but the heads have {head_dim}.")
+            raise ConfigError(
+                f"rope.head_dim must equal the attention's head_dim, but it is {rope.head_dim} and head_dim is "
+                f"{head_dim}; RotaryEmbedding({head_dim}, ...) would do."
+            )
         self.d_model, self.num_heads, self.num_kv_heads, self.head_dim = d_model, num_heads, num_kv_heads, head_dim
         self.causal, self.window, self.dropout = causal, window, dropout
         self.q_proj = Linear(d_model, num_heads * head_dim, bias=qkv_bias, device=device, dtype=dtype)
@@ -71,7 +74,7 @@ class SelfAttention(nn.Module):
         cache: LayerCache | None = None,
         plan: AttentionPlan | None = None,
     ) -> Float[Tensor, "*batch seq {self.d_model}"]:
-        """Attend. Arguments as in `TransformerBlock.forward`."""
+        """Attention over x. Arguments as in `TransformerBlock.forward`."""
         if plan is None:
             self._check_arguments(x, token_positions)
             options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
@@ -93,11 +96,11 @@ class SelfAttention(nn.Module):
         return q, k, v
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries or keys, turned."""
+        """Rotated queries or keys."""
         return rotate(x, cos, sin, interleaved=cast(RotaryEmbedding, self.rope).interleaved)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
-        """What each query takes from the values. Options as in `scaled_dot_product_attention`."""
+        """The attention output of each head. Options as in `scaled_dot_product_attention`."""
         return scaled_dot_product_attention(q, k, v, mask, **options)
 
     def make_cache(
@@ -105,27 +108,29 @@ class SelfAttention(nn.Module):
     ) -> LayerCache:
         """An empty cache for this layer, by default in the dtype of its weights, or that of autocast.
 
-        With a window it holds the window and not more, whatever max_seq_len; `rewind` is the number of newest tokens
-        that `LayerCache.rewind` may take back even so.
+        With a window it holds only the window, whatever max_seq_len is, plus `rewind` tokens: the most that
+        `LayerCache.rewind` may take back.
         """
         device, own = device_and_dtype(self.k_proj)
         if dtype is None and own != torch.float64 and torch.is_autocast_enabled(device.type):
-            dtype = torch.get_autocast_dtype(device.type)  # that of the keys
+            dtype = torch.get_autocast_dtype(device.type)  # the dtype of the keys
         sizes = (batch_size, self.num_kv_heads, max_seq_len, self.head_dim)
         return LayerCache(*sizes, window=self.window, rewind=rewind, dtype=dtype or own, device=device)
 
     def _check_arguments(self, x: Tensor, token_positions: Tensor | None) -> None:
         if token_positions is not None and self.rope is None:
-            raise ConfigError("token_positions only rotate, but this attention has no rope; leave them out.")
+            raise ConfigError(
+                "token_positions are used only for rotary positions, but this attention has no rope; leave them out."
+            )
         if x.ndim < 2 or x.shape[-1] != self.d_model:
             raise ShapeError(
                 f"x must be (..., seq, d_model) with d_model = {self.d_model}, but it is {tuple(x.shape)}."
             )
 
 
-FORWARD = SelfAttention.forward  # whatever may be put in its place later
+FORWARD = SelfAttention.forward  # kept, so that a later replacement is noticed
 
 
-def ours(attention: nn.Module) -> SelfAttention | None:
-    """The attention where it runs our forward on what it is given; None for any other, which takes no plan."""
+def untouched_attention(attention: nn.Module) -> SelfAttention | None:
+    """The attention, if it runs `SelfAttention.forward` unchanged; otherwise None, since it cannot take a plan."""
     return cast(SelfAttention, attention) if is_untouched(attention, FORWARD) else None

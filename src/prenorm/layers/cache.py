@@ -1,4 +1,4 @@
-"""The KV cache: keys and values of tokens already seen, owned by the caller and filled in place."""
+"""The KV cache: keys and values of past tokens, owned by the caller and updated in place."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,10 +15,10 @@ from .timeline import Arrival, Timeline
 
 
 class KVCache(Sequence[LayerCache]):
-    """One LayerCache for each layer of a model, with one timeline: cache[i] is what block i takes.
+    """One LayerCache per layer of a model, with a shared timeline. cache[i] is passed to block i.
 
-    A model's call counts its tokens in all layers. Blocks may also be called one by one, each with its cache[i]: the
-    tokens then count once every layer has them.
+    A call of the model counts its tokens in all layers. Blocks may also be called one by one, each with its cache[i];
+    the tokens then count once every layer has stored them.
     """
 
     def __init__(self, layers: Sequence[LayerCache]) -> None:
@@ -26,17 +26,20 @@ class KVCache(Sequence[LayerCache]):
         self._timeline = self.layers[0].timeline if self.layers else Timeline(0, 1)
         timelines = {id(layer.timeline): layer.timeline for layer in self.layers}
         if len(timelines) == 1 and len(self.layers) == len(set(map(id, self.layers))) == self._timeline.num_layers:
-            return  # they belong together already
+            return  # already the layers of one cache
         if len(timelines) < len(self.layers) or any(timeline.num_layers > 1 for timeline in timelines.values()):
-            raise ShapeError("a cache is made of layers that belong to no other cache, each of them once.")
+            raise ShapeError(
+                "a KVCache needs distinct layers that belong to no other cache, but one is repeated or already belongs "
+                "to another; make_cache makes a new one."
+            )
         held = {
             (one.batch_size, one.max_seq_len, *(one.lengths().tolist() + one.documents.tolist() if one.longest else ()))
             for one in timelines.values()
         }
         if len(held) > 1:
             raise ShapeError(
-                "the layers of a cache must have one batch size, one max_seq_len and the same tokens, but have "
-                f"{sorted(held)} (batch size, max_seq_len, tokens and document of each row, if any)."
+                "the layers of a cache must have the same batch size, max_seq_len and tokens, but have "
+                f"{sorted(held)} (batch size, max_seq_len, then the token count and document of each row, if any)."
             )
         self._timeline.num_layers = max(1, len(self.layers))
         for layer in self.layers:
@@ -54,7 +57,7 @@ class KVCache(Sequence[LayerCache]):
 
     @property
     def timeline(self) -> Timeline:
-        """What is known of the rows, with all tokens counted that every layer has."""
+        """The shared timeline; it counts every token that all layers have stored."""
         if not self._timeline.running:
             settle(self.layers, self._timeline)
         return self._timeline
@@ -66,23 +69,23 @@ class KVCache(Sequence[LayerCache]):
 
     @property
     def documents(self) -> Int[Tensor, " batch"]:
-        """The segment id of each row's document, -1 where none is known yet."""
+        """The segment id of each row's document, -1 where it is not known yet."""
         return self._timeline.documents
 
     def check(self, num_layers: int) -> None:
-        """Raise ShapeError for another number of layers, layers with different tokens, or after a call that failed."""
+        """Raise ShapeError for another number of layers, layers with different tokens, or a cache that is torn."""
         if len(self.layers) != num_layers:
             raise ShapeError(f"this cache has {len(self.layers)} layers, but the model has {num_layers}.")
         self.timeline.check_whole()
         if any(layer.ahead for layer in self.layers):
             held = [layer.lengths.tolist() for layer in self.layers]
             raise ShapeError(
-                f"the layers of a cache must hold the same tokens, but they hold {held}: some were used alone. "
-                "cache.reset() and feed the tokens again."
+                f"the layers of a cache must hold the same tokens, but they hold {held}, because some layers were "
+                "called without the others; call cache.reset() and feed the tokens again."
             )
 
     def arrive(self, x: Tensor, segment_ids: Int[Tensor, "batch seq"] | None, *, exact: bool = False) -> Arrival:
-        """The places of the next tokens, in all layers. See `Timeline.arrive`."""
+        """The cache positions of the next tokens, the same in all layers. See `Timeline.arrive`."""
         return self.timeline.arrive(x, segment_ids, exact=exact)
 
     def rewind(self, counts: Int[Tensor, " batch"], *, longest: int | None = None) -> None:
@@ -99,7 +102,10 @@ class KVCache(Sequence[LayerCache]):
 
 
 def settle(layers: Sequence[LayerCache], timeline: Timeline) -> None:
-    """Count the tokens that all of these layers have, which are all that the timeline has. Raises ShapeError."""
+    """Count the tokens that all of these layers have stored; `layers` must be all layers of the timeline.
+
+    Raises ShapeError when padding differs between the layers.
+    """
     done = min([layer.ahead for layer in layers]) if layers else 0
     if not done:
         return
@@ -109,7 +115,7 @@ def settle(layers: Sequence[LayerCache], timeline: Timeline) -> None:
         every = torch.ones_like(columns)
         if not all(torch.equal(columns, every if record is None else record[:, :done]) for record in records):
             raise ShapeError(
-                "the layers of a cache must be given the same tokens, but padding differs between them; "
+                "the layers of a cache must be given the same tokens, but padding differs between them; call "
                 "cache.reset() and feed the tokens again."
             )
     even = all(layer.ahead == done for layer in layers)
@@ -119,13 +125,13 @@ def settle(layers: Sequence[LayerCache], timeline: Timeline) -> None:
         layer.columns = None if layer.columns is None or not layer.ahead else layer.columns[:, done:]
 
 
-@no_type_check  # in tests a wrapper around it would stop torch.compile
+@no_type_check  # the type-checking wrapper of the tests would break torch.compile
 @contextmanager
 def one_pass(cache: LayerCache | KVCache | None) -> Iterator[None]:
-    """A `with` around a forward pass: its tokens count when all of it is done, and none of them when it fails.
+    """Context manager around a forward pass: its tokens count when the whole pass succeeds, and not if it fails.
 
-    Passes may lie one inside the other: the outermost counts. Raises ShapeError after one that failed when it had
-    overwritten tokens that are still needed. What is no cache is refused elsewhere.
+    Passes may be nested; the outermost one counts. Raises ShapeError if an earlier pass failed after overwriting tokens
+    that are still needed. Other types of `cache` are ignored here and rejected elsewhere.
     """
     if not isinstance(cache, LayerCache | KVCache):
         yield
@@ -144,14 +150,14 @@ def one_pass(cache: LayerCache | KVCache | None) -> Iterator[None]:
         timeline.running = outer
     if not outer:
         timeline.keep_documents()
-        if len(layers) == timeline.num_layers:  # otherwise once every layer has them
+        if len(layers) == timeline.num_layers:  # otherwise they count once every layer has stored them
             settle(layers, timeline)
         for layer in layers:
             layer.overwritten = 0
 
 
 def _take_back(layers: Sequence[LayerCache], before: list[tuple[int, Tensor | None, int]]) -> None:
-    """Be as before a call that failed, or torn where a ring has lost what is still needed."""
+    """Restore the state before a failed call, or mark the cache torn if a ring buffer lost tokens that it needs."""
     for layer, (ahead, columns, overwritten) in zip(layers, before, strict=True):
         layer.ahead, layer.columns = ahead, columns
         lost, layer.overwritten = layer.overwritten - overwritten, overwritten

@@ -1,4 +1,4 @@
-"""What a plan says of a cache: where tokens stand, and who may attend to which of its keys."""
+"""The part of a plan that concerns a cache: the positions of the tokens, and which cached keys they may attend to."""
 
 import torch
 from jaxtyping import Bool, Int
@@ -12,11 +12,11 @@ from .timeline import Arrival
 
 
 def cached_positions(arrival: Arrival, max_seq_len: int) -> Int[Tensor, "*batch seq"]:
-    """What tokens are rotated by: their places in the cache. Raises RangeError beyond max_seq_len."""
-    if arrival.before is None or arrival.stop <= max_seq_len:  # no place is beyond `stop`
+    """The positions that tokens are rotated by: their positions in the cache. Raises RangeError beyond max_seq_len."""
+    if arrival.before is None or arrival.stop <= max_seq_len:  # no position reaches `stop`
         check_length(arrival.stop, max_seq_len)
-        return arrival.places if arrival.is_token is None else arrival.places.clamp_min(0)
-    positions = arrival.places.clamp_min(0)  # padding has no place; where it is rotated to is never seen
+        return arrival.cache_positions if arrival.is_token is None else arrival.cache_positions.clamp_min(0)
+    positions = arrival.cache_positions.clamp_min(0)  # padding has no position; its rotation is never used
     check_positions(positions, max_seq_len)
     return positions
 
@@ -24,60 +24,63 @@ def cached_positions(arrival: Arrival, max_seq_len: int) -> Int[Tensor, "*batch 
 def cached_mask(
     layer: LayerCache, arrival: Arrival, mask: Tensor | None, num_heads: int, causal: bool, window: int | None
 ) -> tuple[Tensor | None, bool, Slots]:
-    """The mask over the keys that `layer.store` gives, whether it still has to be made causal, and the slots to store.
+    """The mask over the keys that `layer.store` returns, whether it still has to be made causal, and the slots.
 
-    Raises ConfigError for a cache that does not keep what this attention sees, RangeError when there is no room in it,
-    ShapeError for a mask that does not fit.
+    Raises ConfigError for a cache with a shorter window than this attention, RangeError when the cache is full, and
+    ShapeError for a mask of the wrong shape.
     """
     _check_cache(layer, causal, window)
     layer.timeline.check_room(arrival)
     if mask is not None:
         check_mask(mask, (arrival.batch_size, num_heads, arrival.seq, arrival.stop))
-    slots, key_places = layer.slots_for(arrival)
-    # Compiled, the first chunk is as any other: it would be compiled twice.
+    slots, key_positions = layer.slots_for(arrival)
+    # Compiled code treats the first chunk like any other, to avoid compiling twice.
     if arrival.start == 0 and arrival.before is None and not torch.compiler.is_compiling():
         return mask, True, slots
     kv_seq = slots.held + arrival.seq if slots.joined else slots.held
-    allowed = _allowed(arrival, key_places, kv_seq, window)
-    if mask is not None and key_places is not None:
-        mask = columns_at(mask, key_places)
+    allowed = _allowed(arrival, key_positions, kv_seq, window)
+    if mask is not None and key_positions is not None:
+        mask = columns_at(mask, key_positions)
     if mask is not None and allowed is not None:
         allowed = mask & allowed
     return mask if allowed is None else allowed, False, slots
 
 
-def _allowed(arrival: Arrival, key_places: Tensor | None, kv_seq: int, window: int | None) -> Tensor | None:
-    """Who may attend to whom by place: (q, kv), (batch, 1, q, kv), or None where all may."""
-    places = arrival.places
-    if key_places is None and arrival.before is None:
-        # The size is not compared with the window while compiling: the code would have to be compiled again.
+def _allowed(arrival: Arrival, key_positions: Tensor | None, kv_seq: int, window: int | None) -> Tensor | None:
+    """The causal and window mask by cache position: (q, kv), (batch, 1, q, kv), or None where nothing is masked."""
+    positions = arrival.cache_positions
+    if key_positions is None and arrival.before is None:
+        # While compiling, the size is not compared with the window: that would cause a recompilation.
         all_seen = window is None or (not torch.compiler.is_compiling() and kv_seq <= window)
         if arrival.seq == 1 and all_seen:
             return None
-        return causal_mask(arrival.seq, kv_seq, window=window, device=places.device)
-    if key_places is None:  # the i-th key is at place i
-        key_places = torch.arange(kv_seq, device=places.device)
-        allowed = places[..., :, None] >= key_places
-        allowed = allowed if window is None else allowed & (places[..., :, None] - key_places < window)
+        return causal_mask(arrival.seq, kv_seq, window=window, device=positions.device)
+    if key_positions is None:  # the i-th key is at position i
+        key_positions = torch.arange(kv_seq, device=positions.device)
+        allowed = positions[..., :, None] >= key_positions
+        allowed = allowed if window is None else allowed & (positions[..., :, None] - key_positions < window)
     else:
-        allowed = place_mask(places, key_places, window=window)
+        allowed = position_mask(positions, key_positions, window=window)
     return allowed.unsqueeze(1) if allowed.ndim == 3 else allowed
 
 
-def place_mask(
-    places: Int[Tensor, "*batch q_seq"], key_places: Int[Tensor, "*key_batch kv_seq"], *, window: int | None = None
+def position_mask(
+    positions: Int[Tensor, "*batch q_seq"],
+    key_positions: Int[Tensor, "*key_batch kv_seq"],
+    *,
+    window: int | None = None,
 ) -> Bool[Tensor, "*any_batch q_seq kv_seq"]:
-    """True where a key's place is at most the query's, and less than `window` before it; a negative one is no token."""
-    behind = places[..., :, None] - key_places[..., None, :]
-    allowed = (behind >= 0) & (key_places >= 0)[..., None, :]
+    """True where a key is at or before the query, by less than `window`. Negative key positions are not tokens."""
+    behind = positions[..., :, None] - key_positions[..., None, :]
+    allowed = (behind >= 0) & (key_positions >= 0)[..., None, :]
     return allowed if window is None else allowed & (behind < window)
 
 
 def columns_at(
-    mask: Bool[Tensor, "*mask_batch q_or_1 kv_seq"], key_places: Int[Tensor, "*key_batch held"]
+    mask: Bool[Tensor, "*mask_batch q_or_1 kv_seq"], key_positions: Int[Tensor, "*key_batch held"]
 ) -> Bool[Tensor, "*any_batch q_or_1 held"]:
-    """A mask over places as one over keys that lie at `key_places` (held,) or (batch, held)."""
-    columns = key_places.clamp_min(0)  # what is no token is masked elsewhere
+    """The columns of a mask over cache positions at `key_positions`, (held,) or (batch, held)."""
+    columns = key_positions.clamp_min(0)  # slots without a token are masked elsewhere
     if columns.ndim == 1:
         return mask[..., columns]
     mask = mask[None, None] if mask.ndim == 2 else mask
@@ -87,10 +90,11 @@ def columns_at(
 def _check_cache(layer: LayerCache, causal: bool, window: int | None) -> None:
     if not causal:
         raise ConfigError(
-            "a cache needs causal=True: without it, tokens already cached would have to see those to come."
+            "a cache needs causal=True, because cached tokens cannot attend to later ones, but causal is False; pass "
+            "causal=True, or leave the cache out."
         )
     if layer.is_ring and (window is None or window > (layer.window or 0)):
         raise ConfigError(
-            f"this cache remembers a window of {layer.window} places, but this attention has window={window}; "
-            "make a cache for this model."
+            f"a cache must hold at least the window of the attention, but it holds {layer.window} tokens and this "
+            f"attention has window={window}; make a cache for this model."
         )

@@ -1,4 +1,4 @@
-"""The cache of a decoder block: its own tokens so far, and the encoder output's keys and values, computed once."""
+"""The cache of a decoder block: its own tokens, and the encoder output's keys and values, computed once."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -9,9 +9,9 @@ from .layer_cache import LayerCache
 
 
 class DecoderLayerCache(LayerCache):
-    """A LayerCache for the self-attention, with the keys and values of the cross-attention beside it.
+    """A LayerCache for the self-attention, plus the keys and values of the cross-attention.
 
-    `reset` forgets the tokens; the encoder output stays.
+    `reset` clears the tokens but keeps the encoder output.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class DecoderLayerCache(LayerCache):
 
 
 class DecoderCache(KVCache):
-    """One DecoderLayerCache for each block of a decoder, and which places of the encoder output are padding."""
+    """One DecoderLayerCache per block of a decoder, and the mask of padding in the encoder output."""
 
     def __init__(
         self, layers: list[DecoderLayerCache], cross_mask: Bool[Tensor, "batch 1 1 kv_seq"] | None = None
@@ -40,7 +40,7 @@ class DecoderCache(KVCache):
 
 
 def _usable_anywhere(x: Tensor) -> Tensor:
-    """x, or a copy where x was made under torch.inference_mode, so that the cache can be used outside of it."""
+    """x, or a copy if x was made under torch.inference_mode, so that the cache can be used outside it."""
     if not x.is_inference():
         return x
     with torch.inference_mode(False):

@@ -8,7 +8,7 @@ from ..validation import check_dropout
 
 
 class Dropout(nn.Module):
-    """In training, zeroes numbers with probability p and scales the others by 1 / (1 - p); else it changes nothing."""
+    """In training, zeroes elements with probability p and scales the rest by 1 / (1 - p); otherwise the identity."""
 
     def __init__(self, p: float) -> None:
         super().__init__()
@@ -16,7 +16,7 @@ class Dropout(nn.Module):
         self.p = p
 
     def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        """Drop some of x, in training."""
+        """x with dropout applied, in training only."""
         return dropout(x, self.p) if self.training else x
 
     def extra_repr(self) -> str:

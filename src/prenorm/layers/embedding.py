@@ -1,4 +1,4 @@
-"""The embedding: a row of weights for each token id."""
+"""The token embedding: one row of weights per token id."""
 
 import torch
 from jaxtyping import Float, Int
@@ -11,7 +11,7 @@ from .truncated_normal import truncated_normal_
 
 
 class Embedding(nn.Module):
-    """Row `id` of weight (vocab_size, d_model) for each token id. Rows start as a truncated standard normal."""
+    """Row `id` of weight (vocab_size, d_model) for each token id. Initialised from a truncated standard normal."""
 
     def __init__(
         self,
@@ -28,11 +28,11 @@ class Embedding(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the rows anew."""
+        """Reinitialise the rows at random."""
         truncated_normal_(self.weight, 1.0)
 
     def forward(self, token_ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch {self.d_model}"]:
-        """Look the ids up. Raises ShapeError, and RangeError for an id outside [0, vocab_size)."""
+        """The rows of these ids. Raises ShapeError, and RangeError for an id outside [0, vocab_size)."""
         check_integers("token ids", token_ids, device=self.weight.device)
         rule = f"token ids must be in [0, vocab_size) = [0, {self.vocab_size})"
         check_range(token_ids, self.vocab_size, what="the token ids", rule=rule)

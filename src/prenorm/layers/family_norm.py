@@ -19,7 +19,7 @@ def family_norm(
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> Any:
-    """The norm that a family's record names."""
+    """The norm that a family's record specifies."""
     if family.norm != "rms":
         return FamilyLayerNorm(family, d_model, eps, device=device, dtype=dtype)
     made = OnePlusRMSNorm if family.one_plus_norms else RMSNorm
@@ -27,7 +27,7 @@ def family_norm(
 
 
 class FamilyLayerNorm(nn.Module):
-    """Every vector brought to mean 0 and variance 1, then scaled and shifted by as much as the family has of weights.
+    """Normalises vectors to mean 0 and variance 1, then applies the family's weight and bias, if it has them.
 
     Source: Ba et al. 2016, arXiv:1607.06450; 1 + weight: Nemotron.
     """
@@ -52,7 +52,7 @@ class FamilyLayerNorm(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Set the weight to what multiplies by 1, and the bias to zeros."""
+        """Set the weight so that it multiplies by 1, and the bias to zeros."""
         if self.weight is not None:
             nn.init.constant_(self.weight, 0.0 if self.one_plus else 1.0)
         if self.bias is not None:

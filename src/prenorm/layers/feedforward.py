@@ -1,4 +1,4 @@
-"""The classical feed-forward, with GELU and biases."""
+"""The classical feed-forward layer, with GELU and biases."""
 
 import torch
 from jaxtyping import Float
@@ -11,9 +11,9 @@ from .linear import Linear
 
 
 class FeedForward(nn.Module):
-    """down_proj(dropout(gelu(up_proj(x)))), with biases and the exact GELU. d_ff is the width that is built.
+    """down_proj(dropout(gelu(up_proj(x)))), with biases and the exact GELU. d_ff is the width as built.
 
-    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.3, with GELU for ReLU as in BERT (arXiv:1810.04805).
+    Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.3, with GELU instead of ReLU as in BERT (arXiv:1810.04805).
     """
 
     def __init__(
@@ -33,5 +33,5 @@ class FeedForward(nn.Module):
         self.dropout = Dropout(dropout)
 
     def forward(self, x: Float[Tensor, "*batch {self.d_model}"]) -> Float[Tensor, "*batch {self.d_model}"]:
-        """Widen, bend, drop some (in training), and narrow again."""
+        """Up-projection, GELU, dropout (in training), down-projection."""
         return self.down_proj(self.dropout(gelu(self.up_proj(x))))

@@ -1,4 +1,4 @@
-"""The gated feed-forward with another activation than SwiGLU's, or with biases."""
+"""The gated feed-forward layer with any activation, with or without biases."""
 
 import torch
 from jaxtyping import Float
@@ -32,9 +32,9 @@ class GatedFeedForward(nn.Module):
         self.down_proj = Linear(d_ff, d_model, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "*batch {self.d_model}"]) -> Float[Tensor, "*batch {self.d_model}"]:
-        """How much of each number of `up` goes through is said by the gate."""
+        """The up-projection, scaled elementwise by the activated gate, then the down-projection."""
         gate, up = self.gate_proj(x), self.up_proj(x)
-        if self.activation == "silu":  # of which there are kernels
+        if self.activation == "silu":  # which has kernels
             return self.down_proj(silu_gate(gate, up))
         return self.down_proj(ACTIVATIONS[self.activation](gate) * up)
 

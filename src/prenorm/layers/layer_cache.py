@@ -1,4 +1,4 @@
-"""One layer's part of the KV cache: keys and values of tokens already seen, by place, or in a ring."""
+"""One layer's part of the KV cache: the keys and values of past tokens, one slot per position or a ring buffer."""
 
 from typing import NamedTuple
 
@@ -12,32 +12,32 @@ from .timeline import Arrival, Timeline
 
 
 class Slots(NamedTuple):
-    """Where the new tokens of a call are stored, and what attention then reads. The same for all layers of a kind."""
+    """Where a call stores its new tokens, and which slots attention then reads. The same for all layers of a kind."""
 
     seq: int
     start: int
-    """The first slot of the new tokens, which take those after it, too, unless `of_tokens` says otherwise."""
+    """The first slot of the new tokens, which are stored contiguously unless `of_tokens` is given."""
 
     of_tokens: Int[Tensor, " seq"] | Int[Tensor, "batch heads seq head_dim"] | None
-    """The slot of each new token; where rows differ, one for each number of it, as `scatter_` takes them."""
+    """The slot of each new token; where rows differ, the slot of each of its elements, the index of `scatter_`."""
 
     held: int
-    """How many slots are read."""
+    """How many slots attention reads."""
 
     joined: bool
-    """The slots are read before the new tokens are stored, and these beside them; otherwise afterwards."""
+    """Whether attention reads the slots before storing, with the new tokens appended; otherwise after storing."""
 
     wraps: bool
-    """The new tokens may be stored over older ones, in a ring."""
+    """Whether the new tokens may overwrite older ones, in a ring buffer."""
 
 
 class LayerCache:
-    """One layer's keys and values, beside a timeline that says how many tokens each row holds.
+    """One layer's keys and values, and a timeline with the number of tokens in each row.
 
-    With a `window` it is a ring: the token at place p lies in slot p % slots, and only as many slots are held as a
-    query can see, plus `rewind`, the most tokens that `rewind` may take back. Without a window, or when it is longer
-    than max_seq_len, there is a slot for every place.
-    What is stored is a constant to autograd; the tokens of the current call get their gradients.
+    With a `window` it is a ring buffer: the token at position p is in slot p % slots, and there are only as many slots
+    as a query can attend to, plus `rewind`, the most tokens that `rewind` may take back. Without a window, or with one
+    longer than max_seq_len, every position has a slot.
+    Cached keys and values are constants to autograd; only the tokens of the current call get gradients.
     """
 
     def __init__(
@@ -59,15 +59,15 @@ class LayerCache:
             raise ConfigError(f"a cache's dtype must be a floating point torch.dtype, not {dtype!r}.")
         self.max_seq_len, self.window, self.max_rewind = max_seq_len, window, rewind
         self.slots = max_seq_len if window is None else min(max_seq_len, window + rewind)
-        # One slot more than can be used: that is where padding is written, so that shapes stay static.
+        # One extra slot, where padding is written so that shapes stay static.
         shape = (batch_size, num_kv_heads, self.slots + 1, head_dim)
         with torch.inference_mode(False):
             self.keys = torch.zeros(shape, dtype=dtype, device=device)
             self.values = torch.zeros(shape, dtype=dtype, device=device)
         self.timeline = Timeline(batch_size, max_seq_len, device)
-        self.ahead = 0  # columns of tokens that it has stored, and that do not count in the timeline yet
-        self.columns: Tensor | None = None  # (batch, ahead): which of them are no padding; None: all
-        self.overwritten = 0  # slots of older tokens that the running call has written over
+        self.ahead = 0  # columns of tokens stored here that the timeline does not count yet
+        self.columns: Tensor | None = None  # (batch, ahead): False for padding among them; None: no padding
+        self.overwritten = 0  # slots of older tokens that the current call has overwritten
 
     @property
     def lengths(self) -> Int[Tensor, " batch"]:
@@ -77,28 +77,28 @@ class LayerCache:
 
     @property
     def is_ring(self) -> bool:
-        """Whether there are fewer slots than places."""
+        """Whether it is a ring buffer: fewer slots than positions."""
         return self.slots < self.max_seq_len
 
     @property
     def spare(self) -> int:
-        """How many tokens of a ring that is full may be written over before one is lost that the next token sees."""
+        """How many tokens of a full ring may be overwritten before the next token loses one that it attends to."""
         return self.slots - (self.window or 0) + 1
 
     def needs_no_mask(self, window: int | None) -> bool:
-        """Whether the next token of each row may attend to every slot that is filled once it is stored."""
-        if type(self) is not LayerCache:  # which may keep it otherwise
+        """Whether, once stored, the next token of each row may attend to every filled slot."""
+        if type(self) is not LayerCache:  # a subclass may lay out its slots differently
             return False
         if self.is_ring:
             return self.slots == self.window == window
         return window is None or window >= self.max_seq_len
 
     def arrive(self, x: Tensor, segment_ids: Int[Tensor, "batch seq"] | None, *, exact: bool = False) -> Arrival:
-        """The places of the next tokens in this layer. See `Timeline.arrive`."""
+        """The cache positions of the next tokens in this layer. See `Timeline.arrive`."""
         return self.timeline.arrive(x, segment_ids, ahead=self.ahead, columns=self.columns, exact=exact)
 
     def note(self, arrival: Arrival) -> None:
-        """It has stored these tokens."""
+        """Record that this layer has stored these tokens."""
         if not self.ahead:
             self.columns = arrival.is_token
         elif arrival.is_token is not None or self.columns is not None:
@@ -110,40 +110,40 @@ class LayerCache:
         self.ahead += arrival.seq
 
     def slots_for(self, arrival: Arrival) -> tuple[Slots, Int[Tensor, "*rows kv_seq"] | None]:
-        """Where these tokens are stored, and the places of the keys that `store` gives, negative for what is no token.
+        """The slots of these tokens, and the positions of the keys that `store` returns, negative for empty slots.
 
-        None instead of places: the i-th key is at place i, and what a shorter row does not have comes after its last
-        token.
+        None instead of positions: the i-th key is at position i, and in a shorter row the keys after its last token are
+        empty slots.
         """
-        _, seq, start, stop, before, after, places, *_ = arrival
-        # Compiled, a ring is taken to be full, so that it is not compiled again when it is; places hide what is empty.
+        _, seq, start, stop, before, after, positions, *_ = arrival
+        # Compiled code treats every ring as full, to avoid recompiling when it fills; positions mask the empty slots.
         compiling = torch.compiler.is_compiling()
         wraps = self.is_ring and (compiling or stop > self.slots)
-        tears = wraps and seq > self.spare  # some that the first of these tokens sees
+        tears = wraps and seq > self.spare  # overwrites keys that the first new token attends to
         joined = tears or torch.is_grad_enabled()
         of_tokens = None
         if wraps or after is not None:
             padded = arrival.is_token is not None
-            of_tokens = self._slots_of(places, stop if after is None else after, padded=padded, wraps=wraps)
+            of_tokens = self._slots_of(positions, stop if after is None else after, padded=padded, wraps=wraps)
         if of_tokens is not None and of_tokens.ndim == 2:
             _, num_kv_heads, _, head_dim = self.keys.shape
             of_tokens = of_tokens[:, None, :, None].expand(-1, num_kv_heads, -1, head_dim)
         if joined:
-            # Where rows differ, `start` may be more than any row holds, and more than there are slots.
+            # Where rows differ, `start` may exceed the tokens of every row, and the number of slots.
             held = min(start, self.slots) if not compiling else self.slots if wraps else start
-            by_place = after is None and (not wraps or (not compiling and held == start))
-            key_places = None if by_place else torch.cat((self._places_held(before, start, held), places), dim=-1)
+            in_order = after is None and (not wraps or (not compiling and held == start))
+            key_positions = None if in_order else torch.cat((self._positions_held(before, start, held), positions), -1)
         else:
             held = self.slots if wraps else stop
-            key_places = self._places_held(after, stop, held) if wraps else None
-        return Slots(seq, start, of_tokens, held, joined, wraps), key_places
+            key_positions = self._positions_held(after, stop, held) if wraps else None
+        return Slots(seq, start, of_tokens, held, joined, wraps), key_positions
 
     def store(
         self, k: Float[Tensor, "batch heads seq head_dim"], v: Float[Tensor, "batch heads seq head_dim"], slots: Slots
     ) -> tuple[Float[Tensor, "batch heads kv_seq head_dim"], Float[Tensor, "batch heads kv_seq head_dim"]]:
-        """Store the keys and values of the next tokens; the keys and values that these may attend to, and others.
+        """Store the keys and values of the next tokens, and return all keys and values that attention is to read.
 
-        Raises ShapeError for another batch size, heads or dtype.
+        Raises ShapeError for another batch size, number of heads, head_dim or dtype.
         """
         self._check_fits(k)
         keys, values = self.keys[:, :, : slots.held], self.values[:, :, : slots.held]
@@ -163,57 +163,57 @@ class LayerCache:
     def rewind(self, counts: Int[Tensor, " batch"], *, longest: int | None = None) -> None:
         """Forget the newest counts[i] tokens of each row i.
 
-        With a window that is shorter than max_seq_len, at most as many as `rewind` said when the cache was made.
-        longest: how many tokens the longest row then has, if known; otherwise read from the device (synchronises).
-        Raises RangeError and ShapeError; on a CPU only, as for token positions, RangeError.
+        With a window shorter than max_seq_len, at most `rewind` tokens, the argument that the cache was made with.
+        longest: the number of tokens that the longest row then has, if known; otherwise read from the device
+        (synchronises). Raises ShapeError, and on a CPU RangeError, as for token positions.
         """
-        self._check_alone("rewind")
+        self._check_standalone("rewind")
         self.timeline.rewind(counts, longest=longest, most=self.max_rewind if self.is_ring else None)
 
     def reset(self) -> None:
         """Forget everything; the memory is kept."""
-        self._check_alone("reset")
+        self._check_standalone("reset")
         self.timeline.reset()
         self.ahead, self.columns, self.overwritten = 0, None, 0
 
-    def _places_held(self, lengths: Tensor | None, length: int, held: int) -> Tensor:
-        """The place of the newest token in each of the first `held` slots, negative for none: (held,) or (batch, held).
+    def _positions_held(self, lengths: Tensor | None, length: int, held: int) -> Tensor:
+        """The position of the token in each of the first `held` slots, negative if empty: (held,) or (batch, held).
 
-        Place p is in slot p % slots, so that slot s has the largest such p before the row's end.
+        Position p is in slot p % slots, so slot s holds the largest such p before the row's end.
         """
         slots = torch.arange(held, device=self.keys.device)
         last = length - 1 if lengths is None else lengths[:, None] - 1
         return last - (last - slots) % self.slots
 
-    def _slots_of(self, places: Tensor, after: int | Tensor, *, padded: bool, wraps: bool) -> Tensor:
-        """The slot of each new token; that which nobody reads for padding, and for what later ones would overwrite."""
+    def _slots_of(self, positions: Tensor, after: int | Tensor, *, padded: bool, wraps: bool) -> Tensor:
+        """The slot of each new token; the extra slot for padding, and for tokens that later ones would overwrite."""
         if not padded and not wraps:
-            return places
+            return positions
         first = after[:, None] - self.slots if isinstance(after, Tensor) else after - self.slots
-        return torch.where((places >= 0) & (places >= first), places % self.slots, self.slots)
+        return torch.where((positions >= 0) & (positions >= first), positions % self.slots, self.slots)
 
     def _check_fits(self, k: Tensor) -> None:
         batch_size, num_kv_heads, _, head_dim = self.keys.shape
         if (k.shape[0], k.shape[1], k.shape[3]) != (batch_size, num_kv_heads, head_dim):
             raise ShapeError(
-                f"this cache was made for batch size {batch_size}, {num_kv_heads} key heads and head_dim {head_dim}, "
-                f"but the keys are {tuple(k.shape)}; make a cache for this batch and model."
+                f"this cache was made for batch size {batch_size}, {num_kv_heads} key/value heads and head_dim "
+                f"{head_dim}, but the keys are {tuple(k.shape)}; make a cache for this batch and model."
             )
         if k.dtype != self.keys.dtype:
             raise ShapeError(
                 f"this cache holds {self.keys.dtype}, but the keys are {k.dtype}; make_cache(dtype={k.dtype}) would do."
             )
 
-    def _check_alone(self, what: str) -> None:
+    def _check_standalone(self, what: str) -> None:
         if self.timeline.num_layers > 1:
             raise ConfigError(
-                f"the layers of a model's cache hold the same tokens, so they {what} together: call {what} on the "
-                "KVCache."
+                f"the layers of a model's cache must hold the same tokens, but {what} was called on one of them; call "
+                f"{what} on the KVCache."
             )
 
 
 def device_and_dtype(module: nn.Module) -> tuple[torch.device, torch.dtype]:
-    """Where the results of a module are, and what they are: of whatever stands in the place of a layer of ours."""
+    """The device and dtype of a module's outputs, also for a module that replaces one of prenorm's layers."""
     held = [tensor for tensor in (*module.parameters(), *module.buffers()) if tensor.is_floating_point()]
     device, dtype = (held[0].device, held[0].dtype) if held else (torch.get_default_device(), torch.get_default_dtype())
     own = getattr(module, "dtype", None)

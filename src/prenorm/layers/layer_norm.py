@@ -10,7 +10,7 @@ from .norm import check_width
 
 
 class LayerNorm(nn.Module):
-    """Every vector brought to mean 0 and variance 1, then scaled by `weight` and shifted by `bias` (d_model,)."""
+    """Normalises vectors to mean 0 and variance 1, then scales by `weight` and shifts by `bias`, both (d_model,)."""
 
     def __init__(
         self,

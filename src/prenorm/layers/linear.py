@@ -12,9 +12,9 @@ from .truncated_normal import truncated_normal_
 
 
 class Linear(nn.Module):
-    """y = x W^T (+ b), with weight (out_features, in_features); without a bias unless asked for one.
+    """y = x W^T (+ b), with weight (out_features, in_features) and, by default, no bias.
 
-    Weights start as a truncated normal with variance 2 / (in_features + out_features) (Glorot and Bengio 2010).
+    Initialised from a truncated normal with variance 2 / (in_features + out_features) (Glorot and Bengio 2010).
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Linear(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Draw the weight anew; the bias becomes zero."""
+        """Reinitialise the weight at random and the bias to zero."""
         std = math.sqrt(2 / (self.in_features + self.out_features))
         truncated_normal_(self.weight, std)
         if self.bias is not None:
@@ -42,7 +42,7 @@ class Linear(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the weight, and of the results."""
+        """The dtype of the weight, and of the output."""
         return self.weight.dtype
 
     def forward(self, x: Float[Tensor, "*batch {self.in_features}"]) -> Float[Tensor, "*batch {self.out_features}"]:

@@ -10,7 +10,7 @@ from ..validation import check_number, check_size
 
 
 class RMSNorm(nn.Module):
-    """Every vector brought to root mean square 1, then scaled by `weight` (d_model,), which starts as ones."""
+    """Normalises vectors to root mean square 1, then scales by `weight` (d_model,), initialised to ones."""
 
     def __init__(
         self,

@@ -9,14 +9,14 @@ from .norm import RMSNorm, check_width
 
 
 class OnePlusRMSNorm(RMSNorm):
-    """Every vector brought to root mean square 1, then scaled by 1 + `weight`, which starts as zeros (Gemma)."""
+    """Normalises vectors to root mean square 1, then scales by 1 + `weight`, initialised to zeros (Gemma)."""
 
     def reset_parameters(self) -> None:
         """Set the weight to zeros."""
         nn.init.zeros_(self.weight)
 
     def forward(self, x: Float[Tensor, "*batch {self.d_model}"]) -> Float[Tensor, "*batch {self.d_model}"]:
-        """See `prenorm.functional.rms_norm`. 1 + weight is added up in float32 or wider."""
+        """See `prenorm.functional.rms_norm`. 1 + weight is computed in float32 or wider."""
         check_width(x, self.d_model)
         wide = torch.promote_types(self.weight.dtype, torch.float32)
         return rms_norm(x, 1 + self.weight.to(wide), eps=self.eps)

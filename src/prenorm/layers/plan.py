@@ -1,4 +1,4 @@
-"""The plan of a call: what attention layers need to know beside x, worked out once, at the door."""
+"""The plan of a call: what attention layers need besides x, computed once, where the call enters."""
 
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -18,18 +18,18 @@ from .layer_cache import LayerCache, Slots
 
 
 class AttentionPlan(NamedTuple):
-    """What an attention layer needs to know beside x and its cache: the same for all layers of a kind."""
+    """What an attention layer needs besides x and its cache: the same for all layers of a kind."""
 
     cos: Float[Tensor, "*positions 1 seq half"] | None = None
     sin: Float[Tensor, "*positions 1 seq half"] | None = None
     mask: Bool[Tensor, "*mask_batch q_or_1 kv_seq"] | None = None
-    causal: bool = False  # whether causality and the layer's window come on top of the mask
-    slots: Slots | None = None  # of the new tokens in the layer's cache
+    causal: bool = False  # whether causality and the layer's window apply in addition to the mask
+    slots: Slots | None = None  # where the layer's cache stores the new tokens
 
 
-@no_type_check  # in tests a wrapper around its methods would stop torch.compile
+@no_type_check  # the type-checking wrappers of the tests would break torch.compile
 class Call:
-    """A call at its door: its arguments, checked, and a plan for each kind of layer, made when first asked for.
+    """The checked arguments of a call, and a plan for each kind of layer, made when first needed.
 
     cache: of a model, or of one layer. Raises ShapeError, ConfigError and RangeError.
     """
@@ -56,7 +56,7 @@ class Call:
         self._planned: list[LayerCache] = []
 
     def plan(self, attention: Any, layer: LayerCache | None = None) -> AttentionPlan:
-        """The plan for a `SelfAttention` of this kind: its rotation, causality and window. layer: its cache."""
+        """The plan for a `SelfAttention` with this rotation, causality and window. layer: its cache."""
         rope, num_heads, causal, window = attention.rope, attention.num_heads, attention.causal, attention.window
         kind: tuple[object, ...] = (rope, num_heads, causal, window)
         if layer is not None:
@@ -80,7 +80,7 @@ class Call:
         return plan
 
     def done(self) -> None:
-        """Layers with a plan have stored the tokens, which count when the pass around this call ends well."""
+        """Record that the planned layers have stored the tokens, which count once the enclosing pass succeeds."""
         if self.cache is not None and self.arrival is not None:
             for layer in self._planned:
                 layer.note(self.arrival)
@@ -100,8 +100,8 @@ class Call:
         return positions
 
     def _lengths(self, positions: Tensor) -> Tensor | None:
-        """How long each token's sequence is: the room in the cache, or its document; None where a row is one."""
-        if self.cache is not None:  # fixed when it is made: what is stored cannot be turned again
+        """The sequence length of each token: the cache's capacity or its document's length; None: the row's length."""
+        if self.cache is not None:  # fixed from the start, because stored keys cannot be rotated again
             return torch.full_like(positions, self.cache.timeline.max_seq_len)
         return None if self.segment_ids is None else document_lengths(self.segment_ids, positions)
 
@@ -109,9 +109,9 @@ class Call:
 def planned(
     run: Callable[..., Tensor], attention: Any, x: Tensor, *given: Tensor | None, cache: object, **options: Any
 ) -> Tensor:
-    """run(plan=...), for a layer that is called alone: it makes the plan for its attention itself.
+    """run(plan=...) for a layer that is called on its own, with a plan made for its attention.
 
-    An attention that is not ours, and so None, is given no plan. `given` and options: those of `Call`.
+    attention None: one that cannot take a plan; the plan is then empty. `given` and options: those of `Call`.
     """
     if cache is not None and not isinstance(cache, LayerCache):
         raise ConfigError(f"a block takes the cache of one layer, cache[i], not a {type(cache).__name__}.")
@@ -126,4 +126,4 @@ def is_untouched(module: nn.Module, forward: Callable[..., Any]) -> bool:
     """Whether the module runs exactly this forward, on the arguments that it is called with."""
     if "forward" in vars(module) or module._forward_pre_hooks or global_forward_pre_hooks:
         return False
-    return type(module).forward is forward  # not the class: torch.export puts a subclass in the place of each
+    return type(module).forward is forward  # the class itself may differ: torch.export substitutes a subclass

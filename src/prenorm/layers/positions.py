@@ -1,4 +1,4 @@
-"""Absolute positions, added to embeddings: fixed sines and cosines, or a learned vector for each place."""
+"""Absolute positions, added to embeddings: fixed sines and cosines, or a learned vector per position."""
 
 import torch
 from jaxtyping import Float, Int
@@ -13,14 +13,17 @@ from .embedding import Embedding
 
 
 class SinusoidalPositions(nn.Module):
-    """x + the sines and cosines of each token's position; no weights. See `prenorm.functional.sinusoidal_positions`."""
+    """x plus sines and cosines of each token's position; no weights. See `prenorm.functional.sinusoidal_positions`."""
 
     def __init__(self, d_model: int, max_seq_len: int) -> None:
         super().__init__()
         check_size("d_model", d_model)
         check_size("max_seq_len", max_seq_len)
         if d_model % 2:
-            raise ConfigError(f"d_model must be even, because positions are pairs, but it is {d_model}.")
+            raise ConfigError(
+                f"d_model must be even, because positions are pairs of a sine and a cosine, but it is {d_model}; "
+                f"d_model={d_model + 1} would do."
+            )
         self.d_model, self.max_seq_len = d_model, max_seq_len
 
     def forward(

@@ -1,4 +1,4 @@
-"""The linear layer with a weight in whole numbers of 8 or 4 bits."""
+"""The linear layer with an int8 or int4 weight."""
 
 from collections.abc import Callable
 
@@ -12,16 +12,16 @@ from .linear import Linear
 
 
 class QuantizedLinear(nn.Module):
-    """A `Linear` whose weight is whole numbers of 8 ("int8") or 4 bits ("int4"): see `prenorm.ops.quantized`.
+    """A `Linear` whose weight is quantised to "int8" or "int4": see `prenorm.ops.quantized`.
 
-    The numbers, packed, and the scales of their groups are buffers, `weight` and `scale`: stored and moved with the
-    model, and no parameters. A change of the model's dtype is one of inputs, bias and results, and leaves them as they
-    are. There are no gradients through it. It starts as zero; `of` makes one from a `Linear`.
+    The packed integers and the scales of their groups are the buffers `weight` and `scale`, saved and moved with the
+    model; they are not parameters. Changing the model's dtype changes that of inputs, bias and outputs, but not theirs.
+    It has no gradients. Initialised to zero; `of` makes one from a `Linear`.
     """
 
     weight: Tensor
     scale: Tensor
-    like: Tensor
+    dtype_tag: Tensor
 
     def __init__(
         self,
@@ -39,28 +39,28 @@ class QuantizedLinear(nn.Module):
         packed, scales = packed_shapes((out_features, in_features), kind)
         self.register_buffer("weight", torch.zeros(packed, device=device, dtype=torch.uint8))
         self.register_buffer("scale", torch.zeros(scales, device=device, dtype=SCALE))
-        # Empty: its dtype is that of the results, and changes with the model's.
-        self.register_buffer("like", torch.empty(0, device=device, dtype=dtype), persistent=False)
+        # Empty: only its dtype matters, which is that of the outputs and follows the model's.
+        self.register_buffer("dtype_tag", torch.empty(0, device=device, dtype=dtype), persistent=False)
         self.bias = nn.Parameter(torch.zeros(out_features, device=device, dtype=dtype), False) if bias else None
 
     @classmethod
     def of(cls, linear: Linear, kind: str) -> "QuantizedLinear":
-        """A linear layer, rounded."""
+        """A quantised copy of a linear layer."""
         weight, bias = linear.weight, linear.bias
         with torch.device("meta"):
             made = cls(linear.in_features, linear.out_features, kind)
         made.weight, made.scale = pack(*quantize(weight, kind), kind)
-        made.like = weight.detach().new_empty(0)
+        made.dtype_tag = weight.detach().new_empty(0)
         made.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         return made.train(linear.training)
 
     @property
     def dtype(self) -> torch.dtype:
-        """That of the results."""
-        return self.like.dtype
+        """The dtype of the output."""
+        return self.dtype_tag.dtype
 
-    def numbers(self) -> tuple[Tensor, Tensor]:
-        """The whole numbers (out_features, in_features), int8, and the scales (out_features, groups of 32)."""
+    def unpacked(self) -> tuple[Tensor, Tensor]:
+        """The unpacked integers (out_features, in_features), int8, and the scales (out_features, groups of 32)."""
         return unpack(self.weight, self.scale, (self.out_features, self.in_features))
 
     def forward(self, x: Float[Tensor, "*batch {self.in_features}"]) -> Float[Tensor, "*batch {self.out_features}"]:
@@ -75,7 +75,7 @@ class QuantizedLinear(nn.Module):
         )
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "QuantizedLinear":
-        """What `to()` and its kin do to all tensors: scales are moved, but keep their dtype."""
+        """As `to()` and similar calls use it; scales change their device, but keep their dtype."""
         scale = self.scale
         super()._apply(fn, recurse)
         if self.scale.dtype != SCALE:
@@ -84,7 +84,7 @@ class QuantizedLinear(nn.Module):
 
 
 def prepare(model: nn.Module, kind: str) -> None:
-    """Give a model, without weights as yet, the modules that `TransformerLM.quantize` would give it."""
+    """Replace the linear layers of a model without weights by quantised ones, as `TransformerLM.quantize` does."""
     for name, linear in [(name, module) for name, module in model.named_modules() if isinstance(module, Linear)]:
         bias, weight = linear.bias is not None, linear.weight
         made = QuantizedLinear(
@@ -94,5 +94,5 @@ def prepare(model: nn.Module, kind: str) -> None:
 
 
 def kind_of(model: nn.Module) -> str | None:
-    """What the matrices of a model were quantised to; None where they were not."""
+    """The kind of a quantised model, "int8" or "int4"; None for a model that is not quantised."""
     return next((module.kind for module in model.modules() if isinstance(module, QuantizedLinear)), None)

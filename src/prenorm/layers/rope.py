@@ -1,4 +1,4 @@
-"""Rotary position embedding: the cosines and sines of a layer's frequencies, for the positions at hand."""
+"""Rotary position embedding: the cosines and sines of a layer's frequencies at the positions of a call."""
 
 from collections.abc import Callable
 
@@ -15,11 +15,11 @@ from ..validation import check_number, check_size
 
 
 class RotaryEmbedding(nn.Module):
-    """Turns pairs of features by position * frequency. See `prenorm.functional.rope` for the maths.
+    """Rotates pairs of features by position * frequency. See `prenorm.functional.rope` for the maths.
 
-    Angles are computed in float64, for the positions of a call and no others; cosines and sines are rounded once, to
-    float32, and not at all for a float64 input. Nothing that is done to the model (`.to(bfloat16)`, to the meta device
-    and back) reaches the frequencies, and they are not in the state dict.
+    Angles are computed in float64, only for the positions of a call; cosines and sines are rounded once, to float32,
+    and not at all for a float64 input. The frequencies are unaffected by what happens to the model (`.to(bfloat16)`, a
+    move to the meta device and back), and are not in the state dict.
     """
 
     frequencies: Tensor
@@ -59,7 +59,7 @@ class RotaryEmbedding(nn.Module):
 
     @property
     def by_length(self) -> bool:
-        """Whether the frequencies are others for a longer sequence."""
+        """Whether the frequencies depend on the sequence length."""
         return self.scaling is not None and self.scaling.by_length
 
     def cos_sin(
@@ -70,7 +70,7 @@ class RotaryEmbedding(nn.Module):
     ) -> tuple[Float[Tensor, "*positions seq half"], Float[Tensor, "*positions seq half"]]:
         """Cosines and sines for (checked) positions, in float32, or in float64 for a float64 input.
 
-        lengths: how long the sequence of each token is, for frequencies that ask (`by_length`); default: a row is one.
+        lengths: the sequence length of each token, for frequencies that need it (`by_length`); default: the row's.
         """
         device, frequencies = token_positions.device, self.frequencies
         if frequencies.device != device and device.type != "mps":
@@ -87,13 +87,13 @@ class RotaryEmbedding(nn.Module):
         return cos.to(device, wide), sin.to(device, wide)
 
     def _made_on(self, device: torch.device) -> Tensor:
-        with torch.inference_mode(False):  # made under inference mode they could not be used in training afterwards
+        with torch.inference_mode(False):  # tensors made in inference mode cannot be used in training afterwards
             frequencies = rope_frequencies(self.head_dim, self.theta, self.scaling)
-            return frequencies if device.type == "mps" else frequencies.to(device)  # which has no float64
+            return frequencies if device.type == "mps" else frequencies.to(device)  # MPS has no float64
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "RotaryEmbedding":
-        # Follow the module to another device, but never to another dtype, nor by copying uninitialised memory
-        # (to_empty): the frequencies are made anew where the module goes.
+        # Follow the module to another device, but never to another dtype, and never copy uninitialised memory
+        # (to_empty): the frequencies are recomputed on the new device.
         here = "cpu" if self.frequencies.is_meta else self.frequencies.device  # nothing can be moved from meta
         device = fn(torch.empty(0, device=here)).device
         if device != self.frequencies.device:

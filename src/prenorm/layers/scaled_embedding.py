@@ -1,4 +1,4 @@
-"""The embedding, multiplied by a number."""
+"""The token embedding, scaled by a constant."""
 
 import torch
 from jaxtyping import Float, Int
@@ -8,7 +8,7 @@ from .embedding import Embedding
 
 
 class ScaledEmbedding(Embedding):
-    """Row `id` of weight, times `scale`. A head that is tied to it has the weight alone."""
+    """Row `id` of weight, times `scale`. A tied head uses the weight without the scale."""
 
     def __init__(
         self,
@@ -22,7 +22,7 @@ class ScaledEmbedding(Embedding):
         self.scale = scale
 
     def forward(self, token_ids: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch {self.d_model}"]:
-        """Look the ids up, and multiply in float32 or wider. Raises as `Embedding` does."""
+        """The rows of these ids, scaled in float32 or wider. Raises as `Embedding` does."""
         rows = super().forward(token_ids)
         wide = torch.promote_types(rows.dtype, torch.float32)
         return (rows.to(wide) * self.scale).to(rows.dtype)

@@ -1,6 +1,6 @@
-"""Weights that are spread over processes (DTensor, as FSDP2 makes them): found, and refused where they are not whole.
+"""Sharded weights (DTensor, as FSDP2 makes them): detected, and refused where a method needs them whole.
 
-FSDP2 gathers the weights of a module around its `forward`. A call of another method meets them sharded, unless it was
+FSDP2 gathers the weights of a module around its `forward`. Any other method finds them sharded, unless it was
 registered with `torch.distributed.fsdp.register_fsdp_forward_method`.
 """
 
@@ -16,26 +16,26 @@ from ..errors import ConfigError
 
 
 def is_sharded(tensor: Tensor | None) -> bool:
-    """Whether it is a DTensor. torch.distributed is not loaded for that: without it there is none."""
+    """Whether it is a DTensor. Does not import torch.distributed, without which no DTensor exists."""
     distributed: Any = sys.modules.get("torch.distributed.tensor")
     return distributed is not None and isinstance(tensor, distributed.DTensor)
 
 
 def check_gathered(module: nn.Module, method: str) -> None:
-    """Raise ConfigError when `module.method`, which is not its forward, would meet weights that are sharded."""
+    """Raise ConfigError when `module.method`, which is not its forward, would find sharded weights."""
     if torch.compiler.is_compiling() or not _is_distributed():
         return
     if name := _first_sharded(module):
         raise ConfigError(
-            f"{method} needs whole weights, but {name} is sharded (DTensor), and FSDP2 gathers weights for forward "
-            f'alone; torch.distributed.fsdp.register_fsdp_forward_method(model, "{method}") makes it gather them for '
+            f"{method} needs whole weights, but {name} is sharded (DTensor), and FSDP2 gathers weights only for "
+            f'forward; torch.distributed.fsdp.register_fsdp_forward_method(model, "{method}") makes it gather them for '
             f"{method}, too. Here the model is this {_plain_name(module)}."
         )
 
 
 @contextmanager
 def may_gather(module: nn.Module) -> Iterator[None]:
-    """Out of inference mode, in which FSDP2 cannot gather, for a step of decoding with weights that are sharded."""
+    """Context manager: leaves inference mode, in which FSDP2 cannot gather, for a decoding step on sharded weights."""
     if torch.is_inference_mode_enabled() and has_sharded(module):
         with torch.inference_mode(False), torch.no_grad():
             yield
@@ -44,17 +44,17 @@ def may_gather(module: nn.Module) -> Iterator[None]:
 
 
 def has_sharded(module: nn.Module) -> bool:
-    """Whether any parameter of it is sharded at present."""
+    """Whether any of its parameters is sharded at the moment."""
     return _is_distributed() and any(map(is_sharded, module.parameters()))
 
 
 def _is_distributed() -> bool:
-    """Whether there are processes to spread weights over: asked at each step of decoding, before looking at weights."""
+    """Whether torch.distributed is running: a cheap test before looking at weights, made at each decoding step."""
     return torch.distributed.is_available() and torch.distributed.is_initialized()
 
 
 def _first_sharded(module: nn.Module, prefix: str = "") -> str | None:
-    """The name of a parameter that nothing gathers. A module with a hook before its forward does so itself."""
+    """The name of a sharded parameter that will not be gathered. Modules with a forward pre-hook gather their own."""
     for name, parameter in module._parameters.items():
         if is_sharded(parameter):
             return prefix + name
@@ -67,4 +67,4 @@ def _first_sharded(module: nn.Module, prefix: str = "") -> str | None:
 
 
 def _plain_name(module: nn.Module) -> str:
-    return type(module).__name__.removeprefix("FSDP")  # fully_shard puts a class of its own in the place of each
+    return type(module).__name__.removeprefix("FSDP")  # fully_shard replaces each class by one of its own

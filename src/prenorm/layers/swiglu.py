@@ -1,4 +1,4 @@
-"""The gated feed-forward with its weights."""
+"""The gated feed-forward layer (SwiGLU)."""
 
 import torch
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from .linear import Linear
 class SwiGLU(nn.Module):
     """down_proj(silu(gate_proj(x)) * up_proj(x)), without biases. Source: Shazeer 2020, arXiv:2002.05202.
 
-    d_ff is the width that is built; nothing rescales it.
+    d_ff is the width as built; it is not rescaled.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""The timeline of a KV cache: how many tokens each row holds, and of which document they are."""
+"""The timeline of a KV cache: how many tokens each row holds, and to which document they belong."""
 
 from typing import NamedTuple
 
@@ -15,11 +15,11 @@ from ..validation import as_size
 
 
 class Arrival(NamedTuple):
-    """The tokens that a call brings to a cache, and the places that they take in it.
+    """The tokens that a call adds to a cache, and their positions in it.
 
-    start, stop: at least the tokens in every row before and after, known without asking the device. before, after:
-    those in each row, None where they are the same in all and no padding comes. places: -1 for padding. is_token: False
-    for padding, None where there is none.
+    start, stop: upper bounds on the tokens in any row before and after, known without a device synchronisation.
+    before, after: the tokens in each row, None where all rows have as many and there is no padding.
+    cache_positions: -1 for padding. is_token: False for padding, None if there is none.
     """
 
     batch_size: int
@@ -28,16 +28,16 @@ class Arrival(NamedTuple):
     stop: int
     before: Int[Tensor, " batch"] | None
     after: Int[Tensor, " batch"] | None
-    places: Int[Tensor, " seq"] | Int[Tensor, "batch seq"]
+    cache_positions: Int[Tensor, " seq"] | Int[Tensor, "batch seq"]
     is_token: Bool[Tensor, "batch seq"] | None
 
 
 class Timeline:
-    """How many tokens the rows of a cache hold: one for all of its layers.
+    """How many tokens each row of a cache holds, shared by all of its layers.
 
-    Padding is never stored: a row's tokens have the places 0, 1, 2, ... whatever padding stood between them.
-    A token counts here once every layer has stored it, and the call that brought it is done. What a layer has stored
-    beyond that is the layer's `ahead`: more than nothing within a call, and where layers are called one by one.
+    Padding is never stored: the tokens of a row have positions 0, 1, 2, ... whatever padding was between them.
+    A token counts once every layer has stored it and its call is done. Tokens that a layer has stored beyond that are
+    its `ahead`, which is above 0 during a call, and between calls when layers are called one by one.
     """
 
     def __init__(self, batch_size: int, max_seq_len: int, device: torch.device | str | None = None) -> None:
@@ -45,18 +45,18 @@ class Timeline:
         self.num_layers = 1
         with torch.inference_mode(False):
             self.documents = torch.full((batch_size,), -1, device=device)  # the segment id of each row, once known
-            # Tokens in each row, now and before rewinding: looked at only where rows differ (`ragged`).
+            # Tokens in each row, now and before rewinding: valid only where rows differ (`ragged`).
             self._lengths = torch.zeros(batch_size, dtype=torch.int64, device=device)
             self._peaks = torch.zeros(batch_size, dtype=torch.int64, device=device)
-        self.longest = 0  # at least the tokens in every row, known without asking the device
+        self.longest = 0  # an upper bound on the tokens in any row, known without a device synchronisation
         self.ragged = False
-        self.running = False  # a call
-        self.torn = False  # a call failed that had overwritten tokens which are still needed
+        self.running = False  # whether a call is in progress
+        self.torn = False  # whether a call failed after overwriting tokens that are still needed
         self.arrived: tuple[int, Tensor | None] = (0, None)  # the `stop` and the segment ids of the latest call
 
     @property
     def batch_size(self) -> int:
-        """How many rows there are."""
+        """The number of rows."""
         return len(self.documents)
 
     def lengths(self) -> Int[Tensor, " batch"]:
@@ -72,11 +72,11 @@ class Timeline:
         columns: Bool[Tensor, "batch ahead"] | None = None,
         exact: bool = False,
     ) -> Arrival:
-        """The places of x (batch, seq, d_model), after `ahead` columns of tokens that do not count yet.
+        """The cache positions of x (batch, seq, d_model), after `ahead` columns of tokens that do not count yet.
 
-        columns: False for padding among these. segment_ids: negative for padding. exact: ask the device how long the
-        longest row will be, where rows differ or padding comes; otherwise `stop` may be more than that, as long as it
-        fits. Nothing is stored or counted. Raises ShapeError, and ConfigError for a second document in a row.
+        columns: False for padding among these. segment_ids: negative for padding. exact: where rows differ or there is
+        padding, read the length of the longest row from the device; otherwise `stop` may exceed it, as long as it fits.
+        Nothing is stored or counted. Raises ShapeError, and ConfigError for a second document in a row.
         """
         if x.ndim != 3:
             raise ShapeError(f"with a cache x must be (batch, seq, d_model), but it is {tuple(x.shape)}.")
@@ -92,15 +92,15 @@ class Timeline:
             after = before + (seq if is_token is None else is_token.sum(-1))
         stop = self._longest_after(start + seq, after, exact=exact)
         if before is None:
-            places = torch.arange(start, start + seq, device=self.documents.device)
+            positions = torch.arange(start, start + seq, device=self.documents.device)
         elif is_token is None:
-            places = before[:, None] + torch.arange(seq, device=before.device)
+            positions = before[:, None] + torch.arange(seq, device=before.device)
         else:
-            places = torch.where(is_token, before[:, None] + is_token.cumsum(-1) - 1, -1)
-        return Arrival(batch_size, seq, start, stop, before, after, places, is_token)
+            positions = torch.where(is_token, before[:, None] + is_token.cumsum(-1) - 1, -1)
+        return Arrival(batch_size, seq, start, stop, before, after, positions, is_token)
 
     def check_batch(self, batch_size: int) -> None:
-        """Raise ShapeError unless the cache was made for this many rows."""
+        """Raise ShapeError unless the cache has this many rows."""
         if batch_size != self.batch_size:
             raise ShapeError(
                 f"this cache was made for batch size {self.batch_size}, but x has batch size {batch_size}; make a "
@@ -112,16 +112,16 @@ class Timeline:
         start, stop, after = arrival.start, arrival.stop, arrival.after
         if stop > self.max_seq_len:
             raise RangeError(
-                f"a cache holds at most max_seq_len = {self.max_seq_len} tokens, but {start} are in it and "
-                f"{stop - start} more are to come; make_cache(max_seq_len={stop}) would do."
+                f"a cache holds at most max_seq_len = {self.max_seq_len} tokens, but it has {start} and this call adds "
+                f"{stop - start}; make_cache(max_seq_len={stop}) would do."
             )
         if after is not None and not ranges.has_values(after):
             assert_async((after <= self.max_seq_len).all(), "a cache holds at most max_seq_len tokens")
 
     def count(self, seq: int, columns: Bool[Tensor, "batch seq"] | None = None, *, stop: int | None = None) -> None:
-        """Count `seq` columns of tokens more, which every layer has stored; columns: False for padding among them.
+        """Count `seq` more columns of tokens, which every layer has stored; columns: False for padding among them.
 
-        stop: `longest` afterwards, where less is known than that all of the columns are tokens of the longest row.
+        stop: `longest` afterwards; default: it grows by `seq`, as if no column of the longest row were padding.
         """
         if self.ragged or columns is not None:
             self._lengths.copy_(self.lengths() + (seq if columns is None else columns.sum(-1)))
@@ -129,21 +129,21 @@ class Timeline:
         self.longest = min(self.longest + seq, self.max_seq_len) if stop is None else stop
 
     def keep_documents(self) -> None:
-        """Remember the documents of the latest call, so that the next one can be checked."""
+        """Remember the documents of the latest call, to check the next one against them."""
         segment_ids = self.arrived[1]
         if segment_ids is not None and segment_ids.shape[-1]:
             new = segment_ids.amax(-1)
             self.documents.copy_(torch.where(new >= 0, new, self.documents))
 
     def take_back(self, lengths: Int[Tensor, " batch"], overwritten: int) -> None:
-        """A call failed that had overwritten some slots: as if its tokens had been there, and were rewound."""
-        self._peaks.copy_(torch.maximum(self._peaks, lengths + overwritten - 1))  # of a ring, one slot is to spare
+        """Account for a failed call that overwrote slots, as if its tokens had been stored and then rewound."""
+        self._peaks.copy_(torch.maximum(self._peaks, lengths + overwritten - 1))  # a ring has one slot to spare
 
     def rewind(self, counts: Int[Tensor, " batch"], *, longest: int | None, most: int | None) -> None:
-        """Forget the newest counts[i] tokens of each row i. most: how many a ring remembers beyond its window.
+        """Forget the newest counts[i] tokens of each row i. most: how many tokens a ring holds beyond its window.
 
-        longest: how many tokens the longest row then has, if known; otherwise read from the device (synchronises).
-        Raises RangeError and ShapeError; on a CPU only, as for token positions, RangeError.
+        longest: the number of tokens that the longest row then has, if known; otherwise read from the device
+        (synchronises). Raises ShapeError, and on a CPU RangeError, as for token positions.
         """
         self.check_whole()
         lengths = self.lengths()
@@ -164,11 +164,11 @@ class Timeline:
         self.longest, self.ragged, self.torn = 0, False, False
 
     def check_whole(self) -> None:
-        """Raise ShapeError when a call failed that had overwritten tokens which are still needed."""
+        """Raise ShapeError if a call failed after overwriting tokens that are still needed."""
         if self.torn:
             raise ShapeError(
-                "an earlier forward pass failed when it had stored tokens over older ones that a window still needs; "
-                "call cache.reset() and feed all tokens again."
+                "an earlier forward pass failed after overwriting tokens that the window still needs; call "
+                "cache.reset() and feed all tokens again."
             )
 
     def _longest_after(self, most: int, after: Tensor | None, *, exact: bool) -> int:
@@ -181,7 +181,7 @@ class Timeline:
         return most
 
     def _check_documents(self, segment_ids: Tensor) -> None:
-        """Raise ConfigError unless each row goes on with its one document, with padding only before or after it."""
+        """Raise ConfigError unless each row continues a single document, with padding only before or after it."""
         if not ranges.at_hand(segment_ids) or 0 in segment_ids.shape:
             return
         new = segment_ids.amax(-1)
@@ -190,32 +190,34 @@ class Timeline:
         if len(wrong):
             row = int(wrong[0])
             held = int(self.documents[row])
-            after = "" if held < 0 else f", after those of document {held} in the cache"
+            after = "" if held < 0 else f", and the cache holds document {held}"
             raise ConfigError(
-                f"with a cache a row holds one document, without a gap, but row {row} has segment ids "
-                f"{segment_ids[row].unique_consecutive().tolist()[:5]}{after}; use one cache for each document, or "
-                "pack documents without a cache."
+                f"with a cache a row must be one document without gaps, but row {row} has segment ids "
+                f"{segment_ids[row].unique_consecutive().tolist()[:5]}{after}; use one cache per document, or pack "
+                "documents without a cache."
             )
 
     def _check_rewind(self, counts: Tensor, lengths: Tensor, most: int | None) -> None:
         check_integers("counts", counts)
         if counts.shape != lengths.shape:
-            raise ShapeError(f"counts must be one number a row, {tuple(lengths.shape)}, not {tuple(counts.shape)}.")
+            raise ShapeError(
+                f"counts must have one number per row, {tuple(lengths.shape)}, but its shape is {tuple(counts.shape)}."
+            )
         if not ranges.at_hand(counts):
             return
         impossible = ((counts < 0) | (counts > lengths)).nonzero()
         if len(impossible):
             row = int(impossible[0])
             raise RangeError(
-                f"a row can forget from 0 to all of its tokens, but row {row} has {int(lengths[row])} and should "
-                f"forget {int(counts[row])}."
+                f"counts must be from 0 to the number of tokens in the row, but row {row} has {int(lengths[row])} "
+                f"tokens and counts {int(counts[row])}."
             )
         behind = torch.maximum(self._peaks, lengths) - lengths + counts
         too_far = (behind > (self.max_seq_len if most is None else most)).nonzero()
         if len(too_far):
             row = int(too_far[0])
             raise RangeError(
-                f"the cache of a window remembers no more than {most} tokens behind the most that a row has held, as "
-                f"make_cache(rewind={most}) says, but row {row} would go back {int(behind[row])}; "
+                f"a windowed cache made with rewind={most} can go back at most {most} tokens from the most that a row "
+                f"has held, but row {row} would go back {int(behind[row])}; "
                 f"make_cache(rewind={int(behind[row])}) would do."
             )

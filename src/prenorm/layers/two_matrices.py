@@ -1,4 +1,4 @@
-"""The feed-forward of two matrices, with any activation between them, with biases or without."""
+"""The feed-forward layer of two matrices, with any activation, with or without biases."""
 
 import torch
 from jaxtyping import Float
@@ -30,7 +30,7 @@ class TwoMatrices(nn.Module):
         self.down_proj = Linear(d_ff, d_model, bias=bias, device=device, dtype=dtype)
 
     def forward(self, x: Float[Tensor, "*batch {self.d_model}"]) -> Float[Tensor, "*batch {self.d_model}"]:
-        """Widen, bend, and narrow again."""
+        """Up-projection, activation, down-projection."""
         return self.down_proj(ACTIVATIONS[self.activation](self.up_proj(x)))
 
     def extra_repr(self) -> str:

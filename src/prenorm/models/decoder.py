@@ -19,9 +19,9 @@ from ..validation import check_size
 
 
 class TransformerDecoder(nn.Module):
-    """num_layers blocks of `TransformerDecoderBlock`, then a LayerNorm, as `nn.TransformerDecoder` with norm_first.
+    """num_layers of `TransformerDecoderBlock`, then a LayerNorm, as `nn.TransformerDecoder` with norm_first=True.
 
-    Raises ConfigError for numbers that no decoder can have.
+    Raises ConfigError for invalid sizes.
     """
 
     def __init__(
@@ -67,7 +67,7 @@ class TransformerDecoder(nn.Module):
                 raise ConfigError(f"a decoder takes a DecoderCache, from make_cache, not a {type(cache).__name__}.")
             if encoder_output is not None or cross_mask is not None:
                 raise ConfigError(
-                    "encoder_output and cross_mask must be left out with a cache, which holds both; make_cache("
+                    "encoder_output and cross_mask must be left out with a cache, which already holds both; make_cache("
                     "encoder_output, max_seq_len, cross_mask) makes a cache for others."
                 )
             cache.check(len(self.layers))
@@ -94,9 +94,9 @@ class TransformerDecoder(nn.Module):
         cross_mask: Bool[Tensor, "*cross_batch source_seq"] | None = None,
         dtype: torch.dtype | None = None,
     ) -> DecoderCache:
-        """A cache with every block's keys and values of the encoder output, and room for max_seq_len tokens a row.
+        """A cache with each block's keys and values of the encoder output, and room for max_seq_len tokens per row.
 
-        cross_mask: (batch, heads or 1, 1, source_seq), the same for every token that is to come.
+        cross_mask: (batch, heads or 1, 1, source_seq), the same for every later token.
         """
         blocks = cast("Sequence[TransformerDecoderBlock]", self.layers)
         return DecoderCache([block.make_cache(encoder_output, max_seq_len, dtype) for block in blocks], cross_mask)

@@ -12,9 +12,9 @@ from ..validation import check_size
 
 
 class TransformerEncoder(nn.Module):
-    """num_layers blocks of `TransformerEncoderBlock`, then a LayerNorm, as `nn.TransformerEncoder` with norm_first.
+    """num_layers of `TransformerEncoderBlock`, then a LayerNorm, as `nn.TransformerEncoder` with norm_first=True.
 
-    Raises ConfigError for numbers that no encoder can have.
+    Raises ConfigError for invalid sizes.
     """
 
     def __init__(
@@ -49,11 +49,11 @@ class TransformerEncoder(nn.Module):
     ) -> Float[Tensor, "*batch seq d_model"]:
         """Encode x (..., seq, d_model), any leading dims. mask and segment_ids as in `TransformerBlock`.
 
-        use_checkpointing: in training, keep only the inputs of the blocks (True), or of every k-th block (k), and
-        compute what is inside again in the backward pass; the numbers are the same bit for bit. False: keep everything.
+        use_checkpointing: in training, keep only the inputs of all blocks (True) or of every k-th block (k), and run
+        those blocks again in the backward pass; results are the same bit for bit. False: keep everything.
         Raises ShapeError and ConfigError.
         """
-        if segment_ids is not None:  # the same in every block, so it is worked out once
+        if segment_ids is not None:  # the same in every block, so computed once
             check_segments(segment_ids, x.shape[:-1], axes="(..., seq) = ")
             mask = within_documents(segment_ids, mask, self.num_heads)
         for number, block in enumerate(self.layers):

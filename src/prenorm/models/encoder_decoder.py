@@ -1,4 +1,4 @@
-"""The encoder-decoder: source tokens -> encoder; target tokens -> decoder that reads it -> logits -> loss."""
+"""The encoder-decoder: source tokens -> encoder; target tokens -> decoder with cross-attention -> logits -> loss."""
 
 import itertools
 import math
@@ -32,12 +32,12 @@ from .generative import GenerativeModel
 
 
 class EncoderDecoder(GenerativeModel):
-    """Two ids in, logits out: source ids (..., source_seq), target ids (..., seq) -> logits (..., seq, vocab).
+    """From source ids (..., source_seq) and target ids (..., seq) to logits (..., seq, vocab).
 
     Pre-norm blocks with LayerNorm, exact GELU and biases, causal in the target. Embeddings are multiplied by
-    sqrt(d_model), then positions are added. With tie_embeddings one matrix embeds both sides and is the head.
+    sqrt(d_model), then positions are added. With tie_embeddings, both embeddings and the head share one matrix.
     `eos_token_ids` are the ids that end a target, () when none is known.
-    A folder has the names of our parameters.
+    A saved folder has prenorm's own parameter names.
     Source: Vaswani et al. 2017, arXiv:1706.03762, with the norms before each sublayer.
     """
 
@@ -52,18 +52,18 @@ class EncoderDecoder(GenerativeModel):
         super().__init__()
         self.config = config
         d_model = config.d_model
-        place: dict[str, Any] = {"device": device, "dtype": dtype}
+        factory: dict[str, Any] = {"device": device, "dtype": dtype}
         block = (d_model, config.num_heads, config.d_ff, config.dropout, config.eps)
         tied = config.tie_embeddings
-        self.embedding = Embedding(config.vocab_size, d_model, **place)
-        self.target_embedding = None if tied else Embedding(config.target_vocab_size, d_model, **place)
-        self.source_positions = _positions(config, **place)
-        self.target_positions = _positions(config, **place)
-        self.encoder = TransformerEncoder(config.num_layers, *block, **place)
-        self.decoder = TransformerDecoder(config.num_decoder_layers, *block, **place, causal=True)
-        self.lm_head = None if tied else Linear(d_model, config.target_vocab_size, **place)
+        self.embedding = Embedding(config.vocab_size, d_model, **factory)
+        self.target_embedding = None if tied else Embedding(config.target_vocab_size, d_model, **factory)
+        self.source_positions = _positions(config, **factory)
+        self.target_positions = _positions(config, **factory)
+        self.encoder = TransformerEncoder(config.num_layers, *block, **factory)
+        self.decoder = TransformerDecoder(config.num_decoder_layers, *block, **factory, causal=True)
+        self.lm_head = None if tied else Linear(d_model, config.target_vocab_size, **factory)
         self.dropout = Dropout(config.dropout)
-        for module in self.modules():  # rows of length 1, so that logits of a tied head start at a sensible size
+        for module in self.modules():  # rows of length about 1, so that a tied head's logits start at a sensible scale
             if isinstance(module, Embedding):
                 nn.init.normal_(module.weight, std=d_model**-0.5)
 
@@ -78,9 +78,9 @@ class EncoderDecoder(GenerativeModel):
     ) -> Float[Tensor, "*batch seq vocab"]:
         """The logits of the target token after each target token.
 
-        source_segment_ids, target_segment_ids: a negative id is padding. Several documents may be packed into a row
-        when both are given: a target document reads the source document of the same id, and nothing else.
-        use_checkpointing: as in `TransformerEncoder.forward`, in encoder and decoder.
+        source_segment_ids, target_segment_ids: a negative id is padding. If both are given, a row may contain several
+        packed documents: a target document attends only to the source document with the same id.
+        use_checkpointing: as in `TransformerEncoder.forward`, for encoder and decoder.
         Raises RangeError for ids outside the vocabulary and rows longer than max_seq_len, ShapeError and ConfigError.
         """
         segments = {"source_segment_ids": source_segment_ids, "target_segment_ids": target_segment_ids}
@@ -96,9 +96,9 @@ class EncoderDecoder(GenerativeModel):
         target_segment_ids: Int[Tensor, "*batch seq"] | None = None,
         use_checkpointing: bool | int = False,
     ) -> Float[Tensor, ""]:
-        """The mean cross-entropy in nats a token: targets[t] is the token after target_ids[t]; nothing is shifted here.
+        """The mean cross-entropy in nats per token: targets[t] is the token after target_ids[t]; nothing is shifted.
 
-        Targets of -100, and those at padding (negative target_segment_ids), are left out of the mean.
+        Targets of -100 and targets at padding (negative target_segment_ids) are ignored.
         """
         check_gathered(self, "loss")
         check_integers("targets", targets)
@@ -115,7 +115,7 @@ class EncoderDecoder(GenerativeModel):
         target_segment_ids: Int[Tensor, "*batch seq"] | None = None,
         use_checkpointing: bool | int = False,
     ) -> Float[Tensor, "*batch seq d_model"]:
-        """What the head sees. Arguments as in `forward`."""
+        """The hidden states that the head is applied to. Arguments as in `forward`."""
         _check_segments("source", source_segment_ids, source_ids)
         _check_segments("target", target_segment_ids, target_ids)
         if source_ids.shape[:-1] != target_ids.shape[:-1]:
@@ -128,7 +128,7 @@ class EncoderDecoder(GenerativeModel):
             cross_mask = cross_mask.expand(*cross_mask.shape[:-1], source_ids.shape[-1])
         encoder_output = self.encode(source_ids, segment_ids=source_segment_ids, use_checkpointing=use_checkpointing)
         return self.decoder(
-            self._embed_target(target_ids, _places(target_ids, target_segment_ids)),
+            self._embed_target(target_ids, _default_positions(target_ids, target_segment_ids)),
             encoder_output,
             cross_mask=cross_mask,
             segment_ids=target_segment_ids,
@@ -142,11 +142,11 @@ class EncoderDecoder(GenerativeModel):
         segment_ids: Int[Tensor, "*batch source_seq"] | None = None,
         use_checkpointing: bool | int = False,
     ) -> Float[Tensor, "*batch source_seq d_model"]:
-        """What the encoder makes of the sources, every token seeing all of its document."""
+        """The encoder's output; every source token attends to all of its document."""
         check_gathered(self, "encode")
         _check_segments("source", segment_ids, source_ids)
         x = self.embedding(source_ids) * math.sqrt(self.config.d_model)
-        x = self.dropout(self.source_positions(x, _places(source_ids, segment_ids)))
+        x = self.dropout(self.source_positions(x, _default_positions(source_ids, segment_ids)))
         return self.encoder(x, use_checkpointing=use_checkpointing, segment_ids=segment_ids)
 
     def decode(
@@ -156,7 +156,7 @@ class EncoderDecoder(GenerativeModel):
         cache: DecoderCache,
         segment_ids: Int[Tensor, "batch seq"] | None = None,
     ) -> Float[Tensor, "batch seq vocab"]:
-        """The logits of `forward` for the target tokens that follow those in `cache`, which has read the sources.
+        """The logits of `forward` for target tokens that follow those in `cache`, which also holds the encoded sources.
 
         segment_ids: a negative id is padding; a row is one document.
         """
@@ -172,13 +172,13 @@ class EncoderDecoder(GenerativeModel):
         source_segment_ids: Int[Tensor, "batch source_seq"] | None = None,
         dtype: torch.dtype | None = None,
     ) -> DecoderCache:
-        """Encode the sources, and keep every decoder block's keys and values of them, with room for target tokens."""
+        """A cache with every block's keys and values of the encoded sources, and room for max_seq_len target tokens."""
         check_gathered(self, "make_cache")
         max_seq_len = as_size("max_seq_len", max_seq_len)
         if max_seq_len > self.config.max_seq_len:
             raise RangeError(
-                f"a cache can have room for at most the model's max_seq_len = {self.config.max_seq_len} tokens, "
-                f"not for {max_seq_len}."
+                f"a cache can hold at most the model's max_seq_len = {self.config.max_seq_len} tokens, not "
+                f"{max_seq_len}."
             )
         check_integers("source_ids", source_ids)
         if source_ids.ndim != 2:
@@ -192,7 +192,7 @@ class EncoderDecoder(GenerativeModel):
     ) -> Any:
         """A list of new target ids for each source; options, defaults and errors are those of `stream`.
 
-        logprobs: give (replies, logprobs), two lists of the same shape.
+        logprobs: return (replies, logprobs), two lists of the same shape.
         """
         check_gathered(self, "generate")
         rows, prompts = self._rows(sources, prompts)
@@ -202,21 +202,23 @@ class EncoderDecoder(GenerativeModel):
     def stream(
         self, sources: Prompts, prompts: Prompts | None = None, *, logprobs: bool = False, **options: Any
     ) -> Any:
-        """One new target id per source a step, None once a target has ended.
+        """One new target id per source at each step, None once a target has ended.
 
-        sources: lists of token ids, or integer tensors, of any lengths. prompts: how each target begins, also of any
-        lengths; default: the config's start_token_id. Options: as in `TransformerLM.stream`, without a cache or a
-        draft; for repetition_penalty only the target's tokens count.
-        The model runs in the mode that it is in, so in training with dropout.
+        sources: lists of token ids, or integer tensors, of any lengths. prompts: the first tokens of each target, also
+        of any lengths; default: the config's start_token_id. Options: as in `TransformerLM.stream`, except cache and
+        draft; repetition_penalty counts only the target's tokens.
+        The model's mode is not changed: in training mode, dropout applies.
         """
         check_gathered(self, "stream")
         rows, prompts = self._rows(sources, prompts)
         options = self._decoding({"logprobs": logprobs, **options})
         return decoding.stream(*self._way_to_decode(rows), prompts, **options)
 
-    def _embed_target(self, target_ids: Tensor, places: Tensor) -> Tensor:
+    def _embed_target(self, target_ids: Tensor, token_positions: Tensor) -> Tensor:
         embedding = self.embedding if self.target_embedding is None else self.target_embedding
-        return self.dropout(self.target_positions(embedding(target_ids) * math.sqrt(self.config.d_model), places))
+        return self.dropout(
+            self.target_positions(embedding(target_ids) * math.sqrt(self.config.d_model), token_positions)
+        )
 
     def _decode(self, target_ids: Tensor, cache: DecoderCache, segment_ids: Tensor | None) -> Tensor:
         if not isinstance(cache, DecoderCache):
@@ -225,7 +227,8 @@ class EncoderDecoder(GenerativeModel):
         if target_ids.ndim != 2:
             raise ShapeError(f"with a cache target_ids must be (batch, seq), but they are {tuple(target_ids.shape)}.")
         _check_segments("target", segment_ids, target_ids)
-        token_positions = cache.arrive(target_ids[..., None], segment_ids).places.clamp_min(0)  # nobody sees padding
+        arrival = cache.arrive(target_ids[..., None], segment_ids)
+        token_positions = arrival.cache_positions.clamp_min(0)  # any position will do for padding
         return self.decoder(self._embed_target(target_ids, token_positions), segment_ids=segment_ids, cache=cache)
 
     def _next_logits(
@@ -245,11 +248,13 @@ class EncoderDecoder(GenerativeModel):
             )
         prompts = [[self.config.start_token_id]] * len(rows) if prompts is None else token_lists(prompts)
         if len(prompts) != len(rows):
-            raise ShapeError(f"there must be one prompt a source, but {len(prompts)} came with {len(rows)} sources.")
+            raise ShapeError(
+                f"there must be one prompt per source, but there are {len(prompts)} prompts and {len(rows)} sources."
+            )
         return rows, prompts
 
     def _way_to_decode(self, rows: list[list[int]]) -> tuple[NextLogits, Callable[..., Any]]:
-        """What gives the logits of the next token for these sources, and what makes its cache."""
+        """A function for the logits of the next token given these sources, and one that makes its cache."""
         source_ids, source_segment_ids = pad(rows, self.device)
 
         def make_cache(batch_size: int, max_seq_len: int) -> DecoderCache:
@@ -258,39 +263,39 @@ class EncoderDecoder(GenerativeModel):
 
         def through_forward(token_ids: Tensor, *, segment_ids: Tensor | None, cache: list[list[int]]) -> Tensor:
             marks = torch.zeros_like(token_ids) if segment_ids is None else segment_ids
-            for row, ids, real in zip(cache, token_ids.tolist(), (marks >= 0).tolist(), strict=True):
-                row += itertools.compress(ids, real)
+            for row, ids, is_token in zip(cache, token_ids.tolist(), (marks >= 0).tolist(), strict=True):
+                row += itertools.compress(ids, is_token)
             target_ids, target_segment_ids = pad(cache, self.device)
             segments = {"source_segment_ids": source_segment_ids, "target_segment_ids": target_segment_ids}
             with may_gather(self):
                 return last_of_each_row(self(source_ids, target_ids, **segments), target_segment_ids)
 
-        if self.runs_plainly(OUR_FORWARD):
+        if self.runs_unmodified(FORWARD):
             return self._next_logits, make_cache
-        return through_forward, lambda batch_size, max_seq_len: [[] for _ in rows]  # targets, read anew each time
+        return through_forward, lambda batch_size, max_seq_len: [[] for _ in rows]  # the targets, reread at each step
 
     def _decoding(self, options: dict[str, Any]) -> dict[str, Any]:
         if options.get("cache") is not None:
-            raise ConfigError("the sources make their own cache; leave cache out, or call decode with it.")
+            raise ConfigError("generate and stream make their own cache; leave cache out, or call decode with it.")
         if options.pop("draft", None) is not None:
             raise ConfigError(
-                "an EncoderDecoder takes no draft, which would have to read the sources too; leave it out."
+                "an EncoderDecoder does not support a draft, which would have to read the sources too; leave it out."
             )
         options.pop("cache", None)
         return self._settings(options, vocab_size=self.config.target_vocab_size, max_seq_len=self.config.max_seq_len)
 
 
-OUR_FORWARD = EncoderDecoder.forward  # whatever may be put in its place later
+FORWARD = EncoderDecoder.forward  # kept, so that a later replacement is noticed
 
 
-def _positions(config: EncoderDecoderConfig, **place: Any) -> SinusoidalPositions | LearnedPositions:
+def _positions(config: EncoderDecoderConfig, **factory: Any) -> SinusoidalPositions | LearnedPositions:
     if config.positions == "sinusoidal":
         return SinusoidalPositions(config.d_model, config.max_seq_len)
-    return LearnedPositions(config.d_model, config.max_seq_len, **place)
+    return LearnedPositions(config.d_model, config.max_seq_len, **factory)
 
 
-def _places(token_ids: Tensor, segment_ids: Tensor | None) -> Tensor:
-    """Each token's place in its document."""
+def _default_positions(token_ids: Tensor, segment_ids: Tensor | None) -> Tensor:
+    """Each token's position in its document."""
     if segment_ids is None:
         return torch.arange(token_ids.shape[-1], device=token_ids.device)
     return document_positions(segment_ids)

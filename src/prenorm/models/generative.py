@@ -1,4 +1,4 @@
-"""What the language model and the encoder-decoder share: a head and its loss, options of generation, a folder."""
+"""What the language model and the encoder-decoder share: the head and its loss, generation options, model folders."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -23,46 +23,46 @@ from ..ops.linear import linear
 from ..private_torch import has_any_global_hook
 
 Model = TypeVar("Model", bound="GenerativeModel")
-OF_LINEAR = Linear.forward  # whatever may be put in its place later
+LINEAR_FORWARD = Linear.forward  # kept, so that a later replacement is noticed
 
 
 class GenerativeModel(nn.Module):
-    """A model with an embedding and a head, which is the embedding's weight where there is no `lm_head`.
+    """A model with an embedding and a head; without an `lm_head`, the head is the embedding's weight.
 
     `eos_token_ids` are the ids that end a text, () when none is known.
     """
 
-    checkpoint: ClassVar[ModuleType]  # how its folders are written and read
+    checkpoint: ClassVar[ModuleType]  # reads and writes its folders
     config: Any
     embedding: Embedding
     lm_head: Linear | QuantizedLinear | None
     eos_token_ids: tuple[int, ...] = ()
-    came_from: Source | None = None  # what the folder that it was loaded from said
+    came_from: Source | None = None  # the contents of the folder that it was loaded from
 
     @property
     def device(self) -> torch.device:
-        """Where its parameters are."""
+        """The device of its parameters."""
         return next(self.parameters()).device
 
-    def runs_plainly(self, forward: Callable[..., Any]) -> bool:
-        """Whether calling it is this forward of ours and nothing else, so that decoding may do without the call."""
+    def runs_unmodified(self, forward: Callable[..., Any]) -> bool:
+        """Whether calling the model runs only this forward, without hooks, so that decoding may bypass the call."""
         return is_untouched(self, forward) and not self._forward_hooks and not has_any_global_hook()
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:
-        """The weight that turns hidden states into logits. Raises ConfigError where it is quantised."""
+        """The weight that maps hidden states to logits. Raises ConfigError if it is quantised."""
         if isinstance(self.lm_head, QuantizedLinear):
-            raise ConfigError("a quantised head has no weight in floats; lm_head multiplies with what it has.")
+            raise ConfigError("a quantised head has no floating-point weight; call lm_head to multiply by it.")
         return self.embedding.weight if self.lm_head is None else self.lm_head.weight
 
     @classmethod
     def from_pretrained(
         cls: type[Model], folder: str | Path, dtype: torch.dtype | None = None, device: torch.device | str | None = None
     ) -> Model:
-        """The model in a folder that `save_pretrained` wrote, or another program in the same layout, in eval mode.
+        """The model in a folder written by `save_pretrained`, or by another program in the same layout, in eval mode.
 
-        dtype None: as stored. Raises CheckpointError, by name, for anything in the folder that is missing, extra or not
-        understood, and for weights beyond the range of dtype.
+        dtype None: as stored. Raises CheckpointError, by name, for anything in the folder that is missing, unexpected
+        or not understood, and for weights beyond the range of dtype.
         """
         loaded = cls.checkpoint.load(folder, dtype=dtype, device=device)
         with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
@@ -72,7 +72,7 @@ class GenerativeModel(nn.Module):
         model.load_state_dict(loaded.tensors, assign=True)
         for module in model.modules():
             if isinstance(module, QuantizedLinear):
-                module.like = model.embedding.weight.new_empty(0)
+                module.dtype_tag = model.embedding.weight.new_empty(0)
             if isinstance(module, RotaryEmbedding):
                 module.to(model.device)
         model.eos_token_ids, model.came_from = loaded.eos_token_ids, loaded.source
@@ -101,7 +101,7 @@ class GenerativeModel(nn.Module):
         return self._finish(logits)
 
     def _finish(self, logits: Float[Tensor, "*batch vocab"]) -> Float[Tensor, "*batch vocab"]:
-        """The logits, divided and capped as the model's family has it."""
+        """The logits, divided and soft-capped as the model's family requires."""
         family = getattr(self.config, "family", None)
         if family is None:
             return logits
@@ -117,21 +117,21 @@ class GenerativeModel(nn.Module):
         segment_ids: Int[Tensor, "*batch seq"] | None,
         vocab_size: int,
     ) -> Float[Tensor, ""]:
-        """The cross-entropy of the head's logits, without targets at padding."""
+        """The cross-entropy of the head's logits, ignoring targets at padding."""
         if segment_ids is not None and targets.shape == segment_ids.shape:  # other shapes are refused below
             targets = targets.masked_fill(segment_ids < 0, IGNORED)
-        if self._is_product():
+        if self._head_is_matmul():
             return linear_cross_entropy(hidden, self.head_weight, targets)
         return chunked_cross_entropy(self._head, hidden, targets, vocab_size=vocab_size)
 
-    def _is_product(self) -> bool:
-        """Whether logits are a product with the head's weight and nothing else, so that the loss needs no logits."""
+    def _head_is_matmul(self) -> bool:
+        """Whether the logits are just a product with the head's weight, so that the loss needs no logits."""
         family = getattr(self.config, "family", None)
         finished = family is not None and (family.logit_divisor != 1 or family.logit_softcap is not None)
-        return not finished and (self.lm_head is None or _is_product(self.lm_head))
+        return not finished and (self.lm_head is None or _is_matmul(self.lm_head))
 
     def _settings(self, options: dict[str, Any], *, vocab_size: int, max_seq_len: int) -> dict[str, Any]:
-        """What `decoding.stream` has to know, with a user's options. Raises ConfigError for one that there is not."""
+        """The arguments of `decoding.stream`, with the user's options. Raises ConfigError for unknown options."""
         decoding.check_options(options)
         return {
             "vocab_size": vocab_size,
@@ -142,7 +142,7 @@ class GenerativeModel(nn.Module):
         }
 
 
-def _is_product(head: nn.Module) -> bool:
-    """Whether calling the head is a product with its weight and nothing else, so that the loss may do without it."""
+def _is_matmul(head: nn.Module) -> bool:
+    """Whether calling the head is just a product with its weight, without bias or hooks, so the loss may bypass it."""
     hooked = head._forward_hooks or head._backward_hooks or head._backward_pre_hooks or has_any_global_hook()
-    return is_untouched(head, OF_LINEAR) and cast(Linear, head).bias is None and not hooked
+    return is_untouched(head, LINEAR_FORWARD) and cast(Linear, head).bias is None and not hooked

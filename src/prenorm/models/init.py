@@ -1,4 +1,4 @@
-"""How a language model's weights start."""
+"""The initialisation of a language model's weights."""
 
 import math
 
@@ -13,10 +13,10 @@ STD = 0.02  # GPT-2's; Radford et al. 2019
 
 
 def initialise(model: nn.Module, num_layers: int) -> None:
-    """Draw every weight from torch's global generator, so that activations and gradients keep their size with depth.
+    """Initialise all weights from torch's global generator, keeping the scale of activations and gradients over depth.
 
-    Matrices and embeddings: normal, standard deviation 0.02. The two projections that write to the residual path
-    (o_proj, down_proj): smaller by sqrt(2 num_layers), since 2 num_layers of them add up. Norms 1, biases 0.
+    Matrices and embeddings: normal, standard deviation 0.02. The two projections onto the residual path (o_proj,
+    down_proj): divided by sqrt(2 num_layers), because 2 num_layers of them add up. Norms 1, biases 0.
     Source: Radford et al. 2019 (GPT-2), section 2.3.
     """
     for name, module in model.named_modules():

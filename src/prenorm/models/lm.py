@@ -48,7 +48,7 @@ class TransformerLM(GenerativeModel):
 
     With tie_embeddings the head is the embedding's weight, and there is no lm_head.
     `eos_token_ids` are the ids that end a text, () when none is known.
-    A folder has Hugging Face's layout, both ways.
+    Saved folders have Hugging Face's layout.
     """
 
     checkpoint: ClassVar = folder
@@ -89,9 +89,9 @@ class TransformerLM(GenerativeModel):
     ) -> Float[Tensor, "*batch seq vocab"]:
         """The logits of the token after each token. Arguments as in `TransformerBlock.forward`.
 
-        use_checkpointing: in training without a cache, keep only the inputs of the blocks (True), or of every k-th
-        block (k), and compute what is inside again in the backward pass; the numbers are the same bit for bit.
-        Raises RangeError for ids outside the vocabulary, and what the block raises.
+        use_checkpointing: in training without a cache, keep only the inputs of all blocks (True) or of every k-th block
+        (k), and run those blocks again in the backward pass; results are the same bit for bit.
+        Raises RangeError for ids outside the vocabulary, and whatever the block raises.
         """
         options: dict[str, Any] = {"segment_ids": segment_ids, "use_checkpointing": use_checkpointing}
         with one_pass(cache):
@@ -106,7 +106,7 @@ class TransformerLM(GenerativeModel):
         cache: KVCache | None = None,
         use_checkpointing: bool | int = False,
     ) -> Float[Tensor, "*batch seq d_model"]:
-        """What the head sees: embedding, blocks and the final norm. Arguments as in `forward`."""
+        """The hidden states that the head is applied to, after the final norm. Arguments as in `forward`."""
         check_integers("token ids", token_ids)
         if token_ids.ndim == 0:
             raise ShapeError("token_ids must be (..., seq), but it is a single number; token_ids[None] makes it one.")
@@ -118,7 +118,7 @@ class TransformerLM(GenerativeModel):
         if segment_ids is not None:
             check_segments(segment_ids, token_ids.shape)
         if segment_ids is not None and cache is None and not self._asks_for_lengths():
-            # Who belongs to which document is the same in every block, so it is worked out once.
+            # Documents are the same in every block, so the mask is computed once.
             mask = document_mask(segment_ids)
             token_positions = document_positions(segment_ids) if token_positions is None else token_positions
             segment_ids = None
@@ -136,7 +136,7 @@ class TransformerLM(GenerativeModel):
                 if layer is None:
                     options["mask"] = mask
                     x = run_block(block, i, x, token_positions, use_checkpointing=use_checkpointing, **options)
-                else:  # never run twice: each run would store its tokens
+                else:  # never checkpointed: running twice would store the tokens twice
                     x = block(x, token_positions, cache=layer, **options)
             x = self.final_norm(x)
             call.done()
@@ -150,11 +150,11 @@ class TransformerLM(GenerativeModel):
         segment_ids: Int[Tensor, "*batch seq"] | None = None,
         use_checkpointing: bool | int = False,
     ) -> Float[Tensor, ""]:
-        """The mean cross-entropy in nats a token: targets[t] is the token after token_ids[t]; nothing is shifted here.
+        """The mean cross-entropy in nats per token: targets[t] is the token after token_ids[t]; nothing is shifted.
 
-        Targets of -100, and those at padding (negative segment_ids), are left out of the mean. The logits of a long
-        sequence are never held whole, in training as long as the head is a plain `Linear` of ours (or the embedding).
-        use_checkpointing: as in `forward`.
+        Targets of -100 and targets at padding (negative segment_ids) are ignored. The logits of a long sequence are
+        never all in memory at once; in training, that requires the head to be a plain prenorm `Linear` or the
+        embedding. use_checkpointing: as in `forward`.
         """
         check_gathered(self, "loss")
         check_integers("targets", targets)
@@ -162,16 +162,16 @@ class TransformerLM(GenerativeModel):
         return self._loss(hidden, targets, segment_ids, self.config.vocab_size)
 
     def quantize(self, kind: str) -> "TransformerLM":
-        """Round all matrices but the embedding to whole numbers of 8 ("int8") or 4 bits ("int4"), in place.
+        """Quantise all matrices except the embedding to "int8" or "int4", in place, and return the model.
 
-        Each group of 32 numbers in a row has a bfloat16 scale: 8.5 or 4.5 bits a number. On a CPU a token then takes
-        less time by about as much as there is less to read. Activations are rounded to 8 bits on the way into a
-        product, each token's by themselves. `save_pretrained` and `from_pretrained` keep the numbers.
+        Each group of 32 weights in a row shares a bfloat16 scale: 8.5 or 4.5 bits per weight. On a CPU, decoding gets
+        faster roughly in proportion to the bytes saved. Activations are rounded to 8 bits before each product, token by
+        token. `save_pretrained` and `from_pretrained` keep the integers.
 
-        The model can no longer be trained: it is put in eval mode, and nothing of it needs gradients. A head that was
-        tied to the embedding becomes a matrix of its own. Gives the model itself.
-        Raises ConfigError for other kinds, a model that is quantised, and weights that are not finite; nothing is
-        changed then.
+        The model can no longer be trained: it is put in eval mode, and its parameters no longer require gradients. A
+        tied head becomes a matrix of its own.
+        Raises ConfigError for other kinds, a model that is already quantised, and weights that are not finite; the
+        model is then unchanged.
         """
         quantize_(self, kind)
         return self
@@ -179,18 +179,18 @@ class TransformerLM(GenerativeModel):
     def make_cache(
         self, batch_size: int, max_seq_len: int, dtype: torch.dtype | None = None, *, rewind: int = 0
     ) -> KVCache:
-        """An empty KV cache with room for max_seq_len tokens a row. Arguments as in `SelfAttention.make_cache`."""
+        """An empty KV cache with room for max_seq_len tokens per row. Arguments as in `SelfAttention.make_cache`."""
         max_seq_len = as_size("max_seq_len", max_seq_len)
         if max_seq_len > self.config.max_seq_len:
             raise RangeError(
-                f"a cache can have room for at most the model's max_seq_len = {self.config.max_seq_len} tokens, "
-                f"not for {max_seq_len}."
+                f"a cache can hold at most the model's max_seq_len = {self.config.max_seq_len} tokens, not "
+                f"{max_seq_len}."
             )
         blocks = cast("list[TransformerBlock]", self.layers)
         return KVCache([block.make_cache(batch_size, max_seq_len, dtype, rewind=rewind) for block in blocks])
 
     def check_cache(self, cache: object) -> None:
-        """Raise ConfigError unless it is a cache that fits this model."""
+        """Raise ConfigError or ShapeError unless it is a cache that fits this model."""
         if not isinstance(cache, KVCache):
             raise ConfigError(f"a model takes a KVCache, from make_cache, not a {type(cache).__name__}.")
         cache.check(len(self.layers))
@@ -206,7 +206,7 @@ class TransformerLM(GenerativeModel):
     def generate(self, prompts: decoding.Prompts, *, logprobs: bool = False, **options: Any) -> Any:
         """A list of new token ids for each prompt; options, defaults and errors are those of `stream`.
 
-        logprobs: give (replies, logprobs), two lists of the same shape.
+        logprobs: return (replies, logprobs), two lists of the same shape.
         """
         check_gathered(self, "generate")
         rows = token_lists(prompts)
@@ -222,19 +222,20 @@ class TransformerLM(GenerativeModel):
         self, prompts: decoding.Prompts, *, logprobs: Literal[True], **options: Any
     ) -> Iterator[tuple[decoding.Step, decoding.Logprobs]]: ...
     def stream(self, prompts: decoding.Prompts, *, logprobs: bool = False, **options: Any) -> Any:
-        """One new token id per prompt a step, None once a prompt has ended.
+        """One new token id per prompt at each step, None once a prompt has ended.
 
         prompts: lists of token ids, or integer tensors, of any lengths. Options: max_new_tokens=128, temperature=1.0
         (0 = greedy), top_k=None, top_p=None, min_p=None, repetition_penalty=None, seed=None (an int, or one per
         prompt), eos_token_id=None (the model's eos_token_ids), stop=() (sequences of ids). See
         `prenorm.generation.decoding.stream`.
-        logprobs: give (tokens, logprobs) a step: natural, the model's own, before penalty, temperature and cuts.
-        cache: one from `make_cache` that the caller owns; the prompts then go on after what it holds. Only these
-        prompts and their replies count for repetition_penalty.
+        logprobs: yield (tokens, logprobs) at each step: natural logs of the model's own probabilities, before penalty,
+        temperature and truncation.
+        cache: from `make_cache`, owned by the caller; the prompts then continue after its tokens. repetition_penalty
+        counts only these prompts and their replies.
         draft: a smaller TransformerLM with the same vocabulary that proposes draft_tokens=4 tokens at a time, which
-        this model judges in one call. Greedy replies are the same as without it; others have the same distribution,
-        but a seed gives other tokens, which draft_tokens and max_new_tokens have a say in. No cache of the caller. See
-        `prenorm.generation.speculation`.
+        this model verifies in one call. Greedy replies are the same as without it. Sampled replies have the same
+        distribution, but a given seed yields other tokens, which also depend on draft_tokens and max_new_tokens. Cannot
+        be combined with `cache`. See `prenorm.generation.speculation`.
         """
         check_gathered(self, "stream")
         rows = token_lists(prompts)
@@ -249,11 +250,11 @@ class TransformerLM(GenerativeModel):
         cache: KVCache,
     ) -> Float[Tensor, "batch vocab"]:
         if segment_ids is not None:
-            # Which tokens are padding is all that is known here: each row goes on with the document of its cache.
+            # segment_ids only mark padding here: each row continues the document in its cache.
             documents = cache.documents.clone()
             segment_ids = torch.where(segment_ids >= 0, documents.clamp_min(0)[:, None], -1)
         with may_gather(self), one_pass(cache):
-            if self.runs_plainly(OUR_FORWARD):  # the head sees each row's last token alone
+            if self.runs_unmodified(FORWARD):  # the head is applied only to each row's last token
                 hidden = self.hidden(token_ids, segment_ids=segment_ids, cache=cache)
                 logits = self._head(last_of_each_row(hidden, segment_ids))
             else:
@@ -282,9 +283,9 @@ class TransformerLM(GenerativeModel):
         return settings | {"cache": cache, "held": held, "speculation": speculation}
 
     def _decoder(self, *, exclusive: bool = False) -> NextLogits:
-        """What decoding calls for the logits of the next token. exclusive: no other code runs between steps."""
-        is_ours = type(self) is TransformerLM and self.runs_plainly(OUR_FORWARD)
-        return native_decoder(self, self._next_logits, exclusive=exclusive) if is_ours else self._next_logits
+        """The function that decoding calls for the next logits. exclusive: no other code runs between steps."""
+        is_unmodified = type(self) is TransformerLM and self.runs_unmodified(FORWARD)
+        return native_decoder(self, self._next_logits, exclusive=exclusive) if is_unmodified else self._next_logits
 
     @property
     def decodes_layer_by_layer(self) -> bool:
@@ -292,7 +293,7 @@ class TransformerLM(GenerativeModel):
         return not has_classic_layers(self.config)
 
     def _asks_for_lengths(self) -> bool:
-        """Whether some frequencies depend on the length of a document: blocks are then given the documents."""
+        """Whether rotary frequencies depend on the length of a document; blocks then need the segment_ids."""
         family = self.config.family
         scalings = (self.config.rope_scaling, None if family is None else family.window_rope_scaling)
         return any(scaling is not None and scaling.by_length for scaling in scalings)
@@ -300,12 +301,14 @@ class TransformerLM(GenerativeModel):
     def _speculation(self, draft: object, draft_tokens: int | None, *, exclusive: bool) -> Speculation | None:
         if draft is None:
             if draft_tokens is not None:
-                raise ConfigError("draft_tokens needs a draft to draw them; give one, or leave draft_tokens out.")
+                raise ConfigError("draft_tokens needs a draft; give one, or leave draft_tokens out.")
             return None
         if not isinstance(draft, TransformerLM):
             raise ConfigError(f"a draft must be a TransformerLM, not a {type(draft).__name__}.")
         if has_sharded(self) or has_sharded(draft):
-            raise ConfigError("a draft and its model need whole weights, but some are sharded (DTensor); leave it out.")
+            raise ConfigError(
+                "a draft and its model need whole weights, but some are sharded (DTensor); leave the draft out."
+            )
         here, there = self.device, draft.device
         if here != there:
             raise ConfigError(
@@ -321,7 +324,7 @@ class TransformerLM(GenerativeModel):
         )
 
 
-OUR_FORWARD = TransformerLM.forward  # whatever may be put in its place later
+FORWARD = TransformerLM.forward  # kept, so that a later replacement is noticed
 
 
 def _blocks(config: ModelConfig, device: torch.device | str | None, dtype: torch.dtype | None) -> nn.ModuleList:

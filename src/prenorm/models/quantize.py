@@ -1,4 +1,4 @@
-"""A language model's matrices in whole numbers of 8 or 4 bits."""
+"""Quantising a language model's matrices to int8 or int4."""
 
 import dataclasses
 
@@ -16,7 +16,7 @@ def quantize_(model: GenerativeModel, kind: str) -> None:
     """See `TransformerLM.quantize`."""
     bits_of(kind)
     if kind_of(model) is not None:
-        raise ConfigError(f"the model is quantised already, to {kind_of(model)}; quantize the one that it was made of.")
+        raise ConfigError(f"the model is already quantised, to {kind_of(model)}; quantize the original model instead.")
     matrices = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     for name, linear in matrices.items():
         _check(name, linear.weight)
@@ -32,16 +32,16 @@ def quantize_(model: GenerativeModel, kind: str) -> None:
 
 
 def _check(name: str, weight: Tensor) -> None:
-    """Raise ConfigError unless the module's weight is plain numbers that can be rounded."""
+    """Raise ConfigError unless the module's weight is a plain tensor of finite numbers in the range of the scales."""
     if type(weight) not in ORDINARY:
         raise ConfigError(f"only plain tensors can be quantised, but {name}.weight is a {type(weight).__name__}.")
     if weight.is_meta:
-        raise ConfigError(f"{name}.weight has no numbers yet (it is on the meta device); load them, then quantize.")
+        raise ConfigError(f"{name}.weight has no data (it is on the meta device); load the weights, then quantize.")
     if not bool(weight.isfinite().all()):
-        raise ConfigError(f"weights must be finite to be quantised, but {name}.weight has NaN or infinity in it.")
+        raise ConfigError(f"weights must be finite to be quantised, but {name}.weight contains NaN or infinity.")
     largest = weight.detach().abs().max().item()
     if largest > MOST:
         raise ConfigError(
-            f"weights must be at most {MOST:.1e} in size to be quantised, since scales have the range of float32, but "
-            f"{name}.weight has {largest:.1e}; scale it down first."
+            f"weights must be at most {MOST:.1e} in absolute value to be quantised, because scales have the range of "
+            f"float32, but {name}.weight has {largest:.1e}; scale it down first."
         )

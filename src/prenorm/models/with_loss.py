@@ -1,4 +1,4 @@
-"""The loss as a forward, for what looks at `forward` alone."""
+"""A module whose forward is the loss, for wrappers that only handle `forward`."""
 
 from typing import Any
 
@@ -6,10 +6,10 @@ from torch import Tensor, nn
 
 
 class ModelWithLoss(nn.Module):
-    """`model.loss` as a forward: what DistributedDataParallel and FSDP2 are put around in training.
+    """`model.loss` as a forward, to be wrapped by DistributedDataParallel or FSDP2 in training.
 
-    They average gradients over processes, and gather weights, where a module is called, and not where one of its
-    methods is. The parameters are the model's own: save and generate with the model.
+    These average gradients and gather weights when a module is called, but not when one of its methods is called. The
+    parameters are the model's own: save and generate with the model.
     """
 
     def __init__(self, model: nn.Module) -> None:

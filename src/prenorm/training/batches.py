@@ -1,4 +1,4 @@
-"""Batches of training text: a function of the seed and the step alone, so that a resumed run needs no position."""
+"""Batches of training text, determined by seed and step alone, so that a resumed run needs no stored position."""
 
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -34,7 +34,7 @@ class Batch(NamedTuple):
         return Batch(*(part.to(device, non_blocking=True) for part in self))
 
     def split(self, rows: int) -> list["Batch"]:
-        """The same rows in parts of `rows`."""
+        """The batch split into parts of `rows` rows."""
         return [Batch(*parts) for parts in zip(*(part.split(rows) for part in self), strict=True)]
 
 
@@ -156,6 +156,6 @@ class _Epoch(NamedTuple):
 
     number: int
     ends: np.ndarray
-    sources: np.ndarray  # added to a place, the index into the stream
+    sources: np.ndarray  # added to a position, gives the index into the stream
     row_order: np.ndarray
-    piece_order: np.ndarray  # of the pieces of those rows, in this order, that are read in short steps
+    piece_order: np.ndarray  # the order of the pieces of those rows that are read in short steps

@@ -1,4 +1,4 @@
-"""The loss on held-out text: every token of it scored once, in windows that read some of the text before them again."""
+"""The loss on held-out text: every token is scored once, in overlapping windows that reread some earlier text."""
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
@@ -39,7 +39,7 @@ def heldout_loss(
 
 
 class Window(NamedTuple):
-    """Part of a document as places in a stream: read from `start` to `end`, scored from `scored` to `end`."""
+    """Part of a document as positions in a stream: read from `start` to `end`, scored from `scored` to `end`."""
 
     start: int
     scored: int
@@ -84,13 +84,13 @@ class HeldOutBatches:
         return (self[index] for index in range(len(self)))
 
     def spread(self, count: int) -> list[Batch]:
-        """`count` of the batches, or all when there are fewer, at even distances."""
+        """`count` evenly spaced batches, or all if there are fewer."""
         count = min(count, len(self))
         return [self[index * len(self) // count] for index in range(count)]
 
 
 def _windows(start: int, end: int, context: int, stride: int) -> Iterator[Window]:
-    """The windows of the document that lies from `start` to `end`."""
+    """The windows of the document from `start` to `end`."""
     stop = min(start + context, end)
     yield Window(start, start, stop)
     while stop < end:
@@ -99,7 +99,7 @@ def _windows(start: int, end: int, context: int, stride: int) -> Iterator[Window
 
 
 def _packed(windows: list[Window], context: int) -> list[list[Window]]:
-    """Rows of windows: the longest first, each put into the row before it as long as there is room."""
+    """Rows of windows, longest first; each window goes into the current row if it fits."""
     rows: list[list[Window]] = []
     room = 0
     for window in sorted(windows, key=lambda window: window.start - window.end):  # stable: text stays in order

@@ -1,4 +1,4 @@
-"""The end of a run: the model's folder, the whole held-out text scored, the losses drawn, and a first text."""
+"""The end of a run: save the model, score all held-out text, draw the losses, and generate a sample."""
 
 import shlex
 from dataclasses import asdict, dataclass
@@ -18,7 +18,7 @@ from .trainer import Trainer
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """What a run reached. The loss is in nats per token; the bits per byte are all of the same held-out text."""
+    """The result of a run. The loss is in nats per token; all bits per byte are for the same held-out text."""
 
     run: str
     steps: int
@@ -60,7 +60,7 @@ def finish(trainer: Trainer, run: Path, metrics: Metrics, steps: int) -> Result:
         run=str(run),
         steps=steps,
         parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
-        # Those of the steps, in every part of a run that was stopped and resumed.
+        # The time of all steps, in every part of a run that was stopped and resumed.
         training_seconds=sum(tokens / record["tokens_per_second"] for record in records if "loss" in record),
         eval_loss=evaluation["eval_loss"],
         eval_bits_per_byte=evaluation["eval_bits_per_byte"],
@@ -82,7 +82,7 @@ def finish(trainer: Trainer, run: Path, metrics: Metrics, steps: int) -> Result:
 
 
 def finished_result(run: Path, config: TrainConfig) -> Result | None:
-    """The result of a run that is complete, None for one that is not. Raises CheckpointError for a broken file."""
+    """The result of a complete run, None if it is not complete. Raises CheckpointError for a broken file."""
     path = run / "result.json"
     if not path.exists():
         return None
@@ -90,7 +90,7 @@ def finished_result(run: Path, config: TrainConfig) -> Result | None:
         result = Result(**read_json(path))
     except TypeError as error:
         raise CheckpointError(
-            f"{path} is not a run's result ({error}); delete it, and --resume makes it anew."
+            f"{path} is not a run's result ({error}); delete it, and --resume writes it again."
         ) from error
     by_early_stop = result.early_stop > 0 and result.early_stop == config.early_stop
     return result if by_early_stop or result.steps == config.steps else None

@@ -1,4 +1,4 @@
-"""A step of decoding in one call of a kernel gives what the model gives, and knows when it may not stand in for it."""
+"""A decoding step in one kernel call equals the model's, and is not used where it does not apply."""
 
 import copy
 
@@ -40,7 +40,7 @@ def model(dtype: torch.dtype = torch.float32, **options: object) -> TransformerL
 
 
 def prompts(rows: int) -> tuple[Tensor, Tensor | None]:
-    """Five tokens a row, or where there are three rows, from one to five of them."""
+    """Five tokens per row; with three rows, from one to five."""
     segment_ids = torch.tensor([[0] * count + [-1] * (5 - count) for count in (5, 3, 1)]) if rows == 3 else None
     return integers(rows, 5, limit=VOCAB), segment_ids
 
@@ -58,7 +58,7 @@ class Beside:
         self.seed = 0
 
     def step(self, seq: int = 1) -> tuple[Tensor, Tensor, bool]:
-        """What each gives, and whether the kernel ran."""
+        """The results of both, and whether the kernel ran."""
         self.seed += 1
         token_ids, ran = integers(self.rows, seq, limit=VOCAB, seed=self.seed), []
         original = kernel.decode_step
@@ -80,7 +80,7 @@ class Beside:
 
 
 def alike(ours: Tensor, theirs: Tensor) -> None:
-    """Rounded at the same places; only float32's own last bits may differ, in bfloat16 where they decide a rounding."""
+    """Rounded at the same points; only the last float32 bits may differ, which in bfloat16 may decide a rounding."""
     tolerance = 2e-6 if ours.dtype == torch.float32 else 2e-2
     assert (ours - theirs).abs().max() <= tolerance * theirs.abs().max()
 
@@ -160,7 +160,7 @@ def test_the_path_may_change_from_step_to_step():
 
 
 @pytest.mark.parametrize("threads", [1, 2, 3])
-def test_bits_do_not_hang_on_threads(threads):
+def test_bits_do_not_depend_on_threads(threads):
     found, before = [], torch.get_num_threads()
     for count in (before, threads):
         try:
@@ -191,7 +191,7 @@ def one_step_of_training(made: TransformerLM) -> None:
 
 
 @pytest.mark.parametrize("change", CHANGES)
-def test_weights_that_change_are_what_the_next_step_has(change):
+def test_changed_weights_take_effect_in_the_next_step(change):
     both = Beside(randomise(model(), seed=3))
     both.step()
     before = both.model.layers[1].ffn.up_proj.weight.clone(), both.model.layers[0].attn.q_proj.weight.clone()
@@ -230,7 +230,7 @@ def half_of_it(made: TransformerLM) -> None:
 
 
 def drop_in_between(made: TransformerLM) -> None:
-    """Monte Carlo dropout: in eval mode all but the layers that drop."""
+    """Monte Carlo dropout: everything except the dropout layers is in eval mode."""
     for module in made.modules():
         if isinstance(module, Dropout):
             module.p = 0.5
@@ -279,7 +279,7 @@ INSTEAD = {
 
 @pytest.mark.parametrize("when", ["before", "in between"])
 @pytest.mark.parametrize("what", INSTEAD)
-def test_it_does_not_stand_in_for_what_is_not_ours(what, when):
+def test_it_is_not_used_for_modified_or_foreign_modules(what, when):
     made = model(qkv_bias=True, qk_norm=True)
     if when == "before":
         INSTEAD[what](made)
@@ -301,7 +301,7 @@ ATTRIBUTES = {  # seen where a generation begins
 
 
 @pytest.mark.parametrize("what", ATTRIBUTES)
-def test_it_does_not_stand_in_for_what_has_attributes_of_its_own(what):
+def test_it_is_not_used_for_modules_with_overridden_attributes(what):
     made = model(qkv_bias=True, qk_norm=True)
     ATTRIBUTES[what](made)
     ours, theirs, ran = Beside(made).step()
@@ -309,7 +309,7 @@ def test_it_does_not_stand_in_for_what_has_attributes_of_its_own(what):
     alike(ours, theirs)
 
 
-def test_what_is_dropped_in_eval_mode_is_dropped():
+def test_dropout_in_eval_mode_is_applied():
     made = model()
     drop_in_between(made)
     ours, theirs, ran = Beside(made).step()
@@ -324,7 +324,7 @@ def test_a_model_that_was_loaded_is_decoded_so_too(tmp_path):
     assert Beside(TransformerLM.from_pretrained(tmp_path)).step()[2]
 
 
-def test_a_class_that_was_changed_is_not_ours(monkeypatch):
+def test_it_is_not_used_after_a_class_was_changed(monkeypatch):
     forward = SwiGLU.forward
     monkeypatch.setattr(SwiGLU, "forward", lambda self, x: 2 * forward(self, x))
     ours, theirs, ran = Beside(model()).step()
@@ -341,13 +341,13 @@ def test_a_part_that_is_gone_is_missed_by_the_model():
 
 
 class Loud(LayerCache):
-    """A cache that changes what it is given."""
+    """A cache that modifies what it stores."""
 
     def store(self, k, v, slots):
         return super().store(k, 2 * v, slots)
 
 
-def test_a_cache_of_another_class_is_asked():
+def test_a_cache_of_another_class_is_called():
     both = Beside(model())
     for cache in both.caches:
         for layer in cache:
@@ -387,7 +387,7 @@ class Sub(TransformerLM):
         lambda: model(dropout=0.1).train(),
     ],
 )
-def test_models_that_it_has_no_code_for(made):
+def test_it_is_not_used_for_unsupported_models(made):
     ours, theirs, ran = (both := Beside(made())).step()
     assert not ran
     assert ours.shape == theirs.shape
@@ -424,7 +424,7 @@ def test_what_training_drops_it_does_not_drop():
     assert Beside(model().train()).step()[2]  # nothing is dropped
 
 
-def test_calls_that_it_has_no_code_for():
+def test_it_is_not_used_for_unsupported_calls():
     both = Beside(model(window=9), rewind=3)  # more is held than is seen
     ours, theirs, ran = both.step()
     assert not ran

@@ -1,4 +1,4 @@
-"""Self-attention as families have it: a part of a head rotated, wide norms, another scale, soft caps."""
+"""Self-attention with the options of model families: partial rotation, wide qk-norms, another scale, soft caps."""
 
 from typing import Any
 
@@ -15,7 +15,7 @@ from ...ops.rope import rotate
 
 
 class FamilyAttention(SelfAttention):
-    """`SelfAttention` with what a family's record asks for. rope: None where a layer does not rotate."""
+    """`SelfAttention` with the options of a family's record. rope: None for a layer without rotary positions."""
 
     def __init__(
         self,
@@ -42,9 +42,9 @@ class FamilyAttention(SelfAttention):
             self.k_norm = family_norm(family, of_keys * self.head_dim, eps, device=device, dtype=dtype)
 
     def project(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values; queries bring what the family's scale of scores differs by from 1 / sqrt(head_dim).
+        """Queries, keys and values; a scale of scores other than 1 / sqrt(head_dim) is folded into the queries.
 
-        Queries are multiplied before they are rounded further, so that every kernel of attention serves any scale.
+        It is applied before any further rounding, and lets every attention kernel support any scale.
         """
         if self.family.wide_qk_norm and self.q_norm is not None and self.k_norm is not None:
             q, k, v = self.q_norm(self.q_proj(x)), self.k_norm(self.k_proj(x)), self.v_proj(x)
@@ -59,7 +59,7 @@ class FamilyAttention(SelfAttention):
         return q if factor == 1 else q * factor, k, v
 
     def rotate(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-        """Queries or keys, of which the first `rotary_dim` features of a head are turned."""
+        """Queries or keys, with the first `rotary_dim` features of each head rotated."""
         turned = 2 * cos.shape[-1]
         if turned == self.head_dim:
             return super().rotate(x, cos, sin)
@@ -67,5 +67,5 @@ class FamilyAttention(SelfAttention):
         return torch.cat((first, x[..., turned:]), dim=-1)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, **options: Any) -> Tensor:
-        """What each query takes from the values, its scores capped where the family caps them."""
+        """The attention output of each head, with the family's soft cap on the scores."""
         return scaled_dot_product_attention(q, k, v, mask, softcap=self.family.attention_softcap, **options)

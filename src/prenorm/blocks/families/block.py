@@ -1,4 +1,4 @@
-"""What the blocks of all families share: their parts, and how a call reaches them."""
+"""What the blocks of all families share: their parts and their forward pass."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ...config import ModelConfig
 from ...family import Family
-from ...layers.attention import ours
+from ...layers.attention import untouched_attention
 from ...layers.dropout import Dropout
 from ...layers.family_norm import family_norm
 from ...layers.gated import GatedFeedForward
@@ -23,7 +23,7 @@ from .attention import FamilyAttention
 
 
 class FamilyBlock(nn.Module, ABC):
-    """A block with the parts that a family's record names. A subclass says in `add` how they are put together.
+    """A block with the parts that a family's record specifies. A subclass combines them in `add`.
 
     `norms`: the names of its norms.
     """
@@ -71,8 +71,8 @@ class FamilyBlock(nn.Module, ABC):
     ) -> Float[Tensor, "*batch seq d_model"]:
         """The block applied to x. Arguments as in `TransformerBlock.forward`."""
         options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
-        attention = ours(self.attn)
-        # A layer that does not rotate is given the positions of the model's call, which are about the others.
+        attention = untouched_attention(self.attn)
+        # A layer without rotation also receives the model's token_positions, which are meant for the other layers.
         positions = None if attention is not None and attention.rope is None else token_positions
         if plan is None:
             run = partial(FORWARD, self, x, positions, **options)
@@ -86,7 +86,7 @@ class FamilyBlock(nn.Module, ABC):
         """The two lines of the block."""
 
     def added(self, y: Tensor) -> Tensor:
-        """What a sublayer gives, as it is added to the residual path."""
+        """A sublayer's output, scaled and dropped out, as added to the residual path."""
         return self.dropout(y if self.scale == 1 else y * self.scale)
 
     def make_cache(
@@ -96,4 +96,4 @@ class FamilyBlock(nn.Module, ABC):
         return self.attn.make_cache(batch_size, max_seq_len, dtype, rewind=rewind)
 
 
-FORWARD = FamilyBlock.forward  # whatever may be put in its place later
+FORWARD = FamilyBlock.forward  # kept, so that a later replacement is noticed

@@ -1,4 +1,4 @@
-"""The block of families whose attention and feed-forward read one norm, side by side (Command R, some StableLM).
+"""The block of families whose attention and feed-forward run in parallel on one norm (Command R, some StableLM).
 
 Source: Wang and Komatsuzaki 2021 (GPT-J).
 """
@@ -16,6 +16,6 @@ class ParallelBlock(FamilyBlock):
     norms = ("norm1",)
 
     def add(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
-        """The two sublayers, in one line."""
+        """Both sublayers, added in one line."""
         normed = self.norm1(x)
         return x + self.added(attend(normed)) + self.added(self.ffn(normed))

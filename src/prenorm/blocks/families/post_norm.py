@@ -1,4 +1,4 @@
-"""The block of families that norm what a sublayer gives (OLMo 2, EXAONE 4). Source: OLMo 2, arXiv:2501.00656."""
+"""The block of families that norm a sublayer's output (OLMo 2, EXAONE 4). Source: OLMo 2, arXiv:2501.00656."""
 
 from collections.abc import Callable
 
@@ -8,7 +8,7 @@ from .block import FamilyBlock
 
 
 class PostNormBlock(FamilyBlock):
-    """x + norm(attention(x)), then x + norm(feed-forward(x)): nothing stands on the residual path here either."""
+    """x + norm(attention(x)), then x + norm(feed-forward(x)): the residual path is not normalised here either."""
 
     norms = ("post_norm1", "post_norm2")
 

@@ -1,4 +1,4 @@
-"""The block of families that norm before a sublayer, but have other parts or multipliers (Granite, Gemma, GLM)."""
+"""The block of families that norm before each sublayer, with other parts or multipliers (Granite, Gemma, GLM)."""
 
 from collections.abc import Callable
 

@@ -1,4 +1,4 @@
-"""The block of families that norm on both sides of a sublayer (Gemma 2 and 3, GLM 4). Source: arXiv:2408.00118."""
+"""The block of families that norm before and after each sublayer (Gemma 2 and 3, GLM 4). Source: arXiv:2408.00118."""
 
 from collections.abc import Callable
 

@@ -55,7 +55,10 @@ def _smollm3(known: Known) -> dict[str, Any]:
     if kinds is None:
         kinds = [SLIDING if windowed and not one else FULL for one in rotated]
     if SLIDING in kinds and not windowed:
-        raise ConfigError("layer_types says sliding_attention, but use_sliding_window with sliding_window gives none.")
+        raise ConfigError(
+            "layer_types has sliding_attention, but use_sliding_window and sliding_window set no window; set both, or "
+            "use full_attention."
+        )
     return {
         "activation": activation_of(known),
         **biases(known),

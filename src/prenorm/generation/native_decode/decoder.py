@@ -1,4 +1,4 @@
-"""The logits of the next token in one call of a kernel, where few tokens are fed to a model of ours."""
+"""The logits of the next token in one kernel call, for a few tokens and an unmodified TransformerLM."""
 
 import operator
 from typing import Any, cast
@@ -17,11 +17,11 @@ from ...layers.quantized import QuantizedLinear
 from ...layers.timeline import Timeline
 from ...ops import backends
 from ..logits import NextLogits
-from .supported import MATRICES, LanguageModel, has_our_parts, sizes_of
+from .supported import MATRICES, LanguageModel, has_untouched_parts, sizes_of
 from .watch import ModuleWatch, TensorWatch
 
-AHEAD = 64  # tokens whose cosines and sines are worked out together
-TENSORS = (  # of a block, in the order in which `_layer` takes them
+AHEAD = 64  # tokens whose cosines and sines are computed at a time
+TENSORS = (  # the tensors of a block, in the order that `_layer` takes them
     *(f"{matrix}.{name}" for matrix in MATRICES for name in ("weight", "scale")),
     *("norm1.weight", "norm2.weight"),
     *(f"{matrix}.bias" for matrix in MATRICES[:4]),
@@ -30,21 +30,21 @@ TENSORS = (  # of a block, in the order in which `_layer` takes them
 
 
 def native_decoder(model: LanguageModel, next_logits: NextLogits, *, exclusive: bool = False) -> NextLogits:
-    """A decoder that calls the kernel where it can, else `next_logits`; `next_logits` itself where it never can.
+    """A decoder that calls the kernel where it can, otherwise `next_logits`; `next_logits` itself if it never can.
 
-    The model must be of our own class, with our own `forward`. exclusive: no other code runs between steps.
+    The model must be a TransformerLM with an unmodified `forward`. exclusive: no other code runs between steps.
     """
     modules = list(cast(nn.Module, model).modules())
-    sizes = sizes_of(model) if has_our_parts(modules) else None
+    sizes = sizes_of(model) if has_untouched_parts(modules) else None
     return next_logits if sizes is None else NativeDecoder(model, next_logits, modules, sizes, exclusive=exclusive)
 
 
 class NativeDecoder:
-    """What decoding calls for the logits of the next token, see `generation.logits.NextLogits`.
+    """The callable that decoding uses for the logits of the next token, see `generation.logits.NextLogits`.
 
-    The kernel has the maths of the blocks, not their code: it stands in only for modules that are exactly ours. Before
-    each step their hooks, classes, children and tensors are looked at again, unless no other code runs in between
-    (`exclusive`); an attribute that is set on a module during a generation goes unseen until the next one.
+    The kernel implements the maths of the blocks and bypasses their code, so it replaces only modules that are
+    unmodified. Their hooks, classes, children and tensors are checked again before each step, unless no other code runs
+    in between (`exclusive`). An attribute set on a module during a generation goes unnoticed until the next one.
     """
 
     def __init__(
@@ -61,30 +61,30 @@ class NativeDecoder:
         self.modules = ModuleWatch(modules)
         self.tensors = TensorWatch()
         self.owners = [[_owner(block, name) for name in TENSORS] for block in self.blocks]
-        # Where the tensors of all blocks are kept, in one row: getting them is most of the look before a step.
-        places = [owner for owners in self.owners for owner in owners if owner is not None]
-        self.homes, self.names = [home for home, _ in places], [name for _, name in places]
+        # Where the tensors of all blocks are kept, in one list: fetching them is most of the check before a step.
+        owned = [owner for owners in self.owners for owner in owners if owner is not None]
+        self.homes, self.names = [home for home, _ in owned], [name for _, name in owned]
         self.known: Model | None = None
         self.checked_cache: KVCache | None = None
-        self.most = 0  # tokens that a row can hold
-        self.first = -AHEAD  # the place of the first of `angles`
+        self.most = 0  # the number of tokens that fit into a row
+        self.first = -AHEAD  # the position of the first of `angles`
         self.angles: tuple[Tensor, Tensor] | None = None
 
     def __call__(
         self, token_ids: Int[Tensor, "batch seq"], *, segment_ids: Int[Tensor, "batch seq"] | None, cache: KVCache
     ) -> Float[Tensor, "batch vocab"]:
-        """The logits that follow each row's last real token."""
+        """The logits after each row's last token."""
         logits = None
         if segment_ids is None and 0 < token_ids.numel() <= MAX_TOKENS:
             logits = self._few_tokens(token_ids, cache)
         return self.next_logits(token_ids, segment_ids=segment_ids, cache=cache) if logits is None else logits
 
     def _few_tokens(self, token_ids: Tensor, cache: KVCache) -> Tensor | None:
-        """The logits, or None where the kernel does not support this model, cache or machine."""
+        """The logits, or None if the kernel does not support this model, cache or machine."""
         if self.checked_cache is not cache and not self._look(token_ids, cache):
             return None
         seq, first, timeline = token_ids.shape[1], cache[0], cache.timeline
-        # Where there is no room, the model says what is wrong; and it knows what several tokens see of a ring.
+        # Left to the model: a full cache, for its error message, and several tokens in a ring buffer.
         if timeline.longest + seq > min(self.most, first.max_seq_len if seq == 1 else first.slots):
             return None
         lengths = timeline.lengths()
@@ -95,13 +95,13 @@ class NativeDecoder:
             return None
         try:
             logits: Tensor = kernel(*given)
-        except IndexError:  # a token outside the vocabulary: the model says which
+        except IndexError:  # a token outside the vocabulary: the model names it in its error
             return None
         timeline.count(seq)
         return logits
 
     def _cos_sin(self, lengths: Tensor, timeline: Timeline, seq: int) -> tuple[Tensor, Tensor]:
-        """Of the tokens to come (rows or 1, seq, head_dim / 2), where rows are equally long some tokens ahead."""
+        """Cosines and sines of the next tokens, (rows or 1, seq, head_dim / 2); kept for some steps unless ragged."""
         rope = self.blocks[0].attn.rope
         assert rope is not None
         if timeline.ragged:
@@ -132,11 +132,11 @@ class NativeDecoder:
         return self.known is not None
 
     def _tensors(self, cache: KVCache) -> Model | None:
-        """The tensors as they are now; those that are what they were in the step before need no second look."""
+        """The current tensors of the model; reused if nothing changed since the last step. None if some are missing."""
         model = self.model
         try:
             tensors = list(map(operator.getitem, self.homes, self.names))
-        except KeyError:  # a parameter that is one no more
+        except KeyError:  # a parameter was removed
             return None
         head = _matrix(model.embedding if model.lm_head is None else model.lm_head)
         others = (model.embedding.weight, model.final_norm.weight, *head)
@@ -154,17 +154,17 @@ class NativeDecoder:
 
 
 def _owner(block: nn.Module, name: str) -> tuple[dict[str, Any], str] | None:
-    """Where a tensor is kept, and its name there; None for one that does not exist."""
+    """The dict that holds a tensor, and its key; None if the tensor does not exist."""
     path, _, last = name.rpartition(".")
     module = operator.attrgetter(path)(block)
     if module is None or getattr(module, last, None) is None:
         return None
-    whole = isinstance(module, QuantizedLinear) and last != "bias"
-    return (module._buffers if whole else module._parameters, last)
+    is_buffer = isinstance(module, QuantizedLinear) and last != "bias"
+    return (module._buffers if is_buffer else module._parameters, last)
 
 
 def _layer(tensors: list[Any]) -> Layer:
-    """TENSORS of a block, and the keys and values of its cache, as the kernel wants them."""
+    """The TENSORS of a block, and the keys and values of its cache, grouped as the kernel takes them."""
     pairs = len(MATRICES)
     matrices = tuple(Matrix(*tensors[2 * i : 2 * i + 2]) for i in range(pairs))
     norms, biases, head_norms, cache = (

@@ -1,4 +1,4 @@
-"""Which models the kernel can stand in for: those whose parts are exactly ours and untouched, all of one size."""
+"""Which models the kernel supports: those with unmodified prenorm parts, all blocks of one size."""
 
 import dataclasses
 import operator
@@ -30,7 +30,7 @@ PARTS = (
 )
 FORWARDS: dict[type[nn.Module], Any] = {
     part: part.forward for part in PARTS
-}  # whatever may be put in their place later
+}  # kept, so that a later replacement is noticed
 MATRICES = (
     *("attn.q_proj", "attn.k_proj", "attn.v_proj", "attn.o_proj"),
     *("ffn.gate_proj", "ffn.up_proj", "ffn.down_proj"),
@@ -48,7 +48,7 @@ CLASSES: dict[str, tuple[type[nn.Module], ...]] = {  # of the parts of a block
 
 @runtime_checkable
 class LanguageModel(Protocol):
-    """What is asked of a model; its own class and its `forward` are the caller's to judge."""
+    """The interface needed from a model; the caller checks its class and its `forward`."""
 
     config: ModelConfig
     embedding: Embedding
@@ -61,8 +61,8 @@ class LanguageModel(Protocol):
         ...
 
 
-def has_our_parts(modules: list[nn.Module]) -> bool:
-    """Whether all modules below the model (the first) are exactly ours, and no object has a method of its own."""
+def has_untouched_parts(modules: list[nn.Module]) -> bool:
+    """Whether all modules below the model (the first) are unmodified prenorm modules, without overridden methods."""
     parts = [module for module in modules[1:] if type(module) is not nn.ModuleList]
     own = ((type(module), name) for module in modules for name in vars(module))
     return all(FORWARDS.get(type(part)) is type(part).forward for part in parts) and not any(
@@ -77,7 +77,7 @@ def has_classic_layers(config: ModelConfig) -> bool:
 
 
 def sizes_of(model: LanguageModel) -> Sizes | None:
-    """The sizes of all blocks; None where they differ, or the kernel does not support what they have."""
+    """The sizes shared by all blocks; None if they differ, or the kernel does not support the model."""
     found = set()
     weight = model.embedding.weight
     if not weight.is_cpu or weight.dtype not in DTYPES or type(model.final_norm) is not RMSNorm:

@@ -1,4 +1,4 @@
-"""Whether a model still is what it was at the last step: its modules, its hooks, its tensors."""
+"""Detecting changes of a model since the last step: its modules, hooks and tensors."""
 
 import operator
 from collections.abc import Sequence
@@ -11,7 +11,7 @@ get_version = operator.attrgetter("_version")
 
 
 class ModuleWatch:
-    """Looks at hooks, classes and children of modules. An attribute that is set on one of them goes unseen."""
+    """Watches the hooks, classes and children of modules, but not their other attributes."""
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = modules
@@ -21,7 +21,7 @@ class ModuleWatch:
         self.known = [dict(children) for children in self.children]
 
     def is_unchanged(self) -> bool:
-        """Whether nothing was hooked to a module or put in its place."""
+        """Whether no module was hooked or replaced."""
         return (
             not any(self.hooks)
             and not has_any_global_hook()
@@ -31,18 +31,18 @@ class ModuleWatch:
 
 
 class TensorWatch:
-    """Looks at which tensors there are, where they lie in memory, and how often they were changed in place."""
+    """Watches which tensors there are, their addresses and strides, and how often they were changed in place."""
 
     def __init__(self) -> None:
         self.tensors: Sequence[Tensor] = ()
         self.seen: tuple[object, ...] = ()
 
     def is_unchanged(self, tensors: Sequence[Tensor]) -> bool:
-        """Whether these are the tensors of the last call, and nothing was written to them since."""
+        """Whether these are the tensors of the last call, unchanged since."""
         before = self.tensors, self.seen
         try:
             versions: Sequence[object] = list(map(get_version, tensors))
-        except RuntimeError:  # those of inference mode do not count: like nothing seen before
+        except RuntimeError:  # inference tensors have no version counter: treat them as changed
             versions = [object()]
         self.tensors = tensors
         self.seen = (versions, list(map(Tensor.data_ptr, tensors)), list(map(Tensor.stride, tensors)))

@@ -38,7 +38,7 @@ def shaped(shape, **sizes):
 
 
 def oracle(layer, query, key, value, mask=None):
-    """The paper's, a row of the batch at a time; keys and values may come from different sequences."""
+    """The paper's attention, one batch row at a time; keys and values may come from different sequences."""
     scores = (*query.shape[:-2], HEADS, query.shape[-2], key.shape[-2])
     masks = np.broadcast_to(True if mask is None else mask.numpy(), scores)
     out = np.empty(query.shape)
@@ -61,7 +61,7 @@ def test_it_is_the_papers_formula_for_queries_and_keys_of_different_lengths(lead
 
 @given(mask_shapes, seqs, seqs, seeds)
 @settings(max_examples=20)
-def test_a_mask_of_every_allowed_shape_says_who_may_attend(shape, q_seq, kv_seq, seed):
+def test_a_mask_of_every_allowed_shape_is_applied(shape, q_seq, kv_seq, seed):
     layer, given = make(seed=seed), rows(3, q_seq=q_seq, kv_seq=kv_seq, seed=seed)
     mask = shaped(shape, b=3, h=HEADS, q=q_seq, k=kv_seq)
     assert_exact(layer(*given, mask), oracle(layer, *given, mask))
@@ -85,7 +85,7 @@ def test_projecting_keys_and_values_first_changes_nothing(causal):
     assert torch.equal(layer.attend(query, *layer.project(key, value), mask), layer(query, key, value, mask))
 
 
-# Against PyTorch's own
+# Compared with PyTorch's own
 
 
 def theirs_of(layer, dropout=0.0):
@@ -120,7 +120,7 @@ def test_with_dropout_and_a_seed_output_and_gradients_are_pytorchs():
     layer, given = make(dropout=0.4).train(), rows(1)
     attn, _, mask = masks("(q, k)", 1, HEADS, 5, 7)
     theirs, parts = theirs_of(layer, dropout=0.4), []
-    with use_backend("reference"):  # which draws the numbers that PyTorch draws
+    with use_backend("reference"):  # which uses the same random numbers as PyTorch
         for module, call in (
             (layer, lambda *x: layer(*x, mask)),
             (theirs, lambda *x: theirs(*x, need_weights=False, attn_mask=attn)[0]),
@@ -133,7 +133,7 @@ def test_with_dropout_and_a_seed_output_and_gradients_are_pytorchs():
 # Rounding
 
 
-@pytest.mark.parametrize("dropout", [0.0, 1e-9])  # so little that nothing is dropped, by the code that drops
+@pytest.mark.parametrize("dropout", [0.0, 1e-9])  # so small that nothing is dropped, but the dropout code runs
 @pytest.mark.parametrize("masked", [None, "causal", "mask"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_kernels_are_as_accurate_as_the_plain_formulas(dtype, masked, dropout):
@@ -146,7 +146,7 @@ def test_the_kernels_are_as_accurate_as_the_plain_formulas(dtype, masked, dropou
     assert_accurate(layer.train()(*given, mask), oracle(layer, *given, causal), plain)
 
 
-# Who sees nobody
+# Queries that may attend to nothing
 
 
 @backends
@@ -154,12 +154,14 @@ def test_the_kernels_are_as_accurate_as_the_plain_formulas(dtype, masked, dropou
 @pytest.mark.parametrize("training", [False, True])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("shape", [("q", "k"), ("b", 1, "q", "k"), ("b", "h", "q", "k"), ("b", 1, 1, "k")])
-def test_queries_that_see_nobody_get_the_output_bias_and_finite_gradients(shape, dtype, training, dropout, backend):
+def test_fully_masked_queries_get_the_output_bias_and_finite_gradients(shape, dtype, training, dropout, backend):
     layer = make(dtype, dropout=dropout).train(training)
     given = [x.requires_grad_() for x in rows(3, dtype=dtype)]
     mask = shaped(shape, b=3, h=HEADS, q=5, k=7)
     mask[..., -1] = True
-    mask[0 if shape[2:3] == (1,) else ..., 0, :] = False  # the first query sees nobody, or nobody in the first row does
+    mask[0 if shape[2:3] == (1,) else ..., 0, :] = (
+        False  # the first query, or every query of the first row, attends to nothing
+    )
     empty = ~mask.expand(3, HEADS, 5, 7).any(-1).any(1)
     assert 0 < empty.sum() < empty.numel()
     with use_backend(backend):
@@ -173,7 +175,7 @@ def test_queries_that_see_nobody_get_the_output_bias_and_finite_gradients(shape,
 
 
 @backends
-def test_nobody_sees_anybody_in_a_key_sequence_of_no_tokens(backend):
+def test_an_empty_key_sequence_gives_the_output_bias(backend):
     layer, given = make(dropout=0.5), [x.requires_grad_() for x in rows(2, kv_seq=0)]
     with use_backend(backend):
         y = layer(*given)
@@ -188,7 +190,7 @@ def test_nobody_sees_anybody_in_a_key_sequence_of_no_tokens(backend):
 @backends
 @pytest.mark.parametrize("masked", [None, "causal", "mask"])
 def test_attention_weights_are_dropped_and_those_kept_are_scaled(masked, backend):
-    # One head, values and output projection the identity: what comes out is the weights themselves.
+    # With one head, and values and output projection the identity, the output is the attention weights.
     size, p = 40, 0.25
     layer = MultiHeadAttention(size, 1, p, dtype=torch.float64, causal=masked == "causal")
     with torch.no_grad():
@@ -214,7 +216,7 @@ def test_a_default_device_is_not_where_the_causal_mask_of_another_is_made():
     assert_exact(y, array(plain))
 
 
-def test_dropout_acts_in_training_alone():
+def test_dropout_applies_only_in_training():
     layer, given = make(dropout=0.5), rows(2)
     plain = make()(*given)
     assert not torch.equal(layer.train()(*given), plain)
@@ -244,13 +246,13 @@ def test_its_parameters_have_the_names_and_shapes_of_the_design():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"d_model": 0}, "d_model must be a whole number of at least 1, not 0"),
+        ({"d_model": 0}, "d_model must be an integer of at least 1, not 0"),
         ({"num_heads": 3}, "num_heads must divide d_model, but 3 does not divide 8"),
         ({"dropout": 1.0}, "dropout must be below 1"),
         ({"dropout": -0.1}, "dropout must be at least 0"),
     ],
 )
-def test_numbers_that_no_attention_can_have_are_refused(options, message):
+def test_invalid_sizes_are_refused(options, message):
     with pytest.raises(ConfigError, match=message):
         MultiHeadAttention(**{"d_model": 8, "num_heads": 4, **options})
 
@@ -260,9 +262,9 @@ def test_heads_of_an_odd_size_are_fine():
 
 
 REFUSED = {
-    "width of the query": ({"query": (2, 5, 6)}, r"with d_model = 8, .* but here is \(2, 5, 6\)"),
-    "width of the key": ({"key": (2, 7, 6)}, r"but here is \(2, 7, 6\) and \(2, 7, 8\)"),
-    "lengths of key and value": ({"value": (2, 6, 8)}, r"the same seq, but here is \(2, 7, 8\) and \(2, 6, 8\)"),
+    "width of the query": ({"query": (2, 5, 6)}, r"with d_model = 8, .* but got \(2, 5, 6\)"),
+    "width of the key": ({"key": (2, 7, 6)}, r"but got \(2, 7, 6\) and \(2, 7, 8\)"),
+    "lengths of key and value": ({"value": (2, 6, 8)}, r"the same seq, but got \(2, 7, 8\) and \(2, 6, 8\)"),
     "no sequence": ({"query": (8,)}, r"must be \(..., seq, d_model\)"),
     "batches": ({"query": (3, 5, 8)}, r"those of the query are \(3,\) and those of the key \(2,\)"),
     "a batch too many": ({"query": (5, 8)}, r"those of the query are \(\) and those of the key \(2,\)"),

@@ -1,4 +1,4 @@
-"""Multi-head attention of one sequence to another, as in the paper of 2017."""
+"""Multi-head attention from one sequence to another, as in the 2017 paper."""
 
 import torch
 from jaxtyping import Bool, Float
@@ -14,9 +14,9 @@ from .linear import Linear
 class MultiHeadAttention(nn.Module):
     """Queries from one sequence, keys and values from another, attention in each head, and the output projection.
 
-    All four projections have biases. `dropout` drops attention weights, in training. causal=True needs no mask: the
-    last query sees every key, the one before it all but the last, and so on.
-    Raises ConfigError for sizes that no layer can have. Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
+    All four projections have biases. `dropout` drops attention weights, in training. causal=True needs no mask and is
+    aligned to the end: the last query attends to every key, the one before it to all but the last, and so on.
+    Raises ConfigError for invalid sizes. Source: Vaswani et al. 2017, arXiv:1706.03762, section 3.2.2.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class MultiHeadAttention(nn.Module):
         value: Float[Tensor, "*batch kv_seq {self.d_model}"],
         mask: Bool[Tensor, "*mask_batch q_or_1 kv_seq"] | None = None,
     ) -> Float[Tensor, "*batch q_seq {self.d_model}"]:
-        """Attend. query and key may differ in length, not in their leading dims.
+        """Attention of query to key and value. Lengths may differ, leading dims must not.
 
         mask: boolean, True = may attend, (q, kv) or the dims of the scores (..., heads or 1, q or 1, kv). A query that
         may attend to nothing gets zeros before the output projection. Raises ShapeError.
@@ -55,7 +55,7 @@ class MultiHeadAttention(nn.Module):
     def project(
         self, key: Float[Tensor, "*batch kv_seq {self.d_model}"], value: Float[Tensor, "*batch kv_seq {self.d_model}"]
     ) -> tuple[Float[Tensor, "*batch heads kv_seq head_dim"], Float[Tensor, "*batch heads kv_seq head_dim"]]:
-        """The keys and values of the heads: what `attend` takes, any number of times."""
+        """The projected keys and values, which `attend` takes and may reuse."""
         self._check(key, value)
         return split_heads(self.k_proj(key), self.head_dim), split_heads(self.v_proj(value), self.head_dim)
 
@@ -66,7 +66,7 @@ class MultiHeadAttention(nn.Module):
         values: Float[Tensor, "*batch heads kv_seq head_dim"],
         mask: Bool[Tensor, "*mask_batch q_or_1 kv_seq"] | None = None,
     ) -> Float[Tensor, "*batch q_seq {self.d_model}"]:
-        """`forward` with keys and values that are projected already."""
+        """`forward` with keys and values already projected."""
         self._check(query)
         if query.shape[:-2] != keys.shape[:-3]:
             raise ShapeError(
@@ -83,5 +83,5 @@ class MultiHeadAttention(nn.Module):
                 shapes = " and ".join(str(tuple(one.shape)) for one in inputs)
                 raise ShapeError(
                     f"query, key and value must be (..., seq, d_model) with d_model = {self.d_model}, key and value "
-                    f"with the same seq, but here is {shapes}."
+                    f"with the same seq, but got {shapes}."
                 )
