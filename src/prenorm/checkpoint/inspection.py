@@ -21,7 +21,7 @@ from .quantized import KEY, kind_in
 from .room import check_memory
 from .together import CONFIG, SAVE_ID, Found, Weights, opened
 from .tokenizer_files import read_tokenizer_files, tokenizer_files_in
-from .writing import naming_of
+from .writing import naming_among, naming_of
 
 Config = ModelConfig | EncoderDecoderConfig
 BYTES = {"float32": 4, "bfloat16": 2, "float16": 2}
@@ -119,7 +119,8 @@ def _check_tensors(config: Config, found: Found, own: Mapping[str, Any], kind: s
         check_layers(config.num_layers + config.num_decoder_layers, found, str(folder))
         names = check_tensors(dict(encoder_decoder.parameters_of(config)), found, str(folder))
     else:
-        naming = naming_of(LAYOUTS[own["model_type"]], kind)
+        layout = LAYOUTS[own["model_type"]]
+        naming = naming_of(layout, kind, naming_among(layout, found))
         names = check_fit(config, found, hugging_face=True, source=str(folder), kind=kind, naming=naming)
     check_memory(_bytes_of({name: found[name] for name in names}), None, str(folder))
 
