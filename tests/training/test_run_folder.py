@@ -66,6 +66,7 @@ def test_contradicting_settings_are_refused_by_name_with_both_values(tiny):
 
 OTHER = {
     "data": ["elsewhere"],
+    "data_weights": [1.0],
     "tokenizer": "other.json",
     "start_from": "other",
     "optimizer": "adamw",
