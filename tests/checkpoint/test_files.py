@@ -104,6 +104,9 @@ def test_files_reach_the_disk_before_their_names_do_and_the_folder_last(tmp_path
     monkeypatch.setattr(os, "replace", lambda source, target: calls.append(target.name) or replace(source, target))
     write_together({tmp_path / "first": b"1", tmp_path / "second": b"2"})
     assert calls == [False, False, "first", "second", True]
+    calls.clear()
+    write_together({tmp_path / "first": b"1", tmp_path / "second": b"2"}, first=tmp_path / "second")
+    assert calls == [False, False, "second", True, "first", True]
 
 
 def test_a_real_write_that_does_not_fit_leaves_the_old_file(old):

@@ -33,7 +33,7 @@ from prenorm.training.config import TrainConfig
 from .disk import Disk
 from .shim import armed, read_trace
 
-CHANCES = 12  # ways in which a power cut keeps some of what was not synced; in the first two all data of that is lost
+CHANCES = 48  # ways in which a power cut keeps some of what was not synced; in the first two all data of that is lost
 REFUSALS = r"files must be as they were saved|must have been saved together"
 
 
@@ -127,6 +127,21 @@ def save_as_others_do(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(fields))
 
 
+def save_below(folder: Path) -> None:
+    save_model(NEW, 2.0)(folder / "new" / "model")
+
+
+def model_below(folder: Path) -> str:
+    """Where there was none before: "old" is none."""
+    if not (folder / "new" / "model" / "config.json").exists():
+        return "old"
+    try:
+        return model_in(NEW)(folder / "new" / "model")
+    except CheckpointError as error:
+        assert "weights must be in model.safetensors" in str(error)  # noqa: PT017
+        return "refused"
+
+
 def model_in(new: ModelConfig) -> Callable[[Path], str]:
     def found(folder: Path) -> str:
         try:
@@ -149,6 +164,7 @@ CASES = {
     "a checkpoint beside training": Case(steps_before(1, 2), save_step_3_beside, newest_step, whole=True),
     "a model over one of the same sizes": Case(save_with_settings, save_model(OLD, 2.0), model_in(OLD), whole=False),
     "a model over another": Case(save_model(OLD, 1.0), save_model(NEW, 2.0), model_in(NEW), whole=False),
+    "a model where there was none": Case(lambda folder: None, save_below, model_below, whole=False),
     "a model over one of others": Case(save_as_others_do, save_model(NEW, 2.0), model_in(NEW), whole=False),
 }
 
@@ -210,7 +226,7 @@ def cuts(count: int) -> Counter[str]:
         recorded = read_trace(trace)
         assert {call.name for call in recorded} >= {"OPEN", "WRITE", "SYNC", "RENAME"}
         every = [(number, chance) for number in range(len(recorded) + 1) for chance in range(CHANCES)]
-        drawn = {*draw.sample(every, min(len(every), count // len(CASES))), (len(recorded), 0)}
+        drawn = {*draw.sample(every, -(-count // len(CASES))), (len(recorded), 0)}
         for number, chance in every:
             if chance == 0 and number > 0:
                 disk.play(recorded[number - 1])

@@ -38,18 +38,17 @@ def trials(shim, **counts):
     return json.loads(done.stdout)
 
 
-def assert_all_ends_occurred(ended):
-    assert ended["kills"].keys() == ended["cuts"].keys() == {"old", "new", "refused"}
-    assert ended["faults"].keys() >= {"no error", "an error, old", "an error, new"}
-
-
 def test_kills_power_cuts_and_faults_of_the_disk_leave_what_was_saved_or_a_refusal(shim):
-    assert_all_ends_occurred(trials(shim, kills=80, cuts=160, faults=40))
+    ended = trials(shim, kills=50, cuts=100, faults=30)
+    assert all(ended[kind].keys() >= {"old", "new"} for kind in ("kills", "cuts"))
+    assert ended["faults"].keys() >= {"no error", "an error, old"}
 
 
 @pytest.mark.slow
 def test_a_thousand_kills_five_thousand_power_cuts_and_a_thousand_faults_do(shim):
     ended = trials(shim, kills=1000, cuts=5000, faults=1000)
-    assert_all_ends_occurred(ended)
+    assert ended["kills"].keys() == ended["cuts"].keys() == {"old", "new", "refused"}
+    assert ended["faults"].keys() >= {"no error", "an error, old", "an error, new", "an error, refused"}
     assert sum(ended["kills"].values()) == 1000
+    assert sum(ended["cuts"].values()) >= 5000
     assert sum(ended["faults"].values()) == 1000

@@ -36,19 +36,23 @@ def write_atomically(path: Path, content: Content) -> None:
     write_together({path: content})
 
 
-def write_together(contents: Mapping[Path, Content]) -> None:
+def write_together(contents: Mapping[Path, Content], *, first: Path | None = None) -> None:
     """Write several files, none of which appears under its name before all of them are on the disk.
 
     A full disk therefore leaves every old file in place. The names are then taken in the order given, one by one:
     a crash just between two of them leaves the first new and the next old, which who reads them together must notice.
+    A power cut may keep any of the names that were taken last, but for `first`, which is on the disk before the others
+    are taken.
     """
     replaced: list[Path] = []
     try:
         with ExitStack() as stack:
             staged = {path: stack.enter_context(_staged(path, content)) for path, content in contents.items()}
-            for path, temporary in staged.items():
-                os.replace(temporary, path)
+            for path in sorted(staged, key=lambda path: path != first):
+                os.replace(staged[path], path)
                 replaced.append(path)
+                if path == first:
+                    sync_folder(path.parent)
             for folder in {path.parent for path in contents}:
                 sync_folder(folder)
     except OSError as error:

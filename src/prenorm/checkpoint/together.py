@@ -15,7 +15,7 @@ from torch import Tensor
 from ..errors import CheckpointError, ConfigError
 from .files import Content, file_in, json_content, read_json, write_together
 from .fit import FLOATS
-from .manifest import verified, with_manifest
+from .manifest import MANIFEST, verified, with_manifest
 from .shards import WEIGHTS, find_weights, remove_shards
 from .tensors import Header, dtype_name, read_tensors, tensors_content
 
@@ -59,13 +59,16 @@ def write_model(
     A model that was in the folder stays whole until the new one is on the disk.
     """
     save_id = hashlib.sha256(json.dumps(fields).encode()).hexdigest()[:16]
-    # Should a crash fall between two of these, the new weights will not match the old config's id.
+    # Should a crash fall between two of these, the new weights will not match the old config's id, for those who do not
+    # know of manifests.
     files: dict[str, Content] = {
         WEIGHTS: tensors_content(tensors, {SAVE_ID: save_id}),
         CONFIG: json_content({**fields, SAVE_ID: save_id}),
         **{path.name: content for path, content in (others or {}).items()},
     }
-    write_together({folder / name: content for name, content in with_manifest(files).items()})
+    # The manifest's name first: whatever a power cut keeps of the others, it is not opened unless it is all of them.
+    manifested = {folder / name: content for name, content in with_manifest(files).items()}
+    write_together(manifested, first=folder / MANIFEST)
     remove_shards(folder)
 
 

@@ -109,7 +109,7 @@ def _way_out(folder: Path) -> Iterator[None]:
     try:
         yield
     except CheckpointError as error:
-        raise CheckpointError(f"{error} Without {folder}, --resume goes on from the checkpoint before it.") from error
+        raise CheckpointError(f"{error} Once {folder} is deleted, --resume goes on from the one before it.") from error
 
 
 def _complete(run: Path) -> list[Path]:

@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Mapping
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..errors import ConfigError
-from ..kernels.cpu import native
+from ..kernels.cpu import build, native
 from .data.corpus import Say
 from .device import Device
 from .tokens import TextData
@@ -27,10 +27,10 @@ def environment_of(device: Device, data: TextData) -> dict[str, Any]:
     the C++ kernels were compiled for, processor what torch's own go by.
     """
     return {
-        "prenorm": version("prenorm"),
+        "prenorm": _version("prenorm"),
         "torch": torch.__version__,
-        "numpy": version("numpy"),
-        "tokenizers": version("tokenizers"),
+        "numpy": _version("numpy"),
+        "tokenizers": _version("tokenizers"),
         "threads": torch.get_num_threads(),
         "kernels": _kernels() if device.device.type == "cpu" else "none",
         "processor": _processor(device.device),
@@ -66,9 +66,18 @@ def compare(there: Mapping[str, Any], here: Mapping[str, Any], checkpoint: Path,
         )
 
 
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # run from its sources
+        return "unknown"
+
+
 def _kernels() -> str:
     kernels = native.load()
-    return kernels.which or f"none: {kernels.unavailable_reason}"
+    if kernels.library is None:
+        return f"none: {kernels.unavailable_reason}"
+    return f"{kernels.which}, sources {build.digest(build.sources())[:12]}"
 
 
 def _processor(device: torch.device) -> str:
