@@ -192,6 +192,8 @@ def test_a_device_that_is_not_there_is_refused_and_the_folder_is_free_again(tiny
     assert not Path(tiny().out).exists()
 
 
+# Learning rates with which the first evaluation is the best.
+WORSE = {"muon_lr": 1.0, "embedding_lr": 10.0, "head_lr": 5.0, "vector_lr": 1.0}
 RESUMED = {
     "float16, average, adamw": {
         "dtype": "float16",
@@ -205,8 +207,9 @@ RESUMED = {
     "pure bfloat16, early stop, samples": {
         "dtype": "bfloat16-pure",
         "micro_batch_size": 2,
-        "early_stop": 2,
+        "early_stop": 9,
         "eval_every": 1,
+        **WORSE,
         "schedule": "wsd",
         "sample_every": 2,
         "sample_prompt": "def",
@@ -218,7 +221,7 @@ ALONE = {
     "pure bfloat16": {"dtype": "bfloat16-pure"},
     "average": {"ema_decay": 0.9, "dtype": "bfloat16"},
     "adamw": {"optimizer": "adamw", "schedule": "cosine"},
-    "early stop": {"early_stop": 2, "eval_every": 1},
+    "early stop": {"early_stop": 9, "eval_every": 1, **WORSE},
     "samples": {"sample_every": 2, "micro_batch_size": 1},
 }
 
@@ -232,7 +235,8 @@ ALONE = {
 )
 def test_a_run_that_sigterm_stopped_goes_on_bit_for_bit_with_every_setting(tiny, tmp_path, monkeypatch, fields):
     whole = tiny(out=str(tmp_path / "whole"), **fields)
-    train(whole, display=QUIET)
+    result = train(whole, display=QUIET)
+    assert "early_stop" not in fields or 0 < result.weights_of_step < 3
     with monkeypatch.context() as patch:
         at_step(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
         with pytest.raises(Stopped, match="stopped after step 3"):
