@@ -54,6 +54,9 @@ def test_the_text_is_read_once_and_then_from_the_run(tiny, texts, tmp_path, said
     assert first.heldout_text == again.heldout_text
     assert first.tokenizer.to_str() == again.tokenizer.to_str()
     assert read_tokens(tmp_path).heldout_text == first.heldout_text
+    assert read_tokens(tmp_path).sha256 == first.sha256
+    other = prepare_text(tiny(data=[str(texts / "deep")]), tmp_path / "other", said.append)
+    assert other.sha256 != first.sha256
 
 
 def test_a_run_inside_its_own_text_does_not_read_itself(tiny, tmp_path):

@@ -59,6 +59,23 @@ def test_the_size_of_micro_batches_changes_no_loss(tiny, trainer_of):
     assert parts == pytest.approx(whole, rel=1e-4)
 
 
+def test_the_loss_on_conversations_is_the_mean_over_replies_whatever_the_micro_batch(tiny, trainer_of, tmp_path):
+    lines = [{"text": "plain " * number} for number in range(1, 9)]
+    for number in range(1, 30):
+        talk = [{"role": "user", "content": "why " * (number % 9)}, {"role": "assistant", "content": "so " * number}]
+        lines.append({"messages": talk})
+    (tmp_path / "t.jsonl").write_text("\n".join(map(json.dumps, lines)))
+    fields = {"data": [str(tmp_path / "t.jsonl")], "dropout": 0.0}
+    whole, parts = (trainer_of(tiny(micro_batch_size=size, **fields)) for size in (4, 1))
+    batch = whole.batches.at(1)
+    assert 0 < batch.num_targets < batch.targets.numel()
+    with torch.no_grad():
+        expected = whole.model.loss(**batch._asdict()).item()
+    losses = losses_of(whole)
+    assert losses[0] == pytest.approx(expected, rel=1e-6)
+    assert losses_of(parts) == pytest.approx(losses, rel=1e-4)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize(("every", "runs"), [(1, [2, 2, 2]), (2, [1, 2, 1])])
 def test_checkpointing_activations_runs_blocks_twice_and_changes_no_loss_and_no_weight(

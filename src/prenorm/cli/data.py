@@ -57,6 +57,7 @@ def run(flags: DataFlags) -> int:
     """Write the folder, and say what is in it. Gives the exit code."""
     _check(flags)
     from ..training.data.prepare import prepare
+    from ..training.data.reading import count
     from ..training.display import Display
 
     display = Display(json=flags.json)
@@ -83,7 +84,9 @@ def run(flags: DataFlags) -> int:
             )
         )
         return 0
-    listed = " and ".join(f"{len(sides[name].starts) - 1:,} documents of {tokens[name]:,} tokens" for name in sides)
+    listed = " and ".join(
+        f"{count(len(sides[name].starts) - 1, 'document')} of {count(tokens[name], 'token')}" for name in sides
+    )
     display.say(
         f"{flags.out} holds {listed} to train on and to hold out. To train:\n\n  prenorm train --data {flags.out}\n"
     )

@@ -1,5 +1,6 @@
 """The text of a run as tokens: from the run's own folder, or from folders that `prenorm data` has left."""
 
+import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,7 +24,8 @@ PREPARED_FILE = "prepared.json"  # in RUN/data: which folders a run reads instea
 class TextData:
     """Everything that a run reads: both streams, the tokenizer, the sizes of the held-out text.
 
-    `end_ids` are the tokens that end a text: the end-of-text token, and what ends a reply.
+    `end_ids` are the tokens that end a text: the end-of-text token, and what ends a reply. `sha256` is a hash of all
+    tokens and the tokenizer, by which a run can tell that it goes on with the same.
     """
 
     tokenizer: Tokenizer
@@ -31,6 +33,7 @@ class TextData:
     heldout: TokenStream
     heldout_text: HeldOutText
     end_ids: tuple[int, ...] = ()
+    sha256: str = ""
 
 
 def prepare_text(config: TrainConfig, run: Path, say: Say) -> TextData:
@@ -91,7 +94,7 @@ def _prepared_folders(config: TrainConfig, paths: list[Path], run: Path, say: Sa
                 f"all tokens of a run must be of one tokenizer, but those in {paths[0]} are not of that in "
                 f"{tokenizer}; prenorm data SOURCES --tokenizer {tokenizer} --out FOLDER makes others."
             )
-    now = {str(folder.path): folder.summary["sha256"] for folder in folders}
+    now = {str(folder.path): folder.sha256 for folder in folders}
     file = run / "data" / PREPARED_FILE
     if not file.exists():
         said = [f"{folder.path}: {line}" for folder in folders for line in folder.summary["said"]]
@@ -126,6 +129,7 @@ def _text_data(folders: Sequence[TokenFolder], weights: Sequence[float]) -> Text
         joined([folder.heldout for folder in folders]),
         sizes,
         tuple(dict.fromkeys([end_of_text(tokenizer)[1], *sorted(ends)])),
+        hashlib.sha256("".join(folder.sha256 for folder in folders).encode()).hexdigest(),
     )
 
 

@@ -142,7 +142,7 @@ def test_the_template_may_stand_in_the_tokenizers_settings(folder, tmp_path):
         assert (loaded(tmp_path)[1].source, loaded(tmp_path)[1].special_tokens["eos_token"]) == (expected, "x")
     (tmp_path / "chat_template.jinja").write_text("{% nonsense %}")
     with pytest.raises(DataError, match=r"chat_template\.jinja is not a chat template: .*nonsense"):
-        loaded(tmp_path)
+        loaded(tmp_path)[1].chat(TALK)
 
 
 def test_what_is_written_with_a_tokenizer_opens_with_transformers(folder, tmp_path):

@@ -92,6 +92,28 @@ def test_text_that_changes_between_two_readings_is_noticed(tmp_path, monkeypatch
     assert not (tmp_path / "out").exists()
 
 
+def test_text_that_changes_while_it_is_read_once_is_noticed(tmp_path, given, monkeypatch):
+    text, contents = lines(tmp_path / "t.jsonl", "a", "b", "c"), formats.contents
+
+    def changing(path):
+        yield from contents(path)
+        lines(path, "a", "b", "c", "d")
+
+    monkeypatch.setattr("prenorm.training.data.corpus.contents", changing)
+    with pytest.raises(DataError, match="the text changed while it was being read"):
+        made(tmp_path / "out", text, tokenizer=given)
+
+
+def test_a_broken_chat_template_or_no_jinja_stops_no_text(tmp_path, given, monkeypatch):
+    (Path(given) / "chat_template.jinja").write_text("{% nonsense %}")
+    monkeypatch.setitem(sys.modules, "jinja2", None)
+    text = lines(tmp_path / "t.jsonl", "a", "b", "c")
+    made(tmp_path / "out", text, tokenizer=given)
+    text.write_text(json.dumps({"messages": TALK}) + "\n" + json.dumps({"text": "a"}))
+    with pytest.raises(DataError, match="needs jinja2"):
+        made(tmp_path / "other", text, tokenizer=given)
+
+
 def test_exact_copies_across_the_split_are_said_and_kept(tmp_path, said):
     for number in (3, 6, 7, 8, 9):  # the first two are held out
         (tmp_path / f"file{number}.py").write_text("same text" if number in (3, 8, 9) else f"text {number}")
@@ -182,6 +204,14 @@ def test_a_folder_with_other_things_is_refused_and_kept(tmp_path):
     assert (tmp_path / "out" / "mine.txt").read_text() == "mine"
 
 
+def test_the_folder_may_be_the_one_that_one_stands_in(tmp_path, monkeypatch):
+    text = lines(tmp_path / "t.jsonl", "a", "b", "c")
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    made(Path("."), text)
+    assert (tmp_path / "here" / "data.json").exists()
+
+
 def test_what_a_killed_writer_left_is_cleared_away(tmp_path):
     text = lines(tmp_path / "t.jsonl", "a", "b", "c")
     (tmp_path / ".out.tmp").mkdir()
@@ -233,4 +263,4 @@ def test_memory_does_not_grow_with_the_text(tmp_path, given):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=tmp_path, check=True)
     small, large = map(int, done.stdout.split())
     more = sum((tmp_path / f"large.{end}").stat().st_size * 5 / 6 for end in ("txt", "jsonl"))
-    assert large - small < more / 4
+    assert large - small < more / 2  # the tables of xz fill up to 4 MB of held-out text

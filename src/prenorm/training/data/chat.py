@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -41,27 +42,19 @@ class ChatTemplate:
     """A chat template in Jinja, run in a sandbox.
 
     `special_tokens` are what it may name, such as eos_token; `ends` are all special tokens of the tokenizer.
-    `strftime_now` is not defined: the same text must come out tomorrow. Raises DataError when it is no template.
+    `strftime_now` is not defined: the same text must come out tomorrow. `where` names the template in messages.
     """
 
     def __init__(self, source: str, special_tokens: Mapping[str, str], ends: Sequence[str], *, where: str) -> None:
-        try:
-            import jinja2
-        except ImportError as error:
-            raise DataError("reading conversations needs jinja2: pip install jinja2.") from error
         self.source, self.special_tokens, self.is_default = source, dict(special_tokens), source == DEFAULT_TEMPLATE
-        self._ends = [end for end in ends if end]
-        try:
-            self._template = _environment().from_string(source)
-        except jinja2.TemplateError as error:
-            raise DataError(f"{where} is not a chat template: {error}.") from error
+        self._ends, self._where = [end for end in ends if end], where
 
     def chat(self, messages: Messages) -> Chat:
         """The text of a conversation and its replies: what the model is to write after a prompt that ends in its turn.
 
         The template may mark them by {% generation %}; else a reply is what a message of the role assistant adds to the
         text before it; where that text changes later (some templates take earlier thoughts out), it is the content,
-        with the special token that follows. Raises ChatError.
+        with the special token that follows. Raises ChatError, and DataError when there is no such template.
         """
         if any(mark in json.dumps(messages, ensure_ascii=False) for mark in _MARKS):
             raise ChatError("has one of two code points that stand for no character, U+FDD0 and U+FDD1")
@@ -86,6 +79,18 @@ class ChatTemplate:
         if same != text:
             raise ChatError("spells a special token, which the chat template changes")
         return spans
+
+    @cached_property
+    def _template(self) -> Any:
+        """The template, once there is a conversation."""
+        try:
+            import jinja2
+        except ImportError as error:
+            raise DataError("reading conversations needs jinja2: pip install jinja2.") from error
+        try:
+            return _environment().from_string(self.source)
+        except jinja2.TemplateError as error:
+            raise DataError(f"{self._where} is not a chat template: {error}.") from error
 
     def ends_turn(self, text: str) -> bool:
         """Whether a text ends in a special token."""
@@ -120,8 +125,9 @@ class ChatTemplate:
         return self._render(messages, _NO_MARKS, add_generation_prompt=add_generation_prompt)
 
     def _render(self, messages: Messages, marks: tuple[str, str], *, add_generation_prompt: bool = False) -> str:
+        template = self._template
         try:
-            return self._template.render(
+            return template.render(
                 messages=[dict(message) for message in messages],
                 tools=None,
                 documents=None,

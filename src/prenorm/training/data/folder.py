@@ -45,6 +45,11 @@ class TokenFolder:
     heldout: TokenStream
     heldout_text: HeldOutText
 
+    @property
+    def sha256(self) -> str:
+        """A hash of the tokenizer and all tokens: the same for the same, wherever they lie and whenever written."""
+        return _hash({"tokenizer": self.summary["files"]["tokenizer.json"], "arrays": self.summary["arrays"]})
+
 
 def is_folder_of_tokens(path: Path) -> bool:
     """Whether `prenorm data` wrote this folder."""

@@ -1,6 +1,7 @@
 """What is in a file: a text, a text or a conversation a line (.jsonl) or a row (.parquet); or why there is none."""
 
 import codecs
+import hashlib
 import io
 import json
 import stat
@@ -30,11 +31,16 @@ class Fault(NamedTuple):
 
 
 class LargeText(NamedTuple):
-    """The characters from `start` to `stop` of a file of text that was looked through, and is read when it is used."""
+    """The characters from `start` to `stop` of a file of text that was looked through, and is read when it is used.
+
+    `sha256` is that of the whole text in UTF-8, `bytes` its size.
+    """
 
     path: Path
     start: int
     stop: int
+    sha256: bytes
+    bytes: int
 
     def chunks(self) -> Iterator[str]:
         """The text in pieces. Raises DataError when the file is no longer what it was."""
@@ -68,7 +74,7 @@ def part(text: str | LargeText, start: int, stop: int) -> str | LargeText:
     """The characters of a text from `start` to `stop`."""
     if isinstance(text, str):
         return text[start:stop]
-    return LargeText(text.path, text.start + start, text.start + stop)
+    return text._replace(start=text.start + start, stop=text.start + stop)
 
 
 def num_characters(text: str | LargeText) -> int:
@@ -138,13 +144,16 @@ def _plain(path: Path, size: int) -> Contents:
 
 def _large(path: Path, size: int) -> LargeText | Fault:
     """A large text after a look through all of it, since a fault at its end must be known before its start is used."""
-    characters, is_empty = 0, True
+    characters, num_bytes, is_empty, hasher = 0, 0, True, hashlib.sha256()
     for chunk in _decoded(path):
         if "\0" in chunk:
             return _file_fault("binary", size)
+        raw = chunk.encode("utf-8")
+        hasher.update(raw)
         characters += len(chunk)
+        num_bytes += len(raw)
         is_empty = is_empty and not chunk.strip()
-    return _file_fault(EMPTY, size) if is_empty else LargeText(path, 0, characters)
+    return _file_fault(EMPTY, size) if is_empty else LargeText(path, 0, characters, hasher.digest(), num_bytes)
 
 
 def _decoded(path: Path) -> Iterator[str]:

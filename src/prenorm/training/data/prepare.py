@@ -42,6 +42,8 @@ def prepare(
     holds something else.
     """
     check_weights(weights, paths)
+    if target.name in ("", ".."):  # a dot: the folder beside it that is written first needs its name
+        target = target.resolve()
     settings: dict[str, Any] = {"one_in": one_in, "weights": list(weights), "new_tokenizer": None}
     if not tokenizer:
         settings["new_tokenizer"] = {"vocab_size": vocab_size, "sample_mb": sample_mb}

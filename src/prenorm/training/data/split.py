@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 from ...errors import DataError
 from .corpus import Corpus, Document
-from .formats import WHOLE, Conversation, chunks, num_characters, part
+from .formats import WHOLE, Conversation, LargeText, chunks, num_characters, part
 
 ONE_IN = 20  # a twentieth of all documents is held out
 CUT_WINDOW = 1 << 20  # characters in which a line's end is looked for
@@ -40,20 +40,17 @@ class Hashes(NamedTuple):
 
 
 def hashes_of(document: Document) -> Hashes:
-    """The hashes of a document. Reads all of it."""
-    hasher, size = hashlib.sha256(), 0
-    for chunk in _hashed(document):
-        raw = chunk.encode("utf-8")
-        hasher.update(raw)
-        size += len(raw)
-    text = int.from_bytes(hasher.digest()[:8], "big")
+    """The hashes of a document."""
+    content = document.content
+    if isinstance(content, LargeText):
+        sha256, size = content.sha256, content.bytes
+    else:
+        if isinstance(content, Conversation):
+            content = json.dumps(content.messages, sort_keys=True, ensure_ascii=False)
+        raw = content.encode("utf-8")
+        sha256, size = hashlib.sha256(raw).digest(), len(raw)
+    text = int.from_bytes(sha256[:8], "big")
     return Hashes(name_hash(document.name) if document.place == WHOLE else text, text, size)
-
-
-def _hashed(document: Document) -> Iterator[str]:
-    if isinstance(document.content, Conversation):
-        return iter([json.dumps(document.content.messages, sort_keys=True, ensure_ascii=False)])
-    return chunks(document.content)
 
 
 @dataclass(frozen=True)

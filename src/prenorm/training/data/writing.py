@@ -29,6 +29,7 @@ from .split import Rule, Survey, hashes_of
 
 SHARD_TOKENS = 1 << 27
 TWO_BYTES = 2**16  # vocabularies of up to this many tokens are stored in two bytes a token, larger ones in four
+CHANGED = "the text changed while it was being read; start again when it is at rest."
 TOGETHER = 1 << 16  # tokens and rows are written to a file so many at a time
 
 
@@ -56,7 +57,7 @@ def write_folder(
                 file.unlink()
             before, seen = seen, _write(folder, corpus, tokenizer, template, better, settings)
             if before and before.sha256 != seen.sha256:
-                raise DataError("the text changed while it was being read; start again when it is at rest.")
+                raise DataError(CHANGED)
             better = seen.better_rule()
 
 
@@ -68,7 +69,9 @@ def _write(
     rule: Rule,
     settings: Mapping[str, Any],
 ) -> Survey:
-    survey, meter, lost = Survey(rule), TextMeter(), set[str]()
+    sources = _states(corpus)
+    survey, meter = Survey(rule), TextMeter()
+    lost, last_lost = 0, -1
 
     def jobs() -> Iterator[Job]:
         for number, document in enumerate(corpus):
@@ -91,8 +94,10 @@ def _write(
             if heldout:
                 meter.add(part.text)
                 if part.scored is None and not comes_back(tokenizer, part.ids.tolist(), part.text):
-                    lost.add(document.name)
+                    lost, last_lost = lost + (number != last_lost), number
         arrays = {name: record for side in sides for name, record in side.close().items()}
+    if sources != _states(corpus):
+        raise DataError(CHANGED)
     reading = Reading.of(corpus, documents=sum(side.documents for side in sides) - rule.tail, num_bytes=survey.bytes)
     if reading.documents <= 0:
         raise DataError(
@@ -112,9 +117,8 @@ def _write(
         said.append(copies)
     if lost:
         said.append(
-            f"The tokenizer loses part of {len(lost):,} held-out documents, so bits per byte are too good to be true."
+            f"The tokenizer loses part of {lost:,} held-out documents, so bits per byte are too good to be true."
         )
-    sources = [[str(source.path), *file_state(source.path)] for source in corpus.sources]
     chat = (template.source, template.special_tokens) if survey.conversations or not template.is_default else None
     files = {FILES_FILE: json.dumps(sources).encode(), **tokenizer_files(tokenizer, chat)}
     for name, content in files.items():
@@ -272,6 +276,11 @@ def _copies(folder: Path, corpus: Corpus) -> str:
         f"{count(found, 'training document')} {are} of held-out ones, such as {first}: they stay on both sides, and "
         "the held-out loss is too good by as much."
     )
+
+
+def _states(corpus: Corpus) -> list[tuple[str, int, int]]:
+    """The path, size and time of change of every file."""
+    return [(str(source.path), *file_state(source.path)) for source in corpus.sources]
 
 
 def _documents(folder: Path, side: str) -> np.ndarray:
