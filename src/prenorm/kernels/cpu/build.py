@@ -7,7 +7,6 @@ import hashlib
 import os
 import shlex
 import subprocess
-import tempfile
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -80,12 +79,10 @@ def build(
 
 
 def _run(command: Sequence[str], step: Sequence[str]) -> None:
-    with tempfile.TemporaryFile("w+", errors="replace") as stderr:  # a pipe would stay open in g++'s own children
-        try:
-            done = subprocess.run([*command, *step], stdout=subprocess.DEVNULL, stderr=stderr, timeout=SECONDS)
-        except subprocess.TimeoutExpired as error:
-            raise BuildError(f"{shlex.join(command)} took longer than {SECONDS} seconds") from error
-        stderr.seek(0)
-        said = stderr.read().strip().splitlines() or [f"exit code {done.returncode}"]
+    try:
+        done = subprocess.run([*command, *step], capture_output=True, text=True, errors="replace", timeout=SECONDS)
+    except subprocess.TimeoutExpired as error:
+        raise BuildError(f"{shlex.join(command)} took longer than {SECONDS} seconds") from error
     if done.returncode != 0:
+        said = done.stderr.strip().splitlines() or [f"exit code {done.returncode}"]
         raise BuildError(f"{shlex.join(command)} failed: {next((line for line in said if 'error' in line), said[0])}")

@@ -19,6 +19,7 @@ DECODE_ATTENTION = Function(
     DTYPES,
     "q k v mask y batch num_heads num_kv_heads keys head_dim k_strides v_strides mask_strides",
 )
+call, available = DECODE_ATTENTION.call, DECODE_ATTENTION.available  # looked up once, not in every call
 WIDTH = 32  # of which head_dim must be a multiple: two vectors of the widest processors
 
 
@@ -44,7 +45,7 @@ def decode_attention(
     mask_strides = (0, 0)
     if mask is not None:
         mask_strides = (mask.stride(0) if mask.ndim == 4 and mask.shape[0] > 1 else 0, mask.stride(-1))
-    DECODE_ATTENTION.call(
+    call(
         query.dtype,
         query.data_ptr(),
         key.data_ptr(),
@@ -87,7 +88,7 @@ def supports(
         and 0 not in key.shape
         and query.shape[-1] % WIDTH == 0
         and (mask is None or _is_of_rows(mask))
-        and query.dtype in DECODE_ATTENTION.available()
+        and query.dtype in available()
     )
 
 

@@ -27,6 +27,7 @@ BACKWARD = Function(
     {dtypes: f"rms_norm_backward_{name}" for dtypes, name in DTYPES.items()},
     "x weight g dx dw rows width eps",
 )
+forward, available = FORWARD.call, FORWARD.available  # looked up once, not in every call
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -52,13 +53,13 @@ def supports(x: Tensor, weight: Tensor) -> bool:
         and not weight.is_neg()
         and weight.ndim == 1
         and weight.numel() == x.shape[-1] > 0
-        and (x.dtype, weight.dtype) in FORWARD.available()
+        and (x.dtype, weight.dtype) in available()
     )
 
 
 def _forward(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     y, width = torch.empty_like(x), x.shape[-1]
-    FORWARD.call((x.dtype, weight.dtype), x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // width, width, eps)
+    forward((x.dtype, weight.dtype), x.data_ptr(), weight.data_ptr(), y.data_ptr(), x.numel() // width, width, eps)
     return y
 
 
@@ -75,11 +76,7 @@ class _RMSNorm(torch.autograd.Function):
         if not fits_backward(grad):
             return *_gradients(grad, x, weight, ctx.eps), None  # in ops that autograd and dispatch modes see
         for_x, for_weight, _ = ctx.needs_input_grad
-        grad, x, weight = (
-            grad.contiguous(),
-            x.contiguous(),
-            weight.contiguous(),
-        )  # saved-tensor hooks may have changed the layout
+        grad, x, weight = grad.contiguous(), x.contiguous(), weight.contiguous()  # hooks may change what was saved
         grad_x = torch.empty_like(x) if for_x else None
         grad_weight = torch.empty_like(weight) if for_weight else None
         width = x.shape[-1]

@@ -97,12 +97,8 @@ class _Rotate(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         cos, sin = ctx.saved_tensors
         if not fits_backward(grad):
-            return (
-                _rotated_back(grad, cos, sin, ctx.interleaved),
-                None,
-                None,
-                None,
-            )  # in ops that autograd and dispatch modes see
+            # In ops that autograd and dispatch modes see.
+            return _rotated_back(grad, cos, sin, ctx.interleaved), None, None, None
         return _rotate(grad, cos, sin, ctx.interleaved, backwards=True), None, None, None
 
 

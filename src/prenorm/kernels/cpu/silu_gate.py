@@ -64,11 +64,7 @@ class _SiluGate(torch.autograd.Function):
         gate, up = ctx.saved_tensors
         if not fits_backward(grad):
             return _gradients(grad, gate, up)  # in ops that autograd and dispatch modes see
-        grad, gate, up = (
-            grad.contiguous(),
-            gate.contiguous(),
-            up.contiguous(),
-        )  # saved-tensor hooks may have changed the layout
+        grad, gate, up = grad.contiguous(), gate.contiguous(), up.contiguous()  # hooks may change what was saved
         grad_gate, grad_up = torch.empty_like(gate), torch.empty_like(up)
         BACKWARD.call(
             gate.dtype,

@@ -15,6 +15,7 @@ from .header import CONSTANTS
 
 DTYPES = {torch.float32: "skinny_linear_float32", torch.bfloat16: "skinny_linear_bfloat16"}
 SKINNY_LINEAR = Function("SkinnyLinearCall", DTYPES, "x weight bias y rows in_features out_features")
+call, available = SKINNY_LINEAR.call, SKINNY_LINEAR.available  # looked up once, not in every call
 MAX_ROWS = CONSTANTS["MAX_ROWS"]
 is_autocast_enabled = torch.is_autocast_enabled
 
@@ -25,7 +26,7 @@ def skinny_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     out_features, in_features = weight.shape
     y = x.new_empty((*x.shape[:-1], out_features))
     bias = None if bias is None else bias.contiguous()  # kept alive during the call
-    SKINNY_LINEAR.call(
+    call(
         x.dtype,
         x.data_ptr(),
         weight.data_ptr(),
@@ -64,7 +65,7 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
         )
         and not (bias is not None and bias.is_neg())
         and not is_autocast_enabled("cpu")
-        and x.dtype in SKINNY_LINEAR.available()
+        and x.dtype in available()
     )
 
 
