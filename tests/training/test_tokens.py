@@ -7,7 +7,7 @@ import pytest
 from prenorm.errors import DataError
 from prenorm.training.batches import TrainingBatches
 from prenorm.training.config import TrainConfig
-from prenorm.training.data import encoding, writing
+from prenorm.training.data import encoding, side
 from prenorm.training.data.corpus import Corpus
 from prenorm.training.data.split import Rule, Survey, hashes_of
 from prenorm.training.tokenizer import end_of_text, load_tokenizer, tokenizer_files, train_tokenizer
@@ -75,7 +75,7 @@ def test_slices_and_shards_change_no_text_and_no_batch(tiny, tmp_path, monkeypat
         return [tensor.tolist() for step in (1, 2, 9) for tensor in made.at(step)]
 
     whole = prepare_text(tiny(), tmp_path / "whole", lambda _: None)
-    monkeypatch.setattr(writing, "SHARD_TOKENS", 100)
+    monkeypatch.setattr(side, "SHARD_TOKENS", 100)
     sharded = prepare_text(tiny(), tmp_path / "sharded", lambda _: None)
     assert (tmp_path / "sharded" / "data" / "train-00003.npy").exists()
     assert batches(sharded) == batches(whole)
@@ -86,7 +86,7 @@ def test_slices_and_shards_change_no_text_and_no_batch(tiny, tmp_path, monkeypat
 
 def test_a_large_vocabulary_is_stored_in_four_bytes(tiny, tmp_path, monkeypatch):
     small = prepare_text(tiny(), tmp_path / "small", lambda _: None)
-    monkeypatch.setattr(writing, "TWO_BYTES", 100)
+    monkeypatch.setattr(side, "TWO_BYTES", 100)
     large = prepare_text(tiny(), tmp_path / "large", lambda _: None)
     assert (small.train.tokens[:].itemsize, large.train.tokens[:].itemsize) == (2, 4)
     assert np.array_equal(small.train.tokens[:], large.train.tokens[:])
@@ -143,9 +143,9 @@ def test_a_run_reads_folders_of_tokens_where_they_lie_as_if_they_were_one(tiny, 
     assert [path.name for path in (tmp_path / "run2" / "data").iterdir()] == ["prepared.json"]
     assert load_tokenizer(tmp_path / "run2").to_str() == one.tokenizer.to_str()
     second = prepare_text(tiny(data=[str(two_folders[1])]), tmp_path / "run", lambda _: None)
-    for side in ("train", "heldout"):
-        parts = [documents_of(data, getattr(data, side)) for data in (one, second)]
-        assert documents_of(both, getattr(both, side)) == parts[0] + parts[1]
+    for name in ("train", "heldout"):
+        parts = [documents_of(data, getattr(data, name)) for data in (one, second)]
+        assert documents_of(both, getattr(both, name)) == parts[0] + parts[1]
     assert both.heldout_text.bytes == one.heldout_text.bytes + second.heldout_text.bytes
     origin = both.train.origins(both.train.starts[-2:-1])[0]
     assert origin.path == str(tmp_path / "two.jsonl")
