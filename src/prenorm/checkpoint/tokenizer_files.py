@@ -42,10 +42,11 @@ def read_file(path: Path, *, at_most: int = MAX_BYTES) -> bytes:
     """The content of a tokenizer's file. Raises CheckpointError for more than `at_most` bytes."""
     try:
         with open(path, "rb") as file:
-            content = file.read(at_most + 1)
+            too_large = os.fstat(file.fileno()).st_size > at_most
+            content = b"" if too_large else file.read(at_most)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
-    if len(content) > at_most:
+    if too_large:
         raise CheckpointError(
             f"{path} makes the files of the tokenizer larger than {MAX_BYTES:,} bytes, which no tokenizer needs."
         )
