@@ -19,7 +19,7 @@ help:
 	@echo "make test-all          both, and the sweeps that are marked slow"
 	@echo "make test-grid         every way of running every model against the oracle, some 7,000 cells (about 15 minutes)"
 	@echo "make test-check        every faulty, right and hostile block against prenorm check (more than an hour)"
-	@echo "make test-isa          the C++ kernels' tests with x86-64-v3 and with plain x86-64 code (about 8 minutes)"
+	@echo "make test-isa          the C++ kernels' tests with x86-64-v3 and with plain x86-64 code (about 6 minutes)"
 	@echo "make test-kernels      the same with every set of instructions, with sanitizers, and on aarch64 (about 30 minutes)"
 	@echo "make fuzz              fuzz the loader of Hugging Face folders, and measure what of it was reached (40 minutes)"
 	@echo "make check   formatting, lint and types"

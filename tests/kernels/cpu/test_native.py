@@ -4,6 +4,8 @@ import os
 import stat
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,6 +16,7 @@ import prenorm
 import prenorm.functional as F
 from prenorm import KernelError, explain, use_backend
 from prenorm.kernels.cpu import build, native, rms_norm
+from prenorm.locks import lock
 
 from ...oracle.inputs import normal
 
@@ -232,6 +235,20 @@ def test_eight_processes_that_start_together_build_once(cache, tmp_path, source)
     assert len(waiting) == len(said) - 1  # those that came later found it, and said nothing
     assert log.read_text().splitlines() == ["run"] * 2  # compiled and linked
     assert {path.name for path in cache.iterdir()} == {libraries(cache)[0].name, "kernels.lock"}  # nothing half written
+
+
+def test_a_process_that_waits_for_a_build_says_so(cache, source, capfd):
+    cache.mkdir(mode=0o700)
+    with ThreadPoolExecutor(1) as beside:
+        with open(cache / "kernels.lock", "w") as held:
+            lock(held, wait=True)
+            built, said = beside.submit(answer, source), ""
+            stop = time.monotonic() + 20
+            while not said and time.monotonic() < stop:
+                time.sleep(0.01)
+                said = capfd.readouterr().err
+        assert said == "prenorm: waiting for another process, which builds its C++ kernels ...\n"
+        assert built.result() == 42
 
 
 def test_a_file_of_another_user_is_not_ours(tmp_path, monkeypatch):
