@@ -154,7 +154,7 @@ def test_a_folder_without_a_model_and_one_of_whole_numbers_are_refused(tmp_path,
     assert "is a file; give the folder that it lies in" in error_line(capsys, tmp_path / "notes")
     config = ModelConfig(vocab_size=300, d_model=32, num_layers=1, num_heads=2)
     TransformerLM(config).quantize("int8").save_pretrained(tmp_path)
-    assert "costs are counted for matrices of floats" in error_line(capsys, tmp_path)
+    assert "costs are computed for floating-point matrices" in error_line(capsys, tmp_path)
     (tmp_path / "config.json").write_text('{"model_type": "bert"}')
     assert "prenorm accept" in error_line(capsys, tmp_path)
     (tmp_path / "prenorm_manifest.json").unlink()

@@ -43,8 +43,8 @@ def test_json_says_what_was_done_and_the_rest_goes_to_standard_error(text, tmp_p
     ("flags", "message"),
     [
         ([], "takes at least one file or folder"),
-        (["t.jsonl", "--vocab-size", "3"], "vocab_size must be a whole number of at least 257"),
-        (["t.jsonl", "--heldout-one-in", "1"], "heldout_one_in must be a whole number of at least 2"),
+        (["t.jsonl", "--vocab-size", "3"], "vocab_size must be an integer of at least 257"),
+        (["t.jsonl", "--heldout-one-in", "1"], "heldout_one_in must be an integer of at least 2"),
         (["t.jsonl", "--weights", "0"], "each of weights must be greater than 0"),
         (["t.jsonl", "--weights", "1", "2"], "there must be a weight for each source, but there are 2 weights"),
         (["gone.jsonl"], "there is no file or folder at gone.jsonl"),

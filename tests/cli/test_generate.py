@@ -176,7 +176,7 @@ def test_a_model_can_be_quantised_first(run_folder, tmp_path, capsys):
         assert main(["generate", str(tmp_path), *argv]) == 0
         assert capsys.readouterr().out == texts[kind]
     assert texts["int8"] != texts["int4"]
-    assert "quantised already, to int4" in error_line([tmp_path, *argv, "--quantize", "int8"], capsys)
+    assert "already quantised, to int4" in error_line([tmp_path, *argv, "--quantize", "int8"], capsys)
 
 
 def greedy(folder, capsys, *flags):

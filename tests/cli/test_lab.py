@@ -51,8 +51,8 @@ def test_an_experiment_is_measured_once_and_told_as_text_or_as_json(tmp_path, ca
     ("argv", "message"),
     [
         (["depth", "--out", "x", "--quick", "--full"], "give one of them"),
-        (["depth", "--out", "x", "--workers", "0"], "workers must be a whole number of at least 1, not 0"),
-        (["norm", "--out", "x", "--seed", "-1"], "seed must be a whole number of at least 0, not -1"),
+        (["depth", "--out", "x", "--workers", "0"], "workers must be an integer of at least 1, not 0"),
+        (["norm", "--out", "x", "--seed", "-1"], "seed must be an integer of at least 0, not -1"),
         (["attention", "no/such/run", "--prompt", "a"], "there is no folder no/such/run"),
     ],
 )

@@ -268,5 +268,5 @@ def test_a_run_with_the_sizes_of_a_published_model_trains_and_shows_its_utilisat
 
 
 def test_a_model_that_cannot_be_trained_is_refused_by_name(capsys):
-    assert "known for its costs alone" in error_line(["--model", "gpt3-175b"], capsys)
-    assert "a model preset is one of" in error_line(["--model", "llama-9"], capsys)
+    assert "has only a cost sheet" in error_line(["--model", "gpt3-175b"], capsys)
+    assert "a model preset must be one of" in error_line(["--model", "llama-9"], capsys)

@@ -30,5 +30,5 @@ def test_it_begins_as_a_norm_without_weights_and_goes_back_to_that():
 
 def test_sizes_that_no_norm_can_have_are_refused(shapes_unchecked):
     for sizes in ((0, 4), (2, 0)):
-        with pytest.raises(ConfigError, match="must be a whole number of at least 1, not 0"):
+        with pytest.raises(ConfigError, match="must be an integer of at least 1, not 0"):
             PerHeadLayerNorm(*sizes)

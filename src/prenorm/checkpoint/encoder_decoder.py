@@ -28,8 +28,8 @@ def save(
     """Write a model as a folder that `load` opens.
 
     max_shard_size: the most bytes of tensors in a file, a number or a text such as "5GB"; None: all in one.
-    A model that was in the folder stays whole until the new one is on the disk.
-    Raises CheckpointError when the tensors are not those of the config, and when the disk does not take them.
+    A model already in the folder stays intact until the new one is on disk.
+    Raises CheckpointError when the tensors do not match the config, and when the disk cannot store them.
     """
     source = "the model to save"
     eos_from_hugging_face(list(eos_token_ids), config.target_vocab_size, source=source, key="eos_token_ids")

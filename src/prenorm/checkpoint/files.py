@@ -73,7 +73,7 @@ def _listed(paths: list[Path]) -> str:
 
 @contextmanager
 def _staged(path: Path, content: Content) -> Iterator[Path]:
-    """Write `content` to the disk next to `path`, under a passing name that is gone when the context ends."""
+    """Write `content` to disk next to `path`, under a temporary name that is removed when the context ends."""
     make_folder(path.parent)
     _remove_leftovers(path)
     temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")

@@ -20,7 +20,7 @@ WHOLE = {PACKED: ("I32",), SHAPE: ("I64",)}  # by the end of the name
 
 LAYER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")  # its number in a name
 
-# Rotary tables that old transformers stored among the weights; they are made from the config.
+# Rotary tables that old versions of transformers stored with the weights; prenorm recomputes them from the config.
 _ROTARY_TABLE = r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
 
 
@@ -51,7 +51,7 @@ def check_fit(
 
 
 def check_layers(num_layers: int, found: Sized, source: str) -> None:
-    """Raise CheckpointError for more layers than tensors, before a table of a billion layers is made."""
+    """Raise CheckpointError for more layers than tensors, before a table of a billion layers is built."""
     if num_layers > max(FEW_LAYERS, len(found) // LEAST_IN_ALAYER):
         raise CheckpointError(
             f"{source}: a model of {num_layers} layers needs several tensors per layer, but there are only "

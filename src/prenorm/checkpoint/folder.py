@@ -104,7 +104,7 @@ def _fields(
     kind: str | None,
     came_from: Source | None,
 ) -> dict[str, Any]:
-    """What config.json says: what it said where the model came from, as long as that is so; otherwise in our words."""
+    """The fields of config.json: those that the model was loaded with if still valid, otherwise new ones."""
     if came_from is not None and (kind is None or LAYOUTS[came_from.config["model_type"]].naming.keeps_matrices):
         changed = None if came_from.eos_token_ids == eos_token_ids else eos_token_ids
         fields = config_as_it_came(came_from.config, config, changed, dtype)

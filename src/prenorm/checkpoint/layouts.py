@@ -101,7 +101,7 @@ _NOT_SERVED = {
     "apertus": "its feed-forward has an activation with weights of its own (xIELU)",
 }
 
-# Keys by which a folder that is not served says what it is.
+# Keys that tell what kind of model an unsupported folder holds.
 _OTHERWISE = {
     "a mixture of experts": ("num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"),
     "a multimodal model": ("vision_config", "audio_config", "text_config", "image_token_id", "image_token_index"),

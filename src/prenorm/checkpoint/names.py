@@ -95,7 +95,7 @@ def parameters_of(config: ModelConfig, kind: str | None = None, naming: Naming =
 
 
 def matrices_of(config: ModelConfig) -> Iterator[tuple[str, str, tuple[int, int]]]:
-    """The layers whose weights are quantised: our name, Hugging Face's, and the weight's shape."""
+    """The layers whose weights are quantised: prenorm's name, Hugging Face's, and the weight's shape."""
     for parameter in filter(_is_matrix, _floats_of(config)):
         rows, columns = parameter.shape
         yield parameter.name.removesuffix(".weight"), parameter.hugging_face.removesuffix(".weight"), (rows, columns)

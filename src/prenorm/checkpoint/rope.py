@@ -120,7 +120,7 @@ def rope_from_hugging_face(fields: Mapping[str, Any], max_seq_len: int, dialect:
         first, *others = named.values() or [None]
         if any(other != first for other in others):
             contradiction = ", ".join(f"{key} gives {_told(value)}" for key, value in named.items())
-            raise ConfigError(f"the keys of rotary embedding contradict each other: {contradiction}; keep one of them.")
+            raise ConfigError(f"the keys of rotary embedding must agree, but {contradiction}; keep one of them.")
     name, theta = next(iter(thetas.items()), (dialect.theta_key, dialect.theta))
     check_number(name, as_float(theta), above=0.0, spelling=IN_THE_FILE)
     name, share = next(iter(shares.items()), (dialect.share_key, dialect.partial or 1.0))
@@ -131,7 +131,7 @@ def rope_from_hugging_face(fields: Mapping[str, Any], max_seq_len: int, dialect:
 
 
 def foreign_in_rope_keys(fields: Mapping[str, Any], dialect: Dialect = PLAIN) -> Iterator[str]:
-    """What inside rope_scaling and rope_parameters is not understood, as a phrase for each."""
+    """The problems inside rope_scaling and rope_parameters that make them not understood, as a phrase for each."""
     for name, theirs in (("rope_theta", dialect.theta_key), ("partial_rotary_factor", dialect.share_key)):
         if name != theirs and fields.get(name) is not None:
             yield f"{name} is called {theirs} in this family"

@@ -38,7 +38,7 @@ class Source:
     folder: Path
     config: dict[str, Any]
     generation: dict[str, Any] | None
-    eos_token_ids: tuple[int, ...]  # that they say together
+    eos_token_ids: tuple[int, ...]  # as given by both files
     tokenizer: dict[str, bytes]  # the files of its tokenizer, by name
     naming: int = 0  # which of its family's names its tensors have: `Layout.namings`
 

@@ -189,7 +189,7 @@ def weights_to_hugging_face(
 def weights_from_hugging_face(
     config: ModelConfig, stored: dict[str, Tensor], kind: str | None, naming: Naming
 ) -> dict[str, Tensor]:
-    """Tensors under our names; what is a part of one in the file becomes a tensor of its own. Empties `stored`."""
+    """Tensors under prenorm's names; fused matrices are split into their parts. Empties `stored`."""
     tensors: dict[str, Tensor] = {}
     for hugging_face, parts in parts_of_stored(parameters_of(config, kind, naming)).items():
         each = split(parts, stored.pop(hugging_face), config.head_dim)

@@ -62,7 +62,7 @@ def _config_of_model(folder: Path) -> ModelConfig:
 
 
 def config_of_run(folder: Path) -> ModelConfig:
-    """The model of a run that has not ended. Its vocabulary is its tokenizer's, which may be smaller than asked for."""
+    """The model of an unfinished run. Its vocab_size is the tokenizer's, which may be smaller than requested."""
     from ..checkpoint.tokenizer import open_tokenizer
     from ..training.config import TrainConfig, read_toml
     from ..training.tokenizer import vocabulary_size

@@ -58,7 +58,7 @@ def _settings() -> Any:
 class TrainFlags:
     """Train a language model on text; without flags, on the source of Python's own standard library.
 
-    A preset has every number, a --config file changes some of them, --model the sizes, and flags have the last word.
+    A preset has a value for every setting, a --config file overrides some of them, --model the sizes, and flags win.
     After SIGTERM, SIGUSR1 or Ctrl-C the step is finished and a checkpoint written; the exit code is 128 plus the
     signal's number: 143, 138, 130.
     """

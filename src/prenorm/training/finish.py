@@ -97,7 +97,7 @@ def finished_result(run: Path, config: TrainConfig) -> Result | None:
 
 
 def show(result: Result, display: Display) -> None:
-    """The table of what was reached, the sample, and the command that goes on writing."""
+    """Show the table of results, the sample, and the command that generates more text."""
     average = result.ema_eval_bits_per_byte
     display.table(
         f"Held-out text, {result.parameters / 1e6:.1f}M parameters after {clock(result.training_seconds)} of training",
@@ -113,5 +113,5 @@ def show(result: Result, display: Display) -> None:
         display.say(f"The averaged weights are a model of their own, in {Path(result.run) / 'ema'}.")
     if result.skipped_steps:
         display.say(f"Steps that were skipped: {result.skipped_steps:,}; metrics.jsonl has each, with the reason.")
-    display.say(f"It writes, after {result.prompt!r}:\n\n{result.prompt}{result.sample}\n")
-    display.say(f"The run is in {result.run}. To go on writing:\n\n  {result.command}\n")
+    display.say(f"A sample, after {result.prompt!r}:\n\n{result.prompt}{result.sample}\n")
+    display.say(f"The run is in {result.run}. To generate more text:\n\n  {result.command}\n")
