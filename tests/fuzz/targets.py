@@ -162,9 +162,12 @@ def fuzz_index(data: bytes, folder: Path) -> None:
             case 6 if choices.below(3) == 0:
                 for name in choices.one(((INDEX,), (INDEX, "config.json"))):
                     files.pop(name, None)
+                index = None
                 files[choices.one(OTHERS)] = choices.one(PLACES)
             case 6:
-                files[choices.one(sorted({*files, *OTHERS}))] = choices.one(PLACES)
+                name = choices.one(sorted({*files, *OTHERS}))
+                files[name] = choices.one(PLACES)
+                index = None if name == INDEX else index
             case 0:
                 settings = choices.changed(settings, near)
             case 1 if len(files) > 1:
