@@ -127,7 +127,7 @@ REFUSED = [
     ("gpt_neox", {"rope_theta": 1e4}, "rope_theta is called rotary_emb_base in this family"),
     ("gpt_neox", {"partial_rotary_factor": 1.0}, "partial_rotary_factor is called rotary_pct in this family"),
     ("gpt_neox", {"rotary_pct": 0.4}, "must give an even number of features"),
-    ("gpt_neox", {"rotary_pct": 0.5, **rope("default", partial_rotary_factor=0.25)}, "contradict each other"),
+    ("gpt_neox", {"rotary_pct": 0.5, **rope("default", partial_rotary_factor=0.25)}, "must agree, but rotary_pct"),
     ("gpt_neox", {"rotary_pct": None}, "rotary_pct is null"),
     ("gpt_neox", {"num_key_value_heads": 2}, "num_key_value_heads is not known"),
     ("gpt_neox", {"head_dim": 16}, "head_dim must be hidden_size / num_attention_heads in this family"),

@@ -16,7 +16,7 @@ from .families import FAMILIES, folder_of
 @pytest.fixture
 def saved(tmp_path):
     save(tmp_path / "model", config(window=5), tensors_of(config()))
-    return tmp_path / "model"
+    return without_manifest(tmp_path / "model")
 
 
 def edit(path, **changes):
@@ -97,7 +97,7 @@ def test_a_folder_of_pickles_and_one_without_a_config_are_sheets_with_reasons(sa
     (saved / "model.safetensors").rename(saved / "pytorch_model.bin")
     assert "pickles" in inspect_folder(saved)["refused"][0]
     (saved / "config.json").unlink()
-    assert "holds no config.json" in inspect_folder(saved)["refused"][0]
+    assert "must have config.json" in inspect_folder(saved)["refused"][0]
 
 
 def test_an_encoder_decoder_is_inspected_too(tmp_path):

@@ -132,7 +132,7 @@ def test_one_line_in_a_projects_own_tests() -> None:
     assert_block_correct(Detached, allow=("residual_detached",))
     with pytest.raises(ConfigError, match="must be a class or a function that builds a block"):
         assert_block_correct(TransformerBlock(32, 4, 56))  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="a target is one of paper"):
+    with pytest.raises(ConfigError, match="target must be one of paper"):
         assert_block_correct(TransformerBlock, target="gpt")
 
 

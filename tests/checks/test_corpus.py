@@ -18,7 +18,7 @@ from .corpus.strangers import blocks as strangers
 from .corpus.strangers.faults import FAULTS as FAULTS_OF_STRANGERS
 from .corpus.strangers.interfaces import INTERFACES
 from .layouts import Conventions, block, conventions, weights
-from .probes import (
+from .probing import (
     D_MODEL,
     MAX_SEQ_LEN,
     build,

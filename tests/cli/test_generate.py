@@ -128,7 +128,7 @@ def test_standard_input_that_is_no_text_is_refused(run_folder, capsys, monkeypat
         (["--seed", "-1"], "seed must be an integer from 0"),
         (["--max-new-tokens", "-1"], "max_new_tokens must be an integer of at least 0"),
         (["--max-new-tokens", "100"], "max_new_tokens=39 would do"),
-        (["--stop", ""], "a stop string must have at least one character"),
+        (["--stop", ""], "a stop string must be text of at least one character"),
     ],
 )
 def test_flags_that_nothing_can_follow_are_refused(flags, message, run_folder, capsys):

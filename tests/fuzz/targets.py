@@ -17,8 +17,9 @@ from prenorm.checkpoint.folder import load
 from prenorm.checkpoint.generation_config import read_generation_config, settings_from_hugging_face
 from prenorm.checkpoint.inspection import inspect_folder
 from prenorm.checkpoint.layouts import LAYOUTS, config_from_hugging_face
-from prenorm.checkpoint.names import parameters_of, stored_shapes
+from prenorm.checkpoint.names import parameters_of
 from prenorm.checkpoint.quantized import KEY
+from prenorm.checkpoint.stored import stored_shapes
 from prenorm.checkpoint.tokenizer import open_tokenizer
 from prenorm.errors import PrenormError
 from prenorm.generation.text import TextGenerator

@@ -239,7 +239,7 @@ def test_errors_come_at_the_call(saying):
     generator = saying(BYTES, [1])
     with pytest.raises(ConfigError, match="temperature must be at least 0"):
         generator.stream("x", temperature=-1)
-    with pytest.raises(ConfigError, match="a stop string must have at least one character, not be ''"):
+    with pytest.raises(ConfigError, match="a stop string must be text of at least one character, not ''"):
         generator.stream("x", stop=["end", ""])
     with pytest.raises(ConfigError, match=r"must be a list of texts, not one text; \['x'\] would do"):
         generator.generate("x")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from prenorm import ModelConfig, TransformerLM
+from prenorm.checkpoint.tokenizer import open_tokenizer
 from prenorm.errors import ConfigError
-from prenorm.generation.text import load_tokenizer
 from prenorm.lab import attention_page
 from prenorm.lab.attention import look
 
@@ -97,7 +97,7 @@ def test_the_page_has_every_weight_of_the_causal_half(bits):
 
 
 def test_the_page_draws_itself_in_a_browser_and_its_texts_are_texts(tmp_path, run_folder):
-    tokenizer = load_tokenizer(run_folder)
+    tokenizer = open_tokenizer(run_folder)
     prompt = "</script><b>é\n"
     ids = tokenizer.encode(prompt).ids
     out = tmp_path / "out"
@@ -120,7 +120,7 @@ def test_the_page_draws_itself_in_a_browser_and_its_texts_are_texts(tmp_path, ru
 
 def test_a_page_that_would_be_too_large_is_refused_and_smaller_numbers_are_tried_first(run_folder, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "plotly.offline", type("fake", (), {"get_plotlyjs": lambda: ""}))
-    tokenizer, shown = load_tokenizer(run_folder), look(model(), IDS)
+    tokenizer, shown = open_tokenizer(run_folder), look(model(), IDS)
     arguments = ("m", "p", shown, IDS, tokenizer)
     fine = attention_page.attention_page(*arguments)
     assert '"bits": 16' in fine
@@ -132,7 +132,7 @@ def test_a_page_that_would_be_too_large_is_refused_and_smaller_numbers_are_tried
 
 
 def test_a_folder_of_other_things_is_refused_and_without_plotly_the_way_out_is_said(tmp_path, run_folder, monkeypatch):
-    tokenizer, shown = load_tokenizer(run_folder), look(model(), IDS)
+    tokenizer, shown = open_tokenizer(run_folder), look(model(), IDS)
     (tmp_path / "thesis.txt").write_text("mine")
     for out in (tmp_path, tmp_path / "thesis.txt"):
         with pytest.raises(ConfigError, match="choose another --out"):

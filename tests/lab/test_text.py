@@ -4,10 +4,11 @@ import math
 
 import pytest
 import torch
-from prenorm.training.corpus import Document
 
 from prenorm.errors import DataError
 from prenorm.lab import text
+from prenorm.training.data.corpus import Document
+from prenorm.training.data.formats import WHOLE
 
 
 @pytest.fixture
@@ -15,7 +16,9 @@ def corpus(monkeypatch):
     """A library that a test writes, in the place of Python's."""
 
     def use(documents):
-        monkeypatch.setattr(text, "Corpus", lambda: [Document(*one) for one in documents])
+        monkeypatch.setattr(
+            text, "Corpus", lambda: [Document(name, 0, 0, WHOLE, content) for name, content in documents]
+        )
         return text.python_text.__wrapped__()
 
     return use

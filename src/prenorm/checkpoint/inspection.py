@@ -3,7 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from ..config import EncoderDecoderConfig, ModelConfig
 from ..errors import CheckpointError, PrenormError
 from ..ops.quantized import KINDS, packed_shapes
 from . import encoder_decoder
-from .files import json_text
+from .files import file_in, json_text, read_json
 from .fit import LAYER, check_fit, check_layers, check_tensors
 from .generation_config import GENERATION_CONFIG, read_generation_config, settings_from_hugging_face
 from .header import DTYPES
@@ -42,6 +42,9 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
     kind = config = weights = None
     with _noting(refused), opened(folder) as (_, read):
         fields = read
+    if not fields:  # files that are not as they were saved: what else would be refused, is said all the same
+        with suppress(CheckpointError):
+            fields = read_json(file_in(folder, CONFIG))
     own = {key: value for key, value in fields.items() if key not in (KEY, SAVE_ID)}
     if fields:
         with _noting(refused):

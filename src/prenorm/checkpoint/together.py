@@ -86,7 +86,7 @@ def write_model(
     if len(shards) > 1:
         files[INDEX] = json_content(index_of(shards, sizes))
     files[CONFIG] = json_content({**fields, SAVE_ID: save_id})
-    files |= {path.name: content for path, content in (others or {}).items()}
+    files |= {path.relative_to(folder).as_posix(): content for path, content in (others or {}).items()}
     # The manifest's name first: whatever a power cut keeps of the others, it is not opened unless it is all of them.
     manifested = {folder / name: content for name, content in with_manifest(files).items()}
     write_together(manifested, first=folder / MANIFEST)

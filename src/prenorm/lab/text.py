@@ -9,8 +9,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import DataError
-from ..training.corpus import Corpus
-from ..training.split import held_out
+from ..training.data.corpus import Corpus
+from ..training.data.formats import chunks
+from ..training.data.split import held_out
 
 TRAINING_BYTES = 4_000_000  # many times what the longest of the lab's trainings reads
 
@@ -34,7 +35,7 @@ def python_text() -> Text:
     sides: dict[bool, list[bytes]] = {False: [], True: []}
     room = TRAINING_BYTES
     for document in Corpus():
-        raw, side = document.text.encode(), held_out(document.name)
+        raw, side = "".join(chunks(document.content)).encode(), held_out(document.name)
         sides[side].append(raw)
         room -= 0 if side else len(raw)
         if room <= 0:

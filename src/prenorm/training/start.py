@@ -1,6 +1,7 @@
 """Going on from a trained model: the settings that follow from its folder, and its weights."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ def starting_model(config: TrainConfig, tokenizer: Tokenizer, end_ids: Sequence[
     _check_vocabulary(tokenizer, loaded.config.vocab_size, folder)
     model = twin_of(loaded, config.model)
     model.eos_token_ids = tuple(dict.fromkeys((*loaded.eos_token_ids, *end_ids)))
-    model.came_from = loaded.came_from
+    if loaded.came_from is not None:  # whose tokenizer is the run's own, and written with it
+        model.came_from = replace(loaded.came_from, folder=folder.resolve(), tokenizer={})
     return model
 
 

@@ -260,7 +260,7 @@ class Trainer:
         if best := self.early_stop.state_tensors():
             parts["best"], state["early_stop"] = best, self.early_stop.to_fields()
         if self.model.came_from is not None:
-            state["came_from"] = asdict(self.model.came_from)
+            state["came_from"] = asdict(self.model.came_from) | {"folder": str(self.model.came_from.folder)}
         return parts, state
 
     def restore(self, parts: Parts, state: Mapping[str, Any]) -> None:
@@ -290,7 +290,8 @@ class Trainer:
             self.loss_scale.load_fields(state["loss_scale"])
         self.early_stop.load(parts.get("best", {}), state.get("early_stop", {}))
         if source := state.get("came_from"):
-            self.model.came_from = Source(**source | {"eos_token_ids": tuple(source["eos_token_ids"])})
+            known = {"folder": Path(source["folder"]), "eos_token_ids": tuple(source["eos_token_ids"])}
+            self.model.came_from = Source(**source | known)
 
 
 def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -> TransformerLM:

@@ -185,6 +185,7 @@ def test_most_places_are_near_the_changed_line(results):
     assert sum(one.inside for one in results) >= 0.96 * len(results)
 
 
+@pytest.mark.long
 def test_no_fault_is_placed_by_chance(results):
     for id in {one.id for one in results}:
         ones = [one for one in results if one.id == id]
