@@ -9,7 +9,7 @@ from prenorm.checkpoint.folder import load, save
 from prenorm.checkpoint.inspection import inspect_folder, parameter_table
 from prenorm.errors import CheckpointError
 
-from .examples import config, tensors_of
+from .examples import config, tensors_of, without_manifest
 from .families import FAMILIES, folder_of
 
 

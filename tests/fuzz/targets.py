@@ -17,6 +17,7 @@ from prenorm.checkpoint.folder import load
 from prenorm.checkpoint.generation_config import read_generation_config, settings_from_hugging_face
 from prenorm.checkpoint.inspection import inspect_folder
 from prenorm.checkpoint.layouts import LAYOUTS, config_from_hugging_face
+from prenorm.checkpoint.manifest import MANIFEST
 from prenorm.checkpoint.names import parameters_of
 from prenorm.checkpoint.quantized import KEY
 from prenorm.checkpoint.stored import stored_shapes
@@ -338,7 +339,7 @@ def _quantized(kind: str) -> dict[str, bytes]:
     try:
         torch.manual_seed(0)
         TransformerLM(ModelConfig(20, 8, 1, 2, d_ff=12, max_seq_len=32)).quantize(kind).save_pretrained(folder)
-        return {path.name: path.read_bytes() for path in folder.iterdir()}
+        return {path.name: path.read_bytes() for path in folder.iterdir() if path.name != MANIFEST}
     finally:
         shutil.rmtree(folder)
 

@@ -9,8 +9,8 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import DataError
-from ..training.data.corpus import Corpus
-from ..training.data.formats import chunks
+from ..training.data.corpus import Corpus, Document
+from ..training.data.formats import Conversation, chunks
 from ..training.data.split import held_out
 
 TRAINING_BYTES = 4_000_000  # many times what the longest of the lab's trainings reads
@@ -35,7 +35,7 @@ def python_text() -> Text:
     sides: dict[bool, list[bytes]] = {False: [], True: []}
     room = TRAINING_BYTES
     for document in Corpus():
-        raw, side = "".join(chunks(document.content)).encode(), held_out(document.name)
+        raw, side = _bytes(document), held_out(document.name)
         sides[side].append(raw)
         room -= 0 if side else len(raw)
         if room <= 0:
@@ -66,3 +66,8 @@ def byte_entropy() -> float:
 
 def _tensor(raw: bytes) -> Tensor:
     return torch.frombuffer(bytearray(raw), dtype=torch.uint8)
+
+
+def _bytes(document: Document) -> bytes:
+    assert not isinstance(document.content, Conversation)  # source code holds none
+    return "".join(chunks(document.content)).encode()
