@@ -136,7 +136,7 @@ def test_what_is_not_counted_is_named():
 def test_the_limits_of_the_kernels_have_not_moved():
     assert (attention.WIDTH, attention.MAX_HEAD_DIM) == (activations.ATTENTION_WIDTH, activations.ATTENTION_MOST_DIM)
     assert attention.MIN_SCORES == activations.ATTENTION_LEAST_SCORES
-    assert silu_gate.LEAST == activations.SILU_GATE_LEAST
+    assert silu_gate.MIN_NUMEL == activations.SILU_GATE_LEAST
     assert sdpa.SHORT == activations.SHORT_BFLOAT16
     assert cross_entropy.CHUNK_ELEMENTS == memory.CHUNK_ELEMENTS
 
