@@ -254,8 +254,8 @@ def test_it_ends_with_its_parent(tmp_path: Path) -> None:
         textwrap.dedent(
             f"""
             import os, pathlib, threading, time
-            from prenorm.checks import fork_server
-            from prenorm.checks.sandbox import Sandbox
+            from prenorm.checks.subject import fork_server
+            from prenorm.checks.subject.sandbox import Sandbox
             sandbox = Sandbox(pathlib.Path({str(tmp_path)!r}), seconds=100)
             ask = {load(tmp_path / "loop.py")!r}
             threading.Thread(target=sandbox.ask, args=(ask,), daemon=True).start()
