@@ -144,7 +144,7 @@ def test_a_sharded_model_is_saved_whole(mesh, tmp_path):
 
 # Run by each of two processes: RANK, a folder.
 TWO = f"""
-import sys, torch, torch.distributed as dist
+import gc, sys, torch, torch.distributed as dist
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -165,6 +165,9 @@ for part in (*module.model.layers, module):
     fully_shard(part, mesh=init_device_mesh("cpu", (2,)))
 trained(module, module, mine)
 module.model.save_pretrained(folder + "/fsdp")
+dist.barrier()  # a process that ends before the other has heard its last word aborts
+del ddp, module, model, part  # which have threads of the group's
+gc.collect()
 dist.destroy_process_group()
 """
 
