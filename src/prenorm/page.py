@@ -94,16 +94,16 @@ def page(title: str, sections: Sequence[Section], *, introduction: Sequence[Part
     parts = [part for section in [Section("", introduction), *sections] for part in section.parts]
     scripts = any(isinstance(part, Raw) and part.scripts for part in parts)
     policy = POLICY + ("; script-src 'unsafe-inline'" if scripts else "")
-    listed = "".join(f'<li><a href="#s{i}">{_text(one.title)}</a></li>' for i, one in enumerate(sections))
+    listed = "".join(f'<li><a href="#s{i}">{escaped(one.title)}</a></li>' for i, one in enumerate(sections))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8">'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<title>{_text(title)}</title><style>{STYLE}</style></head>\n<body><h1>{_text(title)}</h1>\n"
+        f"<title>{escaped(title)}</title><style>{STYLE}</style></head>\n<body><h1>{escaped(title)}</h1>\n"
         + "\n".join(map(_part, introduction))
         + (f"\n<nav><ul>{listed}</ul></nav>\n" if len(sections) > 1 else "\n")
         + "\n".join(
-            f'<section><h2 id="s{i}">{_text(one.title)}</h2>\n' + "\n".join(map(_part, one.parts)) + "</section>"
+            f'<section><h2 id="s{i}">{escaped(one.title)}</h2>\n' + "\n".join(map(_part, one.parts)) + "</section>"
             for i, one in enumerate(sections)
         )
         + "</body></html>\n"
@@ -158,10 +158,10 @@ def _part(part: Part) -> str:
 def _table(table: Table) -> str:
     by_column = list(zip(*table.rows, strict=True)) or [()] * len(table.columns)
     kinds = [' class="number"' if any(map(_is_number, cells)) else "" for cells in by_column]
-    head = "".join(f"<th{kind}>{_text(name)}</th>" for name, kind in zip(table.columns, kinds, strict=True))
+    head = "".join(f"<th{kind}>{escaped(name)}</th>" for name, kind in zip(table.columns, kinds, strict=True))
     rows = "".join(
         "<tr>"
-        + "".join(f"<td{kind}>{_text(_cell(cell))}</td>" for cell, kind in zip(row, kinds, strict=True))
+        + "".join(f"<td{kind}>{escaped(_cell(cell))}</td>" for cell, kind in zip(row, kinds, strict=True))
         + "</tr>"
         for row in table.rows
     )
@@ -188,7 +188,7 @@ def _cell(cell: object) -> object:
 def _figure(one: Picture) -> str:
     dark = f'<source media="screen and (prefers-color-scheme: dark)" srcset="{_data(one.dark)}">' if one.dark else ""
     caption = f"<figcaption>{_prose(one.caption)}</figcaption>" if one.caption else ""
-    return f'<figure><picture>{dark}<img alt="{_text(one.alt)}" src="{_data(one.png)}"></picture>{caption}</figure>'
+    return f'<figure><picture>{dark}<img alt="{escaped(one.alt)}" src="{_data(one.png)}"></picture>{caption}</figure>'
 
 
 def _data(png: bytes) -> str:
@@ -198,16 +198,16 @@ def _data(png: bytes) -> str:
 def _prose(text: str) -> str:
     """A paragraph with its code and its links."""
     pieces = re.split(r"(`[^`\n]+`|https?://[^\s<>\"'`]*[^\s<>\"'`.,;:!?)\]])", text)
-    return "".join(_code_or_link(piece) if i % 2 else _text(piece) for i, piece in enumerate(pieces))
+    return "".join(_code_or_link(piece) if i % 2 else escaped(piece) for i, piece in enumerate(pieces))
 
 
 def _code_or_link(piece: str) -> str:
     if piece.startswith("`"):
-        return f"<code>{_text(piece[1:-1])}</code>"
-    return f'<a href="{_text(piece)}">{_text(piece)}</a>'
+        return f"<code>{escaped(piece[1:-1])}</code>"
+    return f'<a href="{escaped(piece)}">{escaped(piece)}</a>'
 
 
-def _text(text: object) -> str:
+def escaped(text: object) -> str:
     """Text that a browser shows and never obeys; what UTF-8 or HTML cannot hold is shown as U+FFFD."""
     whole = str(text).encode("utf-8", "replace").decode()
     return html.escape(re.sub(r"[\x00-\x08\x0b\x0c\x0e-\x1f\x7f]", "\ufffd", whole))

@@ -49,7 +49,7 @@ def run(flags: ReportFlags) -> int:
         reached = [
             {
                 "run": one.name,
-                "steps": one.steps[-1]["step"] if one.steps else 0,
+                "steps": one.newest_step,
                 "finished": one.result is not None,
                 "eval_loss": (one.final or {}).get("eval_loss"),
             }

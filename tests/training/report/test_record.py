@@ -51,3 +51,12 @@ def test_a_broken_file_is_named(name, tmp_path):
     with pytest.raises(PrenormError, match=name) as caught:
         read_run(folder)
     assert isinstance(caught.value, CheckpointError)
+
+
+def test_a_finished_run_that_goes_on_has_no_final_score_yet(tmp_path):
+    folder = write_run(tmp_path / "run")
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps({"step": 5, "skipped": "the loss is nan"}) + "\n")
+    run = read_run(folder)
+    assert run.final is None
+    assert run.newest_step == 5

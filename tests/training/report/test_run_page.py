@@ -54,9 +54,9 @@ def test_settings_that_differ_come_first(tmp_path):
 
 
 def test_what_a_model_writes_is_shown_and_never_run(tmp_path):
-    text = run_page([read_run(write_run(tmp_path / "run", sample="</pre><script>alert(1)</script>\x07"))])
+    text = run_page([read_run(write_run(tmp_path / "run", sample="</pre><script>alert(1)</script>\x07\u00a0"))])
     assert "<script" not in text
-    assert "&lt;script&gt;alert(1)&lt;/script&gt;\ufffd" in text
+    assert "&lt;script&gt;alert(1)&lt;/script&gt;\ufffd\u00a0" in text
 
 
 def test_it_refers_to_no_other_file(tmp_path):

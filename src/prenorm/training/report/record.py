@@ -34,6 +34,11 @@ class RunRecord:
     data: list[str]
     kept: list[str]
 
+    @property
+    def newest_step(self) -> int:
+        """The last step that was taken or skipped; 0 before the first."""
+        return max((record["step"] for record in (*self.steps, *self.skipped)), default=0)
+
 
 def read_run(folder: Path) -> RunRecord:
     """The record of a run. Raises ConfigError for a folder that holds none, CheckpointError for a broken file."""
@@ -45,12 +50,14 @@ def read_run(folder: Path) -> RunRecord:
     records = read_metrics(folder / "metrics.jsonl")
     evaluations = [record for record in records if "eval_loss" in record]
     during = [record for record in evaluations if "all_text" not in record]
+    newest = max((record["step"] for record in records), default=0)  # a run that goes on has one of its earlier end
+    finals = [record for record in evaluations if "all_text" in record and record["step"] == newest]
     return RunRecord(
         name=str(folder),
         settings=read_toml(folder / "config.toml"),
         steps=[record for record in records if "loss" in record],
         evaluations=during,
-        final=next((record for record in reversed(evaluations) if "all_text" in record), None),
+        final=finals[-1] if finals else None,
         skipped=[record for record in records if "skipped" in record],
         samples=read_metrics(folder / "samples.jsonl"),
         result=_result(folder / "result.json"),

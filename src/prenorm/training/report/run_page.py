@@ -1,12 +1,11 @@
 """One page about one run, or about several side by side: losses, rates, speed, settings, samples, checkpoints, data."""
 
-import html
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from itertools import cycle
 from typing import Any
 
-from ...page import Part, Picture, Raw, Section, Table, page, picture
+from ...page import Part, Picture, Raw, Section, Table, escaped, page, picture
 from ..metrics import Record
 from ..picture import smoothed
 from .record import RunRecord
@@ -44,7 +43,7 @@ def _reached(runs: Sequence[RunRecord]) -> Table:
 
 def _figures(run: RunRecord) -> dict[str, object]:
     """What a run has reached, as it is told."""
-    result, last = run.result or {}, run.steps[-1]["step"] if run.steps else 0
+    result, last = run.result or {}, run.newest_step
     scored: Record = run.final or (run.evaluations[-1] if run.evaluations else {})
     of = "all held-out text" if run.final else f"the part that is looked at, step {scored.get('step', 0):,}"
     return {
@@ -172,15 +171,16 @@ def _shown(value: Any) -> str:
 def _samples(runs: Sequence[RunRecord]) -> Iterator[Part]:
     found = False
     for run in runs:
-        texts = [(f"step {one['step']:,}", one["prompt"], one["text"]) for one in _some(run.samples)]
+        texts = [(f"step {one['step']:,}", one.get("prompt", ""), one.get("text", "")) for one in _some(run.samples)]
         if run.result and "sample" in run.result:
-            texts.append(("at the end", run.result["prompt"], run.result["sample"]))
+            texts.append(("at the end", run.result.get("prompt", ""), run.result["sample"]))
         for when, prompt, text in texts:
             found = True
             head = f"{run.name}, {when}" if len(runs) > 1 else when
+            shown = f"<b>{escaped(prompt)}</b>{escaped(text)}"
             yield Raw(
-                f"<figure><figcaption>{html.escape(head)}</figcaption>"
-                f'<pre style="white-space:pre-wrap;margin:.3rem 0"><b>{_safe(prompt)}</b>{_safe(text)}</pre></figure>'
+                f"<figure><figcaption>{escaped(head)}</figcaption>"
+                f'<pre style="white-space:pre-wrap;margin:.3rem 0">{shown}</pre></figure>'
             )
     if not found:
         yield "There are none yet: a run writes one at its end, and `--sample-every N` one every N steps."
@@ -191,12 +191,6 @@ def _some(samples: Sequence[Record]) -> list[Record]:
     if len(samples) <= SHOWN_SAMPLES:
         return list(samples)
     return [samples[round(i * (len(samples) - 1) / (SHOWN_SAMPLES - 1))] for i in range(SHOWN_SAMPLES)]
-
-
-def _safe(text: object) -> str:
-    """Text that a browser shows and never obeys."""
-    printable = "".join(char if char.isprintable() or char in "\n\t" else "\ufffd" for char in str(text))
-    return html.escape(printable)
 
 
 def _checkpoints(runs: Sequence[RunRecord]) -> Part:
