@@ -1,5 +1,5 @@
-"""The pieces of decoding on a CPU by themselves: products, attention and the greedy choice, ours and PyTorch's, and
-short prompts, in one call and layer by layer: `make bench-decode`.
+"""The pieces of decoding on a CPU by themselves: products, attention and the greedy choice, ours and PyTorch's, short
+prompts, in one call and layer by layer, and what is looked at before a step of `stream`: `make bench-decode`.
 
 All run in turn (A B A B ...), some milliseconds at a time, over as many weights or caches as no cache of the processor
 holds; the table has medians of what ours reads, in GB/s, and how many times as long the other takes, with its lowest
@@ -8,7 +8,9 @@ and highest round: above 1 ours is faster.
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -29,6 +31,8 @@ CACHES = ((12, 12, 64), (32, 4, 64))  # heads, heads of keys and values, head_di
 BATCHES, KEYS = (1, 8), (64, 192, 1024)
 VOCAB = 32_000
 PROMPTS = (8, 16, 24, 32)  # tokens
+Runs = Sequence[Callable[[], Tensor]]
+LAYERS, LOOKS = (2, 12, 24), 200
 DTYPES = (torch.float32, torch.bfloat16)
 BYTES = 150_000_000  # of weights or caches, one after the other
 ROUNDS = 9
@@ -65,6 +69,10 @@ def main() -> None:
             for tokens in PROMPTS:
                 table.add_row(str(tokens), name(dtype), *prompt(model, tokens))
         console.print(table)
+        table = Table("layers", "the look before a step, µs", "lowest..highest")
+        for layers in LAYERS:
+            table.add_row(str(layers), *look(layers))
+        console.print(table)
     console.print(describe())
 
 
@@ -78,7 +86,7 @@ def product(rows: int, d_in: int, d_out: int, dtype: torch.dtype) -> list[str]:
     count = max(2, BYTES // (d_in * d_out * dtype.itemsize))
     weights = [torch.randn(d_out, d_in).to(dtype) for _ in range(count)]
     x = torch.randn(rows, d_in).to(dtype)
-    runs = [lambda w=w: skinny_linear(x, w, None) for w in weights], [lambda w=w: linear(x, w) for w in weights]
+    runs = [partial(skinny_linear, x, w, None) for w in weights], [partial(linear, x, w) for w in weights]
     return compared(runs, weights[0].nbytes)
 
 
@@ -89,11 +97,11 @@ def attention(batch: int, heads: int, groups: int, keys: int, head_dim: int, dty
     caches = [torch.randn(2, batch, groups, keys, head_dim).to(dtype) for _ in range(count)]
 
     def fused(cache: Tensor) -> Tensor:
-        return scaled_dot_product_attention(query, *cache, enable_gqa=heads != groups)
+        return scaled_dot_product_attention(query, cache[0], cache[1], enable_gqa=heads != groups)
 
     runs = (
-        [lambda c=c: decode_attention(query, *c, None) for c in caches],
-        [lambda c=c: fused(c) for c in caches],
+        [partial(decode_attention, query, c[0], c[1], None) for c in caches],
+        [partial(fused, c) for c in caches],
     )
     return compared(runs, caches[0].nbytes)
 
@@ -101,7 +109,7 @@ def attention(batch: int, heads: int, groups: int, keys: int, head_dim: int, dty
 def choice(rows: int, dtype: torch.dtype) -> list[str]:
     """One line of the third table."""
     logits = [torch.randn(rows, VOCAB).to(dtype) for _ in range(64)]
-    runs = [lambda x=x: argmax(x) for x in logits], [lambda x=x: x.argmax(-1) for x in logits]
+    runs = [partial(argmax, x) for x in logits], [partial(torch.argmax, x, -1) for x in logits]
     return compared(runs, logits[0].nbytes)
 
 
@@ -121,13 +129,28 @@ def prompt(model: TransformerLM, tokens: int) -> list[str]:
     return [f"{rate:.0f}", ratio, spread]
 
 
-def compared(runs: tuple[list[Callable[[], Tensor]], list[Callable[[], Tensor]]], read: int) -> list[str]:
+def look(layers: int) -> list[str]:
+    """Whether a model's parts and tensors are what they were, which `stream` asks before each step."""
+    model = TransformerLM(ModelConfig(VOCAB, 128, layers, 4, d_ff=256, max_seq_len=64)).eval()
+    token_ids, cache = torch.zeros(1, 1, dtype=torch.int64), model.make_cache(1, 64)
+    decoder: Any = model._decoder()
+    seconds = []
+    for _ in range(ROUNDS + 1):
+        start = time.perf_counter()
+        for _ in range(LOOKS):
+            decoder._look(token_ids, cache)
+        seconds.append((time.perf_counter() - start) / LOOKS)
+    micros = [1e6 * one for one in seconds[1:]]
+    return [f"{statistics.median(micros):.1f}", f"{min(micros):.1f}..{max(micros):.1f}"]
+
+
+def compared(runs: tuple[Runs, Runs], read: int) -> list[str]:
     """Gigabytes a second of the first, how many times as long the second takes, and from where to where."""
     rate, ratio, spread = in_turn(runs, read)
     return [f"{rate / 1e9:.1f}", ratio, spread]
 
 
-def in_turn(runs: tuple[list[Callable[[], Tensor]], list[Callable[[], Tensor]]], count: int) -> tuple[float, str, str]:
+def in_turn(runs: tuple[Runs, Runs], count: int) -> tuple[float, str, str]:
     """How many of what `count` counts in a run the first does a second, and how the second's time compares."""
     taken: list[list[float]] = [[], []]
     for _ in range(ROUNDS + 1):

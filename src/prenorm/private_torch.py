@@ -6,7 +6,7 @@ ImportError that says which; those that we can do without say what stands in for
 """
 
 import pkgutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -71,6 +71,30 @@ def onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """x W^T + b by oneDNN. PyTorch's public functions take MKL for float32."""
     product: Tensor = torch.ops.mkldnn._linear_pointwise(x, weight, bias, "none", [], "")
     return product
+
+
+def layout_check(tensors: Sequence[Tensor]) -> Callable[[Sequence[Any]], bool]:
+    """A function that says whether other objects are tensors of these classes, dtypes, shapes and strides, in order.
+
+    One call of torch.compile's guards answers it for all of them. They refuse a tensor that is there twice; then, and
+    where they are missing, each tensor is asked.
+    """
+    try:
+        guards = pkgutil.resolve_name("torch._C._dynamo.guards.TensorGuards")
+        check = guards(*tensors, dynamic_dims_sizes=None, dynamic_dims_strides=None).check
+        if check(*tensors):
+            return lambda others: check(*others)
+    except (ImportError, AttributeError, TypeError, RuntimeError):
+        pass
+    known = _layouts(tensors)
+    return lambda others: _layouts(others) == known
+
+
+def _layouts(tensors: Sequence[Any]) -> list[Any]:
+    return [
+        isinstance(one, Tensor) and (type(one), one.dtype, one.device, one.shape, one.stride(), one.is_neg())
+        for one in tensors
+    ]
 
 
 def has_static_size(size: Any) -> bool:

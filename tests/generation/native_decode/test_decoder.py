@@ -1,6 +1,8 @@
 """A decoding step in one kernel call equals the model's, and is not used where it does not apply."""
 
 import copy
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +24,7 @@ from ...oracle.tolerance import array, assert_accurate
 pytestmark = pytest.mark.skipif(bool(native.unavailable_reason()), reason="this machine has no C++ compiler")
 
 VOCAB, MAX = 131, 48
-KINDS = {
+KINDS: dict[str, Any] = {
     "plain": {},
     "grouped, with biases": {"num_kv_heads": 2, "qkv_bias": True, "o_bias": True},
     "many queries a group": {"num_heads": 10, "num_kv_heads": 1, "head_dim": 32},
@@ -290,6 +292,69 @@ def test_it_is_not_used_for_modified_or_foreign_modules(what, when):
     ours, theirs, ran = both.step()
     assert not ran
     alike(ours, theirs)
+
+
+def bias_of(name: str, value: float | None) -> Callable[[Any], None]:
+    """A change of the model: this layer has this bias, or none."""
+
+    def change(made: Any) -> None:
+        layer = made.get_submodule(name)
+        layer.bias = None if value is None else nn.Parameter(torch.full((layer.out_features,), value))
+
+    return change
+
+
+BIASES = {
+    "of queries": (bias_of("layers.1.attn.q_proj", 3.0), True),
+    "of values, gone": (bias_of("layers.1.attn.v_proj", None), True),
+    "of the output": (bias_of("layers.0.attn.o_proj", 3.0), True),
+    "of the gate": (bias_of("layers.0.ffn.gate_proj", 3.0), False),
+    "of the feed-forward": (bias_of("layers.1.ffn.down_proj", 3.0), False),
+    "of the head": (bias_of("lm_head", 3.0), False),
+}
+
+
+@pytest.mark.parametrize("when", ["before", "in between"])
+@pytest.mark.parametrize("what", BIASES)
+def test_biases_that_come_and_go_are_seen(what, when):
+    made = randomise(model(qkv_bias=what == "of values, gone"), seed=3)
+    change, supported = BIASES[what]
+    both, plain = Beside(made), Beside(copy.deepcopy(made)).step()[0]
+    if when == "before":
+        change(made)
+        both = Beside(made)
+    else:
+        assert both.step()[2]
+        change(made)
+    ours, theirs, ran = both.step()
+    assert ran == supported
+    alike(ours, theirs)
+    assert (ours - plain).abs().max() > 1e-3  # it matters
+
+
+def test_keys_that_the_caller_puts_in_the_place_of_others_are_read():
+    both = Beside(model())
+    for _ in range(2):
+        assert both.step()[2]
+        for cache in both.caches:
+            cache[1].values = cache[1].values * 2
+    ours, theirs, ran = both.step()
+    assert ran
+    alike(ours, theirs)
+
+
+def test_the_next_cache_is_looked_at_even_if_no_other_code_runs_between_steps():
+    made = model(window=9)
+    taken = made._decoder(exclusive=True)
+    token_ids = integers(1, 1, limit=VOCAB)
+    with torch.inference_mode():
+        for options in ({}, {"rewind": 3}, {}):
+            cache, other = (made.make_cache(1, MAX, **options) for _ in range(2))
+            for _ in range(2):
+                ours = taken(token_ids, segment_ids=None, cache=cache)
+                alike(ours, made._next_logits(token_ids, segment_ids=None, cache=other))
+            assert cache.lengths.tolist() == [2]
+            alike(cache[1].keys[:, :, :2], other[1].keys[:, :, :2])
 
 
 ATTRIBUTES = {  # seen where a generation begins

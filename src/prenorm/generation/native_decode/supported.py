@@ -84,6 +84,9 @@ def sizes_of(model: LanguageModel) -> Sizes | None:
         return None
     if not has_classic_layers(model.config) or getattr(model.embedding, "scale", 1) != 1:
         return None
+    head = model.lm_head
+    if head is not None and (type(head) not in (Linear, QuantizedLinear) or head.bias is not None):
+        return None
     for block in cast("list[TransformerBlock]", list(model.layers)):
         if type(block) not in (TransformerBlock, PreNormBlock) or any(
             type(operator.attrgetter(name)(block)) not in expected for name, expected in CLASSES.items()
