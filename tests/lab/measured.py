@@ -52,7 +52,8 @@ def browser_says(page, folder, width=400):
       width: innerWidth, scroll: document.documentElement.scrollWidth,
       images: [...document.images].map((one) => one.naturalWidth), errors: window.errors,
       plots: document.querySelectorAll(".js-plotly-plot .main-svg").length,
-      cells: [...document.querySelectorAll(".heatmaplayer image")].length};
+      cells: [...document.querySelectorAll(".heatmaplayer image")].length,
+      maps: [...document.querySelectorAll(".js-plotly-plot")].map((plot) => plot.data.map(({z, text}) => ({z, text})))};
       document.title = "facts" + JSON.stringify(facts) + "end"; });</script>"""
     watch = '<script>window.errors = []; addEventListener("error", (one) => errors.push(one.message), true);</script>'
     copy = folder / "copy.html"

@@ -101,12 +101,18 @@ def test_the_page_draws_itself_in_a_browser_and_its_texts_are_texts(tmp_path, ru
     prompt = "</script><b>é\n"
     ids = tokenizer.encode(prompt).ids
     out = tmp_path / "out"
-    record = attention_page.write_attention(out, "a <model>", prompt, look(model(), ids), ids, tokenizer)
+    shown = look(model(), ids)
+    record = attention_page.write_attention(out, "a <model>", prompt, shown, ids, tokenizer)
     assert record == json.loads((out / "attention.json").read_text())
     assert "".join(record["tokens"][:10]) == "<|endoftext|></script>"
     with (out / "attention.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["token"] for row in rows] == record["tokens"] * 4
+    for row, likeliest, probability in zip(
+        rows, shown.choices.flatten(0, 1), shown.probabilities.flatten(0, 1), strict=True
+    ):
+        assert row["likeliest"] == attention_page._token(tokenizer, int(likeliest[0]))
+        assert float(row["probability"]) == float(probability[0])
     text = (out / "attention.html").read_text()
     assert len(re.findall(r"plotly\.js v\d", text)) == 1
     assert len(text.encode()) < 20e6
@@ -116,6 +122,15 @@ def test_the_page_draws_itself_in_a_browser_and_its_texts_are_texts(tmp_path, ru
     assert facts["errors"] == []
     assert facts["cells"] == 4 + 2  # a heatmap a head, one of the stream and one of the lens
     assert facts["scroll"] <= facts["width"]
+    attention, (stream,), (lens,) = facts["maps"]
+    for head, drawn in enumerate(attention):  # of the first layer: a query a row
+        for q, row in enumerate(drawn["z"]):
+            np.testing.assert_allclose(row[: q + 1], shown.weights[0, head, q, : q + 1], atol=1e-5)
+            assert row[q + 1 :] == [None] * (len(ids) - q - 1)
+            assert f"head {head + 1}<br>query {q}: " in drawn["text"][q][0]
+            assert drawn["text"][q][0].endswith(f"weight {row[0]:.4f}")
+    np.testing.assert_allclose(stream["z"], shown.stream_rms.log10(), atol=1e-5)
+    np.testing.assert_allclose(lens["z"], shown.probabilities[:, :, 0], atol=1e-6)
 
 
 def test_a_page_that_would_be_too_large_is_refused_and_smaller_numbers_are_tried_first(run_folder, monkeypatch):

@@ -15,6 +15,13 @@ def test_the_interval_is_students():
     assert interval([0.0, 0.0]) == (0.0, 0.0, 0.0, 2)
 
 
+def test_a_value_that_is_no_number_leaves_none():
+    for values in ([1.0, math.nan], [math.nan] * 3, [math.inf, 1.0]):
+        found = interval(values)
+        assert all(map(math.isnan, found[:3]))
+        assert Finding(Claim("", "", -math.inf, math.inf), found).verdict == "cannot tell"
+
+
 def test_one_seed_has_no_interval_and_proves_nothing():
     found = interval([5.0])
     assert (found.mean, found.low, found.high) == (5.0, -math.inf, math.inf)

@@ -51,5 +51,12 @@ def test_rows_are_pieces_of_the_text_up_to_its_end():
     assert {tuple(row.tolist()) for row in rows} == {tuple(range(9)), tuple(range(1, 10))}
 
 
+def test_the_loss_of_frequencies_alone_is_that_of_the_held_out_text_by_the_others_frequencies(monkeypatch):
+    seen, heldout = (torch.frombuffer(bytearray(one), dtype=torch.uint8) for one in (b"aaab", b"abbbbc"))
+    monkeypatch.setattr(text, "python_text", lambda: text.Text(seen, heldout, ""))
+    a, b, c = (math.log(260 / (count + 1)) for count in (3, 1, 0))  # 4 bytes, and one more of each of 256
+    assert text.byte_entropy() == pytest.approx((a + 4 * b + c) / 6)
+
+
 def test_the_loss_of_frequencies_alone_lies_between_none_and_all_alike():
     assert 2.5 < text.byte_entropy() < math.log(256) / 1.3

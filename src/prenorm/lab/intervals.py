@@ -27,8 +27,10 @@ class Interval(NamedTuple):
 
 
 def interval(values: Numbers) -> Interval:
-    """The mean and its interval by Student's t. A single value has an interval without ends."""
+    """The mean and its interval by Student's t. A single value has an interval without ends, and NaN has none."""
     mean = statistics.fmean(values)
+    if not math.isfinite(mean):
+        return Interval(math.nan, math.nan, math.nan, len(values))
     if len(values) < 2:
         return Interval(mean, -math.inf, math.inf, len(values))
     t = T_95[min(len(values) - 1, len(T_95)) - 1]

@@ -120,7 +120,7 @@ def test_gradients_and_the_first_step_are_those_of_small_differences():
     before, step = model(rows[:, :-1], hidden=True), 1e-6
     with torch.no_grad():
         for one, gradient in zip(matrices, gradients, strict=True):
-            one -= step * gradient
+            one.sub_(step * gradient)
         moved = (model(rows[:, :-1], hidden=True) - before).norm() / step
     assert found["update"] == pytest.approx(moved.item(), rel=1e-4)
     assert initialisation._finite(torch.tensor(math.inf)) is None

@@ -1,5 +1,6 @@
 """The measurements of untrained models, put together over seeds, depths and layers."""
 
+import math
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -41,14 +42,14 @@ class Initial:
         return None if None in found else interval([one for one in found if one is not None])
 
     def over_layers(self, variant: str, start: str, of: OfLayers, statistic: Callable[..., float]) -> Any:
-        """A statistic of (layers, values) in the deepest model, over seeds; None where a value is not finite."""
+        """A statistic of (layers, values) in the deepest model, over seeds; None where one is not finite."""
         found = []
         for seed in self.scale.seeds:
             values = of(self.one(variant, start, self.deepest, seed))
             if None in values:
                 return None
             found.append(statistic(range(len(values)), values))
-        return interval(found)
+        return interval(found) if all(map(math.isfinite, found)) else None
 
     def lines(self, start: str, of: Of) -> dict[str, Any]:
         """Over depth, for each variant."""

@@ -158,7 +158,8 @@ def _stream(initial: Initial) -> Chapter:
         return [None if one is None or first is None else one**2 - first**2 for one in others]
 
     def growth(layers: Numbers, values: Numbers) -> float:
-        return exponent([layer + 1 for layer in layers], values) or math.nan
+        found = exponent([layer + 1 for layer in layers], values)
+        return math.nan if found is None else found
 
     def end(record: Record) -> float | None:
         return record["activation"][-1]
