@@ -21,6 +21,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -77,12 +78,12 @@ def calls() -> dict[str, Callable[[], Any]]:
 
     from prenorm import EncoderDecoder, EncoderDecoderConfig, ModelConfig, TransformerBlock, TransformerLM
 
-    made: dict[str, Callable[[], Any]] = {}
+    made: dict[str, Any] = {}
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(97, (3, 40), generator=generator)
     rows = torch.tensor([[0] * 40, [-1] * 9 + [0] * 31, [0] * 3 + [-1] * 37])
     packed = torch.tensor([[0] * 11 + [1] * 20 + [0] * 9, [4] * 40, [-1] * 5 + [2] * 30 + [-1] * 5])
-    kinds = {
+    kinds: dict[str, dict[str, Any]] = {
         "plain": {},
         "window": {"window": 7, "num_kv_heads": 2},
         "every option": {"qk_norm": True, "qkv_bias": True, "o_bias": True, "rope_interleaved": True},
@@ -97,6 +98,12 @@ def calls() -> dict[str, Callable[[], Any]]:
         loss.backward()
         return [parameter.grad for parameter in model.parameters()]
 
+    def of_block(block: Any, x: Any) -> Any:
+        return [block(x), block(x, segment_ids=packed)]
+
+    def masked_block(block: Any, x: Any) -> Any:
+        return block(x, mask=torch.rand(40, 40) > 2)
+
     for dtype in ("float64", "float32", "bfloat16"):
         torch.manual_seed(1)
         for kind, options in kinds.items():
@@ -110,8 +117,8 @@ def calls() -> dict[str, Callable[[], Any]]:
                 f"packed, {name}": lambda model=model: model(ids, segment_ids=packed),
                 f"positions, {name}": lambda model=model: model(ids, torch.arange(40) * 3),
                 f"gradients, {name}": lambda model=model: gradients(model, model.loss(ids[:, :-1], ids[:, 1:])),
-                f"block, {name}": lambda block=block, x=x: [block(x), block(x, segment_ids=packed)],
-                f"block, mask, {name}": lambda block=block, x=x: block(x, mask=torch.rand(40, 40) > 2),
+                f"block, {name}": partial(of_block, block, x),
+                f"block, mask, {name}": partial(masked_block, block, x),
             }
             for grad in (True, False):
 
@@ -205,7 +212,11 @@ def steps_of(model: str) -> Callable[[], Any]:
     trainer = Trainer(config, data, choose_device(config), Display(quiet=True))
     trainer.compile(0)
     numbers = itertools.count(1)
-    return lambda folder=folder: trainer.step(next(numbers))
+
+    def step(folder: Any = folder) -> Any:  # which must outlive this function: the text is in it
+        return trainer.step(next(numbers))
+
+    return step
 
 
 def compare_bits(old: Path) -> bool:
@@ -265,7 +276,8 @@ def ragged(rounds: int = 9, new: int = 48) -> None:
         model = TransformerLM(config, dtype=torch.float64).eval()
         ids = torch.randint(256, (4, 64), generator=torch.Generator().manual_seed(0))
         marks = torch.tensor([[-1] * (2 * row) + [0] * (64 - 2 * row) for row in range(4)])
-        token, seconds = ids[:, :1], {"equal": [], "ragged": []}
+        token = ids[:, :1]
+        seconds: dict[str, list[float]] = {"equal": [], "ragged": []}
         for round_ in range(rounds + 1):
             for name, options in (("equal", {}), ("ragged", {"segment_ids": marks})):
                 cache = model.make_cache(4, 64 + new)

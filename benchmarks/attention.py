@@ -66,8 +66,8 @@ def main() -> None:
     if only != "first":
         title = "bfloat16, two documents a row, forward and backward, compiled"
         table = Table("batch heads seq head_dim", "fused ms", "blocked ms", "ratio", "lowest..highest", title=title)
-        for shape in BLOCKED:
-            table.add_row(" ".join(map(str, shape)), *blocked(shape))
+        for sizes in BLOCKED:
+            table.add_row(" ".join(map(str, sizes)), *blocked(sizes))
         console.print(table)
     rates = ", ".join(f"{product_rate(dtype):.0f} GFLOP/s in {name(dtype)}" for dtype in DTYPES)
     console.print(f"{describe()}. A product of 2048 x 1024 x 1024: {rates}.")

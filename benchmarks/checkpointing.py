@@ -12,6 +12,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import torch
 from rich.console import Console
@@ -58,7 +59,7 @@ def main() -> None:
         flags.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def measure(depth: int) -> list[dict]:
+def measure(depth: int) -> list[dict[str, Any]]:
     """The rows of one depth: a plain one, then the others."""
     encoder, x = build(depth)
     seconds: dict[str, list[float]] = {mode: [] for mode in MODES}

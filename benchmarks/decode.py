@@ -104,7 +104,7 @@ def measure(cell: str, ours: TransformerLM, theirs: Any) -> dict[str, Any]:
 
 def by_layer(model: TransformerLM, prompts: torch.Tensor, new: int) -> list[list[int]]:
     """What ours writes where no kernel takes a whole step: each layer by itself, with the kernels that these have."""
-    return decoding.generate(
+    replies: list[list[int]] = decoding.generate(  # type: ignore[assignment]  # no logprobs
         model._next_logits,
         model.make_cache,
         prompts,
@@ -113,6 +113,7 @@ def by_layer(model: TransformerLM, prompts: torch.Tensor, new: int) -> list[list
         max_new_tokens=new,
         temperature=0,
     )
+    return replies
 
 
 def written(model: Any, prompts: torch.Tensor, new: int) -> list[list[int]]:

@@ -19,7 +19,7 @@ class LlamaCpp:
         llama_cpp.llama_log_set(self.silent, None)
         self.c, self.file, self.vocab_size, self.threads = llama_cpp, file, vocab_size, threads
         self.model = llama_cpp.llama_model_load_from_file(str(file).encode(), llama_cpp.llama_model_default_params())
-        self.context = None
+        self.context: Any = None
 
     def version(self) -> str:
         """Of the package, and what of the processor it was built to use."""

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch.distributed._tools.mem_tracker import MemTracker
@@ -55,9 +56,10 @@ def main() -> None:
         flags.json.write_text(json.dumps(rows, indent=2) + "\n")
 
 
-def measure(model: str, way: str) -> dict:
+def measure(model: str, way: str) -> dict[str, Any]:
     """A row of the table."""
     config, batch, context = MODELS[model]
+    dtype: Any
     dtype, every = WAYS[way]
     counted = {
         watched: peak(

@@ -89,7 +89,7 @@ def bits_per_byte(run: Path) -> dict[str, float]:
     )
     made = TransformerLM.from_pretrained(run)
     models = {"as saved": made, **{kind: copy.deepcopy(made).quantize(kind) for kind in KINDS[1:]}}
-    losses = {
+    losses: dict[str, Any] = {
         kind: heldout_loss(one, batches, Device(torch.device("cpu"), torch.float32)) for kind, one in models.items()
     }
     return {kind: data.heldout_text.bits_per_byte(loss, data.heldout.num_targets) for kind, loss in losses.items()}
@@ -111,7 +111,8 @@ def main() -> None:
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="what prenorm train left: bits per byte instead")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
     options = parser.parse_args()
-    console, machine, numbers = Console(width=110), describe(), {}
+    console, machine = Console(width=110), describe()
+    numbers: dict[str, Any] = {}
     if options.run is None:
         refuse_while_busy()
         wanted = [options.only] if options.only else [cell for cell in CELLS if options.large or "1.1B" not in cell]

@@ -16,6 +16,7 @@ model makes of them. One date in twenty is held out, in every language.
 runs/dates then has accuracy.png (the learning curve), metrics.jsonl and the model.
 """
 
+import io
 import math
 import random
 import sys
@@ -25,7 +26,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 import tyro
@@ -79,7 +80,8 @@ class Flags:
 def main(argv: Sequence[str] | None = None) -> int:
     """Train or ask. Gives the exit code: 0, or 2 for bad usage."""
     flags = tyro.cli(Flags, prog="dates.py", args=argv)
-    sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show every script still gets the others
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that cannot show every script still gets the others
     hold_on_to_memory()
     try:
         if flags.ask:
@@ -136,7 +138,7 @@ def decode(token_ids: Sequence[int]) -> str:
 
 def make_model(d_model: int) -> EncoderDecoder:
     """A model of bytes. Two blocks that read and one that writes do as well as more of them, in less time."""
-    sizes = {"d_model": d_model, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 4}
+    sizes: dict[str, Any] = {"d_model": d_model, "num_layers": 2, "num_decoder_layers": 1, "num_heads": 4}
     model = EncoderDecoder(EncoderDecoderConfig(vocab_size=258, start_token_id=START, dropout=0.0, **sizes))
     model.eos_token_ids = (END,)
     return model

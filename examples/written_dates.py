@@ -5,7 +5,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from datetime import date, timedelta
 from itertools import islice
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from babel import Locale, localedata
 from babel.core import get_global
@@ -15,7 +15,7 @@ from babel.languages import get_official_languages
 from prenorm.training.data.split import held_out
 
 FIRST_DAY, LAST_DAY = date(1900, 1, 1), date(2099, 12, 31)
-FORMATS = ("full", "long", "medium", "short")
+FORMATS: tuple[Any, ...] = ("full", "long", "medium", "short")
 
 # Babel writes 0 to 9. These are the zeros of the other digits that CLDR gives some locales; 1 to 9 follow each of them.
 ZEROS = {

@@ -14,6 +14,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from prenorm.kernels.cpu import build
@@ -128,8 +129,8 @@ def _of_the_compiler(name: str) -> str:
 
 SETS = (*build.SHIPPED, "x86-64")
 PARTS: dict[str, Callable[[Path], bool]] = {
-    **{isa: lambda scratch, isa=isa: passes(isa, (), scratch) for isa in SETS},
-    **{f"{isa}+sanitizers": lambda scratch, isa=isa: passes(isa, SANITIZERS, scratch) for isa in SETS},
+    **{isa: partial(passes, isa, ()) for isa in SETS},
+    **{f"{isa}+sanitizers": partial(passes, isa, SANITIZERS) for isa in SETS},
     "threads": has_no_races,
     "aarch64": passes_on_aarch64,
 }

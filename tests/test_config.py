@@ -2,6 +2,7 @@ import dataclasses
 import json
 import math
 import re
+from typing import Any, cast
 
 import pytest
 from hypothesis import assume, given
@@ -86,7 +87,7 @@ def test_d_ff_is_eight_thirds_of_the_width_rounded_up_to_64(half):
 
 def test_a_config_cannot_be_changed_afterwards():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        ModelConfig(**GOOD).d_model = 96
+        cast(Any, ModelConfig(**GOOD)).d_model = 96
 
 
 BAD = [
@@ -252,7 +253,7 @@ def test_an_encoder_decoders_size_of_none_is_filled_in(name):
 
 def test_an_encoder_decoders_config_cannot_be_changed_afterwards():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        EncoderDecoderConfig(**GOOD).d_model = 96
+        cast(Any, EncoderDecoderConfig(**GOOD)).d_model = 96
 
 
 BAD_PAIRS = [

@@ -1,5 +1,7 @@
 """Derivatives beyond first gradients: second derivatives, torch.func, forward mode; for every op and backend."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -53,7 +55,7 @@ def attend(q, k, v, mask=None, **options):
 
 
 # Shapes that kernels take: head_dim of 16 and 4,096 scores, 2**15 numbers of a gate, many rows of a product.
-OPS = {
+OPS: dict[str, Any] = {
     "linear": (lambda x, w: F.linear(x, w), [(64, 48), (32, 48)]),
     "rms_norm": (lambda x, w: F.rms_norm(x, w), [(5, 48), (48,)]),
     "layer_norm": (lambda x, w, b: F.layer_norm(x, w, b), [(5, 48), (48,), (48,)]),
@@ -114,7 +116,7 @@ def test_under_torch_func_and_forward_mode_every_op_is_its_formula_with_the_righ
         first = torch.autograd.grad(op(*held).sum(), held)
     backends._record = []
     try:
-        _, slope = jvp(lambda *given: op(*given).sum(), tuple(leaves), tuple(directions))
+        slope = jvp(lambda *given: op(*given).sum(), tuple(leaves), tuple(directions))[1]
         found = grad(lambda *given: op(*given).sum(), argnums=tuple(range(len(leaves))))(*leaves)
         rows = vmap(op)(*(torch.stack([x, x]) for x in leaves))
         assert {choice.runs for choice in backends._record} <= {"formula"}
@@ -167,7 +169,7 @@ def test_compiled_kernels_say_that_they_have_no_second_derivative(name):
 
 # One without a kernel in C++ included: the attention that compiled code has in bfloat16 on other processors.
 BLOCKED = lambda q, k, v: blocked_attention(q, k, v, None, causal=True)  # noqa: E731
-GRAPHS = OPS | {"blocked attention": (BLOCKED, [(1, 2, 160, 16)] * 3)}
+GRAPHS: Any = OPS | {"blocked attention": (BLOCKED, [(1, 2, 160, 16)] * 3)}
 
 
 @pytest.mark.sampled(4)
@@ -230,7 +232,7 @@ def test_the_slope_of_the_loss_in_forward_mode_is_that_of_its_gradient():
     def loss(params):
         return functional_call(module, params, (ids, targets))
 
-    _, slope = jvp(loss, (params,), (params,))
+    slope = jvp(loss, (params,), (params,))[1]
     torch.testing.assert_close(slope, sum((g * params[name]).sum() for name, g in grad(loss)(params).items()))
 
 

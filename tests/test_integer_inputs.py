@@ -1,5 +1,7 @@
 """Integer tensors in public calls: all accept the same dtypes and refuse others with the same message."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -49,7 +51,7 @@ def decoded(target_ids=ZEROS, segment_ids=None):
 
 
 # What messages call it: a call that takes it, and a good value.
-INPUTS = {
+INPUTS: dict[str, Any] = {
     "Embedding": ("token ids", Embedding(11, 8), IDS),
     "LM": ("token ids", LM, IDS),
     "LM, cached": ("token ids", lambda ids: LM(ids, cache=LM.make_cache(2, 8)), IDS),
@@ -151,7 +153,7 @@ def test_ids_on_another_device_are_refused_with_both_devices():
 
 
 # Numbers that decoding reads in Python: lists, arrays, tensors.
-FORMS = {
+FORMS: dict[str, Any] = {
     "lists": lambda ids: ids,
     "tensors": lambda ids: [torch.tensor(row) for row in ids],
     "a tensor": torch.tensor,
@@ -197,12 +199,13 @@ BAD_IDS += [
 
 @pytest.mark.parametrize("bad", BAD_IDS, ids=str)
 def test_what_is_no_row_of_ids_is_refused_by_name(bad):
-    for name, call in {
+    calls: dict[str, Any] = {
         "prompt": LM.generate,
         "source": SEQ2SEQ.generate,
         "row": pad,
         "stop sequence": lambda bad: LM.generate([[1]], max_new_tokens=4, stop=bad),
-    }.items():
+    }
+    for name, call in calls.items():
         with pytest.raises(ConfigError, match=rf"^{name}( \d)? must be"):
             call(bad)
     with pytest.raises(ConfigError, match=r"^eos_token_id must be"):
@@ -262,4 +265,5 @@ def test_targets_outside_the_vocabulary_are_refused_and_ignored_ones_are_not():
 
 
 def test_a_cache_is_made_of_the_same_layers_in_any_form():
-    assert isinstance(LM.make_cache(np.int64(2), np.int64(8)), KVCache)
+    sizes: Any = (np.int64(2), np.int64(8))
+    assert isinstance(LM.make_cache(*sizes), KVCache)

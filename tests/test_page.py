@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 import pytest
 
 from prenorm.errors import ConfigError
-from prenorm.page import Picture, Raw, Section, Table, page, picture
+from prenorm.page import Part, Picture, Raw, Section, Table, page, picture
 
 HOSTILE = "<script>alert(1)</script> & \"quoted\" 'too' \0 \ud800"
 
@@ -33,7 +33,7 @@ class Reader(HTMLParser):
 
 
 def test_what_was_given_is_shown_and_never_obeyed_whatever_part_it_is_in():
-    parts = [HOSTILE, Table((HOSTILE,), [(HOSTILE,)], HOSTILE), Picture(b"png", HOSTILE, caption=HOSTILE)]
+    parts: list[Part] = [HOSTILE, Table((HOSTILE,), [(HOSTILE,)], HOSTILE), Picture(b"png", HOSTILE, caption=HOSTILE)]
     text = page(HOSTILE, [Section(HOSTILE, parts), Section("b", [])], introduction=[HOSTILE])
     text.encode()
     found = Reader(text)
@@ -46,7 +46,7 @@ def test_what_was_given_is_shown_and_never_obeyed_whatever_part_it_is_in():
 
 
 def test_nothing_is_fetched_and_scripts_run_only_where_a_part_has_them():
-    parts = ["See https://arxiv.org/abs/2002.04745.", Picture(b"a", "b", b"c")]
+    parts: list[Part] = ["See https://arxiv.org/abs/2002.04745.", Picture(b"a", "b", b"c")]
     found = Reader(page("t", [Section("s", parts)]))
     loads = [attrs[name] for _, attrs in found.tags for name in ("src", "srcset") if name in attrs]
     assert loads

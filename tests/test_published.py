@@ -1,3 +1,5 @@
+from typing import Any
+
 import pytest
 
 from prenorm import ModelConfig, TransformerLM
@@ -29,6 +31,7 @@ def test_what_our_blocks_cannot_express_is_for_its_costs_alone(name):
 
 
 def test_an_unknown_preset_is_refused_with_the_names(shapes_unchecked):
-    for name in ("llama-9", None, ["gpt2"]):
+    names: Any = ("llama-9", None, ["gpt2"])
+    for name in names:
         with pytest.raises(ConfigError, match=r"a model preset must be one of .*llama-3-8b"):
             ModelConfig.preset(name)

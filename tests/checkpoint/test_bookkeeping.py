@@ -1,6 +1,7 @@
 """Every key that is passed over, on tiny models of transformers: each opens with it, with the same logits."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from .examples import config
 from .families import FAMILIES as OTHERS
 from .families import fields_of as fields_of_family
 
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "llama": {},
     "mistral": {"window": 5},
     "qwen2": {"qkv_bias": True},

@@ -1,6 +1,7 @@
 import json
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from prenorm.errors import CheckpointError, ConfigError
 from ..oracle.inputs import integers, randomise
 from .examples import equal, without_manifest
 
-VARIANTS = (
+VARIANTS: tuple[Any, ...] = (
     {},
     {"positions": "learned", "num_decoder_layers": 3},
     {"tie_embeddings": False, "target_vocab_size": 7, "start_token_id": 2, "eps": 1e-3},

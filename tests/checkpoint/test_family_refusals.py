@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -252,7 +253,7 @@ def test_activations_are_those_of_the_same_name(name):
 @pytest.mark.parametrize("model_type", [name for name in LAYOUTS if name != "prenorm"])
 def test_absent_keys_mean_what_each_config_class_says(model_type):
     """Sizes that the class would have; everything else is absent here, and there."""
-    sizes = {"vocab_size": 61, "hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 3}
+    sizes: dict[str, Any] = {"vocab_size": 61, "hidden_size": 64, "intermediate_size": 40, "num_hidden_layers": 3}
     sizes |= {"num_attention_heads": 32, "head_dim": 4, "bos_token_id": None, "pad_token_id": None}
     if model_type in ("gpt2", "gpt_neox"):
         sizes = {**sizes, "hidden_size": 256, "head_dim": None}

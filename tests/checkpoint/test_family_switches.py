@@ -2,6 +2,7 @@
 
 import copy
 import re
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ def theirs(fields):
 def test_no_value_of_a_key_is_silently_another_number(name):
     model_type = FAMILIES[name][0]
     keys = {*LAYOUTS[model_type].keys, *FURTHER} - {"max_position_embeddings", "eos_token_id"}
-    changes = [{key: value} for key in sorted(keys) for value in VALUES]
+    changes: list[dict[str, Any]] = [{key: value} for key in sorted(keys) for value in VALUES]
     changes += [{key: value} for key in ("rope_scaling", "rope_parameters") for value in ROPES]
     ids, opened = torch.randint(3, 61, (1, 90), generator=torch.Generator().manual_seed(1)), 0
     for change in changes:

@@ -1,13 +1,13 @@
 """GGUF files, read back with gguf's reader, and with llama.cpp where it is installed."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from prenorm import ModelConfig, RopeScaling, TransformerLM
-from prenorm.checkpoint import gguf as ours
 from prenorm.checkpoint.gguf import write_gguf
 from prenorm.checkpoint.gguf_tokenizer import LLAMA_3, NEAREST, QWEN_2, vocabulary_of
 from prenorm.errors import CheckpointError, ConfigError
@@ -19,7 +19,7 @@ gguf = pytest.importorskip("gguf")
 TEXT = "def main(x):\n    return x + 123456  # naïve 世界\n\n\nclass Test:\n    pass\n"
 TOKENIZER = train_tokenizer([TEXT], 300)
 SIZE = TOKENIZER.get_vocab_size() + 3  # more rows than tokens
-MODELS = {
+MODELS: dict[str, Any] = {
     "llama": {},
     "tied": {"tie_embeddings": True},
     "odd heads": {"head_dim": 24},
@@ -196,7 +196,7 @@ def test_a_write_that_fails_leaves_the_old_file(tmp_path, monkeypatch):
     def fail(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(ours.os, "fsync", fail)
+    monkeypatch.setattr("prenorm.checkpoint.gguf.os.fsync", fail)
     with pytest.raises(CheckpointError, match=r"model.gguf could not be written: No space left on device"):
         write_gguf(path, model.config, model.state_dict(), TOKENIZER)
     assert [one.name for one in tmp_path.iterdir()] == ["model.gguf"]

@@ -1,6 +1,7 @@
 """Quantised models on disk: what compressed-tensors reads from them, and which folders are refused."""
 
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -20,7 +21,7 @@ from .examples import without_manifest
 
 logging.disable_progress_bar()
 
-OPTIONS = ({}, {"rope_interleaved": True, "qk_norm": True}, {"tie_embeddings": True, "qkv_bias": True})
+OPTIONS: tuple[Any, ...] = ({}, {"rope_interleaved": True, "qk_norm": True}, {"tie_embeddings": True, "qkv_bias": True})
 
 
 def make(**options):

@@ -1,5 +1,6 @@
 import copy
 import json
+from typing import Any
 
 import pytest
 import torch
@@ -133,7 +134,7 @@ def test_a_rope_type_that_is_no_name_is_refused_as_it_stands(rope_type):
 
 
 # What says nothing beside what does, in transformers too: (keys, base, scaling).
-SILENT = {
+SILENT: dict[str, Any] = {
     "old scaling null": ({"rope_scaling": None, "rope_parameters": {**LLAMA3_KEYS, "rope_theta": 5e5}}, 5e5, LLAMA3),
     "old scaling empty": ({"rope_scaling": {}, "rope_parameters": {**LLAMA3_KEYS, "rope_theta": 5e5}}, 5e5, LLAMA3),
     "old base null": ({"rope_theta": None, "rope_parameters": {**LLAMA3_KEYS, "rope_theta": 5e5}}, 5e5, LLAMA3),

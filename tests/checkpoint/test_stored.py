@@ -1,5 +1,7 @@
 """Parts that lie in one tensor of a folder: joined as the layout says, and split into what they were."""
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -7,7 +9,7 @@ from prenorm.checkpoint.names import Parameter
 from prenorm.checkpoint.stored import join, parts_of_stored, split, stored_shapes
 
 HEAD_DIM = 2
-PARTS = {  # how they lie: the shapes of the parts, and that of the whole
+PARTS: dict[str, Any] = {  # how they lie: the shapes of the parts, and that of the whole
     "rows": ([(4, 3), (2, 3), (2, 3)], (8, 3)),
     "columns": ([(4, 3), (2, 3)], (3, 6)),
     "heads": ([(6, 3), (6, 3), (6, 3)], (18, 3)),

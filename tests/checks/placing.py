@@ -134,7 +134,7 @@ def raised(example: Example) -> dict[str, Any] | None:
         file.write_text(example.source)
         driver = Driver()
         request = {"op": "load", "root": folder, "module": "block", "file": str(file), "name": example.attribute}
-        requests = [
+        requests: list[dict[str, Any]] = [
             request,
             {"op": "build", "positional": [16, 4, 24]},
             {"op": "run", "block": 0, "inputs": [torch.randn(2, 5, 16)]},

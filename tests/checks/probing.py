@@ -226,7 +226,7 @@ def other_leading_dims(example: Example, reference: Example) -> str | None:
     if _far(example, reference, 1e-6, inputs(2, 7)):
         return "with one batch axis it should be right"
     for shape in ((7,), (2, 3, 7)):
-        if raises(lambda shape=shape: run(build(example), inputs(*shape))):
+        if raises(partial(run, build(example), inputs(*shape))):
             return None
         if _far(example, reference, 1e-3, inputs(*shape)):
             return None

@@ -255,13 +255,13 @@ class HalfOfItsOwn(Right):
 
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__(d_model, num_heads, d_ff)
-        self.half = torch.tensor(0.5)
+        self.one_half = torch.tensor(0.5)
 
     def rotated(self, x, positions):
         return x
 
     def feed_forward(self, x):
-        return super().feed_forward(x) * self.half.to(x.dtype) * 2
+        return super().feed_forward(x) * self.one_half.to(x.dtype) * 2
 
 
 class Gpt2(Right):
@@ -382,7 +382,7 @@ class OneFlatVector(nn.Module):
 
     def forward(self, x):
         inner, parts = self.inner[0], {}
-        rest = self.flat
+        rest: torch.Tensor = self.flat
         for name, one in inner.named_parameters():
             parts[name], rest = rest[: one.numel()].view_as(one), rest[one.numel() :]
         return torch.func.functional_call(inner, parts, (x,))

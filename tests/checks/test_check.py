@@ -6,6 +6,7 @@ import sys
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,7 @@ OPEN = ("causal", "gpt-neox")
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize("target", TARGETS)
 def test_our_own_block_meets_every_target(target: str) -> None:
-    options = MET_WITH[target]
+    options: Any = MET_WITH[target]
 
     class Block(TransformerBlock):
         def __init__(self, d_model: int, num_heads: int, d_ff: int, max_seq_len: int = 64, dtype=None) -> None:
@@ -123,7 +124,7 @@ def test_numbers_are_drawn_afresh_and_by_seed() -> None:
 
 def test_one_line_in_a_projects_own_tests() -> None:
     class Detached(TransformerBlock):
-        def forward(self, x: torch.Tensor, token_positions: torch.Tensor | None = None) -> torch.Tensor:
+        def forward(self, x: Any, token_positions: Any = None) -> Any:  # type: ignore[override]  # as others write it
             x = x.detach() + self.attn(self.norm1(x), token_positions)
             return x + self.ffn(self.norm2(x))
 
@@ -131,7 +132,7 @@ def test_one_line_in_a_projects_own_tests() -> None:
         assert_block_correct(Detached)
     assert_block_correct(Detached, allow=("residual_detached",))
     with pytest.raises(ConfigError, match="must be a class or a function that builds a block"):
-        assert_block_correct(TransformerBlock(32, 4, 56))  # type: ignore[arg-type]
+        assert_block_correct(TransformerBlock(32, 4, 56))
     with pytest.raises(ConfigError, match="target must be one of paper"):
         assert_block_correct(TransformerBlock, target="gpt")
 

@@ -6,6 +6,7 @@ One in so many is looked at; PRENORM_ALL_CHECKS=1 looks at every one.
 import os
 from collections import Counter
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -40,7 +41,7 @@ TARGETS = {
     "paper": Conventions(interleaved=True, causal=False),
     "llama": Conventions(interleaved=False, causal=True),
 }
-CHANGED = {
+CHANGED: dict[str, Any] = {
     "causal_mask": {"causal": True},
     "rope_half_split": {"interleaved": False},
     "rope_interleaved": {"interleaved": True},

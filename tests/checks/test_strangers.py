@@ -8,11 +8,11 @@ import multiprocessing
 import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
+from typing import Any
 
 import pytest
 import torch
 
-from prenorm.checks import judge as judging
 from prenorm.checks.judge import judge
 from prenorm.checks.report.gradescope import gradescope
 from prenorm.checks.source.code import locate
@@ -43,7 +43,7 @@ COUNTING = {
     "AxisByItsSize": {"wrong_at_some_lengths"},
     "RaisesInBfloat16AndIsOdd": {"wrong_dtype", "unexplained"},
 }
-CHOICES = {
+CHOICES: dict[str, Any] = {
     "Right": {},
     "BatchSeqOnly": {"leading_dims": "(batch, seq, d_model) only"},
     "AnyTheta": {"rope_theta": 123450.0},
@@ -175,7 +175,7 @@ def test_a_mistake_of_the_checkers_own_is_a_verdict(monkeypatch: pytest.MonkeyPa
     def broken(case: object) -> None:
         raise ZeroDivisionError("ours")
 
-    monkeypatch.setattr(judging.numbers, "numbers", broken)
+    monkeypatch.setattr("prenorm.checks.judge.numbers.numbers", broken)
     verdict = judged("Right")
     assert verdict.ids == ["internal_error"]
     assert "ZeroDivisionError: ours (at test_strangers.py:" in verdict.findings[0].evidence

@@ -163,7 +163,8 @@ def planted(witness: Witness) -> Iterator[tuple[str, str]]:
 
 def judged(witness: Witness, fault: str | None = None, source: str | None = None) -> Outcome:
     """The outcome of a witness, or of a copy of its file."""
-    subject, problem, ids, passed, seconds = witness.subject, "", (), False, 0.0
+    subject, problem, passed, seconds = witness.subject, "", False, 0.0
+    ids: tuple[str, ...] = ()
     with tempfile.TemporaryDirectory() as folder:
         if source is not None:
             (Path(folder) / "copied.py").write_text(source)

@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -70,7 +71,8 @@ def test_every_flag_of_a_text_or_a_path_takes_one_that_begins_with_a_dash(text):
         assert train.parse([f"--{name}", text, "--steps", "3"]).given == {name: text, "steps": 3}
     assert train.parse(["--config", text]).config == Path(text)
     assert check.parse(["--batch", text, "Block"]).batch == Path(text)
-    assert challenge.parse(["submit", "--answers", text]).answers == Path(text)
+    submitted: Any = challenge.parse(["submit", "--answers", text])
+    assert submitted.answers == Path(text)
 
 
 def test_what_follows_two_dashes_is_no_flag():

@@ -3,6 +3,7 @@ import json
 import shutil
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 from tokenizers import Tokenizer
@@ -58,10 +59,10 @@ def test_the_flags_reach_the_model(run_folder, capsys):
     for name, value in (("min_p", 0.97), ("repetition_penalty", 0.01), ("seed", 4)):
         assert main([*argv, f"--{name.replace('_', '-')}", str(value), "--logprobs"]) == 0
         (completion,) = json.loads(capsys.readouterr().out)
-        expected = model.generate(prompts, max_new_tokens=9, logprobs=True, **{**options, name: value})
-        assert ([completion["token_ids"]], [completion["logprobs"]]) == expected
-        replies.append(expected[0])
-    plain = model.generate(prompts, max_new_tokens=9, **options)
+        ids, logprobs = model.generate(prompts, max_new_tokens=9, logprobs=True, **{**options, name: value})
+        assert ([completion["token_ids"]], [completion["logprobs"]]) == (ids, logprobs)
+        replies.append(ids)
+    plain: Any = model.generate(prompts, max_new_tokens=9, **options)
     assert plain not in replies
     assert main(argv) == 0
     (completion,) = json.loads(capsys.readouterr().out)

@@ -2,6 +2,7 @@ import json
 import re
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 
@@ -69,7 +70,7 @@ def test_a_folder_of_other_things_is_refused(tmp_path, capsys):
 
 def test_depth_has_three_scales_and_its_seed():
     for flags, seeds in ((["--quick"], (5, 6, 7)), (["--full"], (5, 6, 7)), ([], (5, 6, 7))):
-        parsed = lab.parse(["depth", "--out", "x", "--seed", "5", *flags])
+        parsed: Any = lab.parse(["depth", "--out", "x", "--seed", "5", *flags])
         experiment = lab._experiment(parsed)
         assert experiment.name == "depth"
         assert (parsed.quick, parsed.full) == ("--quick" in flags, "--full" in flags)

@@ -3,6 +3,7 @@ import resource
 import subprocess
 import sys
 import types
+from typing import Any
 
 import pytest
 
@@ -18,7 +19,7 @@ def prenorm(*argv, **options):
 @pytest.fixture
 def command(monkeypatch):
     """A command called `try` that does what a test puts into its `run`."""
-    module = types.ModuleType("prenorm.cli.try_it")
+    module: Any = types.ModuleType("prenorm.cli.try_it")
     module.parse = lambda argv: argv
     monkeypatch.setitem(sys.modules, module.__name__, module)
     monkeypatch.setitem(cli.COMMANDS, "try", (module.__name__, "Tries."))

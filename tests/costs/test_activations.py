@@ -1,6 +1,6 @@
 import dataclasses
 from contextlib import nullcontext
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -108,7 +108,8 @@ COUNTED |= {
 @pytest.mark.parametrize("name", COUNTED)
 def test_families_save_what_is_counted(name, shapes_unchecked):
     number = list(COUNTED).index(name)
-    dtypes = ("float32", "bfloat16")
+    dtypes: Any = ("float32", "bfloat16")
+    kernels: Any
     for kernels, mode, dtype in (
         ("pytorch", PyTorchAlone(), dtypes[number % 2]),
         ("amd_cpu", nullcontext(), dtypes[1 - number % 2]),

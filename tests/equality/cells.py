@@ -35,7 +35,7 @@ class Cell:
     layers: tuple[int, ...] | None = None
     tied: bool | None = None
     family: str | None = None  # of cases.FAMILIES
-    positions_are: str | None = None  # of the encoder-decoder: "sinusoidal" or "learned"
+    positions_are: Any = None  # of the encoder-decoder: "sinusoidal" or "learned"
     eps: float = 1e-6
     weights: int  # the seed of the weights
 
@@ -63,7 +63,11 @@ class Cell:
     @property
     def model(self) -> "Cell":
         """The same model under the same kind of call: what two cells share that can share a compiled module."""
-        sizes = {"leading": None if self.leading is None else (0,) * len(self.leading), "seq": None, "rows": None}
+        sizes: dict[str, Any] = {
+            "leading": None if self.leading is None else (0,) * len(self.leading),
+            "seq": None,
+            "rows": None,
+        }
         return dataclasses.replace(self, **sizes, inputs=0)
 
     def chunks(self, seq: int) -> list[int]:

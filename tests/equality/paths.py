@@ -366,8 +366,8 @@ def _padded(case: Case, sides: list[tuple[int, int]]) -> Ran:
         gaps = [longest - len(source) for source in sources]
         turned = [(0, gap) if left else (gap, 0) for gap, (left, _) in zip(gaps, sides, strict=True)]
         of_source = torch.stack([_marks(lt, len(s), rt) for s, (lt, rt) in zip(sources, turned, strict=True)])
-        sources = torch.stack([_surround(source, *side) for source, side in zip(sources, turned, strict=True)])
-        y = case.module(sources, rows, source_segment_ids=of_source, target_segment_ids=ids)
+        padded = torch.stack([_surround(source, *side) for source, side in zip(sources, turned, strict=True)])
+        y = case.module(padded, rows, source_segment_ids=of_source, target_segment_ids=ids)
     else:
         positions = None
         if case.cell.positions == "(..., seq)":

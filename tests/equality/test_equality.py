@@ -5,6 +5,7 @@ All of it: make test-grid.
 
 from collections import Counter, defaultdict
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -146,9 +147,8 @@ def test_the_judge_sees_a_document_that_sees_another():
 
 def test_the_judge_sees_plain_formulas_that_are_wrong_themselves(monkeypatch):
     cell = cell_of("the reference formulas", dtype="float32", sees="past")
-    from prenorm.ops import rope
+    from prenorm.ops.rope_frequencies import rope_frequencies as frequencies
 
-    frequencies = rope.rope_frequencies
     monkeypatch.setattr("prenorm.layers.rope.rope_frequencies", lambda *given: frequencies(*given) * (1 + 1e-4))
     figures = judge(cell).figures
     assert figures["output"] <= 1  # path and plain formulas are wrong in the same way
@@ -158,8 +158,12 @@ def test_the_judge_sees_plain_formulas_that_are_wrong_themselves(monkeypatch):
 def test_the_judge_sees_what_is_not_a_number_and_another_shape_or_dtype():
     cell = cell_of("under no_grad", dtype="float32")
     run = PATHS["under no_grad"].run
+
+    def changed_by(change: Any) -> Any:
+        return lambda case: (change(run(case)[0]), {})
+
     for change in (lambda y: y * torch.nan, lambda y: y[..., :-1], lambda y: y.double()):
-        assert judge(cell, lambda case, change=change: (change(run(case)[0]), {})).figure == float("inf")
+        assert judge(cell, changed_by(change)).figure == float("inf")
 
 
 def test_the_judge_sees_one_bit_where_bits_must_be_the_same():

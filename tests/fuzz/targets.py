@@ -6,6 +6,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -279,7 +280,7 @@ def _open(files: dict[str, Any], folder: Path) -> None:
     sheet = inspect_folder(folder)
     json.dumps(sheet).encode()
     for dtype in (None, torch.float16):
-        error = refusal(lambda dtype=dtype: load(folder, dtype=dtype))
+        error = refusal(partial(load, folder, dtype=dtype))
         if dtype is None:
             assert error in ("", *sheet["refused"]) or BY_VALUES.search(error)
             assert error or sheet["refused"] == []

@@ -1,5 +1,6 @@
 import itertools
 import random
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Regex, Tokenizer, decoders, models
@@ -13,7 +14,7 @@ KINDS = bytes.fromhex("61 80 90 BF C0 C3 E0 E4 ED EF F0 F1 F4 FF")
 END = "<|end|>"
 SPACES = decoders.Replace("▁", " ")
 FALLBACK = decoders.ByteFallback()
-CHAIN = {
+CHAIN: dict[str, Any] = {
     "fallback": [SPACES, FALLBACK, decoders.Fuse()],
     "fallback, not fused": [SPACES, FALLBACK],
     "fallback, first space stripped": [SPACES, FALLBACK, decoders.Fuse(), decoders.Strip(" ", 1, 0)],
@@ -162,11 +163,11 @@ def test_what_waits_is_bounded():
     assert sum(map(len, map(reply.take, bytes_of_characters))) == 2000
     for name in ("fallback", "fallback, not fused", "metaspace", "CTC"):
         for ids in (bytes_of_characters, [0x80] * 6000, [*STRAY, 0x41] * 3000, WORD * 6000):
-            reply = characters_of(TOKENIZERS[name])([256, *ids])
+            held: Any = characters_of(TOKENIZERS[name])([256, *ids])
             for token in ids:
-                reply.take(token)
-                assert len(reply._run) <= characters.MOST_WAITING + 2
-                assert len(reply._context) <= characters.CONTEXT + 3
+                held.take(token)
+                assert len(held._run) <= characters.MOST_WAITING + 2
+                assert len(held._context) <= characters.CONTEXT + 3
 
 
 def test_a_long_run_of_bytes_is_given_before_it_ends_and_stays_as_it_was_given():

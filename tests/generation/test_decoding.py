@@ -1,5 +1,6 @@
 import itertools
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -112,7 +113,8 @@ def test_logprobs_are_the_models_own_before_penalty_temperature_and_cuts(prompts
 def test_logprobs_are_natural_and_computed_in_float32_or_wider(dtype):
     logits = torch.tensor([[0.3, -1.0, 2.0]]).to(dtype)
     options = {"vocab_size": 3, "max_seq_len": 9, "max_new_tokens": 1, "temperature": 0, "logprobs": True}
-    replies, ((logprob,),) = decoding.generate(lambda *args, **more: logits, lambda **sizes: [], [[1]], **options)
+    generated: Any = decoding.generate(lambda *args, **more: logits, lambda **sizes: [], [[1]], **options)
+    replies, ((logprob,),) = generated
     wide = [float(one) for one in logits[0]]
     assert replies == [[2]]
     expected = wide[2] - math.log(sum(map(math.exp, wide)))

@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import pytest
 import torch
 from hypothesis import given
@@ -33,11 +35,12 @@ def test_padding_stands_on_the_right_or_on_the_left():
 @pytest.mark.usefixtures("shapes_unchecked")
 def test_what_cannot_be_padded_is_refused():
     assert pad([])[0].shape == (0, 0)
-    for rows, message in (([[1], []], "row 1 is empty"), (["ab"], "must be token ids"), ([[0.5]], "integers")):
+    wrong: Any = (([[1], []], "row 1 is empty"), (["ab"], "must be token ids"), ([[0.5]], "integers"))
+    for rows, message in wrong:
         with pytest.raises(ConfigError, match=message):
             pad(rows)
     with pytest.raises(ConfigError, match="side must be 'left' or 'right', not 'both'"):
-        pad([[1]], side="both")
+        pad([[1]], side=cast(Any, "both"))
 
 
 @given(row_lists)

@@ -1,3 +1,5 @@
+from typing import Any, cast
+
 import pytest
 import torch
 
@@ -54,7 +56,7 @@ def test_messages_call_the_rows_by_the_name_that_the_caller_gave_them():
     with pytest.raises(ConfigError, match="a source must have at least one token, but source 1 is empty"):
         token_lists([[1], []], "source")
     with pytest.raises(ConfigError, match="source 0 must be token ids, not the text 'def '"):
-        token_lists("def ", "source")
+        token_lists(cast(Any, "def "), "source")
     with pytest.raises(RangeError, match="those of source 1 go from 3 to 11 and vocab_size is 11"):
         check_ids([[1], [11, 3]], 11, "source")
 

@@ -2,6 +2,7 @@ import copy
 import gc
 import itertools
 import weakref
+from typing import Any
 
 import pytest
 import torch
@@ -274,7 +275,7 @@ def test_with_nothing_to_decode_no_model_is_called():
     model, draft = HistoryModel(), HistoryModel()
     assert model.generate(RAGGED, draft=draft, max_new_tokens=0) == [[], [], []]
     assert model.generate([], draft=draft) == []
-    assert model.calls == draft.calls == model.caches == draft.caches == []
+    assert [*model.calls, *draft.calls, *model.caches, *draft.caches] == []
 
 
 @pytest.mark.parametrize("broken", ["model", "draft"])
@@ -344,7 +345,7 @@ def test_a_stream_can_be_cancelled_and_forgets_its_caches():
             return cache
 
     model = Watched()
-    steps = model.stream([[1]], draft=Watched(), max_new_tokens=9)
+    steps: Any = model.stream([[1]], draft=Watched(), max_new_tokens=9)
     next(steps)
     next(steps)
     assert not torch.is_inference_mode_enabled()

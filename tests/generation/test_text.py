@@ -276,7 +276,7 @@ def test_with_a_draft_too_pieces_are_whole_characters_and_stop_strings_are_cut(p
 def speaking(make_toy):
     """A generator whose model generates one text after any prompt, and a draft that is wrong at every third token."""
 
-    class Speaker(make_toy):
+    class Speaker(make_toy):  # type: ignore[misc, valid-type]  # a class that a fixture gives
         max_seq_len = 400
 
         def __init__(self, script, wrong):

@@ -109,9 +109,9 @@ def test_layers_of_one_cache_fit_together():
     cache = KVCache([filled(2), filled(2)])
     assert cache.lengths.tolist() == [2, 2]
     assert KVCache(cache.layers).lengths.tolist() == [2, 2]
-    for wrong in (cache[:1], [cache[0], cache_for()], [one := cache_for(), one]):
+    for others in (cache[:1], [cache[0], cache_for()], [one := cache_for(), one]):
         with pytest.raises(ShapeError, match="distinct layers that belong to no other cache"):
-            KVCache(wrong)
+            KVCache(others)
     for layer in cache:
         append(layer, *keys_values(seq=1))
     assert cache.lengths.tolist() == [3, 3]

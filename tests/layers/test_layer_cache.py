@@ -1,4 +1,5 @@
 import copy
+from typing import Any
 from unittest.mock import patch
 
 import pytest
@@ -232,7 +233,8 @@ def test_it_cannot_rewind_more_tokens_than_it_holds_or_a_ring_keeps(window, rewi
             RangeError, match=f"counts must be from 0 to the number of tokens in the row, but .*{message}"
         ):
             cache.rewind(torch.tensor(bad))
-    for no_counts in (torch.tensor([0]), torch.tensor([1.0, 0.0]), torch.tensor([True, False]), [1, 0], 1, None):
+    wrong: Any = (torch.tensor([0]), torch.tensor([1.0, 0.0]), torch.tensor([True, False]), [1, 0], 1, None)
+    for no_counts in wrong:
         with pytest.raises(ShapeError, match=r"one number per row|counts must be (a tensor of )?int64"):
             KVCache([cache]).rewind(no_counts)
     assert cache.lengths.tolist() == [8, 8]

@@ -13,7 +13,7 @@ def test_it_is_the_matrix_product_with_its_weight():
     x = normal(2, 3, 4)
     for bias in (False, True):
         layer = randomise(Linear(4, 5, bias=bias, dtype=torch.float64))
-        wanted = array(x) @ array(layer.weight).T + (array(layer.bias) if bias else 0)
+        wanted = array(x).dot(array(layer.weight).T) + (array(layer.bias) if bias else 0)
         assert_exact(layer(x), wanted)
 
 

@@ -1,6 +1,7 @@
 """Causality, shown by changing one token at a time: on every path, outputs that it must not reach keep their bits."""
 
 import io
+from typing import Any
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ pytestmark = [
 
 VOCAB, SEQ, LAYERS = 11, 14, 2
 CUTS = (1, 4, 2, 1, 6)
-OPTIONS = ({}, {"window": 3, "num_kv_heads": 1, "qk_norm": True})
+OPTIONS: tuple[Any, ...] = ({}, {"window": 3, "num_kv_heads": 1, "qk_norm": True})
 DOCUMENTS = ((0, 4), (1, 1), (-1, 2), (1, 5), (0, 2))  # (id, length): equal ids apart are two documents
 
 

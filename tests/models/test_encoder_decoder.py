@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -22,7 +23,7 @@ from ..oracle.memory import elements_held
 from ..oracle.tolerance import array, assert_accurate, assert_exact
 
 VOCAB, D_MODEL, LAYERS, ROOM = 11, 8, 2, 32
-OPTIONS = (
+OPTIONS: tuple[Any, ...] = (
     {},
     {"positions": "learned", "num_decoder_layers": 1, "eps": 0.01, "num_heads": 4},
     {"tie_embeddings": False, "target_vocab_size": 7, "num_layers": 1},

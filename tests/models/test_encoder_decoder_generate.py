@@ -1,4 +1,5 @@
 import functools
+from typing import Any
 
 import jaxtyping
 import pytest
@@ -169,7 +170,7 @@ def test_generating_leaves_the_mode_to_the_caller_dropout_included():
     model.eval()
 
 
-BAD_SOURCES = {
+BAD_SOURCES: dict[str, Any] = {
     "empty": ([[1], []], None, {}, ConfigError, "a source must have at least one token, but source 1 is empty"),
     "empty prompt": ([[1]], [[]], {}, ConfigError, "a prompt must have at least one token, but prompt 0 is empty"),
     "unknown": ([[1], [11]], None, {}, RangeError, "those of source 1 go from 11 to 11 and vocab_size is 11"),

@@ -1,6 +1,7 @@
 """Exported with any batch size and length, saved, loaded, run: by torch.export and by ONNX Runtime."""
 
 import io
+from typing import Any
 
 import numpy as np
 import onnxruntime
@@ -24,7 +25,10 @@ pytestmark = [
 
 VOCAB, MAX_SEQ_LEN = 11, 64
 SIZES = ((3, 9), (1, 5), (4, 1), (1, 1), (2, MAX_SEQ_LEN))
-OPTIONS = ({}, {"window": 6, "num_kv_heads": 1, "qk_norm": True, "tie_embeddings": True, "rope_interleaved": True})
+OPTIONS: tuple[Any, ...] = (
+    {},
+    {"window": 6, "num_kv_heads": 1, "qk_norm": True, "tie_embeddings": True, "rope_interleaved": True},
+)
 
 
 def language_model(dtype, **options):

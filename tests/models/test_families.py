@@ -1,6 +1,7 @@
 """Options of a family's record: each changes the outputs, and fast decoding does not apply."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -55,7 +56,7 @@ def model(family, **options):
 
 
 def record(name):
-    needed = {"window_rope_theta": {"windows": (0, 5)}, "window_rope_scaling": {"windows": (0, 5)}}.get(name, {})
+    needed: dict[str, Any] = {"windows": (0, 5)} if name in ("window_rope_theta", "window_rope_scaling") else {}
     if name == "per_head_qk_norm":
         needed = {"norm": "layer"}
     if name == "window_rope_scaling":

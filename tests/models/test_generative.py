@@ -1,5 +1,7 @@
 """A replaced part, or a replaced forward, takes effect in forward, loss and decoding alike."""
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
@@ -163,7 +165,7 @@ def test_forward_counts_in_decoding(change, make, draft):
     plain = through_forward(model, *prompts)
     wanted = through_forward(change(model), *prompts)
     assert wanted != plain
-    options = {"max_new_tokens": 5, "temperature": 0}
+    options: dict[str, Any] = {"max_new_tokens": 5, "temperature": 0}
     if draft and make is language_model:
         options["draft"] = randomise(TransformerLM(ModelConfig(VOCAB, 4, 1, 1)), seed=3).eval()
     assert model.generate(*prompts, **options) == wanted

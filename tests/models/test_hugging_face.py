@@ -6,6 +6,7 @@ are carried over by a table of names of this file's own.
 
 import dataclasses
 import functools
+from typing import Any
 
 import pytest
 import torch
@@ -42,7 +43,7 @@ SIZES = {
 }
 LLAMA3 = RopeScaling("llama3", 8.0, original_max_seq_len=16)
 # Name: their classes and config, our options. SEQ is longer than the window and than 16, where llama3 scaling begins.
-FAMILIES = {
+FAMILIES: dict[str, Any] = {
     "llama": (LlamaForCausalLM, LlamaConfig, {"rms_norm_eps": 1e-6}, {}),
     "llama with biases, tied": (
         LlamaForCausalLM,
@@ -97,8 +98,8 @@ def pair(family):
     """A Hugging Face model with random weights, and a prenorm model with the same, both in float32."""
     model, config, their_options, our_options = FAMILIES[family]
     witness = randomise(model(config(**{"tie_word_embeddings": False, "rms_norm_eps": 1e-6, **SIZES, **their_options})))
-    config = ModelConfig(VOCAB, 16, 2, 4, num_kv_heads=2, d_ff=24, max_seq_len=64, **our_options)
-    ours, weights = TransformerLM(config), witness.state_dict()
+    own = ModelConfig(VOCAB, 16, 2, 4, num_kv_heads=2, d_ff=24, max_seq_len=64, **our_options)
+    ours, weights = TransformerLM(own), witness.state_dict()
     ours.load_state_dict({name: weights[theirs(name)] for name in ours.state_dict()})
     assert len(list(witness.parameters())) == len(list(ours.parameters()))
     return witness.eval(), ours.eval()

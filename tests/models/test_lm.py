@@ -1,5 +1,6 @@
 import dataclasses
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ from ..oracle.memory import elements_held
 from ..oracle.tolerance import array, assert_accurate, assert_exact
 
 VOCAB, LAYERS = 11, 2
-OPTIONS = (
+OPTIONS: tuple[Any, ...] = (
     {},
     {"tie_embeddings": True, "window": 3, "eps": 0.01},
     {"num_kv_heads": 1, "qk_norm": True, "rope_scaling": RopeScaling("llama3", 8.0, original_max_seq_len=16)},

@@ -128,8 +128,8 @@ def test_its_gradients_are_right(backend):
 def test_its_gradients_are_as_accurate_as_pytorchs(dtype, backend):
     weigh = normal(64, 48, seed=5, dtype=dtype)
 
-    def gradients(layer_norm, *parts):
-        parts = [part.detach().requires_grad_() for part in parts]
+    def gradients(layer_norm, *given):
+        parts = [part.detach().requires_grad_() for part in given]
         return torch.autograd.grad((layer_norm(*parts) * weigh.to(parts[0].dtype)).sum(), parts)[0]
 
     def pytorchs(x, weight, bias):

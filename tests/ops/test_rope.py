@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,13 @@ from ..oracle.tolerance import array, assert_exact, assert_rounded_once
 
 pairings = st.booleans()
 half_dims = st.integers(1, 5)
-LLAMA3 = {"kind": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_seq_len": 64}
+LLAMA3: dict[str, Any] = {
+    "kind": "llama3",
+    "factor": 8.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_seq_len": 64,
+}
 LINEAR = {"kind": "linear", "factor": 2.5}
 
 

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .formulas import Array, attention, documents, gelu, layer_norm, may_attend, rms_norm, silu
+from .formulas import Array, Places, attention, documents, gelu, layer_norm, may_attend, rms_norm, silu
 from .formulas import frequency as plain_frequency
 from .models import Weights, below, project
 
@@ -48,7 +48,12 @@ def family_model(
 
 
 def layer_of(
-    weights: Weights, x: Array, positions: Array, together: NDArray[np.bool_], layer: int, config: Mapping[str, Any]
+    weights: Weights,
+    x: Array,
+    positions: Places,
+    together: NDArray[np.bool_],
+    layer: int,
+    config: Mapping[str, Any],
 ) -> Array:
     """One layer on one row: what a sublayer gives is scaled, and normed before it, after it, or both."""
     family = config["family"]
@@ -69,7 +74,12 @@ def layer_of(
 
 
 def attend(
-    weights: Weights, x: Array, positions: Array, together: NDArray[np.bool_], layer: int, config: Mapping[str, Any]
+    weights: Weights,
+    x: Array,
+    positions: Places,
+    together: NDArray[np.bool_],
+    layer: int,
+    config: Mapping[str, Any],
 ) -> Array:
     """Self-attention of one layer."""
     family, head_dim, seq = config["family"], config["head_dim"], len(x)
@@ -118,7 +128,7 @@ def capped_attention(q: Array, k: Array, v: Array, allowed: NDArray[np.bool_], s
     return out
 
 
-def turned(x: Array, positions: Array, window: int | None, config: Mapping[str, Any]) -> Array:
+def turned(x: Array, positions: Places, window: int | None, config: Mapping[str, Any]) -> Array:
     """The first rotary_dim features of each head, turned pair by pair; layers with a window may have their own base."""
     family = config["family"]
     theta, scaling = config["rope_theta"], config["rope_scaling"]

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Array = NDArray[np.float64]
+Places = Array | NDArray[np.int64]  # positions
 Scaling = Mapping[str, float | str] | None  # {"kind": "linear" | "llama3", "factor": ..., ...}
 
 
@@ -48,7 +49,12 @@ def frequency(pair: int, head_dim: int, theta: float, scaling: Scaling = None) -
 
 
 def rope(
-    x: Array, positions: Array, theta: float = 10000.0, *, interleaved: bool = True, scaling: Scaling = None
+    x: Array,
+    positions: Places,
+    theta: float = 10000.0,
+    *,
+    interleaved: bool = True,
+    scaling: Scaling = None,
 ) -> Array:
     """Every pair of features is a complex number, and turning it is multiplying it by e^(i position frequency)."""
     head_dim = x.shape[-1]

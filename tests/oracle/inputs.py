@@ -1,6 +1,7 @@
 """Random inputs, and what Hypothesis chooses among."""
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 
 from .formulas import Array
 from .tolerance import array
+
+Module = TypeVar("Module", bound=nn.Module)
 
 LAYOUTS = ("contiguous", "transposed", "every second", "offset")
 
@@ -62,7 +65,7 @@ def segments(runs: Sequence[tuple[int, int]]) -> Tensor:
 rows_of_segments = st.lists(st.tuples(st.integers(-2, 3), st.integers(1, 4)), min_size=1, max_size=5).map(segments)
 
 
-def randomise(module: nn.Module, seed: int = 0) -> nn.Module:
+def randomise(module: Module, seed: int = 0) -> Module:
     """Give every parameter random numbers: norm weights near 1 and biases too, so that none can go unnoticed."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():

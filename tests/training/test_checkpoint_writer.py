@@ -7,13 +7,13 @@ import torch
 from prenorm.errors import CheckpointError, PrenormError
 from prenorm.training import checkpoint_writer
 from prenorm.training.checkpoint_writer import CheckpointWriter
-from prenorm.training.checkpoints import latest_checkpoint, read_parts, read_state
+from prenorm.training.checkpoints import latest_checkpoint, read_parts, read_state, save_checkpoint
 
 
 @pytest.fixture
 def gate(monkeypatch):
     """The thread writes when this is set."""
-    gate, save = threading.Event(), checkpoint_writer.save_checkpoint
+    gate, save = threading.Event(), save_checkpoint
 
     def waiting(*arguments):
         assert gate.wait(10)

@@ -10,11 +10,12 @@ from tokenizers import Tokenizer, models
 from prenorm.errors import ConfigError
 from prenorm.training.config import TrainConfig, read_toml
 from prenorm.training.data.baseline import HeldOutText
+from prenorm.training.data.stream import TokenStream
 from prenorm.training.device import Device
 from prenorm.training.display import Display
 from prenorm.training.environment import SAMPLE_BYTES, SAMPLES, compare, environment_of
 from prenorm.training.loop import train
-from prenorm.training.tokens import TextData, TokenStream
+from prenorm.training.tokens import TextData
 
 HELDOUT = HeldOutText(bytes=1, gzip_bytes=1, xz_bytes=1)
 CPU = Device(torch.device("cpu"), torch.float32)

@@ -6,14 +6,15 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 
-OPTIMIZERS = {"muon": {"optimizer": "muon"}, "adamw": {"optimizer": "adamw", "weight_decay": 0.1}}
-FORMATS = {name: {"dtype": name} for name in ("float32", "bfloat16", "bfloat16-pure", "float16")}
-WAYS = {
+OPTIMIZERS: dict[str, Any] = {"muon": {"optimizer": "muon"}, "adamw": {"optimizer": "adamw", "weight_decay": 0.1}}
+FORMATS: dict[str, Any] = {name: {"dtype": name} for name in ("float32", "bfloat16", "bfloat16-pure", "float16")}
+WAYS: dict[str, Any] = {
     "plain": {"dropout": 0.0},
     "dropout": {"dropout": 0.2},
     "accumulated, checkpointed, averaged": {

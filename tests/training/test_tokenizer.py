@@ -10,8 +10,8 @@ from tokenizers import Tokenizer, models, normalizers
 from transformers import AutoTokenizer
 
 from prenorm.errors import DataError
+from prenorm.generation.text import END_OF_TEXT
 from prenorm.training.tokenizer import (
-    END_OF_TEXT,
     comes_back,
     encode,
     end_of_text,

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -60,7 +61,7 @@ def test_the_size_of_micro_batches_changes_no_loss(tiny, trainer_of):
 
 
 def test_the_loss_on_conversations_is_the_mean_over_replies_whatever_the_micro_batch(tiny, trainer_of, tmp_path):
-    lines = [{"text": "plain " * number} for number in range(1, 9)]
+    lines: list[Any] = [{"text": "plain " * number} for number in range(1, 9)]
     for number in range(1, 30):
         talk = [{"role": "user", "content": "why " * (number % 9)}, {"role": "assistant", "content": "so " * number}]
         lines.append({"messages": talk})

@@ -251,7 +251,7 @@ def _headers() -> Iterator[tuple[str, Files]]:
         [0, end - begin],
     ):
         yield f"offsets {numbers}", other(data_offsets=numbers)
-    for numbers in (
+    for wrong in (
         [],
         [begin],
         [begin, end, end],
@@ -264,7 +264,7 @@ def _headers() -> Iterator[tuple[str, Files]]:
         True,
         [True, 33],
     ):
-        yield f"the offsets {numbers}", other(data_offsets=numbers)
+        yield f"the offsets {wrong}", other(data_offsets=wrong)
     for offsets in ([2**63, 2**63 + 32], [2**64, 2**64 + 32], [10**4000, 10**4000 + 32]):
         yield f"offsets of {len(str(offsets[0]))} digits", other(data_offsets=offsets)
     for shape in (
@@ -378,9 +378,9 @@ def _configs() -> Iterator[tuple[str, Files]]:
         yield f"no {key}", _config({name: value for name, value in CONFIG.items() if name != key})
         yield f"{key} of other tensors", _config({**CONFIG, key: 2 * SHAPE[key]})
     for key in ("rms_norm_eps", "rope_theta"):
-        for text in ("NaN", "Infinity", "-Infinity", "1e999", "-1.0", "0", '"a"', "[]", "true", "1" + "0" * 400):
+        for number in ("NaN", "Infinity", "-Infinity", "1e999", "-1.0", "0", '"a"', "[]", "true", "1" + "0" * 400):
             fields = json.dumps({name: value for name, value in CONFIG.items() if name != key})
-            yield f"{key} = {text[:20]}", _config(f'{fields[:-1]}, "{key}": {text}}}'.encode())
+            yield f"{key} = {number[:20]}", _config(f'{fields[:-1]}, "{key}": {number}}}'.encode())
     for scaling in (
         {"rope_type": "llama3"},
         {"rope_type": "yarn", "factor": -1.0},
@@ -410,7 +410,7 @@ def _configs() -> Iterator[tuple[str, Files]]:
         "x" * 10**6,
     ):
         yield f"model_type = {str(model_type)[:20]!r}", _config({**CONFIG, "model_type": model_type})
-    for key, value in {
+    foreign: dict[str, Any] = {
         "auto_map": {"AutoModelForCausalLM": "evil.Evil"},
         "quantization_config": {"quant_method": "gptq", "bits": 4},
         "hidden_act": "__import__('os').system('id')",
@@ -431,7 +431,8 @@ def _configs() -> Iterator[tuple[str, Files]]:
         "\x1b[2J": 1,
         "torch_dtyp": "float32",
         "experts_implementation_": 1,
-    }.items():
+    }
+    for key, value in foreign.items():
         yield f"{key!r} = {str(value)[:30]}", _config({**CONFIG, key: value})
     for eos in (-1, 20, [1, -1], ["2"], 1.5, True, {}, [[1]]):
         yield f"eos_token_id = {eos}", _config({**CONFIG, "eos_token_id": eos})

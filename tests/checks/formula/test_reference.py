@@ -1,6 +1,7 @@
 """The reference with a number for each entry of its first axis gives what it gives with each of them alone."""
 
 import dataclasses
+from typing import Any
 
 import pytest
 import torch
@@ -28,7 +29,7 @@ def test_many_numbers_at_once_give_what_each_gives(name: str, spec: Spec) -> Non
     x, positions = torch.randn(2, 5, 8, generator=generator, dtype=torch.float64), torch.arange(5)[None]
 
     def outputs(number: object) -> torch.Tensor:
-        changes = {name: (number,) * 4 if name == "frequencies" else number}
+        changes: dict[str, Any] = {name: (number,) * 4 if name == "frequencies" else number}
         return block(dataclasses.replace(spec, **changes), weights, x, positions, 2)
 
     each = torch.cat([outputs(number) for number in NUMBERS[name]])

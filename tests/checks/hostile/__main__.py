@@ -24,7 +24,7 @@ LAYERS = ("namespaces", "mounts", "landlock", "seccomp")
 def main(arguments: list[str]) -> int:
     """Run them, and print what went wrong and how many there were."""
     unconfined = "--unconfined" in arguments
-    without = LAYERS if unconfined else ()
+    without: tuple[str, ...] = LAYERS if unconfined else ()
     for argument in arguments:
         if argument.startswith("--without="):
             without = tuple(argument.partition("=")[2].split(","))

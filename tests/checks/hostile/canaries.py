@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from prenorm.checks.subject import fork_server
 from prenorm.checks.subject.sandbox import PACKAGE
@@ -145,7 +146,7 @@ def _victim() -> subprocess.Popen[bytes]:
     return subprocess.Popen([sys.executable, "-c", "import time; time.sleep(100000)"])
 
 
-def _listening(family: int, kind: int, address: object) -> socket.socket:
+def _listening(family: int, kind: int, address: Any) -> socket.socket:
     one = socket.socket(family, kind)
     one.bind(address)
     if kind == socket.SOCK_STREAM:

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+from typing import Any
 
 import pytest
 from rich.console import Console
@@ -24,7 +25,7 @@ class B:
 def shown(verdict: Verdict, source: str | None = None, *, width: int = 100, terminal: bool = False) -> str:
     """What is printed."""
     file = io.StringIO()
-    colours = "truecolor" if terminal else None
+    colours: Any = "truecolor" if terminal else None
     print_verdict(verdict, Console(file=file, width=width, force_terminal=terminal, color_system=colours), source)
     return file.getvalue()
 

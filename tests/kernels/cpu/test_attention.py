@@ -1,4 +1,5 @@
 import math
+from typing import Any
 
 import pytest
 import torch
@@ -47,9 +48,8 @@ def run(query, key, value, grad, mask=None, attend=kernel.attention, **options):
 
 
 def formula(query, key, value, mask, *, causal=False, window=None):
-    allowed = formulas.may_attend(query.shape[2], key.shape[2], causal=causal, window=window)
-    allowed = torch.from_numpy(allowed) if mask is None else torch.from_numpy(allowed) & mask
-    return _formula(query, key, value, allowed, 0.0)
+    allowed = torch.from_numpy(formulas.may_attend(query.shape[2], key.shape[2], causal=causal, window=window))
+    return _formula(query, key, value, allowed if mask is None else allowed & mask, 0.0)
 
 
 def assert_as_accurate_as_the_formula(given, mask=None, **options):
@@ -253,7 +253,7 @@ def test_gradients_of_gradients_are_right(dtype):
         first = torch.autograd.grad(
             attend(query, key, value, mask, causal=True, window=9), (query, key, value), grad, create_graph=True
         )
-        loss = sum(x.float().pow(3).sum() if dtype == torch.float32 else x.sum() for x in first)
+        loss: Any = sum(x.float().pow(3).sum() if dtype == torch.float32 else x.sum() for x in first)
         return *first, *torch.autograd.grad(loss, (query, key, value, grad))
 
     usual = second(formula, *given)

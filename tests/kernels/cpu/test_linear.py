@@ -112,7 +112,9 @@ def test_gradients_have_gradients(here):
     for function in (kernel.linear, torch.nn.functional.linear):
         leaves = [one.detach().requires_grad_() for one in (x, weight, bias)]
         first = torch.autograd.grad(function(*leaves), leaves, grad.requires_grad_(), create_graph=True)
-        found.append(torch.autograd.grad(sum(one.square().sum() for one in first), [*leaves[:2], grad]))
+        found.append(
+            torch.autograd.grad(sum((one.square().sum() for one in first), torch.tensor(0.0)), [*leaves[:2], grad])
+        )
     for ours, theirs in zip(*found, strict=True):
         torch.testing.assert_close(ours, theirs)
 

@@ -388,7 +388,7 @@ def test_prenorm_isa_names_the_library(wheel, monkeypatch):
 @pytest.mark.parametrize(("system", "machine"), [("win32", "x86_64"), ("darwin", "arm64"), ("linux", "ppc64le")])
 def test_other_systems_get_the_formulas_and_a_reason(monkeypatch, system, machine):
     monkeypatch.setattr(sys, "platform", system)
-    monkeypatch.setattr(native.platform, "machine", lambda: machine)
+    monkeypatch.setattr("platform.machine", lambda: machine)
     assert native.load().library is None
     assert native.unavailable_reason().startswith("the C++ kernels are for Linux on x86_64 and aarch64, and this is ")
     forget()
@@ -398,7 +398,7 @@ def test_other_systems_get_the_formulas_and_a_reason(monkeypatch, system, machin
 
 
 def test_a_set_of_instructions_of_another_machine_is_refused(monkeypatch):
-    monkeypatch.setattr(native.platform, "machine", lambda: "aarch64")
+    monkeypatch.setattr("platform.machine", lambda: "aarch64")
     monkeypatch.setenv("PRENORM_ISA", "x86-64")
     with pytest.raises(KernelError, match="PRENORM_ISA=x86-64 is for x86_64, and this is aarch64; PRENORM_ISA=native"):
         native.load()

@@ -222,7 +222,7 @@ def decode_steps() -> Iterator[Call]:
 
 def decode_step(symbol: str, model: TransformerLM, rows: int, held: int, seq: int) -> Iterator[Call]:
     """The next tokens of rows that hold some already; and the same with a token that does not exist."""
-    decoder = model._decoder()
+    decoder: Any = model._decoder()
     prompt, token_ids = integers(rows, held, limit=131), integers(rows, seq, limit=131, seed=1)
     with torch.inference_mode(), use_backend("reference"):
         caches = [model.make_cache(rows, 48), model.make_cache(rows, 48, dtype=torch.float64)]

@@ -97,7 +97,7 @@ class Memory:
             self.known[storage.data_ptr()] = len(self.buffers)
             self.buffers.append(torch.empty(0, dtype=torch.uint8).set_(storage).numpy().tobytes())
             self.held.append(x)
-        buffer, start = self.known[storage.data_ptr()], x.storage_offset() * x.element_size()
+        buffer, start = self.known[storage.data_ptr()], int(x.storage_offset()) * x.element_size()
         if isinstance(value, Output):
             head = struct.pack("<4qd", buffer, start, CODES[x.dtype], x.numel(), value.limit())
             self.outputs.append(head + array(value.expected).tobytes())

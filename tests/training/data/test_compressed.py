@@ -3,6 +3,7 @@ import json
 import sys
 import zlib
 from pathlib import Path
+from typing import Any
 
 import pyarrow
 import pytest
@@ -15,7 +16,7 @@ from prenorm.training.data.compressed import Damaged, content_suffix, open_plain
 from prenorm.training.data.corpus import Corpus
 
 TEXT = "".join(f"line {number} ä\n" for number in range(3000)).encode()
-PACKERS = {".gz": gzip.compress, ".zst": zstandard.compress}
+PACKERS: dict[str, Any] = {".gz": gzip.compress, ".zst": zstandard.compress}
 
 
 def read(path):

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pyarrow
 import pytest
@@ -26,6 +27,7 @@ def test_a_large_text_is_the_same_text_and_not_in_memory(tmp_path, small, size):
     expected += "x" * (size - len(text))
     text = "\ufeff".encode() + expected.encode()
     (tmp_path / "t.txt").write_bytes(text)
+    document: Any
     (document,) = Corpus([str(tmp_path)])
     assert isinstance(document.content, LargeText) == (len(text) >= 1000)
     assert "".join(chunks(document.content)) == expected
@@ -46,6 +48,7 @@ def test_a_fault_at_the_end_of_a_large_text_is_found_before_its_start_is_used(tm
 
 def test_a_large_text_that_changes_is_noticed(tmp_path, small):
     (tmp_path / "t.txt").write_bytes(b"text " * 300)
+    document: Any
     (document,) = Corpus([str(tmp_path)])
     (tmp_path / "t.txt").write_bytes(b"\xe9" * 3000)
     with pytest.raises(DataError, match=r"t\.txt changed while it was being read"):

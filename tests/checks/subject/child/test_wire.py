@@ -169,7 +169,7 @@ def _frame(value: object, tensors: object, body: bytes) -> bytes:
     return wire.HEAD.pack(wire.MAGIC, len(text), len(body)) + text + body
 
 
-def _through(frame: bytes) -> dict:
+def _through(frame: bytes | bytearray) -> dict:
     reader = wire.Reader(LONGEST)
     reader.feed(bytes(frame))
     assert reader.wanted == 0
