@@ -8,7 +8,7 @@ BIN := $(VENV)/bin
 CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp tests/kernels/recorded/*.cpp tests/faults/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa test-kernels check format bench bench-all bench-attention bench-blocks bench-decode
+.PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa test-kernels test-wheel check format bench bench-all bench-attention bench-blocks bench-decode
 .PHONY: against lines flops pictures bench-linear bench-llama bench-memory bench-norm bench-open bench-quantized bench-checkpoints bench-checkpointing bench-data bench-training example-dates wheel clean
 
 help:
@@ -21,6 +21,7 @@ help:
 	@echo "make test-check        every faulty, right and hostile block against prenorm check (more than an hour)"
 	@echo "make test-isa          the C++ kernels' tests with x86-64-v3 and with plain x86-64 code (about 3 minutes)"
 	@echo "make test-kernels      the same with every set of instructions, with sanitizers, and on aarch64 (about 30 minutes)"
+	@echo "make test-wheel        build the wheel, and try it in a new environment without a compiler (about 4 minutes)"
 	@echo "make fuzz              fuzz the loader of Hugging Face folders, and measure what of it was reached (40 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  format all files"
@@ -81,6 +82,9 @@ test-isa: $(VENV)/dev.stamp
 
 test-kernels: $(VENV)/dev.stamp
 	$(BIN)/python -m tests.isa
+
+test-wheel: wheel
+	$(BIN)/python -m tests.wheel
 
 check: $(VENV)/dev.stamp
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
