@@ -18,7 +18,7 @@ help:
 	@echo "make test-long         the cases that make test leaves out (as long again, and the kernels with other instructions)"
 	@echo "make test-all          both, and the sweeps that are marked slow"
 	@echo "make test-grid         every way of running every model against the oracle, some 7,000 cells (about 15 minutes)"
-	@echo "make test-check        every faulty, right and hostile block against prenorm check (more than an hour)"
+	@echo "make test-check        every faulty, right and hostile block against prenorm check (more than an hour; can be stopped and continued)"
 	@echo "make test-isa          the C++ kernels' tests with x86-64-v3 and with plain x86-64 code (about 3 minutes)"
 	@echo "make test-kernels      the same with every set of instructions, with sanitizers, and on aarch64 (about 30 minutes)"
 	@echo "make fuzz              fuzz the loader of Hugging Face folders, and measure what of it was reached (40 minutes)"
@@ -88,11 +88,12 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Results are kept in runs/test-check: what was stopped continues where it was, as long as the checker is the same.
 test-check: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.measure
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.measure --strangers
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.measure --keep runs/test-check/corpus.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.measure --strangers --keep runs/test-check/strangers.jsonl
 	$(BIN)/pip install --quiet --no-deps litgpt lightning-utilities timm  # their requirements would change torch's version
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.witnesses
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.witnesses --keep runs/test-check/witnesses.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.hostile
 	PRENORM_ALL_CHECKS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/checks/test_corpus.py tests/checks/test_strangers.py tests/checks/probes/test_start.py tests/challenge
 

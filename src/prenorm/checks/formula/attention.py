@@ -31,7 +31,9 @@ def attention(
             continue
         part = linear(weights, name, source)
         if spec.qk_norm == "whole" and name != "v":  # over d_model, all heads together
-            part = norm(spec, "rms", (spec.eps1, spec.eps_place1), weights, (f"{name}_norm", ""), part)
+            part = norm(
+                spec, _kind_of(spec, "rms"), _eps_of(spec), weights, (f"{name}_norm", f"{name}_norm_bias"), part
+            )
         places = SHIFTS[{"q": spec.query_shift, "k": spec.key_shift, "v": "no"}[name]](positions)
         if spec.rope_axis == "width" and name in spec.rope_on:
             part = rotated(spec, part, places, width)
@@ -105,11 +107,24 @@ def _normed_heads(spec: Spec, weights: Weights, name: str, when: str, x: Tensor)
     if spec.qk_norm != when or name == "v":
         return x
     kind = spec.norm1 if spec.norm1 == spec.norm2 and spec.norm1 not in ("none", "gain", "sequence", "batch") else "rms"
-    y = scaled(kind, spec.eps1, spec.eps_place1, x)
-    weight, bias = weights.get(name + "_norm"), weights.get(name + "_norm_bias")
+    y = scaled(_kind_of(spec, kind), *_eps_of(spec), x)
+    weight, bias = (_of_heads(weights.get(name + end), x.shape[-1]) for end in ("_norm", "_norm_bias"))
     if weight is not None:
-        y = y * (weight[..., None, :] + 1 if spec.plus_one else weight[..., None, :])
-    return y if bias is None else y + bias[..., None, :]
+        y = y * (weight + 1 if spec.plus_one else weight)
+    return y if bias is None else y + bias
+
+
+def _kind_of(spec: Spec, same: str) -> str:
+    return same if spec.qk_norm_kind == "same" else spec.qk_norm_kind
+
+
+def _eps_of(spec: Spec) -> tuple[float, str]:
+    return spec.eps1 if spec.qk_eps is None else spec.qk_eps, spec.eps_place1
+
+
+def _of_heads(vector: Tensor | None, head_dim: int) -> Tensor | None:
+    """A vector (readings, 1, 1, size) as (readings, 1, heads or 1, 1, head_dim)."""
+    return None if vector is None else vector[:, :, 0].unflatten(-1, (-1, head_dim))[..., None, :]
 
 
 def _seen(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:

@@ -106,6 +106,26 @@ def weights(readings: Sequence[Pieces], raw: Raw) -> Weights:
     return stacked
 
 
+def distinct(readings: list[Pieces]) -> list[Pieces]:
+    """The first of those that are alike."""
+    return unique(readings, tuple(sorted({name for reading in readings for name in reading})))
+
+
+def unique(readings: list[Pieces], names: tuple[str, ...]) -> list[Pieces]:
+    """The first of those that are alike in these names."""
+    seen: dict[tuple[Any, ...], Pieces] = {}
+    for reading in readings:
+        seen.setdefault(tuple(reading.get(name) for name in names), reading)
+    return list(seen.values())
+
+
+def with_bias(pieces: Pieces, bias: str | None, found: Parameters, layout: dict[str, tuple[int, ...] | None]) -> Pieces:
+    """Pieces, each with the bias that belongs to it; layout: where the rows of each lie in a bias that they share."""
+    if bias is None:
+        return pieces
+    return pieces | {f"{role}_bias": Piece(found.names(bias), None, layout.get(role)) for role in pieces}
+
+
 def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameters:
     """Sort the driver's list of parameters by shape."""
     shapes = {one["name"]: tuple(one["shape"]) for one in listed if one["same_as"] == one["name"]}

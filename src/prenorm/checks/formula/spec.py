@@ -71,6 +71,8 @@ class Spec:
     merge: str = "standard"  # flat | dims_first
     tiled: bool = False
     qk_norm: str = "none"  # before_rope | after_rope | whole (over d_model)
+    qk_norm_kind: str = "same"  # as the block's norms; or rms, layer
+    qk_eps: float | None = None  # None: eps1
     output: str = "projected"  # none
     # The feed-forward.
     activation: str = "silu"  # a name of ACTIVATIONS

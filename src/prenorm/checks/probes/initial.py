@@ -141,7 +141,10 @@ def widths(case: Case) -> None:
     if width == case.sizes.d_ff:
         return
     case.report.conventions["d_ff"] = f"{width} where {own}={case.sizes.d_ff} was asked for"
-    if own in WIDTH_NAMES and not _in_multiples(case, down, width):
+    gate, up = (case.explanation.reading.get(role) for role in ("gate", "up"))
+    if gate is not None and up is not None and gate.parameters == up.parameters and 2 * width == case.sizes.d_ff:
+        case.report.conventions["d_ff"] += ": the width of gate and up together"
+    elif own in WIDTH_NAMES and not _in_multiples(case, down, width):
         case.report.found("d_ff_ignored", f"{own}={case.sizes.d_ff} gives weights of {width}")
 
 

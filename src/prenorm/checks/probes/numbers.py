@@ -69,8 +69,12 @@ def _with_pairing(case: Case, explanation: Explanation) -> Explanation:
 def _means_to_rotate(case: Case) -> bool:
     """Whether anything in it has to do with rotary positions: an argument, a table, a sine."""
     assert case.built is not None
-    if case.learner.takes("rope_theta") or case.built.positions_name is not None:
+    if case.learner.takes("rope_theta"):
         return True
+    assert case.explanation is not None
+    spec, reading = case.explanation.spec, case.explanation.reading
+    if case.built.positions_name is not None and not (spec.norm1 == "layer" and "gate" not in reading):
+        return True  # in GPT-2's design the model adds positions to its embeddings, and hands the numbers on (OPT)
     halves = {case.sizes.head_dim, case.sizes.head_dim // 2}
     tables = [one for one in case.built.tensors if len(one["shape"]) >= 2 and one["shape"][-1] in halves]
     turning = case.built.run(case.raw, case.x(2, TOKENS), trace=True).operations & {"cos", "sin", "polar"}

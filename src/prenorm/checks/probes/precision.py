@@ -108,10 +108,14 @@ def low_precision(case: Case) -> None:
 
 
 def _norm_rounding(case: Case) -> None:
-    """One-token inputs, value and output projections the identity: the output is x + norm1(x), and x is tiny."""
+    """Compare norm1(x) in bfloat16 with the exact one.
+
+    Inputs have one token, and the value and output projections are multiples of the identity: the output is
+    x + LOUD * norm1(x), in which x is lost.
+    """
     assert case.explanation is not None
     spec, reading = case.explanation.spec, case.explanation.reading
-    plain = not spec.post and spec.norm1 == "rms" and spec.residual1 == "input" and spec.parallel == "no"
+    plain = not spec.post and spec.norm1 in ("rms", "layer") and spec.residual1 == "input"
     plain &= (
         spec.residual2 == "hidden"
         and spec.softmax in ("keys", "queries", "nothing")
@@ -131,7 +135,7 @@ def _norm_rounding(case: Case) -> None:
         return
     reading["v"].write(raw, identity)
     reading["o"].write(raw, identity * LOUD)
-    for name in ("down", "down_bias", "v_bias", "o_bias"):
+    for name in ("down", "down_bias", "v_bias", "o_bias", "norm1_bias"):
         if name in reading:
             reading[name].write(raw, torch.zeros(()))
     x = (case.x(ROWS, 1, dtype=torch.float64) * SIZE).bfloat16()
@@ -139,8 +143,7 @@ def _norm_rounding(case: Case) -> None:
     if "norm1" in reading and spec.weight1 == "own":
         weight = reading["norm1"].read(raw).float() + (1 if spec.plus_one else 0)
     y = torch.cat([built.run(raw, part).y for part in x.split(BATCH)])
-    exact = _normed(x.double(), case)
-    wide = _normed(x.float(), case)
+    exact, wide = _normed(x.double(), case), _normed(x.float(), case)
     whole, then_weight = (wide * weight).bfloat16(), (wide.bfloat16() * weight).bfloat16()
     added = (y.double() - x.double()) / LOUD
     weights = [weight, weight.bfloat16()]  # 1 + w, which is not kept, may be rounded by itself
@@ -169,6 +172,9 @@ def _promises(case: Case, name: str) -> bool:
 
 
 def _normed(x: Tensor, case: Case) -> Tensor:
+    assert case.explanation is not None
+    if case.explanation.spec.norm1 == "layer":
+        x = x - x.mean(-1, keepdim=True)
     eps = case.arguments.get("eps", case.report.conventions.get("eps", 1e-6))
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 

@@ -7,7 +7,9 @@ rotated values), several tokens (queries, keys, rotation, scale).
 
 import torch
 
-from ..formula.assign_parameters import attention_readings, feed_forward_readings, norm_readings, with_same_values
+from ..formula.assign_attention import attention_readings, with_same_values
+from ..formula.assign_feed_forward import feed_forward_readings
+from ..formula.assign_norms import norm_readings
 from ..subject.learner import Built
 from .attempt import Attempt
 from .explanation import Explanation, UnexplainedError

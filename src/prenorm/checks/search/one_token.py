@@ -7,8 +7,9 @@ import dataclasses
 
 import torch
 
-from ..formula.assign_parameters import distinct, likely_feed_forward, likely_norms, norms_around, unique
-from ..formula.parameters import Pieces
+from ..formula.assign_feed_forward import likely_feed_forward
+from ..formula.assign_norms import likely_norms, norms_around
+from ..formula.parameters import Pieces, distinct, unique
 from ..formula.spec import Spec
 from ..formula.variants import NO_SOFTMAX
 from .attempt import Attempt

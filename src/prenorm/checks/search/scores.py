@@ -4,17 +4,18 @@ import dataclasses
 
 import torch
 
-from ..formula.assign_parameters import head_norm_readings
+from ..formula.assign_norms import head_norm_readings
 from ..formula.parameters import Pieces, Raw, weights
 from ..formula.reference import block
 from .attempt import TOKENS, Attempt
 from .explanation import Explanation, UnexplainedError
 from .fitting import FACTOR, PAIR, SOFTCAP, THETA, USUAL_THETA, fitted
-from .switches import SCORES
+from .switches import SCORES, Switch
 from .trials import Base, Match, Probe, agrees
 
 LOUD = 0.01
 """Of the largest output: what the sign of all queries has to change."""
+LAYER_NORM_EPS = 1e-5  # of torch.nn.LayerNorm; norms of queries and keys often keep it, whatever eps the block has
 ROTATIONS = (("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1))
 """Pairing and direction."""
 
@@ -47,7 +48,8 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         if most == 2 and _only_distances_count(attempt, bases, readings):
             evidence = "at equal positions all is right, and only distances count, by other angles"
             raise UnexplainedError("several tokens: the rotation", faults=[("rope_wrong_frequency", evidence)])
-        every = [(dataclasses.replace(spec, qk_norm=kind), cost) for spec, cost in specs for kind in kinds[: 4 - most]]
+        likely = kinds[: 4 - most] if most else kinds
+        every = [(dataclasses.replace(spec, **kind), cost) for spec, cost in specs for kind in likely]
         if not turned:
             every = [
                 (dataclasses.replace(spec, pairing=pairing, direction=direction), cost)
@@ -69,14 +71,19 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
     return _nearest(attempt, explanations, probe)
 
 
-def _kinds_of_head_norms(attempt: Attempt) -> list[str]:
-    """Where queries and keys may be normalised, the likeliest first."""
+def _kinds_of_head_norms(attempt: Attempt) -> list[Switch]:
+    """Where and how queries and keys may be normalised, the likeliest first."""
     held = attempt.found.head_norms
+    before, after, none, whole = (Switch(qk_norm=place) for place in ("before_rope", "after_rope", "none", "whole"))
+    layer = Switch(qk_norm_kind="layer")
     if not held:
-        return ["none", "before_rope", "after_rope"]
+        return [none, before, after]
     if any(attempt.found.shapes[name] == (attempt.sizes.d_model,) for name in held):
-        return ["whole", "none"]
-    return ["before_rope", "after_rope", "none"]
+        return [whole, none, whole | layer, whole | layer | Switch(qk_eps=LAYER_NORM_EPS)]
+    if any(name in attempt.found.biases for name in held):
+        layers = [before | layer, before | layer | Switch(qk_eps=LAYER_NORM_EPS)]
+        return [*layers, none, *(one | after for one in layers)]
+    return [before, after, none, before | Switch(qk_norm_kind="rms"), before | layer]
 
 
 def _nearest(attempt: Attempt, explanations: list[Explanation], probe: Probe) -> Explanation:
@@ -129,14 +136,16 @@ def _with_parts(bases: list[Base]) -> list[Base]:
     ]
 
 
-def _with_own_frequencies(attempt: Attempt, bases: list[Base], kinds: list[str], readings: list[Pieces]) -> list[Base]:
+def _with_own_frequencies(
+    attempt: Attempt, bases: list[Base], kinds: list[Switch], readings: list[Pieces]
+) -> list[Base]:
     """Bases with frequencies that follow no theta, each fitted by itself: queries and keys have that pair only then."""
     heads, dim = attempt.sizes.num_heads, attempt.sizes.head_dim
     spec, cost = bases[0]
     reading = readings[0]
     found = []
     for kind, pairing, direction in [(kind, *turn) for kind in kinds[:2] for turn in ROTATIONS]:
-        base = dataclasses.replace(spec, qk_norm=kind, pairing=pairing, direction=direction)
+        base = dataclasses.replace(spec, **kind, pairing=pairing, direction=direction)
         frequencies = []
         for pair in range(dim // 2):
             members = (2 * pair, 2 * pair + 1) if pairing == "interleaved" else (pair, pair + dim // 2)

@@ -4,7 +4,8 @@ import dataclasses
 import itertools
 from dataclasses import dataclass
 
-from ..formula.assign_parameters import attention_readings, feed_forward_readings
+from ..formula.assign_attention import attention_readings
+from ..formula.assign_feed_forward import feed_forward_readings
 from ..formula.parameters import Parameters, Sizes, possible_d_ff, sort_parameters
 from ..subject.learner import Built
 

@@ -4,8 +4,8 @@ import dataclasses
 
 import torch
 
-from ..formula.assign_parameters import by_queries_and_keys, distinct
-from ..formula.parameters import Pieces, Raw
+from ..formula.assign_attention import by_queries_and_keys
+from ..formula.parameters import Pieces, Raw, distinct
 from ..formula.spec import Spec
 from .attempt import TOKENS, Attempt
 from .explanation import UnexplainedError
