@@ -71,7 +71,7 @@ def _verdict(verdict: Verdict) -> str:
 def _finding(finding: Finding) -> str:
     place = finding.place
     where = "" if place is None else f"<br>{_text(f'{place.file}:{place.line}')} {_code(place.code)}"
-    said = f"{_text(finding.message)}<br>{_text(finding.evidence)}{where}<br>mend it: {_text(finding.mend)}"
+    said = f"{_text(finding.message)}<br>{_text(finding.evidence)}{where}<br>fix: {_text(finding.mend)}"
     return f'<tr><td class="failed">{_code(finding.id)}</td><td>{said}</td></tr>'
 
 
