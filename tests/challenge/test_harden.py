@@ -71,7 +71,7 @@ def test_hints_grow_with_failed_attempts():
     place = Place(file="layers.py", line=7, code="x = y")
     finding = Finding(id="a", message="what it means", evidence="what was seen", mend="what to do", place=place)
     verdict = Verdict(subject="x", findings=(finding,))
-    assert harden.hint(verdict, 1) == "The checker saw: what was seen\n(The next failed attempt tells more.)"
+    assert harden.hint(verdict, 1) == "The checker saw: what was seen\n(The next failed attempt shows more.)"
     assert "what it means" in harden.hint(verdict, 2)
     assert "what to do" not in harden.hint(verdict, 2)
     assert harden.hint(verdict, 9).endswith("Look at line 7: x = y")

@@ -60,7 +60,7 @@ def test_a_changed_file_is_built_again(solved):
 
 
 def test_what_was_reached_is_kept_when_something_raises(solved):
-    with pytest.raises(ConfigError, match="no open question is called 'x'"):
+    with pytest.raises(ConfigError, match="there is no open question 'x'"):
         submit(solved, answers={"x": 1})
     assert status(solved)["build"] == "passed"
     assert status(solved)["justify"] == "6 questions open"

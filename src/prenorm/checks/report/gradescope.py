@@ -56,7 +56,7 @@ def share(verdict: Verdict, fault_cost: float = FAULT_COST) -> float:
 
 def _finding(finding: Finding) -> dict[str, Any]:
     place = f"\nLine {finding.place.line}: {finding.place.code}" if finding.place is not None else ""
-    output = f"{finding.message}\n{finding.evidence}\nMend it: {finding.mend}{place}"
+    output = f"{finding.message}\n{finding.evidence}\nFix: {finding.mend}{place}"
     if not finding.counts:
         return {"name": f"named: {finding.id}", "status": "passed", "output": f"No points are taken for it.\n{output}"}
     return {"name": f"fault: {finding.id}", "status": "failed", "output": output}

@@ -62,7 +62,7 @@ def _add_check(suite: ET.Element, subject: str, check: Check) -> None:
 
 def _add_finding(suite: ET.Element, subject: str, finding: Finding) -> None:
     case = _element(suite, "testcase", classname=f"{subject} findings", name=finding.id, time="0")
-    lines = [finding.evidence, f"mend: {finding.mend}"]
+    lines = [finding.evidence, f"fix: {finding.mend}"]
     if (place := finding.place) is not None:
         case.set("file", _clean(place.file))
         case.set("line", str(place.line))
