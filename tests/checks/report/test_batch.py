@@ -42,7 +42,7 @@ def test_two_files_of_the_name_are_a_problem_that_a_longer_pattern_solves(folder
 
 @pytest.mark.parametrize("pattern", ["layers.py", "layers:Block", "layers.py:", "layers.py:a b", ""])
 def test_a_pattern_that_is_none_is_refused(pattern, folder):
-    with pytest.raises(ConfigError, match=r"a pattern is FILE.py:CLASS, such as layers.py:TransformerBlock"):
+    with pytest.raises(ConfigError, match=r"the pattern must be FILE.py:CLASS, such as layers.py:TransformerBlock"):
         find_submissions(folder, pattern)
 
 

@@ -1,4 +1,4 @@
-"""What to look for in the source when a fault was found: for each a list, the surest sign first.
+"""What to look for in the source for each fault: a list, the surest sign first.
 
 The numbers say which fault it is; these only say which line is most likely to make them.
 """
@@ -11,7 +11,7 @@ from ..source.parse import Line
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What to look for: a line in a function of one of these roles that fits `has`, is of all kinds, and of none."""
+    """A line to look for: in a function with one of these roles, matching `has`, of all `kinds` and none in `no`."""
 
     where: str
     has: str = ""
@@ -21,7 +21,7 @@ class Look:
     last: bool = False
 
     def fits(self, line: Line) -> bool:
-        """Whether a line is what is looked for."""
+        """Whether a line matches."""
         if line.text.startswith("def ") and "^def" not in self.has:
             return False
         kinds = set(filter(None, self.kinds.split(",")))
@@ -61,7 +61,7 @@ LAST_SHAPES = [
 ]
 
 INITIAL = [Look("any", r"_\(|\brandn?\("), Look("init", r"Parameter\(|empty\(")]
-"""Where a class gives a weight its first values."""
+"""Where a class initialises a weight."""
 
 LOOKS: dict[str, list[Look]] = {
     "post_norm": [Look("stream", "", "post"), Look("stream", "", "norm,sum"), Look("stream", "", "norm")],
@@ -424,7 +424,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("forward", r"^self\.\w+(\[.*\])?(, .*)? [-+*/]?= |self\.\w+\.(copy_|append|add_)\("),
         Look("any", "register_buffer"),
     ],
-    # Crashes whose exception says no line.
+    # Crashes whose exception has no line.
     "arguments_unknown": [],
     "internal_error": [],
     "timeout": [Look("any module", r"sleep\(|^while ")],

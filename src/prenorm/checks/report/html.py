@@ -24,7 +24,7 @@ def as_table(verdict: Verdict) -> str:
 
 
 def as_page(results: Sequence[Result], title: str) -> str:
-    """A page: which faults are how frequent, and a row for each submission with what was found or what stopped it."""
+    """A page: the frequency of each finding, and a row for each submission with its findings or what stopped it."""
     counted = "".join(
         f"<tr><td>{_code(name)}</td><td>{len(names)}</td><td>{_text(', '.join(names))}</td></tr>"
         for name, names in groups(results)
