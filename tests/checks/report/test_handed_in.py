@@ -65,7 +65,7 @@ def test_links_and_bombs_are_refused(folder, tmp_path):
     bomb, link, none = found(folder, tmp_path)
     assert "far more than it holds" in bomb.problem
     assert "is a link" in link.problem
-    assert "its zip is refused" in none.problem
+    assert "the zip is refused" in none.problem
 
 
 def test_a_link_out_of_a_submission_is_no_file_of_it(folder, tmp_path):

@@ -29,13 +29,13 @@ def attention_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
     if len(entries) == 1 and found.shapes[entries[0]] == stacked:
         yield from _stacked(entries[0], sizes)
         return
-    if len(entries) > 4:  # something else is among them; those whose names speak come first
+    if len(entries) > 4:  # some are not weights of attention; those with telling names come first
         entries = sorted(entries, key=lambda name: not any(p.search(name) for p in ROLE_NAMES.values()))[:4]
     rows = {"q": sizes.d_model, "k": sizes.num_kv_heads * sizes.head_dim}
     rows |= {"v": rows["k"], "o": sizes.d_model}
     for roles in sorted(_role_splits(entries, found, rows, sizes), key=lambda roles: _unlike_names(roles)):
         options = [_entry_options(name, roles[name], found, rows, sizes) for name in entries]
-        # the four ways to lay out a square go together: all inputs alike
+        # q, k and v are either all (out, in) or all (in, out)
         for chosen in _alike(options):
             pieces: Pieces = {}
             for option in chosen:
@@ -45,7 +45,7 @@ def attention_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
 
 
 def with_same_values(chosen: list[Pieces], attention: list[Pieces]) -> list[Pieces]:
-    """The readings that were chosen, with every way to read queries and keys beside their values and outputs."""
+    """The chosen readings, with every way to read queries and keys for the same values and outputs."""
     names = ("v", "o", "v_bias", "o_bias")
     out = []
     for reading in chosen:
@@ -55,7 +55,7 @@ def with_same_values(chosen: list[Pieces], attention: list[Pieces]) -> list[Piec
 
 
 def by_queries_and_keys(readings: list[Pieces]) -> list[list[Pieces]]:
-    """Readings grouped by the parameters that are zero when queries and keys are."""
+    """Readings grouped by the parameters that hold queries and keys."""
     groups: dict[frozenset[Any], list[Pieces]] = {}
     for reading in readings:
         held = frozenset((reading[role].parameters, frozenset(reading[role].places or ())) for role in ("q", "k"))
@@ -76,7 +76,7 @@ def _stacked(name: str, sizes: Sizes) -> Iterator[Pieces]:
 def _role_splits(
     entries: list[str], found: Parameters, rows: dict[str, int], sizes: Sizes
 ) -> Iterator[dict[str, tuple[str, ...]]]:
-    """Each entry's roles, in the order in which it holds them."""
+    """Each entry's roles, in the order in which it contains them."""
     for order in itertools.permutations("qkvo"):
         for count in (4, 3):
             if count == 3 and order[3] != "o":
@@ -98,7 +98,7 @@ def _role_splits(
 
 
 def _unlike_names(roles: dict[str, tuple[str, ...]]) -> int:
-    """How many roles contradict what the names say, and how many orders are unusual."""
+    """A penalty for roles that contradict the names, and for unusual orders."""
     wrong = 0
     for name, held in roles.items():
         if len(held) == 1:
@@ -130,14 +130,14 @@ def _entry_options(
 
 
 def _output_places(shape: tuple[int, ...], axis: int, sizes: Sizes) -> tuple[int, ...] | None:
-    """The columns of an output projection; one that is as wide as one head is the same for all of them."""
+    """The columns of an output projection; all heads share one that is as wide as one head."""
     if numel(shape) == sizes.head_dim * sizes.d_model:
         return tuple(range(sizes.head_dim)) * sizes.num_heads
     return _undo_dims_first(shape, axis, sizes)
 
 
 def _undo_dims_first(shape: tuple[int, ...], axis: int, sizes: Sizes) -> tuple[int, ...] | None:
-    """The order that brings (head_dim, heads) to (heads, head_dim), for a weight that keeps both axes apart."""
+    """The order that turns (head_dim, heads) into (heads, head_dim), for a weight with separate axes."""
     rest = shape[:axis] + shape[axis + 1 :]
     if rest == (sizes.head_dim, sizes.num_heads) or rest == (sizes.head_dim, sizes.num_kv_heads):
         return tuple(torch.arange(numel(rest)).view(rest).T.flatten().tolist())
@@ -147,7 +147,7 @@ def _undo_dims_first(shape: tuple[int, ...], axis: int, sizes: Sizes) -> tuple[i
 def _layouts(
     roles: tuple[str, ...], shape: tuple[int, ...], axis: int, rows: dict[str, int], sizes: Sizes
 ) -> Iterator[dict[str, tuple[int, ...] | None]]:
-    """Where, among the flattened other axes, each role's rows lie."""
+    """The rows of each role among the flattened other axes."""
     if len(roles) == 1:
         yield {roles[0]: _undo_dims_first(shape, axis, sizes)}
         return

@@ -44,13 +44,13 @@ def feed_forward_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
 
 
 def likely_feed_forward(readings: list[Pieces]) -> list[Pieces]:
-    """The first, or where no name tells gate from up, the first two."""
+    """The first reading, or the first two if no name tells gate from up."""
     names = " ".join(piece.parameters[0] for piece in readings[0].values())
     return readings[:1] if re.search(r"gate|up|1|fc", names) else readings[:2]
 
 
 def _inner_biases(reading: Pieces, found: Parameters, sizes: Sizes) -> Iterator[tuple[str, int]]:
-    """The biases in a reading of the feed-forward, and the sizes that they must have."""
+    """The biases in a reading, and the sizes that they must have."""
     for name, size in (("gate_bias", found.d_ff), ("up_bias", found.d_ff), ("down_bias", sizes.d_model)):
         if name in reading:
             yield name, size

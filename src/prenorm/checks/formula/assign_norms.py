@@ -10,7 +10,7 @@ Norm = tuple[Piece, Piece | None]
 
 
 def norm_readings(found: Parameters) -> Iterator[Pieces]:
-    """Every assignment of norm1 and norm2, in the order of the parameters first; a single one may serve both."""
+    """Every assignment of norm1 and norm2, the order of the parameters first; both may share one weight."""
     for norms in _norms(found):
         norms = norms[:4]
         for first, second in itertools.permutations(norms, 2):
@@ -25,7 +25,7 @@ def norm_readings(found: Parameters) -> Iterator[Pieces]:
 
 
 def norms_around(found: Parameters) -> list[Pieces]:
-    """Four norms, two of which stand behind the sublayers; in the order of the parameters first."""
+    """Every assignment of four norms, two of which follow the sublayers; the order of the parameters first."""
     roles = ("norm1", "norm1_after", "norm2", "norm2_after")
     return [
         {name: piece for role, norm in zip(roles, order, strict=True) for name, piece in _as(role, norm).items()}
@@ -36,7 +36,7 @@ def norms_around(found: Parameters) -> list[Pieces]:
 
 
 def head_norm_readings(found: Parameters) -> Iterator[Pieces]:
-    """q_norm and k_norm over head_dim, where there are such weights."""
+    """Every assignment of q_norm and k_norm, if there are such weights."""
     if not found.head_norms:
         yield {}
     for norms in _paired([Piece((name,)) for name in found.head_norms], found):
@@ -46,7 +46,7 @@ def head_norm_readings(found: Parameters) -> Iterator[Pieces]:
 
 
 def likely_norms(norms: list[Pieces]) -> list[Pieces]:
-    """The first two different weights in their order, and one weight for both."""
+    """Two different weights in the order of the parameters, and one weight for both norms."""
     shared = [one for one in norms if set(one) >= {"norm1", "norm2"} and one["norm1"] == one["norm2"]]
     return distinct([*norms[:1], *shared[:2]]) if norms != [{}] else norms
 
@@ -62,7 +62,7 @@ def _norms(found: Parameters) -> list[list[Norm]]:
 
 
 def _paired(vectors: list[Piece], found: Parameters) -> list[list[Norm]]:
-    """Vectors as weights, or two of each module as its weight and its bias, whatever they are called."""
+    """Vectors as weights, or pairs in a module as weight and bias, whatever their names."""
     plain = [(one, _named_bias(one, found)) for one in vectors]
     if any(bias is not None or one.places is not None for one, bias in plain):
         return [plain]

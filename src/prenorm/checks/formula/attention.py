@@ -1,4 +1,4 @@
-"""Attention, with every choice that a specification has."""
+"""Attention, with every choice of a spec."""
 
 import math
 
@@ -17,7 +17,7 @@ def attention(
     """Self-attention of x, (readings, batch, seq, d_model)."""
     width = weights["q"].shape[-1]
     head_dim = weights["q"].shape[-2] // num_heads
-    if spec.split == "swapped":  # as many heads as a head has dimensions, and the other way round
+    if spec.split == "swapped":  # heads and head_dim are exchanged
         num_heads, head_dim = head_dim, num_heads
     if spec.split == "never":
         head_dim *= num_heads
@@ -27,7 +27,7 @@ def attention(
     alone = x.shape[-2] == 1 and seen and spec.softmax == "keys" and not spec.scaled_after
     parts = {}
     for name, source in inputs.items():
-        if alone and name != "v":  # of one score the softmax is 1, and most searches look at one token
+        if alone and name != "v":  # the softmax of one score is 1, and most searches use one token
             continue
         part = linear(weights, name, source)
         if spec.qk_norm == "whole" and name != "v":  # over d_model, all heads together
@@ -55,7 +55,7 @@ def attention(
 
 
 def _shaped(spec: Spec, scores: Tensor, num_heads: int) -> Tensor:
-    """Scores with what some models do to them before the softmax."""
+    """Scores after the changes that some models make before the softmax."""
     if are_several(spec.softcap) or spec.softcap != math.inf:
         cap = along(spec.softcap, scores)
         scores = cap * torch.tanh(scores / cap)
@@ -91,7 +91,7 @@ def _merge(spec: Spec, x: Tensor) -> Tensor:
     if spec.merge in ("mean", "sum"):  # of the heads, once for each of them
         joined = x.mean(-3) if spec.merge == "mean" else x.sum(-3)
         return torch.cat([joined] * heads, -1)
-    if spec.merge == "flat_dims":  # (heads, head_dim, seq) is cut as if it were (seq, heads * head_dim)
+    if spec.merge == "flat_dims":  # (heads, head_dim, seq) is reshaped as if it were (seq, heads * head_dim)
         return x.mT.reshape(*x.shape[:-3], seq, heads * head_dim)
     return x.transpose(-3, -2).flatten(-2)
 

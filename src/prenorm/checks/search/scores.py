@@ -14,7 +14,7 @@ from .switches import SCORES, Switch
 from .trials import Base, Match, Probe, agrees
 
 LOUD = 0.01
-"""Of the largest output: what the sign of all queries has to change."""
+"""How much negating all queries must change, relative to the largest output."""
 LAYER_NORM_EPS = 1e-5  # of torch.nn.LayerNorm; norms of queries and keys often keep it, whatever eps the block has
 ROTATIONS = (("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1))
 """Pairing and direction."""
@@ -46,7 +46,9 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (simplest if attempt.most > 1 else [], SCORES, 2, None),
     ):
         if most == 2 and _only_distances_count(attempt, bases, readings):
-            evidence = "at equal positions all is right, and only distances count, by other angles"
+            evidence = (
+                "the numbers are right for equal positions and depend only on distances, but the angles are wrong"
+            )
             raise UnexplainedError("several tokens: the rotation", faults=[("rope_wrong_frequency", evidence)])
         likely = kinds[: 4 - most] if most else kinds
         every = [(dataclasses.replace(spec, **kind), cost) for spec, cost in specs for kind in likely]
@@ -87,7 +89,7 @@ def _kinds_of_head_norms(attempt: Attempt) -> list[Switch]:
 
 
 def _nearest(attempt: Attempt, explanations: list[Explanation], probe: Probe) -> Explanation:
-    """The first of those that come as near as the nearest: where outputs hardly depend on scores, many fit."""
+    """The first explanation about as close as the closest: many fit if outputs hardly depend on scores."""
     with torch.no_grad():
         given = [one.forward(probe.raw, probe.x, probe.positions, attempt.sizes.num_heads) for one in explanations]
     gaps = [float((y - probe.y).abs().nan_to_num().max()) for y in given]
@@ -96,7 +98,7 @@ def _nearest(attempt: Attempt, explanations: list[Explanation], probe: Probe) ->
 
 
 def _louder(attempt: Attempt, reading: Pieces) -> Raw:
-    """The parameters, with queries so large that outputs depend on them: a wrong norm may make them tiny."""
+    """The parameters with queries so large that outputs depend on them, even if a wrong norm makes them tiny."""
     x = attempt.probe(attempt.raw, TOKENS).x
     for power in range(5):
         loud, turned = dict(attempt.raw), dict(attempt.raw)
@@ -110,7 +112,7 @@ def _louder(attempt: Attempt, reading: Pieces) -> Raw:
 
 
 def _only_distances_count(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> bool:
-    """Whether all is right at one and the same position, and elsewhere only distances count: a rotation it is."""
+    """Whether the numbers are right for equal positions, and depend only on distances: then it is a rotation."""
     if attempt.built.positions_name is None:
         return False
     x = attempt.probe(attempt.raw, TOKENS).x
@@ -121,7 +123,7 @@ def _only_distances_count(attempt: Attempt, bases: list[Base], readings: list[Pi
 
 
 def _with_other_shapes(bases: list[Base]) -> list[Base]:
-    """Bases with a part of each head turned only, and with slopes over distance in place of a rotation."""
+    """Bases with partial rotation, and with ALiBi instead of a rotation."""
     slopes = [(dataclasses.replace(spec, rope_on="", alibi=True), cost) for spec, cost in bases if spec.rope_on == "qk"]
     return _with_parts(bases) + slopes
 
@@ -139,7 +141,7 @@ def _with_parts(bases: list[Base]) -> list[Base]:
 def _with_own_frequencies(
     attempt: Attempt, bases: list[Base], kinds: list[Switch], readings: list[Pieces]
 ) -> list[Base]:
-    """Bases with frequencies that follow no theta, each fitted by itself: queries and keys have that pair only then."""
+    """Bases with free frequencies, fitted pair by pair, with all other pairs of queries and keys at zero."""
     heads, dim = attempt.sizes.num_heads, attempt.sizes.head_dim
     spec, cost = bases[0]
     reading = readings[0]
