@@ -8,8 +8,8 @@ BIN := $(VENV)/bin
 CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp tests/kernels/recorded/*.cpp tests/faults/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa test-kernels test-wheel check format bench bench-all bench-attention bench-blocks bench-decode
-.PHONY: against lines flops pictures bench-linear bench-llama bench-memory bench-norm bench-open bench-quantized bench-checkpoints bench-checkpointing bench-data bench-training example-dates wheel clean
+.PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa test-kernels test-wheel check format
+.PHONY: bench bench-all bench-attention bench-blocks bench-decode against lines flops pictures bench-linear bench-llama bench-memory bench-norm bench-open bench-quantized bench-checkpoints bench-checkpointing bench-data bench-training example-dates wheel clean bench-check
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -18,7 +18,7 @@ help:
 	@echo "make test-long         the cases that make test leaves out (as long again, and the kernels with other instructions)"
 	@echo "make test-all          both, and the sweeps that are marked slow"
 	@echo "make test-grid         every way of running every model against the oracle, some 7,000 cells (about 15 minutes)"
-	@echo "make test-check        every faulty, right and hostile block against prenorm check (more than an hour)"
+	@echo "make test-check        every faulty, right and hostile block against prenorm check (more than an hour; can be stopped and continued)"
 	@echo "make test-isa          the C++ kernels' tests with x86-64-v3 and with plain x86-64 code (about 3 minutes)"
 	@echo "make test-kernels      the same with every set of instructions, with sanitizers, and on aarch64 (about 30 minutes)"
 	@echo "make test-wheel        build the wheel, and try it in a new environment without a compiler (about 4 minutes)"
@@ -38,6 +38,7 @@ help:
 	@echo "make bench-quantized   writing in bfloat16, int8 and int4 (about 2 minutes; LARGE=1; RUN=runs/demo: how much worse)"
 	@echo "make bench-checkpoints   what saving checkpoints beside training costs, and the hashes on opening (about 10 minutes)"
 	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
+	@echo "make bench-check       prenorm check --batch on 60 submissions (about 4 minutes)"
 	@echo "make bench-data        text to tokens beside the tokenizer alone, and tokens to batches (about 4 minutes)"
 	@echo "make bench-training    training on a CPU against transformers, step by step and piece by piece (about 3 minutes)"
 	@echo "make against OLD=DIR   this checkout against another one: bits, and speed (about 20 minutes)"
@@ -92,11 +93,12 @@ check: $(VENV)/dev.stamp
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
+# Results are kept in runs/test-check: what was stopped continues where it was, as long as the checker is the same.
 test-check: $(VENV)/dev.stamp
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.measure
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.measure --strangers
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.measure --keep runs/test-check/corpus.jsonl
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.measure --strangers --keep runs/test-check/strangers.jsonl
 	$(BIN)/pip install --quiet --no-deps litgpt lightning-utilities timm  # their requirements would change torch's version
-	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.witnesses
+	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.witnesses --keep runs/test-check/witnesses.jsonl
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.checks.hostile
 	PRENORM_ALL_CHECKS=1 OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/checks/test_corpus.py tests/checks/test_strangers.py tests/checks/probes/test_start.py tests/challenge
 
@@ -150,6 +152,9 @@ bench-checkpointing: $(VENV)/dev.stamp
 
 bench-checkpoints: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/checkpoints.py
+
+bench-check: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/check_batch.py
 
 bench-data: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/data.py

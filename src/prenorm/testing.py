@@ -95,4 +95,4 @@ def _judged(
 
 
 def _line(finding: Finding) -> str:
-    return f"  {finding.id}: {finding.message}\n    shown by: {finding.evidence}\n    to mend it: {finding.mend}"
+    return f"  {finding.id}: {finding.message}\n    shown by: {finding.evidence}\n    fix: {finding.mend}"

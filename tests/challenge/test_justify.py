@@ -92,7 +92,7 @@ def test_what_cannot_be_read_or_is_not_open_changes_nothing(progress):
     before = list(progress.questions)
     first = progress.questions[0].id
     for answers, message in (
-        ({"cost-9": 1}, "no open question is called 'cost-9'; open are residuals-1, pre-norm-1"),
+        ({"cost-9": 1}, "there is no open question 'cost-9'; open are residuals-1, pre-norm-1"),
         ({first: "many"}, f"the answer to {first} must be a number, such as 0.25 or 1e6, not 'many'"),
         ({first: None}, "must be a number"),
         ({first: True}, "must be a number"),

@@ -60,7 +60,7 @@ def test_a_changed_file_is_built_again(solved):
 
 
 def test_what_was_reached_is_kept_when_something_raises(solved):
-    with pytest.raises(ConfigError, match="no open question is called 'x'"):
+    with pytest.raises(ConfigError, match="there is no open question 'x'"):
         submit(solved, answers={"x": 1})
     assert status(solved)["build"] == "passed"
     assert status(solved)["justify"] == "6 questions open"
@@ -111,7 +111,7 @@ def test_the_fault_is_revealed_only_when_it_is_mended(solved):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"cost-1": 1,\n}', r"is no JSON \(line 2: .*it should look like"),
+        ('{"cost-1": 1,\n}', r"is not JSON \(line 2: .*it should look like"),
         ("[1]", "must hold an object, but it holds a list"),
         ("\xff", "is no UTF-8 text"),
     ],

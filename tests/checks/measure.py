@@ -1,13 +1,13 @@
 """How good the checker is: `python -m tests.checks.measure` judges every block of the corpus, each in a sandbox.
 
-It prints what was caught, what was named right and every false alarm, and how long it took. --matrix FILE writes the
-table of faults and checks into a page of the docs, between its two marks. --local judges in this process, which is
-quicker.
+It prints every wrong verdict, and at the end the table that the docs hold. --keep FILE keeps each result as it comes,
+and continues from those in the file; --part 2/5 judges the second fifth. --matrix FILE writes the table of faults and
+checks into a page of the docs, between its two marks. --local judges without a sandbox, which is quicker.
 """
 
 import argparse
 import collections
-import json
+import contextlib
 import multiprocessing
 import os
 import sys
@@ -17,6 +17,7 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -28,6 +29,7 @@ from prenorm.checks.verdict import FAILED, Verdict
 
 from .corpus import Example, faulty, right
 from .corpus.strangers import blocks as strangers
+from .kept import Kept, part, share, table
 
 SLOW = 10.0  # seconds a block may take, without importing what the learner imports
 ENDLESS = 3.0  # the limit for those that never end
@@ -45,6 +47,19 @@ class Judged:
     counting: tuple[str, ...]  # of those, the ones that count
     failed_checks: tuple[str, ...]
     seconds: float
+
+    @classmethod
+    def from_json(cls, name: str, kept: dict[str, Any]) -> "Judged":
+        """What to_json gave."""
+        sets = {one: frozenset(kept[one]) for one in ("faults", "also_named")}
+        lists = {one: tuple(kept[one]) for one in ("ids", "counting", "failed_checks")}
+        return cls(name=name, seconds=kept["seconds"], **sets, **lists)
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but the name."""
+        sets = {"faults": sorted(self.faults), "also_named": sorted(self.also_named)}
+        lists = {"ids": self.ids, "counting": self.counting, "failed_checks": self.failed_checks}
+        return {**sets, **lists, "seconds": round(self.seconds, 2)}
 
     @property
     def caught(self) -> bool:
@@ -89,11 +104,18 @@ def _judge_in_sandbox(example: Example, file: Path) -> Verdict:
 
 def _judge_here(example: Example, file: Path, seed: int | None) -> Verdict:
     sys.modules.pop("learner", None)
-    path = list(sys.path)
-    try:
-        code = Code(root=str(file.parent), module="learner", file=str(file), name=example.attribute)
+    code = Code(root=str(file.parent), module="learner", file=str(file), name=example.attribute)
+    with unchanged_path():
         lines = {"build": example.build, "call": example.call}
         return judge(LocalSubject(), code, target=example.target, seed=seed, **lines)
+
+
+@contextlib.contextmanager
+def unchanged_path() -> Iterator[None]:
+    """Afterwards sys.path is what it was: a learner's file is imported from its own folder."""
+    path = list(sys.path)
+    try:
+        yield
     finally:
         sys.path[:] = path
 
@@ -141,37 +163,45 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--strangers", action="store_true", help="the corpus' second half")
     parser.add_argument("--local", action="store_true", help="no sandbox")
-    parser.add_argument("--every", type=int, default=1, help="only every k-th block")
+    parser.add_argument("--part", default="1/1", help="2/5: the second of five parts")
     parser.add_argument("--only", default="", help="only blocks with this in their name")
     parser.add_argument("--matrix", type=Path, help="a page of the docs")
-    parser.add_argument("--json", type=Path, help="write every result here")
+    parser.add_argument("--keep", type=Path, help="keep results in this file, and go on from those that it holds")
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     options = parser.parse_args()
     examples = [*strangers.right(), *strangers.faulty()] if options.strangers else right() + faulty()
-    chosen = [one for one in examples if options.only in one.name][:: options.every]
+    chosen = part([one for one in examples if options.only in one.name], options.part)
     if options.local:
         chosen = [one for one in chosen if "timeout" not in one.faults]
-    results = []
-    begin = time.monotonic()
-    for one in all_judged(chosen, local=options.local, workers=options.workers):
+    kept = Kept(options.keep, "local" if options.local else "sandbox")
+    names = {one.name for one in chosen}
+    results = [Judged.from_json(name, result) for name, result in kept.results.items() if name in names]
+    for one in results:
+        _print_wrong(one)
+    left = [one for one in chosen if one.name not in kept.results]
+    for one in all_judged(left, local=options.local, workers=options.workers):
+        kept.add(one.name, one.to_json())
         results.append(one)
-        if not one.named or (not one.faults and one.caught):
-            print(
-                f"{one.name}: has {sorted(one.faults) or 'no fault'}, found {sorted(one.ids) or 'nothing'}", flush=True
-            )
-        elif one.beside:
-            print(f"{one.name}: beside it, {sorted(one.beside)}", flush=True)
-    good = _summary(results, time.monotonic() - begin)
+        _print_wrong(one)
+    flags = [f" --{name}" for name in ("strangers", "local") if getattr(options, name)]
+    flags += [f" --part {options.part}"] if options.part != "1/1" else []
+    good = _summary(results, "measure" + "".join(flags), options.workers)
     if options.matrix is not None:
         text = options.matrix.read_text()
         before, _, rest = text.partition(MARKS[0])
         options.matrix.write_text(before + MARKS[0] + matrix(results) + MARKS[1] + rest.partition(MARKS[1])[2])
-    if options.json is not None:
-        options.json.write_text(json.dumps([_as_json(one) for one in results], indent=1))
     return 0 if good else 1
 
 
-def _summary(results: Sequence[Judged], seconds: float) -> bool:
+def _print_wrong(one: Judged) -> None:
+    if not one.named or (not one.faults and one.caught):
+        print(f"{one.name}: has {sorted(one.faults) or 'no fault'}, found {sorted(one.ids) or 'nothing'}", flush=True)
+    elif one.beside:
+        print(f"{one.name}: beside it, {sorted(one.beside)}", flush=True)
+
+
+def _summary(results: Sequence[Judged], command: str, workers: int) -> bool:
+    """Print the table of the docs. Whether the figures are what is promised."""
     wrong, clean = [one for one in results if one.faults], [one for one in results if not one.faults]
     if not wrong or not clean:
         print("only blocks of one kind: no figures")
@@ -180,25 +210,17 @@ def _summary(results: Sequence[Judged], seconds: float) -> bool:
     alarms, beside = sum(one.caught for one in clean), sum(bool(one.beside) for one in wrong)
     slow = [one.name for one in results if one.seconds > SLOW]
     times = sorted(one.seconds for one in results)
-    print(f"{len(wrong)} faulty blocks: {caught / len(wrong):.1%} caught, {named / len(wrong):.1%} named right")
-    print(f"{beside} of them got a second name that is not theirs")
-    print(f"{len(clean)} right blocks: {alarms} false alarms")
-    print(
-        f"median {times[len(times) // 2]:.1f} s a block, slowest {times[-1]:.1f} s; over {SLOW:g} s: {slow or 'none'}"
-    )
-    print(f"all of it in {seconds:.0f} s")
+    spent = f"median {times[len(times) // 2]:.1f} s, slowest {times[-1]:.1f} s, {len(slow)} over {SLOW:g} s"
+    rows = [
+        (f"{len(wrong)} faulty blocks", f"{share(caught, len(wrong))} detected, {share(named, len(wrong))} named"),
+        (f"{len(clean)} correct blocks", f"{alarms} false alarms"),
+        ("blocks with an additional, wrong name", str(beside)),
+        (f"seconds for a block, {workers} at a time", spent),
+    ]
+    print(table(command, rows))
+    if slow:
+        print(f"over {SLOW:g} s: {', '.join(slow)}")
     return caught >= 0.99 * len(wrong) and named >= 0.95 * len(wrong) and not alarms
-
-
-def _as_json(one: Judged) -> dict[str, object]:
-    return {
-        "name": one.name,
-        "faults": sorted(one.faults),
-        "ids": list(one.ids),
-        "beside": sorted(one.beside),
-        "failed_checks": list(one.failed_checks),
-        "seconds": round(one.seconds, 2),
-    }
 
 
 if __name__ == "__main__":

@@ -1,32 +1,39 @@
 """Public blocks of installed packages, which nobody here wrote: as they are, and with faults planted into a copy.
 
-`python -m tests.checks.witnesses` judges all of them and prints what was found; what is not installed is left out.
+`python -m tests.checks.witnesses` judges all of them, and prints what was found and the table that the docs hold; what
+is not installed is left out. --keep, --part and --local are those of measure.py.
 A witness is right when nothing that counts is found: published choices (LayerNorm, GELU, parallel sublayers, ...) are
 named and do not count.
 """
 
 import argparse
+import dataclasses
 import importlib.util
 import os
 import re
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 
 from prenorm.checks.check import check
+from prenorm.checks.judge import judge
+from prenorm.checks.source.code import locate
+from prenorm.checks.subject.local import LocalSubject
+from prenorm.checks.verdict import Verdict
+
+from .kept import Kept, part, share, table
+from .measure import judging_processes, unchanged_path
 
 MOST_PLANTED = 6
 LLAMA_LIKE = (
     "llama.Llama mistral.Mistral qwen2.Qwen2 qwen3.Qwen3 gemma.Gemma phi3.Phi3 ministral.Ministral smollm3.SmolLM3 "
     "ernie4_5.Ernie4_5 helium.Helium glm.Glm glm4.Glm4 hunyuan_v1_dense.HunYuanDenseV1 seed_oss.SeedOss arcee.Arcee "
-    "starcoder2.Starcoder2 stablelm.StableLm cohere.Cohere cohere2.Cohere2 phi.Phi persimmon.Persimmon exaone4.Exaone4 "
-    "cwm.Cwm gemma2.Gemma2 olmo.Olmo olmo2.Olmo2 olmo3.Olmo3 nanochat.NanoChat hyperclovax.HyperCLOVAX jais2.Jais2 "
-    "ministral3.Ministral3 eurobert.EuroBert emu3.Emu3 vaultgemma.VaultGemma csm.Csm ultrabert.Ultrabert "
-    "pocket_tts.PocketTTS"
+    "starcoder2.Starcoder2 stablelm.StableLm cohere.Cohere cohere2.Cohere2 phi.Phi persimmon.Persimmon "
+    "exaone4.Exaone4 cwm.Cwm gemma2.Gemma2 gemma3.Gemma3 chameleon.Chameleon moshi.Moshi opt.OPT olmo.Olmo "
+    "olmo2.Olmo2 olmo3.Olmo3 nanochat.NanoChat hyperclovax.HyperCLOVAX jais2.Jais2 ministral3.Ministral3 "
+    "eurobert.EuroBert emu3.Emu3 vaultgemma.VaultGemma csm.Csm ultrabert.Ultrabert pocket_tts.PocketTTS"
 )
 """Decoder layers of transformers: their folder, and their name without DecoderLayer."""
 OTHERS = (
@@ -87,6 +94,10 @@ class Witness:
     def is_there(self) -> bool:
         """Whether its package is installed."""
         return importlib.util.find_spec(self.subject.partition(".")[0]) is not None
+
+
+Task = tuple[Witness, str | None, str | None]
+"""A witness, the fault of its copy, and the copy's source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -161,7 +172,7 @@ def planted(witness: Witness) -> Iterator[tuple[str, str]]:
             yield fault, head + changed + rest
 
 
-def judged(witness: Witness, fault: str | None = None, source: str | None = None) -> Outcome:
+def judged(witness: Witness, fault: str | None = None, source: str | None = None, local: bool = False) -> Outcome:
     """The outcome of a witness, or of a copy of its file."""
     subject, problem, passed, seconds = witness.subject, "", False, 0.0
     ids: tuple[str, ...] = ()
@@ -170,50 +181,77 @@ def judged(witness: Witness, fault: str | None = None, source: str | None = None
             (Path(folder) / "copied.py").write_text(source)
             subject = f"{folder}/copied.py:{subject.rpartition(':')[2]}"
         try:
-            verdict = check(subject, build=witness.build, call=witness.call)
+            judge_it = _judged_here if local else check
+            verdict = judge_it(subject, build=witness.build, call=witness.call)
             ids, passed, seconds = tuple(verdict.ids), verdict.passed, verdict.seconds
         except Exception as error:
             problem = f"{type(error).__name__}: {error}"
     return Outcome(name=witness.name, fault=fault, ids=ids, passed=passed, seconds=seconds, problem=problem)
 
 
-def all_judged(found: Sequence[Witness], *, faulty: bool, workers: int) -> Iterator[Outcome]:
-    """Judge them side by side, and with faulty each with its faults as well."""
-    with ProcessPoolExecutor(workers, get_context("spawn"), _one_thread) as pool:
-        futures = [pool.submit(judged, one) for one in found]
-        if faulty:
-            futures += [pool.submit(judged, one, fault, text) for one in found for fault, text in planted(one)]
+def _judged_here(subject: str, **lines: str | None) -> Verdict:
+    """Without a sandbox: the package is imported once for all of its classes."""
+    sys.modules.pop("copied", None)
+    with unchanged_path():
+        return judge(LocalSubject(), locate(subject), **lines)
+
+
+def all_judged(tasks: Sequence[Task], *, local: bool, workers: int) -> Iterator[Outcome]:
+    """Judge them side by side, in their order."""
+    with judging_processes(workers) as pool:
+        futures = [pool.submit(judged, *task, local) for task in tasks]
         for future in futures:
             yield future.result()
 
 
-def _one_thread() -> None:
-    os.environ["OMP_NUM_THREADS"] = "1"
-    import torch
-
-    torch.set_num_threads(1)
-
-
 def main() -> int:
-    """Print every outcome and the figures; 1 where a right witness did not pass."""
+    """Print every outcome and the table; 1 where a right witness did not pass."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", default="", help="names that hold this")
     parser.add_argument("--right", action="store_true", help="without planted faults")
+    parser.add_argument("--local", action="store_true", help="no sandbox")
+    parser.add_argument("--part", default="1/1", help="2/5: the second of five parts")
+    parser.add_argument("--keep", type=Path, help="keep outcomes in this file, and go on from those that it holds")
     parser.add_argument("--workers", type=int, default=len(os.sched_getaffinity(0)))
     flags = parser.parse_args()
     found = [one for one in witnesses() if flags.only in one.name]
-    outcomes = []
-    for one in all_judged(found, faulty=not flags.right, workers=flags.workers):
+    tasks: list[Task] = [(one, None, None) for one in found]
+    if not flags.right:
+        tasks += [(one, fault, text) for one in found for fault, text in planted(one)]
+    kept, outcomes, left = Kept(flags.keep, "local" if flags.local else "sandbox"), [], []
+    for task in part(tasks, flags.part):
+        if (old := kept.results.get(_key(task))) is None:
+            left.append(task)
+        else:
+            outcomes.append(Outcome(**old | {"ids": tuple(old["ids"])}))
+            _print(outcomes[-1])
+    for task, one in zip(left, all_judged(left, local=flags.local, workers=flags.workers), strict=True):
+        kept.add(_key(task), dataclasses.asdict(one))
         outcomes.append(one)
-        good = one.passed if one.fault is None else one.fault in one.ids
-        said = f"{one.fault or 'right'}: {', '.join(one.ids) or 'nothing'} {one.problem}"
-        print(f"{'ok   ' if good else 'WRONG'} {one.name}  {said}  {one.seconds:.1f} s", flush=True)
+        _print(one)
+    return _summary(outcomes)
+
+
+def _key(task: Task) -> str:
+    return f"{task[0].name}: {task[1] or 'right'}"
+
+
+def _print(one: Outcome) -> None:
+    good = one.passed if one.fault is None else one.fault in one.ids
+    said = f"{one.fault or 'right'}: {', '.join(one.ids) or 'nothing'} {one.problem}"
+    print(f"{'ok   ' if good else 'WRONG'} {one.name}  {said}  {one.seconds:.1f} s", flush=True)
+
+
+def _summary(outcomes: Sequence[Outcome]) -> int:
     right, faulty = ([one for one in outcomes if (one.fault is None) is kind] for kind in (True, False))
-    print(f"right: {sum(one.passed for one in right)} of {len(right)} pass")
+    alarms = sum(not one.passed for one in right)
+    rows = [(f"{len(right)} public classes, as they are", f"{alarms} false alarms")]
     if faulty:
         caught, named = sum(not one.passed for one in faulty), sum(one.fault in one.ids for one in faulty)
-        print(f"faulty: {len(faulty)}, caught {caught / len(faulty):.1%}, named {named / len(faulty):.1%}")
-    return int(any(not one.passed for one in right))
+        figures = f"{share(caught, len(faulty))} detected, {share(named, len(faulty))} named"
+        rows.append((f"{len(faulty)} copies of them with a fault", figures))
+    print(table("witnesses", rows))
+    return int(alarms > 0)
 
 
 if __name__ == "__main__":

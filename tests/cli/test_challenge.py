@@ -130,12 +130,12 @@ def test_bad_input_is_one_line(argv, message, tmp_path, monkeypatch, capsys):
 def test_broken_files_are_told(folder, capsys):
     (folder / "answers.json").write_text("{")
     assert main(["challenge", "submit", str(folder), "--answers", str(folder / "answers.json")]) == 2
-    assert "answers.json is no JSON (line 1" in capsys.readouterr().err
+    assert "answers.json is not JSON (line 1" in capsys.readouterr().err
     assert main(["challenge", "submit", str(folder), "--answers", "missing.json"]) == 2
     assert "missing.json" in capsys.readouterr().err
     (folder / "challenge.json").write_text("{")
     assert main(["challenge", "status", str(folder)]) == 2
-    assert "challenge.json is no JSON (line 1" in capsys.readouterr().err
+    assert "challenge.json is not JSON (line 1" in capsys.readouterr().err
 
 
 def test_new_and_status_do_not_wait_for_torch(tmp_path):

@@ -1,4 +1,4 @@
-"""Stage 3: one fault is planted into the learner's own code; the checker decides whether it is found and mended."""
+"""Stage 3: one fault is planted into the learner's own code; the checker decides whether it was fixed."""
 
 import hashlib
 import secrets
@@ -16,14 +16,14 @@ from .planters.code import Code
 from .planters.table import PLANTERS, candidates
 from .progress import Planted, file_hash
 
-CANDIDATES = 6  # of one fault; each costs a run of the checker
+CANDIDATES = 6  # places tried for one fault; each costs a run of the checker
 
 
 def plant(text: str, rng: Random, judge: Judge) -> tuple[str, str]:
-    """(fault, text): a learner's file with one fault in it, that runs and that the checker finds.
+    """(fault, text): the learner's file with one fault, which runs, and which the checker detects.
 
-    The text must pass the checker as it is. A fault that the checker calls by its own name is taken at once; one that
-    it sees under another name, when no other place gives the name. Raises ConfigError where nothing can be planted.
+    The text must pass the checker. A place where the checker gives the fault its own name is preferred to one where it
+    gives another name. Raises ConfigError if nothing can be planted.
     """
     try:
         code = Code(text, BLOCK)
@@ -33,13 +33,13 @@ def plant(text: str, rng: Random, judge: Judge) -> tuple[str, str]:
         if (planted := plant_one(code, fault, judge)) is not None:
             return fault, planted
     raise ConfigError(
-        f"no fault of the list could be planted: layers.py must define {BLOCK} itself; "
-        "bring the code into that file, and submit again."
+        f"no fault could be planted: layers.py must define {BLOCK} itself; "
+        "move the code into that file, and submit again."
     )
 
 
 def plant_one(code: Code, fault: str, judge: Judge) -> str | None:
-    """The file with this fault planted, or None where no place for it is found."""
+    """The file with this fault planted, or None if there is no place for it."""
     second_best = None
     for text, verdict in _judged(code, fault, judge):
         if fault in verdict.ids:
@@ -50,26 +50,26 @@ def plant_one(code: Code, fault: str, judge: Judge) -> str | None:
 
 
 def seal(path: Path, fault: str) -> Planted:
-    """What progress keeps of a planted file: nothing that gives the fault away."""
+    """The record of a planted file, which does not reveal the fault."""
     salt = secrets.token_hex(16)
     return Planted(sha256=file_hash(path), salt=salt, fault=_salted(fault, salt))
 
 
 def revealed(planted: Planted) -> str:
-    """Which fault it was."""
+    """The name of the planted fault."""
     return next(
         (fault for fault in FAULTS if _salted(fault, planted.salt) == planted.fault), "a fault of another version"
     )
 
 
 def hint(verdict: Verdict, failed_attempts: int) -> str:
-    """More of the checker's first finding after every failed attempt: what it saw, what that means, how to mend it."""
+    """A part of the checker's first finding, more after every failed attempt: evidence, meaning, fix, line."""
     finding = verdict.findings[0]
-    lines = [f"The checker saw: {finding.evidence}", f"That means: {finding.message}", f"Mend it: {finding.mend}"]
+    lines = [f"The checker saw: {finding.evidence}", f"That means: {finding.message}", f"Fix: {finding.mend}"]
     if finding.place is not None:
         lines.append(f"Look at line {finding.place.line}: {finding.place.code}")
     shown = lines[:failed_attempts]
-    more = "" if len(shown) == len(lines) else "\n(The next failed attempt tells more.)"
+    more = "" if len(shown) == len(lines) else "\n(The next failed attempt shows more.)"
     return "\n".join(shown) + more
 
 

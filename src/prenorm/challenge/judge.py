@@ -1,7 +1,7 @@
-"""The two ways into checks/ that the challenge takes: the judge of whole blocks, and a sandbox for their parts.
+"""What the challenge uses of checks/: the judge of whole blocks, and a sandbox for their parts.
 
-In the challenge a block is held to the paper: pairs (2i, 2i+1), not causal, no biases. prenorm cannot be imported by
-what is judged.
+In the challenge the target is the paper: pairs (2i, 2i+1), not causal, no biases. The judged code cannot import
+prenorm.
 """
 
 from collections.abc import Callable
@@ -25,5 +25,5 @@ def paper_judge(subject: str) -> Verdict:
 
 
 def sandboxed(folder: Path) -> AbstractContextManager[Subject]:
-    """A subject that runs the code of a folder, confined."""
+    """A subject that runs the code of a folder in a sandbox."""
     return Sandbox(folder, seconds=SECONDS, prenorm_importable=False)

@@ -1,4 +1,4 @@
-"""Stage 2: questions with fresh numbers. Wrong answers are explained, and come again with other numbers."""
+"""Stage 2: questions with random numbers. A wrong answer is explained, and asked again with other numbers."""
 
 import string
 from collections.abc import Mapping
@@ -14,12 +14,12 @@ from .questions.problem import Answer, Problem, Question, shown
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Asked:
-    """An open question as it is put to the learner."""
+    """An open question as the learner sees it."""
 
     id: str
     topic: str
     text: str
-    choices: tuple[str, ...]  # none where a number is asked for
+    choices: tuple[str, ...]  # empty if the answer is a number
 
     def to_json(self) -> dict[str, Any]:
         """For --json: choices by letter."""
@@ -48,7 +48,7 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Graded:
-    """An answer, and what is to be said about it."""
+    """An answer, whether it is right, and why not."""
 
     id: str
     text: str
@@ -65,7 +65,7 @@ def draw(progress: Progress, rng: Random) -> None:
 
 
 def asked(question: OpenQuestion) -> Asked:
-    """How an open question is put. The order of its choices is the same every time."""
+    """The text of an open question. The order of its choices is always the same."""
     problem = bank.restored(question.kind, question.numbers)
     as_it_is = problem.ask()
     order = Random(f"{question.id} {question.numbers}")
@@ -73,14 +73,14 @@ def asked(question: OpenQuestion) -> Asked:
 
 
 def grade(progress: Progress, answers: Mapping[str, Any], rng: Random) -> list[Graded]:
-    """Judge answers by id. Right ones close their question, wrong ones replace it by one with fresh numbers.
+    """Grade answers by id. A right one closes its question, a wrong one replaces it by one with other numbers.
 
     Raises ConfigError, and changes nothing, for ids that are not open and answers that cannot be read.
     """
     open_ids = [one.id for one in progress.questions]
     if unknown := [id for id in answers if id not in open_ids]:
         raise ConfigError(
-            f"no open question is called {', '.join(map(repr, unknown))}; open are {', '.join(open_ids) or 'none'}."
+            f"there is no open question {', '.join(map(repr, unknown))}; open are {', '.join(open_ids) or 'none'}."
         )
     given = {one.id: asked(one).read(answers[one.id]) for one in progress.questions if one.id in answers}
     graded, still_open = [], []
@@ -121,7 +121,7 @@ def _opened(problem: Problem, attempt: int) -> OpenQuestion:
 
 
 def _another(question: OpenQuestion, rng: Random) -> Problem:
-    """The same kind with other numbers."""
+    """A problem of the same kind with other numbers."""
     before = bank.restored(question.kind, question.numbers)
     while (problem := type(before).draw(rng)) == before:
         pass

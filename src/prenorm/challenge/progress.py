@@ -1,8 +1,8 @@
-"""How far a learner is, in one small JSON file.
+"""A learner's progress, in one small JSON file.
 
-It is a notebook and no certificate: whoever edits it fools nobody, because build holds only for the layers.py whose
-hash it was passed with, and the fault of harden is looked for by running the code. What it does promise: it is never
-half written, it can be read, and it does not say which fault was planted (a salted hash does).
+It is a record and not a certificate: editing it gains nothing, because a passed build holds only for the layers.py with
+that hash, and the code is run to see whether the planted fault is fixed. The file is never half written, and reveals
+the planted fault only as a salted hash.
 """
 
 import hashlib
@@ -30,7 +30,7 @@ class Planted:
 
 @dataclass(slots=True)
 class OpenQuestion:
-    """A question that waits for an answer: its kind, and the numbers that were drawn."""
+    """An unanswered question: its kind, and its numbers."""
 
     id: str
     kind: str
@@ -59,19 +59,19 @@ def file_hash(path: Path) -> str:
 
 
 def save(progress: Progress, path: Path) -> None:
-    """Write the file in one step: whoever reads it meets the old one or the new one."""
+    """Replace the file in one step, so that readers see the old one or the new one."""
     draft = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     draft.write_text(json.dumps({"version": VERSION, **asdict(progress)}, indent=2) + "\n", encoding="utf-8")
     os.replace(draft, path)
 
 
 def load(path: Path) -> Progress:
-    """Read it. Raises ConfigError with the place of the damage and a way out."""
-    way_out = f"mend it, or write {{}} into {path} to begin again"
+    """Read the file. Raises ConfigError with the damaged line and a way out."""
+    way_out = f"correct it, or write {{}} into {path} to start again"
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
-        raise ConfigError(f"{path.name} is no JSON (line {error.lineno}: {error.msg}); {way_out}.") from error
+        raise ConfigError(f"{path.name} is not JSON (line {error.lineno}: {error.msg}); {way_out}.") from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path.name} is no UTF-8 text; {way_out}.") from error
     if not isinstance(content, dict):

@@ -1,4 +1,4 @@
-"""One submission: the next stage of a workspace, and those after it as far as they need nothing from the learner."""
+"""One submission: the next stage of a workspace, and those after it that need nothing from the learner."""
 
 import json
 from collections.abc import Callable, Mapping
@@ -20,7 +20,7 @@ Ask = Callable[[justify.Asked], Any]
 
 @dataclass(kw_only=True, slots=True)
 class Outcome:
-    """What a submission led to. stage: where the learner stands now, "done" at the end."""
+    """The result of a submission. stage: the learner's stage now, "done" at the end."""
 
     stage: str
     good: bool = True  # False: faults, or wrong answers
@@ -53,7 +53,7 @@ def submit(
     judge: Judge | None = None,
     open_subject: OpenSubject | None = None,
 ) -> Outcome:
-    """Go on from where the workspace stands, and keep what is reached.
+    """Continue from the stage of the workspace, and save the progress.
 
     answers: by question id. ask: gives an answer to a question, None to leave it open. With neither, questions are
     drawn and left open. Raises ConfigError for what makes no sense.
@@ -116,11 +116,11 @@ class _Submission:
             path.parent.mkdir(exist_ok=True)
             path.write_text(planted, encoding="utf-8")
             self.state.planted = harden.seal(path, fault)
-            outcome.harden = f"One fault is in a copy of your code, {path}. Find it, mend it there, and submit."
+            outcome.harden = f"One fault is in a copy of your code, {path}. Find it, fix it there, and submit."
             return False
         if progress.file_hash(path) == self.state.planted.sha256:
             outcome.good = False
-            outcome.harden = f"{path} is as it was planted: find the fault in it, mend it there, and submit."
+            outcome.harden = f"{path} is as it was planted: find the fault in it, fix it there, and submit."
             return False
         verdict = self.judge(f"{path}:{BLOCK}")
         outcome.good = self.state.harden_passed = verdict.passed
@@ -132,7 +132,7 @@ class _Submission:
         return outcome.good
 
     def _rng(self, purpose: str) -> Random:
-        """Fresh numbers; the same ones again only for the same seed at the same place."""
+        """A random generator; with a seed, always the same one at the same point."""
         return Random() if self.seed is None else Random(f"{self.seed} {purpose} {self.state.attempts}")
 
 
@@ -142,13 +142,13 @@ def _found(fault: str) -> str:
 
 
 def read_answers(path: Path) -> dict[str, Any]:
-    """The answers in a JSON file, by id. Raises ConfigError with the line of the damage."""
+    """The answers in a JSON file, by id. Raises ConfigError with the damaged line."""
     example = '{"residuals-1": 3.39, "width-1": "b"}'
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise ConfigError(
-            f"{path} is no JSON (line {error.lineno}: {error.msg}); it should look like {example}."
+            f"{path} is not JSON (line {error.lineno}: {error.msg}); it should look like {example}."
         ) from error
     except UnicodeDecodeError as error:
         raise ConfigError(f"{path} is no UTF-8 text; it should look like {example}.") from error

@@ -1,4 +1,4 @@
-"""`check("FILE.py:CLASS")`: the verdict on somebody else's block, whose code runs in a sandbox."""
+"""`check("FILE.py:CLASS")`: the verdict on a block whose code is not trusted, and runs in a sandbox."""
 
 import dataclasses
 from pathlib import Path
@@ -24,12 +24,12 @@ def check(
 ) -> Verdict:
     """The verdict on "FILE.py:CLASS" or "package.module:CLASS".
 
-    build, call: how it is built and called, as lines of Python that run inside the sandbox (subject/child/names.py
-    has the names they may use). within: the folder that what it imports must not leave.
-    Raises ConfigError when there is nothing to judge: no such file, module, class or target.
+    build, call: how to build and call it, as Python expressions that run inside the sandbox (subject/child/names.py
+    has the names that they may use). within: the folder outside of which nothing of the learner's is imported.
+    Raises ConfigError if there is nothing to judge: no such file, module, class or target.
     """
     if target is not None and target not in TARGETS:
-        raise ConfigError(f"a target is one of {', '.join(TARGETS)}, but {target!r} is none.")
+        raise ConfigError(f"target must be one of {', '.join(TARGETS)}, not {target!r}.")
     code = locate(subject, within=within)
     folders = [Path(one) for one in code.readable or (code.root,)]
     with Sandbox(*folders, seconds=seconds, prenorm_importable=prenorm_importable) as sandbox:
@@ -37,5 +37,5 @@ def check(
             verdict = judge(sandbox, code, target=target, deadline=sandbox.deadline, build=build, call=call)
         except MissingError as error:
             names = ", ".join(error.names) or "none"
-            raise ConfigError(f"{subject}: there is no {code.name!r}; of its own it has: {names}.") from None
+            raise ConfigError(f"{subject}: there is no {code.name!r}; the file defines: {names}.") from None
         return dataclasses.replace(verdict, subject=subject, confinement=sandbox.confinement)

@@ -1,6 +1,6 @@
-"""Every fault that has a name: what it means, and how to mend it.
+"""Every fault that has a name: what it means, and how to fix it.
 
-The right block is h = x + attention(norm1(x)); y = h + swiglu(norm2(h)), with RMSNorm, and RoPE on queries and keys.
+The correct block is h = x + attention(norm1(x)); y = h + swiglu(norm2(h)), with RMSNorm, and RoPE on queries and keys.
 """
 
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class Fault:
-    """One way in which a block can be wrong."""
+    """One way in which a block can be wrong, and its fix."""
 
     meaning: str
     mend: str
@@ -28,24 +28,20 @@ CONVENTIONS = frozenset(
         "leading_dims",
     }
 )
-"""Faults only against a target; without one they are choices, which `conventions` reports."""
+"""Faults only under a target that fixes them; otherwise they are reported as conventions."""
 
 CRASHES = frozenset({"import_error", "constructor_error", "forward_error", "timeout", "internal_error"})
-"""Faults with which there are no numbers to judge."""
+"""Faults that leave no numbers to judge."""
 
 FAULTS = {
     # The residual lines.
     "post_norm": Fault(
-        "the norms stand on the residual path, after the sums: y = norm(x + attention(x))",
+        "the norms are on the residual path, after the sums: y = norm(x + attention(x))",
         "normalise the input of each sublayer and leave the sums alone: x + attention(norm1(x))",
     ),
     "no_norm": Fault("a sublayer reads its input without a norm", "give it norm1(x), or norm2(h) for the feed-forward"),
-    "missing_residual_attention": Fault(
-        "the input is not added to what attention gives", "h = x + attention(norm1(x))"
-    ),
-    "missing_residual_ffn": Fault(
-        "the input of the feed-forward is not added to what it gives", "y = h + ffn(norm2(h))"
-    ),
+    "missing_residual_attention": Fault("attention's input is not added to its output", "h = x + attention(norm1(x))"),
+    "missing_residual_ffn": Fault("the feed-forward's input is not added to its output", "y = h + ffn(norm2(h))"),
     "residual_from_normed": Fault(
         "the residual adds the normalised input instead of the input itself",
         "keep x, and normalise only what the sublayer reads: x + sublayer(norm(x))",
@@ -55,57 +51,59 @@ FAULTS = {
     ),
     "doubled_residual": Fault(
         "the residual is added twice",
-        "add it once; `x += f(x)` and `x = x + f(x)` do so, and together they do it twice",
+        "add it once: either `x += f(x)` or `x = x + f(x)`, not both",
     ),
     "ffn_residual_from_input": Fault(
-        "the second residual adds the block's input x, so that attention's output is lost beside the feed-forward",
+        "the second residual adds the block's input x instead of h, so attention's output is lost from the stream",
         "y = h + ffn(norm2(h)), with h from the first residual",
     ),
     "parallel_sublayers": Fault(
-        "the feed-forward reads the block's input instead of what attention has made of it",
+        "the feed-forward reads the block's input x instead of h = x + attention(norm1(x))",
         "first h = x + attention(norm1(x)), then h + ffn(norm2(h))",
     ),
-    "shared_norm": Fault("both sublayers use one norm's weight", "make two norms, norm1 and norm2"),
+    "shared_norm": Fault("both sublayers share one norm weight", "create two norms, norm1 and norm2"),
     "norm_created_each_call": Fault(
-        "forward makes a new norm each time, so that its weight is never trained nor saved",
-        "make the norms in the constructor, as attributes",
+        "forward creates a new norm in every call, so its weight is neither trained nor saved",
+        "create the norms in the constructor, as attributes",
     ),
     # The norm.
     "layer_norm": Fault(
-        "the norm subtracts the mean (LayerNorm)", "RMSNorm: weight * x / sqrt(mean(x^2) + eps), nothing is subtracted"
+        "the norm subtracts the mean (LayerNorm)",
+        "RMSNorm: weight * x / sqrt(mean(x^2) + eps), without subtracting the mean",
     ),
     "norm_without_sqrt": Fault("the norm divides by the mean square instead of its root", "x * rsqrt(mean(x^2) + eps)"),
     "norm_over_sequence": Fault(
-        "the norm's mean runs over the tokens of the sequence",
+        "the norm takes its mean over the tokens of the sequence",
         "take the mean over the last axis only: mean(-1, keepdim=True)",
     ),
     "norm_wrong_mean": Fault(
-        "the norm divides by another size of the vector than its root mean square",
+        "the norm divides by something other than the root mean square",
         "divide by sqrt(mean(x^2) + eps), the mean over d_model",
     ),
     "norm_without_upcast": Fault(
         "in low precision the norm is computed in the input's dtype",
         "x.float() first, and .to(x.dtype) last",
     ),
-    "eps_ignored": Fault("the constructor's eps does not reach the norm", "hand eps on to both norms"),
-    "wrong_eps": Fault("the norm works with another eps than the one it was given", "add eps, as it is, to mean(x^2)"),
+    "eps_ignored": Fault("the constructor's eps does not reach the norm", "pass eps to both norms"),
+    "wrong_eps": Fault("the norm uses a different eps from the one it was given", "add eps unchanged to mean(x^2)"),
     "eps_outside_sqrt": Fault("eps is added to the root instead of under it", "x / sqrt(mean(x^2) + eps)"),
     "norm_weight_init": Fault(
-        "a norm's weight does not begin at one",
+        "a norm's weight is not initialised to one",
         "nn.Parameter(torch.ones(d_model)); zeros only for a norm that multiplies by 1 + weight",
     ),
     "norm_weight_missing": Fault(
-        "the norm has no weight, or does not use it", "multiply by a parameter of size d_model that begins at one"
+        "the norm has no weight, or does not use it", "multiply by a parameter of size d_model, initialised to one"
     ),
     # Rotary positions.
     "missing_rope": Fault("positions have no effect: nothing is rotated", "rotate queries and keys by their positions"),
     "rope_in_block": Fault(
-        "the rotation is applied to the stream of vectors, before the projections",
+        "the rotation is applied to the residual stream, before the projections",
         "rotate queries and keys of each head, inside attention",
     ),
     "rope_on_values": Fault("values are rotated", "rotate queries and keys only"),
     "rope_on_queries_only": Fault(
-        "only one of queries and keys is rotated, so that scores know no distance", "rotate both, by the same table"
+        "only queries or only keys are rotated, so scores do not depend on relative position",
+        "rotate both, with the same tables",
     ),
     "rope_half_split": Fault(
         "dimensions i and i + head_dim/2 are paired", "pair dimensions 2i and 2i+1 (the paper's order)"
@@ -114,42 +112,40 @@ FAULTS = {
         "dimensions 2i and 2i+1 are paired", "pair dimensions i and i + head_dim/2 (the order of Hugging Face folders)"
     ),
     "rope_wrong_direction": Fault(
-        "the rotation is by minus the angle", "(x1 cos - x2 sin, x1 sin + x2 cos) turns by plus the angle"
+        "vectors are rotated by minus the angle", "(x1 cos - x2 sin, x1 sin + x2 cos) rotates by plus the angle"
     ),
     "rope_over_heads": Fault(
-        "the rotation runs over the wrong axis: by the number of the head, or over all heads' dimensions at once",
-        "split into heads first; the angle belongs to the token's position, the frequencies to head_dim",
+        "the rotation uses the wrong axis: the head's index instead of the position, or d_model instead of head_dim",
+        "split into heads first; angles come from the token's position, frequencies from head_dim",
     ),
     "rope_bf16_tables": Fault(
         "cos and sin, or the angles, are rounded to low precision",
-        "form angles, cos and sin in float32 or wider, and keep them so",
+        "compute angles, cos and sin in float32 or wider, and do not round them",
     ),
-    "rope_theta_ignored": Fault("the constructor's rope_theta has no effect", "hand rope_theta on to the tables"),
+    "rope_theta_ignored": Fault("the constructor's rope_theta has no effect", "pass rope_theta to the tables"),
     "rope_wrong_frequency": Fault(
         "the frequencies are not theta^(-2i/head_dim)", "theta ** -(arange(0, head_dim, 2) / head_dim)"
     ),
     "rope_not_a_rotation": Fault(
-        "pairs are not rotated: a sign is wrong, and their lengths change",
-        "(x1 cos - x2 sin, x1 sin + x2 cos): one sine has a minus",
+        "pairs are not rotated: a sign is wrong, so their lengths change",
+        "(x1 cos - x2 sin, x1 sin + x2 cos): exactly one sine term is subtracted",
     ),
     "token_positions_ignored": Fault(
         "token_positions have no effect", "look up cos and sin at token_positions instead of 0, 1, 2, ..."
     ),
     "positions_off_by_one": Fault(
-        "queries or keys are rotated by the position beside their own",
-        "both sides use the token's own position, from 0",
+        "queries or keys are rotated by a neighbouring position",
+        "rotate both by the token's own position, counted from 0",
     ),
     # Attention.
-    "causal_mask": Fault("a token attends only to itself and earlier ones", "leave the causal mask out"),
+    "causal_mask": Fault("a token attends only to itself and earlier ones", "remove the causal mask"),
     "causal_off_by_one": Fault(
-        "the causal mask is shifted by one place", "a token sees itself and everything before it: key <= query"
+        "the causal mask is off by one", "a token attends to itself and everything before it: key <= query"
     ),
-    "mask_inverted": Fault(
-        "the mask is read the wrong way round", "True means: may attend; put -inf where it is False"
-    ),
+    "mask_inverted": Fault("the mask is inverted", "True means may attend; fill with -inf where it is False"),
     "mask_ignored": Fault("the mask (or causal=True) has no effect", "apply it to the scores, before the softmax"),
     "mask_value_too_small": Fault(
-        "masked scores get a finite number that large scores pass, so that masked tokens are seen",
+        "masked scores get a finite value, so masked tokens are attended to where other scores are lower",
         "fill with -inf before the softmax",
     ),
     "softmax_wrong_dim": Fault(
@@ -157,23 +153,23 @@ FAULTS = {
     ),
     "softmax_overflows": Fault(
         "large scores make the outputs NaN or infinite",
-        "subtract each row's maximum before exp, or use torch.softmax; masked scores play no part in the maximum",
+        "use torch.softmax, or subtract each row's maximum before exp; leave masked scores out of the maximum",
     ),
     "missing_softmax": Fault("attention weights are not the softmax of the scores", "softmax(scores, dim=-1) @ v"),
     "mask_after_softmax": Fault(
-        "the mask is applied after the softmax, so that weights do not add up to 1",
+        "the mask is applied after the softmax, so weights do not sum to 1",
         "fill the scores with -inf where a query may not attend, then take the softmax",
     ),
     "missing_attention_scale": Fault("scores are not divided by sqrt(head_dim)", "scores / sqrt(head_dim)"),
     "wrong_attention_scale": Fault(
-        "scores are scaled by another number than 1/sqrt(head_dim)", "scores / sqrt(head_dim)"
+        "scores are scaled by something other than 1/sqrt(head_dim)", "scores / sqrt(head_dim)"
     ),
     "wrong_head_split": Fault(
-        "the projections are cut into heads along the wrong axes",
+        "the projections are split into heads along the wrong axes",
         "view(batch, seq, heads, head_dim), then transpose(1, 2)",
     ),
     "heads_not_merged": Fault(
-        "the heads' outputs are not put side by side again before the output projection",
+        "the heads' outputs are not concatenated before the output projection",
         "transpose(1, 2), then reshape(batch, seq, heads * head_dim)",
     ),
     "gqa_tiled_instead_of_repeated": Fault(
@@ -181,31 +177,32 @@ FAULTS = {
         "it reads h // (num_heads / num_kv_heads): repeat_interleave",
     ),
     "missing_output_projection": Fault(
-        "there is no output projection after the heads are joined", "o_proj(joined heads)"
+        "there is no output projection after the heads are concatenated", "o_proj(concatenated heads)"
     ),
     # The feed-forward, and biases.
     "d_ff_ignored": Fault(
-        "the constructor's d_ff is not the width of the feed-forward", "hand d_ff on as it is: Linear(d_model, d_ff)"
+        "the feed-forward does not have the width d_ff that the constructor was given",
+        "pass d_ff unchanged: Linear(d_model, d_ff)",
     ),
     "wrong_activation": Fault(
         "the feed-forward is not down(silu(gate(x)) * up(x))", "SwiGLU: down(silu(gate(x)) * up(x))"
     ),
     "gate_after_product": Fault("silu is applied to the product gate * up", "silu(gate(x)) * up(x)"),
     "swapped_gate_up": Fault(
-        "silu is applied to what is called up, not to what is called gate", "silu(gate(x)) * up(x)"
+        "silu is applied to the projection called up, not to the one called gate", "silu(gate(x)) * up(x)"
     ),
-    "missing_bias": Fault("queries, keys and values have no biases", "bias=True on q, k and v, as the target has it"),
-    "unexpected_qk_norm": Fault("queries and keys are normalised in each head", "leave the norms of q and k out"),
+    "missing_bias": Fault("queries, keys and values have no biases", "bias=True on q, k and v, as in the target"),
+    "unexpected_qk_norm": Fault("queries and keys are normalised in each head", "remove the norms of q and k"),
     "missing_qk_norm": Fault(
         "queries and keys are not normalised in each head", "an RMSNorm over head_dim for q and one for k, before RoPE"
     ),
     "unexpected_bias": Fault("a projection has a bias", "bias=False"),
     # How it behaves.
     "leading_dims": Fault(
-        "it does not take (seq, d_model) or two batch dimensions, or mixes them up",
+        "(seq, d_model) or two batch dimensions raise an error, or give wrong numbers",
         "write shapes as x.shape[:-2] or (..., seq, d_model)",
     ),
-    "modifies_input": Fault("the caller's x is changed", "x = x + ..., never x += ... on the argument"),
+    "modifies_input": Fault("forward changes the caller's x", "x = x + ..., never x += ... on the argument"),
     "not_deterministic": Fault(
         "in eval mode the same input gives different outputs", "draw no random numbers in eval mode"
     ),
@@ -213,19 +210,19 @@ FAULTS = {
         "dropout is active in eval mode", "nn.Dropout, or F.dropout(x, p, training=self.training)"
     ),
     "wrong_dtype": Fault(
-        "in another dtype it raises, or its output is not in the input's dtype",
-        "bring every result back to the dtype of the tensor that came in",
+        "in another dtype forward raises, or its output does not have the input's dtype",
+        "convert every result back to the input's dtype",
     ),
     "wrong_device_buffer": Fault(
         "a tensor stays behind when the block is moved to another device",
         "register tables as buffers, make tensors in forward with device=x.device, and use the constructor's device",
     ),
     "weights_uninitialised": Fault(
-        "a weight begins as uninitialised memory: torch.empty, and nothing fills it",
-        "give it numbers in the constructor, such as nn.init.trunc_normal_(weight, std=(2 / (d_in + d_out)) ** 0.5)",
+        "a weight is left uninitialised: torch.empty, and nothing fills it",
+        "initialise it in the constructor, for example nn.init.trunc_normal_(weight, std=(2 / (d_in + d_out)) ** 0.5)",
     ),
     "weight_init_scale": Fault(
-        "weights begin at a size that hardly trains",
+        "weights are initialised with a scale that hardly trains",
         "draw them around zero with a standard deviation of some 1/sqrt(d_in), or (2 / (d_in + d_out)) ** 0.5",
     ),
     "backward_error": Fault("backward raises", "see the error"),
@@ -238,40 +235,44 @@ FAULTS = {
     ),
     "sequence_length_fixed": Fault(
         "it runs only for some sequence lengths up to max_seq_len",
-        "take the length from x, and cut tables and masks to it",
+        "take the length from x, and slice tables and masks to it",
     ),
     "wrong_at_some_lengths": Fault(
-        "the numbers are right for most shapes, and wrong where two sizes happen to be equal",
+        "the numbers are right for most shapes, but wrong where two sizes happen to be equal",
         "give tables, masks and positions every axis that they are broadcast against, as in cos[None, None]",
     ),
     "batch_of_one": Fault(
         "a batch of one sequence fails, or loses its dimension",
-        "squeeze() drops every axis of size 1; name the one that is meant",
+        "squeeze() drops every axis of size 1; pass the one that is meant",
     ),
-    "batch_coupled": Fault("one sequence of a batch changes another's output", "reduce over no batch axis"),
-    "retains_state": Fault("an earlier call changes a later one's result", "keep nothing of a call in the module"),
-    # It does not come to that.
+    "batch_coupled": Fault(
+        "a sequence's output depends on the others in its batch", "do not reduce over the batch axis"
+    ),
+    "retains_state": Fault(
+        "an earlier call changes the result of a later one", "do not store anything from a call in the module"
+    ),
+    # There are no numbers to judge.
     "import_error": Fault("the file cannot be imported", "see the error"),
     "constructor_error": Fault(
         "the constructor raises",
-        "see the error; a function make(d_model, num_heads, d_ff) that builds the block is judged as well as its class",
+        "see the error; a function make(d_model, num_heads, d_ff) that builds the block can be checked too",
     ),
-    "forward_error": Fault("forward raises, or gives something that is no output", "see the error"),
+    "forward_error": Fault("forward raises, or does not return a tensor of x's shape", "see the error"),
     "arguments_unknown": Fault(
-        "how it is built or called cannot be told from its names, so it was not judged",
-        "write the line that builds it as --build, and the one that calls it as --call",
+        "how to build or call the block could not be inferred, so it was not judged",
+        "give the expression that builds it as --build, and the one that calls it as --call",
     ),
     "internal_error": Fault(
-        "the checker itself failed, which is not the block's fault",
+        "the checker itself failed; the block is not to blame",
         "please report it with the file and the evidence",
     ),
-    "timeout": Fault("the time limit ran out", "look for an endless loop, or give more with --timeout"),
+    "timeout": Fault("the time limit was reached", "look for an endless loop, or raise --timeout"),
     "unreadable": Fault(
-        "nobody can say which parameter is which weight of a block, so its numbers were not judged",
-        "keep every weight as a parameter of its own, or several of them stacked, without a function in between",
+        "its parameters could not be matched to the weights of a block, so its numbers were not judged",
+        "keep every weight in a parameter of its own, or several stacked in one, not computed from other parameters",
     ),
     "unexplained": Fault(
-        "the numbers are those of no block that the checker knows, right or wrong",
-        "compare what the evidence names with the formula; a design of your own is no fault",
+        "the numbers match no block that the checker knows, correct or faulty",
+        "compare the step that the evidence names with the formula",
     ),
 }

@@ -1,4 +1,4 @@
-"""The judgement: every check in its order, and what becomes of a block that fails before it can be looked at."""
+"""The judgement: every check in order, and the verdict on a block that fails before it can be checked."""
 
 import contextlib
 import math
@@ -49,11 +49,11 @@ def judge(
     build: str | None = None,
     call: str | None = None,
 ) -> Verdict:
-    """Judge the class that code names. Raises learner.MissingError without such a class.
+    """Judge the class that code names. Raises learner.MissingError if there is no such class.
 
-    build, call: how it is built and called, where a person says so (see subject/recipe.py).
+    build, call: how to build and call it, if a person says so (see subject/recipe.py).
 
-    deadline: of time.monotonic(), for everything; past it the verdict is a timeout and what was found so far.
+    deadline: in time.monotonic(), for everything; after it the verdict is a timeout with the findings so far.
     """
     started = time.monotonic()
     generator = torch.Generator()
@@ -62,7 +62,7 @@ def judge(
     case = Case(Learner(subject, deadline), Target() if target is None else TARGETS[target], generator, report)
     try:
         case.learner.load(code)
-        report.check("import", True, "the file is imported, and the class is there")
+        report.check("import", True, "the file was imported, and has the class")
         if notes := case.learner.made["notes"]:
             report.conventions["at_import"] = "; ".join(f"{name}: {note}" for name, note in notes.items())
         _judge(case, start(case, build, call), _texts(code))
@@ -82,7 +82,7 @@ def judge(
         report.check("the process", False, str(error))
     except (MissingError, ConfigError):
         raise
-    except Exception as error:  # our own mistake: it is told, and what was found so far is kept
+    except Exception as error:  # our own mistake is reported, with the findings so far
         internal_error(report, error)
     findings = tuple(_finding(case, code, id) for id in report.findings)
     return Verdict(
@@ -98,7 +98,7 @@ def judge(
 
 
 def internal_error(report: Report, error: Exception) -> None:
-    """Tell a mistake of the checker's own as a finding, with where it happened."""
+    """Report an error of the checker itself as a finding, with its location."""
     at = traceback.extract_tb(error.__traceback__)[-1]
     evidence = f"{type(error).__name__}: {str(error)[:200]} (at {Path(at.filename).name}:{at.lineno})"
     report.found(INTERNAL_ERROR, evidence)
@@ -126,7 +126,7 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
 
 
 def _texts(code: Code) -> str:
-    """The source of the file and of those beside it."""
+    """The source of the file and of its neighbours."""
     texts = [Text(code).source]
     with contextlib.suppress(OSError, ValueError):
         others = sorted(Path(code.file).parent.glob("*.py"))[:MOST_FILES] if code.file else []
@@ -156,7 +156,7 @@ def _judge(case: Case, built: Built, text: str) -> None:
     precision.dtypes(case)
     device.devices(case)
     if not repeatable and not built.fresh:
-        case.report.skip("the numbers", "they are others at each call")
+        case.report.skip("the numbers", "they differ from call to call")
         return
     _widest(case, built)
     numbers.numbers(case)
@@ -168,7 +168,7 @@ def _judge(case: Case, built: Built, text: str) -> None:
     for id, evidence in diagnosis.against_target(case.explanation, case.target):
         case.report.found(id, evidence)
     for check in (
-        eps.eps,  # first: what it fits is part of what the others expect
+        eps.eps,  # first: the others expect the eps that it fits
         numbers.lengths,
         gradients.gradients,
         arguments.rope_theta,
@@ -181,16 +181,18 @@ def _judge(case: Case, built: Built, text: str) -> None:
     ):
         try:
             check(case)
-        except LearnerError as error:  # the others look at other things
+        except LearnerError as error:  # the other checks go on
             if "batch_of_one" in case.report.findings:
                 continue
             case.report.errors.setdefault(f"{error.stage}_error", error.error)
-            case.report.found(f"{error.stage}_error", f"while {check.__name__} was tried: {raised(error)}")
+            case.report.found(
+                f"{error.stage}_error", f"in the check of {check.__name__.replace('_', ' ')}: {raised(error)}"
+            )
             case.report.check(check.__name__.replace("_", " "), False, raised(error))
 
 
 def _first_call(case: Case, built: Built) -> Built:
-    """One call in float32; a block that takes one length only gets that one from here on."""
+    """One call in float32; a block that takes only one length is called with that length from here on."""
     x = case.x(2, TOKENS, dtype=torch.float32)
     try:
         built.run(None, x)
@@ -214,12 +216,12 @@ def _first_call(case: Case, built: Built) -> Built:
         )
         built = shorter
         built.fixed_length = True
-    case.report.check("forward", True, "a batch of sequences gives a tensor of the same shape")
+    case.report.check("forward", True, "a batch of sequences returns a tensor of the same shape")
     return built
 
 
 def _turns(case: Case, x: Tensor) -> bool:
-    """Whether other numbers in place of tables, sines and cosines change the output."""
+    """Whether the output changes if tables, sines and cosines are replaced by other numbers."""
     assert case.built is not None
     plain, scrambled = (case.built.run(case.raw, x, scramble=seed).y for seed in (None, 1))
     return not case.agrees(plain, scrambled, x)
@@ -234,7 +236,7 @@ def _runs(case: Case, length: int) -> bool:
 
 
 def _widest(case: Case, built: Built) -> None:
-    """Build it in float64, or where that does not run in float32, for the comparison of numbers."""
+    """Build the block for comparing numbers: in float64, or in float32 if it does not run in float64."""
     case.built = built
     try:
         wide = case.wide()
@@ -250,7 +252,7 @@ def _widest(case: Case, built: Built) -> None:
 
 
 def _name_by_traces(case: Case) -> None:
-    """Faults with the same numbers, told apart by what the process did."""
+    """Tell apart faults with the same numbers by what the process did."""
     assert case.built is not None
     assert case.explanation is not None
     findings, choices = case.report.findings, case.report.choices
@@ -259,13 +261,13 @@ def _name_by_traces(case: Case) -> None:
         trace = case.built.run(case.raw, x, trace=True)
         if trace.modules_created or (case.sizes.d_model,) in trace.created:
             choices.discard("norm_weight_missing")
-            findings["norm_created_each_call"] = "forward makes it anew each time; " + findings.pop(
+            findings["norm_created_each_call"] = "forward creates it anew each time; " + findings.pop(
                 "norm_weight_missing"
             )
     attention = {"softmax_wrong_dim", "wrong_head_split", "heads_not_merged", "mask_value_too_small"} & set(findings)
     if case.explanation.spec.mask == "none" and not attention and case.built.run(case.raw, x, trace=True).masked:
-        case.report.found("mask_ignored", "scores are filled where a mask says so, and no output shows it")
+        case.report.found("mask_ignored", "scores are filled by a mask, but no output shows it")
     unturned = "missing_rope" in findings and "rope_on_values" not in findings
-    if unturned and _turns(case, x) and not _turns(case, x[:, :1]):  # of one score the softmax is 1, however turned
-        findings["rope_over_heads"] = "cos and sin are used, and no position counts: all tokens are turned alike"
+    if unturned and _turns(case, x) and not _turns(case, x[:, :1]):  # the softmax of a single score is 1 in any case
+        findings["rope_over_heads"] = "cos and sin are used, but positions have no effect: all tokens are rotated alike"
         del findings["missing_rope"]

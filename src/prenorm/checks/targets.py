@@ -1,4 +1,4 @@
-"""What a target fixes among the conventions; without one every choice is as good as the other."""
+"""The targets: which conventions each fixes. Without a target, every convention is accepted."""
 
 import dataclasses
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Target:
 NO_BIAS: frozenset[str] = frozenset()
 LLAMA = Target(pairing="half", direction=1, causal=True, biases=NO_BIAS, qk_norm=False, tiled=False, llama_design=True)
 ORIGINAL = dataclasses.replace(LLAMA, pairing="interleaved")
-"""As in Meta's own code; Hugging Face's folders of the same models pair dimensions in the other order."""
+"""As in Meta's code; Hugging Face's folders of the same models pair dimensions in the other order."""
 
 TARGETS = {
     "paper": Target(

@@ -1,4 +1,4 @@
-"""What the checker says: findings (faults, by id), conventions (nobody's fault), and what was checked."""
+"""The verdict: findings (faults and choices, by id), conventions, and what was checked."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,7 +9,7 @@ INTERNAL_ERROR = "internal_error"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Place:
-    """Where in the learner's code a fault most likely sits: a guess, read from the source without running it."""
+    """Where in the learner's code a fault most likely is: a guess, read from the source without running it."""
 
     file: str
     line: int
@@ -18,10 +18,10 @@ class Place:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Finding:
-    """One fault: its id (a name of checks/faults.py), what it means, what showed it, and how to mend it.
+    """One fault: its id (a name of checks/faults.py), what it means, its evidence, and how to fix it.
 
-    counts: whether the block is at fault for it. What published models do on purpose is named, and counts under a
-    target that fixes it.
+    counts: whether the block fails for it. What published models do on purpose counts only under a target that
+    excludes it.
     """
 
     id: str
@@ -41,7 +41,7 @@ class Finding:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Check:
-    """One thing that was looked at: its name, passed | failed | not applicable, and the reason in plain words."""
+    """One check: its name, passed | failed | not applicable, and the reason in plain words."""
 
     name: str
     result: str
@@ -50,9 +50,9 @@ class Check:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Verdict:
-    """All of it. A block passes when nothing was found that counts.
+    """The whole verdict. A block passes if it was judged and no finding counts.
 
-    judged: whether its numbers were compared to the end; a block that nobody could judge has earned nothing.
+    judged: whether its numbers were explained; a block that could not be judged does not pass.
     """
 
     subject: str
@@ -61,7 +61,7 @@ class Verdict:
     checks: tuple[Check, ...] = ()
     build: str = ""  # the line that built it
     call: str = ""  # and the one that called it
-    confinement: tuple[str, ...] = ()  # what held the learner's code, one line each
+    confinement: tuple[str, ...] = ()  # what confined the learner's code, one line each
     seconds: float = 0.0
     judged: bool = True
 
@@ -77,7 +77,7 @@ class Verdict:
 
     @property
     def exit_code(self) -> int:
-        """0: no fault. 1: faults. 2: nobody could judge it, or the checker itself failed."""
+        """0: no fault. 1: faults. 2: it could not be judged, or the checker itself failed."""
         if INTERNAL_ERROR in self.ids or not (self.faults or self.judged):
             return 2
         return int(bool(self.faults))

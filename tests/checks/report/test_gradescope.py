@@ -20,7 +20,7 @@ def test_findings_come_first_with_the_way_to_mend_them():
     assert results["score"] == 50.0  # 2 faults
     first = results["tests"][0]
     assert (first["name"], first["status"], first["visibility"]) == ("fault: post_norm", "failed", "visible")
-    assert first["output"].endswith("Mend it: x + f(norm(x))\nLine 7: x = norm(x + f(x))")
+    assert first["output"].endswith("Fix: x + f(norm(x))\nLine 7: x = norm(x + f(x))")
     assert results["output"] == "2 faults: post_norm, eps_ignored."
     assert results["stdout_visibility"] == "hidden"
     assert json.loads(json.dumps(results))["extra_data"]["passed"] is False

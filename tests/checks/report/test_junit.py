@@ -43,7 +43,7 @@ def test_a_finding_has_its_place_and_its_way_out():
     assert (case.get("file"), case.get("line")) == ("b/layers.py", "7")
     failure = case.find("failure")
     assert failure.get("message") == "the norms stand on the <residual> path"
-    assert failure.text.endswith("1 & more\nmend: x + f(norm(x))\nb/layers.py:7: x = norm(x + f(x))")
+    assert failure.text.endswith("1 & more\nfix: x + f(norm(x))\nb/layers.py:7: x = norm(x + f(x))")
 
 
 def test_characters_that_xml_cannot_hold_are_replaced():

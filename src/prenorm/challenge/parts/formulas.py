@@ -1,4 +1,4 @@
-"""The block's parts as formulas in float64, with the mistakes people make as switches.
+"""The block's parts as formulas in float64, with common mistakes as switches.
 
 `prenorm.functional` has the right ones too; here each stands next to its wrong variants, so that what a learner's part
 gives can be recognised. Nothing else uses these.

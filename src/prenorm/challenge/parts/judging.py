@@ -1,7 +1,7 @@
-"""The parts of a block, each judged alone by its numbers: Linear, RMSNorm, SwiGLU, RotaryEmbedding, SelfAttention.
+"""The parts of a block, each judged on its own by its numbers: Linear, RMSNorm, SwiGLU, RotaryEmbedding, SelfAttention.
 
-A part is run on small odd sizes and compared with formulas.py. Where it differs, the wrong variants there are tried,
-and the one that gives the learner's numbers is the likely mistake. Weights are told apart by shape, and by trying.
+A part is run on small odd sizes and compared with formulas.py. If it differs, the wrong variants there are tried, and
+the one that gives the learner's numbers is the likely mistake. Weights are matched by shape, and by trying.
 """
 
 from collections.abc import Callable
@@ -23,7 +23,7 @@ CLOSE = 1e-4  # relative root-mean-square error: float32 gives 1e-6, and every m
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Part:
-    """What was found about one part."""
+    """The result for one part."""
 
     name: str
     state: str
@@ -36,12 +36,12 @@ class Part:
 
     @property
     def is_missing(self) -> bool:
-        """Whether there is nothing to judge, which is no mistake."""
+        """Whether there is nothing to judge, which is not a mistake."""
         return self.state in (NOT_WRITTEN, LEFT_OUT)
 
 
 def judge(name: str, layers: Path, subject: Subject) -> Part:
-    """Judge one part of a file. Raises EndedError where its process ends."""
+    """Judge one part of a file. Raises EndedError if its process ends."""
     try:
         part = LearnersPart(name, layers, subject)
         JUDGES[name](part)
@@ -55,7 +55,7 @@ def judge(name: str, layers: Path, subject: Subject) -> Part:
 
 
 def is_written(name: str, layers: Path, subject: Subject, **arguments: Any) -> bool:
-    """False where a class raises NotImplementedError itself, as in a new workspace."""
+    """False if a class raises NotImplementedError itself, as in a new workspace."""
     try:
         part = LearnersPart(name, layers, subject)
         part.build(**arguments)
@@ -63,7 +63,7 @@ def is_written(name: str, layers: Path, subject: Subject, **arguments: Any) -> b
     except _NotWrittenError:
         return False
     except (_WrongError, _LeftOutError, EndedError):
-        pass  # the checker has more to say about it
+        pass  # the checker reports it in detail
     return True
 
 
@@ -91,19 +91,19 @@ class LearnersPart:
             raise _LeftOutError
 
     def build(self, **arguments: Any) -> list[tuple[str, list[int]]]:
-        """Build it; gives the names and shapes of its parameters."""
+        """Build it; returns the names and shapes of its parameters."""
         self.built = self._ask(op="build", arguments=arguments, call=f"{self.name}({_spelled(arguments)})")
         return [(one["name"], one["shape"]) for one in self.built["parameters"]]
 
     def run(self, x: Tensor, *more: Any, parameters: dict[str, Tensor] | None = None) -> Tensor:
-        """What it gives for x."""
+        """Its output for x."""
         call = f"{self.name} on x of shape {tuple(x.shape)} in {str(x.dtype).removeprefix('torch.')}"
         reply = self._ask(
             op="run", block=self.built["block"], inputs=[x, *more], parameters=parameters or {}, call=call
         )
         y = reply["y"]
         if y.shape != x.shape and self.name != "Linear":
-            raise _WrongError(f"it gives shape {tuple(y.shape)} for x of shape {tuple(x.shape)}.")
+            raise _WrongError(f"its output has shape {tuple(y.shape)} for x of shape {tuple(x.shape)}.")
         if not torch.equal(reply["x_after"], x):
             raise _WrongError(f"{FAULTS['modifies_input'].meaning}; {FAULTS['modifies_input'].mend}.")
         return y
@@ -142,15 +142,15 @@ def _judge_rms_norm(part: LearnersPart) -> None:
     variants = {name: formulas.rms_norm(x, values, 0.3, mistake=name) for name in mistakes.split()}
     variants["norm_over_sequence"] = formulas.rms_norm(x, values, 0.3, mistake="norm_over_sequence")
     _compare(part.run(x, parameters={weight: values}), formulas.rms_norm(x, values, 0.3), variants)
-    _compare(y, formulas.rms_norm(x, torch.ones(6), 0.3), {}, "with the weight it begins with (not ones?) ")
+    _compare(y, formulas.rms_norm(x, torch.ones(6), 0.3), {}, "with its initial weight (not ones?) ")
     part.build(d_model=6, eps=1e-6, dtype={"dtype": "float16"})
     large = (1000 * _random(3, 6)).half()
     y = part.run(large)
     if y.dtype != torch.float16:
-        raise _WrongError(f"for float16 it gives {y.dtype}; bring the result back to x.dtype.")
+        raise _WrongError(f"for float16 input the output is {y.dtype}; convert the result back to x.dtype.")
     if not _is_close(y, formulas.rms_norm(large.double(), torch.ones(6), 1e-6), 1e-2):
         raise _WrongError(
-            "float16 numbers around 1000 come out wrong: their squares pass 65504, the largest float16; "
+            "float16 numbers around 1000 give wrong results: their squares exceed 65504, the largest float16; "
             f"{FAULTS['norm_without_upcast'].mend}."
         )
 
@@ -173,9 +173,7 @@ def _judge_swiglu(part: LearnersPart) -> None:
                 raise _WrongError(_explained(mistake))
             _compare(part.run(x[0, 0]), y[0, 0], {}, "for x without leading dimensions ")
             return
-    raise _WrongError(
-        "it does not give down(silu(gate(x)) * up(x)), and none of the usual mistakes gives these numbers."
-    )
+    raise _WrongError("the output is not down(silu(gate(x)) * up(x)), and no common mistake explains it.")
 
 
 def _judge_rope(part: LearnersPart) -> None:
@@ -219,14 +217,13 @@ def _judge_attention(part: LearnersPart) -> None:
                 )
                 return
     raise _WrongError(
-        "it is not multi-head attention with rotary positions, nor any of the usual mistakes; look at "
-        "RotaryEmbedding "
-        "first, then at one head with d_model=2."
+        "the output is not multi-head attention with rotary positions, and no common mistake explains it; check "
+        "RotaryEmbedding first, then one head with d_model=2."
     )
 
 
 def _cut(value: Tensor, *sizes: int) -> list[Tensor]:
-    """A weight of these sizes as it is; several in one (queries, keys and values, say) one by one."""
+    """A weight of these sizes unchanged; several in one (such as queries, keys and values) one by one."""
     for dim, length in enumerate(value.shape):
         if length not in sizes and length % max(sizes) == 0:
             return [*value.split(max(sizes), dim)]
@@ -247,16 +244,16 @@ JUDGES: dict[str, Callable[[LearnersPart], None]] = {
 
 
 def _named(part: LearnersPart, shapes: list[tuple[str, list[int]]], count: int, expected: str) -> list[str]:
-    """The names of the parameters, when there are as many as there should be."""
+    """The names of the parameters. Raises _WrongError if their number is wrong."""
     if len(shapes) != count:
         raise _WrongError(f"it should have {expected}, but it has {_listed(shapes)}.")
     return [name for name, _ in shapes]
 
 
 def _compare(y: Tensor, right: Tensor, variants: dict[str, Tensor], context: str = "") -> None:
-    """Raise _WrongError where y is not right, with the variant that gives y, if there is one."""
+    """Raise _WrongError if y is wrong, with the variant that gives y if there is one."""
     if y.shape != right.shape:
-        raise _WrongError(f"{context}it gives shape {tuple(y.shape)} where {tuple(right.shape)} is right.")
+        raise _WrongError(f"{context}the output has shape {tuple(y.shape)} instead of {tuple(right.shape)}.")
     if _is_close(y, right):
         return
     for mistake, wrong in variants.items():
@@ -264,8 +261,8 @@ def _compare(y: Tensor, right: Tensor, variants: dict[str, Tensor], context: str
             raise _WrongError(context + _explained(mistake))
     i = (y.double() - right).abs().flatten().argmax()
     raise _WrongError(
-        f"{context}the numbers are wrong: {y.flatten()[i]:.4g} where {right.flatten()[i]:.4g} is right, and none of "
-        "the usual mistakes gives that."
+        f"{context}the numbers are wrong: {y.flatten()[i]:.4g} instead of {right.flatten()[i]:.4g}, and no common "
+        "mistake explains it."
     )
 
 
@@ -281,7 +278,7 @@ def _explained(mistake: str) -> str:
         case "rope_on_keys_only":
             mistake = "rope_on_queries_only"
         case "scale":
-            return "likely, scores are divided by sqrt(d_model); head_dim is how many numbers are multiplied."
+            return "likely, scores are divided by sqrt(d_model); divide by sqrt(head_dim), the length of q and k."
     if mistake in FAULTS:
         return f"likely, {FAULTS[mistake].meaning}; {FAULTS[mistake].mend}."
     return f"likely, {mistake}: {FAULTS['wrong_activation'].mend}."

@@ -1,4 +1,4 @@
-"""Faults of attention: the scale, the softmax, the heads, the mask, the way out."""
+"""Faults of attention: the scale, the softmax, the mask, the heads, the output projection."""
 
 import ast
 import re
@@ -14,7 +14,7 @@ FUSED = "scaled_dot_product_attention"
 
 
 def attentions(code: Code) -> Iterator[ast.FunctionDef]:
-    """Functions that weigh by a softmax, or leave that to PyTorch."""
+    """Functions that call softmax, or PyTorch's own attention."""
     for function in code.functions:
         if any(code.calls(function, "softmax", FUSED)):
             yield function

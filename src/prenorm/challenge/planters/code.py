@@ -1,6 +1,6 @@
-"""A learner's file as text with a syntax tree over it: what the planters ask about it, and how they edit it.
+"""A learner's file as text with its syntax tree: queries for the planters, and edits.
 
-An edit replaces the text of one expression and leaves every other character alone, comments and spacing included.
+An edit replaces the text of one expression and changes no other character, including comments and spacing.
 """
 
 import ast
@@ -35,7 +35,7 @@ class Code:
             self._starts.append(self._starts[-1] + len(line))
 
     def edited(self, edits: list[Edit]) -> str | None:
-        """The text with all edits made; None when they overlap, change nothing, or leave no Python."""
+        """The text after all edits; None if they overlap, change nothing, or leave invalid Python."""
         text, end = self.text, len(self.text)
         for edit in sorted(edits, key=lambda one: (one.start, one.end), reverse=True):
             if edit.end > end:
@@ -52,7 +52,7 @@ class Code:
         return self.text[slice(*self.span(node))]
 
     def inside(self, node: ast.AST) -> str:
-        """The text of an expression, in parentheses where it needs them to stand inside another one."""
+        """The text of an expression, in parentheses if it needs them inside another one."""
         atoms = ast.Name | ast.Attribute | ast.Call | ast.Subscript | ast.Constant
         return self.of(node) if isinstance(node, atoms) else f"({self.of(node)})"
 
@@ -72,7 +72,7 @@ class Code:
         return [Edit(at, at + len(old), new)] if at >= 0 else []
 
     def span(self, node: ast.AST) -> tuple[int, int]:
-        """First and last character of a node, as slices have it. ast counts bytes, Python's strings characters."""
+        """Start and end of a node, as a slice. ast counts bytes, Python strings count characters."""
         assert isinstance(node, ast.expr | ast.stmt | ast.keyword)
         assert node.end_lineno is not None
         assert node.end_col_offset is not None
@@ -81,7 +81,7 @@ class Code:
     def _offset(self, line: int, column: int) -> int:
         return self._starts[line - 1] + len(self._lines[line - 1][:column].decode())
 
-    # What is where.
+    # Queries.
 
     @cached_property
     def functions(self) -> list[ast.FunctionDef]:
@@ -95,7 +95,7 @@ class Code:
 
     @cached_property
     def torch(self) -> str | None:
-        """What the file calls torch."""
+        """The name under which the file imports torch."""
         for node in self.walk(self.tree, ast.Import):
             for alias in node.names:
                 if alias.name == "torch" or (alias.name.startswith("torch.") and alias.asname is None):
@@ -104,7 +104,7 @@ class Code:
 
     @cached_property
     def modules(self) -> set[str]:
-        """Names that stand for imported modules or what was taken from them."""
+        """Names of imported modules, or imported from modules."""
         aliases = self.walk(self.tree, ast.alias)
         return {(alias.asname or alias.name).split(".")[0] for alias in aliases}
 
@@ -130,7 +130,7 @@ class Code:
         return [one.arg for one in function.args.args if one.arg != "self"]
 
     def meaning(self, call: ast.Call) -> str:
-        """The text of what a call runs: a function or method of this file, or a class that the constructor made."""
+        """The source of what a call runs: a function or method of this file, or the class of an attribute."""
         name = called(call)
         found = [one for one in self.functions if one.name == name]
         made = self.classes.get(self.made_by.get(name, ""))
@@ -143,12 +143,12 @@ class Code:
         return alone and (named or bool(re.search(r"mean\(|\.norm\(|rsqrt", self.meaning(call))))
 
     def is_rotation(self, call: ast.Call) -> bool:
-        """Whether a call rotates: what it runs speaks of cosines or complex numbers, and is no attention."""
+        """Whether a call rotates: its source mentions cosines or complex numbers, and is not attention."""
         text = self.meaning(call)
         return bool(re.search(r"cos|sin|complex|polar", text)) and not re.search("softmax|scaled_dot", text)
 
     def operand(self, call: ast.Call) -> ast.expr | None:
-        """What an operation works on: x of torch.sqrt(x), of sqrt(x) and of x.sqrt()."""
+        """The operand of an operation: x in torch.sqrt(x), in sqrt(x) and in x.sqrt()."""
         match call.func:
             case ast.Attribute(value=value) if root(value) not in self.modules:
                 return value

@@ -114,7 +114,7 @@ def rope_wrong_frequency(code: Code) -> Candidates:
 
 
 def _values(code: Code, function: ast.FunctionDef) -> Iterator[ast.expr]:
-    """What attention's weights are multiplied with, where that is a name."""
+    """The values that attention's weights are multiplied with, if they are a plain name."""
     for call in code.calls(function, "scaled_dot_product_attention"):
         yield from [one for one in call.args[2:3] if isinstance(one, ast.Name)]
     for call in code.calls(function, "matmul", "einsum", "bmm"):

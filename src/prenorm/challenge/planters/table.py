@@ -1,4 +1,4 @@
-"""Every planter, under the id of the fault that it plants."""
+"""All planters, by the id of the fault that they plant."""
 
 from collections.abc import Callable, Iterator
 
@@ -53,7 +53,7 @@ PLANTERS: dict[str, tuple[Planter, ...]] = {
 
 
 def candidates(code: Code, fault: str) -> Iterator[str]:
-    """The file with a fault planted into it, once for every place that looks right; each text once."""
+    """The file with a fault planted, once for every possible place; each text once."""
     seen = set()
     for planter in PLANTERS[fault]:
         for edits in planter(code):

@@ -1,4 +1,4 @@
-"""Questions about attention: positions, the scale, who sees whom."""
+"""Questions about attention: positions, the scale, masks."""
 
 import math
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ MAX_SEQ_LEN = 512
 
 @dataclass(frozen=True)
 class SameDistance(Problem):
-    """A score sees only the distance between its query and its key."""
+    """A score depends only on the distance between its query and its key."""
 
     query: int
     key: int
@@ -33,7 +33,7 @@ class SameDistance(Problem):
         return Question(
             text=(
                 f"With rotary positions, a query at position {q} and a key at position {k} have some score. The same "
-                f"query now stands at position {m}. At which position (before the query's) has the same key to stand "
+                f"query is now at position {m}. At which position (before the query's) must the same key be "
                 "for the same score?"
             ),
             answer=k + m - q,
@@ -81,7 +81,7 @@ class RotationAngle(Problem):
         return Question(
             text=(
                 f"head_dim = {d}, rope_theta = {theta:g}. By what angle, in radians, are features {2 * i} and "
-                f"{2 * i + 1} of the token at position {p} turned?"
+                f"{2 * i + 1} of the token at position {p} rotated?"
             ),
             answer=p * theta ** (-2 * i / d),
             reason=f"These two are pair i = {i}: {p} * {theta:g}^(-{2 * i}/{d}).",
@@ -114,7 +114,7 @@ class RotationAngle(Problem):
 
 @dataclass(frozen=True)
 class ScoreSpread(Problem):
-    """Unscaled scores spread like sqrt(head_dim)."""
+    """Unscaled scores have standard deviation sqrt(head_dim)."""
 
     head_dim: int
     topic = "attention"
@@ -153,7 +153,7 @@ class ScoreSpread(Problem):
 
 @dataclass(frozen=True)
 class WhoNotices(Problem):
-    """How many outputs change when one token does."""
+    """How many outputs change if one token changes."""
 
     seq: int
     changed: int
@@ -170,7 +170,7 @@ class WhoNotices(Problem):
         s, j = self.seq, self.changed
         right, other = (s - j, s) if self.causal else (s, s - j)
         causal = "causal" if self.causal else "not causal"
-        seen = f"the tokens from {j} on see it" if self.causal else f"all {s} tokens see it"
+        seen = f"the tokens from {j} on attend to it" if self.causal else f"all {s} tokens attend to it"
         return Question(
             text=(
                 f"{s} tokens, numbered from 0, go through one block that is {causal}. Token {j} is replaced by "
@@ -189,7 +189,8 @@ class WhoNotices(Problem):
                 ),
                 Mistake(value=s - j - 1, why=f"Token {j} itself changes too."),
                 Mistake(
-                    value=j + 1, why=f"Those up to token {j}: the wrong side; a causal token sees what comes before it."
+                    value=j + 1,
+                    why=f"Those up to token {j}: the wrong side; a causal token attends to what comes before it.",
                 ),
                 Mistake(value=s - 1, why=f"Token {j} itself changes too, also through its residual."),
             ),

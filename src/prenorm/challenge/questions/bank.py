@@ -1,4 +1,4 @@
-"""All questions, and how an attempt is drawn: one of each topic."""
+"""All questions. An attempt draws one of each topic."""
 
 from random import Random
 from typing import Any
@@ -48,10 +48,10 @@ def draw(rng: Random, topic: str) -> Problem:
 
 
 def restored(kind: str, numbers: dict[str, Any]) -> Problem:
-    """The problem with these numbers. Raises ConfigError for what none has."""
+    """The problem with these numbers. Raises ConfigError if no problem has them."""
     known = {one.__name__: one for one in PROBLEMS}
     if kind not in known:
-        raise ConfigError(f"there is no question {kind!r}; it is one of {', '.join(known)}.")
+        raise ConfigError(f"there is no question {kind!r}; kinds are {', '.join(known)}.")
     try:
         return known[kind](**numbers)
     except TypeError as error:

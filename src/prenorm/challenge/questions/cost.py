@@ -1,4 +1,4 @@
-"""Questions about cost: products, growth with the sequence, bytes of the cache."""
+"""Questions about cost: matrix products, growth with the sequence, bytes of the cache."""
 
 from dataclasses import dataclass
 from random import Random

@@ -1,4 +1,4 @@
-"""Questions about norms: what RMSNorm computes, and what its place does to gradients."""
+"""Questions about norms: what RMSNorm computes, and how its place affects gradients."""
 
 import math
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ FORMS = ("x + f(norm(x))", "norm(x + f(x))", "norm(x) + f(x)", "f(norm(x))")
 
 @dataclass(frozen=True)
 class PostNormPath(Problem):
-    """Norms on the stream shrink the direct path's gradient by sqrt(1 + v) each."""
+    """Each norm on the stream divides the direct path's gradient by sqrt(1 + v)."""
 
     sublayers: int
     variance: float
@@ -32,7 +32,7 @@ class PostNormPath(Problem):
         return Question(
             text=(
                 f"Post-norm, x -> norm(x + f(x)), {n} sublayers. x has mean square 1, and every f(x) has mean square "
-                f"{v} and stands at right angles to x. What is left of a gradient of 1 on its way down the direct "
+                f"{v} and is orthogonal to x. What is left of a gradient of 1 on its way down the direct "
                 "path, past all f (in a direction that the norms do not project out)?"
             ),
             answer=(1 + v) ** (-n / 2),
@@ -56,7 +56,7 @@ class PostNormPath(Problem):
 
     def demonstrate(self) -> Answer:
         square = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
-        vectors = torch.linalg.qr(square).Q * 8  # root mean square 1, at right angles
+        vectors = torch.linalg.qr(square).Q * 8  # root mean square 1, orthogonal
         norm = RMSNorm(64, eps=1e-12, dtype=torch.float64)
         x = start = vectors[0].clone().requires_grad_()
         for i in range(self.sublayers):
@@ -68,7 +68,7 @@ class PostNormPath(Problem):
 
 @dataclass(frozen=True)
 class WhereTheNormStands(Problem):
-    """Only one of four forms leaves the direct path alone."""
+    """Only one of four forms leaves the direct path unchanged."""
 
     layers: int
     size: float
@@ -168,7 +168,7 @@ class RMSNormByHand(Problem):
 
 @dataclass(frozen=True)
 class NormGradientScale(Problem):
-    """The larger the stream, the smaller the gradient that a norm hands back."""
+    """The larger the stream, the smaller the gradient through a norm."""
 
     factor: int
     topic = "pre-norm"

@@ -1,4 +1,4 @@
-"""What a question is: numbers that are drawn, the answer, the usual mistakes, and a run that decides."""
+"""The parts of a question: random numbers, the answer, common mistakes, and a run that gives the answer."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -10,7 +10,7 @@ Answer = float | int | str
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Mistake:
-    """A wrong answer that people give, and what went wrong, in their own numbers."""
+    """A common wrong answer, and the reason why it is wrong, with the question's numbers."""
 
     value: Answer
     why: str
@@ -32,11 +32,11 @@ class Question:
 
     @property
     def is_choice(self) -> bool:
-        """Whether it is answered by a letter."""
+        """Whether it is a multiple-choice question."""
         return isinstance(self.answer, str)
 
     def choices(self, rng: Random) -> list[str]:
-        """The answer and the mistakes in some order; nothing where a number is asked for."""
+        """The answer and the mistakes in some order; empty if the answer is a number."""
         shuffled = [str(self.answer), *(str(one.value) for one in self.mistakes)] if self.is_choice else []
         rng.shuffle(shuffled)
         return shuffled
@@ -52,7 +52,7 @@ class Question:
         return self.agrees(self.answer, given)
 
     def explanation(self, given: Answer, measured: Answer) -> str:
-        """Why a wrong answer is wrong: the slip, if it is a known one, the reason, and what a run gave."""
+        """Why a wrong answer is wrong: the mistake if it is known, the reason, and the measured value."""
         slip = next((one.why for one in self.mistakes if self.agrees(one.value, given)), None)
         begins = f"{slip} " if slip else ""
         return f"{begins}{self.reason} Measured: {shown(measured)} ({self.experiment})."
@@ -67,7 +67,7 @@ class Problem(ABC):
     @classmethod
     @abstractmethod
     def draw(cls, rng: Random) -> "Problem":
-        """One with fresh numbers."""
+        """A problem with random numbers."""
 
     @abstractmethod
     def ask(self) -> Question:
@@ -75,11 +75,11 @@ class Problem(ABC):
 
     @abstractmethod
     def demonstrate(self) -> Answer:
-        """The answer, got by running prenorm."""
+        """The answer, from running prenorm."""
 
 
 def shown(value: Answer) -> str:
-    """A number as people read it."""
+    """A number or text for display."""
     if isinstance(value, str):
         return value
     if isinstance(value, int) or value == int(value):

@@ -1,4 +1,4 @@
-"""Questions about the residual stream: what it does to gradients, and how it grows."""
+"""Questions about the residual stream: its effect on gradients, and its growth."""
 
 import math
 from dataclasses import dataclass
@@ -29,7 +29,7 @@ class GradientThroughResiduals(Problem):
         n, c = self.layers, self.slope
         return Question(
             text=(
-                f"{n} sublayers stand on a residual stream, x -> x + f(x). Let every f have the Jacobian {c} times the "
+                f"A residual stream has {n} sublayers, x -> x + f(x). Let every f have the Jacobian {c} times the "
                 "identity. By what factor is the gradient at the bottom larger than the gradient at the top?"
             ),
             answer=(1 + c) ** n,
@@ -49,7 +49,7 @@ class GradientThroughResiduals(Problem):
 
 @dataclass(frozen=True)
 class DepthWithoutResiduals(Problem):
-    """How deep a chain can be before the gradient is a thousandth."""
+    """The depth at which the gradient of a chain falls below a thousandth."""
 
     slope: float
     topic = "residuals"
@@ -74,7 +74,7 @@ class DepthWithoutResiduals(Problem):
             experiment=f"Linears of weight {c} I on top of each other, until backward() gives less than 0.001",
             mistakes=(
                 Mistake(value=n - 1, why=f"After {n - 1} layers it is still {c ** (n - 1):.3g}."),
-                Mistake(value=n + 1, why=f"It is below with {n} layers already: {c**n:.3g}."),
+                Mistake(value=n + 1, why=f"It is already below with {n} layers: {c**n:.3g}."),
                 Mistake(
                     value=math.ceil(0.999 / (1 - c)),
                     why=f"The gradient does not lose {1 - c:.2g} a layer, it is multiplied by {c}.",
@@ -94,7 +94,7 @@ class DepthWithoutResiduals(Problem):
 
 @dataclass(frozen=True)
 class StreamGrowth(Problem):
-    """Independent contributions add up in square."""
+    """Squares of orthogonal contributions add up."""
 
     blocks: int
     size: float
@@ -109,13 +109,13 @@ class StreamGrowth(Problem):
         return Question(
             text=(
                 f"A token enters {n} pre-norm blocks with root mean square 1. Both sublayers of each block add a "
-                f"vector of root mean square {r}, at right angles to everything before. What is the root mean square "
+                f"vector of root mean square {r}, orthogonal to everything before. What is the root mean square "
                 "of the stream at the end?"
             ),
             answer=math.sqrt(1 + 2 * n * r * r),
             reason=(
-                f"At right angles squares add up: sqrt(1 + {2 * n} * {r}^2). The stream grows with the root of the "
-                "depth, which is why a last norm follows the last block."
+                f"Squares of orthogonal vectors add up: sqrt(1 + {2 * n} * {r}^2). The stream grows with the root of "
+                "the depth, which is why a last norm follows the last block."
             ),
             experiment=f"{2 * n} orthogonal vectors, each brought to its size by RMSNorm, added up",
             mistakes=(

@@ -1,4 +1,4 @@
-"""Questions about widths and stacks: why d_model is the same everywhere, and what N blocks hold."""
+"""Questions about widths and stacks: why d_model is the same everywhere, and the size of N blocks."""
 
 from dataclasses import dataclass
 from random import Random
@@ -15,7 +15,7 @@ from .problem import Answer, Mistake, Problem, Question
 
 @dataclass(frozen=True)
 class AnotherWidth(Problem):
-    """What two widths are, added."""
+    """Vectors of two widths cannot be added."""
 
     d_model: int
     width: int
@@ -29,7 +29,7 @@ class AnotherWidth(Problem):
         d, w = self.d_model, self.width
         return Question(
             text=(
-                f"The stream has d_model = {d}, but the last matrix of a sublayer gives {w} features. What does x + "
+                f"The stream has d_model = {d}, but the last matrix of a sublayer returns {w} features. What does x + "
                 "sublayer(norm(x)) do?"
             ),
             answer="it raises an error",
@@ -46,7 +46,7 @@ class AnotherWidth(Problem):
                 Mistake(value=f"it gives {min(d, w)} features", why="Nothing is cut off."),
                 Mistake(
                     value=f"it gives {d + w} features",
-                    why=f"Adding is not putting side by side, which would give {d + w}.",
+                    why=f"Adding is not concatenating, which would give {d + w}.",
                 ),
             ),
         )
@@ -62,7 +62,7 @@ class AnotherWidth(Problem):
 
 @dataclass(frozen=True)
 class PriceOfWidening(Problem):
-    """A stream that changes its width needs a matrix on it."""
+    """A stream that changes its width needs a matrix on the residual path."""
 
     d_model: int
     wider: int
@@ -103,7 +103,7 @@ class PriceOfWidening(Problem):
 
 @dataclass(frozen=True)
 class NumbersOut(Problem):
-    """A stack gives what it got: batch x seq x d_model numbers."""
+    """A stack keeps the shape of its input: batch x seq x d_model numbers."""
 
     batch: int
     seq: int
@@ -126,8 +126,7 @@ class NumbersOut(Problem):
             ),
             answer=b * s * d,
             tolerance=0.0,
-            reason=f"Every block gives the shape it got: {b} * {s} * {d}, however many there are and however "
-            "wide d_ff is.",
+            reason=f"Every block keeps the shape: {b} * {s} * {d}, however many there are and however wide d_ff is.",
             experiment=f"x through {n} TransformerBlocks; y.numel()",
             mistakes=(
                 Mistake(
@@ -136,7 +135,7 @@ class NumbersOut(Problem):
                 ),
                 Mistake(
                     value=b * s * d * n,
-                    why=f"The outputs of the {n} blocks are not kept side by side; each adds to the same stream.",
+                    why=f"The outputs of the {n} blocks are not concatenated; each adds to the same stream.",
                 ),
                 Mistake(value=s * d, why=f"That is one sequence of the {b}."),
                 Mistake(value=b * d, why=f"Every one of the {s} tokens keeps a vector of its own."),
@@ -170,7 +169,7 @@ class StackedParameters(Problem):
             tolerance=0.0,
             reason=(
                 f"A block: four matrices {d} x {d} in attention, three of {d} x {f} in SwiGLU, two norms of {d}: "
-                f"{4 * d * d} + {3 * d * f} + {2 * d}. Times {n}, for blocks share nothing."
+                f"{4 * d * d} + {3 * d * f} + {2 * d}. Times {n}, because blocks share nothing."
             ),
             experiment=f"{n} TransformerBlocks, counted",
             mistakes=(
@@ -211,7 +210,7 @@ class HeadsAreFree(Problem):
             "o, no biases)?",
             answer=4 * d * d,
             tolerance=0.0,
-            reason=f"Heads share out what is there: {h} heads of {d // h} features. The four matrices are {d} x "
+            reason=f"Heads divide d_model among them: {h} heads of {d // h} features. The four matrices are {d} x "
             f"{d} for any number.",
             experiment=f"SelfAttention({d}, {h}), counted",
             mistakes=(
@@ -269,5 +268,5 @@ class EqualWidth(Problem):
 
 
 def parameters(module: nn.Module) -> int:
-    """How many numbers a module learns."""
+    """The number of parameters of a module."""
     return sum(one.numel() for one in module.parameters())

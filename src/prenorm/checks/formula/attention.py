@@ -1,4 +1,4 @@
-"""Attention, with every choice that a specification has."""
+"""Attention, with every choice of a spec."""
 
 import math
 
@@ -17,7 +17,7 @@ def attention(
     """Self-attention of x, (readings, batch, seq, d_model)."""
     width = weights["q"].shape[-1]
     head_dim = weights["q"].shape[-2] // num_heads
-    if spec.split == "swapped":  # as many heads as a head has dimensions, and the other way round
+    if spec.split == "swapped":  # heads and head_dim are exchanged
         num_heads, head_dim = head_dim, num_heads
     if spec.split == "never":
         head_dim *= num_heads
@@ -27,11 +27,13 @@ def attention(
     alone = x.shape[-2] == 1 and seen and spec.softmax == "keys" and not spec.scaled_after
     parts = {}
     for name, source in inputs.items():
-        if alone and name != "v":  # of one score the softmax is 1, and most searches look at one token
+        if alone and name != "v":  # the softmax of one score is 1, and most searches use one token
             continue
         part = linear(weights, name, source)
         if spec.qk_norm == "whole" and name != "v":  # over d_model, all heads together
-            part = norm(spec, "rms", (spec.eps1, spec.eps_place1), weights, (f"{name}_norm", ""), part)
+            part = norm(
+                spec, _kind_of(spec, "rms"), _eps_of(spec), weights, (f"{name}_norm", f"{name}_norm_bias"), part
+            )
         places = SHIFTS[{"q": spec.query_shift, "k": spec.key_shift, "v": "no"}[name]](positions)
         if spec.rope_axis == "width" and name in spec.rope_on:
             part = rotated(spec, part, places, width)
@@ -53,7 +55,7 @@ def attention(
 
 
 def _shaped(spec: Spec, scores: Tensor, num_heads: int) -> Tensor:
-    """Scores with what some models do to them before the softmax."""
+    """Scores after the changes that some models make before the softmax."""
     if are_several(spec.softcap) or spec.softcap != math.inf:
         cap = along(spec.softcap, scores)
         scores = cap * torch.tanh(scores / cap)
@@ -89,7 +91,7 @@ def _merge(spec: Spec, x: Tensor) -> Tensor:
     if spec.merge in ("mean", "sum"):  # of the heads, once for each of them
         joined = x.mean(-3) if spec.merge == "mean" else x.sum(-3)
         return torch.cat([joined] * heads, -1)
-    if spec.merge == "flat_dims":  # (heads, head_dim, seq) is cut as if it were (seq, heads * head_dim)
+    if spec.merge == "flat_dims":  # (heads, head_dim, seq) is reshaped as if it were (seq, heads * head_dim)
         return x.mT.reshape(*x.shape[:-3], seq, heads * head_dim)
     return x.transpose(-3, -2).flatten(-2)
 
@@ -105,11 +107,24 @@ def _normed_heads(spec: Spec, weights: Weights, name: str, when: str, x: Tensor)
     if spec.qk_norm != when or name == "v":
         return x
     kind = spec.norm1 if spec.norm1 == spec.norm2 and spec.norm1 not in ("none", "gain", "sequence", "batch") else "rms"
-    y = scaled(kind, spec.eps1, spec.eps_place1, x)
-    weight, bias = weights.get(name + "_norm"), weights.get(name + "_norm_bias")
+    y = scaled(_kind_of(spec, kind), *_eps_of(spec), x)
+    weight, bias = (_of_heads(weights.get(name + end), x.shape[-1]) for end in ("_norm", "_norm_bias"))
     if weight is not None:
-        y = y * (weight[..., None, :] + 1 if spec.plus_one else weight[..., None, :])
-    return y if bias is None else y + bias[..., None, :]
+        y = y * (weight + 1 if spec.plus_one else weight)
+    return y if bias is None else y + bias
+
+
+def _kind_of(spec: Spec, same: str) -> str:
+    return same if spec.qk_norm_kind == "same" else spec.qk_norm_kind
+
+
+def _eps_of(spec: Spec) -> tuple[float, str]:
+    return spec.eps1 if spec.qk_eps is None else spec.qk_eps, spec.eps_place1
+
+
+def _of_heads(vector: Tensor | None, head_dim: int) -> Tensor | None:
+    """A vector (readings, 1, 1, size) as (readings, 1, heads or 1, 1, head_dim)."""
+    return None if vector is None else vector[:, :, 0].unflatten(-1, (-1, head_dim))[..., None, :]
 
 
 def _seen(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:

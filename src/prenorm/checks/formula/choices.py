@@ -1,4 +1,4 @@
-"""What published models do on purpose: named by its fault's name, a fault only under a target of another design."""
+"""What published models do on purpose: it has the name of a fault, but counts only under a target of another design."""
 
 import math
 
@@ -6,22 +6,22 @@ from .parameters import Pieces
 from .spec import Spec
 
 PUBLISHED = frozenset({"silu", "gelu", "tanh-gelu", "quick-gelu", "relu", "relu squared", "elu", "mish", "leaky relu"})
-"""Activations that somebody chose. Others look like a slip: none at all, a sigmoid that lost its factor."""
+"""Activations that are used on purpose. Others look like a mistake: none at all, or a sigmoid without its factor."""
 
 
 def is_choice(id: str, evidence: str, spec: Spec, reading: Pieces) -> bool:
-    """Whether a published model has what this finding says, and has it throughout.
+    """Whether a published model does what this finding says, in both sublayers.
 
     LayerNorm in both places (GPT-2), a feed-forward without a gate or with another activation (GPT-2, Gemma, nanochat),
     the norms after both sublayers (the 2017 paper, OLMo 2), both sublayers side by side (GPT-J, GPT-NeoX), norms
-    without weights (OLMo, nanochat), and with normalised queries and keys, or capped scores, any scale (Gemma 2 and 3).
+    without weights (OLMo, nanochat), and any scale of scores with normalised queries and keys, or capped (Gemma 2, 3).
     """
     match id:
         case "layer_norm":
-            return spec.norm1 == spec.norm2 == "layer"
+            return {spec.norm1, spec.norm2} - {"none", "gain"} == {"layer"}
         case "wrong_activation":
             plain = spec.gating == "plain" or "gate" not in reading
-            return spec.activation in PUBLISHED and (plain or spec.gating == "gate")
+            return spec.activation in PUBLISHED and (plain or spec.gating in ("gate", "product"))
         case "post_norm":
             return spec.post == "12" and not spec.pre_too
         case "parallel_sublayers":

@@ -7,7 +7,7 @@ from .variants import SQUARES
 
 
 def norm(spec: Spec, kind: str, eps: tuple[float, str], weights: Weights, names: tuple[str, ...], x: Tensor) -> Tensor:
-    """The norm of one kind; eps is the number and its place, names are those of its weight and bias."""
+    """A norm of this kind. eps: the number and its place; names: those of its weight and bias."""
     if kind == "none":
         return x
     y = x if kind == "gain" else scaled(kind, *eps, x) * spec.norm_factor
@@ -19,7 +19,7 @@ def norm(spec: Spec, kind: str, eps: tuple[float, str], weights: Weights, names:
 
 
 def scaled(kind: str, eps: float, place: str, x: Tensor) -> Tensor:
-    """x over its root; kind is that of a norm, place that of eps."""
+    """x divided by its root mean square, or what `kind` has in its place. place: where eps is added."""
     if kind in ("layer", "layer_unbiased"):
         x = x - x.mean(-1, keepdim=True)
     square = SQUARES[kind](x)

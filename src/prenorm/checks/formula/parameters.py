@@ -1,6 +1,6 @@
-"""A learner's parameters: what each can be by its shape and its name, and how a weight is read out of them.
+"""A learner's parameters: what each may be by its shape and name, and how to read weights from them.
 
-Sizes are chosen so that a shape says what a parameter can be.
+Sizes are chosen so that a shape tells what a parameter may be.
 """
 
 import itertools
@@ -22,7 +22,7 @@ QUERY_KEY_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(norm|layernorm|ln|rms)|n
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
-    """The sizes a block is built with. No two of the products that shapes are made of are alike."""
+    """The sizes that a block is built with. All products that occur as shapes differ."""
 
     d_model: int = 32
     num_heads: int = 4
@@ -62,7 +62,7 @@ class Piece:
         return tensor if self.places is None else tensor[list(self.places)]
 
     def write(self, raw: Raw, value: Tensor) -> None:
-        """Change raw so that read gives value, and nothing else of it changes."""
+        """Change raw so that read returns value, and nothing else changes."""
         starts = itertools.accumulate((raw[name].numel() for name in self.parameters), initial=0)
         numbers = {
             name: torch.arange(raw[name].numel()).view_as(raw[name]) + start
@@ -80,7 +80,7 @@ Pieces = dict[str, Piece]
 
 @dataclass(slots=True)
 class Parameters:
-    """A learner's parameters, sorted by what their shapes allow."""
+    """A learner's parameters, sorted by what they may be."""
 
     attention: list[str] = field(default_factory=list)  # each entry may stand for several parameters
     feed_forward: list[str] = field(default_factory=list)
@@ -93,7 +93,7 @@ class Parameters:
     d_ff: int = 0
 
     def names(self, entry: str) -> tuple[str, ...]:
-        """The parameters that an entry stands for: itself, mostly."""
+        """The parameters that an entry stands for: usually itself."""
         return self.parts.get(entry, (entry,))
 
 
@@ -104,6 +104,26 @@ def weights(readings: Sequence[Pieces], raw: Raw) -> Weights:
         values = torch.stack([reading[name].read(raw) for reading in readings])
         stacked[name] = values[:, None] if values.dim() == 3 else values[:, None, None]
     return stacked
+
+
+def distinct(readings: list[Pieces]) -> list[Pieces]:
+    """The readings without duplicates."""
+    return unique(readings, tuple(sorted({name for reading in readings for name in reading})))
+
+
+def unique(readings: list[Pieces], names: tuple[str, ...]) -> list[Pieces]:
+    """The readings without those that equal an earlier one in these names."""
+    seen: dict[tuple[Any, ...], Pieces] = {}
+    for reading in readings:
+        seen.setdefault(tuple(reading.get(name) for name in names), reading)
+    return list(seen.values())
+
+
+def with_bias(pieces: Pieces, bias: str | None, found: Parameters, layout: dict[str, tuple[int, ...] | None]) -> Pieces:
+    """Pieces with their biases. layout: the rows of each in a bias that they share."""
+    if bias is None:
+        return pieces
+    return pieces | {f"{role}_bias": Piece(found.names(bias), None, layout.get(role)) for role in pieces}
 
 
 def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameters:
@@ -143,7 +163,7 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
         else:
             found.attention.append(name)
     _gather_parts(found, sizes)
-    for name in list(found.attention):  # adapters of low rank, which start without effect
+    for name in list(found.attention):  # low-rank adapters, which have no effect at first
         if numel(found.shapes[name]) % (sizes.head_dim * sizes.d_model) or "lora" in name.lower():
             found.attention.remove(name)
             found.unknown.append(name)
@@ -151,7 +171,7 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
 
 
 def possible_d_ff(listed: Sequence[dict[str, Any]], sizes: Sizes) -> list[int]:
-    """The width of the feed-forward that may have been built: d_ff, or what the learner's own arithmetic made of it."""
+    """The possible widths of the feed-forward: d_ff, or what the learner's code computed from it."""
     others = [
         numel(one["shape"]) // sizes.d_model
         for one in listed
@@ -169,12 +189,12 @@ def possible_d_ff(listed: Sequence[dict[str, Any]], sizes: Sizes) -> list[int]:
 
 
 def numel(shape: Sequence[int]) -> int:
-    """How many numbers a shape holds."""
+    """The number of elements of a shape."""
     return int(torch.Size(shape).numel())
 
 
 def _is_headed(shape: tuple[int, ...], sizes: Sizes) -> bool:
-    """Whether it is a bias that is kept as (heads, head_dim), or three of them."""
+    """Whether the last axes are (heads, head_dim), as in a bias of one or three projections."""
     return sizes.d_model not in shape and shape[-2:] in (
         (sizes.num_heads, sizes.head_dim),
         (sizes.num_kv_heads, sizes.head_dim),
@@ -194,7 +214,7 @@ def _bias_names(weight: str) -> Iterator[str]:
 
 
 def _bind_by_module(found: Parameters, vectors: list[str], sizes: Sizes) -> None:
-    """Take the one vector beside a module's one matrix for its bias, whatever it is called, where it is as long."""
+    """Treat the only vector of a module with one matrix as its bias, whatever its name, if the length fits."""
     owned: dict[str, list[str]] = {}
     for name in found.shapes:
         owned.setdefault(name.rpartition(".")[0], []).append(name)
@@ -208,7 +228,7 @@ def _bind_by_module(found: Parameters, vectors: list[str], sizes: Sizes) -> None
         shape = found.shapes[matrix]
         if len(shape) != 2 or sizes.d_model not in shape or numel(found.shapes[vector]) not in shape:
             continue
-        if vector not in wide or len(wide) > 2:  # with two of them or fewer, these are the norms' weights
+        if vector not in wide or len(wide) > 2:  # if there are at most two, they are the norms' weights
             found.biases[matrix] = vector
 
 
@@ -217,7 +237,7 @@ def _is_bias_name(name: str) -> bool:
 
 
 def _gather_parts(found: Parameters, sizes: Sizes) -> None:
-    """Put together what is kept in several parameters, such as heads.0.key.weight, heads.1.key.weight."""
+    """Combine weights that are kept in several parameters, such as heads.0.key.weight, heads.1.key.weight."""
     groups: dict[str, list[str]] = {}
     for name in found.attention:
         groups.setdefault(re.sub(r"\d+", "#", name, count=1), []).append(name)

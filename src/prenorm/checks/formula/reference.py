@@ -1,7 +1,7 @@
-"""The block with switches: the right one as it is by default, and with any one switch turned, one fault.
+"""The block with switches: correct by default, and with one fault for each switch that is set.
 
-It shares no code with the package's own block. Weights may have leading axes, one entry for each way to read a
-learner's parameters, so that all readings are tried at once.
+It shares no code with the package's own block. Weights have a leading axis, one entry for each way to read a
+learner's parameters, so that all readings are computed at once.
 """
 
 from torch import Tensor
@@ -48,7 +48,7 @@ def block(
 
 
 def _after(spec: Spec, weights: Weights, name: str, added: Tensor) -> Tensor:
-    """What a sublayer gives, through the norm behind it where there is one."""
+    """A sublayer's output, through the norm that follows it if there is one."""
     if not spec.sandwich:
         return added
     kind, eps = (
@@ -84,7 +84,7 @@ def _norm2(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
 
 
 def feed_forward(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
-    """The feed-forward, down(silu(gate) * up) where nothing is switched."""
+    """The feed-forward, down(silu(gate) * up) by default."""
     active = ACTIVATIONS[spec.activation]
     up = linear(weights, "up", x)
     if spec.gating == "plain" or "gate" not in weights:

@@ -11,7 +11,7 @@ from .variants import FREQUENCIES, TABLES
 
 
 def stream(spec: Spec, x: Tensor, positions: Tensor, head_dim: int) -> Tensor:
-    """Vectors of d_model, turned."""
+    """Rotate vectors of d_model."""
     if spec.rope_input_axis == "width":
         return rotated(spec, x, positions, x.shape[-1])
     parts = x.unflatten(-1, (-1, head_dim)).transpose(-3, -2)
@@ -47,7 +47,7 @@ def _table(
 
 
 def rotated(spec: Spec, x: Tensor, positions: Tensor, width: int) -> Tensor:
-    """x with its last axis turned; positions broadcast against x.shape[:-1] from the right."""
+    """Rotate the last axis of x; positions broadcast against x.shape[:-1] from the right."""
     dim = int(x.shape[-1] * spec.rotary_fraction)
     cos, sin = (table.to(x.dtype) for table in _cos_sin(spec, x, dim, positions, width))
     sin = sin * spec.direction

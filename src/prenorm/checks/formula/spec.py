@@ -1,4 +1,4 @@
-"""Every choice that a block can make, and the weights that it is given."""
+"""Every choice in a block, and its weights."""
 
 import math
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ Weights = dict[str, Tensor]
 k_norm: (readings, 1, 1, size). A missing name is a missing weight."""
 
 Number = float | Tensor
-"""A number of a spec, or, while it is fitted, one for each entry of the first axis, so that many are tried at once."""
+"""A number of a spec; while it is fitted, one for each entry of the first axis, to try many at once."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Spec:
-    """Every choice in a block. The defaults are the right block, with the paper's conventions."""
+    """Every choice in a block. The defaults are the correct block, with the paper's conventions."""
 
     # The residual lines.
     post: str = ""  # the sublayers whose norm follows the sum: "1", "2" or "12"
@@ -71,6 +71,8 @@ class Spec:
     merge: str = "standard"  # flat | dims_first
     tiled: bool = False
     qk_norm: str = "none"  # before_rope | after_rope | whole (over d_model)
+    qk_norm_kind: str = "same"  # as the block's norms; or rms, layer
+    qk_eps: float | None = None  # None: eps1
     output: str = "projected"  # none
     # The feed-forward.
     activation: str = "silu"  # a name of ACTIVATIONS
@@ -78,12 +80,12 @@ class Spec:
 
 
 def are_several(number: Number) -> bool:
-    """Whether it is one for each entry of the first axis."""
+    """Whether there is one number for each entry of the first axis."""
     return isinstance(number, Tensor)
 
 
 def along(number: Number, x: Tensor) -> Number:
-    """A number, or one for each entry of x's first axis."""
+    """A number, or one for each entry of x's first axis in a shape that broadcasts."""
     return number.view(-1, *[1] * (x.dim() - 1)) if isinstance(number, Tensor) else number
 
 

@@ -1,4 +1,4 @@
-"""The formulas of which the reference holds several: activations, scales, frequencies, shifts, means, and roundings."""
+"""Variants of formulas: activations, scales, frequencies, shifts, means, and roundings."""
 
 import math
 from collections.abc import Callable
@@ -40,7 +40,7 @@ SCALES: dict[str, Callable[[int, int, int, int], float]] = {  # of head_dim, d_m
     "head_dim": lambda dim, width, heads, seq: float(dim),
 }
 
-NO_SOFTMAX: dict[str, Callable[[Tensor], Tensor]] = {  # what may stand in its place
+NO_SOFTMAX: dict[str, Callable[[Tensor], Tensor]] = {  # possible replacements
     "none": lambda scores: scores,
     "sigmoid": torch.sigmoid,
     "relu": torch.relu,
@@ -82,7 +82,7 @@ SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
     "the next, or the last": lambda positions: torch.minimum(positions + 1, positions.amax(-1, keepdim=True)),
 }
 
-SQUARES: dict[str, Callable[[Tensor], Tensor]] = {  # what stands under the root, without eps
+SQUARES: dict[str, Callable[[Tensor], Tensor]] = {  # under the root, without eps
     "rms": lambda x: x.square().mean(-1, keepdim=True),
     "layer": lambda x: x.square().mean(-1, keepdim=True),
     "layer_unbiased": lambda x: x.square().sum(-1, keepdim=True) / (x.shape[-1] - 1),

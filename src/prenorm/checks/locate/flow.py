@@ -1,4 +1,4 @@
-"""Follows the residual stream through a function: which names hold it, and what is added to it."""
+"""Follows the residual stream through a function: the names that hold it, and what is added to it."""
 
 import ast
 import re
@@ -10,7 +10,7 @@ STREAM = r"^(x|h|hidden\w*|inputs?|stream|src|residual|tokens|embeddings?)$"
 
 
 class Flow:
-    """Follows the residual stream through a function, line by line: which names hold it, and which a normed copy."""
+    """Follows the residual stream through a function: which names hold it, and which hold a normalised copy."""
 
     def __init__(self, function: Function) -> None:
         self.function = function
@@ -19,7 +19,7 @@ class Flow:
         self.norms: set[str] = set()
 
     def follow(self) -> None:
-        """Mark sums, and what is done to their terms."""
+        """Mark sums, and how their terms were computed."""
         for line in self.function.lines:
             if "norm" in line.kinds:
                 self.normed |= {one.target.id for one in ast.walk(line.node) if isinstance(one, ast.NamedExpr)}
@@ -80,7 +80,7 @@ def longest_sum(node: ast.AST) -> list[ast.expr]:
 
 
 def _addends(node: ast.AST) -> list[ast.expr]:
-    """What +, .add() or += adds to what; nothing for what is no sum."""
+    """The two terms of +, .add() or +=; empty for other nodes."""
     match node:
         case ast.BinOp(op=ast.Add()):
             return [node.left, node.right]
@@ -92,7 +92,7 @@ def _addends(node: ast.AST) -> list[ast.expr]:
 
 
 def _held(term: ast.expr) -> list[str]:
-    """The name that a term is, twice for 2 * name; also behind detach(), float() and their like."""
+    """The name of a term, twice for 2 * name; also inside detach(), float() and similar calls."""
     match term:
         case ast.Name():
             return [term.id]

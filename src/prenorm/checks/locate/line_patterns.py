@@ -1,4 +1,4 @@
-"""What to look for in the source when a fault was found: for each a list, the surest sign first.
+"""What to look for in the source for each fault: a list, the surest sign first.
 
 The numbers say which fault it is; these only say which line is most likely to make them.
 """
@@ -11,7 +11,7 @@ from ..source.parse import Line
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What to look for: a line in a function of one of these roles that fits `has`, is of all kinds, and of none."""
+    """A line to look for: in a function with one of these roles, matching `has`, of all `kinds` and none in `no`."""
 
     where: str
     has: str = ""
@@ -21,7 +21,7 @@ class Look:
     last: bool = False
 
     def fits(self, line: Line) -> bool:
-        """Whether a line is what is looked for."""
+        """Whether a line matches."""
         if line.text.startswith("def ") and "^def" not in self.has:
             return False
         kinds = set(filter(None, self.kinds.split(",")))
@@ -60,8 +60,8 @@ LAST_SHAPES = [
     Look("attention", "^return", last=True),
 ]
 
-INITIAL = [Look("any", r"_\(|\brandn?\("), Look("init", r"Parameter\(|empty\(")]
-"""Where a class gives a weight its first values."""
+INITIAL = [Look("any", r"[a-z]_\(|\brandn?\("), Look("init", r"Parameter\(|empty\(")]
+"""Where a class initialises a weight."""
 
 LOOKS: dict[str, list[Look]] = {
     "post_norm": [Look("stream", "", "post"), Look("stream", "", "norm,sum"), Look("stream", "", "norm")],
@@ -153,7 +153,7 @@ LOOKS: dict[str, list[Look]] = {
     "eps_outside_sqrt": [Look("norm", r"eps|self\.e\b"), *ROOT_LINE],
     "norm_weight_init": [
         Look("init", r"(norm|ln|rms)\w*.*(normal_|uniform_|zeros_|constant_)"),
-        Look("init", r"(weight|gain|scale|gamma|g) = .*Parameter\(.*(rand\w*|zeros|empty|full)\("),
+        Look("init", r"(weight|gain|scale|gamma|g) = .*Parameter\(.*(rand\w*|zeros|ones|empty|full)\("),
     ],
     "norm_weight_missing": [
         Look("init", r"elementwise_affine=False"),
@@ -213,6 +213,7 @@ LOOKS: dict[str, list[Look]] = {
     ],
     "rope_theta_ignored": [
         Look("forward init module", r"\b(10000|1e4)"),
+        Look("init", r"(\w*Rot\w*|Rope|RoPE\w*)\(|freq\w*\(", lacks="theta|base"),
         Look("init forward", r"(Rot\w*|Rope|RoPE\w*|rotary\w*)\(|freq\w*\(|rotate\(", lacks="theta|base"),
         Look("any", r"^def .*(theta|base)[^,]*=10000"),
         Look("any", FREQUENCY),
@@ -242,6 +243,7 @@ LOOKS: dict[str, list[Look]] = {
     ],
     "causal_off_by_one": [
         Look("any", r"tri[lu]\(.*(-?\d\)|diagonal)|(None|arange|index).*[<>]"),
+        Look("attention", r"(masked_fill|where)\(.*[<>]"),
         Look("any", "tril|triu|is_causal"),
     ],
     "mask_inverted": [
@@ -415,6 +417,7 @@ LOOKS: dict[str, list[Look]] = {
     "wrong_at_some_lengths": [],
     "batch_of_one": [Look("forward", r"squeeze\(\)|squeeze\(0\)|squeeze\((dim=)?-?\d\)")],
     "batch_coupled": [
+        Look("init", r"MultiheadAttention\(", lacks="batch_first=True"),
         Look(
             "forward",
             r"\b(mean|sum|std|var|softmax|amax|norm)\((.*, )?(dim=)?\(?0\b|dim=\(?0|(mean|std|var|sum)\(\)|roll\(",
@@ -424,7 +427,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("forward", r"^self\.\w+(\[.*\])?(, .*)? [-+*/]?= |self\.\w+\.(copy_|append|add_)\("),
         Look("any", "register_buffer"),
     ],
-    # Crashes whose exception says no line.
+    # Crashes whose exception has no line.
     "arguments_unknown": [],
     "internal_error": [],
     "timeout": [Look("any module", r"sleep\(|^while ")],

@@ -1,4 +1,4 @@
-"""A learner's source as lines that say what they do: which function they stand in, what they call, what they add.
+"""A learner's source as lines marked with what they do: their function, what they call, what they add.
 
 What is met first is the class under test, then what it uses.
 """
@@ -12,12 +12,12 @@ from .flow import Flow, longest_sum
 from .roles import NAMES, OPERATIONS, role_of
 
 _OTHERS = {"__init__": "init", "class": "class", "module": "module"}
-"""Functions, or what is told as one, that no token passes."""
+"""Functions and other scopes that are not part of the forward pass."""
 
 
 @dataclass(slots=True)
 class _Names:
-    """What stands at the top of the file, and what the attributes of its classes are made of."""
+    """The top-level names of the file, and the roles of its classes and functions."""
 
     tops: dict[str, Top]
     under_test: set[str]
@@ -25,7 +25,7 @@ class _Names:
 
 
 def read(source: str, name: str) -> list[Function]:
-    """Everything that the class or factory `name` uses, itself first; all of the file without such a name."""
+    """Everything that the class or factory `name` uses, itself first; the whole file if there is no such name."""
     tree = parse(source)
     tops = {node.name: node for node in tree.body if isinstance(node, Top)}
     top = name.partition(".")[0]
@@ -81,18 +81,29 @@ def _roles(function: Function, names: _Names) -> set[str]:
 
 
 def _attributes(tops: dict[str, Top], names: _Names) -> dict[str, set[str]]:
-    """Attribute -> roles of the classes that it is made of, as in self.sa = MultiHeadAttention(...)."""
+    """Attribute -> roles of its classes, as in self.sa = MultiHeadAttention(...)."""
     made: dict[str, set[str]] = {}
     for top in tops.values():
         for node in ast.walk(top):
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
-                roles = [names.roles.get(one, set()) for one in _mentioned(node.value, tops)]
-                made.setdefault(node.targets[0].attr, set()).update(*roles)
+            for target, value in _assigned(node):
+                if isinstance(target, ast.Attribute):
+                    roles = [names.roles.get(one, set()) for one in _mentioned(value, tops)]
+                    made.setdefault(target.attr, set()).update(*roles)
     return made
 
 
+def _assigned(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
+    """Targets and their values, also of a, b = A(), B()."""
+    match node:
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
+            return list(zip(targets, values, strict=False))
+        case ast.Assign(targets=[target, *_], value=value):
+            return [(target, value)]
+    return []
+
+
 def _mark(line: Line, function: Function, names: _Names, made: dict[str, set[str]]) -> None:
-    """What it calls, and what it computes itself."""
+    """Mark a line with what it calls, and what it computes itself."""
     if line.text.startswith("def "):
         return
     line.kinds |= {role for role, pattern in OPERATIONS.items() if re.search(pattern, line.text)}
@@ -118,14 +129,14 @@ def _called(callee: ast.expr, names: _Names, made: dict[str, set[str]]) -> set[s
 
 
 def _mark_function(function: Function) -> None:
-    """What is seen from several lines together."""
+    """Mark what only several lines together show."""
     guarded: set[int] = set()
     for line in function.lines:
         if re.search(r"^if .*is (not )?None", line.text):
             guarded |= {line.end + 1, line.end + 2}
         if line.number in guarded or re.search(r" if .* is (not )?None else ", line.text):
             line.kinds.add("guarded")
-        if isinstance(line.node, ast.Expr) and isinstance(line.node.value, ast.Call | ast.BinOp):
+        if isinstance(line.node, ast.Expr) and isinstance(line.node.value, ast.Call | ast.BinOp | ast.Tuple):
             line.kinds.add("thrown away")
     read_later: set[str] = set()
     for line in reversed(function.lines):

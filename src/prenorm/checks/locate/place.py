@@ -1,4 +1,4 @@
-"""Where in a learner's code a fault most likely sits: read from its source, never run, and never more than a guess."""
+"""The line of a learner's code where a fault most likely is: a guess from its source, without running it."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -25,7 +25,7 @@ def place(
     hints: Sequence[str] = (),
     owner: str = "",
 ) -> Place | None:
-    """The line where the fault `id` most likely sits; None where no line stands out. Nothing is run, nothing raised.
+    """The line where the fault `id` most likely is; None if no line stands out. Nothing is run or raised.
 
     name: the class or factory under test. error: what the driver says of an exception; its innermost frame in the
     file is the place of a crash. hints: names of parameters that the finding speaks of, such as "ffn.w1.weight";
@@ -40,7 +40,7 @@ def place(
             number = _searched(id, lines, name, hints, owner)
     except SyntaxError as mistake:
         number = mistake.lineno if id == "import_error" else None
-    except (ValueError, RecursionError, MemoryError):  # of the parser, or of what is nested too deeply to be walked
+    except (ValueError, RecursionError, MemoryError):  # from the parser, or because the code is nested too deeply
         return None
     if number is None or not 1 <= number <= len(lines):
         return None
@@ -48,19 +48,19 @@ def place(
 
 
 TOLD = CRASHES | {"wrong_dtype", "backward_error"}
-"""Faults whose error says the line."""
+"""Faults whose error has the line."""
 HINTED = ("gradient_missing", "gradient_wrong", "unexpected_bias", "missing_bias", "no_norm", "norm_weight_missing")
-"""Faults of one weight: a line that names it goes before all others."""
+"""Faults of one weight: lines that name it come first."""
 
 OF_WEIGHTS = ("weight_init_scale", "norm_weight_init", "weights_uninitialised")
-"""Faults of how a weight begins: the class that holds it goes before all others."""
+"""Faults of initialisation: lines in the class that holds the weight come first."""
 
 
 def _innermost(error: Mapping[str, Any], file: str) -> int | None:
     """The line of the innermost frame in the learner's file."""
     frames = [frame for frame in reversed(error.get("frames") or ()) if isinstance(frame.get("line"), int)]
     same = [frame for frame in frames if str(frame.get("file")) == file]
-    # The learner's code may have run under another path than the one that it is told by.
+    # The code may have run under another path than the reported one.
     alike = [frame for frame in frames if PurePath(str(frame.get("file"))).name == PurePath(file).name]
     return next((int(frame["line"]) for frame in same or alike), None)
 
@@ -73,7 +73,7 @@ def _searched(id: str, lines: Sequence[str], name: str, hints: Sequence[str], ow
         if number is not None:
             return number
     for hint in hints if id in HINTED else ():
-        for part in reversed(hint.split(".")):  # w1 says more than ffn
+        for part in reversed(hint.split(".")):  # w1 is more specific than ffn
             if part.isidentifier() and part not in ("weight", "bias"):
                 number = _first(LOOKS.get(id, ()), functions, lines, rf"\b{part}\b")
                 if number is not None:
@@ -82,7 +82,7 @@ def _searched(id: str, lines: Sequence[str], name: str, hints: Sequence[str], ow
 
 
 def _spoken_of(functions: Sequence[Function], name: str) -> list[Function]:
-    """Without functions and methods that no other one mentions: nothing calls them."""
+    """The functions without those that nothing calls."""
     words = [
         {word for line in one.lines if not line.text.startswith("def ") for word in re.findall(r"\w+", line.text)}
         for one in functions
@@ -102,7 +102,7 @@ def _first(
 ) -> int | None:
     for look in looks:
         roles = set(look.where.split())
-        # A function that does one thing says more than one that does it besides.
+        # A function with a single role is a better match than one with several.
         ordered = (
             sorted(functions, key=lambda one: len(one.roles & NAMES.keys())) if roles <= NAMES.keys() else functions
         )
@@ -116,7 +116,7 @@ def _first(
 
 
 def _exact(line: Line, look: Look, lines: Sequence[str]) -> int:
-    """Of a statement over several lines the one that fits by itself."""
+    """The line of a statement over several lines that matches by itself."""
     if look.has and not look.has.startswith("^"):
         for number in range(line.number, min(line.end, len(lines)) + 1):
             if re.search(look.has, lines[number - 1][:MAX_TEXT]):

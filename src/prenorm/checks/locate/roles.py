@@ -1,16 +1,16 @@
-"""What a part of a learner's code is for: norm, rope, attention, ffn, split or merge."""
+"""The role of a part of a learner's code: norm, rope, attention, ffn, split or merge."""
 
 import re
 
 NAMES = {
     "norm": r"norm|rms|(^|_)ln(_|\d|$)",
     "rope": r"rope|rotar|rotat|^_?turn|freq|sinus|phase|^angle|posit(?!ion_?wise)|^pos$",
-    "attention": r"attn|attention|attend|(^|_)sa$|multihead|^mha|^head$",
+    "attention": r"attn|attention|attend|(^|_)sa$|multihead|mha|sdpa|^head$",
     "ffn": r"mlp|ffn|ffwd|feed|glu|(^|_)ff(_|$)",
     "split": r"split|heads$",
     "merge": r"join|merge|combine",
 }
-"""What a module, a class or a function is for, by its name. The first that fits: `attention_norm` is a norm."""
+"""The role of a module, class or function by its name. The first match counts: `attention_norm` is a norm."""
 OPERATIONS = {
     "norm": r"rsqrt|rms_norm|layer_norm|vector_norm|mean\(.*(sqrt|\*\* -?0\.5|pow\(-?0\.5)"
     r"|(pow\(2\)|square\(|\*\* ?2).*(mean|sum|amax)\(|(mean|sum)\(.*(\*\* ?2|square)",
@@ -18,11 +18,11 @@ OPERATIONS = {
     "attention": r"softmax|scaled_dot_product|masked_fill",
     "ffn": r"silu\b|sigmoid|[gr]elu\b|SiLU",
 }
-"""The same by what is computed."""
+"""The same by what it computes."""
 
 
 def role_of(name: str) -> str | None:
-    """What a name says; None if nothing."""
+    """The role that a name suggests; None if it suggests none."""
     name = name.lower()
     if "drop" in name:
         return None

@@ -1,4 +1,4 @@
-"""Whether what a caller hands in has its effect: rope_theta, positions, and key-value heads."""
+"""Whether arguments have their effect: rope_theta, positions, and key-value heads."""
 
 from dataclasses import replace
 
@@ -12,15 +12,15 @@ from ..subject.learner import Answer, Built, LearnerError
 from .case import MAX_SEQ_LEN, Case, raised
 
 TOKENS = 7
-THETA_SHOWS = 1e-3  # of the output's size; another theta changes tens of times as much
+THETA_SHOWS = 1e-3  # relative to the output; another theta changes tens of times as much
 REFUSALS = ("AssertionError", "ValueError", "NotImplementedError")
-"""What a constructor raises that says no on purpose."""
+"""What a constructor raises to refuse an argument on purpose."""
 
 
 def rope_theta(case: Case) -> None:
     """Another theta."""
     if not case.learner.takes("rope_theta"):
-        case.report.skip("rope_theta", "the constructor takes none")
+        case.report.skip("rope_theta", "the constructor has no such argument")
         return
     if not _rotates(case):
         case.report.skip("rope_theta", "nothing is rotated")
@@ -30,14 +30,14 @@ def rope_theta(case: Case) -> None:
     raw, x = case.raw, case.x(2, TOKENS)
     assert case.built is not None
     if not case.agrees(case.built.run(raw, x).y, case.expected(raw, x), x):
-        case.report.skip("rope_theta", "for this input the numbers are not explained")
+        case.report.skip("rope_theta", "the numbers for this input are not explained")
         return
     y = case.wide(rope_theta=theta).run(raw, x).y
     good = agrees(y, case.expected(raw, x, theta=theta), x, THETA_SHOWS)
     if not good and case.agrees(y, case.expected(raw, x), x):
-        case.report.found("rope_theta_ignored", f"rope_theta={theta:g} gives the numbers of {usual:g}")
+        case.report.found("rope_theta_ignored", f"rope_theta={theta:g} gives the same numbers as {usual:g}")
     elif not good:
-        case.report.found("rope_wrong_frequency", f"with rope_theta={theta:g} the frequencies are others")
+        case.report.found("rope_wrong_frequency", f"with rope_theta={theta:g} the frequencies are wrong")
     case.report.check("rope_theta", good, f"{theta:g} against {usual:g}")
 
 
@@ -47,12 +47,14 @@ def _rotates(case: Case) -> bool:
 
 
 def token_positions(case: Case) -> None:
-    """Positions with gaps, out of order, other ones in each sequence of the batch."""
+    """Positions with gaps, out of order, and different in each sequence of the batch."""
     built, name = case.built, "token_positions"
     assert built is not None
     if built.positions_name is None:
         if case.target.needs_positions:
-            case.report.found("token_positions_ignored", "forward takes no positions: forward(x, token_positions=None)")
+            case.report.found(
+                "token_positions_ignored", "forward has no argument for positions: forward(x, token_positions=None)"
+            )
         case.report.skip(name, "forward takes none")
         return
     if not _rotates(case):
@@ -66,20 +68,22 @@ def token_positions(case: Case) -> None:
         return
     good = case.agrees(answer.y, case.expected(case.raw, x, used), x)
     if not good and case.agrees(answer.y, case.expected(case.raw, x), x):
-        case.report.found("token_positions_ignored", f"positions {used[0].tolist()} give the numbers of 0, 1, 2, ...")
+        case.report.found(
+            "token_positions_ignored", f"positions {used[0].tolist()} give the same numbers as 0, 1, 2, ..."
+        )
     elif not good and used.dim() == 2 and case.agrees(answer.y, case.expected(case.raw, x, used[:1]), x):
-        case.report.found("token_positions_ignored", "every sequence gets the positions of the first one")
+        case.report.found("token_positions_ignored", "every sequence is rotated by the positions of the first one")
     elif not good:
         shifted = {shift: case.expected(case.raw, x, used, key_shift=shift) for shift in ("the next", "the one before")}
         if any(case.agrees(answer.y, value, x) for value in shifted.values()):
-            case.report.found("positions_off_by_one", "with positions handed in, keys are one place beside")
+            case.report.found("positions_off_by_one", "with explicit positions, keys are off by one")
         else:
-            case.report.puzzled(f"with token_positions {used[0].tolist()} the numbers are others")
+            case.report.puzzled(f"with token_positions {used[0].tolist()} the numbers are wrong")
     case.report.check(name, good, f"with gaps and out of order, as {tuple(used.shape)}")
 
 
 def _run_at(case: Case, built: Built, x: Tensor, positions: Tensor) -> tuple[Tensor, Answer | None]:
-    """The call, with positions (batch, seq), or where that raises (seq,)."""
+    """The call with positions (batch, seq), or (seq,) if that raises."""
     if not built.positions_by_row:
         return positions[0], built.run(case.raw, x, positions=positions[0])
     try:
@@ -98,32 +102,38 @@ def _run_at(case: Case, built: Built, x: Tensor, positions: Tensor) -> tuple[Ten
 def grouped_heads(case: Case) -> None:
     """Fewer key-value heads than heads."""
     if not case.learner.takes("num_kv_heads"):
-        case.report.skip("grouped heads", "the constructor takes no number of key-value heads")
+        case.report.skip("grouped heads", "the constructor has no argument for key-value heads")
         return
     assert case.explanation is not None
     if case.explanation.cost > 1:  # a search for two faults at once, and once more with other sizes, is a long one
-        case.report.skip("grouped heads", "other faults cover it")
+        case.report.skip("grouped heads", "not compared, because other faults change the numbers")
         return
     sizes = replace(case.sizes, num_kv_heads=2)
     try:
         built = case.wide(sizes=sizes)
         explanation = explain(built, case.generator, tolerance=case.tolerance, dtype=case.dtype)
     except UnexplainedError as error:
-        case.report.puzzled(f"with 2 key-value heads of {sizes.num_heads}, at {error.step}")
+        case.report.puzzled(f"with {sizes.num_heads} heads and 2 key-value heads, at {error.step}")
         case.report.check("grouped heads", False, "with 2 key-value heads no known fault explains the numbers")
         return
     except LearnerError as error:
         if error.stage == "constructor" and error.error["type"] in REFUSALS:
-            case.report.skip("grouped heads", f"2 key-value heads of {sizes.num_heads} are refused: {raised(error)}")
+            case.report.skip(
+                "grouped heads", f"2 key-value heads for {sizes.num_heads} heads are refused: {raised(error)}"
+            )
             return
         case.report.errors.setdefault(f"{error.stage}_error", error.error)
         case.report.found(
-            f"{error.stage}_error", f"with 2 key-value heads of {sizes.num_heads} it raises {raised(error)}"
+            f"{error.stage}_error", f"2 key-value heads for {sizes.num_heads} heads raise {raised(error)}"
         )
         case.report.check("grouped heads", False, raised(error))
         return
     tiled = explanation.spec.tiled
     case.report.conventions["grouped_heads"] = "tiled" if tiled else "repeated"
     if tiled and case.target.tiled is False:
-        case.report.found("gqa_tiled_instead_of_repeated", "query heads 0 and 1 read different key-value heads of 2")
-    case.report.check("grouped heads", True, "tiled: h mod groups" if tiled else "each is read by neighbouring heads")
+        case.report.found(
+            "gqa_tiled_instead_of_repeated", "with 2 key-value heads, query heads 0 and 1 read different ones"
+        )
+    case.report.check(
+        "grouped heads", True, "tiled: head h reads h mod 2" if tiled else "each is read by neighbouring heads"
+    )

@@ -1,4 +1,4 @@
-"""How a block behaves, whatever its numbers are: the same call twice, the caller's tensor, batches, shapes, dtypes."""
+"""How a block behaves, whatever its numbers are: repeated calls, the caller's tensor, batches, shapes, lengths."""
 
 import torch
 from torch import Tensor
@@ -12,7 +12,7 @@ TOKENS = 7
 
 
 def repeated_calls(case: Case, built: Built, raw: Raw) -> bool:
-    """The same call again, with the same and with another random state. Gives whether calls are repeatable."""
+    """Repeat a call, with the same and with another random seed. Returns whether calls are repeatable."""
     x = case.x(2, TOKENS, dtype=torch.float32)
     first = built.run(raw, x, seed=1).y
     try:
@@ -25,12 +25,17 @@ def repeated_calls(case: Case, built: Built, raw: Raw) -> bool:
     if not _same(first, again):
         fresh = [case.build().run(raw, x, seed=1).y for _ in range(2)]
         if _same(fresh[0], fresh[1]):
-            case.report.found("retains_state", f"the same call twice differs by {_gap(first, again)}; new blocks agree")
+            case.report.found(
+                "retains_state",
+                f"the same call gives outputs that differ by {_gap(first, again)} the second time; new blocks agree",
+            )
             built.fresh = True
         else:
-            case.report.found("not_deterministic", f"the same call in new blocks differs by {_gap(*fresh)}")
+            case.report.found(
+                "not_deterministic", f"the same call gives outputs that differ by {_gap(*fresh)} in two new blocks"
+            )
     elif not _same(first, otherwise):
-        _random(case, built, raw, x, f"in eval mode, two random seeds differ by {_gap(first, otherwise)}")
+        _random(case, built, raw, x, f"in eval mode, outputs with two random seeds differ by {_gap(first, otherwise)}")
     elif not _unchanged_by_others(case, built, raw, x, first):
         built.fresh = True
     good = not {"retains_state", "not_deterministic", "dropout_in_eval"} & set(case.report.findings)
@@ -47,7 +52,7 @@ def _random(case: Case, built: Built, raw: Raw, x: Tensor, evidence: str) -> Non
 
 
 def _drops(built: Built, raw: Raw, x: Tensor) -> bool:
-    """Whether random numbers switch entries off by hand: some entries are then alike in most calls."""
+    """Whether random numbers zero some entries, as hand-written dropout does."""
     ys = torch.stack([built.run(raw, x, seed=seed).y - x for seed in range(8)])
     return bool((ys.round(decimals=6).flatten(1).unique(dim=0).shape[0] > 1) and (ys == 0).any())
 
@@ -62,15 +67,16 @@ def _unchanged_by_others(case: Case, built: Built, raw: Raw, x: Tensor, first: T
         if _runs_alone(case, raw, ((1, 3), (3, 11))):
             case.report.found("retains_state", f"after calls with other inputs it raises {raised(error)}")
             return False
-        return True  # a shape that it never takes: other checks say so
+        return True  # it never takes this shape, which other checks report
     if not _same(first, later):
         case.report.found(
-            "retains_state", f"after calls with other inputs the same input gives {_gap(first, later)} more"
+            "retains_state",
+            f"after calls with other inputs, the output for the same input differs by {_gap(first, later)}",
         )
         return False
     built.run(raw, x, training=True)
     if not _same(first, built.run(raw, x, seed=1).y):
-        case.report.found("retains_state", "after a call in training mode the same input gives another output")
+        case.report.found("retains_state", "after a call in training mode, the output for the same input differs")
         return False
     return True
 
@@ -85,7 +91,7 @@ def _runs_alone(case: Case, raw: Raw, shapes: tuple[tuple[int, int], ...]) -> bo
 
 
 def dropout_argument(case: Case, raw: Raw) -> None:
-    """With dropout asked for, eval mode must still have none."""
+    """With dropout=0.5, eval mode must not drop anything."""
     if not case.learner.takes("dropout") or {"dropout_in_eval", "not_deterministic"} & set(case.report.findings):
         return
     try:
@@ -98,22 +104,23 @@ def dropout_argument(case: Case, raw: Raw) -> None:
         return
     if not _same(first, second):
         case.report.found(
-            "dropout_in_eval", f"with dropout=0.5, two calls in eval mode differ by {_gap(first, second)}"
+            "dropout_in_eval",
+            f"with dropout=0.5, two calls in eval mode give outputs that differ by {_gap(first, second)}",
         )
     case.report.check("dropout in eval mode", _same(first, second), "dropout=0.5 and eval(): two calls compared")
 
 
 def input_kept(case: Case, built: Built, raw: Raw) -> None:
-    """The caller's tensor after the call."""
+    """The caller's tensor is unchanged by a call."""
     x = case.x(2, TOKENS, dtype=torch.float32)
     kept = torch.equal(built.run(raw, x).x_after, x)
     if not kept:
-        case.report.found("modifies_input", "after the call the caller's x holds other numbers")
+        case.report.found("modifies_input", "after the call, the caller's x has changed")
     case.report.check("the input is left alone", kept, "x before and after a call")
 
 
 def batch_independence(case: Case, built: Built, raw: Raw) -> None:
-    """Another sequence in the batch, and none at all."""
+    """A sequence's output must not depend on the others in its batch."""
     x = case.x(3, TOKENS, dtype=torch.float32)
     other = torch.cat((x[:2], case.x(1, TOKENS, dtype=torch.float32) * 3))
     together, beside = built.run(raw, x).y, built.run(raw, other).y
@@ -124,17 +131,19 @@ def batch_independence(case: Case, built: Built, raw: Raw) -> None:
             alone = built.run(raw, x[:1]).y
             gap, good = _gap(together[:1], alone), _same(together[:1], alone)
         except LearnerError as error:
-            case.report.check("batch", False, f"a batch of one: {raised(error)}")
-            case.report.found("batch_of_one", f"two sequences run, one does not: {raised(error)}")
+            case.report.check("batch", False, f"a batch of one raises {raised(error)}")
+            case.report.found("batch_of_one", f"a batch of two runs, a batch of one raises {raised(error)}")
             case.report.errors["batch_of_one"] = error.error
             return
     if not good:
-        case.report.found("batch_coupled", f"with another sequence beside it, a sequence's output changes by {gap}")
-    case.report.check("batch", good, "sequences beside others and alone")
+        case.report.found(
+            "batch_coupled", f"a sequence's output changes by {gap} if another sequence of its batch changes"
+        )
+    case.report.check("batch", good, "sequences in different batches, and alone")
 
 
 def leading_dims(case: Case, built: Built, raw: Raw) -> None:
-    """(seq, d_model) and two batch dimensions, against one: most blocks take (batch, seq, d_model) and nothing else."""
+    """Compare (seq, d_model) and two batch dimensions with one. Most blocks take (batch, seq, d_model) only."""
     x = case.x(2, 3, TOKENS, dtype=torch.float32)
     flat = built.run(raw, x.flatten(0, 1)).y
     refused, other = [], []
@@ -148,7 +157,7 @@ def leading_dims(case: Case, built: Built, raw: Raw) -> None:
             refused.append(f"{name} raises {raised(error)}")
             continue
         if not _same(y, expected) and "batch_coupled" not in case.report.findings:
-            other.append(f"{name} gives other numbers, by {_gap(y, expected)}")
+            other.append(f"{name} gives outputs that differ by {_gap(y, expected)}")
     case.report.conventions["leading_dims"] = "(batch, seq, d_model) only" if refused or other else "any"
     wanted = case.target.leading_dims
     if other or (refused and wanted):
@@ -161,7 +170,7 @@ def leading_dims(case: Case, built: Built, raw: Raw) -> None:
 
 
 def sequence_lengths(case: Case, built: Built, raw: Raw) -> None:
-    """Every length up to max_seq_len, or up to MAX_SEQ_LEN where there is no such limit."""
+    """Every length up to max_seq_len, or up to MAX_SEQ_LEN if there is no limit."""
     failed: dict[int, str] = {}
     longest = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN))
     batch = 2 if "batch_of_one" in case.report.findings else 1

@@ -1,4 +1,4 @@
-"""From the explanation of a block's numbers to its faults and its conventions."""
+"""Translates the explanation of a block's numbers into faults and conventions."""
 
 import itertools
 import math
@@ -23,17 +23,17 @@ NORMS = {
     "batch": ("batch_coupled", "takes its mean over the batch"),
 }
 MASKS = {
-    "strict": ("causal_off_by_one", "a token does not see itself (key < query)"),
-    "next": ("causal_off_by_one", "a token sees the next one (key <= query + 1)"),
-    "future": ("mask_inverted", "a token sees itself and what comes after it"),
-    "future_strict": ("mask_inverted", "a token sees only what comes after it"),
+    "strict": ("causal_off_by_one", "a token does not attend to itself (key < query)"),
+    "next": ("causal_off_by_one", "a token attends to the next one (key <= query + 1)"),
+    "future": ("mask_inverted", "a token attends to itself and to what comes after it"),
+    "future_strict": ("mask_inverted", "a token attends only to what comes after it"),
 }
 LOOSE = 1e6
-"""A masked score of at most this size, without its sign, can be passed by others."""
+"""If a masked score is filled with less than this (in magnitude), other scores can be lower."""
 
 
 def faults(explanation: Explanation) -> Iterator[tuple[str, str]]:
-    """The faults in an explanation that no target could allow, each with what it means there."""
+    """The faults in an explanation that no target allows: id and evidence."""
     spec, reading = explanation.spec, explanation.reading
     yield from _residuals(spec)
     yield from _norms(spec, reading)
@@ -50,14 +50,14 @@ def _residuals(spec: Spec) -> Iterator[tuple[str, str]]:
         if kind == "none":
             yield (
                 ("missing_residual_attention" if which == "1" else "missing_residual_ffn"),
-                f"nothing is added to {part}",
+                f"nothing is added to the output of {part}",
             )
         elif kind == "normed":
-            yield "residual_from_normed", f"the normalised input is added to {part}"
+            yield "residual_from_normed", f"the normalised input is added to the output of {part}"
         elif kind == "doubled":
-            yield "doubled_residual", f"the residual beside {part} counts twice"
+            yield "doubled_residual", f"the residual of {part} is added twice"
     if spec.residual2 == "both":
-        yield "doubled_residual", "y = x + h + ffn(norm2(h)): the block's input is added to h, which holds it already"
+        yield "doubled_residual", "y = x + h + ffn(norm2(h)): the block's input is added again, although h contains it"
     if spec.residual2 == "input":
         yield "ffn_residual_from_input", "y = x + ffn(norm2(h))"
     if spec.parallel != "no":
@@ -76,7 +76,7 @@ def _norms(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
             yield "norm_weight_missing", f"{name} has no weight"
     shared = "norm1" in reading and reading["norm1"] == reading.get("norm2")
     if shared and "none" not in (*kinds.values(), spec.weight1, spec.weight2) and spec.parallel == "no":
-        yield "shared_norm", "both norms have one weight"
+        yield "shared_norm", "both norms use the same weight"
 
 
 def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
@@ -90,7 +90,7 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
         }[spec.rope_input]
         yield "rope_in_block", f"{where} is rotated"
     elif not on and not spec.alibi:
-        yield "missing_rope", "no position counts"
+        yield "missing_rope", "positions have no effect"
     if "v" in on:
         yield "rope_on_values", "values are rotated"
     if ("q" in on) != ("k" in on):
@@ -102,22 +102,22 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
     if spec.rope_axis == "width":
         yield "rope_over_heads", "the rotation runs over d_model, before heads are split"
     if spec.frequencies and not _falling(spec.frequencies):
-        yield "rope_wrong_frequency", f"pairs turn by {_shown(spec.frequencies)} a position"
+        yield "rope_wrong_frequency", f"the frequencies of the pairs are {_shown(spec.frequencies)}"
     elif spec.frequency != "standard":
         yield "rope_wrong_frequency", f"frequencies are {spec.frequency}"
     if spec.signs != "rotation":
-        yield "rope_not_a_rotation", f"both sines have the sign {spec.signs}, so that lengths change"
+        yield "rope_not_a_rotation", f"both sines have the sign {spec.signs}, so lengths change"
     if spec.mixed:
-        yield "rope_wrong_frequency", "dimensions are paired in one order, and the tables laid out for the other"
+        yield "rope_wrong_frequency", "dimensions are paired in one order, and the tables are laid out for the other"
     if spec.tables != "exact":
         yield "rope_bf16_tables", f"there are {spec.tables}"
     for what, shift in (("queries", spec.query_shift), ("keys", spec.key_shift)):
         if shift != "no":
-            yield "positions_off_by_one", f"{what} are turned by the position beside their own: {shift}"
+            yield "positions_off_by_one", f"{what} are rotated by another position: {shift}"
 
 
 def _falling(frequencies: Sequence[Number]) -> bool:
-    """Whether they begin at one and fall, as those of a theta do, and those of Llama 3's or YaRN's stretched ones."""
+    """Whether they start at one and decrease, as for any theta, and for the stretched ones of Llama 3 and YaRN."""
     turns = [float(one) for one in frequencies]
     return abs(turns[0] - 1) < 1e-3 and all(a > b > 0 for a, b in itertools.pairwise(turns))
 
@@ -130,8 +130,12 @@ def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
     if spec.mask in MASKS:
         yield MASKS[spec.mask]
     if spec.masked_after:
-        yield "mask_after_softmax", "weights are masked, and their sum is less than 1"
-    elif spec.mask != "none" and spec.softmax != "none" and (spec.fill_by == "multiplying" or abs(spec.fill) < LOOSE):
+        yield "mask_after_softmax", "the weights are masked, so their sum is less than 1"
+    elif (
+        spec.mask != "none"
+        and spec.softmax not in ("none", "heads")
+        and (spec.fill_by == "multiplying" or abs(spec.fill) < LOOSE)
+    ):
         number = "0 by multiplication" if spec.fill_by == "multiplying" else f"{spec.fill:g}"
         yield "mask_value_too_small", f"masked scores get {number}"
     if spec.softmax in NO_SOFTMAX:
@@ -141,7 +145,7 @@ def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
     if spec.scaled_after:
         yield "wrong_attention_scale", "the scale is applied to the weights, after the softmax"
     elif spec.split == "never":
-        pass  # the sizes of its heads are others
+        pass  # its heads have other sizes
     elif spec.scale == "1":
         yield "missing_attention_scale", "scores are not scaled"
     elif spec.factor != 1:
@@ -150,18 +154,18 @@ def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
         yield "wrong_attention_scale", f"scores are scaled by {spec.scale}"
     if spec.split != "standard":
         how = {
-            "flat": "are cut as (heads, seq, head_dim) without a transpose",
-            "never": "are never cut: there is one head of d_model",
-        }.get(spec.split, "are cut as (head_dim, heads)")
+            "flat": "are reshaped to (heads, seq, head_dim) without a transpose",
+            "never": "are never split: there is one head of size d_model",
+        }.get(spec.split, "are split as (head_dim, heads)")
         yield "wrong_head_split", f"{', '.join(spec.split_of)} {how}"
     elif spec.merge != "standard" or ("o" in reading and _repeats(reading["o"].places)):
-        yield "heads_not_merged", "heads are joined without bringing them beside each other again"
+        yield "heads_not_merged", "heads are joined without a transpose back"
     if spec.output == "none" or "o" not in reading:
-        yield "missing_output_projection", "the joined heads are the output of attention"
+        yield "missing_output_projection", "attention returns the concatenated heads"
 
 
 def _repeats(places: tuple[int, ...] | None) -> bool:
-    """Whether an output projection is as wide as one head, and so the same for all of them."""
+    """Whether an output projection is as wide as one head, so that all heads share it."""
     return places is not None and len(set(places)) < len(places)
 
 
@@ -200,7 +204,7 @@ def _words(name: str) -> set[str]:
 
 
 def conventions(explanation: Explanation) -> dict[str, object]:
-    """The choices that are nobody's fault without a target."""
+    """The choices that are not faults without a target."""
     spec, reading = explanation.spec, explanation.reading
     rotated = bool(spec.rope_on) or spec.rope_input != "no"
     pairing = {"interleaved": "interleaved", "half": "half-split"}[spec.pairing]
@@ -230,16 +234,16 @@ def conventions(explanation: Explanation) -> dict[str, object]:
 
 
 def against_target(explanation: Explanation, target: Target) -> Iterator[tuple[str, str]]:
-    """Where the block's conventions are not the target's."""
+    """Where the block's conventions differ from the target's: id and evidence."""
     spec, said = explanation.spec, conventions(explanation)
     if target.pairing not in (None, spec.pairing) and said["rope_pairing"] is not None:
         yield ("rope_half_split" if spec.pairing == "half" else "rope_interleaved"), f"pairs are {said['rope_pairing']}"
     if target.direction not in (None, spec.direction) and said["rope_direction"] is not None:
-        yield "rope_wrong_direction", "the rotation is by minus the angle"
+        yield "rope_wrong_direction", "vectors are rotated by minus the angle"
     if target.causal is False and said["causal"]:
-        yield "causal_mask", "a token does not see later ones"
+        yield "causal_mask", "a token does not attend to later ones"
     if target.causal and spec.mask == "none":
-        yield "mask_ignored", "a token sees later ones, which the target forbids"
+        yield "mask_ignored", "a token attends to later ones, which the target forbids"
     biases = {name for name in ("q", "k", "v", "o", "gate", "up", "down") if name + "_bias" in explanation.reading}
     if target.biases is not None:
         if extra := sorted(biases - target.biases):

@@ -1,4 +1,4 @@
-"""The eps that each norm works with, fitted from vectors so small that it counts."""
+"""The eps that each norm uses, fitted from vectors so small that it matters."""
 
 import itertools
 import math
@@ -12,22 +12,22 @@ from ..subject.learner import Built
 from .case import Case
 
 EPS = 0.05
-LARGE = 8.0  # a size of vectors at which no usual eps shows
-ROUNDING = 3e-6  # of a sublayer's output, some 1, where the norm works in float32
-LARGEST_EPS = 1e-4  # of a block that takes no eps; the field's are 1e-12 to 1e-5
+LARGE = 8.0  # the size of vectors at which no usual eps shows
+ROUNDING = 3e-6  # of a sublayer's output, which is about 1, if the norm computes in float32
+LARGEST_EPS = 1e-4  # of a block without an eps argument; usual values are 1e-12 to 1e-5
 KNOWN_EPS = (0.0, 1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 2e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 
 def eps(case: Case) -> None:
-    """Fit the eps that each norm works with, from vectors so small that it counts."""
+    """Fit the eps that each norm uses, from vectors so small that it matters."""
     assert case.explanation is not None
     spec = case.explanation.spec
     if "rms" not in (spec.norm1, spec.norm2) and "layer" not in (spec.norm1, spec.norm2):
-        case.report.skip("eps", "there is no norm to which it belongs")
+        case.report.skip("eps", "there is no norm that could use it")
         case.size = LARGE
         return
     if spec.mask not in ("none", "causal"):
-        case.report.skip("eps", "a token by itself sees nothing")
+        case.report.skip("eps", "a single token attends to nothing")
         return
     takes = case.learner.takes("eps")
     default = case.learner.default("eps")
@@ -43,7 +43,7 @@ def eps(case: Case) -> None:
     for name in _fitted_norms(spec):
         at_large, at_small = large.get(name), small.get(name)
         if at_large is None or at_small is None:
-            problems.append(f"what {name} does to small vectors fits no eps")
+            problems.append(f"no eps explains what {name} does to small vectors")
             case.report.found("wrong_eps", problems[-1])
             continue
         if at_large.place != "under" and at_large.eps > 1e-9:
@@ -51,7 +51,7 @@ def eps(case: Case) -> None:
             case.report.found("eps_outside_sqrt", f"with eps={EPS:g} {problems[-1]}", counts=case.target.llama_design)
         if math.isclose(at_large.eps, EPS) and math.isclose(at_small.eps, passed):
             continue
-        evidence = f"{name} works with {at_large.eps:g} given {EPS:g}, and with {at_small.eps:g} given {passed:g}"
+        evidence = f"{name} uses {at_large.eps:g} for eps={EPS:g}, and {at_small.eps:g} for eps={passed:g}"
         problems.append(evidence)
         if math.isclose(at_large.eps, at_small.eps, rel_tol=0.01, abs_tol=1e-9):
             case.report.found("eps_ignored", evidence)
@@ -84,8 +84,9 @@ def _eps_without_argument(case: Case) -> None:
     assert case.explanation is not None
     fitted = _fit(case, case.wide(), 1e-6, 1e-3)
     _keep(case, fitted)
-    zeros = case.x(2, 2) * 0
-    finite = bool(torch.isfinite(case.built.run(case.raw, zeros).y).all())
+    x = case.x(2, 2)
+    ys = [case.built.run(case.raw, one).y for one in (x * 0, x)]
+    finite = bool(torch.isfinite(ys[0]).all() or not torch.isfinite(ys[1]).all())  # NaN for all x has another reason
     if not finite:
         case.report.found("eps_ignored", "a vector of zeros gives NaN: there is no eps")
     for name, one in fitted.items():
@@ -95,12 +96,12 @@ def _eps_without_argument(case: Case) -> None:
                 "eps_outside_sqrt", f"{name} divides by {PLACES[one.place]}", counts=case.target.llama_design
             )
         if one.eps > LARGEST_EPS:
-            case.report.found("wrong_eps", f"{name} works with {one.eps:g}; 1e-6 or 1e-5 is usual")
-    case.report.check("eps", finite, "it takes no eps; small vectors and zeros were tried")
+            case.report.found("wrong_eps", f"{name} uses {one.eps:g}; 1e-6 or 1e-5 is usual")
+    case.report.check("eps", finite, "it has no eps argument; small vectors and zeros were tried")
 
 
 def _keep(case: Case, fitted: dict[str, _Fitted]) -> None:
-    """Put the eps that the block works with into the explanation, so that it plays no part in what follows."""
+    """Store the eps that the block uses in the explanation, so that later checks expect it."""
     assert case.explanation is not None
     changes: Switch = {}
     for name, one in fitted.items():
@@ -109,7 +110,7 @@ def _keep(case: Case, fitted: dict[str, _Fitted]) -> None:
 
 
 def _fit(case: Case, built: Built, passed: float, size: float) -> dict[str, _Fitted]:
-    """The eps of each norm that gives the outputs for single tokens of about this size, where one does."""
+    """The eps of each norm that explains the outputs for single tokens of about this size, if one does."""
     assert case.explanation is not None
     candidates = dict.fromkeys(
         [passed, *KNOWN_EPS, passed**2, passed**0.5, 1 / passed, 1 - passed]
@@ -135,6 +136,6 @@ def _fit(case: Case, built: Built, passed: float, size: float) -> dict[str, _Fit
             if case.agrees(y, expected, x):
                 gaps[eps, place] = float((y - expected).abs().max())
         if gaps:
-            near = 2 * min(gaps.values()) + ROUNDING  # of those that fit as well as the best, the first
+            near = 2 * min(gaps.values()) + ROUNDING  # the first of those that fit as well as the best
             found[name] = _Fitted(*next(key for key, gap in gaps.items() if gap <= near))
     return found

@@ -16,7 +16,7 @@ NOTHING = 1e-2  # of the tolerance, as a share of the largest gradient
 
 
 def gradients(case: Case) -> None:
-    """Send a random cotangent back through both."""
+    """Send a random cotangent back through the block and through the formula."""
     assert case.built is not None
     assert case.explanation is not None
     raw, x = case.built.draw(case.generator, case.dtype), case.x(2, TOKENS)
@@ -35,11 +35,15 @@ def gradients(case: Case) -> None:
     expected, of_parameters = _gradients(explanation, raw, x, cotangent, case.sizes.num_heads)
     given = _by_weight(explanation, answer.gradients) | {"x": answer.x_gradient}
     scale = max((float(value.abs().max()) for value in expected.values() if value is not None), default=0.0)
-    floor = scale * case.tolerance * NOTHING  # below it both are rounding, as of a bias that no softmax sees
+    floor = (
+        scale * case.tolerance * NOTHING
+    )  # below it, gradients are rounding errors, such as those of a key bias, which the softmax cancels
     given, expected = ({name: _cut(value, floor) for name, value in one.items()} for one in (given, expected))
     wrong = [name for name, value in expected.items() if not _alike(given.get(name), value, case.tolerance)]
     case.report.check(
-        "gradients", not wrong, "x and every weight agree with autograd" if not wrong else f"not of {_list(wrong)}"
+        "gradients",
+        not wrong,
+        "those of x and every weight agree with autograd" if not wrong else f"wrong for {_list(wrong)}",
     )
     if not wrong:
         return
@@ -48,26 +52,29 @@ def gradients(case: Case) -> None:
         other, _ = _gradients(variant, raw, x, cotangent, case.sizes.num_heads)
         if all(_alike(given.get(name), _cut(value, floor), case.tolerance) for name, value in other.items()):
             which = " and ".join({"1": "first", "2": "second"}[one] for one in detached)
-            case.report.found("residual_detached", f"gradients are those of a block whose {which} residual is detached")
+            case.report.found(
+                "residual_detached", f"the gradients are those of a block whose {which} residual is detached"
+            )
             return
-    # A part of a parameter without gradient is a wrong gradient of the whole.
+    # If only a part of a parameter has no gradient, the gradient of the whole is wrong, not missing.
     absent = {
         name for name, value in of_parameters.items() if _is_there(value) and not _is_there(answer.gradients.get(name))
     }
     held = {_label(name, piece): {*piece.parameters} for name, piece in explanation.reading.items()}
     missing = [name for name in wrong if (held[name] & absent if name in held else not _is_there(given.get(name)))]
     if missing:
-        case.report.found("gradient_missing", f"there is none for {_list(missing)}")
+        case.report.found("gradient_missing", f"no gradient reaches {_list(missing)}")
     else:
         gaps = {name: _gap(given[name], expected[name]) if _is_there(given[name]) else 1.0 for name in wrong}
         worst = max(gaps, key=lambda name: gaps[name])
         case.report.found(
-            "gradient_wrong", f"of {_list(wrong)}; worst for {worst}, {gaps[worst]:.1%} of its largest entry"
+            "gradient_wrong",
+            f"wrong for {_list(wrong)}; the largest error is {gaps[worst]:.1%} of the largest entry, for {worst}",
         )
 
 
 def _cut(gradient: Tensor | None, floor: float) -> Tensor | None:
-    """Zero where it is nowhere above the floor."""
+    """The gradient, or zeros if no entry is above the floor."""
     if gradient is None or not gradient.abs().max() <= floor:  # NaN is above it
         return gradient
     return torch.zeros_like(gradient)
@@ -78,7 +85,7 @@ def _label(name: str, piece: Piece) -> str:
 
 
 def _by_weight(explanation: Explanation, gradients: Mapping[str, Tensor | None]) -> dict[str, Tensor | None]:
-    """The gradient of every weight, cut out of those of the parameters that hold it."""
+    """The gradient of every weight, taken from those of the parameters that hold it."""
     found: dict[str, Tensor | None] = {}
     for name, piece in explanation.reading.items():
         parts = {one: gradients.get(one) for one in piece.parameters}

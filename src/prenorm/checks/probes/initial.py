@@ -1,4 +1,4 @@
-"""What the constructor built: the width that was asked for, and weights that training can start from."""
+"""What the constructor built: whether d_ff is respected, and whether training can start from the weights."""
 
 import dataclasses
 import math
@@ -11,32 +11,32 @@ from ..formula.parameters import Piece, Raw, Sizes
 from ..subject.learner import Built, LearnerError
 from .case import Case, raised
 
-LOUD = 0.5  # a standard deviation that no rule gives a matrix with 32 inputs; 1/sqrt(32) is 0.18
-FEWEST = 200  # entries, for a mean and a standard deviation that say something
-WIDE = 1024  # a width at which people train
-FAINT = 0.1  # of 1/sqrt(d_in); initialisations for deep models begin at a fifth of it
+LOUD = 0.5  # a larger standard deviation than any rule gives a matrix with 32 inputs; 1/sqrt(32) is 0.18
+FEWEST = 200  # entries, for a meaningful mean and standard deviation
+WIDE = 1024  # a width that is trained in practice
+FAINT = 0.1  # of 1/sqrt(d_in); initialisations for deep models use down to a fifth of it
 LATER = re.compile(
     r"\.apply\(|def _?(init|reset|initiali[sz]e)\w*(weight|param|model)\w*\(\s*(self|module|model|layer|net|m)\b"
     r"|def _?reset_parameters\("
 )
-"""A model that draws its blocks' weights itself; what takes a weight is a constructor's own helper."""
+"""A model that initialises its blocks' weights; a function that takes a weight is a helper of the constructor."""
 LEFT = re.compile(r"init\w*\s*=\s*lambda \w+: *(\w+|None)\s*[,)\n]")
-"""A hook for the first values that leaves them: a checkpoint fills them."""
+"""An initialiser that does nothing, because a checkpoint fills the weights."""
 LOADED = re.compile(r"load_state_dict\(|from_pretrained\(|load_file\(")
 TRAINED = re.compile(r"\.backward\(")
 WIDTH_NAMES = frozenset(
     ["d_ff", "dff", "d_mlp", "ff_dim", "ffn_dim", "mlp_dim", "dim_feedforward", "intermediate_size", "d_hidden"]
 )
-"""Names of d_ff that mean the width itself; of another, such as hidden_dim, a width may be made."""
+"""Names of d_ff that mean the width itself; a width may be derived from others, such as hidden_dim."""
 
 MULTIPLE = 256
-"""Of which Meta's code makes widths multiples: of d_ff, of 2/3 of it, or of 8/3 of d_model where nobody asks."""
+"""Meta's code rounds widths up to multiples of this: d_ff, 2/3 of it, or 8/3 of d_model by default."""
 LARGER = 8
-"""Times the sizes: there neither a fixed width nor 4 or 8 times d_model is what that rule gives."""
+"""Times the sizes: there the rule gives neither a fixed width nor 4 or 8 times d_model."""
 
 
 def constructed(case: Case, text: str) -> None:
-    """Look at the weights as the constructor leaves them. text: the source of the block and of what lies beside it."""
+    """Check the weights as the constructor leaves them. text: the source of the block and of the files next to it."""
     try:
         built = case.build(filled=True)
         case.initial = built.values()
@@ -52,7 +52,7 @@ def constructed(case: Case, text: str) -> None:
     if frozen:
         case.report.found("gradient_missing", f"requires_grad is False for {_list(frozen)}")
     if LATER.search(text) or ((LOADED.search(text) or LEFT.search(text)) and not TRAINED.search(text)):
-        case.report.skip("weights at the start", "the code beside it draws or loads them later")
+        case.report.skip("weights at the start", "other code initialises or loads them later")
         return
     empty = [name for name, value in case.initial.items() if not torch.isfinite(value).all()]
     if empty:
@@ -61,12 +61,12 @@ def constructed(case: Case, text: str) -> None:
     if problem:
         case.report.found("weight_init_scale", problem)
     case.report.check(
-        "weights at the start", not (empty or problem or frozen), problem or "filled, and of a usual size"
+        "weights at the start", not (empty or problem or frozen), problem or "initialised, with a usual scale"
     )
 
 
 def _scale(case: Case) -> str:
-    """What is wrong with the sizes of the matrices, or nothing."""
+    """What is wrong with the scale of the matrices, or an empty string."""
     first = _matrices(case.initial)
     loud = {name: value for name, value in first.items() if float(value.std()) > LOUD}
     aside = {
@@ -74,7 +74,7 @@ def _scale(case: Case) -> str:
     }
     if aside:
         name, value = next(iter(aside.items()))
-        return f"{name} begins around {float(value.mean()):.2g}, not around zero"
+        return f"{name} is initialised with mean {float(value.mean()):.2g} instead of zero"
     larger = dataclasses.replace(case.sizes, d_model=2 * case.sizes.d_model, d_ff=2 * case.sizes.d_ff)
     try:
         second = _matrices(case.build(sizes=larger, filled=True).values())
@@ -84,21 +84,21 @@ def _scale(case: Case) -> str:
         name, value = next(iter(loud.items()))
         size = float(value.std())
         if name in second and float(second[name].std()) < 0.85 * size:
-            return ""  # it shrinks with the width
+            return ""  # it decreases with the width
         return (
-            f"{name} begins with a standard deviation of {size:.2g}; 1/sqrt(d_model) is {value.shape[-1] ** -0.5:.2g}"
+            f"{name} has an initial standard deviation of {size:.2g}; 1/sqrt(d_model) is {value.shape[-1] ** -0.5:.2g}"
         )
     if _is_variance(first) and (not second or _is_variance(second)):
         name, value = next(iter(first.items()))
         return (
-            f"{name} begins with a standard deviation of {float(value.std()):.3f}, which is 2/(d_in + d_out): the "
-            f"formula gives the variance, and its root is {(2 / sum(value.shape)) ** 0.5:.3f}"
+            f"{name} is initialised with standard deviation {float(value.std()):.3f}, which is 2/(d_in + d_out): that "
+            f"is the variance, and its root is {(2 / sum(value.shape)) ** 0.5:.3f}"
         )
     return _fading(first, second)
 
 
 def _fading(first: dict[str, Tensor], second: dict[str, Tensor]) -> str:
-    """What is wrong where most matrices are far too small at the widths people use, told from two widths."""
+    """What is wrong if most matrices are far too small at usual widths, extrapolated from two widths."""
     plain = [name for name, value in first.items() if value.dim() == 2 and name in second and float(value.std())]
     small: dict[str, tuple[float, float, float]] = {}
     for name in plain:
@@ -110,8 +110,8 @@ def _fading(first: dict[str, Tensor], second: dict[str, Tensor]) -> str:
         return ""
     name, (at_first, at_second, there) = next(iter(small.items()))
     return (
-        f"{name} begins with a standard deviation of {at_first:.3f}, of {at_second:.3f} at twice the width, and so of "
-        f"some {there:.1g} at a width of {WIDE}, where 1/sqrt(d_in) is {WIDE**-0.5:.2g}: it falls too fast"
+        f"{name} has an initial standard deviation of {at_first:.3f}, {at_second:.3f} at twice the width, and so "
+        f"about {there:.1g} at a width of {WIDE}, where 1/sqrt(d_in) is {WIDE**-0.5:.2g}: it decreases too fast"
     )
 
 
@@ -124,14 +124,14 @@ def _matrices(values: Raw) -> dict[str, Tensor]:
 
 
 def _is_variance(matrices: dict[str, Tensor]) -> bool:
-    """Whether most standard deviations are 2 / (d_in + d_out), a little less where the normal is truncated."""
+    """Whether most standard deviations are 2 / (d_in + d_out), or slightly less for a truncated normal."""
     plain = [value for value in matrices.values() if value.dim() == 2]
     alike = [0.93 < float(value.std()) * sum(value.shape) / 2 < 1.06 for value in plain]
     return bool(alike) and sum(alike) > len(alike) / 2
 
 
 def widths(case: Case) -> None:
-    """The feed-forward's width against the one that was asked for."""
+    """Compare the feed-forward's width with the one that was requested."""
     assert case.explanation is not None
     own = _own_name(case)
     down = case.explanation.reading.get("down")
@@ -140,13 +140,16 @@ def widths(case: Case) -> None:
     width = down.read(case.raw).shape[-1]
     if width == case.sizes.d_ff:
         return
-    case.report.conventions["d_ff"] = f"{width} where {own}={case.sizes.d_ff} was asked for"
-    if own in WIDTH_NAMES and not _in_multiples(case, down, width):
-        case.report.found("d_ff_ignored", f"{own}={case.sizes.d_ff} gives weights of {width}")
+    case.report.conventions["d_ff"] = f"{width} for {own}={case.sizes.d_ff}"
+    gate, up = (case.explanation.reading.get(role) for role in ("gate", "up"))
+    if gate is not None and up is not None and gate.parameters == up.parameters and 2 * width == case.sizes.d_ff:
+        case.report.conventions["d_ff"] += ": the width of gate and up together"
+    elif own in WIDTH_NAMES and not _in_multiples(case, down, width):
+        case.report.found("d_ff_ignored", f"{own}={case.sizes.d_ff} gives a width of {width}")
 
 
 def _in_multiples(case: Case, down: Piece, width: int) -> bool:
-    """Whether it is what Meta's rule gives, and gives for larger sizes, too: 8 * d_model may be a multiple of 256."""
+    """Whether Meta's rule gives this width, also for larger sizes: 8 * d_model may be a multiple of 256 by chance."""
     if width not in _multiples(case.sizes):
         return False
     sizes = dataclasses.replace(case.sizes, d_model=LARGER * case.sizes.d_model, d_ff=LARGER * case.sizes.d_ff)
@@ -162,13 +165,13 @@ def _count(piece: Piece, built: Built) -> int:
 
 
 def _multiples(sizes: Sizes) -> set[int]:
-    """The least multiples that hold the widths people mean."""
+    """The smallest multiples that are at least d_ff, 2/3 of d_ff, and 8/3 of d_model."""
     wanted = (sizes.d_ff, 2 * sizes.d_ff // 3, 8 * sizes.d_model // 3)
     return {-(-width // MULTIPLE) * MULTIPLE for width in wanted}
 
 
 def _own_name(case: Case) -> str | None:
-    """What the constructor, or a configuration, calls d_ff; None where it takes none."""
+    """The name of d_ff in the constructor or configuration; None if it has no such argument."""
     line = case.learner.recipe.build
     argument = line.argument("d_ff")
     if argument is None or argument.name:
@@ -179,7 +182,7 @@ def _own_name(case: Case) -> str | None:
 
 
 def norm_weights(case: Case) -> None:
-    """What the norms' weights begin at: one, or zero where a norm multiplies by 1 + weight."""
+    """The norms' weights must be initialised to one, or to zero if a norm multiplies by 1 + weight."""
     assert case.explanation is not None
     right = 0.0 if case.explanation.spec.plus_one else 1.0
     spec = case.explanation.spec
@@ -189,17 +192,17 @@ def norm_weights(case: Case) -> None:
             continue
         value = piece.read(case.initial).double()
         if not torch.isfinite(value).all():
-            continue  # weights_uninitialised says so
+            continue  # weights_uninitialised reports it
         mean, spread = float(value.mean()), float(value.std())
         constant = spread < 1e-3
         if not constant or abs(mean - (1 - right)) < 1e-3:  # another constant is a choice
             case.report.found(
                 "norm_weight_init",
-                f"{role}'s weight ({piece.parameters[0]}) begins at mean {mean:.2f}, std {spread:.2f}; it should be "
-                f"{right:g}",
+                f"{role}'s weight ({piece.parameters[0]}) is initialised with mean {mean:.2f}, standard deviation "
+                f"{spread:.2f}; it should be {right:g}",
             )
     good = "norm_weight_init" not in case.report.findings
-    case.report.check("norm weights at the start", good, f"they begin at {right:g}" if good else "they do not")
+    case.report.check("norm weights at the start", good, f"they are {right:g}" if good else f"they are not {right:g}")
 
 
 def _list(names: list[str]) -> str:

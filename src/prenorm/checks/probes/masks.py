@@ -1,14 +1,16 @@
-"""Whether masks do what they say: the causal argument, a mask that is handed in, and scores that drown a mask."""
+"""Whether masks work: the causal argument, a mask argument, and masks under very large scores."""
 
 import math
 
 import torch
 from torch import Tensor
 
+from ..faults import FAULTS
 from ..formula.parameters import Raw
 from ..search.switches import Switch
 from ..subject.learner import LearnerError
 from .case import Case, raised
+from .diagnosis import faults
 
 TOKENS = 7
 
@@ -27,12 +29,13 @@ def causal_argument(case: Case) -> None:
             case.report.found("mask_ignored", f"causal={wanted} has no effect")
         elif case.explanation.spec.mask in ("none", "causal"):
             _name_causal(case, y, x, wanted)
-        case.report.check("causal", False, f"causal={wanted} does not give what it says")
+        case.report.check("causal", False, f"causal={wanted} does not do what it says")
         return
     case.report.check("causal", True, "True and False do what they say")
 
 
 def _name_causal(case: Case, y: Tensor, x: Tensor, wanted: bool) -> None:
+    assert case.explanation is not None
     possible: list[tuple[str, Switch]] = [
         ("causal_off_by_one", {"mask": "strict"}),
         ("causal_off_by_one", {"mask": "strict", "empty_rows": "zero"}),
@@ -49,7 +52,8 @@ def _name_causal(case: Case, y: Tensor, x: Tensor, wanted: bool) -> None:
     ]
     for id, changes in possible:
         if case.agrees(y, case.expected(case.raw, x, **changes), x):
-            case.report.found(id, f"causal={wanted} gives the numbers of: {changes}")
+            said = dict(faults(case.explanation.changed(**changes)))
+            case.report.found(id, f"with causal={wanted}, {said.get(id, FAULTS[id].meaning)}")
             return
     case.report.puzzled(f"with causal={wanted}")
 
@@ -69,11 +73,11 @@ def mask_argument(case: Case) -> None:
         y = case.built.run(case.raw, x, mask=allowed).y
         inverted = case.built.run(case.raw, x, mask=inverse).y
     except LearnerError as error:
-        case.report.skip("mask", f"a boolean (seq, seq) raises {raised(error)}")
+        case.report.skip("mask", f"a boolean mask (seq, seq) raises {raised(error)}")
         return
     for spec_mask in dict.fromkeys((case.explanation.spec.mask, "none")):
         if case.agrees(y, case.expected(case.raw, x, allowed=allowed, mask=spec_mask), x):
-            case.report.check("mask", True, "True means: may attend")
+            case.report.check("mask", True, "True means may attend")
             large_scores(case, allowed)
             return
     if _is_added(case, x, allowed):
@@ -81,7 +85,7 @@ def mask_argument(case: Case) -> None:
         case.report.check("mask", True, "a mask of 0 and -inf is added to the scores")
         return
     if case.agrees(y, case.expected(case.raw, x), x):
-        case.report.found("mask_ignored", "a random mask changes nothing")
+        case.report.found("mask_ignored", "a random mask has no effect")
         case.report.check("mask", False, "a random boolean mask does not do what it says")
         return
     for spec_mask in dict.fromkeys((case.explanation.spec.mask, "none")):
@@ -93,8 +97,8 @@ def mask_argument(case: Case) -> None:
                 case.report.conventions["mask"] = "True = masked"
                 wanted = case.target.mask_true_attends
                 if wanted:
-                    case.report.found("mask_inverted", "the outputs are those of the mask turned round")
-                case.report.check("mask", not wanted, "True means: masked")
+                    case.report.found("mask_inverted", "the outputs are those of the inverted mask")
+                case.report.check("mask", not wanted, "True means masked")
                 large_scores(case, allowed, turned=True)
                 return
         for fill in (0.0, 1e-9, -0.1, -1.0, -2.0, -3.0, -5.0, -10.0, -20.0):
@@ -102,11 +106,11 @@ def mask_argument(case: Case) -> None:
                 if case.agrees(
                     y, case.expected(case.raw, x, allowed=allowed, mask=spec_mask, fill=fill, fill_by=by), x
                 ):
-                    case.report.found("mask_value_too_small", f"masked scores get {fill:g} by {by}")
+                    case.report.found("mask_value_too_small", f"masked scores are filled by {by} {fill:g}")
                     case.report.check("mask", False, "a random boolean mask does not do what it says")
                     return
     case.report.check("mask", False, "a random boolean mask does not do what it says")
-    case.report.puzzled("with a random boolean mask: neither True = attend nor True = masked gives its outputs")
+    case.report.puzzled("with a random boolean mask, neither True = attend nor True = masked explains the outputs")
 
 
 def _is_added(case: Case, x: Tensor, allowed: Tensor) -> bool:
@@ -123,15 +127,15 @@ def _is_added(case: Case, x: Tensor, allowed: Tensor) -> bool:
 
 
 def large_scores(case: Case, allowed: Tensor | None = None, *, turned: bool = False) -> None:
-    """Scores so large that a finite number in place of a masked one shows, and that exp of them overflows.
+    """Scores so large that a finite fill value shows, and that their exponentials overflow.
 
-    turned: the mask that is handed in says True where nobody may attend.
+    turned: True in the mask means masked.
     """
     assert case.built is not None
     assert case.explanation is not None
     spec, reading = case.explanation.spec, case.explanation.reading
     mixing = {"wrong_head_split", "heads_not_merged", "softmax_wrong_dim", "norm_over_sequence"}
-    mixing |= {"missing_softmax", "mask_after_softmax"}  # there scores need not be large to be seen
+    mixing |= {"missing_softmax", "mask_after_softmax"}  # these show without large scores
     sizes = ("q", "k", "q_bias", "k_bias") if spec.qk_norm == "none" else ("q_norm", "k_norm")
     if mixing & set(case.report.findings) or sizes[0] not in reading:
         return
@@ -149,7 +153,7 @@ def large_scores(case: Case, allowed: Tensor | None = None, *, turned: bool = Fa
         else:
             other[:, 3] = case.x(2)
             kept, mask = slice(0, 3), allowed.clone()
-            mask[:3] = torch.eye(TOKENS, dtype=torch.bool)[:3]  # of one score alone, half are far below zero
+            mask[:3] = torch.eye(TOKENS, dtype=torch.bool)[:3]  # a single score is far below zero half of the time
         mask = ~mask if turned and mask is not None else mask
         first = case.built.run(raw, x, mask=mask).y[:, kept]
         second = case.built.run(raw, other, mask=mask).y[:, kept]
@@ -159,13 +163,13 @@ def large_scores(case: Case, allowed: Tensor | None = None, *, turned: bool = Fa
         return
     if leaks > 1e-4:
         case.report.found(
-            "mask_value_too_small", f"with scores of some 50,000, masked tokens change outputs by {leaks:.2g}"
+            "mask_value_too_small", f"with scores of about 50,000, masked tokens change outputs by {leaks:.2g}"
         )
-    case.report.check("large scores", leaks <= 1e-4, "masked tokens stay unseen with scores of some 50,000")
+    case.report.check("large scores", leaks <= 1e-4, "masked tokens have no effect with scores of about 50,000")
 
 
 def _large(case: Case, names: tuple[str, ...]) -> Raw:
-    """The parameters with scores of some 50,000."""
+    """Parameters that give scores of about 50,000."""
     assert case.explanation is not None
     raw, reading = dict(case.raw), case.explanation.reading
     for name in names:
@@ -175,11 +179,11 @@ def _large(case: Case, names: tuple[str, ...]) -> Raw:
 
 
 def _overflow(case: Case, outputs: list[Tensor]) -> bool:
-    """Whether large scores give something that is no number, where moderate ones did not."""
+    """Whether large scores give NaN or infinity, while moderate ones do not."""
     assert case.built is not None
     lost = any(not torch.isfinite(y).all() for y in outputs)
     if lost and torch.isfinite(case.built.run(case.raw, case.x(2, TOKENS)).y).all():
-        case.report.found("softmax_overflows", "with scores of some 50,000 outputs are NaN or infinite")
-        case.report.check("large scores", False, "with scores of some 50,000 outputs are NaN or infinite")
+        case.report.found("softmax_overflows", "with scores of about 50,000, outputs are NaN or infinite")
+        case.report.check("large scores", False, "with scores of about 50,000, outputs are NaN or infinite")
         return True
     return False

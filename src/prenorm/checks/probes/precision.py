@@ -1,4 +1,4 @@
-"""Blocks in other dtypes: what comes out, how the norm rounds, and whether angles survive bfloat16."""
+"""Blocks in other dtypes: the output's dtype, how the norm rounds, and whether angles survive bfloat16."""
 
 import torch
 from torch import Tensor
@@ -11,31 +11,33 @@ from .case import Case, raised
 TOKENS = 7
 ROWS = 64
 BATCH = 16  # sequences in one call: caches are made for so many
-# The scale that a norm gives to a row, against the exact one: roundings of single entries average out to some 2e-4 over
-# 32 of them; a mean, a root or a quotient that is itself rounded to bfloat16 is off by some 1e-3.
+# The relative error of a row's scale. Rounding single entries averages out to about 2e-4 over 32 of them; a mean, a
+# root or a quotient that is itself rounded to bfloat16 is off by about 1e-3.
 ROW_SCALE = 7e-4
-ALIKE = 0.9  # of the entries equal those of a norm in float32, bit for bit; sums in another order change a few
+ALIKE = 0.9  # of the entries equal those of a norm in float32 bit for bit; another order of sums changes a few
 SIZE = 16.0  # of x: so large that no eps shows
-LOUD = 2.0**17  # norm1(x) times this is so large that x is lost in the rounding of the sum
+LOUD = 2.0**17  # x + norm1(x) * LOUD rounds to norm1(x) * LOUD
 
 
 def dtypes(case: Case) -> None:
-    """float32, and float64 and bfloat16 by the constructor's dtype, or by block.to(): the output has the input's."""
+    """In float32, float64 and bfloat16 (constructor's dtype or block.to()), the output must have the input's dtype."""
     by_argument = case.learner.takes("dtype")
     names = ["float32", "float64", "bfloat16"] if by_argument else ["float32"]
     problems = [problem for name in names if (problem := _in_dtype(case, name, by_argument))]
     for problem in problems:
         case.report.found("wrong_dtype", "; ".join(problems), mend=_mend(problem))
-    case.report.check("dtypes", not problems, "; ".join(problems) or f"{', '.join(names)}: output as input")
+    case.report.check(
+        "dtypes", not problems, "; ".join(problems) or f"{', '.join(names)}: the output has the input's dtype"
+    )
     if not by_argument or "bfloat16" in case.dtype_raises:
         moved = _in_dtype(case, "bfloat16", False)
-        if not by_argument and moved:  # it promises no other dtype
+        if not by_argument and moved:  # without a dtype argument, no other dtype is promised
             case.report.found("wrong_dtype", moved, counts=False, mend=_mend(moved))
         case.report.conventions["to_bfloat16"] = moved or "runs"
 
 
 def _in_dtype(case: Case, name: str, by_argument: bool) -> str:
-    """What is wrong with a block in this dtype, or nothing."""
+    """What is wrong with a block in this dtype, or an empty string."""
     dtype = getattr(torch, name)
     how = f"with dtype={name}" if by_argument else f"after block.to({name})" if name != "float32" else f"in {name}"
     try:
@@ -55,16 +57,17 @@ def _in_dtype(case: Case, name: str, by_argument: bool) -> str:
     if y.dtype != dtype:
         return f"{how} the output is {str(y.dtype).removeprefix('torch.')}"
     others = {one["dtype"] for one in built.parameters} - {name}
-    return f"{how} there are weights in {', '.join(sorted(others))}" if others and by_argument else ""
+    return f"{how} some weights are {', '.join(sorted(others))}" if others and by_argument else ""
 
 
 ROTATION = "the rotation"
 
 
 def _raising(case: Case, built: Built, raw: Raw, x: Tensor, error: LearnerError) -> str:
-    """Why forward raises in another dtype: the last statement whose result became float32 beside a narrower one.
+    """Why forward raises in another dtype: the last statement that promoted a narrower tensor to float32.
 
-    One with a table of a head's size, of cos and sin, goes before the others: norms are meant to be float32 inside.
+    A statement on tensors of a head's size, as with cos and sin, comes before the others: norms are meant to compute
+    in float32.
     """
     told = error.error
     try:
@@ -84,18 +87,18 @@ def _raising(case: Case, built: Built, raw: Raw, x: Tensor, error: LearnerError)
     if turning:
         what = f"q and k are float32 after {ROTATION}, and v is {dtype}"
     else:
-        what = f"a {dtype} tensor meets one in float32"
+        what = f"a {dtype} tensor is combined with a float32 one"
     return f"forward raises: {what} (torch: {raised(error)})"
 
 
 def _mend(problem: str) -> str | None:
     if ROTATION in problem:
-        return "give the rotation back in x.dtype: rotated.to(x.dtype)"
-    return "bring what was computed in float32 back to x.dtype" if "meets one in float32" in problem else None
+        return "return the rotation in x.dtype: rotated.to(x.dtype)"
+    return "convert what was computed in float32 back to x.dtype" if "with a float32 one" in problem else None
 
 
 def low_precision(case: Case) -> None:
-    """The norm and the rotation of a bfloat16 block: by the constructor's dtype where it runs, else after .to()."""
+    """The norm and the rotation of a bfloat16 block, by the constructor's dtype if that runs, otherwise by .to()."""
     if case.report.conventions.get("to_bfloat16", "runs") != "runs":
         case.report.skip("low precision", "a bfloat16 block does not run")
         return
@@ -108,10 +111,14 @@ def low_precision(case: Case) -> None:
 
 
 def _norm_rounding(case: Case) -> None:
-    """One-token inputs, value and output projections the identity: the output is x + norm1(x), and x is tiny."""
+    """Compare norm1(x) in bfloat16 with the exact one.
+
+    Inputs have one token, and the value and output projections are multiples of the identity: the output is
+    x + LOUD * norm1(x), in which x is lost.
+    """
     assert case.explanation is not None
     spec, reading = case.explanation.spec, case.explanation.reading
-    plain = not spec.post and spec.norm1 == "rms" and spec.residual1 == "input" and spec.parallel == "no"
+    plain = not spec.post and spec.norm1 in ("rms", "layer") and spec.residual1 == "input"
     plain &= (
         spec.residual2 == "hidden"
         and spec.softmax in ("keys", "queries", "nothing")
@@ -121,7 +128,7 @@ def _norm_rounding(case: Case) -> None:
     plain &= not spec.sandwich and bool(spec.branch == 1)
     plain &= not {"heads_not_merged", "wrong_head_split"} & set(case.report.findings)
     if not plain or "o" not in reading or spec.output == "none" or max(spec.eps1, spec.eps2) > 1e-4:
-        case.report.skip("norm in bfloat16", "other faults cover it")
+        case.report.skip("norm in bfloat16", "not compared, because other faults or choices change it")
         return
     built = case.low("bfloat16")
     raw = built.draw(case.generator, torch.bfloat16)
@@ -131,7 +138,7 @@ def _norm_rounding(case: Case) -> None:
         return
     reading["v"].write(raw, identity)
     reading["o"].write(raw, identity * LOUD)
-    for name in ("down", "down_bias", "v_bias", "o_bias"):
+    for name in ("down", "down_bias", "v_bias", "o_bias", "norm1_bias"):
         if name in reading:
             reading[name].write(raw, torch.zeros(()))
     x = (case.x(ROWS, 1, dtype=torch.float64) * SIZE).bfloat16()
@@ -139,48 +146,52 @@ def _norm_rounding(case: Case) -> None:
     if "norm1" in reading and spec.weight1 == "own":
         weight = reading["norm1"].read(raw).float() + (1 if spec.plus_one else 0)
     y = torch.cat([built.run(raw, part).y for part in x.split(BATCH)])
-    exact = _normed(x.double(), case)
-    wide = _normed(x.float(), case)
+    exact, wide = _normed(x.double(), case), _normed(x.float(), case)
     whole, then_weight = (wide * weight).bfloat16(), (wide.bfloat16() * weight).bfloat16()
     added = (y.double() - x.double()) / LOUD
-    weights = [weight, weight.bfloat16()]  # 1 + w, which is not kept, may be rounded by itself
+    weights = [weight, weight.bfloat16()]  # 1 + w may be rounded before it is applied
     row_scale = min(_row_scales(added, exact * one.double()) for one in weights)
     like_whole, like_then = (float((y == x + added * LOUD).double().mean()) for added in (whole, then_weight))
     if row_scale > ROW_SCALE and max(like_whole, like_then) < ALIKE:
         case.report.found(
             "norm_without_upcast",
-            f"in bfloat16 the size of norm1(x) is off by {row_scale:.1e} a row; computed in float32 it would be 2e-4",
+            f"in bfloat16 the scale of a row of norm1(x) is off by {row_scale:.1e}; computed in float32, by 2e-4",
             counts=_promises(case, "bfloat16") or VECTOR_NORM not in built.run(raw, x, trace=True).operations,
         )
     else:
         order = "after the weight" if like_whole >= like_then else "before the weight"
         case.report.conventions["norm_cast"] = order
     good = "norm_without_upcast" not in case.report.findings
-    case.report.check("norm in bfloat16", good, f"the size of a row is off by {row_scale:.1e}; allowed {ROW_SCALE:.0e}")
+    case.report.check(
+        "norm in bfloat16", good, f"the scale of a row is off by {row_scale:.1e}; at most {ROW_SCALE:.0e} is allowed"
+    )
 
 
 VECTOR_NORM = "linalg_vector_norm"
-"""Of F.normalize, as in x-transformers' norm: its sums are float32 inside, and one number a row is rounded."""
+"""F.normalize, as in x-transformers' norm, sums in float32 and rounds one number per row."""
 
 
 def _promises(case: Case, name: str) -> bool:
-    """Whether the block runs by a dtype that its constructor takes."""
+    """Whether the constructor takes this dtype, and the block runs in it."""
     return case.learner.takes("dtype") and name not in case.dtype_raises
 
 
 def _normed(x: Tensor, case: Case) -> Tensor:
+    assert case.explanation is not None
+    if case.explanation.spec.norm1 == "layer":
+        x = x - x.mean(-1, keepdim=True)
     eps = case.arguments.get("eps", case.report.conventions.get("eps", 1e-6))
     return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + eps)
 
 
 def _row_scales(given: Tensor, exact: Tensor) -> float:
-    """How far rows are off as a whole: the root mean square of (given . exact) / (exact . exact) - 1."""
+    """The error of the rows' scales: the root mean square of (given . exact) / (exact . exact) - 1."""
     scale = (given * exact).sum(-1) / exact.square().sum(-1) - 1
     return float(scale.square().mean().sqrt())
 
 
 def _second_norm(case: Case) -> None:
-    """float16 and entries of some 400, whose squares it cannot hold: a norm in float16 gives zero or NaN."""
+    """Entries of about 400 in float16, which cannot hold their squares: a norm in float16 gives zero or NaN."""
     assert case.explanation is not None
     spec, reading = case.explanation.spec, case.explanation.reading
     if (
@@ -201,17 +212,19 @@ def _second_norm(case: Case) -> None:
         x = (case.x(8, 1, dtype=torch.float64).sign() * 400 + case.x(8, 1, dtype=torch.float64) * 20).half()
         y = built.run(raw, x).y.double()
     except LearnerError:
-        return  # many operations have no float16 on processors, and that is nobody's fault
+        return  # many operations have no float16 on CPUs, which is not a fault
     wide: Raw = {name: value.double() for name, value in raw.items()}
     expected = case.expected(wide, x.double()) - x.double()
     gap = ((y - x.double()) - expected).abs().nan_to_num(1e9).max() / expected.abs().max()
     if gap > 0.5:
-        case.report.found("norm_without_upcast", "in float16, entries of 400 overflow in norm2: their squares do")
+        case.report.found(
+            "norm_without_upcast", "in float16, norm2 overflows for entries of 400, because it squares them in float16"
+        )
     case.report.check("norm in float16", bool(gap <= 0.5), "entries of 400 in norm2")
 
 
 def _angles(case: Case) -> None:
-    """A bfloat16 block at positions of some 1,000: rounding cos and sin costs 1e-2, rounding angles everything."""
+    """A bfloat16 block at positions of about 1,000: rounding cos and sin costs 1e-2, rounding angles everything."""
     assert case.explanation is not None
     spec = case.explanation.spec
     if (
@@ -224,7 +237,7 @@ def _angles(case: Case) -> None:
     built = case.low("bfloat16", **arguments)
     tables_dtype(case, built)
     raw = built.draw(case.generator, torch.bfloat16)
-    for name in ("q", "k"):  # sharp attention, or the errors of many keys average out
+    for name in ("q", "k"):  # sharp attention, because errors of many keys would average out
         case.explanation.reading[name].write(raw, case.explanation.reading[name].read(raw) * 2)
     near = torch.arange(8)
     if built.positions_name is not None:
@@ -232,11 +245,11 @@ def _angles(case: Case) -> None:
     elif arguments:
         length, far = 600, torch.arange(600)
     else:
-        case.report.skip("angles in bfloat16", "neither positions nor a length can be asked for")
+        case.report.skip("angles in bfloat16", "there is no argument for positions or a length")
         return
     errors = {}
     for name, positions, seq in (("near", near, 8), ("far", far, length)):
-        x = case.x(16 if seq == len(near) else 2, seq, dtype=torch.bfloat16)  # enough of them for a steady mean
+        x = case.x(16 if seq == len(near) else 2, seq, dtype=torch.bfloat16)  # enough sequences for a stable mean
         y = built.run(raw, x, positions=positions if built.positions_name else None).y
         wide: Raw = {key: value.double() for key, value in raw.items()}
         expected = case.expected(wide, x.double(), positions)
@@ -244,22 +257,22 @@ def _angles(case: Case) -> None:
         last = slice(-4, None)
         moved = (expected - rest)[:, last].square().mean().sqrt()
         errors[name] = float((y.double() - expected)[:, last].square().mean().sqrt() / moved)
-    good = not errors["far"] > max(0.3, 1.5 * errors["near"])  # right ones have 0.03 at most, near and far
+    good = not errors["far"] > max(0.3, 1.5 * errors["near"])  # correct ones have at most 0.03, near and far
     if not good and not _promises(case, "bfloat16") and any(one["dtype"] == "bfloat16" for one in built.tensors):
-        case.report.conventions["tables"] = "block.to(bfloat16) rounds them, so far positions lose their place"
+        case.report.conventions["tables"] = "block.to(bfloat16) rounds them, so large positions are imprecise"
         case.report.skip("angles in bfloat16", "block.to(bfloat16) rounds the tables that the block keeps as buffers")
         return
     if not good:
         case.report.found(
             "rope_bf16_tables",
-            f"in a bfloat16 block, outputs at positions of {int(far.max())} are off by {errors['far']:.0%} of what "
-            f"positions do; at 0 to 7 by {errors['near']:.0%}",
+            f"in a bfloat16 block, the effect of positions is off by {errors['far']:.0%} at positions up to "
+            f"{int(far.max())}, and by {errors['near']:.0%} at 0 to 7",
         )
     case.report.check("angles in bfloat16", good, f"positions up to {int(far.max())}")
 
 
 def tables_dtype(case: Case, built: Built) -> None:
-    """In what dtype a bfloat16 block keeps its tables: a convention."""
+    """Report the dtype in which a bfloat16 block keeps its tables, as a convention."""
     kept = sorted({one["dtype"] for one in built.tensors})
     if kept:
         case.report.conventions["tables_kept_in"] = ", ".join(kept)

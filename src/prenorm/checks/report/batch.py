@@ -1,4 +1,4 @@
-"""A folder of submissions, each checked by itself: one that breaks never stops the others."""
+"""A folder of submissions, each checked on its own: one that fails never stops the others."""
 
 import csv
 import io
@@ -23,7 +23,7 @@ Check = Callable[..., Verdict]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """A submission's verdict, or the problem that kept it from having one. seconds: of the whole check."""
+    """A submission's verdict, or the reason why it has none. seconds: of the whole check."""
 
     name: str
     verdict: Verdict | None
@@ -39,7 +39,7 @@ class Result:
 
     @property
     def stopped_by(self) -> str:
-        """What kept it from being judged to the end: the problem, or what its code raised."""
+        """What stopped the judgement: the problem, or what the code raised."""
         if self.verdict is None:
             return self.problem
         return next((one.evidence for one in self.verdict.findings if one.id in CRASHES), "")
@@ -56,11 +56,11 @@ class Result:
 
 
 def check_all(submissions: Sequence[Submission], check: Check, *, workers: int | None = None) -> Iterator[Result]:
-    """Check them, each in one of a few processes, and give the results as they come.
+    """Check submissions in a few processes, and yield the results as they come.
 
-    check: a function that a process can be handed (of a module, or a functools.partial of one). workers: by default as
-    many as there are cores for this process. Whatever a check raises is that submission's problem alone. When a worker
-    itself dies, those that were in work are checked again, one at a time.
+    check: a function that can be pickled (of a module, or a functools.partial of one). workers: by default the number
+    of cores of this process. If a check raises, only its submission is affected. If a worker dies, the submissions
+    that were being checked are checked again, one at a time.
     """
     for one in submissions:
         if one.subject is None:
@@ -101,7 +101,7 @@ def to_csv(results: Sequence[Result]) -> str:
 
 
 def groups(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
-    """Each finding with those who have it, the most frequent first; what stopped a submission goes by its reason."""
+    """Each finding with the submissions that have it, the most frequent first; crashes are grouped by their reason."""
     whose: dict[str, list[str]] = {}
     for one in results:
         for id in one.verdict.ids if one.verdict else [f"problem: {one.problem}"]:
@@ -110,7 +110,7 @@ def groups(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
 
 
 def print_table(results: Sequence[Result]) -> None:
-    """The same for people, with how often each fault occurs."""
+    """The same for a terminal, with the frequency of each fault."""
     from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
@@ -140,14 +140,14 @@ _OUTCOMES = ("passed", "failed", "problem")
 def _checked(
     submissions: Sequence[Submission], check: Check, workers: int
 ) -> Iterator[tuple[Submission, Result | None]]:
-    """Each with its result, or with None where its process died."""
+    """Each with its result, or with None if its process died."""
     # spawn: a fork of a process that has used torch's threads may never come back.
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
         running: dict[Future[Result], Submission] = {}
         waiting = list(submissions)
         while waiting or running:
-            while waiting and len(running) < workers:  # few at a time: those in work are lost when one of them dies
+            while waiting and len(running) < workers:  # few at a time: if a worker dies, all that are running are lost
                 try:
                     running[pool.submit(_check_one, waiting[0], check)] = waiting[0]
                 except BrokenProcessPool:
@@ -171,16 +171,16 @@ def _check_one(submission: Submission, check: Check) -> Result:
         verdict, problem = check(submission.subject, **bounds), ""
     except PrenormError as error:
         verdict, problem = None, str(error)
-    except Exception as error:  # our own mistake, or the system's: told, and the others go on
+    except Exception as error:  # our own mistake, or the system's, is reported, and the others go on
         verdict, problem = None, f"{type(error).__name__}: {error}"
     return Result(name=submission.name, verdict=verdict, problem=problem, seconds=time.perf_counter() - begun)
 
 
 def _one_thread() -> None:
-    """Processes share the cores; threads in each would only get in each other's way. Read when torch is loaded."""
+    """One thread per process, because the processes use all cores. torch reads this when it is loaded."""
     os.environ["OMP_NUM_THREADS"] = "1"
 
 
 def _cell(text: str) -> str:
-    """A cell that no spreadsheet takes for a formula."""
+    """A cell that no spreadsheet interprets as a formula."""
     return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -41,7 +41,7 @@ def gradescope(
 
 
 def gradescope_problem(reason: str, *, max_score: float = 100.0) -> dict[str, Any]:
-    """What results.json holds where there was nothing to judge: no file, no class."""
+    """The results.json if there was nothing to judge: no file, no class."""
     return {"score": 0.0, "max_score": max_score, "output": reason, "tests": []}
 
 
@@ -49,16 +49,16 @@ def share(verdict: Verdict, fault_cost: float = FAULT_COST) -> float:
     """The share of the points, from 0 to 1."""
     if CRASHES.intersection(verdict.ids):
         return 0.0
-    if not verdict.judged:  # nobody knows whether its numbers are right
+    if not verdict.judged:  # it is unknown whether its numbers are correct
         return 0.0
     return max(0.0, 1.0 - fault_cost * len(verdict.faults))
 
 
 def _finding(finding: Finding) -> dict[str, Any]:
     place = f"\nLine {finding.place.line}: {finding.place.code}" if finding.place is not None else ""
-    output = f"{finding.message}\n{finding.evidence}\nMend it: {finding.mend}{place}"
+    output = f"{finding.message}\n{finding.evidence}\nFix: {finding.mend}{place}"
     if not finding.counts:
-        return {"name": f"named: {finding.id}", "status": "passed", "output": f"No points are taken for it.\n{output}"}
+        return {"name": f"named: {finding.id}", "status": "passed", "output": f"It costs no points.\n{output}"}
     return {"name": f"fault: {finding.id}", "status": "failed", "output": output}
 
 

@@ -1,4 +1,4 @@
-"""Submissions as they are handed in: folders, files, notebooks and zips in one folder; zips are unpacked with care."""
+"""Submissions in a folder: subfolders, files, notebooks and zips, which are unpacked safely."""
 
 import fnmatch
 import re
@@ -12,15 +12,15 @@ from ...errors import ConfigError
 
 MOST_FILES = 5_000  # of a zip
 MOST_BYTES = 200 << 20  # that a zip may unpack to
-MOST_TIMES = 200  # as large as its zip may a file be: more is a bomb
+MOST_TIMES = 200  # times the size of the zip; more is a zip bomb
 ONLY = (".py", ".ipynb", ".toml", ".cfg", ".txt", ".json", ".yaml", ".yml", ".md")
-"""What is unpacked: sources and settings. Weights, data and pictures stay in their zip."""
+"""The files that are unpacked: sources and settings, not weights, data and pictures."""
 LARGEST = 20 << 20  # bytes of one unpacked file
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """One learner's: a name, FILE:CLASS, and the folder it may not leave; without a subject, the problem is why."""
+    """One submission: its name, FILE:CLASS, and the folder it may not leave; without a subject, the problem."""
 
     name: str
     subject: str | None = None
@@ -40,9 +40,9 @@ def find_submissions(
     """
     file, colon, name = pattern.rpartition(":")
     if not colon or not file.endswith((".py", ".ipynb")) or not name.isidentifier():
-        raise ConfigError(f"a pattern is FILE.py:CLASS, such as layers.py:TransformerBlock, but it is {pattern!r}.")
+        raise ConfigError(f"the pattern must be FILE.py:CLASS, such as layers.py:TransformerBlock, not {pattern!r}.")
     if not folder.is_dir():
-        raise ConfigError(f"submissions lie in a folder, but {folder} is none.")
+        raise ConfigError(f"submissions must be in a folder, but {folder} is not a folder.")
     found = []
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "_")):
@@ -62,7 +62,7 @@ def find_submissions(
 
 
 def _in_folder(shown: str, path: Path, file: str, name: str) -> Submission:
-    """The file of the pattern; without one a file or notebook that defines the class, where only one does."""
+    """The file of the pattern; if there is none, the only file or notebook that defines the class."""
     found = sorted(_matching(path, file))
     if not found:
         found = [one for one in _sources(path) if re.search(rf"\bclass\s+{name}\b", _text(one))]
@@ -96,7 +96,7 @@ def _text(path: Path) -> str:
 
 
 def _hidden(path: Path) -> bool:
-    """In a folder that no learner writes: .venv, __pycache__, __MACOSX."""
+    """Whether it is in a generated folder: .venv, __pycache__, __MACOSX."""
     return any(part.startswith((".", "__")) or part == "site-packages" for part in path.parts[:-1])
 
 
@@ -104,12 +104,12 @@ def _in_zip(path: Path, folder: Path, file: str, name: str) -> Submission:
     try:
         _unpack(path, folder)
     except (ValueError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        return Submission(name=path.name, problem=f"its zip is refused: {error}")
+        return Submission(name=path.name, problem=f"the zip is refused: {error}")
     return _in_folder(path.name, folder, file, name)
 
 
 def _unpack(path: Path, folder: Path) -> None:
-    """Unpack the sources of a zip. Raises ValueError for paths that lead out of it, and for bombs."""
+    """Unpack the sources of a zip. Raises ValueError for paths that lead outside, and for zip bombs."""
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if len(members) > MOST_FILES:
@@ -117,7 +117,7 @@ def _unpack(path: Path, folder: Path) -> None:
         wanted = [one for one in members if not one.is_dir() and one.filename.endswith(ONLY)]
         total = sum(one.file_size for one in wanted)
         if total > MOST_BYTES or any(_is_bomb(one) for one in members):
-            raise ValueError(f"it unpacks to {total:,} bytes, or to far more than it holds")
+            raise ValueError(f"it unpacks to {total:,} bytes, which is too much, or too much for its size")
         for one in members:
             _check_path(one)
         left = MOST_BYTES
@@ -125,7 +125,7 @@ def _unpack(path: Path, folder: Path) -> None:
             target = folder.joinpath(*PurePosixPath(one.filename.replace("\\", "/")).parts)
             target.parent.mkdir(parents=True, exist_ok=True)
             with archive.open(one) as source:
-                text = source.read(min(LARGEST, left) + 1)  # what it says of its size need not be true
+                text = source.read(min(LARGEST, left) + 1)  # the size that it declares may be wrong
             if len(text) > min(LARGEST, left):
                 raise ValueError(f"{one.filename} is larger than {min(LARGEST, left):,} bytes")
             left -= len(text)

@@ -24,7 +24,7 @@ def as_table(verdict: Verdict) -> str:
 
 
 def as_page(results: Sequence[Result], title: str) -> str:
-    """A page: which faults are how frequent, and a row for each submission with what was found or what stopped it."""
+    """A page: the frequency of each finding, and a row for each submission with its findings or what stopped it."""
     counted = "".join(
         f"<tr><td>{_code(name)}</td><td>{len(names)}</td><td>{_text(', '.join(names))}</td></tr>"
         for name, names in groups(results)
@@ -71,7 +71,7 @@ def _verdict(verdict: Verdict) -> str:
 def _finding(finding: Finding) -> str:
     place = finding.place
     where = "" if place is None else f"<br>{_text(f'{place.file}:{place.line}')} {_code(place.code)}"
-    said = f"{_text(finding.message)}<br>{_text(finding.evidence)}{where}<br>mend it: {_text(finding.mend)}"
+    said = f"{_text(finding.message)}<br>{_text(finding.evidence)}{where}<br>fix: {_text(finding.mend)}"
     return f'<tr><td class="failed">{_code(finding.id)}</td><td>{said}</td></tr>'
 
 

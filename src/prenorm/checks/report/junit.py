@@ -11,7 +11,7 @@ NOT_XML = re.compile("[^\t\n\r\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")
 
 
 def junit(verdicts: Sequence[Verdict], problems: Mapping[str, str] | None = None) -> str:
-    """One testsuite a verdict: a testcase for every check, and one for every finding, which fails where it counts.
+    """One testsuite per verdict: a testcase for every check, and one for every finding, which fails if it counts.
 
     problems: subjects that could not be judged, with the reason; each is a testsuite with one error.
     A check that is not applicable is skipped. Times are seconds.
@@ -62,7 +62,7 @@ def _add_check(suite: ET.Element, subject: str, check: Check) -> None:
 
 def _add_finding(suite: ET.Element, subject: str, finding: Finding) -> None:
     case = _element(suite, "testcase", classname=f"{subject} findings", name=finding.id, time="0")
-    lines = [finding.evidence, f"mend: {finding.mend}"]
+    lines = [finding.evidence, f"fix: {finding.mend}"]
     if (place := finding.place) is not None:
         case.set("file", _clean(place.file))
         case.set("line", str(place.line))

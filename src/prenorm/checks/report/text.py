@@ -1,4 +1,4 @@
-"""A verdict for people, in a terminal."""
+"""A verdict as text for a terminal."""
 
 import io
 import unicodedata
@@ -18,10 +18,10 @@ CONTEXT = 1  # lines of the source on either side of the place
 
 
 def print_verdict(verdict: Verdict, console: Console, source: str | None = None) -> None:
-    """Print what was checked, the conventions, and every finding with its place and how to mend it.
+    """Print what was checked, the conventions, and every finding with its place and its fix.
 
-    source: the learner's file; with it the lines beside the place are shown too. All text is printed as it is read:
-    no markup in it works, and no control character reaches the terminal.
+    source: the learner's file, to show the neighbouring lines of a place too. Markup in any text has no effect, and
+    no control character reaches the terminal.
     """
     console.print(Text.assemble("prenorm check ", (clean(verdict.subject), "bold")))
     for name, line in (("built as", verdict.build), ("called as", verdict.call)):
@@ -48,7 +48,7 @@ def written(verdict: Verdict) -> str:
 
 
 def clean(text: object) -> str:
-    """Text without what a terminal might obey: control and bidirectional characters become spaces, newlines stay."""
+    """Text that is safe in a terminal: control and bidirectional characters become spaces, newlines stay."""
     shown = str(text)[:MAX_SHOWN].replace("\r\n", "\n")
     return "".join(" " if one != "\n" and unicodedata.category(one) in _OBEYED else one for one in shown)
 
@@ -78,7 +78,7 @@ def _conventions(conventions: dict[str, Any]) -> Table:
 
 def _finding(finding: Finding, source: str | None) -> Iterator[Text | Table]:
     shown = (_line(finding.id), "bold red" if finding.counts else "bold yellow")
-    aside = "" if finding.counts else "  (a choice, no fault without a --target)"
+    aside = "" if finding.counts else "  (a choice, not a fault without a --target)"
     yield Text.assemble(shown, "  ", _line(finding.message), (aside, "dim"))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)
@@ -89,12 +89,12 @@ def _finding(finding: Finding, source: str | None) -> Iterator[Text | Table]:
         for number, code in _code(place, source):
             here = number == place.line
             table.add_row(f"{'>' if here else ' '} {number}".rjust(11), Text(code, style="bold" if here else "dim"))
-    table.add_row("  mend it", Text(clean(finding.mend).strip()))
+    table.add_row("  fix", Text(clean(finding.mend).strip()))
     yield table
 
 
 def _code(place: Place, source: str | None) -> Iterator[tuple[int, str]]:
-    """The line, with those beside it where the source is the one that was judged."""
+    """The line, with its neighbours if the source is the one that was judged."""
     lines = split(source) if source is not None else []
     if not 1 <= place.line <= len(lines) or not lines[place.line - 1].strip().startswith(place.code):
         yield place.line, _line(place.code)
@@ -111,6 +111,6 @@ def _summary(verdict: Verdict) -> Text:
         return Text.assemble(("no fault found", "bold green"), f" in {looked_at} checks{left_out}")
     number = len(verdict.faults)
     if not number:
-        return Text.assemble(("it could not be judged", "bold yellow"), left_out)
+        return Text.assemble(("could not be judged", "bold yellow"), left_out)
     found = f"{number} fault{'s' if number > 1 else ''} found"
     return Text.assemble((found, "bold red"), f": {', '.join(_line(one.id) for one in verdict.faults)}{left_out}")

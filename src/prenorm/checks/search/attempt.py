@@ -1,4 +1,4 @@
-"""What the three steps of an attempt share: the block, its parameters with values, and the work that is left."""
+"""What the three steps of an attempt share: the block, values for its parameters, and the remaining work."""
 
 import torch
 
@@ -35,13 +35,13 @@ class Attempt:
         self.raw = built.draw(generator, dtype)
 
     def more_trials(self) -> Trials:
-        """Trials with work of their own."""
+        """Trials with their own limit of work."""
         return Trials(self.sizes.num_heads, self.built.learner.check_time)
 
     def probe(self, raw: Raw, tokens: int) -> Probe:
-        """Two sequences, or of one token each as many as have as many numbers."""
+        """A call with two sequences of this length, or 14 sequences of one token."""
         batch = 2 * TOKENS if tokens == 1 else 2
         x = torch.randn(batch, tokens, self.sizes.d_model, generator=self.generator, dtype=torch.float64)
-        sizes = torch.tensor([4.0, 8.0]).repeat(TOKENS)[:batch, None, None]  # so large that eps hardly shows
+        sizes = torch.tensor([4.0, 8.0]).repeat(TOKENS)[:batch, None, None]  # so large that eps hardly matters
         x = ((x + 0.3) * sizes).to(self.dtype)
         return Probe(raw, x, self.built.run(raw, x).y, self.tolerance)

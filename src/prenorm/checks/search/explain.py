@@ -1,13 +1,15 @@
-"""Finds the switches under which the reference gives the learner's numbers: the fewest that do.
+"""Finds the fewest switches with which the reference gives the learner's numbers.
 
-In three steps, each of which hides what the later ones look at, so that two faults at once stay countable:
+It takes three steps, which hide what the later ones look at, so that two faults at once can still be found:
 one token (residuals, norms, feed-forward, value and output weights), several tokens with zero scores (mask, heads,
 rotated values), several tokens (queries, keys, rotation, scale).
 """
 
 import torch
 
-from ..formula.assign_parameters import attention_readings, feed_forward_readings, norm_readings, with_same_values
+from ..formula.assign_attention import attention_readings, with_same_values
+from ..formula.assign_feed_forward import feed_forward_readings
+from ..formula.assign_norms import norm_readings
 from ..subject.learner import Built
 from .attempt import Attempt
 from .explanation import Explanation, UnexplainedError
@@ -20,9 +22,9 @@ from .zero_scores import zero_scores
 def explain(
     built: Built, generator: torch.Generator, *, tolerance: float, dtype: torch.dtype, most: int = 2
 ) -> Explanation:
-    """The simplest explanation of the block's numbers. Raises UnexplainedError without one.
+    """The simplest explanation of the block's numbers. Raises UnexplainedError if there is none.
 
-    most: the switches that are turned together, at most, in each of the three steps.
+    most: the largest number of switches that are set together, in each of the three steps.
     """
     problem: UnexplainedError | None = None
     fits = fitting_sizes(built)
@@ -48,7 +50,12 @@ def _steps(attempt: Attempt) -> Explanation:
             ("a feed-forward", found.feed_forward) if attention else ("queries, keys and values", found.attention)
         )
         shapes = ", ".join(f"{name} {found.shapes[name]}" for name in (*found.unknown, *which)) or "none"
-        raise UnexplainedError(f"the parameters do not make up {what}: {shapes}", unknown=which)
-    specs, readings = one_token(attempt, attention, feed_forward, list(norm_readings(found)))
-    bases, readings = zero_scores(attempt, specs, with_same_values(readings, attention))
-    return scores(attempt, bases, readings)
+        raise UnexplainedError(f"the parameters cannot be {what}: {shapes}", unknown=which)
+    bases, readings = one_token(attempt, attention, feed_forward, list(norm_readings(found)))
+    try:
+        bases, readings = zero_scores(attempt, bases, with_same_values(readings, attention))
+        return scores(attempt, bases, readings)
+    except UnexplainedError as error:
+        least = min(cost for _, cost in bases)
+        error.so_far = tuple(Explanation(spec, readings[0], cost) for spec, cost in bases if cost == least)
+        raise

@@ -1,4 +1,4 @@
-"""What the search finds: a spec and a reading that give the learner's numbers, or the step at which none does."""
+"""The result of the search: a spec and a reading that explain the numbers, or the step that nothing explains."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -14,9 +14,9 @@ from ..formula.spec import Spec
 
 @dataclass(frozen=True, slots=True)
 class Explanation:
-    """A spec and a reading that give the learner's numbers, and how many switches it took.
+    """A spec and a reading that explain the learner's numbers, and the number of switches (cost).
 
-    pairing_seen: whether the pairing is known; where one pair turns in each head, both give the same numbers.
+    pairing_seen: whether the pairing is known; if only one pair per head is rotated, both give the same numbers.
     """
 
     spec: Spec
@@ -25,20 +25,21 @@ class Explanation:
     pairing_seen: bool = True
 
     def changed(self, **changes: Any) -> "Explanation":
-        """With other values in some fields of the spec."""
+        """The explanation with other values in some fields of the spec."""
         return dataclasses.replace(self, spec=dataclasses.replace(self.spec, **changes))
 
     def forward(
         self, raw: Raw, x: Tensor, positions: Tensor, num_heads: int, *, allowed: Tensor | None = None
     ) -> Tensor:
-        """What the learner's block should give, were its faults only those of the spec."""
+        """The output that the explanation predicts."""
         return block(self.spec, weights([self.reading], raw), x, positions, num_heads, allowed=allowed)[0]
 
 
 class UnexplainedError(Exception):
-    """No spec gives the numbers. step: what was looked at; faults: what can be said all the same, id and evidence.
+    """No spec explains the numbers. step: where; faults: what is known nevertheless, id and evidence.
 
-    unknown: parameters that were not recognised, because of their shape or because a weight is missing beside them.
+    unknown: parameters that were not recognised, because of their shape or because another weight is missing.
+    so_far: the simplest explanations of the steps before, if there are any.
     """
 
     def __init__(self, step: str, *, faults: Sequence[tuple[str, str]] = (), unknown: Sequence[str] = ()) -> None:
@@ -46,3 +47,4 @@ class UnexplainedError(Exception):
         self.step = step
         self.faults = tuple(faults)
         self.unknown = tuple(unknown)
+        self.so_far: tuple[Explanation, ...] = ()

@@ -1,4 +1,4 @@
-"""Numbers that a block may hold, such as its theta: fitted, since no list has them all."""
+"""Fits numbers that no list can have, such as theta."""
 
 import dataclasses
 import math
@@ -15,7 +15,7 @@ from .switches import Switch
 from .trials import Base, Probe
 
 MOST_READINGS = 12
-MOST_PAIRS = 8  # in a head; one that has fewer takes the first
+MOST_PAIRS = 8  # in a head; one with fewer pairs uses the first
 REFINED = 3  # specs whose number is refined, of those that come nearest
 ROUNDS = 6  # of refining, in each of which the interval shrinks to 2 / PLACES: to some 1e-9 of it
 PLACES = 64
@@ -23,7 +23,7 @@ PLACES = 64
 
 @dataclass(frozen=True, slots=True)
 class Fit:
-    """A number of a spec: where the search for it begins, evenly on a logarithmic scale, and what another costs."""
+    """A number of a spec: the start values, on a logarithmic scale, and the cost of a fitted one."""
 
     name: str
     lowest: float
@@ -33,7 +33,7 @@ class Fit:
 
     def set(self, spec: Spec, number: Number) -> Spec:
         """The spec with this number."""
-        every = self.name == "frequencies"  # of every pair the same
+        every = self.name == "frequencies"  # the same for every pair
         changes: Switch = {self.name: (number,) * MOST_PAIRS if every else number}
         return dataclasses.replace(spec, **changes)
 
@@ -43,15 +43,20 @@ class Fit:
 
 
 THETA = Fit("theta", 2.0, 2.0**31, 60, 0)
-USUAL_THETA = Fit("theta", 200.0, 5e7, 36, 0)  # none that a wrong exponent makes of 10,000
+USUAL_THETA = Fit("theta", 200.0, 5e7, 36, 0)  # excludes values that a wrong exponent makes of 10,000
 PAIR = Fit("frequencies", 1e-6, 7.0, 60, 0)
 SOFTCAP = Fit("softcap", 0.5, 500.0, 20, 0)
 FACTOR = Fit("factor", 2.0**-7, 2.0**7, 40, 1)
 BRANCH = Fit("branch", 2.0**-7, 2.0**4, 40, 0)
 
 
-def fitted(fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe, num_heads: int) -> list[Base]:
-    """Bases with the number under which they come nearest to the probe's output, the nearest first."""
+def fitted(
+    fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe, num_heads: int, *, refined: int = REFINED
+) -> list[Base]:
+    """Bases with the number that comes closest to the probe's output, the closest first.
+
+    refined: how many of the bases that come closest at first are fitted to the end.
+    """
     gaps = _gaps(readings[:MOST_READINGS], probe, num_heads)
     coarse = []
     for spec, cost in bases:
@@ -59,7 +64,7 @@ def fitted(fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe
         least = int(near.argmin())
         coarse.append((float(near[least]), least, spec, cost))
     found = []
-    for _, place, spec, cost in sorted(coarse, key=lambda one: one[0])[:REFINED]:
+    for _, place, spec, cost in sorted(coarse, key=lambda one: one[0])[:refined]:
         value, least_gap = _refined(fit, spec, gaps, float(place))
         if least_gap > 100 * probe.tolerance:
             continue
@@ -72,7 +77,7 @@ def fitted(fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe
 
 
 def _refined(fit: Fit, spec: Spec, gaps: Callable[[Spec], Tensor], place: float) -> tuple[float, float]:
-    """The number of the least gap between the neighbours of a place, and that gap."""
+    """The number with the smallest gap between the neighbours of a place, and that gap."""
     low, high = place - 1.0, place + 1.0
     for _ in range(ROUNDS):
         places = torch.linspace(low, high, PLACES + 1, dtype=torch.float64)
@@ -83,9 +88,9 @@ def _refined(fit: Fit, spec: Spec, gaps: Callable[[Spec], Tensor], place: float)
 
 
 def _gaps(readings: list[Pieces], probe: Probe, num_heads: int) -> Callable[[Spec], Tensor]:
-    """How far a spec with many numbers is from the probe's output, for each of them as a share of the output's size.
+    """A function from a spec with many numbers to their gaps: the largest error relative to the output's size.
 
-    Under the reading that fits best.
+    Each gap is that of the best reading.
     """
     each = [weights([reading], probe.raw) for reading in readings]
     scale = float(torch.where(torch.isfinite(probe.y), probe.y, 0).abs().max().clamp(min=1e-9))
@@ -96,7 +101,7 @@ def _gaps(readings: list[Pieces], probe: Probe, num_heads: int) -> Callable[[Spe
             for values in each:
                 try:
                     error = (block(spec, values, probe.x, probe.positions, num_heads) - probe.y).abs()
-                except RuntimeError:  # weights of these shapes cannot be cut in that way
+                except RuntimeError:  # the spec does not fit these shapes
                     continue
                 found.append(error.nan_to_num(math.inf).flatten(1).amax(-1))
         if not found:

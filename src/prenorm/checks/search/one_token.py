@@ -1,14 +1,15 @@
 """The first step, one token: residuals, norms, feed-forward, value and output weights.
 
-Attention is o(v(norm1(x))) then, whatever the scores are.
+Attention is o(v(norm1(x))), whatever the scores are.
 """
 
 import dataclasses
 
 import torch
 
-from ..formula.assign_parameters import distinct, likely_feed_forward, likely_norms, norms_around, unique
-from ..formula.parameters import Pieces
+from ..formula.assign_feed_forward import likely_feed_forward
+from ..formula.assign_norms import likely_norms, norms_around
+from ..formula.parameters import Pieces, distinct, unique
 from ..formula.spec import Spec
 from ..formula.variants import NO_SOFTMAX
 from .attempt import Attempt
@@ -18,24 +19,24 @@ from .switches import ONE_TOKEN, Switch
 from .trials import Base, Match, Probe
 
 MANY_SPECS = 3
-"""With which the next step goes on, of those that give the numbers of one token: some differ in several only."""
+"""How many specs go on to the next step: some differ only with several tokens."""
 MANY_READINGS = 24
 """With more readings than these, two switches at once would take too long."""
 SOME_READINGS = 8
-"""Of attention, where nothing tells which are likely."""
+"""How many readings of attention are tried if nothing tells which are likely."""
 
 
 def one_token(
     attempt: Attempt, attention: list[Pieces], feed_forward: list[Pieces], norms: list[Pieces]
 ) -> tuple[list[Base], list[Pieces]]:
-    """The specs that give the numbers of one token, with what they cost, and the readings under which they do."""
+    """The specs that explain one token, with their costs, and the readings for which they do."""
     probe = attempt.probe(attempt.raw, 1)
     visible = _visible(attempt, probe)
     bases = [Spec()]
     sees_itself = bool(visible) and bool(torch.isfinite(probe.y).all())
     if not sees_itself:
         probe, visible, bases = attempt.probe(attempt.raw, 2), set(), _blind_to_themselves()
-    by_heads = attention[:SOME_READINGS]  # some kinds of softmax make queries and keys visible, too
+    by_heads = attention[:SOME_READINGS]  # with some kinds of softmax, queries and keys matter too
     attention = _reading_visible(attempt, attention, visible)
     bases = [dataclasses.replace(base, plus_one=plus_one) for plus_one in _offsets(attempt) for base in bases]
     every = [a | f | n for f in feed_forward for n in norms for a in attention]
@@ -54,18 +55,20 @@ def one_token(
         (designs, likely, 0),
         (_scaled(attempt, bases, likely, probe), likely, 0),
         (starts + _designs(starts, likely[0]) if around else [], around, 0),
+        ([one for one in _likeliest(starts, likely[0]) if not one.post and one.parallel == "no"], around, 1),
         (bases, every, 1),
         (designs, every[:MANY_READINGS], 0),
         (_likeliest(bases, likely[0]), likely, 1),
-        (others if whole else [], turned, 0),
+        (others + _designs(others[:1], likely[0]) if whole else [], turned, 0),
         (heads if whole else [], turned, 1),
+        (_designs(heads, likely[0]) if whole else [], turned[:MANY_READINGS], 0),
         (bases, likely, 2),
         (bases, every, 2),
         (heads if whole else [], turned, 2),
     ):
-        if not specs or most > attempt.most or (most == 2 and len(readings) > MANY_READINGS):
+        if not specs or not readings or most > attempt.most or (most == 2 and len(readings) > MANY_READINGS):
             continue
-        # a norm's weight that neither is read nor changes anything counts for nothing: readings with more weights first
+        # readings with more weights come first: an unused norm weight fits every reading
         matches = attempt.trials.find(
             [(spec, int(readings is turned)) for spec in specs], ONE_TOKEN, readings, probe, most=most
         )
@@ -77,25 +80,26 @@ def one_token(
     best = min(cost for _, cost, _ in matches)
     specs = list(dict.fromkeys(spec for spec, cost, _ in matches if cost == best))[:MANY_SPECS]
     chosen = [readings[i] for spec, _, indices in matches for i in indices if spec in specs]
-    if not sees_itself:  # the next step looks at masks by itself
+    if not sees_itself:  # the next step finds the mask
         specs = [dataclasses.replace(spec, mask="none", empty_rows="nan", fill=-float("inf")) for spec in specs]
     return [(spec, best) for spec in dict.fromkeys(specs)], distinct(chosen)
 
 
 def _scaled(attempt: Attempt, bases: list[Spec], readings: list[Pieces], probe: Probe) -> list[Spec]:
-    """What the sublayers give, multiplied by a number."""
+    """Bases with the outputs of the sublayers multiplied by a number, which is fitted."""
     return [spec for spec, _ in fitted(BRANCH, [(one, 0) for one in bases], readings, probe, attempt.sizes.num_heads)]
 
 
 def _likeliest(bases: list[Spec], reading: Pieces) -> list[Spec]:
-    """Of the designs below those that the weights speak for, so few that a fault can be looked for in each."""
+    """The designs that the weights suggest, few enough to search for a fault in each."""
     kind = "layer" if "norm1_bias" in reading else "rms"
-    acts = ("silu",) if "gate" in reading else ("gelu", "tanh-gelu", "relu squared")
-    return [one for one in _designs(bases[:1], reading) if one.norm1 == kind and one.activation in acts]
+    acts = ("silu", "gelu", "tanh-gelu") if "gate" in reading else ("gelu", "tanh-gelu", "relu", "relu squared")
+    first = {base.plus_one: base for base in reversed(bases)}  # of either offset that is possible
+    return [one for one in _designs([*first.values()], reading) if one.norm1 == kind and one.activation in acts]
 
 
 def _designs(bases: list[Spec], reading: Pieces) -> list[Spec]:
-    """What published models have in common beside Llama's block: norms, activations, and where the norms stand."""
+    """Designs of published models other than Llama: kinds and places of norms, activations."""
     kinds = ("layer",) if "norm1_bias" in reading else ("rms", "layer")
     acts = (
         ("silu", "gelu", "tanh-gelu", "relu")
@@ -121,15 +125,15 @@ def _designs(bases: list[Spec], reading: Pieces) -> list[Spec]:
 
 
 def _other_norm(attempt: Attempt, bases: list[Spec], readings: list[Pieces]) -> list[tuple[str, str]]:
-    """Whether all is right where every entry is as large as the others, so that every kind of mean is the same.
+    """Report norm_wrong_mean if vectors of 1 and -1, for which all kinds of means agree, give correct numbers.
 
-    One sublayer at a time, with a number of its own by which its norm may be off.
+    One sublayer at a time, whose norm may be off by a factor.
     """
     half = torch.ones(2, 1, attempt.sizes.d_model // 2, dtype=attempt.dtype)
     half[..., torch.randperm(half.shape[-1], generator=attempt.generator)[: half.shape[-1] // 2]] = -1
     signs = torch.cat([half, -half], -1)
     factors: list[Switch] = [{"norm_factor": 2.0 ** (power / 4)} for power in range(-20, 21) if power]
-    trials = attempt.more_trials()  # the attempt's own may have no work left
+    trials = attempt.more_trials()  # the attempt's own trials may have used up their work
     starts = [(base, 0) for base in bases[:4]]
     usual = True
     for muted in ("down", "o" if "o" in readings[0] else "v"):
@@ -146,16 +150,17 @@ def _other_norm(attempt: Attempt, bases: list[Spec], readings: list[Pieces]) -> 
 
 
 def _offsets(attempt: Attempt) -> list[bool]:
-    """Whether the norms multiply by 1 + weight: at -1 nothing counts then but the residuals, elsewhere at 0."""
+    """Whether the norms multiply by 1 + weight: then other weights have no effect at -1, otherwise at 0."""
     others = attempt.built.draw(attempt.generator, attempt.dtype)
     counting = {
         one for name in attempt.found.attention + attempt.found.feed_forward for one in attempt.found.names(name)
     }
-    x = attempt.probe(attempt.raw, 1).x
+    x, biases = attempt.probe(attempt.raw, 1).x, attempt.found.biases
     for plus_one in (False, True):
         raw = dict(attempt.raw)
         for norm in attempt.found.norms:
             norm.write(raw, torch.full((), -float(plus_one)))
+            raw |= {bias: torch.zeros_like(raw[bias]) for name in norm.parameters if (bias := biases.get(name))}
         changed = raw | {name: others[name] for name in counting}
         if torch.equal(attempt.built.run(raw, x).y, attempt.built.run(changed, x).y):
             return [plus_one]
@@ -163,7 +168,7 @@ def _offsets(attempt: Attempt) -> list[bool]:
 
 
 def _blind_to_themselves() -> list[Spec]:
-    """Where a token by itself shows nothing: the masks under which it does not see itself, and the usual ones."""
+    """Specs to start from if a single token shows nothing: masks that hide a token from itself, and the usual ones."""
     fills = (("nan", -float("inf")), ("zero", -float("inf")), ("nan", -1e9))
     strict = [
         Spec(mask=mask, empty_rows=empty, fill=fill) for mask in ("strict", "future_strict") for empty, fill in fills

@@ -4,17 +4,28 @@ import dataclasses
 
 import torch
 
-from ..formula.assign_parameters import head_norm_readings
+from ..formula.assign_norms import head_norm_readings
 from ..formula.parameters import Pieces, Raw, weights
 from ..formula.reference import block
 from .attempt import TOKENS, Attempt
 from .explanation import Explanation, UnexplainedError
-from .fitting import FACTOR, PAIR, SOFTCAP, THETA, USUAL_THETA, fitted
-from .switches import SCORES
+from .fitting import FACTOR, PAIR, REFINED, SOFTCAP, THETA, USUAL_THETA, fitted
+from .switches import SCORES, Switch
 from .trials import Base, Match, Probe, agrees
 
 LOUD = 0.01
-"""Of the largest output: what the sign of all queries has to change."""
+"""How much negating all queries must change, relative to the largest output."""
+LAYER_NORM_EPS = 1e-5  # of torch.nn.LayerNorm; norms of queries and keys often keep it, whatever eps the block has
+SWITCHES_OF_SCORES = [one for one in SCORES if not {"frequency", "tables"} & one.keys() and one.get("rope_on") != ""]
+"""Those that leave the frequencies to theta."""
+LIKELY_SWITCHES = [
+    *({"rope_on": on} for on in ("q", "k")),
+    *({"signs": signs} for signs in ("plus", "minus")),
+    *({"softmax": axis} for axis in ("queries", "heads")),
+]
+"""Those that leave the scale of scores to a factor."""
+MOST_FAULTY = 8
+"""How many specs with a fault are fitted to the end: several come equally close at first."""
 ROTATIONS = (("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1))
 """Pairing and direction."""
 
@@ -23,7 +34,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
     """The simplest explanation, from the specs and readings that the second step left."""
     probe = attempt.probe(_louder(attempt, readings[0]), TOKENS)
     head_norms = list(head_norm_readings(attempt.found))
-    kinds = _kinds_of_head_norms(attempt)
+    kinds = _kinds_of_head_norms(attempt, bases[0][0].norm1)
     if head_norms != [{}] and bases[0][0].weight1 == bases[0][0].weight2 == "none":  # of one class with these
         head_norms.append({})
     readings = [reading | norms for norms in head_norms for reading in readings]
@@ -38,16 +49,25 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (simplest, SCORES, 1, None),
         (others, [], 0, None),
         (_with_other_shapes(simplest), [], 0, None),
+        (_with_parts(simplest), SCORES, 1, None),
         (simplest + _with_parts(simplest), [], 0, THETA),
         (simplest, [], 0, SOFTCAP),
-        (simplest + _capped(simplest), [], 0, FACTOR),
+        (simplest, [], 0, FACTOR),
+        (_capped(simplest), [], 0, FACTOR),  # apart: of a few that come close only the closest are refined
+        (_with_a_switch(simplest[:1], SWITCHES_OF_SCORES), [], 0, USUAL_THETA),
+        (_with_a_switch(simplest[:1] + _capped(simplest[:1]), LIKELY_SWITCHES), [], 0, FACTOR),
         (others if attempt.most > 1 else [], SCORES, 1, None),
         (simplest if attempt.most > 1 else [], SCORES, 2, None),
     ):
         if most == 2 and _only_distances_count(attempt, bases, readings):
-            evidence = "at equal positions all is right, and only distances count, by other angles"
+            evidence = (
+                "the numbers are right for equal positions and depend only on distances, but the angles are wrong"
+            )
             raise UnexplainedError("several tokens: the rotation", faults=[("rope_wrong_frequency", evidence)])
-        every = [(dataclasses.replace(spec, qk_norm=kind), cost) for spec, cost in specs for kind in kinds[: 4 - most]]
+        partial = most > 0 and bool(specs) and specs[0][0].rotary_fraction != 1
+        faulty = fit is not None and bool(specs) and specs[0][1] > least  # a fault beside a number of its own
+        likely = kinds[:1] if partial or faulty else kinds[: 4 - most] if most else kinds
+        every = [(dataclasses.replace(spec, **kind), cost) for spec, cost in specs for kind in likely]
         if not turned:
             every = [
                 (dataclasses.replace(spec, pairing=pairing, direction=direction), cost)
@@ -56,10 +76,12 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
             ]
         if fit is not None:
             attempt.built.learner.check_time()
-            every = fitted(fit, every, readings, probe, attempt.sizes.num_heads)
-            if fit is FACTOR and not every and not turned:
+            refined = MOST_FAULTY if faulty else REFINED
+            every = fitted(fit, every, readings, probe, attempt.sizes.num_heads, refined=refined)
+            if fit is FACTOR and not every and not turned and specs is not simplest and not faulty:
                 every = _with_own_frequencies(attempt, simplest, kinds, readings)
-        matches = attempt.trials.find(every, switches, readings, probe, most=most)
+        trials = attempt.more_trials() if partial else attempt.trials  # two faults at once get as much work as without
+        matches = trials.find(every, switches, readings, probe, most=most)
         if matches:
             break
     else:
@@ -69,18 +91,23 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
     return _nearest(attempt, explanations, probe)
 
 
-def _kinds_of_head_norms(attempt: Attempt) -> list[str]:
-    """Where queries and keys may be normalised, the likeliest first."""
+def _kinds_of_head_norms(attempt: Attempt, norm: str) -> list[Switch]:
+    """Where and how queries and keys may be normalised, the likeliest first. norm: the kind of the block's own."""
     held = attempt.found.head_norms
+    before, after, none, whole = (Switch(qk_norm=place) for place in ("before_rope", "after_rope", "none", "whole"))
+    layer = Switch(qk_norm_kind="layer")
     if not held:
-        return ["none", "before_rope", "after_rope"]
+        return [none, before, after]
     if any(attempt.found.shapes[name] == (attempt.sizes.d_model,) for name in held):
-        return ["whole", "none"]
-    return ["before_rope", "after_rope", "none"]
+        return [whole, none, whole | layer, whole | layer | Switch(qk_eps=LAYER_NORM_EPS)]
+    if any(name in attempt.found.biases for name in held):
+        layers = [before | layer, before | layer | Switch(qk_eps=LAYER_NORM_EPS)]
+        return [*layers, none, *(one | after for one in layers)]
+    return [before, after, none, before | (Switch(qk_norm_kind="rms") if norm == "layer" else layer)]
 
 
 def _nearest(attempt: Attempt, explanations: list[Explanation], probe: Probe) -> Explanation:
-    """The first of those that come as near as the nearest: where outputs hardly depend on scores, many fit."""
+    """The first explanation about as close as the closest: many fit if outputs hardly depend on scores."""
     with torch.no_grad():
         given = [one.forward(probe.raw, probe.x, probe.positions, attempt.sizes.num_heads) for one in explanations]
     gaps = [float((y - probe.y).abs().nan_to_num().max()) for y in given]
@@ -89,7 +116,7 @@ def _nearest(attempt: Attempt, explanations: list[Explanation], probe: Probe) ->
 
 
 def _louder(attempt: Attempt, reading: Pieces) -> Raw:
-    """The parameters, with queries so large that outputs depend on them: a wrong norm may make them tiny."""
+    """The parameters with queries so large that outputs depend on them, even if a wrong norm makes them tiny."""
     x = attempt.probe(attempt.raw, TOKENS).x
     for power in range(5):
         loud, turned = dict(attempt.raw), dict(attempt.raw)
@@ -103,7 +130,7 @@ def _louder(attempt: Attempt, reading: Pieces) -> Raw:
 
 
 def _only_distances_count(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> bool:
-    """Whether all is right at one and the same position, and elsewhere only distances count: a rotation it is."""
+    """Whether the numbers are right for equal positions, and depend only on distances: then it is a rotation."""
     if attempt.built.positions_name is None:
         return False
     x = attempt.probe(attempt.raw, TOKENS).x
@@ -114,9 +141,13 @@ def _only_distances_count(attempt: Attempt, bases: list[Base], readings: list[Pi
 
 
 def _with_other_shapes(bases: list[Base]) -> list[Base]:
-    """Bases with a part of each head turned only, and with slopes over distance in place of a rotation."""
+    """Bases with partial rotation, and with ALiBi instead of a rotation."""
     slopes = [(dataclasses.replace(spec, rope_on="", alibi=True), cost) for spec, cost in bases if spec.rope_on == "qk"]
     return _with_parts(bases) + slopes
+
+
+def _with_a_switch(bases: list[Base], switches: list[Switch]) -> list[Base]:
+    return [(dataclasses.replace(spec, **switch), cost + 1) for spec, cost in bases for switch in switches]
 
 
 def _capped(bases: list[Base]) -> list[Base]:
@@ -129,14 +160,16 @@ def _with_parts(bases: list[Base]) -> list[Base]:
     ]
 
 
-def _with_own_frequencies(attempt: Attempt, bases: list[Base], kinds: list[str], readings: list[Pieces]) -> list[Base]:
-    """Bases with frequencies that follow no theta, each fitted by itself: queries and keys have that pair only then."""
+def _with_own_frequencies(
+    attempt: Attempt, bases: list[Base], kinds: list[Switch], readings: list[Pieces]
+) -> list[Base]:
+    """Bases with free frequencies, fitted pair by pair, with all other pairs of queries and keys at zero."""
     heads, dim = attempt.sizes.num_heads, attempt.sizes.head_dim
     spec, cost = bases[0]
     reading = readings[0]
     found = []
     for kind, pairing, direction in [(kind, *turn) for kind in kinds[:2] for turn in ROTATIONS]:
-        base = dataclasses.replace(spec, qk_norm=kind, pairing=pairing, direction=direction)
+        base = dataclasses.replace(spec, **kind, pairing=pairing, direction=direction)
         frequencies = []
         for pair in range(dim // 2):
             members = (2 * pair, 2 * pair + 1) if pairing == "interleaved" else (pair, pair + dim // 2)

@@ -1,10 +1,11 @@
-"""The sizes that a learner's block turns out to have: its own width of the feed-forward, its key-value heads."""
+"""The sizes that a learner's block actually has: the feed-forward's width, and the key-value heads."""
 
 import dataclasses
 import itertools
 from dataclasses import dataclass
 
-from ..formula.assign_parameters import attention_readings, feed_forward_readings
+from ..formula.assign_attention import attention_readings
+from ..formula.assign_feed_forward import feed_forward_readings
 from ..formula.parameters import Parameters, Sizes, possible_d_ff, sort_parameters
 from ..subject.learner import Built
 
@@ -18,12 +19,12 @@ class Fit:
 
     @property
     def unknown(self) -> tuple[str, ...]:
-        """Parameters that are no weight of a block by their shape, such as adapters and tables."""
+        """Parameters without the shape of a weight, such as adapters and tables."""
         return tuple(self.found.unknown)
 
     @property
     def uncertain(self) -> tuple[str, ...]:
-        """Weights that are kept in parts, and not in one a head: in which order they go together, nobody says."""
+        """Weights kept in parts other than heads, whose order is unknown."""
         by_head = (self.sizes.num_heads, self.sizes.num_kv_heads)
         return tuple(name for name, parts in self.found.parts.items() if len(parts) not in by_head)
 

@@ -1,4 +1,4 @@
-"""The switches of the reference that are turned, one or two at a time, in each step of the search: one fault each."""
+"""The switches of the reference, one fault each, which each step of the search sets one or two at a time."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -11,7 +11,7 @@ Switch = dict[str, Any]
 ROTATION = frozenset(
     {"mixed", "rope_axis", "rope_input", "frequency", "signs", "tables", "query_shift", "key_shift", "rope_on"}
 )
-"""Of two changes to the rotation each hides the other, unless one says what is turned at all."""
+"""Two changes to the rotation hide each other, unless one of them is what is rotated."""
 
 
 def _norm_switches() -> Iterable[Switch]:
@@ -53,8 +53,7 @@ ONE_TOKEN: list[Switch] = [
     {"scaled_after": True},
     {"split": "dims_first"},
     {"tiled": True},
-    {"merge": "mean"},
-    {"merge": "sum"},
+    *({"merge": merge} for merge in ("dims_first", "mean", "sum")),
     *_norm_switches(),
     *({"activation": name} for name in ACTIVATIONS if name != "silu"),
     *({"gating": gating} for gating in ("product", "plain", "both", "sum")),

@@ -14,19 +14,19 @@ from ..formula.spec import Spec, Weights
 from .switches import ROTATION, Switch
 
 Base = tuple[Spec, int]
-"""A spec to start from, and the switches that it took so far."""
+"""A spec to start from, and the number of switches set so far."""
 Match = tuple[Spec, int, list[int]]
-"""A spec that gives the numbers, the switches that it took, and the readings under which it does."""
+"""A spec that explains the numbers, its number of switches, and the readings for which it does."""
 
 MOST_WORK = 80_000
-"""Readings that are tried before it gives up: some 5 seconds, counted so that every machine gives the same verdict."""
+"""Readings that are tried before giving up: about 5 seconds, counted so that all machines give the same verdict."""
 LEAST_WORK = 16
-"""What one reading by itself costs in these; one token costs half."""
+"""The cost of trying a single reading, in this unit; with one token it is half."""
 
 
 @dataclass(frozen=True, slots=True)
 class Probe:
-    """One call of the learner's block: with which parameters, on what, and what it gave."""
+    """One call of the learner's block: its parameters, input and output."""
 
     raw: Raw
     x: Tensor
@@ -40,7 +40,7 @@ class Probe:
 
 
 class Trials:
-    """Counts the work of all searches in one block. check_time raises when the judgement's time is over."""
+    """Searches, with a limit of work for each block. check_time raises when the judgement's time is over."""
 
     def __init__(self, num_heads: int, check_time: Callable[[], None], most_work: int = MOST_WORK) -> None:
         self.num_heads, self.check_time, self.most_work = num_heads, check_time, most_work
@@ -56,10 +56,10 @@ class Trials:
         keep_going: int = 0,
         most: int | None = None,
     ) -> list[Match]:
-        """Every spec and its readings that give the probe's numbers, with the fewest switches turned.
+        """Every spec, with its readings, that explains the probe with the fewest switches.
 
-        keep_going: up to this many switches, matches with more switches are given as well.
-        most: the switches that are turned together, at most.
+        keep_going: up to this many switches, matches with more switches are returned too.
+        most: the largest number of switches that are set together.
         """
         groups: dict[frozenset[tuple[str, torch.Size]], list[int]] = {}
         for i, reading in enumerate(readings):
@@ -109,19 +109,19 @@ class Trials:
 
 
 def _together(switches: Sequence[Switch]) -> bool:
-    """Whether they change different fields, and not both the rotation in ways of which each hides the other."""
+    """Whether they change different fields, and do not hide each other's effect on the rotation."""
     names = [name for switch in switches for name in switch]
     turning = sum(any(name in ROTATION for name in switch) for switch in switches)
     return len(set(names)) == len(names) and (turning < 2 or "rope_on" in names)
 
 
 def agrees(y: Tensor, expected: Tensor, x: Tensor, tolerance: float) -> bool:
-    """Whether two outputs are alike but for rounding, NaN in the same places included."""
+    """Whether two outputs agree up to rounding, with NaN in the same places."""
     return bool(_agreement(y, expected.to(y.dtype)[None], x, tolerance)[0])
 
 
 def _agreement(y: Tensor, expected: Tensor, x: Tensor, tolerance: float) -> Tensor:
-    """For each of the expected outputs (first axis), whether y is it. The scale is that of the numbers compared."""
+    """Whether y agrees with each of the expected outputs (first axis), relative to the size of the numbers."""
     if not torch.isfinite(y).any():
         return torch.zeros(len(expected), dtype=torch.bool)
     scale = torch.where(torch.isfinite(y), y, 0).abs().max().clamp(min=x.abs().max() * 0.1)

@@ -1,11 +1,11 @@
-"""The second step, several tokens with all scores zero: who sees whom, and how heads are cut and joined."""
+"""The second step, several tokens with all scores zero: masks, and how heads are split and merged."""
 
 import dataclasses
 
 import torch
 
-from ..formula.assign_parameters import by_queries_and_keys, distinct
-from ..formula.parameters import Pieces, Raw
+from ..formula.assign_attention import by_queries_and_keys
+from ..formula.parameters import Pieces, Raw, distinct
 from ..formula.spec import Spec
 from .attempt import TOKENS, Attempt
 from .explanation import UnexplainedError
@@ -14,7 +14,7 @@ from .trials import Base
 
 
 def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> tuple[list[Base], list[Pieces]]:
-    """Of specs and readings those that go on to give the numbers, with masks, heads and what turns beside q and k."""
+    """The specs and readings that explain this step too, with masks, heads, and rotations other than of q and k."""
     specs = [*specs, *((_with_larger_eps(spec), cost) for spec, cost in specs if spec.residual1 != "input")]
     matches: list[tuple[Spec, int, list[Pieces]]] = []
     for group in by_queries_and_keys(readings):
@@ -26,7 +26,7 @@ def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> 
             for mask in ("none", "causal")
             for pairing, direction in (("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1))
         ]
-        plain = bases[::4]  # where no value turns, pairing and direction do not show
+        plain = bases[::4]  # pairing and direction matter only if values are rotated
         found = attempt.trials.find(plain, ZERO_SCORES_PLAIN, group, probe, keep_going=1)
         if not found:
             found = attempt.trials.find(bases, ZERO_SCORES_TURNED, group, probe, keep_going=1)
@@ -47,17 +47,17 @@ def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> 
 
 
 def _with_larger_eps(spec: Spec) -> Spec:
-    """With the other usual eps: without its residual norm2 reads averages of values, so small that eps counts."""
+    """With the other usual eps: without the residual, norm2 reads averages of values, so small that eps matters."""
     return dataclasses.replace(spec, eps1=1e-5, eps2=1e-5)
 
 
 def _without_scores(attempt: Attempt, reading: Pieces) -> Raw:
-    """The parameters with everything that queries are made of at zero."""
+    """The parameters with queries and keys at zero."""
     raw = dict(attempt.raw)
     for role in ("q", "q_bias", "k", "k_bias"):
         if role in reading:
             reading[role].write(raw, torch.zeros(()))
-    for norm in attempt.found.head_norms:  # what their biases add would be scores
+    for norm in attempt.found.head_norms:  # their biases would give scores
         for bias in attempt.found.names(attempt.found.biases.get(norm, norm)):
             raw[bias] = torch.zeros_like(raw[bias])
     return raw

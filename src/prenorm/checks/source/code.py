@@ -39,17 +39,17 @@ def locate(subject: str, *, within: Path | None = None) -> Code:
     """
     where, colon, name = subject.rpartition(":")
     if not colon or not where or not name:
-        raise ConfigError(f"a block is named as FILE.py:CLASS or package.module:CLASS, but {subject!r} is not.")
+        raise ConfigError(f"the block must be given as FILE.py:CLASS or package.module:CLASS, not {subject!r}.")
     path = Path(where)
     if path.is_file() and path.suffix not in (".py", ".ipynb"):
-        raise ConfigError(f"a file to judge ends in .py or .ipynb, but {where} does not; rename it.")
+        raise ConfigError(f"the file must end in .py or .ipynb, but {where} does not; rename it.")
     if where.endswith((".py", ".ipynb")) or "/" in where:
         if not path.is_file():
             raise ConfigError(f"there is no file {where}.")
         return _in_file(path.resolve(), name, within)
     root = Path.cwd()
     if Path(where).is_dir() and not re.fullmatch(r"\w+(\.\w+)*", where):
-        raise ConfigError(f"{where} is a folder; --batch {where} judges all that is in it.")
+        raise ConfigError(f"{where} is a folder; --batch {where} checks everything in it.")
     try:
         spec = importlib.util.find_spec(where.partition(".")[0])
     except (ImportError, ValueError):
@@ -61,7 +61,7 @@ def locate(subject: str, *, within: Path | None = None) -> Code:
         if "." in where and not inside.is_dir() and not list(inside.parent.glob(f"{inside.name}.*")):
             raise ConfigError(f"there is no module {where}: the package is there, but not {inside}.py.")
     elif not (root / where.replace(".", "/")).exists() and not (root / (where.replace(".", "/") + ".py")).exists():
-        raise ConfigError(f"there is no module {where}; a file is named as FILE.py:CLASS.")
+        raise ConfigError(f"there is no module {where}; write a file as FILE.py:CLASS.")
     file = Path(root, *where.split(".")).with_suffix(".py")
     if spec is None and file.is_file():
         return _in_file(file.resolve(), name, within)
@@ -79,12 +79,12 @@ def _in_file(path: Path, name: str, within: Path | None) -> Code:
     top = path if root == path.parent else root / path.relative_to(root).parts[0]
     if root != path.parent and top.name == module.partition(".")[0] and within != path:
         found.beside.setdefault(top.name, str(top))
-    # A folder that was no package until its imports said so lies among others, which are none of its business.
+    # A folder that is a package only by its relative imports may have unrelated neighbours.
     alone = (imports.levels > 0 and top != path) or (within is not None and within not in (root, *root.parents))
     try:
         text, lines = definitions(path) if path.suffix == ".ipynb" else (None, ())
     except ValueError as error:
-        raise ConfigError(f"a notebook is JSON with a list of cells, but {path} is not: {error}.") from None
+        raise ConfigError(f"a notebook must be JSON with a list of cells, but {path} is not: {error}.") from None
     return Code(
         root=str(root),
         module=module,

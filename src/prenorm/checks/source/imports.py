@@ -1,4 +1,4 @@
-"""Which of the learner's own files a file imports: read from their sources, nothing is run."""
+"""The learner's own files that a file imports, found from their sources without running them."""
 
 import ast
 import importlib.util
@@ -12,7 +12,7 @@ from .notebook import definitions
 from .parse import MAX_CHARACTERS, parse
 
 MOST_FILES = 80
-HIGHEST = 4  # folders above the file in which its project is looked for
+HIGHEST = 4  # levels above the file at which its project is searched
 PROJECT = (".git", "pyproject.toml", "setup.py", "setup.cfg", "requirements.txt")
 """What marks the highest folder of a project."""
 
@@ -49,7 +49,7 @@ class Imports:
 
 @dataclass(slots=True)
 class Project:
-    """Own files that are used, names that lie elsewhere than beside the file, and what the project calls itself."""
+    """The own files that are used, the names that are not next to the file, and the project's name and version."""
 
     files: list[str] = field(default_factory=list)
     beside: dict[str, str] = field(default_factory=dict)
@@ -57,7 +57,7 @@ class Project:
 
 
 def follow(path: Path, root: Path, within: Path | None) -> Project:
-    """What the file at path imports of its own project, and what that imports. root: where its package lies."""
+    """What the file at path imports of its own project, directly or indirectly. root: the folder of its package."""
     folders = list(_folders(path.parent, within))
     project = Project()
     for folder in folders:
@@ -120,7 +120,7 @@ def _files(
 
 
 def _place(top: str, beside: Path, folders: list[Path]) -> Path | None:
-    """Where a name of the learner's lies: a folder with Python files, or a file."""
+    """The location of a name of the learner's: a folder with Python files, or a file."""
     if top in sys.stdlib_module_names or top == "prenorm":
         return None
     near = (folders[0], beside)
@@ -146,13 +146,13 @@ def _has_python(folder: Path) -> bool:
 def _installed(top: str) -> bool:
     try:
         spec = importlib.util.find_spec(top)
-        return spec is not None and spec.origin is not None  # a folder that happens to be there is no package
+        return spec is not None and spec.origin is not None  # a plain folder is not a package
     except (ImportError, ValueError):
         return False
 
 
 def _named(folder: Path) -> dict[str, str]:
-    """What pyproject.toml calls the project, and its version."""
+    """The project's name and version in pyproject.toml."""
     try:
         project = tomllib.loads((folder / "pyproject.toml").read_text(errors="replace")).get("project", {})
         name, version = project.get("name"), project.get("version", "0")

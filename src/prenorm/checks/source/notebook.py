@@ -1,11 +1,11 @@
-"""A notebook as a Python file: its imports and definitions. What trains, prints or draws is left out."""
+"""A notebook as a Python file: its imports and definitions, without the code that trains, prints or draws."""
 
 import ast
 import json
 import re
 from pathlib import Path
 
-MAX_BYTES = 20 << 20  # pictures are kept in notebooks
+MAX_BYTES = 20 << 20  # notebooks contain pictures
 Lines = tuple[tuple[str, int], ...]
 
 
@@ -17,11 +17,11 @@ def definitions(path: Path) -> tuple[str, Lines]:
     Raises ValueError where the file is no notebook.
     """
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"a notebook may have {MAX_BYTES} bytes, but {path} has more")
+        raise ValueError(f"a notebook may have at most {MAX_BYTES} bytes, but {path} has more")
     content = json.loads(path.read_bytes().decode(errors="replace"))
     cells = content.get("cells") if isinstance(content, dict) else None
     if not isinstance(cells, list):
-        raise ValueError(f"{path} is no notebook: it has no list of cells")
+        raise ValueError(f"{path} is not a notebook: it has no list of cells")
     text: list[str] = []
     lines: list[tuple[str, int]] = []
     code = [cell for cell in cells if isinstance(cell, dict) and cell.get("cell_type") == "code"]
@@ -36,7 +36,7 @@ def definitions(path: Path) -> tuple[str, Lines]:
 
 
 def _python(source: object) -> str:
-    """A cell's Python, with a pass in place of each line for the shell or the notebook."""
+    """A cell's Python, with shell commands and magics replaced by pass."""
     text = "".join(map(str, source)) if isinstance(source, list) else str(source)
     return "" if text.lstrip().startswith("%%") else re.sub(r"(?m)^(\s*)[!%].*$", r"\1pass", text)
 
@@ -56,7 +56,7 @@ def _used_by_definitions(source: str) -> set[str]:
 def _kept(source: str, needed: set[str]) -> list[str | None]:
     """The lines of a cell, with None for those that are left out."""
     lines: list[str | None] = list(source.splitlines())
-    for node in _parsed(source) or ():  # what cannot be parsed stays: importing it will say what is wrong
+    for node in _parsed(source) or ():  # code that cannot be parsed is kept: importing it reports the error
         start = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
         if not _is_kept(node, needed):
             lines[start - 1 : node.end_lineno] = [None] * ((node.end_lineno or start) - start + 1)

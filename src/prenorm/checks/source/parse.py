@@ -1,4 +1,4 @@
-"""A learner's source cut into functions, and these into statements: read from the syntax tree, nothing is run."""
+"""A learner's source as functions and statements, from the syntax tree, without running it."""
 
 import ast
 import re
@@ -7,8 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 MAX_CHARACTERS = 100_000
-MAX_NESTING = 60  # of brackets: deeper ones are no block, and cost the parser more than they should
-MAX_TEXT = 800  # characters of one statement: in a longer one nothing is looked for
+MAX_NESTING = 60  # of brackets: deeper ones would cost the parser too much
+MAX_TEXT = 800  # characters of a statement that is searched; longer ones are skipped
 
 Top = ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef
 
@@ -20,7 +20,7 @@ class Line:
     node: ast.AST
     number: int
     end: int
-    text: str  # as ast.unparse writes it, with self for whatever the method calls itself
+    text: str  # as ast.unparse writes it, with self for the name that the method uses for itself
     kinds: set[str] = field(default_factory=set)
 
 
@@ -36,14 +36,14 @@ class Function:
 
 
 def parse(source: str) -> ast.Module:
-    """The syntax tree. Raises SyntaxError, ValueError, RecursionError or MemoryError, and takes no long time."""
+    """The syntax tree, in a short time. Raises SyntaxError, ValueError, RecursionError or MemoryError."""
     if len(source) > MAX_CHARACTERS:
-        raise ValueError(f"a source may have {MAX_CHARACTERS} characters, but it has {len(source)}")
+        raise ValueError(f"a source may have at most {MAX_CHARACTERS} characters, but it has {len(source)}")
     depth = 0
     for bracket in re.findall(r"[()\[\]{}]", re.sub(r"#.*|'[^'\n]*'|\"[^\"\n]*\"", "", source)):
         depth = depth + 1 if bracket in "([{" else max(0, depth - 1)
         if depth > MAX_NESTING:
-            raise ValueError(f"brackets may be {MAX_NESTING} deep")
+            raise ValueError(f"brackets may be nested at most {MAX_NESTING} deep")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of invalid escapes
         return ast.parse(source)
@@ -55,7 +55,7 @@ def split(source: str) -> list[str]:
 
 
 def functions_of(node: Top) -> list[Function]:
-    """A function alone; of a class forward, the other methods, the constructor, and what stands beside them."""
+    """A function; or a class's forward, other methods, constructor, and body."""
     if not isinstance(node, ast.ClassDef):
         return [_function(node, "")]
     methods = [one for one in node.body if isinstance(one, ast.FunctionDef | ast.AsyncFunctionDef)]
@@ -67,7 +67,7 @@ def functions_of(node: Top) -> list[Function]:
 
 
 def module_itself(tree: ast.Module) -> Function:
-    """What stands at the top of a file beside its functions and classes."""
+    """The top level of a file without its functions and classes."""
     return Function("module", "", [], list(_lines(tree.body, "", nested=False)))
 
 
@@ -78,7 +78,7 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, owner: str) -> Funct
 
 
 def _lines(body: list[ast.stmt], own: str, *, nested: bool) -> Iterator[Line]:
-    """nested: whether to go into functions and classes, which at the top of a file are told for themselves."""
+    """nested: whether to include functions and classes, which at the top of a file are separate."""
     for node in body:
         inner: list[ast.stmt] = [
             one for part in ("body", "orelse", "finalbody") for one in getattr(node, part, ()) if one is not node

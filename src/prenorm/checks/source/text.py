@@ -1,4 +1,4 @@
-"""The learner's source as one text, of all their own files that the block uses, and where each of its lines stands."""
+"""The learner's source as one text: all own files that the block uses, with the location of every line."""
 
 import bisect
 from collections.abc import Mapping
@@ -13,7 +13,7 @@ MAX_CODE = 200  # characters of a line that are shown
 
 
 class Text:
-    """What was judged. The file under test comes last: of two things with one name, its own counts."""
+    """The source that was judged. The file under test comes last, so that its definitions override others."""
 
     def __init__(self, code: Code) -> None:
         self._code = code
@@ -29,12 +29,12 @@ class Text:
         self.source = "\n".join(texts)
 
     def place(self, line: int) -> Place | None:
-        """Where a line of the source stands."""
+        """The file and line of a line of this text."""
         number = bisect.bisect_right(self._starts, line) - 1
         return self._place(self._files[number], line - self._starts[number] + 1)
 
     def innermost(self, error: Mapping[str, Any]) -> Place | None:
-        """The line of the learner's own that raised."""
+        """The innermost line of the learner's own code that raised."""
         for frame in reversed(error.get("frames") or ()):
             file, line = frame.get("file"), frame.get("line")
             if isinstance(line, int) and isinstance(file, str) and self._is_own(file):
@@ -42,7 +42,7 @@ class Text:
         return None
 
     def _read(self) -> list[tuple[str, str]]:
-        """The files, that under test first, as far as they may be looked at."""
+        """The files that may be read, the one under test first."""
         found: list[tuple[str, str]] = []
         left = MAX_CHARACTERS
         stem = Path(self._code.root, *self._code.module.split("."))

@@ -13,7 +13,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from prenorm import TransformerBlock
-from prenorm.checks.formula.assign_parameters import attention_readings, feed_forward_readings, norm_readings
+from prenorm.checks.formula.assign_attention import attention_readings
+from prenorm.checks.formula.assign_feed_forward import feed_forward_readings
+from prenorm.checks.formula.assign_norms import norm_readings
 from prenorm.checks.formula.parameters import Sizes, possible_d_ff, sort_parameters, weights
 from prenorm.checks.judge import judge
 from prenorm.checks.source.code import Code
