@@ -94,10 +94,10 @@ def read_tensors(
     when there is no memory for them.
     """
     header = header or read_header(path)
-    foreign = sorted({info.dtype for info in header.tensors.values() if info.dtype not in DTYPES})
+    wanted, place = list(header.tensors if names is None else names), torch.device(device or "cpu")
+    foreign = sorted({header.tensors[name].dtype for name in wanted} - {*DTYPES})
     if foreign:
         raise CheckpointError(f"{path} holds tensors of dtype {listed(foreign)}; known are {', '.join(DTYPES)}.")
-    wanted, place = list(header.tensors if names is None else names), torch.device(device or "cpu")
     try:
         with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(_most_threads()) as threads:
             if version_of(file) != header.version:
