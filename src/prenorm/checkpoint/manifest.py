@@ -215,12 +215,12 @@ def _tasks(folder: Path, name: str, listed: Listed, stop: threading.Event) -> li
     if problem := _problem_of_size(folder, name, listed):
         return [lambda: problem]
     blocks = [listed.sums[place : place + DIGITS] for place in range(0, len(listed.sums), DIGITS)]
-    if not blocks:  # of a manifest without them
+    if len(blocks) != -(-listed.size // BLOCK):  # of a manifest without them
         return [lambda: _problem(folder, name, listed, stop)]
     path = file_in(folder, name)
     return [
         functools.partial(_problem_of_blocks, path, first, blocks[first : first + BLOCKS_OF_A_TASK], stop)
-        for first in range(0, -(-listed.size // BLOCK), BLOCKS_OF_A_TASK)
+        for first in range(0, len(blocks), BLOCKS_OF_A_TASK)
     ]
 
 

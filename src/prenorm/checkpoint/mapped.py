@@ -47,8 +47,7 @@ def check_unchanged(versions: Versions) -> None:
     """Raise CheckpointError for a mapped file that was written to. One that was replaced or deleted is still whole."""
     for path, version in versions.items():
         try:
-            with open(path, "rb") as file:
-                now = version_of(file)
+            now = version_of(path)
         except OSError:
             continue
         if now[:2] == version[:2] and now != version:
