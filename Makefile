@@ -22,7 +22,7 @@ help:
 	@echo "make test-isa          the C++ kernels' tests with x86-64-v3 and with plain x86-64 code (about 3 minutes)"
 	@echo "make test-kernels      the same with every set of instructions, with sanitizers, and on aarch64 (about 30 minutes)"
 	@echo "make test-wheel        build the wheel, and try it in a new environment without a compiler (about 4 minutes)"
-	@echo "make fuzz              fuzz the loader of Hugging Face folders, and measure what of it was reached (40 minutes)"
+	@echo "make fuzz              fuzz the loader of Hugging Face folders, and measure what of it was reached (50 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  format all files"
 	@echo "make bench         blocks, decoding, int8 and int4, a training step: tables and runs/bench/*.json (about 12 minutes)"
@@ -74,7 +74,7 @@ test-grid: $(VENV)/dev.stamp
 
 # Ten minutes for each; new inputs go to runs/fuzz. The last command fails where the loader's branches are not reached.
 fuzz: $(VENV)/fuzz.stamp
-	for target in header config index tokenizer; do \
+	for target in header config index manifest tokenizer; do \
 		OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz $$target $(or $(SECONDS),600) || exit 1; done
 	OMP_NUM_THREADS=1 $(BIN)/python -m tests.fuzz coverage
 

@@ -35,6 +35,13 @@ def test_every_difference_is_named_at_once():
     )
 
 
+@pytest.mark.parametrize("end", ["qweight", "SCB", "weight_scale_inv", "weight.absmax"])
+def test_tensors_of_a_quantised_model_are_called_so(end):
+    name = f"model.layers.1.mlp.up_proj.{end}"
+    with pytest.raises(CheckpointError, match=f"{name} is of a quantised model, and only those of prenorm are"):
+        check(config(), found_in(config()) | {name: ("I32", (5, 5))})
+
+
 def test_a_hundred_strange_tensors_are_named_briefly():
     found = found_in(config()) | {f"strange{i}{'x' * 10**5}\n": ("F32", (1,)) for i in range(100)}
     with pytest.raises(CheckpointError, match=r'unexpected: "strange0x+\.\.\., .*, and 50 more kinds\.') as raised:

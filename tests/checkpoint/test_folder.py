@@ -53,6 +53,16 @@ def random_model(config: ModelConfig) -> TransformerLM:
     return model
 
 
+@pytest.mark.parametrize("with_weights", [True, False])
+def test_an_adapter_is_refused_also_beside_the_weights_of_a_model(saved, with_weights):
+    if not with_weights:  # as peft saves it
+        for path in saved.iterdir():
+            path.unlink()
+    (saved / "adapter_config.json").write_text('{"peft_type": "LORA", "base_model_name_or_path": "other/model"}')
+    with pytest.raises(CheckpointError, match=r"holds an adapter \(adapter_config.json\).*merge_and_unload"):
+        load(saved)
+
+
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("example", IN_A_FAMILY)

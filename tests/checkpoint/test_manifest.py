@@ -31,11 +31,13 @@ def saved(tmp_path):
     return folder
 
 
-@pytest.fixture(params=["small", "large"])
+@pytest.fixture(params=["small", "large", "blocks"])
 def _size(request, monkeypatch):
-    """Small files are hashed before anything is read, large ones meanwhile."""
-    if request.param == "large":
+    """Small files are hashed before anything is read, large ones meanwhile, those with blocks by several threads."""
+    if request.param != "small":
         monkeypatch.setattr(manifest, "SMALL", 0)
+    if request.param == "blocks":
+        request.getfixturevalue("_small_blocks")
 
 
 def edit(path, **changes):
@@ -107,6 +109,85 @@ def test_a_save_over_damaged_files_makes_the_folder_whole(saved):
     (saved / MANIFEST).write_bytes(b"{")
     save(saved, config(), tensors_of(config(), seed=1))
     assert equal(load(saved).tensors, tensors_of(config(), seed=1))
+
+
+@pytest.fixture
+def _small_blocks(monkeypatch):
+    """Every file has blocks, of two rows, two in a task."""
+    for name, size in (("SMALL", 0), ("BLOCK", 8192), ("BLOCKS_OF_A_TASK", 2)):
+        monkeypatch.setattr(manifest, name, size)
+
+
+@pytest.mark.usefixtures("_small_blocks")
+def test_a_large_file_has_sums_of_each_block_and_a_damaged_block_is_named(tmp_path):
+    save(tmp_path, config(), tensors_of(config()))
+    path = tmp_path / "model.safetensors"
+    data, listed = path.read_bytes(), read_manifest(tmp_path)["model.safetensors"]
+    blocks = [bytearray(data[place : place + 8192]) for place in range(0, len(data), 8192)]
+    assert len(blocks) > 4
+    sums = [manifest.sums_of(memoryview(block.ljust(8192, b"?")), len(block)) for block in blocks]
+    assert listed.sums == "".join(sums)
+    assert listed.sha256 == hashlib.sha256(data).hexdigest()
+    load(tmp_path)
+    for number in (0, 3, len(blocks) - 1):
+        place = min(8192 * number + 200, len(data) - 1)
+        path.write_bytes(data[:place] + bytes([data[place] ^ 64]) + data[place + 1 :])
+        with pytest.raises(CheckpointError, match=rf"other bytes than were saved, from byte {8192 * number:,} on"):
+            load(tmp_path)
+    twice, last = bytearray(data), len(data) - 1
+    twice[8192 + 600] ^= 1
+    twice[last] ^= 1
+    path.write_bytes(twice)
+    with pytest.raises(CheckpointError, match="from byte 8,192 on") as refused:
+        load(tmp_path)
+    assert str(refused.value).count("model.safetensors") == 1
+
+
+def test_the_sums_of_a_block_show_what_disks_and_memory_do_to_it():
+    draw = random.Random(0)
+    for block in (draw.randbytes(manifest.BLOCK), bytes(manifest.BLOCK), draw.randbytes(4096) * 256):
+
+        def shown(changed, block=block):
+            whole = memoryview(bytearray(changed))
+            return manifest.sums_of(whole, len(block)) != manifest.sums_of(memoryview(bytearray(block)), len(block))
+
+        assert not shown(block)
+        for _ in range(50):  # a bit, some bytes within 4 KiB, a sector of zeros or of another place
+            place, length = draw.randrange(len(block)), draw.choice((1, 2, 8, 512, 4088))
+            end = min(place + length, len(block))
+            damaged = bytearray(block)
+            damaged[place] ^= 1 << draw.randrange(8)
+            assert shown(damaged)
+            damaged[place:end] = draw.randbytes(end - place)
+            assert shown(damaged) == (damaged != block)
+        a, b = draw.sample(range(256), 2)
+        rows = [block[4096 * row : 4096 * row + 4096] for row in range(256)]
+        rows[a], rows[b] = rows[b], rows[a]
+        assert shown(b"".join(rows)) == (rows[a] != rows[b])
+        assert shown(bytes(4096) + block[4096:]) == (block[:4096] != bytes(4096))
+        assert shown(block[1:] + block[:1]) == (len(set(block)) > 1)
+
+
+def test_what_lies_behind_the_end_of_a_file_counts_as_zeros():
+    ends = [memoryview(bytearray(b"1234" + end * (manifest.BLOCK - 4))) for end in (b"?", b"\0")]
+    assert len({manifest.sums_of(end, 4) for end in ends}) == 1
+
+
+def test_a_manifest_from_before_there_were_blocks_is_compared_by_sha_256(saved, monkeypatch):
+    before = read_manifest(saved)
+    assert not any(one.sums for one in before.values())
+    monkeypatch.setattr(manifest, "SMALL", 0)
+    load(saved)
+    assert accept(saved) == []
+    assert all(one.sums for one in read_manifest(saved).values())
+    assert {name: one[:2] for name, one in read_manifest(saved).items()} == {
+        name: one[:2] for name, one in before.items()
+    }
+    data = (saved / "model.safetensors").read_bytes()
+    (saved / MANIFEST).write_bytes(manifest._encode(before))
+    (saved / "model.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    with pytest.raises(CheckpointError, match="another SHA-256"):
+        load(saved)
 
 
 @pytest.mark.usefixtures("_size")

@@ -87,6 +87,14 @@ def test_a_dtype_without_a_name_in_the_format_is_refused_before_anything_is_writ
         tensors_content({"spectrum": torch.zeros(2, dtype=torch.complex64)})
 
 
+def test_a_tensor_of_an_unknown_dtype_matters_to_those_alone_who_ask_for_it(tmp_path):
+    header = {"a": ENTRY, "table": {"dtype": "F8_E4M3", "shape": [8], "data_offsets": [8, 16]}}
+    (tmp_path / "file").write_bytes(file_of(header, bytes(16)))
+    assert torch.equal(read_tensors(tmp_path / "file", ["a"])["a"], torch.zeros(2))
+    with pytest.raises(CheckpointError, match="holds tensors of dtype F8_E4M3; known are F64"):
+        read_tensors(tmp_path / "file", ["a", "table"])
+
+
 def test_every_truncation_is_noticed(tmp_path):
     path = tmp_path / "file"
     write_atomically(path, tensors_content(FLOATS))

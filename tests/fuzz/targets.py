@@ -2,7 +2,7 @@
 
 import functools
 import json
-import re
+import math
 import shutil
 import tempfile
 from collections.abc import Callable
@@ -14,9 +14,7 @@ import torch
 
 from prenorm import ModelConfig, TransformerLM
 from prenorm.checkpoint.bookkeeping import HARMLESS_VALUES, NO_INFLUENCE
-from prenorm.checkpoint.folder import load
 from prenorm.checkpoint.generation_config import read_generation_config, settings_from_hugging_face
-from prenorm.checkpoint.inspection import inspect_folder
 from prenorm.checkpoint.layouts import LAYOUTS, config_from_hugging_face
 from prenorm.checkpoint.manifest import MANIFEST
 from prenorm.checkpoint.names import parameters_of
@@ -26,8 +24,10 @@ from prenorm.checkpoint.tokenizer import open_tokenizer
 from prenorm.errors import PrenormError
 from prenorm.generation.text import TextGenerator
 
-from ..checkpoint.hostile.folders import INDEX, SHAPE, Folder, Hole, Link, file_of, good, shard_files, tokenizer, write
+from ..checkpoint.hostile.folders import INDEX, SHAPE, Folder, Hole, Link, file_of, good, shard_files, tokenizer
 from .choices import Choices
+from .manifests import fuzz_manifest
+from .opening import encoded, open_folder, refusal, said_in
 
 ROPE_TYPES = ("default", "linear", "dynamic", "yarn", "llama3", "longrope", "su", "proportional")
 ROPE = {
@@ -63,6 +63,8 @@ NEAR += ["silu", "gelu_pytorch_tanh", "relu2", [1, 0], {"full_attention": {}, "s
 
 def fuzz_header(data: bytes, folder: Path) -> None:
     """The header of the weights, of floats or of whole numbers, and the bytes around it."""
+    if (said := said_in(data)) is not None:
+        return open_folder(_with_header(said), folder)
     choices = Choices(data)
     kind = choices.one((None, "int8", "int4"))
     files = good() if kind is None else quantized(kind)
@@ -79,17 +81,17 @@ def fuzz_header(data: bytes, folder: Path) -> None:
         while choices:
             fields = choices.changed(fields, near)
         body = {2: b"\x00\x00\x80\x7e" * (len(body) // 4), 7: body[:-4]}.get(how, body)  # 2: 8.5e37, beyond float16
-        files["model.safetensors"] = file_of(_encoded(fields), body)
-    _open(files, folder)
+        files["model.safetensors"] = file_of(encoded(fields), body)
+    open_folder(files, folder)
 
 
 def fuzz_config(data: bytes, folder: Path) -> None:
     """The config.json of any family; where it is understood, weights that fit it are opened too."""
+    if (said := said_in(data)) is not None:
+        return _open_config(*_with_config(said), folder)
     choices = Choices(data)
     model_type = choices.one(sorted(LAYOUTS))
-    layout = LAYOUTS[model_type]
-    fields: dict[str, Any] = {"model_type": model_type, **SHAPE, "max_position_embeddings": 32, **layout.keys}
-    fields |= {"num_key_value_heads": 1, "head_dim": 4}
+    layout, fields = LAYOUTS[model_type], _usual_config(model_type)
     known = [*fields, *HARMLESS_VALUES, *layout.harmless, "rope_theta", "rope_scaling", "rope_parameters", KEY]
     known += ["num_local_experts", "vision_config", "use_bidirectional_attention", "final_logit_softcapping"]
     known += [
@@ -127,15 +129,59 @@ def fuzz_config(data: bytes, folder: Path) -> None:
             fields[key] = choices.one(_usual(key))
         else:
             fields[key] = choices.changed(fields.get(key), NEAR)
-    files = good() | {"config.json": _encoded(fields)}
+    _open_config(fields, {}, folder)
+
+
+def _usual_config(model_type: str) -> dict[str, Any]:
+    """The config.json of a family, with the defaults of its class and the sizes of the good folder."""
+    layout = LAYOUTS[model_type]
+    sizes = {layout.own.get(key, key): size for key, size in SHAPE.items()}
+    keys = {key: value for key, value in layout.keys.items() if value is not None or key not in layout.never_null}
+    fields = {"model_type": model_type, **sizes, "max_position_embeddings": 32, **keys}
+    return fields | {"num_key_value_heads": 1, "head_dim": 4} | sizes
+
+
+def _with_config(said: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """A family's config.json with these changes, those under "-" left out; and tensors under "+" with their shapes."""
+    model_type = said.get("model_type")
+    known = isinstance(model_type, str) and model_type in LAYOUTS
+    fields = {**(_usual_config(model_type) if known else {}), **said}
+    further, left_out = fields.pop("+", {}), fields.pop("-", [])
+    for key in left_out if isinstance(left_out, list) else []:
+        fields.pop(str(key), None)
+    return fields, further if isinstance(further, dict) else {}
+
+
+def _open_config(fields: dict[str, Any], further: dict[str, Any], folder: Path) -> None:
+    """Open a config.json, with weights that fit where it is understood, and with further tensors."""
+    files = good() | {"config.json": encoded(fields)}
     try:
         config, _ = config_from_hugging_face(json.loads(files["config.json"]))
+        naming = LAYOUTS[fields["model_type"]].naming
         size = config.num_layers * (config.d_model * (config.d_ff + 4 * config.num_heads * config.head_dim))
         if size + 2 * config.vocab_size * config.d_model < 50_000 and config.num_layers < 50:
-            files["model.safetensors"] = zeros(stored_shapes(parameters_of(config, naming=layout.naming)))
-    except (PrenormError, ValueError):  # ValueError: json's, which reading refuses by itself
+            files["model.safetensors"] = weights(stored_shapes(parameters_of(config, naming=naming)), further)
+    except (PrenormError, ValueError, TypeError):  # ValueError: json's; TypeError: of shapes that are none
         pass
-    _open(files, folder)
+    open_folder(files, folder)
+
+
+def _with_header(said: dict[str, Any]) -> dict[str, Any]:
+    """A folder with these entries in the header of its weights, of this kind and filled with these bytes."""
+    kind, fill = said.pop("kind", None), said.pop("fill", None)
+    files = quantized(kind) if kind in ("int8", "int4") else good()
+    length = int.from_bytes(files["model.safetensors"][:8], "little")
+    fields, body = json.loads(files["model.safetensors"][8 : 8 + length]), files["model.safetensors"][8 + length :]
+    for name, entry in said.items():
+        match entry:
+            case {"dtype": dtype, "shape": shape, "bytes": int(size)}:  # behind the others
+                fields[name] = {"dtype": dtype, "shape": shape, "data_offsets": [len(body), len(body) + size]}
+                body += b"\x00" * min(size, 1000)
+            case _:
+                fields[name] = entry
+    if isinstance(fill, str) and fill:
+        body = (fill.encode("latin-1", "replace") * len(body))[: len(body)]
+    return {**files, "model.safetensors": file_of(encoded(fields), body)}
 
 
 def _usual(key: str) -> tuple[Any, ...]:
@@ -156,6 +202,8 @@ KINDS = ("full_attention", "sliding_attention")
 
 def fuzz_index(data: bytes, folder: Path) -> None:
     """The index of a sharded folder, its shards, and generation_config.json."""
+    if (said := said_in(data)) is not None:
+        return _open_files(said, folder)
     choices, files = Choices(data), shard_files()
     index, settings = json.loads(files[INDEX]), {"eos_token_id": [1, 2], "do_sample": True, "temperature": 0.6}
     near = [*files, "../secret.safetensors", "model-00003-of-00002.safetensors", *index["weight_map"], "weight_map"]
@@ -185,9 +233,27 @@ def fuzz_index(data: bytes, folder: Path) -> None:
             case _:
                 index = choices.changed(index, near)
     if index is not None:
-        files[INDEX] = _encoded(index)
-    _open({**files, "generation_config.json": _encoded(settings)}, folder)
+        files[INDEX] = encoded(index)
+    open_folder({**files, "generation_config.json": encoded(settings)}, folder)
     refusal(lambda: settings_from_hugging_face(read_generation_config(folder) or {}, "generation_config.json"))
+
+
+def _open_files(said: dict[str, Any], folder: Path) -> None:
+    """The sharded folder with these files: null for none, a text, or the number of a place."""
+    files = shard_files()
+    for name, content in said.items():
+        match content:
+            case None:
+                files.pop(name, None)
+            case str():
+                files[name] = content.encode("latin-1", "replace")
+            case int():
+                files[name] = PLACES[content % len(PLACES)]
+    try:
+        open_folder(files, folder)
+    except (OSError, ValueError):  # a name that no file may have
+        if (folder / "config.json").exists():
+            raise
 
 
 # What may stand in a file's place, and names of further files.
@@ -231,7 +297,7 @@ def fuzz_tokenizer(data: bytes, folder: Path) -> None:
     else:
         while choices:
             fields = choices.changed(fields, near)
-        content = _encoded(fields)
+        content = encoded(fields)
     _generate(content, folder)
 
 
@@ -262,6 +328,7 @@ TARGETS: dict[str, Callable[[bytes, Path], None]] = {
     "header": fuzz_header,
     "config": fuzz_config,
     "index": fuzz_index,
+    "manifest": fuzz_manifest,
     "tokenizer": fuzz_tokenizer,
 }
 
@@ -271,36 +338,6 @@ def scratch() -> Path:
     """A folder for the files, in memory where the system has such a place."""
     memory = Path("/dev/shm")
     return Path(tempfile.mkdtemp(prefix="prenorm-fuzz-", dir=memory if memory.is_dir() else None))
-
-
-def _open(files: dict[str, Any], folder: Path) -> None:
-    """What opens a folder. Raises whatever is not our own error, and where inspecting it says something else."""
-    shutil.rmtree(folder, ignore_errors=True)
-    write(files, folder)
-    sheet = inspect_folder(folder)
-    json.dumps(sheet).encode()
-    for dtype in (None, torch.float16):
-        error = refusal(partial(load, folder, dtype=dtype))
-        if dtype is None:
-            assert error in ("", *sheet["refused"]) or BY_VALUES.search(error)
-            assert error or sheet["refused"] == []
-
-
-def refusal(call: Callable[[], Any]) -> str:
-    """The text of our error, "" where there is none."""
-    text = ""
-    try:
-        call()
-    except PrenormError as error:
-        text = str(error)
-    assert len(text) < 20_000
-    return text
-
-
-# Refusals for what tensors hold, which no sheet has read, and of a model that another class opens.
-BY_VALUES = re.compile(
-    r"tied embeddings share one tensor|must hold finite bfloat16 numbers|weight_shape says|prenorm_encoder_decoder"
-)
 
 
 @functools.cache
@@ -317,21 +354,13 @@ def _generate(content: bytes, folder: Path) -> None:
     refusal(lambda: TextGenerator(_model(), open_tokenizer(folder)).generate(["ab 1\n"], **options))
 
 
-def _encoded(fields: Any) -> bytes:
-    """JSON as a hostile program writes it: with halves of characters, and numbers of any length."""
-    return json.dumps(fields).encode()
-
-
-def zeros(shapes: dict[str, tuple[int, ...]]) -> bytes:
-    """Weights of these shapes."""
-    fields, end = {}, 0
-    for name, shape in shapes.items():
-        count = 1
-        for size in shape:
-            count *= size
-        fields[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [end, end + 4 * count]}
-        end += 4 * count
-    return file_of(fields, b"\x00" * end)
+def weights(shapes: dict[str, tuple[int, ...]], further: dict[str, Any]) -> bytes:
+    """Weights of these shapes, zeros, and further ones that are not."""
+    fields, ends = {}, [0]
+    for name, shape in {**shapes, **further}.items():
+        ends.append(ends[-1] + 4 * math.prod(shape))
+        fields[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": ends[-2:]}
+    return file_of(fields, b"\x00" * ends[len(shapes)] + b"?" * (ends[-1] - ends[len(shapes)]))
 
 
 @functools.cache

@@ -26,7 +26,7 @@ def test_an_error_that_is_not_ours_would_be_noticed(tmp_path, monkeypatch):
     def broken(*_, **__):
         raise KeyError("model.norm.weight")
 
-    monkeypatch.setattr("tests.fuzz.targets.load", broken)
+    monkeypatch.setattr("tests.fuzz.opening.load", broken)
     with pytest.raises(KeyError):
         fuzz_header(b"", tmp_path / "folder")
     assert not issubclass(KeyError, PrenormError)

@@ -23,6 +23,13 @@ LAYER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")  # its number in a name
 # Rotary tables that old versions of transformers stored with the weights; prenorm recomputes them from the config.
 _ROTARY_TABLE = r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
 
+# Ends of names in folders of GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors. Some keep their settings in a file of
+# their own, so that config.json does not tell.
+_OF_QUANTISED = (
+    *(".qweight", ".qzeros", ".g_idx", ".SCB", ".absmax", ".quant_map", ".weight_format"),
+    *(".weight_scale", ".weight_scale_inv", ".input_scale", ".weight_packed", ".weight_zero_point"),
+)
+
 
 def check_fit(
     config: ModelConfig,
@@ -82,7 +89,11 @@ def check_tensors(
     }
     if any(differences.values()):
         listed = "; ".join(f"{what}: {_briefly(names)}" for what, names in differences.items() if names)
-        raise CheckpointError(f"{source}: the tensors must be exactly those of the config, but some are {listed}.")
+        quantised = [name for name in differences["unexpected"] if name.endswith(_OF_QUANTISED)]
+        hint = f" {quantised[0]} is of a quantised model, and only those of prenorm are supported." if quantised else ""
+        raise CheckpointError(
+            f"{source}: the tensors must be exactly those of the config, but some are {listed}.{hint}"
+        )
     return list(found)
 
 

@@ -23,8 +23,9 @@ from .layouts import (
     eos_to_hugging_face,
     own_eos,
 )
-from .names import PACKED, SCALES, SHAPE
+from .names import PACKED, SCALES, SHAPE, parameters_of
 from .quantized import KEY, from_rows, kind_in, quantization_config, to_rows
+from .stored import kept_as_stored
 from .together import CONFIG, SAVE_ID, Checkpoint, Source, Weights, found_among, opened, write_model
 from .tokenizer_files import read_tokenizer_files, remove_tokenizer_files
 from .writing import (
@@ -137,13 +138,15 @@ def load(
         naming = naming_of(layout, kind, number)
         used = check_fit(config, weights.found, hugging_face=True, source=str(path), kind=kind, naming=naming)
         whole = [name for name in used if name.endswith((PACKED, SCALES, SHAPE))]
-        stored = weights.read(whole, None, device) | weights.read(sorted({*used} - {*whole}), dtype, device)
+        stored = weights.read(whole, None, device)
+        as_stored = kept_as_stored(parameters_of(config, kind, naming))
+        stored |= weights.read(sorted({*used} - {*whole}), dtype, device, as_stored=as_stored)
         head, embedding = (f"{naming.outside[part]}.weight" for part in ("lm_head", "embedding"))
         _check_tied_head(config, stored, head, embedding, str(path), '"tie_word_embeddings": false')
         tensors = weights_from_hugging_face(config, stored, kind, naming)
         if kind is not None:
             tensors = from_rows(config, kind, tensors, str(path))
-        return Checkpoint(config, tensors, eos_token_ids, kind, came_from)
+        return Checkpoint(config, tensors, eos_token_ids, kind, came_from, weights.mapped)
 
 
 def _check_tied_head(

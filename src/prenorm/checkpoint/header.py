@@ -99,9 +99,9 @@ def read_header(path: Path, *, at_most: int = MAX_JSON_BYTES) -> Header:
     return Header(tensors, metadata, 8 + length, version)
 
 
-def version_of(file: BinaryIO) -> tuple[int, ...]:
-    """What changes when another file takes the place of an open one, or when it is written to."""
-    status = os.fstat(file.fileno())
+def version_of(file: BinaryIO | Path) -> tuple[int, ...]:
+    """What changes when another file takes the place of one, or when it is written to."""
+    status = os.stat(file if isinstance(file, Path) else file.fileno())
     return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
 

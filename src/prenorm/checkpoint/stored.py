@@ -22,6 +22,12 @@ def stored_shapes(parameters: Iterable[Parameter]) -> dict[str, tuple[int, ...]]
     return {name: _shape(parts) for name, parts in parts_of_stored(parameters).items()}
 
 
+def kept_as_stored(parameters: Iterable[Parameter]) -> set[str]:
+    """The names of a folder's tensors that `split` gives as they are."""
+    parts = parts_of_stored(parameters)
+    return {name for name, each in parts.items() if len(each) == 1 and each[0].lies == "rows"}
+
+
 def join(parts: Sequence[Parameter], tensors: Sequence[Tensor], head_dim: int) -> Shaped[Tensor, "*stored"]:
     """The tensor of a folder that holds these parts, whose tensors are given."""
     match parts[0].lies:

@@ -4,9 +4,9 @@ import hashlib
 import json
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
@@ -18,11 +18,13 @@ from .files import Content, file_in, json_content, read_json, write_together
 from .fit import FLOATS
 from .header import DTYPES, Header, dtype_name
 from .manifest import MANIFEST, verified, with_manifest
+from .mapped import Versions
 from .room import check_disk, check_memory
 from .shards import INDEX, WEIGHTS, find_weights, index_of, remove_weights, shard_sizes, shards_of, weight_files
 from .tensors import bytes_of, read_tensors, tensors_content
 
 CONFIG = "config.json"
+ADAPTER = "adapter_config.json"  # of peft; transformers then opens the model that it names, and not the one beside it
 
 # Stored in config.json and in the metadata of the weights, to show that they were saved together.
 SAVE_ID = "prenorm_save_id"
@@ -52,6 +54,7 @@ class Checkpoint(Generic[Config]):
     eos_token_ids: tuple[int, ...]
     kind: str | None = None  # "int8" or "int4" if the matrices are quantised, in the format of QuantizedLinear
     source: Source | None = None
+    mapped: Versions = field(default_factory=dict)  # the files that tensors are views of
 
 
 def write_model(
@@ -117,6 +120,7 @@ class Weights:
 
     def __init__(self, folder: Path, fields: Mapping[str, Any]) -> None:
         self._folder = folder
+        self.mapped: dict[Path, tuple[int, ...]] = {}  # the versions of files that tensors are views of
         self._headers: dict[Path, Header] = find_weights(folder)
         for path, header in self._headers.items():
             if header.metadata.get(SAVE_ID, fields.get(SAVE_ID)) != fields.get(SAVE_ID):
@@ -135,9 +139,17 @@ class Weights:
             for path, header in self._headers.items()
         }
 
-    def read(self, names: list[str], dtype: torch.dtype | None, device: torch.device | str | None) -> dict[str, Tensor]:
+    def read(
+        self,
+        names: list[str],
+        dtype: torch.dtype | None,
+        device: torch.device | str | None,
+        *,
+        as_stored: Collection[str] = (),
+    ) -> dict[str, Tensor]:
         """The tensors of these names, in `dtype` (None: as stored) on `device` (None: CPU).
 
+        as_stored: those that nobody takes apart, so that they may be views of a large file (mapped.py).
         Raises ConfigError for a dtype that weights cannot have.
         """
         if dtype is not None and dtype_name(dtype) not in FLOATS:
@@ -150,7 +162,9 @@ class Weights:
         tensors: dict[str, Tensor] = {}
         for path, header in self._headers.items():
             here = [name for name in names if name in header.tensors]
-            tensors |= read_tensors(path, here, header=header, dtype=dtype, device=device)
+            kept, others = ([name for name in here if (name in as_stored) is one] for one in (True, False))
+            tensors |= read_tensors(path, kept, header=header, dtype=dtype, device=device, mapped=self.mapped)
+            tensors |= read_tensors(path, others, header=header, dtype=dtype, device=device)
         return tensors
 
 
@@ -163,6 +177,12 @@ def _model_folder(folder: Path | str) -> Path:
         hint = f"; nothing is downloaded, but `hf download {name} --local-dir {path.name}` makes one"
         raise CheckpointError(
             f"{path} must be the folder of a model, but there is no such folder{hint if like_a_hub_name else ''}."
+        )
+    if (path / ADAPTER).exists():
+        raise CheckpointError(
+            f"a model folder must hold all of a model, but {path} holds an adapter ({ADAPTER}), which prenorm does not "
+            "apply; merge it into its model (in peft: merge_and_unload(), then save_pretrained), or, where it is not "
+            f"meant, take {ADAPTER} away."
         )
     if not (path / CONFIG).exists():
         raise CheckpointError(f"a model folder must have {CONFIG} and {WEIGHTS}, but {path} has no {CONFIG}.")

@@ -2,13 +2,14 @@
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
+from types import MappingProxyType, ModuleType
 from typing import Any, ClassVar, TypeVar, cast
 
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from ..checkpoint.mapped import Versions, check_unchanged
 from ..checkpoint.together import Source
 from ..checkpoint.whole import whole_tensors, written_once
 from ..errors import ConfigError
@@ -38,6 +39,7 @@ class GenerativeModel(nn.Module):
     lm_head: Linear | QuantizedLinear | None
     eos_token_ids: tuple[int, ...] = ()
     came_from: Source | None = None  # the contents of the folder that it was loaded from
+    mapped: Versions = MappingProxyType({})  # the files that its weights may be views of
 
     @property
     def device(self) -> torch.device:
@@ -75,7 +77,7 @@ class GenerativeModel(nn.Module):
                 module.dtype_tag = model.embedding.weight.new_empty(0)
             if isinstance(module, RotaryEmbedding):
                 module.to(model.device)
-        model.eos_token_ids, model.came_from = loaded.eos_token_ids, loaded.source
+        model.eos_token_ids, model.came_from, model.mapped = loaded.eos_token_ids, loaded.source, loaded.mapped
         return model.requires_grad_(loaded.kind is None).eval()
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str | None = None) -> None:
@@ -86,6 +88,7 @@ class GenerativeModel(nn.Module):
         and the files of its tokenizer along.
         A model that is sharded over processes is saved by all of them together: each gathers it, the first one writes.
         """
+        check_unchanged(self.mapped)
         kind = kind_of(self)
         given = {"kind": kind, "came_from": self.came_from, "max_shard_size": max_shard_size}
         options = {name: value for name, value in given.items() if value is not None}
@@ -133,6 +136,7 @@ class GenerativeModel(nn.Module):
     def _settings(self, options: dict[str, Any], *, vocab_size: int, max_seq_len: int) -> dict[str, Any]:
         """The arguments of `decoding.stream`, with the user's options. Raises ConfigError for unknown options."""
         decoding.check_options(options)
+        check_unchanged(self.mapped)
         return {
             "vocab_size": vocab_size,
             "max_seq_len": max_seq_len,

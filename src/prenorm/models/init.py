@@ -17,8 +17,11 @@ def initialise(model: nn.Module, num_layers: int) -> None:
 
     Matrices and embeddings: normal, standard deviation 0.02. The two projections onto the residual path (o_proj,
     down_proj): divided by sqrt(2 num_layers), because 2 num_layers of them add up. Norms 1, biases 0.
+    Weights without data (meta) stay so.
     Source: Radford et al. 2019 (GPT-2), section 2.3.
     """
+    if all(parameter.is_meta for parameter in model.parameters()):
+        return  # each drawing takes half a millisecond there
     for name, module in model.named_modules():
         if isinstance(module, RMSNorm | FamilyLayerNorm | PerHeadLayerNorm):
             module.reset_parameters()
