@@ -1,0 +1,210 @@
+"""The thread in which each process of a run tells the others where it is, and notices when one of them is lost.
+
+Every second or so it writes a beat into the store and reads those of all others. It ends its own process, with a
+diagnosis, when another one
+
+- has ended (seen at once on the same machine; on another one its beats stop),
+- has not beaten for `timeout` seconds: it is stopped, or its machine is out of reach,
+- has not moved on for `timeout` seconds, while others wait for it,
+- has left a last word: an error of its own.
+
+The main thread cannot do this: it is in a collective, which waits for the one that is lost.
+"""
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NoReturn
+
+from torch.distributed import Store
+
+from .process_state import Identity, end, is_gone, own_identity
+from .rendezvous import gather
+
+LOST = 3  # the exit code of a process that ends because another one was lost
+BEAT_SECONDS = 1.0
+KEYS_PER_SECOND = 10_000  # that all processes together may read of the store
+GRACE_SECONDS = 2.0  # for what else the others may have to say
+
+Say = Callable[[str], None]
+
+
+@dataclass(slots=True)
+class Spot:
+    """Where a process is. patient: what it does there may take longer than the timeout. moves: it counts the moves."""
+
+    step: int = 0
+    phase: str = "the start"
+    patient: bool = True
+    moves: int = 0
+    beats: int = 0
+    is_waiting: bool = False  # within a call of torch.distributed
+    is_cut_off: bool = False  # a collective failed
+
+    def __str__(self) -> str:
+        step = f"step {self.step:,}, " if self.step else ""
+        return f"{step}{self.phase}{', in a collective' if self.is_waiting else ''}"
+
+
+@dataclass(slots=True)
+class Seen:
+    """What is known of a rank: who it is, its newest spot, when it last beat and when it last moved."""
+
+    who: Identity
+    spot: Spot
+    beat: float
+    moved: float
+
+
+class Heartbeat:
+    """The thread, and this process' own spot, which the main thread moves with `at`."""
+
+    def __init__(self, store: Store, rank: int, world_size: int, timeout: float, *, holds_store: bool, say: Say) -> None:
+        self._store, self._rank, self._timeout, self._say = store, rank, timeout, say
+        self._holds_store = holds_store
+        self._spot = Spot()
+        self._main = threading.get_ident()
+        self._keys = [f"beat/{each}" for each in range(world_size)]
+        self._interval = max(min(BEAT_SECONDS, timeout / 4), world_size**2 / KEYS_PER_SECOND)
+        self._ended = threading.Event()
+        self._cut_off_at = 0.0
+        self._here = own_identity()
+        store.set(f"who/{rank}", json.dumps(self._here))
+        self._beat()
+        if rank == 0:
+            store.set("lost", "")
+        store.get("lost")  # waits for rank 0
+        now = time.monotonic()
+        self._seen = [Seen(Identity(*who), Spot(), now, now) for who in gather(store, "who", world_size)]
+        gather(store, "beat", world_size)
+        self._thread = threading.Thread(target=self._run, name="prenorm-heartbeat", daemon=True)
+        self._thread.start()
+
+    def at(self, step: int, phase: str, *, patient: bool = False) -> None:
+        """This process has come to a phase of a step."""
+        spot = self._spot
+        spot.step, spot.phase, spot.patient, spot.moves = step, phase, patient, spot.moves + 1
+
+    def stop(self) -> None:
+        """No more beats, and nobody is missed: the process comes to its end."""
+        self._ended.set()
+        self._thread.join(self._timeout)
+
+    def last_word(self, word: str) -> None:
+        """Tell the others that this process ends, and why."""
+        self._leave_word(self._rank, f"it ended with {word}")
+
+    def cut_off(self) -> NoReturn:
+        """A collective of the main thread failed. The thread finds out who was lost, and ends this process."""
+        self._cut_off_at, self._spot.is_cut_off = time.monotonic(), True
+        while True:
+            self._thread.join()
+            self._end_by(self._rank, "its watch ended before it")
+
+    def _run(self) -> None:
+        while not self._ended.wait(self._interval):
+            try:
+                self._beat()
+                self._read()
+            except RuntimeError as error:  # torch.distributed's, of a store that does not answer
+                if not self._ended.is_set():
+                    self._end_by(0, f"it holds what all processes meet in, and does not answer ({error})"[:300])
+            if not self._ended.is_set():
+                self._judge()
+
+    def _beat(self) -> None:
+        spot = self._spot
+        spot.beats, spot.is_waiting = spot.beats + 1, _is_in_a_collective(self._main)
+        fields = [spot.step, spot.phase, spot.patient, spot.moves, spot.beats, spot.is_waiting, spot.is_cut_off]
+        self._store.set(self._keys[self._rank], json.dumps(fields))
+
+    def _read(self) -> None:
+        *beats, lost = self._store.multi_get([*self._keys, "lost"])
+        now = time.monotonic()
+        for seen, beat in zip(self._seen, beats, strict=True):
+            spot = Spot(*json.loads(beat))
+            if spot.beats != seen.spot.beats:
+                seen.beat = now
+            if spot.moves != seen.spot.moves:
+                seen.moved = now
+            seen.spot = spot
+        if lost:
+            rank, what = json.loads(lost)
+            if rank != self._rank and not self._ended.wait(GRACE_SECONDS if "ended with" in what else 0):
+                self._end_by(rank, what)
+
+    def _judge(self) -> None:
+        """End this process where another one was lost."""
+        now = time.monotonic()
+        others = [(rank, seen) for rank, seen in enumerate(self._seen) if rank != self._rank]
+        for rank, seen in others:
+            if is_gone(seen.who, self._here):
+                self._end_by(rank, "its process is gone: killed, perhaps because memory ran out")
+            if now - seen.beat > self._timeout:
+                self._end_by(rank, f"it has not answered for {self._timeout:g} s: stopped, or out of reach")
+        stuck = now - self._seen[self._rank].moved > self._timeout and not self._spot.patient
+        if stuck:
+            self._end_by(self._culprit(), f"it has not moved on for {self._timeout:g} s")
+        if self._cut_off_at and now - self._cut_off_at > GRACE_SECONDS:
+            silent = max(others, key=lambda other: now - other[1].beat)
+            if now - silent[1].beat > 2.5 * self._interval:
+                self._end_by(silent[0], f"it has not answered for {now - silent[1].beat:.0f} s")
+            self._end_by(self._culprit(), "a collective with it failed")
+
+    def _culprit(self) -> int:
+        """The rank that all others wait for: not in a collective itself, and furthest behind."""
+
+        def order(rank: int) -> tuple[bool, bool, int, int]:
+            spot = self._seen[rank].spot
+            return spot.is_cut_off, spot.is_waiting, spot.step, spot.moves
+
+        return min(range(len(self._seen)), key=order)
+
+    def _leave_word(self, rank: int, what: str) -> tuple[int, str]:
+        """Have one rank named for all: the first that anybody names."""
+        word = self._store.compare_set("lost", "", json.dumps([rank, what]))
+        rank, what = json.loads(word)
+        return rank, what
+
+    def _end_by(self, rank: int, what: str) -> NoReturn:
+        """Say who was lost and where, see to it that it does not go on alone, and end this process."""
+        try:
+            rank, what = self._leave_word(rank, what)
+        except RuntimeError:
+            pass  # the store is gone, too
+        seen = self._seen[rank]
+        self._say(
+            f"Rank {rank} was lost at {seen.spot}: {what}. All processes end; the same command with --resume goes on "
+            "from the newest checkpoint."
+        )
+        for each, other in enumerate(self._seen):
+            self._say(f"rank {each} was last at {other.spot}, {time.monotonic() - other.beat:.0f} s ago")
+        if rank != self._rank:
+            end(seen.who, self._here)
+        self._linger()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(LOST)
+
+    def _linger(self) -> None:
+        """The store ends with the process that holds it: let the others read it once more."""
+        if self._holds_store:
+            time.sleep(2 * self._interval)
+
+
+def _is_in_a_collective(thread: int) -> bool:
+    """Whether a thread is within a call of torch.distributed, by the innermost frames of Python."""
+    frame = sys._current_frames().get(thread)
+    for _ in range(3):
+        if frame is None:
+            return False
+        path = Path(frame.f_code.co_filename)
+        if path.parent.name == "distributed" and path.parent.parent.name == "torch":
+            return True
+        frame = frame.f_back
+    return False
