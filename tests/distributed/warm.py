@@ -1,4 +1,4 @@
-"""What the ranks of the tests are forked from: a process that has imported all this, checked for shapes, and no more."""
+"""What the ranks of the tests are forked from: a process that has imported all this, with checked shapes."""
 
 import os
 
@@ -9,7 +9,7 @@ import jaxtyping
 with jaxtyping.install_import_hook("prenorm", "beartype.beartype"):
     import torch.distributed.fsdp
     import torch.distributed.pipelining
-    import torch.distributed.tensor.parallel
+    import torch.distributed.tensor.parallel  # noqa: F401
 
     import prenorm.distributed.mesh
     import prenorm.models.lm

@@ -8,7 +8,7 @@ from ..config import ModelConfig
 from ..errors import ConfigError
 from ..validation import check_size
 
-MOST_PROCESSES = 2**20  # layouts are listed for no more than that
+MOST_PROCESSES = 2**13  # a layout is suggested for no more than that: all of them are tried
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +112,8 @@ def _reasons_against_pipeline(
     micro = micro_batch_size or rows
     if rows % micro:
         yield (
-            f"with pp, micro_batch_size must divide the {rows} rows of a process (batch_size / (dp x fsdp)), but {micro} "
-            "does not"
+            f"with pp, micro_batch_size must divide the {rows} rows of a process (batch_size / (dp x fsdp)), but "
+            f"{micro} does not"
         )
     elif rows // micro < layout.pp:
         yield (
@@ -125,10 +125,8 @@ def _reasons_against_pipeline(
 def _nearest(
     layout: Layout, config: ModelConfig, world_size: int, batch_size: int, micro_batch_size: int, context: int
 ) -> str:
-    """The way out: the layout closest to this one that works, for as many processes or for a divisor of them."""
-    if world_size > MOST_PROCESSES:
-        return f"Layouts are suggested for at most {MOST_PROCESSES} processes."
-    for processes in sorted(_divisors(world_size), reverse=True):
+    """The way out: the layout closest to this one that works, for as many processes or as few less as it takes."""
+    for processes in range(min(world_size, MOST_PROCESSES), 0, -1):
         working = [
             other
             for other in layouts(processes)
@@ -136,9 +134,9 @@ def _nearest(
         ]
         if working:
             best = min(working, key=lambda other: (_distance(layout, other), astuple(other)))
-            some = "" if processes == world_size else f", with {processes} processes"
+            some = "" if processes == world_size else f", on {processes} of the {world_size} processes"
             return f"The nearest layout that works is {best}{some}."
-    return "No layout works."  # not reached: one process can train any model
+    raise AssertionError("one process can train any model")
 
 
 def layouts(world_size: int) -> Iterator[Layout]:
