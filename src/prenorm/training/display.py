@@ -1,5 +1,6 @@
 """What a run tells the person who waits: a progress bar on a terminal, plain lines elsewhere."""
 
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
@@ -11,20 +12,38 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemaining
 from rich.table import Table
 
 from .metrics import Record
+from .rank_log import RankLog
 
 Item = TypeVar("Item")
 StepReport = Callable[[Record], None]
 
 
 class Display:
-    """Where a run speaks. With `json` standard output is kept for the result, and all this goes to standard error."""
+    """Where a run speaks. With `json` standard output is kept for the result, and all this goes to standard error.
+
+    log: where one of several processes writes, too, whatever is shown; of all of them only rank 0 is not quiet.
+    """
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self._console = Console(stderr=json, quiet=quiet, soft_wrap=True, highlight=False)
+        self.log: RankLog | None = None
+
+    def is_one_of_several(self, rank: int) -> None:
+        """From now on all that is said is written to a log, and shown by rank 0 alone."""
+        self.log = RankLog(rank)
+        self._console.quiet = self._console.quiet or rank > 0
 
     def say(self, text: str) -> None:
         """One line, as it is."""
         self._console.print(text, markup=False)
+        if self.log:
+            self.log.write(text)
+
+    def alarm(self, text: str) -> None:
+        """A line that every process shows, quiet ones too: why it ends."""
+        print(f"prenorm train: {text}", file=sys.stderr, flush=True)
+        if self.log:
+            self.log.write(text)
 
     def evaluation(self, record: Record) -> None:
         """What a look at the held-out text gave."""
@@ -46,18 +65,21 @@ class Display:
     def steps(self, *, done: int, total: int, line_seconds: float) -> Iterator[StepReport]:
         """Progress over optimiser steps: a bar, or a line every `line_seconds` where there is no terminal."""
         if not self._console.is_terminal:
-            yield self._step_lines(total, line_seconds)
+            yield self._step_lines(total, line_seconds, self.say)
             return
+        lines = self._step_lines(total, line_seconds, self.log.write) if self.log else None
         columns = ("training", BarColumn(), MofNCompleteColumn(), "{task.fields[news]}", TimeRemainingColumn(), "left")
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task("", completed=done, total=total, news="the first step takes longest")
 
             def report(record: Record) -> None:
                 progress.update(task, completed=record["step"], news=_news(record))
+                if lines:
+                    lines(record)
 
             yield report
 
-    def _step_lines(self, total: int, seconds: float) -> StepReport:
+    def _step_lines(self, total: int, seconds: float, say: Callable[[str], None]) -> StepReport:
         """Plain lines of progress: the first step, one every so often, the last step."""
         first: tuple[int, float] | None = None  # a step and when it ended: the first one also compiles
         latest = float("-inf")
@@ -70,7 +92,7 @@ class Display:
             if first:
                 left = f", {clock((now - first[1]) / (step - first[0]) * (total - step))} left"
             latest, first = now, first or (step, now)
-            self.say(f"step {step:,} of {total:,}: {_news(record)}{left}")
+            say(f"step {step:,} of {total:,}: {_news(record)}{left}")
 
         return report
 

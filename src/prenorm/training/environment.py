@@ -14,6 +14,9 @@ from .data.corpus import Say
 from .device import Device
 from .tokens import TextData
 
+# What all processes of a run must have the same of: sums are added up in another order, or their parts do not match.
+SHARED = ("prenorm", "torch", "numpy", "tokenizers", "threads", "device", "dtype", "text")
+
 # Two runs that differ in one of these do not learn the same.
 FIXED = ("device", "dtype", "text")
 

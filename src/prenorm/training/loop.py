@@ -25,34 +25,54 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
     """Train a model as `config` says, in the folder `config.out`, and give what it reached.
 
     resume: go on from the folder's newest checkpoint, with the weights and losses of a run that never stopped.
+    Where the environment says that this process is one of several (torchrun sets it), all of them train one model.
     Raises ConfigError, DataError or CheckpointError for what cannot be done, PrenormError when the loss is no longer a
-    number, and Stopped after Ctrl-C, SIGTERM or SIGUSR1, when its checkpoint is written.
+    number, Stopped after Ctrl-C, SIGTERM or SIGUSR1, when its checkpoint is written, and what `processes.started` does.
     """
     display = display or Display()
-    with open_run(config, resume=resume, say=display.say) as run:
-        if result := finished_result(run.folder, config):
+    launch = launched()
+    with told_once(launch):
+        layout = config.layout(launch.world_size)
+    if launch.world_size > 1:
+        display.is_one_of_several(launch.rank)
+    options: dict[str, Any] = {"timeout": config.timeout, "say": display.alarm, "device_type": device_type(config)}
+    same = {**versions(), **config.to_fields(), "resume": resume}
+    with display.logging(), started(launch, layout, same=same, **options) as processes:
+        return _train(config, processes, display, resume=resume)
+
+
+def _train(config: TrainConfig, processes: Processes, display: Display, *, resume: bool) -> Result:
+    with open_together(config, processes, resume=resume, say=display.say) as run:
+        display.log_to(run.folder)
+        if processes.first("looking for a result", lambda: finished_result(run.folder, config) is not None):
+            result = finished_result(run.folder, config)
+            assert result is not None
             display.say(f"The run in {run.folder} is finished: all its {result.steps:,} steps are done.")
             show(result, display)
             return result
         with undone_on_failure(run):
-            device = choose_device(config, display.say)
+            device = choose_device(config, display.say, None if processes.is_alone else processes.launch.local_rank)
             if config.tensorboard:
                 check_tensorboard()
             with display.working("reading the text"):
-                data = prepare_text(config, run.folder, display.say)
+                data = text_for_all(config, run.folder, processes, display.say)
             check_prompt(config, data)
             environment, done = environment_of(device, data), 0
-            trainer = Trainer(config, data, device, display, resumed=run.checkpoint is not None)
+            processes.compare({name: environment[name] for name in SHARED})
+            processes.at(0, "building the model", patient=True)
+            trainer = Trainer(
+                config, data, device, display, resumed=run.checkpoint is not None, processes=processes
+            )
             if run.checkpoint is not None:
                 saved = read_state(run.checkpoint)
                 compare(saved.environment, environment, run.checkpoint, display.say)
                 trainer.restore(read_parts(run.checkpoint, saved.parts), saved.trainer)
                 done = saved.step
                 display.say(f"Going on from {run.checkpoint}.")
-            record(run, config, environment)
+            processes.first("noting the settings", lambda: record(run, config, environment))
             if done < config.steps and not trainer.early_stop.reached:
                 trainer.compile(done)
-        with _logs(config, run.folder, done) as logs:
+        with _logs(config, run.folder, done, processes) as logs:
             with CheckpointWriter(run.folder, config, environment) as writer:
                 done = _take_steps(trainer, run.folder, done, writer, *logs)
             if trainer.use_best():
@@ -63,10 +83,10 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
 
 
 def _take_steps(
-    trainer: Trainer, folder: Path, done: int, writer: CheckpointWriter, metrics: Metrics, samples: Metrics | None
+    trainer: Trainer, folder: Path, done: int, writer: CheckpointWriter, metrics: Lines, samples: Lines | None
 ) -> int:
     """Every step after `done`, with its metrics, what is looked at in between, and checkpoints. Gives the last step."""
-    config, display = trainer.config, trainer.display
+    config, display, processes = trainer.config, trainer.display, trainer.processes
     if done < config.steps:
         display.say(trainer.summary(folder, done))
     with (
@@ -84,17 +104,20 @@ def _take_steps(
             _look(trainer, done, stop, metrics, samples)
             last = done == config.steps or trainer.early_stop.reached
             due = config.checkpoint_every and done % config.checkpoint_every == 0
-            if due or last or stop.requested:
+            stopping = stop.agree(processes.largest)
+            if due or last or stopping:
+                processes.at(done, "saving")
                 metrics.sync()
                 if samples:
                     samples.sync()
                 writer.save(done, *trainer.to_save())
-            if stop.requested:
+            if stopping:
                 writer.wait()
                 stopped = Stopped(stop.signal_number, done, folder)
                 if stop.by_hand:
                     display.say(f"Ctrl-C: {stopped}")
-                    display.sample(done, sample(twin_of(trainer.model).eval(), config, trainer.data))
+                    processes.at(done, "writing a sample", patient=True)
+                    _sample(trainer, done)
                 raise stopped
     if done < config.steps:
         display.say(
@@ -103,11 +126,15 @@ def _take_steps(
     return done
 
 
-def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Metrics, samples: Metrics | None) -> None:
+def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Lines, samples: Lines | None) -> None:
     """An evaluation and a sample, where they are due after a step, and not done; none once the run is to stop."""
     config, display, last = trainer.config, trainer.display, step == trainer.config.steps
+
+    def stopped() -> bool:
+        return stop.agree(trainer.processes.largest)
+
     if config.eval_every and (step % config.eval_every == 0 or last):
-        glance = None if trainer.evaluated >= step else trainer.glance(step, stopped=lambda: stop.requested)
+        glance = None if trainer.evaluated >= step else trainer.glance(step, stopped)
         if glance and not metrics.has(step, "eval_loss"):
             metrics.write(glance)
             display.evaluation(glance)

@@ -3,7 +3,7 @@
 import shlex
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +33,14 @@ class StopRequest:
     """Whether somebody wants the run to end, and the signal that said so."""
 
     signal_number: int = 0
+
+    def agree(self, largest: Callable[[int], int]) -> bool:
+        """Whether all processes of a run stop now, because of a signal to any of them.
+
+        largest: gives the largest of what all of them ask it; they ask together.
+        """
+        self.signal_number = max(self.signal_number, largest(self.signal_number))
+        return self.requested
 
     @property
     def requested(self) -> bool:

@@ -39,10 +39,20 @@ class Trainer:
     """A model, its optimiser and its text. What a step does follows from the settings, the weights and its number."""
 
     def __init__(
-        self, config: TrainConfig, data: TextData, device: Device, display: Display, *, resumed: bool = False
+        self,
+        config: TrainConfig,
+        data: TextData,
+        device: Device,
+        display: Display,
+        *,
+        resumed: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
-        """resumed: `restore` follows, so that the first weights need not be those of the run."""
-        self.config, self.data, self.device, self.display = config, data, device, display
+        """resumed: `restore` follows, so that the first weights need not be those of the run.
+
+        processes: what has the others, where this is one of several that train one model.
+        """
+        self.config, self.data, self.device, self.display, self.processes = config, data, device, display, processes
         self.model = build_model(config, data, resumed=resumed).to(device.device)
         self.optimizer = MuonAndAdamW(self.model, config)
         self.rounded = RoundedCopy(self.model, device.dtype) if device.pure else None
@@ -55,7 +65,8 @@ class Trainer:
         self.evaluated = 0  # the newest step after which there was a glance at the held-out text
         self.product_rate = product_rate(device)
         self.utilisation = Utilisation(self.model.config, self.product_rate)
-        self.micro_batch_size = config.micro_batch_size or config.batch_size
+        place, layout = processes.place, processes.place.layout
+        self.micro_batch_size = config.micro_batch_size or config.batch_size // layout.data_ranks
         self.short_steps = int(config.short_share * config.steps) if config.short_context else 0
         self.batches = TrainingBatches(
             data.train,
@@ -64,9 +75,13 @@ class Trainer:
             seed=config.seed,
             short_context=config.short_context,
             short_steps=self.short_steps,
+            share=(place.data_rank, layout.data_ranks),
         )
         self.heldout_batches = HeldOutBatches(
-            data.heldout, batch_size=self.micro_batch_size, context=config.context, overlap=config.eval_overlap
+            data.heldout,
+            batch_size=config.micro_batch_size or config.batch_size,
+            context=config.context,
+            overlap=config.eval_overlap,
         )
 
     def compile(self, done: int) -> None:
@@ -81,7 +96,7 @@ class Trainer:
             with self.display.working("compiling the blocks"):
                 for step in sorted({done + 1, max(done, self.short_steps) + 1}):
                     self._add_up_gradients(self.batches.at(step))
-                heldout_loss(self.computing, self.heldout_batches.spread(1), self.device)
+                heldout_loss(self.computing, self.heldout_batches.spread(1), self.device)  # TODO
         except RuntimeError as error:  # of torch.compile: no headers, a broken compiler, ...; ours would come again
             uncompile_blocks(self.computing)
             reason = str(error).strip().splitlines() or [type(error).__name__]
