@@ -37,16 +37,17 @@ def shape_of(region: Region) -> tuple[int, ...]:
 
 
 def piece_name(name: str, region: Region, shape: Sequence[int]) -> str:
-    """The name in a file for the part `region` of a tensor of this shape; for all of it, its own.
-
-    Raises CheckpointError for a tensor whose own name ends as that of a piece does.
-    """
-    if _PIECE.fullmatch(name):
-        raise CheckpointError(f"a tensor's name may not end in a place, as {name_text(name)} does; rename it.")
+    """The name in a file for the part `region` of a tensor of this shape; for all of it, its own."""
     if region == whole(shape):
         return name
     axes = (f"{begin}:{end} of {size}" for (begin, end), size in zip(region, shape, strict=True))
     return f"{name}[{', '.join(axes)}]"
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise CheckpointError for tensors whose own names end as those of pieces do."""
+    if wrong := [name for name in names if _PIECE.fullmatch(name)]:
+        raise CheckpointError(f"a tensor's name may not end in a place, as {listed(wrong, 5)} does; rename it.")
 
 
 def are_all(regions: Sequence[Region], shape: Sequence[int]) -> bool:

@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..checkpoint.pieces import Region, StoredTensors, are_all, piece_name, shape_of, whole
+from ..checkpoint.pieces import Region, StoredTensors, are_all, check_names, piece_name, shape_of, whole
 from ..errors import CheckpointError
 from ..layers.sharded import is_sharded
 from .exchange import Group, exchange, rank_in
@@ -53,11 +53,15 @@ class Shares:
         All processes must call this together; each may hold other tensors. The lowest rank that has a piece saves it.
         Raises CheckpointError where the processes do not hold each number of a tensor, or hold one in two pieces.
         """
-        holdings = {part: _holdings(tensors) for part, tensors in parts.items()}
-        digest = hashlib.sha256(json.dumps(holdings).encode()).hexdigest()
-        known = exchange(lambda: digest, self._group, "preparing a checkpoint")
-        if known != self._known:  # on all processes or on none: all of them have the same list
-            everyone = exchange(lambda: holdings, self._group, "preparing a checkpoint")
+        doing, holdings = "preparing a checkpoint", dict[str, dict[str, _Holding]]()
+
+        def digest() -> str:
+            holdings.update({part: _holdings(tensors) for part, tensors in parts.items()})
+            return hashlib.sha256(json.dumps(holdings).encode()).hexdigest()
+
+        known = exchange(digest, self._group, doing)
+        if known != self._known:  # in all processes or in none: all of them have the same list
+            everyone = exchange(lambda: holdings, self._group, doing)
             self._mine, self._known = _shares(everyone)[rank_in(self._group)], known
         pieces: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
         for part, name in self._mine:
@@ -136,6 +140,7 @@ def region_of(name: str, tensor: Tensor) -> Region:
 
 
 def _holdings(tensors: Mapping[str, Tensor]) -> dict[str, _Holding]:
+    check_names(tensors)
     return {
         name: (
             str(one.dtype).removeprefix("torch."),

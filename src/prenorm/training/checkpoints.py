@@ -167,13 +167,13 @@ def read_parts(
                 for part in names:
                     stored = StoredTensors(_files_of(part, folder, files))
                     parts[part] = read_share(stored, like)
-                    left += [f"{part}: {name}" for name in stored.shapes if name not in parts[part]]
+                    left += [f"{name} ({part})" for name in stored.shapes if name not in parts[part]]
         return left
 
     left_out = exchange(read, group, f"opening {folder}")
     if foreign := set.intersection(*map(set, left_out)):
         raise CheckpointError(
-            f"{folder} must be of the model that it is read for, which has no {listed(sorted(foreign), 5)}."
+            f"{folder} must be of the model that it is read for, which has no tensor {listed(sorted(foreign), 5)}."
         )
     return parts
 
