@@ -6,12 +6,13 @@ otherwise, as some other weight. Programs that write into such a folder leave th
 command line `prenorm accept FOLDER`) takes what they wrote.
 """
 
+import functools
 import hashlib
 import io
 import os
 import shlex
 import threading
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
@@ -38,17 +39,25 @@ class Listed(NamedTuple):
 def with_manifest(contents: Mapping[str, Content]) -> dict[str, Content]:
     """The same files by name, to be written in this order, hashed on their way to the disk, and last their manifest."""
     listed: dict[str, Listed] = {}
+    files = {name: hashed(content, functools.partial(listed.__setitem__, name)) for name, content in contents.items()}
+    return {**files, MANIFEST: lambda file: write_content(file, manifest_content(listed))}
 
-    def hashed(name: str, content: Content) -> Content:
-        def write(file: BinaryIO) -> None:
-            writer = _HashingWriter(file)
-            write_content(writer, content)
-            listed[name] = writer.listed()
 
-        return write
+def hashed(content: Content, told: Callable[[Listed], None]) -> Content:
+    """The same content, hashed on its way to the disk; `told` is called with what a manifest says of it."""
 
-    files = {name: hashed(name, content) for name, content in contents.items()}
-    return {**files, MANIFEST: lambda file: write_content(file, _encode(listed))}
+    def write(file: BinaryIO) -> None:
+        writer = _HashingWriter(file)
+        write_content(writer, content)
+        told(writer.listed())
+
+    return write
+
+
+def manifest_content(listed: Mapping[str, Listed]) -> bytes:
+    """The manifest's bytes. Its own hash is that of the bytes that it would have without it."""
+    fields = {"files": {name: one._asdict() for name, one in listed.items()}}
+    return json_content({**fields, "sha256": hashlib.sha256(json_content(fields)).hexdigest()})
 
 
 class _HashingWriter(io.BufferedWriter):
@@ -81,7 +90,7 @@ def read_manifest(folder: Path) -> dict[str, Listed] | None:
         listed = {name: Listed(int(one["size"]), str(one["sha256"])) for name, one in fields.items()}
     except (CheckpointError, AttributeError, KeyError, TypeError, ValueError, OverflowError):
         listed = {}
-    if data != _encode(listed):  # to the last byte: a changed space is a flipped bit, too
+    if data != manifest_content(listed):  # to the last byte: a changed space is a flipped bit, too
         raise CheckpointError(
             f"{path} must be as it was written, but is damaged, cut short or edited, so that nothing says whether the "
             f"files beside it are whole; {_way_out(folder)}"
@@ -135,7 +144,7 @@ def accept(folder: Path) -> list[str]:
         before = None
     names = dict.fromkeys([*(name for name in before or {} if (folder / name).exists()), *_names_read(folder)])
     now = {name: _listed(file_in(folder, name), threading.Event()) for name in names}
-    write_atomically(folder / MANIFEST, _encode(now))
+    write_atomically(folder / MANIFEST, manifest_content(now))
     return [
         *(f"{name} is gone" for name in before or {} if name not in now),
         *(f"{name} is new" for name in now if name not in (before or {})),
@@ -191,9 +200,3 @@ def _way_out(folder: Path) -> str:
         "copy or save the folder again, or, where the change is meant, take the files as they are with "
         f"`prenorm accept {shlex.quote(str(folder))}`."
     )
-
-
-def _encode(listed: Mapping[str, Listed]) -> bytes:
-    """The manifest's bytes. Its own hash is that of the bytes that it would have without it."""
-    fields = {"files": {name: one._asdict() for name, one in listed.items()}}
-    return json_content({**fields, "sha256": hashlib.sha256(json_content(fields)).hexdigest()})

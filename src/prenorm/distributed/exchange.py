@@ -1,0 +1,74 @@
+"""Work that all processes of a group do together: each learns what the others got, or that one of them failed.
+
+What is told goes through JSON. PyTorch's own functions for objects (all_gather_object, ...) send pickles.
+"""
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from ..errors import CheckpointError
+
+Group = dist.ProcessGroup | None  # None: this process alone
+
+
+def rank_in(group: Group) -> int:
+    """The number of this process in a group."""
+    return 0 if group is None else dist.get_rank(group)
+
+
+def size_of(group: Group) -> int:
+    """How many processes there are in a group."""
+    return 1 if group is None else dist.get_world_size(group)
+
+
+def exchange(work: Callable[[], Any], group: Group, doing: str) -> list[Any]:
+    """Do `work` in every process, and give by rank what each of them got, which JSON must hold.
+
+    doing: what for, as messages say it, such as "saving step 5".
+    Where it fails in one process it fails in all: there with its own error, and in the others with a CheckpointError
+    that says which failed, and why. Raises CheckpointError, too, where a process has ended or does not answer.
+    """
+    if group is None:
+        return [work()]
+    error: Exception | None = None
+    answer: dict[str, Any]
+    try:
+        answer = {"got": work()}
+    except Exception as caught:
+        error, answer = caught, {"failed": f"{type(caught).__name__}: {caught}"}
+    try:
+        answers = [json.loads(text) for text in _gathered(json.dumps(answer).encode(), group)]
+    except RuntimeError as lost:  # of the collective; the process that is gone is the cause of it, not what we did
+        if error is not None:
+            raise error from lost
+        raise CheckpointError(
+            f"{doing}: another process has ended or does not answer, so process {rank_in(group)} ends, too "
+            f"({str(lost).splitlines()[0]})."
+        ) from lost
+    if error is not None:
+        raise error
+    failed = [f"process {rank}: {one['failed']}" for rank, one in enumerate(answers) if "failed" in one]
+    if failed:
+        raise CheckpointError(f"{doing} failed in {'; '.join(failed[:3])}")
+    return [one["got"] for one in answers]
+
+
+def _gathered(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
+    """The bytes of every process, by rank. They are padded to the longest, which all processes learn first."""
+    count = size_of(group)
+    sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(count)]
+    dist.all_gather(sizes, torch.tensor([len(data)]), group=group)
+    longest = max(int(size) for size in sizes)
+    padded = _tensor(data.ljust(longest, b"\0"))
+    received = [torch.empty_like(padded) for _ in range(count)]
+    dist.all_gather(received, padded, group=group)
+    return [one[: int(size)].numpy().tobytes() for one, size in zip(received, sizes, strict=True)]
+
+
+def _tensor(data: bytes) -> Tensor:
+    return torch.frombuffer(bytearray(data), dtype=torch.uint8)
