@@ -18,6 +18,7 @@ from ..layers.swiglu import SwiGLU
 from ..layers.two_matrices import TwoMatrices
 from ..models.encoder_decoder import EncoderDecoder
 from ..models.lm import TransformerLM
+from .recognise import own_layers
 from .tensor_parallel import SplitAttention, SplitLayer, Tokenwise, Whole
 from .vocabulary import SplitEmbedding, SplitHead
 
@@ -25,9 +26,17 @@ from .vocabulary import SplitEmbedding, SplitHead
 def split(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyle]) -> None:
     """Split the layers of a module between the ranks of a mesh of one dim, "tp".
 
-    styles: by name, for modules that are not ours. Raises ConfigError for what cannot be split, before anything is.
+    styles: by name, for modules that are not ours; without any, those are found by trying (recognise.py). Raises
+    ConfigError for what cannot be split.
     """
-    check_splittable(module, mesh.size(), styles)
+    check_splittable(module, styles)
+    styles = styles or own_layers(module, mesh.size(), style_of)
+    if not styles and not any(map(style_of, module.modules())):
+        raise ConfigError(
+            f"tp is {mesh.size()}, but no layer of this {type(module).__name__} can be split that many ways; name them: "
+            'styles={"attn": SplitLayer(("q", "k", "v"), ("o",), counts=("num_heads",)), "ffn": '
+            'SplitLayer(("up",), ("down",))}, with SplitLayer from prenorm.distributed.tensor_parallel.'
+        )
     if isinstance(module, TransformerLM):
         into_sequence = module.positions is None
         parallelize_module(module.embedding, mesh, SplitEmbedding(into_sequence=into_sequence))
@@ -51,7 +60,7 @@ def style_of(module: nn.Module) -> ParallelStyle | None:
     return None
 
 
-def check_splittable(module: nn.Module, ranks: int, styles: Mapping[str, ParallelStyle]) -> None:
+def check_splittable(module: nn.Module, styles: Mapping[str, ParallelStyle]) -> None:
     """Raise ConfigError for what cannot be split at all."""
     if isinstance(module, EncoderDecoder):
         raise ConfigError("tp must be 1 for an EncoderDecoder; dp and fsdp spread it, too.")
@@ -62,12 +71,6 @@ def check_splittable(module: nn.Module, ranks: int, styles: Mapping[str, Paralle
     for name, part in known.items():
         if isinstance(part, QuantizedLinear):
             raise ConfigError(f"a quantised model cannot be split, but {name} is quantised; split the original one.")
-    if not styles and not any(style_of(part) for part in known.values()):
-        raise ConfigError(
-            f"tp is {ranks}, but nothing in this {type(module).__name__} is a layer of prenorm's, so that nothing would"
-            ' be split; name the layers: styles={"attn": SplitLayer(("q", "k", "v"), ("o",), counts=("num_heads",)), '
-            '"ffn": SplitLayer(("up",), ("down",))}, with SplitLayer from prenorm.distributed.tensor_parallel.'
-        )
 
 
 def _split_parts(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyle], name: str) -> None:
