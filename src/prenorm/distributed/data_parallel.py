@@ -21,7 +21,7 @@ REPLICA = "_replica"  # where a module keeps the DistributedDataParallel that it
 
 def replicate(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Copies that average their gradients (DDP), over a mesh of one dim. The module itself stays what is called."""
-    replica = DistributedDataParallel(_Methods(module), process_group=mesh.get_group(), broadcast_buffers=False)
+    replica = DistributedDataParallel(_Methods(module), process_group=mesh.get_group())
     vars(module)[REPLICA] = replica  # not a submodule: the module is one of its own
     for method in METHODS:
         if hasattr(module, method):

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import ConfigError
+from ..layers.embedding import Embedding
 from .tensor_parallel import SplitLayer
 
 MOST_COUNTS = 3  # integers of a layer that are divided at once
@@ -24,8 +25,8 @@ Calls = dict[str, tuple[tuple[Any, ...], dict[str, Any]]]
 def own_layers(module: nn.Module, ranks: int, style_of: Callable[[nn.Module], object]) -> dict[str, SplitLayer]:
     """The styles of those layers of a module that can be split between this many ranks, by name.
 
-    style_of: whether a layer is one of ours, which are known. A module that has others is called once with random numbers, (2, 2 * ranks, width), in eval mode. Raises ConfigError where that
-    fails.
+    style_of: whether a layer is one of ours, which are known. A module that has others is called once with random
+    numbers, (2, 2 * ranks, width), in eval mode. Raises ConfigError where that fails.
     """
     found: dict[str, SplitLayer] = {}
     calls = _calls(module, list(_unknown(module, style_of)), ranks)
@@ -92,7 +93,7 @@ def _linear_maps(module: nn.Module) -> dict[str, nn.Module]:
 def _is_linear_map(module: nn.Module) -> bool:
     weight = module._parameters.get("weight")
     is_leaf = next(module.children(), None) is None and set(module._parameters) <= {"weight", "bias"}
-    return is_leaf and weight is not None and weight.ndim == 2 and not isinstance(module, nn.Embedding)
+    return is_leaf and weight is not None and weight.ndim == 2 and not isinstance(module, Embedding | nn.Embedding)
 
 
 def _style(layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any], ranks: int) -> SplitLayer | None:

@@ -30,11 +30,12 @@ def split(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyl
     ConfigError for what cannot be split.
     """
     check_splittable(module, styles)
-    styles = styles or own_layers(module, mesh.size(), style_of)
+    if not isinstance(module, TransformerLM):
+        styles = styles or own_layers(module, mesh.size(), style_of)
     if not styles and not any(map(style_of, module.modules())):
         raise ConfigError(
-            f"tp is {mesh.size()}, but no layer of this {type(module).__name__} can be split that many ways; name them: "
-            'styles={"attn": SplitLayer(("q", "k", "v"), ("o",), counts=("num_heads",)), "ffn": '
+            f"tp is {mesh.size()}, but no layer of this {type(module).__name__} can be split that many ways; name "
+            'them: styles={"attn": SplitLayer(("q", "k", "v"), ("o",), counts=("num_heads",)), "ffn": '
             'SplitLayer(("up",), ("down",))}, with SplitLayer from prenorm.distributed.tensor_parallel.'
         )
     if isinstance(module, TransformerLM):
