@@ -21,7 +21,7 @@ from ..models.lm import TransformerLM
 from .local_weights import distribute
 from .recognise import own_layers
 from .stages import Elsewhere, Received
-from .tensor_parallel import SplitAttention, SplitLayer, Tokenwise, Whole
+from .tensor_parallel import Split, SplitAttention, SplitLayer, Tokenwise, Whole
 from .vocabulary import SplitEmbedding, SplitHead
 
 
@@ -31,7 +31,7 @@ def split(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyl
     styles: by name, for modules that are not ours; without any, those are found by trying (recognise.py). Raises
     ConfigError for what cannot be split.
     """
-    check_splittable(module, styles)
+    _check(module, mesh.size(), styles)
     if not isinstance(module, TransformerLM):
         styles = styles or own_layers(module, mesh.size(), style_of)
     if not styles and not any(map(style_of, module.modules())):
@@ -67,8 +67,8 @@ def style_of(module: nn.Module) -> ParallelStyle | None:
     return None
 
 
-def check_splittable(module: nn.Module, styles: Mapping[str, ParallelStyle]) -> None:
-    """Raise ConfigError for what cannot be split at all."""
+def _check(module: nn.Module, ranks: int, styles: Mapping[str, ParallelStyle]) -> None:
+    """Raise ConfigError for what cannot be split between so many ranks."""
     if isinstance(module, EncoderDecoder):
         raise ConfigError("tp must be 1 for an EncoderDecoder; dp and fsdp spread it, too.")
     known = dict(module.named_modules())
@@ -78,6 +78,9 @@ def check_splittable(module: nn.Module, styles: Mapping[str, ParallelStyle]) -> 
     for name, part in known.items():
         if isinstance(part, QuantizedLinear):
             raise ConfigError(f"a quantised model cannot be split, but {name} is quantised; split the original one.")
+        style = styles.get(name) or style_of(part)
+        if isinstance(style, Split):
+            style.check(part, ranks)
 
 
 def _split_parts(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyle], name: str) -> None:
