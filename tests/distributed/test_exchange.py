@@ -64,7 +64,7 @@ def test_a_process_that_is_killed_is_an_error_in_the_others(tmp_path):
         ranks.kill()
     assert died == ("died", -signal.SIGKILL)
     assert kind == "raised"
-    assert "CheckpointError: waiting: another process has ended or does not answer" in traceback
+    assert "ProcessError: waiting: another process has ended or does not answer" in traceback
 
 
 def test_what_the_test_listens_for_is_what_pickle_does(tmp_path):

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ProcessError
 
 Group = dist.ProcessGroup | None  # None: this process alone
 
@@ -31,7 +31,7 @@ def exchange(work: Callable[[], Any], group: Group, doing: str) -> list[Any]:
 
     doing: what for, as messages say it, such as "saving step 5".
     Where it fails in one process it fails in all: there with its own error, and in the others with a CheckpointError
-    that says which failed, and why. Raises CheckpointError, too, where a process has ended or does not answer.
+    that says which failed, and why. Raises ProcessError where a process has ended or does not answer.
     """
     if group is None:
         return [work()]
@@ -46,16 +46,18 @@ def exchange(work: Callable[[], Any], group: Group, doing: str) -> list[Any]:
     except RuntimeError as lost:  # of the collective; the process that is gone is the cause of it, not what we did
         if error is not None:
             raise error from lost
-        raise CheckpointError(
-            f"{doing}: another process has ended or does not answer, so process {rank_in(group)} ends, too "
-            f"({str(lost).splitlines()[0]})."
-        ) from lost
+        raise lost_process(doing, lost) from lost
     if error is not None:
         raise error
     failed = [f"process {rank}: {one['failed']}" for rank, one in enumerate(answers) if "failed" in one]
     if failed:
         raise CheckpointError(f"{doing} failed in {'; '.join(failed[:3])}")
     return [one["got"] for one in answers]
+
+
+def lost_process(doing: str, error: RuntimeError) -> ProcessError:
+    """What to raise where a collective has failed with this error."""
+    return ProcessError(f"{doing}: another process has ended or does not answer ({str(error).splitlines()[0]}).")
 
 
 def _gathered(data: bytes, group: dist.ProcessGroup) -> list[bytes]:
