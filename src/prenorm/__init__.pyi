@@ -8,6 +8,7 @@ from .checkpoint.pytorch import to_pytorch as to_pytorch
 from .config import EncoderDecoderConfig as EncoderDecoderConfig
 from .config import ModelConfig as ModelConfig
 from .config import RopeScaling as RopeScaling
+from .distributed.parallelize import parallelize as parallelize
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError

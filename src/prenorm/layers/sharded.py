@@ -54,14 +54,17 @@ def _is_distributed() -> bool:
 
 
 def _first_sharded(module: nn.Module, prefix: str = "") -> str | None:
-    """The name of a sharded parameter that will not be gathered. Modules with a forward pre-hook gather their own."""
+    """The name of a sharded parameter that will not be gathered.
+
+    Modules with a forward pre-hook (FSDP2) or a replaced forward (`prenorm.parallelize`) see to those below them.
+    """
     for name, parameter in module._parameters.items():
         if is_sharded(parameter):
             return prefix + name
     found = (
         _first_sharded(child, f"{prefix}{name}.")
         for name, child in module.named_children()
-        if not child._forward_pre_hooks
+        if not child._forward_pre_hooks and "forward" not in vars(child)
     )
     return next(filter(None, found), None)
 

@@ -1,0 +1,46 @@
+"""The sequence split between the ranks that split the layers: a DTensor, so that its shape is still the whole one's.
+
+What stands between the layers (norms, dropout, residual sums) then works on a part of the tokens on each rank. A plain
+tensor is whole on every rank: a layer takes either, and gives back the same kind.
+Source: Korthikanti et al. 2022, arXiv:2205.05198.
+"""
+
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Shard
+
+from . import collectives
+
+DIM = -2  # (..., seq, d_model)
+
+
+def is_split(x: object) -> bool:
+    """Whether x is a sequence that is split."""
+    return isinstance(x, DTensor)
+
+
+def can_split(x: Tensor, mesh: DeviceMesh) -> bool:
+    """Whether there is a token for each rank; a shorter sequence, as in decoding, stays whole."""
+    return x.shape[DIM] >= mesh.size()
+
+
+def as_split(x: Tensor, mesh: DeviceMesh) -> Tensor:
+    """A whole sequence, split."""
+    return x if is_split(x) else wrap(collectives.split(x, mesh.get_group(), DIM), x.shape, mesh)
+
+
+def as_whole(x: Tensor) -> Tensor:
+    """A sequence that may be split, whole."""
+    if not isinstance(x, DTensor):
+        return x
+    return collectives.join(x.to_local(), x.device_mesh.get_group(), DIM, x.shape[DIM])
+
+
+def wrap(part: Tensor, shape: tuple[int, ...], mesh: DeviceMesh) -> Tensor:
+    """The split sequence of this shape, of which this rank has `part`."""
+    stride, after = [], 1
+    for size in reversed(shape):
+        stride.insert(0, after)
+        after *= max(size, 1)
+    placements = [Shard(len(shape) + DIM)]
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=tuple(shape), stride=tuple(stride))  # type: ignore[arg-type]

@@ -1,0 +1,84 @@
+"""Which style splits which module: a model, a block, or a layer, ours or a user's."""
+
+from collections.abc import Mapping
+
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
+
+from ..errors import ConfigError
+from ..layers.attention import SelfAttention
+from ..layers.cross_attention import MultiHeadAttention
+from ..layers.dropout import Dropout
+from ..layers.embedding import Embedding
+from ..layers.feedforward import FeedForward
+from ..layers.gated import GatedFeedForward
+from ..layers.quantized import QuantizedLinear
+from ..layers.swiglu import SwiGLU
+from ..layers.two_matrices import TwoMatrices
+from ..models.encoder_decoder import EncoderDecoder
+from ..models.lm import TransformerLM
+from .tensor_parallel import SplitAttention, SplitLayer, Tokenwise, Whole
+from .vocabulary import SplitEmbedding, SplitHead
+
+
+def split(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyle]) -> None:
+    """Split the layers of a module between the ranks of a mesh of one dim, "tp".
+
+    styles: by name, for modules that are not ours. Raises ConfigError for what cannot be split, before anything is.
+    """
+    check_splittable(module, mesh.size(), styles)
+    if isinstance(module, TransformerLM):
+        into_sequence = module.positions is None
+        parallelize_module(module.embedding, mesh, SplitEmbedding(into_sequence=into_sequence))
+        parallelize_module(module.final_norm, mesh, Whole())
+        parallelize_module(module, mesh, SplitHead())
+        if module.positions is not None:
+            parallelize_module(module.positions, mesh, Whole(into_sequence=True))
+    _split_parts(module, mesh, styles, "")
+
+
+def style_of(module: nn.Module) -> ParallelStyle | None:
+    """The style of a module of ours; None for one that is split part by part."""
+    if isinstance(module, SelfAttention | MultiHeadAttention):
+        return SplitAttention()
+    if isinstance(module, SwiGLU | GatedFeedForward):
+        return SplitLayer(("gate_proj", "up_proj"), ("down_proj",))
+    if isinstance(module, TwoMatrices | FeedForward):
+        return SplitLayer(("up_proj",), ("down_proj",))
+    if isinstance(module, Embedding):
+        return SplitEmbedding()
+    return None
+
+
+def check_splittable(module: nn.Module, ranks: int, styles: Mapping[str, ParallelStyle]) -> None:
+    """Raise ConfigError for what cannot be split at all."""
+    if isinstance(module, EncoderDecoder):
+        raise ConfigError("tp must be 1 for an EncoderDecoder; dp and fsdp spread it, too.")
+    known = dict(module.named_modules())
+    for name in styles:
+        if name not in known:
+            raise ConfigError(f"styles must be named after submodules, but {type(module).__name__} has no {name}.")
+    for name, part in known.items():
+        if isinstance(part, QuantizedLinear):
+            raise ConfigError(f"a quantised model cannot be split, but {name} is quantised; split the original one.")
+    if not styles and not any(style_of(part) for part in known.values()):
+        raise ConfigError(
+            f"tp is {ranks}, but nothing in this {type(module).__name__} is a layer of prenorm's, so that nothing would"
+            ' be split; name the layers: styles={"attn": SplitLayer(("q", "k", "v"), ("o",), counts=("num_heads",)), '
+            '"ffn": SplitLayer(("up",), ("down",))}, with SplitLayer from prenorm.distributed.tensor_parallel.'
+        )
+
+
+def _split_parts(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyle], name: str) -> None:
+    """Give each part its style; parts that no style splits are whole on all ranks."""
+    style = styles.get(name) or style_of(module)
+    if "forward" in vars(module):
+        return  # it has its style
+    if style is not None:
+        parallelize_module(module, mesh, style)
+        return
+    if isinstance(module, Dropout | nn.Dropout) or any(True for _ in module.parameters(recurse=False)):
+        parallelize_module(module, mesh, Tokenwise())
+    for child, part in module.named_children():
+        _split_parts(part, mesh, styles, f"{name}.{child}" if name else child)
