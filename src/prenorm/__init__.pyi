@@ -14,6 +14,7 @@ from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import KernelError as KernelError
 from .errors import PrenormError as PrenormError
+from .errors import ProcessError as ProcessError
 from .errors import RangeError as RangeError
 from .errors import ShapeError as ShapeError
 from .generation.padding import pad as pad

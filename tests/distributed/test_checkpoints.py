@@ -113,8 +113,8 @@ def fail_to_save(home, error):
 
 def test_what_one_process_cannot_save_is_an_error_in_all_and_leaves_the_checkpoint_before(tmp_path):
     zero, one = run(fail_to_save, 2, tmp_path, tmp_path, {"spectrum": torch.zeros(1, dtype=torch.complex64)})
-    assert re.fullmatch(r"saving the checkpoint of step 2 failed in process 1: CheckpointError: (.*)", zero)[1] == one
-    assert "spectrum (torch.complex64)" in one
+    assert zero == one
+    assert re.match(r"saving the checkpoint of step 2 failed in process 1: .* spectrum \(torch.complex64\)", one)
     assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["step-00000001"]
     assert differing(read_parts(latest_checkpoint(tmp_path), ["model", "optimizer"]), whole_parts(1)) == []
 

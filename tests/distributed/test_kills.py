@@ -56,7 +56,7 @@ def save_steps(layout, home, victim=None, call=-1, delay=None):
             at(number)
             if name == "write" and is_victim and number + 1 == call:
                 function(args[0], memoryview(args[1]).cast("B")[: len(args[1]) // 2])
-                args[0].flush()
+                args[0].raw.flush()
             else:
                 result = function(*args, **keywords)
             at(number + 1)
@@ -157,5 +157,5 @@ def test_a_process_that_hangs_is_given_up_after_the_timeout(tmp_path):
         ranks.kill()
     assert time.monotonic() - start < 12
     assert outcomes[0][0] == "raised"
-    assert "CheckpointError: preparing a checkpoint: another process has ended or does not answer" in outcomes[0][1]
+    assert "ProcessError: preparing a checkpoint: another process has ended or does not answer" in outcomes[0][1]
     assert [folder.name for folder in complete_checkpoints(tmp_path)] == ["step-00000001"]

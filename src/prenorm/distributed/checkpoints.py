@@ -19,7 +19,7 @@ from torch import Tensor
 from ..checkpoint.pieces import Region, StoredTensors, are_all, check_names, piece_name, shape_of, whole
 from ..errors import CheckpointError
 from ..layers.sharded import is_sharded
-from .exchange import Group, exchange, rank_in
+from .exchange import Group, exchange, lost_process, rank_in
 
 Parts = Mapping[str, Mapping[str, Tensor]]  # tensors by name, by the name of the part of a checkpoint that they are of
 
@@ -206,6 +206,4 @@ def _hand_over(piece: Tensor, rank: int, group: Group) -> None:
         else:
             dist.send(numbers, group=group, group_dst=0)
     except RuntimeError as error:
-        raise CheckpointError(
-            f"gathering tensors: process {rank} or 0 has ended or does not answer ({error})."
-        ) from error
+        raise lost_process("gathering tensors", error) from error

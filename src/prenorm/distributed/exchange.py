@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from ..errors import CheckpointError
+from ..errors import CheckpointError, PrenormError, ProcessError
 
 Group = dist.ProcessGroup | None  # None: this process alone
 
@@ -30,8 +30,8 @@ def exchange(work: Callable[[], Any], group: Group, doing: str) -> list[Any]:
     """Do `work` in every process, and give by rank what each of them got, which JSON must hold.
 
     doing: what for, as messages say it, such as "saving step 5".
-    Where it fails in one process it fails in all: there with its own error, and in the others with a CheckpointError
-    that says which failed, and why. Raises CheckpointError, too, where a process has ended or does not answer.
+    Where it fails in one process, all raise the same CheckpointError, which says where and why; a process alone has the
+    error itself. Raises ProcessError where a process has ended or does not answer.
     """
     if group is None:
         return [work()]
@@ -40,22 +40,20 @@ def exchange(work: Callable[[], Any], group: Group, doing: str) -> list[Any]:
     try:
         answer = {"got": work()}
     except Exception as caught:
-        error, answer = caught, {"failed": f"{type(caught).__name__}: {caught}"}
+        error, answer = caught, {"failed": str(caught) if isinstance(caught, PrenormError) else repr(caught)}
     try:
         answers = [json.loads(text) for text in _gathered(json.dumps(answer).encode(), group)]
-    except RuntimeError as lost:  # of the collective; the process that is gone is the cause of it, not what we did
-        if error is not None:
-            raise error from lost
-        raise CheckpointError(
-            f"{doing}: another process has ended or does not answer, so process {rank_in(group)} ends, too "
-            f"({str(lost).splitlines()[0]})."
-        ) from lost
-    if error is not None:
-        raise error
+    except RuntimeError as lost:
+        raise error or lost_process(doing, lost) from lost
     failed = [f"process {rank}: {one['failed']}" for rank, one in enumerate(answers) if "failed" in one]
     if failed:
-        raise CheckpointError(f"{doing} failed in {'; '.join(failed[:3])}")
+        raise CheckpointError(f"{doing} failed in {'; '.join(failed[:3])}") from error
     return [one["got"] for one in answers]
+
+
+def lost_process(doing: str, error: RuntimeError) -> ProcessError:
+    """What to raise where a collective has failed with this error."""
+    return ProcessError(f"{doing}: another process has ended or does not answer ({str(error).splitlines()[0]}).")
 
 
 def _gathered(data: bytes, group: dist.ProcessGroup) -> list[bytes]:

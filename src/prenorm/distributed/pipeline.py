@@ -140,7 +140,7 @@ class Pipeline:
         self._schedules[count, shape, training] = schedule
         return schedule
 
-    def _mesh_of_a_sequence(self, *_: object) -> DeviceMesh:
+    def _mesh_of_a_sequence(self, mesh_dim_names: tuple[str, ...], mesh_layout: object) -> DeviceMesh:
         """The mesh over which a sequence between two stages may be split."""
         return self.mesh["tp"]
 

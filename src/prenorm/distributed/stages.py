@@ -74,7 +74,7 @@ class Received(nn.Module):
 
     def __init__(self, weight: nn.Parameter | None = None) -> None:
         super().__init__()
-        self.weight = weight
+        self.register_parameter("weight", weight)
         self.activations: Tensor | None = None
 
     def forward(self, _: Tensor) -> Tensor:

@@ -9,9 +9,10 @@ draws them, a row at a time.
 
 import hashlib
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -89,14 +90,12 @@ def draw(x: Tensor, p: float, dims: int) -> tuple[Tensor, float]:
     """
     level = min(round(p * LEVELS), LEVELS - 1)
     threshold = level - LEVELS // 2  # of 16 random bits, read as a signed integer
-    if _site is None:
-        dropped = _next(x, threshold)
-    else:
-        dropped = (_keyed if is_plain(x) else _keyed_op)(x, threshold, dims)
-    return dropped.view(x.shape), LEVELS / (LEVELS - level)
+    keyed: Callable[..., Tensor] = _keyed if is_plain(x) else _keyed_op
+    mask = _next if _site is None else keyed
+    return mask(x, threshold, dims).view(x.shape), LEVELS / (LEVELS - level)
 
 
-def _next(x: Tensor, threshold: int) -> Tensor:
+def _next(x: Tensor, threshold: int, _: int) -> Tensor:
     """A mask from a seed that torch's generator draws."""
     seed = int(torch.empty((), dtype=torch.int64, device=x.device).random_())
     bits = np.random.SFC64(seed).random_raw(-(-x.numel() // 4)).view(np.int16)
@@ -138,7 +137,7 @@ def _on_device(x: Tensor, rows: list[str], first: int, numbers: int, threshold: 
 _GENERATOR = np.random.SFC64(0)
 
 
-def _start(place: str) -> dict[str, object]:
+def _start(place: str) -> Any:
     """A state of `_GENERATOR`. Its four words are a hash's, so that no rounds are needed to mix them."""
     words = np.frombuffer(_hash(place), np.uint64)
     return {"bit_generator": "SFC64", "state": {"state": words}, "has_uint32": 0, "uinteger": 0}

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..distributed.checkpoints import Parts, Shares
 from ..distributed.exchange import Group
-from ..errors import CheckpointError
+from ..errors import CheckpointError, ProcessError
 from .checkpoints import save_checkpoint
 from .config import TrainConfig
 
@@ -73,10 +73,10 @@ class CheckpointWriter:
         self._thread.shutdown(wait=True)
         try:
             self.wait()
-        except CheckpointError as failure:
+        except (CheckpointError, ProcessError) as failure:
             if error is None:
                 raise
-            raise CheckpointError(f"{failure} The run had ended before: {error}") from error
+            raise type(failure)(f"{failure} The run had ended before: {error}") from error
 
 
 def _copied(tensor: Tensor, buffer: Tensor | None) -> Tensor:

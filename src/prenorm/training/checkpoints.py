@@ -55,7 +55,8 @@ def save_checkpoint(
     environment, state: what JSON can hold, finite numbers only; of versions and threads, and of the trainer. Those of
     the first process are written.
     group: the processes that save together, None for one alone. Each must call this.
-    Raises CheckpointError when it cannot be written; those before it are then untouched.
+    Raises CheckpointError when it cannot be written, and ProcessError when one of the processes has ended or does not
+    answer; those before it are then untouched.
     """
     folder, doing = run / "checkpoints" / f"step-{step:08d}", f"saving the checkpoint of step {step}"
     is_first = rank_in(group) == 0

@@ -24,7 +24,7 @@ class Muon(torch.optim.Muon):
     """
 
     @torch.no_grad()
-    def step(self, closure: None = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         """Update every matrix that has a gradient."""
         for group in self.param_groups:
             by_mesh: dict[Any, list[Any]] = {}
