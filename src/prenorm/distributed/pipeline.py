@@ -73,7 +73,7 @@ class Pipeline:
         """
         losses: list[Tensor] = []
         self._run(micro_batches, losses, training=True)
-        self.share_tied_gradient()
+        self._share_tied_gradient()
         return self._sum(losses)
 
     @torch.no_grad()
@@ -82,21 +82,6 @@ class Pipeline:
         losses: list[Tensor] = []
         self._run(micro_batches, losses, training=False)
         return self._sum(losses)
-
-    def share_tied_gradient(self) -> None:
-        """Give the embedding on the first stage and the tied head on the last one the sum of both gradients."""
-        weight = self.tied_weight
-        if weight is None or weight.grad is None:
-            return
-        own = weight.grad.to_local() if is_sharded(weight.grad) else weight.grad  # type: ignore[attr-defined]
-        other, peer = torch.empty_like(own), self._ranks - 1 - self._rank
-        peer = dist.get_global_rank(self._group, peer)
-        works = dist.batch_isend_irecv(
-            [dist.P2POp(dist.isend, own, peer, self._group), dist.P2POp(dist.irecv, other, peer, self._group)]
-        )
-        for work in works:
-            work.wait()
-        own.add_(other)
 
     @property
     def tied_weight(self) -> nn.Parameter | None:
@@ -112,7 +97,7 @@ class Pipeline:
         first = [torch.cat([one.token_ids for one in micro_batches])] if self._rank == 0 else []
         schedule = self._schedule(len(micro_batches), micro_batches[0].token_ids.shape, training=training)
         run = schedule.step if training else schedule.eval
-        run(*first, number=numbers, target=numbers, losses=losses)
+        run(*first, number=numbers, target=numbers, losses=losses, return_outputs=False)
 
     def _schedule(self, count: int, shape: torch.Size, *, training: bool) -> Any:
         if (known := self._schedules.get((count, shape, training))) is not None:
@@ -143,6 +128,20 @@ class Pipeline:
     def _mesh_of_a_sequence(self, mesh_dim_names: tuple[str, ...], mesh_layout: object) -> DeviceMesh:
         """The mesh over which a sequence between two stages may be split."""
         return self.mesh["tp"]
+
+    def _share_tied_gradient(self) -> None:
+        """Give the embedding on the first stage and the tied head on the last one the sum of both gradients."""
+        weight = self.tied_weight
+        if weight is None or weight.grad is None:
+            return
+        own = weight.grad.to_local() if is_sharded(weight.grad) else weight.grad  # type: ignore[attr-defined]
+        other, peer = torch.empty_like(own), dist.get_global_rank(self._group, self._ranks - 1 - self._rank)
+        works = dist.batch_isend_irecv(
+            [dist.P2POp(dist.isend, own, peer, self._group), dist.P2POp(dist.irecv, other, peer, self._group)]
+        )
+        for work in works:
+            work.wait()
+        own.add_(other)
 
     def _sum(self, losses: list[Tensor]) -> float:
         total = torch.zeros((), dtype=torch.float64)

@@ -16,7 +16,7 @@ def split_into_stages(model: TransformerLM, pp: int, rank: int, stages_per_rank:
 
     Afterwards `model` has only the parts of these stages, under the names that they had, so that its parameters and
     its state dict are the rank's share; with one stage a rank it is that stage. A tied head is the embedding's weight
-    on the last stage, too: `share_tied_gradient` adds up the gradients of both.
+    on the last stage, too.
     Raises ConfigError where there are fewer layers than stages.
     """
     layers = stage_layers(model.config.num_layers, pp * stages_per_rank)
