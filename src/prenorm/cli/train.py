@@ -3,7 +3,9 @@
 import ast
 import inspect
 import json
+import os
 import sys
+import traceback
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -13,8 +15,10 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 import tyro
 
 from ..config import ModelConfig
-from ..errors import ConfigError
+from ..distributed.launch import AlreadyTold, Launch, launched, told_once
+from ..errors import ConfigError, PrenormError
 from ..training.config import MODEL_FIELDS, RUN_FIELDS, TrainConfig, read_toml
+from .exit_codes import BAD_USAGE, INTERRUPTED, UNEXPECTED
 from .flags import flags_from
 
 FLAGS = {"start_from": "from"}  # settings whose flag has another name: Python keeps this one for itself
@@ -59,6 +63,8 @@ class TrainFlags:
     """Train a language model on text; without flags, on the source of Python's own standard library.
 
     A preset has a value for every setting, a --config file overrides some of them, --model the sizes, and flags win.
+    torchrun --nproc-per-node 4 -m prenorm train ... is the same training in four processes: see --dp, --fsdp, --tp and
+    --pp.
     After SIGTERM, SIGUSR1 or Ctrl-C the step is finished and a checkpoint written; the exit code is 128 plus the
     signal's number: 143, 138, 130.
     """
@@ -87,8 +93,26 @@ def parse(argv: list[str]) -> TrainFlags:
 
 
 def run(flags: TrainFlags) -> int:
-    """Train, show the result, and return the exit code; after a signal it is 128 plus the signal's number."""
-    config = config_of(flags)  # before torch is loaded, so that bad settings are reported at once
+    """Train, show the result, and return the exit code; after a signal it is 128 plus the signal's number.
+
+    One of several processes does not return from an error: what it has begun with the others may have no end.
+    """
+    launch = launched()
+    if launch.world_size == 1:
+        return _train(flags, launch)
+    try:
+        return _train(flags, launch)
+    except BaseException as error:
+        code = _tell(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _train(flags: TrainFlags, launch: Launch) -> int:
+    with told_once(launch):  # before torch is loaded, so that bad settings are reported at once
+        config = config_of(flags)
+        config.layout(launch.world_size)
     from ..training.device import hold_on_to_memory
     from ..training.display import Display
     from ..training.loop import train
@@ -100,9 +124,22 @@ def run(flags: TrainFlags) -> int:
     except Stopped as stopped:
         print(f"prenorm train: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number
-    if flags.json:
+    if flags.json and launch.rank == 0:
         print(json.dumps(asdict(result), indent=2))
     return 0
+
+
+def _tell(error: BaseException) -> int:
+    """Show an error of one of several processes, unless another one shows it, and give the exit code."""
+    cause, is_told = (error.__cause__, True) if isinstance(error, AlreadyTold) else (error, False)
+    if isinstance(cause, KeyboardInterrupt):
+        return INTERRUPTED
+    if not isinstance(cause, PrenormError | OSError):
+        traceback.print_exception(cause)
+        return UNEXPECTED
+    if not is_told:
+        print(f"prenorm train: {cause}", file=sys.stderr)
+    return 128 + getattr(cause, "signal_number", BAD_USAGE - 128)
 
 
 def config_of(flags: TrainFlags) -> TrainConfig:

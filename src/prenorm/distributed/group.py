@@ -26,7 +26,9 @@ POLL_SECONDS = 0.05
 LINGER_SECONDS = 5.0  # at the end, for those that are slower
 
 # What a collective says when another process is gone or late, in the words of gloo, NCCL and torch's stores.
-OF_A_COLLECTIVE = re.compile(r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out|recvvalue", re.IGNORECASE)
+OF_A_COLLECTIVE = re.compile(
+    r"gloo|nccl|connection (closed|reset|refused)|broken pipe|timed? ?out|recvvalue", re.IGNORECASE
+)
 
 
 class Group(Processes):
@@ -68,7 +70,7 @@ class Group(Processes):
     def first(self, what: str, work: Callable[[], Any]) -> Any:
         self._agreements += 1
         key = f"first/{self._agreements}"
-        self.at(0, what, patient=True)
+        self.at(self._heartbeat.step, what, patient=True)
         if self.is_first:
             try:
                 outcome = {"gave": work()}
@@ -123,7 +125,7 @@ class Group(Processes):
 
     def end(self) -> None:
         """The end of a run in which nothing went wrong: all processes leave together."""
-        self.at(0, "the end", patient=True)
+        self.at(self._heartbeat.step, "the end", patient=True)
         self._all_come("ended")
         self._heartbeat.stop()
         dist.barrier()  # a process that ends before another has heard its last word aborts that one
@@ -177,9 +179,14 @@ class Group(Processes):
 
 def _is_of_a_collective(error: BaseException) -> bool:
     """Whether another process is the cause: a collective with it, or the store, failed."""
-    if isinstance(error, dist.DistError):
-        return True
-    return isinstance(error, RuntimeError) and not isinstance(error, PrenormError) and bool(OF_A_COLLECTIVE.search(str(error)))
+    cause: BaseException | None = error
+    while cause is not None:
+        if isinstance(cause, dist.DistError):
+            return True
+        if type(cause) is RuntimeError and OF_A_COLLECTIVE.search(str(cause)):
+            return True
+        cause = cause.__cause__
+    return False
 
 
 def _word_of(error: BaseException) -> str:

@@ -17,6 +17,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -64,7 +65,9 @@ class Seen:
 class Heartbeat:
     """The thread, and this process' own spot, which the main thread moves with `at`."""
 
-    def __init__(self, store: Store, rank: int, world_size: int, timeout: float, *, holds_store: bool, say: Say) -> None:
+    def __init__(
+        self, store: Store, rank: int, world_size: int, timeout: float, *, holds_store: bool, say: Say
+    ) -> None:
         self._store, self._rank, self._timeout, self._say = store, rank, timeout, say
         self._holds_store = holds_store
         self._spot = Spot()
@@ -84,6 +87,11 @@ class Heartbeat:
         gather(store, "beat", world_size)
         self._thread = threading.Thread(target=self._run, name="prenorm-heartbeat", daemon=True)
         self._thread.start()
+
+    @property
+    def step(self) -> int:
+        """The step that this process is in."""
+        return self._spot.step
 
     def at(self, step: int, phase: str, *, patient: bool = False) -> None:
         """This process has come to a phase of a step."""
@@ -173,10 +181,8 @@ class Heartbeat:
 
     def _end_by(self, rank: int, what: str) -> NoReturn:
         """Say who was lost and where, see to it that it does not go on alone, and end this process."""
-        try:
+        with suppress(RuntimeError):  # the store may be gone, too
             rank, what = self._leave_word(rank, what)
-        except RuntimeError:
-            pass  # the store is gone, too
         seen = self._seen[rank]
         self._say(
             f"Rank {rank} was lost at {seen.spot}: {what}. All processes end; the same command with --resume goes on "

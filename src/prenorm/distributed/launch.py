@@ -1,10 +1,11 @@
 """How this process was started: alone, or as one of several, by torchrun or by hand with the same variables."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
-from ..errors import ConfigError
+from ..errors import ConfigError, PrenormError
 
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
@@ -73,6 +74,21 @@ def launched(environ: Mapping[str, str] = os.environ) -> Launch:
         has_agent=environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True",
         attempt=int(environ.get("TORCHELASTIC_RESTART_COUNT", "0")),
     )
+
+
+class AlreadyTold(PrenormError):
+    """An error that all processes of a run met, in one that is not the first: rank 0 shows it. Its cause has it."""
+
+
+@contextmanager
+def told_once(launch: Launch) -> Iterator[None]:
+    """For errors of settings: torchrun's processes have one command line, so rank 0 shows the error of all."""
+    try:
+        yield
+    except ConfigError as error:
+        if launch.by_torchrun and launch.rank:
+            raise AlreadyTold(str(error)) from error
+        raise
 
 
 def _number(environ: Mapping[str, str], name: str, *, at_least: int) -> int:

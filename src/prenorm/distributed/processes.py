@@ -6,14 +6,9 @@ from typing import Any
 
 from torch.distributed.device_mesh import DeviceMesh
 
-from ..errors import PrenormError
-from .launch import Launch
+from .launch import AlreadyTold, Launch
 from .layout import Layout
 from .mesh import Place
-
-
-class AlreadyTold(PrenormError):
-    """An error that all processes of a run met, in one that is not the first: rank 0 shows it. Its cause has it."""
 
 
 class Processes:
@@ -103,14 +98,3 @@ def started(
             raise AlreadyTold(str(error)) from error
         raise
     group.end()
-
-
-@contextmanager
-def told_once(launch: Launch) -> Iterator[None]:
-    """For errors before the start: torchrun's processes have one command line, so rank 0 shows the error of all."""
-    try:
-        yield
-    except PrenormError as error:
-        if launch.by_torchrun and launch.rank:
-            raise AlreadyTold(str(error)) from error
-        raise

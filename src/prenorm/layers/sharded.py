@@ -21,6 +21,11 @@ def is_sharded(tensor: Tensor | None) -> bool:
     return distributed is not None and isinstance(tensor, distributed.DTensor)
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor: all of it, unless it is sharded."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def check_gathered(module: nn.Module, method: str) -> None:
     """Raise ConfigError when `module.method`, which is not its forward, would find sharded weights."""
     if torch.compiler.is_compiling() or not _is_distributed():

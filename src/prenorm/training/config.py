@@ -242,8 +242,8 @@ class TrainConfig:
         layout = Layout(dp=self.dp or max(1, world_size // split), fsdp=self.fsdp, tp=self.tp, pp=self.pp)
         if world_size == 1 < layout.world_size:
             raise ConfigError(
-                f"dp x fsdp x tp x pp must be the number of processes, but {layout} takes {layout.world_size}, and there "
-                f"is 1; start them with torchrun --nproc-per-node {layout.world_size} -m prenorm train ..."
+                f"dp x fsdp x tp x pp must be the number of processes, but {layout} takes {layout.world_size}, and "
+                f"there is 1; start them with torchrun --nproc-per-node {layout.world_size} -m prenorm train ..."
             )
         layout.check(
             self.model,

@@ -69,8 +69,9 @@ def _own_gpu(config: TrainConfig, local_rank: int) -> torch.device:
     count = torch.cuda.device_count()
     if ":" in config.device or local_rank >= count:
         raise ConfigError(
-            f"each process of a machine must have a GPU of its own, but device is {config.device} and there are {count} "
-            f"for local rank {local_rank}; give --device cuda, and start at most {count} processes on this machine."
+            f"each process of a machine must have a GPU of its own, but device is {config.device} and there are "
+            f"{count} for local rank {local_rank}; give --device cuda, and start at most {count} processes on this "
+            "machine."
         )
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)

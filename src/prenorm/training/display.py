@@ -2,8 +2,10 @@
 
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from rich import box
@@ -11,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from ..errors import PrenormError
 from .metrics import Record
 from .rank_log import RankLog
 
@@ -32,6 +35,25 @@ class Display:
         """From now on all that is said is written to a log, and shown by rank 0 alone."""
         self.log = RankLog(rank)
         self._console.quiet = self._console.quiet or rank > 0
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Closes the log, if there is one, at the end; an error that ends the run is in it before."""
+        try:
+            yield
+        except BaseException as error:
+            if self.log:
+                lines = [] if isinstance(error, PrenormError) else traceback.format_exception(error)
+                self.log.write("".join([f"ended with {type(error).__name__}: {error}\n", *lines]).rstrip())
+            raise
+        finally:
+            if self.log:
+                self.log.close()
+
+    def log_to(self, run: Path) -> None:
+        """The folder of the run is there: the log, if there is one, goes there."""
+        if self.log:
+            self.log.open(run)
 
     def say(self, text: str) -> None:
         """One line, as it is."""

@@ -6,27 +6,25 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from torch import nn
 
-from ..distributed.processes import ALONE, Processes
-from ..models.lm import TransformerLM
 from ..ops.cross_entropy import IGNORED
 from .batches import Batch
 from .data.stream import TokenStream
-from .device import Device
 
 
 @torch.no_grad()
 def heldout_loss(
-    model: TransformerLM,
+    model: nn.Module,
     batches: Iterable[Batch],
-    device: Device,
+    loss_of: Callable[[Batch], float],
     stopped: Callable[[], bool] = lambda: False,
-    processes: Processes = ALONE,
+    sums: Callable[[float, float], Sequence[float]] = lambda *numbers: numbers,
 ) -> float | None:
-    """The mean loss in nats over all tokens that the batches of all processes score. The model is left as it was.
+    """The mean loss in nats over all tokens that the batches score. The model is left as it was.
 
-    stopped: asked before every batch; once it is true there is no loss (None).
-    Of several processes, each has as many batches.
+    loss_of: gives the mean loss of a batch. stopped: asked before every batch; once it is true there is no loss (None).
+    sums: gives the sum of numbers over all processes that score text together; each of them has as many batches.
     """
     training = model.training
     model.eval()
@@ -36,13 +34,11 @@ def heldout_loss(
             if stopped():
                 return None
             scored = int((batch.targets != IGNORED).sum())
-            with device.autocast():
-                loss = model.loss(**batch.to(device.device)._asdict())
-            total, count = total + float(loss) * scored, count + scored
+            total, count = total + loss_of(batch) * scored, count + scored
     finally:
         model.train(training)
-    total, count = processes.sum(total, count)  # where several have the same rows, both are as often too large
-    return total / count
+    total, targets = sums(total, count)  # of processes that score the same rows, both are as often too large
+    return total / targets
 
 
 class Window(NamedTuple):

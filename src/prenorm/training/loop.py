@@ -3,20 +3,23 @@
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
+from ..distributed.launch import launched
+from ..distributed.processes import Processes, started
 from .checkpoint_writer import CheckpointWriter
 from .checkpoints import read_parts, read_state
 from .config import TrainConfig
-from .device import choose_device
+from .device import choose_device, device_type
 from .display import Display
-from .environment import compare, environment_of
+from .environment import SHARED, compare, environment_of, versions
 from .finish import Result, finish, finished_result, show
-from .metrics import Metrics
-from .run_folder import open_run, record, undone_on_failure
+from .metrics import Lines, Metrics, NoMetrics
+from .run_folder import open_together, record, undone_on_failure
 from .sample import check_prompt, sample
 from .signals import Stopped, StopRequest, stop_on_signals
 from .tensorboard import TensorBoard, check_tensorboard
-from .tokens import prepare_text
+from .tokens import text_for_all
 from .trainer import Trainer
 from .twin import twin_of
 
@@ -31,8 +34,7 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
     """
     display = display or Display()
     launch = launched()
-    with told_once(launch):
-        layout = config.layout(launch.world_size)
+    layout = config.layout(launch.world_size)
     if launch.world_size > 1:
         display.is_one_of_several(launch.rank)
     options: dict[str, Any] = {"timeout": config.timeout, "say": display.alarm, "device_type": device_type(config)}
@@ -60,20 +62,19 @@ def _train(config: TrainConfig, processes: Processes, display: Display, *, resum
             environment, done = environment_of(device, data), 0
             processes.compare({name: environment[name] for name in SHARED})
             processes.at(0, "building the model", patient=True)
-            trainer = Trainer(
-                config, data, device, display, resumed=run.checkpoint is not None, processes=processes
-            )
+            trainer = Trainer(config, data, device, display, resumed=run.checkpoint is not None, processes=processes)
             if run.checkpoint is not None:
                 saved = read_state(run.checkpoint)
                 compare(saved.environment, environment, run.checkpoint, display.say)
-                trainer.restore(read_parts(run.checkpoint, saved.parts), saved.trainer)
+                here = dict(trainer.model.named_parameters())
+                trainer.restore(read_parts(run.checkpoint, saved.parts, like=here, group=trainer.group), saved.trainer)
                 done = saved.step
                 display.say(f"Going on from {run.checkpoint}.")
             processes.first("noting the settings", lambda: record(run, config, environment))
             if done < config.steps and not trainer.early_stop.reached:
                 trainer.compile(done)
         with _logs(config, run.folder, done, processes) as logs:
-            with CheckpointWriter(run.folder, config, environment) as writer:
+            with CheckpointWriter(run.folder, config, environment, trainer.group) as writer:
                 done = _take_steps(trainer, run.folder, done, writer, *logs)
             if trainer.use_best():
                 display.say(
@@ -116,8 +117,7 @@ def _take_steps(
                 stopped = Stopped(stop.signal_number, done, folder)
                 if stop.by_hand:
                     display.say(f"Ctrl-C: {stopped}")
-                    processes.at(done, "writing a sample", patient=True)
-                    _sample(trainer, done)
+                    _write_sample(trainer, done)
                 raise stopped
     if done < config.steps:
         display.say(
@@ -139,16 +139,32 @@ def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Lines, sample
             metrics.write(glance)
             display.evaluation(glance)
     due = config.sample_every and step % config.sample_every == 0 and not last
-    if samples and due and not stop.requested and not samples.has(step, "text"):
-        line = {"step": step, **sample(twin_of(trainer.model).eval(), config, trainer.data)}
-        samples.write(line)
-        display.sample(step, line)
+    if samples and due and not stopped():
+        _write_sample(trainer, step, samples)
+
+
+def _write_sample(trainer: Trainer, step: int, samples: Lines | None = None) -> None:
+    """Show what the model writes after a step, and add it to the samples of the run where it is not there yet."""
+    model = trainer.whole_model()
+
+    def write() -> None:
+        if model is None or (samples and samples.has(step, "text")):
+            return
+        line = {"step": step, **sample(twin_of(model).eval(), trainer.config, trainer.data)}
+        if samples:
+            samples.write(line)
+        trainer.display.sample(step, line)
+
+    trainer.processes.first("writing a sample", write)
 
 
 @contextmanager
-def _logs(config: TrainConfig, folder: Path, done: int) -> Iterator[tuple[Metrics, Metrics | None]]:
+def _logs(config: TrainConfig, folder: Path, done: int, processes: Processes) -> Iterator[tuple[Lines, Lines | None]]:
     """The run's metrics.jsonl and, where there are samples, samples.jsonl, up to a step; TensorBoard's file as well."""
     texts = folder / "samples.jsonl"
+    if not processes.is_first:
+        yield NoMetrics(), NoMetrics()
+        return
     board = TensorBoard(folder / "tensorboard", up_to_step=done) if config.tensorboard else None
     try:
         with (

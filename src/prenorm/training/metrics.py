@@ -79,6 +79,9 @@ class NoMetrics:
         """Nothing."""
 
 
+Lines = Metrics | NoMetrics
+
+
 def read_metrics(path: Path) -> list[Record]:
     """The records of a metrics file, none if there is no file. What a killed writer left of a last line is passed over.
 
