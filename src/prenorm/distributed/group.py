@@ -3,10 +3,13 @@
 import json
 import os
 import re
+import signal
 import sys
+import threading
 import time
 from collections.abc import Callable, Mapping
 from datetime import timedelta
+from types import FrameType
 from typing import Any
 
 import torch
@@ -38,14 +41,16 @@ class Group(Processes):
     want the same.
     """
 
-    def __init__(self, launch: Launch, layout: Layout, *, timeout: float, say: Say) -> None:
+    def __init__(self, launch: Launch, layout: Layout, *, timeout: float, say: Say, note: Say) -> None:
         super().__init__(launch, layout)
         self._store, second = meet(launch, timeout)
         self._agreements = 0
         self._heartbeat = Heartbeat(
-            second, launch.rank, launch.world_size, timeout, holds_store=launch.holds_store, say=say
+            second, launch.rank, launch.world_size, timeout, holds_store=launch.holds_store, say=say, note=note
         )
         self._timeout = timeout
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, _end_soon)
 
     def connect(self, device_type: str) -> None:
         """Start torch.distributed, and make the mesh. Sums of single numbers go over gloo, whatever the device."""
@@ -175,6 +180,13 @@ class Group(Processes):
             if time.monotonic() > end:
                 return
             time.sleep(POLL_SECONDS)
+
+
+def _end_soon(number: int, _: FrameType | None) -> None:
+    """End by a signal, once the heartbeat had time to say why: torchrun sends it to all others when one has died."""
+    time.sleep(GRACE_SECONDS)
+    signal.signal(number, signal.SIG_DFL)
+    os.kill(os.getpid(), number)
 
 
 def _is_of_a_collective(error: BaseException) -> bool:

@@ -16,6 +16,7 @@ import os
 import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -66,9 +67,10 @@ class Heartbeat:
     """The thread, and this process' own spot, which the main thread moves with `at`."""
 
     def __init__(
-        self, store: Store, rank: int, world_size: int, timeout: float, *, holds_store: bool, say: Say
+        self, store: Store, rank: int, world_size: int, timeout: float, *, holds_store: bool, say: Say, note: Say
     ) -> None:
-        self._store, self._rank, self._timeout, self._say = store, rank, timeout, say
+        """say: shows a line. note: writes details to a log."""
+        self._store, self._rank, self._timeout, self._say, self._note = store, rank, timeout, say, note
         self._holds_store = holds_store
         self._spot = Spot()
         self._main = threading.get_ident()
@@ -189,7 +191,9 @@ class Heartbeat:
             "from the newest checkpoint."
         )
         for each, other in enumerate(self._seen):
-            self._say(f"rank {each} was last at {other.spot}, {time.monotonic() - other.beat:.0f} s ago")
+            self._note(f"rank {each} was last at {other.spot}, {time.monotonic() - other.beat:.0f} s ago")
+        stack = "".join(traceback.format_stack(sys._current_frames().get(self._main)))
+        self._note(f"this process was at\n{stack}".rstrip())
         if rank != self._rank:
             end(seen.who, self._here)
         self._linger()

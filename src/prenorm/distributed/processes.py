@@ -72,14 +72,16 @@ def started(
     device_type: str,
     timeout: float,
     say: Callable[[str], None],
+    note: Callable[[str], None],
     same: Mapping[str, Any],
 ) -> Iterator[Processes]:
     """This process, with those that it was launched with. They begin together, and end together.
 
-    same: what must be the same in all of them, which is compared before anything else.
+    same: what must be the same in all of them, which is compared before anything else. say: shows why this process
+    ends because of another one. note: writes the details to a log.
 
     An error that all of them meet is raised in rank 0, and as AlreadyTold in the others. Where one of them alone has an
-    error, or dies, or hangs for `timeout` seconds, the others say so by `say` and end with the exit code
+    error, or dies, or hangs for `timeout` seconds, the others say so and end with the exit code
     `heartbeat.LOST`: a process that waits for a lost one in a collective cannot raise anything.
     Raises ProcessError where they do not find each other.
     """
@@ -88,7 +90,7 @@ def started(
         return
     from .group import Group  # what one process does not need
 
-    group = Group(launch, layout, timeout=timeout, say=say)
+    group = Group(launch, layout, timeout=timeout, say=say, note=note)
     try:
         group.compare(same)
         group.connect(device_type)

@@ -58,12 +58,15 @@ class Display:
     def say(self, text: str) -> None:
         """One line, as it is."""
         self._console.print(text, markup=False)
-        if self.log:
-            self.log.write(text)
+        self.note(text)
 
     def alarm(self, text: str) -> None:
         """A line that every process shows, quiet ones too: why it ends."""
         print(f"prenorm train: {text}", file=sys.stderr, flush=True)
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Something for the log alone."""
         if self.log:
             self.log.write(text)
 
@@ -89,7 +92,7 @@ class Display:
         if not self._console.is_terminal:
             yield self._step_lines(total, line_seconds, self.say)
             return
-        lines = self._step_lines(total, line_seconds, self.log.write) if self.log else None
+        lines = self._step_lines(total, line_seconds, self.note) if self.log else None
         columns = ("training", BarColumn(), MofNCompleteColumn(), "{task.fields[news]}", TimeRemainingColumn(), "left")
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task("", completed=done, total=total, news="the first step takes longest")

@@ -37,7 +37,8 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
     layout = config.layout(launch.world_size)
     if launch.world_size > 1:
         display.is_one_of_several(launch.rank)
-    options: dict[str, Any] = {"timeout": config.timeout, "say": display.alarm, "device_type": device_type(config)}
+    options: dict[str, Any] = {"timeout": config.timeout, "device_type": device_type(config)}
+    options |= {"say": display.alarm, "note": display.note}
     same = {**versions(), **config.to_fields(), "resume": resume}
     with display.logging(), started(launch, layout, same=same, **options) as processes:
         return _train(config, processes, display, resume=resume)

@@ -96,6 +96,7 @@ class Trainer:
 
     def whole_model(self) -> TransformerLM | None:
         """The model with all its weights, in the first process; None in the others. All processes call this."""
+        self.processes.at(self.evaluated, "gathering the weights", patient=True)
         return self.passes.whole_model(self.group)
 
     def summary(self, folder: Path, done: int) -> str:
@@ -188,7 +189,7 @@ class Trainer:
         record: Record = {"step": step}
         for prefix in ("", "ema_") if self.average else ("",):
             with self.averaged() if prefix else nullcontext():
-                begun = map(self.text_start.put_into, batches())
+                begun = map(self.text_start.put_into, self._noted(step, batches()))
                 loss = self.passes.heldout_loss(begun, stopped)
             if loss is None:
                 return None
@@ -200,6 +201,11 @@ class Trainer:
             bits = self.data.heldout_text.bits_per_byte(loss, self.data.heldout.num_targets)
             record |= {f"{prefix}eval_loss": loss, f"{prefix}eval_bits_per_byte": bits}
         return record
+
+    def _noted(self, step: int, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.processes.at(step, "scoring held-out text")
+            yield batch
 
     @contextmanager
     def averaged(self) -> Iterator[None]:
