@@ -8,6 +8,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from datetime import timedelta
 from types import FrameType
 from typing import Any
@@ -18,7 +19,7 @@ from torch.distributed import PrefixStore
 
 from ..errors import ConfigError, PrenormError
 from ..private_torch import set_group_timeout
-from .heartbeat import GRACE_SECONDS, Heartbeat, Say
+from .heartbeat import GRACE_SECONDS, LOST, Heartbeat, Say
 from .launch import Launch
 from .layout import Layout
 from .mesh import make_mesh
@@ -26,6 +27,7 @@ from .processes import Processes
 from .rendezvous import gather, meet
 
 POLL_SECONDS = 0.05
+TELL_SECONDS = 4.0  # for the others to meet the error, too, that ends this process
 LINGER_SECONDS = 5.0  # at the end, for those that are slower
 
 # What a collective says when another process is gone or late, in the words of gloo, NCCL and torch's stores.
@@ -45,9 +47,7 @@ class Group(Processes):
         super().__init__(launch, layout)
         self._store, second = meet(launch, timeout)
         self._agreements = 0
-        self._heartbeat = Heartbeat(
-            second, launch.rank, launch.world_size, timeout, holds_store=launch.holds_store, say=say, note=note
-        )
+        self._heartbeat = Heartbeat(second, launch, timeout, say=say, note=note)
         self._timeout = timeout
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, _end_soon)
@@ -133,8 +133,7 @@ class Group(Processes):
         self.at(self._heartbeat.step, "the end", patient=True)
         self._all_come("ended")
         self._heartbeat.stop()
-        dist.barrier()  # a process that ends before another has heard its last word aborts that one
-        dist.destroy_process_group()
+        self._disconnect()
         self._leave()
 
     def failed(self, error: BaseException) -> bool:
@@ -145,11 +144,11 @@ class Group(Processes):
         if _is_of_a_collective(error):
             self._heartbeat.cut_off()
         self._heartbeat.stop()
+        _end_after(TELL_SECONDS + LINGER_SECONDS + self._timeout)  # should the store not answer
         try:
             told_by_all = self._tell(_word_of(error))
             if told_by_all and dist.is_initialized():
-                dist.barrier()
-                dist.destroy_process_group()
+                self._disconnect()
             self._leave()
             return told_by_all
         except RuntimeError:  # the store has ended with rank 0
@@ -159,7 +158,7 @@ class Group(Processes):
         """Tell the others what ends this process. Gives whether the same ends all of them."""
         self._store.set(f"failed/{self.rank}", word)
         self._store.add("failed", 1)
-        end = time.monotonic() + GRACE_SECONDS
+        end = time.monotonic() + TELL_SECONDS
         while self._store.add("failed", 0) < self.launch.world_size:
             if time.monotonic() > end:
                 self._heartbeat.last_word(word)
@@ -167,6 +166,12 @@ class Group(Processes):
             time.sleep(POLL_SECONDS)
         words = self._store.multi_get([f"failed/{rank}" for rank in range(self.launch.world_size)])
         return all(each.decode() == word for each in words)
+
+    def _disconnect(self) -> None:
+        """End torch.distributed together. All is done, so that it does not matter if one dies only now."""
+        with suppress(RuntimeError):
+            dist.barrier()  # a process that ends before another has heard its last word aborts that one
+        dist.destroy_process_group()
 
     def _all_come(self, name: str) -> None:
         self._store.add(name, 1)
@@ -180,6 +185,13 @@ class Group(Processes):
             if time.monotonic() > end:
                 return
             time.sleep(POLL_SECONDS)
+
+
+def _end_after(seconds: float) -> None:
+    """End this process then, if it is still there: a call of the store may never return."""
+    timer = threading.Timer(seconds, os._exit, [LOST])
+    timer.daemon = True
+    timer.start()
 
 
 def _end_soon(number: int, _: FrameType | None) -> None:

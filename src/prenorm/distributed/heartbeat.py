@@ -1,7 +1,7 @@
-"""The thread in which each process of a run tells the others where it is, and notices when one of them is lost.
+"""Where each process of a run is, told to all others, and noticed when one of them is lost.
 
-Every second or so it writes a beat into the store and reads those of all others. It ends its own process, with a
-diagnosis, when another one
+Every second or so one thread writes a beat into the store and reads those of all others; another one judges what was
+read, for a store may never answer. It ends its own process, with a diagnosis, when another one
 
 - has ended (seen at once on the same machine; on another one its beats stop),
 - has not beaten for `timeout` seconds: it is stopped, or its machine is out of reach,
@@ -25,6 +25,7 @@ from typing import NoReturn
 
 from torch.distributed import Store
 
+from .launch import Launch
 from .process_state import Identity, end, is_gone, own_identity
 from .rendezvous import gather
 
@@ -32,6 +33,7 @@ LOST = 3  # the exit code of a process that ends because another one was lost
 BEAT_SECONDS = 1.0
 KEYS_PER_SECOND = 10_000  # that all processes together may read of the store
 GRACE_SECONDS = 2.0  # for what else the others may have to say
+ENDED_WITH = "it ended with"  # begins the last word of a process
 
 Say = Callable[[str], None]
 
@@ -64,31 +66,35 @@ class Seen:
 
 
 class Heartbeat:
-    """The thread, and this process' own spot, which the main thread moves with `at`."""
+    """Both threads, and this process' own spot, which the main thread moves with `at`."""
 
-    def __init__(
-        self, store: Store, rank: int, world_size: int, timeout: float, *, holds_store: bool, say: Say, note: Say
-    ) -> None:
+    def __init__(self, store: Store, launch: Launch, timeout: float, *, say: Say, note: Say) -> None:
         """say: shows a line. note: writes details to a log."""
-        self._store, self._rank, self._timeout, self._say, self._note = store, rank, timeout, say, note
-        self._holds_store = holds_store
+        self._store, self._launch, self._timeout, self._say, self._note = store, launch, timeout, say, note
+        self._rank, world_size = launch.rank, launch.world_size
         self._spot = Spot()
         self._main = threading.get_ident()
         self._keys = [f"beat/{each}" for each in range(world_size)]
         self._interval = max(min(BEAT_SECONDS, timeout / 4), world_size**2 / KEYS_PER_SECOND)
         self._ended = threading.Event()
         self._cut_off_at = 0.0
+        self._broken = ""  # why the store does not answer
+        self._word: tuple[int, str] | None = None  # who was lost, as another process, or that one itself, says
         self._here = own_identity()
-        store.set(f"who/{rank}", json.dumps(self._here))
+        store.set(f"who/{self._rank}", json.dumps(self._here))
         self._beat()
-        if rank == 0:
+        if self._rank == 0:
             store.set("lost", "")
         store.get("lost")  # waits for rank 0
-        now = time.monotonic()
+        self._answered = now = time.monotonic()
         self._seen = [Seen(Identity(*who), Spot(), now, now) for who in gather(store, "who", world_size)]
         gather(store, "beat", world_size)
-        self._thread = threading.Thread(target=self._run, name="prenorm-heartbeat", daemon=True)
-        self._thread.start()
+        self._threads = [
+            threading.Thread(target=work, name=f"prenorm-{work.__name__[1:]}", daemon=True)
+            for work in (self._exchange, self._watch)
+        ]
+        for thread in self._threads:
+            thread.start()
 
     @property
     def step(self) -> int:
@@ -103,29 +109,27 @@ class Heartbeat:
     def stop(self) -> None:
         """No more beats, and nobody is missed: the process comes to its end."""
         self._ended.set()
-        self._thread.join(self._timeout)
+        for thread in self._threads:
+            thread.join(self._interval)
 
     def last_word(self, word: str) -> None:
         """Tell the others that this process ends, and why."""
-        self._leave_word(self._rank, f"it ended with {word}")
+        self._name(self._rank, f"{ENDED_WITH} {word}")
 
     def cut_off(self) -> NoReturn:
-        """A collective of the main thread failed. The thread finds out who was lost, and ends this process."""
+        """A collective of the main thread failed. The watch finds out who was lost, and ends this process."""
         self._cut_off_at, self._spot.is_cut_off = time.monotonic(), True
         while True:
-            self._thread.join()
-            self._end_by(self._rank, "its watch ended before it")
+            time.sleep(self._timeout)
 
-    def _run(self) -> None:
+    def _exchange(self) -> None:
         while not self._ended.wait(self._interval):
             try:
                 self._beat()
                 self._read()
-            except RuntimeError as error:  # torch.distributed's, of a store that does not answer
-                if not self._ended.is_set():
-                    self._end_by(0, f"it holds what all processes meet in, and does not answer ({error})"[:300])
-            if not self._ended.is_set():
-                self._judge()
+            except RuntimeError as error:  # torch.distributed's, of a store that has ended
+                self._broken = str(error).splitlines()[0]
+                return
 
     def _beat(self) -> None:
         spot = self._spot
@@ -134,8 +138,8 @@ class Heartbeat:
         self._store.set(self._keys[self._rank], json.dumps(fields))
 
     def _read(self) -> None:
-        *beats, lost = self._store.multi_get([*self._keys, "lost"])
-        now = time.monotonic()
+        *beats, word = self._store.multi_get([*self._keys, "lost"])
+        self._answered = now = time.monotonic()
         for seen, beat in zip(self._seen, beats, strict=True):
             spot = Spot(*json.loads(beat))
             if spot.beats != seen.spot.beats:
@@ -143,27 +147,37 @@ class Heartbeat:
             if spot.moves != seen.spot.moves:
                 seen.moved = now
             seen.spot = spot
-        if lost:
-            rank, what = json.loads(lost)
-            if rank != self._rank and not self._ended.wait(GRACE_SECONDS if "ended with" in what else 0):
-                self._end_by(rank, what)
+        if word:
+            self._word = tuple(json.loads(word))
+
+    def _watch(self) -> None:
+        while not self._ended.wait(self._interval / 2):
+            self._judge()
 
     def _judge(self) -> None:
         """End this process where another one was lost."""
-        now = time.monotonic()
+        now, read = time.monotonic(), self._answered  # the newest that is known is of then
         others = [(rank, seen) for rank, seen in enumerate(self._seen) if rank != self._rank]
+        if self._word and self._word[0] != self._rank:
+            rank, what = self._word
+            # It may be an error of all, which the main thread has met, too.
+            if not what.startswith(ENDED_WITH) or not self._ended.wait(GRACE_SECONDS):
+                self._end_by(rank, what)
+            return
         for rank, seen in others:
             if is_gone(seen.who, self._here):
                 self._end_by(rank, "its process is gone: killed, perhaps because memory ran out")
-            if now - seen.beat > self._timeout:
+        if self._broken or now - read > self._timeout:
+            self._end_by(0, f"the store that all processes meet in has not answered for {now - read:.0f} s")
+        for rank, seen in others:
+            if read - seen.beat > self._timeout:
                 self._end_by(rank, f"it has not answered for {self._timeout:g} s: stopped, or out of reach")
-        stuck = now - self._seen[self._rank].moved > self._timeout and not self._spot.patient
-        if stuck:
+        if read - self._seen[self._rank].moved > self._timeout and not self._spot.patient:
             self._end_by(self._culprit(), f"it has not moved on for {self._timeout:g} s")
         if self._cut_off_at and now - self._cut_off_at > GRACE_SECONDS:
-            silent = max(others, key=lambda other: now - other[1].beat)
-            if now - silent[1].beat > 2.5 * self._interval:
-                self._end_by(silent[0], f"it has not answered for {now - silent[1].beat:.0f} s")
+            rank, seen = max(others, key=lambda other: read - other[1].beat)
+            if read - seen.beat > 2.5 * self._interval:
+                self._end_by(rank, f"it has not answered for {read - seen.beat:.0f} s")
             self._end_by(self._culprit(), "a collective with it failed")
 
     def _culprit(self) -> int:
@@ -175,36 +189,36 @@ class Heartbeat:
 
         return min(range(len(self._seen)), key=order)
 
-    def _leave_word(self, rank: int, what: str) -> tuple[int, str]:
-        """Have one rank named for all: the first that anybody names."""
+    def _name(self, rank: int, what: str) -> tuple[int, str]:
+        """Have one rank named by all: the first that anybody names."""
         word = self._store.compare_set("lost", "", json.dumps([rank, what]))
         rank, what = json.loads(word)
         return rank, what
 
     def _end_by(self, rank: int, what: str) -> NoReturn:
         """Say who was lost and where, see to it that it does not go on alone, and end this process."""
-        with suppress(RuntimeError):  # the store may be gone, too
-            rank, what = self._leave_word(rank, what)
+        if not self._broken and time.monotonic() - self._answered < 2.5 * self._interval:
+            with suppress(RuntimeError):
+                rank, what = self._name(rank, what)
         seen = self._seen[rank]
+        who = f"Rank {rank}"
+        if self._launch.has_agent and "the store" in what:
+            who, what = "torchrun", f"{what}; it has ended, or its machine is out of reach"
         self._say(
-            f"Rank {rank} was lost at {seen.spot}: {what}. All processes end; the same command with --resume goes on "
-            "from the newest checkpoint."
+            f"{who} was lost at {seen.spot}: {what}. All processes end; the same command with --resume goes on from the "
+            "newest checkpoint."
         )
         for each, other in enumerate(self._seen):
             self._note(f"rank {each} was last at {other.spot}, {time.monotonic() - other.beat:.0f} s ago")
         stack = "".join(traceback.format_stack(sys._current_frames().get(self._main)))
         self._note(f"this process was at\n{stack}".rstrip())
-        if rank != self._rank:
+        if rank != self._rank and not what.startswith(ENDED_WITH):
             end(seen.who, self._here)
-        self._linger()
+        if self._launch.holds_store:  # which ends with this process: let the others read it once more
+            time.sleep(2 * self._interval)
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(LOST)
-
-    def _linger(self) -> None:
-        """The store ends with the process that holds it: let the others read it once more."""
-        if self._holds_store:
-            time.sleep(2 * self._interval)
 
 
 def _is_in_a_collective(thread: int) -> bool:

@@ -245,6 +245,10 @@ class TrainConfig:
                 f"dp x fsdp x tp x pp must be the number of processes, but {layout} takes {layout.world_size}, and "
                 f"there is 1; start them with torchrun --nproc-per-node {layout.world_size} -m prenorm train ..."
             )
+        if self.pp > 1 and self.dtype == "bfloat16-pure":
+            raise ConfigError(
+                f"dtype bfloat16-pure is for one stage, but pp is {self.pp}; --dtype bfloat16 would do."
+            )
         layout.check(
             self.model,
             world_size=world_size,

@@ -1,7 +1,7 @@
 """Narrow number formats: a scaled loss for float16, a rounded copy of the model for pure bfloat16; finite weights."""
 
 import copy
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -58,12 +58,11 @@ class RoundedCopy:
     """
 
     def __init__(self, model: TransformerLM, dtype: torch.dtype) -> None:
-        self.model = copy.deepcopy(model).to(dtype)
-        self._pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
+        self.model, self._weights = copy.deepcopy(model).to(dtype), model
 
     def hand_over_gradients(self) -> None:
         """Add the copy's gradients to the model's, in float32, and drop them."""
-        for rounded, weight in self._pairs:
+        for rounded, weight in self._pairs():
             if rounded.grad is None:
                 continue
             if weight.grad is None:
@@ -75,8 +74,12 @@ class RoundedCopy:
     @torch.no_grad()
     def follow(self) -> None:
         """Round the weights anew."""
-        for rounded, weight in self._pairs:
+        for rounded, weight in self._pairs():
             rounded.copy_(weight)
+
+    def _pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """Of both models: they get other parameters where they are spread over processes."""
+        return zip(self.model.parameters(), self._weights.parameters(), strict=True)
 
 
 @torch.no_grad()
