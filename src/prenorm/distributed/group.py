@@ -49,8 +49,9 @@ class Group(Processes):
         self._agreements = 0
         self._heartbeat = Heartbeat(second, launch, timeout, say=say, note=note)
         self._timeout = timeout
+        self._on_sigterm: Any = None
         if threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, _end_soon)
+            self._on_sigterm = signal.signal(signal.SIGTERM, _end_soon)
 
     def connect(self, device_type: str) -> None:
         """Start torch.distributed, and make the mesh. Sums of single numbers go over gloo, whatever the device."""
@@ -73,6 +74,7 @@ class Group(Processes):
         self._heartbeat.at(step, phase, patient=patient)
 
     def first(self, what: str, work: Callable[[], Any]) -> Any:
+        """As `Processes.first`."""
         self._agreements += 1
         key = f"first/{self._agreements}"
         self.at(self._heartbeat.step, what, patient=True)
@@ -91,6 +93,7 @@ class Group(Processes):
         return outcome["gave"]
 
     def compare(self, values: Mapping[str, Any]) -> None:
+        """As `Processes.compare`."""
         self._agreements += 1
         name = f"compare/{self._agreements}"
         self._store.set(f"{name}/{self.rank}", json.dumps(dict(values)))
@@ -111,9 +114,11 @@ class Group(Processes):
             )
 
     def sum(self, *numbers: float) -> list[float]:
+        """As `Processes.sum`."""
         return self._reduced(numbers, torch.float64, dist.ReduceOp.SUM)
 
     def largest(self, number: int) -> int:
+        """As `Processes.largest`."""
         return self._reduced([number], torch.int64, dist.ReduceOp.MAX)[0]
 
     def _reduced(self, numbers: Any, dtype: torch.dtype, op: dist.ReduceOp.RedOpType) -> list[Any]:
@@ -144,7 +149,10 @@ class Group(Processes):
         if _is_of_a_collective(error):
             self._heartbeat.cut_off()
         self._heartbeat.stop()
-        _end_after(TELL_SECONDS + LINGER_SECONDS + self._timeout)  # should the store not answer
+        # Should the store not answer: a call of it may never return.
+        last = threading.Timer(TELL_SECONDS + LINGER_SECONDS + self._timeout, os._exit, [LOST])
+        last.daemon = True
+        last.start()
         try:
             told_by_all = self._tell(_word_of(error))
             if told_by_all and dist.is_initialized():
@@ -153,6 +161,8 @@ class Group(Processes):
             return told_by_all
         except RuntimeError:  # the store has ended with rank 0
             return False
+        finally:
+            last.cancel()
 
     def _tell(self, word: str) -> bool:
         """Tell the others what ends this process. Gives whether the same ends all of them."""
@@ -179,19 +189,14 @@ class Group(Processes):
 
     def _leave(self) -> None:
         """The process that holds the store goes last, if the others do not take too long."""
+        if self._on_sigterm is not None:
+            signal.signal(signal.SIGTERM, self._on_sigterm)
         self._store.add("left", 1)
         end = time.monotonic() + LINGER_SECONDS
         while self.launch.holds_store and self._store.add("left", 0) < self.launch.world_size:
             if time.monotonic() > end:
                 return
             time.sleep(POLL_SECONDS)
-
-
-def _end_after(seconds: float) -> None:
-    """End this process then, if it is still there: a call of the store may never return."""
-    timer = threading.Timer(seconds, os._exit, [LOST])
-    timer.daemon = True
-    timer.start()
 
 
 def _end_soon(number: int, _: FrameType | None) -> None:
@@ -216,4 +221,4 @@ def _is_of_a_collective(error: BaseException) -> bool:
 def _word_of(error: BaseException) -> str:
     """An error in one line."""
     text = " ".join(str(error).split())
-    return text if isinstance(error, PrenormError) else f"{type(error).__name__}: {text}"[:500]
+    return text if isinstance(error, PrenormError | OSError) else f"{type(error).__name__}: {text}"[:500]

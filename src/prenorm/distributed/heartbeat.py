@@ -158,7 +158,7 @@ class Heartbeat:
         """End this process where another one was lost."""
         now, read = time.monotonic(), self._answered  # the newest that is known is of then
         others = [(rank, seen) for rank, seen in enumerate(self._seen) if rank != self._rank]
-        if self._word and self._word[0] != self._rank:
+        if self._word:
             rank, what = self._word
             # It may be an error of all, which the main thread has met, too.
             if not what.startswith(ENDED_WITH) or not self._ended.wait(GRACE_SECONDS):
@@ -205,8 +205,8 @@ class Heartbeat:
         if self._launch.has_agent and "the store" in what:
             who, what = "torchrun", f"{what}; it has ended, or its machine is out of reach"
         self._say(
-            f"{who} was lost at {seen.spot}: {what}. All processes end; the same command with --resume goes on from the "
-            "newest checkpoint."
+            f"{who} was lost at {seen.spot}: {what}. All processes end; the same command with --resume goes on from "
+            "the newest checkpoint."
         )
         for each, other in enumerate(self._seen):
             self._note(f"rank {each} was last at {other.spot}, {time.monotonic() - other.beat:.0f} s ago")
