@@ -17,7 +17,7 @@ import torch
 import torch.distributed as dist
 from torch.distributed import PrefixStore
 
-from ..errors import ConfigError, PrenormError
+from ..errors import ConfigError, PrenormError, ProcessError
 from ..private_torch import set_group_timeout
 from .heartbeat import GRACE_SECONDS, LOST, Heartbeat, Say
 from .launch import Launch
@@ -117,9 +117,9 @@ class Group(Processes):
         """As `Processes.sum`."""
         return self._reduced(numbers, torch.float64, dist.ReduceOp.SUM)
 
-    def largest(self, number: int) -> int:
+    def largest(self, *numbers: int) -> list[int]:
         """As `Processes.largest`."""
-        return self._reduced([number], torch.int64, dist.ReduceOp.MAX)[0]
+        return self._reduced(numbers, torch.int64, dist.ReduceOp.MAX)
 
     def _reduced(self, numbers: Any, dtype: torch.dtype, op: dist.ReduceOp.RedOpType) -> list[Any]:
         values = torch.tensor(numbers, dtype=dtype)
@@ -210,7 +210,7 @@ def _is_of_a_collective(error: BaseException) -> bool:
     """Whether another process is the cause: a collective with it, or the store, failed."""
     cause: BaseException | None = error
     while cause is not None:
-        if isinstance(cause, dist.DistError):
+        if isinstance(cause, dist.DistError | ProcessError):
             return True
         if type(cause) is RuntimeError and OF_A_COLLECTIVE.search(str(cause)):
             return True

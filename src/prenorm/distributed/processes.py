@@ -56,9 +56,9 @@ class Processes:
         """The sum of each number over all processes, the same bits in all of them."""
         return list(numbers)
 
-    def largest(self, number: int) -> int:
-        """The largest of all processes' numbers."""
-        return number
+    def largest(self, *numbers: int) -> list[int]:
+        """The largest of all processes' numbers, for each of them."""
+        return list(numbers)
 
 
 ALONE = Processes(Launch(), Layout())

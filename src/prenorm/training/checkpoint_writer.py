@@ -41,10 +41,10 @@ class CheckpointWriter:
         arguments = (self._run, step, self._config, self._environment, self._buffers, copy.deepcopy(dict(state)))
         self._writing = self._thread.submit(save_checkpoint, *arguments, self._group)
 
-    def check(self) -> None:
-        """Raise CheckpointError where the checkpoint that was being written could not be. Waits for nothing."""
-        if self._writing is not None and self._writing.done():
-            self.wait()
+    @property
+    def has_failed(self) -> bool:
+        """Whether the newest checkpoint is known to be unwritten; `wait` raises the reason."""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def wait(self) -> None:
         """Wait until the checkpoint is on the disk. Raises CheckpointError where it could not be written."""

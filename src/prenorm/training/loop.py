@@ -99,14 +99,17 @@ def _take_steps(
             _look(trainer, done, stop, metrics, samples)  # which may have been left out when the run was stopped
         while done < config.steps and not trainer.early_stop.reached:
             done += 1
-            writer.check()
             line = trainer.step(done)
             metrics.write(line)
             report(line)
             _look(trainer, done, stop, metrics, samples)
             last = done == config.steps or trainer.early_stop.reached
             due = config.checkpoint_every and done % config.checkpoint_every == 0
-            stopping = stop.agree(processes.largest)
+            # No process may stop alone: the others would wait for it in the next step.
+            signal_number, failing = processes.largest(stop.signal_number, int(writer.has_failed))
+            stopping = stop.agree(signal_number)
+            if failing:
+                writer.wait()
             if due or last or stopping:
                 processes.at(done, "saving")
                 metrics.sync()
@@ -132,7 +135,7 @@ def _look(trainer: Trainer, step: int, stop: StopRequest, metrics: Lines, sample
     config, display, last = trainer.config, trainer.display, step == trainer.config.steps
 
     def stopped() -> bool:
-        return stop.agree(trainer.processes.largest)
+        return stop.agree(*trainer.processes.largest(stop.signal_number))
 
     if config.eval_every and (step % config.eval_every == 0 or last):
         glance = None if trainer.evaluated >= step else trainer.glance(step, stopped)

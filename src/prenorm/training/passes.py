@@ -143,4 +143,4 @@ class Passes:
 
     def _in_all(self, here: bool) -> bool:
         """Whether something holds in all processes."""
-        return self.processes.largest(int(not here)) == 0
+        return self.processes.largest(int(not here)) == [0]

@@ -83,14 +83,14 @@ class RoundedCopy:
 
 
 @torch.no_grad()
-def check_finite(model: nn.Module, largest: Callable[[int], int] = lambda number: number) -> None:
+def check_finite(model: nn.Module, largest: Callable[[int], list[int]] = lambda number: [number]) -> None:
     """Raise PrenormError unless all weights are finite, in all processes. The device is asked once.
 
     largest: gives the largest of all processes' numbers.
     """
     weights = {name: local_part(weight) for name, weight in model.named_parameters()}
     ends = [torch.stack(weight.aminmax()) for weight in weights.values() if weight.numel()]
-    if largest(int(bool(ends) and not bool(torch.stack(ends).isfinite().all()))):
+    if largest(int(bool(ends) and not bool(torch.stack(ends).isfinite().all()))) != [0]:
         names = [name for name, weight in weights.items() if not bool(weight.isfinite().all())] or ["another process"]
         raise PrenormError(
             f"weights must stay finite to be saved, but are not in {', '.join(names[:5])}; checkpoints are from before "

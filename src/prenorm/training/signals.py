@@ -3,7 +3,7 @@
 import shlex
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,13 +34,13 @@ class StopRequest:
 
     signal_number: int = 0
 
-    def agree(self, largest: Callable[[int], int]) -> bool:
-        """Whether all processes of a run stop now, because of a signal to any of them.
+    def agree(self, signal_number: int) -> bool:
+        """Take over what all processes of a run have agreed on, 0 for no signal. Gives whether they all stop now.
 
-        largest: gives the largest of what all of them ask it; they ask together.
+        A signal that came meanwhile is kept for the next time.
         """
-        self.signal_number = max(self.signal_number, largest(self.signal_number))
-        return self.requested
+        self.signal_number = signal_number or self.signal_number
+        return signal_number != 0
 
     @property
     def requested(self) -> bool:
