@@ -16,7 +16,7 @@ def check_run(config: Any) -> None:
     check_size("checkpoint_activations_every", config.checkpoint_activations_every)
     for name in ("steps", "context", "batch_size", "tokenizer_sample_mb", "eval_batches", "keep_checkpoints"):
         check_size(name, getattr(config, name))
-    for name in ("fsdp", "tp", "pp"):
+    for name in ("fsdp", "tp", "pp", "pp_stages"):
         check_size(name, getattr(config, name))
     every = ("eval_every", "early_stop", "sample_every", "checkpoint_every")
     for name in ("seed", "short_context", "micro_batch_size", "warmup_steps", "dp", *every):

@@ -39,6 +39,7 @@ FREE = {
     "fsdp",
     "tp",
     "pp",
+    "pp_stages",
     "timeout",
 }
 

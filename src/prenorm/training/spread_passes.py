@@ -30,7 +30,11 @@ class SpreadPasses(Passes):
         self._pipeline: Pipeline | None = None
         if self.processes.place.layout.pp > 1:
             self._pipeline = Pipeline(
-                self.model, mesh, autocast=self.device.autocast, use_checkpointing=self.use_checkpointing
+                self.model,
+                mesh,
+                stages_per_rank=self.config.pp_stages,
+                autocast=self.device.autocast,
+                use_checkpointing=self.use_checkpointing,
             )
             return
         parallelize(self.model, mesh)

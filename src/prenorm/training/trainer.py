@@ -56,6 +56,7 @@ class Trainer:
         """
         self.config, self.data, self.device, self.display, self.processes = config, data, device, display, processes
         model = build_model(config, data, resumed=resumed).to(device.device)
+        config.layout(processes.launch.world_size, model.config)  # the vocabulary is known now
         self.passes = _passes_of(processes)(model, config, device, display, processes)
         self.model, self.computing, self.loss_scale = self.passes.model, self.passes.computing, self.passes.loss_scale
         self.group = group_for_checkpoints(config.timeout)
