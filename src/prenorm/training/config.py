@@ -267,7 +267,7 @@ class TrainConfig:
         """What the layout alone does not say."""
         if self.dtype == "bfloat16-pure":
             raise ConfigError(f"dtype bfloat16-pure is for pp 1, but pp is {self.pp}; --dtype bfloat16 would do.")
-        if layout.pp * self.pp_stages > model.num_layers:
+        if self.pp_stages > 1 and layout.pp * self.pp_stages > model.num_layers:
             raise ConfigError(
                 f"each stage must have a layer, but pp x pp_stages = {layout.pp} x {self.pp_stages} is more than "
                 f"num_layers = {model.num_layers}; --pp-stages {max(1, model.num_layers // layout.pp)} would do."
