@@ -37,7 +37,7 @@ def heldout_loss(
             total, count = total + loss_of(batch) * scored, count + scored
     finally:
         model.train(training)
-    total, targets = sums(total, count)  # of processes that score the same rows, both are as often too large
+    total, targets = sums(total, float(count))  # of processes that score the same rows, both are as often too large
     return total / targets
 
 

@@ -55,7 +55,7 @@ class Passes:
         """
         place, seq = self.processes.place, batch.token_ids.shape[1]
         data_ranks, copies = place.layout.data_ranks, place.layout.tp * place.layout.pp  # so many have the same rows
-        targets = self.processes.sum(batch.num_targets)[0] / copies
+        targets = self.processes.sum(float(batch.num_targets))[0] / copies
         first = place.data_rank * len(batch.token_ids)
         micro_batches = []
         for part in batch.split(self.rows_at_once * self.config.context // seq):  # more of them while they are short
