@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
 from ..errors import ConfigError
@@ -63,6 +63,7 @@ class Pipeline:
         ]
         for stage in self._stages:
             if isinstance(stage.model, FSDPModule):  # the schedules ask the stage, and reduce gradients once a step
+                register_fsdp_forward_method(stage.model, "loss" if stage.is_last else "hidden")
                 fully_shard(stage, mesh=mesh["dp", "fsdp"] if mesh["dp"].size() > 1 else mesh["fsdp"])
         self._schedules: dict[tuple[object, ...], Any] = {}  # receiving buffers have a shape
 
