@@ -1,10 +1,11 @@
 """The passes of one of several processes: the model is spread over them, by PyTorch's engines."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule
 
 from ..distributed.checkpoints import gathered
 from ..distributed.data_parallel import no_sync
@@ -59,6 +60,18 @@ class SpreadPasses(Passes):
         tied = self._pipeline.tied_weight if self._pipeline and self.processes.place.pp else None
         elsewhere = [] if tied is None else [tied]  # on the first stage, which has the same gradient
         return clip_grad_norm_(self.model.parameters(), largest, self._mesh, counted_elsewhere=elsewhere).item()
+
+    def heldout_loss(self, batches: Iterable[Batch], stopped: Callable[[], bool] = lambda: False) -> float | None:
+        """As in `Passes`.
+
+        FSDP2 keeps the outermost weights gathered for a backward pass, which does not come here: they would stay as they
+        are while the weights change.
+        """
+        loss = super().heldout_loss(batches, stopped)
+        for module in self.computing.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+        return loss
 
     def loss_of(self, batch: Batch) -> float:
         """As in `Passes`; all stages of a pipeline get the loss."""
