@@ -124,7 +124,7 @@ def assert_others_name(command, victim, mark, where):
 def test_a_process_that_dies_or_hangs_is_named_by_the_others(flags, tmp_path, how, victim, phase):
     mark, step = tmp_path / "mark", 4 if phase == "saving" else 3
     failing = functools.partial(fails, victim=victim, step=step, phase=phase, how=how, mark=mark)
-    command = Command([*flags, "--timeout", TIMEOUT], 3 if victim else 2, tmp_path, before=failing)
+    command = Command([*flags, "--timeout", TIMEOUT], 4 if victim else 2, tmp_path, before=failing)
     assert_others_name(command, victim, mark, f"step {step}, {phase}")
     assert read_state(complete_checkpoints(tmp_path / "run")[-1]).step == 2
     log = (tmp_path / "run" / "logs" / f"rank-{1 - victim}.log").read_text()

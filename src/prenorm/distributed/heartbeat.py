@@ -19,12 +19,13 @@ import time
 import traceback
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
 from torch.distributed import Store
 
+from .board import Board, OthersBoard
 from .launch import Launch
 from .process_state import Identity, end, is_gone, own_identity
 from .rendezvous import gather
@@ -46,23 +47,34 @@ class Spot:
     phase: str = "the start"
     patient: bool = True
     moves: int = 0
+
+
+@dataclass(slots=True)
+class Beat:
+    """How a process is. beats: it counts them."""
+
     beats: int = 0
     is_waiting: bool = False  # within a call of torch.distributed
     is_cut_off: bool = False  # a collective failed
 
-    def __str__(self) -> str:
-        step = f"step {self.step:,}, " if self.step else ""
-        return f"{step}{self.phase}{', in a collective' if self.is_waiting else ''}"
-
 
 @dataclass(slots=True)
 class Seen:
-    """What is known of a rank: who it is, its newest spot, when it last beat and when it last moved."""
+    """What is known of a rank: who it is, its newest spot and beat, when it beat and when it moved."""
 
     who: Identity
-    spot: Spot
-    beat: float
-    moved: float
+    board: OthersBoard | None
+    at: float
+    moved_at: float
+    spot: Spot = field(default_factory=Spot)
+    beat: Beat = field(default_factory=Beat)
+
+    def where(self) -> str:
+        """Where it is, or was when it died."""
+        written = self.board and self.board.read()
+        spot = Spot(*written) if written else self.spot
+        step = f"step {spot.step:,}, " if spot.step else ""
+        return f"{step}{spot.phase}{', in a collective' if self.beat.is_waiting else ''}"
 
 
 class Heartbeat:
@@ -72,7 +84,7 @@ class Heartbeat:
         """say: shows a line. note: writes details to a log."""
         self._store, self._launch, self._timeout, self._say, self._note = store, launch, timeout, say, note
         self._rank, world_size = launch.rank, launch.world_size
-        self._spot = Spot()
+        self._spot, self._beats, self._board = Spot(), Beat(), Board()
         self._main = threading.get_ident()
         self._keys = [f"beat/{each}" for each in range(world_size)]
         self._interval = max(min(BEAT_SECONDS, timeout / 4), world_size**2 / KEYS_PER_SECOND)
@@ -81,13 +93,14 @@ class Heartbeat:
         self._broken = ""  # why the store does not answer
         self._word: tuple[int, str] | None = None  # who was lost, as another process, or that one itself, says
         self._here = own_identity()
-        store.set(f"who/{self._rank}", json.dumps(self._here))
+        store.set(f"who/{self._rank}", json.dumps([self._here, self._board.descriptor]))
         self._beat()
         if self._rank == 0:
             store.set("lost", "")
         store.get("lost")  # waits for rank 0
         self._answered = now = time.monotonic()
-        self._seen = [Seen(Identity(*who), Spot(), now, now) for who in gather(store, "who", world_size)]
+        everyone = [(Identity(*who), board) for who, board in gather(store, "who", world_size)]
+        self._seen = [Seen(who, self._board_of(who, board), now, now) for who, board in everyone]
         gather(store, "beat", world_size)
         self._threads = [
             threading.Thread(target=work, name=f"prenorm-{work.__name__[1:]}", daemon=True)
@@ -103,8 +116,8 @@ class Heartbeat:
 
     def at(self, step: int, phase: str, *, patient: bool = False) -> None:
         """This process has come to a phase of a step."""
-        spot = self._spot
-        spot.step, spot.phase, spot.patient, spot.moves = step, phase, patient, spot.moves + 1
+        self._spot = spot = Spot(step, phase, patient, self._spot.moves + 1)
+        self._board.write(astuple(spot))
 
     def stop(self) -> None:
         """No more beats, and nobody is missed: the process comes to its end."""
@@ -118,7 +131,7 @@ class Heartbeat:
 
     def cut_off(self) -> NoReturn:
         """A collective of the main thread failed. The watch finds out who was lost, and ends this process."""
-        self._cut_off_at, self._spot.is_cut_off = time.monotonic(), True
+        self._cut_off_at, self._beats.is_cut_off = time.monotonic(), True
         while True:
             time.sleep(self._timeout)
 
@@ -132,21 +145,21 @@ class Heartbeat:
                 return
 
     def _beat(self) -> None:
-        spot = self._spot
-        spot.beats, spot.is_waiting = spot.beats + 1, _is_in_a_collective(self._main)
-        fields = [spot.step, spot.phase, spot.patient, spot.moves, spot.beats, spot.is_waiting, spot.is_cut_off]
-        self._store.set(self._keys[self._rank], json.dumps(fields))
+        beat = self._beats
+        beat.beats, beat.is_waiting = beat.beats + 1, _is_in_a_collective(self._main)
+        self._store.set(self._keys[self._rank], json.dumps([astuple(self._spot), astuple(beat)]))
 
     def _read(self) -> None:
         *beats, word = self._store.multi_get([*self._keys, "lost"])
         self._answered = now = time.monotonic()
-        for seen, beat in zip(self._seen, beats, strict=True):
-            spot = Spot(*json.loads(beat))
-            if spot.beats != seen.spot.beats:
-                seen.beat = now
-            if spot.moves != seen.spot.moves:
-                seen.moved = now
-            seen.spot = spot
+        for seen, text in zip(self._seen, beats, strict=True):
+            spot, beat = json.loads(text)
+            before = (seen.spot.moves, seen.beat.beats)
+            seen.spot, seen.beat = Spot(*spot), Beat(*beat)
+            if seen.spot.moves != before[0]:
+                seen.moved_at = now
+            if seen.beat.beats != before[1]:
+                seen.at = now
         if word:
             self._word = tuple(json.loads(word))
 
@@ -170,24 +183,27 @@ class Heartbeat:
         if self._broken or now - read > self._timeout:
             self._end_by(0, f"the store that all processes meet in has not answered for {now - read:.0f} s")
         for rank, seen in others:
-            if read - seen.beat > self._timeout:
+            if read - seen.at > self._timeout:
                 self._end_by(rank, f"it has not answered for {self._timeout:g} s: stopped, or out of reach")
-        if read - self._seen[self._rank].moved > self._timeout and not self._spot.patient:
+        if read - self._seen[self._rank].moved_at > self._timeout and not self._spot.patient:
             self._end_by(self._culprit(), f"it has not moved on for {self._timeout:g} s")
         if self._cut_off_at and now - self._cut_off_at > GRACE_SECONDS:
-            rank, seen = max(others, key=lambda other: read - other[1].beat)
-            if read - seen.beat > 2.5 * self._interval:
-                self._end_by(rank, f"it has not answered for {read - seen.beat:.0f} s")
+            rank, seen = min(others, key=lambda other: other[1].at)
+            if read - seen.at > 2.5 * self._interval:
+                self._end_by(rank, f"it has not answered for {read - seen.at:.0f} s")
             self._end_by(self._culprit(), "a collective with it failed")
 
     def _culprit(self) -> int:
         """The rank that all others wait for: not in a collective itself, and furthest behind."""
 
         def order(rank: int) -> tuple[bool, bool, int, int]:
-            spot = self._seen[rank].spot
-            return spot.is_cut_off, spot.is_waiting, spot.step, spot.moves
+            spot, beat = self._seen[rank].spot, self._seen[rank].beat
+            return beat.is_cut_off, beat.is_waiting, spot.step, spot.moves
 
         return min(range(len(self._seen)), key=order)
+
+    def _board_of(self, who: Identity, descriptor: int) -> OthersBoard | None:
+        return OthersBoard(who.pid, descriptor) if self._here.machine and who.machine == self._here.machine else None
 
     def _name(self, rank: int, what: str) -> tuple[int, str]:
         """Have one rank named by all: the first that anybody names."""
@@ -205,11 +221,11 @@ class Heartbeat:
         if self._launch.has_agent and "the store" in what:
             who, what = "torchrun", f"{what}; it has ended, or its machine is out of reach"
         self._say(
-            f"{who} was lost at {seen.spot}: {what}. All processes end; the same command with --resume goes on from "
+            f"{who} was lost at {seen.where()}: {what}. All processes end; the same command with --resume goes on from "
             "the newest checkpoint."
         )
         for each, other in enumerate(self._seen):
-            self._note(f"rank {each} was last at {other.spot}, {time.monotonic() - other.beat:.0f} s ago")
+            self._note(f"rank {each} was last at {other.where()}, {time.monotonic() - other.at:.0f} s ago")
         stack = "".join(traceback.format_stack(sys._current_frames().get(self._main)))
         self._note(f"this process was at\n{stack}".rstrip())
         if rank != self._rank and not what.startswith(ENDED_WITH):

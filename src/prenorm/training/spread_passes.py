@@ -64,8 +64,8 @@ class SpreadPasses(Passes):
     def heldout_loss(self, batches: Iterable[Batch], stopped: Callable[[], bool] = lambda: False) -> float | None:
         """As in `Passes`.
 
-        FSDP2 keeps the outermost weights gathered for a backward pass, which does not come here: they would stay as they
-        are while the weights change.
+        FSDP2 keeps the outermost weights gathered for a backward pass, which does not come here: they would stay as
+        they are while the weights change.
         """
         loss = super().heldout_loss(batches, stopped)
         for module in self.computing.modules():
