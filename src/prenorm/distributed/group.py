@@ -27,7 +27,7 @@ from .processes import Processes
 from .rendezvous import gather, meet
 
 POLL_SECONDS = 0.05
-TELL_SECONDS = 4.0  # for the others to meet the error, too, that ends this process
+TELL_SECONDS = 2.0  # for the others to meet the error, too, that ends this process
 LINGER_SECONDS = 5.0  # at the end, for those that are slower
 
 # What a collective says when another process is gone or late, in the words of gloo, NCCL and torch's stores.
@@ -137,8 +137,9 @@ class Group(Processes):
         """The end of a run in which nothing went wrong: all processes leave together."""
         self.at(self._heartbeat.step, "the end", patient=True)
         self._all_come("ended")
-        self._heartbeat.stop()
+        self._heartbeat.miss_nobody()
         self._disconnect()
+        self._heartbeat.stop()
         self._leave()
 
     def failed(self, error: BaseException) -> bool:
@@ -148,7 +149,7 @@ class Group(Processes):
         """
         if _is_of_a_collective(error):
             self._heartbeat.cut_off()
-        self._heartbeat.stop()
+        self._heartbeat.miss_nobody()
         # Should the store not answer: a call of it may never return.
         last = threading.Timer(TELL_SECONDS + LINGER_SECONDS + self._timeout, os._exit, [LOST])
         last.daemon = True
@@ -162,6 +163,7 @@ class Group(Processes):
         except RuntimeError:  # the store has ended with rank 0
             return False
         finally:
+            self._heartbeat.stop()
             last.cancel()
 
     def _tell(self, word: str) -> bool:

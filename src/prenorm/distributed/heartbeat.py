@@ -73,8 +73,9 @@ class Seen:
         """Where it is, or was when it died."""
         written = self.board and self.board.read()
         spot = Spot(*written) if written else self.spot
+        is_waiting = self.beat.is_waiting and spot.moves == self.spot.moves
         step = f"step {spot.step:,}, " if spot.step else ""
-        return f"{step}{spot.phase}{', in a collective' if self.beat.is_waiting else ''}"
+        return f"{step}{spot.phase}{', in a collective' if is_waiting else ''}"
 
 
 class Heartbeat:
@@ -88,7 +89,7 @@ class Heartbeat:
         self._main = threading.get_ident()
         self._keys = [f"beat/{each}" for each in range(world_size)]
         self._interval = max(min(BEAT_SECONDS, timeout / 4), world_size**2 / KEYS_PER_SECOND)
-        self._ended = threading.Event()
+        self._ended, self._misses_nobody = threading.Event(), False
         self._cut_off_at = 0.0
         self._broken = ""  # why the store does not answer
         self._word: tuple[int, str] | None = None  # who was lost, as another process, or that one itself, says
@@ -119,8 +120,12 @@ class Heartbeat:
         self._spot = spot = Spot(step, phase, patient, self._spot.moves + 1)
         self._board.write(astuple(spot))
 
+    def miss_nobody(self) -> None:
+        """The process comes to its end: it goes on beating, but does not end because of others."""
+        self._misses_nobody = True
+
     def stop(self) -> None:
-        """No more beats, and nobody is missed: the process comes to its end."""
+        """No more beats."""
         self._ended.set()
         for thread in self._threads:
             thread.join(self._interval)
@@ -165,7 +170,8 @@ class Heartbeat:
 
     def _watch(self) -> None:
         while not self._ended.wait(self._interval / 2):
-            self._judge()
+            if not self._misses_nobody:
+                self._judge()
 
     def _judge(self) -> None:
         """End this process where another one was lost."""
@@ -174,7 +180,9 @@ class Heartbeat:
         if self._word:
             rank, what = self._word
             # It may be an error of all, which the main thread has met, too.
-            if not what.startswith(ENDED_WITH) or not self._ended.wait(GRACE_SECONDS):
+            if what.startswith(ENDED_WITH):
+                time.sleep(GRACE_SECONDS)
+            if not self._misses_nobody:
                 self._end_by(rank, what)
             return
         for rank, seen in others:
