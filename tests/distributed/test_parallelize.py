@@ -183,7 +183,8 @@ class OwnAttention(nn.Module):
     def __init__(self, width, heads):
         super().__init__()
         self.heads, self.width = heads, width
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.query, self.value, self.out = (nn.Linear(width, width) for _ in range(3))
+        self.key = nn.Linear(width, width, bias=False)  # the gradient of a bias would be zero: the same for all scores
 
     def forward(self, x, mask=None):
         batch, seq, _ = x.shape
