@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from prenorm import ConfigError, ModelConfig, TransformerLM
+from prenorm import ConfigError, ModelConfig, RangeError, TransformerLM
 from prenorm.distributed.gradients import clip_grad_norm_
 from prenorm.distributed.layout import Layout
 from prenorm.distributed.mesh import Place, make_mesh
@@ -66,7 +66,7 @@ def in_one_process(fields, seed=None, **options):
 
 
 def as_stages(layout, fields, stages_per_rank, rows, seed, options):
-    """On each rank: two losses with gradients, one in evaluation, the norm of all gradients, and whole ones of its own."""
+    """On each rank: two losses with gradients, one in evaluation, the norm of all; and its own gradients, whole."""
     model, mesh, place = model_of(**fields), make_mesh(layout), Place(layout, dist.get_rank())
     pipeline = Pipeline(model, mesh, stages_per_rank=stages_per_rank, **options)
     parts = list(micro_batches(rows, seed, place))
@@ -210,6 +210,23 @@ def refused(counts, stages_per_rank):
         pipeline.add_up_gradients(parts)
     except ConfigError as error:
         return str(error)
+
+
+def out_of_range():
+    """What a token outside the vocabulary raises on the first stage, once the pipeline has run."""
+    pipeline = Pipeline(model_of(), make_mesh(Layout(pp=2)))
+    parts = list(micro_batches(2))
+    pipeline.add_up_gradients(parts)
+    if dist.get_rank() == 0:  # the other one would wait for activations
+        parts[0].token_ids[0, 0] = 40
+        try:
+            pipeline.add_up_gradients(parts)
+        except RangeError as error:
+            return str(error)
+
+
+def test_what_a_stage_raises_comes_as_it_is(tmp_path):
+    assert "40" in run(out_of_range, 2, tmp_path)[0]
 
 
 def test_micro_batches_that_no_schedule_can_run_are_refused(tmp_path):
