@@ -129,6 +129,7 @@ def losses(optimizer, shards):
     return found
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(("optimizer", "apart"), [("adamw", 1e-5), ("muon", 1e-3)])
 def test_over_twelve_steps_losses_are_those_of_one_process(optimizer, apart, tmp_path):
     expected = losses(optimizer, 1)
