@@ -46,7 +46,7 @@ def name_of(layout):
 
 def save_at(layout, home):
     """Two checkpoints, the second while nothing has changed in who holds what."""
-    spread, group = Spread(layout), group_for_checkpoints(30)
+    spread, group = Spread(layout), group_for_checkpoints(30.0)
     with CheckpointWriter(home / name_of(layout), CONFIG, {"threads": 1}, group) as writer:
         for step in (6, 7):
             writer.save(step, spread.parts(step), {"seen": [step]})
@@ -54,7 +54,7 @@ def save_at(layout, home):
 
 def read_at(layout, home, saved):
     """What is not the same in the checkpoints of these layouts, by name; the first is gathered again, too."""
-    spread, group = Spread(layout), group_for_checkpoints(30)
+    spread, group = Spread(layout), group_for_checkpoints(30.0)
     expected, wrong = spread.parts(7), {}
     like = spread.parts(1)["model"]
     for other in saved:
@@ -87,7 +87,7 @@ def test_a_checkpoint_of_eighteen_layouts_is_opened_in_all_of_them(tmp_path):
 
 
 def names_saved_by(layout):
-    spread, group = Spread(layout), group_for_checkpoints(30)
+    spread, group = Spread(layout), group_for_checkpoints(30.0)
     return {name for names in Shares(group).of(spread.parts(1)).values() for name in names}
 
 
@@ -100,7 +100,7 @@ def test_each_number_is_saved_once_by_the_lowest_rank_that_has_it(tmp_path):
 
 
 def fail_to_save(home, error):
-    spread, group = Spread(Layout(fsdp=2)), group_for_checkpoints(30)
+    spread, group = Spread(Layout(fsdp=2)), group_for_checkpoints(30.0)
     shares = Shares(group)
     save_checkpoint(home, 1, CONFIG, {}, shares.of(spread.parts(1)), {}, group)
     pieces = shares.of(spread.parts(2))
@@ -137,7 +137,7 @@ def hold_other_tensors(which):
         "a piece[0:1 of 2]": torch.ones(2),
     }
     with pytest.raises(CheckpointError) as refused:
-        Shares(group_for_checkpoints(30)).of({"model": {which: tensors[which]}})
+        Shares(group_for_checkpoints(30.0)).of({"model": {which: tensors[which]}})
     return str(refused.value)
 
 
@@ -158,7 +158,7 @@ def test_tensors_that_cannot_be_put_together_again_are_not_saved(tmp_path, which
 
 
 def read_for_another_model(home):
-    spread, group = Spread(Layout(pp=2)), group_for_checkpoints(30)
+    spread, group = Spread(Layout(pp=2)), group_for_checkpoints(30.0)
     like = {name: one for name, one in spread.parts(1)["model"].items() if name != "layers.1.norm1.weight"}
     with pytest.raises(CheckpointError) as refused:
         read_parts(latest_checkpoint(home), ["model"], like=like, group=group)
@@ -172,7 +172,7 @@ def test_a_tensor_that_no_process_has_a_place_for_is_refused_by_name(tmp_path):
 
 
 def read_damaged(home):
-    like, group = Spread(Layout(fsdp=2)).parts(1)["model"], group_for_checkpoints(30)
+    like, group = Spread(Layout(fsdp=2)).parts(1)["model"], group_for_checkpoints(30.0)
     with pytest.raises(CheckpointError) as refused:
         read_parts(latest_checkpoint(home), ["model", "optimizer"], like=like, group=group)
     return str(refused.value)

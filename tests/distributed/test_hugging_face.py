@@ -29,7 +29,7 @@ def model_of(config, seed):
 
 def save_spread(config, layout, home):
     """One checkpoint of the model and an optimiser, and a folder of what the processes gather."""
-    model, group = parallelize(model_of(config, 1), make_mesh(layout)), group_for_checkpoints(30)
+    model, group = parallelize(model_of(config, 1), make_mesh(layout)), group_for_checkpoints(30.0)
     named = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in named.values():
@@ -47,7 +47,7 @@ def save_spread(config, layout, home):
 
 def open_spread(config, layout, home):
     """Whether the checkpoint, opened in this layout, is what one process has: the model and its optimiser's state."""
-    model, group = parallelize(model_of(config, 2), make_mesh(layout)), group_for_checkpoints(30)
+    model, group = parallelize(model_of(config, 2), make_mesh(layout)), group_for_checkpoints(30.0)
     parts = read_parts(latest_checkpoint(home), ["model", "optimizer"], like=model.state_dict(), group=group)
     model.load_state_dict(parts["model"])
     alone = read_parts(latest_checkpoint(home), ["model", "optimizer"])

@@ -42,7 +42,7 @@ def save_steps(layout, home, victim=None, call=-1, delay=None):
 
     Gives how many halves of calls there were.
     """
-    spread, group, count, is_victim = Spread(layout), group_for_checkpoints(30), [0], dist.get_rank() == victim
+    spread, group, count, is_victim = Spread(layout), group_for_checkpoints(30.0), [0], dist.get_rank() == victim
 
     def at(number):
         if is_victim and number == call:
@@ -88,7 +88,7 @@ def newest_step(home):
 
 def go_on(layout, home, step):
     """Open what is left, in this layout, and save the step after it."""
-    spread, group = Spread(layout), group_for_checkpoints(30)
+    spread, group = Spread(layout), group_for_checkpoints(30.0)
     like = spread.parts(0)["model"]
     if step:
         parts = read_parts(complete_checkpoints(home)[-1], ["model", "optimizer"], like=like, group=group)
@@ -139,7 +139,7 @@ def test_two_hundred_kills_of_any_process_do(tmp_path):
 
 def hang(home):
     """Save while the other process is stopped."""
-    spread, group = Spread(Layout(fsdp=2)), group_for_checkpoints(2)
+    spread, group = Spread(Layout(fsdp=2)), group_for_checkpoints(2.0)
     with CheckpointWriter(home, CONFIG, {}, group) as writer:
         writer.save(1, spread.parts(1), {})
         writer.wait()
