@@ -58,7 +58,10 @@ def open_spread(config, layout, home):
             assert all(torch.equal(whole[part][name], one) for name, one in tensors.items()), part
 
 
-@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["biases, grouped heads", "tied, an odd vocabulary"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(CONFIG, marks=pytest.mark.long, id="biases, grouped heads"), pytest.param(TIED, id="tied")],
+)
 def test_a_shared_model_is_one_folder_in_the_end(config, tmp_path):
     expected = model_of(config, 1)
     optimizer = torch.optim.AdamW(expected.parameters())

@@ -185,7 +185,7 @@ def _shares(everyone: list[_Holdings]) -> list[list[tuple[str, str]]]:
     for (part, name), held in holders.items():
         kinds = {holding[:2] for holding in held.values()}
         if len(kinds) > 1:
-            raise CheckpointError(f"{name} has not the same dtype and shape in all processes, but {sorted(kinds)}.")
+            raise CheckpointError(f"{name} must have one dtype and shape in all processes, but has {sorted(kinds)}.")
         shape = next(iter(kinds))[1]
         ranks: dict[Region, int] = {}
         for rank, (_, _, region) in held.items():

@@ -12,11 +12,11 @@ import numpy as np
 import torch
 
 from ..checkpoint.together import Source
+from ..distributed.checkpoints import Parts
 from ..errors import CheckpointError, PrenormError
 from ..models.lm import TransformerLM
 from .batch_file import write_batch
 from .batches import Batch, TrainingBatches
-from .checkpoints import Parts
 from .config import TrainConfig
 from .device import Device, compile_blocks, uncompile_blocks
 from .display import Display
