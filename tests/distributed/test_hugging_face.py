@@ -29,7 +29,7 @@ def model_of(config, seed):
 
 def save_spread(config, layout, home):
     """One checkpoint of the model and an optimiser, and a folder of what the processes gather."""
-    model, group = parallelize(model_of(config, 1), make_mesh(layout)), group_for_checkpoints(30)
+    model, group = parallelize(model_of(config, 1), make_mesh(layout)), group_for_checkpoints(30.0)
     named = dict(model.named_parameters())
     optimizer = torch.optim.AdamW(model.parameters())
     for parameter in named.values():
@@ -47,7 +47,7 @@ def save_spread(config, layout, home):
 
 def open_spread(config, layout, home):
     """Whether the checkpoint, opened in this layout, is what one process has: the model and its optimiser's state."""
-    model, group = parallelize(model_of(config, 2), make_mesh(layout)), group_for_checkpoints(30)
+    model, group = parallelize(model_of(config, 2), make_mesh(layout)), group_for_checkpoints(30.0)
     parts = read_parts(latest_checkpoint(home), ["model", "optimizer"], like=model.state_dict(), group=group)
     model.load_state_dict(parts["model"])
     alone = read_parts(latest_checkpoint(home), ["model", "optimizer"])
@@ -58,7 +58,10 @@ def open_spread(config, layout, home):
             assert all(torch.equal(whole[part][name], one) for name, one in tensors.items()), part
 
 
-@pytest.mark.parametrize("config", [CONFIG, TIED], ids=["biases, grouped heads", "tied, an odd vocabulary"])
+@pytest.mark.parametrize(
+    "config",
+    [pytest.param(CONFIG, marks=pytest.mark.long, id="biases, grouped heads"), pytest.param(TIED, id="tied")],
+)
 def test_a_shared_model_is_one_folder_in_the_end(config, tmp_path):
     expected = model_of(config, 1)
     optimizer = torch.optim.AdamW(expected.parameters())

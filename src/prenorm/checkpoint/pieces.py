@@ -99,8 +99,9 @@ class StoredTensors:
         info = header.tensors[stored]
         name, region, shape = stored, whole(info.shape), info.shape
         if match := _PIECE.fullmatch(stored):
-            axes = [tuple(map(int, re.findall(r"\d+", axis))) for axis in match[2].split(", ")]
-            name, region, shape = match[1], tuple(axis[:2] for axis in axes), tuple(axis[2] for axis in axes)
+            axes = [[int(number) for number in re.findall(r"\d+", axis)] for axis in match[2].split(", ")]
+            name, region = match[1], tuple((begin, end) for begin, end, _ in axes)
+            shape = tuple(size for _, _, size in axes)
             if shape_of(region) != info.shape:
                 raise CheckpointError(f"{path}: {name_text(stored)} has another shape, {info.shape}.")
         if info.dtype not in DTYPES:

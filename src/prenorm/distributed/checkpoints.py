@@ -10,7 +10,7 @@ import json
 import math
 from collections.abc import Mapping
 from datetime import timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -23,9 +23,16 @@ from .exchange import Group, exchange, lost_process, rank_in
 
 Parts = Mapping[str, Mapping[str, Tensor]]  # tensors by name, by the name of the part of a checkpoint that they are of
 
-# What a process has of a tensor, as JSON gives it: dtype and shape of all of it, and which part.
-_Holding = tuple[str, list[int], list[list[int]]]
-_Holdings = Mapping[str, Mapping[str, _Holding]]
+
+class _Holding(NamedTuple):
+    """What a process has of a tensor: the dtype and shape of all of it, and which part."""
+
+    dtype: str
+    shape: tuple[int, ...]
+    region: Region
+
+
+_Holdings = Mapping[str, Mapping[str, _Holding]]  # by part of a checkpoint, and name
 
 
 def group_for_checkpoints(timeout: float) -> Group:
@@ -56,12 +63,12 @@ class Shares:
         doing, holdings = "preparing a checkpoint", dict[str, dict[str, _Holding]]()
 
         def digest() -> str:
-            holdings.update({part: _holdings(tensors) for part, tensors in parts.items()})
+            holdings.update(_holdings(parts))
             return hashlib.sha256(json.dumps(holdings).encode()).hexdigest()
 
         known = exchange(digest, self._group, doing)
         if known != self._known:  # in all processes or in none: all of them have the same list
-            everyone = exchange(lambda: holdings, self._group, doing)
+            everyone = _everyones(holdings, self._group, doing)
             self._mine, self._known = _shares(everyone)[rank_in(self._group)], known
         pieces: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
         for part, name in self._mine:
@@ -93,7 +100,7 @@ def gathered(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
 
     All processes must call this together; each may hold other tensors. One piece travels at a time.
     """
-    everyone = exchange(lambda: {"": _holdings(tensors)}, group, "gathering tensors")
+    everyone = _everyones(_holdings({"": tensors}), group, "gathering tensors")
     mine = rank_in(group)
     found: dict[str, Tensor] = {}
     for rank, share in enumerate(_shares(everyone)):
@@ -118,37 +125,53 @@ def region_of(name: str, tensor: Tensor) -> Region:
     if not is_sharded(tensor):
         return whole(tensor.shape)
     shared: Any = tensor
-    region, place = list(whole(tensor.shape)), shared.device_mesh.get_coordinate()
+    axes, place = list(whole(tensor.shape)), shared.device_mesh.get_coordinate()
     if place is None:
-        return tuple((0, 0) for _ in region)
+        return tuple((0, 0) for _ in axes)
     splits = [(dim, one) for dim, one in enumerate(shared.placements) if not one.is_replicate()]
     # A strided split is of what the plain ones to its right have left, as FSDP splits what tensor parallelism does.
     strided = [split for split in splits if getattr(split[1], "split_factor", 1) > 1]
     for dim, placement in [split for split in splits if split not in strided] + strided[::-1]:
         if not hasattr(placement, "dim"):
             raise CheckpointError(f"{name} cannot be saved or read while it is {placement}: reduce it first.")
-        begin, end = region[placement.dim]
+        begin, end = axes[placement.dim]
         size = -(-(end - begin) // shared.device_mesh.size(dim))
         begin = min(end, begin + place[dim] * size)
-        region[placement.dim] = (begin, min(end, begin + size))
+        axes[placement.dim] = (begin, min(end, begin + size))
+    region = tuple(axes)
     if (local := tuple(_local(tensor).shape)) != shape_of(region):
         raise CheckpointError(
             f"{name}: {shared.placements} on {shared.device_mesh} give this process the part {region}, but it holds a "
             f"tensor of shape {local}."
         )
-    return tuple(region)
+    return region
 
 
-def _holdings(tensors: Mapping[str, Tensor]) -> dict[str, _Holding]:
-    check_names(tensors)
+def _holdings(parts: Parts) -> dict[str, dict[str, _Holding]]:
+    """What this process has."""
+    for tensors in parts.values():
+        check_names(tensors)
     return {
-        name: (
-            str(one.dtype).removeprefix("torch."),
-            list(one.shape),
-            [list(axis) for axis in region_of(name, one)],
-        )
-        for name, one in tensors.items()
+        part: {
+            name: _Holding(str(one.dtype).removeprefix("torch."), tuple(one.shape), region_of(name, one))
+            for name, one in tensors.items()
+        }
+        for part, tensors in parts.items()
     }
+
+
+def _everyones(holdings: _Holdings, group: Group, doing: str) -> list[_Holdings]:
+    """What all processes have, by rank."""
+    return [
+        {
+            part: {
+                name: _Holding(dtype, tuple(shape), tuple((begin, end) for begin, end in region))
+                for name, (dtype, shape, region) in each.items()
+            }
+            for part, each in told.items()
+        }
+        for told in exchange(lambda: holdings, group, doing)
+    ]
 
 
 def _shares(everyone: list[_Holdings]) -> list[list[tuple[str, str]]]:
@@ -160,13 +183,12 @@ def _shares(everyone: list[_Holdings]) -> list[list[tuple[str, str]]]:
             for name, holding in each.items():
                 holders.setdefault((part, name), {})[rank] = holding
     for (part, name), held in holders.items():
-        kinds = {(dtype, tuple(shape)) for dtype, shape, _ in held.values()}
+        kinds = {holding[:2] for holding in held.values()}
         if len(kinds) > 1:
-            raise CheckpointError(f"{name} has not the same dtype and shape in all processes, but {sorted(kinds)}.")
+            raise CheckpointError(f"{name} must have one dtype and shape in all processes, but has {sorted(kinds)}.")
         shape = next(iter(kinds))[1]
         ranks: dict[Region, int] = {}
-        for rank, (_, _, axes) in held.items():
-            region = tuple((begin, end) for begin, end in axes)
+        for rank, (_, _, region) in held.items():
             if math.prod(shape_of(region)) or not (math.prod(shape) or ranks):
                 ranks.setdefault(region, rank)
         if not are_all(list(ranks), shape):

@@ -82,7 +82,8 @@ def save_checkpoint(
         }
         try:
             written = exchange(lambda: _write(passing, folder, parts, fields, group), group, doing)
-            exchange(lambda: _complete(passing, folder, written) if is_first else None, group, doing)
+            files = {name: Listed(*one) for each in written for name, one in each.items()}
+            exchange(lambda: _complete(passing, folder, files) if is_first else None, group, doing)
         finally:
             if is_first:
                 shutil.rmtree(passing, ignore_errors=True)
@@ -113,9 +114,8 @@ def _write(passing: Path, folder: Path, parts: Parts, fields: Mapping[str, Any],
     return written
 
 
-def _complete(passing: Path, folder: Path, written: list[dict[str, tuple[int, str]]]) -> None:
+def _complete(passing: Path, folder: Path, files: Mapping[str, Listed]) -> None:
     """Write the manifest of all processes' files, and give the checkpoint its name."""
-    files = {name: Listed(*one) for each in written for name, one in each.items()}
     new_folders.write_files(passing, folder, {MANIFEST: manifest_content(files)})
     new_folders.name_folder(passing, folder)
 
