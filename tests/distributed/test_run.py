@@ -11,31 +11,26 @@ import torch
 
 from prenorm import TransformerLM
 from prenorm.checkpoint.tensors import read_tensors
-from prenorm.training import trainer
+from prenorm.training import passes, trainer
 from prenorm.training.checkpoints import latest_checkpoint
 
 from .command import Command
+from .conftest import run_flags
 
 CLOCKS = ("tokens_per_second", "mfu_causal", "mfu_6n_attention")
-LAYOUTS = ["--fsdp 2", "--tp 2", "--pp 2 --micro-batch-size 2", "--dp 2 --tp 2", "--fsdp 2 --pp 2 --micro-batch-size 2"]
+LAYOUTS = ["--fsdp 2", "--tp 2", "--pp 2", "--dp 2 --tp 2", "--fsdp 2 --pp 2"]
 
 
 @pytest.fixture(scope="module")
 def alone(texts, tmp_path_factory):
-    """The losses and the folder of the run in one process."""
+    """The folder of the run in one process."""
     folder = tmp_path_factory.mktemp("alone")
-    command = Command([*run_flags(texts, folder), *SAME], 1, folder)
+    command = Command([*run_flags(texts, folder / "run"), *SAME], 1, folder)
     assert command.codes() == {0: 0}, command.output(0)
     return folder / "run"
 
 
-SAME = ["--dropout", "0.1", "--ema-decay", "0.5"]
-
-
-def run_flags(texts, folder):
-    sizes = "--preset tiny --vocab-size 280 --d-model 16 --context 16 --batch-size 8 --steps 6 --num-layers 2"
-    rates = "--optimizer adamw --lr 0.01 --warmup-steps 2 --eval-every 3 --checkpoint-every 2 --log-seconds 0"
-    return [*f"{sizes} {rates}".split(), "--data", texts, "--out", folder / "run"]
+SAME = ["--dropout", "0.1", "--ema-decay", "0.5", "--micro-batch-size", "2"]
 
 
 def records(run):
@@ -71,7 +66,7 @@ def test_two_processes_have_the_losses_and_the_model_of_one(alone, flags, tmp_pa
 @pytest.mark.long
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_every_layout_has_the_losses_of_one_process(alone, flags, tmp_path, layout):
-    size = math.prod(map(int, layout.replace("--micro-batch-size 2", "").split()[1::2]))
+    size = math.prod(map(int, layout.split()[1::2]))
     command = Command([*flags, *SAME, *layout.split()], size, tmp_path)
     assert_all_is_well(command)
     assert_same_losses(tmp_path / "run", alone)
@@ -115,21 +110,15 @@ def test_a_signal_to_all_processes_stops_them_after_one_step(flags, tmp_path, nu
 
 
 def poisons_its_rows(rank, *, victim, step):
-    """The embeddings of rank `victim` are not finite in one step."""
-    before = trainer.Passes.add_up_gradients
+    """The loss of rank `victim` is not finite in one step."""
+    run = passes.Passes.run
 
-    def adding(self, batch, now):
-        loss = before(self, batch, now)
-        return loss
-
-    def stepping(self, micro_batches, now):
+    def running(self, micro_batches, now):
         if rank == victim and now == step:
             micro_batches = [rows._replace(share=math.nan) for rows in micro_batches]
         return run(self, micro_batches, now)
 
-    run = trainer.Passes.run
-    trainer.Passes.run = stepping
-    trainer.Passes.add_up_gradients = adding
+    passes.Passes.run = running
 
 
 @pytest.mark.long

@@ -156,11 +156,13 @@ class Trainer:
     def _write_batch(self, step: int, why: str) -> str:
         """Write the batch of a step to the run's folder, and give what a message says of it: see batch_file.py."""
         path = Path(self.config.out) / "batches" / f"{why}-step-{step:08d}.json"
-        if not self.processes.is_first:
-            return str(path)
-        batch = self.text_start.put_into(self.batches.whole(step))
-        origins = [self.batches.documents(step, row) for row in range(len(batch.token_ids))]
-        return write_batch(path, why, batch, origins, self.data.tokenizer)
+
+        def write() -> str:
+            batch = self.text_start.put_into(self.batches.whole(step))
+            origins = [self.batches.documents(step, row) for row in range(len(batch.token_ids))]
+            return write_batch(path, why, batch, origins, self.data.tokenizer)
+
+        return self.processes.first("writing the batch to a file", write)
 
     def glance(self, step: int, stopped: Callable[[], bool] = lambda: False) -> Record | None:
         """The loss on a fixed part of the held-out text: its line of metrics. None where it was stopped before its end.
