@@ -6,25 +6,29 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
 
+from ..models.lm import TransformerLM
 from ..ops.cross_entropy import IGNORED
 from .batches import Batch
 from .data.stream import TokenStream
+from .device import Device
 
 
 @torch.no_grad()
 def heldout_loss(
-    model: nn.Module,
+    model: TransformerLM,
     batches: Iterable[Batch],
-    loss_of: Callable[[Batch], float],
+    device: Device,
     stopped: Callable[[], bool] = lambda: False,
+    *,
+    loss_of: Callable[[Batch], float] | None = None,
     sums: Callable[[float, float], Sequence[float]] = lambda *numbers: numbers,
 ) -> float | None:
     """The mean loss in nats over all tokens that the batches score. The model is left as it was.
 
-    loss_of: gives the mean loss of a batch. stopped: asked before every batch; once it is true there is no loss (None).
-    sums: gives the sum of numbers over all processes that score text together; each of them has as many batches.
+    stopped: asked before every batch; once it is true there is no loss (None).
+    loss_of: gives the mean loss of a batch, where the model does not by itself. sums: gives the sum of numbers over all
+    processes that score text together; each of them has as many batches.
     """
     training = model.training
     model.eval()
@@ -34,7 +38,9 @@ def heldout_loss(
             if stopped():
                 return None
             scored = int((batch.targets != IGNORED).sum())
-            total, count = total + loss_of(batch) * scored, count + scored
+            with device.autocast():
+                loss = loss_of(batch) if loss_of else model.loss(**batch.to(device.device)._asdict())
+            total, count = total + float(loss) * scored, count + scored
     finally:
         model.train(training)
     total, targets = sums(total, float(count))  # of processes that score the same rows, both are as often too large

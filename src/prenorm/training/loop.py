@@ -6,7 +6,8 @@ from pathlib import Path
 from typing import Any
 
 from ..distributed.launch import launched
-from ..distributed.processes import Processes, started
+from ..distributed.processes import Processes
+from ..distributed.start import started
 from .checkpoint_writer import CheckpointWriter
 from .checkpoints import read_parts, read_state
 from .config import TrainConfig
@@ -30,7 +31,7 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
     resume: go on from the folder's newest checkpoint, with the weights and losses of a run that never stopped.
     Where the environment says that this process is one of several (torchrun sets it), all of them train one model.
     Raises ConfigError, DataError or CheckpointError for what cannot be done, PrenormError when the loss is no longer a
-    number, Stopped after Ctrl-C, SIGTERM or SIGUSR1, when its checkpoint is written, and what `processes.started` does.
+    number, Stopped after Ctrl-C, SIGTERM or SIGUSR1, when its checkpoint is written, and what `distributed.start` does.
     """
     display = display or Display()
     launch = launched()

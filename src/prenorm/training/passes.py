@@ -99,12 +99,7 @@ class Passes:
 
     def heldout_loss(self, batches: Iterable[Batch], stopped: Callable[[], bool] = lambda: False) -> float | None:
         """The mean loss over all that the batches of all processes score: see evaluation.py."""
-        return heldout_loss(self.computing, batches, self.loss_of, stopped, self.processes.sum)
-
-    def loss_of(self, batch: Batch) -> float:
-        """The mean loss of a batch, for evaluations."""
-        with self.device.autocast():
-            return float(self.computing.loss(**batch.to(self.device.device)._asdict()))
+        return heldout_loss(self.computing, batches, self.device, stopped)
 
     def whole_model(self, group: Group) -> TransformerLM | None:
         """The model with all its weights, in the first process; None in the others. All of the group call this."""

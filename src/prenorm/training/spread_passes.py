@@ -16,6 +16,7 @@ from ..distributed.pipeline import MicroBatch, Pipeline
 from ..kernels.dropout_masks import DropoutKey
 from ..models.lm import TransformerLM
 from .batches import Batch
+from .evaluation import heldout_loss
 from .passes import Passes, Rows
 from .twin import twin_of
 
@@ -67,16 +68,16 @@ class SpreadPasses(Passes):
         FSDP2 keeps the outermost weights gathered for a backward pass, which does not come here: they would stay as
         they are while the weights change.
         """
-        loss = super().heldout_loss(batches, stopped)
+        loss_of = None if self._pipeline is None else self._pipeline_loss
+        loss = heldout_loss(self.computing, batches, self.device, stopped, loss_of=loss_of, sums=self.processes.sum)
         for module in self.computing.modules():
             if isinstance(module, FSDPModule):
                 module.reshard()
         return loss
 
-    def loss_of(self, batch: Batch) -> float:
-        """As in `Passes`; all stages of a pipeline get the loss."""
-        if self._pipeline is None:
-            return super().loss_of(batch)
+    def _pipeline_loss(self, batch: Batch) -> float:
+        """The mean loss of a batch, in all stages."""
+        assert self._pipeline is not None
         return self._pipeline.loss([self._micro_batch(batch, 1.0, None)])
 
     def whole_model(self, group: Group) -> TransformerLM | None:
