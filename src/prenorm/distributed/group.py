@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore
 
 from ..errors import ConfigError, PrenormError, ProcessError
 from ..private_torch import set_group_timeout
@@ -45,7 +45,7 @@ class Group(Processes):
 
     def __init__(self, launch: Launch, layout: Layout, *, timeout: float, say: Say, note: Say) -> None:
         super().__init__(launch, layout)
-        self._store, second = meet(launch, timeout)
+        self._store, second = meet(launch, timeout, say)
         self._agreements = 0
         self._heartbeat = Heartbeat(second, launch, timeout, say=say, note=note)
         self._timeout = timeout

@@ -23,7 +23,7 @@ from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import NoReturn
 
-from torch.distributed import Store
+from torch.distributed.distributed_c10d import Store
 
 from .board import Board, OthersBoard
 from .launch import Launch

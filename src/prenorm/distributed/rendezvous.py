@@ -1,31 +1,46 @@
 """How the processes of a run find each other: one store, in which each of them says that it is there."""
 
 import json
+import os
+import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any
 
-from torch.distributed import PrefixStore, Store, TCPStore
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # torch documents it there
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from ..errors import ProcessError
 from .launch import Launch
 
+BAD_USAGE = 2  # the exit code of the command line for it
 LOOK_SECONDS = 0.1  # between two looks at whether all are there
 
 
-def meet(launch: Launch, timeout: float) -> tuple[Store, Store]:
+def meet(launch: Launch, timeout: float, say: Callable[[str], None]) -> tuple[Store, Store]:
     """The store of a run, once all its processes are there, twice: each connection is for one thread at a time.
 
-    timeout: seconds that each waits for the others.
+    timeout: seconds that each waits for the others. Where something answers that is no store, or a store is stopped,
+    the call of it never returns: then this says why, by `say`, and ends the process.
     Raises ProcessError that says which of them is missing, or why the store cannot be reached.
     """
-    prefix = f"prenorm/{launch.attempt}"
-    server = _connect(launch, timeout, holds=launch.holds_store)
+    prefix, where = f"prenorm/{launch.attempt}", f"{launch.address}:{launch.port}"
+    with _at_most(
+        timeout + 1,
+        say,
+        f"rank {launch.rank} must reach the store of the run at {where} (MASTER_ADDR and MASTER_PORT), but what "
+        "answers there is none, perhaps another program; give all ranks another MASTER_PORT.",
+    ):
+        server = _connect(launch, timeout, holds=launch.holds_store)
     store = PrefixStore(prefix, server)
     try:
-        _be_counted(store, launch)
-        _wait_for_all(store, launch, timeout)
-        _check_sizes(store, launch)
+        stopped = f"rank {launch.rank} waited for the others, but the store at {where} does not answer any more."
+        with _at_most(timeout + 3, say, stopped):
+            _be_counted(store, launch)
+            _wait_for_all(store, launch, timeout)
+            _check_sizes(store, launch)
     except ProcessError as error:
         if launch.holds_store:  # the others read this, and the store ends with this process
             store.set("refused", str(error))
@@ -103,6 +118,23 @@ def _check_sizes(store: Store, launch: Launch) -> None:
 def gather(store: Store, name: str, world_size: int) -> list[Any]:
     """What every rank has set under NAME/RANK, as JSON; waits for all of them."""
     return [json.loads(text) for text in store.multi_get([f"{name}/{rank}" for rank in range(world_size)])]
+
+
+@contextmanager
+def _at_most(seconds: float, say: Callable[[str], None], why: str) -> Iterator[None]:
+    """Say why and end the process, as bad usage, unless what is within takes less time than that."""
+
+    def end() -> None:
+        say(why)
+        os._exit(BAD_USAGE)
+
+    timer = threading.Timer(seconds, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def _ranks(ranks: list[int]) -> str:

@@ -91,7 +91,7 @@ def open_together(config: TrainConfig, processes: Processes, *, resume: bool, sa
 
         def opened() -> tuple[str, str | None, bool]:
             run = stack.enter_context(open_run(config, resume=resume, say=say))
-            return str(run.folder), run.checkpoint and str(run.checkpoint), run.fresh
+            return str(run.folder), None if run.checkpoint is None else str(run.checkpoint), run.fresh
 
         folder, checkpoint, fresh = processes.first("opening the run's folder", opened)
         yield OpenRun(Path(folder), Path(checkpoint) if checkpoint else None, fresh and processes.is_first)
