@@ -61,8 +61,10 @@ for _name in ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward
 
 
 def set_group_timeout(timeout: timedelta, group: "ProcessGroup") -> None:
-    """How long a collective of a group waits. A DeviceMesh makes groups that wait for half an hour."""
-    _needed("torch.distributed.distributed_c10d._set_pg_timeout")(timeout, group)
+    """How long a collective of a group waits; without a way to say it half an hour, as a DeviceMesh makes groups."""
+    set_timeout = getattr(torch.distributed.distributed_c10d, "_set_pg_timeout", None)
+    if set_timeout is not None:
+        set_timeout(timeout, group)
 
 
 def is_avx512_supported() -> bool:
