@@ -21,7 +21,7 @@ LAYOUTS = ["--dp 2", "--tp 2", "--pp 2", "--fsdp 2 --tp 2", "--dp 2 --pp 2", "--
 
 
 def saves_again_and_stops(rank, *, again, step):
-    """Save what was opened into another folder, at once; stop after `step`."""
+    """Save what was opened into another folder, at once; stop after `step`, unless it is the last."""
     take, restore = trainer.Trainer.step, trainer.Trainer.restore
 
     def restoring(self, parts, state):
@@ -30,7 +30,7 @@ def saves_again_and_stops(rank, *, again, step):
             writer.save(step - 1, *self.to_save())
 
     def stepping(self, now):
-        if rank == 0 and now == step:
+        if rank == 0 and now == step < self.config.steps:
             os.kill(os.getpid(), signal.SIGUSR1)
         return take(self, now)
 
