@@ -54,13 +54,14 @@ def save_steps(layout, home, victim=None, call=-1, delay=None):
             number = count[0]
             count[0] += 2
             at(number)
-            if name == "write" and is_victim and number + 1 == call:
-                function(args[0], memoryview(args[1]).cast("B")[: len(args[1]) // 2])
-                args[0].raw.flush()
-            else:
-                result = function(*args, **keywords)
-            at(number + 1)
-            return result
+            try:
+                if name == "write" and is_victim and number + 1 == call:
+                    function(args[0], memoryview(args[1]).cast("B")[: len(args[1]) // 2])
+                    args[0].raw.flush()
+                    return None
+                return function(*args, **keywords)
+            finally:
+                at(number + 1)
 
         return called
 

@@ -3,6 +3,7 @@
 import ast
 import inspect
 import json
+import math
 import os
 import sys
 import traceback
@@ -22,6 +23,7 @@ from .exit_codes import BAD_USAGE, INTERRUPTED, UNEXPECTED
 from .flags import flags_from
 
 FLAGS = {"start_from": "from"}  # settings whose flag has another name: Python keeps this one for itself
+LAYOUT = {"dp", "fsdp", "tp", "pp"}
 OF_MUON = ("muon_lr", "muon_momentum", "embedding_lr", "head_lr", "vector_lr")
 
 
@@ -146,7 +148,8 @@ def _tell(error: BaseException) -> int:
 def config_of(flags: TrainFlags) -> TrainConfig:
     """The settings of a command line: preset < --config file < --model < flags.
 
-    A resumed run keeps all settings that are not given. Raises ConfigError.
+    A resumed run keeps all settings that are not given; its layout of processes as a whole, and where it fits them.
+    Raises ConfigError.
     """
     named = {setting: flags.given[flag] for flag, setting in _settings_by_flag().items() if flag in flags.given}
     given = {**(read_toml(flags.config) if flags.config else {}), **_published(flags.model), **named}
@@ -165,7 +168,16 @@ def _resumed(given: dict[str, Any]) -> TrainConfig | None:
     saved = Path(given.get("out") or f"runs/{preset}") / "config.toml"
     if not saved.is_file():
         return None
-    return TrainConfig.from_fields({**read_toml(saved), "out": str(saved.parent), **given})
+    kept = read_toml(saved)
+    if not (LAYOUT.isdisjoint(given) and _fits(kept, launched().world_size)):
+        kept = {name: value for name, value in kept.items() if name not in LAYOUT}
+    return TrainConfig.from_fields({**kept, "out": str(saved.parent), **given})
+
+
+def _fits(fields: dict[str, Any], world_size: int) -> bool:
+    """Whether so many processes can have the layout in a run's settings; with dp=0 it takes what is left of them."""
+    split = math.prod(fields.get(name, 1) for name in LAYOUT - {"dp"})
+    return world_size == split * fields["dp"] if fields.get("dp") else world_size % split == 0
 
 
 def _checked(config: TrainConfig, named: dict[str, Any]) -> TrainConfig:
