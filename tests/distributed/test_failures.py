@@ -209,7 +209,7 @@ def test_a_port_that_is_taken_is_explained(flags, tmp_path):
         command = Command([*flags, "--timeout", 3], 2, tmp_path, environ=variables)
         assert command.codes(20) == {0: 2, 1: 2}
     assert f"rank 0 must listen on port {port} of its machine, but another program has it" in command.output(0)
-    assert f"must reach the store of the run at 127.0.0.1:{port}" in command.output(1)
+    assert f"must reach rank 0 at 127.0.0.1:{port}" in command.output(1)
 
 
 @pytest.mark.parametrize(

@@ -102,7 +102,7 @@ def run(flags: TrainFlags) -> int:
     launch = launched()
     if launch.world_size == 1:
         return _train(flags, launch)
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # what its sockets have to say is said in our words
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what its sockets have to say is said in our words
     try:
         return _train(flags, launch)
     except BaseException as error:

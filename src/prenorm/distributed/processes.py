@@ -20,6 +20,10 @@ class Processes:
         self.launch, self.place = launch, Place(layout, launch.rank)
         self.mesh: DeviceMesh | None = None
 
+    def __str__(self) -> str:
+        place = self.place
+        return f"rank {self.rank} of {place.layout}: dp {place.dp}, fsdp {place.fsdp}, tp {place.tp}, pp {place.pp}"
+
     @property
     def rank(self) -> int:
         """The number of this process."""

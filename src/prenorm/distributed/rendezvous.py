@@ -26,17 +26,12 @@ def meet(launch: Launch, timeout: float, say: Callable[[str], None]) -> tuple[St
     the call of it never returns: then this says why, by `say`, and ends the process.
     Raises ProcessError that says which of them is missing, or why the store cannot be reached.
     """
-    prefix, where = f"prenorm/{launch.attempt}", f"{launch.address}:{launch.port}"
-    with _at_most(
-        timeout + 1,
-        say,
-        f"rank {launch.rank} must reach the store of the run at {where} (MASTER_ADDR and MASTER_PORT), but what "
-        "answers there is none, perhaps another program; give all ranks another MASTER_PORT.",
-    ):
+    prefix = f"prenorm/{launch.attempt}"
+    with _at_most(timeout + 1, say, _unreachable(launch, timeout)):
         server = _connect(launch, timeout, holds=launch.holds_store)
     store = PrefixStore(prefix, server)
     try:
-        stopped = f"rank {launch.rank} waited for the others, but the store at {where} does not answer any more."
+        stopped = f"rank {launch.rank} waited for the others, but rank 0 does not answer any more."
         with _at_most(timeout + 3, say, stopped):
             _be_counted(store, launch)
             _wait_for_all(store, launch, timeout)
@@ -56,7 +51,6 @@ def meet(launch: Launch, timeout: float, say: Callable[[str], None]) -> tuple[St
 
 def _connect(launch: Launch, timeout: float, *, holds: bool) -> TCPStore:
     """A connection to the store, which is begun in this process if it holds it."""
-    where = f"{launch.address}:{launch.port}"
     try:
         return TCPStore(
             launch.address,
@@ -73,11 +67,15 @@ def _connect(launch: Launch, timeout: float, *, holds: bool) -> TCPStore:
                 f"rank 0 must listen on port {launch.port} of its machine, but another program has it, perhaps another "
                 "run; give all ranks another MASTER_PORT."
             ) from error
-        raise ProcessError(
-            f"rank {launch.rank} must reach rank 0 at {where} (MASTER_ADDR and MASTER_PORT), but did not within "
-            f"{timeout:g} s; is that the machine of rank 0, has rank 0 been started, is the port open between them? "
-            f"({reason})"
-        ) from error
+        raise ProcessError(f"{_unreachable(launch, timeout)} ({reason})") from error
+
+
+def _unreachable(launch: Launch, timeout: float) -> str:
+    return (
+        f"rank {launch.rank} must reach rank 0 at {launch.address}:{launch.port} (MASTER_ADDR and MASTER_PORT), but "
+        f"did not within {timeout:g} s; is that the machine of rank 0, has rank 0 been started, is the port open between "
+        "them, or does another program listen there?"
+    )
 
 
 def _be_counted(store: Store, launch: Launch) -> None:

@@ -3,6 +3,7 @@
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -38,7 +39,13 @@ class Display:
 
     @contextmanager
     def logging(self) -> Iterator[None]:
-        """Closes the log, if there is one, at the end; an error that ends the run is in it before."""
+        """Closes the log, if there is one, at the end; an error that ends the run is in it before.
+
+        Python's warnings go there, too: each process would show them.
+        """
+        show = warnings.showwarning
+        if self.log:
+            warnings.showwarning = self._note_warning
         try:
             yield
         except BaseException as error:
@@ -47,8 +54,14 @@ class Display:
                 self.log.write("".join([f"ended with {type(error).__name__}: {error}\n", *lines]).rstrip())
             raise
         finally:
+            warnings.showwarning = show
             if self.log:
                 self.log.close()
+
+    def _note_warning(
+        self, message: Warning | str, category: type[Warning], file: str, line: int, *_: object, **__: object
+    ) -> None:
+        self.note(warnings.formatwarning(message, category, file, line).rstrip())
 
     def log_to(self, run: Path) -> None:
         """The folder of the run is there: the log, if there is one, goes there."""

@@ -1,5 +1,7 @@
 """The training loop: from settings to a folder with a trained model, through any number of interruptions."""
 
+import os
+import platform
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -48,6 +50,7 @@ def train(config: TrainConfig, *, resume: bool = False, display: Display | None 
 def _train(config: TrainConfig, processes: Processes, display: Display, *, resume: bool) -> Result:
     with open_together(config, processes, resume=resume, say=display.say) as run:
         display.log_to(run.folder)
+        display.note(f"{processes}, process {os.getpid()} on {platform.node()}")
         if processes.first("looking for a result", lambda: finished_result(run.folder, config) is not None):
             result = finished_result(run.folder, config)
             assert result is not None
