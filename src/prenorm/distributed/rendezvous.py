@@ -73,8 +73,8 @@ def _connect(launch: Launch, timeout: float, *, holds: bool) -> TCPStore:
 def _unreachable(launch: Launch, timeout: float) -> str:
     return (
         f"rank {launch.rank} must reach rank 0 at {launch.address}:{launch.port} (MASTER_ADDR and MASTER_PORT), but "
-        f"did not within {timeout:g} s; is that the machine of rank 0, has rank 0 been started, is the port open between "
-        "them, or does another program listen there?"
+        f"did not within {timeout:g} s; is that the machine of rank 0, has rank 0 been started, is the port open "
+        "between them, or does another program listen there?"
     )
 
 

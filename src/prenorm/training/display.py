@@ -1,9 +1,8 @@
 """What a run tells the person who waits: a progress bar on a terminal, plain lines elsewhere."""
 
-import sys
+import os
 import time
 import traceback
-import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
@@ -39,13 +38,7 @@ class Display:
 
     @contextmanager
     def logging(self) -> Iterator[None]:
-        """Closes the log, if there is one, at the end; an error that ends the run is in it before.
-
-        Python's warnings go there, too: each process would show them.
-        """
-        show = warnings.showwarning
-        if self.log:
-            warnings.showwarning = self._note_warning
+        """Closes the log, if there is one, at the end; an error that ends the run is in it before."""
         try:
             yield
         except BaseException as error:
@@ -54,14 +47,8 @@ class Display:
                 self.log.write("".join([f"ended with {type(error).__name__}: {error}\n", *lines]).rstrip())
             raise
         finally:
-            warnings.showwarning = show
             if self.log:
                 self.log.close()
-
-    def _note_warning(
-        self, message: Warning | str, category: type[Warning], file: str, line: int, *_: object, **__: object
-    ) -> None:
-        self.note(warnings.formatwarning(message, category, file, line).rstrip())
 
     def log_to(self, run: Path) -> None:
         """The folder of the run is there: the log, if there is one, goes there."""
@@ -75,7 +62,7 @@ class Display:
 
     def alarm(self, text: str) -> None:
         """A line that every process shows, quiet ones too: why it ends."""
-        print(f"prenorm train: {text}", file=sys.stderr, flush=True)
+        os.write(self.log.terminal if self.log else 2, f"prenorm train: {text}\n".encode())
         self.note(text)
 
     def note(self, text: str) -> None:

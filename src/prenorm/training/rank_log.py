@@ -1,5 +1,7 @@
 """RUN/logs/rank-N.log: what one of several processes of a run has to say, each line with its time."""
 
+import os
+import sys
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -9,10 +11,15 @@ FOLDER = "logs"
 
 
 class RankLog:
-    """The log of a rank. What is written before the run's folder is there waits for it."""
+    """The log of a rank. What is written before the run's folder is there waits for it.
+
+    Of all ranks but the first everything goes there that the process would show, such as the warnings of libraries.
+    terminal: the descriptor of what would have shown it.
+    """
 
     def __init__(self, rank: int) -> None:
-        self.rank = rank
+        self.rank, self.terminal = rank, 2
+        self._shown: list[int] = []  # standard output and standard error as they were
         self._waiting: list[str] = []
         self._file: IO[str] | None = None
 
@@ -23,6 +30,12 @@ class RankLog:
         for line in self._waiting:
             self._add(line)
         self._waiting.clear()
+        if self.rank:
+            _flush()
+            self._shown = [os.dup(number) for number in (1, 2)]
+            self.terminal = self._shown[1]
+            for number in (1, 2):
+                os.dup2(self._file.fileno(), number)
 
     def write(self, text: str) -> None:
         """Add a line; it survives the death of the process."""
@@ -39,7 +52,17 @@ class RankLog:
             self._file.flush()
 
     def close(self) -> None:
-        """Nothing is written any more."""
+        """Nothing is written any more, and the process shows again what it has to say."""
+        _flush()
+        for number, shown in enumerate(self._shown, start=1):
+            os.dup2(shown, number)
+            os.close(shown)
+        self._shown, self.terminal = [], 2
         if self._file:
             self._file.close()
         self._file = None
+
+
+def _flush() -> None:
+    sys.stdout.flush()
+    sys.stderr.flush()
