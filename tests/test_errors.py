@@ -10,6 +10,7 @@ KINDS = {
     "CheckpointError": (RuntimeError,),
     "DataError": (ValueError,),
     "KernelError": (RuntimeError,),
+    "ProcessError": (RuntimeError,),
 }
 
 

@@ -8,11 +8,13 @@ from .checkpoint.pytorch import to_pytorch as to_pytorch
 from .config import EncoderDecoderConfig as EncoderDecoderConfig
 from .config import ModelConfig as ModelConfig
 from .config import RopeScaling as RopeScaling
+from .distributed.parallelize import parallelize as parallelize
 from .errors import CheckpointError as CheckpointError
 from .errors import ConfigError as ConfigError
 from .errors import DataError as DataError
 from .errors import KernelError as KernelError
 from .errors import PrenormError as PrenormError
+from .errors import ProcessError as ProcessError
 from .errors import RangeError as RangeError
 from .errors import ShapeError as ShapeError
 from .generation.padding import pad as pad

@@ -30,3 +30,7 @@ class DataError(PrenormError, ValueError):
 
 class KernelError(PrenormError, RuntimeError):
     """The library of C++ kernels cannot be loaded or built."""
+
+
+class ProcessError(PrenormError, RuntimeError):
+    """Processes of one run that do not find each other, or one of them that was lost."""

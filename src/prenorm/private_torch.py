@@ -7,11 +7,15 @@ ImportError that says which; those that we can do without say what stands in for
 
 import pkgutil
 from collections.abc import Callable, Sequence
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
+
+if TYPE_CHECKING:
+    from torch.distributed import ProcessGroup
 
 
 def _needed(name: str) -> Any:
@@ -54,6 +58,13 @@ global_forward_pre_hooks: dict[int, Callable[..., Any]] = _needed("torch.nn.modu
 for _name in ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward_pre_hooks", "_backward_hooks"):
     if not hasattr(torch.nn.Module(), _name):
         raise _missing(f"torch.nn.Module().{_name}")
+
+
+def set_group_timeout(timeout: timedelta, group: "ProcessGroup") -> None:
+    """How long a collective of a group waits; without a way to say it half an hour, as a DeviceMesh makes groups."""
+    set_timeout = getattr(torch.distributed.distributed_c10d, "_set_pg_timeout", None)
+    if set_timeout is not None:
+        set_timeout(timeout, group)
 
 
 def is_avx512_supported() -> bool:

@@ -14,9 +14,7 @@ from prenorm.checkpoint.files import (
     file_in,
     parse_json,
     read_json,
-    remove_folder,
     write_atomically,
-    write_folder,
     write_together,
 )
 from prenorm.errors import CheckpointError
@@ -86,16 +84,6 @@ def test_where_some_names_are_taken_already_an_error_says_which(old, monkeypatch
     with pytest.raises(CheckpointError, match=r"Input/output error; .* file is new already; save again\."):
         write_together({old: b"new", old.with_name("second"): b"new"})
     assert names_in(old.parent) == ["file"]
-
-
-def test_a_folder_is_written_whole_and_one_that_is_there_stays(tmp_path):
-    for content in (b"first", b"second"):
-        write_folder(tmp_path / "a" / "b", {"file": content, "other": lambda file: print(file.write(b"x"), end="")})
-        assert (tmp_path / "a" / "b" / "file").read_bytes() == b"first"
-    assert names_in(tmp_path / "a") == ["b"]
-    assert names_in(tmp_path / "a" / "b") == ["file", "other"]
-    remove_folder(tmp_path / "a" / "b")
-    assert names_in(tmp_path / "a") == []
 
 
 def test_files_reach_the_disk_before_their_names_do_and_the_folder_last(tmp_path, monkeypatch):

@@ -184,7 +184,7 @@ def test_a_manifest_from_before_there_were_blocks_is_compared_by_sha_256(saved, 
         name: one[:2] for name, one in before.items()
     }
     data = (saved / "model.safetensors").read_bytes()
-    (saved / MANIFEST).write_bytes(manifest._encode(before))
+    (saved / MANIFEST).write_bytes(manifest.manifest_content(before))
     (saved / "model.safetensors").write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
     with pytest.raises(CheckpointError, match="another SHA-256"):
         load(saved)
@@ -235,7 +235,7 @@ def test_a_manifest_that_is_not_as_it_was_written_is_refused_and_can_be_made_ane
 def test_a_manifest_names_no_file_outside_its_folder(saved):
     (saved.parent / "secret").write_bytes(b"")
     listed = read_manifest(saved)
-    (saved / MANIFEST).write_bytes(manifest._encode(listed | {"../secret": listed["config.json"]}))
+    (saved / MANIFEST).write_bytes(manifest.manifest_content(listed | {"../secret": listed["config.json"]}))
     with pytest.raises(CheckpointError, match=r"\.\./secret. must be a plain file name inside the folder"):
         load(saved)
 

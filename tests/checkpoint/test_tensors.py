@@ -195,3 +195,17 @@ def test_a_number_beyond_the_range_of_the_dtype_that_is_asked_for_is_refused(tmp
     infinite = torch.tensor([1.0, torch.inf, torch.nan], dtype=wide)
     write_atomically(path, tensors_content({"bias": infinite}))
     assert torch.equal(read_tensors(path, dtype=narrow)["bias"].isinf(), infinite.isinf())
+
+
+@pytest.mark.parametrize("length", [640, 896, 1152, 1408])
+def test_a_header_whose_length_reads_like_the_beginning_of_a_pickle_is_one(tmp_path, length):
+    tensors = {"w": torch.ones(2)}
+    padding = length - read_header(written(tmp_path / "short", tensors, "")).start + 8
+    path = written(tmp_path / "file", tensors, "x" * padding)
+    assert path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
+    assert torch.equal(read_tensors(path)["w"], tensors["w"])
+
+
+def written(path, tensors, text):
+    write_atomically(path, tensors_content(tensors, {"text": text}))
+    return path

@@ -75,6 +75,29 @@ def test_a_run_that_is_resumed_keeps_what_is_not_named(tmp_path):
     assert config_of(parse(["--out", str(tmp_path)])).preset == "demo"
 
 
+@pytest.mark.parametrize(
+    ("before", "processes", "flags", "after"),
+    [
+        ({"dp": 2, "tp": 2}, 4, "", (2, 1, 2, 1)),
+        ({"dp": 2, "tp": 2}, 8, "", (0, 1, 1, 1)),
+        ({"dp": 2, "tp": 2}, 1, "", (0, 1, 1, 1)),
+        ({"tp": 2}, 8, "", (0, 1, 2, 1)),
+        ({"tp": 2}, 1, "", (0, 1, 1, 1)),
+        ({"dp": 2, "pp": 2}, 8, "--fsdp 4 --tp 2", (0, 4, 2, 1)),
+        ({"dp": 2, "pp": 2}, 4, "--tp 2", (0, 1, 2, 1)),
+        ({}, 4, "", (0, 1, 1, 1)),
+    ],
+)
+def test_a_run_that_is_resumed_keeps_its_layout_where_it_fits_and_none_is_given(
+    tmp_path, monkeypatch, before, processes, flags, after
+):
+    (tmp_path / "config.toml").write_text("".join(f"{name} = {size}\n" for name, size in before.items()))
+    for name, value in {"WORLD_SIZE": processes, "RANK": 0, "MASTER_ADDR": "localhost", "MASTER_PORT": 1}.items():
+        monkeypatch.setenv(name, str(value))
+    config = config_of(parse(["--out", str(tmp_path), "--resume", *flags.split()]))
+    assert (config.dp, config.fsdp, config.tp, config.pp) == after
+
+
 def test_a_run_that_is_resumed_keeps_the_folder_that_it_came_from_also_when_that_is_gone(tmp_path):
     sizes = {"vocab_size": 300, "d_model": 16, "num_layers": 1, "num_heads": 2}
     saved = TrainConfig.from_fields({"preset": "finetune", "start_from": "gone", "out": "elsewhere", **sizes})

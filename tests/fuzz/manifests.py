@@ -24,7 +24,7 @@ def fuzz_manifest(data: bytes, folder: Path) -> None:
         listed = {name: _listed(content) for name, content in named.items()}
         if choices.below(2):  # as it was before there were blocks
             listed = {name: one._replace(sums="") for name, one in listed.items()}
-        fields = json.loads(manifest._encode(listed))
+        fields = json.loads(manifest.manifest_content(listed))
         match choices.below(4):
             case 0:
                 files[MANIFEST] = choices.rest()
@@ -37,7 +37,7 @@ def fuzz_manifest(data: bytes, folder: Path) -> None:
                     fields = choices.changed(fields, [*files, "size", "sha256", "sums"])
                 files[MANIFEST] = encoded(fields)
             case _:
-                files[MANIFEST] = manifest._encode(listed)
+                files[MANIFEST] = manifest.manifest_content(listed)
                 name, content = choices.one(sorted(named.items()))
                 place = choices.below(len(content))
                 damage = (content[:place], content[:place] + b"?" + content[place + 1 :], Link(name), Folder())

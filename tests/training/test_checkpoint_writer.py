@@ -75,7 +75,8 @@ def save_and(then, tiny, tmp_path):
 
 def check_when_done(writer):
     until_done(writer)
-    writer.check()
+    assert writer.has_failed
+    writer.wait()
 
 
 def end_with(error):
@@ -112,9 +113,9 @@ def test_whatever_ends_the_run_the_checkpoint_is_finished(tiny, tmp_path):
     assert read_state(latest_checkpoint(tmp_path)).step == 1
 
 
-def test_checking_waits_for_nothing(tiny, tmp_path, gate):
+def test_asking_whether_it_has_failed_waits_for_nothing(tiny, tmp_path, gate):
     with writer_of(tiny, tmp_path) as writer:
         writer.save(1, {}, {})
-        writer.check()
+        assert not writer.has_failed
         assert latest_checkpoint(tmp_path) is None
         gate.set()

@@ -62,7 +62,7 @@ def write_together(contents: Mapping[Path, Content], *, first: Path | None = Non
     except OSError as error:
         names = ", ".join(str(path) for path in contents)
         raise CheckpointError(
-            f"{names} could not be written: {_advice(error, next(iter(contents)))} "
+            f"{names} could not be written: {advice(error, next(iter(contents)))} "
             + (f"{_listed(replaced)} new already; save again." if replaced else "What was there before is whole.")
         ) from error
 
@@ -81,49 +81,10 @@ def _staged(path: Path, content: Content) -> Iterator[Path]:
         with open(temporary, "xb") as file:
             with suppress(OSError):  # network file systems without locks only lose the clean-up
                 lock(file, wait=True)
-            _write_to_disk(file, content)
+            write_to_disk(file, content)
             yield temporary
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def write_folder(folder: Path, contents: Mapping[str, Content]) -> None:
-    """Write a new folder with these files, which has its name only when all of them are on the disk.
-
-    A folder that has the name already stays as it is.
-    A reader, a killed process and a power cut see the folder as a whole or not at all; what a killed writer leaves has
-    the name that `passing_name` gives. Raises CheckpointError when it cannot be done; nothing else is touched.
-    """
-    passing = passing_name(folder)
-    try:
-        make_folder(folder.parent)
-        if not folder.exists():
-            passing.mkdir()
-            for name, content in contents.items():
-                with open(passing / name, "xb") as file:
-                    _write_to_disk(file, content)
-            sync_folder(passing)
-            os.rename(passing, folder)
-        sync_folder(folder.parent)
-    except OSError as error:
-        raise CheckpointError(
-            f"{folder} could not be written: {_advice(error, folder)} What was there before is whole."
-        ) from error
-    finally:
-        shutil.rmtree(passing, ignore_errors=True)
-
-
-def remove_folder(folder: Path) -> None:
-    """Delete a folder that `write_folder` wrote: at once for readers, kills and power cuts, as far as names go."""
-    passing = passing_name(folder)
-    os.rename(folder, passing)
-    sync_folder(folder.parent)
-    shutil.rmtree(passing)
-
-
-def passing_name(folder: Path) -> Path:
-    """The name of a folder that is being written, or deleted."""
-    return folder.with_name(f".{folder.name}.tmp")
 
 
 def write_content(file: BinaryIO, content: Content) -> None:
@@ -134,7 +95,8 @@ def write_content(file: BinaryIO, content: Content) -> None:
         content(file)
 
 
-def _write_to_disk(file: BinaryIO, content: Content) -> None:
+def write_to_disk(file: BinaryIO, content: Content) -> None:
+    """Write a content into an open file, and have it survive a power cut."""
     write_content(file, content)
     file.flush()
     os.fsync(file.fileno())
@@ -170,7 +132,8 @@ def sync_folder(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _advice(error: OSError, path: Path) -> str:
+def advice(error: OSError, path: Path) -> str:
+    """What a message says of a write that failed, and what to do."""
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
         folder = next(parent for parent in path.absolute().parents if parent.exists())
         free = f"{shutil.disk_usage(folder).free / 1e6:.0f} MB are free"

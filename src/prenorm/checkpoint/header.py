@@ -73,12 +73,13 @@ def read_header(path: Path, *, at_most: int = MAX_JSON_BYTES) -> Header:
             size = file.seek(0, 2)
             file.seek(0)
             first = file.read(8)
-            if first.startswith(_PICKLES):
+            length = int.from_bytes(first, "little")
+            # 640 is b"\x80\x02\0\0\0\0\0\0": what begins as a pickle does may be the length of a header, too.
+            if length > at_most and first.startswith(_PICKLES):
                 raise CheckpointError(
                     f"{path} is a pickle under another name, which runs code when it is opened; where you trust it, "
                     "load it with torch.load and save its tensors with safetensors.torch.save_file."
                 )
-            length = int.from_bytes(first, "little")
             if length > at_most:
                 raise CheckpointError(
                     f"{path}: a safetensors header has at most {at_most:,} bytes, but this one claims "

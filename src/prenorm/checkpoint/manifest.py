@@ -53,17 +53,29 @@ class Listed(NamedTuple):
 def with_manifest(contents: Mapping[str, Content]) -> dict[str, Content]:
     """The same files by name, to be written in this order, hashed on their way to the disk, and last their manifest."""
     listed: dict[str, Listed] = {}
+    files = {name: hashed(content, functools.partial(listed.__setitem__, name)) for name, content in contents.items()}
+    return {**files, MANIFEST: lambda file: write_content(file, manifest_content(listed))}
 
-    def hashed(name: str, content: Content) -> Content:
-        def write(file: BinaryIO) -> None:
-            writer = _HashingWriter(file)
-            write_content(writer, content)
-            listed[name] = writer.listed()
 
-        return write
+def hashed(content: Content, told: Callable[[Listed], None]) -> Content:
+    """The same content, hashed on its way to the disk; `told` is called with what a manifest says of it."""
 
-    files = {name: hashed(name, content) for name, content in contents.items()}
-    return {**files, MANIFEST: lambda file: write_content(file, _encode(listed))}
+    def write(file: BinaryIO) -> None:
+        writer = _HashingWriter(file)
+        write_content(writer, content)
+        told(writer.listed())
+
+    return write
+
+
+def manifest_content(listed: Mapping[str, Listed]) -> bytes:
+    """The manifest's bytes. Its own hash is that of the bytes that it would have without it."""
+    files = {
+        name: {key: value for key, value in one._asdict().items() if value != ""}  # small files have no sums
+        for name, one in listed.items()
+    }
+    fields = {"files": files}
+    return json_content({**fields, "sha256": hashlib.sha256(json_content(fields)).hexdigest()})
 
 
 class _HashingWriter(io.BufferedWriter):
@@ -133,7 +145,7 @@ def read_manifest(folder: Path) -> dict[str, Listed] | None:
         }
     except (CheckpointError, AttributeError, KeyError, TypeError, ValueError, OverflowError):
         listed = {}
-    if data != _encode(listed):  # to the last byte: a changed space is a flipped bit, too
+    if data != manifest_content(listed):  # to the last byte: a changed space is a flipped bit, too
         raise CheckpointError(
             f"{path} must be as it was written, but is damaged, cut short or edited, so that nothing says whether the "
             f"files beside it are whole; {_way_out(folder)}"
@@ -189,7 +201,7 @@ def accept(folder: Path) -> list[str]:
         before = None
     names = dict.fromkeys([*(name for name in before or {} if (folder / name).exists()), *_names_read(folder)])
     now = {name: _listed(file_in(folder, name), threading.Event()) for name in names}
-    write_atomically(folder / MANIFEST, _encode(now))
+    write_atomically(folder / MANIFEST, manifest_content(now))
     return [
         *(f"{name} is gone" for name in before or {} if name not in now),
         *(f"{name} is new" for name in now if name not in (before or {})),
@@ -277,13 +289,3 @@ def _way_out(folder: Path) -> str:
         "copy or save the folder again, or, where the change is meant, take the files as they are with "
         f"`prenorm accept {shlex.quote(str(folder))}`."
     )
-
-
-def _encode(listed: Mapping[str, Listed]) -> bytes:
-    """The manifest's bytes. Its own hash is that of the bytes that it would have without it."""
-    files = {
-        name: {key: value for key, value in one._asdict().items() if value != ""}  # small files have no sums
-        for name, one in listed.items()
-    }
-    fields = {"files": files}
-    return json_content({**fields, "sha256": hashlib.sha256(json_content(fields)).hexdigest()})

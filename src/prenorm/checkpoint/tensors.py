@@ -9,10 +9,11 @@ import json
 import math
 import os
 import struct
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import torch
 from torch import Tensor
@@ -98,22 +99,47 @@ def read_tensors(
     foreign = sorted({header.tensors[name].dtype for name in wanted} - {*DTYPES})
     if foreign:
         raise CheckpointError(f"{path} holds tensors of dtype {listed(foreign)}; known are {', '.join(DTYPES)}.")
+    with _opened(path, header) as (file, threads):
+        viewed: dict[str, Tensor] = {}
+        if mapped is not None and place.type == "cpu":
+            same = [name for name in wanted if dtype in (None, DTYPES[header.tensors[name].dtype])]
+            viewed = views_of(file, header, same)
+            mapped |= {path: header.version} if viewed else {}
+
+        def read(name: str) -> Tensor:
+            source = f"{path}: {name_text(name)}"
+            return _read(file, header.start, header.tensors[name], dtype, place, source)
+
+        others = [name for name in wanted if name not in viewed]
+        return viewed | dict(zip(others, threads.map(read, others), strict=True))
+
+
+class Box(NamedTuple):
+    """A part of a tensor in a file, and where it is read to: a tensor of the stored dtype, on the CPU, maybe a view."""
+
+    name: str
+    begins: tuple[int, ...]  # of the part, along each axis of what is stored
+    target: Tensor
+
+
+def read_boxes(path: Path, boxes: Iterable[Box], header: Header) -> None:
+    """Read parts of the tensors in a file, bit for bit. Raises CheckpointError, naming the file, if it is not whole."""
+    with _opened(path, header) as (file, threads):
+
+        def read(box: Box) -> None:
+            _read_box(file, header.start, header.tensors[box.name], box, f"{path}: {name_text(box.name)}")
+
+        list(threads.map(read, boxes))
+
+
+@contextmanager
+def _opened(path: Path, header: Header) -> Iterator[tuple[BinaryIO, ThreadPoolExecutor]]:
+    """The file with this header, and threads that may all read from it."""
     try:
         with open(path, "rb", buffering=0) as file, ThreadPoolExecutor(_most_threads()) as threads:
             if version_of(file) != header.version:
                 raise CheckpointError(f"{path} was replaced while it was read; open the folder again.")
-            viewed: dict[str, Tensor] = {}
-            if mapped is not None and place.type == "cpu":
-                same = [name for name in wanted if dtype in (None, DTYPES[header.tensors[name].dtype])]
-                viewed = views_of(file, header, same)
-                mapped |= {path: header.version} if viewed else {}
-
-            def read(name: str) -> Tensor:
-                source = f"{path}: {name_text(name)}"
-                return _read(file, header.start, header.tensors[name], dtype, place, source)
-
-            others = [name for name in wanted if name not in viewed]
-            return viewed | dict(zip(others, threads.map(read, others), strict=True))
+            yield file, threads
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
@@ -139,6 +165,22 @@ def _read(
         target.copy_(chunk)
         _check_range(target, chunk, source)
     return tensor
+
+
+def _read_box(file: BinaryIO, start: int, info: TensorInfo, box: Box, source: str) -> None:
+    """One part of a tensor. Where it lies in one run of bytes it is read at once, otherwise some rows at a time."""
+    target, row = box.target, math.prod(info.shape[1:])
+    place = start + info.begin + (box.begins[0] * row * target.itemsize if info.shape else 0)
+    if target.shape[1:] == info.shape[1:] and target.is_contiguous():
+        _fill(file, place, _bytes(target), source)
+        return
+    rows = max(1, CHUNK_NUMBERS // row)
+    columns = tuple(slice(begin, begin + size) for begin, size in zip(box.begins[1:], target.shape[1:], strict=True))
+    for begin in range(0, len(target), rows):
+        part = target[begin : begin + rows]
+        chunk = torch.empty((len(part), *info.shape[1:]), dtype=target.dtype)
+        _fill(file, place + begin * row * target.itemsize, _bytes(chunk), source)
+        part.copy_(chunk[(slice(None), *columns)])
 
 
 def _fill(file: BinaryIO, place: int, room: memoryview, source: str) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from .. import __version__
 from ..errors import PrenormError
+from .exit_codes import BAD_USAGE, BROKEN_PIPE, INTERRUPTED
 
 # A command is a module with parse(argv) -> flags and run(flags) -> exit code, imported when it is called.
 COMMANDS = {
@@ -26,10 +27,6 @@ COMMANDS = {
     "lab": ("prenorm.cli.lab", "Measure why a block is built as it is: depth, norm, activation and more."),
     "challenge": ("prenorm.cli.challenge", "Build a Transformer block yourself, justify it, find a fault in it."),
 }
-
-BAD_USAGE = 2
-INTERRUPTED = 130  # 128 + SIGINT, as in shells
-BROKEN_PIPE = 141  # 128 + SIGPIPE
 
 
 def main(argv: Sequence[str] | None = None) -> int:

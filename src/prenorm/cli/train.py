@@ -3,7 +3,10 @@
 import ast
 import inspect
 import json
+import math
+import os
 import sys
+import traceback
 from dataclasses import asdict, dataclass, field
 from itertools import pairwise
 from pathlib import Path
@@ -13,11 +16,14 @@ from typing import Annotated, Any, TypedDict, get_type_hints
 import tyro
 
 from ..config import ModelConfig
-from ..errors import ConfigError
+from ..distributed.launch import AlreadyTold, Launch, launched, told_once
+from ..errors import ConfigError, PrenormError
 from ..training.config import MODEL_FIELDS, RUN_FIELDS, TrainConfig, read_toml
+from .exit_codes import BAD_USAGE, INTERRUPTED, UNEXPECTED
 from .flags import flags_from
 
 FLAGS = {"start_from": "from"}  # settings whose flag has another name: Python keeps this one for itself
+LAYOUT = {"dp", "fsdp", "tp", "pp"}
 OF_MUON = ("muon_lr", "muon_momentum", "embedding_lr", "head_lr", "vector_lr")
 
 
@@ -59,6 +65,8 @@ class TrainFlags:
     """Train a language model on text; without flags, on the source of Python's own standard library.
 
     A preset has a value for every setting, a --config file overrides some of them, --model the sizes, and flags win.
+    torchrun --nproc-per-node 4 -m prenorm train ... is the same training in four processes: see --dp, --fsdp, --tp and
+    --pp.
     After SIGTERM, SIGUSR1 or Ctrl-C the step is finished and a checkpoint written; the exit code is 128 plus the
     signal's number: 143, 138, 130.
     """
@@ -87,8 +95,27 @@ def parse(argv: list[str]) -> TrainFlags:
 
 
 def run(flags: TrainFlags) -> int:
-    """Train, show the result, and return the exit code; after a signal it is 128 plus the signal's number."""
-    config = config_of(flags)  # before torch is loaded, so that bad settings are reported at once
+    """Train, show the result, and return the exit code; after a signal it is 128 plus the signal's number.
+
+    One of several processes does not return from an error: what it has begun with the others may have no end.
+    """
+    launch = launched()
+    if launch.world_size == 1:
+        return _train(flags, launch)
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "FATAL")  # what its sockets have to say is said in our words
+    try:
+        return _train(flags, launch)
+    except BaseException as error:
+        code = _tell(error)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def _train(flags: TrainFlags, launch: Launch) -> int:
+    with told_once(launch):  # before torch is loaded, so that bad settings are reported at once
+        config = config_of(flags)
+        config.layout(launch.world_size)
     from ..training.device import hold_on_to_memory
     from ..training.display import Display
     from ..training.loop import train
@@ -100,15 +127,29 @@ def run(flags: TrainFlags) -> int:
     except Stopped as stopped:
         print(f"prenorm train: {stopped}", file=sys.stderr)
         return 128 + stopped.signal_number
-    if flags.json:
+    if flags.json and launch.rank == 0:
         print(json.dumps(asdict(result), indent=2))
     return 0
+
+
+def _tell(error: BaseException) -> int:
+    """Show an error of one of several processes, unless another one shows it, and give the exit code."""
+    cause, is_told = (error.__cause__, True) if isinstance(error, AlreadyTold) else (error, False)
+    if isinstance(cause, KeyboardInterrupt):
+        return INTERRUPTED
+    if not isinstance(cause, PrenormError | OSError):
+        traceback.print_exception(cause)
+        return UNEXPECTED
+    if not is_told:
+        print(f"prenorm train: {cause}", file=sys.stderr)
+    return 128 + getattr(cause, "signal_number", BAD_USAGE - 128)
 
 
 def config_of(flags: TrainFlags) -> TrainConfig:
     """The settings of a command line: preset < --config file < --model < flags.
 
-    A resumed run keeps all settings that are not given. Raises ConfigError.
+    A resumed run keeps all settings that are not given; its layout of processes as a whole, and where it fits them.
+    Raises ConfigError.
     """
     named = {setting: flags.given[flag] for flag, setting in _settings_by_flag().items() if flag in flags.given}
     given = {**(read_toml(flags.config) if flags.config else {}), **_published(flags.model), **named}
@@ -127,7 +168,16 @@ def _resumed(given: dict[str, Any]) -> TrainConfig | None:
     saved = Path(given.get("out") or f"runs/{preset}") / "config.toml"
     if not saved.is_file():
         return None
-    return TrainConfig.from_fields({**read_toml(saved), "out": str(saved.parent), **given})
+    kept = read_toml(saved)
+    if not (LAYOUT.isdisjoint(given) and _fits(kept, launched().world_size)):
+        kept = {name: value for name, value in kept.items() if name not in LAYOUT}
+    return TrainConfig.from_fields({**kept, "out": str(saved.parent), **given})
+
+
+def _fits(fields: dict[str, Any], world_size: int) -> bool:
+    """Whether so many processes can have the layout in a run's settings; with dp=0 it takes what is left of them."""
+    split = math.prod(fields.get(name, 1) for name in LAYOUT - {"dp"})
+    return world_size == split * fields["dp"] if fields.get("dp") else world_size % split == 0
 
 
 def _checked(config: TrainConfig, named: dict[str, Any]) -> TrainConfig:

@@ -21,6 +21,11 @@ def is_sharded(tensor: Tensor | None) -> bool:
     return distributed is not None and isinstance(tensor, distributed.DTensor)
 
 
+def local_part(tensor: Tensor) -> Tensor:
+    """What this process has of a tensor: all of it, unless it is sharded."""
+    return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
+
+
 def check_gathered(module: nn.Module, method: str) -> None:
     """Raise ConfigError when `module.method`, which is not its forward, would find sharded weights."""
     if torch.compiler.is_compiling() or not _is_distributed():
@@ -54,14 +59,17 @@ def _is_distributed() -> bool:
 
 
 def _first_sharded(module: nn.Module, prefix: str = "") -> str | None:
-    """The name of a sharded parameter that will not be gathered. Modules with a forward pre-hook gather their own."""
+    """The name of a sharded parameter that will not be gathered.
+
+    Modules with a forward pre-hook (FSDP2) or a replaced forward (`prenorm.parallelize`) see to those below them.
+    """
     for name, parameter in module._parameters.items():
         if is_sharded(parameter):
             return prefix + name
     found = (
         _first_sharded(child, f"{prefix}{name}.")
         for name, child in module.named_children()
-        if not child._forward_pre_hooks
+        if not child._forward_pre_hooks and "forward" not in vars(child)
     )
     return next(filter(None, found), None)
 

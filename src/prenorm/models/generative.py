@@ -129,9 +129,12 @@ class GenerativeModel(nn.Module):
 
     def _head_is_matmul(self) -> bool:
         """Whether the logits are just a product with the head's weight, so that the loss needs no logits."""
+        return not self._finishes() and (self.lm_head is None or _is_matmul(self.lm_head))
+
+    def _finishes(self) -> bool:
+        """Whether `_finish` changes the logits."""
         family = getattr(self.config, "family", None)
-        finished = family is not None and (family.logit_divisor != 1 or family.logit_softcap is not None)
-        return not finished and (self.lm_head is None or _is_matmul(self.lm_head))
+        return family is not None and (family.logit_divisor != 1 or family.logit_softcap is not None)
 
     def _settings(self, options: dict[str, Any], *, vocab_size: int, max_seq_len: int) -> dict[str, Any]:
         """The arguments of `decoding.stream`, with the user's options. Raises ConfigError for unknown options."""

@@ -27,7 +27,7 @@ def cross_entropy(
     Computed in float32 or wider, and given in that dtype. Without any target left the loss is 0.
     Raises ShapeError, and RangeError for a target outside the vocabulary.
     """
-    _check_targets(logits.shape[:-1], targets, logits.shape[-1], ignore_index)
+    check_targets(logits.shape[:-1], targets, logits.shape[-1], ignore_index)
     wide = logits.to(torch.promote_types(logits.dtype, torch.float32))
     kept = targets != ignore_index
     picked = wide.gather(-1, targets.where(kept, 0)[..., None])[..., 0]
@@ -48,7 +48,7 @@ def linear_cross_entropy(
     the memory is that of one chunk in training too. Second derivatives, and those of torch.func and forward-mode
     differentiation, hold all logits.
     """
-    _check_targets(x.shape[:-1], targets, weight.shape[0], ignore_index)
+    check_targets(x.shape[:-1], targets, weight.shape[0], ignore_index)
     if is_transformed():
         return cross_entropy(linear(x, weight), targets, ignore_index=ignore_index)
     rows = x.reshape(-1, x.shape[-1])
@@ -64,7 +64,7 @@ def chunked_cross_entropy(
     ignore_index: int = IGNORED,
 ) -> Float[Tensor, ""]:
     """cross_entropy(head(x), targets), some rows of logits at a time, for a head without a floating-point weight."""
-    _check_targets(x.shape[:-1], targets, vocab_size, ignore_index)
+    check_targets(x.shape[:-1], targets, vocab_size, ignore_index)
     if is_transformed():
         return cross_entropy(head(x), targets, ignore_index=ignore_index)
     rows, targets = x.reshape(-1, x.shape[-1]), targets.reshape(-1)
@@ -86,7 +86,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         grad_x = torch.empty_like(x) if ctx.needs_input_grad[0] else None
         grad_weight = weight.new_zeros(weight.shape, dtype=wide) if ctx.needs_input_grad[1] else None
         chunk = max(1, CHUNK_ELEMENTS // weight.shape[0])
-        x, weight = _as_multiplied(x), _as_multiplied(weight)  # once, and not in every product
+        x, weight = as_multiplied(x), as_multiplied(weight)  # once, and not in every product
         for start in range(0, x.shape[0], chunk):
             part = slice(start, start + chunk)
             with_gradient = grad_x is not None or grad_weight is not None
@@ -120,7 +120,7 @@ class _LinearCrossEntropy(torch.autograd.Function):
         return *grads, None, None
 
 
-def _as_multiplied(x: Tensor) -> Tensor:
+def as_multiplied(x: Tensor) -> Tensor:
     """In autocast's dtype for products, where it is on."""
     kind = x.device.type
     if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):  # autocast has no meta device
@@ -158,7 +158,8 @@ def losses_and_gradient(
     return losses, grad.mul_(kept[:, None]).to(logits.dtype)
 
 
-def _check_targets(rows: torch.Size, targets: Tensor, vocab_size: int, ignore_index: int) -> None:
+def check_targets(rows: torch.Size, targets: Tensor, vocab_size: int, ignore_index: int) -> None:
+    """Raise ShapeError unless there is a target a row, and RangeError for one outside the vocabulary."""
     check_integers("targets", targets)
     if rows != targets.shape:
         raise ShapeError(

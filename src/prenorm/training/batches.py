@@ -45,6 +45,8 @@ class TrainingBatches:
     In the first `short_steps` steps rows are cut further, into pieces of `short_context` tokens, and the pieces are
     shuffled as well: a step has the same number of tokens, from more places in the text.
     Rows are full, and what a row holds of one document sees nothing of the others.
+
+    share (i, n): the rows of each batch that `at` gives are the i-th of n equal parts of neighbours.
     """
 
     def __init__(
@@ -56,8 +58,9 @@ class TrainingBatches:
         seed: int,
         short_context: int = 0,
         short_steps: int = 0,
+        share: tuple[int, int] = (0, 1),
     ) -> None:
-        self._batch_size = batch_size
+        self._batch_size, self._share = batch_size, share
         self._pieces = context // short_context if short_context else 1
         self._short_steps = short_steps if short_context else 0
         sources = stream.mixture or ((stream, 1.0),)
@@ -74,8 +77,19 @@ class TrainingBatches:
         return sum(rows.per_epoch for rows in self._rows)
 
     def at(self, step: int) -> Batch:
-        """The batch of step 1, 2, ..."""
+        """This share of the batch of step 1, 2, ..."""
+        index, count = self._share
+        return self._rows_at(step, index, count)
+
+    def whole(self, step: int) -> Batch:
+        """The batch of all shares."""
+        return self._rows_at(step, 0, 1)
+
+    def _rows_at(self, step: int, index: int, count: int) -> Batch:
         sources, numbers, pieces = self._numbers(step)
+        size = len(numbers) // count
+        mine = slice(index * size, (index + 1) * size)
+        sources, numbers = sources[mine], numbers[mine]
         parts = [rows.take(numbers[sources == source], pieces) for source, rows in enumerate(self._rows)]
         order = np.argsort(np.argsort(sources, kind="stable"), kind="stable")
         return Batch(*(torch.from_numpy(np.concatenate(column)[order]) for column in zip(*parts, strict=True)))

@@ -10,8 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import CheckpointError
-from .checkpoints import Parts, save_checkpoint
+from ..distributed.checkpoints import Parts, Shares
+from ..distributed.exchange import Group
+from ..errors import CheckpointError, ProcessError
+from .checkpoints import save_checkpoint
 from .config import TrainConfig
 
 
@@ -21,10 +23,12 @@ class CheckpointWriter:
     `save` copies the tensors into memory that is kept for that, and returns: training waits as long as the copy takes,
     and once more where the checkpoint before is still being written. An error of the thread is raised by the next call
     of any method, and at the end of the context, which waits for the last checkpoint.
+    Of several processes, `group`, each saves its share. All call `save` together; an error of one is raised in all.
     """
 
-    def __init__(self, run: Path, config: TrainConfig, environment: Mapping[str, Any]) -> None:
-        self._run, self._config, self._environment = run, config, environment
+    def __init__(self, run: Path, config: TrainConfig, environment: Mapping[str, Any], group: Group = None) -> None:
+        self._run, self._config, self._environment, self._group = run, config, environment, group
+        self._shares = Shares(group)
         self._buffers: dict[str, dict[str, Tensor]] = {}
         self._thread = ThreadPoolExecutor(1, "prenorm-checkpoint")
         self._writing: Future[None] | None = None
@@ -32,15 +36,15 @@ class CheckpointWriter:
     def save(self, step: int, parts: Parts, state: Mapping[str, Any]) -> None:
         """Begin to write the checkpoint of a step. Raises CheckpointError where the one before could not be written."""
         self.wait()
-        self._copy(parts)
+        self._copy(self._shares.of(parts))
         # What is handed over is not touched again before the thread is done with it.
         arguments = (self._run, step, self._config, self._environment, self._buffers, copy.deepcopy(dict(state)))
-        self._writing = self._thread.submit(save_checkpoint, *arguments)
+        self._writing = self._thread.submit(save_checkpoint, *arguments, self._group)
 
-    def check(self) -> None:
-        """Raise CheckpointError where the checkpoint that was being written could not be. Waits for nothing."""
-        if self._writing is not None and self._writing.done():
-            self.wait()
+    @property
+    def has_failed(self) -> bool:
+        """Whether the newest checkpoint is known to be unwritten; `wait` raises the reason."""
+        return self._writing is not None and self._writing.done() and self._writing.exception() is not None
 
     def wait(self) -> None:
         """Wait until the checkpoint is on the disk. Raises CheckpointError where it could not be written."""
@@ -69,10 +73,10 @@ class CheckpointWriter:
         self._thread.shutdown(wait=True)
         try:
             self.wait()
-        except CheckpointError as failure:
+        except (CheckpointError, ProcessError) as failure:
             if error is None:
                 raise
-            raise CheckpointError(f"{failure} The run had ended before: {error}") from error
+            raise type(failure)(f"{failure} The run had ended before: {error}") from error
 
 
 def _copied(tensor: Tensor, buffer: Tensor | None) -> Tensor:

@@ -3,9 +3,11 @@
 A checkpoint has one file of tensors for each part that the trainer names (model.safetensors, optimizer.safetensors,
 ...) and state.json: the step, the settings, the versions and threads, and what else the trainer has to remember.
 Batches and dropout follow from seed and step alone, so neither a place in the text nor a state of the random numbers is
-kept.
+kept. Of several processes each writes its pieces of a part's tensors into a file of its own (model-00003.safetensors):
+any number of processes, one among them, opens that again.
 """
 
+import functools
 import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
@@ -15,15 +17,17 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ..checkpoint.files import file_in, json_content, passing_name, read_json, remove_folder, write_folder
-from ..checkpoint.manifest import MANIFEST, check_files, read_manifest, verified, with_manifest
-from ..checkpoint.tensors import read_tensors, tensors_content
+from ..checkpoint import new_folders
+from ..checkpoint.files import Content, file_in, json_content, listed, read_json, sync_folder
+from ..checkpoint.manifest import MANIFEST, Listed, check_files, hashed, manifest_content, read_manifest, verified
+from ..checkpoint.pieces import StoredTensors
+from ..checkpoint.tensors import tensors_content
+from ..distributed.checkpoints import Parts, read_share
+from ..distributed.exchange import Group, exchange, rank_in, size_of
 from ..errors import CheckpointError
 from .config import TrainConfig
 
 STATE = "state.json"
-
-Parts = Mapping[str, Mapping[str, Tensor]]  # tensors by name, by the name of the part that they are of
 
 
 class SavedState(NamedTuple):
@@ -43,33 +47,82 @@ def save_checkpoint(
     environment: Mapping[str, Any],
     parts: Parts,
     state: Mapping[str, Any],
+    group: Group = None,
 ) -> None:
     """Write the checkpoint of `step`, then delete all but the newest `config.keep_checkpoints`.
 
-    environment, state: what JSON can hold, finite numbers only; of versions and threads, and of the trainer.
-    Raises CheckpointError when it cannot be written; those before it are then untouched.
+    parts: of this process' share of the tensors, which `Shares` gives where there are several processes.
+    environment, state: what JSON can hold, finite numbers only; of versions and threads, and of the trainer. Those of
+    the first process are written.
+    group: the processes that save together, None for one alone. Each must call this.
+    Raises CheckpointError when it cannot be written, and ProcessError when one of the processes has ended or does not
+    answer; those before it are then untouched.
     """
-    folder = run / "checkpoints" / f"step-{step:08d}"
-    fields = {
-        "step": step,
-        "config": config.to_fields(),
-        "environment": dict(environment),
-        "parts": list(parts),
-        "trainer": dict(state),
+    folder, doing = run / "checkpoints" / f"step-{step:08d}", f"saving the checkpoint of step {step}"
+    is_first = rank_in(group) == 0
+
+    def begin() -> str | None:
+        """The passing name of the folder; None where there is a checkpoint of that step."""
+        if not is_first:
+            return None
+        remove_leftovers(run)
+        if not folder.exists():
+            return new_folders.begin_folder(folder).name
+        sync_folder(folder.parent)
+        return None
+
+    if (name := exchange(begin, group, doing)[0]) is not None:
+        passing = folder.with_name(name)
+        fields = {
+            "step": step,
+            "config": config.to_fields(),
+            "environment": dict(environment),
+            "parts": list(parts),
+            "trainer": dict(state),
+        }
+        try:
+            written = exchange(lambda: _write(passing, folder, parts, fields, group), group, doing)
+            files = {name: Listed(*one) for each in written for name, one in each.items()}
+            exchange(lambda: _complete(passing, folder, files) if is_first else None, group, doing)
+        finally:
+            if is_first:
+                shutil.rmtree(passing, ignore_errors=True)
+    if is_first:
+        for old in complete_checkpoints(run)[: -config.keep_checkpoints]:
+            with suppress(OSError):  # the next save tries again
+                new_folders.remove_folder(old)
+
+
+def _write(passing: Path, folder: Path, parts: Parts, fields: Mapping[str, Any], group: Group) -> dict[str, Listed]:
+    """Write this process' files, and give what the manifest will say of them."""
+    is_first, number = rank_in(group) == 0, "" if group is None else f"-{rank_in(group):05d}"
+    if not passing.is_dir():
+        raise CheckpointError(
+            f"all processes must write into one folder, but this one does not see {passing}, which the first has made; "
+            "choose an --out on a disk that all machines share."
+        )
+    contents: dict[str, Content] = {
+        f"{part}{number}.safetensors": tensors_content(tensors)
+        for part, tensors in parts.items()
+        if tensors or is_first
     }
-    files = {f"{name}.safetensors": tensors_content(tensors) for name, tensors in parts.items()}
-    remove_leftovers(run)
-    write_folder(folder, with_manifest({**files, STATE: json_content(fields)}))
-    for old in complete_checkpoints(run)[: -config.keep_checkpoints]:
-        with suppress(OSError):  # the next save tries again
-            remove_folder(old)
+    if is_first:
+        contents[STATE] = json_content(fields)
+    written: dict[str, Listed] = {}
+    told = {name: hashed(content, functools.partial(written.__setitem__, name)) for name, content in contents.items()}
+    new_folders.write_files(passing, folder, told)
+    return written
+
+
+def _complete(passing: Path, folder: Path, files: Mapping[str, Listed]) -> None:
+    """Write the manifest of all processes' files, and give the checkpoint its name."""
+    new_folders.write_files(passing, folder, {MANIFEST: manifest_content(files)})
+    new_folders.name_folder(passing, folder)
 
 
 def remove_leftovers(run: Path) -> None:
     """Delete what killed writers left. Only for the process that writes in this run."""
-    for leftover in (run / "checkpoints").glob(passing_name(Path("step-*")).name):
-        with suppress(OSError):
-            shutil.rmtree(leftover)
+    new_folders.remove_leftovers(run / "checkpoints", "step-*")
 
 
 def latest_checkpoint(run: Path) -> Path | None:
@@ -80,10 +133,7 @@ def latest_checkpoint(run: Path) -> Path | None:
 def read_state(folder: Path) -> SavedState:
     """The step, the settings and the rest of state.json. Raises CheckpointError."""
     with _way_out(folder):
-        listed = read_manifest(folder)
-        if listed is None or STATE not in listed:
-            raise CheckpointError(f"{folder} must have a {MANIFEST} that lists {STATE}, but has none.")
-        check_files(folder, {STATE: listed[STATE]})
+        check_files(folder, {STATE: _manifest(folder)[STATE]})
         state = read_json(folder / STATE)
         try:
             return SavedState(
@@ -97,10 +147,51 @@ def read_state(folder: Path) -> SavedState:
             raise CheckpointError(f"{folder / STATE} is not that of a checkpoint: {error!r}.") from error
 
 
-def read_parts(folder: Path, names: Iterable[str]) -> dict[str, dict[str, Tensor]]:
-    """The tensors of these parts of a checkpoint, bit for bit. Raises CheckpointError."""
-    with _way_out(folder), verified(folder):
-        return {name: read_tensors(file_in(folder, f"{name}.safetensors")) for name in names}
+def read_parts(
+    folder: Path, names: Iterable[str], *, like: Mapping[str, Tensor] | None = None, group: Group = None
+) -> dict[str, dict[str, Tensor]]:
+    """The tensors of these parts of a checkpoint, bit for bit, by however many processes it was saved.
+
+    like: this process' tensors of the model, by name: of the parts, what belongs to them is read, and shared as they
+    are among processes. None: everything, whole.
+    group: the processes that read together, None for one alone. Each must call this, and checks some of the files.
+    Raises CheckpointError for damaged files, and for tensors that no process has a place for.
+    """
+    parts: dict[str, dict[str, Tensor]] = {}
+
+    def read() -> list[str]:
+        """Read this process' share, and give the names of the tensors that it left out."""
+        left = []
+        with _way_out(folder):
+            files = _manifest(folder)
+            with verified(folder, sorted(files)[rank_in(group) :: size_of(group)]):
+                for part in names:
+                    stored = StoredTensors(_files_of(part, folder, files))
+                    parts[part] = read_share(stored, like)
+                    left += [f"{name} ({part})" for name in stored.shapes if name not in parts[part]]
+        return left
+
+    left_out = exchange(read, group, f"opening {folder}")
+    if foreign := set.intersection(*map(set, left_out)):
+        raise CheckpointError(
+            f"{folder} must be of the model that it is read for, which has no tensor {listed(sorted(foreign), 5)}."
+        )
+    return parts
+
+
+def _files_of(part: str, folder: Path, files: Iterable[str]) -> list[Path]:
+    """The files with the tensors of a part: one, or one of each process that had some of them."""
+    paths = [file_in(folder, name) for name in files if re.fullmatch(rf"{re.escape(part)}(-\d+)?\.safetensors", name)]
+    if not paths:
+        raise CheckpointError(f"{folder} must have {part}.safetensors, but its {MANIFEST} lists none.")
+    return paths
+
+
+def _manifest(folder: Path) -> dict[str, Listed]:
+    manifest = read_manifest(folder)
+    if manifest is None or STATE not in manifest:
+        raise CheckpointError(f"{folder} must have a {MANIFEST} that lists {STATE}, but has none.")
+    return manifest
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from typing import Any, Literal
 import tomli_w
 
 from ..config import ModelConfig
+from ..distributed.layout import Layout
 from ..errors import ConfigError
 from ..validation import check_size
 from .config_checks import check_choice, check_names, check_run
@@ -187,6 +188,27 @@ class TrainConfig:
     tensorboard: bool = False
     """Write the metrics for TensorBoard, too, to the folder tensorboard of the run (extra: tensorboard)."""
 
+    dp: int = 0
+    """Under torchrun: copies of the model, each with rows of its own. Default: what fsdp, tp and pp leave of the
+    processes."""
+
+    fsdp: int = 1
+    """Processes with rows of their own that share out parameters, gradients and the optimiser's state (FSDP2)."""
+
+    tp: int = 1
+    """Processes that share out the matrices of each layer, and the sequence between them."""
+
+    pp: int = 1
+    """Stages of consecutive layers, each in processes of its own; micro_batch_size makes the micro-batches."""
+
+    pp_stages: int = 1
+    """Stages that each process of a pipeline has, in turn with the others (interleaved 1F1B): less idle time, more
+    messages."""
+
+    timeout: float = 300.0
+    """Seconds that the processes of a run wait for one of them before they give it up for lost; longer than a
+    micro-batch, and than writing a checkpoint."""
+
     def __post_init__(self) -> None:
         for name, choices in CHOICES.items():
             check_choice(name, getattr(self, name), choices)
@@ -217,6 +239,45 @@ class TrainConfig:
         if preset == "finetune" and not merged.get("start_from"):
             raise ConfigError("the preset finetune goes on from a model, but none is named; --from FOLDER names one.")
         return cls(**merged, model=ModelConfig.from_dict(model))
+
+    def layout(self, world_size: int, model: ModelConfig | None = None) -> Layout:
+        """How this many processes share the run. Raises ConfigError where they cannot.
+
+        model: the sizes, once the tokenizer has fixed the vocabulary.
+        """
+        split = self.fsdp * self.tp * self.pp
+        layout = Layout(dp=self.dp or max(1, world_size // split), fsdp=self.fsdp, tp=self.tp, pp=self.pp)
+        if world_size == 1 < layout.world_size:
+            raise ConfigError(
+                f"dp x fsdp x tp x pp must be the number of processes, but {layout} takes {layout.world_size}, and "
+                f"there is 1; start them with torchrun --nproc-per-node {layout.world_size} -m prenorm train ..."
+            )
+        if self.pp > 1:
+            self._check_pipeline(layout, model or self.model)
+        layout.check(
+            model or self.model,
+            world_size=world_size,
+            batch_size=self.batch_size,
+            micro_batch_size=self.micro_batch_size,
+            context=self.short_context or self.context,
+        )
+        return layout
+
+    def _check_pipeline(self, layout: Layout, model: ModelConfig) -> None:
+        """What the layout alone does not say."""
+        if self.dtype == "bfloat16-pure":
+            raise ConfigError(f"dtype bfloat16-pure is for pp 1, but pp is {self.pp}; --dtype bfloat16 would do.")
+        if self.pp_stages > 1 and layout.pp * self.pp_stages > model.num_layers:
+            raise ConfigError(
+                f"each stage must have a layer, but pp x pp_stages = {layout.pp} x {self.pp_stages} is more than "
+                f"num_layers = {model.num_layers}; --pp-stages {max(1, model.num_layers // layout.pp)} would do."
+            )
+        count = self.batch_size // layout.data_ranks // (self.micro_batch_size or self.batch_size)
+        if self.pp_stages > 1 and count % layout.pp:
+            raise ConfigError(
+                f"with pp_stages, pp must divide the number of micro-batches of a process, but {layout.pp} does not "
+                f"divide {count}; --pp-stages 1 would do."
+            )
 
     def to_fields(self) -> dict[str, Any]:
         """The flat mapping from which `from_fields` makes this record again. Fields that are None are left out."""

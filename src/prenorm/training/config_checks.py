@@ -16,12 +16,15 @@ def check_run(config: Any) -> None:
     check_size("checkpoint_activations_every", config.checkpoint_activations_every)
     for name in ("steps", "context", "batch_size", "tokenizer_sample_mb", "eval_batches", "keep_checkpoints"):
         check_size(name, getattr(config, name))
+    for name in ("fsdp", "tp", "pp", "pp_stages"):
+        check_size(name, getattr(config, name))
     every = ("eval_every", "early_stop", "sample_every", "checkpoint_every")
-    for name in ("seed", "short_context", "micro_batch_size", "warmup_steps", *every):
+    for name in ("seed", "short_context", "micro_batch_size", "warmup_steps", "dp", *every):
         check_size(name, getattr(config, name), at_least=0)
     rates = ("muon_lr", "embedding_lr", "head_lr", "vector_lr", *(() if config.lr is None else ("lr",)))
     for name in (*rates, "adam_eps", "weight_decay", "grad_clip", "log_seconds"):
         check_number(name, getattr(config, name), at_least=0.0)
+    check_number("timeout", config.timeout, above=0.0)
     for name in ("muon_momentum", "eval_overlap", "ema_decay"):
         _check_share(name, getattr(config, name), below=True)
     for name in ("decay_share", "short_share", "final_lr_share"):

@@ -34,13 +34,19 @@ class Device(NamedTuple):
         return torch.autocast(self.device.type, self.dtype if enabled else torch.bfloat16, enabled=enabled)
 
 
-def choose_device(config: TrainConfig, say: Say = lambda _: None) -> Device:
+def device_type(config: TrainConfig) -> str:
+    """The kind of device that a run is on, such as cpu, before it is known whether there is one."""
+    return ("cuda" if torch.cuda.is_available() else "cpu") if config.device == "auto" else config.device.split(":")[0]
+
+
+def choose_device(config: TrainConfig, say: Say = lambda _: None, local_rank: int | None = None) -> Device:
     """What `device` and `dtype` ask for, auto resolved. Raises ConfigError for a device that is not there.
 
-    `say` hears of a format that is slow there.
+    `say` hears of a format that is slow there. local_rank: of several processes on a machine each has a GPU of its own,
+    of this number.
     """
     if config.device == "auto":
-        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = torch.device(device_type(config))
     else:
         try:
             device = torch.device(config.device)
@@ -48,12 +54,28 @@ def choose_device(config: TrainConfig, say: Say = lambda _: None) -> Device:
         except (RuntimeError, AssertionError) as error:  # torch says of a missing CUDA that it was asserted
             reason = str(error).splitlines()[0]
             raise ConfigError(f"device must be one of this machine, but {config.device!r} is not: {reason}") from error
+    if device.type == "cuda" and local_rank is not None:
+        device = _own_gpu(config, local_rank)
     if config.dtype == "auto":
         return Device(device, torch.bfloat16 if _multiplies_bfloat16(device) else torch.float32)
     if config.dtype == "float16" and device.type == "cpu":
         say("float16 is some 30 times slower than float32 on a CPU; --dtype float32 or bfloat16 would be faster.")
     name, _, pure = config.dtype.partition("-")
     return Device(device, getattr(torch, name), pure=bool(pure))
+
+
+def _own_gpu(config: TrainConfig, local_rank: int) -> torch.device:
+    """The GPU of one of several processes on this machine."""
+    count = torch.cuda.device_count()
+    if ":" in config.device or local_rank >= count:
+        raise ConfigError(
+            f"each process of a machine must have a GPU of its own, but device is {config.device} and there are "
+            f"{count} for local rank {local_rank}; give --device cuda, and start at most {count} processes on this "
+            "machine."
+        )
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    return device
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -1,8 +1,11 @@
 """What a run tells the person who waits: a progress bar on a terminal, plain lines elsewhere."""
 
+import os
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from pathlib import Path
 from typing import TypeVar
 
 from rich import box
@@ -10,21 +13,62 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 from rich.table import Table
 
+from ..errors import PrenormError
 from .metrics import Record
+from .rank_log import RankLog
 
 Item = TypeVar("Item")
 StepReport = Callable[[Record], None]
 
 
 class Display:
-    """Where a run speaks. With `json` standard output is kept for the result, and all this goes to standard error."""
+    """Where a run speaks. With `json` standard output is kept for the result, and all this goes to standard error.
+
+    log: where one of several processes writes, too, whatever is shown; of all of them only rank 0 is not quiet.
+    """
 
     def __init__(self, *, json: bool = False, quiet: bool = False) -> None:
         self._console = Console(stderr=json, quiet=quiet, soft_wrap=True, highlight=False)
+        self.log: RankLog | None = None
+
+    def is_one_of_several(self, rank: int) -> None:
+        """From now on all that is said is written to a log, and shown by rank 0 alone."""
+        self.log = RankLog(rank)
+        self._console.quiet = self._console.quiet or rank > 0
+
+    @contextmanager
+    def logging(self) -> Iterator[None]:
+        """Closes the log, if there is one, at the end; an error that ends the run is in it before."""
+        try:
+            yield
+        except BaseException as error:
+            if self.log:
+                lines = [] if isinstance(error, PrenormError) else traceback.format_exception(error)
+                self.log.write("".join([f"ended with {type(error).__name__}: {error}\n", *lines]).rstrip())
+            raise
+        finally:
+            if self.log:
+                self.log.close()
+
+    def log_to(self, run: Path) -> None:
+        """The folder of the run is there: the log, if there is one, goes there."""
+        if self.log:
+            self.log.open(run)
 
     def say(self, text: str) -> None:
         """One line, as it is."""
         self._console.print(text, markup=False)
+        self.note(text)
+
+    def alarm(self, text: str) -> None:
+        """A line that every process shows, quiet ones too: why it ends."""
+        os.write(self.log.terminal if self.log else 2, f"prenorm train: {text}\n".encode())
+        self.note(text)
+
+    def note(self, text: str) -> None:
+        """Something for the log alone."""
+        if self.log:
+            self.log.write(text)
 
     def evaluation(self, record: Record) -> None:
         """What a look at the held-out text gave."""
@@ -46,18 +90,21 @@ class Display:
     def steps(self, *, done: int, total: int, line_seconds: float) -> Iterator[StepReport]:
         """Progress over optimiser steps: a bar, or a line every `line_seconds` where there is no terminal."""
         if not self._console.is_terminal:
-            yield self._step_lines(total, line_seconds)
+            yield self._step_lines(total, line_seconds, self.say)
             return
+        lines = self._step_lines(total, line_seconds, self.note) if self.log else None
         columns = ("training", BarColumn(), MofNCompleteColumn(), "{task.fields[news]}", TimeRemainingColumn(), "left")
         with Progress(*columns, console=self._console) as progress:
             task = progress.add_task("", completed=done, total=total, news="the first step takes longest")
 
             def report(record: Record) -> None:
                 progress.update(task, completed=record["step"], news=_news(record))
+                if lines:
+                    lines(record)
 
             yield report
 
-    def _step_lines(self, total: int, seconds: float) -> StepReport:
+    def _step_lines(self, total: int, seconds: float, say: Callable[[str], None]) -> StepReport:
         """Plain lines of progress: the first step, one every so often, the last step."""
         first: tuple[int, float] | None = None  # a step and when it ended: the first one also compiles
         latest = float("-inf")
@@ -70,7 +117,7 @@ class Display:
             if first:
                 left = f", {clock((now - first[1]) / (step - first[0]) * (total - step))} left"
             latest, first = now, first or (step, now)
-            self.say(f"step {step:,} of {total:,}: {_news(record)}{left}")
+            say(f"step {step:,} of {total:,}: {_news(record)}{left}")
 
         return report
 

@@ -14,6 +14,9 @@ from .data.corpus import Say
 from .device import Device
 from .tokens import TextData
 
+# What all processes of a run must have the same of: sums are added up in another order, or their parts do not match.
+SHARED = ("prenorm", "torch", "numpy", "tokenizers", "threads", "device", "dtype", "text")
+
 # Two runs that differ in one of these do not learn the same.
 FIXED = ("device", "dtype", "text")
 
@@ -27,10 +30,7 @@ def environment_of(device: Device, data: TextData) -> dict[str, Any]:
     the C++ kernels were compiled for, processor what torch's own go by.
     """
     return {
-        "prenorm": _version("prenorm"),
-        "torch": torch.__version__,
-        "numpy": _version("numpy"),
-        "tokenizers": _version("tokenizers"),
+        **versions(),
         "threads": torch.get_num_threads(),
         "kernels": _kernels() if device.device.type == "cpu" else "none",
         "processor": _processor(device.device),
@@ -38,6 +38,12 @@ def environment_of(device: Device, data: TextData) -> dict[str, Any]:
         "dtype": device.format,
         "text": _fingerprint(data),
     }
+
+
+def versions() -> dict[str, str]:
+    """Of the packages that the numbers of a run follow from."""
+    others = {name: _version(name) for name in ("prenorm", "numpy", "tokenizers")}
+    return {"prenorm": others.pop("prenorm"), "torch": torch.__version__, **others}
 
 
 def compare(there: Mapping[str, Any], here: Mapping[str, Any], checkpoint: Path, say: Say) -> None:

@@ -1,6 +1,6 @@
 """The loss on held-out text: every token is scored once, in overlapping windows that reread some earlier text."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -16,11 +16,19 @@ from .device import Device
 
 @torch.no_grad()
 def heldout_loss(
-    model: TransformerLM, batches: Iterable[Batch], device: Device, stopped: Callable[[], bool] = lambda: False
+    model: TransformerLM,
+    batches: Iterable[Batch],
+    device: Device,
+    stopped: Callable[[], bool] = lambda: False,
+    *,
+    loss_of: Callable[[Batch], float] | None = None,
+    sums: Callable[[float, float], Sequence[float]] = lambda *numbers: numbers,
 ) -> float | None:
     """The mean loss in nats over all tokens that the batches score. The model is left as it was.
 
     stopped: asked before every batch; once it is true there is no loss (None).
+    loss_of: gives the mean loss of a batch, where the model does not by itself. sums: gives the sum of numbers over all
+    processes that score text together; each of them has as many batches.
     """
     training = model.training
     model.eval()
@@ -31,11 +39,12 @@ def heldout_loss(
                 return None
             scored = int((batch.targets != IGNORED).sum())
             with device.autocast():
-                loss = model.loss(**batch.to(device.device)._asdict())
+                loss = loss_of(batch) if loss_of else model.loss(**batch.to(device.device)._asdict())
             total, count = total + float(loss) * scored, count + scored
     finally:
         model.train(training)
-    return total / count
+    total, targets = sums(total, float(count))  # of processes that score the same rows, both are as often too large
+    return total / targets
 
 
 class Window(NamedTuple):
@@ -51,12 +60,25 @@ class HeldOutBatches:
 
     Windows in which nothing is a target, such as those of a long question, are left out.
 
+    share (i, n): these are the batches of the i-th of n processes, which all have as many, of `rows` rows each; the
+    last ones may be nothing but padding. What `spread` takes follows from batch_size alone.
+
     A document longer than `context` is read in windows of that length, each with at least the share `overlap` of text
     that an earlier one has scored. Shorter documents share rows. What remains of a row is padding.
     """
 
-    def __init__(self, stream: TokenStream, *, batch_size: int, context: int, overlap: float) -> None:
+    def __init__(
+        self,
+        stream: TokenStream,
+        *,
+        batch_size: int,
+        context: int,
+        overlap: float,
+        rows: int = 0,
+        share: tuple[int, int] = (0, 1),
+    ) -> None:
         self._stream, self._batch_size, self._context = stream, batch_size, context
+        self._at_once, self._share = rows or batch_size, share
         stride = max(1, int(context * (1 - overlap)))
         bounds = pairwise(stream.starts.tolist())
         windows = [window for start, end in bounds for window in _windows(start, end, context, stride)]
@@ -65,12 +87,29 @@ class HeldOutBatches:
         self._rows = _packed(windows, context)
 
     def __len__(self) -> int:
-        return -(-len(self._rows) // self._batch_size)
+        return self._turns(self._rows)
 
-    def __getitem__(self, index: int) -> Batch:
-        shape = (self._batch_size, self._context)
+    def __iter__(self) -> Iterator[Batch]:
+        return (self._batch(self._rows, turn) for turn in range(len(self)))
+
+    def spread(self, count: int) -> list[Batch]:
+        """`count` evenly spaced batches, or all if there are fewer."""
+        size = self._batch_size
+        all_of_them = -(-len(self._rows) // size)
+        count = min(count, all_of_them)
+        starts = (number * all_of_them // count * size for number in range(count))
+        rows = [row for start in starts for row in self._rows[start : start + size]]
+        return [self._batch(rows, turn) for turn in range(self._turns(rows))]
+
+    def _turns(self, rows: Sequence[list["Window"]]) -> int:
+        """How many batches each process makes of these rows."""
+        return -(-len(rows) // (self._at_once * self._share[1]))
+
+    def _batch(self, rows: Sequence[list["Window"]], turn: int) -> Batch:
+        shape = (self._at_once, self._context)
         token_ids, targets, segments = np.zeros(shape, np.int64), np.full(shape, IGNORED), np.full(shape, -1)
-        for row, windows in enumerate(self._rows[index * self._batch_size : (index + 1) * self._batch_size]):
+        first = (turn * self._share[1] + self._share[0]) * self._at_once
+        for row, windows in enumerate(rows[first : first + self._at_once]):
             place = 0
             for number, (start, scored, end) in enumerate(windows):
                 stop = place + end - start
@@ -79,14 +118,6 @@ class HeldOutBatches:
                 segments[row, place:stop] = number
                 place = stop
         return Batch(torch.from_numpy(token_ids), torch.from_numpy(targets), torch.from_numpy(segments))
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (self[index] for index in range(len(self)))
-
-    def spread(self, count: int) -> list[Batch]:
-        """`count` evenly spaced batches, or all if there are fewer."""
-        count = min(count, len(self))
-        return [self[index * len(self) // count] for index in range(count)]
 
 
 def _windows(start: int, end: int, context: int, stride: int) -> Iterator[Window]:

@@ -1,15 +1,17 @@
 """The end of a run: save the model, score all held-out text, draw the losses, and generate a sample."""
 
 import shlex
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint.files import json_content, read_json, write_atomically, write_together
 from ..errors import CheckpointError
 from ..models.lm import TransformerLM
 from .config import TrainConfig
 from .display import Display, clock
-from .metrics import Metrics, read_metrics
+from .metrics import Lines, Record, read_metrics
 from .picture import draw_losses
 from .sample import sample
 from .tokenizer import tokenizer_files
@@ -38,19 +40,44 @@ class Result:
     ema_eval_bits_per_byte: float | None = None
 
 
-def finish(trainer: Trainer, run: Path, metrics: Metrics, steps: int) -> Result:
+def finish(trainer: Trainer, run: Path, metrics: Lines, steps: int) -> Result:
     """Write the model's folder, score all held-out text, draw the losses, and show what was reached after `steps`.
 
     The average of the weights, if there is one, gets a folder of its own. result.json comes last: where it is, the run
-    is complete. Raises CheckpointError when something cannot be written.
+    is complete. Of several processes, all score the text, and the first one writes; each gets the result.
+    Raises CheckpointError when something cannot be written.
     """
-    config, data, display = trainer.config, trainer.data, trainer.display
-    trainer.model.save_pretrained(run)
+    first = trainer.processes.first
+    first("saving the model", _saving(trainer, run))
     if trainer.average:
         with trainer.averaged():
-            trainer.model.save_pretrained(run / "ema")
-        write_together({run / "ema" / name: content for name, content in tokenizer_files(data.tokenizer).items()})
+            first("saving the averaged model", _saving(trainer, run / "ema"))
     evaluation = trainer.evaluate(steps) | {"all_text": True}
+    parameters = trainer.passes.num_parameters
+
+    def conclude() -> dict[str, Any]:
+        return asdict(_conclude(trainer, run, metrics, steps, evaluation, parameters))
+
+    return Result(**first("writing the result", conclude))
+
+
+def _saving(trainer: Trainer, folder: Path) -> Callable[[], None]:
+    """What writes the model to a folder. All processes call this; then the first one writes."""
+    model = trainer.whole_model()
+
+    def save() -> None:
+        assert model is not None
+        model.save_pretrained(folder)
+        if folder.name == "ema":  # the run itself has them already
+            files = tokenizer_files(trainer.data.tokenizer)
+            write_together({folder / name: content for name, content in files.items()})
+
+    return save
+
+
+def _conclude(trainer: Trainer, run: Path, metrics: Lines, steps: int, evaluation: Record, parameters: int) -> Result:
+    """Draw the losses, generate a sample, and write and show the result."""
+    config, data, display = trainer.config, trainer.data, trainer.display
     records = [*read_metrics(run / "metrics.jsonl"), evaluation]
     draw_losses(records, run / "loss.png", display.say)
     tokens = config.batch_size * config.context
@@ -59,7 +86,7 @@ def finish(trainer: Trainer, run: Path, metrics: Metrics, steps: int) -> Result:
     result = Result(
         run=str(run),
         steps=steps,
-        parameters=sum(parameter.numel() for parameter in trainer.model.parameters()),
+        parameters=parameters,
         # The time of all steps, in every part of a run that was stopped and resumed.
         training_seconds=sum(tokens / record["tokens_per_second"] for record in records if "loss" in record),
         eval_loss=evaluation["eval_loss"],

@@ -65,6 +65,23 @@ class Metrics:
             self._file.close()
 
 
+class NoMetrics:
+    """In place of `Metrics` in a process that writes none: rank 0 does."""
+
+    def has(self, step: int, name: str) -> bool:
+        """Yes: there is nothing for this process to write."""
+        return True
+
+    def write(self, record: Record) -> None:
+        """Nothing."""
+
+    def sync(self) -> None:
+        """Nothing."""
+
+
+Lines = Metrics | NoMetrics
+
+
 def read_metrics(path: Path) -> list[Record]:
     """The records of a metrics file, none if there is no file. What a killed writer left of a last line is passed over.
 

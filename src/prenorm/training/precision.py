@@ -1,13 +1,14 @@
 """Narrow number formats: a scaled loss for float16, a rounded copy of the model for pure bfloat16; finite weights."""
 
 import copy
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import PrenormError
+from ..layers.sharded import local_part
 from ..models.lm import TransformerLM
 
 FIRST_SCALE = 2.0**16
@@ -57,12 +58,11 @@ class RoundedCopy:
     """
 
     def __init__(self, model: TransformerLM, dtype: torch.dtype) -> None:
-        self.model = copy.deepcopy(model).to(dtype)
-        self._pairs = list(zip(self.model.parameters(), model.parameters(), strict=True))
+        self.model, self._weights = copy.deepcopy(model).to(dtype), model
 
     def hand_over_gradients(self) -> None:
         """Add the copy's gradients to the model's, in float32, and drop them."""
-        for rounded, weight in self._pairs:
+        for rounded, weight in self._pairs():
             if rounded.grad is None:
                 continue
             if weight.grad is None:
@@ -74,16 +74,24 @@ class RoundedCopy:
     @torch.no_grad()
     def follow(self) -> None:
         """Round the weights anew."""
-        for rounded, weight in self._pairs:
+        for rounded, weight in self._pairs():
             rounded.copy_(weight)
+
+    def _pairs(self) -> Iterator[tuple[nn.Parameter, nn.Parameter]]:
+        """Of both models: they get other parameters where they are spread over processes."""
+        return zip(self.model.parameters(), self._weights.parameters(), strict=True)
 
 
 @torch.no_grad()
-def check_finite(model: nn.Module) -> None:
-    """Raise PrenormError unless all weights are finite. The device is asked once."""
-    ends = [torch.stack(weight.aminmax()) for weight in model.parameters() if weight.numel()]
-    if not bool(torch.stack(ends).isfinite().all()):
-        names = [name for name, weight in model.named_parameters() if not bool(weight.isfinite().all())]
+def check_finite(model: nn.Module, largest: Callable[[int], list[int]] = lambda number: [number]) -> None:
+    """Raise PrenormError unless all weights are finite, in all processes. The device is asked once.
+
+    largest: gives the largest of all processes' numbers.
+    """
+    weights = {name: local_part(weight) for name, weight in model.named_parameters()}
+    ends = [torch.stack(weight.aminmax()) for weight in weights.values() if weight.numel()]
+    if largest(int(bool(ends) and not bool(torch.stack(ends).isfinite().all()))) != [0]:
+        names = [name for name, weight in weights.items() if not bool(weight.isfinite().all())] or ["another process"]
         raise PrenormError(
             f"weights must stay finite to be saved, but are not in {', '.join(names[:5])}; checkpoints are from before "
             "that: start again with lower learning rates."

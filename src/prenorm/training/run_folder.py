@@ -7,11 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..checkpoint.files import json_content, write_atomically, write_together
+from ..distributed.processes import Processes
 from ..errors import ConfigError
 from ..locks import lock
 from .checkpoints import latest_checkpoint, read_state, remove_leftovers
 from .config import TrainConfig, config_to_toml, differences, read_toml
 from .data.corpus import Say
+from .rank_log import FOLDER as LOGS
 from .schedule import learning_rate_scale
 
 # What does not touch the weights may change when a run goes on; steps may when the schedule so far stays the same.
@@ -33,6 +35,12 @@ FREE = {
     "sample_every",
     "sample_prompt",
     "tensorboard",
+    "dp",  # a checkpoint opens at any layout
+    "fsdp",
+    "tp",
+    "pp",
+    "pp_stages",
+    "timeout",
 }
 
 # What a run writes before its first step.
@@ -75,6 +83,20 @@ def open_run(config: TrainConfig, *, resume: bool, say: Say) -> Iterator[OpenRun
         yield OpenRun(folder, checkpoint, fresh)
 
 
+@contextmanager
+def open_together(config: TrainConfig, processes: Processes, *, resume: bool, say: Say) -> Iterator[OpenRun]:
+    """`open_run` in the first of the processes. The others learn what it found, and none of them has the folder fresh,
+    so that only the first undoes what it has written."""
+    with ExitStack() as stack:
+
+        def opened() -> tuple[str, str | None, bool]:
+            run = stack.enter_context(open_run(config, resume=resume, say=say))
+            return str(run.folder), None if run.checkpoint is None else str(run.checkpoint), run.fresh
+
+        folder, checkpoint, fresh = processes.first("opening the run's folder", opened)
+        yield OpenRun(Path(folder), Path(checkpoint) if checkpoint else None, fresh and processes.is_first)
+
+
 def record(run: OpenRun, config: TrainConfig, environment: Mapping[str, Any]) -> None:
     """Leave in a run's folder what it goes on with, once nothing speaks against it."""
     write_together(
@@ -106,7 +128,7 @@ def _check_folder(run: Path, resume: bool) -> bool:
     """Whether a run starts here from nothing."""
     if run.exists() and not run.is_dir():
         raise ConfigError(f"out must be a folder, but {run} is a file; choose another --out.")
-    if not run.exists() or not any(run.iterdir()):
+    if not run.exists() or all(path.name == LOGS for path in run.iterdir()):  # the logs of a start that failed
         return True
     if not (run / "config.toml").is_file():
         raise ConfigError(f"out must be a new folder or a run's, but {run} holds other things; choose another --out.")

@@ -34,6 +34,14 @@ class StopRequest:
 
     signal_number: int = 0
 
+    def agree(self, signal_number: int) -> bool:
+        """Take over what all processes of a run have agreed on, 0 for no signal. Gives whether they all stop now.
+
+        A signal that came meanwhile is kept for the next time.
+        """
+        self.signal_number = signal_number or self.signal_number
+        return signal_number != 0
+
     @property
     def requested(self) -> bool:
         return self.signal_number != 0

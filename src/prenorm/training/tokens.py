@@ -8,6 +8,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from ..checkpoint.files import json_content, read_json, write_atomically, write_together
+from ..distributed.processes import Processes
 from ..errors import DataError
 from .config import TrainConfig
 from .data.baseline import HeldOutText
@@ -69,6 +70,13 @@ def prepare_text(config: TrainConfig, run: Path, say: Say) -> TextData:
                 "give more text with --data" + (", or a smaller --context." if side == "training" else ".")
             )
     return data
+
+
+def text_for_all(config: TrainConfig, run: Path, processes: Processes, say: Say) -> TextData:
+    """`prepare_text` in the first of the processes; then the others read what is there. Raises DataError in all."""
+    prepared: list[TextData] = []
+    processes.first("reading the text", lambda: prepared.append(prepare_text(config, run, say)))
+    return prepared[0] if prepared else prepare_text(config, run, say)
 
 
 def read_tokens(run: Path) -> TextData:

@@ -12,20 +12,22 @@ import numpy as np
 import torch
 
 from ..checkpoint.together import Source
+from ..distributed.checkpoints import Parts, group_for_checkpoints
+from ..distributed.processes import ALONE, Processes
 from ..errors import CheckpointError, PrenormError
 from ..models.lm import TransformerLM
 from .batch_file import write_batch
 from .batches import Batch, TrainingBatches
-from .checkpoints import Parts
 from .config import TrainConfig
-from .device import Device, compile_blocks, uncompile_blocks
+from .device import Device
 from .display import Display
 from .early_stop import EarlyStop
 from .ema import MovingAverage
-from .evaluation import HeldOutBatches, heldout_loss
+from .evaluation import HeldOutBatches
 from .metrics import Record
 from .optimizer import MuonAndAdamW
-from .precision import LossScale, RoundedCopy, check_finite
+from .passes import Passes
+from .precision import check_finite
 from .schedule import learning_rate_scale
 from .start import starting_model
 from .text_start import TextStart
@@ -39,24 +41,36 @@ class Trainer:
     """A model, its optimiser and its text. What a step does follows from the settings, the weights and its number."""
 
     def __init__(
-        self, config: TrainConfig, data: TextData, device: Device, display: Display, *, resumed: bool = False
+        self,
+        config: TrainConfig,
+        data: TextData,
+        device: Device,
+        display: Display,
+        *,
+        resumed: bool = False,
+        processes: Processes = ALONE,
     ) -> None:
-        """resumed: `restore` follows, so that the first weights need not be those of the run."""
-        self.config, self.data, self.device, self.display = config, data, device, display
-        self.model = build_model(config, data, resumed=resumed).to(device.device)
+        """resumed: `restore` follows, so that the first weights need not be those of the run.
+
+        processes: what has the others, where this is one of several that train one model.
+        """
+        self.config, self.data, self.device, self.display, self.processes = config, data, device, display, processes
+        model = build_model(config, data, resumed=resumed).to(device.device)
+        config.layout(processes.launch.world_size, model.config)  # the vocabulary is known now
+        self.passes = _passes_of(processes)(model, config, device, display, processes)
+        self.model, self.computing, self.loss_scale = self.passes.model, self.passes.computing, self.passes.loss_scale
+        self.group = group_for_checkpoints(config.timeout)
         self.optimizer = MuonAndAdamW(self.model, config)
-        self.rounded = RoundedCopy(self.model, device.dtype) if device.pure else None
-        self.computing = self.rounded.model if self.rounded else self.model  # what forward and backward passes run in
-        self.loss_scale = LossScale() if device.dtype == torch.float16 else None
         self.average = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
         self.early_stop = EarlyStop(self.model, config.early_stop)
         self.watch = Watch(config.on_nan, self.loss_scale, display.say, self._write_batch)
         self.text_start = TextStart(data.tokenizer)
         self.evaluated = 0  # the newest step after which there was a glance at the held-out text
         self.product_rate = product_rate(device)
-        self.utilisation = Utilisation(self.model.config, self.product_rate)
-        self.micro_batch_size = config.micro_batch_size or config.batch_size
+        layout = processes.place.layout
+        self.utilisation = Utilisation(self.passes.sizes, self.product_rate * layout.world_size)
         self.short_steps = int(config.short_share * config.steps) if config.short_context else 0
+        share = (processes.place.data_rank, layout.data_ranks)  # of the rows of every batch
         self.batches = TrainingBatches(
             data.train,
             batch_size=config.batch_size,
@@ -64,35 +78,31 @@ class Trainer:
             seed=config.seed,
             short_context=config.short_context,
             short_steps=self.short_steps,
+            share=share,
         )
         self.heldout_batches = HeldOutBatches(
-            data.heldout, batch_size=self.micro_batch_size, context=config.context, overlap=config.eval_overlap
+            data.heldout,
+            batch_size=config.micro_batch_size or config.batch_size,
+            context=config.context,
+            overlap=config.eval_overlap,
+            rows=self.passes.rows_at_once,
+            share=share,
         )
 
     def compile(self, done: int) -> None:
-        """Compile the blocks, if asked to, for every length of row after step `done`: now, not in the middle of a run.
+        """Compile the blocks, if asked to, for every length of row after step `done`."""
+        if self.config.compile:
+            steps = sorted({done + 1, max(done, self.short_steps) + 1})
+            self.passes.compile(map(self.batches.at, steps), self.heldout_batches.spread(1))
 
-        Weights and random numbers are untouched. Where compiling fails, says so and goes on without.
-        """
-        if not (self.config.compile and compile_blocks(self.computing, self.device, self.display.say)):
-            return
-        start = time.perf_counter()
-        try:
-            with self.display.working("compiling the blocks"):
-                for step in sorted({done + 1, max(done, self.short_steps) + 1}):
-                    self._add_up_gradients(self.batches.at(step))
-                heldout_loss(self.computing, self.heldout_batches.spread(1), self.device)
-        except RuntimeError as error:  # of torch.compile: no headers, a broken compiler, ...; ours would come again
-            uncompile_blocks(self.computing)
-            reason = str(error).strip().splitlines() or [type(error).__name__]
-            self.display.say(f"The blocks could not be compiled, so the run is slower: {reason[0]}")
-        else:
-            self.display.say(f"Compiled the blocks in {time.perf_counter() - start:.0f} s.")
-        self.model.zero_grad(set_to_none=True)
+    def whole_model(self) -> TransformerLM | None:
+        """The model with all its weights, in the first process; None in the others. All processes call this."""
+        self.processes.at(self.evaluated, "gathering the weights", patient=True)
+        return self.passes.whole_model(self.group)
 
     def summary(self, folder: Path, done: int) -> str:
         """What is about to happen, and on what."""
-        config, parameters = self.config, sum(parameter.numel() for parameter in self.model.parameters())
+        config, parameters = self.config, self.passes.num_parameters
         tokens = config.steps * config.batch_size * config.context
         return (
             f"Training {parameters:,} parameters in {folder} for {config.steps - done:,} steps. {config.steps:,} steps "
@@ -102,23 +112,26 @@ class Trainer:
         )
 
     def step(self, step: int) -> Record:
-        """One optimiser step, 1, 2, ...: its line of metrics.
+        """One optimiser step, 1, 2, ...: its line of metrics, of all processes together.
 
         Where the loss or its gradient is not finite the weights stay as they are, and the step is skipped, or the run
-        ends with a PrenormError: see watch.py.
+        ends with a PrenormError: see watch.py. All processes do the same, for they have the same loss and norm.
         """
-        start = time.perf_counter()
-        torch.manual_seed(_seed(self.config.seed, step))  # of dropout: a resumed run draws the same
+        start, at = time.perf_counter(), self.processes.at
+        at(step, "reading the batch")
         batch = self.text_start.put_into(self.batches.at(step))
-        loss = self._add_up_gradients(batch)
-        grad_norm = self._clip_gradient()
+        loss = self.passes.add_up_gradients(batch, step)
+        at(step, "clipping the gradient")
+        grad_norm = self.passes.clip_gradient()
         rate = learning_rate_scale(self.config, step)
         skipped = self.watch.reason_to_skip(step, loss, grad_norm)
+        at(step, "moving the weights")
         if skipped is None:
             self._move_weights(step, rate)
         else:
             self.model.zero_grad(set_to_none=True)
-        tokens_per_second = batch.token_ids.numel() / (time.perf_counter() - start)
+        tokens = batch.token_ids.numel() * self.processes.place.layout.data_ranks
+        tokens_per_second = tokens / (time.perf_counter() - start)
         record: Record = {
             "step": step,
             "loss": loss,
@@ -133,46 +146,23 @@ class Trainer:
             record = {name: value for name, value in record.items() if math.isfinite(value)} | {"skipped": skipped}
         return record
 
-    def _add_up_gradients(self, batch: Batch) -> float:
-        """Leave the gradients of the mean loss over the batch's targets in the parameters, and give that loss.
-
-        With a loss scale the gradients are multiplied by it.
-        """
-        total, targets = 0.0, batch.num_targets
-        # More of them while they are short.
-        rows = self.micro_batch_size * self.config.context // batch.token_ids.shape[1]
-        use_checkpointing = self.config.checkpoint_activations and self.config.checkpoint_activations_every
-        for part in batch.split(rows):
-            share = part.num_targets / max(1, targets)  # a mean over what is a target
-            with self.device.autocast():
-                inputs = part.to(self.device.device)._asdict()
-                loss = self.computing.loss(**inputs, use_checkpointing=use_checkpointing) * share
-            (loss * self.loss_scale.scale if self.loss_scale else loss).backward()
-            if self.rounded:
-                self.rounded.hand_over_gradients()
-            total += loss.item()
-        return total
-
-    def _clip_gradient(self) -> float:
-        """Scale the whole gradient down to the largest norm that it may have, and give the norm that it had."""
-        if self.loss_scale:
-            self.loss_scale.unscale(self.model.parameters())
-        largest = self.config.grad_clip or math.inf
-        return torch.nn.utils.clip_grad_norm_(self.model.parameters(), largest).item()
-
     def _move_weights(self, step: int, rate: float) -> None:
         """The optimiser's step, and what follows from the weights."""
         self.optimizer.step(rate)
-        self._round()
+        self.passes.follow()
         if self.average:
             self.average.update(step)
 
     def _write_batch(self, step: int, why: str) -> str:
         """Write the batch of a step to the run's folder, and give what a message says of it: see batch_file.py."""
         path = Path(self.config.out) / "batches" / f"{why}-step-{step:08d}.json"
-        batch = self.text_start.put_into(self.batches.at(step))
-        origins = [self.batches.documents(step, row) for row in range(len(batch.token_ids))]
-        return write_batch(path, why, batch, origins, self.data.tokenizer)
+
+        def write() -> str:
+            batch = self.text_start.put_into(self.batches.whole(step))
+            origins = [self.batches.documents(step, row) for row in range(len(batch.token_ids))]
+            return write_batch(path, why, batch, origins, self.data.tokenizer)
+
+        return self.processes.first("writing the batch to a file", write)
 
     def glance(self, step: int, stopped: Callable[[], bool] = lambda: False) -> Record | None:
         """The loss on a fixed part of the held-out text: its line of metrics. None where it was stopped before its end.
@@ -202,8 +192,8 @@ class Trainer:
         record: Record = {"step": step}
         for prefix in ("", "ema_") if self.average else ("",):
             with self.averaged() if prefix else nullcontext():
-                begun = map(self.text_start.put_into, batches())
-                loss = heldout_loss(self.computing, begun, self.device, stopped)
+                begun = map(self.text_start.put_into, self._noted(step, batches()))
+                loss = self.passes.heldout_loss(begun, stopped)
             if loss is None:
                 return None
             if not math.isfinite(loss):  # the files of a run hold finite numbers only, and --resume reads them
@@ -215,21 +205,21 @@ class Trainer:
             record |= {f"{prefix}eval_loss": loss, f"{prefix}eval_bits_per_byte": bits}
         return record
 
+    def _noted(self, step: int, batches: Iterable[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            self.processes.at(step, "scoring held-out text")
+            yield batch
+
     @contextmanager
     def averaged(self) -> Iterator[None]:
         """The model has the average of its weights in their place."""
         assert self.average is not None
         try:
             with self.average.in_place():
-                self._round()
+                self.passes.follow()
                 yield
         finally:
-            self._round()
-
-    def _round(self) -> None:
-        """Have what computes follow the weights, where it is not the model itself."""
-        if self.rounded:
-            self.rounded.follow()
+            self.passes.follow()
 
     def use_best(self) -> bool:
         """With early stopping: give the model the weights that had the lowest held-out loss, for the end of the run.
@@ -237,7 +227,7 @@ class Trainer:
         Gives whether there were any.
         """
         used = self.early_stop.use_best()
-        self._round()
+        self.passes.follow()
         return used
 
     def to_save(self) -> tuple[Parts, dict[str, Any]]:
@@ -246,7 +236,7 @@ class Trainer:
         The batch and the dropout of a step follow from the seed and its number, and are not among it.
         Raises PrenormError where a weight is not finite: that is never saved.
         """
-        check_finite(self.model)
+        check_finite(self.model, self.processes.largest)
         parts = {"model": self.model.state_dict(), "optimizer": self.optimizer.state_tensors()}
         state: dict[str, Any] = {
             "eos_token_ids": list(self.model.eos_token_ids),
@@ -277,7 +267,7 @@ class Trainer:
         self.optimizer.load_state_tensors(parts["optimizer"])
         if self.average:
             self.average.load_state_tensors(parts["ema"])
-        self._round()
+        self.passes.follow()
         try:
             self._restore_state(parts, state)
         except (KeyError, TypeError, ValueError, AttributeError) as error:
@@ -294,20 +284,23 @@ class Trainer:
             self.model.came_from = Source(**source | known)
 
 
+def _passes_of(processes: Processes) -> type[Passes]:
+    if processes.is_alone:
+        return Passes
+    from .spread_passes import SpreadPasses  # with PyTorch's engines, which take a second to load
+
+    return SpreadPasses
+
+
 def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -> TransformerLM:
     """The model of a run with its first weights: those of `start_from`, or new ones that follow from the seed.
 
     A new model's vocabulary is the tokenizer's. resumed: the weights may be any.
     """
-    torch.manual_seed(_seed(config.seed, 0))
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, 0]).generate_state(1, np.uint64)[0]))
     if config.start_from and not resumed:
         return starting_model(config, data.tokenizer, data.end_ids).train()
     size = config.model.vocab_size if config.start_from else vocabulary_size(data.tokenizer)
     model = TransformerLM(replace(config.model, vocab_size=size))
     model.eos_token_ids = data.end_ids
     return model.train()
-
-
-def _seed(seed: int, step: int) -> int:
-    """64 bits for torch's generator: those of step 0 draw the weights, the others draw dropout."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])

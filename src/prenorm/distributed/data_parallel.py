@@ -1,0 +1,158 @@
+"""Data parallelism, on PyTorch's engines: DistributedDataParallel, and FSDP2 where parameters are sharded as well.
+
+Each rank has rows of its own; gradients are averaged over the ranks in the backward pass.
+"""
+
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch.distributed as dist
+from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, Shard
+from torch.nn.parallel import DistributedDataParallel
+
+from ..errors import ConfigError
+
+METHODS = ("forward", "loss", "hidden")  # of a model, those that gradients flow through
+REPLICA = "_replica"  # where a module keeps the DistributedDataParallel that it runs in
+
+
+def replicate(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
+    """Copies that average their gradients (DDP), over a mesh of one dim. The module itself stays what is called."""
+    replica = DistributedDataParallel(_Methods(module), process_group=mesh.get_group(), **_buffer_options(module))
+    vars(module)[REPLICA] = replica  # not a submodule: the module is one of its own
+    for method in METHODS:
+        if hasattr(module, method):
+            setattr(module, method, partial(_through, replica, method))
+    return module
+
+
+def shard(
+    module: nn.Module,
+    mesh: DeviceMesh,
+    *,
+    mp_policy: MixedPrecisionPolicy | None = None,
+    reshard_after_forward: bool = True,
+) -> nn.Module:
+    """Shard parameters, gradients and optimiser state (FSDP2), block by block.
+
+    mesh: one dim to shard over, or two: copies, and ranks to shard over.
+    """
+    policy = MixedPrecisionPolicy() if mp_policy is None else mp_policy
+    ranks = mesh.size(mesh.ndim - 1)
+    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "shard_placement_fn": partial(_placement, ranks)}
+    for block in _blocks(module):
+        fully_shard(block, **options, reshard_after_forward=reshard_after_forward)
+    fully_shard(module, **options)  # the outermost one stays gathered between the forward and the backward pass
+    for method in ("loss", "generate"):
+        if hasattr(module, method):
+            register_fsdp_forward_method(module, method)
+    return module
+
+
+@contextmanager
+def no_sync(module: nn.Module) -> Iterator[None]:
+    """Context manager: backward passes leave each rank its own gradients, which the next one outside adds and averages.
+
+    For all micro-batches of a step but the last. It saves communication, and with FSDP2 costs the memory of whole
+    gradients. A module that is not spread over data ranks is left as it is.
+    """
+    replica = vars(module).get(REPLICA)
+    if isinstance(replica, DistributedDataParallel):
+        with replica.no_sync():
+            yield
+    elif isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(False)
+        try:
+            yield
+        finally:
+            module.set_requires_gradient_sync(True)
+    else:
+        yield
+
+
+def check_shardable(module: nn.Module) -> None:
+    """Raise ConfigError for parameters that FSDP2 cannot shard."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 0:
+            raise ConfigError(
+                f"FSDP2 shards parameters along a dim, but {name} is a single number without one; "
+                "nn.Parameter(torch.ones(1)) has a dim. (With dp alone it may stay.)"
+            )
+
+
+def is_spread(module: nn.Module) -> bool:
+    """Whether it is spread over processes already."""
+    parts = (REPLICA in vars(part) or isinstance(part, FSDPModule) for part in module.modules())
+    return any(parts) or any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
+def agree(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Give all ranks the parameters and buffers of the first one, so that copies begin as copies."""
+    for axis in mesh.mesh_dim_names or ():
+        group = mesh.get_group(axis)
+        if group.size() == 1:
+            continue
+        for tensor in {id(one): one for one in (*module.parameters(), *module.buffers())}.values():
+            if not tensor.is_meta:
+                sent = tensor.detach().contiguous()
+                dist.broadcast(sent, group=group, group_src=0)
+                tensor.detach().copy_(sent)
+
+
+def _buffer_options(module: nn.Module) -> dict[str, Any]:
+    """DDP sends buffers to all ranks in each forward pass; constants, which no state dict has, need not be sent."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
+    return {name: not {name for name, _ in module.named_buffers()}.isdisjoint(module.state_dict())}
+
+
+class _Methods(nn.Module):
+    """A module whose forward is any method of another one: DDP averages gradients of what its forward computed."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.is_running = module, False
+        self.methods = {name: getattr(module, name) for name in METHODS if hasattr(module, name)}
+
+    def forward(self, method: str, *args: Any, **options: Any) -> Any:
+        """method(*args, **options), as it was before DDP."""
+        self.is_running = True
+        try:
+            return self.methods[method](*args, **options)
+        finally:
+            self.is_running = False
+
+
+def _through(replica: DistributedDataParallel, method: str, *args: Any, **options: Any) -> Any:
+    """A method of a module, run by DDP; a method that it calls in turn is part of the same run."""
+    if replica.module.is_running:
+        return replica.module.methods[method](*args, **options)
+    return replica(method, *args, **options)
+
+
+def _blocks(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules in lists: the blocks of a model, which run one after another."""
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            yield from child
+        else:
+            yield from _blocks(child)
+
+
+def _placement(ranks: int, parameter: nn.Parameter) -> Shard | None:
+    """Along which dim a parameter is sharded; None for the first.
+
+    Rows that tensor parallelism has split unevenly, or that would be sharded unevenly, are left whole: how a dim that
+    was split twice is put together again is defined for equal parts only.
+    """
+    if not isinstance(parameter, DTensor) or parameter.ndim < 2 or not parameter.placements[0].is_shard(0):
+        return None
+    rows, columns = parameter.shape[:2]
+    even = rows % (parameter.device_mesh.size() * ranks) == 0
+    return Shard(1) if not even and columns % ranks == 0 else None

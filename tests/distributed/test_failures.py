@@ -1,0 +1,259 @@
+"""A process of a run that dies or hangs is named by all others, with where it was last, and they end."""
+
+import functools
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from prenorm.distributed.group import Group
+from prenorm.distributed.heartbeat import LOST
+from prenorm.distributed.launch import Launch, launched
+from prenorm.errors import ConfigError
+from prenorm.training.checkpoint_writer import CheckpointWriter
+from prenorm.training.checkpoints import complete_checkpoints, read_state
+
+from .command import Command, free_port
+
+TIMEOUT = 4  # seconds; all others must end within it and five seconds more
+LAYOUTS = {"dp": "--dp 2", "fsdp": "--fsdp 2", "tp": "--tp 2", "pp": "--pp 2 --micro-batch-size 2"}
+
+
+def fails(rank, *, victim, step, phase, how, mark):
+    """Rank `victim` dies or hangs when it comes to a phase of a step, and leaves a file that says when."""
+    at = Group.at
+
+    def coming(self, now, name, **options):
+        at(self, now, name, **options)
+        if rank == victim and (now, name) == (step, phase):
+            mark.write_text(str(time.time()))
+            how()
+
+    Group.at = coming
+
+
+def fails_while_others_wait(rank, *, victim, how, mark):
+    """Rank `victim` dies or hangs while the others are in a sum over all, in step 3 or so."""
+    reduced, calls = Group._reduced, []
+
+    def reducing(self, *args):
+        calls.append(args)
+        if rank == victim and len(calls) == 9:
+            time.sleep(0.5)
+            mark.write_text(str(time.time()))
+            how()
+        return reduced(self, *args)
+
+    Group._reduced = reducing
+
+
+def fails_in_the_writing(rank, *, victim, how, mark):
+    """Rank `victim` dies or hangs in the thread that writes its part of the second checkpoint."""
+    wait, calls = CheckpointWriter.save, []
+
+    def saving(self, step, parts, state):
+        calls.append(step)
+        if rank == victim and len(calls) == 2:
+            submit = self._thread.submit
+
+            def failing(*args):
+                def work():
+                    mark.write_text(str(time.time()))
+                    how()
+
+                return submit(work)
+
+            self._thread.submit = failing
+        return wait(self, step, parts, state)
+
+    CheckpointWriter.save = saving
+
+
+def dies():
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def stops():
+    os.kill(os.getpid(), signal.SIGSTOP)
+
+
+def sleeps():
+    time.sleep(1000)
+
+
+def raises():
+    raise ValueError("a fault of its own")
+
+
+def assert_others_name(command, victim, mark, where):
+    """All others end in time, and say which rank it was and where; the victim ends, too."""
+    for rank, process in command.processes.items():
+        if rank != victim:
+            process.join(60)
+    seconds = time.time() - float(mark.read_text())
+    codes = command.codes(10)
+    outputs = {rank: command.output(rank) for rank in codes}
+    assert {code for rank, code in codes.items() if rank != victim} == {LOST}, (codes, outputs)
+    assert codes[victim] is not None
+    for rank, text in outputs.items():
+        assert rank == victim or re.search(rf"Rank {victim} was lost at {where}", text), text
+    assert seconds < TIMEOUT + 5, outputs
+    return outputs
+
+
+@pytest.mark.parametrize(
+    ("how", "victim", "phase"),
+    [
+        (dies, 1, "forward"),
+        (stops, 1, "backward"),
+        *(
+            pytest.param(how, victim, phase, marks=pytest.mark.long)
+            for how in (dies, stops, sleeps, raises)
+            for victim in (0, 1)
+            for phase in ("forward", "backward", "saving")
+            if (how, victim, phase) not in ((dies, 1, "forward"), (stops, 1, "backward"))
+        ),
+    ],
+)
+def test_a_process_that_dies_or_hangs_is_named_by_the_others(flags, tmp_path, how, victim, phase):
+    mark, step = tmp_path / "mark", 4 if phase == "saving" else 3
+    failing = functools.partial(fails, victim=victim, step=step, phase=phase, how=how, mark=mark)
+    command = Command([*flags, "--timeout", TIMEOUT], 4 if victim else 2, tmp_path, before=failing)
+    assert_others_name(command, victim, mark, f"step {step}, {phase}")
+    steps = [read_state(one).step for one in complete_checkpoints(tmp_path / "run")]
+    assert steps in ([2], [])  # it was still being written, perhaps
+    log = (tmp_path / "run" / "logs" / f"rank-{1 - victim}.log").read_text()
+    assert f"rank {victim} was last at step {step}, {phase}" in log
+    assert "this process was at\n" in log
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", [dies, stops, sleeps, raises])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_fails_while_others_are_in_a_collective_is_named(flags, tmp_path, how, victim):
+    mark = tmp_path / "mark"
+    failing = functools.partial(fails_while_others_wait, victim=victim, how=how, mark=mark)
+    command = Command([*flags, "--timeout", TIMEOUT], 2, tmp_path, before=failing)
+    assert_others_name(command, victim, mark, r"step \d, ")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", [dies, stops])
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_process_that_fails_while_it_writes_a_checkpoint_is_named(flags, tmp_path, how, victim):
+    mark = tmp_path / "mark"
+    failing = functools.partial(fails_in_the_writing, victim=victim, how=how, mark=mark)
+    command = Command([*flags, "--timeout", TIMEOUT], 2, tmp_path, before=failing)
+    assert_others_name(command, victim, mark, r"step \d, ")
+    assert read_state(complete_checkpoints(tmp_path / "run")[-1]).step == 2
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("axis", ["fsdp", "tp", "pp"])
+@pytest.mark.parametrize("how", [dies, stops])
+def test_it_is_so_for_every_axis(flags, tmp_path, axis, how):
+    mark = tmp_path / "mark"
+    phase = "forward and backward in the pipeline" if axis == "pp" else "backward"
+    failing = functools.partial(fails, victim=1, step=3, phase=phase, how=how, mark=mark)
+    command = Command([*flags, "--timeout", TIMEOUT, *LAYOUTS[axis].split()], 2, tmp_path, before=failing)
+    assert_others_name(command, 1, mark, f"step 3, {phase}")
+
+
+@pytest.mark.long
+def test_an_error_of_one_process_is_shown_by_it_and_told_by_the_others(flags, tmp_path):
+    mark = tmp_path / "mark"
+    failing = functools.partial(fails, victim=1, step=3, phase="forward", how=raises, mark=mark)
+    command = Command([*flags, "--timeout", TIMEOUT], 2, tmp_path, before=failing)
+    outputs = assert_others_name(command, 1, mark, "step 3, forward: it ended with ValueError: a fault of its own")
+    assert "Traceback" in outputs[1]
+    assert "Traceback" not in outputs[0]
+    assert "ValueError: a fault of its own" in (tmp_path / "run" / "logs" / "rank-1.log").read_text()
+
+
+@pytest.mark.long
+def test_a_process_that_does_not_come_is_named(flags, tmp_path):
+    command = Command([*flags, "--timeout", 2], 4, tmp_path, ranks=[0, 1, 3])
+    assert command.codes(20) == {0: 2, 1: 2, 3: 2}
+    for rank in (0, 1, 3):
+        assert "all 4 processes must come within 2 s, but rank 2 did not" in command.output(rank)
+
+
+@pytest.mark.long
+def test_two_processes_of_one_rank_are_named(flags, tmp_path):
+    command = Command([*flags, "--timeout", 3], 4, tmp_path, environ={2: {"RANK": "1"}})
+    assert set(command.codes(20).values()) == {2}
+    assert "two of them are rank 1" in command.output(1) + command.output(2)
+
+
+@pytest.mark.long
+def test_a_wrong_address_is_explained(flags, tmp_path):
+    command = Command([*flags, "--timeout", 2], 2, tmp_path, environ={1: {"MASTER_PORT": str(free_port())}})
+    assert set(command.codes(20).values()) == {2}
+    assert "rank 1 must reach rank 0 at 127.0.0.1:" in command.output(1)
+    assert "but rank 1 did not" in command.output(0)
+
+
+@pytest.mark.long
+def test_a_port_that_is_taken_is_explained(flags, tmp_path):
+    with socket.socket() as taken:
+        taken.bind(("0.0.0.0", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        variables = {rank: {"MASTER_PORT": port} for rank in range(2)}
+        command = Command([*flags, "--timeout", 3], 2, tmp_path, environ=variables)
+        assert command.codes(20) == {0: 2, 1: 2}
+    assert f"rank 0 must listen on port {port} of its machine, but another program has it" in command.output(0)
+    assert f"must reach rank 0 at 127.0.0.1:{port}" in command.output(1)
+
+
+@pytest.mark.parametrize(
+    ("environ", "said"),
+    [
+        ({"RANK": "7"}, "RANK must be below WORLD_SIZE, but they are 7 and 2"),
+        ({"RANK": "first"}, "RANK must be an integer of at least 0, not 'first'"),
+        ({"MASTER_ADDR": ""}, "but MASTER_ADDR is not set"),
+        ({"MASTER_PORT": "99999"}, "MASTER_PORT must be a port"),
+        ({"WORLD_SIZE": "0"}, "WORLD_SIZE must be an integer of at least 1, not '0'"),
+    ],
+)
+def test_variables_that_cannot_be_are_refused(environ, said):
+    with pytest.raises(ConfigError, match=re.escape(said)):
+        launched({"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": "29500", **environ})
+
+
+def test_a_rank_without_a_world_is_refused_and_a_world_of_one_is_alone():
+    with pytest.raises(ConfigError, match="must have a WORLD_SIZE"):
+        launched({"RANK": "0"})
+    assert launched({}) == launched({"RANK": "0", "WORLD_SIZE": "1"}) == Launch()
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", ["kill", "stop"])
+def test_under_torchrun_nobody_is_left_behind(flags, tmp_path, how):
+    number = signal.SIGKILL if how == "kill" else signal.SIGSTOP
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port()]
+    words = [sys.executable, *torchrun, "-m", "prenorm", "train", *flags, "--steps", 100_000, "--timeout", TIMEOUT]
+    agent = subprocess.Popen(
+        list(map(str, words)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+    log = tmp_path / "run" / "logs" / "rank-1.log"
+    for _ in range(600):
+        time.sleep(0.1)
+        if log.exists() and "step 3 of" in log.read_text():
+            break
+    children = [int(pid) for pid in subprocess.check_output(["pgrep", "-P", str(agent.pid)], text=True).split()]
+    ranks = [pid for pid in children if "RANK=1" in Path(f"/proc/{pid}/environ").read_text().split("\0")]
+    os.kill(ranks[0], number)
+    start = time.monotonic()
+    output, _ = agent.communicate(timeout=60)
+    assert time.monotonic() - start < TIMEOUT + 8, output  # the agent itself takes a second or two to end
+    assert agent.returncode == 1
+    assert "Rank 1 was lost at step " in output
+    assert not any(os.path.exists(f"/proc/{pid}") for pid in children)
