@@ -55,7 +55,7 @@ def test_the_vocabulary_and_the_end_of_text_are_the_tokenizers(tiny, trainer_of)
 
 
 def test_the_size_of_micro_batches_changes_no_loss(tiny, trainer_of):
-    whole, parts = (losses_of(trainer_of(tiny(micro_batch_size=size, dropout=0.0))) for size in (4, 1))
+    whole, parts = (losses_of(trainer_of(tiny(micro_batch_size=size, dropout=0.3))) for size in (4, 1))
     assert parts == pytest.approx(whole, rel=1e-4)
 
 

@@ -1,5 +1,6 @@
 """Activation checkpointing: a block keeps only its input, and runs again in the backward pass to save memory."""
 
+from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -7,6 +8,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from ..errors import ConfigError
+from ..kernels.dropout_masks import enter_layer
 from ..private_torch import is_transformed
 
 
@@ -21,8 +23,10 @@ def run_block(
     for bit.
     Source: Chen et al. 2016, arXiv:1604.06174.
     """
-    every = check_use_checkpointing(use_checkpointing)
+    every, site = check_use_checkpointing(use_checkpointing), enter_layer(number)
     if every and (number + 1) % every == 0 and block.training and torch.is_grad_enabled() and not is_transformed():
+        if site is not None:  # other layers and rows come before the second run
+            options["context_fn"] = lambda: (nullcontext(), site.again())
         return checkpoint(block, x, *inputs, use_reentrant=False, preserve_rng_state=True, **options)
     return block(x, *inputs, **options)
 

@@ -30,7 +30,8 @@ def parallelize(
     dp: copies of the module, which average their gradients;
     fsdp: so do these ranks, and each has a shard of the parameters, the gradients and the optimiser state (FSDP2);
     tp: our layers are split between the ranks, and in a TransformerLM the sequence and the vocabulary, too;
-    pp: nothing happens here; stages are made before, and each is a module.
+    pp: nothing happens here; stages are made before, and each is a module. FSDP2 makes their copies, too (dp), because
+    it can average gradients after the last of several forward passes.
     Ranks that differ in dp or fsdp take rows of their own, ranks that differ in tp the same ones. Averaging is right
     for a mean over equally many numbers; `prenorm.distributed.gradients.loss_share` is the factor for any others.
 
@@ -53,7 +54,7 @@ def parallelize(
         data_parallel.agree(module, mesh[name])
     if sizes["tp"] > 1:
         split(module, mesh["tp"], styles or {})
-    if used == ["dp"] and mp_policy is None:
+    if used == ["dp"] and sizes["pp"] == 1 and mp_policy is None:
         data_parallel.replicate(module, mesh["dp"])
     elif {"dp", "fsdp"} & set(used) or mp_policy is not None:
         dims = ("dp", "fsdp") if sizes["dp"] > 1 else ("fsdp",)

@@ -18,6 +18,8 @@ from ..layers.swiglu import SwiGLU
 from ..layers.two_matrices import TwoMatrices
 from ..models.encoder_decoder import EncoderDecoder
 from ..models.lm import TransformerLM
+from .local_weights import distribute
+from .stages import Elsewhere, Received
 from .tensor_parallel import SplitAttention, SplitLayer, Tokenwise, Whole
 from .vocabulary import SplitEmbedding, SplitHead
 
@@ -29,9 +31,13 @@ def split(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyl
     """
     check_splittable(module, mesh.size(), styles)
     if isinstance(module, TransformerLM):
-        into_sequence = module.positions is None
-        parallelize_module(module.embedding, mesh, SplitEmbedding(into_sequence=into_sequence))
-        parallelize_module(module.final_norm, mesh, Whole())
+        if isinstance(module.embedding, Received):  # a later stage's: the sequence comes as the stage before has it
+            distribute(module.embedding, "weight", mesh, dim=0)
+        else:
+            into_sequence = module.positions is None
+            parallelize_module(module.embedding, mesh, SplitEmbedding(into_sequence=into_sequence))
+        if not isinstance(module.final_norm, Elsewhere):
+            parallelize_module(module.final_norm, mesh, Whole())
         parallelize_module(module, mesh, SplitHead())
         if module.positions is not None:
             parallelize_module(module.positions, mesh, Whole(into_sequence=True))

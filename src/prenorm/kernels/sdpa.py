@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..private_torch import is_compiling, is_transformed
-from .cpu.dropout import draw
+from .dropout_masks import draw, is_keyed
 from .kernel import Kernel
 from .leading_dims import four_dims
 from .plain import gradients_again, is_plain
@@ -42,7 +42,12 @@ def sdpa(
             empty = ~seen
             mask = mask | empty
     grouped = query.shape[1] != key.shape[1]
-    if grouped and query.shape[2] == 1 and not causal and (mask is None or mask.ndim == 2 or mask.shape[1] == 1):
+    if (
+        grouped
+        and query.shape[2] == 1
+        and not (causal or dropout)
+        and (mask is None or mask.ndim == 2 or mask.shape[1] == 1)
+    ):
         # One query a head: a group's heads become query rows, so that no key or value is read twice.
         folded = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)
         out = _attend(folded, key, value, mask, False, dropout, False).reshape(*query.shape[:-1], value.shape[-1])
@@ -61,6 +66,8 @@ def _attend(
         short = query.dtype == torch.bfloat16 and key.shape[2] <= SHORT
         if dropout or short:
             return _products(query, key, value, mask, causal, dropout, grouped)
+    if dropout and is_keyed():  # PyTorch's fused attention draws from its own generator
+        return _products(query, key, value, mask, causal, dropout, grouped)
     out = torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=mask, dropout_p=dropout, is_causal=causal, enable_gqa=grouped
     )
@@ -117,7 +124,7 @@ def _products(
     weights = scores.softmax(-1)
     if not dropout:
         return weights @ value
-    dropped, scale = draw(weights, dropout)
+    dropped, scale = draw(weights, dropout, dims=3)
     return torch.where(dropped, 0.0, weights) @ value * scale
 
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from ..errors import ShapeError
 from ..kernels.visible import visible
 from . import backends
-from .dropout import dropout as drop
+from .dropout import drop
 from .masks import check_mask, check_window
 from .softmax import softmax
 
@@ -59,7 +59,7 @@ def _formula(
         scores = softcap * (scores.to(torch.promote_types(scores.dtype, torch.float32)) / softcap).tanh()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
-    return drop(softmax(scores).to(value.dtype), dropout) @ value
+    return drop(softmax(scores).to(value.dtype), dropout, dims=3) @ value
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

@@ -7,7 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import CheckpointError
+from ..layers.sharded import is_sharded
 from .config import TrainConfig
+from .muon import Muon
 
 
 class MuonAndAdamW:
@@ -23,10 +25,11 @@ class MuonAndAdamW:
         self._config = config
         self._names: dict[Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
         muon, adamw = _groups(model, config)
+        adamw = [part for group in adamw for part in _by_mesh(group)]
         options: dict[str, Any] = {"betas": config.adam_betas, "eps": config.adam_eps, "fused": True}
         self.optimizers: list[torch.optim.Optimizer] = [torch.optim.AdamW(adamw, **options)]
         if muon:
-            self.optimizers.append(torch.optim.Muon(muon, momentum=config.muon_momentum))
+            self.optimizers.append(Muon(muon, momentum=config.muon_momentum))
         groups = (group for optimizer in self.optimizers for group in optimizer.param_groups)
         self._full_rates = [(group, group["lr"]) for group in groups]
 
@@ -100,7 +103,7 @@ class MuonAndAdamW:
 # What an optimiser remembers of a parameter, in its shape.
 _AVERAGES: dict[type, tuple[str, ...]] = {
     torch.optim.AdamW: ("exp_avg", "exp_avg_sq"),
-    torch.optim.Muon: ("momentum_buffer",),
+    Muon: ("momentum_buffer",),
 }
 
 
@@ -126,3 +129,11 @@ def _groups(model: nn.Module, config: TrainConfig) -> tuple[list[dict[str, Any]]
         for group in adamw:
             group["lr"] = config.lr
     return [group for group in muon if group["params"]], [group for group in adamw if group["params"]]
+
+
+def _by_mesh(group: dict[str, Any]) -> list[dict[str, Any]]:
+    """The group, divided so that all parameters of one are whole, or sharded over one mesh: fused AdamW needs that."""
+    parts: dict[Any, list[Any]] = {}
+    for parameter in group["params"]:
+        parts.setdefault(parameter.device_mesh if is_sharded(parameter) else None, []).append(parameter)
+    return [{**group, "params": parameters} for parameters in parts.values()]

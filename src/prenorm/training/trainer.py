@@ -13,6 +13,7 @@ import torch
 
 from ..checkpoint.together import Source
 from ..errors import CheckpointError, PrenormError
+from ..kernels.dropout_masks import DropoutKey, dropout_key
 from ..models.lm import TransformerLM
 from .batch_file import write_batch
 from .batches import Batch, TrainingBatches
@@ -80,7 +81,7 @@ class Trainer:
         try:
             with self.display.working("compiling the blocks"):
                 for step in sorted({done + 1, max(done, self.short_steps) + 1}):
-                    self._add_up_gradients(self.batches.at(step))
+                    self._add_up_gradients(self.batches.at(step), step)
                 heldout_loss(self.computing, self.heldout_batches.spread(1), self.device)
         except RuntimeError as error:  # of torch.compile: no headers, a broken compiler, ...; ours would come again
             uncompile_blocks(self.computing)
@@ -108,9 +109,8 @@ class Trainer:
         ends with a PrenormError: see watch.py.
         """
         start = time.perf_counter()
-        torch.manual_seed(_seed(self.config.seed, step))  # of dropout: a resumed run draws the same
         batch = self.text_start.put_into(self.batches.at(step))
-        loss = self._add_up_gradients(batch)
+        loss = self._add_up_gradients(batch, step)
         grad_norm = self._clip_gradient()
         rate = learning_rate_scale(self.config, step)
         skipped = self.watch.reason_to_skip(step, loss, grad_norm)
@@ -133,18 +133,21 @@ class Trainer:
             record = {name: value for name, value in record.items() if math.isfinite(value)} | {"skipped": skipped}
         return record
 
-    def _add_up_gradients(self, batch: Batch) -> float:
+    def _add_up_gradients(self, batch: Batch, step: int) -> float:
         """Leave the gradients of the mean loss over the batch's targets in the parameters, and give that loss.
+
+        Dropout follows from seed, step and place in the batch: a resumed run drops the same.
 
         With a loss scale the gradients are multiplied by it.
         """
-        total, targets = 0.0, batch.num_targets
-        # More of them while they are short.
-        rows = self.micro_batch_size * self.config.context // batch.token_ids.shape[1]
+        total, targets, seq = 0.0, batch.num_targets, batch.token_ids.shape[1]
+        rows = self.micro_batch_size * self.config.context // seq  # more of them while they are short
         use_checkpointing = self.config.checkpoint_activations and self.config.checkpoint_activations_every
-        for part in batch.split(rows):
+        for number, part in enumerate(batch.split(rows)):
             share = part.num_targets / max(1, targets)  # a mean over what is a target
-            with self.device.autocast():
+            first = number * rows
+            key = DropoutKey(self.config.seed, step, tuple(range(first, first + len(part.token_ids))), seq)
+            with self.device.autocast(), dropout_key(key):
                 inputs = part.to(self.device.device)._asdict()
                 loss = self.computing.loss(**inputs, use_checkpointing=use_checkpointing) * share
             (loss * self.loss_scale.scale if self.loss_scale else loss).backward()
@@ -299,15 +302,10 @@ def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -
 
     A new model's vocabulary is the tokenizer's. resumed: the weights may be any.
     """
-    torch.manual_seed(_seed(config.seed, 0))
+    torch.manual_seed(int(np.random.SeedSequence([config.seed, 0]).generate_state(1, np.uint64)[0]))
     if config.start_from and not resumed:
         return starting_model(config, data.tokenizer, data.end_ids).train()
     size = config.model.vocab_size if config.start_from else vocabulary_size(data.tokenizer)
     model = TransformerLM(replace(config.model, vocab_size=size))
     model.eos_token_ids = data.end_ids
     return model.train()
-
-
-def _seed(seed: int, step: int) -> int:
-    """64 bits for torch's generator: those of step 0 draw the weights, the others draw dropout."""
-    return int(np.random.SeedSequence([seed, step]).generate_state(1, np.uint64)[0])

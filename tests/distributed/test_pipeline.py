@@ -1,0 +1,172 @@
+"""A pipeline's losses and gradients are those of one process."""
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from prenorm import ConfigError, ModelConfig, TransformerLM
+from prenorm.distributed.layout import Layout
+from prenorm.distributed.mesh import Place, make_mesh
+from prenorm.distributed.pipeline import MicroBatch, Pipeline
+from prenorm.distributed.stages import split_into_stages, stage_layers
+from prenorm.family import Family
+from prenorm.kernels.dropout_masks import DropoutKey, dropout_key
+from prenorm.ops.cross_entropy import IGNORED
+
+from .processes import run
+
+ROWS, SEQ = 8, 12
+
+
+def model_of(**fields):
+    torch.manual_seed(0)
+    sizes = {"d_model": 16, "num_layers": 5, "num_heads": 2, "max_seq_len": SEQ, "d_ff": 32}
+    return TransformerLM(ModelConfig(40, **{**sizes, **fields})).train()
+
+
+def batch_of():
+    """Packed documents, padding, and rows with very different numbers of targets, one of them with none."""
+    draw = torch.Generator().manual_seed(1)
+    tokens = torch.randint(0, 40, (ROWS, SEQ), generator=draw)
+    targets = torch.randint(0, 40, (ROWS, SEQ), generator=draw)
+    targets[torch.rand(ROWS, SEQ, generator=draw) < torch.linspace(0, 1.0, ROWS)[:, None]] = IGNORED
+    targets[-1] = IGNORED
+    segments = torch.randint(0, 2, (ROWS, SEQ), generator=draw).cumsum(1)
+    segments[2, 8:] = -1
+    return tokens, targets.masked_fill(segments < 0, IGNORED), segments
+
+
+def micro_batches(rows, seed=None, place=None):
+    """The rows of this data rank, some at a time; without a place all rows."""
+    tokens, targets, segments = batch_of()
+    ranks = place.layout.data_ranks if place else 1
+    own, scale = ROWS // ranks, ranks / (targets != IGNORED).sum()  # gradients are averaged over the data ranks
+    begin = own * place.data_rank if place else 0
+    spread = {"part": place.tp, "parts": place.layout.tp} if place else {}
+    for first in range(begin, begin + own, rows):
+        part = slice(first, first + rows)
+        key = None if seed is None else DropoutKey(seed, 1, tuple(range(first, first + rows)), SEQ, **spread)
+        share = float((targets[part] != IGNORED).sum() * scale)
+        yield MicroBatch(tokens[part], targets[part], segments[part], share, key)
+
+
+def in_one_process(fields, seed=None, **options):
+    """The loss of all rows at once, and the gradients of all parameters."""
+    model = model_of(**fields)
+    (whole,) = micro_batches(ROWS, seed)
+    with nullcontext() if seed is None else dropout_key(whole.dropout):
+        loss = model.loss(whole.token_ids, whole.targets, segment_ids=whole.segment_ids, **options)
+    loss.backward()
+    return loss.item(), {name: one.grad for name, one in model.named_parameters()}
+
+
+def as_stages(layout, fields, stages_per_rank, rows, seed, options):
+    """On each rank: two losses with and one without gradients, and whole gradients of its parameters of the second."""
+    model, mesh, place = model_of(**fields), make_mesh(layout), Place(layout, dist.get_rank())
+    pipeline = Pipeline(model, mesh, stages_per_rank=stages_per_rank, **options)
+    parts = list(micro_batches(rows, seed, place))
+    losses = [pipeline.add_up_gradients(parts)]
+    model.zero_grad()
+    losses.append(pipeline.add_up_gradients(parts))
+    gradients = {name: getattr(one.grad, "full_tensor", one.grad.clone)() for name, one in model.named_parameters()}
+    model.eval()
+    losses = torch.tensor([*losses, pipeline.loss(parts)], dtype=torch.float64)
+    for axis in ("dp", "fsdp"):
+        dist.all_reduce(losses, group=mesh.get_group(axis))
+    return (losses / layout.data_ranks).tolist(), gradients
+
+
+def assert_same(ranks, fields, seed=None):
+    loss, gradients = in_one_process(fields, seed)
+    found = {}
+    for losses, parts in ranks:
+        assert losses[:2] == pytest.approx([loss, loss], rel=1e-6)
+        for name, part in parts.items():
+            apart = torch.linalg.vector_norm(part - gradients[name])
+            assert apart <= 1e-6 * torch.linalg.vector_norm(gradients[name]), name
+            assert torch.equal(found.setdefault(name, part), part), name  # of the tied head there are two
+    assert found.keys() == gradients.keys()
+    assert len({tuple(losses) for losses, _ in ranks}) == 1
+
+
+LEARNED = Family(learned_positions=True, gated=False, norm="layer", ffn_bias=True, activation="gelu")
+
+
+long = pytest.mark.long
+DROPPED = {"dropout": 0.2, "tie_embeddings": True}
+
+
+@pytest.mark.parametrize(
+    ("layout", "stages", "rows", "fields", "seed", "options"),
+    [
+        (Layout(pp=2), 1, 2, DROPPED, 5, {"use_checkpointing": True}),
+        pytest.param(Layout(pp=2), 2, 2, DROPPED, None, {}, marks=long),
+        pytest.param(Layout(pp=4), 1, 2, {}, None, {}, marks=long),
+        pytest.param(Layout(pp=4), 1, 1, DROPPED, None, {}, marks=long),
+        pytest.param(Layout(pp=2), 2, 1, {"dropout": 0.3}, 2**70, {"use_checkpointing": 2}, marks=long),
+        pytest.param(Layout(pp=3), 1, 2, {"qk_norm": True, "window": 4}, None, {}, marks=long),
+        pytest.param(Layout(pp=2), 1, 4, {"family": LEARNED}, None, {}, marks=long),
+        pytest.param(Layout(pp=8), 1, 1, {"num_layers": 8, "dropout": 0.1}, 3, {}, marks=long),
+        pytest.param(Layout(pp=2, dp=2), 1, 2, DROPPED, 3, {}, marks=long),
+        pytest.param(Layout(pp=2, fsdp=2), 1, 2, DROPPED, 3, {"use_checkpointing": True}, marks=long),
+        pytest.param(Layout(pp=2, tp=2), 1, 2, DROPPED, 3, {"use_checkpointing": True}, marks=long),
+        pytest.param(Layout(pp=2, tp=2), 2, 2, {}, None, {}, marks=long),
+        pytest.param(Layout(pp=2, fsdp=2), 2, 2, {}, None, {}, marks=long),
+        pytest.param(Layout(pp=2, dp=2, fsdp=2), 1, 1, {}, None, {}, marks=long),
+        pytest.param(Layout(pp=2, dp=2, tp=2), 1, 2, DROPPED, 4, {}, marks=long),
+        pytest.param(Layout(pp=2, fsdp=2, tp=2), 1, 2, DROPPED, 4, {}, marks=long),
+        pytest.param(Layout(pp=2, fsdp=2, tp=2), 2, 2, {"dropout": 0.2}, 4, {"use_checkpointing": True}, marks=long),
+    ],
+    ids=str,
+)
+def test_losses_and_gradients_are_those_of_one_process(layout, stages, rows, fields, seed, options, tmp_path):
+    ranks = run(as_stages, layout.world_size, tmp_path, layout, fields, stages, rows, seed, options)
+    assert_same(ranks, fields, seed)
+
+
+def test_layers_are_spread_evenly_and_an_odd_one_is_not_beside_the_head():
+    assert [len(layers) for layers in stage_layers(10, 4)] == [2, 3, 3, 2]
+    assert [list(layers) for layers in stage_layers(5, 4)] == [[0], [1], [2, 3], [4]]
+    for layers, stages in ((7, 1), (7, 7), (23, 6)):
+        sizes = [len(part) for part in stage_layers(layers, stages)]
+        assert sum(sizes) == layers
+        assert max(sizes) - min(sizes) <= 1
+    with pytest.raises(ConfigError, match="5 stages and num_layers is 4"):
+        stage_layers(4, 5)
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_ranks_model_has_the_names_of_the_whole_one_and_all_ranks_have_every_name(stages):
+    whole = set(model_of().state_dict())
+    parts = []
+    for rank in range(2):
+        model = model_of()
+        split_into_stages(model, 2, rank, stages)
+        parts.append(set(model.state_dict()))
+    assert parts[0] | parts[1] == whole
+    assert not parts[0] & parts[1]
+
+
+def test_a_part_of_a_model_says_so_when_it_is_called():
+    model = model_of()
+    split_into_stages(model, 2, 1)
+    with pytest.raises(ConfigError, match="only some layers of the model"):
+        model(torch.zeros(1, 3, dtype=torch.long))
+
+
+def refused(counts, stages_per_rank):
+    """What micro-batches of these numbers of rows raise."""
+    pipeline = Pipeline(model_of(), make_mesh(Layout(pp=2)), stages_per_rank=stages_per_rank)
+    tokens, targets, segments = batch_of()
+    parts = [MicroBatch(tokens[:n], targets[:n], segments[:n], 1.0) for n in counts]
+    try:
+        pipeline.add_up_gradients(parts)
+    except ConfigError as error:
+        return str(error)
+
+
+def test_micro_batches_that_no_schedule_can_run_are_refused(tmp_path):
+    assert all("one shape" in message for message in run(refused, 2, tmp_path, [2, 1], 1))
+    assert all("equal rounds, but there are 5" in message for message in run(refused, 2, tmp_path, [1] * 5, 2))
