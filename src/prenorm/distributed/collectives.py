@@ -16,6 +16,7 @@ the ranks turns terms, of which each rank has one, into a whole.
 Source: Shoeybi et al. 2019, arXiv:1909.08053 (copy, total); Korthikanti et al. 2022, arXiv:2205.05198 (the sequence).
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -23,6 +24,10 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.functional import pad
+
+# Releases of torch call them by either name.
+all_gather: Callable[..., Any] = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
+reduce_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", None) or dist.reduce_scatter_tensor
 
 
 def copy(x: Tensor, group: ProcessGroup) -> Tensor:
@@ -135,7 +140,7 @@ def _all_parts(x: Tensor, group: ProcessGroup, dim: int, size: int) -> Tensor:
     """The parts of all ranks, side by side. Parts are padded to one size, which the collective needs."""
     part = _padded(x.movedim(dim, 0), -(-size // group.size())).contiguous()
     parts = part.new_empty(group.size() * part.shape[0], *part.shape[1:])
-    dist.all_gather_into_tensor(parts, part, group=group)
+    all_gather(parts, part, group=group)
     return parts[:size].movedim(0, dim).contiguous()
 
 
@@ -145,7 +150,7 @@ def _summed_part(x: Tensor, group: ProcessGroup, dim: int) -> Tensor:
     chunk, mine = -(-size // group.size()), chunk_of(size, group)
     terms = _padded(x.movedim(dim, 0), chunk * group.size()).contiguous()
     part = terms.new_empty(chunk, *terms.shape[1:])
-    dist.reduce_scatter_tensor(part, terms, group=group)
+    reduce_scatter(part, terms, group=group)
     return part[: mine.stop - mine.start].movedim(0, dim).contiguous()
 
 

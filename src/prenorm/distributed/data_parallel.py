@@ -3,6 +3,7 @@
 Each rank has rows of its own; gradients are averaged over the ranks in the backward pass.
 """
 
+import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -21,7 +22,7 @@ REPLICA = "_replica"  # where a module keeps the DistributedDataParallel that it
 
 def replicate(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
     """Copies that average their gradients (DDP), over a mesh of one dim. The module itself stays what is called."""
-    replica = DistributedDataParallel(_Methods(module), process_group=mesh.get_group(), broadcast_buffers=False)
+    replica = DistributedDataParallel(_Methods(module), process_group=mesh.get_group(), **_buffer_options(module))
     vars(module)[REPLICA] = replica  # not a submodule: the module is one of its own
     for method in METHODS:
         if hasattr(module, method):
@@ -82,6 +83,13 @@ def agree(module: nn.Module, mesh: DeviceMesh) -> None:
         for tensor in {id(one): one for one in (*module.parameters(), *module.buffers())}.values():
             if not tensor.is_meta:
                 dist.broadcast(tensor.detach(), group=group, group_src=0)
+
+
+def _buffer_options(module: nn.Module) -> dict[str, bool]:
+    """DDP sends buffers to all ranks in each forward pass; constants, which no state dict has, need not be sent."""
+    known = inspect.signature(DistributedDataParallel).parameters
+    name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name
+    return {name: not {name for name, _ in module.named_buffers()}.isdisjoint(module.state_dict())}
 
 
 class _Methods(nn.Module):

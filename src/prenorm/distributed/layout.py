@@ -94,8 +94,8 @@ def _reasons_against_tensor_parallel(layout: Layout, config: ModelConfig, contex
         yield f"tp must divide d_ff, but {tp} does not divide {config.d_ff}"
     if context < tp:
         yield f"tp must be at most context, because the sequence is split, too, but it is {tp} and context {context}"
-    if config.vocab_size < tp:
-        yield f"tp must be at most vocab_size, but it is {tp} and vocab_size {config.vocab_size}"
+    if not has_part_for_each(config.vocab_size, tp):
+        yield f"every rank must have some of the tokens, but tp is {tp} and vocab_size {config.vocab_size}"
     elif config.vocab_size % tp and config.d_model % layout.fsdp:
         yield (
             f"tp must divide vocab_size, or fsdp d_model, but tp is {tp} and vocab_size {config.vocab_size}, fsdp "
@@ -142,6 +142,11 @@ def _nearest(
             some = "" if processes == world_size else f", on {processes} of the {world_size} processes"
             return f"The nearest layout that works is {best}{some}."
     raise AssertionError("one process can train any model")
+
+
+def has_part_for_each(size: int, ranks: int) -> bool:
+    """Whether each rank has some of so many, in chunks of ceil(size / ranks)."""
+    return -(-size // ranks) * (ranks - 1) < size
 
 
 def layouts(world_size: int) -> Iterator[Layout]:

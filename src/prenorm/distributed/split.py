@@ -19,17 +19,27 @@ from ..layers.two_matrices import TwoMatrices
 from ..models.encoder_decoder import EncoderDecoder
 from ..models.lm import TransformerLM
 from .local_weights import distribute
+from .recognise import own_layers
 from .stages import Elsewhere, Received
-from .tensor_parallel import SplitAttention, SplitLayer, Tokenwise, Whole
+from .tensor_parallel import Split, SplitAttention, SplitLayer, Tokenwise, Whole
 from .vocabulary import SplitEmbedding, SplitHead
 
 
 def split(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyle]) -> None:
     """Split the layers of a module between the ranks of a mesh of one dim, "tp".
 
-    styles: by name, for modules that are not ours. Raises ConfigError for what cannot be split, before anything is.
+    styles: by name, for modules that are not ours; without any, those are found by trying (recognise.py). Raises
+    ConfigError for what cannot be split.
     """
-    check_splittable(module, mesh.size(), styles)
+    _check(module, mesh.size(), styles)
+    if not isinstance(module, TransformerLM):
+        styles = styles or own_layers(module, mesh.size(), style_of)
+    if not styles and not any(map(style_of, module.modules())):
+        raise ConfigError(
+            f"tp is {mesh.size()}, but no layer of this {type(module).__name__} can be split that many ways; name "
+            'them: styles={"attn": SplitLayer(("q", "k", "v"), ("o",), counts=("num_heads",)), "ffn": '
+            'SplitLayer(("up",), ("down",))}, with SplitLayer from prenorm.distributed.tensor_parallel.'
+        )
     if isinstance(module, TransformerLM):
         if isinstance(module.embedding, Received):  # a later stage's: the sequence comes as the stage before has it
             distribute(module.embedding, "weight", mesh, dim=0)
@@ -57,8 +67,8 @@ def style_of(module: nn.Module) -> ParallelStyle | None:
     return None
 
 
-def check_splittable(module: nn.Module, ranks: int, styles: Mapping[str, ParallelStyle]) -> None:
-    """Raise ConfigError for what cannot be split at all."""
+def _check(module: nn.Module, ranks: int, styles: Mapping[str, ParallelStyle]) -> None:
+    """Raise ConfigError for what cannot be split between so many ranks."""
     if isinstance(module, EncoderDecoder):
         raise ConfigError("tp must be 1 for an EncoderDecoder; dp and fsdp spread it, too.")
     known = dict(module.named_modules())
@@ -68,12 +78,9 @@ def check_splittable(module: nn.Module, ranks: int, styles: Mapping[str, Paralle
     for name, part in known.items():
         if isinstance(part, QuantizedLinear):
             raise ConfigError(f"a quantised model cannot be split, but {name} is quantised; split the original one.")
-    if not styles and not any(style_of(part) for part in known.values()):
-        raise ConfigError(
-            f"tp is {ranks}, but nothing in this {type(module).__name__} is a layer of prenorm's, so that nothing would"
-            ' be split; name the layers: styles={"attn": SplitLayer(("q", "k", "v"), ("o",), counts=("num_heads",)), '
-            '"ffn": SplitLayer(("up",), ("down",))}, with SplitLayer from prenorm.distributed.tensor_parallel.'
-        )
+        style = styles.get(name) or style_of(part)
+        if isinstance(style, Split):
+            style.check(part, ranks)
 
 
 def _split_parts(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyle], name: str) -> None:

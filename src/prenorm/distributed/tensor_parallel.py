@@ -7,6 +7,7 @@ DTensors, of which a rank has a part.
 Source: Shoeybi et al. 2019, arXiv:1909.08053, section 3.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -24,7 +25,15 @@ from .local_weights import Local, Weight, computing_with, distribute, for_a_term
 Forward = Callable[..., Tensor]
 
 
-class SplitLayer(ParallelStyle):
+class Split(ParallelStyle):
+    """A style that cannot split everything."""
+
+    @abstractmethod
+    def check(self, module: nn.Module, ranks: int) -> None:
+        """Raise ConfigError where the module cannot be split between so many ranks."""
+
+
+class SplitLayer(Split):
     """Splits a layer between its linear maps: a rank has rows of the first ones, and columns of the last ones.
 
     first, last: names of the layer's linear maps, those that take its input and those that give its output. counts:
@@ -35,6 +44,15 @@ class SplitLayer(ParallelStyle):
 
     def __init__(self, first: tuple[str, ...], last: tuple[str, ...], counts: tuple[str, ...] = ()) -> None:
         self.first, self.last, self.counts = first, last, counts
+
+    def check(self, module: nn.Module, ranks: int) -> None:
+        """Raise ConfigError where the ranks cannot have equal parts."""
+        for name in self.first:
+            part_of(f"the outputs of {name}", _linear(module, name).weight.shape[0], ranks)
+        for name in self.last:
+            part_of(f"the inputs of {name}", _linear(module, name).weight.shape[1], ranks)
+        for name in self.counts:
+            part_of(name, getattr(module, name), ranks)
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         weights = [
@@ -47,28 +65,30 @@ class SplitLayer(ParallelStyle):
         return replace_forward(module, _split_forward(module, weights, device_mesh))
 
 
-class SplitAttention(ParallelStyle):
-    """Splits our attention by heads; where key and value heads are fewer than ranks, several ranks use the same one.
+class SplitAttention(Split):
+    """Splits our attention by heads; where key and value heads are fewer than ranks, several ranks use the same one."""
 
-    Raises ConfigError where heads cannot be split so, and for norms of queries and keys over all heads together.
-    """
-
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+    def check(self, module: nn.Module, ranks: int) -> None:
+        """Raise ConfigError where heads cannot be split so, or queries and keys have a norm over all heads together."""
         assert isinstance(module, SelfAttention | MultiHeadAttention)
-        ranks, heads, head_dim = device_mesh.size(), module.num_heads, module.head_dim
-        part_of("num_heads", heads, ranks)
-        kv_heads = getattr(module, "num_kv_heads", heads)
+        part_of("num_heads", module.num_heads, ranks)
+        kv_heads = getattr(module, "num_kv_heads", module.num_heads)
         if kv_heads % ranks and ranks % kv_heads:
             raise ConfigError(
                 f"tp must divide num_kv_heads or be a multiple of it, but tp is {ranks} and num_kv_heads {kv_heads}; "
                 f"tp={kv_heads} would do."
             )
         for norm in (getattr(module, "q_norm", None), getattr(module, "k_norm", None)):
-            if norm is not None and getattr(norm, "d_model", None) != head_dim:
+            if norm is not None and getattr(norm, "d_model", None) != module.head_dim:
                 raise ConfigError(
                     f"tp must be 1 for an attention whose norm of queries and keys is not the same for each head, as "
                     f"in this {type(norm).__name__}."
                 )
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        assert isinstance(module, SelfAttention | MultiHeadAttention)
+        ranks, heads, head_dim = device_mesh.size(), module.num_heads, module.head_dim
+        kv_heads = getattr(module, "num_kv_heads", heads)
         weights = [*_split_rows(module, "q_proj", device_mesh), *_split_columns(module, "o_proj", device_mesh)]
         for name in ("k_proj", "v_proj"):
             if kv_heads % ranks == 0:

@@ -16,6 +16,7 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ParallelStyle
 
+from ..errors import ConfigError
 from ..layers.embedding import Embedding
 from ..models.generative import GenerativeModel
 from ..ops.cross_entropy import CHUNK_ELEMENTS, IGNORED, addmm_, as_multiplied, check_targets, chunked_cross_entropy
@@ -24,13 +25,14 @@ from ..ops.linear import linear
 from ..ops.ranges import check_range
 from ..private_torch import has_any_global_hook
 from . import collectives, sequence
+from .layout import has_part_for_each
 from .local_weights import Weight, computing_with, distribute, own
-from .tensor_parallel import replace_forward
+from .tensor_parallel import Split, replace_forward
 
 Finish = Callable[[Tensor], Tensor]
 
 
-class SplitEmbedding(ParallelStyle):
+class SplitEmbedding(Split):
     """Splits an embedding of ours by tokens. into_sequence: what it gives is a split sequence, where it is long enough.
 
     Otherwise it is whole.
@@ -38,6 +40,15 @@ class SplitEmbedding(ParallelStyle):
 
     def __init__(self, *, into_sequence: bool = False) -> None:
         self.into_sequence = into_sequence
+
+    def check(self, module: nn.Module, ranks: int) -> None:
+        """Raise ConfigError where a rank would have no token."""
+        assert isinstance(module, Embedding)
+        if not has_part_for_each(module.vocab_size, ranks):
+            raise ConfigError(
+                f"every rank must have some of the tokens, but tp is {ranks} and vocab_size {module.vocab_size}, of "
+                "which the last rank would have none; choose a smaller tp."
+            )
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
         assert isinstance(module, Embedding)
