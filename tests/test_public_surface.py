@@ -56,6 +56,7 @@ SIGNATURES = {
     prenorm.TransformerLM.make_cache: "batch_size, max_seq_len, dtype=None",
     prenorm.TransformerLM.from_pretrained: "folder, dtype=None, device=None",
     prenorm.TransformerLM.save_pretrained: "folder",
+    prenorm.parallelize: "module, mesh",
     prenorm.use_backend: "name",
     prenorm.explain: "module=None, *inputs",
     F.multihead_self_attention_with_rope: "*, d_model, num_heads, max_seq_len, theta, q_proj_weight, k_proj_weight, "

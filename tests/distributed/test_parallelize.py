@@ -235,7 +235,7 @@ def refusals():
         refused("norm of queries and keys is not the same for each head", model_of(wide), tp),
         refused("lm_head is quantised", model_of({}).quantize("int8"), tp),
         refused("has no attn", nn.Sequential(nn.Linear(2, 2)), tp, styles={"attn": SplitLayer(("q",), ("o",))}),
-        refused("replaced already", done, tp),
+        refused("can be spread over processes once", done, tp),
         refused("tp must be 1 for an EncoderDecoder", prenorm.EncoderDecoder(ENCODER_DECODER), tp),
     ]
 

@@ -74,6 +74,12 @@ def no_sync(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def is_spread(module: nn.Module) -> bool:
+    """Whether it is spread over processes already."""
+    parts = (REPLICA in vars(part) or isinstance(part, FSDPModule) for part in module.modules())
+    return any(parts) or any(isinstance(parameter, DTensor) for parameter in module.parameters())
+
+
 def agree(module: nn.Module, mesh: DeviceMesh) -> None:
     """Give all ranks the parameters and buffers of the first one, so that copies begin as copies."""
     for axis in mesh.mesh_dim_names or ():
@@ -82,7 +88,9 @@ def agree(module: nn.Module, mesh: DeviceMesh) -> None:
             continue
         for tensor in {id(one): one for one in (*module.parameters(), *module.buffers())}.values():
             if not tensor.is_meta:
-                dist.broadcast(tensor.detach(), group=group, group_src=0)
+                sent = tensor.detach().contiguous()
+                dist.broadcast(sent, group=group, group_src=0)
+                tensor.detach().copy_(sent)
 
 
 def _buffer_options(module: nn.Module) -> dict[str, bool]:

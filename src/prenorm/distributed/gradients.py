@@ -24,7 +24,7 @@ def loss_share(targets: int | Tensor, mesh: DeviceMesh) -> Tensor:
         if axis in (mesh.mesh_dim_names or ()) and mesh[axis].size() > 1:
             ranks *= mesh[axis].size()
             dist.all_reduce(everywhere, group=mesh.get_group(axis))
-    return local * ranks / everywhere.clamp_min(1)
+    return (local.double() * ranks / everywhere.clamp_min(1)).float()
 
 
 def clip_grad_norm_(

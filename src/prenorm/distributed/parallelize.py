@@ -49,6 +49,11 @@ def parallelize(
     sizes = {name: mesh[name].size() if name in names else 1 for name in AXES}
     if sizes["dp"] * sizes["fsdp"] * sizes["tp"] == 1 and mp_policy is None:
         return module
+    if data_parallel.is_spread(module):
+        raise ConfigError(
+            f"a module can be spread over processes once, and this {type(module).__name__} is already; build it anew, "
+            "or give one mesh with all dims."
+        )
     used = [name for name in ("dp", "fsdp", "tp") if sizes[name] > 1]
     for name in used:
         data_parallel.agree(module, mesh[name])

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
@@ -21,7 +22,7 @@ from ..models.lm import TransformerLM
 from .local_weights import distribute
 from .recognise import own_layers
 from .stages import Elsewhere, Received
-from .tensor_parallel import Split, SplitAttention, SplitLayer, Tokenwise, Whole
+from .tensor_parallel import Split, SplitAttention, SplitDropout, SplitLayer, Tokenwise, Whole
 from .vocabulary import SplitEmbedding, SplitHead
 
 
@@ -32,6 +33,7 @@ def split(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyl
     ConfigError for what cannot be split.
     """
     _check(module, mesh.size(), styles)
+    _check_seeds(module, mesh)
     if not isinstance(module, TransformerLM):
         styles = styles or own_layers(module, mesh.size(), style_of)
     if not styles and not any(map(style_of, module.modules())):
@@ -83,6 +85,24 @@ def _check(module: nn.Module, ranks: int, styles: Mapping[str, ParallelStyle]) -
             style.check(part, ranks)
 
 
+def _check_seeds(module: nn.Module, mesh: DeviceMesh) -> None:
+    """Raise ConfigError where ranks that share tokens would drop other numbers of them."""
+    if not any(_drops(part) for part in module.modules()):
+        return
+    seeds = [None] * mesh.size()
+    torch.distributed.all_gather_object(seeds, torch.initial_seed(), group=mesh.get_group())
+    if len(set(seeds)) > 1:
+        raise ConfigError(
+            f"ranks that differ in tp must have the same seed, because they drop out the same numbers, but the seeds "
+            f"are {seeds}; torch.manual_seed({seeds[0]}) on all of them would do."
+        )
+
+
+def _drops(module: nn.Module) -> bool:
+    probabilities = (getattr(module, name, 0) for name in ("dropout", "p"))
+    return any(isinstance(value, float) and value > 0 for value in probabilities)
+
+
 def _split_parts(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyle], name: str) -> None:
     """Give each part its style; parts that no style splits are whole on all ranks."""
     style = styles.get(name) or style_of(module)
@@ -91,7 +111,9 @@ def _split_parts(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, Paral
     if style is not None:
         parallelize_module(module, mesh, style)
         return
-    if isinstance(module, Dropout | nn.Dropout) or any(True for _ in module.parameters(recurse=False)):
+    if isinstance(module, Dropout | nn.Dropout):
+        parallelize_module(module, mesh, SplitDropout())
+    elif any(True for _ in module.parameters(recurse=False)):
         parallelize_module(module, mesh, Tokenwise())
     for child, part in module.named_children():
         _split_parts(part, mesh, styles, f"{name}.{child}" if name else child)

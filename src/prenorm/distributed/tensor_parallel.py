@@ -17,6 +17,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from ..errors import ConfigError
+from ..kernels.dropout_masks import is_keyed
 from ..layers.attention import SelfAttention
 from ..layers.cross_attention import MultiHeadAttention
 from . import collectives, sequence
@@ -128,6 +129,24 @@ class Tokenwise(ParallelStyle):
             with computing_with(for_terms):
                 y = run(module, x.to_local(), *rest, **options)
             return sequence.wrap(y, (*x.shape[:-1], y.shape[-1]), device_mesh)
+
+        return replace_forward(module, forward)
+
+
+class SplitDropout(ParallelStyle):
+    """For dropout: of a split sequence a rank drops what one process would, from the generator that all ranks share."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        def forward(x: Tensor) -> Tensor:
+            run = type(module).forward
+            if not sequence.is_split(x):
+                return run(module, x)
+            part = x.to_local()  # type: ignore[attr-defined]
+            if is_keyed() or not module.training:
+                return sequence.wrap(run(module, part), x.shape, device_mesh)
+            mine = collectives.chunk_of(x.shape[sequence.DIM], device_mesh.get_group())
+            mask = run(module, part.new_ones(x.shape))
+            return sequence.wrap(part * mask[..., mine, :], x.shape, device_mesh)
 
         return replace_forward(module, forward)
 
