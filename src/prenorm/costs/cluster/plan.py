@@ -61,9 +61,9 @@ class Plan:
                 f"every stage must have a layer, but pp x stages_per_rank = {pp} x {each} = {pp * each} is greater "
                 f"than num_layers = {self.model.num_layers}"
             )
-        if pp > 1 and self._rank_rows % self.micro_batch:
+        if pp > 1 and self.rank_rows % self.micro_batch:
             yield (
-                f"micro_batch_size must divide the {self._rank_rows} rows of a process, but {self.micro_batch} does not"
+                f"micro_batch_size must divide the {self.rank_rows} rows of a process, but {self.micro_batch} does not"
             )
         if each > 1 and self.micro_batches % max(1, self.micro_batches // pp):
             yield (
@@ -72,19 +72,19 @@ class Plan:
             )
 
     @property
-    def _rank_rows(self) -> int:
+    def rank_rows(self) -> int:
         """Rows of a step on a data rank."""
         return self.batch // self.layout.data_ranks
 
     @property
     def micro_batches(self) -> int:
         """How many times the model runs in a step, on each data rank."""
-        return -(-self._rank_rows // self.micro_batch)
+        return -(-self.rank_rows // self.micro_batch)
 
     @property
     def tokens(self) -> int:
         """Tokens of a micro-batch on a data rank."""
-        return min(self.micro_batch, self._rank_rows) * self.context
+        return min(self.micro_batch, self.rank_rows) * self.context
 
     @property
     def is_replicated(self) -> bool:

@@ -14,7 +14,8 @@ from ..architecture import Architecture
 from ..memory import CHUNK_ELEMENTS
 from ..parameters import attention_matrices, feed_forward_matrices
 from .plan import Plan
-from .tensors import Parameter, block_parameters, first_parameters, last_parameters
+from .stages import Stages, all_stages
+from .tensors import Parameter, block_parameters
 
 Bytes = dict[str, int]
 PARTS = ("weights", "optimizer", "gradients", "gathered", "activations", "loss")
@@ -22,121 +23,143 @@ PARTS = ("weights", "optimizer", "gradients", "gathered", "activations", "loss")
 
 def rank_bytes(plan: Plan) -> Bytes:
     """The peak of the fullest rank, by part, with its "total"."""
-    found = max(_peaks(plan), key=lambda parts: sum(parts.values()))
-    return {"total": sum(found.values()), **{part: found.get(part, 0) for part in PARTS}}
+    return max((peak_of(stages) for stages in _differing(plan)), key=lambda parts: parts["total"])
 
 
-def _peaks(plan: Plan) -> Iterator[Bytes]:
-    """What is in memory at each moment that may be the peak."""
-    rank = _Rank(plan)
-    yield rank.in_the_loss()
-    yield from rank.in_the_blocks()
-    yield rank.in_the_embedding()
-    yield rank.in_the_step()
+def peak_of(stages: Stages) -> Bytes:
+    """The peak of a rank with these stages."""
+    found = max(_Rank(stages).moments(), key=lambda parts: sum(parts.values()))
+    return {"total": sum(found.values()), **{part: found[part] for part in PARTS}}
+
+
+def _differing(plan: Plan) -> list[Stages]:
+    """The ranks of the pipeline of which one may be the fullest: the last ones keep least, except for the loss."""
+    ranks = all_stages(plan)
+    most = max(len(one.layers) for one in ranks)
+    fullest = next(one for one in ranks if len(one.layers) == most)
+    return list({one.rank: one for one in (ranks[0], ranks[min(1, len(ranks) - 1)], fullest, ranks[-1])}.values())
 
 
 class _Rank:
-    """A rank of a plan without a pipeline, and its sizes in bytes."""
+    """A rank, and its sizes in bytes."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, stages: Stages) -> None:
+        plan = stages.plan
         model, layout = plan.model, plan.layout
-        self.plan, self.model, self.layout, self.size = plan, model, layout, plan.size
-        self.tokens = plan.tokens
+        self.stages, self.plan, self.model, self.layout = stages, plan, model, layout
+        self.size, self.tokens, self.num_layers = plan.size, plan.tokens, len(stages.layers)
         self.stream = plan.tokens * model.d_model * FLOAT32
+        self.part = self.stream // layout.tp  # of a stream that is split
         self.local = _local(model, layout.tp)
-        self.block = block_parameters(model, layout.tp)
-        self.edges = [*first_parameters(model), *last_parameters(model)]
-        self.head = -(-model.vocab_size // layout.tp) * model.d_model  # numbers
-        everything = [*self.block * model.num_layers, *self.edges]
-        self.weights = FLOAT32 * sum(one.sharded(layout) for one in everything)
-        self.optimizer = 2 * self.weights + FLOAT32 * len(everything)
-        self.sharded_block = FLOAT32 * sum(one.sharded(layout) for one in self.block)
-        self.sharded_edges = FLOAT32 * sum(one.sharded(layout) for one in self.edges)
-        self.whole_block, self.flat_block = self._whole(self.block), self._flat(self.block)
-        self.whole_edges, self.flat_edges = self._whole(self.edges), self._flat(self.edges)
-        self.inside = [self._inside(parts) for parts in blocks(
-            self.local, plan.micro_batch, plan.context, dtype=plan.dtype, kernels="pytorch")]
+        self.head = -(-model.vocab_size // layout.tp) * model.d_model if stages.is_last else 0  # numbers
+        self.accumulates = plan.micro_batches > 1
+        mine, block = [*stages.blocks, *stages.edges], block_parameters(model, layout.tp)
+        self.weights = FLOAT32 * sum(one.sharded(layout) for one in mine)
+        states = {"adamw": 2, "muon": 2}[plan.optimizer]
+        self.optimizer = states * self.weights + FLOAT32 * len(mine)
+        self.sharded_block = FLOAT32 * sum(one.sharded(layout) for one in block)
+        self.whole_block, self.whole_edges = self._whole(block), self._whole(stages.edges)
+        self.flat_block = self._flat(block)
+        kinds = blocks(self.local, min(plan.micro_batch, plan.rank_rows), plan.context, dtype=plan.dtype, kernels="pytorch")
+        self.inside = [self._inside(kinds[layer]) for layer in stages.layers]
+        self.kept = [
+            self.part if plan.every and (layer + 1) % plan.every == 0 else inside
+            for layer, inside in zip(stages.layers, self.inside, strict=True)
+        ]
 
-    def standing(self) -> Bytes:
-        """From step to step: weights, the optimiser's state, tokens and targets; what earlier micro-batches left."""
-        buckets = self.weights if self.plan.is_replicated else 0
-        gradients = buckets + (self._left() if self.plan.micro_batches > 1 else 0)
+    def moments(self) -> Iterator[Bytes]:
+        """What is in memory at each moment that may be the peak."""
+        if self.stages.is_last:
+            yield self._in_the_loss()
+        yield from self._in_the_blocks()
+        if self.stages.is_first:
+            yield self._in_the_embedding()
+        yield self._in_the_step()
+
+    def _standing(self) -> Bytes:
+        """From step to step: weights, the optimiser's state, tokens, buffers; and what earlier micro-batches left."""
+        plan, pp = self.plan, self.layout.pp
+        gradients = self.weights if plan.is_replicated else 0  # its buckets
+        if self.accumulates:  # whole until they are scattered at the end of a step
+            gradients += self.whole_edges + self.num_layers * self.whole_block
+        received = (not self.stages.is_first) + (not self.stages.is_last) if plan.stages_per_rank == 1 else 0
+        if plan.stages_per_rank > 1:
+            received = 2 * plan.stages_per_rank - self.stages.is_first - self.stages.is_last
+        buffers = received * plan.micro_batches * self.part if pp > 1 else 0
         return {
             "weights": self.weights,
             "optimizer": self.optimizer,
             "gradients": gradients,
-            "activations": 2 * self.tokens * INT64,
+            "activations": 2 * self.tokens * INT64 + buffers + self._of_others(),
         }
 
-    def _left(self) -> int:
-        """Gradients of earlier micro-batches, which are whole until they are scattered at the end of a step."""
-        return self.whole_edges + self.model.num_layers * self.whole_block
+    def _of_others(self) -> int:
+        """What other micro-batches keep while one is in its backward pass."""
+        if self.layout.pp == 1:
+            return 0
+        each = self.plan.stages_per_rank
+        stage = sum(self.kept) // each + self.part * (self.stages.is_first - self.stages.is_last) // each
+        return (self.stages.in_flight - 1) * stage
 
-    def in_the_loss(self) -> Bytes:
+    def _in_the_loss(self) -> Bytes:
         """At the last chunk of logits, when everything that the blocks save is still in memory."""
-        plan, model, size = self.plan, self.model, self.size
-        kept = sum(self._kept(layer) for layer in range(model.num_layers))
-        kept += self.stream + norm_bytes(model, self.tokens, "pytorch") + self._positions()
-        rows = min(self.tokens, max(1, CHUNK_ELEMENTS // -(-model.vocab_size // self.layout.tp)))
-        logits = rows * -(-model.vocab_size // self.layout.tp)
-        narrow = size if plan.dtype == "bfloat16" else 0
-        if self.layout.tp > 1:
+        plan, model, size, tp = self.plan, self.model, self.size, self.layout.tp
+        vocabulary = -(-model.vocab_size // tp)
+        rows = min(self.tokens, max(1, CHUNK_ELEMENTS // vocabulary))
+        logits, narrow = rows * vocabulary, size if plan.dtype == "bfloat16" else 0
+        row = size + FLOAT32 + (FLOAT32 if narrow else 0)
+        if tp > 1:
             at_once = max(logits * (narrow + 2 * FLOAT32), logits * (size + narrow + FLOAT32) + self.head * size)
         else:
-            more = min(rows, self.tokens - rows)
-            chunk = logits // rows
-            row = size + FLOAT32 + (FLOAT32 if narrow else 0)
-            at_once = max(row * logits, (row * more + size * rows) * chunk, (logits + self.head) * size)
+            before = min(rows, self.tokens - rows)
+            at_once = max(row * logits, (row * before + size * rows) * vocabulary, (logits + self.head) * size)
         copies = narrow * (self.tokens * model.d_model + self.head)
-        if plan.every and narrow and self.layout.tp == 1:  # what autocast keeps of blocks that run again
-            copies += narrow * (model.num_layers // plan.every) * (attention_matrices(self.local) + feed_forward_matrices(self.local))
+        if plan.every and narrow and tp == 1:  # weights of blocks that run again, which autocast keeps
+            matrices = attention_matrices(model) + feed_forward_matrices(model)
+            copies += narrow * (self.num_layers // plan.every) * matrices
         loss = 2 * self.stream + self.head * FLOAT32 + self.tokens * INT64
         return self._with(
-            self.standing(),
-            activations=kept,
+            activations=sum(self.kept) + self.stream + norm_bytes(model, self.tokens, "pytorch") + self._positions(),
             gathered=self._gathered(self.whole_edges) + self.flat_block,
             loss=loss + max(at_once + copies, self.head * FLOAT32),
         )
 
-    def in_the_blocks(self) -> Iterator[Bytes]:
+    def _in_the_blocks(self) -> Iterator[Bytes]:
         """In the backward pass of each block, at the end of its feed-forward."""
-        plan, model, size = self.plan, self.model, self.size
-        down, accumulates = FLOAT32 * model.d_model * self.local.d_ff, plan.micro_batches > 1
-        held = [self._kept(layer) for layer in range(model.num_layers)]
-        gradients = 0 if accumulates else self.head * FLOAT32
-        for done, layer in enumerate(reversed(range(model.num_layers))):
-            on_the_way = self.stream + 2 * self.tokens * self.local.d_ff * size
-            scattered = self._gathered(self.whole_block) * (done > 0)  # the block before is still on its way
+        # The first gradient that is made, unless it is added to one that is there already.
+        down = 0 if self.accumulates else FLOAT32 * self.model.d_model * self.local.d_ff
+        on_the_way = self.stream + 2 * self.tokens * self.local.d_ff * self.size
+        gradients = 0 if self.accumulates else self.head * FLOAT32
+        for done in range(self.num_layers):
+            layer = self.num_layers - 1 - done
+            scattered = self._gathered(self.whole_block) * (done > 0 and not self.accumulates)  # still on their way
+            together = 1 if self.layout.pp == 1 else done + 1  # a pipeline keeps blocks gathered for the next pass
             yield self._with(
-                self.standing(),
-                activations=sum(held[:layer]) + self.inside[layer] + on_the_way,
+                activations=sum(self.kept[:layer]) + self.inside[layer] + on_the_way,
                 gradients=gradients + down + scattered,
-                gathered=self._gathered(self.whole_edges + self.whole_block) + self.flat_block,
+                gathered=self._gathered(self.whole_edges + together * self.whole_block) + self.flat_block,
             )
-            gradients += 0 if accumulates else self.sharded_block
+            gradients += 0 if self.accumulates else self.sharded_block
 
-    def in_the_embedding(self) -> Bytes:
+    def _in_the_embedding(self) -> Bytes:
         """At the end of the backward pass, when the embedding's gradient is made, and added to a tied head's."""
-        gradients = self.whole_edges + 2 * FLOAT32 * self.head * self.model.tie_embeddings
-        if self.plan.micro_batches > 1:
-            gradients = FLOAT32 * self.head
+        embedding = FLOAT32 * -(-self.model.vocab_size // self.layout.tp) * self.model.d_model
+        gradients = embedding
+        if not self.accumulates:
+            tied = 2 * FLOAT32 * self.head * self.model.tie_embeddings
+            gradients = self.whole_edges + tied + self.num_layers * self.sharded_block
         return self._with(
-            self.standing(),
-            activations=self.stream,
-            gradients=gradients + self.model.num_layers * self.sharded_block,
-            gathered=self._gathered(self.whole_edges + self.whole_block),
+            activations=self.stream, gradients=gradients, gathered=self._gathered(self.whole_edges + self.whole_block)
         )
 
-    def in_the_step(self) -> Bytes:
+    def _in_the_step(self) -> Bytes:
         """In the optimiser's step."""
         gradients = self.weights * (2 if self.plan.is_replicated else 1)
-        return self._with({**self.standing(), "gradients": gradients})
+        return {**dict.fromkeys(PARTS, 0), **self._standing(), "gradients": gradients}
 
-    def _kept(self, layer: int) -> int:
-        every = self.plan.every
-        if every and (layer + 1) % every == 0:
-            return self.stream // self.layout.tp
-        return self.inside[layer]
+    def _with(self, **more: int) -> Bytes:
+        standing = self._standing()
+        return {name: standing.get(name, 0) + more.get(name, 0) for name in PARTS}
 
     def _inside(self, parts: Bytes) -> int:
         """What a block saves: of what is a part of the sequence, this rank's."""
@@ -145,6 +168,9 @@ class _Rank:
         return sum(parts.values()) - split + split // tp
 
     def _positions(self) -> int:
+        """Cosines and sines, which all blocks share."""
+        if self.model.learned_positions:
+            return self.plan.context * INT64
         return 2 * self.plan.context * (self.model.rotated_features // 2) * FLOAT32
 
     def _whole(self, parameters: list[Parameter]) -> int:
@@ -155,14 +181,10 @@ class _Rank:
         return size if self.layout.data_ranks > 1 and not self.plan.is_replicated else 0
 
     def _flat(self, parameters: list[Parameter]) -> int:
-        """The buffer that shards are gathered in, which stays until the next one."""
-        if self.layout.fsdp == 1:
+        """The buffer that shards are gathered in, which stays until the next one; a pipeline gathers less often."""
+        if self.layout.fsdp == 1 or self.layout.pp > 1:
             return 0
         return self.plan.gathered_size * sum(one.gathered(self.layout) for one in parameters)
-
-    @staticmethod
-    def _with(parts: Bytes, **more: int) -> Bytes:
-        return {name: parts.get(name, 0) + more.get(name, 0) for name in PARTS}
 
 
 def _local(model: Architecture, tp: int) -> Architecture:

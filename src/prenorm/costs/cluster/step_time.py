@@ -11,7 +11,6 @@ from .. import flops
 from ..parameters import attention_matrices, feed_forward_matrices
 from .collectives import Collective, block_collectives, edge_collectives
 from .hardware import ATTENTION_BACKWARD_SHARE, ATTENTION_FORWARD_SHARE, MEMORY_SHARE, Cluster
-from .parts import rank_parameters, slowest_stage
 from .plan import Plan
 
 Seconds = dict[str, float]
