@@ -23,9 +23,14 @@ class Muon(torch.optim.Muon):
     Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon.
     """
 
+    def __init__(self, params: Any, lr: float = 1e-3, weight_decay: float = 0.1, momentum: float = 0.95) -> None:
+        super().__init__(params, lr=lr, weight_decay=weight_decay, momentum=momentum)
+
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:
-        """Update every matrix that has a gradient."""
+        """Update every matrix that has a gradient. Gives what the closure gives, which is called first."""
+        with torch.enable_grad():
+            loss = None if closure is None else closure()
         for group in self.param_groups:
             by_mesh: dict[Any, list[Any]] = {}
             for matrix in group["params"]:
@@ -38,6 +43,7 @@ class Muon(torch.optim.Muon):
                     for matrix, update in zip(few, updates, strict=True):
                         rate = group["lr"] * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
                         _own(matrix).mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+        return loss
 
     def _direction(self, matrix: Any, group: dict[str, Any]) -> Tensor:
         """The momentum with the new gradient in it, and a step further: this process's part of it."""
