@@ -5,18 +5,28 @@ tensor is whole on every rank: a layer takes either, and gives back the same kin
 Source: Korthikanti et al. 2022, arXiv:2205.05198.
 """
 
+from typing import Any
+
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
 
+from ..errors import ConfigError
 from . import collectives
 
 DIM = -2  # (..., seq, d_model)
 
 
 def is_split(x: object) -> bool:
-    """Whether x is a sequence that is split."""
-    return isinstance(x, DTensor)
+    """Whether x is a sequence that is split. Raises ConfigError for a DTensor that is spread otherwise."""
+    if not isinstance(x, DTensor):
+        return False
+    if x.ndim < 2 or tuple(x.placements) != (Shard(x.ndim + DIM),):
+        raise ConfigError(
+            f"a layer takes plain tensors, and sequences split along Shard(-2) over one dim of a mesh, but this "
+            f"DTensor of shape {tuple(x.shape)} has {x.placements}; x.full_tensor() is plain."
+        )
+    return True
 
 
 def can_split(x: Tensor, mesh: DeviceMesh) -> bool:
@@ -29,11 +39,9 @@ def as_split(x: Tensor, mesh: DeviceMesh) -> Tensor:
     return x if is_split(x) else wrap(collectives.split(x, mesh.get_group(), DIM), x.shape, mesh)
 
 
-def as_whole(x: Tensor) -> Tensor:
-    """A sequence that may be split, whole."""
-    if not isinstance(x, DTensor):
-        return x
-    return collectives.join(x.to_local(), x.device_mesh.get_group(), DIM, x.shape[DIM])
+def as_whole(x: Any) -> Any:
+    """A sequence that may be split, whole; anything else as it is."""
+    return collectives.join(x.to_local(), x.device_mesh.get_group(), DIM, x.shape[DIM]) if is_split(x) else x
 
 
 def wrap(part: Tensor, shape: tuple[int, ...], mesh: DeviceMesh) -> Tensor:

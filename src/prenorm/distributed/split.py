@@ -7,14 +7,21 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ParallelStyle, parallelize_module
 
+from ..blocks.families.attention import FamilyAttention
 from ..errors import ConfigError
 from ..layers.attention import SelfAttention
 from ..layers.cross_attention import MultiHeadAttention
 from ..layers.dropout import Dropout
 from ..layers.embedding import Embedding
+from ..layers.family_norm import FamilyLayerNorm
 from ..layers.feedforward import FeedForward
 from ..layers.gated import GatedFeedForward
+from ..layers.layer_norm import LayerNorm
+from ..layers.linear import Linear
+from ..layers.norm import RMSNorm
+from ..layers.one_plus_norm import OnePlusRMSNorm
 from ..layers.quantized import QuantizedLinear
+from ..layers.scaled_embedding import ScaledEmbedding
 from ..layers.swiglu import SwiGLU
 from ..layers.two_matrices import TwoMatrices
 from ..models.encoder_decoder import EncoderDecoder
@@ -22,7 +29,7 @@ from ..models.lm import TransformerLM
 from .local_weights import distribute
 from .recognise import own_layers
 from .stages import Elsewhere, Received
-from .tensor_parallel import Split, SplitAttention, SplitDropout, SplitLayer, Tokenwise, Whole
+from .tensor_parallel import Split, SplitAttention, SplitDropout, SplitLayer, Tokenwise, Unsplit, Whole
 from .vocabulary import SplitEmbedding, SplitHead
 
 
@@ -56,17 +63,23 @@ def split(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyl
     _split_parts(module, mesh, styles, "")
 
 
+# Of exactly these classes; a subclass may compute something else.
+STYLES: dict[type[nn.Module], ParallelStyle] = {
+    **dict.fromkeys((SelfAttention, FamilyAttention, MultiHeadAttention), SplitAttention()),
+    **dict.fromkeys((SwiGLU, GatedFeedForward), SplitLayer(("gate_proj", "up_proj"), ("down_proj",))),
+    **dict.fromkeys((TwoMatrices, FeedForward), SplitLayer(("up_proj",), ("down_proj",))),
+    **dict.fromkeys((Embedding, ScaledEmbedding), SplitEmbedding()),
+}
+WHOLE: dict[type[nn.Module], ParallelStyle] = {
+    **dict.fromkeys((RMSNorm, OnePlusRMSNorm, LayerNorm, FamilyLayerNorm, nn.LayerNorm, nn.RMSNorm), Tokenwise()),
+    **dict.fromkeys((Linear, nn.Linear), Tokenwise()),
+    **dict.fromkeys((Dropout, nn.Dropout), SplitDropout()),
+}
+
+
 def style_of(module: nn.Module) -> ParallelStyle | None:
-    """The style of a module of ours; None for one that is split part by part."""
-    if isinstance(module, SelfAttention | MultiHeadAttention):
-        return SplitAttention()
-    if isinstance(module, SwiGLU | GatedFeedForward):
-        return SplitLayer(("gate_proj", "up_proj"), ("down_proj",))
-    if isinstance(module, TwoMatrices | FeedForward):
-        return SplitLayer(("up_proj",), ("down_proj",))
-    if isinstance(module, Embedding):
-        return SplitEmbedding()
-    return None
+    """The style of a layer of ours that can be split; None for one that cannot, or is split part by part."""
+    return STYLES.get(type(module))
 
 
 def _check(module: nn.Module, ranks: int, styles: Mapping[str, ParallelStyle]) -> None:
@@ -111,9 +124,9 @@ def _split_parts(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, Paral
     if style is not None:
         parallelize_module(module, mesh, style)
         return
-    if isinstance(module, Dropout | nn.Dropout):
-        parallelize_module(module, mesh, SplitDropout())
+    if type(module) in WHOLE:
+        parallelize_module(module, mesh, WHOLE[type(module)])
     elif any(True for _ in module.parameters(recurse=False)):
-        parallelize_module(module, mesh, Tokenwise())
+        parallelize_module(module, mesh, Unsplit())
     for child, part in module.named_children():
         _split_parts(part, mesh, styles, f"{name}.{child}" if name else child)

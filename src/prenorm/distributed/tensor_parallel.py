@@ -108,27 +108,33 @@ class Tokenwise(ParallelStyle):
     """For a module that works on each token alone, such as a norm: of a split sequence it takes the rank's tokens."""
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        names = [name for part, name in parameters_of(module) if part is module]
-        for name in names:
-            distribute(module, name, device_mesh)
-        whole = [Weight(module, name, own) for name in names]
-        for_terms = [Weight(module, name, for_a_term) for name in names]
-        has_parts = next(module.children(), None) is not None
+        whole = list(_same(module, device_mesh, own))
+        for_terms = list(_same(module, device_mesh, for_a_term))
+
+        def forward(x: Tensor) -> Tensor:
+            run = type(module).forward
+            if not sequence.is_split(x):
+                with computing_with(whole):
+                    return run(module, x)
+            with computing_with(for_terms):
+                y = run(module, x.to_local())  # type: ignore[attr-defined]
+            return sequence.wrap(y, (*x.shape[:-1], y.shape[-1]), device_mesh)
+
+        return replace_forward(module, forward)
+
+
+class Unsplit(ParallelStyle):
+    """For any other module with weights: all ranks run it on whole sequences, and then split again what was split."""
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        weights = list(_same(module, device_mesh, own))
 
         def forward(*args: Any, **options: Any) -> Any:
-            run = type(module).forward
-            if not (args and sequence.is_split(args[0])):
-                with computing_with(whole):
-                    return run(module, *args, **options)
-            if has_parts:
-                raise ConfigError(
-                    f"a {type(module).__name__} cannot take a split sequence, because it has both parameters and "
-                    "submodules; give it the whole sequence."
-                )
-            x, *rest = args
-            with computing_with(for_terms):
-                y = run(module, x.to_local(), *rest, **options)
-            return sequence.wrap(y, (*x.shape[:-1], y.shape[-1]), device_mesh)
+            was_split = any(map(sequence.is_split, (*args, *options.values())))
+            named = {name: sequence.as_whole(x) for name, x in options.items()}
+            with computing_with(weights):
+                y = type(module).forward(module, *map(sequence.as_whole, args), **named)
+            return sequence.as_split(y, device_mesh) if was_split else y
 
         return replace_forward(module, forward)
 
@@ -161,10 +167,7 @@ class Whole(ParallelStyle):
         self.into_sequence = into_sequence
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        weights = []
-        for part, name in parameters_of(module):
-            distribute(part, name, device_mesh)
-            weights.append(Weight(part, name, own))
+        weights = [weight for part in module.modules() for weight in _same(part, device_mesh, own)]
 
         def forward(x: Tensor, *args: Any, **options: Any) -> Any:
             with computing_with(weights):
@@ -266,6 +269,14 @@ def _others(layer: nn.Module, weights: list[Weight], mesh: DeviceMesh) -> Iterat
         if (id(module), name) not in known:
             distribute(module, name, mesh)
             yield Weight(module, name, for_a_term)
+
+
+def _same(module: nn.Module, mesh: DeviceMesh, local: Local) -> Iterator[Weight]:
+    """The weights of a module itself, whole on all ranks."""
+    for name, parameter in module._parameters.items():
+        if parameter is not None:
+            distribute(module, name, mesh)
+            yield Weight(module, name, local)
 
 
 def _distributed(linear: nn.Module, mesh: DeviceMesh, dims: dict[str, int | None], local: Local) -> Iterator[Weight]:
