@@ -63,7 +63,7 @@ class CostFlags:
     pp: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Pipeline stages."""
 
-    stages_per_rank: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
+    pp_stages: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Stages on each device: 1 for 1F1B, more for the interleaved schedule. Default: what is fastest."""
 
     micro_batch_size: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None

@@ -23,7 +23,7 @@ CONTEXT = 8192  # or the model's max_seq_len, where that is smaller
 AXES = ("dp", "fsdp", "tp", "pp")
 ONLY_SPREAD = (
     *AXES,
-    *("stages_per_rank", "micro_batch_size", "checkpoint_activations_every"),
+    *("pp_stages", "micro_batch_size", "checkpoint_activations_every"),
     *("product_flops", "memory", "node", "node_link", "network_link"),
 )
 
@@ -92,13 +92,13 @@ def _plan(flags: CostFlags, named: NamedModel) -> Plan:
 def _choices(flags: CostFlags) -> Choices:
     if flags.checkpoint_activations_every is not None:
         check_size("checkpoint_activations_every", flags.checkpoint_activations_every, at_least=0)
-    for name in ("micro_batch_size", "stages_per_rank"):
+    for name in ("micro_batch_size", "pp_stages"):
         if getattr(flags, name) is not None:
             check_size(name, getattr(flags, name))
     return Choices(
         micro_batch=flags.micro_batch_size,
         every=flags.checkpoint_activations_every,
-        stages_per_rank=flags.stages_per_rank,
+        pp_stages=flags.pp_stages,
     )
 
 

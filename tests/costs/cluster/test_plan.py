@@ -24,7 +24,7 @@ def test_rows_are_cut_by_data_ranks_and_then_by_micro_batches():
     [(1, 1, 8, 0), (4, 1, 4, 3 / 7), (4, 1, 12, 3 / 15), (2, 3, 8, 1 / 25)],
 )
 def test_the_bubble_is_that_of_narayanan_2021(pp, stages, micro_batches, bubble):
-    one = plan(batch=micro_batches, layout=Layout(pp=pp), stages_per_rank=stages)
+    one = plan(batch=micro_batches, layout=Layout(pp=pp), pp_stages=stages)
     assert one.bubble == pytest.approx(bubble)
 
 
@@ -36,10 +36,10 @@ def test_the_bubble_is_that_of_narayanan_2021(pp, stages, micro_batches, bubble)
         ({"every": -1}, "every must be an integer of at least 1"),
         ({"dtype": "float8"}, "dtype must be one of float32, bfloat16"),
         ({"optimizer": "sgd"}, "optimizer must be one of adamw, muon"),
-        ({"stages_per_rank": 2}, "with pp = 1 it must be 1, not 2"),
-        ({"layout": Layout(pp=4), "stages_per_rank": 2}, "4 x 2 = 8 is greater than num_layers = 6"),
+        ({"pp_stages": 2}, "with pp = 1 it must be 1, not 2"),
+        ({"layout": Layout(pp=4), "pp_stages": 2}, "4 x 2 = 8 is greater than num_layers = 6"),
         ({"layout": Layout(pp=2), "micro_batch": 3}, "must divide the 16 rows of a process, but 3 does not"),
-        ({"layout": Layout(pp=2), "batch": 5, "stages_per_rank": 3}, "there are 5; a multiple of 2 would do"),
+        ({"layout": Layout(pp=2), "batch": 5, "pp_stages": 3}, "there are 5; a multiple of 2 would do"),
     ],
 )
 def test_what_cannot_be_a_step_is_refused_with_the_numbers(options, message):

@@ -11,6 +11,7 @@ from typing import Literal
 from ..activations import FLOAT32
 from ..memory import CHUNK_ELEMENTS
 from .plan import Plan
+from .stages import Stages
 from .tensors import Parameter, block_parameters, first_parameters, last_parameters
 
 Kind = Literal["all_gather", "reduce_scatter", "all_reduce", "send"]
@@ -49,7 +50,7 @@ class Collective:
 
 
 def block_collectives(plan: Plan) -> list[Collective]:
-    """Those of one block."""
+    """Those of one block, when it is not checkpointed; a checkpointed one adds `collectives_again`."""
     layout, parameters = plan.layout, block_parameters(plan.model, plan.layout.tp)
     found = list(_of_the_sequence(plan))
     if layout.tp > 1:  # what is whole on all ranks is used by each for a term
@@ -58,36 +59,41 @@ def block_collectives(plan: Plan) -> list[Collective]:
     return [*found, *_of_parameters(plan, parameters, gathers=("forward", "backward"))]
 
 
-def edge_collectives(plan: Plan) -> list[Collective]:
-    """Those of all that stands around the blocks: embedding, last norm, head and loss."""
-    model, stream = plan.model, plan.tokens * plan.model.d_model * FLOAT32
+def edge_collectives(stages: Stages) -> list[Collective]:
+    """Those of what stands around the blocks on a rank: the embedding on the first, norm, head and loss on the last."""
+    plan, model = stages.plan, stages.plan.model
+    stream = plan.tokens * model.d_model * plan.wide
     found = []
-    if plan.layout.tp > 1:
+    if plan.layout.tp > 1 and stages.is_first:
+        kind: Kind = "all_reduce" if model.learned_positions else "reduce_scatter"  # these are added to what is whole
+        found.append(_over("tp", plan, "forward", kind, 1, stream))
+        found += [_over("tp", plan, "backward", "all_gather", 1, stream)] * (not model.learned_positions)
+    if plan.layout.tp > 1 and stages.is_last:
         rows = max(1, CHUNK_ELEMENTS // -(-model.vocab_size // plan.layout.tp))
         chunks, left = divmod(plan.tokens, rows)
-        if model.learned_positions:  # added to whole embeddings, and then split
-            found += [_over("tp", plan, "forward", "all_reduce", 1, stream)]
-        else:
-            found += [_over("tp", plan, "forward", "reduce_scatter", 1, stream)]
         found += [
             _over("tp", plan, "forward", "all_gather", 1, stream),  # the sequence, before the last norm
             *(_over("tp", plan, "forward", "all_reduce", chunks, k * rows * FLOAT32) for k in (1, 2) if chunks),
             *(_over("tp", plan, "forward", "all_reduce", 1, k * left * FLOAT32) for k in (1, 2) if left),
-            _over(
-                "tp", plan, "backward", "all_reduce", 1, stream
-            ),  # each rank's term of the gradient of the head's input
-            _over("tp", plan, "backward", "all_gather", 1, stream),
+            _over("tp", plan, "backward", "all_reduce", 1, stream),  # each rank has a term of the gradient
         ]
-    parameters = [*first_parameters(model), *last_parameters(model)]
-    return [*found, *_of_parameters(plan, parameters, gathers=("forward",))]
+    return [*found, *_of_parameters(plan, stages.edges, gathers=("forward",))]
 
 
-def pipeline_collectives(plan: Plan) -> list[Collective]:
-    """What a stage sends to the next one, and what it sends back."""
+def pipeline_collectives(stages: Stages) -> list[Collective]:
+    """What a rank sends in a micro-batch: to the next stages, and back to those before."""
+    plan = stages.plan
     if plan.layout.pp == 1:
         return []
-    stream = plan.tokens * plan.model.d_model * FLOAT32 // plan.layout.tp
-    return [_over("pp", plan, phase, "send", 1, stream) for phase in ("forward", "backward")]
+    stream = plan.tokens * plan.model.d_model * plan.wide // plan.layout.tp
+    ahead, back = plan.pp_stages - stages.is_last, plan.pp_stages - stages.is_first
+    counts: list[tuple[Phase, int]] = [("forward", ahead), ("backward", back)]
+    found = [_over("pp", plan, phase, "send", count, stream) for phase, count in counts if count]
+    if plan.model.tie_embeddings and (stages.is_first or stages.is_last):  # both have a gradient of the same weight
+        found.append(
+            _over("pp", plan, "step", "send", 1, FLOAT32 * first_parameters(plan.model)[0].sharded(plan.layout))
+        )
+    return found
 
 
 def replica_collectives(plan: Plan) -> list[Collective]:
@@ -108,16 +114,20 @@ def replica_collectives(plan: Plan) -> list[Collective]:
     return [_over("dp", plan, "step", "all_reduce", 1, size) for size in buckets]
 
 
-def collectives_of_a_step(plan: Plan) -> list[Collective]:
-    """All of a step, of the device with the most layers."""
-    layers = -(-plan.model.num_layers // plan.layout.pp)
+def collectives_of_a_step(stages: Stages) -> list[Collective]:
+    """All that a rank takes part in, in a step."""
+    plan, layers = stages.plan, len(stages.layers)
     per_block = [replace(one, count=one.count * layers) for one in block_collectives(plan)]
-    checkpointed = layers // plan.every if plan.every else 0
+    checkpointed = sum(1 for layer in stages.layers if plan.every and (layer + 1) % plan.every == 0)
     per_block += [replace(one, count=one.count * checkpointed) for one in collectives_again(plan)]
-    per_stage = [replace(one, count=one.count * plan.stages_per_rank) for one in pipeline_collectives(plan)]
     return [
         replace(one, count=one.count * (1 if one.phase == "step" else plan.micro_batches))
-        for one in (*per_block, *edge_collectives(plan), *per_stage, *replica_collectives(plan))
+        for one in (
+            *per_block,
+            *edge_collectives(stages),
+            *pipeline_collectives(stages),
+            *replica_collectives(plan),
+        )
         if one.count
     ]
 
@@ -137,7 +147,7 @@ def _of_the_sequence(plan: Plan) -> Iterator[Collective]:
     if plan.layout.tp == 1:
         return
     numbers = plan.tokens * plan.model.d_model
-    wide, narrow = numbers * FLOAT32, numbers * plan.size  # norms give float32; a product's output has its dtype
+    wide, narrow = numbers * plan.wide, numbers * plan.size  # norms give float32; a product's output has its dtype
     yield _over("tp", plan, "forward", "all_gather", 2, wide)
     yield _over("tp", plan, "forward", "reduce_scatter", 2, narrow)
     yield _over("tp", plan, "backward", "all_gather", 2, narrow)
@@ -147,12 +157,16 @@ def _of_the_sequence(plan: Plan) -> Iterator[Collective]:
 def _of_parameters(plan: Plan, parameters: list[Parameter], *, gathers: tuple[Phase, ...]) -> Iterator[Collective]:
     """Data parallelism: shards are gathered before use, gradients scattered and reduced at the end of a step."""
     layout = plan.layout
-    if layout.fsdp > 1:
+    if layout.fsdp > 1 and parameters:
         gathered = sum(one.gathered(layout) for one in parameters)
-        for phase in gathers:
-            yield _over("fsdp", plan, phase, "all_gather", 1, gathered * plan.gathered_size)
+        if layout.pp == 1:
+            for phase in gathers:
+                yield _over("fsdp", plan, phase, "all_gather", 1, gathered * plan.wide)
+        else:  # kept from a backward to the next forward pass, which then does without
+            times = plan.micro_batches + 1
+            yield _over("fsdp", plan, "step", "all_gather", times, gathered * plan.wide)
         yield _over("fsdp", plan, "step", "reduce_scatter", 1, gathered * FLOAT32)
-    if layout.dp > 1 and not plan.is_replicated:
+    if layout.dp > 1 and parameters and not plan.is_replicated:
         mine = sum(one.sharded(layout) for one in parameters)
         yield _over("dp", plan, "step", "all_reduce", 1, mine * FLOAT32)
 

@@ -28,16 +28,17 @@ class Plan:
     every: int = 1
     """Every how many-th block is checkpointed, 0 for none."""
 
-    stages_per_rank: int = 1
+    pp_stages: int = 1
     """Stages on each device: 1 for the schedule 1F1B, more for the interleaved one."""
 
     optimizer: Optimizer = "adamw"
 
-    gathered_size: int = FLOAT32
-    """Bytes of a parameter when it is gathered: FSDP2 gathers float32 in `prenorm train`, which has autocast."""
+    wide: int = FLOAT32
+    """Bytes of a number outside matrix products: of the stream between blocks, and of parameters when they are gathered.
+    float32 in `prenorm train`, where products run under autocast; others keep all but the master weights narrow."""
 
     def __post_init__(self) -> None:
-        for name in ("batch", "micro_batch", "context", "stages_per_rank"):
+        for name in ("batch", "micro_batch", "context", "pp_stages"):
             check_size(name, getattr(self, name))
         if self.every:
             check_size("every", self.every)
@@ -53,22 +54,22 @@ class Plan:
             raise ConfigError(f"{reason}.")
 
     def _reasons_against_pipeline(self) -> Iterator[str]:
-        pp, each = self.layout.pp, self.stages_per_rank
+        pp, each = self.layout.pp, self.pp_stages
         if pp == 1 and each > 1:
-            yield f"stages_per_rank is for a pipeline: with pp = 1 it must be 1, not {each}"
+            yield f"pp_stages is for a pipeline: with pp = 1 it must be 1, not {each}"
         if pp * each > self.model.num_layers:
             yield (
-                f"every stage must have a layer, but pp x stages_per_rank = {pp} x {each} = {pp * each} is greater "
+                f"every stage must have a layer, but pp x pp_stages = {pp} x {each} = {pp * each} is greater "
                 f"than num_layers = {self.model.num_layers}"
             )
         if pp > 1 and self.rank_rows % self.micro_batch:
             yield (
                 f"micro_batch_size must divide the {self.rank_rows} rows of a process, but {self.micro_batch} does not"
             )
-        if each > 1 and self.micro_batches % max(1, self.micro_batches // pp):
+        if each > 1 and self.micro_batches % pp:
             yield (
-                f"the interleaved schedule runs micro-batches in equal rounds of at least pp = {pp}, but there are "
-                f"{self.micro_batches}; a multiple of {pp} would do"
+                f"with pp_stages, pp must divide the micro-batches of a process, but {pp} does not divide "
+                f"{self.micro_batches}"
             )
 
     @property
@@ -88,8 +89,8 @@ class Plan:
 
     @property
     def is_replicated(self) -> bool:
-        """Whether the ranks hold whole copies of their stage, so that DistributedDataParallel runs instead of FSDP2."""
-        return self.layout.dp > 1 and self.layout.fsdp == self.layout.tp == 1
+        """Whether the ranks hold whole copies of the model, so that DistributedDataParallel runs instead of FSDP2."""
+        return self.layout.dp > 1 and self.layout.fsdp == self.layout.tp == self.layout.pp == 1
 
     @property
     def size(self) -> int:
@@ -103,4 +104,4 @@ class Plan:
         Source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2, as a share of the whole step.
         """
         idle = self.layout.pp - 1
-        return idle / (self.stages_per_rank * self.micro_batches + idle)
+        return idle / (self.pp_stages * self.micro_batches + idle)

@@ -12,7 +12,7 @@ from .rank_memory import rank_bytes
 from .step_time import Seconds, step_seconds
 
 MOST_ROWS = 32  # of a micro-batch that is tried
-STAGES_PER_RANK = (1, 2, 4, 8)
+PP_STAGES = (1, 2, 4, 8)
 USABLE = 0.92  # of a device's memory: the rest is the driver's, the collectives', and an allocator's gaps
 
 
@@ -22,7 +22,7 @@ class Choices:
 
     micro_batch: int | None = None
     every: int | None = None
-    stages_per_rank: int | None = None
+    pp_stages: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,7 +50,7 @@ def best_plan(config: ModelConfig, plan: Plan, layout: Layout, cluster: Cluster,
     """The fastest plan with this layout of those that fit into the cluster's memory, or else the smallest."""
     reason, usable = "", int(cluster.memory * USABLE)
     best: Candidate | None = None
-    for micro_batch, every, stages_per_rank in _variants(plan, layout, choices):
+    for micro_batch, every, pp_stages in _variants(plan, layout, choices):
         against = layout.reasons(config, batch_size=plan.batch, micro_batch_size=micro_batch, context=plan.context)
         if layout.tp > cluster.node:
             against.append(f"tp must be at most a node's {cluster.node} devices, but it is {layout.tp}")
@@ -58,7 +58,7 @@ def best_plan(config: ModelConfig, plan: Plan, layout: Layout, cluster: Cluster,
             reason = reason or "; ".join(against)
             continue
         try:
-            one = replace(plan, layout=layout, micro_batch=micro_batch, every=every, stages_per_rank=stages_per_rank)
+            one = replace(plan, layout=layout, micro_batch=micro_batch, every=every, pp_stages=pp_stages)
         except ConfigError as error:
             reason = reason or str(error).rstrip(".")
             continue
@@ -81,16 +81,17 @@ def _variants(plan: Plan, layout: Layout, choices: Choices) -> Iterator[tuple[in
     rows = max(1, plan.batch // layout.data_ranks)
     sizes = [size for size in range(1, min(rows, MOST_ROWS) + 1) if rows % size == 0]
     most = plan.model.num_layers // layout.pp
-    stages = [count for count in STAGES_PER_RANK if count == 1 or (layout.pp > 1 and count <= most)]
+    stages = [count for count in PP_STAGES if count == 1 or (layout.pp > 1 and count <= most)]
     for micro_batch in [choices.micro_batch] if choices.micro_batch else sizes:
         for every in (0, 1) if choices.every is None else (choices.every,):
-            for stages_per_rank in [choices.stages_per_rank] if choices.stages_per_rank else stages:
-                yield micro_batch, every, stages_per_rank
+            for pp_stages in [choices.pp_stages] if choices.pp_stages else stages:
+                yield micro_batch, every, pp_stages
 
 
 def _compared(one: Candidate, best: Candidate) -> Candidate:
     """With the reason why it is slower than the best: what it spends more on."""
-    assert one.seconds is not None and best.seconds is not None
+    assert one.seconds is not None
+    assert best.seconds is not None
     more = {name: one.seconds[name] - best.seconds[name] for name in one.seconds if name != "total"}
     worst = max(more, key=lambda name: more[name])
     slower = one.seconds["total"] / best.seconds["total"] - 1

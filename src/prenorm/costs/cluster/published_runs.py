@@ -34,9 +34,12 @@ class PublishedRun:
 
 
 def published_runs() -> list[PublishedRun]:
-    """All runs, by source."""
-    return [*_torchtitan(), *_llm_foundry(), *_megatron(), *_llama_3()]
+    """All runs, by source. They keep all but the master weights in bfloat16."""
+    runs = [*_torchtitan(), *_llm_foundry(), *_megatron(), *_llama_3()]
+    return [replace(run, plan=replace(run.plan, wide=NARROW)) for run in runs]
 
+
+NARROW = 2  # bytes
 
 TORCHTITAN = "torchtitan, benchmarks/llama3_h100_202412_torchtitan.md"
 ASYNC_TP = "torchtitan, benchmarks/asyncTP_llama3_h100_2025-06_torchtitan.md, the runs without async TP"
@@ -54,9 +57,13 @@ def _torchtitan() -> list[PublishedRun]:
     def run(model: str, source: str, rate: int, rows: int, every: int, note: str = half, **layout: int) -> PublishedRun:
         spread = Layout(**layout)
         plan = Plan(
-            model=_named(model), layout=spread, batch=rows * spread.data_ranks, micro_batch=rows, context=8192,
+            model=_named(model),
+            layout=spread,
+            batch=rows * spread.data_ranks,
+            micro_batch=rows,
+            context=8192,
             every=every,
-        )  # fmt: skip
+        )
         return _by_tokens(f"{model}, {spread.world_size} GPUs", plan, cluster, rate, source, note)
 
     return [
@@ -83,9 +90,13 @@ def _llm_foundry() -> list[PublishedRun]:
     runs = []
     for cluster, name, devices, rate, micro, batch, every in rows:
         plan = Plan(
-            model=mpt(*sizes[name], 2048), layout=Layout(fsdp=devices), batch=batch, micro_batch=micro, context=2048,
+            model=mpt(*sizes[name], 2048),
+            layout=Layout(fsdp=devices),
+            batch=batch,
+            micro_batch=micro,
+            context=2048,
             every=every,
-        )  # fmt: skip
+        )
         note = not_named if cluster is h100 and devices > 8 else ""
         runs.append(_by_tokens(f"{name}, {devices} GPUs", plan, cluster, rate, LLM_FOUNDRY, note))
     return runs
@@ -95,17 +106,22 @@ def _megatron() -> list[PublishedRun]:
     cluster = replace(CLUSTERS["a100-80gb"], name="A100 80 GB")  # in Selene: 200 Gb/s for each
     attention = "attention is not fused, and its scores are computed again"
     sizes = {"22B": (6144, 48, 64), "175B": (12288, 96, 96), "530B": (20480, 105, 128), "1T": (25600, 128, 160)}
-    rows = [  # model, pp, dp, stages_per_rank, batch, micro-batch, seconds
+    rows = [  # model, pp, dp, pp_stages, batch, micro-batch, seconds
         *(("22B", 1, 1, 1, 4, 4, 1.10), ("175B", 8, 1, 3, 64, 1, 13.75), ("530B", 35, 1, 3, 280, 1, 37.83)),
         *(("1T", 64, 1, 1, 512, 1, 71.49), ("530B", 35, 8, 3, 2240, 1, 39.15)),
     ]
     runs = []
-    for name, pp, dp, stages_per_rank, batch, micro, seconds in rows:
+    for name, pp, dp, pp_stages, batch, micro, seconds in rows:
         layout = Layout(dp=dp, tp=8, pp=pp)
         plan = Plan(
-            model=gpt(*sizes[name]), layout=layout, batch=batch, micro_batch=micro, context=2048, every=0,
-            stages_per_rank=stages_per_rank,
-        )  # fmt: skip
+            model=gpt(*sizes[name]),
+            layout=layout,
+            batch=batch,
+            micro_batch=micro,
+            context=2048,
+            every=0,
+            pp_stages=pp_stages,
+        )
         note = f"{attention}; gradients are reduced after the backward pass" if dp > 1 else attention
         runs.append(
             PublishedRun(
@@ -116,20 +132,25 @@ def _megatron() -> list[PublishedRun]:
                 published=f"{seconds} s",
                 source=MEGATRON if dp == 1 else f"{MEGATRON}, and section 6.3",
                 note=note,
-            )  # fmt: skip
+            )
         )
     return runs
 
 
 def _llama_3() -> list[PublishedRun]:
     cluster = replace(CLUSTERS["h100-sxm"], name="H100")
-    note = "FLOPs taken as 6N + attention; schedule not in the table: one layer a stage, interleaved, assumed"
+    note = "FLOPs taken as 6N + attention; the schedule is not in the table: 7 stages a device, interleaved, assumed"
     runs = []
     for dp, rows, rate in ((64, 32, 430e12), (128, 16, 400e12)):
         plan = Plan(
-            model=_named("llama-3.1-405b"), layout=Layout(fsdp=dp, tp=8, pp=16), batch=dp * rows, micro_batch=1,
-            context=8192, every=0, stages_per_rank=7,
-        )  # fmt: skip
+            model=_named("llama-3.1-405b"),
+            layout=Layout(fsdp=dp, tp=8, pp=16),
+            batch=dp * rows,
+            micro_batch=1,
+            context=8192,
+            every=0,
+            pp_stages=7,
+        )
         tokens, devices = plan.batch * plan.context, plan.layout.world_size
         seconds = six_n_and_attention(plan.model, tokens, plan.context) / (rate * devices)
         runs.append(
@@ -141,7 +162,7 @@ def _llama_3() -> list[PublishedRun]:
                 published=f"{rate / 1e12:.0f} TFLOP/s",
                 source=LLAMA_3,
                 note=note,
-            )  # fmt: skip
+            )
         )
     return runs
 

@@ -60,7 +60,9 @@ class _Rank:
         self.sharded_block = FLOAT32 * sum(one.sharded(layout) for one in block)
         self.whole_block, self.whole_edges = self._whole(block), self._whole(stages.edges)
         self.flat_block = self._flat(block)
-        kinds = blocks(self.local, min(plan.micro_batch, plan.rank_rows), plan.context, dtype=plan.dtype, kernels="pytorch")
+        kinds = blocks(
+            self.local, min(plan.micro_batch, plan.rank_rows), plan.context, dtype=plan.dtype, kernels="pytorch"
+        )
         self.inside = [self._inside(kinds[layer]) for layer in stages.layers]
         self.kept = [
             self.part if plan.every and (layer + 1) % plan.every == 0 else inside
@@ -82,9 +84,9 @@ class _Rank:
         gradients = self.weights if plan.is_replicated else 0  # its buckets
         if self.accumulates:  # whole until they are scattered at the end of a step
             gradients += self.whole_edges + self.num_layers * self.whole_block
-        received = (not self.stages.is_first) + (not self.stages.is_last) if plan.stages_per_rank == 1 else 0
-        if plan.stages_per_rank > 1:
-            received = 2 * plan.stages_per_rank - self.stages.is_first - self.stages.is_last
+        received = (not self.stages.is_first) + (not self.stages.is_last) if plan.pp_stages == 1 else 0
+        if plan.pp_stages > 1:
+            received = 2 * plan.pp_stages - self.stages.is_first - self.stages.is_last
         buffers = received * plan.micro_batches * self.part if pp > 1 else 0
         return {
             "weights": self.weights,
@@ -97,7 +99,7 @@ class _Rank:
         """What other micro-batches keep while one is in its backward pass."""
         if self.layout.pp == 1:
             return 0
-        each = self.plan.stages_per_rank
+        each = self.plan.pp_stages
         stage = sum(self.kept) // each + self.part * (self.stages.is_first - self.stages.is_last) // each
         return (self.stages.in_flight - 1) * stage
 
@@ -184,7 +186,7 @@ class _Rank:
         """The buffer that shards are gathered in, which stays until the next one; a pipeline gathers less often."""
         if self.layout.fsdp == 1 or self.layout.pp > 1:
             return 0
-        return self.plan.gathered_size * sum(one.gathered(self.layout) for one in parameters)
+        return self.plan.wide * sum(one.gathered(self.layout) for one in parameters)
 
 
 def _local(model: Architecture, tp: int) -> Architecture:

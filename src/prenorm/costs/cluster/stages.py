@@ -30,7 +30,7 @@ class Stages:
     @property
     def layers(self) -> list[int]:
         """The numbers of its layers."""
-        pp, each = self.plan.layout.pp, self.plan.stages_per_rank
+        pp, each = self.plan.layout.pp, self.plan.pp_stages
         split = stage_layers(self.plan.model.num_layers, pp * each)
         return [layer for number in range(self.rank, pp * each, pp) for layer in split[number]]
 
@@ -40,7 +40,7 @@ class Stages:
 
         Source: Narayanan et al. 2021, arXiv:2104.04473, section 2.2.
         """
-        pp, each, count = self.plan.layout.pp, self.plan.stages_per_rank, self.plan.micro_batches
+        pp, each, count = self.plan.layout.pp, self.plan.pp_stages, self.plan.micro_batches
         if each == 1:
             return min(count, pp - self.rank)
         at_once = count // max(1, count // pp)
