@@ -2,7 +2,7 @@
 
 from collections.abc import Collection
 from itertools import accumulate
-from typing import Any, Self, cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -61,7 +61,7 @@ class Elsewhere(nn.Module):
         """x."""
         return x
 
-    def train(self, mode: bool = True) -> Self:
+    def train(self, mode: bool = True) -> "Elsewhere":
         """It has no modes, and so is never checkpointed."""
         return self
 
