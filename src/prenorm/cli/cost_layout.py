@@ -15,8 +15,8 @@ from ..distributed.layout import Layout
 from ..errors import ConfigError
 from ..validation import check_number, check_size
 from .cost_flags import CostFlags
-from .spread_tables import show_runs, show_spread
 from .named_model import NamedModel, find_model
+from .spread_tables import show_runs, show_spread
 
 DEVICE = "h100-sxm"
 CONTEXT = 8192  # or the model's max_seq_len, where that is smaller

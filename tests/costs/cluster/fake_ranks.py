@@ -104,9 +104,11 @@ class Peak(TorchDispatchMode):
 
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         result = func(*args, **(kwargs or {}))
+        known = len(self._known)
         for one in tree_leaves((args, kwargs, result)):
             self._meet(one)
-        self.bytes = max(self.bytes, sum(self._living()))
+        if len(self._known) > known:
+            self.bytes = max(self.bytes, sum(self._living()))
         return result
 
     def _meet(self, tensor: Any) -> None:
@@ -128,7 +130,7 @@ def run_a_step(config: ModelConfig, plan: Plan, pp_rank: int = 0) -> tuple[int, 
     """The peak bytes of a rank in its second step, and its collectives in that step."""
     layout = plan.layout
     mesh = fake_mesh(layout, pp_rank * layout.world_size // layout.pp)
-    # DistributedDataParallel makes its buckets in C++, where tensors are never fake.
+    # DistributedDataParallel works in C++, with real buckets.
     fake: Any = nullcontext() if plan.is_replicated else FakeTensorMode(allow_non_fake_inputs=True)
     with fake:
         model = TransformerLM(config).train()

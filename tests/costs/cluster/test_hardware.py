@@ -29,7 +29,7 @@ def test_a_group_within_a_node_uses_the_fast_link_and_a_larger_one_the_ports_of_
 
 def test_a_group_of_one_takes_no_time_and_every_hop_adds_its_own():
     assert H100.collective_seconds(1, 1, 1e9, 7) == 0
-    assert H100.collective_seconds(4, 1, 0, 3) == pytest.approx(3 * SECONDS_A_HOP)
+    assert H100.collective_seconds(4, 1, 0.0, 3) == pytest.approx(3 * SECONDS_A_HOP)
 
 
 def test_figures_of_ones_own_replace_the_devices_and_the_source_says_so():

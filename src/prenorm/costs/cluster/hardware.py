@@ -49,7 +49,7 @@ class Cluster:
 
     source: str = ""
 
-    def collective_seconds(self, size: int, stride: int, sent: float, hops: float) -> float:
+    def collective_seconds(self, size: int, stride: int, sent: float, hops: int) -> float:
         """Seconds of a collective in which each of `size` devices, `stride` apart, sends so many bytes.
 
         Devices of one node use the fast link; a ring through several nodes enters and leaves each over as many network
@@ -67,7 +67,8 @@ def _cluster(
     device: str, memory: int, node_link: float, network: float, *, products: float | None = None, sources: str
 ) -> Cluster:
     published = DEVICES[device]
-    assert published.flops_per_second is not None and published.bytes_per_second is not None
+    assert published.flops_per_second is not None
+    assert published.bytes_per_second is not None
     return Cluster(
         name=device,
         peak_flops=published.flops_per_second,
@@ -98,7 +99,7 @@ CLUSTERS: dict[str, Cluster] = {
 }
 
 
-def find_cluster(name: str, **figures: float | None) -> Cluster:
+def find_cluster(name: str, **figures: int | float | None) -> Cluster:
     """The cluster of a device by name, with figures of one's own where they are given. Raises ConfigError."""
     known = CLUSTERS.get(name.lower())
     if known is None:

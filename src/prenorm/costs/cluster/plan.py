@@ -34,8 +34,8 @@ class Plan:
     optimizer: Optimizer = "adamw"
 
     wide: int = FLOAT32
-    """Bytes of a number outside matrix products: of the stream between blocks, and of parameters when they are gathered.
-    float32 in `prenorm train`, where products run under autocast; others keep all but the master weights narrow."""
+    """Bytes of a number outside matrix products, in the stream between blocks and in parameters that are gathered:
+    float32 in `prenorm train`, where products run under autocast. Others keep all but the master weights narrow."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "micro_batch", "context", "pp_stages"):

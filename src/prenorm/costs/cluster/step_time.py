@@ -5,6 +5,7 @@ nothing hides, the pipeline's bubble and the optimiser. Products and attention a
 counted: what smaller matrices reach less, launches, imbalance between devices, input, and logging.
 """
 
+import math
 from dataclasses import dataclass
 
 from .. import flops
@@ -80,7 +81,7 @@ def _of_rank(stages: Stages, cluster: Cluster) -> Seconds:
     whole = sum(micro_batch.values())
     parts = {name: seconds * plan.micro_batches for name, seconds in micro_batch.items()}
     parts["bubble"] = whole * (plan.layout.pp - 1) / plan.pp_stages
-    sends = sum(_times(cluster, pipeline_collectives(stages), "pp")) / plan.pp_stages
+    sends = _seconds(cluster, pipeline_collectives(stages), "pp") / plan.pp_stages
     parts["pipeline_sends"] = (plan.layout.pp - 1) * sends  # while the pipeline fills and empties; others are hidden
     parts["sharding"] = _exposed(stages, cluster, forward.total, backward.total + again.total)
     written = ADAMW_BYTES / FLOAT32 * _sharded(stages)
@@ -106,22 +107,23 @@ def _block(plan: Plan, cluster: Cluster) -> tuple[_Work, _Work, _Work]:
         products,
         attention / ATTENTION_FORWARD_SHARE,
         elementwise[0],
-        sum(_times(cluster, collectives, "tp", "forward")),
+        _seconds(cluster, collectives, "tp", "forward"),
     )
     backward = _Work(
         2 * products,
         BACKWARD_ATTENTION * attention / ATTENTION_BACKWARD_SHARE,
         elementwise[1],
-        sum(_times(cluster, collectives, "tp", "backward")),
+        _seconds(cluster, collectives, "tp", "backward"),
     )
     if not plan.every:
         return forward, backward, _Work()
-    last = 0 if model.dropout or model.post_norm else 2 * tokens * model.d_model * model.d_ff / tp
+    # Without tensor parallelism it ends before its last product: see flops.recomputation.
+    last = 0 if model.dropout or model.post_norm or tp > 1 else 2 * tokens * model.d_model * model.d_ff
     again = (
         products - last / cluster.product_flops,
         forward.attention,
         forward.elementwise,
-        sum(_times(cluster, collectives_again(plan), "tp")),
+        _seconds(cluster, collectives_again(plan), "tp"),
     )
     return forward, backward, _Work(*(seconds / plan.every for seconds in again))
 
@@ -134,7 +136,7 @@ def _edges(stages: Stages, cluster: Cluster) -> _Work:
     return _Work(
         products=6 * logits * plan.model.d_model / cluster.product_flops,
         elementwise=LOGIT_PASSES * logits * plan.size / memory,
-        tensor_parallel=sum(_times(cluster, edge_collectives(stages), "tp")),
+        tensor_parallel=_seconds(cluster, edge_collectives(stages), "tp"),
     )
 
 
@@ -146,24 +148,23 @@ def _exposed(stages: Stages, cluster: Cluster, forward: float, backward: float) 
     """
     plan, layers = stages.plan, len(stages.layers)
     block, edges = block_collectives(plan), edge_collectives(stages)
-    in_forward = sum(_times(cluster, block, "fsdp", "forward"))
-    in_backward = sum(_times(cluster, block, "fsdp", "backward"))
-    once = [*_times(cluster, block, "fsdp", "step"), *_times(cluster, block, "dp", "step")]
+    in_forward = _seconds(cluster, block, "fsdp", "forward")
+    in_backward = _seconds(cluster, block, "fsdp", "backward")
+    once = _seconds(cluster, block, "fsdp", "step") + _seconds(cluster, block, "dp", "step")
     if plan.layout.pp > 1:  # gathers and reductions both are counted by the step, and hidden by all of its passes
         hidden = (forward + backward) * plan.micro_batches
-        exposed = layers * max(0.0, sum(once) - hidden)
+        exposed = layers * max(0.0, once - hidden)
     else:
         passes = max(0.0, in_forward - forward) + (plan.micro_batches - 1) * (
             max(0.0, in_forward - forward) + max(0.0, in_backward - backward)
         )
-        exposed = layers * (passes + max(0.0, in_backward + sum(once) - backward))
+        exposed = layers * (passes + max(0.0, in_backward + once - backward))
     around = sum(
-        seconds * (1 if phase == "step" else plan.micro_batches)
+        _seconds(cluster, edges, axis, phase) * (1 if phase == "step" else plan.micro_batches)
         for axis in ("fsdp", "dp")
         for phase in ("forward", "backward", "step")
-        for seconds in _times(cluster, edges, axis, phase)
     )
-    copies = sum(_times(cluster, replica_collectives(plan), "dp"))
+    copies = _seconds(cluster, replica_collectives(plan), "dp")
     return exposed + around + max(0.0, copies - layers * backward)
 
 
@@ -172,10 +173,10 @@ def _sharded(stages: Stages) -> int:
     return FLOAT32 * sum(one.sharded(stages.plan.layout) for one in (*stages.blocks, *stages.edges))
 
 
-def _times(cluster: Cluster, collectives: list[Collective], axis: str, phase: str | None = None) -> list[float]:
-    """The seconds of the collectives of an axis, and of a phase if one is given."""
-    return [
+def _seconds(cluster: Cluster, collectives: list[Collective], axis: str, phase: str | None = None) -> float:
+    """What the collectives of an axis take, and of a phase if one is given."""
+    return math.fsum(
         one.count * cluster.collective_seconds(one.size, one.stride, one.sent, one.hops)
         for one in collectives
         if one.axis == axis and phase in (None, one.phase)
-    ]
+    )
