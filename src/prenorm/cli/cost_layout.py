@@ -36,8 +36,9 @@ def run(flags: CostFlags) -> int:
     named, cluster = find_model(flags.model), _cluster(flags)
     plan, choices = _plan(flags, named), _choices(flags)
     layout = _layout(flags)
-    candidates = propose(named.config, plan, cluster, choices)
-    chosen = candidates[0] if layout is None else _with_layout(layout, named, plan, cluster, choices)
+    assert flags.gpus is not None
+    candidates = propose(named.config, plan, flags.gpus, cluster, choices)
+    chosen = candidates[0] if layout is None else _with_layout(layout, flags.gpus, named, plan, cluster, choices)
     if chosen.plan is None:
         raise ConfigError(f"no layout of {flags.gpus} devices can work: {chosen.layout}: {chosen.reason}.")
     figures = {"tokens": flags.tokens, "utilisation": flags.utilisation, "watts": _watts(flags)}
@@ -67,8 +68,7 @@ def run_published(flags: CostFlags) -> int:
 
 
 def _plan(flags: CostFlags, named: NamedModel) -> Plan:
-    """The step, all on data ranks for now: a proposal replaces the layout."""
-    assert flags.gpus is not None
+    """The step, on one device: a layout replaces it."""
     model = named.architecture
     context = min(CONTEXT, model.max_seq_len) if flags.context is None else flags.context
     check_context(context, model)
@@ -79,7 +79,7 @@ def _plan(flags: CostFlags, named: NamedModel) -> Plan:
         )
     return Plan(
         model=model,
-        layout=Layout(dp=flags.gpus),
+        layout=Layout(),
         batch=flags.gpus if flags.batch is None else flags.batch,
         micro_batch=1,
         context=context,
@@ -113,11 +113,13 @@ def _layout(flags: CostFlags) -> Layout | None:
     return layout
 
 
-def _with_layout(layout: Layout, named: NamedModel, plan: Plan, cluster: Cluster, choices: Choices) -> Candidate:
+def _with_layout(
+    layout: Layout, devices: int, named: NamedModel, plan: Plan, cluster: Cluster, choices: Choices
+) -> Candidate:
     """The fastest plan with this layout. Raises ConfigError with the nearest layout that works if it cannot."""
     layout.check(
         named.config,
-        world_size=plan.layout.world_size,
+        world_size=devices,
         batch_size=plan.batch,
         micro_batch_size=choices.micro_batch or 1,
         context=plan.context,

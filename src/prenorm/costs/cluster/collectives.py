@@ -4,7 +4,7 @@ What distributed/ does, counted: tests/costs/cluster/test_collectives.py runs it
 finds these numbers. Left out are a few scalars a step: the counts of targets, and the terms of the gradient's norm.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -149,7 +149,7 @@ def _of_the_sequence(plan: Plan) -> Iterator[Collective]:
     yield _over("tp", plan, "backward", "reduce_scatter", 2, wide)
 
 
-def _of_parameters(plan: Plan, parameters: list[Parameter], *, gathers: tuple[Phase, ...]) -> Iterator[Collective]:
+def _of_parameters(plan: Plan, parameters: Sequence[Parameter], *, gathers: tuple[Phase, ...]) -> Iterator[Collective]:
     """Data parallelism: shards are gathered before use, gradients scattered and reduced at the end of a step."""
     layout = plan.layout
     if layout.fsdp > 1 and parameters:

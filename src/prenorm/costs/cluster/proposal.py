@@ -38,9 +38,12 @@ class Candidate:
     """What is wrong with the layout; "" for the best."""
 
 
-def propose(config: ModelConfig, plan: Plan, cluster: Cluster, choices: Choices) -> list[Candidate]:
-    """The fastest plan with each layout of as many devices as `plan` has: the best first, those that cannot be last."""
-    found = [best_plan(config, plan, layout, cluster, choices) for layout in layouts(plan.layout.world_size)]
+def propose(config: ModelConfig, plan: Plan, devices: int, cluster: Cluster, choices: Choices) -> list[Candidate]:
+    """The fastest plan with each layout of so many devices: the best first, those that cannot be last.
+
+    plan: the step, on one device.
+    """
+    found = [best_plan(config, plan, layout, cluster, choices) for layout in layouts(devices)]
     found.sort(key=lambda one: (not one.fits, one.seconds is None, one.seconds["total"] if one.seconds else 0.0))
     best = found[0]
     return [_compared(one, best) if one.fits and one is not best else one for one in found]

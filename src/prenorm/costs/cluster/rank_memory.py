@@ -6,7 +6,7 @@ and tensors that do not exist, and finds these numbers within 5 %. What an alloc
 the buffers of collectives come on top.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 from ..activations import FLOAT32, INT64, blocks, norm_bytes
@@ -68,6 +68,7 @@ class _Rank:
             self.part if plan.every and (layer + 1) % plan.every == 0 else inside
             for layer, inside in zip(stages.layers, self.inside, strict=True)
         ]
+        self.standing = self._standing()
 
     def moments(self) -> Iterator[Bytes]:
         """What is in memory at each moment that may be the peak."""
@@ -132,12 +133,14 @@ class _Rank:
         down = 0 if self.accumulates else FLOAT32 * self.model.d_model * self.local.d_ff
         on_the_way = self.stream + 2 * self.tokens * self.local.d_ff * self.size
         gradients = 0 if self.accumulates else self.head * FLOAT32
+        held = sum(self.kept)
         for done in range(self.num_layers):
             layer = self.num_layers - 1 - done
+            held -= self.kept[layer]
             scattered = self._gathered(self.whole_block) * (done > 0 and not self.accumulates)  # still on their way
             together = 1 if self.layout.pp == 1 else done + 1  # a pipeline keeps blocks gathered for the next pass
             yield self._with(
-                activations=sum(self.kept[:layer]) + self.inside[layer] + on_the_way,
+                activations=held + self.inside[layer] + on_the_way,
                 gradients=gradients + down + scattered,
                 gathered=self._gathered(self.whole_edges + together * self.whole_block) + self.flat_block,
             )
@@ -157,11 +160,10 @@ class _Rank:
     def _in_the_step(self) -> Bytes:
         """In the optimiser's step."""
         gradients = self.weights * (2 if self.plan.is_replicated else 1)
-        return {**dict.fromkeys(PARTS, 0), **self._standing(), "gradients": gradients}
+        return {**dict.fromkeys(PARTS, 0), **self.standing, "gradients": gradients}
 
     def _with(self, **more: int) -> Bytes:
-        standing = self._standing()
-        return {name: standing.get(name, 0) + more.get(name, 0) for name in PARTS}
+        return {name: self.standing.get(name, 0) + more.get(name, 0) for name in PARTS}
 
     def _inside(self, parts: Bytes) -> int:
         """What a block saves: of what is a part of the sequence, this rank's."""
@@ -175,14 +177,14 @@ class _Rank:
             return self.plan.context * INT64
         return 2 * self.plan.context * (self.model.rotated_features // 2) * FLOAT32
 
-    def _whole(self, parameters: list[Parameter]) -> int:
+    def _whole(self, parameters: Sequence[Parameter]) -> int:
         return FLOAT32 * sum(one.held(self.layout.tp) for one in parameters)
 
     def _gathered(self, size: int) -> int:
         """What FSDP2 makes for use, of this size, where it runs: without a second data axis it is a copy."""
         return size if self.layout.data_ranks > 1 and not self.plan.is_replicated else 0
 
-    def _flat(self, parameters: list[Parameter]) -> int:
+    def _flat(self, parameters: Sequence[Parameter]) -> int:
         """The buffer that shards are gathered in, which stays until the next one; a pipeline gathers less often."""
         if self.layout.fsdp == 1 or self.layout.pp > 1:
             return 0

@@ -47,7 +47,7 @@ class Stages:
         return min(count * each, (each - 1) * at_once + 2 * (pp - 1 - self.rank) + 1)
 
     @property
-    def blocks(self) -> list[Parameter]:
+    def blocks(self) -> tuple[Parameter, ...]:
         """The parameters of its blocks."""
         return block_parameters(self.plan.model, self.plan.layout.tp) * len(self.layers)
 

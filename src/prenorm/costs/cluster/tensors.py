@@ -6,6 +6,7 @@ along its second where distributed/data_parallel.py says so. Counted is the firs
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from ...distributed.layout import Layout
@@ -47,14 +48,15 @@ class Parameter:
         return (-(-rows // tp) if self.split == "rows" else rows, columns // tp if self.split == "columns" else columns)
 
 
-def block_parameters(model: Architecture, tp: int) -> list[Parameter]:
+@lru_cache
+def block_parameters(model: Architecture, tp: int) -> tuple[Parameter, ...]:
     """The parameters of a block, in the order of its forward pass.
 
     tp: ranks; where they are more than the key heads, each has keys and values whole.
     """
     kv: Split = "none" if model.num_kv_heads % tp else "rows"
     d, norm = model.d_model, [_vector(model.d_model)] * model.norm_vectors
-    return [
+    return (
         *norm,
         *_linear(model.query_width, d, "rows", bias=model.qkv_bias),
         *_linear(model.kv_width, d, kv, bias=model.qkv_bias),
@@ -64,7 +66,7 @@ def block_parameters(model: Architecture, tp: int) -> list[Parameter]:
         *norm * (model.norms - 1),
         *(one for _ in range(1 + model.gated) for one in _linear(model.d_ff, d, "rows", bias=model.ffn_bias)),
         *_linear(d, model.d_ff, "columns", bias=model.ffn_bias),
-    ]
+    )
 
 
 def first_parameters(model: Architecture) -> list[Parameter]:
