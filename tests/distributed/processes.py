@@ -14,6 +14,7 @@ import signal
 import time
 import traceback
 from collections.abc import Callable
+from contextlib import suppress
 from datetime import timedelta
 from multiprocessing.connection import Connection, wait
 from pathlib import Path
@@ -90,7 +91,7 @@ class Ranks:
     def kill(self) -> None:
         """End those that still run, stopped ones too."""
         for process in self.processes:
-            if process.is_alive():
+            with suppress(ProcessLookupError):  # it may end right now
                 os.kill(process.pid or 0, signal.SIGKILL)
             process.join()
         for pipe in self.pipes:

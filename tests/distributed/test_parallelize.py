@@ -174,8 +174,8 @@ def own_block_errors(kind):
     expected.square().mean().backward()
     part = slice(2 * mesh.get_local_rank("fsdp"), 2 * mesh.get_local_rank("fsdp") + 2)
     grads = [distance(whole(a.grad), b.grad) for a, b in zip(block.parameters(), single.parameters(), strict=True)]
-    split = [one for one in block.parameters() if any(p.is_shard(1) or p.is_shard(0) for p in one.placements[1:])]
-    assert len(split) == 7  # every matrix
+    matrices = [one for one in block.parameters() if one.ndim == 2]
+    assert [one.placements[1].is_replicate() for one in matrices] == [False] * 7
     return [distance(y, expected[part]), distance(mine.grad / 2, whole_x.grad[part]), *grads]
 
 
@@ -183,7 +183,8 @@ class OwnAttention(nn.Module):
     def __init__(self, width, heads):
         super().__init__()
         self.heads, self.width = heads, width
-        self.query, self.key, self.value, self.out = (nn.Linear(width, width) for _ in range(4))
+        self.query, self.value, self.out = (nn.Linear(width, width) for _ in range(3))
+        self.key = nn.Linear(width, width, bias=False)  # the gradient of a bias would be zero: the same for all scores
 
     def forward(self, x, mask=None):
         batch, seq, _ = x.shape
@@ -209,7 +210,7 @@ class OwnBlock(nn.Module):
         self.norm1, self.norm2 = nn.LayerNorm(32), nn.RMSNorm(32)
         self.attention = prenorm.SelfAttention(32, 4) if kind == "ours" else OwnAttention(32, 4)
         self.feed_forward = OwnFeedForward(32, 64) if kind == "theirs" else prenorm.SwiGLU(32, 64)
-        self.scale = nn.Parameter(torch.tensor(0.7))
+        self.scale = nn.Parameter(torch.tensor([0.7]))
 
     def forward(self, x):
         x = x + self.scale * self.attention(self.norm1(x))
@@ -217,7 +218,7 @@ class OwnBlock(nn.Module):
 
 
 def test_what_cannot_be_spread_is_refused(tmp_path):
-    assert run(refusals, 2, tmp_path) == [[True] * 9] * 2
+    assert run(refusals, 2, tmp_path) == [[True] * 10] * 2
 
 
 def refusals():
@@ -233,11 +234,18 @@ def refusals():
         refused("no layer of this Linear can be split", nn.Linear(2, 2), tp),
         refused("tp must divide num_heads, but 2 does not divide 3", three_heads, tp),
         refused("norm of queries and keys is not the same for each head", model_of(wide), tp),
-        refused("lm_head is quantised", model_of({}).quantize("int8"), tp),
+        refused("a quantised model cannot be split", model_of({}).quantize("int8"), tp),
         refused("has no attn", nn.Sequential(nn.Linear(2, 2)), tp, styles={"attn": SplitLayer(("q",), ("o",))}),
         refused("can be spread over processes once", done, tp),
+        refused("scale is a single number", scalar(), make_mesh(Layout(fsdp=2))),
         refused("tp must be 1 for an EncoderDecoder", prenorm.EncoderDecoder(ENCODER_DECODER), tp),
     ]
+
+
+def scalar():
+    module = nn.Linear(2, 2)
+    module.scale = nn.Parameter(torch.tensor(1.0))
+    return module
 
 
 ENCODER_DECODER = prenorm.EncoderDecoderConfig(vocab_size=10, d_model=8, num_layers=1, num_heads=2)

@@ -6,7 +6,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from prenorm import ConfigError, ModelConfig, TransformerLM
+from prenorm import ConfigError, ModelConfig, RangeError, TransformerLM
+from prenorm.distributed.gradients import clip_grad_norm_
 from prenorm.distributed.layout import Layout
 from prenorm.distributed.mesh import Place, make_mesh
 from prenorm.distributed.pipeline import MicroBatch, Pipeline
@@ -14,6 +15,8 @@ from prenorm.distributed.stages import split_into_stages, stage_layers
 from prenorm.family import Family
 from prenorm.kernels.dropout_masks import DropoutKey, dropout_key
 from prenorm.ops.cross_entropy import IGNORED
+from prenorm.training.config import TrainConfig
+from prenorm.training.optimizer import MuonAndAdamW
 
 from .processes import run
 
@@ -63,26 +66,33 @@ def in_one_process(fields, seed=None, **options):
 
 
 def as_stages(layout, fields, stages_per_rank, rows, seed, options):
-    """On each rank: two losses with and one without gradients, and whole gradients of its parameters of the second."""
+    """On each rank: two losses with gradients, one in evaluation, the norm of all; and its own gradients, whole."""
     model, mesh, place = model_of(**fields), make_mesh(layout), Place(layout, dist.get_rank())
     pipeline = Pipeline(model, mesh, stages_per_rank=stages_per_rank, **options)
     parts = list(micro_batches(rows, seed, place))
     losses = [pipeline.add_up_gradients(parts)]
     model.zero_grad()
     losses.append(pipeline.add_up_gradients(parts))
-    gradients = {name: getattr(one.grad, "full_tensor", one.grad.clone)() for name, one in model.named_parameters()}
+    gradients = {name: whole_of(one.grad) for name, one in model.named_parameters()}
+    tied = [pipeline.tied_weight] if place.pp and pipeline.tied_weight is not None else []
+    norm = clip_grad_norm_(model.parameters(), 0.1, mesh, counted_elsewhere=tied).item()
     model.eval()
     losses = torch.tensor([*losses, pipeline.loss(parts)], dtype=torch.float64)
     for axis in ("dp", "fsdp"):
         dist.all_reduce(losses, group=mesh.get_group(axis))
-    return (losses / layout.data_ranks).tolist(), gradients
+    return [*(losses / layout.data_ranks).tolist(), norm], gradients
+
+
+def whole_of(gradient):
+    return getattr(gradient, "full_tensor", lambda: gradient)().clone()
 
 
 def assert_same(ranks, fields, seed=None):
     loss, gradients = in_one_process(fields, seed)
+    norm = torch.linalg.vector_norm(torch.stack([one.norm() for one in gradients.values()])).item()
     found = {}
-    for losses, parts in ranks:
-        assert losses[:2] == pytest.approx([loss, loss], rel=1e-6)
+    for (first, second, _, clipped), parts in ranks:
+        assert [first, second, clipped] == pytest.approx([loss, loss, norm], rel=1e-6)
         for name, part in parts.items():
             apart = torch.linalg.vector_norm(part - gradients[name])
             assert apart <= 1e-6 * torch.linalg.vector_norm(gradients[name]), name
@@ -94,36 +104,75 @@ def assert_same(ranks, fields, seed=None):
 LEARNED = Family(learned_positions=True, gated=False, norm="layer", ffn_bias=True, activation="gelu")
 
 
-long = pytest.mark.long
-DROPPED = {"dropout": 0.2, "tie_embeddings": True}
+TIED = {"tie_embeddings": True}
+DROPPED = {"dropout": 0.2, **TIED}
+CASES = [  # layout, stages of a rank, rows of a micro-batch, the model, seed of dropout, what the pipeline is given
+    (Layout(pp=2), 1, 2, DROPPED, 5, {"use_checkpointing": True}),
+    (Layout(pp=2), 2, 2, TIED, None, {}),
+    (Layout(pp=4), 1, 2, {}, None, {}),
+    (Layout(pp=4), 1, 1, TIED, None, {}),
+    (Layout(pp=2), 2, 1, {"dropout": 0.3}, 2**70, {"use_checkpointing": 2}),
+    (Layout(pp=3), 1, 2, {"qk_norm": True, "window": 4}, None, {}),
+    (Layout(pp=2), 1, 4, {"family": LEARNED}, None, {}),
+    (Layout(pp=8), 1, 1, {"num_layers": 8, "dropout": 0.1}, 3, {}),
+    (Layout(pp=2, dp=2), 1, 2, DROPPED, 3, {}),
+    (Layout(pp=2, fsdp=2), 1, 2, DROPPED, 3, {"use_checkpointing": True}),
+    (Layout(pp=2, tp=2), 1, 2, DROPPED, 3, {"use_checkpointing": True}),
+    (Layout(pp=2, tp=2), 2, 2, {}, None, {}),
+    (Layout(pp=2, fsdp=2), 2, 2, {}, None, {}),
+    (Layout(pp=2, dp=2, fsdp=2), 1, 1, {}, None, {}),
+    (Layout(pp=2, dp=2, tp=2), 1, 2, DROPPED, 4, {}),
+    (Layout(pp=2, fsdp=2, tp=2), 1, 2, DROPPED, 4, {}),
+    (Layout(pp=2, fsdp=2, tp=2), 2, 2, {"dropout": 0.2}, 4, {"use_checkpointing": True}),
+    (Layout(pp=2, tp=2), 1, 2, {"family": LEARNED, "num_heads": 4, "tie_embeddings": True}, None, {}),
+]
 
 
 @pytest.mark.parametrize(
     ("layout", "stages", "rows", "fields", "seed", "options"),
     [
-        (Layout(pp=2), 1, 2, DROPPED, 5, {"use_checkpointing": True}),
-        pytest.param(Layout(pp=2), 2, 2, DROPPED, None, {}, marks=long),
-        pytest.param(Layout(pp=4), 1, 2, {}, None, {}, marks=long),
-        pytest.param(Layout(pp=4), 1, 1, DROPPED, None, {}, marks=long),
-        pytest.param(Layout(pp=2), 2, 1, {"dropout": 0.3}, 2**70, {"use_checkpointing": 2}, marks=long),
-        pytest.param(Layout(pp=3), 1, 2, {"qk_norm": True, "window": 4}, None, {}, marks=long),
-        pytest.param(Layout(pp=2), 1, 4, {"family": LEARNED}, None, {}, marks=long),
-        pytest.param(Layout(pp=8), 1, 1, {"num_layers": 8, "dropout": 0.1}, 3, {}, marks=long),
-        pytest.param(Layout(pp=2, dp=2), 1, 2, DROPPED, 3, {}, marks=long),
-        pytest.param(Layout(pp=2, fsdp=2), 1, 2, DROPPED, 3, {"use_checkpointing": True}, marks=long),
-        pytest.param(Layout(pp=2, tp=2), 1, 2, DROPPED, 3, {"use_checkpointing": True}, marks=long),
-        pytest.param(Layout(pp=2, tp=2), 2, 2, {}, None, {}, marks=long),
-        pytest.param(Layout(pp=2, fsdp=2), 2, 2, {}, None, {}, marks=long),
-        pytest.param(Layout(pp=2, dp=2, fsdp=2), 1, 1, {}, None, {}, marks=long),
-        pytest.param(Layout(pp=2, dp=2, tp=2), 1, 2, DROPPED, 4, {}, marks=long),
-        pytest.param(Layout(pp=2, fsdp=2, tp=2), 1, 2, DROPPED, 4, {}, marks=long),
-        pytest.param(Layout(pp=2, fsdp=2, tp=2), 2, 2, {"dropout": 0.2}, 4, {"use_checkpointing": True}, marks=long),
+        pytest.param(*case, marks=[pytest.mark.long] if number else [], id=str(number))
+        for number, case in enumerate(CASES)
     ],
-    ids=str,
 )
 def test_losses_and_gradients_are_those_of_one_process(layout, stages, rows, fields, seed, options, tmp_path):
     ranks = run(as_stages, layout.world_size, tmp_path, layout, fields, stages, rows, seed, options)
     assert_same(ranks, fields, seed)
+
+
+def trained(layout, optimizer):
+    """The losses of 12 steps with clipped gradients; in one process without a layout."""
+    rate = {"lr": 0.01} if optimizer == "adamw" else {}
+    config = TrainConfig.from_fields({"preset": "tiny", "optimizer": optimizer, "weight_decay": 0.1, **rate})
+    model, place, mesh, tied = model_of(**TIED), None, None, []
+    if layout is not None:
+        mesh, place = make_mesh(layout), Place(layout, dist.get_rank())
+        pipeline = Pipeline(model, mesh)
+        tied = [pipeline.tied_weight] if place.pp and pipeline.tied_weight is not None else []
+    steps, losses = MuonAndAdamW(model, config), []
+    for step in range(1, 13):
+        if layout is None:
+            (whole,) = micro_batches(ROWS)
+            loss = model.loss(whole.token_ids, whole.targets, segment_ids=whole.segment_ids)
+            loss.backward()
+        else:
+            loss = torch.tensor(pipeline.add_up_gradients(list(micro_batches(2, None, place))))
+            dist.all_reduce(loss)
+            loss = loss / layout.world_size
+        losses.append(loss.item())
+        clip_grad_norm_(model.parameters(), 1.0, mesh, counted_elsewhere=tied)
+        steps.step(min(1.0, step / 4))
+    return losses
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(("optimizer", "apart"), [("adamw", 1e-5), ("muon", 1e-3)])
+@pytest.mark.parametrize("layout", [Layout(pp=2, tp=2), Layout(pp=2, fsdp=2), Layout(pp=2, fsdp=2, tp=2)], ids=str)
+def test_over_twelve_steps_losses_are_those_of_one_process(layout, optimizer, apart, tmp_path):
+    expected = trained(None, optimizer)
+    assert expected[-1] < 0.9 * expected[0]
+    for losses in run(trained, layout.world_size, tmp_path, layout, optimizer):
+        assert losses == pytest.approx(expected, rel=apart)
 
 
 def test_layers_are_spread_evenly_and_an_odd_one_is_not_beside_the_head():
@@ -165,6 +214,23 @@ def refused(counts, stages_per_rank):
         pipeline.add_up_gradients(parts)
     except ConfigError as error:
         return str(error)
+
+
+def out_of_range():
+    """What a token outside the vocabulary raises on the first stage, once the pipeline has run."""
+    pipeline = Pipeline(model_of(), make_mesh(Layout(pp=2)))
+    parts = list(micro_batches(2))
+    pipeline.add_up_gradients(parts)
+    if dist.get_rank() == 0:  # the other one would wait for activations
+        parts[0].token_ids[0, 0] = 40
+        try:
+            pipeline.add_up_gradients(parts)
+        except RangeError as error:
+            return str(error)
+
+
+def test_what_a_stage_raises_comes_as_it_is(tmp_path):
+    assert "40" in run(out_of_range, 2, tmp_path)[0]
 
 
 def test_micro_batches_that_no_schedule_can_run_are_refused(tmp_path):

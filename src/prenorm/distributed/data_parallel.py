@@ -16,6 +16,8 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
+from ..errors import ConfigError
+
 METHODS = ("forward", "loss", "hidden")  # of a model, those that gradients flow through
 REPLICA = "_replica"  # where a module keeps the DistributedDataParallel that it runs in
 
@@ -72,6 +74,16 @@ def no_sync(module: nn.Module) -> Iterator[None]:
             module.set_requires_gradient_sync(True)
     else:
         yield
+
+
+def check_shardable(module: nn.Module) -> None:
+    """Raise ConfigError for parameters that FSDP2 cannot shard."""
+    for name, parameter in module.named_parameters():
+        if parameter.ndim == 0:
+            raise ConfigError(
+                f"FSDP2 shards parameters along a dim, but {name} is a single number without one; "
+                "nn.Parameter(torch.ones(1)) has a dim. (With dp alone it may stay.)"
+            )
 
 
 def is_spread(module: nn.Module) -> bool:

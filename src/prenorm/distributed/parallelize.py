@@ -55,17 +55,20 @@ def parallelize(
             "or give one mesh with all dims."
         )
     used = [name for name in ("dp", "fsdp", "tp") if sizes[name] > 1]
+    with_ddp = used == ["dp"] and sizes["pp"] == 1 and mp_policy is None
+    with_fsdp = not with_ddp and (used != ["tp"] or mp_policy is not None)
+    dims = ("dp", "fsdp") if sizes["dp"] > 1 else ("fsdp",)
+    if with_fsdp:
+        data_parallel.check_shardable(module)
+        if missing := [name for name in dims if name not in names]:
+            raise ConfigError(f"with {' and '.join(used)} the mesh must have a dim {missing[0]}, of size 1 perhaps.")
     for name in used:
         data_parallel.agree(module, mesh[name])
     if sizes["tp"] > 1:
         split(module, mesh["tp"], styles or {})
-    if used == ["dp"] and sizes["pp"] == 1 and mp_policy is None:
+    if with_ddp:
         data_parallel.replicate(module, mesh["dp"])
-    elif {"dp", "fsdp"} & set(used) or mp_policy is not None:
-        dims = ("dp", "fsdp") if sizes["dp"] > 1 else ("fsdp",)
-        missing = [name for name in dims if name not in names]
-        if missing:
-            raise ConfigError(f"with {' and '.join(used)} the mesh must have a dim {missing[0]}, of size 1 perhaps.")
-        options = {"mp_policy": mp_policy, "reshard_after_forward": reshard_after_forward}
-        data_parallel.shard(module, mesh[dims] if len(dims) > 1 else mesh[dims[0]], **options)  # type: ignore[arg-type]
+    elif with_fsdp:
+        over = mesh[dims] if len(dims) > 1 else mesh[dims[0]]
+        data_parallel.shard(module, over, mp_policy=mp_policy, reshard_after_forward=reshard_after_forward)
     return module

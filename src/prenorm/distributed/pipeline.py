@@ -9,10 +9,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGPipe, ScheduleInterleaved1F1B
 
-from ..errors import ConfigError
+from ..errors import ConfigError, PrenormError
 from ..kernels.dropout_masks import DropoutKey, dropout_key
 from ..layers.sharded import is_sharded
 from ..models.lm import TransformerLM
@@ -63,6 +63,7 @@ class Pipeline:
         ]
         for stage in self._stages:
             if isinstance(stage.model, FSDPModule):  # the schedules ask the stage, and reduce gradients once a step
+                register_fsdp_forward_method(stage.model, "loss" if stage.is_last else "hidden")
                 fully_shard(stage, mesh=mesh["dp", "fsdp"] if mesh["dp"].size() > 1 else mesh["fsdp"])
         self._schedules: dict[tuple[object, ...], Any] = {}  # receiving buffers have a shape
 
@@ -97,7 +98,12 @@ class Pipeline:
         first = [torch.cat([one.token_ids for one in micro_batches])] if self._rank == 0 else []
         schedule = self._schedule(len(micro_batches), micro_batches[0].token_ids.shape, training=training)
         run = schedule.step if training else schedule.eval
-        run(*first, number=numbers, target=numbers, losses=losses, return_outputs=False)
+        try:
+            run(*first, number=numbers, target=numbers, losses=losses, return_outputs=False)
+        except RuntimeError as error:  # a schedule puts one of its own around what a stage raises
+            if isinstance(error.__cause__, PrenormError):
+                raise error.__cause__ from None
+            raise
 
     def _schedule(self, count: int, shape: torch.Size, *, training: bool) -> Any:
         if (known := self._schedules.get((count, shape, training))) is not None:
@@ -132,7 +138,7 @@ class Pipeline:
     def _share_tied_gradient(self) -> None:
         """Give the embedding on the first stage and the tied head on the last one the sum of both gradients."""
         weight = self.tied_weight
-        if weight is None or weight.grad is None:
+        if weight is None or weight.grad is None or self._ranks == 1:
             return
         own = weight.grad.to_local() if is_sharded(weight.grad) else weight.grad  # type: ignore[attr-defined]
         other, peer = torch.empty_like(own), dist.get_global_rank(self._group, self._ranks - 1 - self._rank)

@@ -73,7 +73,8 @@ class FamilyBlock(nn.Module, ABC):
         options: dict[str, Any] = {"mask": mask, "segment_ids": segment_ids, "cache": cache}
         attention = untouched_attention(self.attn)
         # A layer without rotation also receives the model's token_positions, which are meant for the other layers.
-        positions = None if attention is not None and attention.rope is None else token_positions
+        rotates = not isinstance(self.attn, FamilyAttention) or self.attn.rope is not None
+        positions = token_positions if rotates else None
         if plan is None:
             run = partial(FORWARD, self, x, positions, **options)
             return planned(run, attention, x, positions, **options)
