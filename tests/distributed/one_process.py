@@ -44,14 +44,14 @@ def num_targets(batch):
     return int(kept.sum())
 
 
-def errors(layouts, fields, *, packed=False, use_checkpointing=False, seq=12, micro_batches=1):
+def errors(layouts, fields, *, packed=False, use_checkpointing=False, seq=12, dtype=torch.float32):
     """For each layout: how far loss, clipped norm and the worst gradient are from one process's, relatively."""
     found = []
     for sizes in layouts:
         layout = Layout(*sizes)
         place = Place(layout, torch.distributed.get_rank())
         mesh = make_mesh(layout)
-        model = model_of(fields)
+        model = model_of(fields).to(dtype)
         single = copy.deepcopy(model)
         batch = batch_of(model.config.vocab_size, packed=packed, seq=seq)
         parallelize(model, mesh)

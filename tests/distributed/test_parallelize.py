@@ -42,24 +42,26 @@ FAMILIES = {
 }
 
 
-def check(tmp_path, layouts, fields=None, **options):
+def check(tmp_path, layouts, fields=None, *, within=WITHIN, **options):
     """The errors of all ranks are small."""
     world_size = Layout(*layouts[0]).world_size
     for rank, found in enumerate(run(errors_of, world_size, tmp_path, layouts, fields or {}, options)):
         for layout, far in zip(layouts, found, strict=True):
-            assert max(far) <= WITHIN, (rank, layout, far)
+            assert max(far) <= within, (rank, layout, far)
 
 
 def errors_of(layouts, fields, options):
     return errors(layouts, fields, **options)
 
 
+@pytest.mark.long
 def test_two_processes_along_each_axis(tmp_path):
     check(tmp_path, [(2, 1, 1), (1, 2, 1), (1, 1, 2)], packed=True)
 
 
 def test_four_processes_in_products(tmp_path):
-    check(tmp_path, [(2, 2, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4)], {"tie_embeddings": True}, packed=True, seq=13)
+    layouts = [(2, 2, 1), (2, 1, 2), (1, 2, 2), (1, 1, 4), (4, 1, 1)]
+    check(tmp_path, layouts, {"tie_embeddings": True, "num_layers": 1}, packed=True, seq=13)
 
 
 @pytest.mark.long
@@ -80,13 +82,16 @@ def test_three_and_six_processes(tmp_path):
 @pytest.mark.long
 @pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES)
 def test_families(tmp_path, fields):
-    check(tmp_path, [(1, 1, 4), (1, 2, 2)], fields, packed=True)
+    """In float64, in which some gradients of one process would not be known to 1e-6 in float32."""
+    check(tmp_path, [(1, 1, 4), (1, 2, 2)], fields, packed=True, dtype=torch.float64, within=1e-12)
 
 
+@pytest.mark.long
 def test_checkpointed_activations(tmp_path):
     check(tmp_path, [(1, 1, 2), (1, 2, 1), (2, 1, 1)], {"qk_norm": True}, use_checkpointing=True)
 
 
+@pytest.mark.long
 def test_micro_batches_are_averaged_once(tmp_path):
     for found in run(accumulation_errors, 2, tmp_path):
         assert max(found) <= WITHIN
@@ -108,6 +113,7 @@ def accumulation_errors():
     return found
 
 
+@pytest.mark.long
 def test_logits_hidden_states_and_greedy_tokens_are_those_of_one_process(tmp_path):
     for logits, hidden, same_tokens in run(outputs, 2, tmp_path):
         assert logits <= WITHIN
@@ -125,6 +131,7 @@ def outputs():
     return logits, hidden, model.generate(prompts, **greedy) == single.generate(prompts, **greedy)
 
 
+@pytest.mark.long
 def test_the_loss_holds_only_this_ranks_logits(tmp_path):
     for largest in run(largest_tensor, 2, tmp_path):
         assert largest <= 8 * 12 * 500  # half of a vocabulary of 1000, and the weights are smaller
@@ -151,7 +158,8 @@ class Largest(TorchDispatchMode):
         return out
 
 
-@pytest.mark.parametrize("kind", ["theirs", "ours", "mixed"])
+@pytest.mark.sampled(3)
+@pytest.mark.parametrize("kind", ["mixed", "theirs", "ours"])
 def test_a_block_of_a_users_own_in_three_lines(tmp_path, kind):
     for rank, found in enumerate(run(own_block_errors, 4, tmp_path, kind)):
         assert max(found) <= WITHIN, (rank, found)
@@ -259,6 +267,7 @@ def refused(text, module, mesh, **options):
     return False
 
 
+@pytest.mark.long
 def test_first_weights_are_the_first_ranks(tmp_path):
     first, second = run(weights_after, 2, tmp_path)
     for one, other in zip(first, second, strict=True):
@@ -275,6 +284,7 @@ def weights_after():
     return found
 
 
+@pytest.mark.long
 def test_mixed_precision_computes_in_its_dtype_and_keeps_float32_weights(tmp_path):
     for dtype, far, weights in run(mixed_precision, 2, tmp_path):
         assert dtype == torch.bfloat16
@@ -295,6 +305,7 @@ def mixed_precision():
     return y.dtype, max(grads), next(block.parameters()).dtype
 
 
+@pytest.mark.long
 def test_collectives_can_be_differentiated_twice(tmp_path):
     for found in run(second_derivatives, 2, tmp_path):
         assert found <= WITHIN

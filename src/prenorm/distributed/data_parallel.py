@@ -105,7 +105,7 @@ def agree(module: nn.Module, mesh: DeviceMesh) -> None:
                 tensor.detach().copy_(sent)
 
 
-def _buffer_options(module: nn.Module) -> dict[str, bool]:
+def _buffer_options(module: nn.Module) -> dict[str, Any]:
     """DDP sends buffers to all ranks in each forward pass; constants, which no state dict has, need not be sent."""
     known = inspect.signature(DistributedDataParallel).parameters
     name = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"  # its older name

@@ -7,24 +7,24 @@ from collections.abc import Iterable
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
 
-def loss_share(targets: int | Tensor, mesh: DeviceMesh) -> Tensor:
+def loss_share(targets: int | Tensor, mesh: DeviceMesh) -> float:
     """What a rank multiplies the mean loss over its targets by, so that averaged gradients are those of the whole mean.
 
     It is targets / (targets of all ranks that differ in dp or fsdp) x (number of these ranks). Rows with uneven numbers
     of targets, as packed documents have, then count as they do in one process. All ranks call it together.
     """
     ranks = 1
-    local = torch.as_tensor(targets, dtype=torch.int64, device=mesh.device_type)
-    everywhere = local.clone()
+    everywhere = torch.tensor(int(targets), device=mesh.device_type)
     for axis in ("dp", "fsdp"):
         if axis in (mesh.mesh_dim_names or ()) and mesh[axis].size() > 1:
             ranks *= mesh[axis].size()
             dist.all_reduce(everywhere, group=mesh.get_group(axis))
-    return (local.double() * ranks / everywhere.clamp_min(1)).float()
+    return int(targets) * ranks / max(1, int(everywhere))
 
 
 def clip_grad_norm_(
@@ -51,30 +51,31 @@ def clip_grad_norm_(
 
 def _norm(parameters: list[nn.Parameter], mesh: DeviceMesh | None, skipped: set[int]) -> Tensor:
     """The norm of all gradients. Squares are summed in float64, in which the order of the terms does not matter."""
-    squares: dict[tuple[int, ...], list[Tensor]] = defaultdict(list)  # by the groups over which they are to be summed
-    groups = {}
+    squares: dict[tuple[ProcessGroup, ...], list[Tensor]] = defaultdict(list)  # by the groups to sum over
     device, dtype = ("cpu", torch.float32) if not parameters else (parameters[0].device, parameters[0].dtype)
     for parameter in parameters:
         grad = parameter.grad
         if grad is None or id(parameter) in skipped:
             continue
-        over = ()
-        if isinstance(grad, DTensor):
-            dims = [dim for dim, placement in enumerate(grad.placements) if not placement.is_replicate()]
-            found = [grad.device_mesh.get_group(dim) for dim in dims]
-            over = tuple(id(group) for group in found)
-            groups |= {id(group): group for group in found}
         norm = torch.linalg.vector_norm(_local(grad), dtype=torch.promote_types(grad.dtype, torch.float32))
-        squares[over].append(norm.double().square())
+        squares[_sharding_groups(grad)].append(norm.double().square())
     total = torch.zeros((), dtype=torch.float64, device=device)
-    for over in squares:
-        part = torch.stack(squares[over]).sum()
-        for group in over:
-            dist.all_reduce(part, group=groups[group])
+    for groups, terms in squares.items():
+        part = torch.stack(terms).sum()
+        for group in groups:
+            dist.all_reduce(part, group=group)
         total += part
     if mesh is not None and "pp" in (mesh.mesh_dim_names or ()) and mesh["pp"].size() > 1:
         dist.all_reduce(total, group=mesh.get_group("pp"))
     return total.sqrt().to(torch.promote_types(dtype, torch.float32))
+
+
+def _sharding_groups(grad: Tensor) -> tuple[ProcessGroup, ...]:
+    """The groups of processes that have different parts of a gradient."""
+    if not isinstance(grad, DTensor):
+        return ()
+    sharded = (dim for dim, placement in enumerate(grad.placements) if not placement.is_replicate())
+    return tuple(grad.device_mesh.get_group(dim) for dim in sharded)
 
 
 def _local(grad: Tensor) -> Tensor:

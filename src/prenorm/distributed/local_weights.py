@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -32,8 +32,8 @@ def distribute(module: nn.Module, name: str, mesh: DeviceMesh, dim: int | None =
         # A copy: a view would keep all of the whole's memory.
         part, placement = part.narrow(dim, mine.start, mine.stop - mine.start).clone(), Shard(dim)  # type: ignore[assignment]
     placements: list[Placement] = [placement]
-    shape = {"shape": whole.shape, "stride": whole.stride()}
-    distributed = DTensor.from_local(part.contiguous(), mesh, placements, run_check=False, **shape)
+    size = {"shape": whole.shape, "stride": whole.contiguous().stride()}
+    distributed = DTensor.from_local(part.contiguous(), mesh, placements, run_check=False, **size)  # type: ignore[arg-type]
     module._parameters[name] = nn.Parameter(distributed, requires_grad=whole.requires_grad)
 
 
@@ -56,11 +56,13 @@ def on_first_rank(weight: DTensor) -> Tensor:
 @contextmanager
 def computing_with(weights: Iterable[Weight]) -> Iterator[None]:
     """Context manager: the modules have plain tensors of this rank in their parameters' places."""
-    stored = [(module._parameters, name, module._parameters[name], local) for module, name, local in weights]
+    stored: list[tuple[dict[str, Any], str, Any, Local]] = [
+        (module._parameters, name, module._parameters[name], local) for module, name, local in weights
+    ]
     try:
         for parameters, name, parameter, local in stored:
             if isinstance(parameter, DTensor):
-                parameters[name] = local(parameter)  # type: ignore[assignment]
+                parameters[name] = local(parameter)
         yield
     finally:
         for parameters, name, parameter, _ in stored:

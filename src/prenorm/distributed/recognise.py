@@ -55,7 +55,7 @@ def _calls(module: nn.Module, names: list[str], ranks: int) -> Calls:
     if not candidates:
         return {}
     first = next(iter(_linear_maps(candidates[names[0]]).values()))
-    weight: Tensor = first.weight  # type: ignore[assignment]
+    weight = _weight(first)
     generator = torch.Generator().manual_seed(0)  # the same on all ranks
     x = torch.randn(2, 2 * ranks, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
     calls: Calls = {}
@@ -96,6 +96,12 @@ def _is_linear_map(module: nn.Module) -> bool:
     return is_leaf and weight is not None and weight.ndim == 2 and not isinstance(module, Embedding | nn.Embedding)
 
 
+def _weight(linear: nn.Module) -> Tensor:
+    weight = linear._parameters["weight"]
+    assert weight is not None
+    return weight
+
+
 def _style(layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any], ranks: int) -> SplitLayer | None:
     """The way to split this layer whose parts sum to the whole; None if there is none."""
     try:
@@ -105,7 +111,7 @@ def _style(layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any], ran
     generator = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for parameter in trial.parameters():  # zeros, as some last maps begin with, would show nothing
-            parameter += 0.02 * torch.randn(parameter.shape, generator=generator).to(parameter)
+            parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter))
         expected = trial(*args, **options)
         if not isinstance(expected, Tensor) or not expected.is_floating_point():
             return None
@@ -125,8 +131,7 @@ def _ways(layer: nn.Module, ranks: int) -> Iterator[SplitLayer]:
     ]
     for last in reversed(maps):
         first = tuple(name for name in maps if name != last)
-        shapes = {name: maps[name].weight.shape for name in maps}
-        if shapes[last][1] % ranks or any(shapes[name][0] % ranks for name in first):
+        if _weight(maps[last]).shape[1] % ranks or any(_weight(maps[name]).shape[0] % ranks for name in first):
             continue
         for number in range(min(len(counts), MOST_COUNTS) + 1):
             for divided in itertools.combinations(counts, number):
@@ -162,9 +167,7 @@ def _part(layer: nn.Module, style: SplitLayer, rank: int, ranks: int) -> nn.Modu
             parameters[one] = None if value is None else nn.Parameter(value.chunk(ranks)[rank])
     for name in style.last:
         parameters = part.get_submodule(name)._parameters
-        weight, bias = parameters["weight"], parameters.get("bias")
-        assert weight is not None
-        parameters["weight"] = nn.Parameter(weight.chunk(ranks, dim=1)[rank])
-        if bias is not None and rank > 0:
+        parameters["weight"] = nn.Parameter(_weight(part.get_submodule(name)).chunk(ranks, dim=1)[rank])
+        if (bias := parameters.get("bias")) is not None and rank > 0:
             parameters["bias"] = nn.Parameter(torch.zeros_like(bias))
     return part

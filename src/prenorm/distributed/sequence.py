@@ -5,8 +5,10 @@ tensor is whole on every rank: a layer takes either, and gives back the same kin
 Source: Korthikanti et al. 2022, arXiv:2205.05198.
 """
 
+import math
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Shard
@@ -46,9 +48,6 @@ def as_whole(x: Any) -> Any:
 
 def wrap(part: Tensor, shape: tuple[int, ...], mesh: DeviceMesh) -> Tensor:
     """The split sequence of this shape, of which this rank has `part`."""
-    stride, after = [], 1
-    for size in reversed(shape):
-        stride.insert(0, after)
-        after *= max(size, 1)
+    stride = [math.prod(max(size, 1) for size in shape[dim + 1 :]) for dim in range(len(shape))]
     placements = [Shard(len(shape) + DIM)]
-    return DTensor.from_local(part, mesh, placements, run_check=False, shape=tuple(shape), stride=tuple(stride))  # type: ignore[arg-type]
+    return DTensor.from_local(part, mesh, placements, run_check=False, shape=torch.Size(shape), stride=tuple(stride))

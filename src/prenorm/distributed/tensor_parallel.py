@@ -185,7 +185,7 @@ def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> nn.Module
             f"a module can be split once, but the forward of this {type(module).__name__} is replaced already; split a "
             "new one."
         )
-    module.forward = forward  # type: ignore[method-assign]
+    module.forward = forward
     return module
 
 
