@@ -26,6 +26,10 @@ def run(flags: CostFlags) -> int:
     """Print the costs, and return the exit code."""
     if flags.published_runs:
         return cost_layout.run_published(flags)
+    if not flags.model:
+        raise ConfigError(
+            "MODEL is missing: a folder with a model, or the name of a published one, such as llama-3-8b."
+        )
     if flags.gpus is not None:
         return cost_layout.run(flags)
     if given := [name for name in cost_layout.ONLY_SPREAD if getattr(flags, name) is not None]:

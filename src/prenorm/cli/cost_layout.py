@@ -10,8 +10,8 @@ from ..costs.cluster.published_runs import published_runs
 from ..costs.cluster.spread_sheet import proposal_sheet, runs_sheet, spread_sheet
 from ..costs.devices import DEVICES
 from ..costs.fits import parse_bytes
-from ..costs.sheet import check_context
-from ..distributed.layout import Layout
+from ..costs.sheet import check_context, check_utilisation
+from ..distributed.layout import MOST_PROCESSES, Layout
 from ..errors import ConfigError
 from ..validation import check_number, check_size
 from .cost_flags import CostFlags
@@ -33,10 +33,16 @@ def run(flags: CostFlags) -> int:
     if flags.fits is not None:
         raise ConfigError("--fits is for one device; with --gpus, --memory says what a device has, such as 80GB.")
     check_size("gpus", flags.gpus)
+    assert flags.gpus is not None
+    if flags.gpus > MOST_PROCESSES:
+        raise ConfigError(f"gpus must be at most {MOST_PROCESSES:,}, not {flags.gpus:,}.")
+    if flags.utilisation is not None:
+        check_utilisation(flags.utilisation)
+    if flags.tokens is not None:
+        check_size("tokens", flags.tokens)
     named, cluster = find_model(flags.model), _cluster(flags)
     plan, choices = _plan(flags, named), _choices(flags)
     layout = _layout(flags)
-    assert flags.gpus is not None
     candidates = propose(named.config, plan, flags.gpus, cluster, choices)
     chosen = candidates[0] if layout is None else _with_layout(layout, flags.gpus, named, plan, cluster, choices)
     if chosen.plan is None:

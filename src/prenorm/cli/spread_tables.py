@@ -18,8 +18,8 @@ def show_spread(sheet: dict[str, Any]) -> None:
         f"{settings['context']:,} tokens a step, {settings['dtype']}, {settings['optimizer']}.\n"
         f"Sizes from {sheet['source']}.\n"
         f"Rates from {hardware['source']}; {settings['utilisation']:.0%} of them are assumed to be reached.\n\n"
-        f"Layout: {flags_of(sheet['layout'])}, {settings['micro_batches']:,} micro-batches of "
-        f"{settings['micro_batch_size']} rows on each data rank, {_checkpointed(settings)}.",
+        f"Layout: {flags_of(sheet['layout'])}; micro-batches of a data rank: {settings['micro_batches']:,} of "
+        f"{settings['micro_batch_size']} rows; {_checkpointed(settings)}.",
         markup=False,
     )
     if proposal[0]["layout"] == sheet["layout"]:
@@ -107,7 +107,7 @@ def _console() -> Any:
 
 def flags_of(layout: dict[str, int]) -> str:
     """The flags of a layout, without those that are 1."""
-    flags = [f"--{axis} {size}" for axis, size in layout.items() if size > 1]
+    flags = [f"--{axis.replace('_', '-')} {size}" for axis, size in layout.items() if size > 1]
     return " ".join(flags) or "--dp 1"
 
 

@@ -72,7 +72,7 @@ def test_a_rank_of_256_has_the_collectives_that_are_counted_and_the_bytes_within
     ("layout", "pp_rank", "options"),
     [
         (Layout(pp=4, dp=64), 1, {"micro_batches": 4, "every": 1}),
-        (Layout(pp=4, dp=8, fsdp=8), 2, BFLOAT16),
+        (Layout(pp=4, dp=8, fsdp=8), 2, {"every": 1, **BFLOAT16}),
         (Layout(pp=4, fsdp=16, tp=4), 3, {"every": 1}),
         (Layout(pp=2, dp=128), 0, {"pp_stages": 2}),
         (Layout(pp=2, dp=128), 1, {"pp_stages": 2}),

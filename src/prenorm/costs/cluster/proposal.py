@@ -97,5 +97,6 @@ def _compared(one: Candidate, best: Candidate) -> Candidate:
     assert best.seconds is not None
     more = {name: one.seconds[name] - best.seconds[name] for name in one.seconds if name != "total"}
     worst = max(more, key=lambda name: more[name])
-    slower = one.seconds["total"] / best.seconds["total"] - 1
-    return replace(one, reason=f"{slower:.1%} slower: {more[worst]:.3g} s more of {worst.replace('_', ' ')}")
+    total = best.seconds["total"]
+    slower, worst_share = one.seconds["total"] / total - 1, more[worst] / total
+    return replace(one, reason=f"{slower:.1%} slower: {worst_share:.1%} for {worst.replace('_', ' ')}")

@@ -18,7 +18,7 @@ from .stages import Stages, all_stages
 from .tensors import Parameter, block_parameters
 
 Bytes = dict[str, int]
-PARTS = ("weights", "optimizer", "gradients", "gathered", "activations", "loss")
+PARTS = ("weights", "optimizer", "gradients", "gathered", "autocast", "activations", "loss")
 
 
 def rank_bytes(plan: Plan) -> Bytes:
@@ -72,8 +72,7 @@ class _Rank:
 
     def moments(self) -> Iterator[Bytes]:
         """What is in memory at each moment that may be the peak."""
-        if self.stages.is_last:
-            yield self._in_the_loss()
+        yield self._in_the_loss() if self.stages.is_last else self._after_the_forward_pass()
         yield from self._in_the_blocks()
         if self.stages.is_first:
             yield self._in_the_embedding()
@@ -117,15 +116,32 @@ class _Rank:
             before = min(rows, self.tokens - rows)
             at_once = max(row * logits, (row * before + size * rows) * vocabulary, (logits + self.head) * size)
         copies = narrow * (self.tokens * model.d_model + self.head)
-        if plan.every and narrow and tp == 1:  # weights of blocks that run again, which autocast keeps
-            matrices = attention_matrices(model) + feed_forward_matrices(model)
-            copies += narrow * (self.num_layers // plan.every) * matrices
         loss = 2 * self.stream + self.head * FLOAT32 + self.tokens * INT64
         return self._with(
             activations=sum(self.kept) + self.stream + norm_bytes(model, self.tokens, "pytorch") + self._positions(),
             gathered=self._gathered(self.whole_edges) + self.flat_block,
+            autocast=self._autocast(),
             loss=loss + max(at_once + copies, self.head * FLOAT32),
         )
+
+    def _after_the_forward_pass(self) -> Bytes:
+        """When a stage that is not the last has its output."""
+        return self._with(
+            activations=sum(self.kept) + self.stream,
+            autocast=self._autocast(),
+            gathered=self._gathered(self.whole_edges),
+        )
+
+    def _autocast(self) -> int:
+        """Weights of blocks that run again, which autocast keeps in its dtype to the end of the forward pass.
+
+        It keeps none of tensor parallelism's, which are parts of a parameter.
+        """
+        plan = self.plan
+        if not plan.every or plan.dtype != "bfloat16" or self.layout.tp > 1:
+            return 0
+        again = sum(1 for layer in self.stages.layers if (layer + 1) % plan.every == 0)
+        return again * self.size * (attention_matrices(self.model) + feed_forward_matrices(self.model))
 
     def _in_the_blocks(self) -> Iterator[Bytes]:
         """In the backward pass of each block, at the end of its feed-forward."""
