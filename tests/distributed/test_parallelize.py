@@ -226,7 +226,7 @@ class OwnBlock(nn.Module):
 
 
 def test_what_cannot_be_spread_is_refused(tmp_path):
-    assert run(refusals, 2, tmp_path) == [[True] * 10] * 2
+    assert run(refusals, 2, tmp_path) == [[True] * 11] * 2
 
 
 def refusals():
@@ -245,9 +245,16 @@ def refusals():
         refused("a quantised model cannot be split", model_of({}).quantize("int8"), tp),
         refused("has no attn", nn.Sequential(nn.Linear(2, 2)), tp, styles={"attn": SplitLayer(("q",), ("o",))}),
         refused("can be spread over processes once", done, tp),
+        refused("attn.q_proj.weight is attn.k_proj.weight", shared(), tp),
         refused("scale is a single number", scalar(), make_mesh(Layout(fsdp=2))),
         refused("tp must be 1 for an EncoderDecoder", prenorm.EncoderDecoder(ENCODER_DECODER), tp),
     ]
+
+
+def shared():
+    block = TransformerBlock(32, 4, 64)
+    block.attn.k_proj.weight = block.attn.q_proj.weight
+    return block
 
 
 def scalar():

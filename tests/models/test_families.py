@@ -223,3 +223,13 @@ def test_a_record_goes_to_json_and_back_unchanged():
     assert ModelConfig.from_dict(config.to_dict()) == config
     with pytest.raises(ConfigError, match="family has no field named softcap"):
         ModelConfig.from_dict({**config.to_dict(), "family": {"softcap": 1.0}})
+
+
+def test_a_hook_on_an_attention_without_rotation_changes_nothing():
+    """With documents the model hands positions to all blocks, those that rotate nothing too."""
+    family = Family(norm="layer", gated=False, activation="gelu", learned_positions=True)
+    config = ModelConfig(vocab_size=11, d_model=16, num_layers=1, num_heads=2, max_seq_len=8, family=family)
+    model, ids, segments = TransformerLM(config), torch.arange(8), torch.tensor([0, 0, 0, 1, 1, 1, 2, 2])
+    plain = model(ids, segment_ids=segments)
+    model.layers[0].attn.register_forward_pre_hook(lambda *_: None)
+    assert torch.equal(model(ids, segment_ids=segments), plain)

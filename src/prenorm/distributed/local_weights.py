@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
 
+from ..errors import ConfigError
 from . import collectives
 
 Local = Callable[[DTensor], Tensor]
@@ -75,3 +76,14 @@ def parameters_of(module: nn.Module) -> Iterator[tuple[nn.Module, str]]:
         for name, parameter in part._parameters.items():
             if parameter is not None:
                 yield part, name
+
+
+def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> nn.Module:
+    """Have the module run another forward: its class, its name and its hooks stay. Raises ConfigError if one has."""
+    if "forward" in vars(module):
+        raise ConfigError(
+            f"a module can be split once, but the forward of this {type(module).__name__} is replaced already; split a "
+            "new one."
+        )
+    module.forward = forward
+    return module

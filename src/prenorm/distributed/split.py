@@ -26,10 +26,11 @@ from ..layers.swiglu import SwiGLU
 from ..layers.two_matrices import TwoMatrices
 from ..models.encoder_decoder import EncoderDecoder
 from ..models.lm import TransformerLM
+from .between import SplitDropout, Tokenwise, Unsplit, Whole
 from .local_weights import distribute
 from .recognise import own_layers
 from .stages import Elsewhere, Received
-from .tensor_parallel import Split, SplitAttention, SplitDropout, SplitLayer, Tokenwise, Unsplit, Whole
+from .tensor_parallel import Split, SplitAttention, SplitLayer
 from .vocabulary import SplitEmbedding, SplitHead
 
 
@@ -96,6 +97,15 @@ def _check(module: nn.Module, ranks: int, styles: Mapping[str, ParallelStyle]) -
         style = styles.get(name) or style_of(part)
         if isinstance(style, Split):
             style.check(part, ranks)
+    seen: dict[int, str] = {}
+    for name, part in known.items():
+        for own, parameter in part._parameters.items():
+            here = f"{name}.{own}" if name else own
+            if parameter is not None and seen.setdefault(id(parameter), here) != here:
+                raise ConfigError(
+                    f"a parameter that two modules share cannot be split, because each would get its own, but "
+                    f"{seen[id(parameter)]} is {here}; with dp and fsdp alone it can be shared."
+                )
 
 
 def _check_seeds(module: nn.Module, mesh: DeviceMesh) -> None:

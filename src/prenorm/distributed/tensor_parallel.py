@@ -17,13 +17,20 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor.parallel import ParallelStyle
 
 from ..errors import ConfigError
-from ..kernels.dropout_masks import is_keyed
 from ..layers.attention import SelfAttention
 from ..layers.cross_attention import MultiHeadAttention
 from . import collectives, sequence
-from .local_weights import Local, Weight, computing_with, distribute, for_a_term, on_first_rank, own, parameters_of
-
-Forward = Callable[..., Tensor]
+from .local_weights import (
+    Local,
+    Weight,
+    computing_with,
+    distribute,
+    for_a_term,
+    on_first_rank,
+    own,
+    parameters_of,
+    replace_forward,
+)
 
 
 class Split(ParallelStyle):
@@ -63,7 +70,7 @@ class SplitLayer(Split):
         weights += _others(module, weights, device_mesh)
         for name in self.counts:
             setattr(module, name, part_of(name, getattr(module, name), device_mesh.size()))
-        return replace_forward(module, _split_forward(module, weights, device_mesh))
+        return replace_forward(module, _Part(module, weights, device_mesh).forward)
 
 
 class SplitAttention(Split):
@@ -101,92 +108,10 @@ class SplitAttention(Split):
         module.num_heads = heads // ranks
         if isinstance(module, SelfAttention):
             module.num_kv_heads = max(kv_heads // ranks, 1)
-        return replace_forward(module, _split_forward(module, weights, device_mesh, heads))
-
-
-class Tokenwise(ParallelStyle):
-    """For a module that works on each token alone, such as a norm: of a split sequence it takes the rank's tokens."""
-
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        whole = list(_same(module, device_mesh, own))
-        for_terms = list(_same(module, device_mesh, for_a_term))
-
-        def forward(x: Tensor) -> Tensor:
-            run = type(module).forward
-            if not sequence.is_split(x):
-                with computing_with(whole):
-                    return run(module, x)
-            with computing_with(for_terms):
-                y = run(module, x.to_local())  # type: ignore[attr-defined]
-            return sequence.wrap(y, (*x.shape[:-1], y.shape[-1]), device_mesh)
-
-        return replace_forward(module, forward)
-
-
-class Unsplit(ParallelStyle):
-    """For any other module with weights: all ranks run it on whole sequences, and then split again what was split."""
-
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        weights = list(_same(module, device_mesh, own))
-
-        def forward(*args: Any, **options: Any) -> Any:
-            was_split = any(map(sequence.is_split, (*args, *options.values())))
-            named = {name: sequence.as_whole(x) for name, x in options.items()}
-            with computing_with(weights):
-                y = type(module).forward(module, *map(sequence.as_whole, args), **named)
-            return sequence.as_split(y, device_mesh) if was_split else y
-
-        return replace_forward(module, forward)
-
-
-class SplitDropout(ParallelStyle):
-    """For dropout: of a split sequence a rank drops what one process would, from the generator that all ranks share."""
-
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        def forward(x: Tensor) -> Tensor:
-            run = type(module).forward
-            if not sequence.is_split(x):
-                return run(module, x)
-            part = x.to_local()  # type: ignore[attr-defined]
-            if is_keyed() or not module.training:
-                return sequence.wrap(run(module, part), x.shape, device_mesh)
-            mine = collectives.chunk_of(x.shape[sequence.DIM], device_mesh.get_group())
-            mask = run(module, part.new_ones(x.shape))
-            return sequence.wrap(part * mask[..., mine, :], x.shape, device_mesh)
-
-        return replace_forward(module, forward)
-
-
-class Whole(ParallelStyle):
-    """For a module that works on the whole sequence, the same on all ranks: a split sequence is joined before it.
-
-    into_sequence: what it gives is a split sequence, where it is long enough.
-    """
-
-    def __init__(self, *, into_sequence: bool = False) -> None:
-        self.into_sequence = into_sequence
-
-    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        weights = [weight for part in module.modules() for weight in _same(part, device_mesh, own)]
-
-        def forward(x: Tensor, *args: Any, **options: Any) -> Any:
-            with computing_with(weights):
-                y = type(module).forward(module, sequence.as_whole(x), *args, **options)
-            into_sequence = self.into_sequence and sequence.can_split(y, device_mesh)
-            return sequence.as_split(y, device_mesh) if into_sequence else y
-
-        return replace_forward(module, forward)
-
-
-def replace_forward(module: nn.Module, forward: Callable[..., Any]) -> nn.Module:
-    """Have the module run another forward: its class, its name and its hooks stay. Raises ConfigError if one has."""
-    if "forward" in vars(module):
-        raise ConfigError(
-            f"a module can be split once, but the forward of this {type(module).__name__} is replaced already; split a "
-            "new one."
-        )
-    module.forward = forward
-    return module
+            return replace_forward(module, _Part(module, weights, device_mesh, heads).forward)
+        part = _CrossPart(module, weights, device_mesh, heads)
+        module.project, module.attend = part.project, part.attend  # type: ignore[method-assign]
+        return replace_forward(module, part.forward)
 
 
 def part_of(name: str, size: int, ranks: int) -> int:
@@ -196,30 +121,61 @@ def part_of(name: str, size: int, ranks: int) -> int:
     return size // ranks
 
 
-def _split_forward(module: nn.Module, weights: list[Weight], mesh: DeviceMesh, heads: int | None = None) -> Forward:
-    """The layer on this rank's part: tensors in, whole or split; its terms summed, whole or split as the first was."""
-    group = mesh.get_group()
+class _Part:
+    """A layer as one rank computes it: from whole or split tensors to a term of the output, and the terms' sum."""
 
-    def forward(*args: Any, **options: Any) -> Tensor:
+    def __init__(self, module: nn.Module, weights: list[Weight], mesh: DeviceMesh, heads: int | None = None) -> None:
+        self.module, self.weights, self.mesh, self.heads = module, weights, mesh, heads
+
+    def forward(self, *args: Any, **options: Any) -> Tensor:
+        """The layer's forward: whole, or split if its first tensor is."""
+        given = next((x for x in (*args, *options.values()) if isinstance(x, Tensor)), None)
+        return self.summed(self.run(type(self.module).forward, *args, **options), given)
+
+    def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
+        """A function of the layer and tensors, on the rank's weights and heads."""
         known: dict[int, Tensor] = {}  # self-attention may be given the same tensor three times
 
         def used(x: Any) -> Any:
             if not isinstance(x, Tensor):
                 return x
-            if x.is_floating_point() and id(x) not in known:
-                known[id(x)] = _gathered(x, mesh)
-            return known[id(x)] if x.is_floating_point() else _own_heads(x, mesh, heads)
+            if not x.is_floating_point():
+                return _own_heads(x, self.mesh, self.heads)
+            if id(x) not in known:
+                known[id(x)] = _gathered(x, self.mesh)
+            return known[id(x)]
 
         inputs = [used(x) for x in args]
         named = {name: used(x) for name, x in options.items()}
-        with computing_with(weights):
-            term = type(module).forward(module, *inputs, **named)
-        given = next((x for x in (*args, *options.values()) if isinstance(x, Tensor)), None)
+        with computing_with(self.weights):
+            return function(self.module, *inputs, **named)
+
+    def summed(self, term: Tensor, given: Tensor | None) -> Tensor:
+        """The sum of the ranks' terms: split if `given` is, otherwise whole."""
+        group = self.mesh.get_group()
         if sequence.is_split(given):
-            return sequence.wrap(collectives.scatter_sum(term, group, sequence.DIM), term.shape, mesh)
+            return sequence.wrap(collectives.scatter_sum(term, group, sequence.DIM), term.shape, self.mesh)
         return collectives.total(term, group)
 
-    return forward
+
+class _CrossPart(_Part):
+    """Cross-attention, which blocks call in two steps: keys and values, and what attends to them."""
+
+    def forward(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+        """Both steps."""
+        return self.attend(query, *self.project(key, value), mask)
+
+    def project(self, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of the rank's heads."""
+        return self.run(MultiHeadAttention.project, key, value)
+
+    def attend(self, query: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        """The output, from the rank's keys and values."""
+
+        def term(module: Any, query: Tensor, mask: Tensor | None) -> Tensor:
+            return MultiHeadAttention.attend(module, query, keys, values, mask)
+
+        return self.summed(self.run(term, query, mask), query)
 
 
 def _gathered(x: Tensor, mesh: DeviceMesh) -> Tensor:
@@ -269,14 +225,6 @@ def _others(layer: nn.Module, weights: list[Weight], mesh: DeviceMesh) -> Iterat
         if (id(module), name) not in known:
             distribute(module, name, mesh)
             yield Weight(module, name, for_a_term)
-
-
-def _same(module: nn.Module, mesh: DeviceMesh, local: Local) -> Iterator[Weight]:
-    """The weights of a module itself, whole on all ranks."""
-    for name, parameter in module._parameters.items():
-        if parameter is not None:
-            distribute(module, name, mesh)
-            yield Weight(module, name, local)
 
 
 def _distributed(linear: nn.Module, mesh: DeviceMesh, dims: dict[str, int | None], local: Local) -> Iterator[Weight]:

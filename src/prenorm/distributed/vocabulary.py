@@ -26,8 +26,8 @@ from ..ops.ranges import check_range
 from ..private_torch import has_any_global_hook
 from . import collectives, sequence
 from .layout import has_part_for_each
-from .local_weights import Weight, computing_with, distribute, own
-from .tensor_parallel import Split, replace_forward
+from .local_weights import Weight, computing_with, distribute, own, replace_forward
+from .tensor_parallel import Split
 
 Finish = Callable[[Tensor], Tensor]
 

@@ -1,0 +1,162 @@
+"""What a split model and its layers do besides training: caches, masks, generation, saving, other dtypes."""
+
+import copy
+
+import pytest
+import torch
+from torch.distributed.tensor import DTensor, Replicate, Shard
+
+from prenorm import ConfigError, RMSNorm, TransformerBlock, TransformerDecoderBlock, TransformerLM, parallelize
+from prenorm.distributed import vocabulary
+from prenorm.distributed.layout import Layout
+from prenorm.distributed.mesh import make_mesh
+
+from .one_process import batch_of, distance, errors, model_of, whole
+from .processes import run
+
+WITHIN = 1e-6
+pytestmark = pytest.mark.long
+
+
+def pair(module, layout):
+    """The module, and a copy of it that is spread."""
+    return module, parallelize(copy.deepcopy(module), make_mesh(layout))
+
+
+def test_a_block_alone_takes_masks_and_caches(tmp_path):
+    for found in run(block_errors, 2, tmp_path):
+        assert max(found) <= WITHIN, found
+
+
+def block_errors():
+    torch.manual_seed(2)
+    single, block = pair(TransformerBlock(32, 4, 64, num_kv_heads=2, causal=True, o_bias=True), Layout(tp=2))
+    x, mask = torch.randn(3, 6, 32), torch.rand(4, 6, 6) > 0.3
+    chunks = [(one.make_cache(3, 6), one) for one in (single, block)]
+    steps = [[one(part, cache=cache) for part in x.split([3, 2, 1], dim=1)] for cache, one in chunks]
+    return [
+        distance(block(x), single(x)),
+        distance(block(x, mask=mask.expand(3, 4, 6, 6)), single(x, mask=mask.expand(3, 4, 6, 6))),
+        distance(block(x, mask=mask[:1].expand(3, 1, 6, 6)), single(x, mask=mask[:1].expand(3, 1, 6, 6))),
+        distance(block(x[0], torch.arange(6) + 2), single(x[0], torch.arange(6) + 2)),
+        *map(distance, steps[1], steps[0]),
+    ]
+
+
+def test_a_decoder_block_attends_to_an_encoders_output(tmp_path):
+    for found in run(decoder_errors, 2, tmp_path):
+        assert max(found) <= WITHIN, found
+
+
+def decoder_errors():
+    """The key biases' gradients are zero but for noise."""
+    torch.manual_seed(2)
+    single, block = pair(TransformerDecoderBlock(32, 4, dropout=0.0), Layout(tp=2))
+    inputs = [torch.randn(2, 5, 32, requires_grad=True), torch.randn(2, 7, 32, requires_grad=True)]
+    others = [one.detach().clone().requires_grad_() for one in inputs]
+    y, expected = block(*inputs), single(*others)
+    y.square().mean().backward()
+    expected.square().mean().backward()
+    named = zip(block.named_parameters(), single.parameters(), strict=True)
+    grads = [distance(whole(a.grad), b.grad) for (name, a), b in named if not name.endswith("k_proj.bias")]
+    return [distance(y, expected), *(distance(a.grad, b.grad) for a, b in zip(inputs, others, strict=True)), *grads]
+
+
+def test_a_split_and_sharded_model_generates_and_is_saved_as_one(tmp_path):
+    folder = tmp_path / "saved"
+    assert run(generates_and_saves, 4, tmp_path, str(folder)) == [True] * 4
+    opened, expected = TransformerLM.from_pretrained(folder), model_of({"tie_embeddings": True, "vocab_size": 51})
+    for one, other in zip(opened.parameters(), expected.parameters(), strict=True):
+        assert torch.equal(one, other)
+
+
+def generates_and_saves(folder):
+    single, model = pair(model_of({"tie_embeddings": True, "vocab_size": 51}).eval(), Layout(fsdp=2, tp=2))
+    model.save_pretrained(folder)
+    prompts, greedy = [[1, 2, 3], [4], [5, 6, 7, 8, 9]], {"max_new_tokens": 5, "temperature": 0}
+    return model.generate(prompts, **greedy) == single.generate(prompts, **greedy)
+
+
+def test_a_loss_of_many_chunks(tmp_path):
+    for found in run(chunked_errors, 2, tmp_path):
+        assert max(max(one) for one in found) <= WITHIN, found
+
+
+def chunked_errors():
+    vocabulary.CHUNK_ELEMENTS = 5 * 24  # five rows at a time
+    return [
+        *errors([(1, 1, 2)], {}, packed=True),
+        *errors([(1, 1, 2)], {"family": {"logit_softcap": 3.0, "logit_divisor": 2.0}}, packed=True),
+    ]
+
+
+def test_a_hook_on_the_head_is_called_and_counts(tmp_path):
+    for found in run(hooked_head, 2, tmp_path):
+        assert found <= WITHIN
+
+
+def hooked_head():
+    single, model = pair(model_of({}), Layout(tp=2))
+    for one in (single, model):
+        one.lm_head.register_forward_hook(lambda module, args, logits: logits * 1.5)
+    batch = batch_of(48)
+    return distance(model.loss(**batch), single.loss(**batch))
+
+
+def test_autocast_computes_what_one_process_does(tmp_path):
+    for loss, grad, dtype in run(autocast, 2, tmp_path):
+        assert loss < 1e-3
+        assert grad < 0.05
+        assert dtype == torch.float32
+
+
+def autocast():
+    single, model = pair(model_of({}), Layout(tp=2))
+    batch = batch_of(48)
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, expected = model.loss(**batch), single.loss(**batch)
+    loss.backward()
+    expected.backward()
+    grads = [distance(whole(a.grad), b.grad) for a, b in zip(model.parameters(), single.parameters(), strict=True)]
+    return distance(loss, expected), max(grads), next(model.parameters()).grad.dtype
+
+
+def test_dropout_of_a_split_sequence_is_that_of_one_process(tmp_path):
+    for far, zeros in run(dropped, 2, tmp_path):
+        assert far == 0
+        assert 0.4 < zeros < 0.6
+
+
+def dropped():
+    single, block = pair(TransformerBlock(32, 4, 64, dropout=0.5), Layout(tp=2))
+    x, mesh = torch.randn(2, 7, 32), make_mesh(Layout(tp=2))["tp"]
+    part = DTensor.from_local(
+        x.chunk(2, dim=1)[mesh.get_local_rank()], mesh, [Shard(1)], shape=x.shape, stride=x.stride()
+    )
+    torch.manual_seed(1)
+    expected = single.dropout(x)
+    torch.manual_seed(1)
+    y = block.dropout(part).full_tensor()
+    return (y - expected).abs().max().item(), (y == 0).float().mean().item()
+
+
+def test_other_seeds_and_other_tensors_are_refused(tmp_path):
+    assert run(refusals, 2, tmp_path) == [[True, True]] * 2
+
+
+def refusals():
+    mesh = make_mesh(Layout(tp=2))
+    torch.manual_seed(torch.distributed.get_rank())
+    found = []
+    try:
+        parallelize(TransformerBlock(32, 4, 64, dropout=0.1), mesh)
+    except ConfigError as error:
+        found.append("must have the same seed" in str(error) and "[0, 1]" in str(error))
+    torch.manual_seed(0)
+    block = parallelize(TransformerBlock(32, 4, 64), mesh)
+    assert type(block.norm1) is RMSNorm
+    try:
+        block(DTensor.from_local(torch.ones(2, 3, 32), mesh["tp"], [Replicate()]))
+    except ConfigError as error:
+        found.append("x.full_tensor() is plain" in str(error))
+    return found
