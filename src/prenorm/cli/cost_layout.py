@@ -43,8 +43,9 @@ def run(flags: CostFlags) -> int:
     named, cluster = find_model(flags.model), _cluster(flags)
     plan, choices = _plan(flags, named), _choices(flags)
     layout = _layout(flags)
+    given = layout and _with_layout(layout, flags.gpus, named, plan, cluster, choices)
     candidates = propose(named.config, plan, flags.gpus, cluster, choices)
-    chosen = candidates[0] if layout is None else _with_layout(layout, flags.gpus, named, plan, cluster, choices)
+    chosen = given or candidates[0]
     if chosen.plan is None:
         raise ConfigError(f"no layout of {flags.gpus} devices can work: {chosen.layout}: {chosen.reason}.")
     figures = {"tokens": flags.tokens, "utilisation": flags.utilisation, "watts": _watts(flags)}

@@ -127,7 +127,7 @@ class Peak(TorchDispatchMode):
 
 
 def run_a_step(config: ModelConfig, plan: Plan, pp_rank: int = 0) -> tuple[int, Counter[tuple[str, str, int]]]:
-    """The peak bytes of a rank in its second step, and its collectives in that step."""
+    """The peak bytes of a rank in a step once all is there that stays, and its collectives in that step."""
     layout = plan.layout
     mesh = fake_mesh(layout, pp_rank * layout.world_size // layout.pp)
     # DistributedDataParallel works in C++, with real buckets.
@@ -137,7 +137,7 @@ def run_a_step(config: ModelConfig, plan: Plan, pp_rank: int = 0) -> tuple[int, 
         ids = torch.zeros(plan.micro_batch, plan.context, dtype=torch.int64)
     run, buffers = (_pipelined if layout.pp > 1 else _plain)(model, mesh, plan, ids, fake)
     optimizer = torch.optim.AdamW(model.parameters(), foreach=False)
-    for _ in range(2):
+    for _ in range(3 if plan.is_replicated else 2):  # the first step makes states, and its end other buckets
         states = (value for state in optimizer.state.values() for value in state.values())
         counts, peak = Counted(mesh), Peak([*model.parameters(), *states, ids, *buffers()])
         with peak, counts:

@@ -133,8 +133,13 @@ def collectives_of_a_step(stages: Stages) -> list[Collective]:
 
 
 def collectives_again(plan: Plan) -> list[Collective]:
-    """What a checkpointed block adds to its backward pass: tensor parallelism's, when it runs again."""
-    return [replace(one, phase="backward") for one in _of_the_sequence(plan) if one.phase == "forward"]
+    """What a checkpointed block adds to its backward pass: it runs again, up to its last product."""
+    ends_early = not (plan.model.dropout or plan.model.post_norm)
+    return [
+        replace(one, phase="backward", count=one.count - (ends_early and one.kind == "reduce_scatter"))
+        for one in _of_the_sequence(plan)
+        if one.phase == "forward"
+    ]
 
 
 def _of_the_sequence(plan: Plan) -> Iterator[Collective]:

@@ -117,8 +117,7 @@ def _block(plan: Plan, cluster: Cluster) -> tuple[_Work, _Work, _Work]:
     )
     if not plan.every:
         return forward, backward, _Work()
-    # Without tensor parallelism it ends before its last product: see flops.recomputation.
-    last = 0 if model.dropout or model.post_norm or tp > 1 else 2 * tokens * model.d_model * model.d_ff
+    last = 0 if model.dropout or model.post_norm else 2 * tokens * model.d_model * model.d_ff / tp
     again = (
         products - last / cluster.product_flops,
         forward.attention,
