@@ -2,7 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from ..config import ModelConfig
 from ..costs.architecture import Architecture, architecture_of
@@ -12,10 +12,12 @@ from ..validation import did_you_mean
 
 
 class NamedModel(NamedTuple):
-    """An architecture, and the source of its sizes."""
+    """An architecture, the source of its sizes, and its config."""
 
     architecture: Architecture
     source: str
+    config: ModelConfig
+    """Of a model that TransformerLM is not: one with its sizes."""
 
 
 def find_model(name: str) -> NamedModel:
@@ -26,8 +28,8 @@ def find_model(name: str) -> NamedModel:
     """
     if published := PUBLISHED.get(name.lower()):
         if published.foreign:
-            return NamedModel(Architecture(**published.fields), published.source)
-        return NamedModel(architecture_of(ModelConfig.from_dict(published.fields)), published.source)
+            return NamedModel(Architecture(**published.fields), published.source, _of_its_sizes(published.fields))
+        return _named(ModelConfig.from_dict(published.fields), published.source)
     folder = Path(name).expanduser()
     if folder.is_file():
         raise CheckpointError(f"{folder} is a file; give the folder that it lies in.")
@@ -37,12 +39,21 @@ def find_model(name: str) -> NamedModel:
             f"{did_you_mean(name, PUBLISHED)}"
         )
     if (folder / "config.json").is_file():
-        return NamedModel(architecture_of(_config_of_model(folder)), str(folder / "config.json"))
+        return _named(_config_of_model(folder), str(folder / "config.json"))
     if (folder / "config.toml").is_file():
-        return NamedModel(architecture_of(config_of_run(folder)), str(folder / "config.toml"))
+        return _named(config_of_run(folder), str(folder / "config.toml"))
     raise CheckpointError(
         f"{folder} holds no model: a model's folder has config.json, and that of a run which has not ended config.toml."
     )
+
+
+def _named(config: ModelConfig, source: str) -> NamedModel:
+    return NamedModel(architecture_of(config), source, config)
+
+
+def _of_its_sizes(fields: dict[str, Any]) -> ModelConfig:
+    sizes = ("vocab_size", "d_model", "num_layers", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
+    return ModelConfig(**{name: fields[name] for name in sizes})
 
 
 def _config_of_model(folder: Path) -> ModelConfig:

@@ -42,7 +42,7 @@ def saved(model: Architecture, batch: int, context: int, *, dtype: Dtype, kernel
     each = blocks(model, batch, context, dtype=dtype, kernels=kernels)
     parts = {part: sum(each[layer][part] for layer in plain) for part in PARTS}
     parts["residual"] += (model.num_layers - len(plain) + 1) * residual  # into the blocks, and into the last norm
-    parts["norms"] += _norm(model, tokens, kernels)
+    parts["norms"] += norm_bytes(model, tokens, kernels)
     if model.learned_positions:
         parts["positions"] = context * INT64
     else:  # cosines and sines, the same for all blocks of one window
@@ -80,7 +80,7 @@ def _block(
     attention, o_input = _attention(model, window, rotated, batch, context, size, kernels)
     return {
         "residual": (1 if model.parallel else 2) * width * FLOAT32,
-        "norms": norms * _norm(model, tokens, kernels) + _qk_norms(model, tokens, size, kernels),
+        "norms": norms * norm_bytes(model, tokens, kernels) + _qk_norms(model, tokens, size, kernels),
         "projection_inputs": 3 * width * size if dtype == "bfloat16" else width * size,
         "attention": attention + o_input,
         "feed_forward": (readers - (3 if dtype == "bfloat16" else 1)) * width * size
@@ -90,7 +90,7 @@ def _block(
     }
 
 
-def _norm(model: Architecture, tokens: int, kernels: Kernels) -> int:
+def norm_bytes(model: Architecture, tokens: int, kernels: Kernels) -> int:
     """What a norm over d_model saves besides its input, the residual."""
     if model.norm == "layer":
         return 2 * tokens * FLOAT32  # mean and 1 / standard deviation

@@ -37,17 +37,10 @@ def cost_sheet(
     Raises ConfigError.
     """
     check_size("batch", batch)
-    check_size("context", context)
-    if context > model.max_seq_len:
-        raise ConfigError(
-            f"context must be at most the model's max_seq_len, but {context} is greater than {model.max_seq_len}; "
-            f"--context {model.max_seq_len} would do."
-        )
+    check_context(context, model)
     if dtype not in SIZES:
         raise ConfigError(f"dtype must be one of {', '.join(SIZES)}, not {dtype!r}.")
-    check_number("utilisation", utilisation, at_least=0.001)
-    if utilisation > 1:
-        raise ConfigError(f"utilisation must be at most 1, the full rate, not {utilisation!r}.")
+    check_utilisation(utilisation)
     tokens = TOKENS_PER_PARAMETER * total(model) if tokens is None else tokens
     check_size("tokens", tokens)
     return {
@@ -68,6 +61,23 @@ def cost_sheet(
         "hardware": _hardware(model, batch, context, dtype, device, tokens, utilisation) if device else None,
         "fits": fits(model, memory, batch, context, dtype) if memory is not None else None,
     }
+
+
+def check_context(context: int, model: Architecture) -> None:
+    """Raise ConfigError unless the model can take rows of so many tokens."""
+    check_size("context", context)
+    if context > model.max_seq_len:
+        raise ConfigError(
+            f"context must be at most the model's max_seq_len, but {context} is greater than {model.max_seq_len}; "
+            f"--context {model.max_seq_len} would do."
+        )
+
+
+def check_utilisation(utilisation: float) -> None:
+    """Raise ConfigError unless it is a share of a rate that can be reached."""
+    check_number("utilisation", utilisation, at_least=0.001)
+    if utilisation > 1:
+        raise ConfigError(f"utilisation must be at most 1, the full rate, not {utilisation!r}.")
 
 
 def _flops(model: Architecture, batch: int, context: int) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class SplitDropout(ParallelStyle):
             if not sequence.is_split(x):
                 return run(module, x)
             part = x.to_local()  # type: ignore[attr-defined]
-            if is_keyed() or not module.training:
+            if is_keyed() or not module.training or module.p == 0:  # a mask would take as much as the whole sequence
                 return sequence.wrap(run(module, part), x.shape, device_mesh)
             mine = collectives.chunk_of(x.shape[sequence.DIM], device_mesh.get_group())
             mask = run(module, part.new_ones(x.shape))

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import astuple, dataclass
+from itertools import accumulate
 
 from ..config import ModelConfig
 from ..errors import ConfigError
@@ -57,6 +58,10 @@ class Layout:
         if reasons:
             nearest = _nearest(self, config, world_size, batch_size, micro_batch_size, context)
             raise ConfigError(f"the layout {self} cannot work: {'; '.join(reasons)}. {nearest}")
+
+    def reasons(self, config: ModelConfig, *, batch_size: int, micro_batch_size: int = 0, context: int) -> list[str]:
+        """Why as many processes as it takes cannot train such a model in it; empty if they can."""
+        return list(_reasons(self, config, self.world_size, batch_size, micro_batch_size, context))
 
     def __str__(self) -> str:
         return f"--dp {self.dp} --fsdp {self.fsdp} --tp {self.tp} --pp {self.pp}"
@@ -150,6 +155,17 @@ def layouts(world_size: int) -> Iterator[Layout]:
         for tp in _divisors(world_size // pp):
             for fsdp in _divisors(world_size // pp // tp):
                 yield Layout(dp=world_size // pp // tp // fsdp, fsdp=fsdp, tp=tp, pp=pp)
+
+
+def stage_layers(num_layers: int, stages: int) -> list[range]:
+    """The layers of each stage, as evenly as can be: those with one more come last, but for the stage with the head.
+
+    Early stages keep the activations of more micro-batches, and the head is work of its own.
+    """
+    least, more = divmod(num_layers, stages)
+    sizes = [least + (stages - 1 - more <= number < stages - 1) for number in range(stages)]
+    ends = list(accumulate(sizes))
+    return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
 def _divisors(number: int) -> list[int]:
