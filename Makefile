@@ -9,7 +9,8 @@ CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp test
 
 .DEFAULT_GOAL := help
 .PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa test-kernels test-wheel check format
-.PHONY: bench bench-all bench-attention bench-blocks bench-decode against lines flops pictures bench-linear bench-llama bench-memory bench-norm bench-open bench-quantized bench-checkpoints bench-checkpointing bench-data bench-training example-dates wheel clean bench-check
+.PHONY: bench bench-all bench-attention bench-blocks bench-decode against lines flops pictures bench-linear bench-llama bench-memory
+.PHONY: bench-norm bench-open bench-quantized bench-checkpoints bench-checkpointing bench-data bench-training example-dates wheel clean bench-check bench-avx2
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -25,8 +26,9 @@ help:
 	@echo "make fuzz              fuzz the loader of Hugging Face folders, and measure what of it was reached (50 minutes)"
 	@echo "make check   formatting, lint and types"
 	@echo "make format  format all files"
-	@echo "make bench         blocks, decoding, int8 and int4, a training step: tables and runs/bench/*.json (about 12 minutes)"
+	@echo "make bench         blocks, decoding, int8 and int4, a training step: tables and runs/bench/*.json (about 15 minutes; KEEP=1: benchmarks/results too)"
 	@echo "make bench-all     the same with 1.1B parameters, and against llama.cpp (about 40 minutes)"
+	@echo "make bench-avx2        all of it with everybody held to AVX2 (about 40 minutes)"
 	@echo "make bench-attention   attention on a CPU against PyTorch's, in turn (about 5 minutes)"
 	@echo "make bench-blocks      a block on a CPU against those of transformers, x-transformers and PyTorch (about 4 minutes)"
 	@echo "make bench-decode      decoding on a CPU against transformers (about 5 minutes; LARGE=1 with 1.1B parameters too)"
@@ -107,17 +109,31 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-bench: $(VENV)/dev.stamp
-	mkdir -p runs/bench
-	$(BIN)/python benchmarks/blocks.py --json runs/bench/blocks.json
-	$(BIN)/python benchmarks/decode.py $(if $(LARGE),--large) --json runs/bench/decode.json
-	$(BIN)/python benchmarks/quantized.py $(if $(LARGE),--large) --json runs/bench/quantized.json
-	$(BIN)/python benchmarks/training.py --only step-float32 step-bfloat16 loss-float32 loss-bfloat16 \
-		--json runs/bench/training.json
+# KEEP=1: write the numbers into benchmarks/results too, which the docs take theirs from.
+WRITE = $(if $(KEEP),--keep) --json runs/bench
+
+bench: $(VENV)/litgpt.stamp
+	$(BIN)/python benchmarks/blocks.py $(WRITE)/blocks.json
+	$(BIN)/python benchmarks/decode.py $(if $(LARGE),--large) $(WRITE)/decode.json
+	$(BIN)/python benchmarks/quantized.py $(if $(LARGE),--large) $(WRITE)/quantized.json
+	$(BIN)/python benchmarks/training.py --only step-float32 step-bfloat16 loss-float32 loss-bfloat16 $(WRITE)/training.json
 
 bench-all: $(VENV)/llama.stamp
 	$(MAKE) bench LARGE=1
-	$(BIN)/python benchmarks/decode_llama_cpp.py --large --json runs/bench/llama_cpp.json
+	$(BIN)/python benchmarks/decode_llama_cpp.py --large $(WRITE)/llama.json
+
+# Everybody held to AVX2, as on processors without AVX-512.
+AVX2 := ATEN_CPU_CAPABILITY=avx2 ONEDNN_MAX_CPU_ISA=AVX2 MKL_ENABLE_INSTRUCTIONS=AVX2 PRENORM_ISA=x86-64-v3
+AVX2_CMAKE := -DGGML_NATIVE=OFF -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_FMA=ON -DGGML_F16C=ON -DGGML_BMI2=ON
+
+bench-avx2: $(VENV)/litgpt.stamp $(VENV)/llama-avx2.stamp
+	$(AVX2) $(BIN)/python benchmarks/blocks.py $(WRITE)/blocks-avx2.json
+	$(AVX2) $(BIN)/python benchmarks/norm.py
+	$(AVX2) $(BIN)/python benchmarks/attention.py --only first
+	$(AVX2) $(BIN)/python benchmarks/decode_pieces.py
+	$(AVX2) $(BIN)/python benchmarks/decode.py $(WRITE)/decode-avx2.json
+	$(AVX2) $(BIN)/python benchmarks/training.py $(WRITE)/training-avx2.json
+	$(AVX2) PYTHONPATH=$(VENV)/llama-avx2 $(BIN)/python benchmarks/decode_llama_cpp.py $(WRITE)/llama-avx2.json
 
 bench-attention: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/attention.py
@@ -159,7 +175,7 @@ bench-check: $(VENV)/dev.stamp
 bench-data: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/data.py
 
-bench-training: $(VENV)/dev.stamp
+bench-training: $(VENV)/litgpt.stamp
 	$(BIN)/python benchmarks/training.py
 
 against: $(VENV)/dev.stamp
@@ -198,8 +214,19 @@ $(VENV)/dev.stamp: $(BIN)/python pyproject.toml $(VENV)/constraints.txt
 	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[dev]"
 	touch $@ $(VENV)/demo.stamp
 
+# Without what it depends on: it wants an older huggingface-hub than transformers does, for downloads alone.
+$(VENV)/litgpt.stamp: $(VENV)/dev.stamp
+	$(BIN)/pip install --quiet --no-deps --upgrade --target $(VENV)/litgpt litgpt==0.5.13 lightning==2.6.6 \
+		pytorch-lightning==2.6.6 lightning-utilities==0.15.3 torchmetrics==1.9.0 jsonargparse==4.41.0
+	touch $@
+
 $(VENV)/fuzz.stamp: $(VENV)/dev.stamp
 	$(BIN)/pip install --quiet -c $(VENV)/constraints.txt -e ".[fuzz]"
+	touch $@
+
+$(VENV)/llama-avx2.stamp: $(VENV)/llama.stamp
+	CMAKE_ARGS="$(AVX2_CMAKE)" $(BIN)/pip install --quiet --no-deps --no-binary :all: --no-cache-dir --upgrade \
+		--target $(VENV)/llama-avx2 -c $(VENV)/constraints.txt llama-cpp-python
 	touch $@
 
 $(VENV)/llama.stamp: $(VENV)/dev.stamp

@@ -10,18 +10,16 @@ Refuses to report while other work keeps the machine busy. --only forward-512-fl
 """
 
 import argparse
-import json
 import statistics
 import time
 from collections.abc import Callable
 from importlib.metadata import version
-from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 import x_transformers
-from machine import describe, others, refuse_while_busy
+from machine import add_json_options, describe, others, refuse_while_busy, write_numbers
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
@@ -166,10 +164,10 @@ def products(x: Tensor, *, backward: bool) -> float:
 
 
 def main() -> None:
-    """Print a table for each cell, and write the numbers where --json says."""
+    """Print a table for each cell, and write the numbers where the options say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CELLS, metavar="CELL", help=f"one of {', '.join(CELLS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    add_json_options(parser)
     parser.add_argument("--beside", type=int, default=0, metavar="N", help="N processes that spin on the same cores")
     options = parser.parse_args()
     refuse_while_busy()
@@ -182,8 +180,7 @@ def main() -> None:
         console.print(table(cell))
     products = unavailable_reason() or "oneDNN"
     console.print(f"{machine}, {versions}. Products: {products} in float32, oneDNN in bfloat16.")
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": machine, "versions": versions, "cells": cells}, indent=1) + "\n")
+    write_numbers(options, "blocks", "transformers", "x-transformers", beside=options.beside, cells=cells)
 
 
 def table(cell: dict[str, Any]) -> Table:

@@ -11,7 +11,6 @@ when cores are shared.
 """
 
 import argparse
-import json
 import statistics
 import tempfile
 import time
@@ -21,7 +20,7 @@ from typing import Any
 
 import torch
 import transformers
-from machine import describe, others, refuse_while_busy
+from machine import add_json_options, describe, others, refuse_while_busy, write_numbers
 from rich.console import Console
 from rich.table import Table
 from transformers import AutoModelForCausalLM
@@ -131,12 +130,12 @@ def written(model: Any, prompts: torch.Tensor, new: int) -> list[list[int]]:
 
 
 def arguments(description: str | None, dtypes: tuple[str, ...]) -> argparse.Namespace:
-    """What the command line asks for: the `cells`, the `json` file for their numbers, and how many are `beside`."""
+    """What the command line asks for: the `cells`, where their numbers go, and how many are `beside`."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     known = [cell for model in MODELS for cell in cells(model, dtypes)]
     parser.add_argument("--only", nargs="+", choices=known, metavar="CELL", help=f"some of {', '.join(known)}")
     parser.add_argument("--large", action="store_true", help="1.1B parameters too")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    add_json_options(parser)
     parser.add_argument("--beside", type=int, default=0, metavar="N", help="N processes that spin on the same cores")
     options = parser.parse_args()
     options.cells = options.only or [cell for cell in known if options.large or not cell.startswith("1.1B")]
@@ -144,7 +143,7 @@ def arguments(description: str | None, dtypes: tuple[str, ...]) -> argparse.Name
 
 
 def main() -> None:
-    """Print the table, and write the numbers where --json says."""
+    """Print the table, and write the numbers where the options say."""
     options = arguments(__doc__, DTYPES)
     refuse_while_busy()
     found = []
@@ -162,8 +161,7 @@ def main() -> None:
     console = Console(width=110)
     console.print(table(found))
     console.print(machine)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": machine, "cells": found}, indent=1) + "\n")
+    write_numbers(options, "decode", "transformers", beside=options.beside, cells=found)
 
 
 def table(found: list[dict[str, Any]]) -> Table:

@@ -18,7 +18,6 @@ Refuses to report while other work keeps the machine busy. --only 110M-1-bfloat1
 parameters too (16 GiB of memory).
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -30,7 +29,7 @@ import numpy as np
 import torch
 from decode import MODELS, ROUNDS, WARMUP, arguments, counted, drawn, sizes
 from llama import LlamaCpp
-from machine import describe, refuse_while_busy
+from machine import describe, refuse_while_busy, write_numbers
 from processes import PAUSE, Process
 from quantized import bytes_per_step
 from rich.console import Console
@@ -102,7 +101,7 @@ def measure(cell: str, ours: Process, theirs: Process) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Print the table, and write the numbers where --json says."""
+    """Print the table, and write the numbers where the options say."""
     options = arguments(__doc__, DTYPES)
     refuse_while_busy()
     found, version = [], ""
@@ -122,8 +121,7 @@ def main() -> None:
     console = Console(width=120)
     console.print(table(found))
     console.print(machine)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": machine, "cells": found}, indent=1) + "\n")
+    write_numbers(options, "llama", "llama-cpp-python", cells=found)
 
 
 def table(found: list[dict[str, Any]]) -> Table:

@@ -11,7 +11,6 @@ too (24 GiB of memory).
 
 import argparse
 import copy
-import json
 import statistics
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 
 import torch
 from decode import MODELS, NEW_TOKENS, PREFILL, PROMPT, ROUNDS, WARMUP
-from machine import describe, refuse_while_busy
+from machine import add_json_options, describe, refuse_while_busy, write_numbers
 from rich.console import Console
 from rich.table import Table
 
@@ -104,12 +103,12 @@ def bits_table(bits: dict[str, float]) -> Table:
 
 
 def main() -> None:
-    """Print the tables, and write the numbers where --json says."""
+    """Print the tables, and write the numbers where the options say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=CELLS, metavar="CELL", help=f"one of {', '.join(CELLS)}")
     parser.add_argument("--large", action="store_true", help="1.1B parameters too")
     parser.add_argument("--run", type=Path, metavar="FOLDER", help="what prenorm train left: bits per byte instead")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    add_json_options(parser)
     options = parser.parse_args()
     console, machine = Console(width=110), describe()
     numbers: dict[str, Any] = {}
@@ -126,8 +125,7 @@ def main() -> None:
         numbers["bits_per_byte"] = bits_per_byte(options.run)
         console.print(bits_table(numbers["bits_per_byte"]))
     console.print(machine)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": machine, **numbers}, indent=1) + "\n")
+    write_numbers(options, "quantized", **numbers)
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Training a language model on a CPU, against Hugging Face's Llama: `make bench-training`.
+"""Training a language model on a CPU, against those of other packages: `make bench-training`.
 
-A step is loss, gradients, their clipping and AdamW (PyTorch's fused one, for both) on a batch of 4 x 512 tokens, at
-110M parameters; both start from the same weights, read from the same folder, and learn the same batch again and again.
-They run in turn. The table has medians in tokens a second and the ratio, with its lowest and highest: above 1 ours is
-faster. `products` is how much of our time the matrix products take by themselves, through the same kernels: no step can
-be faster than these. The losses of every step stand below, ours above theirs. `prenorm train` has Muon for most
-matrices; what that costs is not in here.
+A step is loss, gradients, their clipping and AdamW (PyTorch's fused one, for all) on a batch of 4 x 512 tokens, at 110M
+parameters; all learn the same batch again and again, and run in turn (training_peers.py says who they are). The table
+has medians in tokens a second and how many times theirs ours is, with its lowest and highest: above 1 ours is faster.
+`products` is how much of our time the matrix products take by themselves, through the same kernels: no step can be
+faster than these. The losses of every step stand below, ours first. `prenorm train` has Muon for most matrices; what
+that costs is not in here.
 
 `loss` cells are `linear_cross_entropy` against PyTorch's linear and cross_entropy, forward and backward, of 2048 x 768
 hidden states and 32,000 tokens, with the memory that each takes at its peak beyond its inputs, gradients included.
@@ -18,9 +18,9 @@ autocast. Refuses to report while other work keeps the machine busy. --only step
 """
 
 import argparse
-import json
 import multiprocessing
 import statistics
+import sys
 import tempfile
 import time
 from collections.abc import Callable
@@ -30,13 +30,13 @@ from typing import Any
 
 import torch
 import transformers
-from machine import describe, refuse_while_busy
+from machine import add_json_options, describe, refuse_while_busy, write_numbers
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM
+from training_peers import Loss, peers
 
-from prenorm import ModelConfig, TransformerLM, use_backend
+from prenorm import ModelConfig, use_backend
 from prenorm.functional import linear, linear_cross_entropy
 from prenorm.kernels.cpu.matmul import MIN_ROWS
 from prenorm.layers.rope import RotaryEmbedding
@@ -52,7 +52,6 @@ ROUNDS = {"step": 5, "loss": 9, "pieces": 15}
 TOKENS = (1, 16, BATCH * SEQ)  # of the pieces
 AT_LEAST = 1e-3  # seconds for the calls of a round of these
 WARMUP = 1
-Loss = Callable[[Tensor, Tensor], Tensor]
 
 
 def measure_step(dtype: str) -> dict[str, Any]:
@@ -61,22 +60,17 @@ def measure_step(dtype: str) -> dict[str, Any]:
     tokens = torch.randint(CONFIG.vocab_size, (BATCH, SEQ + 1))
     inputs, targets = tokens[:, :-1].contiguous(), tokens[:, 1:].contiguous()
     with tempfile.TemporaryDirectory() as folder:
-        TransformerLM(CONFIG).save_pretrained(folder)
-        ours = TransformerLM.from_pretrained(folder).train()
-        theirs = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).train()
-    steps = {
-        "prenorm": stepper(ours, ours.loss, dtype),
-        "transformers": stepper(
-            theirs, lambda x, y: theirs(input_ids=x, labels=y, shift_labels=y, use_cache=False).loss, dtype
-        ),
-    }
+        found = peers(CONFIG, Path(folder))
+    steps = {name: stepper(model, loss, dtype) for name, (model, loss) in found.items()}
     rates: dict[str, list[float]] = {name: [] for name in steps}
     losses: dict[str, list[float]] = {name: [] for name in steps}
+    order = list(steps)
     for _ in range(WARMUP + ROUNDS["step"]):
-        for name, step in steps.items():
+        for name in order:
             start = time.perf_counter()
-            losses[name].append(step(inputs, targets))
+            losses[name].append(steps[name](inputs, targets))
             rates[name].append(tokens[:, 1:].numel() / (time.perf_counter() - start))
+        order.append(order.pop(0))  # nobody always follows the same neighbour
     return {
         "cell": f"step-{dtype}",
         "tokens_per_second": {name: rate[WARMUP:] for name, rate in rates.items()},
@@ -236,10 +230,10 @@ MEASURE = {"step": measure_step, "loss": measure_loss, "pieces": measure_pieces}
 
 
 def main() -> None:
-    """Print a table for each kind of cell, and write the numbers where --json says."""
+    """Print a table for each kind of cell, and write the numbers where the options say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", nargs="+", choices=CELLS, metavar="CELL", help=f"some of {', '.join(CELLS)}")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
+    add_json_options(parser)
     parser.add_argument("--fresh", action="store_true", help="leave the memory of large tensors to the allocator")
     options = parser.parse_args()
     refuse_while_busy()
@@ -259,24 +253,26 @@ def main() -> None:
                 for name, losses in one.get("losses", {}).items():
                     console.print(f"losses, {one['cell']}, {name}: {' '.join(f'{loss:.5f}' for loss in losses)}")
     console.print(machine)
-    if options.json is not None:
-        options.json.write_text(json.dumps({"machine": machine, "cells": found}, indent=1) + "\n")
+    packages = ["transformers", *(["litgpt"] if "litgpt" in sys.modules else [])]
+    write_numbers(options, "training", *packages, held=not options.fresh, cells=found)
 
 
 def step_table(found: list[dict[str, Any]]) -> Table:
     """The steps, written out."""
-    shown = Table("tokens/s", "ours", "theirs", "ratio", "lowest..highest", "products")
+    shown = Table("step", "model", "tokens/s", "ours / theirs", "lowest..highest", "products / ours")
     for one in found:
-        ours, theirs = one["tokens_per_second"].values()
-        ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
-        shown.add_row(
-            one["cell"],
-            f"{statistics.median(ours):.0f}",
-            f"{statistics.median(theirs):.0f}",
-            f"{statistics.median(ratios):.2f}",
-            f"{min(ratios):.2f}..{max(ratios):.2f}",
-            f"{one['products'] * statistics.median(ours) / (BATCH * SEQ):.0%}",
-        )
+        rates = one["tokens_per_second"]
+        ours = rates["prenorm"]
+        for name, theirs in rates.items():
+            ratios = [a / b for a, b in zip(ours, theirs, strict=True)]
+            shown.add_row(
+                one["cell"].removeprefix("step-"),
+                name,
+                f"{statistics.median(theirs):.0f}",
+                f"{statistics.median(ratios):.2f}",
+                f"{min(ratios):.2f}..{max(ratios):.2f}",
+                f"{one['products'] * statistics.median(ours) / (BATCH * SEQ):.0%}" if theirs is ours else "",
+            )
     return shown
 
 
