@@ -48,7 +48,7 @@ def plain_loss(logits: Tensor, targets: Tensor) -> Tensor:
     return cross_entropy(logits.flatten(0, -2), targets.flatten())
 
 
-def litgpt(ours: TransformerLM) -> nn.Module:
+def litgpt(ours: Any) -> nn.Module:
     """litgpt's Llama, with the weights of ours."""
     sys.path.insert(0, str(LITGPT))
     from litgpt import GPT, Config

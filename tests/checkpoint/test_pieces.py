@@ -3,6 +3,7 @@
 import itertools
 import json
 import struct
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def cut_tensors(draw):
     """A tensor, the pieces of a grid that its axes are cut into, and a part of it."""
     shape = tuple(draw(st.lists(st.integers(0, 6), max_size=4)))
     cuts = [sorted({0, size, *draw(st.lists(st.integers(0, size), max_size=3))}) for size in shape]
-    regions = [()]
+    regions: list[tuple[Any, ...]] = [()]
     for cut in cuts:
         axis = list(itertools.pairwise(cut)) or [(0, 0)]
         regions = [(*region, one) for region in regions for one in axis]

@@ -51,9 +51,9 @@ class Judged:
     @classmethod
     def from_json(cls, name: str, kept: dict[str, Any]) -> "Judged":
         """What to_json gave."""
-        sets = {one: frozenset(kept[one]) for one in ("faults", "also_named")}
-        lists = {one: tuple(kept[one]) for one in ("ids", "counting", "failed_checks")}
-        return cls(name=name, seconds=kept["seconds"], **sets, **lists)
+        found: dict[str, Any] = {one: frozenset(kept[one]) for one in ("faults", "also_named")}
+        found |= {one: tuple(kept[one]) for one in ("ids", "counting", "failed_checks")}
+        return cls(name=name, seconds=kept["seconds"], **found)
 
     def to_json(self) -> dict[str, Any]:
         """Everything but the name."""

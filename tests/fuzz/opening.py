@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ def open_folder(files: dict[str, Any], folder: Path) -> None:
     sheet = inspect_folder(folder)
     json.dumps(sheet).encode()
     for dtype in (None, torch.float16, torch.float64):
-        error = refusal(lambda dtype=dtype: load(folder, dtype=dtype))
+        error = refusal(partial(load, folder, dtype=dtype))
         if dtype is None:
             assert error in ("", *sheet["refused"]) or BY_VALUES.search(error)
             assert error or sheet["refused"] == []
