@@ -124,7 +124,7 @@ def test_numbers_are_drawn_afresh_and_by_seed() -> None:
 
 def test_one_line_in_a_projects_own_tests() -> None:
     class Detached(TransformerBlock):
-        def forward(self, x: Any, token_positions: Any = None) -> Any:  # type: ignore[override]  # as others write it
+        def forward(self, x: Any, token_positions: Any = None) -> Any:
             x = x.detach() + self.attn(self.norm1(x), token_positions)
             return x + self.ffn(self.norm2(x))
 
