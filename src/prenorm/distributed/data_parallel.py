@@ -160,7 +160,7 @@ def _placement(ranks: int, parameter: nn.Parameter) -> Shard | None:
         return Shard(1)
     if rows % splits:
         raise ConfigError(
-            f"tp must divide the rows of a matrix that is split, or fsdp its columns, but tp is {splits}, fsdp {ranks}, "
-            f"and a matrix is {rows} x {columns}, as is the embedding of a vocabulary of {rows}."
+            f"tp must divide the rows of a matrix that is split, or fsdp its columns, but tp is {splits}, fsdp "
+            f"{ranks}, and a matrix is {rows} x {columns}, as is the embedding of a vocabulary of {rows}."
         )
     return None
