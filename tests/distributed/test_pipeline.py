@@ -225,3 +225,35 @@ def test_micro_batches_that_no_schedule_can_run_are_refused(tmp_path):
     for shapes, number in run(refused, 2, tmp_path):
         assert "one shape" in shapes
         assert "equal rounds, but there are 5; a multiple of 2 would do, such as 4" in number
+
+
+def no_pipeline():
+    """What a mesh without stages raises; and the loss of two stages that also shard their parameters."""
+    with pytest.raises(ConfigError, match="needs a mesh with a dim"):
+        Pipeline(model_of(), init_device_mesh("cpu", (4,), mesh_dim_names=("fsdp",)))
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "fsdp"))
+    return Pipeline(model_of(), mesh).add_up_gradients(list(micro_batches(2)))
+
+
+@pytest.mark.long
+def test_a_mesh_needs_stages_and_no_dims_that_are_not_used(tmp_path):
+    loss, _ = in_one_process({})
+    assert run(no_pipeline, 4, tmp_path) == pytest.approx([loss] * 4, rel=1e-6)
+
+
+def out_of_range():
+    """What a token outside the vocabulary raises on the first stage, once the pipeline has run."""
+    pipeline = Pipeline(model_of(), make_mesh(Layout(pp=2)))
+    parts = list(micro_batches(2))
+    pipeline.add_up_gradients(parts)
+    if dist.get_rank() == 0:  # the other one would wait for activations
+        parts[0].token_ids[0, 0] = 40
+        try:
+            pipeline.add_up_gradients(parts)
+        except RangeError as error:
+            return str(error)
+
+
+@pytest.mark.long
+def test_what_a_stage_raises_comes_as_it_is(tmp_path):
+    assert "40" in run(out_of_range, 2, tmp_path)[0]
