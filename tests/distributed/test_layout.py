@@ -56,6 +56,15 @@ def test_each_reason_has_its_numbers(layout, run, reason):
     assert "nearest layout that works" in message
 
 
+def test_a_vocabulary_may_be_split_unevenly_but_not_in_two_ways():
+    odd = dataclasses.replace(CONFIG, vocab_size=97)
+    Layout(fsdp=4, tp=2).check(odd, world_size=8, batch_size=16, context=64)
+    message = refusal(Layout(fsdp=5, tp=2), odd, batch_size=10)
+    assert "tp must divide vocab_size, or fsdp d_model, but tp is 2 and vocab_size 97, fsdp 5 and d_model 48" in message
+    few = dataclasses.replace(CONFIG, vocab_size=5)
+    assert "every rank must have some of the tokens" in refusal(Layout(tp=4), few)  # parts of 2, 2, 1 and 0
+
+
 def test_all_reasons_are_told_at_once():
     message = refusal(Layout(dp=3, tp=5))
     assert all(reason in message for reason in ("batch_size", "num_heads", "d_ff"))

@@ -5,6 +5,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 import torch.distributed as dist
+from torch.distributed.device_mesh import init_device_mesh
 
 from prenorm import ConfigError, ModelConfig, RangeError, TransformerLM
 from prenorm.distributed.gradients import clip_grad_norm_
@@ -111,6 +112,7 @@ CASES = [  # layout, stages of a rank, rows of a micro-batch, the model, seed of
     (Layout(pp=2), 2, 2, TIED, None, {}),
     (Layout(pp=4), 1, 2, {}, None, {}),
     (Layout(pp=4), 1, 1, TIED, None, {}),
+    (Layout(pp=4), 1, 4, TIED, None, {}),  # fewer micro-batches than stages
     (Layout(pp=2), 2, 1, {"dropout": 0.3}, 2**70, {"use_checkpointing": 2}),
     (Layout(pp=3), 1, 2, {"qk_norm": True, "window": 4}, None, {}),
     (Layout(pp=2), 1, 4, {"family": LEARNED}, None, {}),
@@ -205,15 +207,38 @@ def test_a_part_of_a_model_says_so_when_it_is_called():
         model(torch.zeros(1, 3, dtype=torch.long))
 
 
-def refused(counts, stages_per_rank):
-    """What micro-batches of these numbers of rows raise."""
-    pipeline = Pipeline(model_of(), make_mesh(Layout(pp=2)), stages_per_rank=stages_per_rank)
+def refusals():
+    """What steps raise whose micro-batches have two shapes, and five of them where stages are interleaved."""
     tokens, targets, segments = batch_of()
-    parts = [MicroBatch(tokens[:n], targets[:n], segments[:n], 1.0) for n in counts]
-    try:
-        pipeline.add_up_gradients(parts)
-    except ConfigError as error:
-        return str(error)
+    for counts, stages in (([2, 1], 1), ([1] * 5, 2)):
+        pipeline = Pipeline(model_of(), make_mesh(Layout(pp=2)), stages_per_rank=stages)
+        with pytest.raises(ConfigError) as error:
+            pipeline.add_up_gradients([MicroBatch(tokens[:n], targets[:n], segments[:n], 1.0) for n in counts])
+        yield str(error.value)
+
+
+def refused():
+    return list(refusals())
+
+
+def test_micro_batches_that_no_schedule_can_run_are_refused(tmp_path):
+    for shapes, number in run(refused, 2, tmp_path):
+        assert "one shape" in shapes
+        assert "equal rounds, but there are 5; a multiple of 2 would do, such as 4" in number
+
+
+def no_pipeline():
+    """What a mesh without stages raises; and the loss of two stages that also shard their parameters."""
+    with pytest.raises(ConfigError, match="needs a mesh with a dim"):
+        Pipeline(model_of(), init_device_mesh("cpu", (4,), mesh_dim_names=("fsdp",)))
+    mesh = init_device_mesh("cpu", (2, 2), mesh_dim_names=("pp", "fsdp"))
+    return Pipeline(model_of(), mesh).add_up_gradients(list(micro_batches(2)))
+
+
+@pytest.mark.long
+def test_a_mesh_needs_stages_and_no_dims_that_are_not_used(tmp_path):
+    loss, _ = in_one_process({})
+    assert run(no_pipeline, 4, tmp_path) == pytest.approx([loss] * 4, rel=1e-6)
 
 
 def out_of_range():
@@ -229,10 +254,6 @@ def out_of_range():
             return str(error)
 
 
+@pytest.mark.long
 def test_what_a_stage_raises_comes_as_it_is(tmp_path):
     assert "40" in run(out_of_range, 2, tmp_path)[0]
-
-
-def test_micro_batches_that_no_schedule_can_run_are_refused(tmp_path):
-    assert all("one shape" in message for message in run(refused, 2, tmp_path, [2, 1], 1))
-    assert all("equal rounds, but there are 5" in message for message in run(refused, 2, tmp_path, [1] * 5, 2))

@@ -142,7 +142,7 @@ def test_a_loss_that_is_not_finite_in_one_process_is_so_in_all(flags, tmp_path, 
     ("others", "said"),
     [
         (["--seed", "1"], "seed is 0 in rank 0 and 1 in rank 1"),
-        (["--lr", "0.02"], "lr is 0.01 in rank 0 and 0.02 in rank 1"),
+        pytest.param(["--lr", "0.02"], "lr is 0.01 in rank 0 and 0.02 in rank 1", marks=pytest.mark.long),
     ],
 )
 def test_processes_of_other_settings_end_all_with_both_values(flags, tmp_path, others, said):

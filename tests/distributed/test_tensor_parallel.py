@@ -4,9 +4,19 @@ import copy
 
 import pytest
 import torch
+from torch import nn
 from torch.distributed.tensor import DTensor, Replicate, Shard
 
-from prenorm import ConfigError, RMSNorm, TransformerBlock, TransformerDecoderBlock, TransformerLM, parallelize
+from prenorm import (
+    ConfigError,
+    RMSNorm,
+    SelfAttention,
+    SwiGLU,
+    TransformerBlock,
+    TransformerDecoderBlock,
+    TransformerLM,
+    parallelize,
+)
 from prenorm.distributed import vocabulary
 from prenorm.distributed.layout import Layout
 from prenorm.distributed.mesh import make_mesh
@@ -75,6 +85,67 @@ def generates_and_saves(folder):
     model.save_pretrained(folder)
     prompts, greedy = [[1, 2, 3], [4], [5, 6, 7, 8, 9]], {"max_new_tokens": 5, "temperature": 0}
     return model.generate(prompts, **greedy) == single.generate(prompts, **greedy)
+
+
+def test_layers_that_are_not_known_run_whole(tmp_path):
+    for found in run(unknown_errors, 2, tmp_path):
+        assert max(found) <= WITHIN, found
+
+
+def unknown_errors():
+    """Of a block with an attention of PyTorch's, and of a model with two layers of a user's between split ones."""
+    torch.manual_seed(0)
+    single, block = pair(Mixed(), Layout(tp=2))
+    x = torch.randn(2, 6, 32)
+    y, expected = block(x), single(x)
+    backward(y.square().mean(), expected.square().mean())
+    found = [distance(y, expected), *compared(block, single)]
+    model = model_of({})
+    model.layers[0].attn, model.layers[1].ffn = Shifted(32, 8, causal=True), Squared()
+    single, model = pair(model, Layout(tp=2))
+    batch = batch_of(48)
+    loss, expected = model.loss(**batch), single.loss(**batch)
+    backward(loss, expected)
+    return [*found, distance(loss, expected), *compared(model, single)]
+
+
+def backward(*losses):
+    for loss in losses:
+        loss.backward()
+
+
+def compared(module, single):
+    return [distance(whole(a.grad), b.grad) for a, b in zip(module.parameters(), single.parameters(), strict=True)]
+
+
+class Mixed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(32, 4, bias=False, batch_first=True)
+        self.ffn = SwiGLU(32, 64)
+
+    def forward(self, x):
+        x = x + self.attention(x, x, x, need_weights=False)[0]
+        return x + self.ffn(x)
+
+
+class Shifted(SelfAttention):
+    """An attention whose heads are not alike."""
+
+    def project(self, x):
+        q, k, v = super().project(x)
+        return q, k, v.roll(1, dims=-3)
+
+
+class Squared(nn.Module):
+    """Its weight is not called."""
+
+    def __init__(self):
+        super().__init__()
+        self.proj = nn.Linear(32, 32)
+
+    def forward(self, x):
+        return nn.functional.linear(x.square() - x.square().mean(-2, keepdim=True), self.proj.weight, self.proj.bias)
 
 
 def test_a_loss_of_many_chunks(tmp_path):

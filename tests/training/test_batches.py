@@ -155,3 +155,14 @@ def test_many_documents_are_shuffled_in_runs_of_neighbours(monkeypatch):
     starts = np.flatnonzero(np.diff(whole.segment_ids[0].numpy(), prepend=-1))
     assert len(starts) == 7
     assert set(whole.token_ids[0, starts].tolist()) == {0, 3, 7, 9, 14, 17, 20}
+
+
+@pytest.mark.parametrize("short", [{}, {"short_context": 2, "short_steps": 3}])
+def test_the_shares_of_a_batch_are_together_the_batch(short):
+    stream = mixture_of([100, 700, 50, 60], [2.0, 1.0])
+    whole = TrainingBatches(stream, batch_size=6, context=8, seed=0, **short)
+    shares = [TrainingBatches(stream, batch_size=6, context=8, seed=0, share=(i, 3), **short) for i in range(3)]
+    for step in range(1, 6):
+        parts = [torch.cat(column) for column in zip(*(share.at(step) for share in shares), strict=True)]
+        assert all(map(torch.equal, parts, whole.at(step)))
+        assert all(map(torch.equal, shares[1].whole(step), whole.at(step)))

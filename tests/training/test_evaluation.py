@@ -77,3 +77,21 @@ def test_a_glance_is_spread_over_the_text():
     batches = HeldOutBatches(stream_of([64]), batch_size=1, context=8, overlap=0.0)
     assert [int(batch.token_ids[0, 0]) for batch in batches.spread(4)] == [0, 16, 32, 48]
     assert len(batches.spread(100)) == len(batches) == 8
+
+
+@given(lengths, st.integers(1, 4), st.sampled_from([(3, 1), (2, 2), (1, 3)]))
+def test_the_shares_of_the_text_score_every_target_once_in_as_many_batches(lengths, batches, sizes):
+    rows, count = sizes
+    stream = stream_of(lengths)
+    options = {"batch_size": 3, "context": 8, "overlap": 0.5}
+    whole = HeldOutBatches(stream, **options)
+    shares = [HeldOutBatches(stream, rows=rows, share=(i, count), **options) for i in range(count)]
+    assert len({len(share) for share in shares}) == 1
+    assert scored([batch for share in shares for batch in share]) == scored(whole)
+    some = [share.spread(batches) for share in shares]
+    assert len({len(each) for each in some}) == 1
+    assert scored([batch for each in some for batch in each]) == scored(whole.spread(batches))
+
+
+def scored(batches):
+    return sorted(torch.cat([batch.targets[batch.targets != IGNORED] for batch in batches]).tolist())

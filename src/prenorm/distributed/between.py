@@ -32,10 +32,17 @@ class Tokenwise(ParallelStyle):
 
 
 class Unsplit(ParallelStyle):
-    """For any other module with weights: all ranks run it on whole sequences, and then split again what was split."""
+    """For any other module with weights: all ranks run it on whole sequences, and then split again what was split.
+
+    below: it has all that is below it, too.
+    """
+
+    def __init__(self, *, below: bool) -> None:
+        self.below = below
 
     def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
-        weights = list(_same(module, device_mesh, own))
+        parts = module.modules() if self.below else [module]
+        weights = [weight for part in parts for weight in _same(part, device_mesh, own)]
 
         def forward(*args: Any, **options: Any) -> Any:
             was_split = any(map(sequence.is_split, (*args, *options.values())))

@@ -148,11 +148,19 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 def _placement(ranks: int, parameter: nn.Parameter) -> Shard | None:
     """Along which dim a parameter is sharded; None for the first.
 
-    Rows that tensor parallelism has split unevenly, or that would be sharded unevenly, are left whole: how a dim that
-    was split twice is put together again is defined for equal parts only.
+    Rows that tensor parallelism has split are sharded again where the parts are equal, or the columns cannot be. Raises
+    ConfigError where the parts of the ranks would differ twice.
     """
     if not isinstance(parameter, DTensor) or parameter.ndim < 2 or not parameter.placements[0].is_shard(0):
         return None
-    rows, columns = parameter.shape[:2]
-    even = rows % (parameter.device_mesh.size() * ranks) == 0
-    return Shard(1) if not even and columns % ranks == 0 else None
+    rows, columns, splits = *parameter.shape[:2], parameter.device_mesh.size()
+    if rows % (splits * ranks) == 0:
+        return None
+    if columns % ranks == 0:
+        return Shard(1)
+    if rows % splits:
+        raise ConfigError(
+            f"tp must divide the rows of a matrix that is split, or fsdp its columns, but tp is {splits}, fsdp "
+            f"{ranks}, and a matrix is {rows} x {columns}, as is the embedding of a vocabulary of {rows}."
+        )
+    return None

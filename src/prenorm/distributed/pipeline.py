@@ -52,6 +52,12 @@ class Pipeline:
         use_checkpointing: bool | int = False,
         **options: Any,
     ) -> None:
+        names = mesh.mesh_dim_names or ()
+        if "pp" not in names:
+            raise ConfigError(
+                f'a pipeline needs a mesh with a dim "pp", but this one has {list(names)}; '
+                "prenorm.distributed.mesh.make_mesh(Layout(pp=2)) makes one."
+            )
         self.mesh, self._group, self._device = mesh, mesh.get_group("pp"), model.device
         self._rank, self._ranks = mesh.get_local_rank("pp"), mesh["pp"].size()
         self._num_stages = self._ranks * stages_per_rank
@@ -64,7 +70,8 @@ class Pipeline:
         for stage in self._stages:
             if isinstance(stage.model, FSDPModule):  # the schedules ask the stage, and reduce gradients once a step
                 register_fsdp_forward_method(stage.model, "loss" if stage.is_last else "hidden")
-                fully_shard(stage, mesh=mesh["dp", "fsdp"] if mesh["dp"].size() > 1 else mesh["fsdp"])
+                copies = "dp" in names and mesh["dp"].size() > 1
+                fully_shard(stage, mesh=mesh["dp", "fsdp"] if copies else mesh["fsdp"])
         self._schedules: dict[tuple[object, ...], Any] = {}  # receiving buffers have a shape
 
     def add_up_gradients(self, micro_batches: Sequence[MicroBatch]) -> float:

@@ -128,15 +128,22 @@ def _drops(module: nn.Module) -> bool:
 
 def _split_parts(module: nn.Module, mesh: DeviceMesh, styles: Mapping[str, ParallelStyle], name: str) -> None:
     """Give each part its style; parts that no style splits are whole on all ranks."""
-    style = styles.get(name) or style_of(module)
     if "forward" in vars(module):
         return  # it has its style
+    style = styles.get(name) or style_of(module) or WHOLE.get(type(module))
+    has_weights = next(module.parameters(), None) is not None
+    if style is None and has_weights and not _has_style_below(module, styles, name):
+        style = Unsplit(below=True)
     if style is not None:
         parallelize_module(module, mesh, style)
         return
-    if type(module) in WHOLE:
-        parallelize_module(module, mesh, WHOLE[type(module)])
-    elif any(True for _ in module.parameters(recurse=False)):
-        parallelize_module(module, mesh, Unsplit())
+    if next(module.parameters(recurse=False), None) is not None:
+        parallelize_module(module, mesh, Unsplit(below=False))
     for child, part in module.named_children():
         _split_parts(part, mesh, styles, f"{name}.{child}" if name else child)
+
+
+def _has_style_below(module: nn.Module, styles: Mapping[str, ParallelStyle], name: str) -> bool:
+    """Whether a part of a module is split."""
+    below = f"{name}." if name else ""
+    return any(map(style_of, module.modules())) or any(other.startswith(below) for other in styles)
