@@ -157,5 +157,6 @@ def _cluster(flags: CostFlags) -> Cluster:
 def _watts(flags: CostFlags) -> float | None:
     if flags.watts is not None:
         check_number("watts", flags.watts, at_least=1.0)
-        return flags.watts
-    return DEVICES[(flags.device or DEVICE).lower()].watts
+        return float(flags.watts)
+    watts = DEVICES[(flags.device or DEVICE).lower()].watts
+    return None if watts is None else float(watts)
