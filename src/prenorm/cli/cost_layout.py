@@ -11,7 +11,7 @@ from ..costs.cluster.spread_sheet import proposal_sheet, runs_sheet, spread_shee
 from ..costs.devices import DEVICES
 from ..costs.fits import parse_bytes
 from ..costs.sheet import check_context, check_utilisation
-from ..distributed.layout import MOST_PROCESSES, Layout
+from ..distributed.layout import Layout
 from ..errors import ConfigError
 from ..validation import check_number, check_size
 from .cost_flags import CostFlags
@@ -20,6 +20,7 @@ from .spread_tables import show_runs, show_spread
 
 DEVICE = "h100-sxm"
 CONTEXT = 8192  # or the model's max_seq_len, where that is smaller
+MOST_GPUS = 2**20
 AXES = ("dp", "fsdp", "tp", "pp")
 ONLY_SPREAD = (
     *AXES,
@@ -34,8 +35,8 @@ def run(flags: CostFlags) -> int:
         raise ConfigError("--fits is for one device; with --gpus, --memory says what a device has, such as 80GB.")
     check_size("gpus", flags.gpus)
     assert flags.gpus is not None
-    if flags.gpus > MOST_PROCESSES:
-        raise ConfigError(f"gpus must be at most {MOST_PROCESSES:,}, not {flags.gpus:,}.")
+    if flags.gpus > MOST_GPUS:
+        raise ConfigError(f"gpus must be at most {MOST_GPUS:,}, not {flags.gpus:,}.")
     if flags.utilisation is not None:
         check_utilisation(flags.utilisation)
     if flags.tokens is not None:
