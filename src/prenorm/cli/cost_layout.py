@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from ..costs.cluster.hardware import Cluster, find_cluster
 from ..costs.cluster.plan import Plan
@@ -49,7 +50,7 @@ def run(flags: CostFlags) -> int:
     chosen = given or candidates[0]
     if chosen.plan is None:
         raise ConfigError(f"no layout of {flags.gpus} devices can work: {chosen.layout}: {chosen.reason}.")
-    figures = {"tokens": flags.tokens, "utilisation": flags.utilisation, "watts": _watts(flags)}
+    figures: dict[str, Any] = {"tokens": flags.tokens, "utilisation": flags.utilisation, "watts": _watts(flags)}
     sheet = {
         "model": flags.model,
         "source": named.source,
@@ -77,7 +78,8 @@ def run_published(flags: CostFlags) -> int:
 
 def _plan(flags: CostFlags, named: NamedModel) -> Plan:
     """The step, on one device: a layout replaces it."""
-    model = named.architecture
+    model, batch = named.architecture, flags.gpus if flags.batch is None else flags.batch
+    assert batch is not None
     context = min(CONTEXT, model.max_seq_len) if flags.context is None else flags.context
     check_context(context, model)
     if model.uncounted:
@@ -88,7 +90,7 @@ def _plan(flags: CostFlags, named: NamedModel) -> Plan:
     return Plan(
         model=model,
         layout=Layout(),
-        batch=flags.gpus if flags.batch is None else flags.batch,
+        batch=batch,
         micro_batch=1,
         context=context,
         dtype=flags.dtype,
