@@ -73,7 +73,7 @@ class CostFlags:
     """Checkpoint every how many-th block, 0 for none. Default: none or every block, whichever fits and is faster."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """The optimiser, with --gpus."""
+    """The optimiser, with --gpus. Of muon the state is counted, but not what makes its updates orthogonal."""
 
     product_flops: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Operations per second that large products reach on a device, with --gpus, such as 794.5e12."""

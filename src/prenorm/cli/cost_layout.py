@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Any
 
 from ..costs.cluster.hardware import Cluster, find_cluster
 from ..costs.cluster.plan import Plan
@@ -11,7 +12,7 @@ from ..costs.cluster.spread_sheet import proposal_sheet, runs_sheet, spread_shee
 from ..costs.devices import DEVICES
 from ..costs.fits import parse_bytes
 from ..costs.sheet import check_context, check_utilisation
-from ..distributed.layout import MOST_PROCESSES, Layout
+from ..distributed.layout import Layout
 from ..errors import ConfigError
 from ..validation import check_number, check_size
 from .cost_flags import CostFlags
@@ -20,6 +21,7 @@ from .spread_tables import show_runs, show_spread
 
 DEVICE = "h100-sxm"
 CONTEXT = 8192  # or the model's max_seq_len, where that is smaller
+MOST_GPUS = 2**20
 AXES = ("dp", "fsdp", "tp", "pp")
 ONLY_SPREAD = (
     *AXES,
@@ -34,8 +36,8 @@ def run(flags: CostFlags) -> int:
         raise ConfigError("--fits is for one device; with --gpus, --memory says what a device has, such as 80GB.")
     check_size("gpus", flags.gpus)
     assert flags.gpus is not None
-    if flags.gpus > MOST_PROCESSES:
-        raise ConfigError(f"gpus must be at most {MOST_PROCESSES:,}, not {flags.gpus:,}.")
+    if flags.gpus > MOST_GPUS:
+        raise ConfigError(f"gpus must be at most {MOST_GPUS:,}, not {flags.gpus:,}.")
     if flags.utilisation is not None:
         check_utilisation(flags.utilisation)
     if flags.tokens is not None:
@@ -48,7 +50,7 @@ def run(flags: CostFlags) -> int:
     chosen = given or candidates[0]
     if chosen.plan is None:
         raise ConfigError(f"no layout of {flags.gpus} devices can work: {chosen.layout}: {chosen.reason}.")
-    figures = {"tokens": flags.tokens, "utilisation": flags.utilisation, "watts": _watts(flags)}
+    figures: dict[str, Any] = {"tokens": flags.tokens, "utilisation": flags.utilisation, "watts": _watts(flags)}
     sheet = {
         "model": flags.model,
         "source": named.source,
@@ -76,7 +78,8 @@ def run_published(flags: CostFlags) -> int:
 
 def _plan(flags: CostFlags, named: NamedModel) -> Plan:
     """The step, on one device: a layout replaces it."""
-    model = named.architecture
+    model, batch = named.architecture, flags.gpus if flags.batch is None else flags.batch
+    assert batch is not None
     context = min(CONTEXT, model.max_seq_len) if flags.context is None else flags.context
     check_context(context, model)
     if model.uncounted:
@@ -87,7 +90,7 @@ def _plan(flags: CostFlags, named: NamedModel) -> Plan:
     return Plan(
         model=model,
         layout=Layout(),
-        batch=flags.gpus if flags.batch is None else flags.batch,
+        batch=batch,
         micro_batch=1,
         context=context,
         dtype=flags.dtype,
@@ -157,5 +160,6 @@ def _cluster(flags: CostFlags) -> Cluster:
 def _watts(flags: CostFlags) -> float | None:
     if flags.watts is not None:
         check_number("watts", flags.watts, at_least=1.0)
-        return flags.watts
-    return DEVICES[(flags.device or DEVICE).lower()].watts
+        return float(flags.watts)
+    watts = DEVICES[(flags.device or DEVICE).lower()].watts
+    return None if watts is None else float(watts)

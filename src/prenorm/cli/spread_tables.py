@@ -30,7 +30,9 @@ def show_spread(sheet: dict[str, Any]) -> None:
             f"The fastest would be {flags_of(best['layout'])}: {figure(best['step_seconds'])} s a step.\n", markup=False
         )
     memory = sheet["memory_bytes"]
-    rows = [(name, scaled(size) + "B") for name, size in memory.items() if size and name != "total"]
+    rows: list[tuple[str, ...]] = [
+        (name, scaled(size) + "B") for name, size in memory.items() if size and name != "total"
+    ]
     rows.append(("total", f"{scaled(memory['total'])}B of {scaled(sheet['usable_bytes'])}B"))
     table(console, "Memory of the fullest device", (), rows)
     rows = [
@@ -65,7 +67,7 @@ def show_spread(sheet: dict[str, Any]) -> None:
 def _show_proposal(console: Any, proposal: list[dict[str, Any]]) -> None:
     possible = [one for one in proposal if one["fits"]]
     columns = ("layout", "rows", "checkpointed", "memory", "seconds", "what is wrong with it")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (flags_of(one["layout"]), str(one["micro_batch_size"]), _every(one["checkpoint_activations_every"]),
          f"{scaled(one['memory_bytes'])}B", figure(one["step_seconds"]), one["reason"] or "the fastest")
         for one in possible[:SHOWN]
@@ -87,7 +89,7 @@ def show_runs(runs: list[dict[str, Any]]) -> None:
     """Published step times beside the predicted ones."""
     console = _console()
     columns = ("run", "hardware", "layout", "published", "seconds", "predicted", "error", "at full rates")
-    rows = [
+    rows: list[tuple[str, ...]] = [
         (one["name"], one["hardware"], flags_of(one["layout"]), one["published"], figure(one["published_seconds"]),
          figure(one["predicted_seconds"]), f"{one['error']:+.0%}", figure(one["seconds_at_full_rates"]))
         for one in runs

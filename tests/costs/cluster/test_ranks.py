@@ -1,6 +1,7 @@
 """What is counted for a rank, its collectives and its memory, against a step of one among many that do not exist."""
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -10,6 +11,8 @@ from prenorm.costs.cluster.collectives import block_collectives, collectives_of_
 from prenorm.costs.cluster.plan import Plan
 from prenorm.costs.cluster.rank_memory import peak_of, rank_bytes
 from prenorm.costs.cluster.stages import Stages
+from prenorm.costs.memory import optimizer_state
+from prenorm.costs.parameters import total
 from prenorm.distributed.layout import Layout
 
 from .fake_ranks import alone, run_a_step
@@ -114,3 +117,13 @@ def test_more_of_any_axis_never_takes_more_weights():
     for layout in (Layout(fsdp=4), Layout(tp=4), Layout(pp=4)):
         assert rank_bytes(plan_of(config, layout, micro_batches=8))["weights"] < whole
     assert rank_bytes(plan_of(config, Layout(dp=4), micro_batches=8))["weights"] == whole
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_one_device_has_the_weights_and_the_optimiser_state_of_the_one_device_sheet(optimizer):
+    for options in ({}, {"tie_embeddings": True, "qk_norm": True}, {"qkv_bias": True, "o_bias": True}):
+        config = ModelConfig(**{**SIZES, **options})
+        model = architecture_of(config)
+        found = rank_bytes(replace(plan_of(config, Layout()), optimizer=optimizer))
+        assert found["optimizer"] == optimizer_state(model, optimizer)
+        assert found["weights"] == 4 * total(model)

@@ -55,8 +55,10 @@ class _Rank:
         self.accumulates = plan.micro_batches > 1
         mine, block = [*stages.blocks, *stages.edges], block_parameters(model, layout.tp)
         self.weights = FLOAT32 * sum(one.sharded(layout) for one in mine)
-        states = {"adamw": 2, "muon": 2}[plan.optimizer]
-        self.optimizer = states * self.weights + FLOAT32 * len(mine)
+        once = (
+            [one for one in stages.blocks if one.is_matrix] if plan.optimizer == "muon" else []
+        )  # one average, not two
+        self.optimizer = 2 * self.weights + FLOAT32 * (len(mine) - sum(one.sharded(layout) + 1 for one in once))
         self.sharded_block = FLOAT32 * sum(one.sharded(layout) for one in block)
         self.whole_block, self.whole_edges = self._whole(block), self._whole(stages.edges)
         self.flat_block = self._flat(block)
