@@ -98,7 +98,7 @@ def _rank(
     from prenorm.cli.main import main
 
     torch.set_num_threads(1)
-    prenorm.training.trainer.product_rate = lambda device: 1e9
+    vars(prenorm.training.trainer)["product_rate"] = lambda device: 1e9
     if before:
         before(rank)
     code = main(["train", *argv])

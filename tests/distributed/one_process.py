@@ -20,7 +20,7 @@ def model_of(fields):
     model = TransformerLM(ModelConfig.from_dict(SMALL | fields))
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter += 0.02 * torch.randn(parameter.shape)
+            parameter.add_(0.02 * torch.randn(parameter.shape))
     return model
 
 

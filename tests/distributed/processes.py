@@ -72,10 +72,11 @@ class Ranks:
         Ranks that are not done soon after another one failed have hung: they wait for it.
         """
         outcomes: list[tuple[str, Any]] = [("hung", "") for _ in self.pipes]
+        pending: dict[Any, int]
         pending, deadline = {pipe: rank for rank, pipe in enumerate(self.pipes)}, self.deadline
         while pending and (ready := wait(list(pending), max(0.0, deadline - time.monotonic()))):
             for pipe in ready:
-                rank = pending.pop(pipe)  # type: ignore[arg-type]
+                rank = pending.pop(pipe)
                 outcomes[rank] = self._outcome(rank, pipe)  # type: ignore[arg-type]
                 if outcomes[rank][0] != "gave":
                     deadline = min(deadline, time.monotonic() + GRACE)
@@ -113,7 +114,7 @@ def _rank(
     try:
         dist.init_process_group(
             "gloo",
-            store=dist.FileStore(store, world_size),
+            store=dist.FileStore(store, world_size),  # type: ignore[attr-defined]
             rank=rank,
             world_size=world_size,
             timeout=timedelta(seconds=timeout),

@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.tensor import DTensor, Replicate, Shard
-from torch.distributed.tensor.placement_types import _StridedShard
+from torch.distributed.tensor.placement_types import Placement, _StridedShard
 
 from prenorm.distributed.layout import Layout
 from prenorm.distributed.mesh import Place, make_mesh
@@ -76,7 +76,8 @@ class Spread:
         layout, axis = self.place.layout, SHAPES[name.partition(":")[0]][1]
         if layout.fsdp == layout.tp == 1 or not tensor.ndim:
             return tensor
-        local, placements = tensor, [Replicate(), Replicate(), Replicate()]
+        placements: list[Placement] = [Replicate(), Replicate(), Replicate()]
+        local = tensor
         if layout.tp > 1 and axis is not None:
             local, placements[2] = _chunk(local, layout.tp, axis, self.place.tp), Shard(axis)
         if layout.fsdp > 1:

@@ -35,7 +35,7 @@ def fails(rank, *, victim, step, phase, how, mark):
             mark.write_text(str(time.time()))
             how()
 
-    Group.at = coming
+    Group.at = coming  # type: ignore[assignment]
 
 
 def fails_while_others_wait(rank, *, victim, how, mark):

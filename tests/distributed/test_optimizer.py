@@ -68,7 +68,8 @@ def strided(mesh):
         linear = torch.nn.Linear(one.shape[1], one.shape[0], bias=False)
         linear.weight = one
         parallelize_module(linear, mesh["tp"], ColwiseParallel())
-        return fully_shard(linear, mesh=mesh["fsdp"]).weight
+        fully_shard(linear, mesh=mesh["fsdp"])
+        return linear.weight
 
     like = shard(torch.nn.Parameter(torch.empty(8, 4)))
     return shard

@@ -2,6 +2,7 @@
 
 import copy
 from contextlib import nullcontext
+from typing import Any
 
 import pytest
 import torch
@@ -182,7 +183,7 @@ def own_block_errors(kind):
     expected.square().mean().backward()
     part = slice(2 * mesh.get_local_rank("fsdp"), 2 * mesh.get_local_rank("fsdp") + 2)
     grads = [distance(whole(a.grad), b.grad) for a, b in zip(block.parameters(), single.parameters(), strict=True)]
-    matrices = [one for one in block.parameters() if one.ndim == 2]
+    matrices: list[Any] = [one for one in block.parameters() if one.ndim == 2]
     assert [one.placements[1].is_replicate() for one in matrices] == [False] * 7
     return [distance(y, expected[part]), distance(mine.grad / 2, whole_x.grad[part]), *grads]
 

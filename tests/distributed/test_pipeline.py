@@ -78,10 +78,10 @@ def as_stages(layout, fields, stages_per_rank, rows, seed, options):
     tied = [pipeline.tied_weight] if place.pp and pipeline.tied_weight is not None else []
     norm = clip_grad_norm_(model.parameters(), 0.1, mesh, counted_elsewhere=tied).item()
     model.eval()
-    losses = torch.tensor([*losses, pipeline.loss(parts)], dtype=torch.float64)
+    together = torch.tensor([*losses, pipeline.loss(parts)], dtype=torch.float64)
     for axis in ("dp", "fsdp"):
-        dist.all_reduce(losses, group=mesh.get_group(axis))
-    return [*(losses / layout.data_ranks).tolist(), norm], gradients
+        dist.all_reduce(together, group=mesh.get_group(axis))
+    return [*(together / layout.data_ranks).tolist(), norm], gradients
 
 
 def whole_of(gradient):

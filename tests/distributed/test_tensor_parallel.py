@@ -154,7 +154,7 @@ def test_a_loss_of_many_chunks(tmp_path):
 
 
 def chunked_errors():
-    vocabulary.CHUNK_ELEMENTS = 5 * 24  # five rows at a time
+    vars(vocabulary)["CHUNK_ELEMENTS"] = 5 * 24  # five rows at a time
     return [
         *errors([(1, 1, 2)], {}, packed=True),
         *errors([(1, 1, 2)], {"family": {"logit_softcap": 3.0, "logit_divisor": 2.0}}, packed=True),

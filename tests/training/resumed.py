@@ -71,7 +71,7 @@ def run(config: TrainConfig, *, resume: bool = False, killed_at: int = 0) -> Non
             torch.save({"random": torch.get_rng_state(), **batch._asdict()}, Path(config.out) / "end.pt")
         return record
 
-    trainer.Trainer.step = watched  # type: ignore[method-assign, assignment]
+    trainer.Trainer.step = watched  # type: ignore[assignment]
     modules: Any = (trainer, loop)
     modules[0].product_rate = lambda device: 1e9
     modules[1].finish = lambda *_: None

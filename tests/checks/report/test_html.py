@@ -53,7 +53,7 @@ def test_similar_findings_are_grouped_the_most_frequent_first():
 
 def test_a_notebook_shows_a_report_as_a_table_and_print_as_text():
     class Detached(TransformerBlock):
-        def forward(self, x, token_positions=None):  # type: ignore[override]  # as others write it
+        def forward(self, x, token_positions=None):  # as others write it
             x = x.detach() + self.attn(self.norm1(x), token_positions)
             return x + self.ffn(self.norm2(x))
 

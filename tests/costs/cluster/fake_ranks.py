@@ -15,8 +15,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.distributed import pipelining
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.pipelining import stage as torch_stage
 from torch.distributed.tensor import DTensor
 from torch.multiprocessing.reductions import StorageWeakRef
 from torch.testing._internal.distributed.fake_pg import FakeStore
@@ -148,7 +148,7 @@ def run_a_step(config: ModelConfig, plan: Plan, pp_rank: int = 0) -> tuple[int, 
     return peak.bytes, counts.found
 
 
-Run = tuple[Callable[[], None], Callable[[], list[Tensor]]]
+Run = tuple[Callable[[], object], Callable[[], list[Tensor]]]
 
 
 def _plain(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, fake: Any) -> Run:
@@ -184,6 +184,8 @@ def _pipelined(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, 
     pipeline = Pipeline(model, mesh, autocast=lambda: _autocast(plan), **options)
     batches = [MicroBatch(ids, ids, None, 1.0) for _ in range(plan.micro_batches)]
     shape = (*ids.shape, model.config.d_model)
+
+    torch_stage: Any = pipelining.stage
 
     def received(stage: Any, source: int) -> Any:
         """What stages tell each other of their tensors before they begin."""
