@@ -115,6 +115,16 @@ def test_gradients_and_the_first_step_are_those_of_small_differences():
     rows = draw_rows(python_text().training, 2, 8, torch.Generator().manual_seed(1))
     loss = cross_entropy(model(rows[:, :-1]), rows[:, 1:])
     assert found["loss"] == pytest.approx(loss.item())
+    streams = model.streams(rows[:, :-1])
+    again = cross_entropy(model.lm_head(model.final_norm(streams[-1])), rows[:, 1:])
+    of_streams = torch.autograd.grad(again, streams, retain_graph=True)
+    assert found["activation"] == pytest.approx([one.pow(2).mean().item() ** 0.5 for one in streams])
+    assert found["activation_gradient"] == pytest.approx([one.norm().item() for one in of_streams])
+    for block, norm, last in zip(model.layers, found["weight_gradient"], found["last_ffn_gradient"], strict=True):
+        of_block = torch.autograd.grad(again, [*block.parameters()], retain_graph=True)
+        assert norm == pytest.approx(sum(one.pow(2).sum().item() for one in of_block) ** 0.5)
+        (of_last,) = torch.autograd.grad(again, [block.ffn.down_proj.weight], retain_graph=True)
+        assert last == pytest.approx(of_last.norm().item())
     matrices = [one for name, one in model.layers.named_parameters() if one.ndim == 2]
     gradients = torch.autograd.grad(loss, matrices)
     before, step = model(rows[:, :-1], hidden=True), 1e-6
