@@ -9,7 +9,7 @@ CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp test
 
 .DEFAULT_GOAL := help
 .PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa test-kernels check format bench bench-all bench-attention bench-blocks bench-decode
-.PHONY: against lines flops pictures bench-linear bench-llama bench-memory bench-norm bench-open bench-quantized bench-checkpoints bench-checkpointing bench-data bench-training example-dates wheel clean
+.PHONY: against lines flops pictures bench-linear bench-llama bench-memory bench-norm bench-open bench-quantized bench-checkpoints bench-check bench-checkpointing bench-data bench-training example-dates wheel clean
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -37,6 +37,7 @@ help:
 	@echo "make bench-quantized   writing in bfloat16, int8 and int4 (about 2 minutes; LARGE=1; RUN=runs/demo: how much worse)"
 	@echo "make bench-checkpoints   what saving checkpoints beside training costs, and the hashes on opening (about 10 minutes)"
 	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
+	@echo "make bench-check       prenorm check --batch on 60 submissions (about 4 minutes)"
 	@echo "make bench-data        text to tokens beside the tokenizer alone, and tokens to batches (about 4 minutes)"
 	@echo "make bench-training    training on a CPU against transformers, step by step and piece by piece (about 3 minutes)"
 	@echo "make against OLD=DIR   this checkout against another one: bits, and speed (about 20 minutes)"
@@ -147,6 +148,9 @@ bench-checkpointing: $(VENV)/dev.stamp
 
 bench-checkpoints: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/checkpoints.py
+
+bench-check: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/check_batch.py
 
 bench-data: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/data.py

@@ -113,7 +113,12 @@ def test_a_part_that_needs_an_unwritten_one_is_not_written_either(tmp_path):
         ("RotaryEmbedding", "= theta **", "= 10000.0 **", "rope_theta has no effect"),
         ("RotaryEmbedding", "/ head_dim)", "/ head_dim / 2)", "frequencies are not"),
         ("RotaryEmbedding", "if token_positions is None", "if True", "token_positions have no effect"),
-        ("RotaryEmbedding", "angles = torch.arange(max_seq_len", "angles = torch.arange(1, max_seq_len + 1", "neighbouring position"),
+        (
+            "RotaryEmbedding",
+            "angles = torch.arange(max_seq_len",
+            "angles = torch.arange(1, max_seq_len + 1",
+            "neighbouring position",
+        ),
         ("SelfAttention", " / math.sqrt(self.head_dim)", "", "scores are not divided"),
         ("SelfAttention", "math.sqrt(self.head_dim)", "self.head_dim", "something other than 1/sqrt(head_dim)"),
         ("SelfAttention", "math.sqrt(self.head_dim)", "math.sqrt(x.shape[-1])", "divided by sqrt(d_model)"),

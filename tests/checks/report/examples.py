@@ -59,4 +59,12 @@ def check(subject: str, within: Path | None = None) -> Verdict:
                 time.sleep(0.2)
                 os._exit(9)
             return GOOD
+        case "meet":  # until another one runs at the same time
+            open(f"{file}.came", "w").close()
+            folder, until = os.path.dirname(file), time.monotonic() + 60
+            while sum(one.endswith(".came") for one in os.listdir(folder)) < 2:
+                if time.monotonic() > until:
+                    return BAD
+                time.sleep(0.01)
+            return GOOD
     raise AssertionError(wish)

@@ -1,6 +1,7 @@
 import csv
 import functools
 import io
+import os
 
 import pytest
 
@@ -47,7 +48,7 @@ def test_a_pattern_that_is_none_is_refused(pattern, folder):
 
 
 def test_a_folder_that_is_none_is_refused(folder, tmp_path):
-    with pytest.raises(ConfigError, match="is none"):
+    with pytest.raises(ConfigError, match="is not a folder"):
         find_submissions(tmp_path / "none")
     with pytest.raises(ConfigError, match=r"neither subfolders nor \.py files"):
         find_submissions(folder / "gus")
@@ -80,6 +81,13 @@ def test_a_process_that_dies_once_takes_no_result_away(tmp_path):
         (tmp_path / f"{name}.py").write_text(wish)
     results = list(check_all(find_submissions(tmp_path), check, workers=1))
     assert {one.name: one.outcome for one in results} == {"a.py": "passed", "b.py": "passed", "c.py": "passed"}
+
+
+def test_as_many_run_at_a_time_as_there_are_cores(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {0, 1})
+    for name in ("a.py", "b.py"):
+        (tmp_path / name).write_text("meet")
+    assert [one.outcome for one in check_all(find_submissions(tmp_path), check)] == ["passed", "passed"]
 
 
 def test_nothing_to_check_starts_no_process(folder):

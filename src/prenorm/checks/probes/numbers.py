@@ -25,19 +25,13 @@ def numbers(case: Case) -> None:
     except UnexplainedError as error:
         case.report.check("the numbers", False, f"no known fault explains them at: {error.step}")
         odd = {"batch_coupled", "not_deterministic", "dropout_in_eval", "retains_state"} & set(case.report.findings)
-        for id, evidence in () if odd else error.faults:
-            case.report.found(id, evidence)
-        if error.unknown and not error.faults and not odd:
-            evidence = f"at {error.step}; not recognised: {', '.join(error.unknown[:5])}"
-            case.report.found("unreadable", evidence, counts=False)
-        elif not error.faults and not odd:
-            case.report.found("unexplained", f"at {error.step}")
+        if not odd:
+            _report_unexplained(case, error)
         return
     case.explanation = _with_pairing(case, case.explanation)
     said = list(faults(case.explanation))
-    spec, reading = case.explanation.spec, case.explanation.reading
     for id, evidence in said:
-        counts = case.target.llama_design or not is_choice(id, evidence, spec, reading)
+        counts = _counts(case, id, evidence, case.explanation)
         if id == "rope_bf16_tables" and case.learner.recipe.call.uses & {"rows", *TABLES}:
             counts = False  # the tables are handed in
         if id == "missing_rope" and not case.target.llama_design:
@@ -51,6 +45,30 @@ def numbers(case: Case) -> None:
         else "they agree with the formula if: " + "; ".join(evidence for _, evidence in said),
     )
     case.report.conventions.update(conventions(case.explanation))
+
+
+def _report_unexplained(case: Case, error: UnexplainedError) -> None:
+    """Report the faults that are known although not all numbers are explained; if there are none, that."""
+    for id, evidence in error.faults:
+        case.report.found(id, evidence)
+    if error.faults:
+        return
+    if error.unknown:
+        evidence = f"at {error.step}; not recognised: {', '.join(error.unknown[:5])}"
+        case.report.found("unreadable", evidence, counts=False)
+        return
+    partly = [
+        {id: evidence for id, evidence in faults(one) if _counts(case, id, evidence, one)} for one in error.so_far
+    ]
+    common = set.intersection(*map(set, partly)) if partly else set()  # else the next step would have to decide
+    for id in common:
+        case.report.found(id, f"{partly[0][id]}; not all other numbers are explained, at {error.step}")
+    if not common:
+        case.report.found("unexplained", f"at {error.step}")
+
+
+def _counts(case: Case, id: str, evidence: str, explanation: Explanation) -> bool:
+    return case.target.llama_design or not is_choice(id, evidence, explanation.spec, explanation.reading)
 
 
 def _with_pairing(case: Case, explanation: Explanation) -> Explanation:

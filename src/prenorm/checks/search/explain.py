@@ -51,6 +51,11 @@ def _steps(attempt: Attempt) -> Explanation:
         )
         shapes = ", ".join(f"{name} {found.shapes[name]}" for name in (*found.unknown, *which)) or "none"
         raise UnexplainedError(f"the parameters cannot be {what}: {shapes}", unknown=which)
-    specs, readings = one_token(attempt, attention, feed_forward, list(norm_readings(found)))
-    bases, readings = zero_scores(attempt, specs, with_same_values(readings, attention))
-    return scores(attempt, bases, readings)
+    bases, readings = one_token(attempt, attention, feed_forward, list(norm_readings(found)))
+    try:
+        bases, readings = zero_scores(attempt, bases, with_same_values(readings, attention))
+        return scores(attempt, bases, readings)
+    except UnexplainedError as error:
+        least = min(cost for _, cost in bases)
+        error.so_far = tuple(Explanation(spec, readings[0], cost) for spec, cost in bases if cost == least)
+        raise

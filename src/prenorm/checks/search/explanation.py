@@ -39,6 +39,7 @@ class UnexplainedError(Exception):
     """No spec explains the numbers. step: where; faults: what is known nevertheless, id and evidence.
 
     unknown: parameters that were not recognised, because of their shape or because another weight is missing.
+    so_far: the simplest explanations of the steps before, if there are any.
     """
 
     def __init__(self, step: str, *, faults: Sequence[tuple[str, str]] = (), unknown: Sequence[str] = ()) -> None:
@@ -46,3 +47,4 @@ class UnexplainedError(Exception):
         self.step = step
         self.faults = tuple(faults)
         self.unknown = tuple(unknown)
+        self.so_far: tuple[Explanation, ...] = ()

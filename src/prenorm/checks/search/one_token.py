@@ -55,6 +55,7 @@ def one_token(
         (designs, likely, 0),
         (_scaled(attempt, bases, likely, probe), likely, 0),
         (starts + _designs(starts, likely[0]) if around else [], around, 0),
+        (_likeliest(starts, likely[0]) if around else [], around, 1),
         (bases, every, 1),
         (designs, every[:MANY_READINGS], 0),
         (_likeliest(bases, likely[0]), likely, 1),
@@ -91,7 +92,7 @@ def _scaled(attempt: Attempt, bases: list[Spec], readings: list[Pieces], probe: 
 def _likeliest(bases: list[Spec], reading: Pieces) -> list[Spec]:
     """The designs that the weights suggest, few enough to search for a fault in each."""
     kind = "layer" if "norm1_bias" in reading else "rms"
-    acts = ("silu",) if "gate" in reading else ("gelu", "tanh-gelu", "relu squared")
+    acts = ("silu", "gelu", "tanh-gelu") if "gate" in reading else ("gelu", "tanh-gelu", "relu squared")
     return [one for one in _designs(bases[:1], reading) if one.norm1 == kind and one.activation in acts]
 
 

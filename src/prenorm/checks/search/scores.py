@@ -39,6 +39,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (simplest, SCORES, 1, None),
         (others, [], 0, None),
         (_with_other_shapes(simplest), [], 0, None),
+        (_with_parts(simplest), SCORES, 1, None),
         (simplest + _with_parts(simplest), [], 0, THETA),
         (simplest, [], 0, SOFTCAP),
         (simplest + _capped(simplest), [], 0, FACTOR),
@@ -63,7 +64,8 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
             every = fitted(fit, every, readings, probe, attempt.sizes.num_heads)
             if fit is FACTOR and not every and not turned:
                 every = _with_own_frequencies(attempt, simplest, kinds, readings)
-        matches = attempt.trials.find(every, switches, readings, probe, most=most)
+        trials = attempt.more_trials() if specs and specs[0][0].rotary_fraction != 1 else attempt.trials
+        matches = trials.find(every, switches, readings, probe, most=most)
         if matches:
             break
     else:
