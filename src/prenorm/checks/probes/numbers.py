@@ -60,7 +60,7 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
     partly = [
         {id: evidence for id, evidence in faults(one) if _counts(case, id, evidence, one)} for one in error.so_far
     ]
-    common = set.intersection(*map(set, partly)) if partly else set()  # else the next step would have to decide
+    common = [id for id in partly[0] if all(id in one for one in partly)] if partly else []
     for id in common:
         case.report.found(id, f"{partly[0][id]}; not all other numbers are explained, at {error.step}")
     if not common:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..formula.parameters import Sizes
 from ..subject.child import meanings
+from ..subject.child.names import UnknownEntryError
 from ..subject.learner import TABLES, Built, LearnerError
 from ..subject.recipe import Line, Recipe, given
 from . import guess
@@ -267,6 +268,7 @@ class _Start:
         return self.case.build()
 
     def _give_up(self, error: LearnerError) -> NoReturn:
+        self._give_up_entry(error)
         names = [one["name"] for one in self.learner.made["constructor"] or () if _is_unknown(one)]
         if self.build is None and names:
             raise UnknownArgumentsError(
@@ -275,7 +277,15 @@ class _Start:
             )
         raise error
 
+    def _give_up_entry(self, error: LearnerError) -> None:
+        if self.build is None and error.error["type"] == UnknownEntryError.__name__:
+            raise UnknownArgumentsError(
+                f"{error.error['message']}, and its value cannot be inferred from the name; give it in the line that "
+                f'builds the block: --build "{self.learner.made["name"]}(config(NAME=VALUE))".'
+            )
+
     def _give_up_call(self, error: LearnerError) -> None:
+        self._give_up_entry(error)
         build, call = self.learner.recipe.build, self.learner.recipe.call
         if guessed := [*build.guessed, *call.guessed]:
             raise UnknownArgumentsError(
@@ -294,7 +304,9 @@ MASKS = {
 
 def _is_unknown(one: guess.Description) -> bool:
     meaning = meanings.meaning_of(one["name"], loosely=True)
-    plain = meaning is not None or one["annotation"] in guess.PLAIN or meanings.CONFIG.search(one["name"])
+    plain = (
+        meaning not in (None, "on", "off") or one["annotation"] in guess.PLAIN or meanings.CONFIG.search(one["name"])
+    )
     return bool(one["required"]) and not plain
 
 

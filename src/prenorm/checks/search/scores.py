@@ -51,7 +51,8 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
                 "the numbers are right for equal positions and depend only on distances, but the angles are wrong"
             )
             raise UnexplainedError("several tokens: the rotation", faults=[("rope_wrong_frequency", evidence)])
-        likely = kinds[: 4 - most] if most else kinds
+        partial = most > 0 and bool(specs) and specs[0][0].rotary_fraction != 1
+        likely = kinds[:1] if partial else kinds[: 4 - most] if most else kinds
         every = [(dataclasses.replace(spec, **kind), cost) for spec, cost in specs for kind in likely]
         if not turned:
             every = [
@@ -64,7 +65,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
             every = fitted(fit, every, readings, probe, attempt.sizes.num_heads)
             if fit is FACTOR and not every and not turned:
                 every = _with_own_frequencies(attempt, simplest, kinds, readings)
-        trials = attempt.more_trials() if specs and specs[0][0].rotary_fraction != 1 else attempt.trials
+        trials = attempt.more_trials() if partial else attempt.trials  # two faults at once get as much work as without
         matches = trials.find(every, switches, readings, probe, most=most)
         if matches:
             break

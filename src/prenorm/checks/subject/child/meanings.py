@@ -43,10 +43,13 @@ _LOOSE = {
     "max_seq_len": r"(max|seq|context|block|ctx).*(len|length|size|pos\w*|ctx|window)$",
     "d_ff": r"(ff|ffn|ffwd|mlp|feed_?forward|inter\w*|inner)_?\w*(dim|size|width|hidden|features)"
     r"|(dim|d|size|width|n)_?(of_)?(ff|ffn|ffwd|mlp|feed_?forward|inner|inter)$",
-    "d_model": r"(model|embd?|embed\w*|hidden|channels?|residual)_?(dim|size|width|channels|features)?$",
+    "d_model": r"(model|embd?|embed\w*|hidden|channels?)_?(dim|size|width|channels|features)?$|residual_?(dim|width)$",
     "causal": r"causal",
     "activation": r"^(hidden_)?act(ivation)?(_fn|_function)?$",
     "cache": r"cache",
+    "on": r"^(use|apply|with|has|enable|do|is)_\w*(rope|rotary|rms|swiglu|silu|glu|gat(e|ing)|resid|pre_?norm|scal)"
+    r"|^(pre_?norm|norm_first|gated)$",
+    "off": r"^(use|apply|with|has|enable|do|is|no|disable)_|(^|_)qk_?(layer_?|rms_?)?norm$|^(flash|parallel)(_|$)",
 }
 """Where no alias fits: in a configuration, or for an argument that is required."""
 
@@ -54,7 +57,8 @@ _LOOSE = {
 def meaning_of(name: str, *, loosely: bool = False) -> str | None:
     """What we call the argument of that name; None where its name says nothing.
 
-    loosely: by parts of the name too, and what is no size: "layer", "layers", "bias", "expansion", "vocabulary", ...
+    loosely: by parts of the name too, and what is no size: "layer", "bias", "expansion", "vocabulary", ..., and "on" or
+    "off" for a switch that is on or off in Llama's design.
     """
     plain = name.strip("_")
     for meaning, aliases in ARGUMENTS.items():

@@ -83,6 +83,12 @@ def _turns(angles: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.polar(torch.ones_like(wide), wide)
 
 
+class UnknownEntryError(KeyError, AttributeError):
+    """A block asks a configuration of ours for an entry whose name says nothing."""
+
+    __str__ = Exception.__str__  # a KeyError's would be in quotes
+
+
 class Config(dict[str, Any]):
     """A configuration for blocks that take one: an object with attributes, and a dictionary, that knows usual names.
 
@@ -97,10 +103,7 @@ class Config(dict[str, Any]):
         self.__dict__["read"] = {}
 
     def __getattr__(self, name: str) -> Any:
-        try:
-            return self[name]
-        except KeyError:
-            raise AttributeError(f"the configuration has no {name!r}") from None
+        return self[name]
 
     def __setattr__(self, name: str, value: Any) -> None:
         self[name] = self.__dict__[name] = value
@@ -112,7 +115,7 @@ class Config(dict[str, Any]):
             return getattr(base, name)
         line = None if name.startswith("__") or meaning is None else WRITTEN.get(meaning)
         if line is None:
-            raise KeyError(name)
+            raise UnknownEntryError(f"the configuration has no {name!r}")
         self.__dict__["read"][name] = line
         return eval(line, dict(self.__dict__["_settings"]))
 
@@ -150,6 +153,8 @@ WRITTEN = {
     "expansion": "d_ff / d_model",
     "cache": "None",
     "activation": "'silu'",
+    "on": "True",
+    "off": "False",
 }
 """How what an argument means is written in a line."""
 
