@@ -24,7 +24,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
     """The simplest explanation, from the specs and readings that the second step left."""
     probe = attempt.probe(_louder(attempt, readings[0]), TOKENS)
     head_norms = list(head_norm_readings(attempt.found))
-    kinds = _kinds_of_head_norms(attempt)
+    kinds = _kinds_of_head_norms(attempt, bases[0][0].norm1)
     if head_norms != [{}] and bases[0][0].weight1 == bases[0][0].weight2 == "none":  # of one class with these
         head_norms.append({})
     readings = [reading | norms for norms in head_norms for reading in readings]
@@ -42,7 +42,8 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (_with_parts(simplest), SCORES, 1, None),
         (simplest + _with_parts(simplest), [], 0, THETA),
         (simplest, [], 0, SOFTCAP),
-        (simplest + _capped(simplest), [], 0, FACTOR),
+        (simplest, [], 0, FACTOR),
+        (_capped(simplest), [], 0, FACTOR),  # apart: of a few that come close only the closest are refined
         (others if attempt.most > 1 else [], SCORES, 1, None),
         (simplest if attempt.most > 1 else [], SCORES, 2, None),
     ):
@@ -63,7 +64,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         if fit is not None:
             attempt.built.learner.check_time()
             every = fitted(fit, every, readings, probe, attempt.sizes.num_heads)
-            if fit is FACTOR and not every and not turned:
+            if fit is FACTOR and not every and not turned and specs is not simplest:
                 every = _with_own_frequencies(attempt, simplest, kinds, readings)
         trials = attempt.more_trials() if partial else attempt.trials  # two faults at once get as much work as without
         matches = trials.find(every, switches, readings, probe, most=most)
@@ -76,8 +77,8 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
     return _nearest(attempt, explanations, probe)
 
 
-def _kinds_of_head_norms(attempt: Attempt) -> list[Switch]:
-    """Where and how queries and keys may be normalised, the likeliest first."""
+def _kinds_of_head_norms(attempt: Attempt, norm: str) -> list[Switch]:
+    """Where and how queries and keys may be normalised, the likeliest first. norm: the kind of the block's own."""
     held = attempt.found.head_norms
     before, after, none, whole = (Switch(qk_norm=place) for place in ("before_rope", "after_rope", "none", "whole"))
     layer = Switch(qk_norm_kind="layer")
@@ -88,7 +89,7 @@ def _kinds_of_head_norms(attempt: Attempt) -> list[Switch]:
     if any(name in attempt.found.biases for name in held):
         layers = [before | layer, before | layer | Switch(qk_eps=LAYER_NORM_EPS)]
         return [*layers, none, *(one | after for one in layers)]
-    return [before, after, none, before | Switch(qk_norm_kind="rms"), before | layer]
+    return [before, after, none, before | (Switch(qk_norm_kind="rms") if norm == "layer" else layer)]
 
 
 def _nearest(attempt: Attempt, explanations: list[Explanation], probe: Probe) -> Explanation:
