@@ -55,7 +55,7 @@ def one_token(
         (designs, likely, 0),
         (_scaled(attempt, bases, likely, probe), likely, 0),
         (starts + _designs(starts, likely[0]) if around else [], around, 0),
-        (_likeliest(starts, likely[0]) if around else [], around, 1),
+        ([one for one in _likeliest(starts, likely[0]) if not one.post and one.parallel == "no"], around, 1),
         (bases, every, 1),
         (designs, every[:MANY_READINGS], 0),
         (_likeliest(bases, likely[0]), likely, 1),
@@ -65,7 +65,7 @@ def one_token(
         (bases, every, 2),
         (heads if whole else [], turned, 2),
     ):
-        if not specs or most > attempt.most or (most == 2 and len(readings) > MANY_READINGS):
+        if not specs or not readings or most > attempt.most or (most == 2 and len(readings) > MANY_READINGS):
             continue
         # readings with more weights come first: an unused norm weight fits every reading
         matches = attempt.trials.find(

@@ -1,0 +1,70 @@
+"""Designs of published models are no faults, and a fault in one of them has the name that it has elsewhere."""
+
+import multiprocessing
+from collections.abc import Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+
+import pytest
+import torch
+
+from prenorm.checks.judge import judge
+from prenorm.checks.source.code import locate
+from prenorm.checks.subject.local import LocalSubject
+from prenorm.checks.verdict import Verdict
+
+from . import designs
+
+DESIGNS: dict[str, dict[str, object]] = {
+    "NormedQueriesAndKeys": {"qk_norm": True},
+    "LayerNormOfQueriesAndKeys": {"qk_norm": True},
+    "ScaleOfItsOwn": {"qk_norm": True},
+    "HandsPositionsOn": {"causal": True},
+    "WidthOfBoth": {"d_ff": "26 for d_ff=52: the width of gate and up together"},
+    "SwitchesInAConfiguration": {"qk_norm": False},
+    "LayerNormUpcast": {"norm_cast": "before the weight"},
+    "HalfTurned": {"rotary_fraction": 0.5},
+    "Around": {"sandwich_norms": True},
+}
+FAULTS = {
+    "LayerNormWithoutUpcast": "norm_without_upcast",
+    "HalfTurnedWithoutScale": "missing_attention_scale",
+    "AroundWithoutResidual": "missing_residual_attention",
+    "AroundGateAfterProduct": "gate_after_product",
+    "NormsOfOneClassOverTheSequence": "norm_over_sequence",
+    "OverTheSequenceUnderAMask": "norm_over_sequence",
+    "TakesPositionsAndNeverRotates": "missing_rope",
+}
+
+
+def judged(name: str) -> Verdict:
+    torch.set_num_threads(1)
+    return judge(LocalSubject(getattr(designs, name)), locate(f"{designs.__file__}:{name}"), seed=0)
+
+
+@pytest.fixture(scope="module")
+def verdicts() -> Iterator[dict[str, Future[Verdict]]]:
+    """All of them, judged in processes of their own, where no type checker slows the search."""
+    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield {name: pool.submit(judged, name) for name in [*DESIGNS, *FAULTS, "EntryThatNobodyKnows"]}
+
+
+@pytest.mark.parametrize("name", DESIGNS)
+def test_a_published_design_has_no_fault(name, verdicts):
+    verdict = verdicts[name].result()
+    assert [finding.id for finding in verdict.faults] == []
+    assert verdict.exit_code == 0
+    assert DESIGNS[name].items() <= verdict.conventions.items()
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_a_fault_in_a_published_design_is_named(name, verdicts):
+    verdict = verdicts[name].result()
+    assert [finding.id for finding in verdict.faults] == [FAULTS[name]]
+
+
+def test_an_entry_of_a_configuration_that_nobody_can_guess_is_no_fault(verdicts):
+    verdict = verdicts["EntryThatNobodyKnows"].result()
+    assert (verdict.ids, verdict.faults, verdict.exit_code) == (["arguments_unknown"], (), 2)
+    (finding,) = verdict.findings
+    assert "the configuration has no 'depth_of_the_well'" in finding.evidence
+    assert "EntryThatNobodyKnows(config(NAME=VALUE))" in finding.evidence
