@@ -30,10 +30,10 @@ MOST_PLANTED = 6
 LLAMA_LIKE = (
     "llama.Llama mistral.Mistral qwen2.Qwen2 qwen3.Qwen3 gemma.Gemma phi3.Phi3 ministral.Ministral smollm3.SmolLM3 "
     "ernie4_5.Ernie4_5 helium.Helium glm.Glm glm4.Glm4 hunyuan_v1_dense.HunYuanDenseV1 seed_oss.SeedOss arcee.Arcee "
-    "starcoder2.Starcoder2 stablelm.StableLm cohere.Cohere cohere2.Cohere2 phi.Phi persimmon.Persimmon exaone4.Exaone4 "
-    "cwm.Cwm gemma2.Gemma2 gemma3.Gemma3 chameleon.Chameleon moshi.Moshi opt.OPT olmo.Olmo olmo2.Olmo2 olmo3.Olmo3 nanochat.NanoChat hyperclovax.HyperCLOVAX jais2.Jais2 "
-    "ministral3.Ministral3 eurobert.EuroBert emu3.Emu3 vaultgemma.VaultGemma csm.Csm ultrabert.Ultrabert "
-    "pocket_tts.PocketTTS"
+    "starcoder2.Starcoder2 stablelm.StableLm cohere.Cohere cohere2.Cohere2 phi.Phi persimmon.Persimmon "
+    "exaone4.Exaone4 cwm.Cwm gemma2.Gemma2 gemma3.Gemma3 chameleon.Chameleon moshi.Moshi opt.OPT olmo.Olmo "
+    "olmo2.Olmo2 olmo3.Olmo3 nanochat.NanoChat hyperclovax.HyperCLOVAX jais2.Jais2 ministral3.Ministral3 "
+    "eurobert.EuroBert emu3.Emu3 vaultgemma.VaultGemma csm.Csm ultrabert.Ultrabert pocket_tts.PocketTTS"
 )
 """Decoder layers of transformers: their folder, and their name without DecoderLayer."""
 OTHERS = (
