@@ -1,4 +1,4 @@
-"""What the checks share: the learner's class, what is known of it so far, and the report they write into."""
+"""What the checks share: the learner's class, what is known about it, and the report."""
 
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,9 +15,9 @@ from ..targets import Target
 from ..verdict import FAILED, NOT_APPLICABLE, PASSED, Check
 
 MAX_SEQ_LEN = 24
-"""Small enough for every length up to it to be tried."""
+"""Small enough to try every length up to it."""
 ROUNDED_TABLES = 0.03
-"""The tolerance after tables in bfloat16 were found: other faults are still seen, their rounding is not."""
+"""The tolerance if tables are in bfloat16: it hides their rounding, but not other faults."""
 
 
 BESIDE_NUMBERS = frozenset(
@@ -36,24 +36,24 @@ BESIDE_NUMBERS = frozenset(
         "norm_without_upcast",
     }
 )
-"""Faults that change no output in float64: they explain no other number."""
+"""Faults that change no output in float64, and so explain no wrong number."""
 
 
 @dataclass(slots=True)
 class Report:
-    """Findings (id -> evidence) and checks, in the order they were made."""
+    """Findings (id -> evidence) and checks, in order."""
 
     findings: dict[str, str] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     conventions: dict[str, Any] = field(default_factory=dict)
     errors: dict[str, dict[str, Any]] = field(default_factory=dict)  # by finding, what the learner's code raised
     choices: set[str] = field(default_factory=set)  # findings that do not count
-    mends: dict[str, str] = field(default_factory=dict)  # by finding, where more is known than its usual mend
+    mends: dict[str, str] = field(default_factory=dict)  # by finding, if a better fix than the usual one is known
 
     def found(self, id: str, evidence: str, *, counts: bool = True, mend: str | None = None) -> None:
-        """A fault, or what is named and does not count. The first evidence of each stays, unless only the next counts.
+        """Report a fault, or a choice that does not count. The first evidence is kept, unless only a later one counts.
 
-        mend: the way out, where it is known better than FAULTS says it.
+        mend: a better fix than the usual one of FAULTS.
         """
         assert id in FAULTS, id
         if id in self.findings and not (counts and id in self.choices):
@@ -68,16 +68,16 @@ class Report:
         return set(self.findings) - self.choices
 
     def puzzled(self, evidence: str) -> None:
-        """Numbers that nothing explains; where faults of the numbers were found, these may be theirs."""
+        """Report unexplained numbers, unless faults were found that may explain them."""
         if not self.faults() - BESIDE_NUMBERS:
             self.found("unexplained", evidence)
 
     def check(self, name: str, good: bool, reason: str) -> None:
-        """Something was looked at."""
+        """Record a check."""
         self.checks.append(Check(name=name, result=PASSED if good else FAILED, reason=reason))
 
     def skip(self, name: str, reason: str) -> None:
-        """Something could not be looked at, and that is no fault."""
+        """Record a check that does not apply, which is not a fault."""
         self.checks.append(Check(name=name, result=NOT_APPLICABLE, reason=reason))
 
 
@@ -102,7 +102,7 @@ class Case:
     dtype_raises: set[str] = field(default_factory=set)  # dtypes with which a block by its constructor's does not run
 
     def build(self, **arguments: Any) -> Built:
-        """A block with the judgement's arguments, and these."""
+        """A block with the usual arguments, and these."""
         how = {name: arguments.pop(name) for name in ("to", "filled") if name in arguments}
         sizes = arguments.pop("sizes", self.sizes)
         built = self.learner.build(sizes, **how, **(self.arguments | arguments))
@@ -114,7 +114,7 @@ class Case:
         return built
 
     def wide(self, **arguments: Any) -> Built:
-        """A block in the precision in which numbers are compared."""
+        """A block in the precision for comparing numbers."""
         if self.dtype == torch.float64:
             if self.learner.takes("dtype"):
                 arguments["dtype"] = {"dtype": "float64"}
@@ -123,7 +123,7 @@ class Case:
         return self.build(**arguments)
 
     def low(self, name: str, **arguments: Any) -> Built:
-        """A block in bfloat16 or float16: by the constructor's dtype where that runs, else by block.to(...)."""
+        """A block in bfloat16 or float16: by the constructor's dtype if that runs, otherwise by block.to(...)."""
         if self.learner.takes("dtype") and name not in self.dtype_raises:
             return self.build(dtype={"dtype": name}, **arguments)
         return self.build(to=name, **arguments)
@@ -142,7 +142,7 @@ class Case:
         allowed: Tensor | None = None,
         **changes: Any,
     ) -> Tensor:
-        """What the explanation gives, or would give with these changes to its spec."""
+        """The output that the explanation predicts, with these changes to its spec."""
         assert self.explanation is not None
         positions = torch.arange(x.shape[-2]) if positions is None else positions
         explanation = self.explanation.changed(**changes)
@@ -150,7 +150,7 @@ class Case:
             return explanation.forward(raw, x, torch.atleast_2d(positions), self.sizes.num_heads, allowed=allowed)
 
     def agrees(self, y: Tensor, expected: Tensor, x: Tensor) -> bool:
-        """Whether both are alike but for rounding."""
+        """Whether both agree up to rounding."""
         rounded = "rope_bf16_tables" in self.report.findings
         return agrees(y, expected, x, max(self.tolerance, ROUNDED_TABLES if rounded else 0.0))
 
@@ -161,6 +161,6 @@ def raised(error: LearnerError) -> str:
 
 
 def in_short(message: str) -> str:
-    """The first line of a message; where that only leads to what follows, the last one too."""
+    """The first line of a message, and the last one too if the first ends with a colon."""
     lines = [line.strip() for line in message.splitlines() if line.strip()] or [""]
     return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]

@@ -1,6 +1,6 @@
-"""Lines that may build a block and call it, guessed from signatures: the names of arguments, and what the file defines.
+"""Candidates for the lines that build and call a block, from the names of arguments and what the file defines.
 
-Nothing here knows a class by its name. start.py tries the candidates.
+No class is known by its name. start.py tries the candidates.
 """
 
 import itertools
@@ -14,27 +14,27 @@ from ..subject.child.names import WRITTEN
 from ..subject.recipe import Argument, Line, products
 
 Description = Mapping[str, Any]
-"""What the driver says of a parameter, or of a class or function."""
+"""The driver's description of a parameter, a class or a function."""
 
 SIZES = ("d_model", "num_heads", "d_ff")
-MOST = 60  # candidates for either line
+MOST = 60  # candidates for each line
 IN_CONFIGURATIONS = {*SIZES, "num_kv_heads", "head_dim", "max_seq_len", "rope_theta", "eps", "dropout", "expansion"}
-"""What a configuration is given even where it has defaults."""
+"""Entries that a configuration gets even if it has defaults."""
 PLAIN = {"bool": "False", "int": "1", "float": "0.0", "str": "''"}
 NARROW = ("torch.bfloat16", "torch.float16")
-"""Defaults in which a file's own tables would be rounded."""
+"""Defaults that would round a file's own tables."""
 OF_TABLES = ("theta", "max_seq_len", "head_dim", "config", "torch.float32")
-"""What makes tables is given even where it has defaults."""
+"""Arguments that functions for tables get even if they have defaults."""
 LAID_OUT = ("{0}", "torch.cat(({0}, {0}), -1)", "{0}.repeat_interleave(2, -1)")
-"""A table with an entry for each pair, or for each dimension: halves, or neighbours."""
+"""A table with an entry per pair, or per dimension (halves, or neighbours)."""
 DIMENSIONS = ("{}", "{}[None]", "{}[None, None]", "{}[None, :, None]")
-"""Where the axes of the batch and of the heads stand."""
+"""The places of the axes of the batch and the heads."""
 MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, None]", "~mask[None, None]",
          "mask[None]", "added(mask)[None]")  # fmt: skip
 
 
 def builds(made: Description) -> Iterator[Line]:
-    """Lines that may build it, the likeliest first. made: the driver's reply to "load"."""
+    """Lines that may build the block, the likeliest first. made: the driver's reply to "load"."""
     name, parameters = made["name"], made["constructor"]
     if parameters is None:
         yield Line(name, tuple(Argument("", size) for size in SIZES))
@@ -54,7 +54,7 @@ def builds(made: Description) -> Iterator[Line]:
 
 
 def calls(made: Description, forward: Sequence[Description] | None) -> Iterator[Line]:
-    """Lines that may call a block, those first that hand in least."""
+    """Lines that may call the block, those with the fewest arguments first."""
     rest = [one for one in forward or () if not one["kind"].startswith("VAR_")][1:]
     slots: list[list[tuple[Argument, ...]]] = []
     skipped: set[str] = set()
@@ -73,14 +73,14 @@ def calls(made: Description, forward: Sequence[Description] | None) -> Iterator[
 
 
 def _by_keyword(rest: Sequence[Description], arguments: list[Argument]) -> Iterator[Argument]:
-    """By name, but where an argument has none to be called by."""
+    """Arguments by name, unless they are positional only."""
     only_by_place = {one["name"] for one in rest if one["kind"] == "POSITIONAL_ONLY"}
     for one in arguments:
         yield Argument("" if one.name in only_by_place else one.name, one.value, one.needed, one.default)
 
 
 def _meanings(parameters: Sequence[Description]) -> dict[str, str]:
-    """What each parameter means, by its name; hidden_dim is d_model where nothing else is."""
+    """The meaning of each parameter, by its name; hidden_dim is d_model if nothing else is."""
     meant = {
         one["name"]: meaning
         for one in parameters
@@ -109,7 +109,7 @@ def _by_place(name: str, named: Sequence[Description], meant: dict[str, str], ma
 
 
 def _options(one: Description, meant: Mapping[str, str], made: Description) -> list[tuple[Argument, ...]]:
-    """What a constructor's parameter may be given, each as no argument or one."""
+    """The possible values of a constructor's parameter, each as no argument or one."""
     name, meaning = one["name"], meant.get(one["name"])
     own = "" if one["kind"] == "POSITIONAL_ONLY" else name
     omitted: list[tuple[Argument, ...]] = [] if one["required"] else [()]
@@ -132,7 +132,7 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         return [(Argument(own, value, True),) for value in values] + (omitted or [(Argument(own, "None", True),)])
     loose = meaning_of(name, loosely=True)
     if not one["required"]:
-        if one["default"] is None and loose in ("dropout", "eps"):  # None is no number
+        if one["default"] is None and loose in ("dropout", "eps"):  # None is not a number
             omitted.append((Argument(own, WRITTEN[loose], True),))
         return omitted
     value = WRITTEN.get(loose or "") or PLAIN.get(one["annotation"], "None")
@@ -148,7 +148,7 @@ def _helper(name: str, made: Description, kind: str) -> Description | None:
 
 
 def _configs(one: Description, made: Description) -> Iterator[Line]:
-    """The class that the annotation names, those that look like it, and a configuration of ours."""
+    """Configurations: the annotated class, similar classes, and the checker's own."""
     annotated = _helper(one["annotation"], made, "configuration")
     others = [helper for helper in made["helpers"] if helper["kind"] == "configuration" and helper is not annotated]
     for helper in [annotated] * (annotated is not None) + others:
@@ -167,7 +167,7 @@ def _settings(parameters: Sequence[Description]) -> Iterator[Argument]:
             continue
         meaning = meaning_of(one["name"], loosely=True)
         if meaning == "rope_theta" and meaning_of(one["name"]) is None and not one["required"]:
-            continue  # of some other layers
+            continue  # for other layers
         if meaning in IN_CONFIGURATIONS and not isinstance(one["default"], bool):
             needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
             yield Argument(one["name"], WRITTEN[meaning], needed, one["default"])
@@ -176,7 +176,7 @@ def _settings(parameters: Sequence[Description]) -> Iterator[Argument]:
 
 
 def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]]:
-    """What a parameter of forward may be given."""
+    """The possible values of a parameter of forward."""
     name, needed = one["name"], one["required"]
     omitted: list[tuple[Argument, ...]] = [] if needed else [()]
 
@@ -208,7 +208,7 @@ def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]
 
 
 def _pairs(cosine: Description, sine: Description, made: Description) -> list[tuple[Argument, ...]]:
-    """Both tables of cos and sin."""
+    """Possible pairs of tables, cos and sin."""
     tables = [f"rows({line.written()}, positions)" for line in _functions(made)] + list(_class_calls(made))
     found = [(f"{table}[0]{axes}", f"{table}[1]{axes}") for axes in ("", "[None]") for table in tables] + _both()
     slot: list[tuple[Argument, ...]] = [
@@ -218,7 +218,7 @@ def _pairs(cosine: Description, sine: Description, made: Description) -> list[tu
 
 
 def _rotations(name: str, made: Description) -> Iterator[str]:
-    """What a parameter such as freqs_cis, rope or position_embeddings may be."""
+    """Possible values of a parameter such as freqs_cis, rope or position_embeddings."""
     functions = [line.written() for line in _functions(made)]
     tables = [f"rows({line}, positions)" for line in functions] + functions
     modules = [line.written() for line in _classes(made)]
@@ -235,7 +235,7 @@ def _rotations(name: str, made: Description) -> Iterator[str]:
 
 
 def _both() -> list[tuple[str, str]]:
-    """Cosines and sines as blocks want them."""
+    """Pairs of cosines and sines in all layouts."""
     forms = [form.format(table) for form in DIMENSIONS for table in LAID_OUT]
     return [(form.format("cos"), form.format("sin")) for form in forms]
 
@@ -248,14 +248,14 @@ def _functions(made: Description) -> Iterator[Line]:
 
 
 def _classes(made: Description) -> Iterator[Line]:
-    """Modules of the file that rotate, or give tables."""
+    """Modules of the file that rotate, or return tables."""
     for helper in made["helpers"]:
         if helper["kind"] == "class" and (arguments := _rope_arguments(helper["parameters"])) is not None:
             yield Line(helper["name"], arguments)
 
 
 def _class_calls(made: Description) -> Iterator[str]:
-    """What modules give when they are called with positions, or a length."""
+    """Calls of modules with positions, or a length."""
     for helper in made["helpers"]:
         if helper["kind"] != "class" or (arguments := _rope_arguments(helper["parameters"])) is None:
             continue
@@ -276,7 +276,7 @@ def _table_argument(one: Description) -> list[str]:
 
 
 def _rope_arguments(parameters: Sequence[Description] | None) -> tuple[Argument, ...] | None:
-    """The arguments of what makes rotations: d is the width of a head there. None where one means nothing."""
+    """The arguments of a function or class for rotations, where d is head_dim. None if one is unknown."""
     arguments = []
     heads = any(meaning_of(one["name"], loosely=True) == "num_heads" for one in parameters or ())
     for one in parameters or ():

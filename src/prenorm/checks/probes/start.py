@@ -1,6 +1,6 @@
-"""The beginning of a judgement: the lines that build a block and call it, found by trying candidates.
+"""The start of a judgement: finds the lines that build and call a block, by trying candidates.
 
-What is found out on the way is a convention, and is reported: which mask it takes, where its rotations come from.
+It reports as conventions what it finds on the way: the meaning of the mask, and where rotations come from.
 """
 
 import itertools
@@ -27,7 +27,7 @@ TRIED = (
     Sizes(d_model=64, num_heads=4, num_kv_heads=4, d_ff=320),
     Sizes(d_model=256, num_heads=4, num_kv_heads=4, d_ff=704),
 )
-"""The sizes, where the constructor refuses those before: some blocks insist on multiples of 64."""
+"""The sizes that are tried in order: some constructors insist on multiples of 64."""
 MOST_CALLS = 120
 OTHER_LENGTHS = (MAX_SEQ_LEN, 8, 16)
 IN_A_CACHE = re.compile(r"input_pos|cache")
@@ -35,9 +35,9 @@ SAME = 1e-4  # of the output's size, in float32
 
 
 def start(case: Case, build: str | None = None, call: str | None = None) -> Built:
-    """Find both lines, leave them in case.learner.recipe, and give a block. build, call: lines that a person gave.
+    """Find both lines, store them in case.learner.recipe, and return a block. build, call: lines that a person gave.
 
-    Raises LearnerError where the constructor raises, and UnknownArgumentsError where nobody could guess.
+    Raises LearnerError if the constructor raises, and UnknownArgumentsError if arguments cannot be inferred.
     """
     first: LearnerError | None = None
     for sizes in TRIED:
@@ -54,15 +54,15 @@ def start(case: Case, build: str | None = None, call: str | None = None) -> Buil
 
 
 def usual_arguments(case: Case) -> None:
-    """What every build is given, of what the constructor takes."""
+    """The arguments of every build, as far as the constructor takes them."""
     usual = {"max_seq_len": MAX_SEQ_LEN, "rope_theta": 10000.0, "eps": 1e-6, "dropout": 0.0}
     case.arguments = {name: value for name, value in usual.items() if case.learner.takes(name)}
-    if case.target.causal and case.learner.takes("causal"):  # what is causal by default stays so, and fails without
+    if case.target.causal and case.learner.takes("causal"):  # under other targets the default stays
         case.arguments["causal"] = True
 
 
 class UnknownArgumentsError(Exception):
-    """Nobody could guess how it is built or called, which is no fault of its author's."""
+    """It cannot be inferred how the block is built or called, which is not a fault."""
 
 
 class _Start:
@@ -73,7 +73,7 @@ class _Start:
         self.build = None if build is None else given(build, "build")
         self.call = None if call is None else given(call, "call")
         self._furthest: tuple[list[int], Recipe, LearnerError | None] = ([-1], self.learner.recipe, None)
-        """Of the calls that raise, that which came furthest."""
+        """Of the calls that raise, the one that got furthest."""
 
     def found(self) -> Built:
         """A block, with both lines in the learner's recipe."""
@@ -93,7 +93,7 @@ class _Start:
         _, self.learner.recipe, raising = self._furthest
         if self.call is None and raising is not None and not _is_its_own(raising):
             self._give_up_call(raising)
-        return self._settled(built_at_all)  # its first call will say what is wrong
+        return self._settled(built_at_all)  # its first call reports the error
 
     def _builds(self) -> Iterator[Line]:
         if self.build is not None:
@@ -119,7 +119,7 @@ class _Start:
                 yield Line("", text=re.sub(r"(?<![\w.])mask\b(?!\s*=[^=])", form, self.call.text or ""))
 
     def _calls_found(self, build: Line, built: Built) -> bool:
-        """Whether some call runs; leaves the best in the recipe."""
+        """Whether some call runs; the best one is stored in the recipe."""
         lines = list(self._calls(built))
         for length in (TOKENS, *OTHER_LENGTHS):
             running = self._running(build, built, lines if length == TOKENS else lines[:12], length)
@@ -150,9 +150,9 @@ class _Start:
             yield line
 
     def _of_some_lengths(self, build: Line, built: Built, best: Line, lines: list[Line]) -> Line | None:
-        """The call without what forward need not be given, where it runs at other lengths: it is no less right then.
+        """The call without optional arguments, if it runs at other lengths.
 
-        Handing it in would hide that the block fails at this length.
+        Passing them would hide that the block fails at this length.
         """
         required = {one["name"] for one in built.forward or () if one["required"]}
         kept = tuple(one for one in best.arguments if not one.name or one.name in required)
@@ -165,7 +165,7 @@ class _Start:
         return None
 
     def _better(self, build: Line, built: Built, best: Line, lines: list[Line], others: Iterator[Line]) -> Line:
-        """Of the calls that run: one whose mask hides what comes later, and whose tables turn by distance."""
+        """The best call that runs: its mask hides later tokens, and its tables rotate by distance."""
         tests: list[Callable[[Built], bool]] = []
         if "mask" in best.written() and "mask" in best.uses:
             tests.append(self._hides_what_comes_later)
@@ -184,12 +184,12 @@ class _Start:
         for line in self._running(build, built, [one for one in lines if one.uses & self._turning and one != best]):
             if self._order_counts(built) and (not line.uses & {*TABLES} or self._turns_by_distance(built)):
                 handed = next((one.name for one in line.arguments if one.needed and one.uses & self._turning), "")
-                self.case.report.conventions["rotates"] = f"only where {handed} is handed in, as it is at every call"
+                self.case.report.conventions["rotates"] = f"only if {handed} is passed, as in every call here"
                 return line
         return best
 
     def _made_causal(self, build: Line, built: Built, line: Line) -> Line:
-        """Under a causal target: with the causal mask in an optional argument, where every token sees all others."""
+        """Under a causal target, the call with a causal mask in an optional argument, if the block is not causal."""
         optional = [one for one in line.arguments if one.value == "mask" and not one.needed]
         self.learner.recipe = Recipe(build, line)
         if not (self.case.target.causal and self.call is None and optional and self._sees_everything(built)):
@@ -204,7 +204,7 @@ class _Start:
         return next((one for one in self._running(build, built, masked) if self._hides_what_comes_later(built)), line)
 
     def _without_cache(self, build: Line, built: Built, line: Line) -> Line:
-        """Without places in a cache, where there is none to hand in and they raise without."""
+        """The call without positions in a cache, if they raise without a cache."""
         for one in line.arguments:
             if one.value == "positions" and not one.needed and IN_A_CACHE.search(one.name):
                 self.learner.recipe = Recipe(build, line)
@@ -212,12 +212,12 @@ class _Start:
                     built.run(None, self.case.x(2, TOKENS, dtype=torch.float32), positions=torch.arange(TOKENS))
                 except LearnerError:
                     line = replace(line, arguments=tuple(other for other in line.arguments if other != one))
-                    self.case.report.conventions["positions"] = f"{one.name} goes with a cache, and is not handed in"
+                    self.case.report.conventions["positions"] = f"{one.name} belongs to a cache, and is not passed"
         return line
 
     @property
     def _turning(self) -> frozenset[str]:
-        """The names by which positions come in."""
+        """The names that provide positions."""
         return frozenset({"positions", *TABLES} | {one["name"] for one in self.learner.made["helpers"]})
 
     def _outputs(self, built: Built, *inputs: Tensor, positions: tuple[Tensor | None, ...] = ()) -> list[Tensor] | None:
@@ -232,13 +232,13 @@ class _Start:
             return None
 
     def _order_counts(self, built: Built) -> bool:
-        """Whether the last token's output changes with the order of those before it; yes where that cannot be seen."""
+        """Whether the last output depends on the order of the tokens before it; True if that cannot be tested."""
         x = self.case.x(2, TOKENS, dtype=torch.float32)
         ys = self._outputs(built, x, x[:, [1, 0, *range(2, TOKENS)]])
         return ys is None or _differ(ys[0][:, -1], ys[1][:, -1])
 
     def _sees_everything(self, built: Built) -> bool:
-        """Whether the first token sees the last, and the last the first."""
+        """Whether the first and the last token attend to each other."""
         x = self.case.x(2, TOKENS, dtype=torch.float32)
         first, last = x.clone(), x.clone()
         first[:, 0], last[:, -1] = self.case.x(2, dtype=torch.float32), self.case.x(2, dtype=torch.float32)
@@ -258,13 +258,13 @@ class _Start:
         return _difference(ys[0][:, :-2], ys[1][:, :-2])
 
     def _turns_by_distance(self, built: Built) -> bool:
-        """Whether all positions moved by the same leave the outputs, and positions further apart do not."""
+        """Whether shifting all positions keeps the outputs, and stretching them does not."""
         x, near = self.case.x(2, TOKENS, dtype=torch.float32), torch.arange(TOKENS)
         ys = self._outputs(built, x, x, x, positions=(near, near + 5, near * 2))
         return ys is not None and not _differ(ys[0], ys[1]) and _differ(ys[0], ys[2])
 
     def _settled(self, built: Built) -> Built:
-        """A fresh block, and the lines as they are said."""
+        """A new block, with the lines as they are reported."""
         recipe = self.learner.recipe
         build = recipe.build.settled(built.read, "config" in recipe.call.uses)
         self.learner.recipe = Recipe(build, recipe.call)
@@ -279,8 +279,8 @@ class _Start:
         names = [one["name"] for one in self.learner.made["constructor"] or () if _is_unknown(one)]
         if self.build is None and names:
             raise UnknownArgumentsError(
-                f"what the constructor's {', '.join(names)} should be cannot be told from the name ({raised(error)}); "
-                f'say how it is built: --build "{self.learner.made["name"]}(d_model, num_heads, ...)".'
+                f"the constructor's {', '.join(names)} cannot be inferred from the name ({raised(error)}); "
+                f'give the line that builds it: --build "{self.learner.made["name"]}(d_model, num_heads, ...)".'
             )
         raise error
 
@@ -296,8 +296,8 @@ class _Start:
         build, call = self.learner.recipe.build, self.learner.recipe.call
         if guessed := [*build.guessed, *call.guessed]:
             raise UnknownArgumentsError(
-                f"what {', '.join(dict.fromkeys(guessed))} should be was guessed, and forward raises {raised(error)}; "
-                f'say how it is built and called: --build "{build.written()}" --call "{call.written()}", corrected.'
+                f"{', '.join(dict.fromkeys(guessed))} had to be guessed, and forward raises {raised(error)}; "
+                f'correct the lines that build and call it: --build "{build.written()}" --call "{call.written()}".'
             )
 
 
@@ -318,7 +318,7 @@ def _is_unknown(one: guess.Description) -> bool:
 
 
 def _is_its_own(error: LearnerError) -> bool:
-    """Whether no argument can be to blame: a name that is nowhere, or an attribute that no module of its own has."""
+    """Whether no argument can be the reason: an undefined name, or an attribute that the block lacks."""
     kind, message = error.error["type"], error.error["message"]
     if kind in ("NameError", "UnboundLocalError", "ModuleNotFoundError", "NotImplementedError"):
         return True
@@ -326,7 +326,7 @@ def _is_its_own(error: LearnerError) -> bool:
 
 
 def _reached(error: LearnerError) -> list[int]:
-    """How far a call came: the lines that it stood at, from the outermost function to the innermost."""
+    """How far a call got: its lines, from the outermost function to the innermost."""
     frames = error.error.get("frames") or ()
     own = [one for one in frames if "/torch/" not in str(one["file"]) and one["file"] != "<string>"]
     return [0, *(int(one["line"] or 0) for one in own)]

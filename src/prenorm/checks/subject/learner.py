@@ -1,4 +1,4 @@
-"""A learner's block: built with arguments under the learner's own names, and run with numbers of ours."""
+"""A learner's block: built with the learner's own argument names, and run with the judge's numbers."""
 
 import math
 import time
@@ -29,7 +29,7 @@ class LearnerError(Exception):
 
 
 class MissingError(Exception):
-    """The file has no such class. names: those it has."""
+    """The file has no such class. names: those that it defines."""
 
     def __init__(self, names: list[str]) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class MissingError(Exception):
 
 @dataclass(slots=True)
 class Answer:
-    """What one call gave."""
+    """The results of one call."""
 
     y: Tensor
     x_after: Tensor
@@ -61,7 +61,7 @@ class Learner:
         self.recipe = Recipe(Line(""))
 
     def load(self, code: Code) -> None:
-        """Import the file. Raises LearnerError, or MissingError without such a class."""
+        """Import the file. Raises LearnerError, or MissingError if there is no such class."""
         request: Description = {
             "op": "load",
             "root": code.root,
@@ -76,20 +76,20 @@ class Learner:
         self.made = _or_raise("import", reply)
 
     def look_beside(self) -> None:
-        """Import the files beside it that define rotations, too."""
+        """Import neighbouring files that define rotations, too."""
         self.made = _or_raise("import", self.subject.ask({"op": "look_beside"}))
 
     def check_time(self) -> None:
-        """Raise EndedError when the time of the whole judgement is over: our own search takes of it too."""
+        """Raise EndedError if the time of the whole judgement is over, which includes the judge's own search."""
         if time.monotonic() > self.deadline:
             raise EndedError("timeout", "the time limit ran out while its numbers were compared")
 
     def takes(self, name: str) -> bool:
-        """Whether what we call name has a place in the line that builds it, or for tables in the one that calls it."""
+        """Whether the line that builds it can use this setting, or for tables the one that calls it."""
         return self.recipe.build.takes(name) or (name in OF_TABLES and self.recipe.call.takes(name))
 
     def default(self, name: str) -> Any:
-        """The constructor's default for it; None where there is none, or it is no plain number."""
+        """The constructor's default for it; None if there is none, or it is not a plain value."""
         argument = self.recipe.build.argument(name)
         return None if argument is None else argument.default
 
@@ -109,7 +109,7 @@ class Learner:
 
 
 OF_TABLES = ("rope_theta", "max_seq_len")
-"""What the line of the call may use as well, for tables of angles."""
+"""Settings that the call may use too, for tables of angles."""
 USUAL = {"max_seq_len": 24, "rope_theta": 10000.0, "eps": 1e-6, "dropout": 0.0}
 
 
@@ -120,7 +120,7 @@ class Built:
         self.learner = learner
         self.sizes = sizes
         self.request = request
-        self.fresh = False  # build it anew for each call, because calls leave traces
+        self.fresh = False  # build it anew for each call, because calls change it
         self.fixed_length = False  # or because it takes sequences of max_seq_len only
         reply = _or_raise("constructor", learner.subject.ask(request))
         self.number = reply["block"]
@@ -136,7 +136,7 @@ class Built:
 
     @property
     def positions_name(self) -> str | None:
-        """What hands positions in: an argument of that name, or tables; None if nothing does."""
+        """The argument that passes positions, or "tables"; None if nothing does."""
         call = self.learner.recipe.call
         argument = call.argument("positions")
         return (argument.name or "positions") if argument else "tables" if call.uses & {"positions", *TABLES} else None
@@ -148,14 +148,14 @@ class Built:
 
     @property
     def mask_name(self) -> str | None:
-        """What hands a mask in; None if nothing does."""
+        """The argument that passes a mask; None if nothing does."""
         call = self.learner.recipe.call
         return next((one.name or "mask" for one in call.arguments if "mask" in one.uses), None) or (
             "mask" if "mask" in call.uses else None
         )
 
     def draw(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Raw:
-        """Values for every parameter, drawn afresh; one with two names has them under its first."""
+        """New random values for every parameter; one with two names has them under its first."""
         raw: Raw = {}
         for one in [*self.parameters, *self.plain_weights]:
             if one["same_as"] != one["name"] or one["name"] in self.kept:
@@ -184,7 +184,7 @@ class Built:
         cotangent: Tensor | None = None,
         **options: Any,
     ) -> Answer:
-        """Call it. Raises LearnerError when it raises, or gives something of another shape than x."""
+        """Call it. Raises LearnerError if it raises, or returns something of another shape than x."""
         if self.fixed_length:
             self.request["values"] = self.request["values"] | {"max_seq_len": x.shape[-2]}
         if self.fresh or self.fixed_length:
@@ -217,7 +217,7 @@ class Built:
         )
 
     def values(self) -> Raw:
-        """The numbers that its parameters hold, but for those of other packages' classes, whose models draw them."""
+        """The values of its parameters, without those of other packages' classes, which their models initialise."""
         reply = _or_raise("constructor", self.learner.subject.ask({"op": "values", "block": self.number}))
         shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
         self.classes = {
@@ -232,7 +232,7 @@ class Built:
         }
 
     def take_plain_weights(self) -> bool:
-        """Treat buffers and plain attributes of a weight's shape as weights. Gives whether there are any."""
+        """Treat buffers and plain attributes with a weight's shape as weights. Returns whether there are any."""
         width, inner = self.sizes.d_model, self.sizes.d_ff
         matrices = {(width, width), (width, inner), (inner, width), (3 * width, width), (2 * inner, width)}
         self.plain_weights = [one for one in self.tensors if tuple(one["shape"]) in matrices | {(width,)}]
@@ -245,7 +245,7 @@ class Built:
 
 
 def _of_another_package(file: str) -> bool:
-    """Whether a class is installed; torch's layers are everybody's."""
+    """Whether a class is from an installed package other than torch."""
     parts = PurePath(file).parts
     return "site-packages" in parts and "torch" not in parts
 
@@ -254,13 +254,13 @@ TABLES = ("cos", "sin", "freqs_cis", "angles")
 
 
 def _check_sizes(parameters: list[Description], sizes: Sizes) -> None:
-    """A block of these sizes has so many weights; one that has millions would cost the judge its memory."""
+    """Refuse a block with millions of weights, which would use up the judge's memory."""
     count = sum(math.prod(one["shape"]) for one in parameters)
     usual = 4 * sizes.d_model**2 + 3 * sizes.d_model * sizes.d_ff
     if count > max(MOST_WEIGHTS, 10 * usual) or any(size < 0 for one in parameters for size in one["shape"]):
         raise _refused(
             "constructor",
-            f"a block of d_model={sizes.d_model}, d_ff={sizes.d_ff} has some {usual:,} weights, but this has {count:,}",
+            f"a block of d_model={sizes.d_model}, d_ff={sizes.d_ff} has about {usual:,} weights, this has {count:,}",
         )
 
 
