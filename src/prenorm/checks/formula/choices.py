@@ -18,7 +18,7 @@ def is_choice(id: str, evidence: str, spec: Spec, reading: Pieces) -> bool:
     """
     match id:
         case "layer_norm":
-            return spec.norm1 == spec.norm2 == "layer"
+            return {spec.norm1, spec.norm2} - {"none", "gain"} == {"layer"}
         case "wrong_activation":
             plain = spec.gating == "plain" or "gate" not in reading
             return spec.activation in PUBLISHED and (plain or spec.gating in ("gate", "product"))

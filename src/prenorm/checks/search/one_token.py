@@ -61,6 +61,7 @@ def one_token(
         (_likeliest(bases, likely[0]), likely, 1),
         (others if whole else [], turned, 0),
         (heads if whole else [], turned, 1),
+        (_designs(heads, likely[0]) if whole else [], turned[:MANY_READINGS], 0),
         (bases, likely, 2),
         (bases, every, 2),
         (heads if whole else [], turned, 2),
