@@ -45,7 +45,7 @@ def test_build_is_passed_only_by_the_file_that_passed(solved):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"attempts": 1,\n,}', r"is no JSON \(line 2: .*write {} into"),
+        ('{"attempts": 1,\n,}', r"is not JSON \(line 2: .*write {} into"),
         ("[]", "must hold an object, but it holds a list"),
         ('{"version": 9}', "was written in version 9, but this prenorm reads version 1"),
         ('{"attempt": 1}', "it has 'attempt', which is none of build_sha256"),

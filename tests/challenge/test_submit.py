@@ -111,7 +111,7 @@ def test_the_fault_is_revealed_only_when_it_is_mended(solved):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ('{"cost-1": 1,\n}', r"is no JSON \(line 2: .*it should look like"),
+        ('{"cost-1": 1,\n}', r"is not JSON \(line 2: .*it should look like"),
         ("[1]", "must hold an object, but it holds a list"),
         ("\xff", "is no UTF-8 text"),
     ],

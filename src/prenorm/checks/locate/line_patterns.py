@@ -60,7 +60,7 @@ LAST_SHAPES = [
     Look("attention", "^return", last=True),
 ]
 
-INITIAL = [Look("any", r"_\(|\brandn?\("), Look("init", r"Parameter\(|empty\(")]
+INITIAL = [Look("any", r"[a-z]_\(|\brandn?\("), Look("init", r"Parameter\(|empty\(")]
 """Where a class initialises a weight."""
 
 LOOKS: dict[str, list[Look]] = {
@@ -153,7 +153,7 @@ LOOKS: dict[str, list[Look]] = {
     "eps_outside_sqrt": [Look("norm", r"eps|self\.e\b"), *ROOT_LINE],
     "norm_weight_init": [
         Look("init", r"(norm|ln|rms)\w*.*(normal_|uniform_|zeros_|constant_)"),
-        Look("init", r"(weight|gain|scale|gamma|g) = .*Parameter\(.*(rand\w*|zeros|empty|full)\("),
+        Look("init", r"(weight|gain|scale|gamma|g) = .*Parameter\(.*(rand\w*|zeros|ones|empty|full)\("),
     ],
     "norm_weight_missing": [
         Look("init", r"elementwise_affine=False"),
@@ -213,6 +213,7 @@ LOOKS: dict[str, list[Look]] = {
     ],
     "rope_theta_ignored": [
         Look("forward init module", r"\b(10000|1e4)"),
+        Look("init", r"(\w*Rot\w*|Rope|RoPE\w*)\(|freq\w*\(", lacks="theta|base"),
         Look("init forward", r"(Rot\w*|Rope|RoPE\w*|rotary\w*)\(|freq\w*\(|rotate\(", lacks="theta|base"),
         Look("any", r"^def .*(theta|base)[^,]*=10000"),
         Look("any", FREQUENCY),
@@ -242,6 +243,7 @@ LOOKS: dict[str, list[Look]] = {
     ],
     "causal_off_by_one": [
         Look("any", r"tri[lu]\(.*(-?\d\)|diagonal)|(None|arange|index).*[<>]"),
+        Look("attention", r"(masked_fill|where)\(.*[<>]"),
         Look("any", "tril|triu|is_causal"),
     ],
     "mask_inverted": [

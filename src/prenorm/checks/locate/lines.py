@@ -85,10 +85,21 @@ def _attributes(tops: dict[str, Top], names: _Names) -> dict[str, set[str]]:
     made: dict[str, set[str]] = {}
     for top in tops.values():
         for node in ast.walk(top):
-            if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Attribute):
-                roles = [names.roles.get(one, set()) for one in _mentioned(node.value, tops)]
-                made.setdefault(node.targets[0].attr, set()).update(*roles)
+            for target, value in _assigned(node):
+                if isinstance(target, ast.Attribute):
+                    roles = [names.roles.get(one, set()) for one in _mentioned(value, tops)]
+                    made.setdefault(target.attr, set()).update(*roles)
     return made
+
+
+def _assigned(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
+    """Targets and their values, also of a, b = A(), B()."""
+    match node:
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
+            return list(zip(targets, values, strict=False))
+        case ast.Assign(targets=[target, *_], value=value):
+            return [(target, value)]
+    return []
 
 
 def _mark(line: Line, function: Function, names: _Names, made: dict[str, set[str]]) -> None:
@@ -125,7 +136,7 @@ def _mark_function(function: Function) -> None:
             guarded |= {line.end + 1, line.end + 2}
         if line.number in guarded or re.search(r" if .* is (not )?None else ", line.text):
             line.kinds.add("guarded")
-        if isinstance(line.node, ast.Expr) and isinstance(line.node.value, ast.Call | ast.BinOp):
+        if isinstance(line.node, ast.Expr) and isinstance(line.node.value, ast.Call | ast.BinOp | ast.Tuple):
             line.kinds.add("thrown away")
     read_later: set[str] = set()
     for line in reversed(function.lines):

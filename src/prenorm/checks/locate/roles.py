@@ -5,7 +5,7 @@ import re
 NAMES = {
     "norm": r"norm|rms|(^|_)ln(_|\d|$)",
     "rope": r"rope|rotar|rotat|^_?turn|freq|sinus|phase|^angle|posit(?!ion_?wise)|^pos$",
-    "attention": r"attn|attention|attend|(^|_)sa$|multihead|^mha|^head$",
+    "attention": r"attn|attention|attend|(^|_)sa$|multihead|mha|sdpa|^head$",
     "ffn": r"mlp|ffn|ffwd|feed|glu|(^|_)ff(_|$)",
     "split": r"split|heads$",
     "merge": r"join|merge|combine",

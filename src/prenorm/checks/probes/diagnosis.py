@@ -131,7 +131,11 @@ def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
         yield MASKS[spec.mask]
     if spec.masked_after:
         yield "mask_after_softmax", "the weights are masked, so their sum is less than 1"
-    elif spec.mask != "none" and spec.softmax != "none" and (spec.fill_by == "multiplying" or abs(spec.fill) < LOOSE):
+    elif (
+        spec.mask != "none"
+        and spec.softmax not in ("none", "heads")
+        and (spec.fill_by == "multiplying" or abs(spec.fill) < LOOSE)
+    ):
         number = "0 by multiplication" if spec.fill_by == "multiplying" else f"{spec.fill:g}"
         yield "mask_value_too_small", f"masked scores get {number}"
     if spec.softmax in NO_SOFTMAX:

@@ -94,7 +94,8 @@ def _likeliest(bases: list[Spec], reading: Pieces) -> list[Spec]:
     """The designs that the weights suggest, few enough to search for a fault in each."""
     kind = "layer" if "norm1_bias" in reading else "rms"
     acts = ("silu", "gelu", "tanh-gelu") if "gate" in reading else ("gelu", "tanh-gelu", "relu squared")
-    return [one for one in _designs(bases[:1], reading) if one.norm1 == kind and one.activation in acts]
+    first = {base.plus_one: base for base in reversed(bases)}  # of either offset that is possible
+    return [one for one in _designs([*first.values()], reading) if one.norm1 == kind and one.activation in acts]
 
 
 def _designs(bases: list[Spec], reading: Pieces) -> list[Spec]:
