@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .small import Gpt2, Right, rope
+from .small import AnyTheta, Gpt2, Right, rope, scores_of
 
 # --- right ---
 
@@ -123,6 +123,11 @@ class HalfTurnedWithoutScale(HalfTurned):
         return super().mixed(q * q.shape[-1] ** 0.5, k, v)
 
 
+class AnyThetaWithoutScale(AnyTheta):
+    def mixed(self, q, k, v):
+        return super().mixed(q * q.shape[-1] ** 0.5, k, v)
+
+
 class Around(Right):
     """Norms around both sublayers, and Gemma's activation."""
 
@@ -189,6 +194,30 @@ class OverTheSequenceUnderAMask(Right):
     def mixed(self, q, k, v):
         scores = (q @ k.mT) * q.shape[-1] ** -0.5
         return scores.masked_fill(self.hidden, float("-inf")).softmax(-1) @ v
+
+
+class Lecture(Gpt2):
+    """As in lectures: ReLU, and all in small steps."""
+
+    def feed_forward(self, x):
+        return self.down(F.relu(self.fc(x)))
+
+
+class LectureWithoutResidual(Lecture):
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return self.feed_forward(self.norm2(x))
+
+
+class LectureOverHeads(Lecture):
+    def mixed(self, q, k, v):
+        return scores_of(q, k).softmax(-3) @ v
+
+
+class LectureWithOneNorm(Lecture):
+    def forward(self, x):
+        x = x + self.attention(self.norm1(x))
+        return x + self.feed_forward(x)
 
 
 class TakesPositionsAndNeverRotates(Right):

@@ -24,10 +24,15 @@ DESIGNS: dict[str, dict[str, object]] = {
     "LayerNormUpcast": {"norm_cast": "before the weight"},
     "HalfTurned": {"rotary_fraction": 0.5},
     "Around": {"sandwich_norms": True},
+    "Lecture": {"causal": True},
 }
 FAULTS = {
     "LayerNormWithoutUpcast": "norm_without_upcast",
     "HalfTurnedWithoutScale": "missing_attention_scale",
+    "AnyThetaWithoutScale": "missing_attention_scale",
+    "LectureWithoutResidual": "missing_residual_ffn",
+    "LectureOverHeads": "softmax_wrong_dim",
+    "LectureWithOneNorm": "no_norm",
     "AroundWithoutResidual": "missing_residual_attention",
     "AroundGateAfterProduct": "gate_after_product",
     "NormsOfOneClassOverTheSequence": "norm_over_sequence",

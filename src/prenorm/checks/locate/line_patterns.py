@@ -417,6 +417,7 @@ LOOKS: dict[str, list[Look]] = {
     "wrong_at_some_lengths": [],
     "batch_of_one": [Look("forward", r"squeeze\(\)|squeeze\(0\)|squeeze\((dim=)?-?\d\)")],
     "batch_coupled": [
+        Look("init", r"MultiheadAttention\(", lacks="batch_first=True"),
         Look(
             "forward",
             r"\b(mean|sum|std|var|softmax|amax|norm)\((.*, )?(dim=)?\(?0\b|dim=\(?0|(mean|std|var|sum)\(\)|roll\(",

@@ -50,8 +50,13 @@ FACTOR = Fit("factor", 2.0**-7, 2.0**7, 40, 1)
 BRANCH = Fit("branch", 2.0**-7, 2.0**4, 40, 0)
 
 
-def fitted(fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe, num_heads: int) -> list[Base]:
-    """Bases with the number that comes closest to the probe's output, the closest first."""
+def fitted(
+    fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe, num_heads: int, *, refined: int = REFINED
+) -> list[Base]:
+    """Bases with the number that comes closest to the probe's output, the closest first.
+
+    refined: how many of the bases that come closest at first are fitted to the end.
+    """
     gaps = _gaps(readings[:MOST_READINGS], probe, num_heads)
     coarse = []
     for spec, cost in bases:
@@ -59,7 +64,7 @@ def fitted(fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe
         least = int(near.argmin())
         coarse.append((float(near[least]), least, spec, cost))
     found = []
-    for _, place, spec, cost in sorted(coarse, key=lambda one: one[0])[:REFINED]:
+    for _, place, spec, cost in sorted(coarse, key=lambda one: one[0])[:refined]:
         value, least_gap = _refined(fit, spec, gaps, float(place))
         if least_gap > 100 * probe.tolerance:
             continue

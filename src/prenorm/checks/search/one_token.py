@@ -59,7 +59,7 @@ def one_token(
         (bases, every, 1),
         (designs, every[:MANY_READINGS], 0),
         (_likeliest(bases, likely[0]), likely, 1),
-        (others if whole else [], turned, 0),
+        (others + _designs(others[:1], likely[0]) if whole else [], turned, 0),
         (heads if whole else [], turned, 1),
         (_designs(heads, likely[0]) if whole else [], turned[:MANY_READINGS], 0),
         (bases, likely, 2),
@@ -93,7 +93,7 @@ def _scaled(attempt: Attempt, bases: list[Spec], readings: list[Pieces], probe: 
 def _likeliest(bases: list[Spec], reading: Pieces) -> list[Spec]:
     """The designs that the weights suggest, few enough to search for a fault in each."""
     kind = "layer" if "norm1_bias" in reading else "rms"
-    acts = ("silu", "gelu", "tanh-gelu") if "gate" in reading else ("gelu", "tanh-gelu", "relu squared")
+    acts = ("silu", "gelu", "tanh-gelu") if "gate" in reading else ("gelu", "tanh-gelu", "relu", "relu squared")
     first = {base.plus_one: base for base in reversed(bases)}  # of either offset that is possible
     return [one for one in _designs([*first.values()], reading) if one.norm1 == kind and one.activation in acts]
 
@@ -155,11 +155,12 @@ def _offsets(attempt: Attempt) -> list[bool]:
     counting = {
         one for name in attempt.found.attention + attempt.found.feed_forward for one in attempt.found.names(name)
     }
-    x = attempt.probe(attempt.raw, 1).x
+    x, biases = attempt.probe(attempt.raw, 1).x, attempt.found.biases
     for plus_one in (False, True):
         raw = dict(attempt.raw)
         for norm in attempt.found.norms:
             norm.write(raw, torch.full((), -float(plus_one)))
+            raw |= {bias: torch.zeros_like(raw[bias]) for name in norm.parameters if (bias := biases.get(name))}
         changed = raw | {name: others[name] for name in counting}
         if torch.equal(attempt.built.run(raw, x).y, attempt.built.run(changed, x).y):
             return [plus_one]

@@ -9,13 +9,15 @@ from ..formula.parameters import Pieces, Raw, weights
 from ..formula.reference import block
 from .attempt import TOKENS, Attempt
 from .explanation import Explanation, UnexplainedError
-from .fitting import FACTOR, PAIR, SOFTCAP, THETA, USUAL_THETA, fitted
+from .fitting import FACTOR, PAIR, REFINED, SOFTCAP, THETA, USUAL_THETA, fitted
 from .switches import SCORES, Switch
 from .trials import Base, Match, Probe, agrees
 
 LOUD = 0.01
 """How much negating all queries must change, relative to the largest output."""
 LAYER_NORM_EPS = 1e-5  # of torch.nn.LayerNorm; norms of queries and keys often keep it, whatever eps the block has
+MOST_FAULTY = 8
+"""How many specs with a fault are fitted to the end: several come equally close at first."""
 ROTATIONS = (("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1))
 """Pairing and direction."""
 
@@ -44,6 +46,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (simplest, [], 0, SOFTCAP),
         (simplest, [], 0, FACTOR),
         (_capped(simplest), [], 0, FACTOR),  # apart: of a few that come close only the closest are refined
+        (_with_a_switch(simplest), [], 0, USUAL_THETA),
         (others if attempt.most > 1 else [], SCORES, 1, None),
         (simplest if attempt.most > 1 else [], SCORES, 2, None),
     ):
@@ -53,7 +56,8 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
             )
             raise UnexplainedError("several tokens: the rotation", faults=[("rope_wrong_frequency", evidence)])
         partial = most > 0 and bool(specs) and specs[0][0].rotary_fraction != 1
-        likely = kinds[:1] if partial else kinds[: 4 - most] if most else kinds
+        faulty = fit is USUAL_THETA and specs is not simplest  # with a fault beside a theta of its own
+        likely = kinds[:1] if partial or faulty else kinds[: 4 - most] if most else kinds
         every = [(dataclasses.replace(spec, **kind), cost) for spec, cost in specs for kind in likely]
         if not turned:
             every = [
@@ -63,7 +67,8 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
             ]
         if fit is not None:
             attempt.built.learner.check_time()
-            every = fitted(fit, every, readings, probe, attempt.sizes.num_heads)
+            refined = MOST_FAULTY if faulty else REFINED
+            every = fitted(fit, every, readings, probe, attempt.sizes.num_heads, refined=refined)
             if fit is FACTOR and not every and not turned and specs is not simplest:
                 every = _with_own_frequencies(attempt, simplest, kinds, readings)
         trials = attempt.more_trials() if partial else attempt.trials  # two faults at once get as much work as without
@@ -130,6 +135,17 @@ def _with_other_shapes(bases: list[Base]) -> list[Base]:
     """Bases with partial rotation, and with ALiBi instead of a rotation."""
     slopes = [(dataclasses.replace(spec, rope_on="", alibi=True), cost) for spec, cost in bases if spec.rope_on == "qk"]
     return _with_parts(bases) + slopes
+
+
+def _with_a_switch(bases: list[Base]) -> list[Base]:
+    """Bases with one switch set, of those that leave the frequencies to theta."""
+    left = {"frequency", "tables"}
+    return [
+        (dataclasses.replace(spec, **switch), cost + 1)
+        for spec, cost in bases[:1]
+        for switch in SCORES
+        if not left & switch.keys() and switch.get("rope_on", "q")
+    ]
 
 
 def _capped(bases: list[Base]) -> list[Base]:
