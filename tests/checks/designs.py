@@ -86,6 +86,12 @@ class SwitchesInAConfiguration(NormedQueriesAndKeys):
 # --- with a fault ---
 
 
+class ScaleOfItsOwnAndQueriesOnly(ScaleOfItsOwn):
+    def mixed(self, q, k, v):
+        q = rope(self.q_norm(q), torch.arange(q.shape[-2], device=q.device))
+        return Right.mixed(self, self.scaled(q), self.k_norm(k), v)
+
+
 class LayerNormByHand(nn.Module):
     """upcast: computed in float32."""
 

@@ -204,7 +204,7 @@ def test_the_time_limit_is_for_the_whole_judgement(workspace: Path) -> None:
     [
         (["missing.py:Block"], "there is no file missing.py"),
         (["layers.py:Missing"], "there is no 'Missing'; the file defines: "),
-        (["layers.py"], "named as FILE.py:CLASS"),
+        (["layers.py"], "given as FILE.py:CLASS"),
         (["no.such.module:Block"], "there is no module no.such.module"),
         (["layers.py:TransformerBlock", "--timeout", "0"], "--timeout must be more than 0 and at most"),
         (["layers.py:TransformerBlock", "--json", "--format", "junit"], "are two formats"),

@@ -28,6 +28,7 @@ DESIGNS: dict[str, dict[str, object]] = {
 }
 FAULTS = {
     "LayerNormWithoutUpcast": "norm_without_upcast",
+    "ScaleOfItsOwnAndQueriesOnly": "rope_on_queries_only",
     "HalfTurnedWithoutScale": "missing_attention_scale",
     "AnyThetaWithoutScale": "missing_attention_scale",
     "LectureWithoutResidual": "missing_residual_ffn",

@@ -16,6 +16,14 @@ from .trials import Base, Match, Probe, agrees
 LOUD = 0.01
 """How much negating all queries must change, relative to the largest output."""
 LAYER_NORM_EPS = 1e-5  # of torch.nn.LayerNorm; norms of queries and keys often keep it, whatever eps the block has
+SWITCHES_OF_SCORES = [one for one in SCORES if not {"frequency", "tables"} & one.keys() and one.get("rope_on") != ""]
+"""Those that leave the frequencies to theta."""
+LIKELY_SWITCHES = [
+    *({"rope_on": on} for on in ("q", "k")),
+    *({"signs": signs} for signs in ("plus", "minus")),
+    *({"softmax": axis} for axis in ("queries", "heads")),
+]
+"""Those that leave the scale of scores to a factor."""
 MOST_FAULTY = 8
 """How many specs with a fault are fitted to the end: several come equally close at first."""
 ROTATIONS = (("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1))
@@ -46,7 +54,8 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (simplest, [], 0, SOFTCAP),
         (simplest, [], 0, FACTOR),
         (_capped(simplest), [], 0, FACTOR),  # apart: of a few that come close only the closest are refined
-        (_with_a_switch(simplest), [], 0, USUAL_THETA),
+        (_with_a_switch(simplest[:1], SWITCHES_OF_SCORES), [], 0, USUAL_THETA),
+        (_with_a_switch(simplest[:1] + _capped(simplest[:1]), LIKELY_SWITCHES), [], 0, FACTOR),
         (others if attempt.most > 1 else [], SCORES, 1, None),
         (simplest if attempt.most > 1 else [], SCORES, 2, None),
     ):
@@ -56,7 +65,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
             )
             raise UnexplainedError("several tokens: the rotation", faults=[("rope_wrong_frequency", evidence)])
         partial = most > 0 and bool(specs) and specs[0][0].rotary_fraction != 1
-        faulty = fit is USUAL_THETA and specs is not simplest  # with a fault beside a theta of its own
+        faulty = fit is not None and bool(specs) and specs[0][1] > least  # a fault beside a number of its own
         likely = kinds[:1] if partial or faulty else kinds[: 4 - most] if most else kinds
         every = [(dataclasses.replace(spec, **kind), cost) for spec, cost in specs for kind in likely]
         if not turned:
@@ -69,7 +78,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
             attempt.built.learner.check_time()
             refined = MOST_FAULTY if faulty else REFINED
             every = fitted(fit, every, readings, probe, attempt.sizes.num_heads, refined=refined)
-            if fit is FACTOR and not every and not turned and specs is not simplest:
+            if fit is FACTOR and not every and not turned and specs is not simplest and not faulty:
                 every = _with_own_frequencies(attempt, simplest, kinds, readings)
         trials = attempt.more_trials() if partial else attempt.trials  # two faults at once get as much work as without
         matches = trials.find(every, switches, readings, probe, most=most)
@@ -137,15 +146,8 @@ def _with_other_shapes(bases: list[Base]) -> list[Base]:
     return _with_parts(bases) + slopes
 
 
-def _with_a_switch(bases: list[Base]) -> list[Base]:
-    """Bases with one switch set, of those that leave the frequencies to theta."""
-    left = {"frequency", "tables"}
-    return [
-        (dataclasses.replace(spec, **switch), cost + 1)
-        for spec, cost in bases[:1]
-        for switch in SCORES
-        if not left & switch.keys() and switch.get("rope_on", "q")
-    ]
+def _with_a_switch(bases: list[Base], switches: list[Switch]) -> list[Base]:
+    return [(dataclasses.replace(spec, **switch), cost + 1) for spec, cost in bases for switch in switches]
 
 
 def _capped(bases: list[Base]) -> list[Base]:
