@@ -8,9 +8,10 @@ BIN := $(VENV)/bin
 CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp tests/kernels/recorded/*.cpp tests/faults/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa test-kernels test-wheel check format
-.PHONY: bench bench-all bench-attention bench-blocks bench-decode against lines flops pictures bench-linear bench-llama bench-memory
-.PHONY: bench-norm bench-open bench-quantized bench-checkpoints bench-checkpointing bench-data bench-training example-dates wheel clean bench-check bench-avx2
+.PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa test-kernels test-wheel check
+.PHONY: format bench bench-all bench-attention bench-blocks bench-decode against lines flops pictures bench-linear
+.PHONY: bench-llama bench-memory bench-norm bench-open bench-quantized bench-checkpoints bench-checkpointing bench-data
+.PHONY: bench-training example-dates wheel clean bench-check bench-avx2
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"

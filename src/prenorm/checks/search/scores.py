@@ -18,7 +18,7 @@ LOUD = 0.01
 LAYER_NORM_EPS = 1e-5  # of torch.nn.LayerNorm; norms of queries and keys often keep it, whatever eps the block has
 SWITCHES_OF_SCORES = [one for one in SCORES if not {"frequency", "tables"} & one.keys() and one.get("rope_on") != ""]
 """Those that leave the frequencies to theta."""
-LIKELY_SWITCHES = [
+LIKELY_SWITCHES: list[Switch] = [
     *({"rope_on": on} for on in ("q", "k")),
     *({"signs": signs} for signs in ("plus", "minus")),
     *({"softmax": axis} for axis in ("queries", "heads")),
