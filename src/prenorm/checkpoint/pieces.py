@@ -121,17 +121,8 @@ class StoredTensors:
         boxes: dict[Path, list[Box]] = {}
         for name, region in wanted.items():
             for piece in self._pieces[name]:
-                shared = tuple(
-                    (max(one[0], other[0]), min(one[1], other[1]))
-                    for one, other in zip(region, piece.region, strict=True)
-                )
-                if all(begin < end for begin, end in shared):
-                    begins = tuple(axis[0] - first[0] for axis, first in zip(shared, piece.region, strict=True))
-                    within = tuple(
-                        slice(axis[0] - first[0], axis[1] - first[0])
-                        for axis, first in zip(shared, region, strict=True)
-                    )
-                    boxes.setdefault(piece.path, []).append(Box(piece.name, begins, tensors[name][within]))
+                if (box := _box(piece, region, tensors[name])) is not None:
+                    boxes.setdefault(piece.path, []).append(box)
         for path, wanted_here in boxes.items():
             read_boxes(path, wanted_here, self._headers[path])
         return tensors
@@ -141,3 +132,14 @@ class StoredTensors:
             return torch.empty(shape_of(region), dtype=DTYPES[self._dtypes[name]])
         except RuntimeError as error:
             raise CheckpointError(f"{name_text(name)} does not fit into memory: {error}.") from error
+
+
+def _box(piece: _Piece, region: Region, tensor: Tensor) -> Box | None:
+    """What a piece has of the part of a tensor that is wanted, and where that goes; None where it has nothing."""
+    pairs = list(zip(region, piece.region, strict=True))
+    shared = [(max(one[0], other[0]), min(one[1], other[1])) for one, other in pairs]
+    if any(begin >= end for begin, end in shared):
+        return None
+    begins = tuple(begin - other[0] for (begin, _), (_, other) in zip(shared, pairs, strict=True))
+    within = tuple(slice(begin - one[0], end - one[0]) for (begin, end), (one, _) in zip(shared, pairs, strict=True))
+    return Box(piece.name, begins, tensor[within])
