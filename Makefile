@@ -110,7 +110,7 @@ format: $(VENV)/dev.stamp
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# KEEP=1: write the numbers into benchmarks/results too, which the docs take theirs from.
+# KEEP=1: write the numbers into benchmarks/results too.
 WRITE = $(if $(KEEP),--keep) --json runs/bench
 
 bench: $(VENV)/litgpt.stamp

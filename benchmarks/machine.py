@@ -41,7 +41,7 @@ def microarchitecture() -> str:
 def add_json_options(parser: argparse.ArgumentParser) -> None:
     """--json and --keep."""
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the numbers here too")
-    parser.add_argument("--keep", action="store_true", help="write them into benchmarks/results too, for the docs")
+    parser.add_argument("--keep", action="store_true", help="write them into benchmarks/results too")
 
 
 def write_numbers(options: argparse.Namespace, benchmark: str, *packages: str, **numbers: Any) -> None:
