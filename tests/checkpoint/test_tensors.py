@@ -199,13 +199,8 @@ def test_a_number_beyond_the_range_of_the_dtype_that_is_asked_for_is_refused(tmp
 
 @pytest.mark.parametrize("length", [640, 896, 1152, 1408])
 def test_a_header_whose_length_reads_like_the_beginning_of_a_pickle_is_one(tmp_path, length):
-    tensors = {"w": torch.ones(2)}
-    padding = length - read_header(written(tmp_path / "short", tensors, "")).start + 8
-    path = written(tmp_path / "file", tensors, "x" * padding)
+    header = json.dumps({"w": {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}}).encode().ljust(length)
+    path = tmp_path / "file"
+    path.write_bytes(struct.pack("<Q", length) + header + struct.pack("<2f", 1, 2))
     assert path.read_bytes()[:2] in (b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
-    assert torch.equal(read_tensors(path)["w"], tensors["w"])
-
-
-def written(path, tensors, text):
-    write_atomically(path, tensors_content(tensors, {"text": text}))
-    return path
+    assert read_tensors(path)["w"].tolist() == [1, 2]

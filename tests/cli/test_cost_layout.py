@@ -55,6 +55,7 @@ def test_dp_is_what_the_other_axes_leave_as_in_training(capsys):
     assert sheet(capsys, "llama-3-8b", "--gpus", 8, "--tp", 2, "--fsdp", 2)["layout"]["dp"] == 2
 
 
+@pytest.mark.long
 def test_rates_of_ones_own_and_a_share_of_them_change_the_time(capsys):
     argv = ["llama-3-8b", "--gpus", 8, "--fsdp", 8, "--micro-batch-size", 1]
     usual = sheet(capsys, *argv)
@@ -75,6 +76,7 @@ def test_a_layout_that_does_not_fit_is_shown_and_is_a_fault(capsys):
     assert "does not fit into the memory of a device" in capsys.readouterr().out
 
 
+@pytest.mark.long
 def test_tables_have_every_group_of_figures(capsys):
     argv = ["llama-3-8b", "--gpus", "16", "--tp", "2", "--pp", "2", "--fsdp", "4", "--batch", "16"]
     assert main(["cost", *argv]) == 0
@@ -85,6 +87,7 @@ def test_tables_have_every_group_of_figures(capsys):
         assert part in text
 
 
+@pytest.mark.long
 def test_a_published_model_that_is_not_ours_can_be_laid_out(capsys):
     assert sheet(capsys, "gpt3-175b", "--gpus", 64, "--tp", 8, "--pp", 8, "--context", 2048)["layout"]["pp"] == 8
 

@@ -144,7 +144,7 @@ def test_what_rotates_only_with_positions_gets_them_and_says_so(tmp_path: Path) 
     )
     case = started(source, tmp_path, "TransformerBlock")
     assert case.learner.recipe.call.written() == "block(x, token_positions=positions)"
-    assert "only where token_positions is handed in" in case.report.conventions["rotates"]
+    assert "only if token_positions is passed" in case.report.conventions["rotates"]
 
 
 def test_sizes_are_changed_only_where_the_constructor_refuses_them(tmp_path: Path) -> None:
