@@ -36,8 +36,8 @@ FAULTS = {
     "LectureWithOneNorm": "no_norm",
     "AroundWithoutResidual": "missing_residual_attention",
     "AroundGateAfterProduct": "gate_after_product",
-    "NormsOfOneClassOverTheSequence": "norm_over_sequence",
     "OverTheSequenceUnderAMask": "norm_over_sequence",
+    "NormsOfOneClassOverTheSequence": "norm_over_sequence",
     "TakesPositionsAndNeverRotates": "missing_rope",
 }
 

@@ -3,6 +3,8 @@ import re
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from prenorm.cli import cost
 from prenorm.distributed.layout import Layout
 from prenorm.training.config import TrainConfig
@@ -23,6 +25,7 @@ def test_the_script_parses():
     assert subprocess.run(["bash", "-n", SCRIPT], capture_output=True, text=True).stderr == ""
 
 
+@pytest.mark.long
 def test_its_layout_fits_and_its_flags_exist(capsys):
     flags = cost.parse(flags_of("cost"))
     assert cost.run(flags) == 0
