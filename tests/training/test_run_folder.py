@@ -119,6 +119,11 @@ def test_settings_that_touch_no_weights_may_change(tiny):
     assert TrainConfig.from_fields(read_toml(run.folder / "config.toml")) == changed
 
 
+def test_another_layout_may_have_other_micro_batches(tiny):
+    checkpoint_at(2, tiny())
+    opened(tiny(pp=2, micro_batch_size=1), resume=True)
+
+
 def test_steps_may_change_while_every_step_taken_had_the_same_learning_rate(tiny):
     checkpoint_at(3, tiny(steps=10, decay_share=0.3))
     opened(tiny(steps=20, decay_share=0.3), resume=True)

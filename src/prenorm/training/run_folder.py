@@ -16,8 +16,11 @@ from .data.corpus import Say
 from .rank_log import FOLDER as LOGS
 from .schedule import learning_rate_scale
 
+# How processes share a model: a checkpoint opens at any layout, whose sums differ in their last bits.
+LAYOUT = {"dp", "fsdp", "tp", "pp", "pp_stages"}
 # What does not touch the weights may change when a run goes on; steps may when the schedule so far stays the same.
 FREE = {
+    *LAYOUT,
     "out",
     "steps",
     "eval_every",
@@ -35,11 +38,6 @@ FREE = {
     "sample_every",
     "sample_prompt",
     "tensorboard",
-    "dp",  # a checkpoint opens at any layout
-    "fsdp",
-    "tp",
-    "pp",
-    "pp_stages",
     "timeout",
 }
 
@@ -156,7 +154,10 @@ def _config_in(path: Path) -> TrainConfig:
 
 
 def _check_agreement(what: str, old: TrainConfig, new: TrainConfig, *, step: int) -> None:
-    changed = {name: values for name, values in differences(old, new).items() if name not in FREE}
+    differing = differences(old, new)
+    # Another layout may need other micro-batches, which change the order of sums, as it does itself.
+    free = FREE if LAYOUT.isdisjoint(differing) else {*FREE, "micro_batch_size"}
+    changed = {name: values for name, values in differing.items() if name not in free}
     taken = range(1, step + 1)
     same_rates = all(learning_rate_scale(old, s) == learning_rate_scale(new, s) for s in taken)
     if not changed and not (new.steps >= step and same_rates):
