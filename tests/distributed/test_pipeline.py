@@ -9,10 +9,10 @@ from torch.distributed.device_mesh import init_device_mesh
 
 from prenorm import ConfigError, ModelConfig, RangeError, TransformerLM
 from prenorm.distributed.gradients import clip_grad_norm_
-from prenorm.distributed.layout import Layout
+from prenorm.distributed.layout import Layout, stage_layers
 from prenorm.distributed.mesh import Place, make_mesh
 from prenorm.distributed.pipeline import MicroBatch, Pipeline
-from prenorm.distributed.stages import split_into_stages, stage_layers
+from prenorm.distributed.stages import split_into_stages
 from prenorm.family import Family
 from prenorm.kernels.dropout_masks import DropoutKey, dropout_key
 from prenorm.ops.cross_entropy import IGNORED

@@ -161,7 +161,13 @@ def stage_layers(num_layers: int, stages: int) -> list[range]:
     """The layers of each stage, as evenly as can be: those with one more come last, but for the stage with the head.
 
     Early stages keep the activations of more micro-batches, and the head is work of its own.
+    Raises ConfigError where there are fewer layers than stages.
     """
+    if stages > num_layers:
+        raise ConfigError(
+            f"every stage must have a layer, but there are {stages} stages and num_layers is {num_layers}; use fewer "
+            "stages (pp times the stages of a rank)."
+        )
     least, more = divmod(num_layers, stages)
     sizes = [least + (stages - 1 - more <= number < stages - 1) for number in range(stages)]
     ends = list(accumulate(sizes))

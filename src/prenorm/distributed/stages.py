@@ -1,7 +1,6 @@
 """The stages of a model: consecutive layers, each process with one stage or several, and stand-ins for the rest."""
 
 from collections.abc import Collection
-from itertools import accumulate
 from typing import Any, cast
 
 import torch
@@ -9,6 +8,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..models.lm import TransformerLM
+from .layout import stage_layers
 
 
 def split_into_stages(model: TransformerLM, pp: int, rank: int, stages_per_rank: int = 1) -> list[TransformerLM]:
@@ -31,23 +31,6 @@ def split_into_stages(model: TransformerLM, pp: int, rank: int, stages_per_rank:
     if rank == pp - 1:
         model.embedding = stages[-1].embedding  # its weight is the tied head
     return stages
-
-
-def stage_layers(num_layers: int, stages: int) -> list[range]:
-    """The layers of each stage, as evenly as can be: those with one more come last, but for the stage with the head.
-
-    Early stages keep the activations of more micro-batches, and the head is work of its own.
-    Raises ConfigError where there are fewer layers than stages.
-    """
-    if stages > num_layers:
-        raise ConfigError(
-            f"every stage must have a layer, but there are {stages} stages and num_layers is {num_layers}; use fewer "
-            "stages (pp times the stages of a rank)."
-        )
-    least, more = divmod(num_layers, stages)
-    sizes = [least + (stages - 1 - more <= number < stages - 1) for number in range(stages)]
-    ends = list(accumulate(sizes))
-    return [range(end - size, end) for end, size in zip(ends, sizes, strict=True)]
 
 
 class Elsewhere(nn.Module):
