@@ -39,7 +39,7 @@ help:
 	@echo "make bench-norm        RMSNorm against LayerNorm, the textbook formula and PyTorch's own"
 	@echo "make bench-open        the time and memory until the first logits of a folder, against transformers"
 	@echo "make bench-quantized   writing in bfloat16, int8 and int4 (about 2 minutes; LARGE=1; RUN=runs/demo: how much worse)"
-	@echo "make bench-checkpoints   what saving checkpoints beside training costs, and the hashes on opening (about 10 minutes)"
+	@echo "make bench-checkpoints   what saving checkpoints beside training costs, and the hashes on opening (about 15 minutes)"
 	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
 	@echo "make bench-check       prenorm check --batch on 60 submissions (about 4 minutes)"
 	@echo "make bench-data        text to tokens beside the tokenizer alone, and tokens to batches (about 4 minutes)"

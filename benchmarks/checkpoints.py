@@ -1,9 +1,9 @@
 """What checkpoints cost a training run on a CPU, and what their hashes cost: `make bench-checkpoints`.
 
-`stall`: the same steps (loss, gradients, optimiser, on random tokens) with a checkpoint every --every steps, written
-beside them, and without any, in turn. The table has the seconds that `save` keeps training waiting for (the copy), the
-seconds of a checkpoint that is written while training waits, and by how much the steps together take longer with
-checkpoints than without: medians of the rounds, with the lowest and highest of the last.
+`stall`: the same steps (loss, gradients, optimiser, on random tokens) with a checkpoint after some of them, written
+beside the others, and without any, in turn. The table has the seconds that `save` keeps training waiting for (the
+copy), the seconds of a checkpoint that is written while training waits, and by how much the steps together take longer
+with checkpoints than without: medians of the rounds, with the lowest and highest of the last.
 
 `opening`: `TransformerLM.from_pretrained` of the model's folder with its manifest, whose hashes are compared while the
 weights are read, against the same folder without one, and transformers, in turn.
@@ -33,9 +33,9 @@ from prenorm.training.config import TrainConfig
 from prenorm.training.device import hold_on_to_memory
 from prenorm.training.optimizer import MuonAndAdamW
 
-SIZES = {
-    "demo": (ModelConfig(4096, 128, 4, 2, d_ff=384, qk_norm=True, max_seq_len=256), (16, 256)),
-    "110m": (ModelConfig(32000, 768, 12, 12, d_ff=2048, max_seq_len=1024), (4, 512)),
+SIZES = {  # the model, rows and tokens of a step, steps between checkpoints
+    "demo": (ModelConfig(4096, 128, 4, 2, d_ff=384, qk_norm=True, max_seq_len=256), (16, 256), 20),
+    "110m": (ModelConfig(32000, 768, 12, 12, d_ff=2048, max_seq_len=1024), (4, 512), 5),
 }
 RUN = TrainConfig.from_fields({"preset": "demo", "keep_checkpoints": 2})
 
@@ -97,20 +97,19 @@ def main() -> None:
     """Measure, and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--size", choices=SIZES, action="append")
-    parser.add_argument("--every", type=int, default=20)
     parser.add_argument("--rounds", type=int, default=5)
     arguments = parser.parse_args()
     refuse_while_busy()
     hold_on_to_memory()
-    stall = Table("size", "copy (s)", "waited for (s)", f"{arguments.every} steps (s)", "longer with a checkpoint")
+    stall = Table("size", "copy (s)", "waited for (s)", "steps (s)", "longer with a checkpoint")
     opening = Table("size", "with hashes (s)", "without (s)", "transformers (s)", "with hashes / transformers")
     for size in arguments.size or SIZES:
-        config, batch = SIZES[size]
-        found = measure_stall(config, batch, arguments.every, arguments.rounds)
+        config, batch, every = SIZES[size]
+        found = measure_stall(config, batch, every, arguments.rounds)
         longer = [a / b - 1 for a, b in zip(found["with"], found["without"], strict=True)]
         middle = {name: statistics.median(each) for name, each in found.items()}
         stall.add_row(
-            size,
+            f"{size}, {every} steps",
             f"{middle['copy']:.3f}",
             f"{middle['waited for']:.2f}",
             f"{middle['without']:.2f}",
