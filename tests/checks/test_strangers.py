@@ -3,11 +3,12 @@
 Those that take a long search are left out; PRENORM_ALL_CHECKS=1 has them too.
 """
 
+import functools
 import json
 import multiprocessing
 import os
-from collections.abc import Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 import pytest
@@ -95,11 +96,10 @@ def judged(name: str, target: str | None = None) -> Verdict:
 
 
 @pytest.fixture(scope="module")
-def verdicts() -> Iterator[dict[tuple[str, str | None], Future[Verdict]]]:
-    """All of them, judged in processes of their own, where no type checker slows the search."""
-    wanted = [(name, None) for name in [*COUNTING, *CHOICES, *NAMED, "OneFlatVector"]]
-    with ProcessPoolExecutor(2, mp_context=multiprocessing.get_context("spawn")) as pool:
-        yield {one: pool.submit(judged, *one) for one in [*wanted, *TARGETS]}
+def verdict_of() -> Iterator[Callable[..., Verdict]]:
+    """Judges, each block once, in a process of its own, where no type checker slows the search."""
+    with ProcessPoolExecutor(1, mp_context=multiprocessing.get_context("spawn")) as pool:
+        yield functools.cache(lambda *of: pool.submit(judged, *of).result())
 
 
 def counting(verdict: Verdict) -> set[str]:
@@ -108,16 +108,16 @@ def counting(verdict: Verdict) -> set[str]:
 
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", COUNTING)
-def test_a_fault_is_named_and_counts(name, verdicts):
-    verdict = verdicts[name, None].result()
+def test_a_fault_is_named_and_counts(name, verdict_of):
+    verdict = verdict_of(name)
     assert counting(verdict) == COUNTING[name]
     assert verdict.exit_code == 1
 
 
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CHOICES)
-def test_a_choice_is_no_fault_and_is_reported(name, verdicts):
-    verdict = verdicts[name, None].result()
+def test_a_choice_is_no_fault_and_is_reported(name, verdict_of):
+    verdict = verdict_of(name)
     assert verdict.ids == []
     assert verdict.exit_code == 0
     assert CHOICES[name].items() <= verdict.conventions.items()
@@ -125,8 +125,8 @@ def test_a_choice_is_no_fault_and_is_reported(name, verdicts):
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize("name", NAMED)
-def test_another_design_is_named_and_does_not_count(name, verdicts):
-    verdict = verdicts[name, None].result()
+def test_another_design_is_named_and_does_not_count(name, verdict_of):
+    verdict = verdict_of(name)
     assert set(verdict.ids) == NAMED[name]
     assert verdict.exit_code == 0
     assert [one["counts"] for one in verdict.to_json()["findings"]] == [False] * len(NAMED[name])
@@ -135,8 +135,8 @@ def test_another_design_is_named_and_does_not_count(name, verdicts):
 
 @pytest.mark.sampled(3)
 @pytest.mark.parametrize(("name", "target"), TARGETS)
-def test_a_target_fixes_what_is_free_without_one(name, target, verdicts):
-    assert counting(verdicts[name, target].result()) == TARGETS[name, target]
+def test_a_target_fixes_what_is_free_without_one(name, target, verdict_of):
+    assert counting(verdict_of(name, target)) == TARGETS[name, target]
 
 
 @pytest.mark.parametrize(
@@ -146,16 +146,16 @@ def test_a_target_fixes_what_is_free_without_one(name, target, verdicts):
         ("ChangedUnderTheNorm", "y += self.feed_forward(self.norm2(y))"),
     ],
 )
-def test_a_change_in_place_is_pointed_at(name, code, verdicts):
-    (finding,) = verdicts[name, None].result().findings
+def test_a_change_in_place_is_pointed_at(name, code, verdict_of):
+    (finding,) = verdict_of(name).findings
     assert finding.place is not None
     assert finding.place.code == code
     assert "changed in place" in finding.evidence
     assert "not e /= total" in finding.mend
 
 
-def test_what_nobody_could_judge_passes_nowhere_and_is_no_fault(verdicts):
-    verdict = verdicts["OneFlatVector", None].result()
+def test_what_nobody_could_judge_passes_nowhere_and_is_no_fault(verdict_of):
+    verdict = verdict_of("OneFlatVector")
     assert verdict.ids == ["unreadable"]
     assert not verdict.faults
     assert not verdict.passed
