@@ -73,6 +73,7 @@ def test_the_workspaces_own_tests_say_what_is_wrong(solved):
     assert "1 failed" in out
 
 
+@pytest.mark.long
 def test_a_part_that_never_ends_is_told_and_the_others_go_on(solved, monkeypatch):
     from prenorm.challenge import judge
     from prenorm.challenge.build import judge_parts

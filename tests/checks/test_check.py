@@ -106,6 +106,7 @@ def _code(name: str) -> Code:
     return Code(root="", module="here", file=None, name=name)
 
 
+@pytest.mark.long
 def test_numbers_are_drawn_afresh_and_by_seed() -> None:
     inputs = []
 

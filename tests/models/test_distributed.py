@@ -180,6 +180,7 @@ def trained(loss_of, model, ids):
         optimizer.step()
 
 
+@pytest.mark.long
 def test_two_processes_train_and_save_as_one(tmp_path):
     workers = [
         subprocess.Popen([sys.executable, "-c", TWO, str(rank), str(tmp_path)], stderr=subprocess.PIPE, text=True)

@@ -302,7 +302,6 @@ HOSTILE = {
     + f"        x = {'rot(' * 50}-p{')' * 50} + sqrt({'size, ' * 80})\n" * 120,
     "functions": "def f(): f()\n" * 7000,
     "classes": "".join(f"class A{n}(A{n + 1}): pass\n" for n in range(4000)),
-    "methods": "class Layer:\n" + "    def f(self): return self.norm(x)\n" * 2500,
     "assignments": "class Layer:\n    def forward(self, x):\n"
     + "".join(f"        a{n} = norm{n}(x)\n" for n in range(3000)),
     "nested functions": "".join(" " * n + "def f():\n" for n in range(99)) + " " * 99 + "pass\n",
@@ -314,6 +313,7 @@ HOSTILE = {
     "a match": "match x:\n    case [Layer(a=1), *_]:\n        pass\n    case _:\n        pass\n",
     "new syntax": "type X = int\ndef f[T](x: T): ...\n",
     "an async one": "class L:\n    async def forward(self, x):\n        async for y in x: await y\n",
+    "methods": "class Layer:\n" + "    def f(self): return self.norm(x)\n" * 2500,
     "no self": "class Layer:\n    def forward():\n        return x + f(norm(x))\n    def __init__(*a): pass\n",
 }
 
