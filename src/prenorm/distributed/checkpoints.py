@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..checkpoint.pieces import Region, StoredTensors, are_all, check_names, piece_name, shape_of, whole
 from ..errors import CheckpointError
-from ..layers.sharded import is_sharded
+from ..layers.sharded import is_sharded, local_part
 from .exchange import Group, exchange, lost_process, rank_in
 
 Parts = Mapping[str, Mapping[str, Tensor]]  # tensors by name, by the name of the part of a checkpoint that they are of
@@ -73,7 +73,7 @@ class Shares:
         pieces: dict[str, dict[str, Tensor]] = {part: {} for part in parts}
         for part, name in self._mine:
             tensor = parts[part][name]
-            pieces[part][piece_name(name, region_of(name, tensor), tensor.shape)] = _local(tensor)
+            pieces[part][piece_name(name, region_of(name, tensor), tensor.shape)] = local_part(tensor.detach())
         return pieces
 
 
@@ -108,7 +108,11 @@ def gathered(tensors: Mapping[str, Tensor], group: Group) -> dict[str, Tensor]:
             dtype, shape, region = everyone[rank][""][name]
             if mine not in (0, rank):
                 continue
-            piece = _local(tensors[name]).cpu() if mine == rank else torch.empty(shape_of(region), dtype=_dtype(dtype))
+            piece = (
+                local_part(tensors[name].detach()).cpu()
+                if mine == rank
+                else torch.empty(shape_of(region), dtype=_dtype(dtype))
+            )
             if rank != 0 and piece.numel():
                 _hand_over(piece, rank, group)
             if mine == 0:
@@ -139,7 +143,7 @@ def region_of(name: str, tensor: Tensor) -> Region:
         begin = min(end, begin + place[dim] * size)
         axes[placement.dim] = (begin, min(end, begin + size))
     region = tuple(axes)
-    if (local := tuple(_local(tensor).shape)) != shape_of(region):
+    if (local := tuple(local_part(tensor).shape)) != shape_of(region):
         raise CheckpointError(
             f"{name}: {shared.placements} on {shared.device_mesh} give this process the part {region}, but it holds a "
             f"tensor of shape {local}."
@@ -199,11 +203,6 @@ def _shares(everyone: list[_Holdings]) -> list[list[tuple[str, str]]]:
         for rank in ranks.values():
             shares[rank].append((part, name))
     return shares
-
-
-def _local(tensor: Tensor) -> Tensor:
-    local: Tensor = tensor.detach().to_local() if is_sharded(tensor) else tensor.detach()  # type: ignore[attr-defined]
-    return local
 
 
 def _shared_as(like: Any, local: Tensor) -> Tensor:

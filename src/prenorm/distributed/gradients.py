@@ -11,6 +11,8 @@ from torch.distributed import ProcessGroup
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor
 
+from ..layers.sharded import local_part
+
 
 def loss_share(targets: int | Tensor, mesh: DeviceMesh) -> float:
     """What a rank multiplies the mean loss over its targets by, so that averaged gradients are those of the whole mean.
@@ -42,7 +44,7 @@ def clip_grad_norm_(
     parameters = [one for one in parameters if one.grad is not None]
     norm = _norm(parameters, mesh, {id(one) for one in counted_elsewhere})
     if math.isfinite(max_norm):
-        grads = [_local(one.grad) for one in parameters if one.grad is not None]
+        grads = [local_part(one.grad) for one in parameters if one.grad is not None]
         scale = (max_norm / (norm + 1e-6)).clamp(max=1.0)
         for grad in grads:
             grad.mul_(scale.to(grad.dtype))
@@ -57,7 +59,7 @@ def _norm(parameters: list[nn.Parameter], mesh: DeviceMesh | None, skipped: set[
         grad = parameter.grad
         if grad is None or id(parameter) in skipped:
             continue
-        norm = torch.linalg.vector_norm(_local(grad), dtype=torch.promote_types(grad.dtype, torch.float32))
+        norm = torch.linalg.vector_norm(local_part(grad), dtype=torch.promote_types(grad.dtype, torch.float32))
         squares[_sharding_groups(grad)].append(norm.double().square())
     total = torch.zeros((), dtype=torch.float64, device=device)
     for groups, terms in squares.items():
@@ -76,7 +78,3 @@ def _sharding_groups(grad: Tensor) -> tuple[ProcessGroup, ...]:
         return ()
     sharded = (dim for dim, placement in enumerate(grad.placements) if not placement.is_replicate())
     return tuple(grad.device_mesh.get_group(dim) for dim in sharded)
-
-
-def _local(grad: Tensor) -> Tensor:
-    return grad.to_local() if isinstance(grad, DTensor) else grad

@@ -14,7 +14,7 @@ from torch.distributed.pipelining import PipelineStage, Schedule1F1B, ScheduleGP
 
 from ..errors import ConfigError, PrenormError
 from ..kernels.dropout_masks import DropoutKey, dropout_key
-from ..layers.sharded import is_sharded
+from ..layers.sharded import local_part
 from ..models.lm import TransformerLM
 from .parallelize import parallelize
 from .stages import Received, split_into_stages
@@ -147,7 +147,7 @@ class Pipeline:
         weight = self.tied_weight
         if weight is None or weight.grad is None or self._ranks == 1:
             return
-        own = weight.grad.to_local() if is_sharded(weight.grad) else weight.grad  # type: ignore[attr-defined]
+        own = local_part(weight.grad)
         other, peer = torch.empty_like(own), dist.get_global_rank(self._group, self._ranks - 1 - self._rank)
         works = dist.batch_isend_irecv(
             [dist.P2POp(dist.isend, own, peer, self._group), dist.P2POp(dist.irecv, other, peer, self._group)]

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..layers.sharded import is_sharded
+from ..layers.sharded import is_sharded, local_part
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 ITERATIONS = 5
@@ -42,7 +42,7 @@ class Muon(torch.optim.Muon):
                     updates = map(orthogonal, directions) if mesh is None else _shared_out(mesh, few, directions)
                     for matrix, update in zip(few, updates, strict=True):
                         rate = group["lr"] * max(1, matrix.shape[0] / matrix.shape[1]) ** 0.5
-                        _own(matrix).mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
+                        local_part(matrix).mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-rate)
         return loss
 
     def _direction(self, matrix: Any, group: dict[str, Any]) -> Tensor:
@@ -50,7 +50,7 @@ class Muon(torch.optim.Muon):
         state = self.state[matrix]
         if "momentum_buffer" not in state:
             state["momentum_buffer"] = torch.zeros_like(matrix.grad, memory_format=torch.preserve_format)
-        momentum, gradient = _own(state["momentum_buffer"]), _own(matrix.grad)
+        momentum, gradient = local_part(state["momentum_buffer"]), local_part(matrix.grad)
         momentum.lerp_(gradient, 1 - group["momentum"])
         return gradient.lerp(momentum, group["momentum"])
 
@@ -97,12 +97,6 @@ def _shared_out(mesh: Any, matrices: list[Any], directions: list[Tensor]) -> Ite
             torch.distributed.broadcast(update, group=mesh.get_group(axis), group_src=coordinate)
         replicated = placed(update, matrix, [Replicate()] * mesh.ndim)
         yield replicated.redistribute(placements=matrix.placements).to_local()
-
-
-def _own(tensor: Any) -> Tensor:
-    """The part of a tensor that this process has, to be changed in place."""
-    own: Tensor = tensor.to_local() if is_sharded(tensor) else tensor
-    return own
 
 
 def _few(matrices: list[Any], count: int) -> Iterator[list[Any]]:

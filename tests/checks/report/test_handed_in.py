@@ -29,7 +29,7 @@ def zipped(path, files):
 
 
 def test_zips_files_notebooks_and_packages_are_found(folder, tmp_path):
-    zipped(folder / "ann (late).zip", {"work/layers.py": LAYERS, "__MACOSX/layers.py": "", "work/model.pt": "x"})
+    zipped(folder / "ann (late).zip", {"task/layers.py": LAYERS, "__MACOSX/layers.py": "", "task/model.pt": "x"})
     (folder / "bob").mkdir()
     (folder / "bob" / "my layers.py").write_text(LAYERS)
     notebook = {"cells": [{"cell_type": "code", "source": ["class Block: ...\n"]}]}
@@ -37,7 +37,7 @@ def test_zips_files_notebooks_and_packages_are_found(folder, tmp_path):
     (folder / "dee").mkdir()
     (folder / "dee" / "homework 3.ipynb").write_text(json.dumps(notebook))
     ann, bob, cy, dee = found(folder, tmp_path)
-    assert ann.subject == f"{tmp_path}/unpacked/ann (late)/work/layers.py:Block"
+    assert ann.subject == f"{tmp_path}/unpacked/ann (late)/task/layers.py:Block"
     assert not list((tmp_path / "unpacked").rglob("*.pt"))
     assert bob.subject == f"{folder}/bob/my layers.py:Block"  # the one file that defines it
     assert (cy.subject, cy.within) == (f"{folder}/cy.ipynb:Block", f"{folder}/cy.ipynb")
