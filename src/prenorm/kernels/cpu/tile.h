@@ -65,6 +65,24 @@ inline Floats add_products(BFloat16s x, BFloat16s w, Floats sum) {
 #endif
 }
 
+// In a register from here on. A compiler may read memory again in each product that it multiplies with, which takes
+// longer than the product where a vector crosses two cache lines.
+inline void keep(Floats &v) {
+#if defined(__AVX512F__)
+    asm("" : "+v"(v));
+#elif defined(__SSE2__)
+    asm("" : "+x"(v));
+#endif
+}
+inline void keep(Pair &pair) { keep(pair.first), keep(pair.second); }
+inline void keep(BFloat16s &both) {
+#if BFLOAT16_PRODUCTS
+    asm("" : "+v"(both.numbers));
+#else
+    keep(both.numbers);
+#endif
+}
+
 inline float value(float x) { return x; }
 inline float value(BFloat16 x) {
     const uint32_t bits = (uint32_t)x.bits << 16;
@@ -125,7 +143,8 @@ inline void multiply_together(const T *x, int64_t x_stride, const T *w, int64_t 
             ws[c] = ready(w + c * w_stride + at, count...);
         }
         for (int r = 0; r < ROWS; ++r) {
-            const auto xs = ready(x + r * x_stride + at, count...);
+            auto xs = ready(x + r * x_stride + at, count...);
+            keep(xs);
             for (int c = 0; c < COLUMNS; ++c) sums[r * COLUMNS + c] = add_products(xs, ws[c], sums[r * COLUMNS + c]);
         }
     };
@@ -148,7 +167,7 @@ inline void multiply_tile(const T *x, int64_t x_stride, const T *w, int64_t w_st
 template <int ROWS, typename T, typename Run>
 inline void multiply_rows(const T *x, int64_t x_stride, const T *w, int64_t w_stride, int64_t width, int64_t count,
                           Run run) {
-    constexpr int COLUMNS = ROWS <= 2 ? 8 : ROWS <= 4 || sizeof(T) == 2 ? 4 : 3;
+    constexpr int COLUMNS = ROWS <= 2 ? 8 : ROWS <= 6 ? 4 : 3;
     int64_t c = 0;
     for (; c + COLUMNS <= count; c += COLUMNS) {
         float products[ROWS][COLUMNS];

@@ -164,11 +164,12 @@ inline void parallel_for(int64_t rows, int64_t width, int64_t threads, Run run) 
     for (int64_t part = 0; part < threads; ++part) run(part, rows * part / threads, rows * (part + 1) / threads);
 }
 
-// Memory for numbers, freed at the end of the scope; `start` is null if allocation failed.
+// Memory for numbers, at the start of a cache line, freed at the end of the scope; `start` is null if allocation
+// failed.
 template <typename T>
 struct Buffer {
     T *start;
-    explicit Buffer(int64_t count) : start((T *)malloc(count * sizeof(T) + 1)) {}
+    explicit Buffer(int64_t count) : start((T *)aligned_alloc(64, (count * sizeof(T) + 64) / 64 * 64)) {}
     ~Buffer() { free(start); }
     Buffer(const Buffer &) = delete;
 };
