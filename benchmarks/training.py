@@ -40,7 +40,7 @@ from prenorm import ModelConfig, use_backend
 from prenorm.functional import linear, linear_cross_entropy
 from prenorm.kernels.cpu.matmul import MIN_ROWS
 from prenorm.layers.rope import RotaryEmbedding
-from prenorm.ops.cross_entropy import CHUNK_ELEMENTS, addmm_, losses_and_gradient
+from prenorm.ops.cross_entropy import addmm_, chunk_rows, losses_and_gradient
 from prenorm.ops.rope import rotate
 from prenorm.ops.swiglu import silu_gate
 from prenorm.training.device import hold_on_to_memory
@@ -176,7 +176,7 @@ def pieces(tokens: int, dtype: torch.dtype) -> dict[str, Callable[[], object]]:
     q, q_grad = (torch.randn(heads).to(dtype).transpose(1, 2) for _ in range(2))
     q = q.requires_grad_()
     tables = RotaryEmbedding(CONFIG.head_dim, SEQ).cos_sin(torch.arange(seq)[None], dtype)
-    rows = min(tokens, CHUNK_ELEMENTS // CONFIG.vocab_size)
+    rows = min(tokens, chunk_rows(CONFIG.vocab_size))
     logits = torch.randn(rows, CONFIG.vocab_size).to(dtype)
     targets = torch.randint(CONFIG.vocab_size, (rows,))
     total, x = torch.zeros(CONFIG.vocab_size, CONFIG.d_model), torch.randn(rows, CONFIG.d_model).to(dtype)

@@ -17,7 +17,7 @@ from prenorm import (
     TransformerLM,
     parallelize,
 )
-from prenorm.distributed import vocabulary
+from prenorm.ops import cross_entropy
 from prenorm.distributed.layout import Layout
 from prenorm.distributed.mesh import make_mesh
 
@@ -154,7 +154,7 @@ def test_a_loss_of_many_chunks(tmp_path):
 
 
 def chunked_errors():
-    vars(vocabulary)["CHUNK_ELEMENTS"] = 5 * 24  # five rows at a time
+    vars(cross_entropy)["CHUNK_ELEMENTS"] = 5 * 24  # five rows at a time
     return [
         *errors([(1, 1, 2)], {}, packed=True),
         *errors([(1, 1, 2)], {"family": {"logit_softcap": 3.0, "logit_divisor": 2.0}}, packed=True),

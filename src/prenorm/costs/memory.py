@@ -8,7 +8,13 @@ from .parameters import attention_matrices, block_matrices, feed_forward_matrice
 
 Optimizer = Literal["adamw", "muon"]
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "muon")
-CHUNK_ELEMENTS = 2**23  # logits that the loss holds at a time: see ops/cross_entropy.py
+CHUNK_ELEMENTS, ROWS_MULTIPLE = 2**23, 64  # of the loss: see ops/cross_entropy.py
+
+
+def chunk_rows(vocab_size: int) -> int:
+    """How many rows of logits the loss holds at a time."""
+    rows = CHUNK_ELEMENTS // vocab_size
+    return max(1, rows // ROWS_MULTIPLE * ROWS_MULTIPLE or rows)
 
 
 def kv_cache(model: Architecture, batch: int, context: int, dtype: str) -> int:
@@ -69,7 +75,7 @@ def _in_the_loss(model: Architecture, batch: int, context: int, dtype: Dtype, ev
     tokens, size = batch * context, SIZES[dtype]
     residual, head = tokens * model.d_model, model.vocab_size * model.d_model
     kept = saved(model, batch, context, dtype=dtype, kernels="pytorch", every=every)
-    rows = min(tokens, max(1, CHUNK_ELEMENTS // model.vocab_size))
+    rows = min(tokens, chunk_rows(model.vocab_size))
     if called:  # in its backward pass: three tensors the size of a chunk's logits, and the saved logits of all chunks
         logits = FLOAT32 * (3 * rows + tokens) * model.vocab_size - kept["loss"]
         return sum(kept.values()) + residual * FLOAT32 + logits + (residual * size if dtype == "bfloat16" else 0)

@@ -19,7 +19,14 @@ from torch.distributed.tensor.parallel import ParallelStyle
 from ..errors import ConfigError
 from ..layers.embedding import Embedding
 from ..models.generative import GenerativeModel
-from ..ops.cross_entropy import CHUNK_ELEMENTS, IGNORED, addmm_, as_multiplied, check_targets, chunked_cross_entropy
+from ..ops.cross_entropy import (
+    IGNORED,
+    addmm_,
+    as_multiplied,
+    check_targets,
+    chunk_rows,
+    chunked_cross_entropy,
+)
 from ..ops.integers import check_integers
 from ..ops.linear import linear
 from ..ops.ranges import check_range
@@ -143,7 +150,7 @@ class _SplitCrossEntropy(torch.autograd.Function):
         total = torch.zeros((), dtype=wide, device=x.device)
         grad_x = torch.empty_like(x) if needs_grad else None
         grad_weight = weight.new_zeros(weight.shape, dtype=wide) if needs_grad else None
-        chunk = max(1, CHUNK_ELEMENTS // -(-vocab_size // group.size()))  # the same on all ranks
+        chunk = chunk_rows(-(-vocab_size // group.size()))  # the same on all ranks
         multiplied, matrix = as_multiplied(x), as_multiplied(weight)
         for first in range(0, x.shape[0], chunk):
             part = slice(first, first + chunk)

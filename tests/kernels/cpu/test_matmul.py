@@ -87,7 +87,7 @@ class Subclass(torch.Tensor):
 
 
 def test_it_takes_what_it_can_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(kernel, "ZEN_4_HERE", True)
+    monkeypatch.setattr(kernel, "FASTEST_HERE", True)
     a, b = inputs(5, kernel.MIN_ROWS, 6)
     assert kernel.supports(a, b)
     assert kernel.supports(a.bfloat16(), b.bfloat16())
@@ -106,7 +106,7 @@ def test_it_takes_what_it_can_and_nothing_else(monkeypatch):
     ]
     for one in refused:
         assert not kernel.supports(*one)
-    monkeypatch.setattr(kernel, "ZEN_4_HERE", False)
+    monkeypatch.setattr(kernel, "FASTEST_HERE", False)
     assert not kernel.supports(a, b)
     assert kernel.unavailable_reason()
 
@@ -114,7 +114,7 @@ def test_it_takes_what_it_can_and_nothing_else(monkeypatch):
 @pytest.mark.parametrize("narrow", [False, True])
 @pytest.mark.parametrize("order", ["rows", "columns"])
 def test_the_loss_and_linear_have_the_same_gradients_with_it(order, narrow, monkeypatch):
-    monkeypatch.setattr(kernel, "ZEN_4_HERE", True)
+    monkeypatch.setattr(kernel, "FASTEST_HERE", True)
     x, weight = (laid(normal(*shape, dtype=torch.float32), order).requires_grad_() for shape in ((200, 64), (500, 64)))
     targets = integers(200, limit=500)
     assert backends.choose("addmm", x.detach().t(), x.detach()) is kernel.addmm_

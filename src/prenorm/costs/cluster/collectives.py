@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from ..activations import FLOAT32
-from ..memory import CHUNK_ELEMENTS
+from ..memory import chunk_rows
 from .plan import Plan
 from .stages import Stages
 from .tensors import Parameter, block_parameters, first_parameters, last_parameters
@@ -69,7 +69,7 @@ def edge_collectives(stages: Stages) -> list[Collective]:
         found.append(_over("tp", plan, "forward", kind, 1, stream))
         found += [_over("tp", plan, "backward", "all_gather", 1, stream)] * (not model.learned_positions)
     if plan.layout.tp > 1 and stages.is_last:
-        rows = max(1, CHUNK_ELEMENTS // -(-model.vocab_size // plan.layout.tp))
+        rows = chunk_rows(-(-model.vocab_size // plan.layout.tp))
         chunks, left = divmod(plan.tokens, rows)
         found += [
             _over("tp", plan, "forward", "all_gather", 1, stream),  # the sequence, before the last norm

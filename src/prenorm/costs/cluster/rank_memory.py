@@ -11,7 +11,7 @@ from dataclasses import replace
 
 from ..activations import FLOAT32, INT64, blocks, norm_bytes
 from ..architecture import Architecture
-from ..memory import CHUNK_ELEMENTS
+from ..memory import chunk_rows
 from ..parameters import attention_matrices, feed_forward_matrices
 from .plan import Plan
 from .stages import Stages, all_stages
@@ -109,7 +109,7 @@ class _Rank:
         """At the last chunk of logits, when everything that the blocks save is still in memory."""
         plan, model, size, tp = self.plan, self.model, self.size, self.layout.tp
         vocabulary = -(-model.vocab_size // tp)
-        rows = min(self.tokens, max(1, CHUNK_ELEMENTS // vocabulary))
+        rows = min(self.tokens, chunk_rows(vocabulary))
         logits, narrow = rows * vocabulary, size if plan.dtype == "bfloat16" else 0
         row = size + FLOAT32 + (FLOAT32 if narrow else 0)
         if tp > 1:

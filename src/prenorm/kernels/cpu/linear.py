@@ -81,7 +81,7 @@ def reason(vendor: str, family: int, *, avx512: bool) -> str:
 
 # Once: compiled code cannot ask.
 REASON = reason(*processor(), avx512=is_avx512_supported())
-WEIGHT_TOO = processor()[1] >= ZEN_5  # on Zen 4 matmul.py is
+WEIGHT_TOO = processor()[1] >= ZEN_5  # the gradient of a weight, where matmul.py cannot compute it
 
 
 def _gradients(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight: bool) -> tuple[Tensor, Tensor]:
@@ -90,9 +90,9 @@ def _gradients(grad: Tensor, x: Tensor, weight: Tensor, for_x: bool, for_weight:
     grad_x = onednn_linear(gradients, weight.t(), None).view(x.shape) if for_x else x.new_empty(0)
     if not for_weight:
         return grad_x, x.new_empty(0)
-    if WEIGHT_TOO:
-        return grad_x, onednn_linear(gradients.t(), rows.t(), None)
-    return grad_x, (matmul if supports_matmul(gradients.t(), rows) else torch.mm)(gradients.t(), rows)
+    if supports_matmul(gradients.t(), rows):
+        return grad_x, matmul(gradients.t(), rows)
+    return grad_x, onednn_linear(gradients.t(), rows.t(), None) if WEIGHT_TOO else gradients.t() @ rows
 
 
 class _Linear(torch.autograd.Function):

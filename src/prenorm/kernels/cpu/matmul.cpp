@@ -17,7 +17,7 @@ constexpr int64_t MR = 6;  // likewise of 16
 #endif
 constexpr int64_t NR = 2 * LANES;  // columns of a tile
 constexpr int64_t KC = 256;        // words along the inner axis: a panel of A fits the first cache
-constexpr int64_t NC = 24 * NR;    // columns of B that a panel of A meets at a time: they fit the L2 cache
+constexpr int64_t NC = 24 * NR;    // columns of B that a panel of A meets at a time, at most: they fit the L2 cache
 
 // How numbers of type T are packed: how many are IN a word, a word from memory, and sum + a . b of vectors of words.
 template <typename T>
@@ -164,15 +164,16 @@ void pack_columns(const MatmulCall &call, int64_t start, int64_t depth, float *p
 template <typename T>
 void multiply(const MatmulCall &call, int64_t start, int64_t depth, const float *packed, bool add) {
     const int64_t words = ceil_div(depth, Packing<T>::IN), panels = ceil_div(call.rows, MR);
-    const int64_t pieces = ceil_div(call.columns, NC) * panels;
-    parallel_for(pieces, MR * smaller(NC, call.columns) * 8, call.threads,
+    const int64_t blocks = ceil_div(call.columns, NC);
+    const int64_t width = ceil_div(ceil_div(call.columns, blocks), NR) * NR;  // about the same in all pieces
+    parallel_for(blocks * panels, MR * width * 8, call.threads,
                  [=, &call](int64_t, int64_t i, int64_t last) {
                      float a[MR * KC + LANES];
                      for (; i < last; ++i) {
-                         const int64_t row = i % panels * MR, from = i / panels * NC;
+                         const int64_t row = i % panels * MR, from = i / panels * width;
                          pack<MR>((const T *)call.a + row * call.a_strides[0] + start * call.a_strides[1],
                                   call.a_strides[0], call.a_strides[1], call.rows - row, depth, a);
-                         for (int64_t column = from; column < smaller(from + NC, call.columns); column += NR)
+                         for (int64_t column = from; column < smaller(from + width, call.columns); column += NR)
                              multiply_tile<T>(a, packed + column * words, words, call.c + row * call.c_stride + column,
                                               call.c_stride, smaller(call.rows - row, MR),
                                               smaller(call.columns - column, NR), add);

@@ -14,8 +14,8 @@ from . import native
 from .calls import Function
 from .processor import AMD, ZEN_4, processor
 
-# `make bench-linear`: on Zen 4, and from so many rows on, the fastest at gradients of weights.
-ZEN_4_HERE = processor() == (AMD, ZEN_4) and is_avx512_supported()
+# `make bench-linear`: on Zen 4 and Zen 5, and from so many rows on, the fastest at gradients of weights.
+FASTEST_HERE = processor()[0] == AMD and processor()[1] >= ZEN_4 and is_avx512_supported()
 MIN_ROWS = 64
 DTYPES = {torch.float32: "matmul_float32", torch.bfloat16: "matmul_bfloat16"}
 MATMUL = Function("MatmulCall", DTYPES, "a b c rows columns depth a_strides b_strides c_stride add")
@@ -34,7 +34,7 @@ def addmm_(total: Tensor, a: Tensor, b: Tensor) -> Tensor:
 def supports(a: Tensor, b: Tensor) -> bool:
     """Whether these are ordinary, large matrices on a CPU where it is the fastest, and there is a library."""
     return (
-        ZEN_4_HERE
+        FASTEST_HERE
         and is_plain(a, b)
         and a.is_cpu
         and b.is_cpu
@@ -51,8 +51,8 @@ def supports(a: Tensor, b: Tensor) -> bool:
 
 def unavailable_reason() -> str:
     """Why it does not run on this machine; empty where it does."""
-    if not ZEN_4_HERE:
-        return "it was measured to be the fastest only on AMD's Zen 4, and this is not one"
+    if not FASTEST_HERE:
+        return "it was measured to be the fastest only on AMD processors with AVX-512, and this is not one"
     return native.unavailable_reason()
 
 
