@@ -182,7 +182,12 @@ inline void multiply_rows(const T *x, int64_t x_stride, const T *w, int64_t w_st
     }
 }
 
-constexpr int64_t AHEAD = 1024;  // numbers; a quarter and four times of it were slower
+// Numbers. On Zen 4 a quarter and four times of 1024 were slower; on Zen 5 8192 is up to 1.12 times as fast.
+#if defined(__x86_64__)
+const int64_t AHEAD = (__builtin_cpu_init(), __builtin_cpu_is("amdfam19h")) ? 1024 : 8192;
+#else
+constexpr int64_t AHEAD = 8192;
+#endif
 
 // The same for a weight, whose rows of `width` numbers come from memory. One row of x takes
 // them in the order of memory, which processors prefetch best, and sums the lanes of sixteen results at a time.
