@@ -17,9 +17,9 @@ from prenorm import (
     TransformerLM,
     parallelize,
 )
-from prenorm.ops import cross_entropy
 from prenorm.distributed.layout import Layout
 from prenorm.distributed.mesh import make_mesh
+from prenorm.ops import cross_entropy
 
 from .one_process import batch_of, distance, errors, model_of, whole
 from .processes import run

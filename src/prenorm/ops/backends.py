@@ -42,6 +42,7 @@ KERNELS = (
     sdpa.KERNEL,
     skinny_linear.KERNEL,
     linear.KERNEL,
+    linear.BFLOAT16_KERNEL,
     quantized_linear.KERNEL,
     matmul.KERNEL,
     decode_step.KERNEL,

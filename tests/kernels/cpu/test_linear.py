@@ -6,11 +6,14 @@ from hypothesis import strategies as st
 import prenorm.functional as F
 from prenorm import use_backend
 from prenorm.kernels.cpu import linear as kernel
+from prenorm.kernels.cpu import native
 from prenorm.ops import backends
 
 from ...oracle.inputs import layouts, leadings, normal, seeds
 from ...oracle.tolerance import array, assert_accurate, assert_rounding_alone
 
+every_dtype = pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+dtypes = st.sampled_from([torch.float32, torch.bfloat16])
 sizes = st.sampled_from([1, 2, 3, 7, 8, 16, 31, 64, 100])
 
 
@@ -19,13 +22,19 @@ def here(monkeypatch: pytest.MonkeyPatch) -> None:
     """As if this were a processor on which the kernel is the faster one."""
     if kernel.REASON.startswith("MKL"):
         monkeypatch.setattr(kernel, "REASON", "")
+    monkeypatch.setattr(kernel, "BFLOAT16_REASON", "")
 
 
-def inputs(*leading, d_in, d_out, seed=0, layout="contiguous", bias=True):
+def inputs(*leading, d_in, d_out, seed=0, layout="contiguous", bias=True, dtype=torch.float32):
     """x, weight, bias and the gradient of the result."""
-    x = normal(*leading, d_in, seed=seed, dtype=torch.float32, layout=layout)
-    weight, offset = (normal(*shape, seed=seed + 1, dtype=torch.float32) for shape in ((d_out, d_in), (d_out,)))
-    return x, weight, offset if bias else None, normal(*leading, d_out, seed=seed + 2, dtype=torch.float32)
+    x = normal(*leading, d_in, seed=seed, dtype=dtype, layout=layout)
+    weight, offset = (normal(*shape, seed=seed + 1, dtype=dtype) for shape in ((d_out, d_in), (d_out,)))
+    return x, weight, offset if bias else None, normal(*leading, d_out, seed=seed + 2, dtype=dtype)
+
+
+def why_not(dtype):
+    """Why the kernel cannot run here even where it would be the faster one."""
+    return kernel.REASON if dtype == torch.float32 else native.unavailable_reason()
 
 
 def run(function, x, weight, bias, grad):
@@ -43,35 +52,37 @@ def oracle(x, weight, bias, grad):
     return expected if bias is None else [expected[0] + array(bias), *expected[1:], gradients.sum(0)]
 
 
-@given(leadings, sizes, sizes, layouts, seeds, st.booleans())
-def test_values_and_gradients_are_right(leading, d_in, d_out, layout, seed, bias):
-    given = inputs(*leading, 3, d_in=d_in, d_out=d_out, seed=seed, layout=layout, bias=bias)
+@given(leadings, sizes, sizes, layouts, seeds, st.booleans(), dtypes)
+def test_values_and_gradients_are_right(leading, d_in, d_out, layout, seed, bias, dtype):
+    given = inputs(*leading, 3, d_in=d_in, d_out=d_out, seed=seed, layout=layout, bias=bias, dtype=dtype)
     if given[0].numel() == 0:
         return  # the formula's
     for actual, expected in zip(run(kernel.linear, *given), oracle(*given), strict=True):
         assert actual.shape == expected.shape
-        assert_rounding_alone(actual, expected, torch.float32)
+        assert_rounding_alone(actual, expected, dtype)
 
 
+@every_dtype
 @pytest.mark.parametrize(("rows", "d_in", "d_out"), [(300, 512, 700), (64, 2048, 64), (1, 4096, 999)])
-def test_they_are_as_accurate_as_pytorchs(rows, d_in, d_out):
-    given = inputs(rows, d_in=d_in, d_out=d_out)
+def test_they_are_as_accurate_as_pytorchs(rows, d_in, d_out, dtype):
+    given = inputs(rows, d_in=d_in, d_out=d_out, dtype=dtype)
     plain = run(torch.nn.functional.linear, *given)
     for actual, expected, formula in zip(run(kernel.linear, *given), oracle(*given), plain, strict=True):
         assert_accurate(actual, expected, formula)
 
 
-def test_it_takes_what_it_can_and_nothing_else(here):
-    x, weight, bias, _ = inputs(4, d_in=8, d_out=6)
-    if kernel.REASON:
+@every_dtype
+def test_it_takes_what_it_can_and_nothing_else(here, dtype):
+    x, weight, bias, _ = inputs(4, d_in=8, d_out=6, dtype=dtype)
+    if why_not(dtype):
         assert not kernel.supports(x, weight, bias)
         return
     assert kernel.supports(x, weight, bias)
     assert kernel.supports(x, weight, None)
     assert kernel.supports(x, weight.T.contiguous().T, None)  # laid out the other way round
     refused = [
-        (x, normal(6, 16, dtype=torch.float32)[:, :8], None),
-        (x, weight.bfloat16(), None),
+        (x, normal(6, 16, dtype=dtype)[:, :8], None),
+        (x, weight.half(), None),
         (x, weight.double(), None),
         (x, weight, bias.double()),
         (x[:0], weight, None),
@@ -90,18 +101,20 @@ class Looked(torch.Tensor):
     """A tensor of a class of its own."""
 
 
-def test_the_op_takes_it_where_it_suits(here):
-    x, weight, bias, _ = inputs(40, d_in=8, d_out=6)  # fewer rows have a kernel of their own
+@every_dtype
+def test_the_op_takes_it_where_it_suits(here, dtype):
+    x, weight, bias, _ = inputs(40, d_in=8, d_out=6, dtype=dtype)  # fewer rows have a kernel of their own
     chosen = backends.choose("linear", x, weight, bias)
-    assert chosen is (None if kernel.REASON else kernel.linear)
+    assert chosen is (None if why_not(dtype) else kernel.linear)
     assert backends.choose("linear", x.double(), weight.double(), None) is None
     with use_backend("reference"):
         assert backends.choose("linear", x, weight, bias) is None
 
 
-def test_a_view_that_is_negated_when_it_is_read_is():
-    x, weight, bias, _ = inputs(4, d_in=8, d_out=6)
-    negated = torch.complex(x, x).conj().imag
+@every_dtype
+def test_a_view_that_is_negated_when_it_is_read_is(dtype):
+    x, weight, bias, _ = inputs(4, d_in=8, d_out=6, dtype=dtype)
+    negated = torch._neg_view(x)
     assert negated.is_neg()
     torch.testing.assert_close(kernel.linear(negated, weight, bias), torch.nn.functional.linear(-x, weight, bias))
 
@@ -128,12 +141,13 @@ def test_only_gradients_that_are_asked_for_are_made(here):
 
 
 @pytest.mark.filterwarnings("ignore:.torch.jit.script(_method)?. is deprecated")
-def test_compiled_code_gives_the_same_numbers(here, shapes_unchecked):
+@every_dtype
+def test_compiled_code_gives_the_same_numbers(here, shapes_unchecked, dtype):
     def both(x, weight, bias):
         return F.linear(F.linear(x, weight, bias), weight.T.contiguous())
 
-    x, weight, bias, _ = inputs(5, 3, d_in=8, d_out=6)
-    grad = normal(5, 3, 8, dtype=torch.float32)
+    x, weight, bias, _ = inputs(5, 3, d_in=8, d_out=6, dtype=dtype)
+    grad = normal(5, 3, 8, dtype=dtype)
     eager, fast = run(both, x, weight, bias, grad), run(torch.compile(both, fullgraph=True), x, weight, bias, grad)
     for one, other in zip(eager, fast, strict=True):
         torch.testing.assert_close(one, other)

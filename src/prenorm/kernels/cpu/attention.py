@@ -21,7 +21,7 @@ from ..plain import (
     no_second_derivative,
 )
 from . import native
-from .calls import Function
+from .calls import Function, is_there
 from .header import CONSTANTS
 from .processor import AMD, ZEN_4, processor
 
@@ -102,7 +102,7 @@ def fits(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> bool
         and 0 not in query.shape
         and 0 not in key.shape
         and query.dtype in DTYPES
-        and _is_there()
+        and is_there()
     )
 
 
@@ -127,11 +127,6 @@ def reason(vendor: str, family: int, *, avx512: bool) -> str:
 
 
 REASON = reason(*processor(), avx512=is_avx512_supported())
-
-
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile calls it and does not trace it
-def _is_there() -> bool:
-    return not native.unavailable_reason()
 
 
 def _rows(x: Tensor) -> Tensor:

@@ -13,6 +13,12 @@ Key = TypeVar("Key", bound=Hashable)
 ERRORS = {1: MemoryError, 2: IndexError}  # what a function returns that is not 0
 
 
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]  # torch.compile calls it and does not trace it
+def is_there() -> bool:
+    """Whether there is a library."""
+    return not native.unavailable_reason()
+
+
 class Function(Generic[Key]):
     """A C++ function for each of several keys, mostly dtypes, all of which take one struct of calls.h.
 

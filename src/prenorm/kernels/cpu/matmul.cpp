@@ -166,19 +166,17 @@ void multiply(const MatmulCall &call, int64_t start, int64_t depth, const float 
     const int64_t words = ceil_div(depth, Packing<T>::IN), panels = ceil_div(call.rows, MR);
     const int64_t blocks = ceil_div(call.columns, NC);
     const int64_t width = ceil_div(ceil_div(call.columns, blocks), NR) * NR;  // about the same in all pieces
-    parallel_for(blocks * panels, MR * width * 8, call.threads,
-                 [=, &call](int64_t, int64_t i, int64_t last) {
-                     float a[MR * KC + LANES];
-                     for (; i < last; ++i) {
-                         const int64_t row = i % panels * MR, from = i / panels * width;
-                         pack<MR>((const T *)call.a + row * call.a_strides[0] + start * call.a_strides[1],
-                                  call.a_strides[0], call.a_strides[1], call.rows - row, depth, a);
-                         for (int64_t column = from; column < smaller(from + width, call.columns); column += NR)
-                             multiply_tile<T>(a, packed + column * words, words, call.c + row * call.c_stride + column,
-                                              call.c_stride, smaller(call.rows - row, MR),
-                                              smaller(call.columns - column, NR), add);
-                     }
-                 });
+    parallel_for(blocks * panels, MR * width * 8, call.threads, [=, &call](int64_t, int64_t i, int64_t last) {
+        float a[MR * KC + LANES];
+        for (; i < last; ++i) {
+            const int64_t row = i % panels * MR, from = i / panels * width;
+            pack<MR>((const T *)call.a + row * call.a_strides[0] + start * call.a_strides[1], call.a_strides[0],
+                     call.a_strides[1], call.rows - row, depth, a);
+            for (int64_t column = from; column < smaller(from + width, call.columns); column += NR)
+                multiply_tile<T>(a, packed + column * words, words, call.c + row * call.c_stride + column,
+                                 call.c_stride, smaller(call.rows - row, MR), smaller(call.columns - column, NR), add);
+        }
+    });
 }
 
 template <typename T>
