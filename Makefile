@@ -11,7 +11,7 @@ CPP := $(wildcard src/prenorm/kernels/cpu/*.h src/prenorm/kernels/cpu/*.cpp test
 .PHONY: help fuzz demo test test-quick test-long test-all test-grid test-check test-isa test-kernels test-wheel check
 .PHONY: format bench bench-all bench-attention bench-blocks bench-decode against lines flops pictures bench-linear
 .PHONY: bench-llama bench-memory bench-norm bench-open bench-quantized bench-checkpoints bench-checkpointing bench-data
-.PHONY: bench-training example-dates wheel clean bench-check bench-avx2
+.PHONY: bench-training bench-pages example-dates wheel clean bench-check bench-avx2
 
 help:
 	@echo "make demo    set up and train the demo language model (about 5 minutes on 2 cores), then write with it"
@@ -44,6 +44,7 @@ help:
 	@echo "make bench-check       prenorm check --batch on 60 submissions (about 4 minutes)"
 	@echo "make bench-data        text to tokens beside the tokenizer alone, and tokens to batches (about 4 minutes)"
 	@echo "make bench-training    training on a CPU against transformers, step by step and piece by piece (about 3 minutes)"
+	@echo "make bench-pages       write the tables of README and docs anew from benchmarks/results"
 	@echo "make against OLD=DIR   this checkout against another one: bits, and speed (about 20 minutes)"
 	@echo "make lines             how many lines there are to read"
 	@echo "make flops             where the operations of a forward pass go: tables, and the picture in docs/pictures"
@@ -178,6 +179,9 @@ bench-data: $(VENV)/dev.stamp
 
 bench-training: $(VENV)/litgpt.stamp
 	$(BIN)/python benchmarks/training.py
+
+bench-pages: $(VENV)/dev.stamp
+	$(BIN)/python benchmarks/pages.py
 
 against: $(VENV)/dev.stamp
 	$(BIN)/python benchmarks/against.py $(OLD)

@@ -54,6 +54,15 @@ def test_the_figures_of_the_page_about_flops_are_those_that_its_command_prints()
     assert "\n".join(command["tables"]()) in _joined(page)
 
 
+def test_tables_of_results_are_those_that_the_benchmarks_wrote() -> None:
+    command = runpy.run_path(str(ROOT / "benchmarks" / "pages.py"))
+    pages = command["pages"]()
+    assert ROOT / "README.md" in pages
+    for page in pages:
+        text = page.read_text()
+        assert text == command["written"](text), f"{page.name}: make bench-pages writes it anew"
+
+
 def _joined(page: str) -> str:
     """The tables of a page, in order."""
     tables = re.findall(r"(?:^\|.*\n)+", page, flags=re.MULTILINE)
