@@ -1,9 +1,11 @@
-"""What every test shares: a fixed seed, a Hypothesis profile, and a way to switch the shape checker off."""
+"""What every test shares: a fixed seed, a Hypothesis profile, no waiting, and a way to switch the shape checker off."""
 
+import gc
+import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import jaxtyping
 import pytest
@@ -13,6 +15,26 @@ from hypothesis import settings
 # The same examples on every run: a test that fails once fails always. `deadline` would measure the machine.
 settings.register_profile("prenorm", derandomize=True, deadline=None, max_examples=40, database=None)
 settings.load_profile("prenorm")
+
+# No test waits for the disk: a descriptor is looked at in place of being synced, which fails, too, unless it is open.
+# What a save syncs, and that a power cut then loses nothing, is what tests/faults prove, in processes of their own.
+vars(os)["fsync"] = os.fstat
+
+# Without a GPU each torch.manual_seed would only note what to seed should one appear, with a traceback.
+if not torch.cuda.is_available():
+    for device in (torch.cuda, torch.xpu, torch.mtia):
+        vars(device)["manual_seed_all"] = lambda seed: None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Imports make a million objects that stay: the garbage collector need not look at them, now or in any test."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers
