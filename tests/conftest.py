@@ -16,19 +16,19 @@ from hypothesis import settings
 settings.register_profile("prenorm", derandomize=True, deadline=None, max_examples=40, database=None)
 settings.load_profile("prenorm")
 
-# No test waits for the disk: a descriptor is looked at in place of being synced, which fails, too, unless it is open.
-# What a save syncs, and that a power cut then loses nothing, is what tests/faults prove, in processes of their own.
+# Here os.fsync only checks that its descriptor is open, so that no test waits for the disk. What a save must sync, and
+# that a power cut then loses nothing, is tested in processes of their own, by tests/faults.
 vars(os)["fsync"] = os.fstat
 
-# Without a GPU each torch.manual_seed would only note what to seed should one appear, with a traceback.
-if not torch.cuda.is_available():
-    for device in (torch.cuda, torch.xpu, torch.mtia):
+# Without a GPU, torch.manual_seed would only queue a call for one that may appear later, with a traceback.
+for device in (torch.cuda, torch.xpu, torch.mtia):
+    if not device.is_available():
         vars(device)["manual_seed_all"] = lambda seed: None
 
 
 @pytest.hookimpl(wrapper=True)
 def pytest_collection() -> Generator[None, object, object]:
-    """Imports make a million objects that stay: the garbage collector need not look at them, now or in any test."""
+    """What is imported stays, so the garbage collector looks at none of it: not during the imports, nor in a test."""
     gc.disable()
     try:
         return (yield)
