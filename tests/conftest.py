@@ -1,9 +1,11 @@
-"""What every test shares: a fixed seed, a Hypothesis profile, and a way to switch the shape checker off."""
+"""What every test shares: a fixed seed, a Hypothesis profile, no waiting, and a way to switch the shape checker off."""
 
+import gc
+import os
 import signal
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 
 import jaxtyping
 import pytest
@@ -13,6 +15,26 @@ from hypothesis import settings
 # The same examples on every run: a test that fails once fails always. `deadline` would measure the machine.
 settings.register_profile("prenorm", derandomize=True, deadline=None, max_examples=40, database=None)
 settings.load_profile("prenorm")
+
+# Here os.fsync only checks that its descriptor is open, so that no test waits for the disk. What a save must sync, and
+# that a power cut then loses nothing, is tested in processes of their own, by tests/faults.
+vars(os)["fsync"] = os.fstat
+
+# Without a GPU, torch.manual_seed would only queue a call for one that may appear later, with a traceback.
+for device in (torch.cuda, torch.xpu, torch.mtia):
+    if not device.is_available():
+        vars(device)["manual_seed_all"] = lambda seed: None
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """What is imported stays, so the garbage collector looks at none of it: not during the imports, nor in a test."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.freeze()
+        gc.enable()
 
 
 @pytest.hookimpl(tryfirst=True)  # before -m looks at the markers

@@ -4,6 +4,7 @@ Imports inside functions and under TYPE_CHECKING count like those at the top of 
 """
 
 import ast
+import functools
 import re
 import runpy
 from collections.abc import Iterator
@@ -52,6 +53,7 @@ def imports(name: str, source: str, known: set[str], *, is_package: bool = False
             )
 
 
+@functools.cache
 def graph() -> dict[str, set[str]]:
     """What each module imports."""
     paths = modules()
@@ -136,6 +138,21 @@ def test_no_modules_import_each_other_in_a_ring():
 def test_imports_of_every_form_are_read(text, found):
     known = {"", "models", "models.lm", "ops", "ops.norm"}
     assert list(imports("models.quantize", text, known)) == found
+
+
+# Phrases that have to be read twice, and what says the same: "integers"; "a file that is not a config", "unless it is a
+# config"; "depends on"; "every k-th block"; "not supported".
+RIDDLES = (
+    r"whole numbers?|(what|that|which) (is|are) no (?!longer|more)\w+|hangs? on (?!another)|how many-th|not served"
+)
+
+
+def test_no_page_and_no_module_speaks_in_riddles():
+    elsewhere = {PACKAGE / folder for folder in ("checks", "challenge", "kernels")}
+    pages = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *(ROOT / "docs").glob("*.md")]
+    pages += [path for path in PACKAGE.rglob("*.py") if not elsewhere & {*path.parents}]
+    found = {path: re.search(rf"\b({RIDDLES})", " ".join(path.read_text().split())) for path in pages}
+    assert {str(path.relative_to(ROOT)): match[0] for path, match in found.items() if match} == {}
 
 
 @pytest.mark.parametrize("name", ["block.svg", "house.svg"])

@@ -5,6 +5,7 @@ All of it: make test-grid.
 
 from collections import Counter, defaultdict
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,6 +14,9 @@ import torch
 from .cells import FACTORS, GRAPHS, HONOURS, SUBJECTS, draw, possible
 from .judge import judge
 from .paths import NOT_YET, PATHS, named
+
+ROOT = Path(__file__).parents[2]
+PAGES = ("docs/what-is-guaranteed-to-be-equal.md", "docs/what-is-checked-and-against-what.md")
 
 GRID = draw(tuple(PATHS))
 COLUMNS = [(path, subject) for path in PATHS for subject in SUBJECTS if possible(path, subject)]
@@ -58,6 +62,15 @@ def test_every_way_of_running_gives_the_same_numbers(path, subject):
 def test_the_grid_has_5000_cells_of_which_no_two_are_the_same():
     assert len({replace(cell, weights=0, inputs=0) for cell in GRID}) >= 5000
     assert len(set(GRID)) == len(GRID)
+
+
+def test_the_docs_and_make_help_say_how_many_cells_there_are():
+    families = sum(cell.subject == "family" for cell in GRID)
+    pages = {path: " ".join((ROOT / path).read_text().split()) for path in ("Makefile", *PAGES)}
+    assert all(f" {len(GRID):,} " in page for page in pages.values())
+    assert f"{len(GRID):,} combinations" in pages[PAGES[0]]
+    assert f"{families:,} of them are of models with a family's record" in pages[PAGES[0]]
+    assert all(f"{len(GRID) - families:,}" in pages[page] for page in PAGES)
 
 
 def test_every_value_occurs_in_every_path_that_can_honour_it_and_about_as_often_as_the_others():

@@ -119,7 +119,7 @@ class ScriptedModel(HistoryModel):
 @pytest.fixture
 def as_on_a_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make checks on values behave as on a GPU, where reading a value would wait for the device."""
-    monkeypatch.setattr(ranges, "at_hand", lambda values: False)
+    monkeypatch.setattr(ranges, "host_readable", lambda values: False)
     monkeypatch.setattr(Timeline, "_check_documents", lambda *args: None)
 
 

@@ -26,8 +26,8 @@ def test_values_outside_raise_with_the_rule_and_the_numbers(values, low, high):
 
 
 def test_where_values_are_not_at_hand_they_are_asserted_and_not_looked_at(monkeypatch):
-    assert ranges.at_hand(torch.tensor([4]))
-    monkeypatch.setattr(ranges, "at_hand", lambda values: False)
+    assert ranges.host_readable(torch.tensor([4]))
+    monkeypatch.setattr(ranges, "host_readable", lambda values: False)
     check(torch.tensor([3]))
     with pytest.raises(RuntimeError, match=r"the ids: ids must be in \[0, 4\)"):
         check(torch.tensor([4]))

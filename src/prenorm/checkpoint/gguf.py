@@ -57,8 +57,8 @@ def write_gguf(
     """Write the file, its matrices in `dtype` (None: as they are). Gives what of the tokenizer llama.cpp has otherwise.
 
     Token ids mean the same there; the notes say where a text may become other ids.
-    Raises ConfigError for a model that llama.cpp's Llama and Qwen cannot be, and where the gguf package is missing;
-    CheckpointError for a tokenizer that is no byte-level BPE, and where the disk does not take the file.
+    Raises ConfigError for a model that llama.cpp's Llama and Qwen cannot express, and if the gguf package is missing;
+    CheckpointError for a tokenizer other than byte-level BPE, and if the file cannot be written.
     """
     architecture = _architecture(config)
     vocabulary = vocabulary_of(tokenizer, config.vocab_size, eos_token_ids)

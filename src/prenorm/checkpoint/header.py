@@ -31,7 +31,7 @@ _NAMES = {dtype: name for name, dtype in DTYPES.items()}
 MAX_DIMS = 16
 MAX_NUMBER = 2**63 - 1
 
-# What files of weights begin with that are no safetensors: torch.save's archive, and a bare pickle.
+# The first bytes of files that are not safetensors but pickles: torch.save's archive, and a bare pickle.
 _PICKLES = (b"PK\x03\x04", b"\x80\x02", b"\x80\x03", b"\x80\x04", b"\x80\x05")
 
 

@@ -32,7 +32,7 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
     """The sheet of a folder: what it says of its model, its tensors, the memory they take, and the reasons, in its own
     words, for which `from_pretrained` ("refused") and text ("no_text") would be refused; [] where there are none.
 
-    Raises CheckpointError for what is no folder.
+    Raises CheckpointError if it is not a folder.
     """
     if not folder.is_dir():
         raise CheckpointError(f"FOLDER must be a folder that holds a model, but there is no folder {folder}.")
@@ -177,7 +177,7 @@ def _memory(config: Config | None, found: Found) -> dict[str, dict[str, int]]:
     untied = dataclasses.replace(config, tie_embeddings=False)  # a tied head becomes a matrix of its own
     shapes = [shape for _, _, shape in matrices_of(untied)]
     others = sum(math.prod(parameter.shape) for parameter in parameters_of(untied)) - sum(map(math.prod, shapes))
-    for kind in KINDS:  # scales are in bfloat16, and what is no matrix, too
+    for kind in KINDS:  # scales are in bfloat16, like everything that is not a matrix
         packed = [packed_shapes(shape, kind) for shape in shapes]
         memory[kind] = {"weights": sum(math.prod(one) + 2 * math.prod(two) for one, two in packed) + 2 * others}
     return memory

@@ -96,7 +96,7 @@ LAYOUTS: dict[str, Layout] = {
 # Keys read elsewhere: by rope.py, by windows.py, and when the file is opened.
 _READ_ELSEWHERE = {"model_type", "rope_theta", "rope_scaling", "rope_parameters", "layer_types", "prenorm_save_id"}
 
-# Families that are not served, and why.
+# Families that are not supported, and why.
 _NOT_SERVED = {
     "apertus": "its feed-forward has an activation with weights of its own (xIELU)",
 }

@@ -36,7 +36,7 @@ class Naming(NamedTuple):
     transposed: bool = False  # whether matrices in layers are stored as (in, out), as GPT-2 has them
     by_head: bool = False  # whether fused matrices take turns head by head, as GPT-NeoX has them
     head_norms: Mapping[str, str] = {}  # ours with a weight for each head: theirs for one {}, or for all
-    ignored: str = "(?!)"  # a pattern of tensors that are no weights
+    ignored: str = "(?!)"  # a pattern of tensors that are not weights
 
     def of(self, name: str) -> str:
         """Their name of one of our tensors in a layer; that of the whole for a part of it."""
@@ -62,7 +62,7 @@ class Naming(NamedTuple):
 
     @property
     def keeps_matrices(self) -> bool:
-        """Whether each matrix is stored as it is, so that matrices of whole numbers can be, too."""
+        """Whether each matrix is stored as it is, so that quantised matrices can be stored, too."""
         return not self.fused and not self.transposed
 
 

@@ -53,7 +53,7 @@ def config_to_hugging_face(
     """The config.json of a model, in the first family that can express all of it, or as model_type "prenorm".
 
     An interleaved model is described as the half-split one that `weights_to_hugging_face` makes of it.
-    kind: of its matrices, where they are whole numbers, which not every family can store.
+    kind: "int8" or "int4" for quantised matrices, which not every family can store.
     """
     # Written even when null: several classes assume ids that this vocabulary may not have.
     further = {
@@ -206,7 +206,7 @@ def naming_among(layout: Layout, found: Collection[str]) -> int:
 def naming_of(layout: Layout, kind: str | None, number: int = 0) -> Naming:
     """The names of a layout, by their number.
 
-    Raises CheckpointError for whole numbers in matrices that are stored in one.
+    Raises CheckpointError for quantised matrices in a layout that fuses or transposes them.
     """
     naming = layout.namings[number]
     if kind is not None and not naming.keeps_matrices:

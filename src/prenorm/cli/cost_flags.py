@@ -70,7 +70,7 @@ class CostFlags:
     """Rows in one forward pass of a device. Default: what is fastest."""
 
     checkpoint_activations_every: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Checkpoint every how many-th block, 0 for none. Default: none or every block, whichever fits and is faster."""
+    """Checkpoint every k-th block; 0 for none. Default: none or every block, whichever fits and is faster."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
     """The optimiser, with --gpus. Of muon the state is counted, but not what makes its updates orthogonal."""

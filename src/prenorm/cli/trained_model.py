@@ -25,7 +25,7 @@ def open_model(folder: Path) -> "tuple[TransformerLM, Tokenizer]":
 
 
 def check_is_trained(folder: Path) -> None:
-    """Raise CheckpointError for what is no folder with a model, and for a run that has not ended."""
+    """Raise CheckpointError unless the folder holds a model, and for a run that has not ended."""
     if not folder.is_dir():
         raise CheckpointError(f"RUN must be a folder with a trained model, but there is no folder {folder}.")
     weights = any((folder / name).is_file() for name in ("model.safetensors", "model.safetensors.index.json"))

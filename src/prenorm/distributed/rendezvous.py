@@ -22,8 +22,8 @@ LOOK_SECONDS = 0.1  # between two looks at whether all are there
 def meet(launch: Launch, timeout: float, say: Callable[[str], None]) -> tuple[Store, Store]:
     """The store of a run, once all its processes are there, twice: each connection is for one thread at a time.
 
-    timeout: seconds that each waits for the others. Where something answers that is no store, or a store is stopped,
-    the call of it never returns: then this says why, by `say`, and ends the process.
+    timeout: seconds that each waits for the others. If something else than a store answers, or the store is stopped,
+    its call never returns: then this says why, by `say`, and ends the process.
     Raises ProcessError that says which of them is missing, or why the store cannot be reached.
     """
     prefix = f"prenorm/{launch.attempt}"

@@ -66,7 +66,7 @@ class TextGenerator:
     def stream(self, prompt: str, *, stop: str | Sequence[str] = (), **options: Any) -> Generator[str, None, None]:
         """The continuation in pieces of whole characters, each as soon as it is final.
 
-        Joined, they are what the tokenizer gives for all tokens at once, bytes that are no character included (U+FFFD).
+        Joined, they equal what the tokenizer decodes from all tokens at once; U+FFFD for bytes that form no character.
         What may be the beginning of a stop string is held back until it is known not to be.
         options: those of `TransformerLM.stream`, whose errors are raised at the call; without max_new_tokens, 128, or
         as many as the model has room for, or as make max_length tokens with the longest prompt. Closing the generator

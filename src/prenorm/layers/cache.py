@@ -111,7 +111,7 @@ def settle(layers: Sequence[LayerCache], timeline: Timeline) -> None:
         return
     records = [layer.columns for layer in layers]
     columns = next((record[:, :done] for record in records if record is not None), None)
-    if columns is not None and any(record is not records[0] for record in records) and ranges.at_hand(columns):
+    if columns is not None and any(record is not records[0] for record in records) and ranges.host_readable(columns):
         every = torch.ones_like(columns)
         if not all(torch.equal(columns, every if record is None else record[:, :done]) for record in records):
             raise ShapeError(

@@ -182,7 +182,7 @@ class Timeline:
 
     def _check_documents(self, segment_ids: Tensor) -> None:
         """Raise ConfigError unless each row continues a single document, with padding only before or after it."""
-        if not ranges.at_hand(segment_ids) or 0 in segment_ids.shape:
+        if not ranges.host_readable(segment_ids) or 0 in segment_ids.shape:
             return
         new = segment_ids.amax(-1)
         other = (self.documents >= 0) & (new >= 0) & (new != self.documents)
@@ -203,7 +203,7 @@ class Timeline:
             raise ShapeError(
                 f"counts must have one number per row, {tuple(lengths.shape)}, but its shape is {tuple(counts.shape)}."
             )
-        if not ranges.at_hand(counts):
+        if not ranges.host_readable(counts):
             return
         impossible = ((counts < 0) | (counts > lengths)).nonzero()
         if len(impossible):

@@ -52,8 +52,8 @@ def _formula(
     query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, dropout: float, softcap: float | None = None
 ) -> Tensor:
     if query.ndim > 2 and query.shape[-3] != key.shape[-3]:
-        groups = query.shape[-3] // key.shape[-3]
-        key, value = key.repeat_interleave(groups, dim=-3), value.repeat_interleave(groups, dim=-3)
+        queries_per_kv = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(queries_per_kv, dim=-3), value.repeat_interleave(queries_per_kv, dim=-3)
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if softcap is not None:
         scores = softcap * (scores.to(torch.promote_types(scores.dtype, torch.float32)) / softcap).tanh()

@@ -16,8 +16,8 @@ from .masks import check_mask
 def document_mask(segment_ids: Int[Tensor, "*batch seq"]) -> Bool[Tensor, "*batch 1 seq seq"]:
     """True where query and key lie in the same document; rows and columns of padding are all False."""
     runs = _document_numbers(segment_ids)
-    real = segment_ids >= 0
-    same = (runs[..., :, None] == runs[..., None, :]) & real[..., :, None] & real[..., None, :]
+    is_token = segment_ids >= 0
+    same = (runs[..., :, None] == runs[..., None, :]) & is_token[..., :, None] & is_token[..., None, :]
     return same.unsqueeze(-3)  # one axis for the heads
 
 
@@ -113,7 +113,7 @@ def _check_one_document(segment_ids: Tensor, side: str) -> None:
 
 
 def _check_rows(wrong: Tensor, rule: str) -> None:
-    if not ranges.at_hand(wrong) or not wrong.any():
+    if not ranges.host_readable(wrong) or not wrong.any():
         return
     rows = wrong.nonzero()[0].tolist()
     raise ConfigError(rule.format(row=rows[0] if len(rows) == 1 else tuple(rows)) + ".")

@@ -23,7 +23,7 @@ def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
     if values.is_meta:
         return
     values = _underlying(values)
-    if not at_hand(values):
+    if not host_readable(values):
         assert_async(((values >= 0) & (values < limit)).all(), f"{what}: {rule}")
         return
     if values.numel() == 0:
@@ -33,7 +33,7 @@ def check_range(values: Tensor, limit: int, *, what: str, rule: str) -> None:
         raise RangeError(f"{rule}, but {what} go from {low} to {high}; {limit - 1} is the largest that can be used.")
 
 
-def at_hand(values: Tensor) -> bool:
+def host_readable(values: Tensor) -> bool:
     """Whether Python can read the values without breaking a graph and without a device synchronisation."""
     return values.is_cpu and has_values(values)
 

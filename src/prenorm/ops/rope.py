@@ -23,7 +23,7 @@ def rope(
     interleaved: pair i is features (2i, 2i+1), as in the paper; otherwise (i, i + head_dim/2), as in Hugging Face
     folders. token_positions broadcast against the leading dims of x and default to 0 .. seq-1. Angles are computed in
     float64; the rotation runs in float32 or wider and y has the dtype of x.
-    Raises ShapeError for positions that are no integers. Source: Su et al. 2021, arXiv:2104.09864.
+    Raises ShapeError for positions that are not integers. Source: Su et al. 2021, arXiv:2104.09864.
     """
     if token_positions is None:
         token_positions = torch.arange(x.shape[-2], device=x.device)

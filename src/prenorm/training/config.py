@@ -154,7 +154,7 @@ class TrainConfig:
     a third more time, and the same numbers."""
 
     checkpoint_activations_every: int = 1
-    """With checkpoint_activations: do so for every how many-th block."""
+    """With checkpoint_activations: checkpoint every k-th block."""
 
     eval_every: int = 100
     """Steps between evaluations on a fixed part of the held-out text. 0 leaves only the full one at the end."""

@@ -83,9 +83,9 @@ Lines = Metrics | NoMetrics
 
 
 def read_metrics(path: Path) -> list[Record]:
-    """The records of a metrics file, none if there is no file. What a killed writer left of a last line is passed over.
+    """The records of a metrics file, none if there is no file. A last line that a kill left incomplete is skipped.
 
-    Raises CheckpointError for a line that is no record.
+    Raises CheckpointError for a line that is not a record.
     """
     if not path.exists():
         return []

@@ -1,4 +1,4 @@
-"""What must not happen in silence: a loss or gradient that is not finite, one that overflows, a loss that jumps."""
+"""What a run must report: a loss or gradient that is not finite, a gradient that overflows, a loss that jumps."""
 
 import math
 import statistics
@@ -12,16 +12,16 @@ from .config import OnNan
 from .data.corpus import Say
 from .precision import LossScale
 
-WINDOW, RECENT = 64, 16  # losses that tell how much they tremble, and those that a jump is measured from
+WINDOW, RECENT = 64, 16  # losses that the noise is estimated from, and those that a jump is measured from
 SIGMAS, SHARE = 6.0, 0.05  # a jump is above their median by both: so many standard deviations, and this share of it
-MOST_SKIPPED = 20  # steps in a row that are not finite: the weights, or the text, are then beyond help
-MOST_BATCHES = 100  # that are written to a run's folder
+MOST_SKIPPED = 20  # steps in a row; after these, skipping another one will not help
+MOST_BATCHES = 100  # written to a run's folder
 
-WriteBatch = Callable[[int, str], str]  # of a step, with the reason, to a file; gives what a message says of it
+WriteBatch = Callable[[int, str], str]  # (step, reason): writes the step's batch to a file, and says where
 
 
 class Watch:
-    """Looks at the loss and the gradient's norm of every step, and at what is done where something is wrong with them.
+    """Looks at the loss and the gradient's norm of every step, and decides whether the weights take the step.
 
     skipped: how many steps were left out, by reason. `OVERFLOW` is a gradient too large for float16 at this loss scale,
     which is part of scaling; `NOT_FINITE` is anything else, and the batch is then written to a file.
@@ -88,12 +88,12 @@ class Watch:
         return f"Its batch, with its documents, is in {self._write_batch(step, why)}."
 
     def to_fields(self) -> dict[str, Any]:
-        """What `load_fields` takes back."""
+        """The state, for `load_fields`."""
         counts = {"skipped": dict(self.skipped), "in_a_row": self._in_a_row, "written": self._written}
         return {**counts, "losses": list(self._losses)}
 
     def load_fields(self, fields: Mapping[str, Any]) -> None:
-        """Go on from what `to_fields` gave."""
+        """Restore what `to_fields` returned."""
         self.skipped |= fields["skipped"]
         self._in_a_row, self._written = int(fields["in_a_row"]), int(fields["written"])
         self._losses.extend(fields["losses"])

@@ -202,6 +202,12 @@ def test_a_server_that_cannot_start_says_why(tmp_path: Path, monkeypatch: pytest
     fork_server.stop()
 
 
+def test_the_environment_holds_no_secrets(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
+    fork_server.stop()  # as the test above did: starting one takes seconds
+    monkeypatch.setenv("MY_TOKEN", "s3cret")
+    assert run("import os; print('s3cret' in str(dict(os.environ)))").lines == ["False"]
+
+
 # How it ends.
 
 
@@ -303,12 +309,6 @@ def test_its_temporary_folder_ends_with_it(run: Runner) -> None:
 
 
 # What it may know.
-
-
-def test_the_environment_holds_no_secrets(run: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
-    fork_server.stop()
-    monkeypatch.setenv("MY_TOKEN", "s3cret")
-    assert run("import os; print('s3cret' in str(dict(os.environ)))").lines == ["False"]
 
 
 @pytest.mark.sampled(3)

@@ -1,4 +1,4 @@
-"""What a model_type's config.json and tensor names mean, in one record, and the words that families share."""
+"""What a model_type's config.json and tensor names mean, in one record; readers of keys that families share."""
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -39,13 +39,13 @@ ACTIVATIONS: Mapping[str, Activation] = MappingProxyType(
 class Layout:
     """One model_type of transformers.
 
-    keys: those that matter to the numbers beside the sizes that every file has, with what the config class assumes
-    when the file is silent. never_null: those among them, and sizes, where the class itself refuses a null.
-    null_is_default: those where it takes a null for silence. harmless: keys without influence at these values.
-    read: the fields of ModelConfig and of Family that its own keys, defaults filled in, say. Raises ConfigError.
-    own: its names of keys that others call by the names in `layouts.SIZES`. rope: None where positions are learned.
-    other_namings: those of folders from other programs. write: the keys that say a config, for one that came from no
-    folder; they are taken where reading them gives that config.
+    keys: those that affect the numbers, besides the sizes that every file has, each with the default of the config
+    class. never_null: keys and sizes for which the class refuses a null. null_is_default: keys for which it takes a
+    null as the default. harmless: further keys, which have no effect at these values.
+    read: from the keys, defaults filled in, to fields of ModelConfig and Family. Raises ConfigError.
+    own: its own names of the keys in `layouts.SIZES`. rope: None if positions are learned.
+    other_namings: the tensor names that other programs write. write: the keys that describe a config that was not read
+    from a folder; they are used only if reading them gives the same config.
     """
 
     architecture: str
@@ -53,12 +53,10 @@ class Layout:
     read: Callable[[Known], dict[str, Any]]
     never_null: tuple[str, ...] = ()
     null_is_default: tuple[str, ...] = ()
-    harmless: Mapping[str, tuple[Any, ...]] = field(
-        default_factory=dict
-    )  # further keys, without influence at these values
-    eps_key: str | None = "rms_norm_eps"  # None: its class has one number for it, which `read` gives
+    harmless: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    eps_key: str | None = "rms_norm_eps"  # None: its class has a constant, which `read` gives
     rope: Dialect | None = PLAIN
-    read_rope: Callable[[Known, int], dict[str, Any]] | None = None  # where its keys of rotary embedding are its own
+    read_rope: Callable[[Known, int], dict[str, Any]] | None = None  # if it has its own keys for rotary embedding
     foreign_in_rope: Callable[[Mapping[str, Any]], Iterator[str]] | None = None
     naming: Naming = CLASSIC
     other_namings: tuple[Naming, ...] = ()
@@ -68,12 +66,12 @@ class Layout:
 
     @property
     def namings(self) -> tuple[Naming, ...]:
-        """The names that transformers writes, and those of other programs."""
+        """The tensor names that transformers writes, then those of other programs."""
         return (self.naming, *self.other_namings)
 
 
 def activation_of(known: Known, key: str = "hidden_act") -> Activation:
-    """The activation that a key names. Raises ConfigError for one that is not served."""
+    """The activation that a key names. Raises ConfigError for one that is not supported."""
     name = known[key]
     if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ConfigError(f"{key} must be one of {', '.join(ACTIVATIONS)}, not {json_text(name)}.")
@@ -81,13 +79,13 @@ def activation_of(known: Known, key: str = "hidden_act") -> Activation:
 
 
 def check_same_activation(known: Known, key: str, activation: Activation) -> None:
-    """Raise ConfigError where another key, which the class does not read, names another activation."""
+    """Raise ConfigError if `key`, which the class does not read, names another activation."""
     if known.get(key) is not None and activation_of(known, key) != activation:
         raise ConfigError(f"{key} is {json_text(known[key])}, which is not what the model runs; leave {key} out.")
 
 
 def flag(known: Known, key: str) -> bool:
-    """A switch; null is off. Raises ConfigError for anything else."""
+    """A boolean; null is False. Raises ConfigError for anything else."""
     value = known[key]
     if value is None:
         return False
@@ -108,7 +106,7 @@ def number_or_none(known: Known, key: str) -> float | None:
 
 
 def biases(known: Known, key: str = "attention_bias") -> dict[str, Any]:
-    """One key for the biases of all four projections of attention."""
+    """The biases of all four projections of attention, from one key."""
     check_flag(key, known[key], spelling=IN_THE_FILE)
     return {"qkv_bias": known[key], "o_bias": known[key]}
 
@@ -119,12 +117,12 @@ def name_of_activation(activation: Activation) -> str:
 
 
 def check_head_dim(known: Known, width: str = "hidden_size", heads: str = "num_attention_heads") -> None:
-    """Raise ConfigError for a head_dim that the class would not read, and works out otherwise."""
+    """Raise ConfigError for a head_dim other than the one that the class computes itself."""
     if known["head_dim"] is not None and known["head_dim"] * known[heads] != known[width]:
         raise ConfigError(f"head_dim must be {width} / {heads} in this family; leave it out.")
 
 
 def check_causal(known: Known) -> None:
-    """Raise ConfigError for a model whose tokens see later ones."""
+    """Raise ConfigError for a model whose tokens attend to later ones."""
     if known.get("use_bidirectional_attention"):
-        raise ConfigError("use_bidirectional_attention must be false or absent: this model writes from left to right.")
+        raise ConfigError("use_bidirectional_attention must be false or absent: this model is causal.")

@@ -26,7 +26,7 @@ class Plan:
     context: int
     dtype: Dtype = "bfloat16"
     every: int = 1
-    """Every how many-th block is checkpointed, 0 for none."""
+    """Every k-th block is checkpointed; 0 for none."""
 
     pp_stages: int = 1
     """Stages on each device: 1 for the schedule 1F1B, more for the interleaved one."""

@@ -14,7 +14,7 @@ from ..variants import VARIANTS
 from .initial_chapters import LORE, XIONG
 from .plan import WITH_AND_WITHOUT_WARMUP, Scale, best_rate, loss_of, plan
 
-LEARNED = 0.1  # nats a byte below what the bytes' frequencies alone give: less than that is no training to compare
+LEARNED = 0.1  # nats a byte below what the bytes' frequencies alone give: a model that gained less has not learned
 KNOWING_NOTHING = math.log(256)  # nats a byte
 MATTERS = 0.05  # nats a byte: a smaller difference is not what anybody means by "needs"
 

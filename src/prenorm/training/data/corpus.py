@@ -66,7 +66,7 @@ class Corpus:
                 yield document
 
     def pass_over(self, file: int, place: int, fault: Fault) -> None:
-        """Count what is no document after all. Raises DataError where its file was named."""
+        """Count an entry that turned out not to be a document. Raises DataError if the user named its file."""
         source = self.sources[file]
         where = place_in(source.path, place)
         if source.named and not (where and fault.reason == EMPTY):

@@ -2,7 +2,7 @@
 
 data.json has hashes of the tokenizer and the documents, what was read and skipped, and what must be true of the arrays.
 SIDE is train or heldout: SIDE-00000.npy ... are the tokens, SIDE-starts.npy the places where documents begin,
-SIDE-unscored.npy those of what is no target, SIDE-documents.npy (file, place in it, hash of the text) of each document.
+SIDE-unscored.npy those of non-targets, SIDE-documents.npy (file, place in it, hash of the text) of each document.
 files.json has the path, size and time of change of every file that was read, in the order of their numbers.
 """
 

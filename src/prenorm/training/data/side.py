@@ -78,8 +78,8 @@ class SideWriter:
             self._flush()
 
     def _put_unscored(self, ids: np.ndarray, scored: np.ndarray) -> None:
-        """Where the tokens of a conversation are that are no targets, the END after it among them, but for a reply
-        at its end that no special token ends."""
+        """Note which tokens of a conversation are not targets. The END after it is one of these, unless the
+        conversation ends with a reply that no special token closes."""
         changes = np.flatnonzero(np.diff(scored)) + 1
         ends = {int(ids[place - 1]) for place in (*changes, len(ids)) if scored[place - 1]}
         self.reply_ends |= ends & self._specials

@@ -1,4 +1,4 @@
-"""What a run has left in its folder, finished or not, read without its model and without changing anything."""
+"""The record of a run, finished or not: what its folder holds, read without its model and without changing anything."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,12 +14,12 @@ from ..metrics import Record, read_metrics
 
 @dataclass(frozen=True)
 class RunRecord:
-    """A run by what its folder says.
+    """A run, as its folder describes it.
 
-    settings: config.toml, the model's among them. steps and evaluations: the lines of metrics.jsonl; `final` is the one
-    of all held-out text. result: result.json, None while the run goes on. checkpoints: steps, and bytes on the disk.
-    data: the sentences that the run began with about what was read and skipped. kept: files with batches that were
-    left out, or whose loss was a spike.
+    settings: config.toml, with the model's sizes. steps and evaluations: the lines of metrics.jsonl; `final` is the
+    evaluation on all held-out text. result: result.json, None until the run has ended. checkpoints: pairs of a step and
+    its bytes on the disk. data: the sentences about what was read and skipped. kept: files with batches that were
+    skipped, or whose loss jumped.
     """
 
     name: str
@@ -50,7 +50,7 @@ def read_run(folder: Path) -> RunRecord:
     records = read_metrics(folder / "metrics.jsonl")
     evaluations = [record for record in records if "eval_loss" in record]
     during = [record for record in evaluations if "all_text" not in record]
-    newest = max((record["step"] for record in records), default=0)  # a run that goes on has one of its earlier end
+    newest = max((record["step"] for record in records), default=0)  # a run that was continued has others
     finals = [record for record in evaluations if "all_text" in record and record["step"] == newest]
     return RunRecord(
         name=str(folder),
@@ -72,7 +72,7 @@ def _result(path: Path) -> dict[str, Any] | None:
         return None
     result = read_json(path)
     if not isinstance(result.get("steps"), int):
-        raise CheckpointError(f"{path} is not a run's result; delete it, and --resume makes it anew.")
+        raise CheckpointError(f"{path} is not a run's result; delete it, and --resume writes it again.")
     return result
 
 
