@@ -116,6 +116,8 @@ def _attributes(tops: dict[str, Top], names: _Names) -> dict[str, set[str]]:
 
 def _role_of_torchs(value: ast.expr, name: str) -> set[str]:
     """The role of one of torch's modules under a name that says nothing: self.mix = nn.MultiheadAttention(...)."""
+    if isinstance(value, ast.GeneratorExp | ast.ListComp):
+        value = value.elt
     if role_of(name) is not None or not isinstance(value, ast.Call) or not isinstance(value.func, ast.Attribute):
         return set()
     role = role_of(value.func.attr)
