@@ -1,4 +1,4 @@
-"""Right blocks in habits that other people have, each with one of its faults: no false alarm, and the fault is named."""
+"""Right blocks with habits that other people have: no false alarm. With one fault each: it is named."""
 
 import functools
 import multiprocessing
@@ -158,9 +158,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "Record": ("no_norm", "self.attend(self.norm1(x))", "self.attend(x)"),
     "Spread": ("rope_on_queries_only", "turn(q), turn(k)", "turn(q), k"),
     "HandedUp": ("rope_not_a_rotation", "a * cos - b * sin", "a * cos + b * sin"),
-    "PreciseNorms": ("ffn_residual_from_input", "x = x + self.attend(self.norm1(x))\n        return x + self.feed_forward"
-                     "(self.norm2(x))", "h = x + self.attend(self.norm1(x))\n        return x + self.feed_forward"
-                     "(self.norm2(h))"),
+    "PreciseNorms": ("residual_detached", "return x + self.feed_forward", "return x.detach() + self.feed_forward"),
     "UnusedEntry": ("missing_attention_scale", "v, is_causal=True", "v, is_causal=True, scale=1.0"),
     "BothTables": ("doubled_residual", "return x + self.feed", "return x + x + self.feed"),
 }  # fmt: skip

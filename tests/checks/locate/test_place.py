@@ -249,15 +249,15 @@ class Layer(nn.Module):
 @pytest.mark.parametrize(
     ("body", "expected"),
     [
-        ("    q = q * cos + half(q) * sin\n    return q, k", "return q, k"),
-        ("    return q * cos + half(q) * sin, k", "return q * cos + half(q) * sin, k"),
-        ("    k_out = k\n    q_out = q * cos + half(q) * sin\n    return q_out, k_out", "k_out = k"),
-        ("    k_out = k + 0 * (k * cos)\n    q_out = q * cos + half(q) * sin\n    return q_out, k_out", "k_out = k + 0 * (k * cos)"),
-        ("    turned = []\n    for t in (q, k):\n        turned.append(t * cos + half(t) * sin)\n    return turned[0], k", "return turned[0], k"),
+        (["q = q * cos + half(q) * sin", "return q, k"], "return q, k"),
+        (["return q * cos + half(q) * sin, k"], "return q * cos + half(q) * sin, k"),
+        (["k_out = k", "q_out = q * cos + half(q) * sin", "return q_out, k_out"], "k_out = k"),
+        (["k2 = k + 0 * (k * cos)", "q2 = q * cos + half(q) * sin", "return q2, k2"], "k2 = k + 0 * (k * cos)"),
+        (["turned = []", "turned.append(q * cos + half(q) * sin)", "return turned[0], k"], "return turned[0], k"),
     ],
-)  # fmt: skip
+)
 def test_a_helper_that_leaves_keys_as_they_were_is_pointed_at(body, expected):
-    found = place("rope_on_queries_only", HELPER.format(body=body), "layer.py", "Layer")
+    found = place("rope_on_queries_only", HELPER.format(body="    " + "\n    ".join(body)), "layer.py", "Layer")
     assert found is not None
     assert found.code == expected
 
