@@ -111,6 +111,12 @@ class HandedUp(Block):
     def __init__(self, **sizes):
         super().__init__(**sizes)
 """,
+    "KeywordsForNorms": """
+class KeywordsForNorms(Block):
+    def __init__(self, d_model, num_heads, d_ff, **of_norms):
+        super().__init__(d_model, num_heads, d_ff)
+        self.norm1, self.norm2 = nn.RMSNorm(d_model, **of_norms), nn.RMSNorm(d_model, **of_norms)
+""",
     "PreciseNorms": """
 class PreciseNorms(Block):
     def __init__(self, d_model, num_heads, d_ff, dtype=None):

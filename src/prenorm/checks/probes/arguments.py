@@ -145,7 +145,8 @@ def grouped_heads(case: Case) -> None:
 
 def _is_of_a_configuration(case: Case) -> bool:
     """Whether key-value heads are an entry of a configuration, which may serve other classes."""
-    return all(one.value != "num_kv_heads" for one in case.learner.recipe.build.arguments)
+    build = case.learner.recipe.build
+    return build.text is None and all(one.value != "num_kv_heads" for one in build.arguments)
 
 
 def _shapes(built: Built) -> list[tuple[str, tuple[int, ...]]]:

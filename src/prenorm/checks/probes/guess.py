@@ -39,6 +39,12 @@ def builds(made: Description) -> Iterator[Line]:
     if parameters is None:
         yield Line(name, tuple(Argument("", size) for size in SIZES))
         return
+    own = [one for one in parameters if not one.get("handed_up")]
+    if len(own) < len(parameters):
+        if not {*SIZES} <= set(_meanings(own).values()):  # otherwise **kwargs may be for anything
+            yield from builds({**made, "constructor": [{**one, "handed_up": False} for one in parameters]})
+        yield from builds({**made, "constructor": own})
+        return
     named = [one for one in parameters if not one["kind"].startswith("VAR_")]
     meant = _meanings(named)
     known = set(meant.values())

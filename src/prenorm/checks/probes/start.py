@@ -32,7 +32,8 @@ MOST_CALLS = 120
 OTHER_LENGTHS = (MAX_SEQ_LEN, 8, 16)
 IN_A_CACHE = re.compile(r"input_pos|cache")
 SEQ_FIRST = re.compile(
-    r"\b(T|L|S|time|length|seq\w*|(src|tgt)_?(len|length|seq\w*)|n_?tokens)\s*[,x]\s*(B|N|b|n|bsz|bs|batch\w*)\b\s*[,x]"
+    r"(?<!,)(?<!, )(?<! x )\b(T|L|S|time|length|seq\w*|(src|tgt)_?(len|length|seq\w*)|n_?tokens)"
+    r"\s*[,x]\s*(B|N|b|n|bsz|bs|batch\w*)\b\s*[,x]"
 )
 """What an author writes whose tensors are (seq, batch, d_model)."""
 SWAPPED = "swapped(block)"

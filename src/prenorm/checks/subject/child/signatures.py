@@ -46,7 +46,11 @@ def _handed_up(owner: type) -> list[dict[str, Any]]:
     base = next((one for one in above if "__init__" in vars(one)), object)
     if base in (object, nn.Module) or not issubclass(base, nn.Module):
         return []
-    return [one | {"kind": "KEYWORD_ONLY"} for one in parameters(base) or () if not one["kind"].startswith("VAR_")]
+    return [
+        one | {"kind": "KEYWORD_ONLY", "handed_up": True}
+        for one in parameters(base) or ()
+        if not one["kind"].startswith("VAR_")
+    ]
 
 
 def _plain(default: Any) -> Any:
