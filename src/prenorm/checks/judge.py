@@ -65,7 +65,7 @@ def judge(
         report.check("import", True, "the file was imported, and has the class")
         if notes := case.learner.made["notes"]:
             report.conventions["at_import"] = "; ".join(f"{name}: {note}" for name, note in notes.items())
-        _judge(case, start(case, build, call), _texts(code))
+        _judge(case, start(case, build, call, Text(code).source), _texts(code))
     except LearnerError as error:
         report.errors.setdefault(f"{error.stage}_error", error.error)
         if error.stage == "constructor" and error.error["type"] == "refused":

@@ -226,6 +226,135 @@ def test_a_factory_leads_to_its_class():
     assert found.code == "return h + out + x"
 
 
+HELPER = """
+def turn_both(q, k, cos, sin):
+    def half(x):
+        a, b = x.chunk(2, -1)
+        return torch.cat((-b, a), -1)
+
+{body}
+
+
+class Layer(nn.Module):
+    def attend(self, x, cos, sin):
+        q, k, v = self.qkv(x).chunk(3, -1)
+        q, k = turn_both(q, k, cos, sin)
+        return F.scaled_dot_product_attention(q, k, v)
+
+    def forward(self, x, cos, sin):
+        return x + self.attend(self.norm(x), cos, sin)
+"""
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (["q = q * cos + half(q) * sin", "return q, k"], "return q, k"),
+        (["return q * cos + half(q) * sin, k"], "return q * cos + half(q) * sin, k"),
+        (["k_out = k", "q_out = q * cos + half(q) * sin", "return q_out, k_out"], "k_out = k"),
+        (["k2 = k + 0 * (k * cos)", "q2 = q * cos + half(q) * sin", "return q2, k2"], "k2 = k + 0 * (k * cos)"),
+        (["turned = []", "turned.append(q * cos + half(q) * sin)", "return turned[0], k"], "return turned[0], k"),
+    ],
+)
+def test_a_helper_that_leaves_keys_as_they_were_is_pointed_at(body, expected):
+    found = place("rope_on_queries_only", HELPER.format(body="    " + "\n    ".join(body)), "layer.py", "Layer")
+    assert found is not None
+    assert found.code == expected
+
+
+def test_a_helper_that_rotates_both_is_not_pointed_at():
+    body = "    return q * cos + half(q) * sin, k * cos + half(k) * sin"
+    found = place("rope_on_queries_only", HELPER.format(body=body), "layer.py", "Layer")
+    assert found is not None
+    assert found.code == "q, k = turn_both(q, k, cos, sin)"
+
+
+OF_TORCH = """
+class Layer(nn.Module):
+    def __init__(self, d, h, f):
+        super().__init__()
+        self.mixer = nn.MultiheadAttention(d, h, batch_first=True)
+        self.net = nn.Sequential(nn.Linear(d, f), nn.GELU(), nn.Linear(f, d))
+        self.one, self.two = (nn.LayerNorm(d) for _ in range(2))
+
+    def forward(self, x):
+        res = x
+        n = self.one(x)
+        x, _ = self.mixer(n, n, n)
+        x = res + x
+        return x + self.net(self.two(x))
+"""
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ("n = self.one(x)\n        x, _ = self.mixer(n, n, n)", "x, _ = self.mixer(x, x, x)"),
+        ("x + self.net(self.two(x))", "x + self.net(x)"),
+    ],
+)
+def test_a_missing_norm_is_at_the_module_of_torch_that_lacks_it(old, new):
+    found = place("no_norm", OF_TORCH.replace(old, new), "layer.py", "Layer")
+    assert found is not None
+    assert new in found.code
+
+
+@pytest.mark.parametrize(
+    "joined",
+    [
+        'out = rearrange(out, "b h n d -> b n (d h)")\n        return self.o(out)',
+        'return self.o(rearrange(out, "b h n d -> b n (d h)"))',
+        "return self.flat(out)\n\n    def flat(self, y):\n        return self.o(rearrange(y, 'b h n d -> b n (d h)'))",
+    ],
+)
+def test_heads_are_joined_where_a_pattern_says_so(joined):
+    source = f"""
+class Layer(nn.Module):
+    def attend(self, x):
+        q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.h)
+        share = einsum(q, k, "b h i d, b h j d -> b h i j").softmax(-1)
+        out = einsum(share, v, "b h i j, b h j d -> b h i d")
+        {joined}
+
+    def forward(self, x):
+        return x + self.attend(self.norm(x))
+"""
+    found = place("heads_not_merged", source, "layer.py", "Layer")
+    assert found is not None
+    assert "-> b n (d h)" in found.code
+    found = place("wrong_head_split", source, "layer.py", "Layer")
+    assert found is not None
+    assert "-> three b h n d" in found.code
+
+
+def test_a_class_that_only_a_registry_names_is_read():
+    for table in ('NORMS = {}\n@put(NORMS, "rms")\n', "", "@normal\n"):
+        source = f"""
+def put(table, name):
+    return lambda cls: table.setdefault(name, cls)
+
+{"NORMS = {}" if "NORMS" not in table and table else ""}
+def normal(cls):
+    NORMS["rms"] = cls
+    return cls
+
+{table}class Rms(nn.Module):
+    def forward(self, x):
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6)
+
+{"" if table else 'NORMS = {"rms": Rms}'}
+class Layer(nn.Module):
+    def __init__(self, d, kind="rms"):
+        self.norm = NORMS[kind](d)
+
+    def forward(self, x):
+        return x + self.attn(self.norm(x))
+"""
+        found = place("norm_without_sqrt", source, "layer.py", "Layer")
+        assert found is not None, table
+        assert "x.square()" in found.code
+
+
 def test_a_hint_picks_among_lines_that_look_alike():
     source = BLOCK.replace("inner, bias=False", "inner")
     lines = [place("unexpected_bias", source, "l.py", "Layer", hints=[f"gated.{one}.bias"]) for one in "ab"]

@@ -25,7 +25,7 @@ def norm_readings(found: Parameters) -> Iterator[Pieces]:
 
 
 def norms_around(found: Parameters) -> list[Pieces]:
-    """Every assignment of four norms, two of which follow the sublayers; the order of the parameters first."""
+    """Every assignment of four norms, or of two norms and two scales, in which two follow the sublayers."""
     roles = ("norm1", "norm1_after", "norm2", "norm2_after")
     return [
         {name: piece for role, norm in zip(roles, order, strict=True) for name, piece in _as(role, norm).items()}

@@ -48,7 +48,9 @@ def block(
 
 
 def _after(spec: Spec, weights: Weights, name: str, added: Tensor) -> Tensor:
-    """A sublayer's output, through the norm that follows it if there is one."""
+    """A sublayer's output, through the norm or the scale that follows it if there is one."""
+    if spec.layer_scale:
+        return added * weights[f"{name}_after"]
     if not spec.sandwich:
         return added
     kind, eps = (

@@ -22,6 +22,7 @@ class Spec:
     pre_too: bool = False  # those norms stand before their sublayers as well
     before_sum: bool = False  # they follow the sublayer, not the sum
     sandwich: bool = False  # norms of their own follow the sublayers, beside those before them
+    layer_scale: bool = False  # a weight for each dimension multiplies the sublayers' outputs
     branch: Number = 1.0  # what the sublayers' outputs are multiplied by
     residual1: str = "input"  # none | normed | doubled
     residual2: str = "hidden"  # none | normed | doubled | input | both (h and the input)

@@ -2,6 +2,7 @@
 
 import ast
 import re
+from collections.abc import Sequence
 
 from ..source.parse import Function, Line
 from .roles import role_of
@@ -35,6 +36,9 @@ class Flow:
             self._norms(line)
             if isinstance(line.node, ast.Assign) and isinstance(target := line.node.targets[0], ast.Name):
                 self._assign(line, target.id, line.node.value)
+        for number, line in enumerate(self.function.lines):
+            if "copy" in line.kinds and _is_added(line, self.function.lines[number + 1 :]):
+                line.kinds.discard("copy")
 
     def _norms(self, line: Line) -> None:
         if "norm" in line.kinds:
@@ -54,10 +58,23 @@ class Flow:
             self.normed.add(target)
             self.stream.discard(target)
         else:
+            line.kinds |= {"overwrites"} if target in self.stream else set()
             self.stream.discard(target)
             self.normed.discard(target)
         if copied in self.stream:
             line.kinds.add("copy")
+
+
+def _is_added(copy: Line, after: Sequence[Line]) -> bool:
+    """Whether a later statement adds this copy of the stream, which is then the residual."""
+    assert isinstance(copy.node, ast.Assign)
+    names = {one.id for one in copy.node.targets if isinstance(one, ast.Name)}
+    for line in after:
+        if "sum" in line.kinds and any(name in names for term in longest_sum(line.node) for name in _held(term)):
+            return True
+        if isinstance(line.node, ast.Assign):
+            names -= {one.id for one in line.node.targets if isinstance(one, ast.Name)}
+    return False
 
 
 def longest_sum(node: ast.AST) -> list[ast.expr]:

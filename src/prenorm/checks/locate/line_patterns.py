@@ -72,7 +72,8 @@ LOOKS: dict[str, list[Look]] = {
         Look("stream", "", "sum"),
     ],
     "missing_residual_attention": [
-        Look("stream", "", "attention", no="sum", lacks="softmax"),
+        Look("stream", "", "attention", no="sum", lacks="softmax|masked_fill|scaled_dot"),
+        Look("stream", r"self\.\w+\(|@|= \w+$", "overwrites"),
         Look("stream", r"@ self\.\w+", no="sum,norm,ffn", lacks="k|q|einsum"),
         Look("stream", r"^(?!return).*= .*@ self\.", no="sum,norm,ffn", last=True),
         Look("stream", r"\w\(", no="guarded", lacks="arange"),
@@ -115,6 +116,7 @@ LOOKS: dict[str, list[Look]] = {
     ],
     "layer_norm": [
         Look("init", r"(?<!RMS)LayerNorm\("),
+        Look("init", r"^def .*\bLayerNorm\b"),
         Look("norm", r"- .*\bmean\(|\blayer_norm|\bvar\(|\bstd\("),
         Look("forward", r"- .*\bmean\(|\blayer_norm"),
         Look("norm", MEAN),
@@ -182,7 +184,8 @@ LOOKS: dict[str, list[Look]] = {
     ],
     "rope_on_queries_only": [
         Look("attention", "", "rope,thrown away"),
-        Look("rope", r"^return .*, \w+$"),
+        Look("attention", "", "rope,unused"),
+        Look("forward", "", "unturned"),
         Look("attention", "_,|, _|^_ ", "rope"),
         Look("attention", "", "rope"),
     ],
@@ -203,6 +206,7 @@ LOOKS: dict[str, list[Look]] = {
     ],
     "rope_over_heads": [
         Look("rope", r"(cos|sin)\w*\[?.*(unsqueeze|\[|embedding)|cis\w* = "),
+        Look("rope", r"arange\(.*(shape|size)"),
         Look("attention", TABLE, "rope"),
         *PAIRING,
     ],
@@ -264,8 +268,9 @@ LOOKS: dict[str, list[Look]] = {
     "mask_value_too_small": [
         Look(
             "any",
-            r"(mask|where|full|fill|bias|tril|allowed|lower|past).*(-\d|tiny|- 10 \*|\* -\d|1e\d)",
+            r"(mask|where|full|fill|bias|tril|allowed|lower|past).*((?<!e)-\d|tiny|- 10 \*|\* -\d|1e\d)",
             lacks=r"inf\b",
+            no="norm",
         ),
         Look("attention", r"(att\w*|scores|wei) = .*\* .*(bias|mask|tril)"),
         Look("any", "masked_fill|where|attn_mask"),
@@ -303,11 +308,13 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention", SCORES),
     ],
     "wrong_head_split": [
+        Look("any", "", "splits"),
         Look("split", SHAPES),
         Look("attention", r"(view|reshape)\(", lacks=r"transpose|swapaxes|movedim|out|^return self|-1\)$"),
         Look("attention forward", SHAPES, lacks="@"),
     ],
     "heads_not_merged": [
+        Look("any", "", "joins", last=True),
         Look("merge", "^return"),
         Look("attention", r"cat\(\[|\bsum\(|stack\(", no="rope"),
         *LAST_SHAPES,
@@ -370,6 +377,7 @@ LOOKS: dict[str, list[Look]] = {
             r"[Dd]ropout\w*\(.*True|F\.\w*dropout|functional\.\w*dropout|nn\.Dropout|dropout_p=0\.\d",
             lacks="self.training",
         ),
+        Look("forward", r"bernoulli|\brand\w*\("),
         Look("any", "[Dd]ropout"),
     ],
     "wrong_dtype": [

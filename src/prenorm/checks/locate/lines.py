@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from ..source.parse import Function, Line, Top, functions_of, module_itself, parse
 from .flow import Flow, longest_sum
 from .roles import NAMES, OPERATIONS, role_of
+from .unturned import unturned
 
 _OTHERS = {"__init__": "init", "class": "class", "module": "module"}
 """Functions and other scopes that are not part of the forward pass."""
@@ -33,7 +34,9 @@ def read(source: str, name: str) -> list[Function]:
     if not isinstance(tops.get(top), ast.ClassDef | None):  # a factory: the classes that it calls
         under_test |= {one for one in _mentioned(tops[top], tops) if isinstance(tops[one], ast.ClassDef)}
     names = _Names(tops, under_test)
-    functions = [function for one in _reached(top, tops) for function in functions_of(tops[one])]
+    functions = [
+        function for one in _reached(top, tops, _behind_names(tree, tops)) for function in functions_of(tops[one])
+    ]
     functions.append(module_itself(tree))
     for function in functions:
         function.roles = _roles(function, names)
@@ -55,14 +58,33 @@ def read(source: str, name: str) -> list[Function]:
     return functions
 
 
-def _reached(first: str, tops: dict[str, Top]) -> list[str]:
+def _reached(first: str, tops: dict[str, Top], behind: dict[str, list[str]]) -> list[str]:
     order = [first] if first in tops else list(tops)
     seen = set(order)
     for one in order:  # grows while it is walked
-        new = [other for other in _mentioned(tops[one], tops) if other not in seen]
+        held = [name for node in ast.walk(tops[one]) if isinstance(node, ast.Name) for name in behind.get(node.id, ())]
+        new = [other for other in dict.fromkeys([*_mentioned(tops[one], tops), *held]) if other not in seen]
         order += new
         seen.update(new)
     return order
+
+
+def _behind_names(tree: ast.Module, tops: dict[str, Top]) -> dict[str, list[str]]:
+    """The classes and functions that a top-level name may hold: NORMS = {"rms": RMSNorm}, or @register(NORMS)."""
+    behind: dict[str, list[str]] = {}
+    variables: set[str] = set()
+    for node in tree.body:
+        for target, value in _assigned(node):
+            if isinstance(target, ast.Name) and target.id not in tops:
+                variables.add(target.id)
+                behind[target.id] = _mentioned(value, tops)
+    for name, top in tops.items():
+        for decorator in top.decorator_list:
+            called = [tops[one] for one in _mentioned(decorator, tops) if one != name]
+            used = {one.id for part in (decorator, *called) for one in ast.walk(part) if isinstance(one, ast.Name)}
+            for one in used & variables:
+                behind[one].append(name)
+    return behind
 
 
 def _mentioned(node: ast.AST, tops: dict[str, Top]) -> list[str]:
@@ -88,15 +110,29 @@ def _attributes(tops: dict[str, Top], names: _Names) -> dict[str, set[str]]:
             for target, value in _assigned(node):
                 if isinstance(target, ast.Attribute):
                     roles = [names.roles.get(one, set()) for one in _mentioned(value, tops)]
-                    made.setdefault(target.attr, set()).update(*roles)
+                    made.setdefault(target.attr, set()).update(*roles, _role_of_torchs(value, target.attr))
     return made
 
 
+def _role_of_torchs(value: ast.expr, name: str) -> set[str]:
+    """The role of one of torch's modules under a name that says nothing: self.mix = nn.MultiheadAttention(...)."""
+    if isinstance(value, ast.GeneratorExp | ast.ListComp):
+        value = value.elt
+    if role_of(name) is not None or not isinstance(value, ast.Call) or not isinstance(value.func, ast.Attribute):
+        return set()
+    role = role_of(value.func.attr)
+    if value.func.attr == "Sequential" and len(re.findall(r"Linear\(", ast.unparse(value))) > 1:
+        role = "ffn"
+    return set() if role is None else {role}
+
+
 def _assigned(node: ast.AST) -> list[tuple[ast.expr, ast.expr]]:
-    """Targets and their values, also of a, b = A(), B()."""
+    """Targets and their values, also of a, b = A(), B() and of a, b = (A() for _ in range(2))."""
     match node:
         case ast.Assign(targets=[ast.Tuple(elts=targets)], value=ast.Tuple(elts=values)):
             return list(zip(targets, values, strict=False))
+        case ast.Assign(targets=[ast.Tuple(elts=targets)], value=value):
+            return [(target, value) for target in targets]
         case ast.Assign(targets=[target, *_], value=value):
             return [(target, value)]
     return []
@@ -107,6 +143,8 @@ def _mark(line: Line, function: Function, names: _Names, made: dict[str, set[str
     if line.text.startswith("def "):
         return
     line.kinds |= {role for role, pattern in OPERATIONS.items() if re.search(pattern, line.text)}
+    if not function.roles & {"rope"} or function.roles & {"attention"}:
+        line.kinds |= _of_axes(line.text)
     for node in ast.walk(line.node):
         if isinstance(node, ast.Call):
             callee = node.func.attr if isinstance(node.func, ast.Attribute) else getattr(node.func, "id", "")
@@ -115,6 +153,17 @@ def _mark(line: Line, function: Function, names: _Names, made: dict[str, set[str
             line.kinds |= (called := _called(node.func, names, made))
             if "norm" in called and any(len(longest_sum(given)) > 1 for given in node.args):
                 line.kinds.add("post")
+
+
+def _of_axes(text: str) -> set[str]:
+    """Whether a pattern of einops splits an axis, or joins several."""
+    found = set()
+    for before, after in re.findall(r"'([\w. ()]*)->([\w. ()]*)'", text):
+        if "(" in after:
+            found.add("joins")
+        elif "(" in before:
+            found.add("splits")
+    return found
 
 
 def _called(callee: ast.expr, names: _Names, made: dict[str, set[str]]) -> set[str]:
@@ -145,4 +194,6 @@ def _mark_function(function: Function) -> None:
         if targets and not targets & read_later:
             line.kinds.add("unused")
         read_later |= {one.id for one in names if isinstance(one.ctx, ast.Load)}
+    if "rope" in function.roles and (left := unturned(function)) is not None:
+        left.kinds.add("unturned")
     Flow(function).follow()

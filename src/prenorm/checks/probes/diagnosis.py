@@ -230,6 +230,8 @@ def conventions(explanation: Explanation) -> dict[str, object]:
         said["branch_scale"] = spec.branch
     if spec.sandwich:
         said["sandwich_norms"] = True
+    if spec.layer_scale:
+        said["layer_scale"] = "a weight for each dimension multiplies the sublayers' outputs"
     return said
 
 

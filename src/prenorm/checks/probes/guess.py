@@ -39,12 +39,22 @@ def builds(made: Description) -> Iterator[Line]:
     if parameters is None:
         yield Line(name, tuple(Argument("", size) for size in SIZES))
         return
+    own = [one for one in parameters if not one.get("handed_up")]
+    if len(own) < len(parameters):
+        if not {*SIZES} <= set(_meanings(own).values()):  # otherwise **kwargs may be for anything
+            yield from builds({**made, "constructor": [{**one, "handed_up": False} for one in parameters]})
+        yield from builds({**made, "constructor": own})
+        return
     named = [one for one in parameters if not one["kind"].startswith("VAR_")]
     meant = _meanings(named)
     known = set(meant.values())
     lacking = [one for one in named if one["required"] and one["name"] not in meant and not _is_config(one, made)]
     by_name = (Line(name, chosen) for chosen in _chosen([_options(one, meant, made) for one in named]))
     by_place = _by_place(name, named, meant, made)
+    spread = any(one["kind"] == "VAR_POSITIONAL" for one in parameters)
+    if spread and not known & {*SIZES} and not any(one["kind"].startswith("POSITIONAL") for one in parameters):
+        sizes = tuple(Argument("", size) for size in SIZES)
+        by_name = (Line(name, (*sizes, *line.arguments)) for line in by_name)
     if {*SIZES} <= known or any(_is_config(one, made) for one in named):
         yield from by_name
     elif {"d_model", "num_heads"} <= known and not lacking:
@@ -62,7 +72,7 @@ def calls(made: Description, forward: Sequence[Description] | None) -> Iterator[
         if one["name"] in skipped:
             continue
         partner = rest[number + 1] if number + 1 < len(rest) else None
-        if meanings.COS.search(one["name"]) and partner is not None and meanings.SIN.search(partner["name"]):
+        if partner is not None and meanings.COS.search(one["name"]) and meanings.SIN.search(partner["name"]):
             skipped.add(partner["name"])
             slots.append(_pairs(one, partner, made))
         else:
@@ -192,6 +202,8 @@ def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]
         if needed:
             return each([*MASKS, "None"])
         return [()] if meanings.PADDING.search(name) else [(Argument(name, "mask"),), *each(MASKS)]
+    if meanings.COS.search(name) and meanings.SIN.search(name):
+        return [*omitted, *each([*_rotations(name, made)])]
     if meanings.COS.search(name) or meanings.SIN.search(name):
         word = "cos" if meanings.COS.search(name) else "sin"
         return [*omitted, *each([form.format(table.format(word)) for form in DIMENSIONS for table in LAID_OUT])]

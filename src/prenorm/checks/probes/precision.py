@@ -56,8 +56,11 @@ def _in_dtype(case: Case, name: str, by_argument: bool) -> str:
         return f"{how} {_raising(case, built, raw, x, error)}"
     if y.dtype != dtype:
         return f"{how} the output is {str(y.dtype).removeprefix('torch.')}"
-    others = {one["dtype"] for one in built.parameters} - {name}
-    return f"{how} some weights are {', '.join(sorted(others))}" if others and by_argument else ""
+    others = [one for one in built.parameters if one["dtype"] != name] if by_argument else []
+    matrices = sorted({one["dtype"] for one in others if len(one["shape"]) > 1})
+    if others and not matrices and name == "bfloat16":
+        case.report.conventions["weights_kept_in"] = f"{', '.join(sorted({one['dtype'] for one in others}))}: vectors"
+    return f"{how} some weights are {', '.join(matrices)}" if matrices else ""
 
 
 ROTATION = "the rotation"
@@ -125,7 +128,7 @@ def _norm_rounding(case: Case) -> None:
         and not spec.scaled_after
         and spec.mask in ("none", "causal")
     )
-    plain &= not spec.sandwich and bool(spec.branch == 1)
+    plain &= not spec.sandwich and not spec.layer_scale and bool(spec.branch == 1)
     plain &= not {"heads_not_merged", "wrong_head_split"} & set(case.report.findings)
     if not plain or "o" not in reading or spec.output == "none" or max(spec.eps1, spec.eps2) > 1e-4:
         case.report.skip("norm in bfloat16", "not compared, because other faults or choices change it")
@@ -197,6 +200,7 @@ def _second_norm(case: Case) -> None:
     if (
         case.explanation.cost
         or spec.sandwich
+        or spec.layer_scale
         or spec.norm2 != "rms"
         or "norm_without_upcast" in case.report.findings
         or not {"v", "down"} <= set(reading)

@@ -31,11 +31,19 @@ TRIED = (
 MOST_CALLS = 120
 OTHER_LENGTHS = (MAX_SEQ_LEN, 8, 16)
 IN_A_CACHE = re.compile(r"input_pos|cache")
+SEQ_FIRST = re.compile(
+    r"(?<!,)(?<!, )(?<! x )\b(T|L|S|time|length|seq\w*|(src|tgt)_?(len|length|seq\w*)|n_?tokens)"
+    r"\s*[,x]\s*(B|N|b|n|bsz|bs|batch\w*)\b\s*[,x]"
+)
+"""What an author writes whose tensors are (seq, batch, d_model)."""
+SWAPPED = "swapped(block)"
 SAME = 1e-4  # of the output's size, in float32
 
 
-def start(case: Case, build: str | None = None, call: str | None = None) -> Built:
-    """Find both lines, store them in case.learner.recipe, and return a block. build, call: lines that a person gave.
+def start(case: Case, build: str | None = None, call: str | None = None, text: str = "") -> Built:
+    """Find both lines, store them in case.learner.recipe, and return a block.
+
+    build, call: lines that a person gave; text: the learner's source.
 
     Raises LearnerError if the constructor raises, and UnknownArgumentsError if arguments cannot be inferred.
     """
@@ -43,7 +51,7 @@ def start(case: Case, build: str | None = None, call: str | None = None) -> Buil
     for sizes in TRIED:
         case.sizes = sizes
         try:
-            return _Start(case, build, call).found()
+            return _Start(case, build, call, text).found()
         except LearnerError as error:
             first = first or error
             if error.stage != "constructor":
@@ -68,10 +76,11 @@ class UnknownArgumentsError(Exception):
 class _Start:
     """One search for both lines, with one set of sizes."""
 
-    def __init__(self, case: Case, build: str | None, call: str | None) -> None:
+    def __init__(self, case: Case, build: str | None, call: str | None, text: str) -> None:
         self.case, self.learner = case, case.learner
         self.build = None if build is None else given(build, "build")
         self.call = None if call is None else given(call, "call")
+        self._says_seq_first = call is None and SEQ_FIRST.search(text) is not None
         self._furthest: tuple[list[int], Recipe, LearnerError | None] = ([-1], self.learner.recipe, None)
         """Of the calls that raise, the one that got furthest."""
 
@@ -124,8 +133,14 @@ class _Start:
         for length in (TOKENS, *OTHER_LENGTHS):
             running = self._running(build, built, lines if length == TOKENS else lines[:12], length)
             best = next(running, None)
+            if self._says_seq_first and self._is_seq_first(build, built, best):
+                lines = [replace(line, callee=SWAPPED) for line in lines]
+                running = self._running(build, built, lines, length)
+                best = next(running, None)
             if best is None:
                 continue
+            if best.callee == SWAPPED:
+                self.case.report.conventions["axes"] = "(seq, batch, d_model)"
             self.learner.recipe = Recipe(build, best)
             if length == TOKENS and (plainer := self._of_some_lengths(build, built, best, lines)) is not None:
                 self.learner.recipe = Recipe(build, plainer)
@@ -148,6 +163,15 @@ class _Start:
                 self._furthest = max(self._furthest, here, key=lambda one: one[0])
                 continue
             yield line
+
+    def _is_seq_first(self, build: Line, built: Built, best: Line | None) -> bool:
+        """Whether sequences run along the first axis: then what seem to be two sequences see each other."""
+        if best is None:
+            return True
+        self.learner.recipe = Recipe(build, best)
+        x, other = (self.case.x(2, TOKENS, dtype=torch.float32) for _ in range(2))
+        ys = self._outputs(built, x, torch.stack((x[0], other[1])), torch.stack((other[0], x[1])))
+        return ys is None or _differ(ys[0][0], ys[1][0]) or _differ(ys[0][1], ys[2][1])
 
     def _of_some_lengths(self, build: Line, built: Built, best: Line, lines: list[Line]) -> Line | None:
         """The call without optional arguments, if it runs at other lengths.

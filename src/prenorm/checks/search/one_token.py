@@ -22,6 +22,8 @@ MANY_SPECS = 3
 """How many specs go on to the next step: some differ only with several tokens."""
 MANY_READINGS = 24
 """With more readings than these, two switches at once would take too long."""
+AFTER: tuple[Switch, ...] = ({"sandwich": True}, {"layer_scale": True})
+"""What may follow the sublayers and has a weight of the stream's size."""
 SOME_READINGS = 8
 """How many readings of attention are tried if nothing tells which are likely."""
 
@@ -48,7 +50,7 @@ def one_token(
     whole = len(attempt.found.attention) <= 4
     designs = _designs(bases, likely[0])
     around = [a | f | n for f in inner for n in norms_around(attempt.found) for a in attention[:4]]
-    starts = [dataclasses.replace(base, sandwich=True) for base in bases]
+    starts = [dataclasses.replace(base, **after) for after in AFTER for base in bases]
     matches: list[Match] = []
     for specs, readings, most in (
         (bases, likely, 1),
@@ -94,7 +96,7 @@ def _likeliest(bases: list[Spec], reading: Pieces) -> list[Spec]:
     """The designs that the weights suggest, few enough to search for a fault in each."""
     kind = "layer" if "norm1_bias" in reading else "rms"
     acts = ("silu", "gelu", "tanh-gelu") if "gate" in reading else ("gelu", "tanh-gelu", "relu", "relu squared")
-    first = {base.plus_one: base for base in reversed(bases)}  # of either offset that is possible
+    first = {(base.plus_one, base.layer_scale): base for base in reversed(bases)}  # one of each possible kind
     return [one for one in _designs([*first.values()], reading) if one.norm1 == kind and one.activation in acts]
 
 
@@ -116,7 +118,7 @@ def _designs(bases: list[Spec], reading: Pieces) -> list[Spec]:
     weights: tuple[Switch, ...] = ({},) if "norm1" in reading else ({"weight1": "none", "weight2": "none"},)
     return [
         dataclasses.replace(base, norm1=kind, norm2=kind, activation=act, **place, **weight)
-        for base in bases[:2]
+        for base in bases[:4]
         for place in places
         for kind in kinds
         for act in acts

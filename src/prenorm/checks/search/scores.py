@@ -1,6 +1,7 @@
 """The third step, several tokens: queries and keys, their rotation, scale and softmax."""
 
 import dataclasses
+import itertools
 
 import torch
 
@@ -24,6 +25,8 @@ LIKELY_SWITCHES: list[Switch] = [
     *({"softmax": axis} for axis in ("queries", "heads")),
 ]
 """Those that leave the scale of scores to a factor."""
+SWITCHES_BESIDE_FREQUENCIES: list[Switch] = [*LIKELY_SWITCHES, *({"scale": scale} for scale in ("1", "1/head_dim"))]
+"""Those that are tried where each pair has a frequency of its own."""
 MOST_FAULTY = 8
 """How many specs with a fault are fitted to the end: several come equally close at first."""
 ROTATIONS = (("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1))
@@ -48,7 +51,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (simplest, [], 0, USUAL_THETA),
         (simplest, SCORES, 1, None),
         (others, [], 0, None),
-        (_with_other_shapes(simplest), [], 0, None),
+        (_with_parts(simplest), [], 0, None),
         (_with_parts(simplest), SCORES, 1, None),
         (simplest + _with_parts(simplest), [], 0, THETA),
         (simplest, [], 0, SOFTCAP),
@@ -56,6 +59,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (_capped(simplest), [], 0, FACTOR),  # apart: of a few that come close only the closest are refined
         (_with_a_switch(simplest[:1], SWITCHES_OF_SCORES), [], 0, USUAL_THETA),
         (_with_a_switch(simplest[:1] + _capped(simplest[:1]), LIKELY_SWITCHES), [], 0, FACTOR),
+        (_with_a_switch(simplest[:1], SWITCHES_BESIDE_FREQUENCIES), [], 0, PAIR),
         (others if attempt.most > 1 else [], SCORES, 1, None),
         (simplest if attempt.most > 1 else [], SCORES, 2, None),
     ):
@@ -74,12 +78,14 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
                 for pairing, direction in ROTATIONS
                 for spec, cost in every
             ]
-        if fit is not None:
+        if fit is PAIR:
+            every = [] if turned else _with_own_frequencies(attempt, specs, kinds[:1], readings)
+        elif fit is not None:
             attempt.built.learner.check_time()
             refined = MOST_FAULTY if faulty else REFINED
             every = fitted(fit, every, readings, probe, attempt.sizes.num_heads, refined=refined)
             if fit is FACTOR and not every and not turned and specs is not simplest and not faulty:
-                every = _with_own_frequencies(attempt, simplest, kinds, readings)
+                every = _with_own_frequencies(attempt, simplest[:1], kinds[:2], readings)
         trials = attempt.more_trials() if partial else attempt.trials  # two faults at once get as much work as without
         matches = trials.find(every, switches, readings, probe, most=most)
         if matches:
@@ -140,12 +146,6 @@ def _only_distances_count(attempt: Attempt, bases: list[Base], readings: list[Pi
     return agrees(at_zero, expected[0], x, attempt.tolerance) and agrees(at_near, at_far, x, attempt.tolerance)
 
 
-def _with_other_shapes(bases: list[Base]) -> list[Base]:
-    """Bases with partial rotation, and with ALiBi instead of a rotation."""
-    slopes = [(dataclasses.replace(spec, rope_on="", alibi=True), cost) for spec, cost in bases if spec.rope_on == "qk"]
-    return _with_parts(bases) + slopes
-
-
 def _with_a_switch(bases: list[Base], switches: list[Switch]) -> list[Base]:
     return [(dataclasses.replace(spec, **switch), cost + 1) for spec, cost in bases for switch in switches]
 
@@ -165,10 +165,10 @@ def _with_own_frequencies(
 ) -> list[Base]:
     """Bases with free frequencies, fitted pair by pair, with all other pairs of queries and keys at zero."""
     heads, dim = attempt.sizes.num_heads, attempt.sizes.head_dim
-    spec, cost = bases[0]
     reading = readings[0]
     found = []
-    for kind, pairing, direction in [(kind, *turn) for kind in kinds[:2] for turn in ROTATIONS]:
+    for (spec, cost), kind, (pairing, direction) in itertools.product(bases, kinds, ROTATIONS):
+        attempt.built.learner.check_time()
         base = dataclasses.replace(spec, **kind, pairing=pairing, direction=direction)
         frequencies = []
         for pair in range(dim // 2):

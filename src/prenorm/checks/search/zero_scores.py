@@ -28,6 +28,9 @@ def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> 
         ]
         plain = bases[::4]  # pairing and direction matter only if values are rotated
         found = attempt.trials.find(plain, ZERO_SCORES_PLAIN, group, probe, keep_going=1)
+        if not found:  # ALiBi's scores are not zero
+            alibi = [(dataclasses.replace(spec, rope_on="", alibi=True), cost) for spec, cost in plain]
+            found = attempt.trials.find(alibi, [], group, probe)
         if not found:
             found = attempt.trials.find(bases, ZERO_SCORES_TURNED, group, probe, keep_going=1)
         if not found and attempt.most > 1:

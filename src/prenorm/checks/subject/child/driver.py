@@ -15,6 +15,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize, remove_weight_norm
+from torch.nn.utils.weight_norm import WeightNorm
 
 from .devices import AtHome, OneDevice
 from .errors import UnfinishedError, described, unfinished
@@ -143,6 +145,7 @@ class Driver:
             raise TypeError(f"a block must be a torch.nn.Module, but the constructor gave {type(block).__name__}")
         if (owner := unfinished(block)) is not None:
             raise UnfinishedError(owner)
+        _plain_weights(block)
         if to is not None:
             dtype = getattr(torch, to)  # complex tables stay as they are: Module.to would drop their imaginary part
             block = block._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
@@ -253,6 +256,22 @@ class Driver:
         """Drop every block."""
         self._blocks.clear()
         return {}
+
+
+def _plain_weights(block: nn.Module) -> None:
+    """Put what torch's weight norm and other parametrizations give in their place: any values are right for a weight.
+
+    A parametrization of the learner's own stays: it is part of what is judged.
+    """
+    for module in block.modules():
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+        if parametrize.is_parametrized(module):
+            assert isinstance(module.parametrizations, nn.ModuleDict)
+            for name, steps in list(module.parametrizations.items()):
+                if all(type(step).__module__.startswith("torch.") for step in steps.children()):
+                    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
 def _file_of(owner: type) -> str:

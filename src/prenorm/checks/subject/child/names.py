@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .meanings import meaning_of
+from .tensors import first_tensor
 
 
 def of_build(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +28,7 @@ def of_build(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def of_call(wanted: Iterable[str], settings: Mapping[str, Any], x: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
-    """What one call may use beside the settings: x batch seq positions mask added cos sin freqs_cis; those wanted."""
+    """What one call may use beside the settings: x batch seq positions mask added cos ...; those wanted."""
     seq = x.shape[-2]
     positions = values.get("positions")
     positions = torch.arange(seq, device=x.device) if positions is None else positions.to(x.device)
@@ -39,6 +40,7 @@ def of_call(wanted: Iterable[str], settings: Mapping[str, Any], x: Tensor, value
         "batch": lambda: x.shape[0],
         "positions": lambda: positions,
         "mask": lambda: mask,
+        "swapped": lambda: swapped,
         "added": lambda: lambda allowed: added(allowed, x.dtype),
         "rows": lambda: lambda table, places: rows(table, places, x.dtype),
         "cos": lambda: _angles(settings, positions).cos().to(x.dtype),
@@ -47,6 +49,18 @@ def of_call(wanted: Iterable[str], settings: Mapping[str, Any], x: Tensor, value
         "freqs_cis": lambda: _turns(_angles(settings, positions), x.dtype),
     }
     return {name: made[name]() for name in wanted if name in made}
+
+
+def swapped(block: Callable[..., Any]) -> Callable[..., Tensor]:
+    """A block for (seq, batch, d_model), to be called with (batch, seq, d_model)."""
+
+    def call(x: Tensor, *others: Any, **named: Any) -> Tensor:
+        if x.dim() != 3:
+            raise ValueError(f"x must be (batch, seq, d_model), but it is {tuple(x.shape)}")
+        turned = x.transpose(0, 1)
+        return first_tensor(block(turned, *others, **named), turned.shape).transpose(0, 1)
+
+    return call
 
 
 def added(allowed: Tensor, dtype: torch.dtype) -> Tensor:

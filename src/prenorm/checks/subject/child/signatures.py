@@ -24,7 +24,7 @@ def parameters(function: Callable[..., Any]) -> list[dict[str, Any]] | None:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
         return None
-    return [
+    found = [
         {
             "name": name,
             "kind": parameter.kind.name,
@@ -33,6 +33,23 @@ def parameters(function: Callable[..., Any]) -> list[dict[str, Any]] | None:
             "annotation": _said(parameter.annotation),
         }
         for name, parameter in signature.parameters.items()
+    ]
+    if inspect.isclass(function) and any(one["kind"] == "VAR_KEYWORD" for one in found):
+        own = {one["name"] for one in found}
+        found += [one for one in _handed_up(function) if one["name"] not in own]
+    return found
+
+
+def _handed_up(owner: type) -> list[dict[str, Any]]:
+    """What **kwargs may hold: the arguments of the constructor that the class inherits."""
+    above = owner.__mro__[1:] if "__init__" in vars(owner) else ()
+    base = next((one for one in above if "__init__" in vars(one)), object)
+    if base in (object, nn.Module) or not issubclass(base, nn.Module):
+        return []
+    return [
+        one | {"kind": "KEYWORD_ONLY", "handed_up": True}
+        for one in parameters(base) or ()
+        if not one["kind"].startswith("VAR_")
     ]
 
 

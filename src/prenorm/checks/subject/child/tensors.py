@@ -1,6 +1,8 @@
 """The numbers of a block: its parameters, what its modules hold beside them, what it gives."""
 
+import dataclasses
 import itertools
+import types
 from collections.abc import Iterator
 from typing import Any
 
@@ -56,9 +58,20 @@ def first_tensor(y: Any, shape: torch.Size) -> Tensor:
 def _tensors(value: Any, depth: int = 0) -> Iterator[Tensor]:
     if isinstance(value, Tensor):
         yield value
-    elif isinstance(value, tuple | list | dict) and depth < 4:
-        for one in value.values() if isinstance(value, dict) else value:
+    elif depth < 4:
+        for one in _inside(value):
             yield from _tensors(one, depth + 1)
+
+
+def _inside(value: Any) -> list[Any]:
+    """What a container holds, in its order: a tuple, a list, a dictionary, a record."""
+    if isinstance(value, tuple | list):
+        return list(value)
+    if isinstance(value, dict):
+        return list(value.values())
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return [getattr(value, one.name) for one in dataclasses.fields(value)]
+    return list(vars(value).values()) if isinstance(value, types.SimpleNamespace) else []
 
 
 def plain(tensor: Tensor) -> Tensor:
