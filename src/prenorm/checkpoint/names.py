@@ -61,6 +61,11 @@ class Naming(NamedTuple):
         return "heads" if self.by_head and any(module in each for each in self.fused.values()) else "rows"
 
     @property
+    def without_prefix(self) -> "Naming":
+        """The names that the model inside has when it is saved without its head: layers, not model.layers."""
+        return self._replace(outside={ours: name.rpartition(".")[2] for ours, name in self.outside.items()})
+
+    @property
     def keeps_matrices(self) -> bool:
         """Whether each matrix is stored as it is, so that matrices of whole numbers can be, too."""
         return not self.fused and not self.transposed

@@ -68,8 +68,9 @@ class Layout:
 
     @property
     def namings(self) -> tuple[Naming, ...]:
-        """The names that transformers writes, and those of other programs."""
-        return (self.naming, *self.other_namings)
+        """The names that transformers writes and those of other programs, each also as a model without a head has it."""
+        named = (self.naming, *self.other_namings)
+        return (*named, *(naming.without_prefix for naming in named))
 
 
 def activation_of(known: Known, key: str = "hidden_act") -> Activation:
