@@ -187,9 +187,7 @@ def draw(model_type: str, chance: random.Random) -> dict[str, Any]:
     for key, default in defaults.items():
         if key not in fields and chance.random() < 0.5:
             fields[key] = _value(key, default, layers, chance)
-    for key, value in FURTHER.items():
-        if key not in defaults and chance.random() < 0.01:
-            fields[key] = value
+    fields |= {key: value for key, value in FURTHER.items() if key not in defaults and chance.random() < 0.01}
     if "rope_parameters" in defaults:
         fields.pop("rope_parameters", None)
         if chance.random() < 0.8:

@@ -68,7 +68,7 @@ class Layout:
 
     @property
     def namings(self) -> tuple[Naming, ...]:
-        """The names that transformers writes and those of other programs, each also as a model without a head has it."""
+        """The names that transformers writes and those of other programs; and the same of a model without its head."""
         named = (self.naming, *self.other_namings)
         return (*named, *(naming.without_prefix for naming in named))
 
