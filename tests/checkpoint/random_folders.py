@@ -205,8 +205,10 @@ FURTHER = {
 }
 
 
-AS_IT_IS = ("id2label", "label2id", "architectures", "transformers_version", "_name_or_path", "dtype", "return_dict")
-AS_IT_IS += ("is_encoder_decoder", "add_cross_attention")  # other kinds of model, which both refuse
+AS_IT_IS = [
+    *("id2label", "label2id", "architectures", "transformers_version", "_name_or_path", "dtype", "return_dict"),
+    *("is_encoder_decoder", "add_cross_attention"),  # other kinds of model, which both refuse
+]
 
 
 def _value(key: str, default: Any, layers: int, chance: random.Random) -> Any:
@@ -361,8 +363,10 @@ def every_key(folder: Folder, chance: random.Random) -> None:
 
 def keys_dropped(folder: Folder, chance: random.Random) -> None:
     """A key or two that are not there."""
-    keep = ("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size")
-    keep += ("n_embd", "n_layer", "n_head")
+    keep = [
+        *("model_type", "vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads", "intermediate_size"),
+        *("n_embd", "n_layer", "n_head"),
+    ]
     for key in chance.sample([key for key in folder.fields if key not in keep], 2):
         del folder.fields[key]
 
