@@ -304,6 +304,9 @@ def _scaling(head_dim: int, share: float, chance: random.Random) -> dict[str, An
 # What tools do to a folder
 
 
+EMBEDDING = r"(embed_tokens|wte|embed_in)\.weight$"
+
+
 def torch_dtype(folder: Folder, chance: random.Random) -> None:
     """The older name of dtype."""
     folder.fields["torch_dtype"] = folder.fields.pop("dtype", "float32")
@@ -327,11 +330,18 @@ def shards(folder: Folder, chance: random.Random) -> None:
 
 def a_head_beside_tied_embeddings(folder: Folder, chance: random.Random) -> None:
     """A head that is stored although it is tied: the same numbers, seldom others."""
-    embedding = next(name for name in folder.weights if re.search(r"(embed_tokens|wte|embed_in)\.weight$", name))
-    if any("lm_head" in name or "embed_out" in name for name in folder.weights):
+    embedding = next((name for name in folder.weights if re.search(EMBEDDING, name)), None)
+    if embedding is None or any("lm_head" in name or "embed_out" in name for name in folder.weights):
         return
     head = folder.weights[embedding].clone()
     folder.weights["lm_head.weight"] = head if chance.random() < 0.8 else head + 1
+
+
+def a_head_instead_of_tied_embeddings(folder: Folder, chance: random.Random) -> None:
+    """What safetensors.torch.save_model leaves of two names for one tensor: the first in alphabetical order."""
+    if not any("lm_head" in name or "embed_out" in name for name in folder.weights):
+        embedding = next(name for name in folder.weights if re.search(EMBEDDING, name))
+        folder.weights["lm_head.weight"] = folder.weights.pop(embedding)
 
 
 def no_head(folder: Folder, chance: random.Random) -> None:
@@ -409,7 +419,16 @@ def files_beside(folder: Folder, chance: random.Random) -> None:
 
 TOOLS: list[Callable[[Folder, random.Random], None]] = [
     *(torch_dtype, half_in_a_file_that_says_bfloat16, dtypes_mixed, shards, a_head_beside_tied_embeddings, no_head),
-    *(no_prefix, rotary_tables, names_of_a_compiled_model, every_key, keys_dropped, keys_null, bookkeeping),
+    *(
+        a_head_instead_of_tied_embeddings,
+        no_prefix,
+        rotary_tables,
+        names_of_a_compiled_model,
+        every_key,
+        keys_dropped,
+        keys_null,
+        bookkeeping,
+    ),
     *(older_rope, older_rope, another_class, files_beside),
 ]
 

@@ -66,6 +66,11 @@ class Naming(NamedTuple):
         return self._replace(outside={ours: name.rpartition(".")[2] for ours, name in self.outside.items()})
 
     @property
+    def embedding_as_head(self) -> "Naming":
+        """The names where tied embeddings are stored under that of the head, as safetensors' save_model does."""
+        return self._replace(outside={**self.outside, "embedding": self.outside["lm_head"]})
+
+    @property
     def keeps_matrices(self) -> bool:
         """Whether each matrix is stored as it is, so that matrices of whole numbers can be, too."""
         return not self.fused and not self.transposed

@@ -89,7 +89,9 @@ def _show(sheet: dict[str, Any]) -> None:
     config = sheet["config"]
     names = SIZES if sheet["understood"] else tuple(config)
     rows = [(name, _number(config[name])) for name in names if config.get(name) is not None]
-    rows += [(name, _text(name, value)) for name, value in config.items() if name not in names and _says(name, value)]
+    learned = (config.get("family") or {}).get("learned_positions")
+    unsaid = (*names, "max_seq_len", *(("rope_theta", "rope_interleaved") if learned else ()))
+    rows += [(name, _text(name, value)) for name, value in config.items() if name not in unsaid and _says(value)]
     _table(console, "Sizes", (), [*rows, ("context, tokens", _number(sheet["context"]))])
     of_tensors = [
         (name, dtype, shape, f"{count:,}", f"{numbers:,}")
@@ -113,9 +115,9 @@ def _show(sheet: dict[str, Any]) -> None:
         console.print("\nTransformerLM.from_pretrained opens it." if sheet["model_type"] else "")
 
 
-def _says(name: str, value: Any) -> bool:
+def _says(value: Any) -> bool:
     """Whether a switch of the config is anything but off."""
-    return name != "max_seq_len" and value not in (None, False, 0.0)
+    return value not in (None, False, 0.0)
 
 
 def _text(name: str, value: Any) -> str:
