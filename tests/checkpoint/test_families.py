@@ -7,11 +7,12 @@ import warnings
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save_file, save_model
 from transformers import AutoConfig, AutoModelForCausalLM
 from transformers.utils import logging
 
 from prenorm import TransformerLM
+from prenorm.checkpoint.inspection import inspect_folder
 from prenorm.checkpoint.layouts import config_from_hugging_face
 from prenorm.checkpoint.writing import weights_to_hugging_face
 from prenorm.errors import CheckpointError
@@ -163,6 +164,48 @@ def test_a_folder_with_older_names_opens_and_keeps_them(name, root, tmp_path):
     after = load_file(tmp_path / "model.safetensors")
     assert after.keys() == weights.keys()
     assert all(torch.equal(after[part], weights[part]) for part in weights)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gemma2", "gpt_neox, sequential"])  # with tied heads, and so whole
+def test_a_folder_of_the_model_without_its_head_opens_and_keeps_its_names(name, root, tmp_path):
+    build(name).base_model.save_pretrained(tmp_path)
+    theirs = AutoModelForCausalLM.from_pretrained(tmp_path, attn_implementation="eager")
+    ours, before = TransformerLM.from_pretrained(tmp_path), load_file(tmp_path / "model.safetensors")
+    with torch.no_grad():
+        assert relative(ours(ids()), theirs(ids()).logits) <= 1e-5
+    ours.save_pretrained(tmp_path)
+    after = load_file(tmp_path / "model.safetensors")
+    assert "layers.0.input_layernorm.weight" in after
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[part], before[part]) for part in before)
+
+
+@pytest.mark.parametrize("name", ["qwen2", "gpt2", "cohere, qk norm"])
+def test_a_tied_embedding_that_is_stored_as_the_head_opens_and_keeps_its_name(name, root, tmp_path):
+    theirs = build(name)
+    theirs.config.save_pretrained(tmp_path)
+    save_model(theirs, str(tmp_path / "model.safetensors"), {"format": "pt"})
+    ours, before = TransformerLM.from_pretrained(tmp_path), load_file(tmp_path / "model.safetensors")
+    assert "lm_head.weight" in before
+    assert not inspect_folder(tmp_path)["refused"]
+    with torch.no_grad():
+        assert relative(ours(ids()), theirs(ids()).logits) <= 1e-5
+    ours.save_pretrained(tmp_path)
+    after = load_file(tmp_path / "model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[part], before[part]) for part in before)
+    with torch.inference_mode():
+        integers = ours.quantize("int8")  # whose head is a matrix of its own
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".* was saved as model_type 'prenorm'")
+            integers.save_pretrained(tmp_path)
+        assert torch.equal(TransformerLM.from_pretrained(tmp_path)(ids()), integers(ids()))
+
+
+def test_a_folder_without_a_head_that_is_not_tied_is_refused_by_name(root, tmp_path):
+    build("mistral").base_model.save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"missing: lm_head\.weight\.$"):
+        TransformerLM.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "gpt2, scales", "gpt2, 4 n_embd", "gpt_neox", "gpt_neox, sequential"])

@@ -275,7 +275,10 @@ def test_absent_keys_mean_what_each_config_class_says(model_type):
         stored.pop("lm_head.weight")
     ours.load_state_dict(
         weights_from_hugging_face(
-            config, stored, None, LAYOUTS[model_type].namings[naming_among(LAYOUTS[model_type], stored)]
+            config,
+            stored,
+            None,
+            LAYOUTS[model_type].namings[naming_among(LAYOUTS[model_type], stored, tied=config.tie_embeddings)],
         )
     )
     ids = torch.randint(61, (1, 200))

@@ -64,7 +64,10 @@ def test_no_value_of_a_key_is_silently_another_number(name):
         ours = TransformerLM(config).eval()
         ours.load_state_dict(
             weights_from_hugging_face(
-                config, stored, None, LAYOUTS[model_type].namings[naming_among(LAYOUTS[model_type], stored)]
+                config,
+                stored,
+                None,
+                LAYOUTS[model_type].namings[naming_among(LAYOUTS[model_type], stored, tied=config.tie_embeddings)],
             )
         )
         with torch.no_grad():

@@ -69,25 +69,27 @@ FAMILIES = {  # as config.json has them
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_a_familys_folder_has_a_sheet_that_names_what_is_not_counted(name, tmp_path, capsys):
+def test_a_familys_folder_has_a_whole_sheet(name, tmp_path, capsys):
     (tmp_path / "config.json").write_text(json.dumps({"model_type": name, **FAMILIES[name]}))
     found = sheet(capsys, tmp_path, "--fits", "1GB")
     config, _ = config_from_hugging_face({"model_type": name, **FAMILIES[name]})
     with torch.device("meta"):
         model = TransformerLM(config)
     assert found["parameters"]["total"] == sum(parameter.numel() for parameter in model.parameters())
-    counted = name == "gpt2"
-    assert (found["saved_bytes"]["pytorch"] is not None) == counted
-    assert (found["peak_bytes"] is not None) == (found["fits"]["training"] is not None) == counted
-    assert found["fits"]["decoding"]["batch"] > 0
+    assert found["not_counted"] == []
+    assert found["saved_bytes"]["pytorch"]["plain"]["total"] > found["saved_bytes"]["pytorch"]["checkpointed"]["total"]
+    assert found["fits"]["training"]["adamw"]["plain"]["batch"] > 0
     cached = {"gpt2": 3 * 64 * 32, "gemma2": (2 * 16 + 2 * 64) * 16}[name]
     assert found["kv_cache_bytes"] == 2 * 2 * cached
     assert main(["cost", str(tmp_path), "--fits", "1GB"]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    named = (
-        "is not counted for what this model's family has: residual, one_plus_norms, attention_softcap, logit_softcap"
-    )
-    assert (named in shown) == (not counted)
+    assert "peak of a step with adamw" in capsys.readouterr().out
+
+
+def test_a_layout_of_parts_that_are_counted_on_one_device_alone_is_refused(tmp_path, capsys):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gemma2", **FAMILIES["gemma2"]}))
+    assert main(["cost", str(tmp_path), "--gpus", "8", "--device", "h100-sxm"]) == 2
+    said = " ".join(capsys.readouterr().err.split())
+    assert "what this model's family has: residual, one_plus_norms, attention_softcap, logit_softcap" in said
 
 
 def test_a_run_that_has_not_ended_has_the_vocabulary_of_its_tokenizer(tmp_path, capsys):

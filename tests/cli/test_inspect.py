@@ -1,5 +1,6 @@
 import json
 import shutil
+from typing import Any
 
 from prenorm.checkpoint.inspection import inspect_folder
 from prenorm.cli.main import main
@@ -36,6 +37,31 @@ def test_a_run_that_has_not_ended_says_so(tmp_path, capsys):
     sheet = json.loads(capsys.readouterr().out)
     assert "has not ended: prenorm train --out" in sheet["refused"][0]
     assert sheet["config"]["d_model"] == 32
+
+
+def test_fields_that_are_not_at_their_defaults_are_shown_whatever_they_are(tmp_path, capsys):
+    gpt2 = {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1}
+    sizes = {
+        "vocab_size": 9,
+        "hidden_size": 8,
+        "intermediate_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+    }
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 64, "truncate": False}
+    cases: list[tuple[dict[str, Any], list[str], str]] = [
+        ({"model_type": "nemotron", "num_key_value_heads": 1}, ["gated=False", "one_plus_norms=True"], "residual="),
+        (gpt2, ["learned_positions=True", "gated=False"], "rope_theta"),
+        ({"model_type": "granite", "attention_multiplier": 1.0}, ["attention_scale=1.0"], "embedding_scale="),
+        ({"model_type": "llama", "rope_scaling": scaling}, ["kind=yarn, factor=4.0", "truncate=False"], "beta_fast="),
+    ]
+    for fields, shown, not_shown in cases:
+        written = {"vocab_size": 9, **fields} if fields is gpt2 else sizes | fields
+        (tmp_path / "config.json").write_text(json.dumps(written))
+        assert main(["inspect", str(tmp_path)]) == 1  # it has no weights
+        out = " ".join(capsys.readouterr().out.split())
+        assert all(part in out for part in shown)
+        assert not_shown not in out
 
 
 def test_what_is_no_folder_is_bad_usage(tmp_path, capsys):

@@ -8,16 +8,16 @@ from torch.nn import functional
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from prenorm import ModelConfig, TransformerLM
-from prenorm.costs import activations, memory
+from prenorm.costs import activations, architecture
 from prenorm.costs.activations import saved
-from prenorm.costs.architecture import _COUNTED as COUNTED_FIELDS
 from prenorm.costs.architecture import Architecture, architecture_of
+from prenorm.costs.sheet import cost_sheet
 from prenorm.family import Activation, Family
 from prenorm.kernels import sdpa
 from prenorm.kernels.cpu import attention, silu_gate
 from prenorm.ops import cross_entropy
 
-from .examples import family_config, odd_configs
+from .examples import FAMILIES, family_config, odd_configs
 
 HAS_KERNELS = pytest.mark.skipif(
     bool(attention.unavailable_reason()), reason=attention.unavailable_reason() or "there are kernels"
@@ -80,11 +80,6 @@ def test_pytorchs_ops_save_what_is_counted(dtype, shapes_unchecked):
         assert found == sum(parts.values()), (config, batch, context, every)
 
 
-# Switches that `not_counted` names.
-NAMED = (
-    *("one_plus_norms", "wide_qk_norm", "per_head_qk_norm", "clip_qkv", "attention_softcap"),
-    *("logit_divisor", "logit_softcap"),
-)
 # Of the families that are counted, each kind once: what their blocks have, layer by layer.
 COUNTED = {
     "gpt2": family_config("gpt2"),
@@ -96,6 +91,25 @@ COUNTED = {
     ),
     "rotated": family_config("smollm3", num_kv_heads=4, head_dim=16),
     "embedding": family_config("smollm3", tie_embeddings=True, qk_norm=True, family=Family(embedding_scale=3.0)),
+}
+COUNTED |= {
+    name: family_config(name)
+    for name in ("gemma2", "gemma3", "olmo2", "exaone4", "granite", "glm4", "olmo", "nemotron", "cohere", "stablelm")
+}
+COUNTED |= {
+    name: family_config("smollm3", **{"qk_norm": True, **options}, family=Family(**record))
+    for name, options, record in (
+        ("post, LayerNorm", {}, {"residual": "post", "norm": "layer"}),
+        ("sandwich, no weights", {}, {"residual": "sandwich", "norm": "layer_bare", "rotated": (False, True)}),
+        ("1 + weight, LayerNorm", {}, {"one_plus_norms": True, "norm": "layer_scale", "wide_qk_norm": True}),
+        ("norms over a head, unrotated", {}, {"rotated": (False, True), "clip_qkv": 2.0}),
+        ("norms over all heads, unrotated", {}, {"rotated": (False, True), "wide_qk_norm": True}),
+        ("norms of each head, unrotated", {}, {"rotated": (False, True), "per_head_qk_norm": True, "norm": "layer"}),
+        ("soft cap, one head", {"num_heads": 1, "num_kv_heads": 1}, {"attention_softcap": 2.0, "windows": (5, 0)}),
+        ("soft cap, unrotated", {}, {"attention_softcap": 2.0, "attention_scale": 0.2, "rotated": (False, True)}),
+        ("logits, tied", {"tie_embeddings": True}, {"logit_softcap": 2.0}),
+        ("logits divided", {}, {"logit_divisor": 2.0}),
+    )
 }
 COUNTED |= {
     f"{activation}, gated={gated}": family_config("yarn", family=Family(activation=activation, gated=gated))
@@ -122,16 +136,43 @@ def test_families_save_what_is_counted(name, shapes_unchecked):
         assert not architecture_of(config).uncounted
 
 
-def test_what_is_not_counted_is_named():
-    assert architecture_of(family_config("gemma2")).uncounted == (
+@HAS_KERNELS
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", ["exaone4", "gemma2"])
+def test_a_single_token_with_dropout_saves_what_is_counted(name, dtype, shapes_unchecked):
+    config = dataclasses.replace(family_config(name), dropout=0.1)
+    found = hooked_loss(config, 2, 1, dtype, 0, nullcontext())
+    assert found == sum(saved(architecture_of(config), 2, 1, dtype=dtype, kernels="amd_cpu").values())
+
+
+def test_logits_that_are_finished_save_what_is_counted_in_several_chunks(shapes_unchecked, monkeypatch):
+    monkeypatch.setattr(cross_entropy, "CHUNK_ELEMENTS", 29 * 5)
+    monkeypatch.setattr(activations, "CHUNK_ELEMENTS", 29 * 5)
+    config = family_config("gemma2")
+    found = hooked_loss(config, 2, 17, "bfloat16", 0, PyTorchAlone())
+    assert found == sum(saved(architecture_of(config), 2, 17, dtype="bfloat16", kernels="pytorch").values())
+
+
+def test_what_is_counted_on_one_device_alone_is_named():
+    assert architecture_of(family_config("gemma2")).one_device == (
         *("residual", "one_plus_norms", "attention_softcap", "logit_softcap"),
     )
-    assert architecture_of(family_config("olmo2")).uncounted == ("residual", "wide_qk_norm")
-    assert architecture_of(family_config("stablelm")).uncounted == ("per_head_qk_norm",)
+    assert architecture_of(family_config("olmo2")).one_device == ("residual", "wide_qk_norm")
+    assert architecture_of(family_config("stablelm")).one_device == ("per_head_qk_norm",)
     layer_norms = family_config("smollm3", qk_norm=True, family=Family(norm="layer"))
-    assert architecture_of(layer_norms).uncounted == ("qk_norm",)
-    for field in dataclasses.fields(Family):  # a new switch is counted, or named
-        assert field.name in (*COUNTED_FIELDS, *NAMED)
+    assert architecture_of(layer_norms).one_device == ("qk_norm",)
+    assert not architecture_of(family_config("gpt_neox")).one_device
+
+
+def test_a_new_switch_is_named_until_it_is_counted(monkeypatch):
+    assert not any(architecture_of(family_config(name)).uncounted for name in FAMILIES)
+    monkeypatch.setattr(architecture, "_ONE_DEVICE", ())
+    model = architecture_of(family_config("gemma2"))
+    assert model.uncounted == ("one_plus_norms", "attention_softcap", "logit_softcap")
+    sheet = cost_sheet(model, context=8, memory=10**9)
+    assert sheet["not_counted"] == [*model.uncounted]
+    assert sheet["peak_bytes"] is sheet["saved_bytes"]["pytorch"] is sheet["fits"]["training"] is None
+    assert sheet["fits"]["decoding"]["batch"] > 0
 
 
 def test_the_limits_of_the_kernels_have_not_moved():
@@ -139,7 +180,7 @@ def test_the_limits_of_the_kernels_have_not_moved():
     assert attention.MIN_SCORES == activations.ATTENTION_LEAST_SCORES
     assert silu_gate.MIN_NUMEL == activations.SILU_GATE_LEAST
     assert sdpa.SHORT == activations.SHORT_BFLOAT16
-    assert all(cross_entropy.chunk_rows(vocab) == memory.chunk_rows(vocab) for vocab in (50, 32_000, 2**18, 2**24))
+    assert all(cross_entropy.chunk_rows(vocab) == activations.chunk_rows(vocab) for vocab in (50, 32_000, 2**18, 2**24))
 
 
 @HAS_KERNELS

@@ -21,7 +21,7 @@ WHOLE = {PACKED: ("I32",), SHAPE: ("I64",)}  # by the end of the name
 LAYER = re.compile(r"(?<=\.)\d{1,9}(?=\.)")  # its number in a name
 
 # Rotary tables that old versions of transformers stored with the weights; prenorm recomputes them from the config.
-_ROTARY_TABLE = r"model\.(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
+_ROTARY_TABLE = r"(model\.)?(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"
 
 # Ends of names in folders of GPTQ, AWQ, bitsandbytes, FP8 and compressed-tensors. Some keep their settings in a file of
 # their own, so that config.json does not tell.

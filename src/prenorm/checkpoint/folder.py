@@ -133,7 +133,7 @@ def load(
             ids = own_eos(generation["eos_token_id"], layout, config.vocab_size)
             eos_token_ids = eos_from_hugging_face(ids, config.vocab_size, source=str(path / GENERATION_CONFIG))
         weights = Weights(path, fields)
-        number = naming_among(layout, weights.found)
+        number = naming_among(layout, weights.found, tied=config.tie_embeddings)
         came_from = Source(path.resolve(), own, generation, eos_token_ids, read_tokenizer_files(path), number)
         naming = naming_of(layout, kind, number)
         used = check_fit(config, weights.found, hugging_face=True, source=str(path), kind=kind, naming=naming)
@@ -152,7 +152,7 @@ def load(
 def _check_tied_head(
     config: ModelConfig, tensors: Mapping[str, Tensor], name: str, embedding: str, source: str, untied: str
 ) -> None:
-    head = tensors.get(name)
+    head = None if name == embedding else tensors.get(name)
     if config.tie_embeddings and head is not None and not torch.equal(head, tensors[embedding]):
         raise CheckpointError(
             f"{source}: tied embeddings share one tensor, but {name} differs from {embedding}; "

@@ -123,7 +123,7 @@ def _check_tensors(config: Config, found: Found, own: Mapping[str, Any], kind: s
         names = check_tensors(dict(encoder_decoder.parameters_of(config)), found, str(folder))
     else:
         layout = LAYOUTS[own["model_type"]]
-        naming = naming_of(layout, kind, naming_among(layout, found))
+        naming = naming_of(layout, kind, naming_among(layout, found, tied=config.tie_embeddings))
         names = check_fit(config, found, hugging_face=True, source=str(folder), kind=kind, naming=naming)
     check_memory(_bytes_of({name: found[name] for name in names}), None, str(folder))
 

@@ -61,6 +61,16 @@ class Naming(NamedTuple):
         return "heads" if self.by_head and any(module in each for each in self.fused.values()) else "rows"
 
     @property
+    def without_prefix(self) -> "Naming":
+        """The names that the model inside has when it is saved without its head: layers, not model.layers."""
+        return self._replace(outside={ours: name.rpartition(".")[2] for ours, name in self.outside.items()})
+
+    @property
+    def embedding_as_head(self) -> "Naming":
+        """The names where tied embeddings are stored under that of the head, as safetensors' save_model does."""
+        return self._replace(outside={**self.outside, "embedding": self.outside["lm_head"]})
+
+    @property
     def keeps_matrices(self) -> bool:
         """Whether each matrix is stored as it is, so that quantised matrices can be stored, too."""
         return not self.fused and not self.transposed

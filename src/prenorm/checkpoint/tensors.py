@@ -22,6 +22,7 @@ from ..errors import CheckpointError
 from .files import listed, name_text
 from .header import DTYPES, Header, TensorInfo, dtype_name, read_header, version_of
 from .mapped import views_of
+from .pages import fresh
 
 # Of a tensor that changes its dtype or device on the way: so few that torch casts them on the thread that read them.
 # Larger buffers, freed between tensors that stay, leave holes in the heap: with 16 MB a gigabyte takes 1.3.
@@ -150,18 +151,24 @@ def _read(
     """One tensor. start: where the bytes of the first one begin. Several threads may read from the file at once."""
     stored, place = DTYPES[info.dtype], start + info.begin
     try:
-        tensor = torch.empty(info.shape, dtype=dtype or stored, device=device)
-    except RuntimeError as error:
+        on_cpu = device.type == "cpu"
+        tensor = (
+            fresh(info.shape, dtype or stored)
+            if on_cpu
+            else torch.empty(info.shape, dtype=dtype or stored, device=device)
+        )
+    except (RuntimeError, OSError) as error:
         raise CheckpointError(f"{source} does not fit into memory: {error}.") from error
-    if device.type == "cpu" and tensor.dtype == stored:
+    if on_cpu and tensor.dtype == stored:
         _fill(file, place, _bytes(tensor), source)
         return tensor
     flat = tensor.view(-1)
     buffer = torch.empty(min(flat.numel(), CHUNK_NUMBERS), dtype=stored)
+    room = _bytes(buffer)
     for begin in range(0, flat.numel(), max(1, buffer.numel())):
         target = flat[begin : begin + buffer.numel()]
         chunk = buffer[: target.numel()]
-        _fill(file, place + begin * stored.itemsize, _bytes(chunk), source)
+        _fill(file, place + begin * stored.itemsize, room[: target.numel() * stored.itemsize], source)
         target.copy_(chunk)
         _check_range(target, chunk, source)
     return tensor

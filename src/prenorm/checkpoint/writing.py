@@ -173,6 +173,8 @@ def weights_to_hugging_face(
     number: of the names that a model came with, where the family has several.
     """
     layout = LAYOUTS[fields["model_type"]]
+    if not config.tie_embeddings:  # any more: the head and the embedding need a name each
+        number %= len(layout.namings) // 2
     naming = naming_of(layout, kind, number)
     reordered = config.rope_interleaved and not layout.interleaved and not fields.get("rope_interleaved")
     ends = (".weight", ".bias", PACKED, SCALES)
@@ -197,10 +199,14 @@ def weights_from_hugging_face(
     return tensors
 
 
-def naming_among(layout: Layout, found: Collection[str]) -> int:
+def naming_among(layout: Layout, found: Collection[str], *, tied: bool) -> int:
     """The number of the names that most of the tensors around the layers have, of those that were found in a folder."""
-    known = [sum(f"{name}.weight" in found for name in naming.outside.values()) for naming in layout.namings]
-    return known.index(max(known))
+    half = len(layout.namings) // 2
+    known = [sum(f"{name}.weight" in found for name in naming.outside.values()) for naming in layout.namings[:half]]
+    number = known.index(max(known))
+    outside = layout.namings[number].outside
+    as_head = f"{outside['embedding']}.weight" not in found and f"{outside['lm_head']}.weight" in found
+    return number + half if tied and as_head else number
 
 
 def naming_of(layout: Layout, kind: str | None, number: int = 0) -> Naming:

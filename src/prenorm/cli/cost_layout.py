@@ -82,10 +82,10 @@ def _plan(flags: CostFlags, named: NamedModel) -> Plan:
     assert batch is not None
     context = min(CONTEXT, model.max_seq_len) if flags.context is None else flags.context
     check_context(context, model)
-    if model.uncounted:
+    if parts := (*model.uncounted, *model.one_device):
         raise ConfigError(
-            f"nobody has counted what training saves for what this model's family has: {', '.join(model.uncounted)} "
-            "(fields of ModelConfig.family), and so not what a device needs; without --gpus the rest is shown."
+            f"nobody has counted what several devices save for what this model's family has: {', '.join(parts)} "
+            "(fields of ModelConfig.family); without --gpus the costs on one device are shown."
         )
     return Plan(
         model=model,

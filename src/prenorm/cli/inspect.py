@@ -1,5 +1,6 @@
 """`prenorm inspect FOLDER`: what a model's folder holds, and what of it would be refused."""
 
+import dataclasses
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -88,7 +89,9 @@ def _show(sheet: dict[str, Any]) -> None:
     config = sheet["config"]
     names = SIZES if sheet["understood"] else tuple(config)
     rows = [(name, _number(config[name])) for name in names if config.get(name) is not None]
-    rows += [(name, _number(value)) for name, value in config.items() if name not in names and _says(name, value)]
+    learned = (config.get("family") or {}).get("learned_positions")
+    unsaid = (*names, "max_seq_len", *(("rope_theta", "rope_interleaved") if learned else ()))
+    rows += [(name, _text(name, value)) for name, value in config.items() if name not in unsaid and _says(value)]
     _table(console, "Sizes", (), [*rows, ("context, tokens", _number(sheet["context"]))])
     of_tensors = [
         (name, dtype, shape, f"{count:,}", f"{numbers:,}")
@@ -112,14 +115,24 @@ def _show(sheet: dict[str, Any]) -> None:
         console.print("\nTransformerLM.from_pretrained opens it." if sheet["model_type"] else "")
 
 
-def _says(name: str, value: Any) -> bool:
+def _says(value: Any) -> bool:
     """Whether a switch of the config is anything but off."""
-    return name != "max_seq_len" and value not in (None, False, 0.0)
+    return value not in (None, False, 0.0)
+
+
+def _text(name: str, value: Any) -> str:
+    """A value; of a record, the fields that are not at their defaults."""
+    from ..family import Family
+    from ..rope_scaling import RopeScaling
+
+    if not isinstance(value, dict):
+        return _number(value)
+    defaults = {one.name: one.default for one in dataclasses.fields(Family if name == "family" else RopeScaling)}
+    fields = {key: one for key, one in value.items() if one != defaults[key]}
+    return ", ".join(f"{key}={_text(key, one)}" for key, one in fields.items())
 
 
 def _number(value: Any) -> str:
-    if isinstance(value, dict):
-        return ", ".join(f"{name}={one}" for name, one in value.items() if one not in (None, False, (), [], 0, 1))
     return f"{value:,}" if type(value) is int else str(value)
 
 

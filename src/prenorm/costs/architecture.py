@@ -64,11 +64,32 @@ class Architecture:
     parallel: bool = False
     """Attention and feed-forward read the same, side by side."""
 
+    pre_norm: bool = True
+    """Each sublayer reads what a norm gives, and not the residual path itself."""
+
     post_norm: bool = False
-    """A norm follows the feed-forward's last product."""
+    """A norm follows the last product of each sublayer."""
+
+    one_plus_norms: bool = False
+    """Norms multiply by 1 + weight, which they work out in every call."""
+
+    clip_qkv: bool = False
+    """Queries, keys and values are clipped."""
+
+    attention_softcap: bool = False
+    """Scores go through a tanh."""
+
+    logit_divisor: bool = False
+    """Logits are divided by a number."""
+
+    logit_softcap: bool = False
+    """Logits go through a tanh."""
 
     uncounted: tuple[str, ...] = ()
     """Parts for which nobody has counted what training saves: fields of config.family."""
+
+    one_device: tuple[str, ...] = ()
+    """Parts for which that is counted on one device alone: fields of config.family."""
 
     is_ours: bool = False
     """Whether it is a TransformerLM, for which kernels of ours may run."""
@@ -94,6 +115,11 @@ class Architecture:
         return self.rotated or (not self.learned_positions,) * self.num_layers
 
     @property
+    def finishes_logits(self) -> bool:
+        """Whether the logits are more than the head's product."""
+        return self.logit_divisor or self.logit_softcap
+
+    @property
     def rotated_features(self) -> int:
         """Features of a head that are rotated."""
         return self.head_dim if self.rotary_dim is None else self.rotary_dim
@@ -115,8 +141,15 @@ def architecture_of(config: ModelConfig) -> Architecture:
         norm_vectors={"layer": 2, "layer_bare": 0}.get(family.norm, 1),
         norms={"sandwich": 4, "parallel": 1}.get(family.residual, 2),
         parallel=family.residual in ("parallel", "parallel_two_norms"),
+        pre_norm=family.residual != "post",
         post_norm=family.residual in ("post", "sandwich"),
-        uncounted=tuple(_uncounted(config, family)),
+        one_plus_norms=family.one_plus_norms and family.norm != "layer_bare",
+        clip_qkv=family.clip_qkv is not None,
+        attention_softcap=family.attention_softcap is not None,
+        logit_divisor=family.logit_divisor != 1,
+        logit_softcap=family.logit_softcap is not None,
+        uncounted=tuple(name for name in _set_in(family) if name not in (*_COUNTED, *_ONE_DEVICE)),
+        one_device=tuple(_on_one_device(config, family)),
         is_ours=True,
     )
 
@@ -127,26 +160,26 @@ def _qk_norm(family: Family) -> QKNorm:
     return "wide" if family.wide_qk_norm else "shared"
 
 
-# Fields of a family's record for which activations.py has an account.
+# Fields of a family's record for which activations.py has an account; some of them costs/cluster does not have.
 _COUNTED = (
-    *("residual", "norm", "activation", "ffn_bias", "gated", "rotary_dim", "learned_positions", "windows", "rotated"),
-    *(
-        "window_rope_theta",
-        "window_rope_scaling",
-        "attention_scale",
-        "attention_scale_by_layer",
-        "residual_scale",
-        "embedding_scale",
-    ),
+    *("residual", "norm", "activation", "ffn_bias", "gated", "learned_positions", "rotary_dim", "windows", "rotated"),
+    *("window_rope_theta", "window_rope_scaling", "attention_scale", "attention_scale_by_layer", "residual_scale"),
+    "embedding_scale",
+)
+_ONE_DEVICE = (
+    *("one_plus_norms", "wide_qk_norm", "per_head_qk_norm", "clip_qkv", "attention_softcap", "logit_divisor"),
+    "logit_softcap",
 )
 
 
-def _uncounted(config: ModelConfig, family: Family) -> Iterator[str]:
-    """The fields of a record that change what training saves, without an account of it."""
+def _set_in(family: Family) -> Iterator[str]:
+    """The fields that are not at their defaults."""
+    return (one.name for one in dataclasses.fields(Family) if getattr(family, one.name) != one.default)
+
+
+def _on_one_device(config: ModelConfig, family: Family) -> Iterator[str]:
     if family.residual in ("post", "sandwich"):
         yield "residual"
-    for field in dataclasses.fields(Family):
-        if field.name not in _COUNTED and getattr(family, field.name) != field.default:
-            yield field.name
+    yield from (name for name in _set_in(family) if name in _ONE_DEVICE)
     if config.qk_norm and family.norm != "rms" and not family.per_head_qk_norm:
         yield "qk_norm"

@@ -2,19 +2,12 @@
 
 from typing import Literal
 
-from .activations import FLOAT32, INT64, SIZES, Dtype, blocks, saved
+from .activations import FLOAT32, INT64, SIZES, Dtype, blocks, chunk_rows, saved
 from .architecture import Architecture
 from .parameters import attention_matrices, block_matrices, feed_forward_matrices, tensors, total
 
 Optimizer = Literal["adamw", "muon"]
 OPTIMIZERS: tuple[Optimizer, ...] = ("adamw", "muon")
-CHUNK_ELEMENTS, ROWS_MULTIPLE = 2**23, 64  # of the loss: see ops/cross_entropy.py
-
-
-def chunk_rows(vocab_size: int) -> int:
-    """How many rows of logits the loss holds at a time."""
-    rows = CHUNK_ELEMENTS // vocab_size
-    return max(1, rows // ROWS_MULTIPLE * ROWS_MULTIPLE or rows)
 
 
 def kv_cache(model: Architecture, batch: int, context: int, dtype: str) -> int:
@@ -56,7 +49,7 @@ def peak(
     allocator keeps for reuse comes on top. watched: with hooks on all modules, such as MemTracker's, an untied head is
     called as a module, and autograd keeps the logits.
     """
-    called = watched and not model.tie_embeddings
+    called = watched and not model.tie_embeddings and not model.finishes_logits
     standing = FLOAT32 * total(model) + optimizer_state(model, optimizer) + 2 * batch * context * INT64
     step = FLOAT32 * total(model)
     if model.tie_embeddings:  # the embedding's gradient is dense, and is added to the head's, in place unless watched
@@ -76,6 +69,8 @@ def _in_the_loss(model: Architecture, batch: int, context: int, dtype: Dtype, ev
     residual, head = tokens * model.d_model, model.vocab_size * model.d_model
     kept = saved(model, batch, context, dtype=dtype, kernels="pytorch", every=every)
     rows = min(tokens, chunk_rows(model.vocab_size))
+    if model.finishes_logits:  # in its backward pass: three tensors the size of a chunk's logits
+        return sum(kept.values()) + residual * FLOAT32 + 3 * FLOAT32 * rows * model.vocab_size
     if called:  # in its backward pass: three tensors the size of a chunk's logits, and the saved logits of all chunks
         logits = FLOAT32 * (3 * rows + tokens) * model.vocab_size - kept["loss"]
         return sum(kept.values()) + residual * FLOAT32 + logits + (residual * size if dtype == "bfloat16" else 0)
@@ -95,7 +90,8 @@ def _in_the_blocks(model: Architecture, batch: int, context: int, dtype: Dtype, 
     """The peak bytes in the backward pass of the blocks, reached at the end of a block's feed-forward layer."""
     tokens, size, layers = batch * context, SIZES[dtype], model.num_layers
     residual = tokens * model.d_model * FLOAT32
-    inside = [sum(parts.values()) for parts in blocks(model, batch, context, dtype=dtype, kernels="pytorch")]
+    saved_in = blocks(model, batch, context, dtype=dtype, kernels="pytorch")
+    inside = [sum(parts.values()) for parts in saved_in]
     weights = FLOAT32 * (attention_matrices(model) + feed_forward_matrices(model))
     down = FLOAT32 * model.d_model * model.d_ff
     head = FLOAT32 * model.vocab_size * model.d_model
@@ -106,6 +102,8 @@ def _in_the_blocks(model: Architecture, batch: int, context: int, dtype: Dtype, 
     for number in range(layers):
         is_checkpointed = bool(every) and (number + 1) % every == 0
         ahead = max(inside[number] + down + on_the_way, residual + masks[number] if is_checkpointed else 0)
+        if model.attention_softcap:
+            ahead = max(ahead, residual + _in_the_softcap(model, saved_in[number], batch, context, size))
         gradients = head + (layers - 1 - number) * weights
         forward = masks[number] if number == layers - 1 else 0  # in the last block, on the way there
         largest = max(largest, held + max(forward, gradients + ahead))
@@ -121,6 +119,17 @@ def _up_to_the_mask(model: Architecture, batch: int, context: int, dtype: Dtype,
     projected = tokens * (model.query_width + 2 * model.kv_width) * size
     normed = tokens * model.d_model * (2 * FLOAT32 + 3 * size)
     return normed + projected + (INT64 + 3) * context * context
+
+
+def _in_the_softcap(model: Architecture, saved_in: dict[str, int], batch: int, context: int, size: int) -> int:
+    """Bytes of a block in the backward pass of its softmax, written as a formula: five squares of scores in float32.
+
+    The feed-forward half of the block has been through its backward pass, and so has the product with the weights.
+    """
+    scores, matrices = batch * model.num_heads * context * context, feed_forward_matrices(model)
+    copies = matrices * size if saved_in["weight_copies"] else 0
+    freed = saved_in["feed_forward"] + (saved_in["residual"] + saved_in["norms"]) // 2 + copies + scores * size
+    return sum(saved_in.values()) - freed + FLOAT32 * (matrices + 5 * scores)
 
 
 def _muon_step(model: Architecture) -> int:

@@ -118,7 +118,7 @@ _GPT_NEOX_NAMING = Naming(
         **{"final_norm": "gpt_neox.final_layer_norm", "lm_head": "embed_out"},
     },
     by_head=True,
-    ignored=r"gpt_neox\.layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
+    ignored=r"(gpt_neox\.)?layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)",
 )
 
 LAYOUTS = {
@@ -145,12 +145,6 @@ LAYOUTS = {
         rope=None,
         foreign_in_rope=_no_rotation,
         naming=_GPT2_NAMING,
-        # As the first folders have it, which were saved without a head.
-        other_namings=(
-            _GPT2_NAMING._replace(
-                outside={ours: name.removeprefix("transformer.") for ours, name in _GPT2_NAMING.outside.items()}
-            ),
-        ),
         own={
             **{"hidden_size": "n_embd", "intermediate_size": "n_inner", "num_hidden_layers": "n_layer"},
             **{"num_attention_heads": "n_head", "max_position_embeddings": "n_positions"},

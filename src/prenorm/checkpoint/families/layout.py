@@ -66,8 +66,13 @@ class Layout:
 
     @property
     def namings(self) -> tuple[Naming, ...]:
-        """The tensor names that transformers writes, then those of other programs."""
-        return (self.naming, *self.other_namings)
+        """The names that transformers writes and those of other programs, and the same of a model without its head.
+
+        Then all of these once more, for a tied embedding that is stored as the head.
+        """
+        named = (self.naming, *self.other_namings)
+        named = (*named, *(naming.without_prefix for naming in named))
+        return (*named, *(naming.embedding_as_head for naming in named))
 
 
 def activation_of(known: Known, key: str = "hidden_act") -> Activation:

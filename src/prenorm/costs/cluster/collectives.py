@@ -8,8 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from ..activations import FLOAT32
-from ..memory import chunk_rows
+from ..activations import FLOAT32, chunk_rows
 from .plan import Plan
 from .stages import Stages
 from .tensors import Parameter, block_parameters, first_parameters, last_parameters

@@ -9,9 +9,8 @@ for reuse, the libraries, and the buffers of collectives come on top.
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
-from ..activations import FLOAT32, INT64, blocks, norm_bytes
+from ..activations import FLOAT32, INT64, blocks, chunk_rows, norm_bytes
 from ..architecture import Architecture
-from ..memory import chunk_rows
 from ..parameters import attention_matrices, feed_forward_matrices
 from .plan import Plan
 from .stages import Stages, all_stages
