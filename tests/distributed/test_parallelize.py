@@ -313,6 +313,37 @@ def mixed_precision():
     return y.dtype, max(grads), next(block.parameters()).dtype
 
 
+AUTOCAST = {"plain": {}, "biases": FAMILIES["biases"] | FAMILIES["qk_norm"], **{n: FAMILIES[n] for n in FAMILIES}}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("fields", AUTOCAST.values(), ids=AUTOCAST)
+def test_matrices_that_autocast_rounds_are_gathered_rounded_and_no_bit_changes(tmp_path, fields):
+    for bits, far in run(autocast_differences, 2, tmp_path, fields):
+        assert bits == []
+        assert far <= WITHIN
+
+
+def autocast_differences(fields):
+    """Gradients that differ from those of float32 gathers in any bit, and how far the worst is from one process."""
+    mesh, batch, rank = make_mesh(Layout(fsdp=2)), batch_of(48), torch.distributed.get_rank()
+    found, single = [], model_of(fields)
+    for dtype in (torch.bfloat16, None):
+        model = parallelize(model_of(fields), mesh, autocast_dtype=dtype)
+        for first in (0, 4):
+            part = {name: one[first + 2 * rank :][:2] for name, one in batch.items()}
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = model.loss(**part, use_checkpointing=2)
+            (loss / 2).backward()
+        found.append({name: whole(one.grad) for name, one in model.named_parameters()})
+    for first in range(0, 8, 2):
+        with torch.autocast("cpu", torch.bfloat16):
+            loss = single.loss(**{name: one[first:][:2] for name, one in batch.items()}, use_checkpointing=2)
+        (loss / 4).backward()
+    bits = [name for name, one in found[0].items() if not torch.equal(one, found[1][name])]
+    return bits, max(distance(found[0][name], one.grad) for name, one in single.named_parameters())
+
+
 @pytest.mark.long
 def test_collectives_can_be_differentiated_twice(tmp_path):
     for found in run(second_derivatives, 2, tmp_path):

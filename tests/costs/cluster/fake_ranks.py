@@ -153,7 +153,7 @@ Run = tuple[Callable[[], object], Callable[[], list[Tensor]]]
 
 def _plain(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, fake: Any) -> Run:
     """Micro-batches one after the other; and DistributedDataParallel's buckets."""
-    parallelize(model, mesh)
+    parallelize(model, mesh, autocast_dtype=_autocast_dtype(plan))
     replica = vars(model).get(data_parallel.REPLICA)
     seen: dict[int, Tensor] = {}
 
@@ -181,6 +181,7 @@ def _plain(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, fake
 def _pipelined(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, fake: Any) -> Run:
     """The stages of the rank; and the buffers for what it receives."""
     options: dict[str, Any] = {"stages_per_rank": plan.pp_stages, "use_checkpointing": plan.every}
+    options["autocast_dtype"] = _autocast_dtype(plan)
     pipeline = Pipeline(model, mesh, autocast=lambda: _autocast(plan), **options)
     batches = [MicroBatch(ids, ids, None, 1.0) for _ in range(plan.micro_batches)]
     shape = (*ids.shape, model.config.d_model)
@@ -214,6 +215,10 @@ def _pipelined(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, 
         ]
 
     return lambda: pipeline.add_up_gradients(batches), buffers
+
+
+def _autocast_dtype(plan: Plan) -> torch.dtype | None:
+    return torch.bfloat16 if plan.dtype == "bfloat16" else None
 
 
 def _autocast(plan: Plan) -> Any:
