@@ -1,8 +1,9 @@
 """The initialisation of a language model's weights."""
 
 import math
+from collections.abc import Iterator
 
-from torch import nn
+from torch import Tensor, nn
 
 from ..layers.embedding import Embedding
 from ..layers.family_norm import FamilyLayerNorm, PerHeadLayerNorm
@@ -23,10 +24,32 @@ def initialise(model: nn.Module, num_layers: int) -> None:
     if all(parameter.is_meta for parameter in model.parameters()):
         return  # each drawing takes half a millisecond there
     for name, module in model.named_modules():
-        if isinstance(module, RMSNorm | FamilyLayerNorm | PerHeadLayerNorm):
-            module.reset_parameters()
-        elif isinstance(module, Linear | Embedding):
-            writes_to_residual = name.endswith(("o_proj", "down_proj"))
-            nn.init.normal_(module.weight, std=STD / math.sqrt(2 * num_layers) if writes_to_residual else STD)
-            if isinstance(module, Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
+        _initialise(name, module, num_layers)
+
+
+def first_weights(model: nn.Module, num_layers: int) -> Iterator[tuple[str, Tensor]]:
+    """The weights that a model without data (meta) would have been built with, by name: the same bits.
+
+    They are drawn on the CPU, one module's at a time, so that no more than those are in memory. The model stays as it
+    is.
+    """
+    drawn = [(name, part) for name, part in model.named_modules() if hasattr(part, "reset_parameters")]
+    for _, part in drawn:  # constructors draw as well, and the generator has to go on from there
+        part.to_empty(device="cpu").reset_parameters()
+        part.to_empty(device="meta")
+    for name, part in drawn:
+        _initialise(name, part.to_empty(device="cpu"), num_layers)
+        for own, weight in part.named_parameters():
+            yield f"{name}.{own}", weight.detach()
+        part.to_empty(device="meta")
+
+
+def _initialise(name: str, module: nn.Module, num_layers: int) -> None:
+    """The part that one module has in it; none for a module without weights of its own."""
+    if isinstance(module, RMSNorm | FamilyLayerNorm | PerHeadLayerNorm):
+        module.reset_parameters()
+    elif isinstance(module, Linear | Embedding):
+        writes_to_residual = name.endswith(("o_proj", "down_proj"))
+        nn.init.normal_(module.weight, std=STD / math.sqrt(2 * num_layers) if writes_to_residual else STD)
+        if isinstance(module, Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)

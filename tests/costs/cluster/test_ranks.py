@@ -36,7 +36,7 @@ def plan_of(config, layout, *, micro_batches=1, dtype="float32", every=0, pp_sta
     )
 
 
-def check(layout, *, pp_rank=0, micro_batches=1, dtype="float32", every=0, pp_stages=1, within=0.05, **options):
+def check(layout, *, pp_rank=0, micro_batches=1, dtype="float32", every=0, pp_stages=1, **options):
     config = ModelConfig(**{**SIZES, **options})
     plan = plan_of(config, layout, micro_batches=micro_batches, dtype=dtype, every=every, pp_stages=pp_stages)
     rank = Stages(plan, pp_rank)
@@ -45,7 +45,7 @@ def check(layout, *, pp_rank=0, micro_batches=1, dtype="float32", every=0, pp_st
         counted[one.axis, one.kind, one.bytes] += one.count
     peak, found = alone(run_a_step, config, plan, pp_rank)
     assert counted == found
-    assert peak_of(rank)["total"] == pytest.approx(peak, rel=within)
+    assert peak_of(rank)["total"] == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.sampled(8)
@@ -77,7 +77,7 @@ def test_a_rank_of_256_has_the_collectives_that_are_counted_and_the_bytes_within
     [
         (Layout(pp=4, dp=64), 1, {"micro_batches": 4, "every": 1}),
         (Layout(pp=4, dp=8, fsdp=8), 2, {"every": 1, **BFLOAT16}),
-        (Layout(pp=4, fsdp=16, tp=4), 3, {"every": 1, "within": 0.07}),  # 6.8 % too low: a head more is there
+        (Layout(pp=4, fsdp=16, tp=4), 3, {"every": 1}),
         (Layout(pp=2, dp=128), 0, {"pp_stages": 2}),
         (Layout(pp=2, dp=128), 1, {"pp_stages": 2}),
         (Layout(pp=4, dp=64), 3, {"tie_embeddings": True}),

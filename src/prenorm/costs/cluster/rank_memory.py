@@ -2,8 +2,8 @@
 
 The peak is in the loss, in the backward pass of a block, in that of the embedding, or in the optimiser's step. Counted
 is what distributed/ does with PyTorch's ops, as in memory.py; tests/costs/cluster/test_ranks.py runs it on ranks and
-tensors that do not exist, and finds these numbers within 5 % (in one case, named there, 6.8 %). What an allocator keeps
-for reuse, the libraries, and the buffers of collectives come on top.
+tensors that do not exist, and finds these numbers within 5 %. What an allocator keeps for reuse, the libraries, and the
+buffers of collectives come on top.
 """
 
 from collections.abc import Iterator, Sequence
