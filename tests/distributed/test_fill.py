@@ -11,7 +11,7 @@ from prenorm.distributed.mesh import make_mesh
 from prenorm.distributed.parallelize import parallelize
 from prenorm.distributed.pipeline import Pipeline
 from prenorm.layers.sharded import local_part
-from prenorm.models.init import first_weights
+from prenorm.models.init import first_weights, initialise
 
 from ..costs.cluster.fake_ranks import Peak, alone, fake_mesh
 from .processes import run
@@ -43,8 +43,10 @@ def filled(fields, layout, stages, mesh):
 
 def differing(fields, layouts):
     """The weights of this process that are not those of one process, by layout; and the names of all that it has."""
+    expected = TransformerLM(ModelConfig.from_dict({**SIZES, **fields}))
     torch.manual_seed(3)
-    expected = TransformerLM(ModelConfig.from_dict({**SIZES, **fields})).state_dict()
+    initialise(expected, SIZES["num_layers"])
+    expected = expected.state_dict()
     found, names = [], []
     for layout, stages in layouts:
         mesh = make_mesh(layout)

@@ -109,6 +109,14 @@ def test_under_torchrun_interleaved_stages_and_muon_have_the_losses_of_one_proce
     assert "pp 1" in (tmp_path / "run" / "logs" / "rank-1.log").read_text()
 
 
+@pytest.mark.long
+def test_a_run_whose_blocks_are_shared_says_that_it_does_not_compile_them_and_what_would(flags, tmp_path):
+    command = Command([*flags, "--compile", "--tp", 2], 2, tmp_path)
+    assert_all_is_well(command)
+    assert "with --dp 1 --fsdp 1 --tp 2 --pp 1 processes share them: they are not compiled" in command.output(0)
+    assert "--dp 2 alone would compile them" in command.output(0)
+
+
 def counts_what_is_built(rank):
     """The model of a run may take no more than three quarters of its bytes while it is built."""
     first = trainer.Trainer.__init__

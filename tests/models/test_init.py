@@ -55,16 +55,17 @@ FIRST = {
 
 
 @pytest.mark.parametrize("fields", FIRST.values(), ids=FIRST)
-def test_weights_that_come_one_by_one_are_those_that_a_model_is_built_with(fields):
+def test_weights_that_come_one_by_one_are_those_of_a_whole_model(fields):
     sizes = ModelConfig.from_dict({"vocab_size": 24, "d_model": 16, "num_layers": 2, "num_heads": 2, **fields})
+    whole = TransformerLM(sizes)
     torch.manual_seed(3)
-    built = TransformerLM(sizes).state_dict()
-    torch.manual_seed(3)
+    initialise(whole, 2)
     with torch.device("meta"):
         model = TransformerLM(sizes)
+    torch.manual_seed(3)
     found = {name: weight.clone() for name, weight in first_weights(model, 2)}
-    assert found.keys() == built.keys()
-    assert [name for name in built if not torch.equal(found[name], built[name])] == []
+    assert found.keys() == dict(whole.named_parameters()).keys()
+    assert [name for name, one in whole.named_parameters() if not torch.equal(found[name], one)] == []
     assert all(parameter.is_meta for parameter in model.parameters())
 
 

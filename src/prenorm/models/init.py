@@ -28,20 +28,16 @@ def initialise(model: nn.Module, num_layers: int) -> None:
 
 
 def first_weights(model: nn.Module, num_layers: int) -> Iterator[tuple[str, Tensor]]:
-    """The weights that a model without data (meta) would have been built with, by name: the same bits.
+    """The weights that `initialise` gives a model of the same shapes on a CPU, by name and bit for bit, one by one.
 
-    They are drawn on the CPU, one module's at a time, so that no more than those are in memory. The model stays as it
-    is.
+    model: without data (meta), as it is afterwards. No more than one module's weights are in memory.
     """
-    drawn = [(name, part) for name, part in model.named_modules() if hasattr(part, "reset_parameters")]
-    for _, part in drawn:  # constructors draw as well, and the generator has to go on from there
-        part.to_empty(device="cpu").reset_parameters()
-        part.to_empty(device="meta")
-    for name, part in drawn:
-        _initialise(name, part.to_empty(device="cpu"), num_layers)
-        for own, weight in part.named_parameters():
-            yield f"{name}.{own}", weight.detach()
-        part.to_empty(device="meta")
+    for name, part in model.named_modules():
+        if hasattr(part, "reset_parameters"):
+            _initialise(name, part.to_empty(device="cpu"), num_layers)
+            for own, weight in part.named_parameters():
+                yield f"{name}.{own}", weight.detach()
+            part.to_empty(device="meta")
 
 
 def _initialise(name: str, module: nn.Module, num_layers: int) -> None:

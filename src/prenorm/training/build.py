@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import ModelConfig
-from ..models.init import first_weights
+from ..models.init import first_weights, initialise
 from ..models.lm import TransformerLM
 from .config import TrainConfig
 from .start import starting_model
@@ -21,10 +21,13 @@ def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -
 
     A new model's vocabulary is the tokenizer's. resumed: the weights may be any.
     """
-    _seed(config)
     if config.start_from and not resumed:
         return starting_model(config, data.tokenizer, data.end_ids).train()
-    return _new_model(config, data)
+    model = _new_model(config, data).to_empty(device="cpu")
+    if not resumed:
+        _seed(config)
+        initialise(model, model.config.num_layers)
+    return model
 
 
 def build_without_data(
@@ -34,29 +37,29 @@ def build_without_data(
 
     resumed: none.
     """
-    stored = None
-    if config.start_from and not resumed:
-        stored = starting_model(config, data.tokenizer, data.end_ids, dtype=None)
-    with torch.device("meta"):
-        model = _new_model(config, data)
-    if stored is None:
-        return model, () if resumed else _new_weights(config, model.config)
+    model = _new_model(config, data)
+    if resumed:
+        return model, ()
+    if not config.start_from:
+        return model, _new_weights(config, model.config)
+    stored = starting_model(config, data.tokenizer, data.end_ids, dtype=None)
     model.eos_token_ids, model.came_from = stored.eos_token_ids, stored.came_from
     return model, stored.named_parameters()
 
 
 def _new_model(config: TrainConfig, data: TextData) -> TransformerLM:
+    """On the meta device."""
     size = config.model.vocab_size if config.start_from else vocabulary_size(data.tokenizer)
-    model = TransformerLM(replace(config.model, vocab_size=size))
+    with torch.device("meta"):
+        model = TransformerLM(replace(config.model, vocab_size=size))
     model.eos_token_ids = data.end_ids
     return model.train()
 
 
 def _new_weights(config: TrainConfig, sizes: ModelConfig) -> Iterator[tuple[str, Tensor]]:
-    """The weights that `build_model` gives a new model of these sizes."""
-    _seed(config)
     with torch.device("meta"):
         model = TransformerLM(sizes)
+    _seed(config)
     yield from first_weights(model, sizes.num_layers)
 
 
