@@ -43,10 +43,10 @@ def filled(fields, layout, stages, mesh):
 
 def differing(fields, layouts):
     """The weights of this process that are not those of one process, by layout; and the names of all that it has."""
-    expected = TransformerLM(ModelConfig.from_dict({**SIZES, **fields}))
+    one = TransformerLM(ModelConfig.from_dict({**SIZES, **fields}))
     torch.manual_seed(3)
-    initialise(expected, SIZES["num_layers"])
-    expected = expected.state_dict()
+    initialise(one, SIZES["num_layers"])
+    expected = one.state_dict()
     found, names = [], []
     for layout, stages in layouts:
         mesh = make_mesh(layout)

@@ -315,9 +315,10 @@ def mixed_precision():
     return y.dtype, max(grads), next(block.parameters()).dtype
 
 
+SCALE = 2.0**10  # of the loss: below 6e-5 gradients have less precision in float16
 AUTOCAST = {
     **FAMILIES,
-    "float16": FAMILIES["biases"] | FAMILIES["qk_norm"],
+    "float16": {"qk_norm": True, "qkv_bias": True, "o_bias": True},
     "per_head": {"qk_norm": True, "family": {"norm": "layer", "per_head_qk_norm": True}},
 }
 
@@ -348,12 +349,12 @@ def autocast_differences(fields, rounded):
             part = {name: one[first + 2 * rank :][:2] for name, one in batch.items()}
             with torch.autocast("cpu", rounded):
                 loss = model.loss(**part, use_checkpointing=2)
-            (loss / 2).backward()
+            (loss * SCALE / 2).backward()
         found.append({name: whole(one.grad) for name, one in model.named_parameters()})
     for first in range(0, 8, 2):
         with torch.autocast("cpu", rounded):
             loss = single.loss(**{name: one[first:][:2] for name, one in batch.items()}, use_checkpointing=2)
-        (loss / 4).backward()
+        (loss * SCALE / 4).backward()
     bits = [name for name, one in found[0].items() if not torch.equal(one, found[1][name])]
     return dtypes, bits, max(distance(found[0][name], one.grad) for name, one in single.named_parameters())
 

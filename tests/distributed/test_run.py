@@ -13,7 +13,7 @@ import torch
 
 from prenorm import TransformerLM
 from prenorm.checkpoint.tensors import read_tensors
-from prenorm.training import build, passes, trainer
+from prenorm.training import build, passes, start, trainer
 from prenorm.training.checkpoints import latest_checkpoint
 
 from ..costs.cluster.fake_ranks import Peak
@@ -139,15 +139,15 @@ def test_no_process_has_a_new_model_whole(flags, tmp_path, layout):
 
 def begins_elsewhere(rank, *, victim):
     """Rank `victim` finds other weights in the folder that the run goes on from."""
-    starting_model = build.starting_model
+    found = start.starting_model
 
     def starting(*args, **options):
-        model = starting_model(*args, **options)
+        model = found(*args, **options)
         if rank == victim:
             model.final_norm.weight.data.mul_(1.5)
         return model
 
-    build.starting_model = starting
+    vars(build)["starting_model"] = starting
 
 
 @pytest.mark.long
