@@ -22,9 +22,14 @@ def fill(model: nn.Module, weights: Iterable[tuple[str, Tensor]], device: torch.
     model.to_empty(device=device)
     mine, seen = dict(model.named_parameters()), hashlib.sha256()
     for name, whole in weights:
-        numbers = whole.detach().reshape(-1)
-        seen.update(numbers[:: max(1, len(numbers) // SAMPLE)].double().numpy().tobytes())
+        seen.update(_some_of(whole))
         if name in mine:
             region = region_of(name, mine[name])
             local_part(mine[name]).copy_(whole[tuple(slice(*axis) for axis in region)])
+        del whole  # before the next one is drawn
     return seen.hexdigest()
+
+
+def _some_of(weight: Tensor) -> bytes:
+    numbers = weight.detach().reshape(-1)
+    return numbers[:: max(1, len(numbers) // SAMPLE)].double().numpy().tobytes()

@@ -35,8 +35,7 @@ def first_weights(model: nn.Module, num_layers: int) -> Iterator[tuple[str, Tens
     for name, part in model.named_modules():
         if hasattr(part, "reset_parameters"):
             _initialise(name, part.to_empty(device="cpu"), num_layers)
-            for own, weight in part.named_parameters():
-                yield f"{name}.{own}", weight.detach()
+            yield from ((f"{name}.{own}", weight.detach()) for own, weight in part.named_parameters())
             part.to_empty(device="meta")
 
 
