@@ -158,7 +158,9 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
 
 def _is_rounded_by_autocast(block: nn.Module) -> bool:
     """Whether autocast rounds the linear maps below a block, and they can be gathered without its other parameters."""
-    return not _has_own(block) and all(parameter.dtype == torch.float32 for parameter in block.parameters())
+    parameters = [parameter for _, parameter in block.named_parameters(remove_duplicate=False)]
+    shares = len(set(map(id, parameters))) < len(parameters)
+    return not (_has_own(block) or shares) and all(parameter.dtype == torch.float32 for parameter in parameters)
 
 
 def _not_rounded_by_autocast(module: nn.Module) -> Iterator[nn.Module]:
