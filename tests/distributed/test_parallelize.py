@@ -227,7 +227,7 @@ class OwnBlock(nn.Module):
 
 
 def test_what_cannot_be_spread_is_refused(tmp_path):
-    assert run(refusals, 2, tmp_path) == [[True] * 11] * 2
+    assert run(refusals, 2, tmp_path) == [[True] * 12] * 2
 
 
 def refusals():
@@ -237,6 +237,7 @@ def refusals():
     wide = {"qk_norm": True, "num_kv_heads": 8, "family": {"wide_qk_norm": True}}
     three_heads = TransformerBlock(24, 3, 48)
     done = parallelize(TransformerBlock(32, 4, 64), tp)
+    both_dtypes = {"mp_policy": MixedPrecisionPolicy(), "autocast_dtype": torch.bfloat16}
     return [
         refused("must be named, from among pp, dp, fsdp, tp", nn.Linear(2, 2), unnamed),
         refused("must be named", nn.Linear(2, 2), other),
@@ -247,6 +248,7 @@ def refusals():
         refused("has no attn", nn.Sequential(nn.Linear(2, 2)), tp, styles={"attn": SplitLayer(("q",), ("o",))}),
         refused("can be spread over processes once", done, tp),
         refused("attn.q_proj.weight is attn.k_proj.weight", shared(), tp),
+        refused("from mp_policy or from autocast_dtype", nn.Linear(2, 2), tp, **both_dtypes),
         refused("scale is a single number", scalar(), make_mesh(Layout(fsdp=2))),
         refused("tp must be 1 for an EncoderDecoder", prenorm.EncoderDecoder(ENCODER_DECODER), tp),
     ]
@@ -311,6 +313,56 @@ def mixed_precision():
     expected.square().mean().backward()
     grads = [distance(whole(a.grad), b.grad) for a, b in zip(block.parameters(), single.parameters(), strict=True)]
     return y.dtype, max(grads), next(block.parameters()).dtype
+
+
+SCALE = 2.0**10  # of the loss: below 6e-5 gradients have less precision in float16
+AUTOCAST = {
+    **FAMILIES,
+    "with_tp": {"qk_norm": True, "qkv_bias": True, "o_bias": True},
+    "float16": {"qk_norm": True, "qkv_bias": True, "o_bias": True},
+    "per_head": {"qk_norm": True, "family": {"norm": "layer", "per_head_qk_norm": True}},
+}
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", AUTOCAST)
+def test_matrices_that_autocast_rounds_are_gathered_rounded_and_no_bit_changes(tmp_path, name):
+    rounded = torch.float16 if name == "float16" else torch.bfloat16
+    size = 4 if name == "with_tp" else 2
+    for dtypes, bits, far in run(autocast_differences, size, tmp_path, AUTOCAST[name], rounded):
+        assert dtypes == {rounded, torch.float32}
+        assert bits == []
+        assert far <= WITHIN
+
+
+def autocast_differences(fields, rounded):
+    """The dtypes of what is gathered; the gradients that differ from those of float32 gathers in any bit; how far the
+    worst is from one process.
+    """
+    tp = torch.distributed.get_world_size() // 2
+    mesh, batch = make_mesh(Layout(fsdp=2, tp=tp)), batch_of(48)
+    rank = mesh.get_local_rank("fsdp")
+    found, single, dtypes = [], model_of(fields), set()
+    for dtype in (rounded, None):
+        model = parallelize(model_of(fields), mesh, autocast_dtype=dtype)
+        if dtype:
+            parts = (model.layers[0].ffn, model.final_norm)
+            hook = parts[0].register_forward_pre_hook
+            hook(lambda *_, parts=parts: dtypes.update(one.dtype for part in parts for one in part.parameters()))
+        for first in (0, 4):
+            part = {name: one[first + 2 * rank :][:2] for name, one in batch.items()}
+            with torch.autocast("cpu", rounded):
+                loss = model.loss(**part, use_checkpointing=2)
+            (loss * SCALE / 2).backward()
+        found.append({name: whole(one.grad) for name, one in model.named_parameters()})
+    for first in range(0, 8, 2):
+        with torch.autocast("cpu", rounded):
+            loss = single.loss(**{name: one[first:][:2] for name, one in batch.items()}, use_checkpointing=2)
+        (loss * SCALE / 4).backward()
+    bits = [name for name, one in found[0].items() if not torch.equal(one, found[1][name])]
+    if tp > 1:  # sums of rounded terms
+        return dtypes, bits, 0.0
+    return dtypes, bits, max(distance(found[0][name], one.grad) for name, one in single.named_parameters())
 
 
 @pytest.mark.long

@@ -5,16 +5,19 @@ import json
 import math
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
 
 from prenorm import TransformerLM
 from prenorm.checkpoint.tensors import read_tensors
-from prenorm.training import passes, trainer
+from prenorm.training import build, passes, start, trainer
 from prenorm.training.checkpoints import latest_checkpoint
 
-from .command import Command
+from ..costs.cluster.fake_ranks import Peak
+from .command import Command, free_port
 from .conftest import run_flags
 
 CLOCKS = ("tokens_per_second", "mfu_causal", "mfu_6n_attention")
@@ -72,6 +75,95 @@ def test_every_layout_has_the_losses_of_one_process(alone, flags, tmp_path, layo
     assert_same_losses(tmp_path / "run", alone)
     TransformerLM.from_pretrained(tmp_path / "run")
     TransformerLM.from_pretrained(tmp_path / "run" / "ema")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["--fsdp 2", "--dp 2 --fsdp 2", "--fsdp 2 --pp 2"])
+def test_a_run_in_bfloat16_has_the_losses_of_one_process_with_the_same_micro_batches(flags, texts, tmp_path, layout):
+    same = [*SAME, "--dtype", "bfloat16"]
+    alone = Command([*run_flags(texts, tmp_path / "alone"), *same], 1, tmp_path)
+    assert_all_is_well(alone)
+    size = math.prod(map(int, layout.split()[1::2]))
+    command = Command([*flags, *same, *layout.split()], size, tmp_path)
+    assert_all_is_well(command)
+    assert_same_losses(tmp_path / "run", tmp_path / "alone")
+
+
+@pytest.mark.long
+def test_under_torchrun_interleaved_stages_and_muon_have_the_losses_of_one_process(texts, tmp_path):
+    def flags(out):
+        given = run_flags(texts, out)
+        rate = given.index("--lr")
+        sizes = "--num-layers 4 --steps 12 --micro-batch-size 2 --timeout 60 --optimizer muon"
+        return [*given[:rate], *given[rate + 2 :], *sizes.split()]
+
+    alone = Command(flags(tmp_path / "alone"), 1, tmp_path)
+    assert_all_is_well(alone)
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", 2, "--master-port", free_port()]
+    train = ["-m", "prenorm", "train", *flags(tmp_path / "run"), "--pp", 2, "--pp-stages", 2]
+    words = [str(word) for word in (sys.executable, *torchrun, *train)]
+    environ = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    done = subprocess.run(words, env=environ, capture_output=True, text=True, timeout=180)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert_same_losses(tmp_path / "run", tmp_path / "alone", rel=1e-3)
+    assert "pp 1" in (tmp_path / "run" / "logs" / "rank-1.log").read_text()
+
+
+@pytest.mark.long
+def test_a_run_whose_blocks_are_shared_says_that_it_does_not_compile_them_and_what_would(flags, tmp_path):
+    command = Command([*flags, "--compile", "--tp", 2], 2, tmp_path)
+    assert_all_is_well(command)
+    assert "with --dp 1 --fsdp 1 --tp 2 --pp 1 processes share them: they are not compiled" in command.output(0)
+    assert "--dp 2 alone would compile them" in command.output(0)
+
+
+def counts_what_is_built(rank):
+    """Building a run may take no more than four fifths of the bytes of its model: with a rounded copy it is 3/4."""
+    first = trainer.Trainer.__init__
+
+    def building(self, *args, **options):
+        with Peak([]) as peak:
+            first(self, *args, **options)
+        share = peak.bytes / (4 * self.passes.num_parameters)
+        assert share < 0.8, share
+
+    trainer.Trainer.__init__ = building
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["--fsdp 2", "--pp 2 --micro-batch-size 2", "--fsdp 2 --dtype bfloat16-pure"])
+def test_no_process_has_a_new_model_whole(flags, tmp_path, layout):
+    command = Command([*flags, "--num-layers", 8, *layout.split()], 2, tmp_path, before=counts_what_is_built)
+    assert_all_is_well(command)
+
+
+def begins_elsewhere(rank, *, victim):
+    """Rank `victim` finds other weights in the folder that the run goes on from."""
+    found = start.starting_model
+
+    def starting(*args, **options):
+        model = found(*args, **options)
+        if rank == victim:
+            model.final_norm.weight.data.mul_(1.5)
+        return model
+
+    vars(build)["starting_model"] = starting
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("layout", ["--fsdp 2", "--tp 2"])
+def test_a_run_that_goes_on_from_a_model_has_the_losses_of_one_process_and_one_folder(alone, texts, tmp_path, layout):
+    def flags(out):
+        return [*run_flags(texts, tmp_path / out), *SAME, "--from", alone]
+
+    assert_all_is_well(Command(flags("one"), 1, tmp_path))
+    command = Command([*flags("several"), *layout.split()], 2, tmp_path)
+    assert_all_is_well(command)
+    assert_same_losses(tmp_path / "several", tmp_path / "one")
+    elsewhere = functools.partial(begins_elsewhere, victim=1)
+    differing = Command([*flags("differing"), *layout.split()], 2, tmp_path, before=elsewhere)
+    assert differing.codes() == {0: 2, 1: 2}
+    assert "the hash of the first weights is" in differing.output(0)
 
 
 def stops_itself(rank, *, victim, step, number):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from prenorm import ModelConfig, TransformerLM
-from prenorm.models.init import initialise
+from prenorm.models.init import first_weights, initialise
 from prenorm.training.config import TrainConfig
 from prenorm.training.optimizer import MuonAndAdamW
 
@@ -41,6 +41,32 @@ def test_the_seed_decides_the_weights():
         models.append(TransformerLM(config(num_layers=1, d_model=8)).state_dict())
     assert all(torch.equal(models[0][name], models[1][name]) for name in models[0])
     assert not torch.equal(models[0]["embedding.weight"], models[2]["embedding.weight"])
+
+
+FIRST = {
+    "llama": {},
+    "tied": {"tie_embeddings": True},
+    "biases": {"qkv_bias": True, "o_bias": True, "qk_norm": True},
+    "sandwich": {"family": {"residual": "sandwich", "one_plus_norms": True, "embedding_scale": 3.0}},
+    "positions": {"family": {"norm": "layer", "gated": False, "ffn_bias": True, "learned_positions": True}},
+    "per_head": {"qk_norm": True, "family": {"norm": "layer", "per_head_qk_norm": True}},
+    "bare": {"family": {"norm": "layer_bare"}},
+}
+
+
+@pytest.mark.parametrize("fields", FIRST.values(), ids=FIRST)
+def test_weights_that_come_one_by_one_are_those_of_a_whole_model(fields):
+    sizes = ModelConfig.from_dict({"vocab_size": 24, "d_model": 16, "num_layers": 2, "num_heads": 2, **fields})
+    whole = TransformerLM(sizes)
+    torch.manual_seed(3)
+    initialise(whole, 2)
+    with torch.device("meta"):
+        model = TransformerLM(sizes)
+    torch.manual_seed(3)
+    found = {name: weight.clone() for name, weight in first_weights(model, 2)}
+    assert found.keys() == dict(whole.named_parameters()).keys()
+    assert [name for name, one in whole.named_parameters() if not torch.equal(found[name], one)] == []
+    assert all(parameter.is_meta for parameter in model.parameters())
 
 
 def loss_and_gradient_norms(model, *, autocast=False):

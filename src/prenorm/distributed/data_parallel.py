@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -17,6 +18,7 @@ from torch.distributed.tensor import DTensor, Shard
 from torch.nn.parallel import DistributedDataParallel
 
 from ..errors import ConfigError
+from ..layers.linear import Linear
 
 METHODS = ("forward", "loss", "hidden")  # of a model, those that gradients flow through
 REPLICA = "_replica"  # where a module keeps the DistributedDataParallel that it runs in
@@ -37,18 +39,26 @@ def shard(
     mesh: DeviceMesh,
     *,
     mp_policy: MixedPrecisionPolicy | None = None,
+    autocast_dtype: torch.dtype | None = None,
     reshard_after_forward: bool = True,
 ) -> nn.Module:
     """Shard parameters, gradients and optimiser state (FSDP2), block by block.
 
     mesh: one dim to shard over, or two: copies, and ranks to shard over.
+    autocast_dtype: of the autocast that the module runs in. The linear maps of its blocks are gathered in it, which
+    changes no bit of the results: autocast would round them after they are gathered, and does not round anything else.
     """
-    policy = MixedPrecisionPolicy() if mp_policy is None else mp_policy
+    wide = MixedPrecisionPolicy() if mp_policy is None else mp_policy
     ranks = mesh.size(mesh.ndim - 1)
-    options: dict[str, Any] = {"mesh": mesh, "mp_policy": policy, "shard_placement_fn": partial(_placement, ranks)}
+    options: dict[str, Any] = {"mesh": mesh, "shard_placement_fn": partial(_placement, ranks)}
     for block in _blocks(module):
-        fully_shard(block, **options, reshard_after_forward=reshard_after_forward)
-    fully_shard(module, **options)  # the outermost one stays gathered between the forward and the backward pass
+        policy = wide
+        if autocast_dtype is not None and _is_rounded_by_autocast(block):
+            policy = MixedPrecisionPolicy(autocast_dtype, torch.float32, cast_forward_inputs=False)
+            for part in _not_rounded_by_autocast(block):  # FSDP2 gathers what it shards together in one dtype
+                fully_shard(part, **options, mp_policy=wide, reshard_after_forward=False)
+        fully_shard(block, **options, mp_policy=policy, reshard_after_forward=reshard_after_forward)
+    fully_shard(module, **options, mp_policy=wide)  # the outermost one stays gathered between forward and backward
     for method in ("loss", "generate"):
         if hasattr(module, method):
             register_fsdp_forward_method(module, method)
@@ -57,21 +67,22 @@ def shard(
 
 @contextmanager
 def no_sync(module: nn.Module) -> Iterator[None]:
-    """Context manager: backward passes leave each rank its own gradients, which the next one outside adds and averages.
+    """Context manager: copies of the module do not average the gradients of these backward passes; the next one does.
 
-    For all micro-batches of a step but the last. It saves communication, and with FSDP2 costs the memory of whole
-    gradients. A module that is not spread over data ranks is left as it is.
+    For all micro-batches of a step but the last. It saves communication, and costs no memory: shards of FSDP2 are
+    scattered and added up in every backward pass, for otherwise each rank would keep whole gradients. A module that is
+    not spread over data ranks is left as it is.
     """
     replica = vars(module).get(REPLICA)
     if isinstance(replica, DistributedDataParallel):
         with replica.no_sync():
             yield
     elif isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(False)
+        module.set_requires_all_reduce(False)
         try:
             yield
         finally:
-            module.set_requires_gradient_sync(True)
+            module.set_requires_all_reduce(True)
     else:
         yield
 
@@ -143,6 +154,30 @@ def _blocks(module: nn.Module) -> Iterator[nn.Module]:
             yield from child
         else:
             yield from _blocks(child)
+
+
+def _is_rounded_by_autocast(block: nn.Module) -> bool:
+    """Whether autocast rounds the linear maps below a block, and they can be gathered without its other parameters."""
+    parameters = [parameter for _, parameter in block.named_parameters(remove_duplicate=False)]
+    shares = len(set(map(id, parameters))) < len(parameters)
+    return not (_has_own(block) or shares) and all(parameter.dtype == torch.float32 for parameter in parameters)
+
+
+def _not_rounded_by_autocast(module: nn.Module) -> Iterator[nn.Module]:
+    """The outermost modules below it that have parameters of their own and are no linear maps: its norms."""
+    for child in module.children():
+        if type(child) in (Linear, nn.Linear):
+            continue
+        if _has_own(child):
+            yield child
+        else:
+            yield from _not_rounded_by_autocast(child)
+
+
+def _has_own(module: nn.Module) -> bool:
+    """Whether it has parameters of its own, perhaps in a list, which FSDP2 does not take for a module."""
+    lists = (part for part in module.children() if isinstance(part, nn.ParameterList | nn.ParameterDict))
+    return any(next(part.parameters(recurse=False), None) is not None for part in (module, *lists))
 
 
 def _placement(ranks: int, parameter: nn.Parameter) -> Shard | None:

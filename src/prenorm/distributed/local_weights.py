@@ -4,6 +4,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard
@@ -44,8 +45,13 @@ def own(weight: DTensor) -> Tensor:
 
 
 def for_a_term(weight: DTensor) -> Tensor:
-    """A whole weight that each rank uses on its part of the heads, features or tokens: the gradients are summed."""
-    return collectives.copy(weight.to_local(), weight.device_mesh.get_group("tp"))
+    """A whole weight that each rank uses on its part of the heads, features or tokens.
+
+    The gradients are summed, in float32 or wider.
+    """
+    local = weight.to_local()
+    wide = local.to(torch.promote_types(local.dtype, torch.float32))
+    return collectives.copy(wide, weight.device_mesh.get_group("tp")).to(local.dtype)
 
 
 def on_first_rank(weight: DTensor) -> Tensor:

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 from typing import TypeVar
 
+import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy
@@ -22,6 +23,7 @@ def parallelize(
     *,
     styles: Mapping[str, ParallelStyle] | None = None,
     mp_policy: MixedPrecisionPolicy | None = None,
+    autocast_dtype: torch.dtype | None = None,
     reshard_after_forward: bool = True,
 ) -> Module:
     """The same module, in place, spread over the processes of a mesh with dims named "dp", "fsdp", "tp" or "pp".
@@ -36,8 +38,9 @@ def parallelize(
     for a mean over equally many numbers; `prenorm.distributed.gradients.loss_share` is the factor for any others.
 
     styles: for layers of your own, by name: `prenorm.distributed.tensor_parallel.SplitLayer`, or styles of PyTorch's.
-    mp_policy: the dtypes of FSDP2. reshard_after_forward: of FSDP2's blocks; False keeps them gathered for the
-    backward pass.
+    mp_policy: the dtypes of FSDP2. autocast_dtype: that of the autocast that the module will run in: FSDP2 then gathers
+    the linear maps of its blocks in it, with the same results, and reduces gradients in float32.
+    reshard_after_forward: of FSDP2's blocks; False keeps them gathered for the backward pass.
     Raises ConfigError for other dims, for layers that cannot be split that many ways, and where tp would split nothing.
     """
     names = mesh.mesh_dim_names or ()
@@ -45,6 +48,11 @@ def parallelize(
         raise ConfigError(
             f"the dims of a mesh must be named, from among {', '.join(AXES)}, but they are {list(names)}; "
             'init_device_mesh("cpu", (2, 2), mesh_dim_names=("fsdp", "tp")) names them.'
+        )
+    if mp_policy is not None and autocast_dtype is not None:
+        raise ConfigError(
+            f"the dtypes of FSDP2 follow from mp_policy or from autocast_dtype, but both are given: {mp_policy} and "
+            f"{autocast_dtype}; leave out one of them."
         )
     sizes = {name: mesh[name].size() if name in names else 1 for name in AXES}
     if sizes["dp"] * sizes["fsdp"] * sizes["tp"] == 1 and mp_policy is None:
@@ -70,5 +78,11 @@ def parallelize(
         data_parallel.replicate(module, mesh["dp"])
     elif with_fsdp:
         over = mesh[dims] if len(dims) > 1 else mesh[dims[0]]
-        data_parallel.shard(module, over, mp_policy=mp_policy, reshard_after_forward=reshard_after_forward)
+        data_parallel.shard(
+            module,
+            over,
+            mp_policy=mp_policy,
+            autocast_dtype=autocast_dtype,
+            reshard_after_forward=reshard_after_forward,
+        )
     return module

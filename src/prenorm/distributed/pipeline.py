@@ -38,7 +38,8 @@ class Pipeline:
     which takes the options): its parameters and its state dict are this process's share of the model's. One stage a
     process runs 1F1B, several run interleaved 1F1B (Narayanan et al. 2021, arXiv:2104.04473). All processes of a
     pipeline have the same micro-batches; activations and their gradients go from stage to stage.
-    autocast: makes the context that stages compute in. use_checkpointing: as in `TransformerLM.loss`.
+    autocast: makes the context that stages compute in. use_checkpointing: as in `TransformerLM.loss`. device: where
+    they compute, for a model that has no data yet (meta); otherwise it is the model's.
     Raises ConfigError for fewer layers than stages, and what `parallelize` raises.
     """
 
@@ -50,6 +51,7 @@ class Pipeline:
         stages_per_rank: int = 1,
         autocast: Callable[[], AbstractContextManager[Any]] = nullcontext,
         use_checkpointing: bool | int = False,
+        device: torch.device | None = None,
         **options: Any,
     ) -> None:
         names = mesh.mesh_dim_names or ()
@@ -58,7 +60,7 @@ class Pipeline:
                 f'a pipeline needs a mesh with a dim "pp", but this one has {list(names)}; '
                 "prenorm.distributed.mesh.make_mesh(Layout(pp=2)) makes one."
             )
-        self.mesh, self._group, self._device = mesh, mesh.get_group("pp"), model.device
+        self.mesh, self._group, self._device = mesh, mesh.get_group("pp"), device or model.device
         self._rank, self._ranks = mesh.get_local_rank("pp"), mesh["pp"].size()
         self._num_stages = self._ranks * stages_per_rank
         parts = split_into_stages(model, self._ranks, self._rank, stages_per_rank)

@@ -28,10 +28,15 @@ class Device(NamedTuple):
         """The number format, as the setting dtype names it."""
         return str(self.dtype).removeprefix("torch.") + ("-pure" if self.pure else "")
 
+    @property
+    def autocast_dtype(self) -> torch.dtype | None:
+        """What products are rounded to, while weights are in float32; None where everything has one format."""
+        return None if self.pure or self.dtype == torch.float32 else self.dtype
+
     def autocast(self) -> AbstractContextManager[None]:
         """Matrix products in `dtype`; weights, norms and the loss stay in float32. Nothing where `dtype` is pure."""
-        enabled = self.dtype != torch.float32 and not self.pure
-        return torch.autocast(self.device.type, self.dtype if enabled else torch.bfloat16, enabled=enabled)
+        dtype = self.autocast_dtype
+        return torch.autocast(self.device.type, dtype or torch.bfloat16, enabled=dtype is not None)
 
 
 def device_type(config: TrainConfig) -> str:

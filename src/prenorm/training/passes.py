@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..distributed.exchange import Group
 from ..distributed.processes import Processes
@@ -46,6 +47,13 @@ class Passes:
         self.loss_scale = LossScale() if device.dtype == torch.float16 else None
         self.use_checkpointing = config.checkpoint_activations and config.checkpoint_activations_every
         self.rows_at_once = config.micro_batch_size or config.batch_size // processes.place.layout.data_ranks
+
+    def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """Give a model that was built without data (meta) its weights, of which each comes whole, with its name.
+
+        Weights that do not come are not initialised.
+        """
+        raise AssertionError("the model of one process is built with its weights")
 
     def add_up_gradients(self, batch: Batch, step: int) -> float:
         """Leave the gradients of the mean loss over the whole batch's targets in the parameters, and give that loss.

@@ -4,12 +4,15 @@ from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
+from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import FSDPModule
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from ..distributed.checkpoints import gathered
 from ..distributed.data_parallel import no_sync
 from ..distributed.exchange import Group
+from ..distributed.fill import fill
 from ..distributed.gradients import clip_grad_norm_
 from ..distributed.parallelize import parallelize
 from ..distributed.pipeline import MicroBatch, Pipeline
@@ -37,11 +40,24 @@ class SpreadPasses(Passes):
                 stages_per_rank=self.config.pp_stages,
                 autocast=self.device.autocast,
                 use_checkpointing=self.use_checkpointing,
+                autocast_dtype=self.device.autocast_dtype,
+                device=self.device.device,
             )
             return
-        parallelize(self.model, mesh)
+        parallelize(self.model, mesh, autocast_dtype=self.device.autocast_dtype)
         if self.rounded:
-            parallelize(self.computing, mesh)
+            parallelize(self.computing, mesh, mp_policy=MixedPrecisionPolicy(reduce_dtype=torch.float32))
+
+    def fill(self, weights: Iterable[tuple[str, Tensor]]) -> None:
+        """As in `Passes`: this process keeps its part of each.
+
+        Raises ConfigError, in all processes, where they got different weights, such as those of two folders.
+        """
+        sample = fill(self.model, weights, self.device.device)
+        self.processes.compare({"the hash of the first weights": sample})
+        if self.rounded:
+            self.computing.to_empty(device=self.device.device)
+            self.rounded.follow()
 
     def run(self, micro_batches: Sequence[Rows], step: int) -> float:
         """As in `Passes`; in a pipeline all micro-batches are under way at once."""
@@ -92,7 +108,10 @@ class SpreadPasses(Passes):
         """As in `Passes`, where each process has the whole model."""
         layout = self.processes.place.layout
         if layout.fsdp * layout.tp * layout.pp > 1:
-            self.display.say("Blocks that are shared by processes are not compiled, so the run is slower.")
+            self.display.say(
+                f"Blocks are compiled where each process has them whole, but with {layout} processes share them: they "
+                f"are not compiled, and the run is slower. --dp {layout.world_size} alone would compile them."
+            )
             return
         self.processes.at(0, "compiling the blocks", patient=True)
         super().compile(batches, heldout)

@@ -51,14 +51,17 @@ def start_settings(given: Mapping[str, Any]) -> dict[str, Any]:
     return {**given, "preset": preset, "context": context, "tokenizer": tokenizer, **sizes}
 
 
-def starting_model(config: TrainConfig, tokenizer: Tokenizer, end_ids: Sequence[int]) -> TransformerLM:
-    """The model in the folder `start_from`, in float32, with the run's dropout; `end_ids` end its texts, too.
+def starting_model(
+    config: TrainConfig, tokenizer: Tokenizer, end_ids: Sequence[int], *, dtype: torch.dtype | None = torch.float32
+) -> TransformerLM:
+    """The model in the folder `start_from`, with the run's dropout; `end_ids` end its texts, too.
 
+    dtype: of its weights; None for that of the files, of which large ones are mapped and not read.
     Raises CheckpointError for a folder that does not open, and ConfigError for one whose model is not that of the
     settings, or cannot be trained.
     """
     folder = Path(config.start_from).expanduser()
-    loaded = TransformerLM.from_pretrained(folder, dtype=torch.float32)
+    loaded = TransformerLM.from_pretrained(folder, dtype=dtype)
     _check_trainable(kind_of(loaded), folder)
     _check_sizes(loaded.config, config.model, folder)
     _check_vocabulary(tokenizer, loaded.config.vocab_size, folder)

@@ -4,12 +4,9 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
-
-import numpy as np
-import torch
 
 from ..checkpoint.together import Source
 from ..distributed.checkpoints import Parts, group_for_checkpoints
@@ -18,6 +15,7 @@ from ..errors import CheckpointError, PrenormError
 from ..models.lm import TransformerLM
 from .batch_file import write_batch
 from .batches import Batch, TrainingBatches
+from .build import build_model, build_without_data
 from .config import TrainConfig
 from .device import Device
 from .display import Display
@@ -29,9 +27,7 @@ from .optimizer import MuonAndAdamW
 from .passes import Passes
 from .precision import check_finite
 from .schedule import learning_rate_scale
-from .start import starting_model
 from .text_start import TextStart
-from .tokenizer import vocabulary_size
 from .tokens import TextData
 from .utilisation import Utilisation, product_rate
 from .watch import Watch
@@ -55,9 +51,16 @@ class Trainer:
         processes: what has the others, where this is one of several that train one model.
         """
         self.config, self.data, self.device, self.display, self.processes = config, data, device, display, processes
-        model = build_model(config, data, resumed=resumed).to(device.device)
+        layout = processes.place.layout
+        shared = layout.fsdp * layout.tp * layout.pp > 1  # no process has more of the model in memory than its part
+        if shared:
+            model, weights = build_without_data(config, data, resumed=resumed)
+        else:
+            model, weights = build_model(config, data, resumed=resumed).to(device.device), ()
         config.layout(processes.launch.world_size, model.config)  # the vocabulary is known now
         self.passes = _passes_of(processes)(model, config, device, display, processes)
+        if shared:
+            self.passes.fill(weights)
         self.model, self.computing, self.loss_scale = self.passes.model, self.passes.computing, self.passes.loss_scale
         self.group = group_for_checkpoints(config.timeout)
         self.optimizer = MuonAndAdamW(self.model, config)
@@ -67,7 +70,6 @@ class Trainer:
         self.text_start = TextStart(data.tokenizer)
         self.evaluated = 0  # the newest step after which there was a glance at the held-out text
         self.product_rate = product_rate(device)
-        layout = processes.place.layout
         self.utilisation = Utilisation(self.passes.sizes, self.product_rate * layout.world_size)
         self.short_steps = int(config.short_share * config.steps) if config.short_context else 0
         share = (processes.place.data_rank, layout.data_ranks)  # of the rows of every batch
@@ -290,17 +292,3 @@ def _passes_of(processes: Processes) -> type[Passes]:
     from .spread_passes import SpreadPasses  # with PyTorch's engines, which take a second to load
 
     return SpreadPasses
-
-
-def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -> TransformerLM:
-    """The model of a run with its first weights: those of `start_from`, or new ones that follow from the seed.
-
-    A new model's vocabulary is the tokenizer's. resumed: the weights may be any.
-    """
-    torch.manual_seed(int(np.random.SeedSequence([config.seed, 0]).generate_state(1, np.uint64)[0]))
-    if config.start_from and not resumed:
-        return starting_model(config, data.tokenizer, data.end_ids).train()
-    size = config.model.vocab_size if config.start_from else vocabulary_size(data.tokenizer)
-    model = TransformerLM(replace(config.model, vocab_size=size))
-    model.eos_token_ids = data.end_ids
-    return model.train()

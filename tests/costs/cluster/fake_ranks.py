@@ -7,7 +7,7 @@ import traceback
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -113,7 +113,7 @@ class Peak(TorchDispatchMode):
 
     def _meet(self, tensor: Any) -> None:
         local = tensor._local_tensor if isinstance(tensor, DTensor) else tensor
-        if isinstance(local, Tensor):
+        if isinstance(local, Tensor) and local.device.type != "meta":
             storage = local.untyped_storage()
             self._known.setdefault(storage._cdata, StorageWeakRef(storage))
 
@@ -153,7 +153,7 @@ Run = tuple[Callable[[], object], Callable[[], list[Tensor]]]
 
 def _plain(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, fake: Any) -> Run:
     """Micro-batches one after the other; and DistributedDataParallel's buckets."""
-    parallelize(model, mesh)
+    parallelize(model, mesh, autocast_dtype=_autocast_dtype(plan))
     replica = vars(model).get(data_parallel.REPLICA)
     seen: dict[int, Tensor] = {}
 
@@ -181,7 +181,14 @@ def _plain(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, fake
 def _pipelined(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, fake: Any) -> Run:
     """The stages of the rank; and the buffers for what it receives."""
     options: dict[str, Any] = {"stages_per_rank": plan.pp_stages, "use_checkpointing": plan.every}
-    pipeline = Pipeline(model, mesh, autocast=lambda: _autocast(plan), **options)
+    options["autocast_dtype"] = _autocast_dtype(plan)
+
+    @contextmanager
+    def computing() -> Iterator[None]:
+        with fake, _autocast(plan):  # the schedule itself needs the values of numbers that it hands to stages
+            yield
+
+    pipeline = Pipeline(model, mesh, autocast=computing, **options)
     batches = [MicroBatch(ids, ids, None, 1.0) for _ in range(plan.micro_batches)]
     shape = (*ids.shape, model.config.d_model)
 
@@ -198,6 +205,13 @@ def _pipelined(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, 
             stage._mesh_cache.update_from_tensors((x,))
         return torch_stage._StageForwardMeta(torch_stage.extract_tensor_metas((x,)))
 
+    backward = torch_stage.PipelineStage.backward_one_chunk
+
+    def backward_on_fake_tensors(*args: Any, **keywords: Any) -> Any:
+        with fake:
+            return backward(*args, **keywords)
+
+    torch_stage.PipelineStage.backward_one_chunk = backward_on_fake_tensors
     torch_stage.PipelineStage._recv_meta = received
     torch_stage.PipelineStage._send_meta = lambda *_: None
     pipeline._sum = lambda losses: 0.0  # a fake loss has no value
@@ -214,6 +228,10 @@ def _pipelined(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, 
         ]
 
     return lambda: pipeline.add_up_gradients(batches), buffers
+
+
+def _autocast_dtype(plan: Plan) -> torch.dtype | None:
+    return torch.bfloat16 if plan.dtype == "bfloat16" else None
 
 
 def _autocast(plan: Plan) -> Any:

@@ -19,6 +19,7 @@ from .fake_ranks import alone, run_a_step
 
 SIZES = {"vocab_size": 8192, "d_model": 512, "num_layers": 4, "num_heads": 8, "num_kv_heads": 4, "d_ff": 1408}
 BFLOAT16 = {"dtype": "bfloat16"}
+PHASES = ("forward", "backward")
 WIDE_VOCABULARY = {"vocab_size": 32768, "num_layers": 2, "d_ff": 512}
 
 
@@ -35,7 +36,7 @@ def plan_of(config, layout, *, micro_batches=1, dtype="float32", every=0, pp_sta
     )
 
 
-def check(layout, *, pp_rank=0, micro_batches=1, dtype="float32", every=0, pp_stages=1, within=0.05, **options):
+def check(layout, *, pp_rank=0, micro_batches=1, dtype="float32", every=0, pp_stages=1, **options):
     config = ModelConfig(**{**SIZES, **options})
     plan = plan_of(config, layout, micro_batches=micro_batches, dtype=dtype, every=every, pp_stages=pp_stages)
     rank = Stages(plan, pp_rank)
@@ -44,7 +45,7 @@ def check(layout, *, pp_rank=0, micro_batches=1, dtype="float32", every=0, pp_st
         counted[one.axis, one.kind, one.bytes] += one.count
     peak, found = alone(run_a_step, config, plan, pp_rank)
     assert counted == found
-    assert peak_of(rank)["total"] == pytest.approx(peak, rel=within)
+    assert peak_of(rank)["total"] == pytest.approx(peak, rel=0.05)
 
 
 @pytest.mark.sampled(8)
@@ -76,7 +77,7 @@ def test_a_rank_of_256_has_the_collectives_that_are_counted_and_the_bytes_within
     [
         (Layout(pp=4, dp=64), 1, {"micro_batches": 4, "every": 1}),
         (Layout(pp=4, dp=8, fsdp=8), 2, {"every": 1, **BFLOAT16}),
-        (Layout(pp=4, fsdp=16, tp=4), 3, {"every": 1, "within": 0.07}),  # 6.8 % too low: a head more is there
+        (Layout(pp=4, fsdp=16, tp=4), 3, {"every": 1}),
         (Layout(pp=2, dp=128), 0, {"pp_stages": 2}),
         (Layout(pp=2, dp=128), 1, {"pp_stages": 2}),
         (Layout(pp=4, dp=64), 3, {"tie_embeddings": True}),
@@ -92,11 +93,15 @@ def test_a_stage_of_256_ranks_has_the_collectives_that_are_counted_and_the_bytes
 def test_a_block_of_llama_3_8b_gathers_its_parameters_in_each_pass_and_the_sequence_twice():
     config = ModelConfig.preset("llama-3-8b")
     plan = plan_of(config, Layout(fsdp=32, tp=8), dtype="bfloat16")
-    found = {(one.axis, one.phase, one.kind): (one.count, one.bytes) for one in block_collectives(plan)}
-    matrices, norms = 218_103_808, 2 * 4096  # norms are whole on every tensor-parallel rank
-    parameters = 1, (matrices // 8 + norms) * 4
-    assert found["fsdp", "forward", "all_gather"] == found["fsdp", "backward", "all_gather"] == parameters
-    assert found["fsdp", "step", "reduce_scatter"] == parameters
+    all_of_them = block_collectives(plan)
+    found = {(one.axis, one.phase, one.kind): (one.count, one.bytes) for one in all_of_them if one.axis == "tp"}
+    gathers = [one for one in all_of_them if (one.axis, one.kind) == ("fsdp", "all_gather")]
+    gathered = {phase: [(one.count, one.bytes) for one in gathers if one.phase == phase] for phase in PHASES}
+    scattered = [(one.count, one.bytes) for one in all_of_them if one.kind == "reduce_scatter" and one.axis == "fsdp"]
+    matrices, norm = 218_103_808 // 8, 4096  # a norm is whole on every tensor-parallel rank, and stays gathered
+    assert gathered["forward"] == [(1, 2 * matrices), (1, 4 * norm), (1, 4 * norm)]
+    assert gathered["backward"] == [(1, 2 * matrices)]
+    assert scattered == [(1, 4 * matrices), (1, 4 * norm), (1, 4 * norm)]
     stream = 2 * 512 * 4096
     assert found["tp", "forward", "all_gather"] == found["tp", "backward", "reduce_scatter"] == (2, 4 * stream)
     assert found["tp", "forward", "reduce_scatter"] == found["tp", "backward", "all_gather"] == (2, 2 * stream)

@@ -11,7 +11,7 @@ from typing import Literal
 from ..activations import FLOAT32, chunk_rows
 from .plan import Plan
 from .stages import Stages
-from .tensors import Parameter, block_parameters, first_parameters, last_parameters
+from .tensors import Parameter, block_norms, block_parameters, first_parameters, last_parameters
 
 Kind = Literal["all_gather", "reduce_scatter", "all_reduce", "send"]
 Phase = Literal["forward", "backward", "step"]
@@ -55,7 +55,13 @@ def block_collectives(plan: Plan) -> list[Collective]:
     if layout.tp > 1:  # what is whole on all ranks is used by each for a term
         whole = [one.rows * one.columns * FLOAT32 for one in parameters if one.split == "none"]
         found += [_over("tp", plan, "backward", "all_reduce", 1, size) for size in whole]
-    return [*found, *_of_parameters(plan, parameters, gathers=("forward", "backward"))]
+    twice: tuple[Phase, ...] = ("forward", "backward")
+    if not plan.gathers_norms_apart:
+        return [*found, *_of_parameters(plan, parameters, gathers=twice, size=plan.wide)]
+    found += _of_parameters(plan, [one for one in parameters if not one.is_norm], gathers=twice, size=plan.size)
+    for norm in block_norms(plan.model):  # which stays gathered until the backward pass
+        found += _of_parameters(plan, norm, gathers=("forward",), size=plan.wide, in_pipeline=1)
+    return found
 
 
 def edge_collectives(stages: Stages) -> list[Collective]:
@@ -76,7 +82,7 @@ def edge_collectives(stages: Stages) -> list[Collective]:
             *(_over("tp", plan, "forward", "all_reduce", 1, k * left * FLOAT32) for k in (1, 2) if left),
             _over("tp", plan, "backward", "all_reduce", 1, stream),  # each rank has a term of the gradient
         ]
-    return [*found, *_of_parameters(plan, stages.edges, gathers=("forward",))]
+    return [*found, *_of_parameters(plan, stages.edges, gathers=("forward",), size=plan.wide)]
 
 
 def pipeline_collectives(stages: Stages) -> list[Collective]:
@@ -153,18 +159,26 @@ def _of_the_sequence(plan: Plan) -> Iterator[Collective]:
     yield _over("tp", plan, "backward", "reduce_scatter", 2, wide)
 
 
-def _of_parameters(plan: Plan, parameters: Sequence[Parameter], *, gathers: tuple[Phase, ...]) -> Iterator[Collective]:
-    """Data parallelism: shards are gathered before use, gradients scattered and reduced at the end of a step."""
+def _of_parameters(
+    plan: Plan, parameters: Sequence[Parameter], *, gathers: tuple[Phase, ...], size: int, in_pipeline: int = 0
+) -> Iterator[Collective]:
+    """Data parallelism: shards are gathered before use, as numbers of `size` bytes, and gradients are scattered.
+
+    In a pipeline gradients are scattered once a step. Those of copies are averaged once a step.
+    in_pipeline: how often shards are gathered in a step there. Default: kept from a backward to the next forward pass,
+    which then does without.
+    """
     layout = plan.layout
     if layout.fsdp > 1 and parameters:
         gathered = sum(one.gathered(layout) for one in parameters)
         if layout.pp == 1:
             for phase in gathers:
-                yield _over("fsdp", plan, phase, "all_gather", 1, gathered * plan.wide)
-        else:  # kept from a backward to the next forward pass, which then does without
-            times = plan.micro_batches + 1
-            yield _over("fsdp", plan, "step", "all_gather", times, gathered * plan.wide)
-        yield _over("fsdp", plan, "step", "reduce_scatter", 1, gathered * FLOAT32)
+                yield _over("fsdp", plan, phase, "all_gather", 1, gathered * size)
+        else:
+            times = in_pipeline or plan.micro_batches + 1
+            yield _over("fsdp", plan, "step", "all_gather", times, gathered * size)
+        scattered: Phase = "backward" if layout.pp == 1 else "step"
+        yield _over("fsdp", plan, scattered, "reduce_scatter", 1, gathered * FLOAT32)
     if layout.dp > 1 and parameters and not plan.is_replicated:
         mine = sum(one.sharded(layout) for one in parameters)
         yield _over("dp", plan, "step", "all_reduce", 1, mine * FLOAT32)

@@ -34,8 +34,8 @@ class Plan:
     optimizer: Optimizer = "adamw"
 
     wide: int = FLOAT32
-    """Bytes of a number outside matrix products, in the stream between blocks and in parameters that are gathered:
-    float32 in `prenorm train`, where products run under autocast. Others keep all but the master weights narrow."""
+    """Bytes of a number outside matrix products, such as in the stream between blocks and in norms: float32 in
+    `prenorm train`, where products run under autocast. Others keep all but the master weights narrow."""
 
     def __post_init__(self) -> None:
         for name in ("batch", "micro_batch", "context", "pp_stages"):
@@ -91,6 +91,16 @@ class Plan:
     def is_replicated(self) -> bool:
         """Whether the ranks hold whole copies of the model, so that DistributedDataParallel runs instead of FSDP2."""
         return self.layout.dp > 1 and self.layout.fsdp == self.layout.tp == self.layout.pp == 1
+
+    @property
+    def is_sharded(self) -> bool:
+        """Whether FSDP2 shards parameters, or makes the copies of parts of the model."""
+        return self.layout.data_ranks > 1 and not self.is_replicated
+
+    @property
+    def gathers_norms_apart(self) -> bool:
+        """Whether FSDP2 gathers linear maps in the dtype of products, and so each norm by itself."""
+        return self.size != self.wide
 
     @property
     def size(self) -> int:

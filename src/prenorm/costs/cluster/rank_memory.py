@@ -2,8 +2,8 @@
 
 The peak is in the loss, in the backward pass of a block, in that of the embedding, or in the optimiser's step. Counted
 is what distributed/ does with PyTorch's ops, as in memory.py; tests/costs/cluster/test_ranks.py runs it on ranks and
-tensors that do not exist, and finds these numbers within 5 % (in one case, named there, 6.8 %). What an allocator keeps
-for reuse, the libraries, and the buffers of collectives come on top.
+tensors that do not exist, and finds these numbers within 5 %. What an allocator keeps for reuse, the libraries, and the
+buffers of collectives come on top.
 """
 
 from collections.abc import Iterator, Sequence
@@ -51,7 +51,8 @@ class _Rank:
         self.part = self.stream // layout.tp  # of a stream that is split
         self.local = _local(model, layout.tp)
         self.head = -(-model.vocab_size // layout.tp) * model.d_model if stages.is_last else 0  # numbers
-        self.accumulates = plan.micro_batches > 1
+        # Whether gradients that are not scattered yet stay from one micro-batch to the next.
+        self.accumulates = plan.micro_batches > 1 and (layout.pp > 1 or not plan.is_sharded)
         mine, block = [*stages.blocks, *stages.edges], block_parameters(model, layout.tp)
         self.weights = FLOAT32 * sum(one.sharded(layout) for one in mine)
         once = (
@@ -60,6 +61,7 @@ class _Rank:
         self.optimizer = 2 * self.weights + FLOAT32 * (len(mine) - sum(one.sharded(layout) + 1 for one in once))
         self.sharded_block = FLOAT32 * sum(one.sharded(layout) for one in block)
         self.whole_block, self.whole_edges = self._whole(block), self._whole(stages.edges)
+        self.gathered_block = self._gathered(self._in_use(block))
         self.flat_block = self._flat(block)
         kinds = blocks(
             self.local, min(plan.micro_batch, plan.rank_rows), plan.context, dtype=plan.dtype, kernels="pytorch"
@@ -83,8 +85,10 @@ class _Rank:
         """From step to step: weights, the optimiser's state, tokens, buffers; and what earlier micro-batches left."""
         plan, pp = self.plan, self.layout.pp
         gradients = self.weights if plan.is_replicated else 0  # its buckets
-        if self.accumulates:  # whole until they are scattered at the end of a step
+        if self.accumulates:
             gradients += self.whole_edges + self.num_layers * self.whole_block
+        elif plan.micro_batches > 1:
+            gradients += self.weights
         received = (not self.stages.is_first) + (not self.stages.is_last) if plan.pp_stages == 1 else 0
         if plan.pp_stages > 1:
             received = 2 * plan.pp_stages - self.stages.is_first - self.stages.is_last
@@ -120,7 +124,7 @@ class _Rank:
         loss = 2 * self.stream + self.head * FLOAT32 + self.tokens * INT64
         return self._with(
             activations=sum(self.kept) + self.stream + norm_bytes(model, self.tokens, "pytorch") + self._positions(),
-            gathered=self._gathered(self.whole_edges) + self.flat_block,
+            gathered=self._gathered(self.whole_edges) + (0 if self.plan.gathers_norms_apart else self.flat_block),
             autocast=self._autocast(),
             loss=loss + max(at_once + copies, self.head * FLOAT32),
         )
@@ -136,10 +140,11 @@ class _Rank:
     def _autocast(self) -> int:
         """Weights of blocks that run again, which autocast keeps in its dtype to the end of the forward pass.
 
-        It keeps none of tensor parallelism's, which are parts of a parameter.
+        It keeps none of FSDP2's, which are gathered in that dtype, nor of tensor parallelism's, which are parts of a
+        parameter.
         """
         plan = self.plan
-        if not plan.every or plan.dtype != "bfloat16" or self.layout.tp > 1:
+        if not plan.every or plan.dtype != "bfloat16" or self.layout.tp > 1 or plan.is_sharded:
             return 0
         again = sum(1 for layer in self.stages.layers if (layer + 1) % plan.every == 0)
         return again * self.size * (attention_matrices(self.model) + feed_forward_matrices(self.model))
@@ -147,7 +152,8 @@ class _Rank:
     def _in_the_blocks(self) -> Iterator[Bytes]:
         """In the backward pass of each block, at the end of its feed-forward."""
         # The first gradient that is made, unless it is added to one that is there already.
-        down = 0 if self.accumulates else FLOAT32 * self.model.d_model * self.local.d_ff
+        size = self.size if self.plan.is_sharded else FLOAT32
+        down = 0 if self.accumulates else size * self.model.d_model * self.local.d_ff
         on_the_way = self.stream + 2 * self.tokens * self.local.d_ff * self.size
         gradients = 0 if self.accumulates else self.head * FLOAT32
         held = sum(self.kept)
@@ -159,9 +165,9 @@ class _Rank:
             yield self._with(
                 activations=held + self.inside[layer] + on_the_way,
                 gradients=gradients + down + scattered,
-                gathered=self._gathered(self.whole_edges + together * self.whole_block) + self.flat_block,
+                gathered=self._gathered(self.whole_edges) + together * self.gathered_block + self.flat_block,
             )
-            gradients += 0 if self.accumulates else self.sharded_block
+            gradients += self.sharded_block if self.plan.micro_batches == 1 else 0
 
     def _in_the_embedding(self) -> Bytes:
         """At the end of the backward pass, when the embedding's gradient is made, and added to a tied head's."""
@@ -169,10 +175,11 @@ class _Rank:
         gradients = embedding
         if not self.accumulates:
             tied = 2 * FLOAT32 * self.head * self.model.tie_embeddings
-            gradients = self.whole_edges + tied + self.num_layers * self.sharded_block
-        return self._with(
-            activations=self.stream, gradients=gradients, gathered=self._gathered(self.whole_edges + self.whole_block)
-        )
+            gradients = self.whole_edges + tied
+        if self.plan.micro_batches == 1:
+            gradients += self.num_layers * self.sharded_block
+        gathered = self._gathered(self.whole_edges) + self.gathered_block
+        return self._with(activations=self.stream, gradients=gradients, gathered=gathered)
 
     def _in_the_step(self) -> Bytes:
         """In the optimiser's step."""
@@ -197,15 +204,22 @@ class _Rank:
     def _whole(self, parameters: Sequence[Parameter]) -> int:
         return FLOAT32 * sum(one.held(self.layout.tp) for one in parameters)
 
+    def _in_use(self, block: Sequence[Parameter]) -> int:
+        """The parameters of a block as FSDP2 gathers them: linear maps in the dtype of products."""
+        return sum(one.held(self.layout.tp) * (FLOAT32 if one.is_norm else self.size) for one in block)
+
     def _gathered(self, size: int) -> int:
         """What FSDP2 makes for use, of this size, where it runs: without a second data axis it is a copy."""
-        return size if self.layout.data_ranks > 1 and not self.plan.is_replicated else 0
+        return size if self.plan.is_sharded else 0
 
     def _flat(self, parameters: Sequence[Parameter]) -> int:
-        """The buffer that shards are gathered in, which stays until the next one; a pipeline gathers less often."""
+        """The buffer that shards are gathered in, which stays until the next one; a pipeline gathers less often.
+
+        The next one may be a norm's, which hardly counts.
+        """
         if self.layout.fsdp == 1 or self.layout.pp > 1:
             return 0
-        return self.plan.wide * sum(one.gathered(self.layout) for one in parameters)
+        return self.size * sum(one.gathered(self.layout) for one in parameters)
 
 
 def _local(model: Architecture, tp: int) -> Architecture:

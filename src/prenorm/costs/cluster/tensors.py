@@ -7,6 +7,7 @@ along its second where distributed/data_parallel.py says so. Counted is the firs
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Literal
 
 from ...distributed.layout import Layout
@@ -23,6 +24,7 @@ class Parameter:
     columns: int
     split: Split
     is_matrix: bool = True
+    is_norm: bool = False
 
     def held(self, tp: int) -> int:
         """Numbers of a tensor-parallel rank."""
@@ -55,18 +57,30 @@ def block_parameters(model: Architecture, tp: int) -> tuple[Parameter, ...]:
     tp: ranks; where they are more than the key heads, each has keys and values whole.
     """
     kv: Split = "none" if model.num_kv_heads % tp else "rows"
-    d, norm = model.d_model, [_vector(model.d_model)] * model.norm_vectors
+    d, norms = model.d_model, block_norms(model)
+    first, others, of_heads = norms[0], norms[1 : model.norms], norms[model.norms :]
     return (
-        *norm,
+        *first,
         *_linear(model.query_width, d, "rows", bias=model.qkv_bias),
         *_linear(model.kv_width, d, kv, bias=model.qkv_bias),
         *_linear(model.kv_width, d, kv, bias=model.qkv_bias),
         *_linear(d, model.query_width, "columns", bias=model.o_bias),
-        *_qk_norms(model),
-        *norm * (model.norms - 1),
+        *chain(*of_heads, *others),
         *(one for _ in range(1 + model.gated) for one in _linear(model.d_ff, d, "rows", bias=model.ffn_bias)),
         *_linear(d, model.d_ff, "columns", bias=model.ffn_bias),
     )
+
+
+def block_norms(model: Architecture) -> list[list[Parameter]]:
+    """The parameters of each norm of a block: those of the stream, and then those of queries and keys, if it has them.
+
+    The latter are the same for all heads wherever tensor parallelism is possible.
+    """
+    norms = [[_vector(model.d_model)] * model.norm_vectors] * model.norms
+    if model.qk_norm == "per_head":
+        return [*norms, *([_vector(model.head_dim)] * heads for heads in (model.num_heads, model.num_kv_heads))]
+    sizes = {"": (), "shared": (model.head_dim,) * 2}.get(model.qk_norm, (model.query_width, model.kv_width))
+    return [*norms, *([_vector(size)] * model.norm_vectors for size in sizes)]
 
 
 def first_parameters(model: Architecture) -> list[Parameter]:
@@ -88,12 +102,4 @@ def _linear(rows: int, columns: int, split: Split, *, bias: bool) -> Iterator[Pa
 
 
 def _vector(size: int) -> Parameter:
-    return Parameter(size, 1, "none", is_matrix=False)
-
-
-def _qk_norms(model: Architecture) -> list[Parameter]:
-    """Norms of queries and keys, which are the same for all heads wherever tensor parallelism is possible."""
-    if model.qk_norm == "per_head":
-        return [_vector(model.head_dim)] * (model.num_heads + model.num_kv_heads)
-    sizes = {"": (), "shared": (model.head_dim,) * 2}.get(model.qk_norm, (model.query_width, model.kv_width))
-    return [_vector(size) for size in sizes for _ in range(model.norm_vectors)]
+    return Parameter(size, 1, "none", is_matrix=False, is_norm=True)
