@@ -2,6 +2,7 @@
 
 import dataclasses
 import operator
+from collections import defaultdict
 from typing import Any, Protocol, cast, runtime_checkable
 
 from torch import nn
@@ -64,9 +65,11 @@ class LanguageModel(Protocol):
 def has_untouched_parts(modules: list[nn.Module]) -> bool:
     """Whether all modules below the model (the first) are unmodified prenorm modules, without overridden methods."""
     parts = [module for module in modules[1:] if type(module) is not nn.ModuleList]
-    own = ((type(module), name) for module in modules for name in vars(module))
+    own: dict[type[nn.Module], set[str]] = defaultdict(set)
+    for module in modules:
+        own[type(module)].update(vars(module))
     return all(FORWARDS.get(type(part)) is type(part).forward for part in parts) and not any(
-        callable(getattr(kind, name, None)) for kind, name in own
+        callable(getattr(kind, name, None)) for kind, names in own.items() for name in names
     )
 
 
