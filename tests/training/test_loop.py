@@ -194,7 +194,7 @@ def test_a_device_that_is_not_there_is_refused_and_the_folder_is_free_again(tiny
 
 
 # Learning rates with which the first evaluation is the best.
-WORSE = {"muon_lr": 1.0, "embedding_lr": 10.0, "head_lr": 5.0, "vector_lr": 1.0}
+WORSE = {"muon_lr": 5.0, "embedding_lr": 30.0, "head_lr": 20.0, "vector_lr": 5.0}
 RESUMED = {
     "float16, average, adamw": {
         "dtype": "float16",

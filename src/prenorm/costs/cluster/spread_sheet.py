@@ -18,7 +18,7 @@ from .rank_memory import rank_bytes
 from .stages import Stages, all_stages
 from .step_time import model_flops_utilisation, step_seconds
 
-REACHED = 0.70  # of the rates in hardware.py: the median over the published runs, which a test works out again
+REACHED = 0.71  # of the rates in hardware.py: the median over the published runs, which a test works out again
 
 
 def spread_sheet(
