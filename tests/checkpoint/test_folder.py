@@ -115,6 +115,31 @@ def test_mixed_dtypes_are_declared_as_one_that_loses_nothing(tmp_path):
     assert equal(load(tmp_path).tensors, tensors)
 
 
+@pytest.mark.parametrize(
+    ("other", "part", "named", "becomes"),
+    [
+        (torch.float32, "lm_head", "bfloat16", torch.bfloat16),
+        (torch.float32, "embed_tokens", None, torch.float32),
+        (torch.float16, "q_proj", "auto", torch.float32),
+        (torch.float16, "mlp", "float16", torch.float16),
+        (torch.float32, "norm", "bfloat16", None),  # which are not multiplied by another matrix
+    ],
+)
+def test_matrices_that_are_stored_in_several_dtypes_get_one(saved, other, part, named, becomes):
+    path = saved / "model.safetensors"
+    stored = {name: t.to(other if part in name else torch.bfloat16) for name, t in load_file(path).items()}
+    save_file(stored, path, {"format": "pt"})
+    edit(saved / "config.json", dtype=named, torch_dtype=named, prenorm_save_id=None)
+    model = TransformerLM.from_pretrained(saved)
+    found = {parameter.dtype for parameter in model.parameters()}
+    assert found == ({torch.bfloat16, other} if becomes is None else {becomes})
+    with torch.no_grad():
+        assert model(TOKENS).isfinite().all()
+        if becomes is not None:
+            theirs = AutoModelForCausalLM.from_pretrained(saved, dtype=becomes)
+            assert torch.equal(theirs.model.embed_tokens.weight, model.embedding.weight)
+
+
 def test_a_model_is_loaded_in_the_dtype_asked_for(saved):
     expected = {name: tensor.double() for name, tensor in tensors_of(config()).items()}
     assert equal(load(saved, dtype=torch.float64, device="cpu").tensors, expected)

@@ -12,7 +12,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("shapes_unchecked")]
 logging.disable_progress_bar()
 logging.set_verbosity_error()
 
-FOLDERS = 20  # of a family; some are of a kind that transformers itself does not open
+FOLDERS = 25  # of a family; about half are of a kind that transformers itself does not open, or that is refused
 
 
 @pytest.mark.filterwarnings("ignore")  # what transformers says of odd settings
@@ -25,4 +25,4 @@ def test_a_random_folder_gives_the_numbers_of_transformers_or_is_refused(family,
     alone = {seed: each.why for seed, each in outcomes.items() if each.what == "ours alone"}
     assert all("ValidationError" in why for why in alone.values()), alone
     counts = Counter(each.what for each in outcomes.values())
-    assert counts["same"] >= FOLDERS // 3, counts
+    assert counts["same"] >= FOLDERS // 5, counts

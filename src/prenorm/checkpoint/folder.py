@@ -13,8 +13,9 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from .files import Content, file_in, json_content, read_json
-from .fit import check_fit
+from .fit import FLOATS, check_fit
 from .generation_config import GENERATION_CONFIG, read_generation_config
+from .header import DTYPES
 from .layouts import (
     LAYOUTS,
     OURS,
@@ -119,6 +120,8 @@ def load(
 ) -> Checkpoint[ModelConfig]:
     """Read the model in a folder, its tensors in `dtype` (None: as stored) on `device` (None: CPU).
 
+    Matrices and biases that are stored in several dtypes cannot be multiplied as they are: they and the norms then have
+    the dtype that config.json names, as in transformers, or the widest of theirs.
     Headers are compared with the config before anything is allocated. Raises CheckpointError for an incomplete folder,
     for tensors that are missing, unexpected or of the wrong shape, and for a config that is not fully understood.
     """
@@ -137,6 +140,9 @@ def load(
         came_from = Source(path.resolve(), own, generation, eos_token_ids, read_tokenizer_files(path), number)
         naming = naming_of(layout, kind, number)
         used = check_fit(config, weights.found, hugging_face=True, source=str(path), kind=kind, naming=naming)
+        if dtype is None and kind is None:
+            norms = {one.hugging_face for one in parameters_of(config, kind, naming) if "norm" in one.name}
+            dtype = _dtype_of_all({weights.found[name][0] for name in used if name not in norms}, own)
         whole = [name for name in used if name.endswith((PACKED, SCALES, SHAPE))]
         stored = weights.read(whole, None, device)
         as_stored = kept_as_stored(parameters_of(config, kind, naming))
@@ -147,6 +153,15 @@ def load(
         if kind is not None:
             tensors = from_rows(config, kind, tensors, str(path))
         return Checkpoint(config, tensors, eos_token_ids, kind, came_from, weights.mapped)
+
+
+def _dtype_of_all(stored: set[str], fields: Mapping[str, Any]) -> torch.dtype | None:
+    """The dtype of all weights; None where those that are multiplied have one already."""
+    if len(stored) == 1:
+        return None
+    named = fields.get("dtype") or fields.get("torch_dtype")
+    given = [DTYPES[name] for name in FLOATS if str(DTYPES[name]) == f"torch.{named}"]
+    return given[0] if given else functools.reduce(torch.promote_types, (DTYPES[name] for name in stored))
 
 
 def _check_tied_head(

@@ -63,8 +63,8 @@ class GenerativeModel(nn.Module):
     ) -> Model:
         """The model in a folder written by `save_pretrained`, or by another program in the same layout, in eval mode.
 
-        dtype None: as stored. Raises CheckpointError, by name, for anything in the folder that is missing, unexpected
-        or not understood, and for weights beyond the range of dtype.
+        dtype None: as stored, unless matrices are stored in several. Raises CheckpointError, by name, for anything in
+        the folder that is missing, unexpected or not understood, and for weights beyond the range of dtype.
         """
         loaded = cls.checkpoint.load(folder, dtype=dtype, device=device)
         with torch.device("meta"):  # no memory and no random numbers for weights that are about to be replaced
