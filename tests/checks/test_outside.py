@@ -197,7 +197,7 @@ def verdict_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[s
         yield functools.cache(lambda source, name: pool.submit(judged, str(written(source, name)), name).result())
 
 
-@pytest.mark.sampled(10)
+@pytest.mark.long
 @pytest.mark.parametrize("name", HABITS)
 def test_a_habit_is_no_fault(name, verdict_of):
     verdict = verdict_of(RIGHT + HABITS[name], name)
