@@ -33,16 +33,13 @@ def pages() -> list[Path]:
 
 def written(text: str) -> str:
     """A page with its tables as the results have them."""
-    return PLACE.sub(lambda place: place[1] + "\n".join(["", *_tables(place[2]), ""]) + place[3], text)
+    return PLACE.sub(lambda place: place[1] + "\n".join([*_tables(place[2]), ""]) + place[3], text)
 
 
 def _tables(name: str) -> list[str]:
     if name == "summary":
         return summary()
-    lines = []
-    for result in results(name):
-        lines += [where(result), "", *TABLES[name](result), ""]
-    return lines
+    return [line for result in results(name) for line in ("", where(result), "", *TABLES[name](result), "")]
 
 
 def results(benchmark: str) -> list[dict[str, Any]]:
@@ -238,7 +235,8 @@ def _of_decode(result: dict[str, Any]) -> Found:
 
 
 def _of_llama(result: dict[str, Any]) -> Found:
-    return _of_rates(result, "llama.cpp")
+    found = _of_rates(result, "llama.cpp")
+    return [each for each in found if each[0].startswith("decoding") and not each[1].startswith("int")]
 
 
 def _of_steps(result: dict[str, Any]) -> Found:
