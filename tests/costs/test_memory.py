@@ -20,6 +20,7 @@ SIZES = {
     "gpt2": (family_config("gpt2", d_model=64, num_layers=3, head_dim=16, d_ff=256, vocab_size=300), 4, 128),
     "gemma2": (family_config("gemma2", d_model=64, head_dim=16, d_ff=256, vocab_size=300), 4, 128),
     "divided": (family_config("cohere", num_layers=1, vocab_size=9000, tie_embeddings=True), 4, 128),
+    "wide head": (family_config("cohere", num_layers=1, vocab_size=9000, d_model=512), 1, 64),
     "olmo2": (family_config("olmo2", d_model=64, head_dim=16, d_ff=256, vocab_size=300), 4, 128),
     "window": (ModelConfig(vocab_size=300, d_model=16, num_layers=1, num_heads=1, d_ff=32, window=50), 1, 512),
 }
@@ -60,7 +61,7 @@ def tracked_peak(config, batch, context, dtype, every, optimizer):
         *[("few tokens", "float32", "adamw", 0), ("few tokens", "bfloat16", "muon", 0)],
         *[("gpt2", "float32", "adamw", 0), ("gpt2", "bfloat16", "muon", 1)],
         *[("gemma2", "float32", "adamw", 0), ("gemma2", "bfloat16", "muon", 1)],
-        *[("divided", "float32", "adamw", 0), ("olmo2", "bfloat16", "muon", 1)],
+        *[("divided", "float32", "adamw", 0), ("wide head", "bfloat16", "adamw", 0), ("olmo2", "bfloat16", "muon", 1)],
         *[("window", "float32", "muon", 1), ("window", "bfloat16", "adamw", 0)],
     ],
 )

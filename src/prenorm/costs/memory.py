@@ -69,8 +69,10 @@ def _in_the_loss(model: Architecture, batch: int, context: int, dtype: Dtype, ev
     residual, head = tokens * model.d_model, model.vocab_size * model.d_model
     kept = saved(model, batch, context, dtype=dtype, kernels="pytorch", every=every)
     rows = min(tokens, chunk_rows(model.vocab_size))
-    if model.finishes_logits:  # in its backward pass: three tensors the size of a chunk's logits
-        return sum(kept.values()) + residual * FLOAT32 + 3 * FLOAT32 * rows * model.vocab_size
+    if model.finishes_logits:  # in its backward pass: three tensors the size of a chunk's logits, or one and the head's
+        chunk = FLOAT32 * rows * model.vocab_size  # gradient, in float32 that of the chunk before, too
+        gradients = FLOAT32 * head * (1 + (tokens > rows and size == FLOAT32))
+        return sum(kept.values()) + residual * FLOAT32 + max(3 * chunk, chunk + gradients)
     if called:  # in its backward pass: three tensors the size of a chunk's logits, and the saved logits of all chunks
         logits = FLOAT32 * (3 * rows + tokens) * model.vocab_size - kept["loss"]
         return sum(kept.values()) + residual * FLOAT32 + logits + (residual * size if dtype == "bfloat16" else 0)
