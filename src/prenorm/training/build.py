@@ -19,8 +19,8 @@ from .tokens import TextData
 def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -> TransformerLM:
     """The model of a run with its first weights: those of `start_from`, or new ones that follow from the seed.
 
-    A new model's vocabulary is the tokenizer's. resumed: the weights may be any. Afterwards torch's generator is where the
-    seed puts it, whatever was drawn, so that it is the same in a resumed run.
+    A new model's vocabulary is the tokenizer's. resumed: the weights may be any.
+    Afterwards torch's generator is where the seed puts it, whatever was drawn, so that it is the same in a resumed run.
     """
     _seed(config)
     if config.start_from and not resumed:
