@@ -160,7 +160,10 @@ def _is_rounded_by_autocast(block: nn.Module) -> bool:
     """Whether autocast rounds the linear maps below a block, and they can be gathered without its other parameters."""
     parameters = [parameter for _, parameter in block.named_parameters(remove_duplicate=False)]
     shares = len(set(map(id, parameters))) < len(parameters)
-    return not (_has_own(block) or shares) and all(parameter.dtype == torch.float32 for parameter in parameters)
+    # A layer that tensor parallelism has split takes all weights below it at once, before norms could be gathered.
+    split = [layer for layer in block.modules() if "forward" in vars(layer)]
+    apart = not any(True for layer in split for _ in _not_rounded_by_autocast(layer))
+    return apart and not (_has_own(block) or shares) and all(one.dtype == torch.float32 for one in parameters)
 
 
 def _not_rounded_by_autocast(module: nn.Module) -> Iterator[nn.Module]:

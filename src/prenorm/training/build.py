@@ -20,13 +20,15 @@ def build_model(config: TrainConfig, data: TextData, *, resumed: bool = False) -
     """The model of a run with its first weights: those of `start_from`, or new ones that follow from the seed.
 
     A new model's vocabulary is the tokenizer's. resumed: the weights may be any.
+    Afterwards torch's generator is where the seed puts it, whatever was drawn, so that it is the same in a resumed run.
     """
+    _seed(config)
     if config.start_from and not resumed:
         return starting_model(config, data.tokenizer, data.end_ids).train()
     model = _new_model(config, data).to_empty(device="cpu")
     if not resumed:
-        _seed(config)
         initialise(model, model.config.num_layers)
+        _seed(config)
     return model
 
 
@@ -35,8 +37,9 @@ def build_without_data(
 ) -> tuple[TransformerLM, Iterable[tuple[str, Tensor]]]:
     """The same model on the meta device, and its weights by name: whole, one at a time, on the CPU.
 
-    resumed: none.
+    resumed: none. The generator is as after `build_model` once all weights were taken.
     """
+    _seed(config)
     model = _new_model(config, data)
     if resumed:
         return model, ()
@@ -61,6 +64,7 @@ def _new_weights(config: TrainConfig, sizes: ModelConfig) -> Iterator[tuple[str,
         model = TransformerLM(sizes)
     _seed(config)
     yield from first_weights(model, sizes.num_layers)
+    _seed(config)
 
 
 def _seed(config: TrainConfig) -> None:

@@ -63,6 +63,7 @@ def check(layout, *, pp_rank=0, micro_batches=1, dtype="float32", every=0, pp_st
         (Layout(fsdp=64, tp=4), {"every": 2, "micro_batches": 2, **BFLOAT16}),
         (Layout(fsdp=32, tp=8), {"tie_embeddings": True, "vocab_size": 2004}),
         (Layout(fsdp=64, tp=4), {"qk_norm": True, "qkv_bias": True, "o_bias": True}),
+        (Layout(fsdp=64, tp=4), {"qk_norm": True, **BFLOAT16}),
         (Layout(dp=8, fsdp=8, tp=4), {"every": 1}),
         (Layout(dp=64, tp=4), BFLOAT16),
     ],

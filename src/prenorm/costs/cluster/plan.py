@@ -99,8 +99,16 @@ class Plan:
 
     @property
     def gathers_norms_apart(self) -> bool:
-        """Whether FSDP2 gathers linear maps in the dtype of products, and so each norm by itself."""
-        return self.size != self.wide
+        """Whether FSDP2 gathers linear maps in the dtype of products, and so each norm by itself.
+
+        Norms in a layer that tensor parallelism splits cannot be gathered by themselves.
+        """
+        return self.size != self.wide and not (self.layout.tp > 1 and self.model.qk_norm)
+
+    @property
+    def gathered_size(self) -> int:
+        """Bytes of a number of a linear map that FSDP2 gathers."""
+        return self.size if self.gathers_norms_apart else self.wide
 
     @property
     def size(self) -> int:

@@ -152,7 +152,7 @@ class _Rank:
     def _in_the_blocks(self) -> Iterator[Bytes]:
         """In the backward pass of each block, at the end of its feed-forward."""
         # The first gradient that is made, unless it is added to one that is there already.
-        size = self.size if self.plan.is_sharded else FLOAT32
+        size = self.plan.gathered_size if self.plan.is_sharded else FLOAT32
         down = 0 if self.accumulates else size * self.model.d_model * self.local.d_ff
         on_the_way = self.stream + 2 * self.tokens * self.local.d_ff * self.size
         gradients = 0 if self.accumulates else self.head * FLOAT32
@@ -205,8 +205,9 @@ class _Rank:
         return FLOAT32 * sum(one.held(self.layout.tp) for one in parameters)
 
     def _in_use(self, block: Sequence[Parameter]) -> int:
-        """The parameters of a block as FSDP2 gathers them: linear maps in the dtype of products."""
-        return sum(one.held(self.layout.tp) * (FLOAT32 if one.is_norm else self.size) for one in block)
+        """The parameters of a block as FSDP2 gathers them."""
+        size = self.plan.gathered_size
+        return sum(one.held(self.layout.tp) * (FLOAT32 if one.is_norm else size) for one in block)
 
     def _gathered(self, size: int) -> int:
         """What FSDP2 makes for use, of this size, where it runs: without a second data axis it is a copy."""
@@ -219,7 +220,7 @@ class _Rank:
         """
         if self.layout.fsdp == 1 or self.layout.pp > 1:
             return 0
-        return self.size * sum(one.gathered(self.layout) for one in parameters)
+        return self.plan.gathered_size * sum(one.gathered(self.layout) for one in parameters)
 
 
 def _local(model: Architecture, tp: int) -> Architecture:
