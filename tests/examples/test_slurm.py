@@ -30,7 +30,7 @@ def test_its_layout_fits_and_its_flags_exist(capsys):
     flags = cost.parse(flags_of("cost"))
     assert cost.run(flags) == 0
     assert "1,024 x h100-sxm" in capsys.readouterr().out
-    assert (flags.fsdp, flags.tp) == (512, 2)
+    assert (flags.dp, flags.fsdp) == (2, 512)
 
 
 def test_it_trains_with_settings_that_exist_and_with_the_batch_that_it_asked_the_cost_of():
