@@ -22,7 +22,6 @@ from ..errors import CheckpointError
 from .files import listed, name_text
 from .header import DTYPES, Header, TensorInfo, dtype_name, read_header, version_of
 from .mapped import views_of
-from .pages import fresh
 
 # Of a tensor that changes its dtype or device on the way: so few that torch casts them on the thread that read them.
 # Larger buffers, freed between tensors that stay, leave holes in the heap: with 16 MB a gigabyte takes 1.3.
@@ -151,15 +150,10 @@ def _read(
     """One tensor. start: where the bytes of the first one begin. Several threads may read from the file at once."""
     stored, place = DTYPES[info.dtype], start + info.begin
     try:
-        on_cpu = device.type == "cpu"
-        tensor = (
-            fresh(info.shape, dtype or stored)
-            if on_cpu
-            else torch.empty(info.shape, dtype=dtype or stored, device=device)
-        )
-    except (RuntimeError, OSError) as error:
+        tensor = torch.empty(info.shape, dtype=dtype or stored, device=device)
+    except RuntimeError as error:
         raise CheckpointError(f"{source} does not fit into memory: {error}.") from error
-    if on_cpu and tensor.dtype == stored:
+    if device.type == "cpu" and tensor.dtype == stored:
         _fill(file, place, _bytes(tensor), source)
         return tensor
     flat = tensor.view(-1)
