@@ -67,11 +67,13 @@ inline Floats add_products(BFloat16s x, BFloat16s w, Floats sum) {
 
 // In a register from here on. A compiler may read memory again in each product that it multiplies with, which takes
 // longer than the product where a vector crosses two cache lines.
-inline void keep(Floats &v) {
+inline void keep([[maybe_unused]] Floats &v) {
 #if defined(__AVX512F__)
     asm("" : "+v"(v));
 #elif defined(__SSE2__)
     asm("" : "+x"(v));
+#elif defined(__aarch64__)
+    asm("" : "+w"(v));
 #endif
 }
 inline void keep(Pair &pair) { keep(pair.first), keep(pair.second); }
