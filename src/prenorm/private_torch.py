@@ -62,7 +62,8 @@ for _name in ("_parameters", "_buffers", "_modules", "_forward_hooks", "_forward
 
 def set_group_timeout(timeout: timedelta, group: "ProcessGroup") -> None:
     """How long a collective of a group waits; without a way to say it half an hour, as a DeviceMesh makes groups."""
-    set_timeout = getattr(torch.distributed.distributed_c10d, "_set_pg_timeout", None)
+    older = getattr(torch.distributed.distributed_c10d, "_set_pg_timeout", None)
+    set_timeout = getattr(torch.distributed, "set_timeout", older)  # public since torch 2.14
     if set_timeout is not None:
         set_timeout(timeout, group)
 

@@ -193,6 +193,7 @@ def _pipelined(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, 
     shape = (*ids.shape, model.config.d_model)
 
     torch_stage: Any = pipelining.stage
+    schedules: Any = pipelining.schedules
 
     def received(stage: Any, source: int) -> Any:
         """What stages tell each other of their tensors before they begin."""
@@ -211,6 +212,12 @@ def _pipelined(model: TransformerLM, mesh: DeviceMesh, plan: Plan, ids: Tensor, 
         with fake:
             return backward(*args, **keywords)
 
+    def ask_each_other(schedule: Any, stages: Any, *_: Any) -> None:
+        """Stages tell each other shapes, which schedules refuse with a fake group from torch 2.14 on."""
+        for stage in stages:
+            stage._inference_mode = schedules.InferenceMode.DYNAMIC
+
+    schedules._PipelineSchedule._warmup_p2p = ask_each_other
     torch_stage.PipelineStage.backward_one_chunk = backward_on_fake_tensors
     torch_stage.PipelineStage._recv_meta = received
     torch_stage.PipelineStage._send_meta = lambda *_: None
