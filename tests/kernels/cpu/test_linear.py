@@ -59,7 +59,10 @@ def test_values_and_gradients_are_right(leading, d_in, d_out, layout, seed, bias
         return  # the formula's
     for actual, expected in zip(run(kernel.linear, *given), oracle(*given), strict=True):
         assert actual.shape == expected.shape
-        assert_rounding_alone(actual, expected, dtype)
+        if dtype == torch.bfloat16:  # summed in float32 and rounded once
+            assert_rounding_alone(actual, expected, dtype, terms=1)
+        else:
+            assert_rounding_alone(actual, expected, dtype)
 
 
 @every_dtype
