@@ -53,6 +53,18 @@ def fails_while_others_wait(rank, *, victim, how, mark):
     Group._reduced = reducing
 
 
+def fails_while_others_are_slow_to_tell(rank, *, victim, mark):
+    """Rank `victim` hangs; the others take their time from the error of a collective to their word of it."""
+    fails(rank, victim=victim, step=3, phase="backward", how=sleeps, mark=mark)
+    failed = Group.failed
+
+    def slowly(self, error):
+        time.sleep(1.5)
+        return failed(self, error)
+
+    Group.failed = slowly  # type: ignore[method-assign]
+
+
 def fails_in_the_writing(rank, *, victim, how, mark):
     """Rank `victim` dies or hangs in the thread that writes its part of the second checkpoint."""
     wait, calls = CheckpointWriter.save, []
@@ -151,6 +163,15 @@ def test_a_process_that_fails_while_it_writes_a_checkpoint_is_named(flags, tmp_p
     command = Command([*flags, "--timeout", TIMEOUT], 2, tmp_path, before=failing)
     assert_others_name(command, victim, mark, r"step \d, ")
     assert read_state(complete_checkpoints(tmp_path / "run")[-1]).step == 2
+
+
+@pytest.mark.long
+def test_one_that_waits_is_not_named_while_its_collective_fails(flags, tmp_path):
+    """On a busy machine a second passes between the error of a collective and the word of it."""
+    mark = tmp_path / "mark"
+    failing = functools.partial(fails_while_others_are_slow_to_tell, victim=1, mark=mark)
+    command = Command([*flags, "--timeout", TIMEOUT], 4, tmp_path, before=failing)
+    assert_others_name(command, 1, mark, "step 3, backward")
 
 
 @pytest.mark.long

@@ -193,22 +193,32 @@ class Heartbeat:
         for rank, seen in others:
             if read - seen.at > self._timeout:
                 self._end_by(rank, f"it has not answered for {self._timeout:g} s: stopped, or out of reach")
-        if read - self._seen[self._rank].moved_at > self._timeout and not self._spot.patient:
-            self._end_by(self._culprit(), f"it has not moved on for {self._timeout:g} s")
-        if self._cut_off_at and now - self._cut_off_at > GRACE_SECONDS:
+        stuck = read - self._seen[self._rank].moved_at - self._timeout
+        if stuck > 0 and not self._spot.patient:
+            self._end_by_culprit(f"it has not moved on for {self._timeout:g} s", stuck)
+        cut_off = now - self._cut_off_at - GRACE_SECONDS
+        if self._cut_off_at and cut_off > 0:
             rank, seen = min(others, key=lambda other: other[1].at)
             if read - seen.at > 2.5 * self._interval:
                 self._end_by(rank, f"it has not answered for {read - seen.at:.0f} s")
-            self._end_by(self._culprit(), "a collective with it failed")
+            self._end_by_culprit("a collective with it failed", cut_off)
 
-    def _culprit(self) -> int:
-        """The rank that all others wait for: not in a collective itself, and furthest behind."""
+    def _end_by_culprit(self, what: str, seconds: float) -> None:
+        """End this process by the rank that all others wait for: in no collective itself, and furthest behind.
+
+        seconds: for how long it has been so. Several ranks may look as if they were in none: DDP's collectives run
+        below Python, and an error takes time to come out of one. They fail at about the same time, so that one rank is
+        left a few beats later.
+        """
 
         def order(rank: int) -> tuple[bool, bool, int, int]:
             spot, beat = self._seen[rank].spot, self._seen[rank].beat
             return beat.is_cut_off, beat.is_waiting, spot.step, spot.moves
 
-        return min(range(len(self._seen)), key=order)
+        beats = [seen.beat for seen in self._seen]
+        if sum(not (beat.is_cut_off or beat.is_waiting) for beat in beats) > 1 and seconds < 2.5 * self._interval:
+            return
+        self._end_by(min(range(len(beats)), key=order), what)
 
     def _board_of(self, who: Identity, descriptor: int) -> OthersBoard | None:
         return OthersBoard(who.pid, descriptor) if self._here.machine and who.machine == self._here.machine else None
