@@ -59,7 +59,7 @@ def fails_while_others_are_slow_to_tell(rank, *, victim, mark):
     failed = Group.failed
 
     def slowly(self, error):
-        time.sleep(1.5)
+        time.sleep(1)
         return failed(self, error)
 
     Group.failed = slowly
