@@ -15,8 +15,7 @@ from typing import Any
 
 import torch
 
-from prenorm.kernels.cpu import native
-from prenorm.kernels.cpu.processor import AMD, ZEN_4, ZEN_5, features, processor
+from prenorm.kernels.cpu import native, processor
 
 BUSY = 0.15  # of the processors' time, before anything of ours runs
 RESULTS = Path(__file__).parent / "results"
@@ -24,16 +23,16 @@ RESULTS = Path(__file__).parent / "results"
 
 def describe() -> str:
     """Processor, threads and PyTorch's version, in one line."""
-    vendor, family = processor()
+    vendor, family = processor.processor()
     return f"{vendor} family {family}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
 def microarchitecture() -> str:
     """The processor's design, as it is called; its vendor and family where that is not known here."""
-    vendor, family = processor()
-    if vendor == AMD and family == ZEN_5:
+    vendor, family = processor.processor()
+    if vendor == processor.AMD and family == processor.ZEN_5:
         return "Zen 5"
-    if vendor == AMD and family == ZEN_4 and "avx512f" in features():
+    if vendor == processor.AMD and family == processor.ZEN_4 and "avx512f" in processor.features():
         return "Zen 4"
     return f"{vendor} family {family}"
 
