@@ -43,6 +43,7 @@ KERNELS = (
     skinny_linear.KERNEL,
     linear.KERNEL,
     linear.BFLOAT16_KERNEL,
+    linear.AUTOCAST_KERNEL,
     quantized_linear.KERNEL,
     matmul.KERNEL,
     decode_step.KERNEL,

@@ -104,6 +104,29 @@ class Looked(torch.Tensor):
     """A tensor of a class of its own."""
 
 
+@pytest.mark.skipif(bool(native.unavailable_reason()), reason=native.unavailable_reason())
+@pytest.mark.parametrize("bias", [False, True])
+@pytest.mark.parametrize("dtypes", [(torch.float32, torch.float32), (torch.bfloat16, torch.float32)])
+def test_in_autocast_inputs_are_rounded_as_pytorch_rounds_them(here, dtypes, bias):
+    x, weight, offset, grad = inputs(33, d_in=40, d_out=21, bias=bias)
+    given = (x.to(dtypes[0]), weight.to(dtypes[1]), offset, grad.bfloat16())
+    with torch.autocast("cpu", torch.bfloat16):
+        assert backends.choose("linear", *given[:3]) is kernel.autocast_linear
+        ours, theirs = run(F.linear, *given), run(torch.nn.functional.linear, *given)
+    rounded = oracle(*(None if one is None else one.bfloat16() for one in given))
+    assert [one.dtype for one in ours] == [one.dtype for one in theirs]
+    for actual, expected in zip(ours, rounded, strict=True):
+        assert_rounding_alone(actual.bfloat16(), expected, torch.bfloat16, terms=1)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_autocast_to_another_dtype_and_double_numbers_are_left_to_pytorch(here, dtype):
+    x, weight, bias, _ = inputs(33, d_in=40, d_out=21, dtype=dtype)
+    with torch.autocast("cpu", torch.float16 if dtype == torch.float32 else torch.bfloat16):
+        assert backends.choose("linear", x, weight, bias) is None
+    assert backends.choose("linear", x, weight, bias) is not kernel.autocast_linear
+
+
 @every_dtype
 def test_the_op_takes_it_where_it_suits(here, dtype):
     x, weight, bias, _ = inputs(40, d_in=8, d_out=6, dtype=dtype)  # fewer rows have a kernel of their own

@@ -28,6 +28,7 @@ get_num_threads = torch.get_num_threads
 
 # `make bench-linear` on Zen 4: one thread multiplies a row or two by a weight that fits the caches faster in MKL.
 FEW_ROWS, LARGE_WEIGHT = 4, 2**22
+ROUNDED = (torch.float32, torch.bfloat16)  # dtypes that autocast rounds to its own, or leaves
 
 
 def linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -46,19 +47,44 @@ def supports(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
     """
     return (
         (not REASON if x.dtype == torch.float32 else not BFLOAT16_REASON and is_there())
-        and (computes_now() or is_held_in_a_graph())
+        and weight.dtype == x.dtype
+        and (bias is None or bias.dtype == x.dtype)
+        and not torch.is_autocast_enabled("cpu")
+        and _fits(x, weight, bias)
+        and (x.dtype != torch.float32 or is_compiling() or get_num_threads() > 1 or _is_much(x, weight))
+    )
+
+
+def autocast_linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """As `linear`, of inputs that are rounded to bfloat16 first, as autocast rounds them."""
+    return linear(x.bfloat16(), weight.bfloat16(), None if bias is None else bias.bfloat16())
+
+
+def supports_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether autocast would round these ordinary tensors to bfloat16, which PyTorch multiplies slowly on this CPU."""
+    return (
+        not BFLOAT16_REASON
+        and is_there()
+        and torch.is_autocast_enabled("cpu")
+        and torch.get_autocast_dtype("cpu") == torch.bfloat16
+        and weight.dtype in ROUNDED
+        and (bias is None or bias.dtype in ROUNDED)
+        and _fits(x, weight, bias)
+    )
+
+
+def _fits(x: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return (
+        (computes_now() or is_held_in_a_graph())
         and type(x) in ORDINARY
         and type(weight) in ORDINARY
-        and weight.dtype == x.dtype
+        and (bias is None or type(bias) in ORDINARY)
         and weight.is_cpu
         and weight.ndim == 2
         and (weight.is_contiguous() or weight.t().is_contiguous())  # a slice would run oneDNN's slow reference code
-        and (bias is None or (type(bias) in ORDINARY and bias.dtype == x.dtype))
         and x.shape[-1] == weight.shape[-1]
-        and not torch.is_autocast_enabled("cpu")
         and x.numel() > 0
         and weight.numel() > 0
-        and (x.dtype != torch.float32 or is_compiling() or get_num_threads() > 1 or _is_much(x, weight))
     )
 
 
@@ -198,5 +224,17 @@ BFLOAT16_KERNEL = Kernel(
     unavailable_reason=bfloat16_unavailable_reason,
     in_library=True,
     gain="products of bfloat16 in C++, where PyTorch has none for the processor (make bench-avx2)",
+    fallback="PyTorch's product: some 4 times as long with AVX2",
+)
+
+AUTOCAST_KERNEL = Kernel(
+    op="linear",
+    devices=("cpu",),
+    dtypes=ROUNDED,
+    run=autocast_linear,
+    supports=supports_autocast,
+    unavailable_reason=bfloat16_unavailable_reason,
+    in_library=True,
+    gain="products in autocast to bfloat16 in C++, where PyTorch has none for the processor (make bench-avx2)",
     fallback="PyTorch's product: some 4 times as long with AVX2",
 )
