@@ -66,7 +66,8 @@ def _formula(
 
 
 def _check_options(causal: bool, window: int | None, dropout: float, softcap: float | None) -> None:
-    check_flag("causal", causal)
+    if not isinstance(causal, bool):
+        check_flag("causal", causal)
     check_window(window, causal=causal)
     if not 0 <= dropout < 1:
         check_dropout(dropout)
