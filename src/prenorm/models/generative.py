@@ -59,9 +59,10 @@ class GenerativeModel(nn.Module):
         Not where the forward in its place is running, and asks for the loss that it gives; nor where the model is
         spread over processes, whose own forward and hooks gather weights.
         """
-        replaced = vars(self).get("forward", type(self).forward)
-        is_hooked = self._forward_hooks or self._forward_pre_hooks
-        return (replaced is not forward or bool(is_hooked)) and not is_spread(self) and not _is_running(replaced)
+        is_replaced = "forward" in vars(self) or type(self).forward is not forward
+        if not (is_replaced or self._forward_hooks or self._forward_pre_hooks):
+            return False
+        return not is_spread(self) and not _is_running(self.forward)
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:
