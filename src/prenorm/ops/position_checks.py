@@ -23,7 +23,7 @@ def check_length(seq: int, max_seq_len: int) -> None:
 
 
 def check_broadcast(token_positions: Tensor, x: Tensor) -> None:
-    """Raise ShapeError unless the positions are integers that broadcast against x's (..., seq), which stays as it is."""
+    """Raise ShapeError unless the positions are integers that broadcast to the leading dims of x and its seq."""
     check_integers("token_positions", token_positions)
     rows = tuple(x.shape[:-1])
     ends = zip(token_positions.shape[::-1], rows[::-1], strict=False)

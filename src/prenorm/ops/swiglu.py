@@ -20,14 +20,14 @@ def swiglu(
 
 
 def silu_gate(gate: Float[Tensor, "*shape"], up: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """silu(gate) * up: how much of each number of `up` goes through. Raises ShapeError unless their shapes are equal."""
+    """silu(gate) * up: how much of each number of `up` goes through. Raises ShapeError for two shapes."""
     if kernel := backends.choose("silu_gate", gate, up):
         gated: Tensor = kernel(gate, up)
         return gated
     if gate.shape != up.shape:
         raise ShapeError(
-            f"gate and up must have one shape, but are {tuple(gate.shape)} and {tuple(up.shape)}; gate_proj and up_proj "
-            "must have the same d_ff."
+            f"gate and up must have one shape, but are {tuple(gate.shape)} and {tuple(up.shape)}; gate_proj and "
+            "up_proj must have the same d_ff."
         )
     return silu(gate) * up
 
