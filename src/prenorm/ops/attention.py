@@ -66,7 +66,7 @@ def _formula(
 
 
 def _check_options(causal: bool, window: int | None, dropout: float, softcap: float | None) -> None:
-    if not isinstance(causal, bool):
+    if causal not in (True, False):
         check_flag("causal", causal)
     check_window(window, causal=causal)
     if not 0 <= dropout < 1:
