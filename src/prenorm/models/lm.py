@@ -174,8 +174,8 @@ class TransformerLM(GenerativeModel):
 
         The model can no longer be trained: it is put in eval mode, and its parameters no longer require gradients. A
         tied head becomes a matrix of its own.
-        Raises ConfigError for other kinds, a model that is already quantised, and weights that are not finite; the
-        model is then unchanged.
+        Raises ConfigError for other kinds, a model that is already quantised, weights that are not finite, and layers
+        with hooks or a forward of their own; the model is then unchanged.
         """
         quantize_(self, kind)
         return self
