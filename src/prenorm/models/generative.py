@@ -24,6 +24,7 @@ from ..layers.sharded import is_spread
 from ..ops.cross_entropy import IGNORED, chunked_cross_entropy, cross_entropy, linear_cross_entropy
 from ..ops.linear import linear
 from ..private_torch import has_any_global_hook
+from .settings import check_settings
 
 Model = TypeVar("Model", bound="GenerativeModel")
 LINEAR_FORWARD = Linear.forward  # kept, so that a later replacement is noticed
@@ -95,7 +96,7 @@ class GenerativeModel(nn.Module):
         return model.requires_grad_(loaded.kind is None).eval()
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str | None = None) -> None:
-        """Write config.json and model.safetensors. Raises CheckpointError.
+        """Write config.json and model.safetensors. Raises CheckpointError, also for modules that are not the config's.
 
         max_shard_size: the most bytes of weights in a file, a number or a text such as "5GB"; where they are more,
         there are several files and an index. A model that was opened from a folder takes its generation_config.json
@@ -103,6 +104,7 @@ class GenerativeModel(nn.Module):
         A model that is sharded over processes is saved by all of them together: each gathers it, the first one writes.
         """
         check_unchanged(self.mapped)
+        check_settings(self, next(cls for cls in type(self).__mro__ if "checkpoint" in vars(cls)), self.config)
         kind = kind_of(self)
         given = {"kind": kind, "came_from": self.came_from, "max_shard_size": max_shard_size}
         options = {name: value for name, value in given.items() if value is not None}
