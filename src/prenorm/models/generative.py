@@ -57,8 +57,8 @@ class GenerativeModel(nn.Module):
     def gives_other_logits(self, forward: Callable[..., Any]) -> bool:
         """Whether calling the model may give other logits than this forward, so that the loss needs those of a call.
 
-        Not where the forward in its place is running, and asks for the loss that it gives; nor where the model is
-        spread over processes, whose own forward and hooks gather weights.
+        False while the forward that replaces it is running: that one gives the loss, and is asking for it here. False for
+        a model that is spread over processes: its forward and hooks only gather weights.
         """
         is_replaced = "forward" in vars(self) or type(self).forward is not forward
         if not (is_replaced or self._forward_hooks or self._forward_pre_hooks):
@@ -149,7 +149,7 @@ class GenerativeModel(nn.Module):
     ) -> Tensor:
         """The cross-entropy of the logits that calling the model gives, ignoring targets at padding.
 
-        Options are passed on where they ask for something: a forward of another's need not know them.
+        Only options that ask for something are passed on, because a subclass's forward need not know the others.
         """
         logits = self(*ids, **{name: value for name, value in options.items() if not (value is None or value is False)})
         if not isinstance(logits, Tensor) or logits.shape[:-1] != targets.shape:
@@ -205,11 +205,12 @@ def _is_row_by_row(head: nn.Module) -> bool:
 
 
 def _is_called_as_usual(module: nn.Module) -> bool:
+    """Whether its class has no `__call__` of its own."""
     return type(module).__call__ is nn.Module.__call__
 
 
 def _is_running(forward: Callable[..., Any]) -> bool:
-    """Whether it is among the functions that are running now, as is one that gives the loss."""
+    """Whether this function is running now, somewhere up the stack."""
     code, frame = getattr(inspect.unwrap(forward), "__code__", None), inspect.currentframe()
     while frame is not None and frame.f_code is not code:
         frame = frame.f_back
