@@ -57,8 +57,8 @@ class GenerativeModel(nn.Module):
     def gives_other_logits(self, forward: Callable[..., Any]) -> bool:
         """Whether calling the model may give other logits than this forward, so that the loss needs those of a call.
 
-        False while the forward that replaces it is running: that one gives the loss, and is asking for it here. False for
-        a model that is spread over processes: its forward and hooks only gather weights.
+        False while the forward that replaces it is running, which gives the loss and is asking for it here. False for a
+        model that is spread over processes, too: its forward and hooks only gather weights.
         """
         is_replaced = "forward" in vars(self) or type(self).forward is not forward
         if not (is_replaced or self._forward_hooks or self._forward_pre_hooks):
