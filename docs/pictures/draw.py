@@ -91,7 +91,7 @@ def house() -> str:
         kind = "maths" if names.split()[0] in ("blocks/", "layers/", "ops/", "kernels/") else "room"
         parts.append(f'<rect x="{left}" y="{top}" width="{width}" height="{tall}" class="{kind}"/>')
         parts += [text(left + 12, top + 22, names, "code")]
-        parts += [text(left + (12 if several else 150), top + (42 if several else 22), what, "small")]
+        parts += [text(left + (12 if several else 190), top + (42 if several else 22), what, "small")]
         top += tall
     note = "Each floor imports only from those below it; a test holds it to that. The blue floors are the block."
     parts.append(text(left, top + 24, note, "small"))

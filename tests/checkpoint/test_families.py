@@ -266,6 +266,8 @@ def test_another_order_of_gpt_2s_sums_is_the_same_maths(root):
 def test_a_model_that_is_another_now_is_not_saved_as_the_folder_said(root, tmp_path):
     ours = TransformerLM.from_pretrained(folder_of("mistral", root))
     ours.eos_token_ids, ours.config = (7,), dataclasses.replace(ours.config, window=20)
+    for block in ours.layers:
+        block.attn.window = 20
     ours.save_pretrained(tmp_path)
     opened = TransformerLM.from_pretrained(tmp_path)
     assert (opened.eos_token_ids, opened.config) == ((7,), ours.config)

@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 
 from prenorm import EncoderDecoder, EncoderDecoderConfig, Linear, ModelConfig, TransformerLM
+from prenorm.errors import ShapeError
 from prenorm.functional import cross_entropy
 
 from ..oracle.inputs import integers, randomise
@@ -120,6 +121,13 @@ class OnlyLow(TransformerLM):
         return low(super().forward(*given, **options))
 
 
+class LossInForward(TransformerLM):
+    """A model whose forward gives the loss, for a wrapper that calls nothing else."""
+
+    def forward(self, token_ids):
+        return self.loss(token_ids[:, :-1], token_ids[:, 1:])
+
+
 class OnlyLowTwins(EncoderDecoder):
     """The same for an encoder-decoder."""
 
@@ -171,6 +179,69 @@ def test_forward_counts_in_decoding(change, make, draft):
     assert model.generate(*prompts, **options) == wanted
     steps = list(model.stream(*prompts, **options))
     assert [list(reply) for reply in zip(*steps, strict=True)] == wanted
+
+
+def cautious(model):
+    """Logits that are changed, and nothing that is infinite."""
+    model.register_forward_hook(lambda module, given, logits: logits.tanh())
+    return model
+
+
+def later_tokens(model):
+    """A hook before the model that changes its token ids."""
+    model.register_forward_pre_hook(lambda module, given: (given[0].flip(-1), *given[1:]))
+    return model
+
+
+@pytest.mark.parametrize("make", [language_model, twins])
+@pytest.mark.parametrize("change", [overridden, replaced_forward, cautious, later_tokens])
+def test_forward_counts_in_the_loss(change, make):
+    model, given, _ = make()
+    randomise(model.double())
+    targets = integers(2, 7, limit=3, seed=2)
+    plain = model.loss(*given, targets)
+    wanted = cross_entropy(change(model)(*given), targets)
+    assert not torch.isclose(wanted, plain)
+    assert_exact(model.loss(*given, targets), array(wanted))
+    at_padding = torch.tensor([[0] * 5 + [-1] * 2, [0] * 7])
+    segments = {"segment_ids" if make is language_model else "target_segment_ids": at_padding}
+    wanted = cross_entropy(model(*given, **segments), targets.masked_fill(at_padding < 0, -100))
+    assert_exact(model.loss(*given, targets, **segments), array(wanted))
+
+
+def test_a_forward_may_give_the_loss():
+    model, (ids,), _ = language_model()
+    wanted = randomise(model.double()).loss(ids[:, :-1], ids[:, 1:])
+    model.__class__ = LossInForward
+    assert torch.equal(model(ids), wanted)
+    with pytest.raises(ShapeError, match=r"targets \(2, 6\), but it gives \(\)"):
+        model.loss(ids[:, :-1], ids[:, 1:])
+
+
+class MeanOfTheRow(nn.Module):
+    """A head that looks at the whole sequence."""
+
+    def __init__(self, head):
+        super().__init__()
+        self.head = head
+
+    def forward(self, x):
+        return self.head(x) + x.mean(-2, keepdim=True).sum(-1, keepdim=True) * torch.arange(VOCAB)
+
+
+class CalledTwice(Linear):
+    """A linear layer with a call of its own."""
+
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+@pytest.mark.parametrize("head", [MeanOfTheRow, lambda head: CalledTwice(D_MODEL, VOCAB)])
+def test_the_loss_calls_an_unknown_head_as_forward_does(head):
+    model, (ids,), _ = language_model()
+    model.lm_head = head(model.lm_head)
+    randomise(model.double())
+    assert_exact(model.loss(ids, ids), array(cross_entropy(model(ids), ids)))
 
 
 def test_a_hook_on_all_modules_reaches_the_head_in_the_loss():

@@ -5,6 +5,8 @@ import copy
 import numpy as np
 import pytest
 import torch
+from torch import nn
+from torch.nn.utils import prune
 
 from prenorm import ConfigError, ModelConfig, PrenormError, TransformerLM, use_backend
 from prenorm.functional import cross_entropy
@@ -240,6 +242,45 @@ def test_nothing_is_changed_where_it_is_refused():
         twice.quantize("int8")
     with pytest.raises(ConfigError, match="a quantised head has no floating-point weight"):
         _ = twice.head_weight
+
+
+class Negative(Linear):
+    """A linear layer with a forward of its own."""
+
+    def forward(self, x):
+        return -super().forward(x)
+
+
+def replaced(layer):
+    forward = layer.forward
+    layer.forward = lambda x: -forward(x)
+
+
+CHANGES = {
+    "a hook": lambda layer: layer.register_forward_hook(lambda module, given, y: -y),
+    "a hook before": lambda layer: layer.register_forward_pre_hook(lambda module, given: (3 * given[0],)),
+    "pruned": lambda layer: prune.l1_unstructured(layer, "weight", amount=0.5),
+    "a subclass": lambda layer: setattr(layer, "__class__", Negative),
+    "a forward": replaced,
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+@pytest.mark.parametrize("name", ["lm_head", "layers.1.attn.q_proj"])
+def test_what_a_layer_does_besides_its_product_is_not_lost(name, change):
+    model, ids = make(), integers(2, 5, limit=VOCAB)
+    CHANGES[change](model.get_submodule(name))
+    before = model(ids)
+    with pytest.raises(ConfigError, match=rf"would be lost, but {name}"):
+        model.quantize("int8")
+    assert torch.equal(model(ids), before)
+
+
+def test_an_adapter_around_a_layer_stays():
+    model, ids = make(), integers(2, 5, limit=VOCAB)
+    model.lm_head = nn.Sequential(model.lm_head, nn.Tanh())
+    assert model.quantize("int8")(ids).abs().max() <= 1
+    assert isinstance(model.lm_head[0], QuantizedLinear)
 
 
 def test_bytes_are_what_the_bits_say():

@@ -21,7 +21,7 @@ class AcceptFlags:
 
 
 def parse(argv: list[str]) -> AcceptFlags:
-    """The flags in a command line. Exits with a message when they are none."""
+    """The flags of a command line. Exits with a message if they are invalid."""
     flags: AcceptFlags = flags_from(AcceptFlags, argv, prog="prenorm accept")
     return flags
 

@@ -33,7 +33,7 @@ class New:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submit:
-    """Go on with the challenge: build, justify, harden."""
+    """Run the next stage of the challenge: build, justify or harden."""
 
     folder: Folder = Path()
     """The workspace."""
@@ -42,15 +42,15 @@ class Submit:
     """Answers to the open questions, as JSON: {"<id>": <number or letter>, ...}."""
 
     seed: Annotated[int | None, tyro.conf.arg(metavar="INT", help_behavior_hint="")] = None
-    """Draw the same questions, and the same fault, every time. Without it they are fresh."""
+    """Draw the same questions and the same fault every time. Default: others each time."""
 
     json: Json = False
-    """Print one JSON document, open questions included, and nothing else; nothing is asked."""
+    """Print one JSON document that includes the open questions, and ask nothing."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Status:
-    """How far a workspace is."""
+    """Show how far a workspace has got."""
 
     folder: Folder = Path()
     """The workspace."""
@@ -63,7 +63,7 @@ Flags = New | Submit | Status
 
 
 def parse(argv: list[str]) -> Flags:
-    """The flags in a command line. Exits with a message when they are none."""
+    """The flags of a command line. Exits with a message if they are invalid."""
     description = "Build a Transformer block, justify it, and find a fault in it."
     flags: Flags = flags_from(Flags, argv, prog="prenorm challenge", description=description)
     return flags

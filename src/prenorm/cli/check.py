@@ -32,10 +32,10 @@ class CheckFlags:
     """
 
     subject: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE.py:CLASS")]
-    """Or package.module:CLASS; a function that gives a block does as well. With --batch, what to look for."""
+    """Or package.module:CLASS, or a function that returns a block. With --batch, what to look for in each of them."""
 
     target: Annotated[Target | None, tyro.conf.arg(metavar="NAME")] = None
-    """Hold it to the conventions of one of these designs; without, they are reported only."""
+    """The design whose conventions must be met. By default conventions are reported, and are no faults."""
 
     build: Annotated[str | None, tyro.conf.arg(metavar="EXPR")] = None
     """How it is built, such as "Block(d_model, num_heads, d_ff, rope=RoPE(theta, head_dim, max_seq_len))". Beside the
@@ -47,7 +47,7 @@ class CheckFlags:
     positions mask added(mask) cos sin freqs_cis."""
 
     timeout: Annotated[float, tyro.conf.arg(metavar="SECONDS")] = 60.0
-    """Of one judgement."""
+    """The time for one block, all checks together."""
 
     format: Annotated[
         Literal["text", "json", "junit", "gradescope", "csv", "html"], tyro.conf.arg(metavar="FORMAT")
@@ -62,13 +62,13 @@ class CheckFlags:
 
 
 def parse(argv: list[str]) -> CheckFlags:
-    """The flags in a command line. Exits with a message when they are none."""
+    """The flags of a command line. Exits with a message if they are invalid."""
     flags: CheckFlags = flags_from(CheckFlags, argv, prog="prenorm check")
     return flags
 
 
 def run(flags: CheckFlags) -> int:
-    """Judge, and print the verdict. Gives the exit code."""
+    """Judge, print the verdict, and return the exit code."""
     if not 0 < flags.timeout <= DAY:
         raise ConfigError(f"--timeout must be more than 0 and at most {DAY} seconds, but it is {flags.timeout:g}.")
     form = "json" if flags.json else flags.format

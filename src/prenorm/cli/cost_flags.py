@@ -48,8 +48,8 @@ class CostFlags:
     """A memory size, such as 24GB, 80GiB or a number of bytes: adds the largest batch and context that fit."""
 
     gpus: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
-    """Train on so many devices of --device: memory, traffic, time and MFU of a step with the layout that --dp, --fsdp,
-    --tp and --pp give, or, without them, with the fastest one; and what is wrong with the others."""
+    """Train on this many devices of --device: memory, traffic, time and MFU of a step, with the layout that --dp,
+    --fsdp, --tp and --pp give or, without them, with the fastest one; and what is wrong with the others."""
 
     dp: Annotated[int | None, tyro.conf.arg(metavar="INT")] = None
     """Copies of the model, each with rows of its own. Default: what --fsdp, --tp and --pp leave of the devices."""
@@ -73,7 +73,7 @@ class CostFlags:
     """Checkpoint every k-th block; 0 for none. Default: none or every block, whichever fits and is faster."""
 
     optimizer: Literal["adamw", "muon"] = "adamw"
-    """The optimiser, with --gpus. Of muon the state is counted, but not what makes its updates orthogonal."""
+    """The optimiser, with --gpus. For muon the state is counted, but not the work that makes updates orthogonal."""
 
     product_flops: Annotated[float | None, tyro.conf.arg(metavar="FLOAT")] = None
     """Operations per second that large products reach on a device, with --gpus, such as 794.5e12."""

@@ -13,10 +13,10 @@ from .flags import flags_from
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class ExportFlags:
-    """Write a trained model, its tokenizer with it, as one GGUF file for llama.cpp, or as a Hugging Face folder."""
+    """Write a trained model and its tokenizer as one GGUF file for llama.cpp, or as a Hugging Face folder."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """A folder with config.json, weights and tokenizer.json: prenorm train leaves one."""
+    """A folder with config.json, weights and tokenizer.json: from prenorm train, for example."""
 
     gguf: Annotated[Path | None, tyro.conf.arg(metavar="FILE")] = None
     """Write this file, of a Llama, Qwen2 or Qwen3 with a byte-level BPE, as prenorm train makes. Needs the gguf
@@ -26,14 +26,14 @@ class ExportFlags:
     """Write this folder, which transformers opens with AutoModelForCausalLM and AutoTokenizer."""
 
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, tyro.conf.arg(metavar="DTYPE")] = None
-    """float32, bfloat16 or float16. Without it, as the weights are stored."""
+    """float32, bfloat16 or float16. Default: as the weights are stored."""
 
     max_shard_size: Annotated[str | None, tyro.conf.arg(metavar="BYTES")] = None
-    """With --folder: the most bytes of weights in a file, such as 5GB. Without it, one file."""
+    """With --folder: the most bytes of weights in a file, such as 5GB. Default: one file."""
 
 
 def parse(argv: list[str]) -> ExportFlags:
-    """The flags in a command line. Exits with a message when they are none."""
+    """The flags of a command line. Exits with a message if they are invalid."""
     flags: ExportFlags = flags_from(ExportFlags, argv, prog="prenorm export")
     return flags
 

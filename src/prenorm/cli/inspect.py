@@ -31,7 +31,7 @@ class InspectFlags:
 
 
 def parse(argv: list[str]) -> InspectFlags:
-    """The flags in a command line. Exits with a message when they are none."""
+    """The flags of a command line. Exits with a message if they are invalid."""
     flags: InspectFlags = flags_from(InspectFlags, argv, prog="prenorm inspect")
     return flags
 

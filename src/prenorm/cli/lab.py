@@ -23,31 +23,31 @@ Switch = Annotated[tyro.conf.FlagCreatePairsOff[bool], tyro.conf.arg(help_behavi
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Output:
-    """What every experiment is asked."""
+    """The flags of every experiment."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")]
-    """A folder for CSV, JSON, PNG and one HTML page: new, empty, or one where this was begun and stopped."""
+    """A folder for CSV, JSON, PNG and one HTML page: new or empty, or one in which this experiment was interrupted."""
 
     json: Switch = False
-    """Print what was found as one JSON document, and nothing else."""
+    """Print the findings as one JSON document, and nothing else."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sweep(Output):
-    """What every experiment with seeds is asked."""
+    """The flags of every experiment with seeds."""
 
     seed: int = 0
     """The first seed; the others follow it."""
 
     workers: Number = None
-    """Processes that measure, of one thread each. Without it, as many as there are cores."""
+    """Number of worker processes, of one thread each. Default: the number of cores."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Depth(Sweep):
     """Why does pre-norm train deeper? Eight variants, untrained and trained: ten minutes on two cores.
 
-    Stopped by Ctrl-C or otherwise, the same command goes on from where it was.
+    After an interruption, by Ctrl-C or otherwise, the same command continues where it stopped.
     """
 
     quick: Switch = False
@@ -85,16 +85,16 @@ class Rope(Sweep):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Attention:
-    """Who attends to whom, how the stream grows, and what each layer would say: a page for one prompt."""
+    """Attention weights, the residual stream and the prediction after each layer: a page for one prompt."""
 
     run: Annotated[tyro.conf.Positional[Path], tyro.conf.arg(metavar="RUN")]
-    """A folder with config.json, weights and tokenizer.json: prenorm train leaves one, Hugging Face has many."""
+    """A folder with config.json, weights and tokenizer.json: from prenorm train, or from Hugging Face."""
 
     prompt: Annotated[str, tyro.conf.arg(metavar="TEXT")]
-    """At most 64 tokens."""
+    """The text to run the model on, of at most 64 tokens."""
 
     out: Annotated[Path, tyro.conf.arg(metavar="DIR")] = Path("lab-attention")
-    """A folder for the page, and its figures as JSON and CSV: new, empty, or one of this command's."""
+    """A folder for the page, and its figures as JSON and CSV: new or empty, or one that this command wrote."""
 
     json: Switch = False
     """Print the figures as one JSON document, and nothing else."""
@@ -104,14 +104,14 @@ Flags = Depth | Norm | Activation | Checkpointing | Rope | Attention
 
 
 def parse(argv: list[str]) -> Flags:
-    """The flags in a command line. Exits with a message when they are none."""
+    """The flags of a command line. Exits with a message if they are invalid."""
     description = "Experiments with the parts of a Transformer block, measured on this machine."
     flags: Flags = flags_from(Flags, argv, prog="prenorm lab", description=description)
     return flags
 
 
 def run(flags: Flags) -> int:
-    """Run an experiment, and say where its page is. Gives the exit code."""
+    """Run an experiment, print where its page is, and return the exit code."""
     return _attention(flags) if isinstance(flags, Attention) else _run_experiment(flags)
 
 

@@ -18,7 +18,7 @@ COMMANDS = {
     "report": ("prenorm.cli.report", "Write one HTML page about a run, or about several side by side."),
     "accept": (
         "prenorm.cli.accept",
-        "Take the files of a model's folder as they are, where something has changed them.",
+        "Accept the changed files of a model's folder, and write its manifest anew.",
     ),
     "inspect": ("prenorm.cli.inspect", "Say what a model's folder holds, and why it would not be opened."),
     "export": ("prenorm.cli.export", "Write a trained model for llama.cpp, or as another Hugging Face folder."),

@@ -12,7 +12,7 @@ from ..ops.attention import scaled_dot_product_attention
 from ..ops.heads import merge_heads, split_heads
 from ..ops.masks import check_window
 from ..ops.rope import rotate
-from ..validation import attention_sizes, check_dropout
+from ..validation import attention_sizes, check_dropout, check_flag
 from .layer_cache import LayerCache, device_and_dtype
 from .linear import Linear
 from .norm import RMSNorm
@@ -47,6 +47,8 @@ class SelfAttention(nn.Module):
     ) -> None:
         super().__init__()
         num_kv_heads, head_dim = attention_sizes(d_model, num_heads, num_kv_heads, head_dim, rotary=rope is not None)
+        check_flag("causal", causal)
+        check_flag("qk_norm", qk_norm)
         check_window(window, causal=causal)
         check_dropout(dropout)
         if rope is not None and rope.head_dim != head_dim:

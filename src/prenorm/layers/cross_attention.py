@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from ..errors import ShapeError
 from ..ops.attention import scaled_dot_product_attention
 from ..ops.heads import merge_heads, split_heads
-from ..validation import attention_sizes, check_dropout
+from ..validation import attention_sizes, check_dropout, check_flag
 from .linear import Linear
 
 
@@ -32,6 +32,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         self.head_dim = attention_sizes(d_model, num_heads, None, None, rotary=False)[1]
         check_dropout(dropout)
+        check_flag("causal", causal)
         self.d_model, self.num_heads, self.dropout, self.causal = d_model, num_heads, dropout, causal
         self.q_proj = Linear(d_model, d_model, bias=True, device=device, dtype=dtype)
         self.k_proj = Linear(d_model, d_model, bias=True, device=device, dtype=dtype)

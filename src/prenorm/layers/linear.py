@@ -7,7 +7,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from ..ops.linear import linear
-from ..validation import check_size
+from ..validation import check_flag, check_size
 from .truncated_normal import truncated_normal_
 
 
@@ -28,6 +28,7 @@ class Linear(nn.Module):
         super().__init__()
         check_size("in_features", in_features)
         check_size("out_features", out_features)
+        check_flag("bias", bias)
         self.in_features, self.out_features = in_features, out_features
         self.weight = nn.Parameter(torch.empty(out_features, in_features, device=device, dtype=dtype))
         self.bias = nn.Parameter(torch.empty(out_features, device=device, dtype=dtype)) if bias else None

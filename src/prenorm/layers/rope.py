@@ -6,12 +6,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from ..ops.integers import check_integers
-from ..ops.position_checks import check_positions
+from ..ops.position_checks import check_broadcast, check_positions
 from ..ops.rope import rope_angles, rotate, row_lengths
 from ..ops.rope_frequencies import attention_factor, rope_frequencies
 from ..rope_scaling import RopeScaling
-from ..validation import check_number, check_size
+from ..validation import check_flag, check_number, check_size
 
 
 class RotaryEmbedding(nn.Module):
@@ -37,6 +36,7 @@ class RotaryEmbedding(nn.Module):
         check_size("head_dim", head_dim)
         check_size("max_seq_len", max_seq_len)
         check_number("theta", theta, above=0.0)
+        check_flag("interleaved", interleaved)
         self.head_dim, self.max_seq_len, self.theta = head_dim, max_seq_len, theta
         self.interleaved, self.scaling = interleaved, scaling
         self.attention_factor = attention_factor(scaling)
@@ -53,7 +53,7 @@ class RotaryEmbedding(nn.Module):
         """
         if token_positions is None:
             token_positions = torch.arange(x.shape[-2], device=x.device)
-        check_integers("token_positions", token_positions)
+        check_broadcast(token_positions, x)
         check_positions(token_positions, self.max_seq_len)
         return rotate(x, *self.cos_sin(token_positions, x.dtype), interleaved=self.interleaved)
 

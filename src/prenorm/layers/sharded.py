@@ -48,6 +48,11 @@ def may_gather(module: nn.Module) -> Iterator[None]:
         yield
 
 
+def is_spread(module: nn.Module) -> bool:
+    """Whether `prenorm.parallelize` or FSDP2 has put a forward or hooks of its own on the module."""
+    return "_replica" in vars(module) or type(module).__name__ != _plain_name(module)
+
+
 def has_sharded(module: nn.Module) -> bool:
     """Whether any of its parameters is sharded at the moment."""
     return _is_distributed() and any(map(is_sharded, module.parameters()))

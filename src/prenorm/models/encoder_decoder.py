@@ -98,12 +98,16 @@ class EncoderDecoder(GenerativeModel):
     ) -> Float[Tensor, ""]:
         """The mean cross-entropy in nats per token: targets[t] is the token after target_ids[t]; nothing is shifted.
 
-        Targets of -100 and targets at padding (negative target_segment_ids) are ignored.
+        Targets of -100 and targets at padding (negative target_segment_ids) are ignored. A forward of a subclass, and
+        hooks on the model, count.
         """
         check_gathered(self, "loss")
         check_integers("targets", targets)
-        segments = {"source_segment_ids": source_segment_ids, "target_segment_ids": target_segment_ids}
-        hidden = self.hidden(source_ids, target_ids, use_checkpointing=use_checkpointing, **segments)
+        options: dict[str, Any] = {"source_segment_ids": source_segment_ids, "target_segment_ids": target_segment_ids}
+        options["use_checkpointing"] = use_checkpointing
+        if self.gives_other_logits(FORWARD):
+            return self._loss_of_call((source_ids, target_ids), options, targets, target_segment_ids)
+        hidden = self.hidden(source_ids, target_ids, **options)
         return self._loss(hidden, targets, target_segment_ids, self.config.target_vocab_size)
 
     def hidden(

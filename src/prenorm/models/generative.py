@@ -1,5 +1,6 @@
 """What the language model and the encoder-decoder share: the head and its loss, generation options, model folders."""
 
+import inspect
 from collections.abc import Callable
 from pathlib import Path
 from types import MappingProxyType, ModuleType
@@ -12,16 +13,18 @@ from torch import Tensor, nn
 from ..checkpoint.mapped import Versions, check_unchanged
 from ..checkpoint.together import Source
 from ..checkpoint.whole import whole_tensors, written_once
-from ..errors import ConfigError
+from ..errors import ConfigError, ShapeError
 from ..generation import decoding
 from ..layers.embedding import Embedding
 from ..layers.linear import Linear
 from ..layers.plan import is_untouched
 from ..layers.quantized import QuantizedLinear, kind_of, prepare
 from ..layers.rope import RotaryEmbedding
-from ..ops.cross_entropy import IGNORED, chunked_cross_entropy, linear_cross_entropy
+from ..layers.sharded import is_spread
+from ..ops.cross_entropy import IGNORED, chunked_cross_entropy, cross_entropy, linear_cross_entropy
 from ..ops.linear import linear
 from ..private_torch import has_any_global_hook
+from .settings import check_settings
 
 Model = TypeVar("Model", bound="GenerativeModel")
 LINEAR_FORWARD = Linear.forward  # kept, so that a later replacement is noticed
@@ -48,7 +51,19 @@ class GenerativeModel(nn.Module):
 
     def runs_unmodified(self, forward: Callable[..., Any]) -> bool:
         """Whether calling the model runs only this forward, without hooks, so that decoding may bypass the call."""
-        return is_untouched(self, forward) and not self._forward_hooks and not has_any_global_hook()
+        is_hooked = self._forward_hooks or has_any_global_hook()
+        return is_untouched(self, forward) and _is_called_as_usual(self) and not is_hooked
+
+    def gives_other_logits(self, forward: Callable[..., Any]) -> bool:
+        """Whether calling the model may give other logits than this forward, so that the loss needs those of a call.
+
+        False while the forward that replaces it is running, which gives the loss and is asking for it here. False for a
+        model that is spread over processes, too: its forward and hooks only gather weights.
+        """
+        is_replaced = "forward" in vars(self) or type(self).forward is not forward
+        if not (is_replaced or self._forward_hooks or self._forward_pre_hooks):
+            return False
+        return not is_spread(self) and not _is_running(self.forward)
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:
@@ -81,7 +96,7 @@ class GenerativeModel(nn.Module):
         return model.requires_grad_(loaded.kind is None).eval()
 
     def save_pretrained(self, folder: str | Path, *, max_shard_size: int | str | None = None) -> None:
-        """Write config.json and model.safetensors. Raises CheckpointError.
+        """Write config.json and model.safetensors. Raises CheckpointError, also for modules that are not the config's.
 
         max_shard_size: the most bytes of weights in a file, a number or a text such as "5GB"; where they are more,
         there are several files and an index. A model that was opened from a folder takes its generation_config.json
@@ -89,6 +104,7 @@ class GenerativeModel(nn.Module):
         A model that is sharded over processes is saved by all of them together: each gathers it, the first one writes.
         """
         check_unchanged(self.mapped)
+        check_settings(self, next(cls for cls in type(self).__mro__ if "checkpoint" in vars(cls)), self.config)
         kind = kind_of(self)
         given = {"kind": kind, "came_from": self.came_from, "max_shard_size": max_shard_size}
         options = {name: value for name, value in given.items() if value is not None}
@@ -121,11 +137,29 @@ class GenerativeModel(nn.Module):
         vocab_size: int,
     ) -> Float[Tensor, ""]:
         """The cross-entropy of the head's logits, ignoring targets at padding."""
-        if segment_ids is not None and targets.shape == segment_ids.shape:  # other shapes are refused below
-            targets = targets.masked_fill(segment_ids < 0, IGNORED)
+        targets = _without_padding(targets, segment_ids)
         if self._head_is_matmul():
             return linear_cross_entropy(hidden, self.head_weight, targets)
-        return chunked_cross_entropy(self._head, hidden, targets, vocab_size=vocab_size)
+        if self.lm_head is None or _is_row_by_row(self.lm_head):
+            return chunked_cross_entropy(self._head, hidden, targets, vocab_size=vocab_size)
+        return cross_entropy(self._head(hidden), targets)
+
+    def _loss_of_call(
+        self, ids: tuple[Tensor, ...], options: dict[str, Any], targets: Tensor, segment_ids: Tensor | None
+    ) -> Tensor:
+        """The cross-entropy of the logits that calling the model gives, ignoring targets at padding.
+
+        Only options that ask for something are passed on, because a subclass's forward need not know the others.
+        """
+        logits = self(*ids, **{name: value for name, value in options.items() if not (value is None or value is False)})
+        if not isinstance(logits, Tensor) or logits.shape[:-1] != targets.shape:
+            shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+            raise ShapeError(
+                f"the loss is that of the logits (..., seq, vocab) that this model's own forward or hook gives for "
+                f"targets {tuple(targets.shape)}, but it gives {shape}; ModelWithLoss(model) has a forward that gives "
+                "the loss."
+            )
+        return cross_entropy(logits, _without_padding(targets, segment_ids))
 
     def _head_is_matmul(self) -> bool:
         """Whether the logits are just a product with the head's weight, so that the loss needs no logits."""
@@ -149,7 +183,35 @@ class GenerativeModel(nn.Module):
         }
 
 
+def _without_padding(targets: Tensor, segment_ids: Tensor | None) -> Tensor:
+    """The targets, those at padding marked as ignored."""
+    if segment_ids is None or targets.shape != segment_ids.shape:  # other shapes are refused with the targets
+        return targets
+    return targets.masked_fill(segment_ids < 0, IGNORED)
+
+
 def _is_matmul(head: nn.Module) -> bool:
     """Whether calling the head is just a product with its weight, without bias or hooks, so the loss may bypass it."""
     hooked = head._forward_hooks or head._backward_hooks or head._backward_pre_hooks or has_any_global_hook()
-    return is_untouched(head, LINEAR_FORWARD) and cast(Linear, head).bias is None and not hooked
+    is_linear = is_untouched(head, LINEAR_FORWARD) and _is_called_as_usual(head)
+    return is_linear and cast(Linear, head).bias is None and not hooked
+
+
+def _is_row_by_row(head: nn.Module) -> bool:
+    """Whether the head is known to map each token alone, so that it may be called on some of them at a time."""
+    known = (LINEAR_FORWARD, QuantizedLinear.forward, nn.Linear.forward)
+    hooked = head._forward_hooks or head._forward_pre_hooks
+    return type(head).forward in known and "forward" not in vars(head) and not hooked
+
+
+def _is_called_as_usual(module: nn.Module) -> bool:
+    """Whether its class has no `__call__` of its own."""
+    return type(module).__call__ is nn.Module.__call__
+
+
+def _is_running(forward: Callable[..., Any]) -> bool:
+    """Whether this function is running now, somewhere up the stack."""
+    code, frame = getattr(inspect.unwrap(forward), "__code__", None), inspect.currentframe()
+    while frame is not None and frame.f_code is not code:
+        frame = frame.f_back
+    return frame is not None

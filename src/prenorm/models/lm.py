@@ -154,11 +154,15 @@ class TransformerLM(GenerativeModel):
 
         Targets of -100 and targets at padding (negative segment_ids) are ignored. The logits of a long sequence are
         never all in memory at once; in training, that requires the head to be a plain prenorm `Linear` or the
-        embedding. use_checkpointing: as in `forward`.
+        embedding. A forward of a subclass, and hooks on the model, count: the loss is then that of their logits, whole.
+        use_checkpointing: as in `forward`.
         """
         check_gathered(self, "loss")
         check_integers("targets", targets)
-        hidden = self.hidden(token_ids, segment_ids=segment_ids, use_checkpointing=use_checkpointing)
+        options: dict[str, Any] = {"segment_ids": segment_ids, "use_checkpointing": use_checkpointing}
+        if self.gives_other_logits(FORWARD):
+            return self._loss_of_call((token_ids,), options, targets, segment_ids)
+        hidden = self.hidden(token_ids, **options)
         return self._loss(hidden, targets, segment_ids, self.config.vocab_size)
 
     def quantize(self, kind: str) -> "TransformerLM":
@@ -170,8 +174,8 @@ class TransformerLM(GenerativeModel):
 
         The model can no longer be trained: it is put in eval mode, and its parameters no longer require gradients. A
         tied head becomes a matrix of its own.
-        Raises ConfigError for other kinds, a model that is already quantised, and weights that are not finite; the
-        model is then unchanged.
+        Raises ConfigError for other kinds, a model that is already quantised, weights that are not finite, and layers
+        with hooks or a forward of their own; the model is then unchanged.
         """
         quantize_(self, kind)
         return self

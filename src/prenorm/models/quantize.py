@@ -2,14 +2,14 @@
 
 import dataclasses
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..kernels.plain import ORDINARY
 from ..layers.linear import Linear
 from ..layers.quantized import QuantizedLinear, kind_of
 from ..ops.quantized import MOST, bits_of
-from .generative import GenerativeModel
+from .generative import LINEAR_FORWARD, GenerativeModel
 
 
 def quantize_(model: GenerativeModel, kind: str) -> None:
@@ -19,6 +19,7 @@ def quantize_(model: GenerativeModel, kind: str) -> None:
         raise ConfigError(f"the model is already quantised, to {kind_of(model)}; quantize the original model instead.")
     matrices = {name: module for name, module in model.named_modules() if isinstance(module, Linear)}
     for name, linear in matrices.items():
+        _check_call(name, linear)
         _check(name, linear.weight)
     if model.lm_head is None:
         _check("embedding", model.embedding.weight)
@@ -29,6 +30,20 @@ def quantize_(model: GenerativeModel, kind: str) -> None:
     model.requires_grad_(False).eval()
     for name, linear in matrices.items():
         model.set_submodule(name, QuantizedLinear.of(linear, kind))
+
+
+def _check_call(name: str, linear: nn.Module) -> None:
+    """Raise ConfigError for a layer that does more than its weight and bias say, which would be lost."""
+    if linear._forward_hooks or linear._forward_pre_hooks:
+        raise ConfigError(
+            f"a layer with hooks cannot be quantised, because they would be lost, but {name} has some; remove them "
+            "(torch.nn.utils.prune.remove for a pruned one), quantize, and register them on the new layer."
+        )
+    if "forward" in vars(linear) or type(linear).forward is not LINEAR_FORWARD:
+        raise ConfigError(
+            f"a layer with a forward of its own cannot be quantised, because it would be lost, but {name}, a "
+            f"{type(linear).__name__}, has one; put a module around a plain Linear instead."
+        )
 
 
 def _check(name: str, weight: Tensor) -> None:

@@ -6,7 +6,9 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from ..kernels.visible import visible
+from ..validation import check_dropout, check_flag, check_number
 from . import backends
+from .arguments import check_floating
 from .dropout import drop
 from .masks import check_mask, check_window
 from .softmax import softmax
@@ -35,7 +37,7 @@ def scaled_dot_product_attention(
     Raises ShapeError and ConfigError. Source: Vaswani et al. 2017, arXiv:1706.03762.
     """
     _check_shapes(query, key, value)
-    check_window(window, causal=causal)
+    _check_options(causal, window, dropout, softcap)
     scores_shape = (*query.shape[:-1], key.shape[-2])
     if mask is not None:
         check_mask(mask, scores_shape)
@@ -54,12 +56,23 @@ def _formula(
     if query.ndim > 2 and query.shape[-3] != key.shape[-3]:
         queries_per_kv = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(queries_per_kv, dim=-3), value.repeat_interleave(queries_per_kv, dim=-3)
+    check_floating(query=query)
     scores = query @ key.transpose(-1, -2) * query.shape[-1] ** -0.5
     if softcap is not None:
         scores = softcap * (scores.to(torch.promote_types(scores.dtype, torch.float32)) / softcap).tanh()
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf)
     return drop(softmax(scores).to(value.dtype), dropout, dims=3) @ value
+
+
+def _check_options(causal: bool, window: int | None, dropout: float, softcap: float | None) -> None:
+    if causal not in (True, False):
+        check_flag("causal", causal)
+    check_window(window, causal=causal)
+    if not 0 <= dropout < 1:
+        check_dropout(dropout)
+    if softcap is not None:
+        check_number("softcap", softcap, above=0.0)
 
 
 def _check_shapes(query: Tensor, key: Tensor, value: Tensor) -> None:

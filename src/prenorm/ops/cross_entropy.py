@@ -11,6 +11,7 @@ from ..errors import ShapeError
 from ..kernels.plain import differentiated_once, gradients_again, is_held_in_a_graph
 from ..private_torch import is_transformed
 from . import backends
+from .arguments import is_autocast
 from .integers import check_integers
 from .linear import linear
 from .ranges import check_range
@@ -129,10 +130,9 @@ def chunk_rows(vocab_size: int) -> int:
 
 def as_multiplied(x: Tensor) -> Tensor:
     """In autocast's dtype for products, where it is on."""
-    kind = x.device.type
-    if kind == "meta" or x.dtype == torch.float64 or not torch.is_autocast_enabled(kind):  # autocast has no meta device
+    if x.dtype == torch.float64 or not is_autocast(x):
         return x
-    return x.to(torch.get_autocast_dtype(kind))
+    return x.to(torch.get_autocast_dtype(x.device.type))
 
 
 def addmm_(

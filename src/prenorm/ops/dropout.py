@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..kernels.dropout_masks import draw, is_keyed
 from ..private_torch import is_transformed
+from ..validation import check_dropout
 from . import backends
 
 
@@ -13,8 +14,10 @@ def dropout(x: Float[Tensor, "*shape"], p: float) -> Float[Tensor, "*shape"]:
     """Zero each number with probability p, 0 <= p < 1, and scale the others by 1 / (1 - p), so that the mean stays.
 
     Random numbers come from torch's default generator of the device, or from a key: see kernels/dropout_masks.py.
-    Source: Srivastava et al. 2014, JMLR 15.
+    Raises ConfigError for another p. Source: Srivastava et al. 2014, JMLR 15.
     """
+    if not 0 <= p < 1:
+        check_dropout(p)
     return drop(x, p, dims=2)
 
 

@@ -4,7 +4,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..validation import check_number
 from . import backends
+from .arguments import check_features, check_floating
 
 
 def layer_norm(
@@ -18,10 +20,14 @@ def layer_norm(
 
     y = weight * (x - mean(x)) / sqrt(mean((x - mean(x))^2) + eps) + bias, the means over d_model.
     Everything runs in float32 or wider and is cast once, at the end; y has the dtype of x.
-    Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
+    Raises ShapeError and ConfigError. Source: Ba, Kiros and Hinton 2016, arXiv:1607.06450.
     """
+    if not eps >= 0:
+        check_number("eps", eps, at_least=0.0)
+    check_features(x, weight=weight, bias=bias)
     if kernel := backends.choose("layer_norm", x, weight, bias):
         return kernel(x, weight, bias, eps)
+    check_floating(x=x)
     wide = x.to(torch.promote_types(x.dtype, torch.float32))
     centred = wide - (wide / x.shape[-1]).sum(-1, keepdim=True)
     variance = (centred.square() / x.shape[-1]).sum(-1, keepdim=True)

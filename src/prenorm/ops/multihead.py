@@ -5,7 +5,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..errors import ShapeError
-from ..validation import attention_sizes
+from ..validation import attention_sizes, check_size
 from .attention import scaled_dot_product_attention
 from .heads import merge_heads, split_heads
 from .linear import linear
@@ -53,6 +53,7 @@ def multihead_self_attention_with_rope(
     0 .. seq-1. Raises RangeError for positions outside.
     """
     q, k, v = _project(d_model, num_heads, q_proj_weight, k_proj_weight, v_proj_weight, in_features, rotary=True)
+    check_size("max_seq_len", max_seq_len)
     if token_positions is None:
         check_length(in_features.shape[-2], max_seq_len)
         token_positions = torch.arange(in_features.shape[-2], device=in_features.device)
@@ -74,9 +75,11 @@ def _project(
     rotary: bool,
 ) -> tuple[Tensor, Tensor, Tensor]:
     head_dim = attention_sizes(d_model, num_heads, None, None, rotary=rotary)[1]
+    if in_features.ndim < 2:
+        raise ShapeError(f"in_features must be (..., seq, d_in), but it is {tuple(in_features.shape)}.")
     weights = {"q_proj_weight": q_proj_weight, "k_proj_weight": k_proj_weight, "v_proj_weight": v_proj_weight}
     for name, weight in weights.items():
-        if weight.shape[0] != d_model or weight.shape[1] != in_features.shape[-1]:
+        if tuple(weight.shape) != (d_model, in_features.shape[-1]):
             raise ShapeError(
                 f"{name} must be (d_model, d_in) = ({d_model}, {in_features.shape[-1]}), but it is "
                 f"{tuple(weight.shape)}."

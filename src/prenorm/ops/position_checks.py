@@ -22,6 +22,17 @@ def check_length(seq: int, max_seq_len: int) -> None:
         )
 
 
+def check_broadcast(token_positions: Tensor, x: Tensor) -> None:
+    """Raise ShapeError unless the positions are integers that broadcast to the leading dims of x and its seq."""
+    check_integers("token_positions", token_positions)
+    rows = tuple(x.shape[:-1])
+    ends = zip(token_positions.shape[::-1], rows[::-1], strict=False)
+    if token_positions.ndim > len(rows) or any(size != 1 and size != row for size, row in ends):
+        raise ShapeError(
+            f"token_positions must broadcast to x's (..., seq) = {rows}, but they are {tuple(token_positions.shape)}."
+        )
+
+
 def check_position_shape(token_positions: Tensor, x: Tensor) -> None:
     """Raise ShapeError unless the positions are integers of shape (seq,) or (..., seq) with x's leading dims."""
     check_integers("token_positions", token_positions)

@@ -5,8 +5,10 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ..rope_scaling import RopeScaling
+from ..validation import check_number
 from . import backends
-from .integers import check_integers
+from .arguments import check_floating
+from .position_checks import check_broadcast
 from .rope_frequencies import attention_factor, rope_frequencies
 
 
@@ -23,12 +25,14 @@ def rope(
     interleaved: pair i is features (2i, 2i+1), as in the paper; otherwise (i, i + head_dim/2), as in Hugging Face
     folders. token_positions broadcast against the leading dims of x and default to 0 .. seq-1. Angles are computed in
     float64; the rotation runs in float32 or wider and y has the dtype of x.
-    Raises ShapeError for positions that are not integers. Source: Su et al. 2021, arXiv:2104.09864.
+    Raises ShapeError and ConfigError. Source: Su et al. 2021, arXiv:2104.09864.
     """
+    check_floating(x=x)
+    check_number("theta", theta, above=0.0)
     if token_positions is None:
         token_positions = torch.arange(x.shape[-2], device=x.device)
     else:
-        check_integers("token_positions", token_positions)
+        check_broadcast(token_positions, x)
     wide = torch.promote_types(x.dtype, torch.float32)
     lengths = row_lengths(token_positions) if scaling is not None and scaling.by_length else None
     angles = rope_angles(token_positions, rope_frequencies(x.shape[-1], theta, scaling, lengths).to(x.device))

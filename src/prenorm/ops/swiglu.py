@@ -4,6 +4,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from ..errors import ShapeError
 from . import backends
 from .linear import linear
 
@@ -19,10 +20,15 @@ def swiglu(
 
 
 def silu_gate(gate: Float[Tensor, "*shape"], up: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """silu(gate) * up: how much of each number of `up` goes through."""
+    """silu(gate) * up: how much of each number of `up` goes through. Raises ShapeError for two shapes."""
     if kernel := backends.choose("silu_gate", gate, up):
         gated: Tensor = kernel(gate, up)
         return gated
+    if gate.shape != up.shape:
+        raise ShapeError(
+            f"gate and up must have one shape, but are {tuple(gate.shape)} and {tuple(up.shape)}; gate_proj and "
+            "up_proj must have the same d_ff."
+        )
     return silu(gate) * up
 
 
