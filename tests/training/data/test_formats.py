@@ -7,10 +7,12 @@ from pyarrow import parquet
 
 from prenorm.errors import DataError
 from prenorm.training.data import formats
+from prenorm.training.data.conversations import Conversation
 from prenorm.training.data.corpus import Corpus
-from prenorm.training.data.formats import Conversation, LargeText, chunks
+from prenorm.training.data.formats import LargeText, chunks
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
 
 
 @pytest.fixture
@@ -69,6 +71,34 @@ def test_conversations_are_read_from_lines_and_rows(tmp_path):
     parquet.write_table(pyarrow.table({"id": [1], "messages": [TALK]}), tmp_path / "b.parquet")
     found = [document.content for document in Corpus([str(tmp_path)])]
     assert found == [Conversation(TALK), Conversation(TALK[:1] + TALK), Conversation(TALK)]
+
+
+def test_a_column_gives_messages_without_the_fields_that_only_others_have(tmp_path):
+    (call,) = CALLS
+    talk = [TALK[0], {"role": "assistant", "content": None, "tool_calls": CALLS}, *TALK[1:]]
+    table = pyarrow.table({"messages": [talk, TALK], "text": [None, "a text"], "tools": [[call], None]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert [document.content for document in Corpus([str(tmp_path)])] == [Conversation(talk, [call]), "a text"]
+
+
+def test_the_byte_that_is_not_utf8_is_named(tmp_path, small):
+    for name, before, after in (
+        ("short", b"\xef\xbb\xbfab", b"c"),
+        ("long", b"text " * 300, b"c" * 300),
+        ("marked", b"\xef\xbb\xbf" + b"text " * 300, b"c"),
+        ("cut", b"text " * 300, b""),
+        ("early", b"a", b"c" * 3000),
+    ):
+        (tmp_path / name).write_bytes(before + b"\xe9" + after)
+        with pytest.raises(DataError, match=rf"{name} .* is not UTF-8, at byte {len(before):,} \(0xe9\); iconv"):
+            list(Corpus([str(tmp_path / name)]))
+
+
+def test_a_record_without_a_text_is_refused_with_the_fields_that_it_has(tmp_path):
+    for record, found in (({"body": "x", "id": 1}, "'body', 'id'"), ({"text": 5}, "no string there"), ([], "none")):
+        (tmp_path / "a.jsonl").write_text(json.dumps(record))
+        with pytest.raises(DataError, match=rf'a string named "text", or with "messages", but has {found}; rename'):
+            list(Corpus([str(tmp_path / "a.jsonl")]))
 
 
 def test_a_text_beside_messages_is_the_document(tmp_path):
