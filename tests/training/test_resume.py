@@ -23,6 +23,7 @@ WAYS: dict[str, Any] = {
         "ema_decay": 0.99,
     },
     "short rows first, another schedule": {"short_context": 8, "schedule": "cosine", "ema_decay": 0.9},
+    "evaluated, the best kept": {"eval_every": 9, "early_stop": 1000, "sample_every": 50},
 }
 EVERY = {
     ", ".join(names): {**OPTIMIZERS[names[0]], **FORMATS[names[1]], **WAYS[names[2]]}
@@ -32,6 +33,14 @@ SAMPLE = ("muon, float32, accumulated, checkpointed, averaged", "adamw, float16,
 COMPILED = {
     "muon, compiled": {"compile": True, "dtype": "float32"},
     "adamw, compiled, bfloat16": {"compile": True, "optimizer": "adamw", "dtype": "bfloat16", "micro_batch_size": 2},
+} | {
+    f"{name}, compiled, float16, accumulated, checkpointed, averaged": {
+        **OPTIMIZERS[name],
+        **FORMATS["float16"],
+        **WAYS["accumulated, checkpointed, averaged"],
+        "compile": True,
+    }
+    for name in OPTIMIZERS
 }
 
 

@@ -35,7 +35,11 @@ def test_a_folder_with_a_run_is_refused_and_both_ways_out_are_named(tiny):
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_with_other_things_and_a_file_are_refused(tiny, tmp_path, resume):
     (tmp_path / "file").write_text("x")
-    for out, message in ((tmp_path, "holds other things"), (tmp_path / "file", "is a file")):
+    for out, message in (
+        (tmp_path, "holds other things"),
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "run", "run cannot: Not a directory; choose another --out"),
+    ):
         with pytest.raises(ConfigError, match=message):
             opened(tiny(out=str(out)), resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -101,8 +105,6 @@ def test_settings_that_touch_no_weights_may_change(tiny):
         checkpoint_every=1,
         keep_checkpoints=9,
         eval_every=1,
-        eval_batches=1,
-        eval_overlap=0.0,
         log_seconds=1.0,
         checkpoint_activations=True,
         checkpoint_activations_every=2,

@@ -104,6 +104,18 @@ def test_a_given_tokenizer_is_used_and_what_it_changes_is_said(tiny, tmp_path, s
         assert "loses part of 1 held-out documents" in said[-1]
 
 
+def test_another_tokenizer_in_the_folder_of_a_run_is_refused(tiny, tmp_path):
+    prepare_text(tiny(), tmp_path, lambda _: None)
+    tokenizer = tmp_path / "tokenizer.json"
+    text = tokenizer.read_bytes()
+    tokenizer.write_bytes(text + b" ")
+    with pytest.raises(DataError, match=r"tokenizer\.json is not that in .*data; delete it, and it is written again"):
+        prepare_text(tiny(), tmp_path, lambda _: None)
+    tokenizer.unlink()
+    prepare_text(tiny(), tmp_path, lambda _: None)
+    assert tokenizer.read_bytes() == text
+
+
 def test_text_too_short_for_one_context_is_refused_with_the_numbers(tiny, texts, tmp_path):
     with pytest.raises(DataError, match=r"must have at least 100,000 tokens, but has [\d,]+; .* smaller --context"):
         prepare_text(tiny(context=100_000), tmp_path, lambda _: None)

@@ -127,7 +127,7 @@ def show(result: Result, display: Display) -> None:
     """Show the table of results, the sample, and the command that generates more text."""
     average = result.ema_eval_bits_per_byte
     display.table(
-        f"Held-out text, {result.parameters / 1e6:.1f}M parameters after {clock(result.training_seconds)} of training",
+        f"Held-out text, {result.parameters:,} parameters after {clock(result.training_seconds)} of training",
         [
             ("loss", f"{result.eval_loss:.3f} nats per token"),
             ("this model", f"{result.eval_bits_per_byte:.3f} bits per byte"),

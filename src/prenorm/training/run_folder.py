@@ -18,14 +18,13 @@ from .schedule import learning_rate_scale
 
 # How processes share a model: a checkpoint opens at any layout, whose sums differ in their last bits.
 LAYOUT = {"dp", "fsdp", "tp", "pp", "pp_stages"}
-# What does not touch the weights may change when a run goes on; steps may when the schedule so far stays the same.
+# What touches neither the weights nor the text that they are evaluated on may change when a run goes on; steps may when
+# the schedule so far stays the same.
 FREE = {
     *LAYOUT,
     "out",
     "steps",
     "eval_every",
-    "eval_batches",
-    "eval_overlap",
     "checkpoint_every",
     "keep_checkpoints",
     "log_seconds",
@@ -175,9 +174,15 @@ def _check_agreement(what: str, old: TrainConfig, new: TrainConfig, *, step: int
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
     """The folder, made if need be, with a lock on it that ends with this process."""
-    run.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        descriptor = os.open(run, os.O_RDONLY)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(run, os.O_RDONLY)
+        except OSError as error:
+            raise ConfigError(
+                f"out must be a folder that can be made and read, but {run} cannot: {error.strerror}; choose another "
+                "--out."
+            ) from error
         stack.callback(os.close, descriptor)
         try:
             lock(descriptor, wait=False)

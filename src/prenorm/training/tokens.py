@@ -118,6 +118,13 @@ def _prepared_folders(config: TrainConfig, paths: list[Path], run: Path, say: Sa
 
 
 def _copy_tokenizer(folder: TokenFolder, run: Path) -> None:
+    """The run's folder becomes a model's, and needs the tokenizer in it. Raises DataError for another one there."""
+    own = run / "tokenizer.json"
+    if own.exists() and own.read_bytes() != (folder.path / own.name).read_bytes():
+        raise DataError(
+            f"a run has the tokenizer that its text was encoded with, but {own} is not that in {folder.path}; delete "
+            "it, and it is written again."
+        )
     names = [name for name in (*tokenizer_files(folder.tokenizer), "chat_template.jinja") if not (run / name).exists()]
     contents = {run / name: (folder.path / name).read_bytes() for name in names if (folder.path / name).exists()}
     if contents:
