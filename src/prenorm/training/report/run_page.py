@@ -49,6 +49,7 @@ def _figures(run: RunRecord) -> dict[str, object]:
     return {
         "steps": f"{last:,} of {run.settings.get('steps', '?')}" + ("" if run.result else ", not finished"),
         "parameters": result.get("parameters"),
+        "weights of step": result.get("weights_of_step") or (last if run.result else None),
         "last training loss": run.steps[-1]["loss"] if run.steps else None,
         "held-out loss": scored.get("eval_loss"),
         "held-out bits per byte": scored.get("eval_bits_per_byte"),
@@ -61,7 +62,7 @@ def _figures(run: RunRecord) -> dict[str, object]:
 
 def _losses(runs: Sequence[RunRecord]) -> Iterator[Part]:
     def draw(axes: Any, run: RunRecord, colour: str) -> None:
-        label = f"{run.name}: " if len(runs) > 1 else ""
+        label = f"{_in_legend(run)}: " if len(runs) > 1 else ""
         steps = [(record["step"], record["loss"]) for record in run.steps]
         if steps:
             axes.plot(*zip(*steps, strict=True), color=colour, alpha=0.25, linewidth=0.8)
@@ -106,7 +107,7 @@ def _of_steps(runs: Sequence[RunRecord], name: str, label: str, caption: str, *,
     def draw(axes: Any, run: RunRecord, colour: str) -> None:
         points = [(record["step"], record[name]) for record in run.steps if name in record]
         if points:
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.9, label=run.name)
+            axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.9, label=_in_legend(run))
         if log:
             axes.set_yscale("log")
 
@@ -125,6 +126,12 @@ def _picture(
             axes.legend()
 
     return picture(on, alt=alt, caption=caption, size=(8.0, height))
+
+
+def _in_legend(run: RunRecord) -> str:
+    """The name as matplotlib takes it: "$" would begin a formula, and "_" at the start hide the line."""
+    name = run.name.replace("$", r"\$")
+    return f"./{name}" if name.startswith("_") else name
 
 
 def _darker(colour: str) -> Any:
