@@ -182,6 +182,8 @@ def _cut(document: Document, one_in: int) -> Sequence[Document]:
     if isinstance(text, Conversation):
         raise DataError("there is only one conversation, so that none can be held out; --data takes two or more.")
     length = num_characters(text)
+    if length < 2:
+        raise DataError("there is only one character of text, so that none can be held out; --data takes more.")
     place = length - max(1, length // one_in)
     start = max(0, place - min(length // one_in, CUT_WINDOW))
     line_end = "".join(chunks(part(text, start, place))).rfind("\n")
