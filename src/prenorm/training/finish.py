@@ -88,7 +88,9 @@ def _conclude(trainer: Trainer, run: Path, metrics: Lines, steps: int, evaluatio
         steps=steps,
         parameters=parameters,
         # The time of all steps, in every part of a run that was stopped and resumed.
-        training_seconds=sum(tokens / record["tokens_per_second"] for record in records if "loss" in record),
+        training_seconds=sum(
+            tokens / record["tokens_per_second"] for record in records if "tokens_per_second" in record
+        ),
         eval_loss=evaluation["eval_loss"],
         eval_bits_per_byte=evaluation["eval_bits_per_byte"],
         gzip_bits_per_byte=data.heldout_text.gzip_bits_per_byte,

@@ -109,6 +109,8 @@ def test_tools_and_calls_that_a_template_leaves_out_are_an_error():
         (DEFAULT_TEMPLATE, CALLED, []),
         (CHATML.replace("message.content", "(message.content or '')"), CALLED, []),
         (CHATML, TALK, TOOLS),
+        (CHATML, [*TALK, {"role": "user", "content": "Now add."}], TOOLS),
+        ("{{ tools[0] | tojson }}" + CHATML.replace("message.content", "(message.content or '')"), CALLED, TOOLS),
     ):
         with pytest.raises(ChatError, match="has a tool, add, that the chat template leaves out"):
             template_of(source).chat(messages, tools)

@@ -1,4 +1,5 @@
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow
@@ -10,6 +11,7 @@ from prenorm.training.data import formats
 from prenorm.training.data.conversations import Conversation
 from prenorm.training.data.corpus import Corpus
 from prenorm.training.data.formats import LargeText, chunks
+from prenorm.training.data.prepare import prepare
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
 CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
@@ -79,6 +81,28 @@ def test_a_column_gives_messages_without_the_fields_that_only_others_have(tmp_pa
     table = pyarrow.table({"messages": [talk, TALK], "text": [None, "a text"], "tools": [[call], None]})
     parquet.write_table(table, tmp_path / "a.parquet")
     assert [document.content for document in Corpus([str(tmp_path)])] == [Conversation(talk, [call]), "a text"]
+
+
+def test_a_date_in_a_message_of_a_column_is_a_string(tmp_path):
+    talk = [message | {"at": datetime(2026, 1, 2, tzinfo=UTC), "raw": b"x"} for message in TALK]
+    parquet.write_table(pyarrow.table({"messages": [talk]}), tmp_path / "a.parquet")
+    (document,) = Corpus([str(tmp_path)])
+    strings = {"at": "2026-01-02 00:00:00+00:00", "raw": "b'x'"}
+    assert document.content == Conversation([message | strings for message in TALK])
+
+
+@pytest.mark.parametrize("depth", [100, 450, 900, 5000])
+def test_a_conversation_that_is_nested_deeply_stops_no_run(tmp_path, depth):
+    call = '{"function": {"name": "f", "arguments": ' + "[" * depth + "]" * depth + "}}"
+    lines = [json.dumps({"messages": [*TALK, {"role": "user", "content": f"{number}"}]}) for number in range(30)]
+    lines.append('{"messages": [{"role": "assistant", "content": "a <|endoftext|> b", "tool_calls": [' + call + "]}]}")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    said: list[str] = []
+    options: Any = {"tokenizer": "", "vocab_size": 300, "sample_mb": 1, "one_in": 5, "weights": ()}
+    prepare(tmp_path / "out", [str(folder)], say=said.append, **options)
+    assert "skipped 1 (1 not " in said[0] or "skipped 1 (1 without messages)" in said[0]
 
 
 def test_the_byte_that_is_not_utf8_is_named(tmp_path, small):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -62,13 +63,29 @@ class ChatTemplate:
         if any(mark in json.dumps([messages, tools], ensure_ascii=False) for mark in _MARKS):
             raise ChatError("has one of two code points that stand for no character, U+FDD0 and U+FDD1")
         text, marked = _unmarked(self._render(messages, tools, _MARKS))
-        if left_out := [name for name in _names_of_tools(messages, tools) if name not in text]:
-            raise ChatError(f"has a tool, {left_out[0]}, that the chat template leaves out")
+        self._check_tools(messages, tools)
         replies = marked or [
             self._reply(messages, tools, number, text) for number, message in enumerate(messages) if is_reply(message)
         ]
         trimmed = [self._trimmed(text, start, stop) for start, stop in replies]
         return Chat(text, trimmed, self._spelled(messages, tools, text))
+
+    def _check_tools(self, messages: Messages, tools: Tools) -> None:
+        """Raise ChatError where the text leaves out a tool or a call: their names are marked, and looked for."""
+        calls = [[_named(call) for call in message.get("tool_calls", ())] for message in messages]
+        changed = [
+            {**message, "tool_calls": [call for _, call in made]} if made else message
+            for message, made in zip(messages, calls, strict=True)
+        ]
+        offered = [_named(tool) for tool in tools]
+        for names, talk, given in (
+            ([name for made in calls for called, _ in made for name in called], changed, tools),
+            ([name for named, _ in offered for name in named], messages, [tool for _, tool in offered]),
+        ):
+            if names:
+                text, spans = _unmarked(self._render(talk, given, _NO_MARKS))
+                if left_out := Counter(names) - Counter(text[start:stop] for start, stop in spans):
+                    raise ChatError(f"has a tool, {next(iter(left_out))}, that the chat template leaves out")
 
     def _spelled(self, messages: Messages, tools: Tools, text: str) -> list[tuple[int, int]]:
         """Where in the text a special token's name comes from a message: a mark is put into it, and looked for."""
@@ -147,11 +164,13 @@ class ChatTemplate:
             raise ChatError(f"is refused by the chat template: {error}") from error
 
 
-def _names_of_tools(messages: Messages, tools: Tools) -> list[str]:
-    """The names of the tools that a conversation offers or calls."""
-    calls = [call for message in messages for call in message.get("tool_calls", ())]
-    functions = [each.get("function", each) for each in (*tools, *calls)]
-    return [str(function["name"]) for function in functions if isinstance(function, Mapping) and "name" in function]
+def _named(each: Mapping[str, Any]) -> tuple[list[str], Mapping[str, Any]]:
+    """The name of a tool, or of one that is called, and the same with marks around it. No name: none, unchanged."""
+    function = each.get("function", each)
+    if not (isinstance(function, Mapping) and isinstance(name := function.get("name"), str)):
+        return [], each
+    marked = {**function, "name": name.join(_MARKS)}
+    return [name], {**each, "function": marked} if "function" in each else marked
 
 
 def load_template(tokenizer: Path | None, end: str, specials: Sequence[str]) -> ChatTemplate:

@@ -34,7 +34,11 @@ def conversation(messages: Any, tools: Any, size: int) -> Conversation | Fault:
     if not any(map(is_reply, talk)):
         sentence = "must have a message of the role assistant with some text, which is what is learned from it."
         return Fault("without a reply", sentence, size)
-    return surrogates_fault(json.dumps([talk, tools], ensure_ascii=False), size) or Conversation(talk, tools)
+    try:
+        text = json.dumps([talk, tools], ensure_ascii=False)
+    except RecursionError:
+        return Fault("without messages", "must have messages that are not nested so deeply.", size)
+    return surrogates_fault(text, size) or Conversation(talk, tools)
 
 
 def _message(message: Any) -> dict[str, Any] | None:

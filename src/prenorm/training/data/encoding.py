@@ -106,6 +106,8 @@ def _parts(jobs: Iterable[Job], template: ChatTemplate) -> Iterator[_Part]:
                 chat = template.chat(content.messages, content.tools)
             except ChatError as error:
                 yield _Part(job, "", True, fault=Fault("not for the chat template", f"{error}.", 0))
+            except RecursionError:
+                yield _Part(job, "", True, fault=Fault("not for the chat template", "is nested too deeply.", 0))
             else:
                 yield _Part(job, chat.text, True, chat)
         else:

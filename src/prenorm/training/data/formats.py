@@ -258,7 +258,9 @@ def _parquet_content(row: Mapping[str, Any]) -> str | Conversation | Fault:
 
 
 def _without_nulls(value: Any) -> Any:
-    """A value without fields that are null: in a column every object has the fields of all."""
+    """A value as JSON has it, without fields that are null: a column's objects have the fields of all."""
     if isinstance(value, dict):
         return {name: _without_nulls(each) for name, each in value.items() if each is not None or name == "content"}
-    return [_without_nulls(each) for each in value] if isinstance(value, list) else value
+    if isinstance(value, list):
+        return [_without_nulls(each) for each in value]
+    return value if isinstance(value, str | int | float | None) else str(value)
