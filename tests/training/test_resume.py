@@ -61,7 +61,8 @@ def assert_resumed_runs_are_whole(texts, tmp_path, runs, *, before, after):
 
 def test_a_run_that_was_killed_goes_on_bit_for_bit(texts, tmp_path):
     runs = {name: EVERY[name] for name in SAMPLE}
-    assert_resumed_runs_are_whole(texts, tmp_path, runs, before=3, after=5)
+    # By step 6 float16's loss scale has fallen as far as it must, and the steps are counted after which it rises.
+    assert_resumed_runs_are_whole(texts, tmp_path, runs, before=6, after=8)
 
 
 @pytest.mark.slow

@@ -61,6 +61,17 @@ def test_what_a_model_writes_is_shown_and_never_run(tmp_path):
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\ufffd\u00a0" in text
 
 
+def test_what_no_run_has_takes_no_row(tmp_path):
+    runs = [read_run(write_run(tmp_path / name)) for name in ("a", "b")]
+    assert "averaged weights" not in plain(run_page(runs))
+    records = (tmp_path / "b" / "metrics.jsonl").read_text()
+    (tmp_path / "b" / "metrics.jsonl").write_text(
+        records.replace('"eval_loss": 3.25', '"eval_loss": 3.25, "ema_eval_bits_per_byte": 1.4')
+    )
+    runs = [read_run(tmp_path / name) for name in ("a", "b")]
+    assert "the same, averaged weights 1.4" in " ".join(plain(run_page(runs)).split())
+
+
 def test_any_name_of_a_folder_can_be_drawn(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     names = ("_hidden", r"a $\frac$ b", "$x$ _y_")
