@@ -33,8 +33,7 @@ def draw_losses(records: list[Record], path: Path, say: Say) -> None:
     if steps:
         line(axes, steps, color="tab:blue", alpha=0.25, linewidth=0.8, label="training loss")
         line(axes, smoothed(steps), color="tab:blue", label="training loss, smoothed")
-    axes.set_xlabel("optimiser step")
-    axes.xaxis.get_major_locator().set_params(integer=True)
+    label_steps(axes, "optimiser step")
     axes.set_ylabel("training loss (nats per token)", color="tab:blue")
     axes.grid(alpha=0.3)
     right = axes.twinx()
@@ -49,6 +48,12 @@ def draw_losses(records: list[Record], path: Path, say: Say) -> None:
 def line(axes: Any, points: Sequence[tuple[int, float]], **options: Any) -> None:
     """A line on matplotlib's axes; a point where there is only one, which has no line."""
     axes.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else "", markersize=4, **options)
+
+
+def label_steps(axes: Any, label: str) -> None:
+    """Steps from left to right, none between two of them."""
+    axes.set_xlabel(label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
 
 
 def smoothed(steps: list[tuple[int, float]]) -> list[tuple[int, float]]:

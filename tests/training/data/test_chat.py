@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer
@@ -56,7 +57,7 @@ TALK = [
 
 
 TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds <|im_end|>"}}]
-CALLED = [
+CALLED: list[dict[str, Any]] = [
     {"role": "user", "content": "1 + 2?"},
     {
         "role": "assistant",

@@ -77,7 +77,7 @@ def test_conversations_are_read_from_lines_and_rows(tmp_path):
 
 def test_a_column_gives_messages_without_the_fields_that_only_others_have(tmp_path):
     (call,) = CALLS
-    talk = [TALK[0], {"role": "assistant", "content": None, "tool_calls": CALLS}, *TALK[1:]]
+    talk: list[Any] = [TALK[0], {"role": "assistant", "content": None, "tool_calls": CALLS}, *TALK[1:]]
     table = pyarrow.table({"messages": [talk, TALK], "text": [None, "a text"], "tools": [[call], None]})
     parquet.write_table(table, tmp_path / "a.parquet")
     assert [document.content for document in Corpus([str(tmp_path)])] == [Conversation(talk, [call]), "a text"]
@@ -121,7 +121,7 @@ def test_the_byte_that_is_not_utf8_is_named(tmp_path, small):
 def test_a_record_without_a_text_is_refused_with_the_fields_that_it_has(tmp_path):
     for record, found in (({"body": "x", "id": 1}, "'body', 'id'"), ({"text": 5}, "no string there"), ([], "none")):
         (tmp_path / "a.jsonl").write_text(json.dumps(record))
-        with pytest.raises(DataError, match=rf'a string named "text", or with "messages", but has {found}; rename'):
+        with pytest.raises(DataError, match=rf'a string named "text", or with "messages", but has {found}; give one'):
             list(Corpus([str(tmp_path / "a.jsonl")]))
 
 

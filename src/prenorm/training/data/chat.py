@@ -72,20 +72,30 @@ class ChatTemplate:
 
     def _check_tools(self, messages: Messages, tools: Tools) -> None:
         """Raise ChatError where the text leaves out a tool or a call: their names are marked, and looked for."""
-        calls = [[_named(call) for call in message.get("tool_calls", ())] for message in messages]
-        changed = [
-            {**message, "tool_calls": [call for _, call in made]} if made else message
-            for message, made in zip(messages, calls, strict=True)
+        names: list[str] = []
+
+        def marked(each: Mapping[str, Any]) -> Mapping[str, Any]:
+            function = each.get("function", each)
+            if not (isinstance(function, Mapping) and isinstance(name := function.get("name"), str)):
+                return each
+            names.append(name)
+            function = {**function, "name": name.join(_MARKS)}
+            return {**each, "function": function} if "function" in each else function
+
+        talk = [
+            {**message, "tool_calls": [marked(call) for call in message["tool_calls"]]}
+            if message.get("tool_calls")
+            else message
+            for message in messages
         ]
-        offered = [_named(tool) for tool in tools]
-        for names, talk, given in (
-            ([name for made in calls for called, _ in made for name in called], changed, tools),
-            ([name for named, _ in offered for name in named], messages, [tool for _, tool in offered]),
-        ):
-            if names:
-                text, spans = _unmarked(self._render(talk, given, _NO_MARKS))
-                if left_out := Counter(names) - Counter(text[start:stop] for start, stop in spans):
-                    raise ChatError(f"has a tool, {next(iter(left_out))}, that the chat template leaves out")
+        given = [marked(tool) for tool in tools]
+        if names:
+            text, spans = _unmarked(self._render(talk, given, _NO_MARKS))
+            if left_out := Counter(names) - Counter(text[start:stop] for start, stop in spans):
+                raise ChatError(
+                    f"has a tool, {next(iter(left_out))}, that the chat template leaves out; use a tokenizer whose "
+                    "template has tools"
+                )
 
     def _spelled(self, messages: Messages, tools: Tools, text: str) -> list[tuple[int, int]]:
         """Where in the text a special token's name comes from a message: a mark is put into it, and looked for."""
@@ -162,15 +172,6 @@ class ChatTemplate:
             )
         except Exception as error:  # a template is a program, and may fail in any way
             raise ChatError(f"is refused by the chat template: {error}") from error
-
-
-def _named(each: Mapping[str, Any]) -> tuple[list[str], Mapping[str, Any]]:
-    """The name of a tool, or of one that is called, and the same with marks around it. No name: none, unchanged."""
-    function = each.get("function", each)
-    if not (isinstance(function, Mapping) and isinstance(name := function.get("name"), str)):
-        return [], each
-    marked = {**function, "name": name.join(_MARKS)}
-    return [name], {**each, "function": marked} if "function" in each else marked
 
 
 def load_template(tokenizer: Path | None, end: str, specials: Sequence[str]) -> ChatTemplate:

@@ -212,7 +212,7 @@ def _record_content(record: dict[str, Any], size: int) -> str | Conversation | F
     if not isinstance(text, str):
         found = "no string there" if "text" in record else _listed(record)
         sentence = (
-            f'must be an object with a string named "text", or with "messages", but has {found}; rename the field.'
+            f'must be an object with a string named "text", or with "messages", but has {found}; give one that name.'
         )
         return Fault("without a text", sentence, size)
     return surrogates_fault(text, size) or _checked(text, size)

@@ -7,7 +7,7 @@ from typing import Any
 
 from ...page import Part, Picture, Raw, Section, Table, escaped, page, picture
 from ..metrics import Record
-from ..picture import line, smoothed
+from ..picture import label_steps, line, smoothed
 from .record import RunRecord
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
@@ -122,8 +122,7 @@ def _picture(
     def on(axes: Any) -> None:
         for run, colour in zip(runs, cycle(COLOURS), strict=False):
             draw(axes, run, colour)
-        axes.set_xlabel("step")
-        axes.xaxis.get_major_locator().set_params(integer=True)
+        label_steps(axes, "step")
         axes.set_ylabel(label)
         if len(runs) > 1:  # too many to lie over the lines
             axes.figure.legend(loc="outside lower left", ncols=2)
