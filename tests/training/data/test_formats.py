@@ -91,6 +91,13 @@ def test_a_date_in_a_message_of_a_column_is_a_string(tmp_path):
     assert document.content == Conversation([message | strings for message in TALK])
 
 
+@pytest.mark.parametrize("value", [5, 0.5, b"text", datetime(2026, 1, 2, tzinfo=UTC), ["a"], {"a": "b"}])
+def test_a_column_of_something_else_than_strings_is_no_text(tmp_path, value):
+    parquet.write_table(pyarrow.table({"text": [value]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match='row 0 must be an object with a string named "text"'):
+        list(Corpus([str(tmp_path / "a.parquet")]))
+
+
 @pytest.mark.parametrize("depth", [100, 450, 900, 5000])
 def test_a_conversation_that_is_nested_deeply_stops_no_run(tmp_path, depth):
     call = '{"function": {"name": "f", "arguments": ' + "[" * depth + "]" * depth + "}}"

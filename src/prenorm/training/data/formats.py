@@ -163,15 +163,18 @@ def _large(path: Path, size: int) -> LargeText | Fault:
 
 def _decoded(path: Path) -> Iterator[str]:
     """The text of a file in pieces. Raises NotUtf8."""
-    decoder, read, raw = codecs.getincrementaldecoder("utf-8-sig")(), 0, b"\0"
+    decoder, read = codecs.getincrementaldecoder("utf-8-sig")(), 0
     with open_plain(path) as file:
-        while raw:
+        while True:
             raw = file.read(CHUNK)
             read += len(raw)
             try:
-                yield decoder.decode(raw, final=not raw)
+                text = decoder.decode(raw, final=not raw)
             except UnicodeDecodeError as error:
                 raise NotUtf8(error, read) from error
+            yield text
+            if not raw:
+                return
 
 
 def _jsonl(path: Path, size: int) -> Contents:
@@ -252,15 +255,16 @@ def _parquet(path: Path, size: int) -> Contents:
 
 def _parquet_content(row: Mapping[str, Any]) -> str | Conversation | Fault:
     try:
-        return _record_content({name: _without_nulls(value.as_py()) for name, value in row.items()}, 0)
+        read = {name: value.as_py() for name, value in row.items()}
+        return _record_content({name: read[name] if name == "text" else _as_json(read[name]) for name in read}, 0)
     except UnicodeDecodeError as error:
         return Fault("not UTF-8", f"has a text that is not UTF-8: {error}.")
 
 
-def _without_nulls(value: Any) -> Any:
+def _as_json(value: Any) -> Any:
     """A value as JSON has it, without fields that are null: a column's objects have the fields of all."""
     if isinstance(value, dict):
-        return {name: _without_nulls(each) for name, each in value.items() if each is not None or name == "content"}
+        return {name: _as_json(each) for name, each in value.items() if each is not None or name == "content"}
     if isinstance(value, list):
-        return [_without_nulls(each) for each in value]
+        return [_as_json(each) for each in value]
     return value if isinstance(value, str | int | float | None) else str(value)
