@@ -91,7 +91,7 @@ def read_metrics(path: Path, *, synced: int | None = None) -> list[Record]:
     """
     if not path.exists():
         return []
-    records = []
+    records: list[Record] = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         where = f"{path}, line {number}"
         try:
