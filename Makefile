@@ -42,7 +42,7 @@ help:
 	@echo "make bench-checkpoints   what saving checkpoints beside training costs, and the hashes on opening (about 15 minutes)"
 	@echo "make bench-checkpointing   what activation checkpointing saves and costs"
 	@echo "make bench-check       prenorm check --batch on 60 submissions (about 4 minutes)"
-	@echo "make bench-data        text to tokens beside the tokenizer alone, and tokens to batches (about 4 minutes)"
+	@echo "make bench-data        text to tokens beside the tokenizer alone, and tokens to batches (under 3 minutes)"
 	@echo "make bench-training    training on a CPU against transformers, step by step and piece by piece (about 3 minutes)"
 	@echo "make bench-pages       write the tables of README and docs anew from benchmarks/results"
 	@echo "make against OLD=DIR   this checkout against another one: bits, and speed (about 20 minutes)"

@@ -28,7 +28,7 @@ from prenorm.training.data.prepare import prepare
 from prenorm.training.tokenizer import load_tokenizer, tokenizer_files, train_tokenizer
 
 ROUNDS = 3
-COPIES = 5  # of the standard library: a run of a second or two would measure its start
+COPIES = 3  # of the standard library: a run of a second or two would measure its start, and five take four minutes
 STEPS, BATCH_SIZE, CONTEXT = 200, 16, 1024
 
 

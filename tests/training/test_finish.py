@@ -24,7 +24,7 @@ RESULT = Result(
 def test_what_was_reached_stands_beside_the_compressors(capsys):
     show(RESULT, Display())
     text = capsys.readouterr().out
-    for part in ("1.9M parameters after 4:07", "2.500 nats per token", "1.095 bits per byte", "1.710", "1.330"):
+    for part in ("1,900,000 parameters after 4:07", "2.500 nats per token", "1.095 bits per byte", "1.710", "1.330"):
         assert part in text
     assert "def [f](x): ..." in text
     assert text.rstrip().endswith("prenorm generate 'runs/a b' --prompt 'def '")

@@ -35,8 +35,26 @@ def test_no_file_is_no_records(tmp_path):
 def test_a_line_that_is_no_record_is_named(tmp_path, line):
     path = tmp_path / "metrics.jsonl"
     path.write_text(f'{{"step": 1}}\n{line}\n')
-    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2"):
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl, line 2.* Delete that line"):
         read_metrics(path)
+
+
+@pytest.mark.parametrize(("up_to_step", "kept"), [(0, 0), (1, 1), (3, 3)])
+def test_what_a_power_cut_spoiled_after_the_checkpoint_is_dropped(tmp_path, up_to_step, kept):
+    path = tmp_path / "metrics.jsonl"
+    good = [f'{{"step": {step}}}\n' for step in range(1, 7)]
+    path.write_text("".join([*good[:4], "\0" * 30, *good[4:]]))
+    Metrics(path, up_to_step=up_to_step).__exit__()
+    assert path.read_text() == "".join(good[:kept])
+
+
+def test_a_spoiled_line_before_the_checkpoint_is_an_error_and_not_dropped(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    text = '{"step": 1}\n\0\0\n{"step": 3}\n'
+    path.write_text(text)
+    with pytest.raises(CheckpointError, match="line 2"):
+        Metrics(path, up_to_step=3)
+    assert path.read_text() == text
 
 
 def test_a_full_disk_is_one_error_that_says_how_to_go_on(tmp_path):

@@ -23,6 +23,7 @@ WAYS: dict[str, Any] = {
         "ema_decay": 0.99,
     },
     "short rows first, another schedule": {"short_context": 8, "schedule": "cosine", "ema_decay": 0.9},
+    "evaluated, the best kept": {"eval_every": 9, "early_stop": 1000, "sample_every": 50},
 }
 EVERY = {
     ", ".join(names): {**OPTIMIZERS[names[0]], **FORMATS[names[1]], **WAYS[names[2]]}
@@ -32,6 +33,14 @@ SAMPLE = ("muon, float32, accumulated, checkpointed, averaged", "adamw, float16,
 COMPILED = {
     "muon, compiled": {"compile": True, "dtype": "float32"},
     "adamw, compiled, bfloat16": {"compile": True, "optimizer": "adamw", "dtype": "bfloat16", "micro_batch_size": 2},
+} | {
+    f"{name}, compiled, float16, accumulated, checkpointed, averaged": {
+        **OPTIMIZERS[name],
+        **FORMATS["float16"],
+        **WAYS["accumulated, checkpointed, averaged"],
+        "compile": True,
+    }
+    for name in OPTIMIZERS
 }
 
 
@@ -52,7 +61,8 @@ def assert_resumed_runs_are_whole(texts, tmp_path, runs, *, before, after):
 
 def test_a_run_that_was_killed_goes_on_bit_for_bit(texts, tmp_path):
     runs = {name: EVERY[name] for name in SAMPLE}
-    assert_resumed_runs_are_whole(texts, tmp_path, runs, before=3, after=5)
+    # By step 6 float16's loss scale has fallen as far as it must, and the steps are counted after which it rises.
+    assert_resumed_runs_are_whole(texts, tmp_path, runs, before=6, after=8)
 
 
 @pytest.mark.slow

@@ -1,9 +1,11 @@
+import os
 from pathlib import Path
 
 import pytest
 
 from prenorm.checkpoint.files import read_json
 from prenorm.errors import ConfigError, DataError
+from prenorm.locks import lock
 from prenorm.training.checkpoints import save_checkpoint
 from prenorm.training.config import RUN_FIELDS, TrainConfig, read_toml
 from prenorm.training.run_folder import FREE, open_run, record, undone_on_failure
@@ -35,7 +37,11 @@ def test_a_folder_with_a_run_is_refused_and_both_ways_out_are_named(tiny):
 @pytest.mark.parametrize("resume", [False, True])
 def test_a_folder_with_other_things_and_a_file_are_refused(tiny, tmp_path, resume):
     (tmp_path / "file").write_text("x")
-    for out, message in ((tmp_path, "holds other things"), (tmp_path / "file", "is a file")):
+    for out, message in (
+        (tmp_path, "holds other things"),
+        (tmp_path / "file", "is a file"),
+        (tmp_path / "file" / "run", "run cannot: Not a directory; choose another --out"),
+    ):
         with pytest.raises(ConfigError, match=message):
             opened(tiny(out=str(out)), resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
@@ -101,8 +107,6 @@ def test_settings_that_touch_no_weights_may_change(tiny):
         checkpoint_every=1,
         keep_checkpoints=9,
         eval_every=1,
-        eval_batches=1,
-        eval_overlap=0.0,
         log_seconds=1.0,
         checkpoint_activations=True,
         checkpoint_activations_every=2,
@@ -147,6 +151,29 @@ def test_two_processes_never_train_in_one_folder(tiny):
     ):
         opened(tiny(), resume=True)
     opened(tiny(), resume=True)
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_start_that_was_killed_while_it_wrote_the_settings_can_be_repeated(tiny, resume):
+    folder = Path(tiny().out)
+    folder.mkdir()
+    (folder / ".config.toml.67067fa4.tmp").write_text("half")
+    assert opened(tiny(), resume=resume).fresh
+    assert [path.name for path in folder.iterdir()] == ["config.toml"]
+
+
+@pytest.mark.parametrize("resume", [False, True])
+def test_a_process_that_has_just_begun_is_said_to_be_there(tiny, resume):
+    folder = Path(tiny().out)
+    folder.mkdir()
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        lock(descriptor, wait=False)
+        (folder / ".data.tmp").mkdir()
+        with pytest.raises(ConfigError, match="another process is training in"):
+            opened(tiny(), resume=resume)
+    finally:
+        os.close(descriptor)
 
 
 def test_a_set_up_that_fails_can_be_repeated_and_takes_nobodys_files(tiny):

@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 
 import numpy as np
@@ -9,6 +10,7 @@ from prenorm.training.batches import TrainingBatches
 from prenorm.training.config import TrainConfig
 from prenorm.training.data import encoding, side
 from prenorm.training.data.corpus import Corpus
+from prenorm.training.data.folder import read_folder
 from prenorm.training.data.split import Rule, Survey, hashes_of
 from prenorm.training.tokenizer import end_of_text, load_tokenizer, tokenizer_files, train_tokenizer
 from prenorm.training.tokens import TextData, prepare_text, read_tokens
@@ -104,6 +106,18 @@ def test_a_given_tokenizer_is_used_and_what_it_changes_is_said(tiny, tmp_path, s
         assert "loses part of 1 held-out documents" in said[-1]
 
 
+def test_another_tokenizer_in_the_folder_of_a_run_is_refused(tiny, tmp_path):
+    prepare_text(tiny(), tmp_path, lambda _: None)
+    tokenizer = tmp_path / "tokenizer.json"
+    text = tokenizer.read_bytes()
+    tokenizer.write_bytes(text + b" ")
+    with pytest.raises(DataError, match=r"tokenizer\.json is not that in .*data; delete it, and it is written again"):
+        prepare_text(tiny(), tmp_path, lambda _: None)
+    tokenizer.unlink()
+    prepare_text(tiny(), tmp_path, lambda _: None)
+    assert tokenizer.read_bytes() == text
+
+
 def test_text_too_short_for_one_context_is_refused_with_the_numbers(tiny, texts, tmp_path):
     with pytest.raises(DataError, match=r"must have at least 100,000 tokens, but has [\d,]+; .* smaller --context"):
         prepare_text(tiny(context=100_000), tmp_path, lambda _: None)
@@ -149,6 +163,28 @@ def test_a_run_reads_folders_of_tokens_where_they_lie_as_if_they_were_one(tiny, 
     assert both.heldout_text.bytes == one.heldout_text.bytes + second.heldout_text.bytes
     origin = both.train.origins(both.train.starts[-2:-1])[0]
     assert origin.path == str(tmp_path / "two.jsonl")
+
+
+def test_copies_between_folders_of_tokens_are_said(tiny, tmp_path, said):
+    texts = [text_of(seed, 20) for seed in range(60)]
+    first = prepared(tiny, tmp_path / "one", texts, heldout_one_in=2)
+    second = prepared(tiny, tmp_path / "two", texts, tokenizer=str(first), heldout_one_in=20)
+    prepare_text(tiny(data=[str(first), str(second)]), tmp_path / "run", said.append)
+    heldout, others = ({*map(int, read_folder(folder).heldout.text_hashes)} for folder in (first, second))
+    assert others < heldout
+    (line,) = [line for line in said if "exact cop" in line]
+    found = re.match(rf"{second}: (\d+) training documents are exact copies .* such as (.*) and (.*): they stay", line)
+    assert int(found[1]) == len(heldout - others)
+    one, other = (int(found[number].rpartition(", line ")[2]) for number in (2, 3))
+    assert texts[one - 1] == texts[other - 1]
+    assert (tmp_path / "run" / "data" / "prepared.json").read_text().count("exact copies") == 1
+
+
+def test_a_folder_of_tokens_that_is_named_twice_is_refused(tiny, tmp_path, two_folders):
+    first, second = two_folders
+    again = first.parent / "." / first.name / ".." / first.name
+    with pytest.raises(DataError, match=r"each folder of tokens is named once, but .* twice; --data-weights"):
+        prepare_text(tiny(data=[str(first), str(second), str(again)]), tmp_path / "run", lambda _: None)
 
 
 def test_a_run_goes_on_only_with_the_tokens_that_it_began_with(tiny, tmp_path, two_folders):

@@ -9,8 +9,9 @@ from jaxtyping import Int
 from torch import Tensor
 
 from ..errors import DataError
+from ..training.data.conversations import Conversation
 from ..training.data.corpus import Corpus, Document
-from ..training.data.formats import Conversation, chunks
+from ..training.data.formats import chunks
 from ..training.data.split import held_out
 
 TRAINING_BYTES = 4_000_000  # many times what the longest of the lab's trainings reads

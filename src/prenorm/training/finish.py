@@ -88,7 +88,9 @@ def _conclude(trainer: Trainer, run: Path, metrics: Lines, steps: int, evaluatio
         steps=steps,
         parameters=parameters,
         # The time of all steps, in every part of a run that was stopped and resumed.
-        training_seconds=sum(tokens / record["tokens_per_second"] for record in records if "loss" in record),
+        training_seconds=sum(
+            tokens / record["tokens_per_second"] for record in records if "tokens_per_second" in record
+        ),
         eval_loss=evaluation["eval_loss"],
         eval_bits_per_byte=evaluation["eval_bits_per_byte"],
         gzip_bits_per_byte=data.heldout_text.gzip_bits_per_byte,
@@ -127,7 +129,7 @@ def show(result: Result, display: Display) -> None:
     """Show the table of results, the sample, and the command that generates more text."""
     average = result.ema_eval_bits_per_byte
     display.table(
-        f"Held-out text, {result.parameters / 1e6:.1f}M parameters after {clock(result.training_seconds)} of training",
+        f"Held-out text, {result.parameters:,} parameters after {clock(result.training_seconds)} of training",
         [
             ("loss", f"{result.eval_loss:.3f} nats per token"),
             ("this model", f"{result.eval_bits_per_byte:.3f} bits per byte"),

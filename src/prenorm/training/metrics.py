@@ -31,7 +31,7 @@ class Metrics:
 
     def __init__(self, path: Path, *, up_to_step: int, also: Sink | None = None) -> None:
         self._also = also
-        kept = [record for record in read_metrics(path) if record["step"] <= up_to_step]
+        kept = [record for record in read_metrics(path, synced=up_to_step) if record["step"] <= up_to_step]
         write_atomically(path, "".join(_line(record) for record in kept).encode("utf-8"))
         self._newest = {name: record["step"] for record in kept if "all_text" not in record for name in record}
         self._file = path.open("a", encoding="utf-8")
@@ -82,19 +82,27 @@ class NoMetrics:
 Lines = Metrics | NoMetrics
 
 
-def read_metrics(path: Path) -> list[Record]:
+def read_metrics(path: Path, *, synced: int | None = None) -> list[Record]:
     """The records of a metrics file, none if there is no file. A last line that a kill left incomplete is skipped.
 
+    synced: the last step whose lines were certainly on the disk. A power cut may spoil those after it: once there is a
+    line of that step, reading ends where a line is not a record.
     Raises CheckpointError for a line that is not a record.
     """
     if not path.exists():
         return []
-    records = []
+    records: list[Record] = []
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
         where = f"{path}, line {number}"
-        records.append(parse_json(line, where))
-        if not isinstance(records[-1].get("step"), int):
-            raise CheckpointError(f"{where} must have a step, but is {line[:80]!r}.")
+        try:
+            record = parse_json(line, where)
+            if not isinstance(record.get("step"), int):
+                raise CheckpointError(f"{where} must have a step, but is {line[:80]!r}.")
+        except CheckpointError as error:
+            if synced == 0 or (synced and records and records[-1]["step"] >= synced):
+                break
+            raise CheckpointError(f"{error} Delete that line: the run needs none of them to go on.") from error
+        records.append(record)
     return records
 
 

@@ -1,12 +1,14 @@
 """loss.png: the losses of a run over its steps."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from ..checkpoint.files import write_atomically
 from .data.corpus import Say
 from .metrics import Record
 
-SMOOTHING = 0.95  # of the running mean: it looks back about 20 steps
+MOST_SMOOTHED = 20  # steps that the running mean looks back over; a tenth of a shorter run
 
 
 def draw_losses(records: list[Record], path: Path, say: Say) -> None:
@@ -29,9 +31,9 @@ def draw_losses(records: list[Record], path: Path, say: Say) -> None:
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot()
     if steps:
-        axes.plot(*zip(*steps, strict=True), color="tab:blue", alpha=0.25, linewidth=0.8, label="training loss")
-        axes.plot(*zip(*smoothed(steps), strict=True), color="tab:blue", label="training loss, smoothed")
-    axes.set_xlabel("optimiser step")
+        line(axes, steps, color="tab:blue", alpha=0.25, linewidth=0.8, label="training loss")
+        line(axes, smoothed(steps), color="tab:blue", label="training loss, smoothed")
+    label_steps(axes, "optimiser step")
     axes.set_ylabel("training loss (nats per token)", color="tab:blue")
     axes.grid(alpha=0.3)
     right = axes.twinx()
@@ -43,11 +45,23 @@ def draw_losses(records: list[Record], path: Path, say: Say) -> None:
     write_atomically(path, FigureCanvasAgg(figure).print_png)
 
 
+def line(axes: Any, points: Sequence[tuple[int, float]], **options: Any) -> None:
+    """A line on matplotlib's axes; a point where there is only one, which has no line."""
+    axes.plot(*zip(*points, strict=True), marker="o" if len(points) == 1 else "", markersize=4, **options)
+
+
+def label_steps(axes: Any, label: str) -> None:
+    """Steps from left to right, none between two of them."""
+    axes.set_xlabel(label)
+    axes.xaxis.get_major_locator().set_params(integer=True)
+
+
 def smoothed(steps: list[tuple[int, float]]) -> list[tuple[int, float]]:
     """A running mean that is not drawn towards its start: Adam's bias correction."""
     smoothed, mean, weight = [], 0.0, 0.0
+    decay = 1 - 1 / max(1, min(MOST_SMOOTHED, len(steps) / 10))
     for step, loss in steps:
-        mean = SMOOTHING * mean + (1 - SMOOTHING) * loss
-        weight = SMOOTHING * weight + (1 - SMOOTHING)
+        mean = decay * mean + (1 - decay) * loss
+        weight = decay * weight + (1 - decay)
         smoothed.append((step, mean / weight))
     return smoothed

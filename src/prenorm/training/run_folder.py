@@ -3,6 +3,7 @@
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,14 +19,13 @@ from .schedule import learning_rate_scale
 
 # How processes share a model: a checkpoint opens at any layout, whose sums differ in their last bits.
 LAYOUT = {"dp", "fsdp", "tp", "pp", "pp_stages"}
-# What does not touch the weights may change when a run goes on; steps may when the schedule so far stays the same.
+# What touches neither the weights nor the text that they are evaluated on may change when a run goes on; steps may when
+# the schedule so far stays the same.
 FREE = {
     *LAYOUT,
     "out",
     "steps",
     "eval_every",
-    "eval_batches",
-    "eval_overlap",
     "checkpoint_every",
     "keep_checkpoints",
     "log_seconds",
@@ -55,6 +55,10 @@ SETUP_FILES = (
 )
 
 
+# What a start leaves that failed, or was killed while it wrote the settings.
+LEFT_BY_A_START = (LOGS, ".config.toml.*.tmp")
+
+
 class OpenRun(NamedTuple):
     """A run's folder, the checkpoint to go on from (None: start), and whether there was nothing in it before."""
 
@@ -71,8 +75,10 @@ def open_run(config: TrainConfig, *, resume: bool, say: Say) -> Iterator[OpenRun
     or something else, and when another process trains in it.
     """
     folder = Path(config.out)
-    fresh = _check_folder(folder, resume)
+    if folder.exists() and not folder.is_dir():
+        raise ConfigError(f"out must be a folder, but {folder} is a file; choose another --out.")
     with _alone(folder):
+        fresh = _check_folder(folder, resume)  # not before: another process may have just begun to write there
         checkpoint = None if fresh else _checkpoint_to_resume(folder, config, say)
         if resume and checkpoint is None:
             say(f"There is no checkpoint in {folder} yet: starting from the beginning.")
@@ -124,9 +130,7 @@ def _toml(config: TrainConfig) -> bytes:
 
 def _check_folder(run: Path, resume: bool) -> bool:
     """Whether a run starts here from nothing."""
-    if run.exists() and not run.is_dir():
-        raise ConfigError(f"out must be a folder, but {run} is a file; choose another --out.")
-    if not run.exists() or all(path.name == LOGS for path in run.iterdir()):  # the logs of a start that failed
+    if all(any(fnmatch(path.name, left) for left in LEFT_BY_A_START) for path in run.iterdir()):
         return True
     if not (run / "config.toml").is_file():
         raise ConfigError(f"out must be a new folder or a run's, but {run} holds other things; choose another --out.")
@@ -175,9 +179,15 @@ def _check_agreement(what: str, old: TrainConfig, new: TrainConfig, *, step: int
 @contextmanager
 def _alone(run: Path) -> Iterator[None]:
     """The folder, made if need be, with a lock on it that ends with this process."""
-    run.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
-        descriptor = os.open(run, os.O_RDONLY)
+        try:
+            run.mkdir(parents=True, exist_ok=True)
+            descriptor = os.open(run, os.O_RDONLY)
+        except OSError as error:
+            raise ConfigError(
+                f"out must be a folder that can be made and read, but {run} cannot: {error.strerror}; choose another "
+                "--out."
+            ) from error
         stack.callback(os.close, descriptor)
         try:
             lock(descriptor, wait=False)

@@ -13,13 +13,18 @@ SAMPLE_TEMPERATURE = 0.8
 
 
 def prompt_of(config: TrainConfig, data: TextData) -> str:
-    """What samples go on from: the run's sample_prompt, a Python function, or the beginning of a held-out text."""
+    """What samples go on from: the run's sample_prompt; else a line of Python or the first line of a held-out text, as
+    much of it as the model has room for."""
     if config.sample_prompt:
         return config.sample_prompt
-    if not config.data:
-        return "class Test"  # no space at the end: tokens begin with theirs
-    start = data.heldout.tokens[1 : min(9, data.heldout.starts[1])].tolist()
-    return data.tokenizer.decode(start).strip("\ufffd").strip().partition("\n")[0]
+    prompt = "class Test"
+    if config.data:
+        start = data.heldout.tokens[1 : min(9, data.heldout.starts[1])].tolist()
+        prompt = "".join(data.tokenizer.decode(start).strip("\ufffd").strip().splitlines()[:1])
+    prompt = prompt.rstrip()  # tokens begin with their space
+    while prompt and len(data.tokenizer.encode(prompt).ids) > config.model.max_seq_len:
+        prompt = prompt[:-1].rstrip()
+    return prompt
 
 
 def check_prompt(config: TrainConfig, data: TextData) -> None:

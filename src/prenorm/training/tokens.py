@@ -1,7 +1,7 @@
 """The text of a run as tokens: from the run's own folder, or from folders that `prenorm data` has left."""
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -12,10 +12,12 @@ from ..distributed.processes import Processes
 from ..errors import DataError
 from .config import TrainConfig
 from .data.baseline import HeldOutText
+from .data.copies import Texts, copies
 from .data.corpus import Say
 from .data.folder import TokenFolder, is_folder_of_tokens, read_folder
 from .data.prepare import check_weights, prepare, same_tokenizer
-from .data.stream import TokenStream, joined
+from .data.reading import shown
+from .data.stream import Origin, TokenStream, joined
 from .tokenizer import end_of_text, tokenizer_files
 
 PREPARED_FILE = "prepared.json"  # in RUN/data: which folders a run reads instead of its own
@@ -96,6 +98,12 @@ def _prepared_folders(config: TrainConfig, paths: list[Path], run: Path, say: Sa
             f"prenorm data {other} --tokenizer {paths[0]} --out FOLDER makes tokens of it."
         )
     folders = [read_folder(path) for path in paths]
+    if twice := [
+        path for number, path in enumerate(paths) if path.resolve() in {one.resolve() for one in paths[:number]}
+    ]:
+        raise DataError(
+            f"each folder of tokens is named once, but {twice[0]} is named twice; --data-weights reads more of one."
+        )
     for tokenizer in [config.tokenizer, *map(str, paths[1:])]:
         if tokenizer and not same_tokenizer(folders[0], tokenizer):
             raise DataError(
@@ -106,6 +114,7 @@ def _prepared_folders(config: TrainConfig, paths: list[Path], run: Path, say: Sa
     file = run / "data" / PREPARED_FILE
     if not file.exists():
         said = [f"{folder.path}: {line}" for folder in folders for line in folder.summary["said"]]
+        said += _copies_between(folders)
         for line in said:
             say(line)
         write_atomically(file, json_content({"folders": now, "weights": list(config.data_weights), "said": said}))
@@ -117,7 +126,26 @@ def _prepared_folders(config: TrainConfig, paths: list[Path], run: Path, say: Sa
     return folders
 
 
+def _copies_between(folders: Sequence[TokenFolder]) -> Iterator[str]:
+    """What is to be said of training documents of a folder that another one holds out."""
+    for folder in folders:
+        others = [other.heldout for other in folders if other is not folder]
+        if others and (same := copies(_texts(folder.train), _texts(joined(others)))):
+            yield f"{folder.path}: {same}"
+
+
+def _texts(stream: TokenStream) -> Texts:
+    return Texts(stream.text_hashes, lambda number: shown(str(Origin(*stream.place_of(number), tokens=0))))
+
+
 def _copy_tokenizer(folder: TokenFolder, run: Path) -> None:
+    """The run's folder becomes a model's, and needs the tokenizer in it. Raises DataError for another one there."""
+    own = run / "tokenizer.json"
+    if own.exists() and own.read_bytes() != (folder.path / own.name).read_bytes():
+        raise DataError(
+            f"a run has the tokenizer that its text was encoded with, but {own} is not that in {folder.path}; delete "
+            "it, and it is written again."
+        )
     names = [name for name in (*tokenizer_files(folder.tokenizer), "chat_template.jinja") if not (run / name).exists()]
     contents = {run / name: (folder.path / name).read_bytes() for name in names if (folder.path / name).exists()}
     if contents:

@@ -17,6 +17,7 @@ from .batch_file import write_batch
 from .batches import Batch, TrainingBatches
 from .build import build_model, build_without_data
 from .config import TrainConfig
+from .data.reading import count
 from .device import Device
 from .display import Display
 from .early_stop import EarlyStop
@@ -107,8 +108,9 @@ class Trainer:
         config, parameters = self.config, self.passes.num_parameters
         tokens = config.steps * config.batch_size * config.context
         return (
-            f"Training {parameters:,} parameters in {folder} for {config.steps - done:,} steps. {config.steps:,} steps "
-            f"read {tokens:,} tokens, {tokens / self.data.train.num_tokens:.1f} times the text. "
+            f"Training {parameters:,} parameters in {folder} for {count(config.steps - done, 'step')}. "
+            f"{count(config.steps, 'step')} read {tokens:,} tokens, "
+            f"{tokens / self.data.train.num_tokens:.1f} times the text. "
             f"On {self.device.device}, in {self.device.format}: a large product runs at "
             f"{self.product_rate / 1e9:,.0f} GFLOP/s, of which MFU is the share."
         )

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import pytest
 from tokenizers import AddedToken, Tokenizer
@@ -35,12 +36,36 @@ MARKED = """\
 {%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
 PICKY = "{% if messages[0].role == 'system' %}{{ raise_exception('no system here') }}{% endif %}" + CHATML
 
+CALLING = """\
+{%- for tool in tools or [] %}{{- '<|im_start|>system\\n' }}{{ tool | tojson }}{{- '<|im_end|>\\n' }}{% endfor %}
+{%- for message in messages %}
+{{- '<|im_start|>' + message.role + '\\n' + (message.content or '') }}
+{%- for call in message.tool_calls or [] %}
+{{- '<call>' + call.function.name }} {{ call.function.arguments | tojson }}
+{%- endfor %}
+{{- '<|im_end|>\\n' }}
+{%- endfor %}
+{%- if add_generation_prompt %}{{- '<|im_start|>assistant\\n' }}{%- endif %}"""
+
 SPECIAL = ["<|im_start|>", "<|im_end|>"]
 TALK = [
     {"role": "user", "content": "Hi there"},
     {"role": "assistant", "content": " Hello\n"},
     {"role": "user", "content": "And?"},
     {"role": "assistant", "content": "Bye"},
+]
+
+
+TOOLS = [{"type": "function", "function": {"name": "add", "description": "Adds <|im_end|>"}}]
+CALLED: list[dict[str, Any]] = [
+    {"role": "user", "content": "1 + 2?"},
+    {
+        "role": "assistant",
+        "content": None,
+        "tool_calls": [{"type": "function", "function": {"name": "add", "arguments": {"a": 1, "b": "<|im_end|>"}}}],
+    },
+    {"role": "tool", "content": "3"},
+    {"role": "assistant", "content": "3."},
 ]
 
 
@@ -65,6 +90,37 @@ def replies(source, messages=TALK):
 )
 def test_replies_are_what_the_assistant_says_up_to_the_sign_that_ends_it(source, expected):
     assert replies(source) == expected
+
+
+def test_a_call_of_a_tool_is_a_reply(folder):
+    (folder / "chat_template.jinja").write_text(CALLING)
+    tokenizer, template = loaded(folder)
+    chat = template.chat(CALLED, TOOLS)
+    call = '<call>add {"a": 1, "b": "<|im_end|>"}<|im_end|>'
+    assert [chat.text[start:stop] for start, stop in chat.replies] == [call, "3.<|im_end|>"]
+    theirs = AutoTokenizer.from_pretrained(folder)
+    assert chat.text == theirs.apply_chat_template(CALLED, tools=TOOLS, tokenize=False)
+    ids, scored = _encoded_chat(tokenizer, with_special_tokens(tokenizer), chat)
+    assert tokenizer.decode(ids[scored].tolist(), skip_special_tokens=False) == call + "3.<|im_end|>"
+    assert ids.tolist().count(special_tokens(tokenizer)["<|im_end|>"]) == 5  # one a message, and the tools'
+
+
+def test_tools_and_calls_that_a_template_leaves_out_are_an_error():
+    for source, messages, tools in (
+        (DEFAULT_TEMPLATE, CALLED, []),
+        (CHATML.replace("message.content", "(message.content or '')"), CALLED, []),
+        (CHATML, TALK, TOOLS),
+        (CHATML, [*TALK, {"role": "user", "content": "Now add."}], TOOLS),
+        ("{{ tools[0] | tojson }}" + CHATML.replace("message.content", "(message.content or '')"), CALLED, TOOLS),
+    ):
+        with pytest.raises(ChatError, match="has a tool, add, that the chat template leaves out"):
+            template_of(source).chat(messages, tools)
+
+
+def test_a_call_in_a_reply_that_changes_later_is_an_error_and_not_half_a_reply():
+    source = CALLING.replace("(message.content or '')", "('' if loop.last else '.') + (message.content or '')")
+    with pytest.raises(ChatError, match="cannot be told from the rest"):
+        template_of(source).chat([CALLED[0], {**CALLED[1], "content": "So"}, *CALLED[2:]], TOOLS)
 
 
 def test_a_reply_that_cannot_be_found_is_an_error_and_not_a_guess():

@@ -200,7 +200,7 @@ def test_parquet_that_is_broken_or_has_no_text_is_refused(tmp_path):
     parquet.write_table(pyarrow.table({"text": [1]}), tmp_path / "numbers.parquet")
     with pytest.raises(DataError, match=r"broken\.parquet cannot be read as parquet"):
         documents(tmp_path / "broken.parquet")
-    with pytest.raises(DataError, match=r"body\.parquet must have a column named text or messages, but has body"):
+    with pytest.raises(DataError, match=r"body\.parquet must have a column named text or messages, but has 'body'"):
         documents(tmp_path / "body.parquet")
     with pytest.raises(DataError, match=r"numbers\.parquet, row 0"):
         documents(tmp_path / "numbers.parquet")

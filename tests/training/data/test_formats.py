@@ -1,4 +1,5 @@
 import json
+from datetime import UTC, datetime
 from typing import Any
 
 import pyarrow
@@ -7,10 +8,13 @@ from pyarrow import parquet
 
 from prenorm.errors import DataError
 from prenorm.training.data import formats
+from prenorm.training.data.conversations import Conversation
 from prenorm.training.data.corpus import Corpus
-from prenorm.training.data.formats import Conversation, LargeText, chunks
+from prenorm.training.data.formats import LargeText, chunks
+from prenorm.training.data.prepare import prepare
 
 TALK = [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]
+CALLS = [{"type": "function", "function": {"name": "add", "arguments": {"a": 1}}}]
 
 
 @pytest.fixture
@@ -69,6 +73,63 @@ def test_conversations_are_read_from_lines_and_rows(tmp_path):
     parquet.write_table(pyarrow.table({"id": [1], "messages": [TALK]}), tmp_path / "b.parquet")
     found = [document.content for document in Corpus([str(tmp_path)])]
     assert found == [Conversation(TALK), Conversation(TALK[:1] + TALK), Conversation(TALK)]
+
+
+def test_a_column_gives_messages_without_the_fields_that_only_others_have(tmp_path):
+    (call,) = CALLS
+    talk: list[Any] = [TALK[0], {"role": "assistant", "content": None, "tool_calls": CALLS}, *TALK[1:]]
+    table = pyarrow.table({"messages": [talk, TALK], "text": [None, "a text"], "tools": [[call], None]})
+    parquet.write_table(table, tmp_path / "a.parquet")
+    assert [document.content for document in Corpus([str(tmp_path)])] == [Conversation(talk, [call]), "a text"]
+
+
+def test_a_date_in_a_message_of_a_column_is_a_string(tmp_path):
+    talk = [message | {"at": datetime(2026, 1, 2, tzinfo=UTC), "raw": b"x"} for message in TALK]
+    parquet.write_table(pyarrow.table({"messages": [talk]}), tmp_path / "a.parquet")
+    (document,) = Corpus([str(tmp_path)])
+    strings = {"at": "2026-01-02 00:00:00+00:00", "raw": "b'x'"}
+    assert document.content == Conversation([message | strings for message in TALK])
+
+
+@pytest.mark.parametrize("value", [5, 0.5, b"text", datetime(2026, 1, 2, tzinfo=UTC), ["a"], {"a": "b"}])
+def test_a_column_of_something_else_than_strings_is_no_text(tmp_path, value):
+    parquet.write_table(pyarrow.table({"text": [value]}), tmp_path / "a.parquet")
+    with pytest.raises(DataError, match='row 0 must be an object with a string named "text"'):
+        list(Corpus([str(tmp_path / "a.parquet")]))
+
+
+@pytest.mark.parametrize("depth", [100, 450, 5000])
+def test_a_conversation_that_is_nested_deeply_stops_no_run(tmp_path, depth):
+    call = '{"function": {"name": "f", "arguments": ' + "[" * depth + "]" * depth + "}}"
+    lines = [json.dumps({"messages": [*TALK, {"role": "user", "content": f"{number}"}]}) for number in range(30)]
+    lines.append('{"messages": [{"role": "assistant", "content": "a <|endoftext|> b", "tool_calls": [' + call + "]}]}")
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.jsonl").write_text("\n".join(lines))
+    said: list[str] = []
+    options: Any = {"tokenizer": "", "vocab_size": 300, "sample_mb": 1, "one_in": 5, "weights": ()}
+    prepare(tmp_path / "out", [str(folder)], say=said.append, **options)
+    assert "skipped 1 (1 not " in said[0] or "skipped 1 (1 without messages)" in said[0]
+
+
+def test_the_byte_that_is_not_utf8_is_named(tmp_path, small):
+    for name, before, after in (
+        ("short", b"\xef\xbb\xbfab", b"c"),
+        ("long", b"text " * 300, b"c" * 300),
+        ("marked", b"\xef\xbb\xbf" + b"text " * 300, b"c"),
+        ("cut", b"text " * 300, b""),
+        ("early", b"a", b"c" * 3000),
+    ):
+        (tmp_path / name).write_bytes(before + b"\xe9" + after)
+        with pytest.raises(DataError, match=rf"{name} .* is not UTF-8, at byte {len(before):,} \(0xe9\); iconv"):
+            list(Corpus([str(tmp_path / name)]))
+
+
+def test_a_record_without_a_text_is_refused_with_the_fields_that_it_has(tmp_path):
+    for record, found in (({"body": "x", "id": 1}, "'body', 'id'"), ({"text": 5}, "no string there"), ([], "none")):
+        (tmp_path / "a.jsonl").write_text(json.dumps(record))
+        with pytest.raises(DataError, match=rf'a string named "text", or with "messages", but has {found}; give one'):
+            list(Corpus([str(tmp_path / "a.jsonl")]))
 
 
 def test_a_text_beside_messages_is_the_document(tmp_path):

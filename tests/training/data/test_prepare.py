@@ -226,7 +226,7 @@ def test_an_error_in_the_middle_leaves_nothing(tmp_path, monkeypatch):
         raise OSError(28, "No space left on device")
 
     text = lines(tmp_path / "t.jsonl", "a", "b", "c")
-    monkeypatch.setattr(writing, "_copies", full)
+    monkeypatch.setattr(writing, "copies", full)
     with pytest.raises(DataError, match="out could not be written: No space left on device; make room"):
         made(tmp_path / "out", text)
     assert [path.name for path in tmp_path.iterdir()] == ["t.jsonl"]

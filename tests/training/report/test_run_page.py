@@ -1,14 +1,16 @@
 """The page about runs: what it says, that it needs nothing else, and how a browser shows it."""
 
 import html
+import json
 import re
 import shutil
 import subprocess
+from pathlib import Path
 
 import pytest
 
 from prenorm.training.report.record import read_run
-from prenorm.training.report.run_page import run_page
+from prenorm.training.report.run_page import _in_legend, run_page
 
 from .runs import write_run
 
@@ -57,6 +59,33 @@ def test_what_a_model_writes_is_shown_and_never_run(tmp_path):
     text = run_page([read_run(write_run(tmp_path / "run", sample="</pre><script>alert(1)</script>\x07\u00a0"))])
     assert "<script" not in text
     assert "&lt;script&gt;alert(1)&lt;/script&gt;\ufffd\u00a0" in text
+
+
+def test_what_no_run_has_takes_no_row(tmp_path):
+    runs = [read_run(write_run(tmp_path / name)) for name in ("a", "b")]
+    assert "averaged weights" not in plain(run_page(runs))
+    records = (tmp_path / "b" / "metrics.jsonl").read_text()
+    (tmp_path / "b" / "metrics.jsonl").write_text(
+        records.replace('"eval_loss": 3.25', '"eval_loss": 3.25, "ema_eval_bits_per_byte": 1.4')
+    )
+    runs = [read_run(tmp_path / name) for name in ("a", "b")]
+    assert "the same, averaged weights 1.4" in " ".join(plain(run_page(runs)).split())
+
+
+def test_any_name_of_a_folder_can_be_drawn(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ("_hidden", r"a $\frac$ b", "$x$ _y_")
+    runs = [read_run(write_run(Path(name))) for name in names]
+    assert run_page(runs).count("<picture>") == 5
+    assert [_in_legend(run) for run in runs] == ["./_hidden", r"a \$\frac\$ b", r"\$x\$ _y_"]
+
+
+def test_the_model_of_a_run_that_stopped_early_has_the_weights_of_its_best_step(tmp_path):
+    for name, weights_of_step, expected in (("a", 2, "weights of step 2"), ("b", 0, "weights of step 4")):
+        folder = write_run(tmp_path / name)
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(result | {"weights_of_step": weights_of_step}))
+        assert expected in " ".join(plain(run_page([read_run(folder)])).split())
 
 
 def test_it_refers_to_no_other_file(tmp_path):

@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ...checkpoint.files import read_json
 from ...errors import CheckpointError, DataError
+from .conversations import is_reply, text_of
 
 # For tokenizers that bring none: the roles in words, each reply ended by the end-of-text token.
 DEFAULT_TEMPLATE = """\
@@ -21,6 +23,7 @@ DEFAULT_TEMPLATE = """\
 """
 
 Messages = Sequence[Mapping[str, Any]]
+Tools = Sequence[Mapping[str, Any]]
 
 
 class ChatError(Exception):
@@ -49,33 +52,65 @@ class ChatTemplate:
         self.source, self.special_tokens, self.is_default = source, dict(special_tokens), source == DEFAULT_TEMPLATE
         self._ends, self._where = [end for end in ends if end], where
 
-    def chat(self, messages: Messages) -> Chat:
+    def chat(self, messages: Messages, tools: Tools = ()) -> Chat:
         """The text of a conversation and its replies: what the model is to write after a prompt that ends in its turn.
 
         The template may mark them by {% generation %}; else a reply is what a message of the role assistant adds to the
         text before it; where that text changes later (some templates take earlier thoughts out), it is the content,
-        with the special token that follows. Raises ChatError, and DataError when there is no such template.
+        with the special token that follows. Calls of tools are part of a reply. Raises ChatError, also for tools that
+        the text does not name, and DataError when there is no such template.
         """
-        if any(mark in json.dumps(messages, ensure_ascii=False) for mark in _MARKS):
+        if any(mark in json.dumps([messages, tools], ensure_ascii=False) for mark in _MARKS):
             raise ChatError("has one of two code points that stand for no character, U+FDD0 and U+FDD1")
-        text, marked = _unmarked(self._render(messages, _MARKS))
+        text, marked = _unmarked(self._render(messages, tools, _MARKS))
+        self._check_tools(messages, tools)
         replies = marked or [
-            self._reply(messages, number, text)
-            for number, message in enumerate(messages)
-            if message["role"] == "assistant" and message["content"].strip()
+            self._reply(messages, tools, number, text) for number, message in enumerate(messages) if is_reply(message)
         ]
-        return Chat(text, [self._trimmed(text, start, stop) for start, stop in replies], self._spelled(messages, text))
+        trimmed = [self._trimmed(text, start, stop) for start, stop in replies]
+        return Chat(text, trimmed, self._spelled(messages, tools, text))
 
-    def _spelled(self, messages: Messages, text: str) -> list[tuple[int, int]]:
-        """Where in the text a special token's name comes from a message: a mark is put into it, and looked for."""
-        if not any(end in message["content"] for end in self._ends for message in messages):
-            return []
-        names = re.compile("|".join(re.escape(end) for end in sorted(self._ends, key=len, reverse=True)))
-        changed = [
-            {**message, "content": names.sub(lambda name: _MARKS[0] + name[0] + _MARKS[1], message["content"])}
+    def _check_tools(self, messages: Messages, tools: Tools) -> None:
+        """Raise ChatError where the text leaves out a tool or a call: their names are marked, and looked for."""
+        names: list[str] = []
+
+        def marked(each: Mapping[str, Any]) -> Mapping[str, Any]:
+            function = each.get("function", each)
+            if not (isinstance(function, Mapping) and isinstance(name := function.get("name"), str)):
+                return each
+            names.append(name)
+            function = {**function, "name": name.join(_MARKS)}
+            return {**each, "function": function} if "function" in each else function
+
+        talk = [
+            {**message, "tool_calls": [marked(call) for call in message["tool_calls"]]}
+            if message.get("tool_calls")
+            else message
             for message in messages
         ]
-        same, spans = _unmarked(self._render(changed, _NO_MARKS))
+        given = [marked(tool) for tool in tools]
+        if names:
+            text, spans = _unmarked(self._render(talk, given, _NO_MARKS))
+            if left_out := Counter(names) - Counter(text[start:stop] for start, stop in spans):
+                raise ChatError(
+                    f"has a tool, {next(iter(left_out))}, that the chat template leaves out; use a tokenizer whose "
+                    "template has tools"
+                )
+
+    def _spelled(self, messages: Messages, tools: Tools, text: str) -> list[tuple[int, int]]:
+        """Where in the text a special token's name comes from a message: a mark is put into it, and looked for."""
+        names = re.compile("|".join(re.escape(end) for end in sorted(self._ends, key=len, reverse=True)) or r"(?!)")
+
+        def marked(value: Any) -> Any:
+            if isinstance(value, str):
+                return names.sub(lambda name: _MARKS[0] + name[0] + _MARKS[1], value)
+            if isinstance(value, Mapping):
+                return {key: each if key == "role" else marked(each) for key, each in value.items()}
+            return [marked(each) for each in value] if isinstance(value, list | tuple) else value
+
+        if [*messages, *tools] == (changed := marked([*messages, *tools])):
+            return []
+        same, spans = _unmarked(self._render(changed[: len(messages)], changed[len(messages) :], _NO_MARKS))
         if same != text:
             raise ChatError("spells a special token, which the chat template changes")
         return spans
@@ -96,20 +131,21 @@ class ChatTemplate:
         """Whether a text ends in a special token."""
         return text.endswith(tuple(self._ends))
 
-    def _reply(self, messages: Messages, number: int, text: str) -> tuple[int, int]:
+    def _reply(self, messages: Messages, tools: Tools, number: int, text: str) -> tuple[int, int]:
         """Where the reply of this number is in the whole text."""
         try:
-            before = self._plain(messages[:number], add_generation_prompt=True)
-            after = self._plain(messages[: number + 1])
+            before = self._render(messages[:number], tools, _NO_MARKS, add_generation_prompt=True)
+            after = self._render(messages[: number + 1], tools, _NO_MARKS)
         except ChatError:  # some templates refuse a beginning
             before, after = text, ""
         if len(before) < len(after) and text.startswith(after) and after.startswith(before):
             return len(before), len(after)
-        content = messages[number]["content"]
-        for bare in (content, content.strip()):  # a mark outside of white space would keep a template from trimming it
+        content = text_of(messages[number])
+        # A mark outside of white space would keep a template from trimming it. Calls of tools are not in the content.
+        for bare in () if messages[number].get("tool_calls") else (content, content.strip()):
             marked = content.replace(bare, bare.join(_MARKS), 1)
             changed = [*messages[:number], {**messages[number], "content": marked}, *messages[number + 1 :]]
-            same, spans = _unmarked(self._render(changed, _NO_MARKS))
+            same, spans = _unmarked(self._render(changed, tools, _NO_MARKS))
             if same == text and len(spans) == 1:
                 start, stop = spans[0]
                 end = next((end for end in self._ends if text[stop:].lstrip().startswith(end)), "")
@@ -121,15 +157,14 @@ class ChatTemplate:
         bare = text[start:stop].rstrip()
         return (start, start + len(bare)) if self.ends_turn(bare) else (start, stop)
 
-    def _plain(self, messages: Messages, *, add_generation_prompt: bool = False) -> str:
-        return self._render(messages, _NO_MARKS, add_generation_prompt=add_generation_prompt)
-
-    def _render(self, messages: Messages, marks: tuple[str, str], *, add_generation_prompt: bool = False) -> str:
+    def _render(
+        self, messages: Messages, tools: Tools, marks: tuple[str, str], *, add_generation_prompt: bool = False
+    ) -> str:
         template = self._template
         try:
             return template.render(
                 messages=[dict(message) for message in messages],
-                tools=None,
+                tools=list(tools) or None,
                 documents=None,
                 add_generation_prompt=add_generation_prompt,
                 generation_marks=marks,

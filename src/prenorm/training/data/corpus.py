@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import NamedTuple
 
 from ...errors import DataError
-from .formats import EMPTY, Content, Fault, contents, place_in
+from .faults import EMPTY, Fault
+from .formats import Content, contents, place_in
 from .sources import LeftOut, Source, find_sources
 
 Say = Callable[[str], None]

@@ -11,8 +11,10 @@ from tokenizers import Tokenizer
 
 from ..tokenizer import encode, with_special_tokens
 from .chat import Chat, ChatError, ChatTemplate
+from .conversations import Conversation
 from .corpus import Document
-from .formats import Conversation, Fault, chunks
+from .faults import Fault
+from .formats import chunks
 from .split import Hashes
 
 SLICE_CHARACTERS = 1 << 18  # a text is encoded in slices of this size, many at once, so that memory stays small
@@ -101,9 +103,11 @@ def _parts(jobs: Iterable[Job], template: ChatTemplate) -> Iterator[_Part]:
         content = job.document.content
         if isinstance(content, Conversation):
             try:
-                chat = template.chat(content.messages)
+                chat = template.chat(content.messages, content.tools)
             except ChatError as error:
                 yield _Part(job, "", True, fault=Fault("not for the chat template", f"{error}.", 0))
+            except RecursionError:
+                yield _Part(job, "", True, fault=Fault("not for the chat template", "is nested too deeply.", 0))
             else:
                 yield _Part(job, chat.text, True, chat)
         else:

@@ -137,7 +137,7 @@ def _read_stream(folder: Path, side: str, arrays: Mapping[str, ArrayRecord], voc
         file, place, _ = documents[number].tolist()
         return files()[file][0], place
 
-    return TokenStream(tokens, starts, opened(f"{side}-unscored.npy"), place_of=place_of)
+    return TokenStream(tokens, starts, opened(f"{side}-unscored.npy"), place_of=place_of, text_hashes=documents[:, 2])
 
 
 def _ids_below(vocab_size: int, path: Path) -> Look:

@@ -3,16 +3,18 @@
 import codecs
 import hashlib
 import io
+import itertools
 import json
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ...errors import DataError
 from .compressed import Damaged, content_suffix, open_plain
+from .conversations import Conversation, conversation
+from .faults import EMPTY, Fault, file_fault, surrogates_fault
 
-EMPTY = "empty"
 NOT_THERE = object()  # in place of a text: null is one that is empty
 
 WHOLE = -1  # the place of a document that is a whole file
@@ -22,12 +24,12 @@ CHUNK = 1 << 20  # bytes of it that are
 LONGEST_LINE = 1 << 28  # bytes of a line of .jsonl
 
 
-class Fault(NamedTuple):
-    """Why a file, a line or a row is no document: in a word, and as the end of a sentence about it; its size."""
+class NotUtf8(Exception):
+    """A file is no UTF-8, which shows in the last of `read` bytes."""
 
-    reason: str
-    sentence: str
-    bytes: int = 0
+    def __init__(self, cause: UnicodeDecodeError, read: int) -> None:
+        super().__init__(str(cause))
+        self.cause, self.read = cause, read
 
 
 class LargeText(NamedTuple):
@@ -52,14 +54,8 @@ class LargeText(NamedTuple):
                 place += len(chunk)
                 if place >= self.stop:
                     return
-        except (UnicodeDecodeError, Damaged, OSError) as error:
+        except (NotUtf8, Damaged, OSError) as error:
             raise DataError(f"{self.path} changed while it was being read; start again when it is at rest.") from error
-
-
-class Conversation(NamedTuple):
-    """Messages, each an object with at least a role and a content; one or more are the assistant's."""
-
-    messages: list[dict[str, Any]]
 
 
 Content = str | LargeText | Conversation
@@ -100,21 +96,17 @@ def contents(path: Path) -> Contents:
         status = path.stat()
         size = status.st_size
         if not stat.S_ISREG(status.st_mode):
-            yield WHOLE, _file_fault("not a regular file")
+            yield WHOLE, file_fault("not a regular file")
             return
         for found in read(path, size):
             is_empty = False
             yield found
         if is_empty:
-            yield WHOLE, _file_fault(EMPTY, size)
+            yield WHOLE, file_fault(EMPTY, size)
     except Damaged as damage:
-        yield WHOLE, _file_fault(str(damage), size)
+        yield WHOLE, file_fault(str(damage), size)
     except OSError as error:
-        yield WHOLE, _file_fault(f"unreadable ({error.strerror or error})", size)
-
-
-def _file_fault(reason: str, size: int = 0) -> Fault:
-    return Fault(reason, f"cannot be trained on: it is {reason}; name another file.", size)
+        yield WHOLE, file_fault(f"unreadable ({error.strerror or error})", size)
 
 
 def _utf16_fault(start: bytes, size: int) -> Fault | None:
@@ -125,7 +117,7 @@ def _utf16_fault(start: bytes, size: int) -> Fault | None:
 
 
 def _checked(text: str, size: int) -> str | Fault:
-    return text if text.strip() else _file_fault(EMPTY, size)
+    return text if text.strip() else file_fault(EMPTY, size)
 
 
 def _plain(path: Path, size: int) -> Contents:
@@ -134,34 +126,55 @@ def _plain(path: Path, size: int) -> Contents:
     if fault := _utf16_fault(raw, size):
         yield WHOLE, fault
     elif b"\0" in raw:
-        yield WHOLE, _file_fault("binary", size)
+        yield WHOLE, file_fault("binary", size)
     else:
         try:
             yield WHOLE, _large(path, size) if len(raw) == LARGE else _checked(raw.decode("utf-8-sig"), size)
-        except UnicodeDecodeError:
-            yield WHOLE, _file_fault("not UTF-8", size)
+        except UnicodeDecodeError as error:
+            yield WHOLE, _not_utf8(error, len(raw), size)
+
+
+def _not_utf8(error: UnicodeDecodeError, read: int, size: int) -> Fault:
+    """read: how many bytes of the file there are up to the end of those that were decoded."""
+    place = read - len(error.object) + error.start
+    sentence = (
+        f"cannot be trained on: it is not UTF-8, at byte {place:,} ({error.object[error.start]:#x}); iconv -f ENCODING "
+        "-t UTF-8 makes it what it must be."
+    )
+    return Fault("not UTF-8", sentence, size)
 
 
 def _large(path: Path, size: int) -> LargeText | Fault:
     """A large text after a look through all of it, since a fault at its end must be known before its start is used."""
     characters, num_bytes, is_empty, hasher = 0, 0, True, hashlib.sha256()
-    for chunk in _decoded(path):
-        if "\0" in chunk:
-            return _file_fault("binary", size)
-        raw = chunk.encode("utf-8")
-        hasher.update(raw)
-        characters += len(chunk)
-        num_bytes += len(raw)
-        is_empty = is_empty and not chunk.strip()
-    return _file_fault(EMPTY, size) if is_empty else LargeText(path, 0, characters, hasher.digest(), num_bytes)
+    try:
+        for chunk in _decoded(path):
+            if "\0" in chunk:
+                return file_fault("binary", size)
+            raw = chunk.encode("utf-8")
+            hasher.update(raw)
+            characters += len(chunk)
+            num_bytes += len(raw)
+            is_empty = is_empty and not chunk.strip()
+    except NotUtf8 as error:
+        return _not_utf8(error.cause, error.read, size)
+    return file_fault(EMPTY, size) if is_empty else LargeText(path, 0, characters, hasher.digest(), num_bytes)
 
 
 def _decoded(path: Path) -> Iterator[str]:
-    decoder = codecs.getincrementaldecoder("utf-8-sig")()
+    """The text of a file in pieces. Raises NotUtf8."""
+    decoder, read = codecs.getincrementaldecoder("utf-8-sig")(), 0
     with open_plain(path) as file:
-        while raw := file.read(CHUNK):
-            yield decoder.decode(raw)
-    yield decoder.decode(b"", final=True)
+        while True:
+            raw = file.read(CHUNK)
+            read += len(raw)
+            try:
+                text = decoder.decode(raw, final=not raw)
+            except UnicodeDecodeError as error:
+                raise NotUtf8(error, read) from error
+            yield text
+            if not raw:
+                return
 
 
 def _jsonl(path: Path, size: int) -> Contents:
@@ -195,37 +208,22 @@ def _json_content(line: bytes) -> str | Conversation | Fault:
 def _record_content(record: dict[str, Any], size: int) -> str | Conversation | Fault:
     """The text of a record, else its conversation."""
     if "messages" in record and not isinstance(record.get("text"), str):
-        return _conversation(record["messages"], size)
+        return conversation(record["messages"], record.get("tools") or [], size)
     text = record.get("text", NOT_THERE)
     if text is None:
-        return _file_fault(EMPTY, size)
+        return file_fault(EMPTY, size)
     if not isinstance(text, str):
-        sentence = 'must be an object with a string named "text", such as {"text": "Once"}, or with "messages".'
+        found = "no string there" if "text" in record else _listed(record)
+        sentence = (
+            f'must be an object with a string named "text", or with "messages", but has {found}; give one that name.'
+        )
         return Fault("without a text", sentence, size)
-    return _surrogates(text, size) or _checked(text, size)
+    return surrogates_fault(text, size) or _checked(text, size)
 
 
-def _surrogates(text: str, size: int) -> Fault | None:
-    try:
-        text.encode("utf-8")
-    except UnicodeEncodeError:
-        sentence = "has half of a surrogate pair in its text, which no UTF-8 file can hold."
-        return Fault("half of a surrogate pair", sentence, size)
-    return None
-
-
-def _conversation(messages: Any, size: int) -> Conversation | Fault:
-    if messages is None or messages == []:
-        return _file_fault(EMPTY, size)
-    if not (isinstance(messages, list) and all(isinstance(message, dict) for message in messages)) or not all(
-        isinstance(message.get(field), str) for message in messages for field in ("role", "content")
-    ):
-        sentence = 'must have messages that are objects with two strings, such as {"role": "user", "content": "Hi"}.'
-        return Fault("without messages", sentence, size)
-    if not any(message["role"] == "assistant" and message["content"].strip() for message in messages):
-        sentence = "must have a message of the role assistant with some text, which is what is learned from it."
-        return Fault("without a reply", sentence, size)
-    return _surrogates(json.dumps(messages, ensure_ascii=False), size) or Conversation(messages)
+def _listed(names: Iterable[str]) -> str:
+    """Some names of fields, for a message."""
+    return ", ".join(map(repr, itertools.islice(names, 10)))[:300] or "none"
 
 
 def _parquet(path: Path, size: int) -> Contents:
@@ -241,22 +239,32 @@ def _parquet(path: Path, size: int) -> Contents:
         # A buffer, and few rows at a time: else the whole of a row group would be in memory.
         with parquet.ParquetFile(path, buffer_size=CHUNK, pre_buffer=False) as file:
             names = file.schema_arrow.names
-            column = next((name for name in ("text", "messages") if name in names), None)
-            if column is None:
-                sentence = f"must have a column named text or messages, but has {', '.join(names) or 'none'}."
+            columns = [name for name in ("text", "messages", "tools") if name in names]
+            if columns in ([], ["tools"]):
+                sentence = f"must have a column named text or messages, but has {_listed(names)}."
                 yield WHOLE, Fault("without a text", sentence, size)
                 return
             row = 0
-            for batch in file.iter_batches(batch_size=256, columns=[column]):
-                for value in batch.column(0):
-                    yield row, _parquet_content(column, value)
+            for batch in file.iter_batches(batch_size=256, columns=columns):
+                for values in zip(*batch.columns, strict=True):
+                    yield row, _parquet_content(dict(zip(batch.schema.names, values, strict=True)))
                     row += 1
     except (OSError, pyarrow.ArrowException) as error:
         yield WHOLE, Fault("not parquet", f"cannot be read as parquet: {error}", size)
 
 
-def _parquet_content(column: str, value: Any) -> str | Conversation | Fault:
+def _parquet_content(row: Mapping[str, Any]) -> str | Conversation | Fault:
     try:
-        return _record_content({column: value.as_py()}, 0)
+        read = {name: value.as_py() for name, value in row.items()}
+        return _record_content({name: read[name] if name == "text" else _as_json(read[name]) for name in read}, 0)
     except UnicodeDecodeError as error:
         return Fault("not UTF-8", f"has a text that is not UTF-8: {error}.")
+
+
+def _as_json(value: Any) -> Any:
+    """A value as JSON has it, without fields that are null: a column's objects have the fields of all."""
+    if isinstance(value, dict):
+        return {name: _as_json(each) for name, each in value.items() if each is not None or name == "content"}
+    if isinstance(value, list):
+        return [_as_json(each) for each in value]
+    return value if isinstance(value, str | int | float | None) else str(value)

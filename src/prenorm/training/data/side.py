@@ -10,7 +10,7 @@ from tokenizers import Tokenizer
 from ..tokenizer import end_of_text, special_tokens, vocabulary_size
 from .arrays import ArrayRecord, ArrayWriter
 from .encoding import Encoded
-from .formats import Fault
+from .faults import Fault
 
 SHARD_TOKENS = 1 << 27
 TWO_BYTES = 2**16  # vocabularies of up to this many tokens are stored in two bytes a token, larger ones in four

@@ -10,8 +10,9 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from ...errors import DataError
+from .conversations import Conversation, text_of
 from .corpus import Corpus, Document
-from .formats import WHOLE, Conversation, LargeText, chunks, num_characters, part
+from .formats import WHOLE, LargeText, chunks, num_characters, part
 
 ONE_IN = 20  # a twentieth of all documents is held out
 CUT_WINDOW = 1 << 20  # characters in which a line's end is looked for
@@ -46,7 +47,8 @@ def hashes_of(document: Document) -> Hashes:
         sha256, size = content.sha256, content.bytes
     else:
         if isinstance(content, Conversation):
-            content = json.dumps(content.messages, sort_keys=True, ensure_ascii=False)
+            whole = list(content) if content.tools else content.messages
+            content = json.dumps(whole, sort_keys=True, ensure_ascii=False)
         raw = content.encode("utf-8")
         sha256, size = hashlib.sha256(raw).digest(), len(raw)
     text = int.from_bytes(sha256[:8], "big")
@@ -170,7 +172,7 @@ def _start(document: Document, characters: int) -> str:
     """The first characters of what a tokenizer learns from."""
     content = document.content
     if isinstance(content, Conversation):
-        return "\n".join(message["content"] for message in content.messages)[:characters]
+        return "\n".join(map(text_of, content.messages))[:characters]
     return "".join(chunks(part(content, 0, min(num_characters(content), characters))))
 
 
@@ -180,6 +182,8 @@ def _cut(document: Document, one_in: int) -> Sequence[Document]:
     if isinstance(text, Conversation):
         raise DataError("there is only one conversation, so that none can be held out; --data takes two or more.")
     length = num_characters(text)
+    if length < 2:
+        raise DataError("there is only one character of text, so that none can be held out; --data takes more.")
     place = length - max(1, length // one_in)
     start = max(0, place - min(length // one_in, CUT_WINDOW))
     line_end = "".join(chunks(part(text, start, place))).rfind("\n")

@@ -53,6 +53,7 @@ class TokenStream:
     of places, in one flat and rising array: tokens from the first to before the second are read, and are no targets.
     `mixture` has the streams of several sources, parts of this one, each with its weight; () where all are read alike.
     `place_of` gives the file and the place in it of a document by its number, `first_document` that of the first.
+    `text_hashes` are of the texts of all documents that it gives a place of.
     """
 
     tokens: np.ndarray | Shards
@@ -61,6 +62,7 @@ class TokenStream:
     mixture: tuple[tuple["TokenStream", float], ...] = ()
     place_of: Callable[[int], tuple[str, int]] = lambda number: (f"document {number}", WHOLE)
     first_document: int = 0
+    text_hashes: np.ndarray = field(default_factory=lambda: np.empty(0, np.int64))
 
     @property
     def num_tokens(self) -> int:
@@ -127,4 +129,5 @@ def joined(streams: Sequence[TokenStream]) -> TokenStream:
         np.concatenate([*(stream.starts[:-1] + offset for stream, offset in moved), offsets[-1:]]),
         np.concatenate([stream.unscored + offset for stream, offset in moved]),
         place_of=place_of,
+        text_hashes=np.concatenate([stream.text_hashes for stream in streams]),
     )

@@ -19,12 +19,13 @@ from ...locks import lock
 from ..tokenizer import comes_back, tokenizer_files, vocabulary_size
 from .baseline import TextMeter
 from .chat import ChatTemplate
+from .copies import Texts, copies
 from .corpus import Corpus
 from .encoding import Job, encoded
 from .folder import DATA_FILE, FILES_FILE, FORMAT, file_state, signed
 from .formats import place_in
-from .reading import Reading, count, shown
-from .side import TOGETHER, SideWriter
+from .reading import Reading, shown
+from .side import SideWriter
 from .split import Rule, Survey, hashes_of
 
 CHANGED = "the text changed while it was being read; start again when it is at rest."
@@ -110,8 +111,8 @@ def _write(
     if rule.only is not None and sides[1].documents:
         name = _name(corpus, *_documents(folder, "heldout")[0].tolist())
         said.append(f"The hash leaves one side empty, so one document is held out: {name}.")
-    if not rule.tail and (copies := _copies(folder, corpus)):
-        said.append(copies)
+    if not rule.tail and (same := copies(*(_texts(folder, side, corpus) for side in ("train", "heldout")))):
+        said.append(same)
     if lost:
         said.append(
             f"The tokenizer loses part of {lost:,} held-out documents, so bits per byte are too good to be true."
@@ -138,26 +139,9 @@ def _write(
     return survey
 
 
-def _copies(folder: Path, corpus: Corpus) -> str:
-    """What is to be said of training documents that are held out as well, "" where there are none."""
-    training, heldout = (_documents(folder, side) for side in ("train", "heldout"))
-    order = np.argsort(heldout[:, 2], kind="stable")
-    hashes, found, first = heldout[order, 2], 0, ""
-    for start in range(0, len(training), TOGETHER):
-        rows = training[start : start + TOGETHER]
-        places = np.searchsorted(hashes, rows[:, 2]).clip(max=max(0, len(hashes) - 1))
-        copies = np.flatnonzero(hashes[places] == rows[:, 2]) if len(hashes) else np.empty(0, np.int64)
-        if len(copies) and not first:
-            pair = (rows[copies[0]], heldout[order[places[copies[0]]]])
-            first = " and ".join(_name(corpus, *row.tolist()) for row in pair)
-        found += len(copies)
-    if not found:
-        return ""
-    are = "is an exact copy" if found == 1 else "are exact copies"
-    return (
-        f"{count(found, 'training document')} {are} of held-out ones, such as {first}: they stay on both sides, and "
-        "the held-out loss is too good by as much."
-    )
+def _texts(folder: Path, side: str, corpus: Corpus) -> Texts:
+    rows = _documents(folder, side)
+    return Texts(rows[:, 2], lambda number: _name(corpus, *rows[number].tolist()))
 
 
 def _states(corpus: Corpus) -> list[tuple[str, int, int]]:

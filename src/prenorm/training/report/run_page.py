@@ -7,7 +7,7 @@ from typing import Any
 
 from ...page import Part, Picture, Raw, Section, Table, escaped, page, picture
 from ..metrics import Record
-from ..picture import smoothed
+from ..picture import label_steps, line, smoothed
 from .record import RunRecord
 
 COLOURS = ("tab:blue", "tab:orange", "tab:green", "tab:purple", "tab:brown", "tab:pink", "tab:olive", "tab:cyan")
@@ -38,6 +38,7 @@ def _reached(runs: Sequence[RunRecord]) -> Table:
     """A column a run."""
     columns = [_figures(run) for run in runs]
     rows = [(name, *(column[name] for column in columns)) for name in columns[0]]
+    rows = [row for row in rows if any(cell is not None for cell in row[1:])]
     return Table(("", *(run.name for run in runs)), rows, "Losses are in nats per token.")
 
 
@@ -49,6 +50,7 @@ def _figures(run: RunRecord) -> dict[str, object]:
     return {
         "steps": f"{last:,} of {run.settings.get('steps', '?')}" + ("" if run.result else ", not finished"),
         "parameters": result.get("parameters"),
+        "weights of step": result.get("weights_of_step") or (last if run.result else None),
         "last training loss": run.steps[-1]["loss"] if run.steps else None,
         "held-out loss": scored.get("eval_loss"),
         "held-out bits per byte": scored.get("eval_bits_per_byte"),
@@ -61,11 +63,12 @@ def _figures(run: RunRecord) -> dict[str, object]:
 
 def _losses(runs: Sequence[RunRecord]) -> Iterator[Part]:
     def draw(axes: Any, run: RunRecord, colour: str) -> None:
-        label = f"{run.name}: " if len(runs) > 1 else ""
+        label = f"{_in_legend(run)}: " if len(runs) > 1 else ""
         steps = [(record["step"], record["loss"]) for record in run.steps]
         if steps:
-            axes.plot(*zip(*steps, strict=True), color=colour, alpha=0.25, linewidth=0.8)
-            axes.plot(*zip(*smoothed(steps), strict=True), color=colour, label=f"{label}training, smoothed")
+            raw = {} if label else {"label": "training"}
+            line(axes, steps, color=colour, alpha=0.45, linewidth=0.8, **raw)
+            line(axes, smoothed(steps), color=colour, label=f"{label}training, smoothed")
         for name, style, what in (
             ("eval_loss", "o-", "held-out"),
             ("ema_eval_loss", "x--", "held-out, averaged weights"),
@@ -106,7 +109,7 @@ def _of_steps(runs: Sequence[RunRecord], name: str, label: str, caption: str, *,
     def draw(axes: Any, run: RunRecord, colour: str) -> None:
         points = [(record["step"], record[name]) for record in run.steps if name in record]
         if points:
-            axes.plot(*zip(*points, strict=True), color=colour, linewidth=0.9, label=run.name)
+            line(axes, points, color=colour, linewidth=0.9, label=_in_legend(run))
         if log:
             axes.set_yscale("log")
 
@@ -119,12 +122,20 @@ def _picture(
     def on(axes: Any) -> None:
         for run, colour in zip(runs, cycle(COLOURS), strict=False):
             draw(axes, run, colour)
-        axes.set_xlabel("step")
+        label_steps(axes, "step")
         axes.set_ylabel(label)
-        if axes.get_legend_handles_labels()[1] and (len(runs) > 1 or height > 4):
+        if len(runs) > 1:  # too many to lie over the lines
+            axes.figure.legend(loc="outside lower left", ncols=2)
+        elif height > 4:
             axes.legend()
 
-    return picture(on, alt=alt, caption=caption, size=(8.0, height))
+    return picture(on, alt=alt, caption=caption, size=(8.0, height + (len(runs) > 1) * 0.3 * len(runs)))
+
+
+def _in_legend(run: RunRecord) -> str:
+    """The name as matplotlib takes it: "$" would begin a formula, and "_" at the start hide the line."""
+    name = run.name.replace("$", r"\$")
+    return f"./{name}" if name.startswith("_") else name
 
 
 def _darker(colour: str) -> Any:
