@@ -105,3 +105,37 @@ def test_a_block_that_cannot_be_called_on_x_alone_is_refused_with_a_way_out():
 
     with pytest.raises(ConfigError, match=r"which failed \(TypeError: .*positions.*styles="):
         found(Picky())
+
+
+def test_nothing_that_a_block_keeps_of_its_calls_changes():
+    class Keeping(Block):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.kept = []
+
+        def forward(self, x):
+            self.calls += 1
+            self.kept.append(x)
+            return super().forward(x)
+
+    block = Keeping()
+    assert "mixing" in found(block)
+    assert (block.calls, block.kept) == (0, [])
+
+
+@pytest.mark.parametrize(("beside", "is_split"), [(None, True), (torch.ones(2), False)])
+def test_a_layer_may_give_none_beside_its_output_as_those_of_transformers_do_and_nothing_else(beside, is_split):
+    class Pair(Attention):
+        def forward(self, x, mask=None):
+            return super().forward(x), beside
+
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mixing = Pair()
+
+        def forward(self, x):
+            return x + self.mixing(x)[0]
+
+    assert ("mixing" in found(Holder())) == is_split
