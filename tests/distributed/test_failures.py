@@ -77,7 +77,7 @@ def fails_while_others_are_slow_to_tell(rank, *, victim, mark):
         time.sleep(1.5)
         return failed(self, error)
 
-    Group.failed = slowly  # type: ignore[method-assign]
+    Group.failed = slowly
 
 
 def fails_in_the_writing(rank, *, victim, how, mark):
