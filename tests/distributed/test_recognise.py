@@ -6,6 +6,7 @@ from torch import nn
 
 from prenorm import ConfigError
 from prenorm.distributed.recognise import own_layers
+from prenorm.distributed.tensor_parallel import SplitLayer
 
 
 def found(module, ranks=2):
@@ -139,3 +140,29 @@ def test_a_layer_may_give_none_beside_its_output_as_those_of_transformers_do_and
             return x + self.mixing(x)[0]
 
     assert ("mixing" in found(Holder())) == is_split
+
+
+class Conv1D(nn.Module):
+    """A linear map as in transformers' GPT-2, whose weight is (in, out)."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+class ConvFeedForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Conv1D(16, 24), Conv1D(24, 16)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_maps_whose_weight_is_the_other_way_round_stay_whole_and_are_refused_by_name():
+    assert found(ConvFeedForward()) == {}
+    with pytest.raises(ConfigError, match=r"\(out_features, in_features\) .* but first is a Conv1D"):
+        SplitLayer(("first",), ("second",)).check(ConvFeedForward(), 2)

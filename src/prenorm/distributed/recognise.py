@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..layers.embedding import Embedding
-from .tensor_parallel import SplitLayer, term_of
+from .tensor_parallel import SplitLayer, is_linear_map, term_of
 
 MOST_COUNTS = 3  # integers of a layer that are divided at once
 MOST_TRIED = 2000  # ways to split a layer
@@ -98,9 +98,8 @@ def _linear_maps(module: nn.Module) -> dict[str, nn.Module]:
 
 
 def _is_linear_map(module: nn.Module) -> bool:
-    weight = module._parameters.get("weight")
-    is_leaf = next(module.children(), None) is None and set(module._parameters) <= {"weight", "bias"}
-    return is_leaf and weight is not None and weight.ndim == 2 and not isinstance(module, Embedding | nn.Embedding)
+    is_leaf = next(module.children(), None) is None
+    return is_leaf and is_linear_map(module) and not isinstance(module, Embedding | nn.Embedding)
 
 
 def _weight(linear: nn.Module) -> Tensor:

@@ -256,11 +256,18 @@ def _distributed(linear: nn.Module, mesh: DeviceMesh, dims: dict[str, int | None
             yield Weight(linear, name, local)
 
 
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether it has a weight (out_features, in_features), and perhaps a bias; Conv1D of transformers has (in, out)."""
+    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    if weight is None or weight.ndim != 2 or not set(module._parameters) <= {"weight", "bias"}:
+        return False
+    return bias is None or bias.shape == weight.shape[:1]
+
+
 def _linear(layer: nn.Module, name: str) -> Any:
     """The linear map of this name. Raises ConfigError for other modules."""
     linear = layer.get_submodule(name)
-    weight = linear._parameters.get("weight")
-    if weight is None or weight.ndim != 2 or not set(linear._parameters) <= {"weight", "bias"}:
+    if not is_linear_map(linear):
         raise ConfigError(
             f"only a linear map, with a weight (out_features, in_features) and perhaps a bias, can be split, but "
             f"{name} is a {type(linear).__name__}."
