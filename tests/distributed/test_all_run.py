@@ -53,6 +53,35 @@ def mixture_errors():
     return found
 
 
+def test_a_list_of_containers_is_sharded_too(tmp_path):
+    for found in run(container_errors, 2, tmp_path):
+        assert max(found) <= 1e-6
+
+
+def container_errors():
+    torch.manual_seed(0)
+    single, x = Heads(), torch.randn(4, 5, 16)
+    module = parallelize(copy.deepcopy(single), make_mesh(Layout(fsdp=2)))
+    module(x.chunk(2)[torch.distributed.get_rank()]).square().mean().backward()
+    single(x).square().mean().backward()
+    pairs = zip(module.parameters(), single.parameters(), strict=True)
+    return [distance(whole(mine.grad), one.grad) for mine, one in pairs]
+
+
+class Heads(nn.Module):
+    """Each head keeps its maps in a dict, and one that is not there is None."""
+
+    def __init__(self):
+        super().__init__()
+        heads = [nn.ModuleDict({name: nn.Linear(16, 8, bias=False) for name in "qkv"}) for _ in range(2)]
+        self.heads = nn.ModuleList([*heads, None])
+
+    def forward(self, x):
+        attend = nn.functional.scaled_dot_product_attention
+        heads = [one for one in self.heads if one is not None]
+        return x + torch.cat([attend(one["q"](x), one["k"](x), one["v"](x)) for one in heads], -1)
+
+
 def test_experts_that_are_left_out_are_refused_with_their_names(tmp_path):
     for rank, message in enumerate(run(refusal, 2, tmp_path)):
         assert f"rank {rank} did not run moe.experts.1, moe.experts.2, " in message

@@ -156,10 +156,13 @@ def _through(replica: DistributedDataParallel, method: str, *args: Any, **option
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules in lists: the blocks of a model, which run one after another."""
+    """The outermost modules in lists: the blocks of a model, which run one after another.
+
+    Those that only hold others, and have no forward before which weights could be gathered, are gathered with the rest.
+    """
     for child in module.children():
         if isinstance(child, nn.ModuleList):
-            yield from child
+            yield from (block for block in child.children() if type(block).forward is not nn.Module.forward)
         else:
             yield from _blocks(child)
 
