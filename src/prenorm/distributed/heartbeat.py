@@ -60,7 +60,7 @@ class Heartbeat:
         self._keys = [f"beat/{each}" for each in range(world_size)]
         self._interval = max(min(BEAT_SECONDS, timeout / 4), world_size**2 / KEYS_PER_SECOND)
         self._ended, self._misses_nobody = threading.Event(), False
-        self._now = 0.0  # seconds that this process was awake: it may have been stopped together with the others
+        self._ticked = (0.0, time.monotonic())
         self._moved_at, self._cut_off_at = 0.0, math.inf
         self._broken = ""  # why the store does not answer
         self._word: Word | None = None  # who was lost, as another process, or that one itself, says
@@ -88,7 +88,7 @@ class Heartbeat:
 
     def at(self, step: int, phase: str, *, patient: bool = False) -> None:
         """This process has come to a phase of a step."""
-        self._spot, self._moved_at = Spot(step, phase, patient, self._spot.moves + 1), self._now
+        self._spot, self._moved_at = Spot(step, phase, patient, self._spot.moves + 1), self._now()
         self._board.write([astuple(self._spot), None])
 
     def count(self, groups: Mapping[str, ProcessGroup]) -> None:
@@ -115,7 +115,7 @@ class Heartbeat:
 
     def cut_off(self) -> NoReturn:
         """A collective of the main thread failed. The watch finds out who was lost, and ends this process."""
-        self._cut_off_at, self._beats.is_cut_off = self._now, True
+        self._cut_off_at, self._beats.is_cut_off = self._now(), True
         while True:
             time.sleep(self._timeout)
 
@@ -136,7 +136,7 @@ class Heartbeat:
 
     def _read(self) -> None:
         *beats, word = self._store.multi_get([*self._keys, "lost"])
-        now = self._now
+        now = self._now()
         for seen, text in zip(self._seen, beats, strict=True):
             spot, beat = json.loads(text)
             before = seen.beat.beats
@@ -148,17 +148,19 @@ class Heartbeat:
             self._word = tuple(json.loads(word))
 
     def _watch(self) -> None:
-        before = time.monotonic()
         while not self._ended.wait(self._interval / 2):
-            now = time.monotonic()
-            self._now += min(now - before, 2 * self._interval)  # more is not the others' fault
-            before = now
+            self._ticked = (self._now(), time.monotonic())
             if not self._misses_nobody:
                 self._judge()
 
+    def _now(self) -> float:
+        """The seconds that this process was awake: it may have been stopped, perhaps together with the others."""
+        seconds, at = self._ticked
+        return seconds + min(time.monotonic() - at, 2 * self._interval)
+
     def _judge(self) -> None:
         """End this process where another one was lost."""
-        now, read = self._now, self._answered  # the newest that is known is of then
+        now, read = self._now(), self._answered  # the newest that is known is of then
         others = [(rank, seen) for rank, seen in enumerate(self._seen) if rank != self._rank]
         gone = [rank for rank, seen in others if is_gone(seen.who, self._here)]
         # One that has ended because of another one, perhaps just now, is not the one that was lost.
@@ -207,7 +209,7 @@ class Heartbeat:
 
     def _end_by(self, rank: int, what: str) -> NoReturn:
         """Say who was lost and where, see to it that it does not go on alone, and end this process."""
-        if not self._broken and self._now - self._answered < FEW_BEATS * self._interval:
+        if not self._broken and self._now() - self._answered < FEW_BEATS * self._interval:
             with suppress(RuntimeError):
                 rank, what = self._name(rank, what)
         self._leave_on_board((rank, what))
@@ -220,7 +222,7 @@ class Heartbeat:
             "the newest checkpoint."
         )
         for each, other in enumerate(self._seen):
-            self._note(f"rank {each} was last at {other.where()}, {self._now - other.at:.0f} s ago")
+            self._note(f"rank {each} was last at {other.where()}, {self._now() - other.at:.0f} s ago")
         stack = "".join(traceback.format_stack(sys._current_frames().get(self._main)))
         self._note(f"this process was at\n{stack}".rstrip())
         others = [seen for each, seen in enumerate(self._seen) if each != self._rank]
