@@ -1,6 +1,7 @@
 """Experts, of which each rank has rows for other ones: with copies some may be left out, with shards none may."""
 
 import copy
+from typing import Any
 
 import torch
 from torch import nn
@@ -78,7 +79,7 @@ class Heads(nn.Module):
 
     def forward(self, x):
         attend = nn.functional.scaled_dot_product_attention
-        heads = [one for one in self.heads if one is not None]
+        heads: list[Any] = [one for one in self.heads if one is not None]
         return x + torch.cat([attend(one["q"](x), one["k"](x), one["v"](x)) for one in heads], -1)
 
 

@@ -174,10 +174,11 @@ class Heartbeat:
             return
         if gone:
             self._end_by(gone[0], "its process is gone: killed, perhaps because memory ran out")
-        if self._broken or now - read > self._timeout:
+        late = self._timeout + self._interval  # it may have stopped just before the next beat
+        if self._broken or now - read > late:
             self._end_by(0, f"the store that all processes meet in has not answered for {now - read:.0f} s")
         for rank, seen in others:
-            if read - seen.at > self._timeout:
+            if read - seen.at > late:
                 self._end_by(rank, f"it has not answered for {self._timeout:g} s: stopped, or out of reach")
         stuck, cut_off = now - self._moved_at - self._timeout, now - self._cut_off_at - GRACE_SECONDS
         if stuck > 0 and not self._spot.patient:
