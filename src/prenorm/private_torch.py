@@ -68,6 +68,12 @@ def set_group_timeout(timeout: timedelta, group: "ProcessGroup") -> None:
         set_timeout(timeout, group)
 
 
+def calls_begun(group: "ProcessGroup") -> int:
+    """How many collectives of a group this process has begun; 0 without a way to ask: then who hangs is guessed."""
+    ask = getattr(group, "_get_sequence_number_for_group", None)
+    return int(ask()) if ask else 0
+
+
 def is_avx512_supported() -> bool:
     """Whether the processor has AVX-512; where it cannot be asked, no: MKL and PyTorch's attention run."""
     ask = getattr(torch.cpu, "_is_avx512_supported", None)

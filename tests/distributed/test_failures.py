@@ -13,8 +13,9 @@ from pathlib import Path
 import pytest
 
 from prenorm.distributed.group import Group
-from prenorm.distributed.heartbeat import LOST
+from prenorm.distributed.heartbeat import LOST, Heartbeat
 from prenorm.distributed.launch import Launch, launched
+from prenorm.distributed.process_state import is_gone
 from prenorm.errors import ConfigError
 from prenorm.training.checkpoint_writer import CheckpointWriter
 from prenorm.training.checkpoints import complete_checkpoints, read_state
@@ -51,6 +52,20 @@ def fails_while_others_wait(rank, *, victim, how, mark):
         return reduced(self, *args)
 
     Group._reduced = reducing
+
+
+def does(rank, *, what, mark):
+    """Each rank does what is named for it, by step and phase, when it comes there; `mark` says when the first did."""
+    at = Group.at
+
+    def coming(self, now, name, **options):
+        at(self, now, name, **options)
+        if act := what.get((rank, now, name)):
+            if not mark.exists():
+                mark.write_text(str(time.time()))
+            act()
+
+    Group.at = coming  # type: ignore[assignment]
 
 
 def fails_while_others_are_slow_to_tell(rank, *, victim, mark):
@@ -97,6 +112,24 @@ def stops():
 
 def sleeps():
     time.sleep(1000)
+
+
+def dies_a_second_later():
+    time.sleep(1)
+    dies()
+
+
+def comes_late():
+    time.sleep(3)
+
+
+def is_stopped_for_two_seconds():
+    pid = os.getpid()
+    if os.fork() == 0:
+        time.sleep(2)
+        os.kill(pid, signal.SIGCONT)
+        os._exit(0)
+    stops()
 
 
 def raises():
@@ -172,6 +205,72 @@ def test_one_that_waits_is_not_named_while_its_collective_fails(flags, tmp_path)
     failing = functools.partial(fails_while_others_are_slow_to_tell, victim=1, mark=mark)
     command = Command([*flags, "--timeout", TIMEOUT], 4, tmp_path, before=failing)
     assert_others_name(command, 1, mark, "step 3, backward")
+
+
+@pytest.mark.long
+def test_one_that_came_late_is_not_named_for_one_that_hangs(flags, tmp_path):
+    """The collective of the others fails seconds before its own does, and DDP's waiting does not show in Python."""
+    mark = tmp_path / "mark"
+    what = {(3, 3, "backward"): sleeps, (1, 3, "backward"): comes_late}
+    command = Command([*flags, "--timeout", TIMEOUT], 4, tmp_path, before=functools.partial(does, what=what, mark=mark))
+    assert_others_name(command, 3, mark, "step 3, backward")
+
+
+@pytest.mark.long
+def test_of_two_that_fail_one_is_named_by_all_and_neither_is_left(flags, tmp_path):
+    mark = tmp_path / "mark"
+    what = {(1, 3, "backward"): stops, (2, 3, "backward"): dies_a_second_later}
+    command = Command([*flags, "--timeout", TIMEOUT], 4, tmp_path, before=functools.partial(does, what=what, mark=mark))
+    for rank in (0, 1, 3):
+        command.processes[rank].join(30)
+    assert command.codes(0) == {0: LOST, 1: -signal.SIGKILL, 2: -signal.SIGKILL, 3: LOST}
+    assert time.time() - float(mark.read_text()) < TIMEOUT + 5
+    for rank in (0, 3):
+        assert "Rank 2 was lost at step 3, backward" in command.output(rank)
+
+
+def hears_late(rank, *, what, mark):
+    """Rank 3 hears of no last word, and looks for others only when all of them have ended."""
+    does(rank, what=what, mark=mark)
+    if rank == 3:
+        read, judge = Heartbeat._read, Heartbeat._judge
+
+        def reading(self):
+            read(self)
+            self._word = None
+
+        def judging(self):
+            if any(is_gone(seen.who, self._here) for seen in self._seen):
+                time.sleep(3)
+            judge(self)
+
+        Heartbeat._read, Heartbeat._judge = reading, judging
+
+
+@pytest.mark.long
+def test_one_that_finds_all_others_gone_names_the_one_because_of_which_they_ended(flags, tmp_path):
+    mark = tmp_path / "mark"
+    what = {(2, 3, "backward"): dies}
+    failing = functools.partial(hears_late, what=what, mark=mark)
+    command = Command([*flags, "--timeout", TIMEOUT], 4, tmp_path, before=failing)
+    assert_others_name(command, 2, mark, "step 3, backward")
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("rank", [0, 1])
+def test_one_that_is_stopped_for_less_than_the_timeout_is_not_lost(flags, tmp_path, rank):
+    mark = tmp_path / "mark"
+    what = {(rank, 3, "backward"): is_stopped_for_two_seconds, (rank, 6, "saving"): is_stopped_for_two_seconds}
+    command = Command([*flags, "--timeout", TIMEOUT], 2, tmp_path, before=functools.partial(does, what=what, mark=mark))
+    assert set(command.codes().values()) == {0}, command.output(0)
+
+
+@pytest.mark.long
+def test_one_that_hangs_while_it_writes_the_model_is_named(flags, tmp_path):
+    mark = tmp_path / "mark"
+    what = {(0, 6, "saving the model"): sleeps}
+    command = Command([*flags, "--timeout", TIMEOUT], 2, tmp_path, before=functools.partial(does, what=what, mark=mark))
+    assert_others_name(command, 0, mark, "step 6, saving the model")
 
 
 @pytest.mark.long

@@ -6,6 +6,7 @@ from torch import nn
 
 from prenorm import ConfigError
 from prenorm.distributed.recognise import own_layers
+from prenorm.distributed.tensor_parallel import SplitLayer
 
 
 def found(module, ranks=2):
@@ -105,3 +106,63 @@ def test_a_block_that_cannot_be_called_on_x_alone_is_refused_with_a_way_out():
 
     with pytest.raises(ConfigError, match=r"which failed \(TypeError: .*positions.*styles="):
         found(Picky())
+
+
+def test_nothing_that_a_block_keeps_of_its_calls_changes():
+    class Keeping(Block):
+        def __init__(self):
+            super().__init__()
+            self.register_buffer("calls", torch.zeros(()))
+            self.kept = []
+
+        def forward(self, x):
+            self.calls += 1
+            self.kept.append(x)
+            return super().forward(x)
+
+    block = Keeping()
+    assert "mixing" in found(block)
+    assert (block.calls, block.kept) == (0, [])
+
+
+@pytest.mark.parametrize(("beside", "is_split"), [(None, True), (torch.ones(2), False)])
+def test_a_layer_may_give_none_beside_its_output_as_those_of_transformers_do_and_nothing_else(beside, is_split):
+    class Pair(Attention):
+        def forward(self, x, mask=None):
+            return super().forward(x), beside
+
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mixing = Pair()
+
+        def forward(self, x):
+            return x + self.mixing(x)[0]
+
+    assert ("mixing" in found(Holder())) == is_split
+
+
+class Conv1D(nn.Module):
+    """A linear map as in transformers' GPT-2, whose weight is (in, out)."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.weight, self.bias = nn.Parameter(torch.randn(inputs, outputs)), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        return x @ self.weight + self.bias
+
+
+class ConvFeedForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = Conv1D(16, 24), Conv1D(24, 16)
+
+    def forward(self, x):
+        return self.second(torch.relu(self.first(x)))
+
+
+def test_maps_whose_weight_is_the_other_way_round_stay_whole_and_are_refused_by_name():
+    assert found(ConvFeedForward()) == {}
+    with pytest.raises(ConfigError, match=r"\(out_features, in_features\) .* but first is a Conv1D"):
+        SplitLayer(("first",), ("second",)).check(ConvFeedForward(), 2)

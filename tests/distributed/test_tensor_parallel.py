@@ -231,3 +231,44 @@ def refusals():
     except ConfigError as error:
         found.append("x.full_tensor() is plain" in str(error))
     return found
+
+
+def test_a_layer_may_take_a_tensor_in_a_tuple_and_give_none_beside_its_output(tmp_path):
+    for names, found in run(tuple_errors, 2, tmp_path):
+        assert max(found) <= WITHIN, found
+        assert names == ["attention.k.weight", "attention.o.weight", "attention.q.weight", "attention.v.weight"]
+
+
+def tuple_errors():
+    """What is split, and the errors of the gradients, those of the bias that is in the tuple too."""
+    torch.manual_seed(2)
+    single, block = pair(Biased(), Layout(tp=2))
+    x = torch.randn(2, 6, 16)
+    block(x).square().mean().backward()
+    single(x).square().mean().backward()
+    named = dict(block.named_parameters())
+    split = sorted(name for name, one in named.items() if isinstance(one, DTensor) and one.placements[0].is_shard())
+    return split, [distance(whole(named[name].grad), one.grad) for name, one in single.named_parameters()]
+
+
+class Biased(nn.Module):
+    """Its attention takes a learned bias of the scores in a tuple, and gives a pair, as layers of transformers do."""
+
+    def __init__(self):
+        super().__init__()
+        self.bias, self.attention = nn.Parameter(torch.randn(8, 8)), PairAttention()
+
+    def forward(self, x):
+        bias = self.bias[: x.shape[1], : x.shape[1]]
+        return x + self.attention(x, (bias, None))[0]
+
+
+class PairAttention(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.q, self.k, self.v, self.o = (nn.Linear(16, 16, bias=False) for _ in range(4))
+
+    def forward(self, x, extra):
+        q, k, v = (f(x).unflatten(-1, (-1, 4)).transpose(1, 2) for f in (self.q, self.k, self.v))
+        y = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=extra[0])
+        return self.o(y.transpose(1, 2).flatten(2)), None

@@ -25,8 +25,16 @@ REPLICA = "_replica"  # where a module keeps the DistributedDataParallel that it
 
 
 def replicate(module: nn.Module, mesh: DeviceMesh) -> nn.Module:
-    """Copies that average their gradients (DDP), over a mesh of one dim. The module itself stays what is called."""
-    replica = DistributedDataParallel(_Methods(module), process_group=mesh.get_group(), **_buffer_options(module))
+    """Copies that average their gradients (DDP), over a mesh of one dim. The module itself stays what is called.
+
+    Modules of others may leave out parameters, each rank other ones, as experts without rows: DDP has to look for them.
+    """
+    looks = not type(module).__module__.startswith(f"{__name__.partition('.')[0]}.")
+    methods = _Methods(module)
+    if looks:  # it warns where it finds none
+        methods.never_used = nn.Parameter(torch.zeros(1, device=mesh.device_type))
+    options = {"process_group": mesh.get_group(), "find_unused_parameters": looks, **_buffer_options(module)}
+    replica = DistributedDataParallel(methods, **options)
     vars(module)[REPLICA] = replica  # not a submodule: the module is one of its own
     for method in METHODS:
         if hasattr(module, method):
@@ -148,10 +156,13 @@ def _through(replica: DistributedDataParallel, method: str, *args: Any, **option
 
 
 def _blocks(module: nn.Module) -> Iterator[nn.Module]:
-    """The outermost modules in lists: the blocks of a model, which run one after another."""
+    """The outermost modules in lists: the blocks of a model, which run one after another.
+
+    Those that only hold others, and have no forward before which weights could be gathered, are gathered with the rest.
+    """
     for child in module.children():
         if isinstance(child, nn.ModuleList):
-            yield from child
+            yield from (block for block in child.children() if type(block).forward is not nn.Module.forward)
         else:
             yield from _blocks(child)
 

@@ -15,14 +15,15 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 from torch.distributed.distributed_c10d import PrefixStore
 
 from ..errors import ConfigError, PrenormError, ProcessError
 from ..private_torch import set_group_timeout
-from .heartbeat import GRACE_SECONDS, LOST, Heartbeat, Say
+from .heartbeat import BEAT_SECONDS, GRACE_SECONDS, LOST, Heartbeat, Say
 from .launch import Launch
 from .layout import Layout
-from .mesh import make_mesh
+from .mesh import AXES, make_mesh
 from .processes import Processes
 from .rendezvous import gather, meet
 
@@ -66,18 +67,23 @@ class Group(Processes):
             timeout=limit,
         )
         self.mesh = make_mesh(self.place.layout, device_type)
-        for group in self.mesh.get_all_groups():
+        assert dist.group.WORLD is not None
+        counted: dict[str, ProcessGroup] = {"": dist.group.WORLD}
+        for axis, group in zip(AXES, self.mesh.get_all_groups(), strict=True):
             set_group_timeout(limit, group)
+            if axis != "pp":  # its stages send different numbers of times
+                counted[f"{axis} of rank {dist.get_process_group_ranks(group)[0]}"] = group
+        self._heartbeat.count(counted)
 
     def at(self, step: int, phase: str, *, patient: bool = False) -> None:
         """As `Processes.at`."""
         self._heartbeat.at(step, phase, patient=patient)
 
-    def first(self, what: str, work: Callable[[], Any]) -> Any:
+    def first(self, what: str, work: Callable[[], Any], *, patient: bool = True) -> Any:
         """As `Processes.first`."""
         self._agreements += 1
         key = f"first/{self._agreements}"
-        self.at(self._heartbeat.step, what, patient=True)
+        self.at(self._heartbeat.step, what, patient=patient)
         if self.is_first:
             try:
                 outcome = {"gave": work()}
@@ -129,9 +135,11 @@ class Group(Processes):
     def _wait(self, there: Callable[[], bool]) -> None:
         """Until all others have come so far, however long that takes; the heartbeat notices when one does not live."""
         seconds = POLL_SECONDS / 10
+        self._heartbeat.is_waiting = True
         while not there():
             time.sleep(seconds)
             seconds = min(2 * seconds, POLL_SECONDS)
+        self._heartbeat.is_waiting = False
 
     def end(self) -> None:
         """The end of a run in which nothing went wrong: all processes leave together."""
@@ -203,7 +211,7 @@ class Group(Processes):
 
 def _end_soon(number: int, _: FrameType | None) -> None:
     """End by a signal, once the heartbeat had time to say why: torchrun sends it to all others when one has died."""
-    time.sleep(GRACE_SECONDS)
+    time.sleep(2 * GRACE_SECONDS + BEAT_SECONDS)  # until a last word was heard and waited upon
     signal.signal(number, signal.SIG_DFL)
     os.kill(os.getpid(), number)
 

@@ -11,6 +11,7 @@ from torch.distributed.tensor.parallel import ParallelStyle
 
 from ..errors import ConfigError
 from . import data_parallel
+from .all_run import require_all_to_run
 from .mesh import AXES
 from .split import split
 
@@ -77,6 +78,7 @@ def parallelize(
     if with_ddp:
         data_parallel.replicate(module, mesh["dp"])
     elif with_fsdp:
+        require_all_to_run(module)
         over = mesh[dims] if len(dims) > 1 else mesh[dims[0]]
         data_parallel.shard(
             module,

@@ -37,6 +37,16 @@ def is_gone(process: Identity, here: Identity) -> bool:
     return began != process.began or state in "ZX"  # ended, and its parent has not asked yet
 
 
+def is_stopped(process: Identity, here: Identity) -> bool:
+    """Whether a process of this machine is stopped, by SIGSTOP or a debugger: it would end only once it is woken."""
+    if not here.machine or process.machine != here.machine:
+        return False
+    with suppress(OSError, IndexError):
+        state, began = _status(process.pid)
+        return began == process.began and state in "Tt"
+    return False
+
+
 def end(process: Identity, here: Identity) -> None:
     """Kill a process of this machine that hangs: it must not go on later, nor keep its memory and its locks."""
     if process.machine == here.machine and not is_gone(process, here):

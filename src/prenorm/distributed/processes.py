@@ -45,10 +45,11 @@ class Processes:
         patient: it may take longer than the timeout there.
         """
 
-    def first(self, what: str, work: Callable[[], Any]) -> Any:
-        """What `work` gives in rank 0, for all processes: the others wait, however long it takes.
+    def first(self, what: str, work: Callable[[], Any], *, patient: bool = True) -> Any:
+        """What `work` gives in rank 0, for all processes, which wait for it.
 
-        It gives what JSON can hold. A PrenormError of it is raised in all of them.
+        It gives what JSON can hold. A PrenormError of it is raised in all of them. patient: it may take longer than the
+        timeout.
         """
         return work()
 

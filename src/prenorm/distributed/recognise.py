@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..errors import ConfigError
 from ..layers.embedding import Embedding
-from .tensor_parallel import SplitLayer
+from .tensor_parallel import SplitLayer, is_linear_map, term_of
 
 MOST_COUNTS = 3  # integers of a layer that are divided at once
 MOST_TRIED = 2000  # ways to split a layer
@@ -51,13 +51,10 @@ def _unknown(module: nn.Module, style_of: Callable[[nn.Module], object], name: s
 
 def _calls(module: nn.Module, names: list[str], ranks: int) -> Calls:
     """The arguments with which each of these modules is called."""
-    candidates = {name: module.get_submodule(name) for name in names}
-    if not candidates:
+    if not names:
         return {}
-    first = next(iter(_linear_maps(candidates[names[0]]).values()))
-    weight = _weight(first)
-    generator = torch.Generator().manual_seed(0)  # the same on all ranks
-    x = torch.randn(2, 2 * ranks, weight.shape[1], generator=generator).to(weight.device, weight.dtype)
+    weight = _weight(next(iter(_linear_maps(module.get_submodule(names[0])).values())))
+    shape = (2, 2 * ranks, weight.shape[1])
     calls: Calls = {}
 
     def noting(name: str) -> Any:
@@ -66,15 +63,17 @@ def _calls(module: nn.Module, names: list[str], ranks: int) -> Calls:
 
         return note
 
-    hooks = [part.register_forward_pre_hook(noting(name), with_kwargs=True) for name, part in candidates.items()]
-    modes = {part: part.training for part in module.modules()}
+    tried = _copy_with_its_weights(module)  # the module may keep, or count, what it is called with
+    hooks = [tried.get_submodule(name).register_forward_pre_hook(noting(name), with_kwargs=True) for name in names]
+    modes = {part: part.training for part in tried.modules()}
     try:
+        generator = torch.Generator().manual_seed(0)  # the same on all ranks
         with torch.no_grad():
-            module.eval()(x)
+            tried.eval()(torch.randn(shape, generator=generator).to(weight.device, weight.dtype))
     except Exception as error:
         raise ConfigError(
-            f"the layers of a {type(module).__name__} are found by calling it with x of shape {tuple(x.shape)}, which "
-            f"failed ({type(error).__name__}: {error}); name them: "
+            f"the layers of a {type(module).__name__} are found by calling it with x of shape {shape}, which failed "
+            f"({type(error).__name__}: {error}); name them: "
             'styles={"attn": SplitLayer(("q", "k", "v"), ("o",), counts=("num_heads",))}.'
         ) from error
     finally:
@@ -85,15 +84,22 @@ def _calls(module: nn.Module, names: list[str], ranks: int) -> Calls:
     return calls
 
 
+def _copy_with_its_weights(module: nn.Module) -> nn.Module:
+    """A copy that has the same parameters, not copies of them; the module itself where it cannot be copied."""
+    try:
+        return copy.deepcopy(module, {id(parameter): parameter for parameter in module.parameters()})
+    except (RuntimeError, TypeError):
+        return module
+
+
 def _linear_maps(module: nn.Module) -> dict[str, nn.Module]:
     """The module's direct submodules with a weight (out_features, in_features) and perhaps a bias."""
     return {name: child for name, child in module.named_children() if _is_linear_map(child)}
 
 
 def _is_linear_map(module: nn.Module) -> bool:
-    weight = module._parameters.get("weight")
-    is_leaf = next(module.children(), None) is None and set(module._parameters) <= {"weight", "bias"}
-    return is_leaf and weight is not None and weight.ndim == 2 and not isinstance(module, Embedding | nn.Embedding)
+    is_leaf = next(module.children(), None) is None
+    return is_leaf and is_linear_map(module) and not isinstance(module, Embedding | nn.Embedding)
 
 
 def _weight(linear: nn.Module) -> Tensor:
@@ -112,8 +118,8 @@ def _style(layer: nn.Module, args: tuple[Any, ...], options: dict[str, Any], ran
     with torch.no_grad():
         for parameter in trial.parameters():  # zeros, as some last maps begin with, would show nothing
             parameter.add_(0.02 * torch.randn(parameter.shape, generator=generator).to(parameter))
-        expected = trial(*args, **options)
-        if not isinstance(expected, Tensor) or not expected.is_floating_point():
+        expected = term_of(trial(*args, **options))
+        if expected is None or not expected.is_floating_point():
             return None
         for style in itertools.islice(_ways(trial, ranks), MOST_TRIED):
             if _sums_up(trial, style, args, options, ranks, expected):
@@ -146,10 +152,10 @@ def _sums_up(
     for rank in range(ranks):
         part = _part(layer, style, rank, ranks)
         try:
-            term = part(*args, **options)
+            term = term_of(part(*args, **options))
         except Exception:  # shapes that do not fit are the usual way to learn that this is not it
             return False
-        if not isinstance(term, Tensor) or term.shape != expected.shape:
+        if term is None or term.shape != expected.shape:
             return False
         total += term
     tolerance = 200 * torch.finfo(expected.dtype).eps

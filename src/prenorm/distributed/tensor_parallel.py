@@ -121,22 +121,39 @@ def part_of(name: str, size: int, ranks: int) -> int:
     return size // ranks
 
 
+def term_of(output: Any) -> Tensor | None:
+    """The tensor that a layer gives, alone or in a tuple with nothing beside it; None where it gives anything else."""
+    if isinstance(output, tuple) and output and all(one is None for one in output[1:]):
+        output = output[0]
+    return output if isinstance(output, Tensor) else None
+
+
 class _Part:
     """A layer as one rank computes it: from whole or split tensors to a term of the output, and the terms' sum."""
 
     def __init__(self, module: nn.Module, weights: list[Weight], mesh: DeviceMesh, heads: int | None = None) -> None:
         self.module, self.weights, self.mesh, self.heads = module, weights, mesh, heads
 
-    def forward(self, *args: Any, **options: Any) -> Tensor:
+    def forward(self, *args: Any, **options: Any) -> Any:
         """The layer's forward: whole, or split if its first tensor is."""
         given = next((x for x in (*args, *options.values()) if isinstance(x, Tensor)), None)
-        return self.summed(self.run(type(self.module).forward, *args, **options), given)
+        output = self.run(type(self.module).forward, *args, **options)
+        term = term_of(output)
+        if term is None:
+            raise ConfigError(
+                f"a layer that is split must give one tensor, which is a sum over its parts, and None beside it, but "
+                f"this {type(self.module).__name__} gives {_described(output)}; have it give one, or leave it whole."
+            )
+        total = self.summed(term, given)
+        return total if output is term else (total, *output[1:])
 
     def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """A function of the layer and tensors, on the rank's weights and heads."""
         known: dict[int, Tensor] = {}  # self-attention may be given the same tensor three times
 
         def used(x: Any) -> Any:
+            if type(x) in (tuple, list):
+                return type(x)(map(used, x))
             if not isinstance(x, Tensor):
                 return x
             if not x.is_floating_point():
@@ -176,6 +193,11 @@ class _CrossPart(_Part):
             return MultiHeadAttention.attend(module, query, keys, values, mask)
 
         return self.summed(self.run(term, query, mask), query)
+
+
+def _described(output: Any) -> str:
+    names = [type(one).__name__ for one in (output if isinstance(output, tuple) else (output,))]
+    return f"({', '.join(names)})" if isinstance(output, tuple) else names[0]
 
 
 def _gathered(x: Tensor, mesh: DeviceMesh) -> Tensor:
@@ -234,11 +256,18 @@ def _distributed(linear: nn.Module, mesh: DeviceMesh, dims: dict[str, int | None
             yield Weight(linear, name, local)
 
 
+def is_linear_map(module: nn.Module) -> bool:
+    """Whether it has a weight (out_features, in_features), and perhaps a bias; Conv1D of transformers has (in, out)."""
+    weight, bias = (module._parameters.get(name) for name in ("weight", "bias"))
+    if weight is None or weight.ndim != 2 or not set(module._parameters) <= {"weight", "bias"}:
+        return False
+    return bias is None or bias.shape == weight.shape[:1]
+
+
 def _linear(layer: nn.Module, name: str) -> Any:
     """The linear map of this name. Raises ConfigError for other modules."""
     linear = layer.get_submodule(name)
-    weight = linear._parameters.get("weight")
-    if weight is None or weight.ndim != 2 or not set(linear._parameters) <= {"weight", "bias"}:
+    if not is_linear_map(linear):
         raise ConfigError(
             f"only a linear map, with a weight (out_features, in_features) and perhaps a bias, can be split, but "
             f"{name} is a {type(linear).__name__}."

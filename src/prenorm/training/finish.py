@@ -48,10 +48,10 @@ def finish(trainer: Trainer, run: Path, metrics: Lines, steps: int) -> Result:
     Raises CheckpointError when something cannot be written.
     """
     first = trainer.processes.first
-    first("saving the model", _saving(trainer, run))
+    first("saving the model", _saving(trainer, run), patient=False)
     if trainer.average:
         with trainer.averaged():
-            first("saving the averaged model", _saving(trainer, run / "ema"))
+            first("saving the averaged model", _saving(trainer, run / "ema"), patient=False)
     evaluation = trainer.evaluate(steps) | {"all_text": True}
     parameters = trainer.passes.num_parameters
 
