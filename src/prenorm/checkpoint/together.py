@@ -196,5 +196,7 @@ def _model_folder(folder: Path | str) -> Path:
             f"meant, take {ADAPTER} away."
         )
     if not (path / CONFIG).exists():
-        raise CheckpointError(f"a model folder must have {CONFIG} and {WEIGHTS}, but {path} has no {CONFIG}.")
+        snapshots = path / "snapshots"
+        hint = f"; {snapshots} holds such folders, one for each version" if snapshots.is_dir() else ""
+        raise CheckpointError(f"a model folder must have {CONFIG} and {WEIGHTS}, but {path} has no {CONFIG}{hint}.")
     return path
