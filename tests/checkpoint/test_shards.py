@@ -74,7 +74,7 @@ def test_every_disagreement_of_index_and_shards_is_named(sharded):
 @pytest.mark.parametrize("name", ["model.fp16.safetensors", "model-00001-of-00002.safetensors"])
 def test_weights_of_another_name_are_named_where_there_are_no_others(tmp_path, name):
     save_file({"a": torch.zeros(1)}, tmp_path / name)
-    with pytest.raises(CheckpointError, match=rf"neither is there\. Of other names there are {name}: add their index, or"):
+    with pytest.raises(CheckpointError, match=rf"neither is there\. Of other names there are {name}: add"):
         find_weights(tmp_path)
 
 
