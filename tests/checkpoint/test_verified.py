@@ -6,7 +6,7 @@ import torch
 
 from prenorm.checkpoint import manifest, read_at, sums
 from prenorm.checkpoint.folder import load, save
-from prenorm.checkpoint.manifest import MANIFEST, accept
+from prenorm.checkpoint.manifest import MANIFEST, accept, read_manifest
 from prenorm.errors import CheckpointError
 
 from .examples import config, equal, tensors_of
@@ -47,6 +47,28 @@ def test_a_flipped_bit_in_any_block_of_any_file_is_refused_before_a_tensor_is_gi
                 load(tmp_path, dtype=torch.bfloat16)
         path.write_bytes(data)
     assert equal(load(tmp_path, dtype=torch.bfloat16).tensors, expected)
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_damaged_files_are_named_in_the_order_of_the_manifest_and_each_from_its_first_damage_on(
+    tmp_path, monkeypatch, dtype
+):
+    (tmp_path / "generation_config.json").write_text("{}")
+    save(tmp_path, config(), tensors_of(config()), max_shard_size="30KB")
+    small_blocks(monkeypatch)
+    accept(tmp_path)
+    names = list(read_manifest(tmp_path))
+    for name in names:
+        data = (tmp_path / name).read_bytes()
+        for place in range(0, len(data), 4096):  # not in headers, which are read before
+            data = data if place == 0 and name.endswith("s") else data[:place] + b"\t" + data[place + 1 :]
+        (tmp_path / name).write_bytes(data)
+    with pytest.raises(CheckpointError, match="files must be as they were saved") as refused:
+        load(tmp_path, dtype=dtype)
+    places = [str(refused.value).find(f"{tmp_path / name} has other bytes") for name in names]
+    assert -1 not in places
+    assert places == sorted(places)
+    assert str(refused.value).count("from byte 4,096 on") == sum(name.endswith(".safetensors") for name in names)
 
 
 @pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 1.3), (None, 2.1)])

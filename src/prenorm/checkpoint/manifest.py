@@ -126,11 +126,7 @@ def _listed(hashes: Hashes) -> Listed:
 
 def refuse(folder: Path, problems: Iterable[tuple[str, str]], cause: Exception | None = None) -> None:
     """Raise CheckpointError where anything is wrong with a folder's files: `problems` are a name and what is, or ""."""
-    first: dict[str, str] = {}  # of each file
-    for name, problem in problems:
-        if problem:
-            first.setdefault(name, f"{folder / name} {problem}")
-    if found := list(first.values()):
+    if found := [f"{folder / name} {problem}" for name, problem in problems if problem]:
         said = "; ".join(found[:10]) + (f"; and {len(found) - 10:,} more" if len(found) > 10 else "")
         raise CheckpointError(
             f"files must be as they were saved, but {said}. A disk or a copy damaged it, a save was cut off, or "

@@ -51,9 +51,9 @@ class Verification:
 
     def __init__(self, folder: Path, listed: Mapping[str, Listed], threads: ThreadPoolExecutor) -> None:
         self._folder, self._threads, self._stop = folder, threads, threading.Event()
-        self._waiting = dict(listed)  # the files that no thread was started for
+        self._listed, self._waiting = listed, dict(listed)  # all files, and those that no thread was started for
         self._blocks: dict[str, Blocks] = {}
-        self._found: list[tuple[str, Future[str]]] = []
+        self._started: list[tuple[str, Future[str]]] = []
 
     def blocks_of(self, name: str) -> Blocks | None:
         """The blocks of a file, for a caller who reads most of it through them; what is left is compared later.
@@ -69,21 +69,22 @@ class Verification:
         """Compare these files (None: all) on threads, as far as nobody has compared them."""
         for name in [name for name in self._waiting if names is None or name in names]:
             for task in self._tasks(name):
-                self._found.append((name, self._threads.submit(task)))
+                self._started.append((name, self._threads.submit(task)))
             del self._waiting[name]
 
     def problems(self, seconds: float | None = None) -> list[tuple[str, str]]:
-        """What is known after so many seconds, None: when all is compared: files, and what is wrong with them or ""."""
-        done, _ = wait([one for _, one in self._found], seconds)
-        compared = [(name, blocks.problem) for name, blocks in self._blocks.items()]
-        return compared + [(name, one.result()) for name, one in self._found if one in done]
+        """Each file, and what is wrong with it or "", as known after so many seconds; None: when all is compared."""
+        done, _ = wait([one for _, one in self._started], seconds)
+        found = {name: one.result() for name, one in self._started if one in done}
+        found |= {name: blocks.problem or found.get(name, "") for name, blocks in self._blocks.items()}
+        return [(name, found.get(name, "")) for name in self._listed]
 
     def stop(self) -> None:
         """Let threads end early."""
         self._stop.set()
 
     def _tasks(self, name: str) -> list[Callable[[], str]]:
-        """Calls that together look at what is left of a file, each as `_problem`: several where it has sums."""
+        """Calls that together look at what is left of a file: of its blocks, or as `_problem`."""
         blocks = self.blocks_of(name)
         if blocks is not None:
             return blocks.tasks(self._stop)
