@@ -57,12 +57,16 @@ def test_damaged_files_are_named_in_the_order_of_the_manifest_and_each_from_its_
     save(tmp_path, config(), tensors_of(config()), max_shard_size="30KB")
     small_blocks(monkeypatch)
     accept(tmp_path)
-    names = list(read_manifest(tmp_path))
+    listed = dict(reversed(read_manifest(tmp_path).items()))  # weights last
+    (tmp_path / MANIFEST).write_bytes(manifest.manifest_content(listed))
+    names = list(listed)
     for name in names:
-        data = (tmp_path / name).read_bytes()
-        for place in range(0, len(data), 4096):  # not in headers, which are read before
-            data = data if place == 0 and name.endswith("s") else data[:place] + b"\t" + data[place + 1 :]
-        (tmp_path / name).write_bytes(data)
+        damaged = bytearray((tmp_path / name).read_bytes())
+        if name.endswith(".json"):
+            damaged[1:2] = b" "  # in place of a new line
+        else:
+            damaged[4096::4096] = b"?" * len(damaged[4096::4096])  # not in the header, which is read before
+        (tmp_path / name).write_bytes(damaged)
     with pytest.raises(CheckpointError, match="files must be as they were saved") as refused:
         load(tmp_path, dtype=dtype)
     places = [str(refused.value).find(f"{tmp_path / name} has other bytes") for name in names]
