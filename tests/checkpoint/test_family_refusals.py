@@ -84,6 +84,9 @@ REFUSED = [
     ("phi3, longrope", {"original_max_position_embeddings": 128}, "is 64, but original_max_position_embeddings is 128"),
     ("phi3", {"lm_head_bias": True}, "lm_head_bias must be false or absent"),
     ("phi3", {"auto_map": {"AutoModelForCausalLM": "modeling_phi3.Other"}}, "auto_map must be null or absent"),
+    ("phi3", {"auto_map": {"AutoModelForCausalLM": "a/b--modeling_phi3.Other"}}, "auto_map must be null or absent"),
+    ("phi3", {"auto_map": {"AutoModelForCausalLM": ["modeling_phi3.Phi3ForCausalLM"]}}, "auto_map must be null or"),
+    ("phi3", {"auto_map": {"AutoTokenizer": None}}, "auto_map must be null or absent"),
     ("olmo2", {"clip_qkv": 8.0}, "clip_qkv is not known"),
     ("granite", {"logits_scaling": 0}, "logits_scaling must be greater than 0"),
     ("granite", {"residual_multiplier": "1"}, "residual_multiplier must be a finite number"),
@@ -176,6 +179,7 @@ def test_whatever_stands_in_the_place_of_a_number_is_understood_or_refused(name,
 
 ACCEPTED = [
     ("phi3", {"auto_map": {"AutoModelForCausalLM": "modeling_phi3.Phi3ForCausalLM"}}),
+    ("phi3", {"auto_map": {"AutoModelForCausalLM": "an-owner/a-model--modeling_phi3.Phi3ForCausalLM"}}),
     ("phi3", {"auto_map": {"AutoConfig": "configuration_phi3.Phi3Config"}, "lm_head_bias": False, "full_attn_mod": 1}),
     ("gemma2", {"sliding_window_size": 50, "cache_implementation": "hybrid", "hidden_act": "gelu_pytorch_tanh"}),
     ("gemma", {"hidden_act": "gelu", "hidden_activation": None}),

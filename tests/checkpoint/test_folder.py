@@ -270,6 +270,12 @@ def test_a_file_and_an_empty_folder_are_clear_lines(tmp_path, saved):
         load(tmp_path)
 
 
+def test_the_root_of_a_download_cache_names_the_folder_with_its_versions(tmp_path):
+    (tmp_path / "snapshots").mkdir()
+    with pytest.raises(CheckpointError, match=rf"has no config.json; {tmp_path}/snapshots holds such folders, one for"):
+        load(tmp_path)
+
+
 def test_a_folder_that_may_not_be_read_is_a_clear_line(saved, monkeypatch):
     def refuse(*_):
         raise PermissionError(errno.EACCES, "Permission denied")

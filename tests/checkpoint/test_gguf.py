@@ -23,6 +23,7 @@ MODELS: dict[str, Any] = {
     "llama": {},
     "tied": {"tie_embeddings": True},
     "odd heads": {"head_dim": 24},
+    "mistral, whose window is its context": {"window": 128},
     "qwen3": {"qk_norm": True},
     "qwen2": {"qkv_bias": True},
     "llama, biases": {"qkv_bias": True, "o_bias": True},
@@ -96,6 +97,15 @@ def test_matrices_are_in_the_dtype_asked_for_and_vectors_in_float32(tmp_path, dt
     assert torch.tensor(stored.data.copy()).view(torch.uint8).flatten().equal(wanted.view(torch.uint8).flatten())
 
 
+@pytest.mark.parametrize(("name", "stored"), [("My model", True), ("phi3-tuned", False), ("my Phi-3", False)])
+def test_a_name_that_llama_cpp_has_rules_for_is_left_out(tmp_path, name, stored):
+    reader = written(tmp_path / "model.gguf", make(), name=name)
+    assert ("general.name" in reader.fields) == stored
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama.cpp is compiled for minutes: the extra llama has it")
+    theirs = llama_cpp.Llama(str(tmp_path / "model.gguf"), n_ctx=128, verbose=False, vocab_only=True)
+    assert theirs.n_vocab() == SIZE
+
+
 def test_the_vocabulary_is_read_back(tmp_path):
     reader = written(tmp_path / "model.gguf", make())
     tokens = value(reader, "tokenizer.ggml.tokens")
@@ -158,8 +168,40 @@ def test_how_a_text_is_cut_is_named_or_noted(tokenizer, pre, notes):
 )
 def test_special_tokens_around_a_text_are_those_of_the_tokenizer(template, around):
     vocabulary = vocabulary_of(bpe(*split(QWEN_2), template=template), 300)
-    assert (vocabulary.bos, vocabulary.eos) == around
+    assert (vocabulary.bos, *(vocabulary.ends or [None])) == around
     assert (vocabulary.adds_bos, vocabulary.adds_eos) == tuple(id is not None for id in around)
+
+
+@pytest.mark.parametrize(
+    ("template", "eos", "ends", "notes"),
+    [
+        (None, (5,), [5], []),
+        (None, (5, 3), [5, 3], []),
+        (None, (5, 3, 4, 9, 7), [5, 3, 4], ["but not at [9, 7]"]),
+        ("$A </s>", (), [1], []),
+        ("$A </s>", (5, 1), [1, 5], []),
+        ("$A </s>", (5,), [1, 5], ["ends a text at the token 1, too"]),
+    ],
+)
+def test_the_ids_that_end_a_text_begin_with_what_the_tokenizer_puts_there(template, eos, ends, notes):
+    vocabulary = vocabulary_of(bpe(*split(QWEN_2), template=template), 300, eos)
+    assert vocabulary.ends == ends
+    assert len(vocabulary.notes) == len(notes)
+    assert all(part in note for part, note in zip(notes, vocabulary.notes, strict=True))
+
+
+def test_llama_cpp_ends_texts_where_the_model_does_and_puts_the_same_tokens_around_them(tmp_path):
+    llama_cpp = pytest.importorskip("llama_cpp", reason="llama.cpp is compiled for minutes: the extra llama has it")
+    model, tokenizer = make(), bpe(*split(QWEN_2), template="<s> $A </s>")
+    config, path = model.config, tmp_path / "model.gguf"
+    write_gguf(path, config, model.state_dict(), tokenizer, eos_token_ids=(7, 1, 9))
+    theirs = llama_cpp.Llama(str(path), n_ctx=128, n_threads=1, verbose=False)
+    vocabulary = llama_cpp.llama_model_get_vocab(theirs._model.model)
+    ends = [id for id in range(config.vocab_size) if llama_cpp.llama_vocab_is_eog(vocabulary, id)]
+    assert ends == [1, 7, 9]
+    ids = tokenizer.encode("def main").ids
+    assert theirs.tokenize(b"def main", special=True) == ids
+    assert (ids[0], ids[-1]) == (0, 1)
 
 
 def test_tokenizers_that_llama_cpp_would_read_otherwise_are_refused():

@@ -9,10 +9,11 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from prenorm import EncoderDecoder, EncoderDecoderConfig, TransformerLM
-from prenorm.checkpoint import manifest
+from prenorm.checkpoint import manifest, sums
 from prenorm.checkpoint.files import json_content
 from prenorm.checkpoint.folder import load, save
-from prenorm.checkpoint.manifest import MANIFEST, accept, read_manifest, verified
+from prenorm.checkpoint.manifest import MANIFEST, accept, read_manifest
+from prenorm.checkpoint.verified import verified
 from prenorm.cli.main import main
 from prenorm.errors import CheckpointError
 from prenorm.training.checkpoints import latest_checkpoint, read_parts, read_state, save_checkpoint
@@ -114,8 +115,9 @@ def test_a_save_over_damaged_files_makes_the_folder_whole(saved):
 @pytest.fixture
 def _small_blocks(monkeypatch):
     """Every file has blocks, of two rows, two in a task."""
-    for name, size in (("SMALL", 0), ("BLOCK", 8192), ("BLOCKS_OF_A_TASK", 2)):
-        monkeypatch.setattr(manifest, name, size)
+    monkeypatch.setattr(manifest, "SMALL", 0)
+    monkeypatch.setattr(sums, "BLOCK", 8192)
+    monkeypatch.setattr(sums, "BLOCKS_OF_A_TASK", 2)
 
 
 @pytest.mark.usefixtures("_small_blocks")
@@ -125,8 +127,8 @@ def test_a_large_file_has_sums_of_each_block_and_a_damaged_block_is_named(tmp_pa
     data, listed = path.read_bytes(), read_manifest(tmp_path)["model.safetensors"]
     blocks = [bytearray(data[place : place + 8192]) for place in range(0, len(data), 8192)]
     assert len(blocks) > 4
-    sums = [manifest.sums_of(memoryview(block.ljust(8192, b"?")), len(block)) for block in blocks]
-    assert listed.sums == "".join(sums)
+    each = [sums.sums_of(memoryview(block.ljust(8192, b"?")), len(block)) for block in blocks]
+    assert listed.sums == "".join(each)
     assert listed.sha256 == hashlib.sha256(data).hexdigest()
     load(tmp_path)
     for number in (0, 3, len(blocks) - 1):
@@ -141,36 +143,6 @@ def test_a_large_file_has_sums_of_each_block_and_a_damaged_block_is_named(tmp_pa
     with pytest.raises(CheckpointError, match="from byte 8,192 on") as refused:
         load(tmp_path)
     assert str(refused.value).count("model.safetensors") == 1
-
-
-def test_the_sums_of_a_block_show_what_disks_and_memory_do_to_it():
-    draw = random.Random(0)
-    for block in (draw.randbytes(manifest.BLOCK), bytes(manifest.BLOCK), draw.randbytes(4096) * 256):
-
-        def shown(changed, block=block):
-            whole = memoryview(bytearray(changed))
-            return manifest.sums_of(whole, len(block)) != manifest.sums_of(memoryview(bytearray(block)), len(block))
-
-        assert not shown(block)
-        for _ in range(50):  # a bit, some bytes within 4 KiB, a sector of zeros or of another place
-            place, length = draw.randrange(len(block)), draw.choice((1, 2, 8, 512, 4088))
-            end = min(place + length, len(block))
-            damaged = bytearray(block)
-            damaged[place] ^= 1 << draw.randrange(8)
-            assert shown(damaged)
-            damaged[place:end] = draw.randbytes(end - place)
-            assert shown(damaged) == (damaged != block)
-        a, b = draw.sample(range(256), 2)
-        rows = [block[4096 * row : 4096 * row + 4096] for row in range(256)]
-        rows[a], rows[b] = rows[b], rows[a]
-        assert shown(b"".join(rows)) == (rows[a] != rows[b])
-        assert shown(bytes(4096) + block[4096:]) == (block[:4096] != bytes(4096))
-        assert shown(block[1:] + block[:1]) == (len(set(block)) > 1)
-
-
-def test_what_lies_behind_the_end_of_a_file_counts_as_zeros():
-    ends = [memoryview(bytearray(b"1234" + end * (manifest.BLOCK - 4))) for end in (b"?", b"\0")]
-    assert len({manifest.sums_of(end, 4) for end in ends}) == 1
 
 
 def test_a_manifest_from_before_there_were_blocks_is_compared_by_sha_256(saved, monkeypatch):

@@ -164,6 +164,15 @@ def test_another_quantization_is_refused(folder, change):
         TransformerLM.from_pretrained(folder)
 
 
+def test_how_the_weights_are_quantised_is_named_first(folder):
+    settings = {"bnb_4bit_compute_dtype": "bfloat16", "llm_int8_skip_modules": ["lm_head"] * 40}
+    edit(folder, lambda fields: fields.update(quantization_config={**settings, "quant_method": "bitsandbytes"}))
+    with pytest.raises(CheckpointError, match='the weights are quantised by "bitsandbytes" in another way') as refused:
+        TransformerLM.from_pretrained(folder)
+    assert "\n" not in str(refused.value)
+    assert len(str(refused.value)) < 500
+
+
 def test_numbers_without_a_word_of_them_are_refused(folder):
     edit(folder, lambda fields: fields.pop("quantization_config"))
     with pytest.raises(CheckpointError, match=r"missing: .*q_proj\.weight .*unexpected: .*lm_head\.weight_packed"):

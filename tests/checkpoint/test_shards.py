@@ -71,6 +71,13 @@ def test_every_disagreement_of_index_and_shards_is_named(sharded):
         find_weights(sharded)
 
 
+@pytest.mark.parametrize("name", ["model.fp16.safetensors", "model-00001-of-00002.safetensors"])
+def test_weights_of_another_name_are_named_where_there_are_no_others(tmp_path, name):
+    save_file({"a": torch.zeros(1)}, tmp_path / name)
+    with pytest.raises(CheckpointError, match=rf"neither is there\. Of other names there are {name}: add"):
+        find_weights(tmp_path)
+
+
 @pytest.mark.parametrize("weight_map", [None, [], {"a": 3}, {"a": "pytorch_model.bin"}])
 def test_an_index_that_is_none_is_refused(sharded, weight_map):
     write_index(sharded, weight_map)

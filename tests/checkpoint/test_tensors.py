@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
-from prenorm.checkpoint import tensors as tensors_module
+from prenorm.checkpoint import read_at
 from prenorm.checkpoint.files import write_atomically
 from prenorm.checkpoint.header import read_header
 from prenorm.checkpoint.tensors import read_tensors, tensors_content
@@ -163,7 +163,7 @@ def test_a_hostile_header_is_refused_by_name(tmp_path, content, message):
 @pytest.mark.parametrize("in_threads", [True, False])
 @pytest.mark.parametrize("dtype", [None, torch.float64])
 def test_tensors_of_any_size_are_read_on_every_system(tmp_path, monkeypatch, in_threads, dtype):
-    monkeypatch.setattr(tensors_module, "_IN_THREADS", in_threads)
+    monkeypatch.setattr(read_at, "IN_THREADS", in_threads)
     named = {f"t{size}": torch.randn(size) for size in (0, 1, 2**15 - 1, 2**15, 2**15 + 1, 3 * 2**15 + 7)}
     write_atomically(tmp_path / "file", tensors_content(named))
     read = read_tensors(tmp_path / "file", dtype=dtype)

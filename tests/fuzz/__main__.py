@@ -22,8 +22,8 @@ NAMES = ("header", "config", "index", "manifest", "tokenizer")
 LEAST = 95.0
 
 # What the loader is made of (room.py asks the machine, not the folder), and the writers in the same files.
-LOADER = """files header tensors shards manifest together fit folder layouts names rope stored windows quantized writing
-bookkeeping generation_config tokenizer tokenizer_files families/*"""
+LOADER = """files header tensors read_at shards manifest sums verified together fit folder layouts names rope
+stored windows quantized writing bookkeeping generation_config tokenizer tokenizer_files families/*"""
 WRITERS = """write_\\w+ _staged _remove_leftovers sync_folder _advice json_content tensors_content bytes_of
 _encode_header
 shard_sizes shards_of index_of weight_files remove_\\w+ found_among save _and_record _fields _generation_config

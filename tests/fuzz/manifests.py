@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from prenorm.checkpoint import manifest
+from prenorm.checkpoint import manifest, sums
 from prenorm.checkpoint.manifest import MANIFEST, Listed
 
 from ..checkpoint.hostile.folders import Folder, Link, good, shard_files
@@ -48,9 +48,9 @@ def fuzz_manifest(data: bytes, folder: Path) -> None:
 
 
 def _listed(content: bytes) -> Listed:
-    hashes = manifest._Hashes()
+    hashes = sums.Hashes()
     hashes.update(memoryview(content))
-    return hashes.listed()
+    return manifest._listed(hashes)
 
 
 def _signed(files: Any) -> bytes:
@@ -62,10 +62,9 @@ def _signed(files: Any) -> bytes:
 
 @contextmanager
 def _short_blocks(small: int) -> Iterator[None]:
-    short = {"SMALL": small, "BLOCK": 4096, "BLOCKS_OF_A_TASK": 2}
-    before = {name: getattr(manifest, name) for name in short}
-    vars(manifest).update(short)
+    before = manifest.SMALL, sums.BLOCK, sums.BLOCKS_OF_A_TASK
+    manifest.SMALL, sums.BLOCK, sums.BLOCKS_OF_A_TASK = small, 4096, 2
     try:
         yield
     finally:
-        vars(manifest).update(before)
+        manifest.SMALL, sums.BLOCK, sums.BLOCKS_OF_A_TASK = before

@@ -46,12 +46,12 @@ def load(
     Headers are compared with the config before anything is allocated. Raises CheckpointError for an incomplete folder,
     for tensors that are missing, unexpected or of the wrong shape, and for a config that is not fully understood.
     """
-    with opened(folder) as (path, fields):
+    with opened(folder) as (path, fields, verification):
         config, eos_token_ids = read_config(fields, str(path / CONFIG))
         weights = Weights(path, fields)
         check_layers(config.num_layers + config.num_decoder_layers, weights.found, str(path))
         names = check_tensors(dict(parameters_of(config)), weights.found, str(path))
-        return Checkpoint(config, weights.read(names, dtype, device), eos_token_ids)
+        return Checkpoint(config, weights.read(names, dtype, device, verification), eos_token_ids)
 
 
 def read_config(fields: Mapping[str, Any], source: str) -> tuple[EncoderDecoderConfig, tuple[int, ...]]:

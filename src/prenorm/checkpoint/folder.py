@@ -125,7 +125,7 @@ def load(
     Headers are compared with the config before anything is allocated. Raises CheckpointError for an incomplete folder,
     for tensors that are missing, unexpected or of the wrong shape, and for a config that is not fully understood.
     """
-    with opened(folder) as (path, fields):
+    with opened(folder) as (path, fields, verification):
         source = str(path / CONFIG)
         kind = kind_in(fields, source)
         own = {key: value for key, value in fields.items() if key not in (KEY, SAVE_ID)}
@@ -144,9 +144,9 @@ def load(
             norms = {one.hugging_face for one in parameters_of(config, kind, naming) if "norm" in one.name}
             dtype = _dtype_of_all({weights.found[name][0] for name in used if name not in norms}, own)
         whole = [name for name in used if name.endswith((PACKED, SCALES, SHAPE))]
-        stored = weights.read(whole, None, device)
+        stored = weights.read(whole, None, device, verification)
         as_stored = kept_as_stored(parameters_of(config, kind, naming))
-        stored |= weights.read(sorted({*used} - {*whole}), dtype, device, as_stored=as_stored)
+        stored |= weights.read(sorted({*used} - {*whole}), dtype, device, verification, as_stored=as_stored)
         head, embedding = (f"{naming.outside[part]}.weight" for part in ("lm_head", "embedding"))
         _check_tied_head(config, stored, head, embedding, str(path), '"tie_word_embeddings": false')
         tensors = weights_from_hugging_face(config, stored, kind, naming)

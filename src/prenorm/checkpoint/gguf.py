@@ -28,6 +28,9 @@ from .writing import family_of
 ARCHITECTURES = {"llama": "llama", "mistral": "llama", "qwen2": "qwen2", "qwen3": "qwen3"}
 DTYPES = {torch.float32: "F32", torch.float16: "F16", torch.bfloat16: "BF16"}
 
+# Where a model's name has one of these, llama.cpp takes spaces behind special tokens away, and needs tokens of Phi-3.
+_NAMES_WITH_RULES = ("phi-3", "phi3")
+
 _OUTSIDE = {"embedding": "token_embd", "final_norm": "output_norm", "lm_head": "output"}
 _IN_A_LAYER = {
     "norm1": "attn_norm",
@@ -96,7 +99,7 @@ def _architecture(config: ModelConfig) -> str:
     problems = []
     if architecture is None or config.family is not None:
         problems.append("its parts are not those of Llama, Qwen2 or Qwen3")
-    if config.window is not None:
+    if config.window is not None and config.window < config.max_seq_len:
         problems.append(f"window is {config.window}, which llama.cpp does not have there")
     if architecture == "qwen3" and (config.qkv_bias or config.o_bias):
         problems.append("qk_norm and biases are not had together there")
@@ -112,7 +115,8 @@ def _architecture(config: ModelConfig) -> str:
 
 
 def _add_settings(writer: Any, gguf: Any, config: ModelConfig, name: str, dtype: torch.dtype) -> None:
-    writer.add_name(name)
+    if not any(theirs in name.lower() for theirs in _NAMES_WITH_RULES):
+        writer.add_name(name)
     writer.add_context_length(config.max_seq_len)
     writer.add_embedding_length(config.d_model)
     writer.add_block_count(config.num_layers)
@@ -140,8 +144,9 @@ def _add_vocabulary(writer: Any, gguf: Any, vocabulary: Vocabulary) -> None:
     writer.add_token_merges(vocabulary.merges)
     if vocabulary.bos is not None:
         writer.add_bos_token_id(vocabulary.bos)
-    if vocabulary.eos is not None:
-        writer.add_eos_token_id(vocabulary.eos)
+    places = (writer.add_eos_token_id, writer.add_eot_token_id, writer.add_eom_token_id)
+    for add, id in zip(places, vocabulary.ends, strict=False):
+        add(id)
     writer.add_add_bos_token(vocabulary.adds_bos)
     writer.add_add_eos_token(vocabulary.adds_eos)
 

@@ -40,7 +40,7 @@ def inspect_folder(folder: Path) -> dict[str, Any]:
     no_text: list[str] = []
     fields: dict[str, Any] = {}
     kind = config = weights = None
-    with _noting(refused), opened(folder) as (_, read):
+    with _noting(refused), opened(folder) as (_, read, _):
         fields = read
     if not fields:  # files that are not as they were saved: what else would be refused, is said all the same
         with suppress(CheckpointError):

@@ -188,13 +188,18 @@ def _foreign_keys(layout: Layout, fields: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _names_their_own(auto_map: Any, fields: Mapping[str, Any]) -> bool:
-    """Whether auto_map names the code that became the class of the same name in transformers."""
+    """Whether auto_map names the code that became the class of the same name in transformers.
+
+    A model that was trained further names the repository of that code, too: owner/name--modeling_phi3.Phi3ForCausalLM.
+    """
     model_type, architecture = fields["model_type"], LAYOUTS[fields["model_type"]].architecture
     theirs = {
         "AutoConfig": f"configuration_{model_type}.{architecture.removesuffix('ForCausalLM')}Config",
         "AutoModelForCausalLM": f"modeling_{model_type}.{architecture}",
     }
-    return isinstance(auto_map, dict) and auto_map.items() <= theirs.items()
+    return isinstance(auto_map, dict) and all(
+        isinstance(code, str) and code.rpartition("--")[2] == theirs.get(key) for key, code in auto_map.items()
+    )
 
 
 def _read(layout: Layout, known: Known) -> ModelConfig:

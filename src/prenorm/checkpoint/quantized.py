@@ -6,7 +6,6 @@ number (with float16 weights, float32 instead), and X.weight_shape.
 Derived from compressors/pack_quantized/ and quantization/quant_args.py.
 """
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from ..config import ModelConfig
 from ..errors import CheckpointError
 from ..ops.quantized import GROUP, KINDS, SCALE, pack, unpack
+from .files import json_text
 from .names import PACKED, SCALES, SHAPE, matrices_of
 
 KEY = "quantization_config"
@@ -56,9 +56,11 @@ def kind_in(fields: Mapping[str, Any], source: str) -> str | None:
     for kind in KINDS:
         if said == quantization_config(kind):
             return kind
+    method = said.get("quant_method") if isinstance(said, dict) else None
+    by = "" if method is None else f" by {json_text(method)}"
     raise CheckpointError(
-        f"{source}: {KEY} must be what save_pretrained writes for an int8 or int4 model, but it is "
-        f"{json.dumps(said)[:200]}; open the folder that this one was made from, and quantize() that."
+        f"{source}: {KEY} must be what save_pretrained writes for an int8 or int4 model, but the weights are quantised"
+        f"{by} in another way: {json_text(said)}; open the folder that this one was made from, and quantize() that."
     )
 
 

@@ -52,7 +52,9 @@ def find_weights(folder: Path) -> dict[Path, Header]:
             "which run code when they are opened. Where you trust them, transformers converts the folder: "
             f"AutoModelForCausalLM.from_pretrained({str(folder)!r}).save_pretrained(another_folder)."
         )
-    raise CheckpointError(f"{folder}: weights must be in {WEIGHTS} or listed in {INDEX}, but neither is there.")
+    others = sorted(name for name in names if name.endswith(".safetensors"))
+    hint = f" Of other names there are {listed(others, 5)}: add their index, or give one its name." if others else ""
+    raise CheckpointError(f"{folder}: weights must be in {WEIGHTS} or listed in {INDEX}, but neither is there.{hint}")
 
 
 def _headers(paths: list[Path]) -> dict[Path, Header]:

@@ -7,7 +7,6 @@ for tensors that stay as they are stored).
 
 import json
 import math
-import os
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -19,9 +18,12 @@ import torch
 from torch import Tensor
 
 from ..errors import CheckpointError
+from . import read_at
 from .files import listed, name_text
 from .header import DTYPES, Header, TensorInfo, dtype_name, read_header, version_of
 from .mapped import views_of
+from .read_at import fill
+from .sums import Blocks
 
 # Of a tensor that changes its dtype or device on the way: so few that torch casts them on the thread that read them.
 # Larger buffers, freed between tensors that stay, leave holes in the heap: with 16 MB a gigabyte takes 1.3.
@@ -29,8 +31,6 @@ CHUNK_NUMBERS = 2**15
 
 # Of the first tensor in a file, so that tensors begin with a cache line where the file is mapped.
 ALIGNMENT = 64
-
-_IN_THREADS = hasattr(os, "preadv")  # Windows has one place in an open file, which threads would move for each other
 
 
 def tensors_content(
@@ -86,11 +86,13 @@ def read_tensors(
     dtype: torch.dtype | None = None,
     device: torch.device | str | None = None,
     mapped: dict[Path, tuple[int, ...]] | None = None,
+    blocks: Blocks | None = None,
 ) -> dict[str, Tensor]:
     """The tensors of a safetensors file (all, or those named), in `dtype` (None: as stored) on `device` (None: CPU).
 
     header: the file's own, where it was read before. mapped: tensors that keep their dtype may be views of a large file
-    (mapped.py), whose version is then noted here; None: all are copies.
+    (mapped.py), whose version is then noted here; None: all are copies. blocks: those of the file; where converted
+    tensors lie, they are compared on the way.
     Raises CheckpointError, naming the file, when it is not whole, when a number is beyond the range of `dtype`, and
     when there is no memory for them.
     """
@@ -108,7 +110,7 @@ def read_tensors(
 
         def read(name: str) -> Tensor:
             source = f"{path}: {name_text(name)}"
-            return _read(file, header.start, header.tensors[name], dtype, place, source)
+            return _read(file, header.start, header.tensors[name], dtype, place, source, blocks)
 
         others = [name for name in wanted if name not in viewed]
         return viewed | dict(zip(others, threads.map(read, others), strict=True))
@@ -144,28 +146,50 @@ def _opened(path: Path, header: Header) -> Iterator[tuple[BinaryIO, ThreadPoolEx
         raise CheckpointError(f"{path} cannot be read: {error}.") from error
 
 
+def is_converted(info: TensorInfo, dtype: torch.dtype | None, device: torch.device | str | None) -> bool:
+    """Whether reading a tensor takes it to another dtype, or to another device than the CPU."""
+    return dtype not in (None, DTYPES[info.dtype]) or torch.device(device or "cpu").type != "cpu"
+
+
 def _read(
-    file: BinaryIO, start: int, info: TensorInfo, dtype: torch.dtype | None, device: torch.device, source: str
+    file: BinaryIO,
+    start: int,
+    info: TensorInfo,
+    dtype: torch.dtype | None,
+    device: torch.device,
+    source: str,
+    blocks: Blocks | None,
 ) -> Tensor:
     """One tensor. start: where the bytes of the first one begin. Several threads may read from the file at once."""
-    stored, place = DTYPES[info.dtype], start + info.begin
+    stored, begin, end = DTYPES[info.dtype], start + info.begin, start + info.end
     try:
         tensor = torch.empty(info.shape, dtype=dtype or stored, device=device)
     except RuntimeError as error:
         raise CheckpointError(f"{source} does not fit into memory: {error}.") from error
-    if device.type == "cpu" and tensor.dtype == stored:
-        _fill(file, place, _bytes(tensor), source)
+    if not is_converted(info, dtype, device):
+        fill(file, begin, _bytes(tensor), source)
         return tensor
-    flat = tensor.view(-1)
-    buffer = torch.empty(min(flat.numel(), CHUNK_NUMBERS), dtype=stored)
-    room = _bytes(buffer)
-    for begin in range(0, flat.numel(), max(1, buffer.numel())):
-        target = flat[begin : begin + buffer.numel()]
-        chunk = buffer[: target.numel()]
-        _fill(file, place + begin * stored.itemsize, room[: target.numel() * stored.itemsize], source)
-        target.copy_(chunk)
-        _check_range(target, chunk, source)
+    if blocks is not None and begin % stored.itemsize == 0:  # or a number could lie in two blocks
+        pieces = blocks.read(file, begin, end)
+    else:
+        pieces = _pieces(file, begin, end, stored, source)
+    left = tensor.view(-1)
+    for piece in pieces if tensor.numel() else ():
+        for chunk in torch.frombuffer(piece, dtype=stored).split(CHUNK_NUMBERS):
+            target, left = left[: len(chunk)], left[len(chunk) :]
+            target.copy_(chunk)
+            _check_range(target, chunk, source)
     return tensor
+
+
+def _pieces(file: BinaryIO, begin: int, end: int, stored: torch.dtype, source: str) -> Iterator[memoryview]:
+    """The bytes from `begin` to `end`, a few numbers at a time, each piece valid until the next is asked for."""
+    room = memoryview(bytearray(min(end - begin, CHUNK_NUMBERS * stored.itemsize)))
+    while begin < end:
+        piece = room[: end - begin]
+        fill(file, begin, piece, source)
+        yield piece
+        begin += len(piece)
 
 
 def _read_box(file: BinaryIO, start: int, info: TensorInfo, box: Box, source: str) -> None:
@@ -173,35 +197,19 @@ def _read_box(file: BinaryIO, start: int, info: TensorInfo, box: Box, source: st
     target, row = box.target, math.prod(info.shape[1:])
     place = start + info.begin + (box.begins[0] * row * target.itemsize if info.shape else 0)
     if target.shape[1:] == info.shape[1:] and target.is_contiguous():
-        _fill(file, place, _bytes(target), source)
+        fill(file, place, _bytes(target), source)
         return
     rows = max(1, CHUNK_NUMBERS // row)
     columns = tuple(slice(begin, begin + size) for begin, size in zip(box.begins[1:], target.shape[1:], strict=True))
     for begin in range(0, len(target), rows):
         part = target[begin : begin + rows]
         chunk = torch.empty((len(part), *info.shape[1:]), dtype=target.dtype)
-        _fill(file, place + begin * row * target.itemsize, _bytes(chunk), source)
+        fill(file, place + begin * row * target.itemsize, _bytes(chunk), source)
         part.copy_(chunk[(slice(None), *columns)])
 
 
-def _fill(file: BinaryIO, place: int, room: memoryview, source: str) -> None:
-    """Read from a place on as many bytes as there is room for. A system may give fewer at once."""
-    while len(room):
-        count = _read_at(file, place, room)
-        if not count:
-            raise CheckpointError(f"{source}: the file became shorter while it was read; open the folder again.")
-        room, place = room[count:], place + count
-
-
-def _read_at(file: BinaryIO, place: int, room: memoryview) -> int:
-    if _IN_THREADS:
-        return os.preadv(file.fileno(), [room], place)
-    file.seek(place)
-    return int(file.readinto(room))  # type: ignore[attr-defined]
-
-
 def _most_threads() -> int:
-    return min(4, torch.get_num_threads()) if _IN_THREADS else 1
+    return min(4, torch.get_num_threads()) if read_at.IN_THREADS else 1
 
 
 def _bytes(tensor: Tensor) -> memoryview:

@@ -17,11 +17,12 @@ from ..errors import CheckpointError, ConfigError
 from .files import Content, file_in, json_content, read_json, write_together
 from .fit import FLOATS
 from .header import DTYPES, Header, dtype_name
-from .manifest import MANIFEST, verified, with_manifest
+from .manifest import MANIFEST, with_manifest
 from .mapped import Versions
 from .room import check_disk, check_memory
 from .shards import INDEX, WEIGHTS, find_weights, index_of, remove_weights, shard_sizes, shards_of, weight_files
-from .tensors import bytes_of, read_tensors, tensors_content
+from .tensors import bytes_of, is_converted, read_tensors, tensors_content
+from .verified import Verification, verified
 
 CONFIG = "config.json"
 ADAPTER = "adapter_config.json"  # of peft; transformers then opens the model that it names, and not the one beside it
@@ -102,15 +103,16 @@ def found_among(tensors: Mapping[str, Tensor]) -> Found:
 
 
 @contextmanager
-def opened(folder: Path | str, *, whole: bool = True) -> Iterator[tuple[Path, dict[str, Any]]]:
-    """The folder of a model and the fields of its config.json; CheckpointError for all that the disk refuses inside.
+def opened(folder: Path | str, *, whole: bool = True) -> Iterator[tuple[Path, dict[str, Any], Verification]]:
+    """The folder of a model, the fields of its config.json, and the comparison of its files with its manifest.
 
     When the context ends, its files are known to be as they were saved; of them config.json alone unless `whole`.
+    Inside, whatever the disk refuses is a CheckpointError.
     """
     try:
         path = _model_folder(folder)
-        with verified(path, None if whole else {CONFIG}):
-            yield path, read_json(file_in(path, CONFIG))
+        with verified(path, None if whole else {CONFIG}) as verification:
+            yield path, read_json(file_in(path, CONFIG)), verification
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be read: {error.strerror or error}.") from error
 
@@ -144,11 +146,13 @@ class Weights:
         names: list[str],
         dtype: torch.dtype | None,
         device: torch.device | str | None,
+        verification: Verification,
         *,
         as_stored: Collection[str] = (),
     ) -> dict[str, Tensor]:
         """The tensors of these names, in `dtype` (None: as stored) on `device` (None: CPU).
 
+        verification: of their files; those that are mostly converted are compared while that is done.
         as_stored: those that nobody takes apart, so that they may be views of a large file (mapped.py).
         Raises ConfigError for a dtype that weights cannot have.
         """
@@ -161,10 +165,17 @@ class Weights:
         check_memory(sum(sizes), device, str(self._folder))
         tensors: dict[str, Tensor] = {}
         for path, header in self._headers.items():
-            here = [name for name in names if name in header.tensors]
+            if not (here := [name for name in names if name in header.tensors]):
+                continue
             kept, others = ([name for name in here if (name in as_stored) is one] for one in (True, False))
-            tensors |= read_tensors(path, kept, header=header, dtype=dtype, device=device, mapped=self.mapped)
-            tensors |= read_tensors(path, others, header=header, dtype=dtype, device=device)
+            infos = (header.tensors[name] for name in here)
+            converted = sum(info.end - info.begin for info in infos if is_converted(info, dtype, device))
+            blocks = verification.blocks_of(path.name) if 2 * converted > header.version[2] else None
+            if blocks is None:
+                verification.start([path.name])
+            given: dict[str, Any] = {"header": header, "dtype": dtype, "device": device, "blocks": blocks}
+            tensors |= read_tensors(path, kept, **given, mapped=self.mapped)
+            tensors |= read_tensors(path, others, **given)
         return tensors
 
 
@@ -185,5 +196,7 @@ def _model_folder(folder: Path | str) -> Path:
             f"meant, take {ADAPTER} away."
         )
     if not (path / CONFIG).exists():
-        raise CheckpointError(f"a model folder must have {CONFIG} and {WEIGHTS}, but {path} has no {CONFIG}.")
+        snapshots = path / "snapshots"
+        hint = f"; {snapshots} holds such folders, one for each version" if snapshots.is_dir() else ""
+        raise CheckpointError(f"a model folder must have {CONFIG} and {WEIGHTS}, but {path} has no {CONFIG}{hint}.")
     return path

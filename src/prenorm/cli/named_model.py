@@ -62,7 +62,7 @@ def _config_of_model(folder: Path) -> ModelConfig:
     from ..checkpoint.quantized import kind_in
     from ..checkpoint.together import opened
 
-    with opened(folder, whole=False) as (_, fields):
+    with opened(folder, whole=False) as (_, fields, _):
         source = str(folder / "config.json")
         if kind := kind_in(fields, source):
             raise ConfigError(

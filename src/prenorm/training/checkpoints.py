@@ -19,9 +19,10 @@ from torch import Tensor
 
 from ..checkpoint import new_folders
 from ..checkpoint.files import Content, file_in, json_content, listed, read_json, sync_folder
-from ..checkpoint.manifest import MANIFEST, Listed, check_files, hashed, manifest_content, read_manifest, verified
+from ..checkpoint.manifest import MANIFEST, Listed, hashed, manifest_content, read_manifest
 from ..checkpoint.pieces import StoredTensors
 from ..checkpoint.tensors import tensors_content
+from ..checkpoint.verified import check_files, verified
 from ..distributed.checkpoints import Parts, read_share
 from ..distributed.exchange import Group, exchange, rank_in, size_of
 from ..errors import CheckpointError
@@ -164,7 +165,8 @@ def read_parts(
         left = []
         with _way_out(folder):
             files = _manifest(folder)
-            with verified(folder, sorted(files)[rank_in(group) :: size_of(group)]):
+            with verified(folder, sorted(files)[rank_in(group) :: size_of(group)]) as verification:
+                verification.start()
                 for part in names:
                     stored = StoredTensors(_files_of(part, folder, files))
                     parts[part] = read_share(stored, like)

@@ -73,7 +73,7 @@ def starting_model(
 
 
 def _config_in(folder: Path) -> ModelConfig:
-    with opened(folder, whole=False) as (path, fields):  # the weights are checked where they are read
+    with opened(folder, whole=False) as (path, fields, _):  # the weights are checked where they are read
         source = str(path / CONFIG)
         _check_trainable(kind_in(fields, source), folder)
         own = {key: value for key, value in fields.items() if key not in (KEY, SAVE_ID)}
