@@ -275,6 +275,68 @@ def test_a_missing_package_that_a_block_uses_is_named(tmp_path: Path) -> None:
     assert "xops" in finding.place.code
 
 
+def test_a_missing_package_is_no_fault_of_the_block(tmp_path: Path) -> None:
+    for part in ("self.part = Part(d_model)", "self.part = nn.Linear(d_model, d_model)"):
+        source = HEAD + "from fairscale.nn import Part\n" + TAKES.format("d_model", part)
+        (tmp_path / "model.py").write_text(source.replace("self.part(x)", "self.part(x) + Part(1)"))
+        verdict = check(f"{tmp_path}/model.py:Block")
+        assert (verdict.faults, verdict.exit_code) == ((), 2)
+        assert "pip install fairscale" in verdict.findings[0].evidence
+
+
+FILE_OF_NUMBERS = """
+n_embd, n_head, block_size, dropout = 384, 6, 256, 0.2
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(n_embd, n_embd // n_head * n_head)
+        self.register_buffer("tril", torch.ones(block_size, block_size).tril())
+
+    def forward(self, x):
+        return self.inner(x)
+"""
+
+
+@pytest.mark.parametrize("takes", ["", "n_embd, n_head"])
+def test_sizes_that_a_file_has_as_plain_numbers_are_set(takes: str, tmp_path: Path) -> None:
+    source = HEAD + FILE_OF_NUMBERS + TAKES.format(takes, "self.part = Part()").replace("self, ):", "self):")
+    case = started(source, tmp_path)
+    changed = "changed(n_embd=d_model, n_head=num_heads, block_size=max_seq_len, dropout=dropout).Block("
+    assert case.learner.recipe.build.written().startswith(changed)
+    built = case.build(max_seq_len=11)
+    assert [one["shape"] for one in built.parameters + built.tensors] == [[32, 32], [32], [11, 11]]
+
+
+def test_numbers_of_a_file_that_nothing_depends_on_stay(tmp_path: Path) -> None:
+    source = HEAD + FILE_OF_NUMBERS + TAKES.format("n_embd", "self.part = nn.Linear(n_embd, n_embd)")
+    assert started(source, tmp_path).learner.recipe.build.written() == "Block(n_embd=d_model)"
+
+
+def test_a_block_of_one_sequence_is_called_with_each(tmp_path: Path) -> None:
+    reads = "self.part = nn.Linear(d_model, d_model)\n\n    def forward(self, x):\n        seq, width = x.shape"
+    source = HEAD + TAKES.format("d_model", reads).replace("\n    def forward(self, x):\n        return", "        return")
+    case = started(source, tmp_path)
+    assert case.learner.recipe.call.written() == "each(block)(x)"
+    assert case.report.conventions["axes"] == "(seq, d_model), a sequence at a time"
+
+
+def test_what_a_line_makes_is_made_where_the_input_is(tmp_path: Path) -> None:
+    call = "block(x) + torch.zeros(seq, d_model, device=device)"
+    case = started(HEAD + TAKES.format("d_model", "self.part = nn.Linear(d_model, d_model)"), tmp_path, call=call)
+    x = torch.ones(2, 3, 32)
+    assert case.build().run_on_meta(x) == {"shape": [2, 3, 32], "device": "meta"}
+
+
+def test_arguments_that_are_handed_up_are_read_in_a_sandbox(tmp_path: Path) -> None:
+    base = TAKES.format("d_model", "self.part = nn.Linear(d_model, d_model)").replace("Block", "Base")
+    block = "class Block(Base):\n    def __init__(self, **sizes):\n        super().__init__(**sizes)\n"
+    (tmp_path / "model.py").write_text(HEAD + base + block)
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert verdict.build == "Block(d_model=d_model)"
+    assert not {"forward_error", "constructor_error"} & {*verdict.ids}
+
+
 def test_what_is_judged_reads_nothing_outside_its_bounds(tmp_path: Path) -> None:
     for name in ("ann", "bob"):
         (tmp_path / name).mkdir()

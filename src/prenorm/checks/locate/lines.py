@@ -5,6 +5,7 @@ What is met first is the class under test, then what it uses.
 
 import ast
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ..source.parse import Function, Line, Top, functions_of, module_itself, parse
@@ -25,8 +26,11 @@ class _Names:
     roles: dict[str, set[str]] = field(default_factory=dict)  # of classes, functions and methods
 
 
-def read(source: str, name: str) -> list[Function]:
-    """Everything that the class or factory `name` uses, itself first; the whole file if there is no such name."""
+def read(source: str, name: str, used: Collection[str] = ()) -> list[Function]:
+    """Everything that the class or factory `name` uses, itself first; the whole file if there is no such name.
+
+    used: what else belongs to it.
+    """
     tree = parse(source)
     tops = {node.name: node for node in tree.body if isinstance(node, Top)}
     top = name.partition(".")[0]
@@ -35,7 +39,7 @@ def read(source: str, name: str) -> list[Function]:
         under_test |= {one for one in _mentioned(tops[top], tops) if isinstance(tops[one], ast.ClassDef)}
     names = _Names(tops, under_test)
     functions = [
-        function for one in _reached(top, tops, _behind_names(tree, tops)) for function in functions_of(tops[one])
+        function for one in _reached([top, *used], tops, _behind_names(tree, tops)) for function in functions_of(tops[one])
     ]
     functions.append(module_itself(tree))
     for function in functions:
@@ -58,8 +62,8 @@ def read(source: str, name: str) -> list[Function]:
     return functions
 
 
-def _reached(first: str, tops: dict[str, Top], behind: dict[str, list[str]]) -> list[str]:
-    order = [first] if first in tops else list(tops)
+def _reached(first: list[str], tops: dict[str, Top], behind: dict[str, list[str]]) -> list[str]:
+    order = [one for one in dict.fromkeys(first) if one in tops] if first[0] in tops else list(tops)
     seen = set(order)
     for one in order:  # grows while it is walked
         held = [name for node in ast.walk(tops[one]) if isinstance(node, ast.Name) for name in behind.get(node.id, ())]

@@ -6,6 +6,7 @@ No class is known by its name. start.py tries the candidates.
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..subject.child import meanings
@@ -61,6 +62,14 @@ def builds(made: Description) -> Iterator[Line]:
         yield from itertools.chain(by_name, by_place)
     else:
         yield from itertools.chain(by_place, by_name)
+
+
+def builds_of_file(made: Description) -> Iterator[Line]:
+    """The same for a file that has sizes of its own, such as n_embd = 384: they are set to those that are asked for."""
+    if made["numbers"]:
+        numbers = ", ".join(f"{name}={WRITTEN[meaning]}" for name, meaning in made["numbers"].items())
+        for line in builds(made):
+            yield replace(line, callee=f"changed({numbers}).{line.callee}")
 
 
 def calls(made: Description, forward: Sequence[Description] | None) -> Iterator[Line]:

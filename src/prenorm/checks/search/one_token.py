@@ -64,6 +64,7 @@ def one_token(
         (others + _designs(others[:1], likely[0]) if whole else [], turned, 0),
         (heads if whole else [], turned, 1),
         (_designs(heads, likely[0]) if whole else [], turned[:MANY_READINGS], 0),
+        (_likeliest(bases, likely[0], "layer_unbiased"), likely, 1),
         (bases, likely, 2),
         (bases, every, 2),
         (heads if whole else [], turned, 2),
@@ -92,9 +93,9 @@ def _scaled(attempt: Attempt, bases: list[Spec], readings: list[Pieces], probe: 
     return [spec for spec, _ in fitted(BRANCH, [(one, 0) for one in bases], readings, probe, attempt.sizes.num_heads)]
 
 
-def _likeliest(bases: list[Spec], reading: Pieces) -> list[Spec]:
-    """The designs that the weights suggest, few enough to search for a fault in each."""
-    kind = "layer" if "norm1_bias" in reading else "rms"
+def _likeliest(bases: list[Spec], reading: Pieces, kind: str = "") -> list[Spec]:
+    """The designs that the weights suggest, few enough to search for a fault in each. kind: of norm1, if not usual."""
+    kind = kind or ("layer" if "norm1_bias" in reading else "rms")
     acts = ("silu", "gelu", "tanh-gelu") if "gate" in reading else ("gelu", "tanh-gelu", "relu", "relu squared")
     first = {(base.plus_one, base.layer_scale): base for base in reversed(bases)}  # one of each possible kind
     return [one for one in _designs([*first.values()], reading) if one.norm1 == kind and one.activation in acts]
@@ -102,7 +103,7 @@ def _likeliest(bases: list[Spec], reading: Pieces) -> list[Spec]:
 
 def _designs(bases: list[Spec], reading: Pieces) -> list[Spec]:
     """Designs of published models other than Llama: kinds and places of norms, activations."""
-    kinds = ("layer",) if "norm1_bias" in reading else ("rms", "layer")
+    kinds = ("layer", "layer_unbiased") if "norm1_bias" in reading else ("rms", "layer")
     acts = (
         ("silu", "gelu", "tanh-gelu", "relu")
         if "gate" in reading
