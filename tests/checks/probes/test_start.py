@@ -315,7 +315,8 @@ def test_numbers_of_a_file_that_nothing_depends_on_stay(tmp_path: Path) -> None:
 
 def test_a_block_of_one_sequence_is_called_with_each(tmp_path: Path) -> None:
     reads = "self.part = nn.Linear(d_model, d_model)\n\n    def forward(self, x):\n        seq, width = x.shape"
-    source = HEAD + TAKES.format("d_model", reads).replace("\n    def forward(self, x):\n        return", "        return")
+    source = HEAD + TAKES.format("d_model", reads)
+    source = source.replace("\n    def forward(self, x):\n        return", "        return")
     case = started(source, tmp_path)
     assert case.learner.recipe.call.written() == "each(block)(x)"
     assert case.report.conventions["axes"] == "(seq, d_model), a sequence at a time"
@@ -326,6 +327,13 @@ def test_what_a_line_makes_is_made_where_the_input_is(tmp_path: Path) -> None:
     case = started(HEAD + TAKES.format("d_model", "self.part = nn.Linear(d_model, d_model)"), tmp_path, call=call)
     x = torch.ones(2, 3, 32)
     assert case.build().run_on_meta(x) == {"shape": [2, 3, 32], "device": "meta"}
+
+
+def test_a_default_that_is_a_member_of_an_enumeration_is_not_plain(tmp_path: Path) -> None:
+    kind = "import enum\n\nclass Kind(str, enum.Enum):\n    SILU = 'silu'\n\n"
+    source = HEAD + kind + TAKES.format("d_model, kind=Kind.SILU", "self.part = nn.Linear(d_model, d_model)")
+    constructor = started(source, tmp_path).learner.made["constructor"]
+    assert [(one["name"], one["default"]) for one in constructor] == [("d_model", None), ("kind", None)]
 
 
 def test_arguments_that_are_handed_up_are_read_in_a_sandbox(tmp_path: Path) -> None:

@@ -118,6 +118,8 @@ def test_a_notebook_keeps_imports_and_definitions_with_their_cells(tmp_path):
         "%matplotlib inline\n!pip install torch\nimport torch\nfrom torch import nn",
         "WIDTH = 4\nrate = torch.rand(1)\nmodel = train()\nprint(WIDTH)",
         "%%bash\nls",
+        "files = !ls\nBlock??\nspent = %timeit -o 1 + 1",
+        "%%time\ndef timed():\n    return 1",
         "class Block(nn.Module):\n    size = rate\n    def forward(self, x):\n        return x * WIDTH\n\n\nBlock()(1)",
         "for step in range(10**9):\n    pass",
     ]
@@ -129,5 +131,5 @@ def test_a_notebook_keeps_imports_and_definitions_with_their_cells(tmp_path):
     assert not [one for one in ("train()", "print", "ls", "Block()(1)", "range") if one in text]
     names: dict[str, object] = {}
     exec(compile(text, "work", "exec"), names)
-    assert "Block" in names
-    assert lines[text.splitlines().index("class Block(nn.Module):")] == ("cell 4", 1)
+    assert {"Block", "timed"} <= names.keys()
+    assert lines[text.splitlines().index("class Block(nn.Module):")] == ("cell 6", 1)

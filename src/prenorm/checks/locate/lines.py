@@ -38,9 +38,8 @@ def read(source: str, name: str, used: Collection[str] = ()) -> list[Function]:
     if not isinstance(tops.get(top), ast.ClassDef | None):  # a factory: the classes that it calls
         under_test |= {one for one in _mentioned(tops[top], tops) if isinstance(tops[one], ast.ClassDef)}
     names = _Names(tops, under_test)
-    functions = [
-        function for one in _reached([top, *used], tops, _behind_names(tree, tops)) for function in functions_of(tops[one])
-    ]
+    reached = _reached([top, *used], tops, _behind_names(tree, tops))
+    functions = [function for one in reached for function in functions_of(tops[one])]
     functions.append(module_itself(tree))
     for function in functions:
         function.roles = _roles(function, names)

@@ -211,7 +211,9 @@ class _Start:
         if self.call is not None or effects.order_counts(self.case, built):
             return best
         for line in self._running(build, built, [one for one in lines if one.uses & self._turning and one != best]):
-            if effects.order_counts(self.case, built) and (not line.uses & {*TABLES} or effects.turns_by_distance(self.case, built)):
+            if not effects.order_counts(self.case, built):
+                continue
+            if not line.uses & {*TABLES} or effects.turns_by_distance(self.case, built):
                 handed = next((one.name for one in line.arguments if one.needed and one.uses & self._turning), "")
                 self.case.report.conventions["rotates"] = f"only if {handed} is passed, as in every call here"
                 return line
@@ -221,7 +223,9 @@ class _Start:
         """Under a causal target, the call with a causal mask in an optional argument, if the block is not causal."""
         optional = [one for one in line.arguments if one.value == "mask" and not one.needed]
         self.learner.recipe = Recipe(build, line)
-        if not (self.case.target.causal and self.call is None and optional and effects.sees_everything(self.case, built)):
+        if not (self.case.target.causal and self.call is None and optional):
+            return line
+        if not effects.sees_everything(self.case, built):
             return line
         masked = [
             replace(
@@ -230,7 +234,8 @@ class _Start:
             for one in optional
             for form in guess.MASKS
         ]
-        return next((one for one in self._running(build, built, masked) if effects.hides_what_comes_later(self.case, built)), line)
+        running = self._running(build, built, masked)
+        return next((one for one in running if effects.hides_what_comes_later(self.case, built)), line)
 
     def _without_cache(self, build: Line, built: Built, line: Line) -> Line:
         """The call without positions in a cache, if they raise without a cache."""

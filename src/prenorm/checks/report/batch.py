@@ -44,8 +44,8 @@ class Result:
         """What stopped the judgement: the problem, or what the code raised."""
         if self.verdict is None:
             return self.problem
-        stops = CRASHES if self.outcome == "failed" else set(self.verdict.ids)
-        return "" if self.verdict.passed else next((one.evidence for one in self.verdict.findings if one.id in stops), "")
+        stops = {"passed": (), "failed": CRASHES, "problem": self.verdict.ids}[self.outcome]
+        return next((one.evidence for one in self.verdict.findings if one.id in stops), "")
 
     @property
     def faults(self) -> list[str]:

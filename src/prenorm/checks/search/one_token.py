@@ -61,10 +61,10 @@ def one_token(
         (bases, every, 1),
         (designs, every[:MANY_READINGS], 0),
         (_likeliest(bases, likely[0]), likely, 1),
+        (_likeliest(bases, likely[0], "layer_unbiased"), likely, 1),
         (others + _designs(others[:1], likely[0]) if whole else [], turned, 0),
         (heads if whole else [], turned, 1),
         (_designs(heads, likely[0]) if whole else [], turned[:MANY_READINGS], 0),
-        (_likeliest(bases, likely[0], "layer_unbiased"), likely, 1),
         (bases, likely, 2),
         (bases, every, 2),
         (heads if whole else [], turned, 2),
@@ -72,9 +72,11 @@ def one_token(
         if not specs or not readings or most > attempt.most or (most == 2 and len(readings) > MANY_READINGS):
             continue
         # readings with more weights come first: an unused norm weight fits every reading
-        matches = attempt.trials.find(
-            [(spec, int(readings is turned)) for spec in specs], ONE_TOKEN, readings, probe, most=most
-        )
+        late = readings is likely and most == 1 and specs[0].norm1 != "rms"  # others may have used up the work
+        if late:
+            attempt.trials = attempt.more_trials()
+        costs = [(spec, int(readings is turned)) for spec in specs]
+        matches = attempt.trials.find(costs, ONE_TOKEN, readings, probe, most=most)
         if matches:
             break
     if not matches:

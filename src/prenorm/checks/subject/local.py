@@ -1,4 +1,4 @@
-"""A block of one's own process, for tests that trust it: no sandbox, the same requests and replies, in the same form."""
+"""A block of one's own process, for tests that trust it: no sandbox, the same requests, replies of the same form."""
 
 from collections.abc import Callable
 from typing import Any
