@@ -568,6 +568,15 @@ def test_code_as_strangers_write_it_is_pointed_at(id: str, expected: str) -> Non
     assert expected in found.code
 
 
+@pytest.mark.parametrize("odd", "qkv")
+def test_the_one_pattern_that_differs_is_pointed_at(odd: str) -> None:
+    lines = [f"        {one} = rearrange({one}, 'b s ({'d h' if one == odd else 'h d'}) -> b h s d')" for one in "qkv"]
+    source = "class Attention(nn.Module):\n    def forward(self, q, k, v):\n" + "\n".join(lines)
+    found = place("wrong_head_split", source + "\n        return sdpa(q, k, v)\n", "block.py", "Attention")
+    assert found is not None
+    assert "(d h)" in found.code
+
+
 def test_a_method_that_nothing_calls_is_no_place_of_a_fault() -> None:
     method = "    def forward(self, q, k):\n        return (q @ k).softmax(-1)\n"
     unused = "\n    def with_positions(self, q, k, rope):\n        0 * rope(q)\n"

@@ -19,7 +19,7 @@ class Block(nn.Module):
         self.register_buffer("table", torch.zeros(2))
 
     def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        return self.linear(x) * scale
+        return self.linear(x) * scale * torch.ones(4)
 
 
 def test_every_reply_of_the_driver_has_its_form() -> None:

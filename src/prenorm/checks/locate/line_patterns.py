@@ -314,6 +314,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention", SCORES),
     ],
     "wrong_head_split": [
+        Look("any", "", "odd"),
         Look("any", "", "splits"),
         Look("split", SHAPES),
         Look("attention", r"\bslice\("),

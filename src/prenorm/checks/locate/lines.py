@@ -5,6 +5,7 @@ What is met first is the class under test, then what it uses.
 
 import ast
 import re
+from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field
 
@@ -158,10 +159,14 @@ def _mark(line: Line, function: Function, names: _Names, made: dict[str, set[str
                 line.kinds.add("post")
 
 
+PATTERN = re.compile(r"'([\w. ()]*)->([\w. ()]*)'")
+"""Of einops."""
+
+
 def _of_axes(text: str) -> set[str]:
     """Whether a pattern of einops splits an axis, or joins several."""
     found = set()
-    for before, after in re.findall(r"'([\w. ()]*)->([\w. ()]*)'", text):
+    for before, after in PATTERN.findall(text):
         if "(" in after:
             found.add("joins")
         elif "(" in before:
@@ -199,4 +204,9 @@ def _mark_function(function: Function) -> None:
         read_later |= {one.id for one in names if isinstance(one.ctx, ast.Load)}
     if "rope" in function.roles and (left := unturned(function)) is not None:
         left.kinds.add("unturned")
+    splits = [line for line in function.lines if "splits" in line.kinds]
+    counts = Counter(str(PATTERN.findall(line.text)) for line in splits)
+    for line in splits:
+        if counts[str(PATTERN.findall(line.text))] < max(counts.values()):
+            line.kinds.add("odd")
     Flow(function).follow()

@@ -210,7 +210,7 @@ class _Start:
             return next(line for leak, line in leaks if leak <= least * (1 + NOISE))
         if self.call is not None or effects.order_counts(self.case, built):
             return best
-        for line in self._running(build, built, [one for one in lines if one.uses & self._turning and one != best]):
+        for line in self._running(build, built, self._turned_otherwise(best, lines)):
             if not effects.order_counts(self.case, built):
                 continue
             if not line.uses & {*TABLES} or effects.turns_by_distance(self.case, built):
@@ -248,6 +248,14 @@ class _Start:
                     line = replace(line, arguments=tuple(other for other in line.arguments if other != one))
                     self.case.report.conventions["positions"] = f"{one.name} belongs to a cache, and is not passed"
         return line
+
+    def _turned_otherwise(self, best: Line, lines: list[Line]) -> list[Line]:
+        """The lines that pass positions or rotations, and the same as the best one otherwise."""
+        turning = self._turning
+        others = [[one for one in line.arguments if not one.uses & turning] for line in (best, *lines)]
+        passing = [any(one.needed and one.uses & turning for one in line.arguments) for line in lines]
+        kept = zip(lines, others[1:], passing, strict=True)
+        return [line for line, other, passes in kept if passes and other == others[0] and line != best]
 
     @property
     def _turning(self) -> frozenset[str]:

@@ -222,7 +222,7 @@ class Driver:
         reply = {"y": plain(y), "x_after": plain(inputs[0]), "requires_grad": y.requires_grad}
         if trace is not None:
             reply["operations"] = sorted(trace.operations)
-            reply["created"] = sorted(trace.created)
+            reply["created"] = sorted(map(list, trace.created))  # as they arrive from a sandbox
             reply["modules_created"] = trace.modules_created
             reply["masked"] = trace.masked
         if cotangent is not None:
