@@ -542,6 +542,7 @@ class Block(nn.Module):
     def __init__(self, dim, heads, norm=nn.LayerNorm):
         super().__init__()
         self.a, self.b = Attention(dim, heads), Weight()
+        self.c = FeedForward(dim, int(8 / 3 * dim))
         self.n1 = self.n2 = RMSNorm(dim)
 
     def forward(self, x, freqs_cis, mask=None):
@@ -560,6 +561,7 @@ class Block(nn.Module):
         ("heads_not_merged", "y = y.reshape"),
         ("shared_norm", "self.n1 = self.n2"),
         ("layer_norm", "nn.LayerNorm"),
+        ("d_ff_ignored", "8 / 3"),
     ],
 )
 def test_code_as_strangers_write_it_is_pointed_at(id: str, expected: str) -> None:

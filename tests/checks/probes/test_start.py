@@ -153,7 +153,8 @@ def test_a_call_that_passes_positions_differs_in_nothing_else(tmp_path: Path) ->
         "mask = torch.ones(len(y), len(y)).tril() if mask is None else mask; "
         "scores = q @ k.transpose(-1, -2); y = torch.nan_to_num(" + hidden + ".softmax(-1)) @ v"
     )
-    source = _halves("positions=None, mask=None", "t", "mask", masking.replace("len(y)", "q.shape[-2]"))
+    turn = "t * torch.arange(t.shape[-2])[:, None]"
+    source = _halves("positions=None, mask=None", turn, "mask", masking.replace("len(y)", "q.shape[-2]"))
     assert started(source, tmp_path).learner.recipe.call.written() == "block(x)"
 
 

@@ -45,6 +45,7 @@ ACTIVATION = r"silu|SiLU|[gsr]?elu|[GER]LU|sigmoid|tanh|softplus|mish|[Hh]ardswi
 MADE = r"(arange|ones|zeros|full|empty|tensor|eye|rand\w*|as_tensor|from_numpy|linspace)\("
 HALF, SIZE = r"(sqrt|\*\* -?[01]\.?5?)", "(shape|size|dim|head|width)"
 QKV = r"^\(?(x?[qkv]|\w*quer\w*|\w*keys?\w*|\w*values?\w*|[qkv]_\w+)\b.* = "
+UNCHANGED = r"^(\w+) = \1$"
 OF_WEIGHTS = r"@|matmul|weight"
 """A shape that is of a weight, not of tokens."""
 PROJECTION = r"@ |\b\w*(out|proj|wo|dense|o|mix|fc)\("
@@ -190,6 +191,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention", "", "rope,thrown away"),
         Look("attention", "", "rope,unused"),
         Look("forward", "", "unturned"),
+        Look("attention", UNCHANGED),
         Look("attention", "_,|, _|^_ ", "rope"),
         Look("attention", "", "rope"),
     ],
@@ -265,7 +267,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention stream", MASK, "unused"),
         Look("attention stream", r"\+ mask", "unused"),
         Look("init", r"causal = False"),
-        Look("attention", r"^(\w+) = \1$"),
+        Look("attention", UNCHANGED),
         Look("any", r"^if .*\bFalse\b|attn_mask=None|is_causal=False|, None\)|, None, |, False, ", lacks=r"\[.*None"),
         Look("stream", "", "attention", lacks="mask"),
         Look("attention", MASK),
@@ -339,6 +341,7 @@ LOOKS: dict[str, list[Look]] = {
     "d_ff_ignored": [
         Look("init", r"(hidden\w*|inner\w*|d_ff|width|ffn_dim)\w* = .*(// |\* 2 / 3|\* 8|\* 4|round|int\()"),
         Look("stream init", r"// 64|// 256|multiple_of"),
+        Look("init", r"[A-Z]\w*\(.*(\d \*|[*/] \d|int\(|round\()"),
     ],
     "wrong_activation": [
         Look("any", r"GELU|ReLU|Tanh|Hardswish|Mish|Sigmoid\b"),

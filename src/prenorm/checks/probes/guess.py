@@ -165,7 +165,7 @@ def _is_config(one: Description, made: Description) -> bool:
 
 
 def _is_plain_object(one: Description, made: Description) -> bool:
-    """Whether its annotation is a class of the file that needs no arguments and is no configuration, such as a cache."""
+    """Whether its annotation is a class of the file that needs no arguments and has no sizes, such as a cache."""
     helper = _helper(one["annotation"], made, "configuration")
     if helper is None or meanings.CONFIG.search(one["name"]) or meanings.CONFIG_CLASS.search(helper["name"]):
         return False
