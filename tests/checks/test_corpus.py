@@ -12,6 +12,8 @@ import pytest
 import torch
 
 from prenorm.checks.faults import CONVENTIONS, FAULTS
+from prenorm.checks.subject.learner import TABLES
+from prenorm.checks.subject.recipe import names_in
 
 from .corpus import Example, faulty, original, right, without
 from .corpus.editing import ASKED_BY_TARGET
@@ -105,6 +107,11 @@ def test_strangers_meet_every_fault_in_every_interface():
     }
     assert len(strangers.faulty()) >= 600
     assert len(strangers.right()) >= 80
+
+
+def test_a_line_that_calls_a_strangers_block_uses_the_tables_of_its_file():
+    lines = [one.line_of_call or one.line_of_build or "" for one in INTERFACES]
+    assert [line for line in lines if names_in(line) & {*TABLES}] == []
 
 
 def test_names_are_unique_and_labels_are_ids():

@@ -142,6 +142,37 @@ class UnusedEntry(Block):
     def __init__(self, config: Config):
         super().__init__(config.hidden_size, config.num_attention_heads, config.intermediate_size)
 """,
+    "Deviations": """
+class Deviation(nn.Module):
+    def __init__(self, features, eps=1e-6):
+        super().__init__()
+        self.a_2, self.b_2 = nn.Parameter(torch.ones(features)), nn.Parameter(torch.zeros(features))
+        self.eps = eps
+
+    def forward(self, x):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        far = wide - wide.mean(-1, keepdim=True)
+        return (self.a_2 * far / (wide.std(-1, keepdim=True) + self.eps) + self.b_2).to(x.dtype)
+
+
+class Deviations(Block):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.norm1, self.norm2 = Deviation(d_model), Deviation(d_model)
+""",
+    "Unrotated": """
+class Unrotated(Block):
+    def attend(self, x):
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for t in self.qkv(x).chunk(3, -1))
+        return self.o(F.scaled_dot_product_attention(q, k, v, is_causal=True).transpose(-3, -2).flatten(-2))
+""",
+    "ForInference": """
+class ForInference(Block):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        for one in (self.qkv, self.o, self.both, self.down):
+            one.weight = nn.Parameter(torch.empty(one.weight.shape), requires_grad=False)
+""",
     "BothTables": """
 class BothTables(Block):
     def attend(self, x, cos_sin):
@@ -166,6 +197,9 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "HandedUp": ("rope_not_a_rotation", "a * cos - b * sin", "a * cos + b * sin"),
     "PreciseNorms": ("residual_detached", "return x + self.feed_forward", "return x.detach() + self.feed_forward"),
     "UnusedEntry": ("missing_attention_scale", "v, is_causal=True", "v, is_causal=True, scale=1.0"),
+    "Deviations": ("doubled_residual", "return x + self.feed", "return x + x + self.feed"),
+    "Unrotated": ("missing_attention_scale", "v, is_causal=True", "v, is_causal=True, scale=1.0"),
+    "ForInference": ("gradient_missing", "nn.Parameter(torch.empty", "nn.Parameter(0.1 * torch.randn"),
     "BothTables": ("doubled_residual", "return x + self.feed", "return x + x + self.feed"),
 }  # fmt: skip
 STRETCHED = RIGHT.replace(

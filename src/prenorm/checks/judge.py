@@ -30,6 +30,7 @@ from .probes.start import UnknownArgumentsError, start
 from .source.code import Code
 from .source.parse import MAX_CHARACTERS
 from .source.text import Text
+from .subject.child.missing_packages import NotInstalledError
 from .subject.learner import Built, Learner, LearnerError, MissingError
 from .subject.protocol import EndedError, Subject
 from .targets import TARGETS, Target
@@ -68,7 +69,9 @@ def judge(
         _judge(case, start(case, build, call, Text(code).source), _texts(code))
     except LearnerError as error:
         report.errors.setdefault(f"{error.stage}_error", error.error)
-        if error.stage == "constructor" and error.error["type"] == "refused":
+        if error.error["type"] == NotInstalledError.__name__:
+            report.found(f"{error.stage}_error", error.error["message"], counts=False)
+        elif error.stage == "constructor" and error.error["type"] == "refused":
             report.found("unreadable", error.error["message"], counts=False)
         elif error.stage != "forward" or "sequence_length_fixed" not in report.findings:
             report.found(f"{error.stage}_error", raised(error))
@@ -113,7 +116,9 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
     where = text.innermost(error) if error is not None and id in TOLD else None
     if where is None and text.source and not (id == "import_error" and error is not None):
         owner = next((case.classes[name] for name in hints if name in case.classes), "")
-        guess = place(id, text.source, code.file or "", code.name, hints=hints, owner=owner)
+        recipe = case.learner.recipe
+        used = sorted(recipe.build.uses | recipe.call.uses)
+        guess = place(id, text.source, code.file or "", code.name, hints=hints, owner=owner, used=used)
         where = None if guess is None else text.place(guess.line)
     return Finding(
         id=id,

@@ -497,6 +497,88 @@ def test_how_a_weight_begins_is_placed_in_the_class_that_holds_it(owner: str, li
     assert found.line == line
 
 
+AS_WRITTEN = """\
+def tables(dim, end, theta=10000.0):
+    freqs = theta ** (-torch.arange(0, dim, 2) / dim)
+    return torch.outer(torch.arange(end), freqs)
+
+
+def rotate(x, table):
+    pairs = x.reshape(*x.shape[:-1], -1, 2)
+    return torch.stack([
+        pairs[..., 0] * table[..., 0] - pairs[..., 1] * table[..., 1],
+        pairs[..., 1] * table[..., 0] - pairs[..., 0] * table[..., 1],
+    ], -1).flatten(3)
+
+
+class Weight(nn.Module):
+    def forward(self, x):
+        return torch.matmul(x, self.weight.transpose(0, 1))
+
+
+class Attention(nn.Module):
+    def __init__(self, dim, heads):
+        super().__init__()
+        self.q, self.k, self.v, self.o_proj = (Weight() for _ in range(4))
+        self._register_load_state_dict_pre_hook(self.load_hook)
+
+    def load_hook(self, state):
+        state["qkv"] = torch.cat([state["q"], state["k"]])
+
+    def forward(self, x, freqs_cis, mask=None):
+        x = x[:, None, :]
+        q, k, v = self.q(x), self.k(x), self.v(x)
+        q, k = rotate(q, freqs_cis), rotate(k, freqs_cis)
+        sl = slice(0, None, self.heads)
+        scores = q[..., sl] @ k[..., sl].transpose(-2, -1)
+        if mask is not None:
+            scores = scores
+        y = scores.softmax(-1) @ v
+        y = y.reshape(*x.shape)
+        return y @ self.o_proj.weight.T
+
+
+class Block(nn.Module):
+    def __init__(self, dim, heads, norm=nn.LayerNorm):
+        super().__init__()
+        self.a, self.b = Attention(dim, heads), Weight()
+        self.c = FeedForward(dim, int(8 / 3 * dim))
+        self.n1 = self.n2 = RMSNorm(dim)
+
+    def forward(self, x, freqs_cis, mask=None):
+        x = x + self.a(self.n1(x), freqs_cis, mask)
+        return x + self.b(self.n2(x))
+"""
+
+
+@pytest.mark.parametrize(
+    ("id", "expected"),
+    [
+        ("rope_wrong_frequency", "freqs = theta"),
+        ("rope_not_a_rotation", "pairs[..., 0] * table"),
+        ("wrong_head_split", "sl = slice"),
+        ("mask_ignored", "scores = scores"),
+        ("heads_not_merged", "y = y.reshape"),
+        ("shared_norm", "self.n1 = self.n2"),
+        ("layer_norm", "nn.LayerNorm"),
+        ("d_ff_ignored", "8 / 3"),
+    ],
+)
+def test_code_as_strangers_write_it_is_pointed_at(id: str, expected: str) -> None:
+    found = place(id, AS_WRITTEN, "block.py", "Block", used=["tables", "rows", "freqs_cis"])
+    assert found is not None
+    assert expected in found.code
+
+
+@pytest.mark.parametrize("odd", "qkv")
+def test_the_one_pattern_that_differs_is_pointed_at(odd: str) -> None:
+    lines = [f"        {one} = rearrange({one}, 'b s ({'d h' if one == odd else 'h d'}) -> b h s d')" for one in "qkv"]
+    source = "class Attention(nn.Module):\n    def forward(self, q, k, v):\n" + "\n".join(lines)
+    found = place("wrong_head_split", source + "\n        return sdpa(q, k, v)\n", "block.py", "Attention")
+    assert found is not None
+    assert "(d h)" in found.code
+
+
 def test_a_method_that_nothing_calls_is_no_place_of_a_fault() -> None:
     method = "    def forward(self, q, k):\n        return (q @ k).softmax(-1)\n"
     unused = "\n    def with_positions(self, q, k, rope):\n        0 * rope(q)\n"

@@ -147,6 +147,17 @@ def test_what_rotates_only_with_positions_gets_them_and_says_so(tmp_path: Path) 
     assert "only if token_positions is passed" in case.report.conventions["rotates"]
 
 
+def test_a_call_that_passes_positions_differs_in_nothing_else(tmp_path: Path) -> None:
+    hidden = "scores.masked_fill(mask == True, -torch.inf)"  # the wrong way round, so that the last query sees nothing
+    masking = (
+        "mask = torch.ones(len(y), len(y)).tril() if mask is None else mask; "
+        "scores = q @ k.transpose(-1, -2); y = torch.nan_to_num(" + hidden + ".softmax(-1)) @ v"
+    )
+    turn = "t * torch.arange(t.shape[-2])[:, None]"
+    source = _halves("positions=None, mask=None", turn, "mask", masking.replace("len(y)", "q.shape[-2]"))
+    assert started(source, tmp_path).learner.recipe.call.written() == "block(x)"
+
+
 def test_sizes_are_changed_only_where_the_constructor_refuses_them(tmp_path: Path) -> None:
     plain = next(one for one in COURSE if one.name == "one file").files["model.py"]
     assert started(plain, tmp_path, "TransformerBlock").sizes.d_model == 32
@@ -269,10 +280,81 @@ def test_a_missing_package_that_a_block_uses_is_named(tmp_path: Path) -> None:
         "cos, sin", "t * cos + rotate_half(t) * sin", masking="y = xops.memory_efficient_attention(q, k, v)"
     )
     (tmp_path / "model.py").write_text(source)
-    (finding,) = [one for one in check(f"{tmp_path}/model.py:Block").findings if one.id == "forward_error"]
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.faults, verdict.exit_code) == ((), 2)
+    (finding,) = [one for one in verdict.findings if one.id == "forward_error"]
     assert "xformers is not installed here: pip install xformers" in finding.evidence
     assert finding.place is not None
     assert "xops" in finding.place.code
+
+
+def test_a_missing_package_is_no_fault_of_the_block(tmp_path: Path) -> None:
+    source = HEAD + "from fairscale.nn import Part\n" + TAKES.format("d_model", "self.part = Part(d_model)")
+    (tmp_path / "model.py").write_text(source)
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
+    assert (verdict.ids, verdict.faults, verdict.exit_code) == (["constructor_error"], (), 2)
+    assert "pip install fairscale" in verdict.findings[0].evidence
+
+
+FILE_OF_NUMBERS = """
+n_embd, n_head, block_size, dropout = 384, 6, 256, 0.2
+
+class Part(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.inner = nn.Linear(n_embd, n_embd // n_head * n_head)
+        self.register_buffer("tril", torch.ones(block_size, block_size).tril())
+
+    def forward(self, x):
+        return self.inner(x)
+"""
+
+
+@pytest.mark.parametrize("takes", ["", "n_embd, n_head"])
+def test_sizes_that_a_file_has_as_plain_numbers_are_set(takes: str, tmp_path: Path) -> None:
+    source = HEAD + FILE_OF_NUMBERS + TAKES.format(takes, "self.part = Part()").replace("self, ):", "self):")
+    case = started(source, tmp_path)
+    changed = "changed(n_embd=d_model, n_head=num_heads, block_size=max_seq_len, dropout=dropout).Block("
+    assert case.learner.recipe.build.written().startswith(changed)
+    built = case.build(max_seq_len=11)
+    assert [one["shape"] for one in built.parameters + built.tensors] == [[32, 32], [32], [11, 11]]
+
+
+def test_numbers_of_a_file_that_nothing_depends_on_stay(tmp_path: Path) -> None:
+    source = HEAD + FILE_OF_NUMBERS + TAKES.format("n_embd", "self.part = nn.Linear(n_embd, n_embd)")
+    assert started(source, tmp_path).learner.recipe.build.written() == "Block(n_embd=d_model)"
+
+
+def test_a_block_of_one_sequence_is_called_with_each(tmp_path: Path) -> None:
+    reads = "self.part = nn.Linear(d_model, d_model)\n\n    def forward(self, x):\n        seq, width = x.shape"
+    source = HEAD + TAKES.format("d_model", reads)
+    source = source.replace("\n    def forward(self, x):\n        return", "        return")
+    case = started(source, tmp_path)
+    assert case.learner.recipe.call.written() == "each(block)(x)"
+    assert case.report.conventions["axes"] == "(seq, d_model), a sequence at a time"
+
+
+def test_a_default_that_is_a_member_of_an_enumeration_is_not_plain(tmp_path: Path) -> None:
+    kind = "import enum\n\nclass Kind(str, enum.Enum):\n    SILU = 'silu'\n\n"
+    source = HEAD + kind + TAKES.format("d_model, kind=Kind.SILU", "self.part = nn.Linear(d_model, d_model)")
+    constructor = started(source, tmp_path).learner.made["constructor"]
+    assert [(one["name"], one["default"]) for one in constructor] == [("d_model", None), ("kind", None)]
+
+
+def test_an_object_of_the_file_that_needs_nothing_is_made(tmp_path: Path) -> None:
+    classes = (
+        "class Cache(dict): ...\n\n@dataclass\nclass ModelConfig:\n    d_model: int = 768\n    n_heads: int = 12\n"
+    )
+    part = "self.part = nn.Linear(config.d_model, config.d_model)\n        cache['part'] = self.part.weight"
+    case = started(HEAD + classes + TAKES.format("config: ModelConfig, cache: Cache", part), tmp_path)
+    line = "Block(config=ModelConfig(d_model=d_model, n_heads=num_heads), cache=Cache())"
+    assert case.learner.recipe.build.written() == line
+
+
+def test_arguments_that_are_handed_up_to_the_base_class_are_known(tmp_path: Path) -> None:
+    base = TAKES.format("d_model", "self.part = nn.Linear(d_model, d_model)").replace("Block", "Base")
+    block = "class Block(Base):\n    def __init__(self, **sizes):\n        super().__init__(**sizes)\n"
+    assert started(HEAD + base + block, tmp_path).learner.recipe.build.written() == "Block(d_model=d_model)"
 
 
 def test_what_is_judged_reads_nothing_outside_its_bounds(tmp_path: Path) -> None:

@@ -5,8 +5,10 @@ import os
 
 import pytest
 
-from prenorm.checks.report.batch import check_all, in_order, print_table, to_csv
+from prenorm.checks.report.batch import Result, check_all, groups, in_order, print_table, to_csv
 from prenorm.checks.report.handed_in import find_submissions
+from prenorm.checks.report.html import as_page
+from prenorm.checks.verdict import Finding, Verdict
 from prenorm.errors import ConfigError
 
 from .examples import check
@@ -74,6 +76,21 @@ def test_one_that_breaks_never_stops_the_others(folder, capsys):
     shown = capsys.readouterr().out
     assert "2 passed, 1 failed, 4 problem" in shown
     assert "eps_ignored 1, post_norm 1" in shown
+
+
+def test_one_that_could_not_be_judged_has_neither_passed_nor_failed():
+    unknown = Finding(id="arguments_unknown", message="m", evidence="what is zork?", mend="w", counts=False)
+    choice = Finding(id="layer_norm", message="m", evidence="it subtracts the mean", mend="w", counts=False)
+    unjudged = Result(name="ann", verdict=Verdict(subject="a", findings=(unknown,), judged=False))
+    chosen = Result(name="bob", verdict=Verdict(subject="b", findings=(choice,)))
+    first, second = csv.DictReader(io.StringIO(to_csv([unjudged, chosen])))
+    assert (first["outcome"], first["faults"], first["problem"]) == ("problem", "", "what is zork?")
+    assert (second["outcome"], second["faults"], second["does not count"]) == ("passed", "", "layer_norm")
+    assert second["problem"] == ""
+    assert groups([unjudged, chosen]) == [("problem: what is zork?", ["ann"])]
+    page = as_page([unjudged, chosen], "all")
+    assert "<summary>what is zork?</summary>" in page
+    assert "<summary>no fault</summary>" in page
 
 
 def test_a_process_that_dies_once_takes_no_result_away(tmp_path):

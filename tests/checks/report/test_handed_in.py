@@ -37,7 +37,7 @@ def test_zips_files_notebooks_and_packages_are_found(folder, tmp_path):
     (folder / "dee").mkdir()
     (folder / "dee" / "homework 3.ipynb").write_text(json.dumps(notebook))
     ann, bob, cy, dee = found(folder, tmp_path)
-    assert ann.subject == f"{tmp_path}/unpacked/ann (late)/task/layers.py:Block"
+    assert ann.subject == f"{tmp_path}/unpacked/ann (late).zip/task/layers.py:Block"
     assert not list((tmp_path / "unpacked").rglob("*.pt"))
     assert bob.subject == f"{folder}/bob/my layers.py:Block"  # the one file that defines it
     assert (cy.subject, cy.within) == (f"{folder}/cy.ipynb:Block", f"{folder}/cy.ipynb")
@@ -68,6 +68,44 @@ def test_links_and_bombs_are_refused(folder, tmp_path):
     assert "the zip is refused" in none.problem
 
 
+def test_a_damaged_zip_stops_no_other(folder, tmp_path):
+    damaged = zipped(folder / "damaged.zip", {"layers.py": "".join(map(str, range(9000)))})
+    data = bytearray(damaged.read_bytes())
+    data[60:90] = bytes(255 - one for one in data[60:90])
+    damaged.write_bytes(data)
+    (folder / "ann.py").write_text(LAYERS)
+    ann, bad = found(folder, tmp_path)
+    assert ann.subject is not None
+    assert "the zip is refused: " in bad.problem
+
+
+def test_zips_whose_names_differ_in_their_ends_are_kept_apart(folder, tmp_path):
+    for end in ("zip", "ZIP"):
+        zipped(folder / f"ann.{end}", {f"{end}/layers.py": LAYERS})
+    assert [one.problem for one in found(folder, tmp_path)] == ["", ""]
+
+
+def test_a_zip_in_a_folder_is_unpacked_and_a_zip_in_a_zip_is_told(folder, tmp_path):
+    (folder / "ann").mkdir()
+    zipped(folder / "ann" / "task 1.zip", {"work/layers.py": LAYERS})
+    zipped(folder / "bob.zip", {"task.zip": "PK", "notes.txt": ""})
+    ann, bob = found(folder, tmp_path)
+    assert (ann.name, ann.subject) == ("ann", f"{tmp_path}/unpacked/ann/work/layers.py:Block")
+    assert bob.problem == "it has no layers.py; task.zip inside the zip is not unpacked"
+
+
+def test_what_is_not_read_has_a_row_that_says_so(folder, tmp_path):
+    (folder / "ann.tar.gz").touch()
+    (folder / "bob").mkdir()
+    (folder / "bob" / "layers.py").write_text(LAYERS)
+    (folder / "eve").symlink_to(folder / "bob")
+    (folder / "grades.csv").touch()
+    ann, bob, eve = found(folder, tmp_path)
+    assert ann.problem == "it is a .gz archive; only folders, files and zips are read"
+    assert bob.subject is not None
+    assert eve.problem == f"it is a link, to {folder}/bob"
+
+
 def test_a_link_out_of_a_submission_is_no_file_of_it(folder, tmp_path):
     (tmp_path / "secret.py").write_text(LAYERS)
     (folder / "ann").mkdir()
@@ -80,6 +118,8 @@ def test_a_notebook_keeps_imports_and_definitions_with_their_cells(tmp_path):
         "%matplotlib inline\n!pip install torch\nimport torch\nfrom torch import nn",
         "WIDTH = 4\nrate = torch.rand(1)\nmodel = train()\nprint(WIDTH)",
         "%%bash\nls",
+        "files = !ls\nBlock??\nspent = %timeit -o 1 + 1",
+        "%%time\ndef timed():\n    return 1",
         "class Block(nn.Module):\n    size = rate\n    def forward(self, x):\n        return x * WIDTH\n\n\nBlock()(1)",
         "for step in range(10**9):\n    pass",
     ]
@@ -91,5 +131,5 @@ def test_a_notebook_keeps_imports_and_definitions_with_their_cells(tmp_path):
     assert not [one for one in ("train()", "print", "ls", "Block()(1)", "range") if one in text]
     names: dict[str, object] = {}
     exec(compile(text, "work", "exec"), names)
-    assert "Block" in names
-    assert lines[text.splitlines().index("class Block(nn.Module):")] == ("cell 4", 1)
+    assert {"Block", "timed"} <= names.keys()
+    assert lines[text.splitlines().index("class Block(nn.Module):")] == ("cell 6", 1)

@@ -8,6 +8,7 @@ from prenorm.checks.subject.local import LocalSubject
 
 PARAMETER = {"name": "x", "kind": "KEYWORD_ONLY", "required": True, "default": None, "annotation": ""}
 LOADED = {"name": "Block", "constructor": [PARAMETER], "is_class": True, "helpers": [], "notes": {}}
+LOADED |= {"numbers": {"n_embd": "d_model"}}
 BUILT = {"block": 0, "parameters": [], "tensors": [], "forward": None, "read": {}}
 
 
@@ -18,7 +19,7 @@ class Block(nn.Module):
         self.register_buffer("table", torch.zeros(2))
 
     def forward(self, x: torch.Tensor, scale: float = 1.0) -> torch.Tensor:
-        return self.linear(x) * scale
+        return self.linear(x) * scale * torch.ones(4)
 
 
 def test_every_reply_of_the_driver_has_its_form() -> None:
@@ -44,6 +45,14 @@ def test_the_replies_to_load_have_their_form() -> None:
     assert "error" in replies.checked("load", subject.ask({**load, "module": "no_such_module"}))
 
 
+def test_a_subject_of_this_process_answers_in_the_form_that_a_sandbox_must_keep(monkeypatch) -> None:
+    subject = LocalSubject(Block)
+    assert subject.ask({"op": "load"})["is_class"]
+    monkeypatch.setattr(subject.driver, "use", lambda made: {"is_class": True})
+    with pytest.raises(WireError, match="another form"):
+        subject.ask({"op": "load"})
+
+
 @pytest.mark.parametrize(
     ("op", "reply"),
     [
@@ -62,6 +71,8 @@ def test_the_replies_to_load_have_their_form() -> None:
         ("load", LOADED | {"constructor": [PARAMETER | {"name": "a=1, b"}]}),
         ("load", LOADED | {"constructor": [PARAMETER] * 501}),
         ("build", BUILT | {"read": {"n_embd": "print(1)"}}),
+        ("load", LOADED | {"numbers": {"n_embd": "print(1)"}}),
+        ("load", LOADED | {"numbers": {"a=1, b": "d_model"}}),
         ("forget", {"x": 1}),
         ("run", {"error": "text"}),
         ("run", {"error": {"type": "E", "message": "m", "frames": [{"file": 1}]}}),

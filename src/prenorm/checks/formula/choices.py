@@ -12,13 +12,15 @@ PUBLISHED = frozenset({"silu", "gelu", "tanh-gelu", "quick-gelu", "relu", "relu 
 def is_choice(id: str, evidence: str, spec: Spec, reading: Pieces) -> bool:
     """Whether a published model does what this finding says, in both sublayers.
 
-    LayerNorm in both places (GPT-2), a feed-forward without a gate or with another activation (GPT-2, Gemma, nanochat),
-    the norms after both sublayers (the 2017 paper, OLMo 2), both sublayers side by side (GPT-J, GPT-NeoX), norms
-    without weights (OLMo, nanochat), and any scale of scores with normalised queries and keys, or capped (Gemma 2, 3).
+    LayerNorm in both places (GPT-2; with the unbiased deviation, the Annotated Transformer), a feed-forward without a
+    gate or with another activation (GPT-2, Gemma, nanochat), the norms after both sublayers (the 2017 paper, OLMo 2),
+    both sublayers side by side (GPT-J, GPT-NeoX), norms without weights (OLMo, nanochat), and any scale of scores with
+    normalised queries and keys, or capped (Gemma 2, 3).
     """
     match id:
         case "layer_norm":
-            return {spec.norm1, spec.norm2} - {"none", "gain"} == {"layer"}
+            kinds = {spec.norm1, spec.norm2} - {"none", "gain"}
+            return kinds in ({"layer"}, {"layer_unbiased"})
         case "wrong_activation":
             plain = spec.gating == "plain" or "gate" not in reading
             return spec.activation in PUBLISHED and (plain or spec.gating in ("gate", "product"))

@@ -45,6 +45,9 @@ ACTIVATION = r"silu|SiLU|[gsr]?elu|[GER]LU|sigmoid|tanh|softplus|mish|[Hh]ardswi
 MADE = r"(arange|ones|zeros|full|empty|tensor|eye|rand\w*|as_tensor|from_numpy|linspace)\("
 HALF, SIZE = r"(sqrt|\*\* -?[01]\.?5?)", "(shape|size|dim|head|width)"
 QKV = r"^\(?(x?[qkv]|\w*quer\w*|\w*keys?\w*|\w*values?\w*|[qkv]_\w+)\b.* = "
+UNCHANGED = r"^(\w+) = \1$"
+OF_WEIGHTS = r"@|matmul|weight"
+"""A shape that is of a weight, not of tokens."""
 PROJECTION = r"@ |\b\w*(out|proj|wo|dense|o|mix|fc)\("
 
 ROOT_LINE = [Look("norm", ROOT), Look("norm", MEAN)]
@@ -55,7 +58,7 @@ PAIRING = [
     Look("forward", "", "rope"),
 ]
 LAST_SHAPES = [
-    Look("attention", SHAPES, lacks=QKV + r"|@ k|@ v", last=True),
+    Look("attention", SHAPES, lacks=QKV + r"|@ k|@ v|@ self|weight", last=True),
     Look("attention", r"cat\(|sum\(|mean\(|einsum", last=True),
     Look("attention", "^return", last=True),
 ]
@@ -106,6 +109,7 @@ LOOKS: dict[str, list[Look]] = {
     ],
     "shared_norm": [
         Look("init", r"norm\w* = self\.|(norm|ln|rms)\w* = .*\.\w*(norm|ln|rms)\w*$", lacks=r"\("),
+        Look("init", r"^self\.\w+ = self\.\w+ = .*([Nn]orm|RMS|LN)"),
         Look("stream", "", "again", last=True),
         Look("stream", "", "norm", last=True),
     ],
@@ -120,6 +124,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("norm", r"- .*\bmean\(|\blayer_norm|\bvar\(|\bstd\("),
         Look("forward", r"- .*\bmean\(|\blayer_norm"),
         Look("norm", MEAN),
+        Look("any", r"(?<!RMS)LayerNorm\b"),
     ],
     "norm_without_sqrt": [
         Look("norm", r"reciprocal|\*\* -?1\b|pow\(-1\)|/ \(.*(mean|eps)", lacks="sqrt"),
@@ -186,6 +191,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention", "", "rope,thrown away"),
         Look("attention", "", "rope,unused"),
         Look("forward", "", "unturned"),
+        Look("attention", UNCHANGED),
         Look("attention", "_,|, _|^_ ", "rope"),
         Look("attention", "", "rope"),
     ],
@@ -199,7 +205,7 @@ LOOKS: dict[str, list[Look]] = {
         *PAIRING,
     ],
     "rope_not_a_rotation": [
-        Look("rope", r"\w \* [\w.]+ [-+] \w+ \* \w"),
+        Look("rope", r"[\w\]] \* [\w.]+(\[.*?\])? [-+] \w+(\[.*?\])? \* \w"),
         Look("rope any", r"cat\(|stack\("),
         Look("rope", r"cos.*sin"),
         *PAIRING,
@@ -261,9 +267,11 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention stream", MASK, "unused"),
         Look("attention stream", r"\+ mask", "unused"),
         Look("init", r"causal = False"),
-        Look("any", r"^if .*\bFalse\b|attn_mask=None|is_causal=False|, None\)|, None, |, False, "),
+        Look("attention", UNCHANGED),
+        Look("any", r"^if .*\bFalse\b|attn_mask=None|is_causal=False|, None\)|, None, |, False, ", lacks=r"\[.*None"),
         Look("stream", "", "attention", lacks="mask"),
         Look("attention", MASK),
+        Look("attention", "^if .*mask"),
     ],
     "mask_value_too_small": [
         Look(
@@ -308,10 +316,12 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention", SCORES),
     ],
     "wrong_head_split": [
+        Look("any", "", "odd"),
         Look("any", "", "splits"),
         Look("split", SHAPES),
+        Look("attention", r"\bslice\("),
         Look("attention", r"(view|reshape)\(", lacks=r"transpose|swapaxes|movedim|out|^return self|-1\)$"),
-        Look("attention forward", SHAPES, lacks="@"),
+        Look("attention forward", SHAPES, lacks=OF_WEIGHTS),
     ],
     "heads_not_merged": [
         Look("any", "", "joins", last=True),
@@ -331,6 +341,7 @@ LOOKS: dict[str, list[Look]] = {
     "d_ff_ignored": [
         Look("init", r"(hidden\w*|inner\w*|d_ff|width|ffn_dim)\w* = .*(// |\* 2 / 3|\* 8|\* 4|round|int\()"),
         Look("stream init", r"// 64|// 256|multiple_of"),
+        Look("init", r"[A-Z]\w*\(.*(\d \*|[*/] \d|int\(|round\()"),
     ],
     "wrong_activation": [
         Look("any", r"GELU|ReLU|Tanh|Hardswish|Mish|Sigmoid\b"),

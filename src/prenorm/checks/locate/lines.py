@@ -5,6 +5,8 @@ What is met first is the class under test, then what it uses.
 
 import ast
 import re
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field
 
 from ..source.parse import Function, Line, Top, functions_of, module_itself, parse
@@ -25,8 +27,11 @@ class _Names:
     roles: dict[str, set[str]] = field(default_factory=dict)  # of classes, functions and methods
 
 
-def read(source: str, name: str) -> list[Function]:
-    """Everything that the class or factory `name` uses, itself first; the whole file if there is no such name."""
+def read(source: str, name: str, used: Collection[str] = ()) -> list[Function]:
+    """Everything that the class or factory `name` uses, itself first; the whole file if there is no such name.
+
+    used: what else belongs to it.
+    """
     tree = parse(source)
     tops = {node.name: node for node in tree.body if isinstance(node, Top)}
     top = name.partition(".")[0]
@@ -34,9 +39,8 @@ def read(source: str, name: str) -> list[Function]:
     if not isinstance(tops.get(top), ast.ClassDef | None):  # a factory: the classes that it calls
         under_test |= {one for one in _mentioned(tops[top], tops) if isinstance(tops[one], ast.ClassDef)}
     names = _Names(tops, under_test)
-    functions = [
-        function for one in _reached(top, tops, _behind_names(tree, tops)) for function in functions_of(tops[one])
-    ]
+    reached = _reached([top, *used], tops, _behind_names(tree, tops))
+    functions = [function for one in reached for function in functions_of(tops[one])]
     functions.append(module_itself(tree))
     for function in functions:
         function.roles = _roles(function, names)
@@ -58,8 +62,8 @@ def read(source: str, name: str) -> list[Function]:
     return functions
 
 
-def _reached(first: str, tops: dict[str, Top], behind: dict[str, list[str]]) -> list[str]:
-    order = [first] if first in tops else list(tops)
+def _reached(first: list[str], tops: dict[str, Top], behind: dict[str, list[str]]) -> list[str]:
+    order = [one for one in dict.fromkeys(first) if one in tops] if first[0] in tops else list(tops)
     seen = set(order)
     for one in order:  # grows while it is walked
         held = [name for node in ast.walk(tops[one]) if isinstance(node, ast.Name) for name in behind.get(node.id, ())]
@@ -155,10 +159,14 @@ def _mark(line: Line, function: Function, names: _Names, made: dict[str, set[str
                 line.kinds.add("post")
 
 
+PATTERN = re.compile(r"'([\w. ()]*)->([\w. ()]*)'")
+"""Of einops."""
+
+
 def _of_axes(text: str) -> set[str]:
     """Whether a pattern of einops splits an axis, or joins several."""
     found = set()
-    for before, after in re.findall(r"'([\w. ()]*)->([\w. ()]*)'", text):
+    for before, after in PATTERN.findall(text):
         if "(" in after:
             found.add("joins")
         elif "(" in before:
@@ -196,4 +204,9 @@ def _mark_function(function: Function) -> None:
         read_later |= {one.id for one in names if isinstance(one.ctx, ast.Load)}
     if "rope" in function.roles and (left := unturned(function)) is not None:
         left.kinds.add("unturned")
+    splits = [line for line in function.lines if "splits" in line.kinds]
+    counts = Counter(str(PATTERN.findall(line.text)) for line in splits)
+    for line in splits:
+        if counts[str(PATTERN.findall(line.text))] < max(counts.values()):
+            line.kinds.add("odd")
     Flow(function).follow()

@@ -1,7 +1,7 @@
 """The line of a learner's code where a fault most likely is: a guess from its source, without running it."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import PurePath
 from typing import Any
 
@@ -24,12 +24,14 @@ def place(
     error: Mapping[str, Any] | None = None,
     hints: Sequence[str] = (),
     owner: str = "",
+    used: Collection[str] = (),
 ) -> Place | None:
     """The line where the fault `id` most likely is; None if no line stands out. Nothing is run or raised.
 
     name: the class or factory under test. error: what the driver says of an exception; its innermost frame in the
     file is the place of a crash. hints: names of parameters that the finding speaks of, such as "ffn.w1.weight";
-    owner: the class of the module that holds the first of them.
+    owner: the class of the module that holds the first of them. used: what else builds or calls it, such as a function
+    that makes tables.
     """
     number = None
     lines = split(source)
@@ -37,7 +39,8 @@ def place(
         if id in TOLD and error is not None:
             number = _innermost(error, file)
         if number is None:
-            number = _searched(id, lines, name, hints, owner)
+            functions = _spoken_of(read("\n".join(lines), name, used), {name.partition(".")[0], *used})
+            number = _searched(id, lines, functions, hints, owner)
     except SyntaxError as mistake:
         number = mistake.lineno if id == "import_error" else None
     except (ValueError, RecursionError, MemoryError):  # from the parser, or because the code is nested too deeply
@@ -52,6 +55,9 @@ TOLD = CRASHES | {"wrong_dtype", "backward_error"}
 HINTED = ("gradient_missing", "gradient_wrong", "unexpected_bias", "missing_bias", "no_norm", "norm_weight_missing")
 """Faults of one weight: lines that name it come first."""
 
+ASIDE = re.compile(r"hook|state_dict|repr_*$|pretrained|optimizer|flops")
+"""Methods that have no part in a forward pass."""
+
 OF_WEIGHTS = ("weight_init_scale", "norm_weight_init", "weights_uninitialised")
 """Faults of initialisation: lines in the class that holds the weight come first."""
 
@@ -65,8 +71,9 @@ def _innermost(error: Mapping[str, Any], file: str) -> int | None:
     return next((int(frame["line"]) for frame in same or alike), None)
 
 
-def _searched(id: str, lines: Sequence[str], name: str, hints: Sequence[str], owner: str) -> int | None:
-    functions = _spoken_of(read("\n".join(lines), name), name)
+def _searched(
+    id: str, lines: Sequence[str], functions: Sequence[Function], hints: Sequence[str], owner: str
+) -> int | None:
     if id in OF_WEIGHTS and owner:
         own = [function for function in functions if function.owner == owner]
         number = _first([*LOOKS[id], *INITIAL], own, lines)
@@ -81,19 +88,22 @@ def _searched(id: str, lines: Sequence[str], name: str, hints: Sequence[str], ow
     return _first(LOOKS.get(id, ()), functions, lines)
 
 
-def _spoken_of(functions: Sequence[Function], name: str) -> list[Function]:
-    """The functions without those that nothing calls."""
+def _spoken_of(functions: Sequence[Function], used: Collection[str]) -> list[Function]:
+    """The functions without those that nothing calls, or no forward pass. used: those that are called from outside."""
     words = [
         {word for line in one.lines if not line.text.startswith("def ") for word in re.findall(r"\w+", line.text)}
         for one in functions
     ]
-    kept = {name.partition(".")[0], "forward", "class", "module", "reset_parameters"}
+    kept = {*used, "forward", "class", "module", "reset_parameters"}
     return [
         function
         for number, function in enumerate(functions)
-        if function.name in kept
-        or function.name.startswith("__")
-        or any(function.name in said for other, said in enumerate(words) if other != number)
+        if not ASIDE.search(function.name)
+        and (
+            function.name in kept
+            or function.name.startswith("__")
+            or any(function.name in said for other, said in enumerate(words) if other != number)
+        )
     ]
 
 

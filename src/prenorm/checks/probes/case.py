@@ -97,6 +97,7 @@ class Case:
     size: float = 1.0  # of random vectors
     raw: Raw = field(default_factory=dict)
     initial: Raw = field(default_factory=dict)  # the parameters as the constructor leaves them
+    for_inference: bool = False  # whether its matrices are frozen, and a checkpoint is meant to fill them
     classes: dict[str, str] = field(default_factory=dict)  # by parameter, the class that holds it
     explanation: Explanation | None = None
     dtype_raises: set[str] = field(default_factory=set)  # dtypes with which a block by its constructor's does not run

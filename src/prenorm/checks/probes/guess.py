@@ -6,6 +6,7 @@ No class is known by its name. start.py tries the candidates.
 import itertools
 import re
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from ..subject.child import meanings
@@ -61,6 +62,14 @@ def builds(made: Description) -> Iterator[Line]:
         yield from itertools.chain(by_name, by_place)
     else:
         yield from itertools.chain(by_place, by_name)
+
+
+def builds_of_file(made: Description) -> Iterator[Line]:
+    """The same for a file that has sizes of its own, such as n_embd = 384: they are set to those that are asked for."""
+    if made["numbers"]:
+        numbers = ", ".join(f"{name}={WRITTEN[meaning]}" for name, meaning in made["numbers"].items())
+        for line in builds(made):
+            yield replace(line, callee=f"changed({numbers}).{line.callee}")
 
 
 def calls(made: Description, forward: Sequence[Description] | None) -> Iterator[Line]:
@@ -123,6 +132,8 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
     name, meaning = one["name"], meant.get(one["name"])
     own = "" if one["kind"] == "POSITIONAL_ONLY" else name
     omitted: list[tuple[Argument, ...]] = [] if one["required"] else [()]
+    if _is_plain_object(one, made):
+        return [(Argument(own, f"{one['annotation']}()", True),), *omitted]
     if _is_config(one, made):
         found: list[tuple[Argument, ...]] = [(Argument(own, line, True),) for line in _configs(one, made)]
         return [*found, *omitted]
@@ -151,6 +162,15 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
 
 def _is_config(one: Description, made: Description) -> bool:
     return bool(meanings.CONFIG.search(one["name"])) or _helper(one["annotation"], made, "configuration") is not None
+
+
+def _is_plain_object(one: Description, made: Description) -> bool:
+    """Whether its annotation is a class of the file that needs no arguments and has no sizes, such as a cache."""
+    helper = _helper(one["annotation"], made, "configuration")
+    if helper is None or meanings.CONFIG.search(one["name"]) or meanings.CONFIG_CLASS.search(helper["name"]):
+        return False
+    parameters = helper["parameters"] or ()
+    return not any(inner["required"] or meaning_of(inner["name"]) in SIZES for inner in parameters)
 
 
 def _helper(name: str, made: Description, kind: str) -> Description | None:

@@ -49,12 +49,17 @@ def constructed(case: Case, text: str) -> None:
         for one in built.parameters
         if not one["requires_grad"] and len(one["shape"]) == 2 and case.sizes.d_model in one["shape"]
     ]
+    empty = [name for name, value in case.initial.items() if not torch.isfinite(value).all()]
+    case.for_inference = bool(frozen) and {*frozen} <= {*empty} and not TRAINED.search(text)
+    if case.for_inference:
+        case.report.conventions["weights"] = "frozen, and left for a checkpoint to fill, as in code for inference"
+        case.report.skip("weights at the start", "a checkpoint fills them")
+        return
     if frozen:
         case.report.found("gradient_missing", f"requires_grad is False for {_list(frozen)}")
     if LATER.search(text) or ((LOADED.search(text) or LEFT.search(text)) and not TRAINED.search(text)):
         case.report.skip("weights at the start", "other code initialises or loads them later")
         return
-    empty = [name for name, value in case.initial.items() if not torch.isfinite(value).all()]
     if empty:
         case.report.found("weights_uninitialised", f"nothing fills {_list(empty)}")
     problem = _scale(case)

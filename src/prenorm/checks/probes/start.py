@@ -4,21 +4,20 @@ It reports as conventions what it finds on the way: the meaning of the mask, and
 """
 
 import itertools
-import math
 import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from typing import NoReturn
 
 import torch
-from torch import Tensor
 
 from ..formula.parameters import Sizes
 from ..subject.child import meanings
+from ..subject.child.missing_packages import NotInstalledError
 from ..subject.child.names import UnknownEntryError
 from ..subject.learner import TABLES, Built, LearnerError
 from ..subject.recipe import Line, Recipe, given
-from . import guess
+from . import effects, guess
 from .case import MAX_SEQ_LEN, Case, raised
 
 TOKENS = 7
@@ -29,6 +28,7 @@ TRIED = (
 )
 """The sizes that are tried in order: some constructors insist on multiples of 64."""
 MOST_CALLS = 120
+FEW = 12  # of those, where the rest would only take time
 OTHER_LENGTHS = (MAX_SEQ_LEN, 8, 16)
 IN_A_CACHE = re.compile(r"input_pos|cache")
 SEQ_FIRST = re.compile(
@@ -36,8 +36,11 @@ SEQ_FIRST = re.compile(
     r"\s*[,x]\s*(B|N|b|n|bsz|bs|batch\w*)\b\s*[,x]"
 )
 """What an author writes whose tensors are (seq, batch, d_model)."""
-SWAPPED = "swapped(block)"
-SAME = 1e-4  # of the output's size, in float32
+SWAPPED, EACH = "swapped(block)", "each(block)"
+ONE_SEQUENCE = "too many values to unpack (expected 2"
+"""What a block raises that reads two axes, (seq, d_model), from x.shape."""
+AXES = {SWAPPED: "(seq, batch, d_model)", EACH: "(seq, d_model), a sequence at a time"}
+NOISE = 0.1  # of a leak, from one random input to the next
 
 
 def start(case: Case, build: str | None = None, call: str | None = None, text: str = "") -> Built:
@@ -98,6 +101,7 @@ class _Start:
             if self._calls_found(line, built):
                 return self._settled(built)
         if built_at_all is None:
+            self.learner.recipe = Recipe(next(self._builds()))
             self._give_up(errors[0])
         _, self.learner.recipe, raising = self._furthest
         if self.call is None and raising is not None and not _is_its_own(raising):
@@ -112,6 +116,7 @@ class _Start:
         if wants_rope and not any(one["kind"] != "configuration" for one in self.learner.made["helpers"]):
             self.learner.look_beside()
         yield from itertools.islice(guess.builds(self.learner.made), guess.MOST)
+        yield from itertools.islice(guess.builds_of_file(self.learner.made), guess.MOST)
 
     def _built(self, line: Line) -> Built:
         self.learner.recipe = Recipe(line)
@@ -131,16 +136,20 @@ class _Start:
         """Whether some call runs; the best one is stored in the recipe."""
         lines = list(self._calls(built))
         for length in (TOKENS, *OTHER_LENGTHS):
-            running = self._running(build, built, lines if length == TOKENS else lines[:12], length)
+            running = self._running(build, built, lines if length == TOKENS else lines[:FEW], length)
             best = next(running, None)
-            if self._says_seq_first and self._is_seq_first(build, built, best):
+            if self._says_seq_first and (best is None or effects.sequences_meet(self.case, built)):
                 lines = [replace(line, callee=SWAPPED) for line in lines]
+                running = self._running(build, built, lines, length)
+                best = next(running, None)
+            if best is None and self.call is None and self._takes_one_sequence():
+                lines = [replace(line, callee=EACH) for line in lines[:FEW]]
                 running = self._running(build, built, lines, length)
                 best = next(running, None)
             if best is None:
                 continue
-            if best.callee == SWAPPED:
-                self.case.report.conventions["axes"] = "(seq, batch, d_model)"
+            if best.callee in AXES:
+                self.case.report.conventions["axes"] = AXES[best.callee]
             self.learner.recipe = Recipe(build, best)
             if length == TOKENS and (plainer := self._of_some_lengths(build, built, best, lines)) is not None:
                 self.learner.recipe = Recipe(build, plainer)
@@ -164,14 +173,9 @@ class _Start:
                 continue
             yield line
 
-    def _is_seq_first(self, build: Line, built: Built, best: Line | None) -> bool:
-        """Whether sequences run along the first axis: then what seem to be two sequences see each other."""
-        if best is None:
-            return True
-        self.learner.recipe = Recipe(build, best)
-        x, other = (self.case.x(2, TOKENS, dtype=torch.float32) for _ in range(2))
-        ys = self._outputs(built, x, torch.stack((x[0], other[1])), torch.stack((other[0], x[1])))
-        return ys is None or _differ(ys[0][0], ys[1][0]) or _differ(ys[0][1], ys[2][1])
+    def _takes_one_sequence(self) -> bool:
+        raising = self._furthest[2]
+        return raising is not None and ONE_SEQUENCE in raising.error["message"]
 
     def _of_some_lengths(self, build: Line, built: Built, best: Line, lines: list[Line]) -> Line | None:
         """The call without optional arguments, if it runs at other lengths.
@@ -190,23 +194,26 @@ class _Start:
 
     def _better(self, build: Line, built: Built, best: Line, lines: list[Line], others: Iterator[Line]) -> Line:
         """The best call that runs: its mask hides later tokens, and its tables rotate by distance."""
-        tests: list[Callable[[Built], bool]] = []
+        tests: list[Callable[[Case, Built], bool]] = []
         if "mask" in best.written() and "mask" in best.uses:
-            tests.append(self._hides_what_comes_later)
+            tests.append(effects.hides_what_comes_later)
         if best.uses & {*TABLES}:
-            tests.append(self._turns_by_distance)
+            tests.append(effects.turns_by_distance)
         if tests:
             leaks = []
             for line in itertools.chain([best], others):
                 self.learner.recipe = Recipe(build, line)
-                if all(test(built) for test in tests):
+                if all(test(self.case, built) for test in tests):
                     return line
-                leaks.append((self._leak(built) if self._hides_what_comes_later in tests else 0.0, line))
-            return min(leaks, key=lambda one: one[0])[1]  # a fault may fail every test
-        if self.call is not None or self._order_counts(built):
+                leaks.append((effects.leak(self.case, built) if effects.hides_what_comes_later in tests else 0.0, line))
+            least = min(leak for leak, _ in leaks)  # a fault may fail every test
+            return next(line for leak, line in leaks if leak <= least * (1 + NOISE))
+        if self.call is not None or effects.order_counts(self.case, built):
             return best
-        for line in self._running(build, built, [one for one in lines if one.uses & self._turning and one != best]):
-            if self._order_counts(built) and (not line.uses & {*TABLES} or self._turns_by_distance(built)):
+        for line in self._running(build, built, self._turned_otherwise(best, lines)):
+            if not effects.order_counts(self.case, built):
+                continue
+            if not line.uses & {*TABLES} or effects.turns_by_distance(self.case, built):
                 handed = next((one.name for one in line.arguments if one.needed and one.uses & self._turning), "")
                 self.case.report.conventions["rotates"] = f"only if {handed} is passed, as in every call here"
                 return line
@@ -216,7 +223,9 @@ class _Start:
         """Under a causal target, the call with a causal mask in an optional argument, if the block is not causal."""
         optional = [one for one in line.arguments if one.value == "mask" and not one.needed]
         self.learner.recipe = Recipe(build, line)
-        if not (self.case.target.causal and self.call is None and optional and self._sees_everything(built)):
+        if not (self.case.target.causal and self.call is None and optional):
+            return line
+        if not effects.sees_everything(self.case, built):
             return line
         masked = [
             replace(
@@ -225,7 +234,8 @@ class _Start:
             for one in optional
             for form in guess.MASKS
         ]
-        return next((one for one in self._running(build, built, masked) if self._hides_what_comes_later(built)), line)
+        running = self._running(build, built, masked)
+        return next((one for one in running if effects.hides_what_comes_later(self.case, built)), line)
 
     def _without_cache(self, build: Line, built: Built, line: Line) -> Line:
         """The call without positions in a cache, if they raise without a cache."""
@@ -239,53 +249,18 @@ class _Start:
                     self.case.report.conventions["positions"] = f"{one.name} belongs to a cache, and is not passed"
         return line
 
+    def _turned_otherwise(self, best: Line, lines: list[Line]) -> list[Line]:
+        """The lines that pass positions or rotations, and the same as the best one otherwise."""
+        turning = self._turning
+        others = [[one for one in line.arguments if not one.uses & turning] for line in (best, *lines)]
+        passing = [any(one.needed and one.uses & turning for one in line.arguments) for line in lines]
+        kept = zip(lines, others[1:], passing, strict=True)
+        return [line for line, other, passes in kept if passes and other == others[0] and line != best]
+
     @property
     def _turning(self) -> frozenset[str]:
         """The names that provide positions."""
         return frozenset({"positions", *TABLES} | {one["name"] for one in self.learner.made["helpers"]})
-
-    def _outputs(self, built: Built, *inputs: Tensor, positions: tuple[Tensor | None, ...] = ()) -> list[Tensor] | None:
-        raw = built.draw(self.case.generator, torch.float32)
-        try:
-            return [
-                built.run(raw, x, positions=where).y
-                for x, where in itertools.zip_longest(inputs, positions, fillvalue=None)
-                if x is not None
-            ]
-        except LearnerError:
-            return None
-
-    def _order_counts(self, built: Built) -> bool:
-        """Whether the last output depends on the order of the tokens before it; True if that cannot be tested."""
-        x = self.case.x(2, TOKENS, dtype=torch.float32)
-        ys = self._outputs(built, x, x[:, [1, 0, *range(2, TOKENS)]])
-        return ys is None or _differ(ys[0][:, -1], ys[1][:, -1])
-
-    def _sees_everything(self, built: Built) -> bool:
-        """Whether the first and the last token attend to each other."""
-        x = self.case.x(2, TOKENS, dtype=torch.float32)
-        first, last = x.clone(), x.clone()
-        first[:, 0], last[:, -1] = self.case.x(2, dtype=torch.float32), self.case.x(2, dtype=torch.float32)
-        ys = self._outputs(built, x, first, last)
-        return ys is not None and _differ(ys[0][:, -1], ys[1][:, -1]) and _differ(ys[0][:, 0], ys[2][:, 0])
-
-    def _hides_what_comes_later(self, built: Built) -> bool:
-        return self._leak(built) <= SAME
-
-    def _leak(self, built: Built) -> float:
-        """How much the last two tokens change the outputs before them; infinite if the mask is surely wrong."""
-        x = self.case.x(2, TOKENS, dtype=torch.float32)
-        other = torch.cat((x[:, :-2], self.case.x(2, 2, dtype=torch.float32)), 1)
-        ys = self._outputs(built, x, other)
-        if ys is None or not all(torch.isfinite(y).all() for y in ys) or not _differ(ys[0][:, -1], ys[1][:, -1]):
-            return math.inf
-        return _difference(ys[0][:, :-2], ys[1][:, :-2])
-
-    def _turns_by_distance(self, built: Built) -> bool:
-        """Whether shifting all positions keeps the outputs, and stretching them does not."""
-        x, near = self.case.x(2, TOKENS, dtype=torch.float32), torch.arange(TOKENS)
-        ys = self._outputs(built, x, x, x, positions=(near, near + 5, near * 2))
-        return ys is not None and not _differ(ys[0], ys[1]) and _differ(ys[0], ys[2])
 
     def _settled(self, built: Built) -> Built:
         """A new block, with the lines as they are reported."""
@@ -299,6 +274,8 @@ class _Start:
         return self.case.build()
 
     def _give_up(self, error: LearnerError) -> NoReturn:
+        if error.error["type"] == NotInstalledError.__name__:
+            raise error
         self._give_up_entry(error)
         names = [one["name"] for one in self.learner.made["constructor"] or () if _is_unknown(one)]
         if self.build is None and names:
@@ -344,7 +321,7 @@ def _is_unknown(one: guess.Description) -> bool:
 def _is_its_own(error: LearnerError) -> bool:
     """Whether no argument can be the reason: an undefined name, or an attribute that the block lacks."""
     kind, message = error.error["type"], error.error["message"]
-    if kind in ("NameError", "UnboundLocalError", "ModuleNotFoundError", "NotImplementedError"):
+    if kind in ("NameError", "UnboundLocalError", "ModuleNotFoundError", "NotImplementedError", "NotInstalledError"):
         return True
     return kind == "AttributeError" and not re.search(r"'(NoneType|dict|int|float|str|tuple|list)'|[Cc]onfig", message)
 
@@ -354,13 +331,3 @@ def _reached(error: LearnerError) -> list[int]:
     frames = error.error.get("frames") or ()
     own = [one for one in frames if "/torch/" not in str(one["file"]) and one["file"] != "<string>"]
     return [0, *(int(one["line"] or 0) for one in own)]
-
-
-def _differ(a: Tensor, b: Tensor) -> bool:
-    return a.shape != b.shape or _difference(a, b) > SAME
-
-
-def _difference(a: Tensor, b: Tensor) -> float:
-    """The largest difference, relative to the largest number."""
-    size = float(torch.where(a.isfinite(), a, 0).abs().max()) or 1.0
-    return float((a - b).abs().nan_to_num(0.0).max()) / size

@@ -17,6 +17,8 @@ from ..faults import CRASHES
 from ..verdict import Verdict
 from .handed_in import Submission
 
+NOT_JUDGED = 2
+"""The exit code of such a verdict."""
 Check = Callable[..., Verdict]
 """check(subject, within=folder or None)."""
 
@@ -32,8 +34,8 @@ class Result:
 
     @property
     def outcome(self) -> str:
-        """passed, failed or problem."""
-        if self.verdict is None:
+        """passed, failed or problem: one that could not be judged has neither passed nor failed."""
+        if self.verdict is None or self.verdict.exit_code == NOT_JUDGED:
             return "problem"
         return "passed" if self.verdict.passed else "failed"
 
@@ -42,7 +44,18 @@ class Result:
         """What stopped the judgement: the problem, or what the code raised."""
         if self.verdict is None:
             return self.problem
-        return next((one.evidence for one in self.verdict.findings if one.id in CRASHES), "")
+        stops = {"passed": (), "failed": CRASHES, "problem": self.verdict.ids}[self.outcome]
+        return next((one.evidence for one in self.verdict.findings if one.id in stops), "")
+
+    @property
+    def faults(self) -> list[str]:
+        """The ids of the findings that count."""
+        return [] if self.verdict is None else [one.id for one in self.verdict.faults]
+
+    @property
+    def others(self) -> list[str]:
+        """The ids of the findings that do not count."""
+        return [] if self.verdict is None else [one.id for one in self.verdict.findings if not one.counts]
 
     def to_json(self) -> dict[str, Any]:
         """For --json."""
@@ -87,25 +100,26 @@ def in_order(results: Sequence[Result], submissions: Sequence[Submission]) -> li
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """A table for spreadsheets: name, outcome, faults (their ids), what stopped it, how it was built, seconds."""
+    """A table for spreadsheets: name, outcome, ids of findings, what stopped it, how it was built, seconds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "outcome", "faults", "problem", "built as", "called as", "seconds"])
+    writer.writerow(["name", "outcome", "faults", "does not count", "problem", "built as", "called as", "seconds"])
     for one in results:
-        faults, build, call = (
-            (" ".join(one.verdict.ids), one.verdict.build, one.verdict.call) if one.verdict else [""] * 3
-        )
-        cells = (one.name, one.outcome, faults, one.stopped_by, build, call)
+        build, call = (one.verdict.build, one.verdict.call) if one.verdict else ("", "")
+        cells = (one.name, one.outcome, " ".join(one.faults), " ".join(one.others), one.stopped_by, build, call)
         writer.writerow([*map(_cell, cells), f"{one.seconds:.1f}"])
     return text.getvalue()
 
 
 def groups(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
-    """Each finding with the submissions that have it, the most frequent first; crashes are grouped by their reason."""
+    """Each fault with the submissions that have it, the most frequent first; crashes are grouped by their reason."""
     whose: dict[str, list[str]] = {}
     for one in results:
-        for id in one.verdict.ids if one.verdict else [f"problem: {one.problem}"]:
-            whose.setdefault(f"{id}: {one.stopped_by}" if id in CRASHES else id, []).append(one.name)
+        found = [f"{id}: {one.stopped_by}" if id in CRASHES else id for id in one.faults]
+        if one.outcome == "problem":
+            found.append(f"problem: {one.stopped_by}")
+        for name in found:
+            whose.setdefault(name, []).append(one.name)
     return sorted(whose.items(), key=lambda item: (-len(item[1]), item[0]))
 
 
@@ -119,9 +133,9 @@ def print_table(results: Sequence[Result]) -> None:
 
     table = Table("submission", "outcome", "faults", "seconds")
     for one in results:
-        faults = ", ".join(one.verdict.ids) if one.verdict else one.problem
-        if one.verdict and one.stopped_by:
-            faults += f" ({one.stopped_by})"
+        faults = ", ".join(one.faults)
+        if one.stopped_by:
+            faults = f"{faults} ({one.stopped_by})" if faults else one.stopped_by
         table.add_row(escape(clean(one.name)), one.outcome, escape(clean(faults)), f"{one.seconds:.1f}")
     console = Console()
     console.print(table)

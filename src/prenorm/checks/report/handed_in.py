@@ -5,7 +5,7 @@ import re
 import stat
 import zipfile
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from ...errors import ConfigError
@@ -16,6 +16,7 @@ MOST_TIMES = 200  # times the size of the zip; more is a zip bomb
 ONLY = (".py", ".ipynb", ".toml", ".cfg", ".txt", ".json", ".yaml", ".yml", ".md")
 """The files that are unpacked: sources and settings, not weights, data and pictures."""
 LARGEST = 20 << 20  # bytes of one unpacked file
+OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -35,7 +36,7 @@ def find_submissions(
 
     pattern: FILE.py:CLASS. FILE.py is looked for in a subfolder or zip and all below it (it may have folders, and * and
     ?), then a notebook that defines CLASS; of a file beside the subfolders only CLASS is used. unpacked: where zips are
-    unpacked to. Names that begin with . or _ are left out.
+    unpacked to. Names that begin with . or _ are left out. Other archives, and links, are submissions with a problem.
     Raises ConfigError for a pattern that is none, and a folder that is none or empty.
     """
     file, colon, name = pattern.rpartition(":")
@@ -47,18 +48,39 @@ def find_submissions(
     for path in sorted(folder.iterdir()):
         if path.name.startswith((".", "_")):
             continue
-        if path.is_dir():
-            found.append(_in_folder(path.name, path, file, name))
-        elif path.suffix in (".py", ".ipynb"):
-            found.append(Submission(name=path.name, subject=f"{path}:{name}", within=str(path)))
-        elif path.suffix.lower() == ".zip" and unpacked is not None:
-            found.append(_in_zip(path, unpacked / path.stem, file, name))
+        try:
+            submission = _submission(path, file, name, unpacked)
+        except OSError as error:
+            submission = Submission(name=path.name, problem=f"it cannot be read: {error}")
+        if submission is not None:
+            found.append(submission)
     if not found:
         raise ConfigError(
             f"{folder} has neither subfolders nor .py files, notebooks or zips; "
             "give the folder that holds all submissions."
         )
     return found
+
+
+def _submission(path: Path, file: str, name: str, unpacked: Path | None) -> Submission | None:
+    """What is in a folder of submissions under this name; None for something else, such as a list of grades."""
+    suffix = path.suffix.lower()
+    wanted = path.is_dir() or suffix in (".py", ".ipynb", ".zip")
+    if wanted and path.is_symlink():  # it could be the work of somebody else
+        return Submission(name=path.name, problem=f"it is a link, to {path.readlink()}")
+    if path.is_dir():
+        inside = [one for one in sorted(path.rglob("*")) if one.suffix.lower() == ".zip" and not one.is_symlink()]
+        found = _in_folder(path.name, path, file, name)
+        if found.subject is None and len(inside) == 1 and unpacked is not None and not _sources(path):
+            return _in_zip(path.name, inside[0], unpacked / path.name, file, name)
+        return found
+    if suffix in (".py", ".ipynb"):
+        return Submission(name=path.name, subject=f"{path}:{name}", within=str(path))
+    if suffix == ".zip" and unpacked is not None:
+        return _in_zip(path.name, path, unpacked / path.name, file, name)
+    if suffix in OTHER_ARCHIVES:
+        return Submission(name=path.name, problem=f"it is a {suffix} archive; only folders, files and zips are read")
+    return None
 
 
 def _in_folder(shown: str, path: Path, file: str, name: str) -> Submission:
@@ -100,16 +122,23 @@ def _hidden(path: Path) -> bool:
     return any(part.startswith((".", "__")) or part == "site-packages" for part in path.parts[:-1])
 
 
-def _in_zip(path: Path, folder: Path, file: str, name: str) -> Submission:
+def _in_zip(shown: str, path: Path, folder: Path, file: str, name: str) -> Submission:
     try:
-        _unpack(path, folder)
-    except (ValueError, OSError, RuntimeError, NotImplementedError, zipfile.BadZipFile) as error:
-        return Submission(name=path.name, problem=f"the zip is refused: {error}")
-    return _in_folder(path.name, folder, file, name)
+        inner = _unpack(path, folder)
+    except Exception as error:  # the readers of damaged archives raise errors of many kinds
+        return Submission(name=shown, problem=f"the zip is refused: {error or type(error).__name__}")
+    found = _in_folder(shown, folder, file, name)
+    if found.subject is None and inner:
+        return replace(found, problem=f"{found.problem}; {inner[0]} inside the zip is not unpacked")
+    return found
 
 
-def _unpack(path: Path, folder: Path) -> None:
-    """Unpack the sources of a zip. Raises ValueError for paths that lead outside, and for zip bombs."""
+def _unpack(path: Path, folder: Path) -> list[str]:
+    """Unpack the sources of a zip. Gives the archives in it, which are not unpacked.
+
+    Raises ValueError for paths that lead outside, and for zip bombs.
+    """
+    folder.mkdir(parents=True)
     with zipfile.ZipFile(path) as archive:
         members = archive.infolist()
         if len(members) > MOST_FILES:
@@ -130,6 +159,7 @@ def _unpack(path: Path, folder: Path) -> None:
                 raise ValueError(f"{one.filename} is larger than {min(LARGEST, left):,} bytes")
             left -= len(text)
             target.write_bytes(text)
+        return [one.filename for one in members if one.filename.lower().endswith((".zip", *OTHER_ARCHIVES))]
 
 
 def _is_bomb(one: zipfile.ZipInfo) -> bool:

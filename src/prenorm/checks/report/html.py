@@ -42,7 +42,7 @@ def as_page(results: Sequence[Result], title: str) -> str:
 def _row(one: Result) -> str:
     what = _text(one.problem) if one.verdict is None else ""
     if one.verdict is not None:
-        ids = ", ".join(one.verdict.ids) or "no fault"
+        ids = ", ".join(one.faults) or one.stopped_by or "no fault"
         what = f"<details><summary>{_text(ids)}</summary>{_verdict(one.verdict)}</details>"
     return f'<tr><td>{_text(one.name)}</td><td class="{one.outcome}">{one.outcome}</td><td>{what}</td></tr>'
 
@@ -72,7 +72,8 @@ def _finding(finding: Finding) -> str:
     place = finding.place
     where = "" if place is None else f"<br>{_text(f'{place.file}:{place.line}')} {_code(place.code)}"
     said = f"{_text(finding.message)}<br>{_text(finding.evidence)}{where}<br>fix: {_text(finding.mend)}"
-    return f'<tr><td class="failed">{_code(finding.id)}</td><td>{said}</td></tr>'
+    counts = "failed" if finding.counts else "counts-not"
+    return f'<tr><td class="{counts}">{_code(finding.id)}</td><td>{said}</td></tr>'
 
 
 def _text(text: object) -> str:

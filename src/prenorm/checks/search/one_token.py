@@ -51,16 +51,19 @@ def one_token(
     designs = _designs(bases, likely[0])
     around = [a | f | n for f in inner for n in norms_around(attempt.found) for a in attention[:4]]
     starts = [dataclasses.replace(base, **after) for after in AFTER for base in bases]
+    kinds = ("layer", "layer_unbiased") if "norm1_bias" in likely[0] else ()
+    layered = [one for kind in kinds for one in _likeliest(bases, likely[0], kind)]
     matches: list[Match] = []
     for specs, readings, most in (
         (bases, likely, 1),
         (designs, likely, 0),
         (_scaled(attempt, bases, likely, probe), likely, 0),
+        (layered, likely, 1),
         (starts + _designs(starts, likely[0]) if around else [], around, 0),
         ([one for one in _likeliest(starts, likely[0]) if not one.post and one.parallel == "no"], around, 1),
         (bases, every, 1),
         (designs, every[:MANY_READINGS], 0),
-        (_likeliest(bases, likely[0]), likely, 1),
+        (_likeliest(bases, likely[0]) if not layered else [], likely, 1),
         (others + _designs(others[:1], likely[0]) if whole else [], turned, 0),
         (heads if whole else [], turned, 1),
         (_designs(heads, likely[0]) if whole else [], turned[:MANY_READINGS], 0),
@@ -71,9 +74,10 @@ def one_token(
         if not specs or not readings or most > attempt.most or (most == 2 and len(readings) > MANY_READINGS):
             continue
         # readings with more weights come first: an unused norm weight fits every reading
-        matches = attempt.trials.find(
-            [(spec, int(readings is turned)) for spec in specs], ONE_TOKEN, readings, probe, most=most
-        )
+        if layered and readings is around and most:  # the search before may have used up the work
+            attempt.trials = attempt.more_trials()
+        costs = [(spec, int(readings is turned)) for spec in specs]
+        matches = attempt.trials.find(costs, ONE_TOKEN, readings, probe, most=most)
         if matches:
             break
     if not matches:
@@ -92,9 +96,9 @@ def _scaled(attempt: Attempt, bases: list[Spec], readings: list[Pieces], probe: 
     return [spec for spec, _ in fitted(BRANCH, [(one, 0) for one in bases], readings, probe, attempt.sizes.num_heads)]
 
 
-def _likeliest(bases: list[Spec], reading: Pieces) -> list[Spec]:
-    """The designs that the weights suggest, few enough to search for a fault in each."""
-    kind = "layer" if "norm1_bias" in reading else "rms"
+def _likeliest(bases: list[Spec], reading: Pieces, kind: str = "") -> list[Spec]:
+    """The designs that the weights suggest, few enough to search for a fault in each. kind: of norm1, if known."""
+    kind = kind or ("layer" if "norm1_bias" in reading else "rms")
     acts = ("silu", "gelu", "tanh-gelu") if "gate" in reading else ("gelu", "tanh-gelu", "relu", "relu squared")
     first = {(base.plus_one, base.layer_scale): base for base in reversed(bases)}  # one of each possible kind
     return [one for one in _designs([*first.values()], reading) if one.norm1 == kind and one.activation in acts]
@@ -102,7 +106,7 @@ def _likeliest(bases: list[Spec], reading: Pieces) -> list[Spec]:
 
 def _designs(bases: list[Spec], reading: Pieces) -> list[Spec]:
     """Designs of published models other than Llama: kinds and places of norms, activations."""
-    kinds = ("layer",) if "norm1_bias" in reading else ("rms", "layer")
+    kinds = ("layer", "layer_unbiased") if "norm1_bias" in reading else ("rms", "layer")
     acts = (
         ("silu", "gelu", "tanh-gelu", "relu")
         if "gate" in reading

@@ -44,6 +44,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
     turned = any("v" in spec.rope_on or spec.rope_input != "no" for spec, _ in bases)
     least = min(cost for _, cost in bases)
     simplest, others = [one for one in bases if one[1] == least], [one for one in bases if one[1] > least]
+    unrotated = _with_a_switch(simplest[:1], [{"rope_on": ""}])  # otherwise frequencies of zero would be found
     matches: list[Match] = []
     every: list[Base] = []
     for specs, switches, most, fit in (
@@ -57,6 +58,8 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (simplest, [], 0, SOFTCAP),
         (simplest, [], 0, FACTOR),
         (_capped(simplest), [], 0, FACTOR),  # apart: of a few that come close only the closest are refined
+        (unrotated, SWITCHES_OF_SCORES, 1, None),
+        (unrotated, [], 0, FACTOR),
         (_with_a_switch(simplest[:1], SWITCHES_OF_SCORES), [], 0, USUAL_THETA),
         (_with_a_switch(simplest[:1] + _capped(simplest[:1]), LIKELY_SWITCHES), [], 0, FACTOR),
         (_with_a_switch(simplest[:1], SWITCHES_BESIDE_FREQUENCIES), [], 0, PAIR),

@@ -6,6 +6,9 @@ import re
 from pathlib import Path
 
 MAX_BYTES = 20 << 20  # notebooks contain pictures
+TIMED = ("%%time", "%%capture", "%%prun")
+"""What stands above a cell that is Python all the same."""
+NOT_PYTHON = re.compile(r"(?m)^([ \t]*)([!%?].*|[\w.]+\?{1,2}|[\w, ]+ = [!%].*)$")
 Lines = tuple[tuple[str, int], ...]
 
 
@@ -13,7 +16,7 @@ def definitions(path: Path) -> tuple[str, Lines]:
     """The imports and definitions of a notebook, and for each line its cell and line there.
 
     Assignments are kept where they call nothing, or where a definition uses what they name. A cell is left out where
-    it is no Python, such as %%bash; lines that begin with ! or % are.
+    it is no Python, such as %%bash; so are lines for the shell, magics, and questions such as `Block?`.
     Raises ValueError where the file is no notebook.
     """
     if path.stat().st_size > MAX_BYTES:
@@ -38,7 +41,9 @@ def definitions(path: Path) -> tuple[str, Lines]:
 def _python(source: object) -> str:
     """A cell's Python, with shell commands and magics replaced by pass."""
     text = "".join(map(str, source)) if isinstance(source, list) else str(source)
-    return "" if text.lstrip().startswith("%%") else re.sub(r"(?m)^(\s*)[!%].*$", r"\1pass", text)
+    if text.lstrip().startswith("%%") and not text.lstrip().startswith(TIMED):
+        return ""
+    return NOT_PYTHON.sub(r"\1pass", text)
 
 
 def _parsed(source: str) -> list[ast.stmt] | None:

@@ -1,4 +1,4 @@
-"""A block of one's own process, for tests that trust it: no sandbox, the same requests and replies."""
+"""A block of one's own process, for tests that trust it: no sandbox, the same requests, replies of the same form."""
 
 from collections.abc import Callable
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 from torch import nn
 
 from .child.driver import Driver
+from .replies import checked
 
 
 class LocalSubject:
@@ -21,5 +22,5 @@ class LocalSubject:
     def ask(self, request: dict[str, Any]) -> dict[str, Any]:
         """The driver's reply."""
         if request["op"] == "load" and self.make is not None:
-            return self.driver.use(self.make)
-        return self.driver.handle(request)
+            return checked("load", self.driver.use(self.make))
+        return checked(request["op"], self.driver.handle(request))

@@ -65,6 +65,7 @@ _SHAPE = _list(_WHOLE)
 _PARAMETERS = _or_none(
     _list(
         _record(
+            {"handed_up": _SWITCH},
             name=_is_name,
             kind=_TEXT,
             required=_SWITCH,
@@ -80,6 +81,7 @@ _LOADED = _record(
     is_class=_SWITCH,
     helpers=_list(_record(name=_is_name, kind=_TEXT, parameters=_PARAMETERS, forward=_PARAMETERS), 40),
     notes=_named(_TEXT),
+    numbers=lambda value: _named(lambda meaning: meaning in WRITTEN)(value) and all(map(_is_name, value)),
 )
 _LISTED = _list(_record(name=_TEXT, shape=_SHAPE, dtype=_TEXT, device=_TEXT, requires_grad=_SWITCH, same_as=_TEXT))
 _FRAME = _record(file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT)

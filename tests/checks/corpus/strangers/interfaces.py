@@ -153,7 +153,7 @@ INTERFACES = [
         inputs=", freqs_cis, mask",
         turn="apply_rotary_emb({}, freqs_cis)",
         mask="added",
-        line_of_call="block(x, 0, freqs_cis, added(mask))",
+        line_of_call="block(x, 0, rows(precompute_freqs_cis(head_dim, max_seq_len), positions), added(mask))",
         extra="""
 @dataclass
 class ModelArgs:

@@ -21,7 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from .devices import AtHome, OneDevice
 from .errors import UnfinishedError, described, unfinished
 from .importing import Importer
-from .names import TABLES, Config, namespace, of_build, of_call, used
+from .names import TABLES, Config, changer, namespace, of_build, of_call, sizes_in, used
 from .scramble import OtherAngles, scrambled
 from .signatures import DEFINES_ROTATIONS, helpers, parameters
 from .tensors import first_tensor, held, listed, plain, set_values
@@ -84,7 +84,8 @@ class Driver:
         """Judge this class or factory.
 
         Gives {"name": what lines call it, "constructor": its parameters, "is_class", "helpers": what else of the
-        learner's may serve (see signatures.helpers), "notes": what stands in for something at import}.
+        learner's may serve (see signatures.helpers), "notes": what stands in for something at import, "numbers": the
+        file's own sizes (see names.sizes_in)}.
         """
         if name is None:
             own = getattr(make, "__name__", "")
@@ -93,6 +94,8 @@ class Driver:
         self._make, self._name = make, name
         modules = [] if self._importer is None or self._file is None else self._importer.modules()
         self._own = namespace(modules, self._module)
+        if modules and self._module is not None:  # not in the process of somebody's own tests
+            self._own["changed"] = changer(modules, self._module)
         constructor = parameters(make)
         return {
             "name": name,
@@ -100,6 +103,7 @@ class Driver:
             "is_class": inspect.isclass(make),
             "helpers": helpers(self._own, make, constructor or ()),
             "notes": {} if self._importer is None else self._importer.notes,
+            "numbers": sizes_in(self._module) if modules and self._module is not None else {},
         }
 
     def op_build(self, request: Request) -> Reply:
@@ -218,7 +222,7 @@ class Driver:
         reply = {"y": plain(y), "x_after": plain(inputs[0]), "requires_grad": y.requires_grad}
         if trace is not None:
             reply["operations"] = sorted(trace.operations)
-            reply["created"] = sorted(trace.created)
+            reply["created"] = sorted(map(list, trace.created))  # as they arrive from a sandbox
             reply["modules_created"] = trace.modules_created
             reply["masked"] = trace.masked
         if cotangent is not None:

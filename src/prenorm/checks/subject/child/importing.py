@@ -23,8 +23,6 @@ from .missing_packages import INSTALL, KNOWN, MissingPackages
 from .surroundings import leave_out_cuda, no_arguments
 
 ROUNDS = 12  # of imports, each of which may find one more package missing
-OUTSIDE = (OSError, ImportError, SystemExit)
-"""What a file raises at import because of where it runs: data, a network, an installation or arguments are missing."""
 
 
 class Importer:

@@ -26,7 +26,11 @@ _NAMES = (
     "torchinfo torchvision torchmetrics torchao torchtune triton bitsandbytes peft safetensors huggingface_hub "
     "evaluate gin simple_parsing pydantic attr attrs yaml dotenv PIL cv2 requests tyro colorlog coloredlogs structlog "
     "ray rotary_embedding_torch x_transformers litgpt timm dacite humanize pynvml GPUtil fvcore thop torchsummary "
-    "jsonargparse"
+    "jsonargparse torchdata torchtext torchaudio tensorflow jax flax onnx onnxruntime h5py webdataset joblib tabulate "
+    "termcolor colorama prettytable jsonlines zstandard ipdb IPython ipywidgets gradio streamlit ninja numba librosa "
+    "openai sacrebleu blobfile schedulefree heavyball lion_pytorch transformer_engine liger_kernel trl vllm mpi4py "
+    "streaming composer llmfoundry fla mamba_ssm causal_conv1d torchviz fancy_einsum line_profiler skimage spacy "
+    "pyarrow polars duckdb boto3 fsspec sympy networkx orjson msgspec dill cloudpickle toml ftfy jieba"
 )
 KNOWN = frozenset(_NAMES.split())
 """Packages that exist: a file that imports one of them and never uses it in a block can be judged without."""
@@ -73,9 +77,13 @@ class _StubModule(types.ModuleType):
         return _stub(f"{self.__name__}.{name}", self._sealed)
 
 
-def _missing(path: str) -> ModuleNotFoundError:
+class NotInstalledError(ModuleNotFoundError):
+    """A block uses a package that is not installed where it is judged, which is no fault of the block."""
+
+
+def _missing(path: str) -> NotInstalledError:
     top = path.partition(".")[0]
-    return ModuleNotFoundError(f"{path} is used, and {top} is not installed here: pip install {INSTALL.get(top, top)}")
+    return NotInstalledError(f"{path} is used, and {top} is not installed here: pip install {INSTALL.get(top, top)}")
 
 
 class _Stub(type):

@@ -37,10 +37,12 @@ def of_call(wanted: Iterable[str], settings: Mapping[str, Any], x: Tensor, value
     made: dict[str, Callable[[], Any]] = {
         "x": lambda: x,
         "seq": lambda: seq,
+        "device": lambda: x.device,
         "batch": lambda: x.shape[0],
         "positions": lambda: positions,
         "mask": lambda: mask,
         "swapped": lambda: swapped,
+        "each": lambda: each,
         "added": lambda: lambda allowed: added(allowed, x.dtype),
         "rows": lambda: lambda table, places: rows(table, places, x.dtype),
         "cos": lambda: _angles(settings, positions).cos().to(x.dtype),
@@ -61,6 +63,28 @@ def swapped(block: Callable[..., Any]) -> Callable[..., Tensor]:
         return first_tensor(block(turned, *others, **named), turned.shape).transpose(0, 1)
 
     return call
+
+
+def each(block: Callable[..., Any]) -> Callable[..., Tensor]:
+    """A block for one sequence (seq, d_model), to be called with (batch, seq, d_model)."""
+
+    def call(x: Tensor, *others: Any, **named: Any) -> Tensor:
+        if x.dim() != 3:
+            raise ValueError(f"x must be (batch, seq, d_model), but it is {tuple(x.shape)}")
+        return torch.stack([first_tensor(block(one, *others, **named), one.shape) for one in x])
+
+    return call
+
+
+def changer(modules: Iterable[types.ModuleType], own: types.ModuleType) -> Callable[..., types.ModuleType]:
+    """What sets numbers of the learner's files, such as n_embd = 384, wherever they are defined or imported."""
+
+    def changed(**numbers: Any) -> types.ModuleType:
+        for module in [*modules, own]:
+            vars(module).update({name: value for name, value in numbers.items() if name in vars(module)})
+        return own
+
+    return changed
 
 
 def added(allowed: Tensor, dtype: torch.dtype) -> Tensor:
@@ -179,3 +203,9 @@ def namespace(modules: Iterable[types.ModuleType], own: types.ModuleType | None)
     for module in [*modules, *([own] if own is not None else [])]:
         names |= {name: value for name, value in vars(module).items() if not name.startswith("__")}
     return names | ({"module": own} if own is not None else {})
+
+
+def sizes_in(module: types.ModuleType) -> dict[str, str]:
+    """The plain numbers of a file that are named as sizes and settings of a block, with what they mean."""
+    found = {name: meaning_of(name) for name, value in vars(module).items() if type(value) in (int, float)}
+    return {name: meaning for name, meaning in found.items() if meaning in SIZES}

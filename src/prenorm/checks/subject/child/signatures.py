@@ -57,7 +57,7 @@ def _plain(default: Any) -> Any:
     """A default that a line may show; of a dtype its name."""
     if isinstance(default, torch.dtype):
         return str(default)
-    return default if isinstance(default, bool | int | float | str) else None
+    return default if type(default) in (bool, int, float, str) else None  # a StrEnum is a str, and not plain
 
 
 def helpers(names: Mapping[str, Any], make: Any, constructor: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
