@@ -24,12 +24,12 @@ LEAST = 95.0
 # What the loader is made of (room.py asks the machine, not the folder), and the writers in the same files.
 LOADER = """files header tensors read_at shards manifest sums verified together fit folder layouts names rope
 stored windows quantized writing bookkeeping generation_config tokenizer tokenizer_files families/*"""
-WRITERS = """write_\\w+ _staged _remove_leftovers sync_folder _advice json_content tensors_content bytes_of
+WRITERS = """write_\\w+ _staged _remove_leftovers sync_folder advice json_content tensors_content bytes_of
 _encode_header
 shard_sizes shards_of index_of weight_files remove_\\w+ found_among save _and_record _fields _generation_config
 quantization_config to_rows _words config_as_it_came config_to_hugging_face family_of _says_\\w+ _has_ffn_bias
 _activation _own_keys weights_to_hugging_face _name_of eos_to_hugging_face rope_to_hugging_face _as_json half_split
-check_disk join with_manifest accept _names_read make_folder _written"""
+check_disk join with_manifest accept _names_read make_folder _written read_boxes _read_box"""
 
 
 def fuzz(name: str, seconds: int) -> None:
