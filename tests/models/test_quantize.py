@@ -164,18 +164,18 @@ def test_its_loss_is_that_of_its_logits(kind):
 
 
 def test_a_long_loss_holds_a_part_of_the_logits(monkeypatch):
-    from prenorm.layers import quantized as layer
     from prenorm.ops import cross_entropy as module
+    from prenorm.ops.quantized import quantized_linear
 
     monkeypatch.setattr(module, "CHUNK_ELEMENTS", 5 * VOCAB)
     model, ids = make().quantize("int8"), integers(2, 12, limit=VOCAB)
-    rows, product = [], layer.quantized_linear
+    rows = []
 
     def counted(x, *given, **options):
         rows.append(len(x))
-        return product(x, *given, **options)
+        return quantized_linear(x, *given, **options)
 
-    monkeypatch.setattr(layer, "quantized_linear", counted)
+    monkeypatch.setattr("prenorm.layers.quantized.quantized_linear", counted)
     loss = model.loss(ids, ids)
     assert rows[-5:] == [5, 5, 5, 5, 4]  # after those of the blocks
     monkeypatch.undo()
