@@ -150,22 +150,22 @@ class _Part:
     def run(self, function: Callable[..., Any], *args: Any, **options: Any) -> Any:
         """A function of the layer and tensors, on the rank's weights and heads."""
         known: dict[int, Tensor] = {}  # self-attention may be given the same tensor three times
-
-        def used(x: Any) -> Any:
-            if type(x) in (tuple, list):
-                return type(x)(map(used, x))
-            if not isinstance(x, Tensor):
-                return x
-            if not x.is_floating_point():
-                return _own_heads(x, self.mesh, self.heads)
-            if id(x) not in known:
-                known[id(x)] = _gathered(x, self.mesh)
-            return known[id(x)]
-
-        inputs = [used(x) for x in args]
-        named = {name: used(x) for name, x in options.items()}
+        inputs = [self._used(x, known) for x in args]
+        named = {name: self._used(x, known) for name, x in options.items()}
         with computing_with(self.weights):
             return function(self.module, *inputs, **named)
+
+    def _used(self, x: Any, known: dict[int, Tensor]) -> Any:
+        """An argument as this rank computes with it."""
+        if type(x) in (tuple, list):
+            return type(x)(self._used(one, known) for one in x)
+        if not isinstance(x, Tensor):
+            return x
+        if not x.is_floating_point():
+            return _own_heads(x, self.mesh, self.heads)
+        if id(x) not in known:
+            known[id(x)] = _gathered(x, self.mesh)
+        return known[id(x)]
 
     def summed(self, term: Tensor, given: Tensor | None) -> Tensor:
         """The sum of the ranks' terms: split if `given` is, otherwise whole."""

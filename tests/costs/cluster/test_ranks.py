@@ -57,6 +57,7 @@ def check(layout, *, pp_rank=0, micro_batches=1, dtype="float32", every=0, pp_st
         (Layout(fsdp=256), {"every": 1, "micro_batches": 3, **BFLOAT16}),
         (Layout(fsdp=256), {"every": 1, "tie_embeddings": True, **WIDE_VOCABULARY}),
         (Layout(dp=8, fsdp=32), {"micro_batches": 2}),
+        (Layout(dp=4, fsdp=64), {"qk_norm": True, "tie_embeddings": True, **BFLOAT16}),
         (Layout(dp=256), {"num_layers": 8, "d_model": 128, "d_ff": 384, "num_heads": 2, "num_kv_heads": 2}),
         (Layout(dp=256), {"micro_batches": 2, "tie_embeddings": True, "num_layers": 1}),
         (Layout(fsdp=32, tp=8), {}),

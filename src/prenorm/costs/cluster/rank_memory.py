@@ -190,10 +190,14 @@ class _Rank:
         return {name: self.standing.get(name, 0) + more.get(name, 0) for name in PARTS}
 
     def _inside(self, parts: Bytes) -> int:
-        """What a block saves: of what is a part of the sequence, this rank's."""
+        """What a block saves: of what is a part of the sequence, this rank's.
+
+        Whole weights that FSDP2 has gathered in the dtype of products are not copied into it.
+        """
         tp, norms = self.layout.tp, self.model.norms * norm_bytes(self.model, self.tokens, "pytorch")
         split = parts["residual"] + norms + parts["dropout"]
-        return sum(parts.values()) - split + split // tp
+        copies = parts["weight_copies"] if tp == 1 and self.plan.is_sharded and self.plan.gathers_norms_apart else 0
+        return sum(parts.values()) - copies - split + split // tp
 
     def _positions(self) -> int:
         """Cosines and sines, which all blocks share."""
