@@ -50,7 +50,7 @@ def _steps(attempt: Attempt) -> Explanation:
             ("a feed-forward", found.feed_forward) if attention else ("queries, keys and values", found.attention)
         )
         shapes = ", ".join(f"{name} {found.shapes[name]}" for name in (*found.unknown, *which)) or "none"
-        raise UnexplainedError(f"the parameters cannot be {what}: {shapes}", unknown=which)
+        raise UnexplainedError(f"naming the parameters, which cannot be {what}: {shapes}", unknown=which)
     bases, readings = one_token(attempt, attention, feed_forward, list(norm_readings(found)))
     try:
         bases, readings = zero_scores(attempt, bases, with_same_values(readings, attention))

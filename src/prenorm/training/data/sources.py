@@ -87,7 +87,7 @@ class _Walk:
         elif root.exists():
             self._file(_Place(root, root.name, real, number), named=True)
         else:
-            raise DataError(f"there is no file or folder at {root}; --data takes paths that exist.")
+            raise DataError(f"there is no file or folder at {root}; texts are read from paths that exist.")
 
     def follow_links(self) -> None:
         """What only links lead to: last, so that a file has the name under which it really lies in a root."""

@@ -55,7 +55,7 @@ def _figures(run: RunRecord) -> dict[str, object]:
         "held-out loss": scored.get("eval_loss"),
         "held-out bits per byte": scored.get("eval_bits_per_byte"),
         "the same, averaged weights": scored.get("ema_eval_bits_per_byte"),
-        "these are of": of if scored else None,
+        "held-out figures are of": of if scored else None,
         "xz -9, bits per byte": result.get("xz_bits_per_byte"),
         "seconds of training": result.get("training_seconds"),
     }
