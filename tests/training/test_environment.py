@@ -7,7 +7,7 @@ import pytest
 import torch
 from tokenizers import Tokenizer, models
 
-from prenorm.errors import ConfigError
+from prenorm.errors import ConfigError, DataError
 from prenorm.training.config import TrainConfig, read_toml
 from prenorm.training.data.baseline import HeldOutText
 from prenorm.training.data.stream import TokenStream
@@ -97,6 +97,14 @@ def test_a_run_that_is_refused_is_left_as_it_was(trained):
     shutil.rmtree(folder / "data")  # so that the text is read anew
     Path(config.data[0], "more.py").write_text("a text that was not there before")
     with pytest.raises(ConfigError, match="what lies in the run's data folder"):
+        train(longer(), resume=True, display=Display(quiet=True))
+
+
+def test_a_run_whose_tokenizer_was_exchanged_is_refused(trained):
+    config, longer = trained
+    tokenizer = Path(config.out, "tokenizer.json")
+    tokenizer.write_bytes(tokenizer.read_bytes() + b" ")
+    with pytest.raises(DataError, match=r"tokenizer\.json is not that in"):
         train(longer(), resume=True, display=Display(quiet=True))
 
 

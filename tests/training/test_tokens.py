@@ -13,7 +13,7 @@ from prenorm.training.data.corpus import Corpus
 from prenorm.training.data.folder import read_folder
 from prenorm.training.data.split import Rule, Survey, hashes_of
 from prenorm.training.tokenizer import end_of_text, load_tokenizer, tokenizer_files, train_tokenizer
-from prenorm.training.tokens import TextData, prepare_text, read_tokens
+from prenorm.training.tokens import TextData, check_tokenizer, prepare_text, read_tokens
 
 from .conftest import text_of
 
@@ -112,7 +112,7 @@ def test_another_tokenizer_in_the_folder_of_a_run_is_refused(tiny, tmp_path):
     text = tokenizer.read_bytes()
     tokenizer.write_bytes(text + b" ")
     with pytest.raises(DataError, match=r"tokenizer\.json is not that in .*data; delete it, and it is written again"):
-        prepare_text(tiny(), tmp_path, lambda _: None)
+        check_tokenizer(tmp_path)
     tokenizer.unlink()
     prepare_text(tiny(), tmp_path, lambda _: None)
     assert tokenizer.read_bytes() == text

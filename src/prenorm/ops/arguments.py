@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
+from ..private_torch import get_tracing_state
 
 
 def check_floating(**tensors: Tensor) -> None:
@@ -16,18 +17,23 @@ def check_floating(**tensors: Tensor) -> None:
 def check_features(x: Tensor, **weights: Tensor) -> None:
     """Raise ShapeError unless each of these has one number for each feature of x: others would broadcast."""
     for name, weight in weights.items():
-        if weight.shape != x.shape[-1:]:
+        if differ(weight.shape, x.shape[-1:]):
             raise ShapeError(
                 f"{name} must have one number for each feature, (d_model,) = {tuple(x.shape[-1:])}, but it is "
                 f"{tuple(weight.shape)}."
             )
 
 
+def differ(shape: torch.Size, other: torch.Size) -> bool:
+    """Whether two shapes differ; not asked while torch.jit.trace records, to which sizes are tensors."""
+    return get_tracing_state() is None and shape != other
+
+
 def check_product(x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """Raise ShapeError unless x W^T + b can be computed with nothing broadcast, in one dtype or under autocast."""
     if weight.ndim != 2:
         raise ShapeError(f"weight must be (out_features, in_features), but it is {tuple(weight.shape)}.")
-    if bias is not None and bias.shape != weight.shape[:1]:
+    if bias is not None and differ(bias.shape, weight.shape[:1]):
         raise ShapeError(f"bias must be (out_features,) = {tuple(weight.shape[:1])}, but it is {tuple(bias.shape)}.")
     if x.dtype != weight.dtype and not is_autocast(x):
         raise ShapeError(

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from . import backends
-from .arguments import check_product
+from .arguments import check_product, differ
 
 
 def linear(
@@ -17,7 +17,7 @@ def linear(
 
     Raises ShapeError for a weight or bias of another number of dims, and for x and weight of two dtypes.
     """
-    if bias is not None and bias.shape != weight.shape[:1]:  # before a kernel reads beyond it
+    if bias is not None and differ(bias.shape, weight.shape[:1]):  # before a kernel reads beyond it
         check_product(x, weight, bias)
     if kernel := backends.choose("linear", x, weight, bias):
         result: Tensor = kernel(x, weight, bias)

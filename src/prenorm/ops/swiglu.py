@@ -6,6 +6,7 @@ from torch import Tensor
 
 from ..errors import ShapeError
 from . import backends
+from .arguments import differ
 from .linear import linear
 
 
@@ -24,7 +25,7 @@ def silu_gate(gate: Float[Tensor, "*shape"], up: Float[Tensor, "*shape"]) -> Flo
     if kernel := backends.choose("silu_gate", gate, up):
         gated: Tensor = kernel(gate, up)
         return gated
-    if gate.shape != up.shape:
+    if differ(gate.shape, up.shape):
         raise ShapeError(
             f"gate and up must have one shape, but are {tuple(gate.shape)} and {tuple(up.shape)}; gate_proj and "
             "up_proj must have the same d_ff."

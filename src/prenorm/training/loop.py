@@ -22,7 +22,7 @@ from .run_folder import open_together, record, undone_on_failure
 from .sample import check_prompt, sample
 from .signals import Stopped, StopRequest, stop_on_signals
 from .tensorboard import TensorBoard, check_tensorboard
-from .tokens import text_for_all
+from .tokens import check_tokenizer, text_for_all
 from .trainer import Trainer
 from .twin import twin_of
 
@@ -75,6 +75,7 @@ def _train(config: TrainConfig, processes: Processes, display: Display, *, resum
                 trainer.restore(read_parts(run.checkpoint, saved.parts, like=here, group=trainer.group), saved.trainer)
                 done = saved.step
                 display.say(f"Going on from {run.checkpoint}.")
+            processes.first("looking at the tokenizer", lambda: check_tokenizer(run.folder))
             processes.first("noting the settings", lambda: record(run, config, environment))
             if done < config.steps and not trainer.early_stop.reached:
                 trainer.compile(done)

@@ -81,6 +81,17 @@ def text_for_all(config: TrainConfig, run: Path, processes: Processes, say: Say)
     return prepared[0] if prepared else prepare_text(config, run, say)
 
 
+def check_tokenizer(run: Path) -> None:
+    """Raise DataError where the run's folder, which becomes a model's, has another tokenizer than its text."""
+    own, prepared = run / "tokenizer.json", run / "data" / PREPARED_FILE
+    folder = Path(next(iter(read_json(prepared)["folders"]))) if prepared.exists() else run / "data"
+    if own.read_bytes() != (folder / own.name).read_bytes():
+        raise DataError(
+            f"a run has the tokenizer that its text was encoded with, but {own} is not that in {folder}; delete it, "
+            "and it is written again."
+        )
+
+
 def read_tokens(run: Path) -> TextData:
     """The text of a run that has begun. Raises DataError where it is not whole."""
     if (run / "data" / PREPARED_FILE).exists():
@@ -139,13 +150,7 @@ def _texts(stream: TokenStream) -> Texts:
 
 
 def _copy_tokenizer(folder: TokenFolder, run: Path) -> None:
-    """The run's folder becomes a model's, and needs the tokenizer in it. Raises DataError for another one there."""
-    own = run / "tokenizer.json"
-    if own.exists() and own.read_bytes() != (folder.path / own.name).read_bytes():
-        raise DataError(
-            f"a run has the tokenizer that its text was encoded with, but {own} is not that in {folder.path}; delete "
-            "it, and it is written again."
-        )
+    """The run's folder becomes a model's, and needs the tokenizer in it."""
     names = [name for name in (*tokenizer_files(folder.tokenizer), "chat_template.jinja") if not (run / name).exists()]
     contents = {run / name: (folder.path / name).read_bytes() for name in names if (folder.path / name).exists()}
     if contents:
