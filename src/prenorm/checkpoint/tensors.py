@@ -175,10 +175,11 @@ def _read(
         pieces = _pieces(file, begin, end, stored, source)
     left = tensor.view(-1)
     for piece in pieces if tensor.numel() else ():
-        for chunk in torch.frombuffer(piece, dtype=stored).split(CHUNK_NUMBERS):
-            target, left = left[: len(chunk)], left[len(chunk) :]
+        numbers = torch.frombuffer(piece, dtype=stored)
+        cast, left = left[: len(numbers)], left[len(numbers) :]
+        for target, chunk in zip(cast.split(CHUNK_NUMBERS), numbers.split(CHUNK_NUMBERS), strict=True):
             target.copy_(chunk)
-            _check_range(target, chunk, source)
+        _check_range(cast, numbers, source)
     return tensor
 
 
