@@ -157,6 +157,76 @@ inline void multiply_block(const Rows &x, int64_t row, const uint8_t *w, const B
     for (int r = 0; r < ROWS; ++r) _mm512_storeu_ps(products[r], sums[r]);
 }
 
+#elif defined(__AVX2__)
+
+// Half a block at a time: 8 columns, whose sums fit the registers for 8 rows.
+constexpr int64_t HALF = COLUMNS / 2;
+
+inline __m256 widen(const BFloat16 *from) {
+    return (__m256)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16);
+}
+
+// A group of a row as its products need it: of bytes up to 255, two products do not fit 16 bits, so numbers of 8 bits
+// are multiplied as numbers of 16, the even ones of each quad and the odd ones.
+inline void load_row(const int8_t *numbers, Int8, int32_t (*x)[QUADS]) {
+    const __m256i both = _mm256_loadu_si256((const __m256i *)numbers);
+    _mm256_storeu_si256((__m256i *)x[0], _mm256_srai_epi16(_mm256_slli_epi16(both, 8), 8));
+    _mm256_storeu_si256((__m256i *)x[1], _mm256_srai_epi16(both, 8));
+}
+inline void load_row(const int8_t *numbers, Int4, int32_t (*x)[QUADS]) { memcpy(x[0], numbers, GROUP); }
+
+// The products of a group of ROWS rows with half a block, added to total.
+template <int ROWS>
+inline void multiply_half(const int32_t (*x)[2][QUADS], const uint8_t *w, Int8, __m256i *total) {
+    for (int i = 0; i < QUADS; ++i) {
+        const __m256i both = _mm256_loadu_si256((const __m256i *)(w + 64 * i));
+        const __m256i even = _mm256_and_si256(both, _mm256_set1_epi16(255)), odd = _mm256_srli_epi16(both, 8);
+        for (int r = 0; r < ROWS; ++r) {
+            total[r] = _mm256_add_epi32(total[r], _mm256_madd_epi16(even, _mm256_set1_epi32(x[r][0][i])));
+            total[r] = _mm256_add_epi32(total[r], _mm256_madd_epi16(odd, _mm256_set1_epi32(x[r][1][i])));
+        }
+    }
+}
+
+// Sums of a group's products with numbers up to 15 fit 16 bits: at most 16 * 15 * 127 = 30,480.
+template <int ROWS>
+inline void multiply_half(const int32_t (*x)[2][QUADS], const uint8_t *w, Int4, __m256i *total) {
+    const __m256i mask = _mm256_set1_epi8(15);
+    __m256i sums[ROWS];
+    for (int r = 0; r < ROWS; ++r) sums[r] = _mm256_setzero_si256();
+    for (int i = 0; i < QUADS / 2; ++i) {
+        const __m256i both = _mm256_loadu_si256((const __m256i *)(w + 64 * i));
+        const __m256i low = _mm256_and_si256(both, mask), high = _mm256_and_si256(_mm256_srli_epi16(both, 4), mask);
+        for (int r = 0; r < ROWS; ++r) {
+            sums[r] = _mm256_add_epi16(sums[r], _mm256_maddubs_epi16(low, _mm256_set1_epi32(x[r][0][i])));
+            sums[r] = _mm256_add_epi16(sums[r], _mm256_maddubs_epi16(high, _mm256_set1_epi32(x[r][0][i + QUADS / 2])));
+        }
+    }
+    for (int r = 0; r < ROWS; ++r)
+        total[r] = _mm256_add_epi32(total[r], _mm256_madd_epi16(sums[r], _mm256_set1_epi16(1)));
+}
+
+template <int ROWS, typename Kind>
+inline void multiply_block(const Rows &x, int64_t row, const uint8_t *w, const BFloat16 *scales,
+                           float (*products)[COLUMNS]) {
+    memset(products, 0, ROWS * sizeof *products);
+    for (int64_t group = 0; group < x.groups; ++group, w += Kind::BYTES, scales += COLUMNS) {
+        int32_t numbers[ROWS][2][QUADS];
+        for (int r = 0; r < ROWS; ++r) load_row(x.numbers + (row + r) * x.in + group * GROUP, Kind(), numbers[r]);
+        for (int64_t column = 0; column < COLUMNS; column += HALF) {
+            __m256i total[ROWS];
+            for (int r = 0; r < ROWS; ++r) total[r] = _mm256_set1_epi32(x.sums[(row + r) * x.groups + group]);
+            multiply_half<ROWS>(numbers, w + 4 * column, Kind(), total);
+            const __m256 scale = widen(scales + column);
+            for (int r = 0; r < ROWS; ++r) {
+                const __m256 factor = _mm256_mul_ps(scale, _mm256_set1_ps(x.scales[(row + r) * x.groups + group]));
+                float *sum = products[r] + column;
+                _mm256_storeu_ps(sum, _mm256_fmadd_ps(_mm256_cvtepi32_ps(total[r]), factor, _mm256_loadu_ps(sum)));
+            }
+        }
+    }
+}
+
 #else
 
 inline int number(const uint8_t *w, Int8, int64_t quad, int64_t column, int64_t i) {
