@@ -162,7 +162,7 @@ inline void multiply_block(const Rows &x, int64_t row, const uint8_t *w, const B
 // Half a block at a time: 8 columns, whose sums fit the registers for 8 rows.
 constexpr int64_t HALF = COLUMNS / 2;
 
-inline __m256 widen(const BFloat16 *from) {
+inline __m256 widen_half(const BFloat16 *from) {
     return (__m256)_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128((const __m128i *)from)), 16);
 }
 
@@ -217,7 +217,7 @@ inline void multiply_block(const Rows &x, int64_t row, const uint8_t *w, const B
             __m256i total[ROWS];
             for (int r = 0; r < ROWS; ++r) total[r] = _mm256_set1_epi32(x.sums[(row + r) * x.groups + group]);
             multiply_half<ROWS>(numbers, w + 4 * column, Kind(), total);
-            const __m256 scale = widen(scales + column);
+            const __m256 scale = widen_half(scales + column);
             for (int r = 0; r < ROWS; ++r) {
                 const __m256 factor = _mm256_mul_ps(scale, _mm256_set1_ps(x.scales[(row + r) * x.groups + group]));
                 float *sum = products[r] + column;
