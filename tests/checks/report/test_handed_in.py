@@ -87,10 +87,10 @@ def test_zips_whose_names_differ_in_their_ends_are_kept_apart(folder, tmp_path):
 
 def test_a_zip_in_a_folder_is_unpacked_and_a_zip_in_a_zip_is_told(folder, tmp_path):
     (folder / "ann").mkdir()
-    zipped(folder / "ann" / "task 1.zip", {"work/layers.py": LAYERS})
+    zipped(folder / "ann" / "task 1.zip", {"code/layers.py": LAYERS})
     zipped(folder / "bob.zip", {"task.zip": "PK", "notes.txt": ""})
     ann, bob = found(folder, tmp_path)
-    assert (ann.name, ann.subject) == ("ann", f"{tmp_path}/unpacked/ann/work/layers.py:Block")
+    assert (ann.name, ann.subject) == ("ann", f"{tmp_path}/unpacked/ann/code/layers.py:Block")
     assert bob.problem == "it has no layers.py; task.zip inside the zip is not unpacked"
 
 
