@@ -32,8 +32,8 @@ def microarchitecture() -> str:
     vendor, family = processor.processor()
     if vendor == processor.AMD and family == processor.ZEN_5:
         return "Zen 5"
-    if vendor == processor.AMD and family == processor.ZEN_4 and "avx512f" in processor.features():
-        return "Zen 4"
+    if vendor == processor.AMD and family == processor.ZEN_3:
+        return "Zen 4" if "avx512f" in processor.features() else "Zen 3"
     return f"{vendor} family {family}"
 
 

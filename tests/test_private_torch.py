@@ -50,8 +50,6 @@ def test_a_module_without_its_dictionaries_is_named_too(monkeypatch):
 
 def test_what_can_be_done_without_is_done_without(monkeypatch):
     module = imported_anew()
-    monkeypatch.delattr(torch.cpu, "_is_avx512_supported")
-    assert not module.is_avx512_supported()
     monkeypatch.setattr(torch.ops, "mkldnn", object())
     assert not module.has_onednn_linear()
     monkeypatch.setitem(sys.modules, "torch.fx.experimental.symbolic_shapes", None)

@@ -74,12 +74,6 @@ def calls_begun(group: "ProcessGroup") -> int:
     return int(ask()) if ask else 0
 
 
-def is_avx512_supported() -> bool:
-    """Whether the processor has AVX-512; where it cannot be asked, no: MKL and PyTorch's attention run."""
-    ask = getattr(torch.cpu, "_is_avx512_supported", None)
-    return bool(ask and ask())
-
-
 def has_onednn_linear() -> bool:
     """Whether float32 products can go through oneDNN; where they cannot, MKL multiplies."""
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")

@@ -2,7 +2,7 @@
 
 Counted is what saved_tensors_hooks see of `TransformerLM.loss` on rows of one document each: every saved tensor,
 views of one storage once, without parameters. Weights are float32; with dtype "bfloat16", matrix products run under
-autocast. Each set of kernels that may run is counted separately: "amd_cpu" on an AMD processor with AVX-512 and a
+autocast. Each set of kernels that may run is counted separately: "amd_cpu" on an AMD processor from Zen 3 on, with a
 compiler, "other_cpu" on any other with a compiler, "pytorch" where prenorm has no kernels of its own and PyTorch's
 fused attention runs, such as on a GPU (except head_dim 2, which PyTorch lays out differently).
 """

@@ -15,7 +15,9 @@
 
 namespace {
 
-constexpr int64_t KEYS = 128, QUERIES = 64;  // of a block: all of it stays in the L2 cache
+// Of a block, in whole tiles: all of it stays in the L2 cache.
+constexpr int64_t KEYS = TILE % 3 ? 128 : 144, QUERIES = TILE % 3 ? 64 : 60;
+static_assert(KEYS % PANEL == 0 && KEYS % TILE == 0 && QUERIES % TILE == 0 && TILE % 2 == 0);
 
 // A thread's packed blocks, weights and their gradients, and sums.
 template <typename T>

@@ -1,4 +1,4 @@
-"""Products through a faster library than PyTorch takes: float32 on AMD with AVX-512, bfloat16 without AVX-512.
+"""Products through a faster library than PyTorch takes: float32 on AMD from Zen 3 on, bfloat16 without AVX-512.
 
 A PyTorch program multiplies float32 matrices on a CPU with MKL, which Intel writes for Intel. PyTorch has oneDNN too,
 for bfloat16. Both are full float32; they differ in the order of sums. oneDNN has bfloat16 products for AVX-512 alone;
@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ...private_torch import computes_now, has_onednn_linear, is_avx512_supported, is_compiling, onednn_linear
+from ...private_torch import computes_now, has_onednn_linear, is_compiling, onednn_linear
 from ..kernel import Kernel
 from ..plain import (
     ORDINARY,
@@ -22,7 +22,7 @@ from . import native
 from .calls import is_there
 from .matmul import matmul
 from .matmul import supports as supports_matmul
-from .processor import AMD, ZEN_4, ZEN_5, processor
+from .processor import ZEN_5, is_zen_3_or_later, processor
 
 get_num_threads = torch.get_num_threads
 
@@ -102,19 +102,19 @@ def bfloat16_unavailable_reason() -> str:
     return BFLOAT16_REASON or native.unavailable_reason()
 
 
-def reason(vendor: str, family: int, *, avx512: bool) -> str:
+def reason(vendor: str, family: int) -> str:
     """Why MKL runs on such a processor; empty where oneDNN does."""
     if not has_onednn_linear():
         return "this PyTorch has no oneDNN"
     if not torch.backends.mkl.is_available():
         return "this PyTorch does not multiply with MKL"
-    if vendor != AMD or family < ZEN_4 or not avx512:
-        return "MKL is the faster library here: this is not an AMD processor with AVX-512"
+    if not is_zen_3_or_later(vendor, family):
+        return "MKL is the faster library here: this is not an AMD processor from Zen 3 on"
     return ""
 
 
 # Once: compiled code cannot ask.
-REASON = reason(*processor(), avx512=is_avx512_supported())
+REASON = reason(*processor())
 BFLOAT16_REASON = (
     ""
     if torch.backends.cpu.get_cpu_capability() == "AVX2"
@@ -211,8 +211,8 @@ KERNEL = Kernel(
     run=linear,
     supports=supports,
     unavailable_reason=unavailable_reason,
-    gain="oneDNN instead of MKL: the faster one on AMD processors with AVX-512 (make bench-linear)",
-    fallback="MKL: 1.2 to 1.6 times as long from 64 rows on, on Zen 4; twice as long on Zen 5",
+    gain="oneDNN instead of MKL: the faster one on AMD processors from Zen 3 on (make bench-linear)",
+    fallback="MKL: on Zen 3 some 1.1 times as long, on Zen 4 1.2 to 1.6 times, on Zen 5 twice",
 )
 
 BFLOAT16_KERNEL = Kernel(

@@ -7,15 +7,14 @@ in bfloat16 is rounded before it can be added to a sum.
 import torch
 from torch import Tensor
 
-from ...private_torch import is_avx512_supported
 from ..kernel import Kernel
 from ..plain import is_plain
 from . import native
 from .calls import Function
-from .processor import AMD, ZEN_4, processor
+from .processor import is_zen_3_or_later, processor
 
-# `make bench-linear`: on Zen 4 and Zen 5, and from so many rows on, the fastest at gradients of weights.
-FASTEST_HERE = processor()[0] == AMD and processor()[1] >= ZEN_4 and is_avx512_supported()
+# `make bench-linear`: on Zen 3, 4 and 5, and from so many rows on, the fastest at gradients of weights.
+FASTEST_HERE = is_zen_3_or_later(*processor())
 MIN_ROWS = 64
 DTYPES = {torch.float32: "matmul_float32", torch.bfloat16: "matmul_bfloat16"}
 MATMUL = Function("MatmulCall", DTYPES, "a b c rows columns depth a_strides b_strides c_stride add")
@@ -52,7 +51,7 @@ def supports(a: Tensor, b: Tensor) -> bool:
 def unavailable_reason() -> str:
     """Why it does not run on this machine; empty where it does."""
     if not FASTEST_HERE:
-        return "it was measured to be the fastest only on AMD processors with AVX-512, and this is not one"
+        return "it was measured to be the fastest only on AMD processors from Zen 3 on, and this is not one"
     return native.unavailable_reason()
 
 

@@ -12,6 +12,8 @@ namespace {
 
 #if defined(__AVX512F__)
 constexpr int64_t TILE = 8, WIDTH = 2;  // rows and vectors whose sums the registers hold
+#elif defined(__AVX2__)
+constexpr int64_t TILE = 6, WIDTH = 2;  // 12 sums, 2 of b and one of a: 15 of 16
 #else
 constexpr int64_t TILE = 4, WIDTH = 2;
 #endif

@@ -5,7 +5,12 @@ import platform
 from collections.abc import Mapping
 from pathlib import Path
 
-AMD, ZEN_4, ZEN_5 = "AuthenticAMD", 25, 26  # vendor and families; 25 is Zen 3 too, which has no AVX-512
+AMD, ZEN_3, ZEN_5 = "AuthenticAMD", 25, 26  # vendor and families; 25 is Zen 4 too, which has AVX-512
+
+
+def is_zen_3_or_later(vendor: str, family: int) -> bool:
+    """Whether kernels that were measured against MKL on Zen 3, 4 and 5 alone are the faster ones here."""
+    return vendor == AMD and family >= ZEN_3
 
 
 def processor() -> tuple[str, int]:
