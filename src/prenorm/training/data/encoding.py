@@ -1,9 +1,11 @@
 """Documents to tokens, on all cores: while some are encoded, the next are read and those before them are written."""
 
 import os
+from array import array
 from collections import deque
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import NamedTuple
 
 import numpy as np
@@ -54,7 +56,7 @@ class _Part(NamedTuple):
 def encoded(tokenizer: Tokenizer, template: ChatTemplate, jobs: Iterable[Job]) -> Iterator[Encoded]:
     """The slices of all documents in order. Raises DataError for a text that the tokenizer has no tokens for."""
     workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    chat_tokenizer = with_special_tokens(tokenizer)
+    chat_tokenizer = cache(lambda: with_special_tokens(tokenizer))  # a copy takes time: once there is a conversation
     pending: deque[Future[list[Encoded]]] = deque()
     with ThreadPoolExecutor(workers) as pool:  # tokenizers works outside of Python's lock
         try:
@@ -69,15 +71,15 @@ def encoded(tokenizer: Tokenizer, template: ChatTemplate, jobs: Iterable[Job]) -
                 future.cancel()
 
 
-def _encoded_group(tokenizer: Tokenizer, chat_tokenizer: Tokenizer, group: list[_Part]) -> list[Encoded]:
+def _encoded_group(tokenizer: Tokenizer, chat_tokenizer: Callable[[], Tokenizer], group: list[_Part]) -> list[Encoded]:
     texts = iter(encode(tokenizer, [part.text for part in group if part.chat is None]))
     done = []
     for job, text, is_last, chat, fault in group:
         if chat is None:
-            done.append(Encoded(job, text, is_last, np.array(next(texts), np.uint32), fault=fault))
+            done.append(Encoded(job, text, is_last, _as_array(next(texts)), fault=fault))
         else:
             replies = "".join(chat.text[start:stop] for start, stop in chat.replies)
-            done.append(Encoded(job, replies, is_last, *_encoded_chat(tokenizer, chat_tokenizer, chat)))
+            done.append(Encoded(job, replies, is_last, *_encoded_chat(tokenizer, chat_tokenizer(), chat)))
     return done
 
 
@@ -95,7 +97,12 @@ def _encoded_chat(tokenizer: Tokenizer, chat_tokenizer: Tokenizer, chat: Chat) -
     scored = np.zeros(len(ids), np.bool_)
     for start, stop in chat.replies:
         scored |= (bounds[:, 0] < stop) & (bounds[:, 1] > start)
-    return np.array(ids, np.uint32), scored
+    return _as_array(ids), scored
+
+
+def _as_array(ids: list[int]) -> np.ndarray:
+    """The same numbers; `array` takes them from a list in a third of the time that numpy needs."""
+    return np.frombuffer(array("I", ids), np.uint32)
 
 
 def _parts(jobs: Iterable[Job], template: ChatTemplate) -> Iterator[_Part]:
