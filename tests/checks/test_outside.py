@@ -185,6 +185,20 @@ class BothTables(Block):
         x = x + self.attend(self.norm1(x), cos_sin)
         return x + self.feed_forward(self.norm2(x))
 """,
+    "of_weights": """
+def of_weights(num_heads, weights, in_features):
+    def norm(x, weight):
+        return F.rms_norm(x.float(), x.shape[-1:], weight.float(), 1e-5).type_as(x)
+
+    n = norm(in_features, weights["ln1.weight"])
+    projected = (n @ weights[f"attn.{one}_proj.weight"].mT for one in "qkv")
+    q, k, v = (one.unflatten(-1, (num_heads, -1)).transpose(-3, -2) for one in projected)
+    y = F.scaled_dot_product_attention(turn(q), turn(k), v, is_causal=True).transpose(-3, -2).flatten(-2)
+    h = in_features + y @ weights["attn.output_proj.weight"].mT
+    n = norm(h, weights["ln2.weight"])
+    gate, up = n @ weights["ffn.w1.weight"].mT, n @ weights["ffn.w3.weight"].mT
+    return h + (F.silu(gate) * up) @ weights["ffn.w2.weight"].mT
+""",
 }
 FAULTS: dict[str, tuple[str, str, str]] = {
     # the fault, what stands in the source, what is put there
@@ -201,6 +215,7 @@ FAULTS: dict[str, tuple[str, str, str]] = {
     "Unrotated": ("missing_attention_scale", "v, is_causal=True", "v, is_causal=True, scale=1.0"),
     "ForInference": ("gradient_missing", "nn.Parameter(torch.empty", "nn.Parameter(0.1 * torch.randn"),
     "BothTables": ("doubled_residual", "return x + self.feed", "return x + x + self.feed"),
+    "of_weights": ("rope_on_queries_only", "turn(q), turn(k)", "turn(q), k"),
 }  # fmt: skip
 STRETCHED = RIGHT.replace(
     "angles = places * 10000.0 ** (-torch.arange(0, x.shape[-1], 2, device=x.device) / x.shape[-1])",

@@ -176,6 +176,50 @@ class Block(nn.Module):
 """
 
 
+OF_WEIGHTS = (
+    HEAD
+    + """
+def block(d_model, num_heads, theta, weights, in_features, token_positions=None):
+    places = 0 if token_positions is None else token_positions[:, None] * theta
+    return in_features + (in_features + places) @ weights["attn.q_proj.weight"].T * weights["ln1.weight"]
+"""
+)
+
+
+def test_a_function_that_takes_its_weights_gets_those_of_the_course(tmp_path: Path) -> None:
+    case = started(OF_WEIGHTS, tmp_path, "block")
+    build = "weighted(block, d_model=d_model, num_heads=num_heads, theta=theta)"
+    assert case.learner.recipe.build.written() == build
+    built = case.build()
+    assert built.positions_name == "token_positions"
+    shapes = {one["name"]: one["shape"] for one in built.parameters}
+    assert len(shapes) == 9
+    assert shapes["ffn.w2.weight"] == [case.sizes.d_model, case.sizes.d_ff]
+
+
+def test_a_function_that_takes_weights_under_names_of_its_own_needs_one_line(tmp_path: Path) -> None:
+    source = OF_WEIGHTS.replace("attn.q_proj.weight", "Wq").replace("ln1.weight", "g1")
+    with pytest.raises(UnknownArgumentsError, match=r"KeyError: 'Wq'.* --build \"weighted\(block,"):
+        started(source, tmp_path, "block")
+    names = "{'Wq': (d_model, d_model), 'g1': (d_model,)}"
+    line = f"weighted(block, {names}, d_model=d_model, num_heads=num_heads, theta=theta)"
+    case = started(source, tmp_path, "block", build=line)
+    assert [one["name"] for one in case.build().parameters] == ["Wq", "g1"]
+
+
+def test_a_function_that_copies_its_weights_into_modules_is_not_judged(tmp_path: Path) -> None:
+    source = (
+        OF_WEIGHTS.replace("weights[", "copied(weights)[")
+        + """
+
+def copied(weights):
+    return {name: nn.Parameter(one.detach()) for name, one in weights.items()}
+"""
+    )
+    with pytest.raises(UnknownArgumentsError, match=r"block copies its weights .* check the class"):
+        started(source, tmp_path, "block")
+
+
 def test_a_line_that_is_given_is_what_runs(tmp_path: Path) -> None:
     source = HEAD + TAKES.format("part", "self.part = part")
     case = started(source, tmp_path, build="Block(nn.Linear(d_model, d_model))", call="block(x * 2)")

@@ -30,6 +30,8 @@ LAID_OUT = ("{0}", "torch.cat(({0}, {0}), -1)", "{0}.repeat_interleave(2, -1)")
 """A table with an entry per pair, or per dimension (halves, or neighbours)."""
 DIMENSIONS = ("{}", "{}[None]", "{}[None, None]", "{}[None, :, None]")
 """The places of the axes of the batch and the heads."""
+WEIGHTED = "weighted"
+"""What makes a block of a function that takes weights (see child/weighted.py)."""
 MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, None]", "~mask[None, None]",
          "mask[None]", "added(mask)[None]")  # fmt: skip
 
@@ -48,6 +50,10 @@ def builds(made: Description) -> Iterator[Line]:
         return
     named = [one for one in parameters if not one["kind"].startswith("VAR_")]
     meant = _meanings(named)
+    if takes_weights(made):
+        settings = [Argument(own, WRITTEN[meaning]) for own, meaning in meant.items()]
+        yield Line(WEIGHTED, (Argument("", name), *settings))
+        return
     known = set(meant.values())
     lacking = [one for one in named if one["required"] and one["name"] not in meant and not _is_config(one, made)]
     by_name = (Line(name, chosen) for chosen in _chosen([_options(one, meant, made) for one in named]))
@@ -62,6 +68,13 @@ def builds(made: Description) -> Iterator[Line]:
         yield from itertools.chain(by_name, by_place)
     else:
         yield from itertools.chain(by_place, by_name)
+
+
+def takes_weights(made: Description) -> bool:
+    """Whether it is a function that computes a block's output from an input and a dictionary of weights."""
+    required = [one["name"] for one in made["constructor"] or () if one["required"]]
+    named = all(any(map(pattern.search, required)) for pattern in (meanings.INPUT, meanings.WEIGHTS))
+    return not made["is_class"] and named
 
 
 def builds_of_file(made: Description) -> Iterator[Line]:

@@ -271,7 +271,24 @@ class _Start:
         mask = next((one.value for one in recipe.call.arguments if one.needed and "mask" in one.uses), None)
         if isinstance(mask, str):
             self.case.report.conventions["mask_handed_in"] = MASKS[mask.partition("[")[0]]
-        return self.case.build()
+        built = self.case.build()
+        if build.callee == guess.WEIGHTED:
+            self._refuse_copies(built)
+        return built
+
+    def _refuse_copies(self, built: Built) -> None:
+        """Refuse a function of weights that does not compute with them, but fills modules of its own in each call."""
+        try:
+            x, cotangent = (self.case.x(2, TOKENS, dtype=torch.float32) for _ in range(2))
+            gradients = built.run(None, x, cotangent=cotangent).gradients
+        except LearnerError:
+            return  # the checks report it
+        if all(gradient is None for gradient in gradients.values()):
+            name = self.learner.made["name"]
+            raise UnknownArgumentsError(
+                f"{name} copies its weights into modules that it makes anew in each call, so that no gradient reaches "
+                "them; check the class of these modules instead."
+            )
 
     def _give_up(self, error: LearnerError) -> NoReturn:
         if error.error["type"] == NotInstalledError.__name__:

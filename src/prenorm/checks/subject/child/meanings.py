@@ -79,4 +79,7 @@ COS, SIN = re.compile(r"(^|_)cos(ine)?s?(_|$)", re.I), re.compile(r"(^|_)sin(e|e
 POSITIONS = re.compile(r"^(token_|input_|cache_|seq_)?pos(ition)?s?(_ids?|_idx|_index|_indices)?$|^p$|^token_pos", re.I)
 START = re.compile(r"(start|cur|current|past|prev|kv)_?(pos|position|len|length)$|offset|^start$", re.I)
 MASK = re.compile(r"mask|^attn_bias$|^attention_bias$", re.I)
+INPUT = re.compile(r"^(x|in_features|input|inputs|hidden_states|hidden)$")
+WEIGHTS = re.compile(r"^(weights|weight_dict|params|parameters|state_dict)$")
+"""The arguments of a function that computes a block from a dictionary of weights."""
 PADDING = re.compile(r"pad|key_|memory|cross|encoder|head_mask|document", re.I)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .meanings import meaning_of
 from .tensors import first_tensor
+from .weighted import weighted
 
 
 def of_build(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -24,7 +25,8 @@ def of_build(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = {"causal": True, "dtype": torch.float32, "device": torch.device("cpu"), **values}
     names["theta"] = names["rope_theta"] = values.get("rope_theta", values.get("theta", 10000.0))
-    return names | {"torch": torch, "nn": nn, "F": nn.functional, "math": math, "rows": rows}
+    names |= {"rows": rows, "weighted": weighted(values)}
+    return names | {"torch": torch, "nn": nn, "F": nn.functional, "math": math}
 
 
 def of_call(wanted: Iterable[str], settings: Mapping[str, Any], x: Tensor, values: Mapping[str, Any]) -> dict[str, Any]:
