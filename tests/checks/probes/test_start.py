@@ -17,7 +17,7 @@ from prenorm.checks.subject.local import LocalSubject
 from prenorm.checks.targets import Target
 from prenorm.errors import ConfigError
 
-from ..strangers.projects import CACHED_TABLES, COURSE, HEAD, PARTS, PROJECTS, Project, _block, _halves
+from ..strangers.projects import CACHED_TABLES, COURSE, COURSE_BLOCK, HEAD, PARTS, PROJECTS, Project, _block, _halves
 
 FEW = ("package that asks for its version", "layer_id, args, start_pos", "one line that builds it")
 CHOSEN = [one for one in PROJECTS if os.environ.get("PRENORM_ALL_CHECKS") or one.name in FEW]
@@ -413,3 +413,73 @@ def test_what_is_judged_reads_nothing_outside_its_bounds(tmp_path: Path) -> None
     (tmp_path / "dora.py").touch()
     code = locate(f"{tmp_path}/carl.py:Block", within=tmp_path / "carl.py")
     assert code.readable == code.files == (str(tmp_path / "carl.py"),)
+
+
+NAMES = {
+    "hidden": (
+        "self, hidden, dim, heads",
+        "dim, heads, hidden",
+        "x",
+        "self.attn(self.ln1(x))",
+        "Block(hidden=d_ff, dim=d_model, heads=num_heads)",
+    ),
+    "constants in capitals": (
+        "self",
+        "EMBED_DIM, NUM_HEADS, FFN_DIM",
+        "x",
+        "self.attn(self.ln1(x))",
+        "changed(EMBED_DIM=d_model, NUM_HEADS=num_heads, FFN_DIM=d_ff).Block()",
+    ),
+    "allowed": (
+        "self, dim, heads, hidden",
+        "dim, heads, hidden",
+        "x, allowed",
+        "self.attn(self.ln1(x)).masked_fill(~allowed[-1, :, None], 0.0)",
+        "block(x, allowed=mask)",
+    ),
+    "a rotation with a prefix": (
+        "self, dim, heads, hidden",
+        "dim, heads, hidden",
+        "x, rope",
+        "self.attn(self.ln1(x), None, rope)",
+        "RotaryAfter(theta=theta, d_k=head_dim, max_seq_len=max_seq_len, prefix_length=0)",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_usual_names_are_understood(name: str, tmp_path: Path) -> None:
+    signature, sizes, arguments, attended, line = NAMES[name]
+    width, heads, inner = sizes.split(", ")
+    constants = "EMBED_DIM, NUM_HEADS, FFN_DIM = 128, 4, 256\n"
+    source = f"""{PARTS.replace("class RotaryPositionalEmbedding(nn.Module):", "class Plain(nn.Module):")}
+{constants}
+
+class RotaryAfter(Plain):
+    def __init__(self, theta: float, d_k: int, max_seq_len: int, prefix_length: int):
+        super().__init__(theta, d_k, max_seq_len + prefix_length)
+
+
+class Block(nn.Module):
+    def __init__({signature}):
+        super().__init__()
+        self.ln1, self.ln2 = RMSNorm({width}), RMSNorm({width})
+        self.attn, self.ffn = CausalSelfAttention({width}, {heads}), SwiGLU({width}, {inner})
+
+    def forward(self, {arguments}):
+        x = x + {attended}
+        return x + self.ffn(self.ln2(x))
+"""
+    recipe = started(source, tmp_path).learner.recipe
+    assert line in f"{recipe.build.written()} {recipe.call.written()}"
+
+
+def test_a_package_that_forward_imports_and_nobody_has_is_no_fault(tmp_path: Path) -> None:
+    block = COURSE_BLOCK.replace(
+        "def forward(self, x: Tensor) -> Tensor:", "def forward(self, x):\n        import apex.normalization"
+    )
+    (tmp_path / "learner.py").write_text(PARTS + block)
+    verdict = judge(LocalSubject(), locate(f"{tmp_path / 'learner.py'}:TransformerBlock"))
+    assert verdict.ids == ["forward_error"]
+    assert verdict.exit_code == 2
+    assert "pip install apex" in verdict.findings[0].evidence

@@ -231,6 +231,41 @@ COURSE = [
         said=("wandb", "pip install hydra-core"),
     ),
     Project(
+        name="only the outer package raises",
+        files={
+            "lm/__init__.py": "from lm.nowhere import train\n",
+            "lm/nn/__init__.py": "from .norms import RMSNorm, SwiGLU\n",
+            "lm/nn/norms.py": HEAD + NORM + SWIGLU,
+            "lm/nn/block.py": HEAD
+            + "from lm.nn import RMSNorm, SwiGLU\n"
+            + ROPE_MODULE
+            + COURSE_ATTENTION
+            + COURSE_BLOCK,
+        },
+        judged="lm/nn/block.py:TransformerBlock",
+        said=("lm/__init__.py: left out",),
+    ),
+    Project(
+        name="a folder for results at import",
+        files={
+            "scripts/model.py": "from pathlib import Path\n\nOUT = Path(__file__).parent.parent / 'exported'\n"
+            "OUT.mkdir(exist_ok=True)\n" + PARTS + COURSE_BLOCK
+        },
+        judged="scripts/model.py:TransformerBlock",
+        said=("exported is not made",),
+    ),
+    Project(
+        name="a missing package is reported by another error",
+        files={
+            "model.py": "try:\n    import torchao.dtypes\nexcept ImportError as error:\n"
+            '    raise RuntimeError("torchao is needed: see the installation guide") from error\n'
+            + PARTS
+            + COURSE_BLOCK
+        },
+        judged="model.py:TransformerBlock",
+        said=("pip install torchao",),
+    ),
+    Project(
         name="rope handed to the constructor",
         files={
             "model.py": PARTS

@@ -36,6 +36,10 @@ MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, 
          "mask[None]", "added(mask)[None]")  # fmt: skip
 
 
+BEFORE = re.compile(r"prefix|offset|start|num_(cls|special|register)", re.I)
+"""Arguments that count positions in front of the first token."""
+
+
 def builds(made: Description) -> Iterator[Line]:
     """Lines that may build the block, the likeliest first. made: the driver's reply to "load"."""
     name, parameters = made["name"], made["constructor"]
@@ -340,6 +344,8 @@ def _rope_arguments(parameters: Sequence[Description] | None) -> tuple[Argument,
             value = "max_seq_len"
         elif one["required"] and meaning in ("device", "dtype"):
             value = meaning
+        elif one["required"] and BEFORE.search(one["name"]):
+            value = "0"
         elif one["default"] in NARROW:
             value = "torch.float32"
         elif one["required"]:

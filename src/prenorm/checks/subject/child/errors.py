@@ -1,10 +1,14 @@
 """What went wrong in a learner's code, as a reply says it."""
 
+import contextlib
+import importlib.util
 import os
 import traceback
 from typing import Any
 
 from torch import nn
+
+from .missing_packages import KNOWN, NotInstalledError, not_installed
 
 FRAMES = 12  # of a traceback, the innermost
 TEXT = 2000  # characters of an error's message
@@ -12,7 +16,14 @@ FOLDER = os.path.dirname(__file__)  # whose frames are of no use to a learner
 
 
 def described(error: BaseException) -> dict[str, Any]:
-    """An exception as {"type", "message", "frames"}, frames from the outermost to the innermost."""
+    """An exception as {"type", "message", "frames"}, frames from the outermost to the innermost.
+
+    A known package that is not installed is a NotInstalledError, wherever it is imported.
+    """
+    if isinstance(error, ModuleNotFoundError) and not isinstance(error, NotInstalledError) and error.name:
+        top = error.name.partition(".")[0]
+        if top in KNOWN and not _is_there(top):
+            error = not_installed(error.name).with_traceback(error.__traceback__)
     frames = [
         {"file": frame.filename, "line": frame.lineno, "function": frame.name, "code": frame.line or ""}
         for frame in traceback.extract_tb(error.__traceback__)
@@ -30,6 +41,12 @@ def described(error: BaseException) -> dict[str, Any]:
         return {"type": "TypeError", "message": message, "frames": [error.frame]}
     cause = "" if error.__cause__ is None else "\n" + "".join(traceback.format_exception_only(error.__cause__)).strip()
     return {"type": type(error).__name__, "message": message[: TEXT - 400] + cause[:400], "frames": frames[-FRAMES:]}
+
+
+def _is_there(package: str) -> bool:
+    with contextlib.suppress(ImportError, ValueError):
+        return importlib.util.find_spec(package) is not None
+    return False
 
 
 class UnfinishedError(TypeError):

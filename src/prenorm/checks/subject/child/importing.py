@@ -20,7 +20,7 @@ from typing import Any
 
 from .finders import Beside, Distributions
 from .missing_packages import INSTALL, KNOWN, MissingPackages
-from .surroundings import leave_out_cuda, no_arguments
+from .surroundings import leave_out_cuda, no_arguments, no_folders
 
 ROUNDS = 12  # of imports, each of which may find one more package missing
 
@@ -45,13 +45,13 @@ class Importer:
         text: what is run in place of the file's own text.
         """
         leave_out_cuda(self.notes)
-        with no_arguments(file):
+        with no_arguments(file), no_folders(self.notes):
             for _ in range(ROUNDS):
                 try:
                     module = self._once(name, file, text)
                     break
-                except ModuleNotFoundError as error:
-                    missing = (error.name or "").partition(".")[0]
+                except (Exception, SystemExit) as error:
+                    missing = _lacking(error)
                     if missing not in KNOWN or missing in self._stubs.names or self._is_own(missing):
                         raise
                     self._stubs.names.add(missing)
@@ -81,31 +81,27 @@ class Importer:
     def _once(self, name: str, file: str | None, text: str | None) -> types.ModuleType:
         if file is None:
             return importlib.import_module(name)
-        parent, before = name.rpartition(".")[0], sys.modules.get(name)
-        if parent:
-            try:
-                importlib.import_module(parent)
-            except (Exception, SystemExit) as error:
-                if isinstance(error, ModuleNotFoundError) and (error.name or "").partition(".")[0] in KNOWN:
-                    raise
-                self._forget()
-                self._stand_in(parent, Path(file).parent)
-                if (Path(file).parent / "__init__.py").is_file():  # the file's own error will be raised again
-                    self.notes[f"{parent}/__init__.py"] = f"left out, because it raises {type(error).__name__}: {error}"
+        before = sys.modules.get(name)
+        self._packages(name.split(".")[:-1], Path(file).parent)
         loaded = sys.modules.get(name)
         if loaded is not before and loaded is not None and _file(loaded) == file and text is None:
             return loaded
         return _from_file(name, file, text)
 
-    def _stand_in(self, package: str, folder: Path) -> None:
-        """Empty packages, so that relative imports work without what the packages' own files do."""
-        while package:
-            module = types.ModuleType(package)
-            module.__path__ = [str(folder)]
-            module.__package__ = package
-            module.__spec__ = importlib.machinery.ModuleSpec(package, None, is_package=True)
-            sys.modules[package] = module
-            package, folder = package.rpartition(".")[0], folder.parent
+    def _packages(self, names: list[str], innermost: Path) -> None:
+        """Import the packages that the file is in; in place of one that raises stands an empty one."""
+        for depth, folder in enumerate([innermost, *innermost.parents][: len(names)][::-1], 1):
+            package = ".".join(names[:depth])
+            try:
+                importlib.import_module(package)
+            except (Exception, SystemExit) as error:
+                if _lacking(error) in KNOWN - self._stubs.names:
+                    raise
+                self._forget()
+                _stand_in(package, folder)
+                if (folder / "__init__.py").is_file():  # the file's own error will be raised again
+                    told = f"left out, because it raises {type(error).__name__}: {error}"
+                    self.notes[f"{package}/__init__.py"] = told
 
     def _is_own(self, name: str) -> bool:
         """Whether the learner's own file is missing, and not a package."""
@@ -122,6 +118,23 @@ class Importer:
         for name, module in list(sys.modules.items()):
             if self._is_mine(module) and name != "__main__":
                 del sys.modules[name]
+
+
+def _lacking(error: BaseException) -> str:
+    """The package that is missing, also where an error that says so was raised in its place; empty if none is."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, ModuleNotFoundError):
+        cause = cause.__cause__ or cause.__context__
+    return "" if cause is None else (cause.name or "").partition(".")[0]
+
+
+def _stand_in(package: str, folder: Path) -> None:
+    """An empty package, so that imports from it work without what its own file does."""
+    module = types.ModuleType(package)
+    module.__path__ = [str(folder)]
+    module.__package__ = package
+    module.__spec__ = importlib.machinery.ModuleSpec(package, None, is_package=True)
+    sys.modules[package] = module
 
 
 def _file(module: Any) -> str | None:

@@ -4,13 +4,15 @@ import re
 
 ARGUMENTS = {
     "d_model": "d_model dim hidden_size embed_dim n_embd model_dim emb_dim embedding_dim width dmodel d emb_size "
-    "embed_size embedding_size n_embed d_embed d_embd dim_model input_dim in_dim features hidden_dimension emb",
+    "embed_size embedding_size n_embed d_embed d_embd dim_model input_dim in_dim features hidden_dimension emb "
+    "model_size token_dim feature_dim num_hiddens embedding_dimension dim_embed dim_embedding channels n_channels",
     "num_heads": "num_heads n_heads n_head nhead heads num_attention_heads h nheads num_head n_attention_heads "
     "num_query_heads n_query_heads head_count num_q_heads n_q_heads",
     "d_ff": "d_ff intermediate_size dim_feedforward ffn_dim ff_dim mlp_dim d_hidden hidden_dim inner_dim d_mlp dff "
     "ffn_hidden_size ffn_hidden_dim ff_size feed_forward_dim feedforward_dim mlp_hidden_dim mlp_hidden_size n_inner "
     "dim_ff ffn_size hidden_features d_inner ff_hidden_dim mlp_size d_feedforward feed_forward_size n_ff "
-    "intermediate_dim ffn_inter_dim inter_dim n_hidden ff_d d_ffn ffwd_dim",
+    "intermediate_dim ffn_inter_dim inter_dim n_hidden ff_d d_ffn ffwd_dim hidden ff inner dim_hidden dim_mlp d_hid "
+    "ffn_num_hiddens dim_feed_forward ff_hidden ff_width ffn_width mlp_width feedforward_size",
     "max_seq_len": "max_seq_len max_len max_seq_length max_position_embeddings context_length block_size n_ctx "
     "max_positions max_length seq_len context_size max_position max_context_length max_sequence_length ctx_len "
     "sequence_length seq_length max_context max_seqlen context_len window_size_max n_positions max_T seqlen",
@@ -78,7 +80,7 @@ ROPE_FLAG = re.compile(r"^(use|apply|with|has|enable|is)?_?(rope|rotary)(_?(pos\
 COS, SIN = re.compile(r"(^|_)cos(ine)?s?(_|$)", re.I), re.compile(r"(^|_)sin(e|es|s)?(_|$)", re.I)
 POSITIONS = re.compile(r"^(token_|input_|cache_|seq_)?pos(ition)?s?(_ids?|_idx|_index|_indices)?$|^p$|^token_pos", re.I)
 START = re.compile(r"(start|cur|current|past|prev|kv)_?(pos|position|len|length)$|offset|^start$", re.I)
-MASK = re.compile(r"mask|^attn_bias$|^attention_bias$", re.I)
+MASK = re.compile(r"mask|^attn_bias$|^attention_bias$|^allowed|^visible", re.I)
 INPUT = re.compile(r"^(x|in_features|input|inputs|hidden_states|hidden)$")
 WEIGHTS = re.compile(r"^(weights|weight_dict|params|parameters|state_dict)$")
 """The arguments of a function that computes a block from a dictionary of weights."""

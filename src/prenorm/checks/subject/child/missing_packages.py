@@ -30,7 +30,18 @@ _NAMES = (
     "termcolor colorama prettytable jsonlines zstandard ipdb IPython ipywidgets gradio streamlit ninja numba librosa "
     "openai sacrebleu blobfile schedulefree heavyball lion_pytorch transformer_engine liger_kernel trl vllm mpi4py "
     "streaming composer llmfoundry fla mamba_ssm causal_conv1d torchviz fancy_einsum line_profiler skimage spacy "
-    "pyarrow polars duckdb boto3 fsspec sympy networkx orjson msgspec dill cloudpickle toml ftfy jieba"
+    "pyarrow polars duckdb boto3 fsspec sympy networkx orjson msgspec dill cloudpickle toml ftfy jieba "
+    "lightning_utilities lightning_fabric litdata lit_gpt thunder torchtitan nemo megatron megablocks grouped_gemm stk "
+    "flash_attn_interface sageattention natten kernels cut_cross_entropy mup dion dllogger faiss "
+    "galore_torch adam_mini prodigyopt cached_path smart_open olmo_core fairseq fairseq2 espnet espnet2 iopath "
+    "mmcv mmengine mmdet detectron2 diffusers open_clip clip lpips kornia albumentations imageio decord av moviepy "
+    "torch_geometric torch_scatter torch_sparse torch_cluster pytorch3d e3nn rdkit Bio biotite esm openfold ase "
+    "soundfile pretty_midi miditok mido music21 phonemizer encodec vocos gymnasium gym stable_baselines3 chess optuna "
+    "torchdiffeq torchsde opt_einsum pyro gpytorch xgboost lightgbm statsmodels sentence_transformers hf_transfer "
+    "local_attention vector_quantize_pytorch colt5_attention product_key_memory axial_positional_embedding "
+    "hyper_connections ema_pytorch adam_atan2_pytorch accelerated_scan memory_profiler pytorch_memlab torch_xla "
+    "intel_extension_for_pytorch optimum auto_gptq awq exllamav2 llama_cpp unsloth axolotl torchrl tensordict pyrallis "
+    "draccus fastapi uvicorn flask pymongo sqlalchemy bs4 lxml unidecode inflect langid"
 )
 KNOWN = frozenset(_NAMES.split())
 """Packages that exist: a file that imports one of them and never uses it in a block can be judged without."""
@@ -73,7 +84,7 @@ class _StubModule(types.ModuleType):
         if name.startswith("__"):
             raise AttributeError(name)
         if self._sealed:
-            raise _missing(f"{self.__name__}.{name}")
+            raise not_installed(f"{self.__name__}.{name}")
         return _stub(f"{self.__name__}.{name}", self._sealed)
 
 
@@ -81,7 +92,8 @@ class NotInstalledError(ModuleNotFoundError):
     """A block uses a package that is not installed where it is judged, which is no fault of the block."""
 
 
-def _missing(path: str) -> NotInstalledError:
+def not_installed(path: str) -> NotInstalledError:
+    """The error that says what uses which package, and how to install it."""
     top = path.partition(".")[0]
     return NotInstalledError(f"{path} is used, and {top} is not installed here: pip install {INSTALL.get(top, top)}")
 
@@ -99,12 +111,12 @@ class _Stub(type):
         if name.startswith("_"):
             raise AttributeError(name)
         if cls._sealed:
-            raise _missing(f"{cls._path}.{name}")
+            raise not_installed(f"{cls._path}.{name}")
         return _stub(f"{cls._path}.{name}", cls._sealed)
 
     def __call__(cls, *args: Any, **keywords: Any) -> Any:
         if cls._sealed or "_path" not in vars(cls):
-            raise _missing(cls._path)
+            raise not_installed(cls._path)
         if len(args) == 1 and not keywords and callable(args[0]):
             return args[0]  # as a decorator
         return _stub(cls._path, cls._sealed)
@@ -119,7 +131,7 @@ class _Stub(type):
 
     def __bool__(cls) -> bool:
         if cls._sealed:
-            raise _missing(cls._path)
+            raise not_installed(cls._path)
         return True
 
     def __enter__(cls) -> Any:

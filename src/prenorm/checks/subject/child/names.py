@@ -209,5 +209,5 @@ def namespace(modules: Iterable[types.ModuleType], own: types.ModuleType | None)
 
 def sizes_in(module: types.ModuleType) -> dict[str, str]:
     """The plain numbers of a file that are named as sizes and settings of a block, with what they mean."""
-    found = {name: meaning_of(name) for name, value in vars(module).items() if type(value) in (int, float)}
+    found = {name: meaning_of(name.lower()) for name, value in vars(module).items() if type(value) in (int, float)}
     return {name: meaning for name, meaning in found.items() if meaning in SIZES}

@@ -1,9 +1,11 @@
-"""What a file expects around it when it is imported: a GPU, the arguments of a command line."""
+"""What a file expects around it when it is imported: a GPU, the arguments of a command line, folders for results."""
 
 import argparse
 import contextlib
+import errno
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -65,3 +67,23 @@ def no_arguments(file: str | None) -> Iterator[None]:
     finally:
         sys.argv = argv
         argparse.ArgumentParser.parse_known_args = plain_error  # type: ignore[method-assign]
+
+
+@contextlib.contextmanager
+def no_folders(notes: dict[str, str]) -> Iterator[None]:
+    """Files that make a folder for their results, where nothing may be written, go on without it."""
+    plain = os.mkdir
+
+    def lenient(path: Any, *args: Any, **keywords: Any) -> None:
+        try:
+            plain(path, *args, **keywords)
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+                raise
+            notes["folders"] = f"{os.path.basename(path)} is not made: nothing is written beside the file"
+
+    os.mkdir = lenient
+    try:
+        yield
+    finally:
+        os.mkdir = plain
