@@ -118,7 +118,8 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
         owner = next((case.classes[name] for name in hints if name in case.classes), "")
         recipe = case.learner.recipe
         used = sorted(recipe.build.uses | recipe.call.uses)
-        guess = place(id, text.source, code.file or "", code.name, hints=hints, owner=owner, used=used)
+        passed = text.numbers(error) if error is not None and id == "wrong_device_buffer" else ()
+        guess = place(id, text.source, code.file or "", code.name, hints=hints, owner=owner, used=used, passed=passed)
         where = None if guess is None else text.place(guess.line)
     return Finding(
         id=id,

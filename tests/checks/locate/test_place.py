@@ -585,3 +585,65 @@ def test_a_method_that_nothing_calls_is_no_place_of_a_fault() -> None:
     block = "class Attention(nn.Module):\n" + method
     pointed = [place("missing_rope", text, "block.py", "Attention") for text in (block, block + unused)]
     assert pointed[0] == pointed[1]
+
+
+ON_THE_CPU = """\
+import torch
+from torch import nn
+
+
+class Angles(nn.Module):
+    def __init__(self, size, device=None):
+        super().__init__()
+        self.device, self.scale = device, 2
+        rates = torch.arange(size, device=device)
+        self.c, self.s = rates.cos(), rates.sin()
+        self.register_buffer("t", rates)
+
+    def forward(self, v, where):
+        seen = self.t[where]
+        half = self.s[where] / self.scale
+        return v * self.c + seen, v * half
+
+
+def weighed(q, k, hidden=None):
+    scores = q @ k.mT
+    scores = scores.masked_fill(hidden, -torch.inf)
+    return scores.softmax(-1)
+
+
+class Block(nn.Module):
+    def __init__(self, size):
+        super().__init__()
+        self.angles = Angles(size)
+        self.device = None
+
+    def forward(self, x):
+        n = x.shape[-2]
+        where = torch.arange(n, device=x.device)
+        rows = torch.arange(n)
+        later = rows[:, None] < where
+        mask = torch.ones(n, n, device=self.device).triu(1)
+        q = self.angles(x, where)
+        y = weighed(q, x, mask.bool()) @ x
+        y = y.masked_fill(later, 0.0)
+        return x + y + torch.zeros(n, 1)
+"""
+
+MADE_IN = {
+    "by the caller": (("y = weighed", "scores = scores.masked"), "mask = torch.ones"),
+    "as an attribute": (("q = self.angles", "half = self.s"), "self.c, self.s ="),
+    "from an attribute": (("q = self.angles", "v * half"), "self.c, self.s ="),
+    "two steps before": (("y = y.masked_fill",), "rows = torch.arange"),
+    "in the same line": (("return x + y",), "return x + y"),
+}
+
+
+@pytest.mark.parametrize("case", MADE_IN)
+def test_what_stays_on_the_cpu_is_found_from_the_line_that_fails(case: str) -> None:
+    lines = ON_THE_CPU.splitlines()
+    passed, made = MADE_IN[case]
+    numbers = [next(number for number, line in enumerate(lines, 1) if one in line) for one in passed]
+    found = place("wrong_device_buffer", ON_THE_CPU, "blocks.py", "Block", passed=numbers)
+    assert found is not None
+    assert made in found.code

@@ -238,6 +238,13 @@ def test_what_nobody_could_guess_says_how_to_say_it(tmp_path: Path) -> None:
         started(source, tmp_path, build="Block(")
 
 
+def test_a_function_that_computes_an_output_builds_no_block(tmp_path: Path) -> None:
+    signature = "(d_model: int, num_heads: int, d_ff: int, weights: dict[str, Tensor], in_features: Tensor) -> Tensor"
+    source = f"{HEAD}\n\ndef block{signature}:\n    return in_features + in_features @ weights['w'].mT\n"
+    with pytest.raises(UnknownArgumentsError, match=r"block takes tensors \(weights, in_features\)"):
+        started(source, tmp_path, "block")
+
+
 def test_a_wrong_guess_is_no_fault_and_still_a_verdict(tmp_path: Path) -> None:
     source = _halves("cos, sin", "t * cos[..., :3] + rotate_half(t) * sin[..., :3]")
     (tmp_path / "model.py").write_text(source)
@@ -269,6 +276,14 @@ def test_dropouts_that_cannot_be_none_get_a_number(tmp_path: Path) -> None:
     parts = "self.drops = nn.Dropout(attn_pdrop), nn.Dropout(resid_pdrop)"
     case = started(HEAD + TAKES.format("d_model, attn_pdrop=None, resid_pdrop=None", parts), tmp_path)
     assert case.learner.recipe.build.written() == "Block(d_model=d_model, attn_pdrop=dropout, resid_pdrop=dropout)"
+
+
+def test_numbers_without_which_nothing_rotates_are_given(tmp_path: Path) -> None:
+    numbers = "num_heads, d_ff, rope_context_len, rope_max_seq_len: int | None = None, rotary_base_freq=None"
+    part = "self.part = nn.Linear(d_model, d_model); sum([rope_context_len, rope_max_seq_len, rotary_base_freq])"
+    case = started(HEAD + TAKES.format(f"d_model, {numbers}", part), tmp_path)
+    given = "rope_context_len=max_seq_len, rope_max_seq_len=max_seq_len, rotary_base_freq=theta)"
+    assert case.learner.recipe.build.written().endswith(given)
 
 
 def test_a_module_without_super_is_told_as_such(tmp_path: Path) -> None:

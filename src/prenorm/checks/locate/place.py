@@ -10,6 +10,7 @@ from ..source.parse import MAX_TEXT, Function, Line, split
 from ..verdict import Place
 from .line_patterns import INITIAL, LOOKS, Look
 from .lines import read
+from .origin import origin
 from .roles import NAMES
 
 MAX_CODE = 200  # characters of a line that are shown
@@ -25,13 +26,14 @@ def place(
     hints: Sequence[str] = (),
     owner: str = "",
     used: Collection[str] = (),
+    passed: Sequence[int] = (),
 ) -> Place | None:
     """The line where the fault `id` most likely is; None if no line stands out. Nothing is run or raised.
 
     name: the class or factory under test. error: what the driver says of an exception; its innermost frame in the
     file is the place of a crash. hints: names of parameters that the finding speaks of, such as "ffn.w1.weight";
     owner: the class of the module that holds the first of them. used: what else builds or calls it, such as a function
-    that makes tables.
+    that makes tables. passed: the lines through which an error came that is due to what an earlier line made.
     """
     number = None
     lines = split(source)
@@ -40,7 +42,9 @@ def place(
             number = _innermost(error, file)
         if number is None:
             functions = _spoken_of(read("\n".join(lines), name, used), {name.partition(".")[0], *used})
-            number = _searched(id, lines, functions, hints, owner)
+            number = origin(functions, passed)
+            if number is None:
+                number = _searched(id, lines, functions, hints, owner)
     except SyntaxError as mistake:
         number = mistake.lineno if id == "import_error" else None
     except (ValueError, RecursionError, MemoryError):  # from the parser, or because the code is nested too deeply

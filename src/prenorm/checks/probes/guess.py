@@ -22,6 +22,8 @@ MOST = 60  # candidates for each line
 IN_CONFIGURATIONS = {*SIZES, "num_kv_heads", "head_dim", "max_seq_len", "rope_theta", "eps", "dropout", "expansion"}
 """Entries that a configuration gets even if it has defaults."""
 PLAIN = {"bool": "False", "int": "1", "float": "0.0", "str": "''"}
+OF_ROTATIONS = ("max_seq_len", "rope_theta")
+"""Numbers of a rotation, such as rope_max_seq_len: blocks may rotate only if those that are None are given."""
 NARROW = ("torch.bfloat16", "torch.float16")
 """Defaults that would round a file's own tables."""
 OF_TABLES = ("theta", "max_seq_len", "head_dim", "config", "torch.float32")
@@ -157,6 +159,9 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
     if meaning is not None:
         needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
         return [(Argument(own, WRITTEN[meaning], needed, one["default"]),)]
+    loose = meaning_of(name, loosely=True)
+    if loose in OF_ROTATIONS and one["default"] is None:
+        return [(Argument(own, WRITTEN[loose], True),), *omitted]
     if meanings.ROPE_FLAG.search(name) and (isinstance(one["default"], bool) or one["annotation"] == "bool"):
         return [(Argument(own, "True"),)]
     if meanings.COS.search(name) or meanings.SIN.search(name):
@@ -168,7 +173,6 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         tables = [line.written() for line in _functions(made)]
         values = [*tables, *modules, "freqs_cis"] if re.search("freq|cis", name) else [*modules, *tables]
         return [(Argument(own, value, True),) for value in values] + (omitted or [(Argument(own, "None", True),)])
-    loose = meaning_of(name, loosely=True)
     if not one["required"]:
         if one["default"] is None and loose in ("dropout", "eps"):  # None is not a number
             omitted.append((Argument(own, WRITTEN[loose], True),))

@@ -294,7 +294,14 @@ class _Start:
         if error.error["type"] == NotInstalledError.__name__:
             raise error
         self._give_up_entry(error)
-        names = [one["name"] for one in self.learner.made["constructor"] or () if _is_unknown(one)]
+        constructor = self.learner.made["constructor"] or ()
+        tensors = [one["name"] for one in constructor if one["required"] and "Tensor" in one["annotation"]]
+        if self.build is None and tensors and not self.learner.made["is_class"]:
+            raise UnknownArgumentsError(
+                f"a function must return a block, but {self.learner.made['name']} takes tensors ({', '.join(tensors)}) "
+                "and computes an output; name a class, or a function that returns a torch.nn.Module with these weights."
+            )
+        names = [one["name"] for one in constructor if _is_unknown(one)]
         if self.build is None and names:
             raise UnknownArgumentsError(
                 f"the constructor's {', '.join(names)} cannot be inferred from the name ({raised(error)}); "

@@ -33,6 +33,12 @@ class Text:
         number = bisect.bisect_right(self._starts, line) - 1
         return self._place(self._files[number], line - self._starts[number] + 1)
 
+    def numbers(self, error: Mapping[str, Any]) -> list[int]:
+        """The lines of this text that an error passed through, the outermost first."""
+        starts = dict(zip(self._files, self._starts, strict=True))
+        frames = [(frame.get("file"), frame.get("line")) for frame in error.get("frames") or ()]
+        return [starts[file] + line - 1 for file, line in frames if file in starts and isinstance(line, int)]
+
     def innermost(self, error: Mapping[str, Any]) -> Place | None:
         """The innermost line of the learner's own code that raised."""
         for frame in reversed(error.get("frames") or ()):
