@@ -374,6 +374,28 @@ class RoundedBeforeItsWeight(Right):
         return HandNorm(d_model), HandNorm(d_model)
 
 
+class ScaleInFloat32(HandNorm):
+    def forward(self, x):
+        scale = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + 1e-5)
+        return self.weight * (x * scale.to(x.dtype))
+
+
+class RootInFloat32(HandNorm):
+    def forward(self, x):
+        root = torch.sqrt(x.to(torch.float32).pow(2).mean(-1, keepdim=True) + 1e-5)
+        return x / root.to(x.dtype) * self.weight
+
+
+class ScaleIsRounded(Right):
+    def norms(self, d_model):
+        return ScaleInFloat32(d_model), ScaleInFloat32(d_model)
+
+
+class RootIsRounded(Right):
+    def norms(self, d_model):
+        return RootInFloat32(d_model), RootInFloat32(d_model)
+
+
 class OneFlatVector(nn.Module):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__()

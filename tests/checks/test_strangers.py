@@ -61,6 +61,8 @@ CHOICES: dict[str, Any] = {
     "SmallAsInGpt2": {},
     "SmallForDepth": {},
     "RoundedBeforeItsWeight": {"norm_cast": "before the weight"},
+    "ScaleIsRounded": {"norm_cast": "the number that scales a row is rounded first"},
+    "RootIsRounded": {"norm_cast": "the number that scales a row is rounded first"},
 }
 NAMED = {
     "Gpt2": {"layer_norm", "wrong_activation", "missing_rope"},

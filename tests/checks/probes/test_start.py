@@ -355,6 +355,35 @@ def test_a_missing_package_is_no_fault_of_the_block(tmp_path: Path) -> None:
     assert "pip install fairscale" in verdict.findings[0].evidence
 
 
+UNKNOWN = "import tracking_of_our_lab as lab\n\n"
+
+
+def test_a_package_that_nobody_knows_and_no_block_uses_is_left_out(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(
+        HEAD + UNKNOWN + TAKES.format("d_model", "self.part = nn.Linear(d_model, d_model)")
+    )
+    learner = Learner(LocalSubject())
+    learner.load(locate(f"{tmp_path}/model.py:Block"))
+    assert "pip install tracking_of_our_lab, or put the file tracking_of_our_lab.py" in str(learner.made["notes"])
+
+
+def test_a_package_that_nobody_knows_and_a_block_uses_cannot_be_judged(tmp_path: Path) -> None:
+    source = HEAD + UNKNOWN + TAKES.format("d_model", "self.part = lab.Part(d_model)")
+    (tmp_path / "model.py").write_text(source)
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
+    assert (verdict.ids, verdict.faults, verdict.exit_code) == (["constructor_error"], (), 2)
+    assert "put the file tracking_of_our_lab.py beside this one" in verdict.findings[0].evidence
+
+
+@pytest.mark.parametrize("line", ["import toch", "from numpyy import array", "from .parts import Part"])
+def test_a_name_that_is_misspelt_or_of_the_learners_own_is_a_fault(line: str, tmp_path: Path) -> None:
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "__init__.py").touch()
+    (tmp_path / "lm" / "model.py").write_text(HEAD + line + "\n" + TAKES.format("d_model", "pass"))
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/lm/model.py:Block"))
+    assert (verdict.ids, verdict.exit_code) == (["import_error"], 1)
+
+
 FILE_OF_NUMBERS = """
 n_embd, n_head, block_size, dropout = 384, 6, 256, 0.2
 

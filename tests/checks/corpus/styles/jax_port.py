@@ -377,7 +377,7 @@ FAULTY = [
         ("cos = self.cos[position].unsqueeze(-2)", "cos = self.cos.unsqueeze(-2)"),
         also="token_positions_ignored",
     ),
-    fault("import_error", "jax_wanted", ("import numpy as np\n", "import jax_of_the_original\nimport numpy as np\n")),
+    fault("import_error", "jax_wanted", ("import numpy as np\n", "from numpy import jnp\nimport numpy as np\n")),
     fault(
         "constructor_error",
         "tuple_missing",

@@ -306,10 +306,10 @@ FAULTY = [
     ),
     fault(
         "import_error",
-        "circular",
+        "neighbour_missing",
         (
             "import torch\n\n\ndef _phase",
-            "import torch\nfrom layers_of_mine import RootMeanSquare as Base\n\n\ndef _phase",
+            "import torch\nfrom .layers_of_mine import RootMeanSquare as Base\n\n\ndef _phase",
         ),
     ),
     fault(

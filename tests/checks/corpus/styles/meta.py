@@ -304,10 +304,10 @@ FAULTY = [
     ),
     fault(
         "import_error",
-        "package_missing",
+        "module_missing",
         (
             "import torch\nimport torch.nn.functional",
-            "import fairscale_of_old.nn.model_parallel.layers\nimport torch\nimport torch.nn.functional",
+            "import torch\nimport torch.nn.model_parallel\nimport torch.nn.functional",
         ),
     ),
     fault(

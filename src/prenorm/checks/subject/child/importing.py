@@ -5,6 +5,7 @@ block, so that no number ever comes from it.
 """
 
 import contextlib
+import difflib
 import importlib
 import importlib.abc
 import importlib.machinery
@@ -19,10 +20,12 @@ from pathlib import Path
 from typing import Any
 
 from .finders import Beside, Distributions
-from .missing_packages import INSTALL, KNOWN, MissingPackages
+from .missing_packages import KNOWN, MissingPackages, way_out
 from .surroundings import leave_out_cuda, no_arguments, no_folders
 
 ROUNDS = 12  # of imports, each of which may find one more package missing
+SPELLED = [*sys.stdlib_module_names, "torch", "numpy", "einops", "jaxtyping"]
+"""What a name that is nearly one of them is meant to be."""
 
 
 class Importer:
@@ -52,14 +55,14 @@ class Importer:
                     break
                 except (Exception, SystemExit) as error:
                     missing = _lacking(error)
-                    if missing not in KNOWN or missing in self._stubs.names or self._is_own(missing):
+                    if not self._may_be_missing(missing):
                         raise
                     self._stubs.names.add(missing)
                     self._forget()
             else:
                 raise ImportError("too many packages are missing")
         for missing in sorted(self._stubs.names):
-            self.notes[missing] = f"not installed here: pip install {INSTALL.get(missing, missing)}"
+            self.notes[missing] = f"not installed here: {way_out(missing)}"
         self._stubs.seal()
         return module
 
@@ -95,13 +98,19 @@ class Importer:
             try:
                 importlib.import_module(package)
             except (Exception, SystemExit) as error:
-                if _lacking(error) in KNOWN - self._stubs.names:
+                if self._may_be_missing(_lacking(error)):
                     raise
                 self._forget()
                 _stand_in(package, folder)
                 if (folder / "__init__.py").is_file():  # the file's own error will be raised again
                     told = f"left out, because it raises {type(error).__name__}: {error}"
                     self.notes[f"{package}/__init__.py"] = told
+
+    def _may_be_missing(self, name: str) -> bool:
+        """Whether something may stand in for what cannot be imported: no file of the learner's, no misspelling."""
+        if not name or name in self._stubs.names or self._is_own(name):
+            return False
+        return name in KNOWN or not difflib.get_close_matches(name, SPELLED, 1, 0.75)
 
     def _is_own(self, name: str) -> bool:
         """Whether the learner's own file is missing, and not a package."""

@@ -7,12 +7,13 @@ ARGUMENTS = {
     "embed_size embedding_size n_embed d_embed d_embd dim_model input_dim in_dim features hidden_dimension emb "
     "model_size token_dim feature_dim num_hiddens embedding_dimension dim_embed dim_embedding channels n_channels",
     "num_heads": "num_heads n_heads n_head nhead heads num_attention_heads h nheads num_head n_attention_heads "
-    "num_query_heads n_query_heads head_count num_q_heads n_q_heads",
+    "num_query_heads n_query_heads head_count num_q_heads n_q_heads attention_heads n_attn_heads num_attn_heads "
+    "attn_heads",
     "d_ff": "d_ff intermediate_size dim_feedforward ffn_dim ff_dim mlp_dim d_hidden hidden_dim inner_dim d_mlp dff "
     "ffn_hidden_size ffn_hidden_dim ff_size feed_forward_dim feedforward_dim mlp_hidden_dim mlp_hidden_size n_inner "
     "dim_ff ffn_size hidden_features d_inner ff_hidden_dim mlp_size d_feedforward feed_forward_size n_ff "
     "intermediate_dim ffn_inter_dim inter_dim n_hidden ff_d d_ffn ffwd_dim hidden ff inner dim_hidden dim_mlp d_hid "
-    "ffn_num_hiddens dim_feed_forward ff_hidden ff_width ffn_width mlp_width feedforward_size",
+    "ffn_num_hiddens ffn_embed_dim dim_feed_forward ff_hidden ff_width ffn_width mlp_width feedforward_size",
     "max_seq_len": "max_seq_len max_len max_seq_length max_position_embeddings context_length block_size n_ctx "
     "max_positions max_length seq_len context_size max_position max_context_length max_sequence_length ctx_len "
     "sequence_length seq_length max_context max_seqlen context_len window_size_max n_positions max_T seqlen",

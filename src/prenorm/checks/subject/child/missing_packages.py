@@ -95,7 +95,13 @@ class NotInstalledError(ModuleNotFoundError):
 def not_installed(path: str) -> NotInstalledError:
     """The error that says what uses which package, and how to install it."""
     top = path.partition(".")[0]
-    return NotInstalledError(f"{path} is used, and {top} is not installed here: pip install {INSTALL.get(top, top)}")
+    return NotInstalledError(f"{path} is used, and {top} is not installed here: {way_out(top)}")
+
+
+def way_out(package: str) -> str:
+    """How to get a package that is missing, or the file of that name that was not handed in."""
+    install = f"pip install {INSTALL.get(package, package)}"
+    return install if package in KNOWN else f"{install}, or put the file {package}.py beside this one if it is yours"
 
 
 class _Stub(type):
