@@ -38,6 +38,7 @@ class Importer:
         self.root, self.beside = root, dict(beside)
         self.notes: dict[str, str] = {}
         self._stubs = MissingPackages()
+        self._package = ""  # what the file under judgement is in
         if root and root not in sys.path:
             sys.path.insert(0, root)
         sys.meta_path += [Beside(self.beside), self._stubs, Distributions(distributions)]
@@ -47,6 +48,7 @@ class Importer:
 
         text: what is run in place of the file's own text.
         """
+        self._package = name.partition(".")[0]
         leave_out_cuda(self.notes)
         with no_arguments(file), no_folders(self.notes):
             for _ in range(ROUNDS):
@@ -108,7 +110,7 @@ class Importer:
 
     def _may_be_missing(self, name: str) -> bool:
         """Whether something may stand in for what cannot be imported: no file of the learner's, no misspelling."""
-        if not name or name in self._stubs.names or self._is_own(name):
+        if not name or name == self._package or name in self._stubs.names or self._is_own(name):
             return False
         return name in KNOWN or not difflib.get_close_matches(name, SPELLED, 1, 0.75)
 
