@@ -5,7 +5,7 @@ the ratio of each to ours, with its lowest and highest: above 1 ours is faster. 
 16 heads; `nn.TransformerEncoderLayer` has GELU and d_ff 4128, which is as many FLOPs. The title says how much of our
 time the block's matrix products take by themselves, through the same kernel: no block can be faster than these.
 
-Refuses to report while other work keeps the machine busy. --only forward-512-float32 measures one cell;
+Refuses to report while other work keeps the machine busy. --only forward-512-float32 measures this cell;
 --beside 2 starts two processes that spin on the same cores, to see who falls behind when cores are shared.
 """
 
@@ -166,7 +166,7 @@ def products(x: Tensor, *, backward: bool) -> float:
 def main() -> None:
     """Print a table for each cell, and write the numbers where the options say."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", choices=CELLS, metavar="CELL", help=f"one of {', '.join(CELLS)}")
+    parser.add_argument("--only", nargs="+", choices=CELLS, metavar="CELL", help=f"some of {', '.join(CELLS)}")
     add_json_options(parser)
     parser.add_argument("--beside", type=int, default=0, metavar="N", help="N processes that spin on the same cores")
     options = parser.parse_args()
@@ -174,7 +174,7 @@ def main() -> None:
     machine = describe() + (f", beside {options.beside} busy processes" if options.beside else "")
     versions = f"transformers {transformers.__version__}, x-transformers {version('x-transformers')}"
     with others(options.beside):
-        cells = [measure(cell) for cell in ([options.only] if options.only else CELLS)]
+        cells = [measure(cell) for cell in options.only or CELLS]
     console = Console()
     for cell in cells:
         console.print(table(cell))
