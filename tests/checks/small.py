@@ -396,6 +396,18 @@ class RootIsRounded(Right):
         return RootInFloat32(d_model), RootInFloat32(d_model)
 
 
+class StackOfLayers(nn.Module):
+    def __init__(self, d_model, depth, num_heads, d_ff):
+        super().__init__()
+        self.layers = nn.ModuleList(Right(d_model, num_heads, d_ff) for _ in range(depth))
+        self.last = nn.LayerNorm(d_model)
+
+    def forward(self, x):
+        for layer in self.layers:
+            x = layer(x)
+        return self.last(x)
+
+
 class OneFlatVector(nn.Module):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__()

@@ -156,6 +156,12 @@ def test_a_change_in_place_is_pointed_at(name, code, verdict_of):
     assert "not e /= total" in finding.mend
 
 
+def test_a_stack_of_layers_is_no_block_and_no_fault(verdict_of):
+    verdict = verdict_of("StackOfLayers")
+    assert (verdict.ids, verdict.faults, verdict.exit_code) == (["unreadable"], (), 2)
+    assert "StackOfLayers is a stack of layers (depth=1)" in verdict.findings[0].evidence
+
+
 def test_what_nobody_could_judge_passes_nowhere_and_is_no_fault(verdict_of):
     verdict = verdict_of("OneFlatVector")
     assert verdict.ids == ["unreadable"]

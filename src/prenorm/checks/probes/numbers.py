@@ -10,6 +10,7 @@ from ..formula.choices import is_choice
 from ..search.explain import explain
 from ..search.explanation import Explanation, UnexplainedError
 from ..search.sizes import fitting_sizes
+from ..subject.child.meanings import meaning_of
 from ..subject.learner import TABLES, Built, LearnerError
 from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case
 from .diagnosis import conventions, faults
@@ -57,6 +58,13 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
         evidence = f"at {error.step}; not recognised: {', '.join(error.unknown[:5])}"
         case.report.found("unreadable", evidence, counts=False)
         return
+    if depth := _number_of_layers(case):
+        evidence = (
+            f"at {error.step}; {case.learner.made['name']} is a stack of layers ({depth}=1), and what it computes "
+            "before and after them is no part of a block: check the class of one layer"
+        )
+        case.report.found("unreadable", evidence, counts=False)
+        return
     partly = [
         {id: evidence for id, evidence in faults(one) if _counts(case, id, evidence, one)} for one in error.so_far
     ]
@@ -65,6 +73,12 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
         case.report.found(id, f"{partly[0][id]}; not all other numbers are explained, at {error.step}")
     if not common:
         case.report.found("unexplained", f"at {error.step}")
+
+
+def _number_of_layers(case: Case) -> str:
+    """The argument that says of how many layers it is made; empty for a block."""
+    required = [one["name"] for one in case.learner.made["constructor"] or () if one["required"]]
+    return next((name for name in required if meaning_of(name, loosely=True) == "layers"), "")
 
 
 def _counts(case: Case, id: str, evidence: str, explanation: Explanation) -> bool:
