@@ -239,9 +239,12 @@ def test_what_nobody_could_guess_says_how_to_say_it(tmp_path: Path) -> None:
 
 
 def test_a_function_that_computes_an_output_builds_no_block(tmp_path: Path) -> None:
-    signature = "(d_model: int, num_heads: int, d_ff: int, weights: dict[str, Tensor], in_features: Tensor) -> Tensor"
-    source = f"{HEAD}\n\ndef block{signature}:\n    return in_features + in_features @ weights['w'].mT\n"
-    with pytest.raises(UnknownArgumentsError, match=r"block takes tensors \(weights, in_features\)"):
+    signature = "(d_model: int, num_heads: int, d_ff: int, first: Tensor, in_features: Tensor) -> Tensor"
+    source = f"{HEAD}\n\ndef block{signature}:\n    return in_features + in_features @ first.mT\n"
+    with pytest.raises(UnknownArgumentsError, match=r"block takes tensors \(first, in_features\)"):
+        started(source, tmp_path, "block")
+    source = source.replace("first: Tensor", "weights: dict[str, Tensor]").replace("first.mT", "weights['w'].mT")
+    with pytest.raises(UnknownArgumentsError, match=r"KeyError: 'w'; correct .* --build \"weighted\(block,"):
         started(source, tmp_path, "block")
 
 
