@@ -408,6 +408,15 @@ class StackOfLayers(nn.Module):
         return self.last(x)
 
 
+class OddAndScaledForDepth(Right):
+    def __init__(self, d_model, num_layers, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.depth = num_layers
+
+    def mixed(self, q, k, v):
+        return scores_of(q, k).softmax(-1).roll(1, -3) @ v
+
+
 class OneFlatVector(nn.Module):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__()

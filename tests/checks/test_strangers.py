@@ -162,6 +162,11 @@ def test_a_stack_of_layers_is_no_block_and_no_fault(verdict_of):
     assert "StackOfLayers is a stack of layers (depth=1)" in verdict.findings[0].evidence
 
 
+@pytest.mark.long
+def test_a_block_that_is_told_the_number_of_layers_is_a_block(verdict_of):
+    assert counting(verdict_of("OddAndScaledForDepth")) == {"unexplained"}
+
+
 def test_what_nobody_could_judge_passes_nowhere_and_is_no_fault(verdict_of):
     verdict = verdict_of("OneFlatVector")
     assert verdict.ids == ["unreadable"]

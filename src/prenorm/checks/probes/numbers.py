@@ -76,7 +76,11 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
 
 
 def _number_of_layers(case: Case) -> str:
-    """The argument that says of how many layers it is made; empty for a block."""
+    """The argument that says of how many layers it is made, where all its matrices are in numbered ones; else empty."""
+    assert case.built is not None
+    matrices = [one["name"] for one in case.built.parameters if len(one["shape"]) > 1]
+    if not all(any(map(str.isdigit, name.split("."))) for name in matrices):
+        return ""  # a block may scale its first weights by the number of layers
     required = [one["name"] for one in case.learner.made["constructor"] or () if one["required"]]
     return next((name for name in required if meaning_of(name, loosely=True) == "layers"), "")
 
