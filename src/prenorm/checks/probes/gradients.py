@@ -104,7 +104,7 @@ def _gradients(
     leaves = {name: value.detach().clone().requires_grad_() for name, value in raw.items()}
     leaf = x.clone().requires_grad_()
     y = explanation.forward(leaves, leaf, torch.arange(x.shape[-2])[None], num_heads)
-    y.backward(cotangent)
+    (y * cotangent).sum().backward()  # y.backward(cotangent) would import sympy first, for a second
     of_parameters = {name: value.grad for name, value in leaves.items()}
     return _by_weight(explanation, of_parameters) | {"x": leaf.grad}, of_parameters
 

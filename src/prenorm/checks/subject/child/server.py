@@ -58,12 +58,18 @@ def _load(name: str) -> types.ModuleType:
 
 
 def _warm_up() -> None:
-    """What every child would load again: the libraries of a matrix product, and modules that are imported late."""
+    """What every child would load again: the libraries of a matrix product, and modules that are imported late.
+
+    Nothing is compiled in a child, but torch imports Dynamo, Inductor and sympy at its first operation on the meta
+    device, and where it is told to be deterministic or sends a given gradient back: as long as a judgement takes.
+    """
     import torch
 
     torch.set_num_threads(1)
     torch.ones(8, 8) @ torch.ones(8, 8)
-    for name in ("torch.nn.functional", "torch.utils._python_dispatch", "torch.utils.checkpoint", "numpy"):
+    torch.nn.functional.linear(torch.empty(8, 8, device="meta"), torch.empty(8, 8, device="meta"))
+    torch.use_deterministic_algorithms(False)
+    for name in ("torch.utils._python_dispatch", "torch.utils.checkpoint", "numpy"):
         with contextlib.suppress(ImportError):
             importlib.import_module(name)
 
@@ -107,3 +113,4 @@ def _python() -> list[str]:
 
 if __name__ == "__main__":
     main()
+    os._exit(0)  # tearing torch down takes a second, and the parent waits for it
