@@ -77,6 +77,8 @@ def judge(
             report.found(f"{error.stage}_error", raised(error))
         report.check(error.stage, False, raised(error))
     except UnknownArgumentsError as error:
+        if isinstance(error.__cause__, LearnerError):  # it may be a fault of the block all the same: the line says more
+            report.errors["arguments_unknown"] = error.__cause__.error
         report.found("arguments_unknown", str(error), counts=False)
         report.check("arguments", False, str(error))
     except EndedError as error:

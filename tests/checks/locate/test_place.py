@@ -551,6 +551,32 @@ class Block(nn.Module):
 """
 
 
+@pytest.mark.parametrize("mean", ["reduce(x * x, '... d -> ... 1', 'mean')", "torch.var_mean(x, dim=-1)[0]"])
+def test_a_mean_is_found_by_any_name(mean: str) -> None:
+    source = f"""\
+class Norm(nn.Module):
+    def forward(self, x):
+        square = {mean}
+        return x / (square + self.eps) ** 0.5 * self.weight
+
+
+class Block(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.norm1, self.norm2, self.mlp = Norm(dim), Norm(dim), MLP(dim)
+"""
+    found = place("norm_without_upcast", source, "block.py", "Block")
+    assert found is not None
+    assert "square = " in found.code
+
+
+def test_a_product_with_a_half_is_no_product_with_zero() -> None:
+    gelu = "def gelu(x):\n    return x * 0.5 * (1.0 + torch.erf(x / 2**0.5))\n\n\n"
+    source = gelu + AS_WRITTEN.replace("self.b(self.n2(x))", "self.b(gelu(self.n2(x)))")
+    found = place("missing_rope", source, "block.py", "Block")
+    assert found is None or "0.5" not in found.code
+
+
 @pytest.mark.parametrize(
     ("id", "expected"),
     [

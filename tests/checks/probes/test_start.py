@@ -378,6 +378,38 @@ def test_a_package_that_nobody_knows_and_a_block_uses_cannot_be_judged(tmp_path:
     assert "put the file tracking_of_our_lab.py beside this one" in verdict.findings[0].evidence
 
 
+def test_what_stands_in_for_a_package_can_be_added_to_while_files_are_imported(tmp_path: Path) -> None:
+    errors = "import boto3\n\nERRORS = boto3.client.Scheme.errors + (ValueError,)\n\n"
+    (tmp_path / "model.py").write_text(HEAD + errors + TAKES.format("d_model", "self.scale = 2 * boto3.scale"))
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
+    assert (verdict.ids, verdict.exit_code) == (["constructor_error"], 2)
+    assert "pip install boto3" in verdict.findings[0].evidence
+
+
+def test_a_package_is_found_in_the_checkout_beside(tmp_path: Path) -> None:
+    inner = tmp_path / "lab_tools" / "lab_tools"
+    for folder in (inner, tmp_path / "lm"):
+        folder.mkdir(parents=True)
+        (folder / "__init__.py").touch()
+    (inner / "parts.py").write_text(HEAD + "def part(width):\n    return nn.Linear(width, width)\n")
+    source = HEAD + "from lab_tools.parts import part\n" + TAKES.format("d_model", "self.part = part(d_model)")
+    (tmp_path / "lm" / "model.py").write_text(source)
+    learner = Learner(LocalSubject())
+    learner.load(locate(f"{tmp_path}/lm/model.py:Block"))
+    assert not learner.made["notes"]
+
+
+def test_a_file_beside_is_not_the_package_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "lm").mkdir()
+    for name in ("__init__", "mesh_kinds"):
+        (tmp_path / "lm" / f"{name}.py").write_text("import mesh_kinds as other\n")
+    source = HEAD + "from mesh_kinds.checker import typecheck\n" + TAKES.format("d_model", "pass")
+    (tmp_path / "lm" / "model.py").write_text(source)
+    learner = Learner(LocalSubject())
+    learner.load(locate(f"{tmp_path}/lm/model.py:Block"))
+    assert "pip install mesh_kinds" in learner.made["notes"]["mesh_kinds"]
+
+
 @pytest.mark.parametrize("line", ["import toch", "from numpyy import array", "from .parts import Part"])
 def test_a_name_that_is_misspelt_or_of_the_learners_own_is_a_fault(line: str, tmp_path: Path) -> None:
     (tmp_path / "lm").mkdir()

@@ -54,7 +54,7 @@ def place(
     return Place(file=file, line=number, code=lines[number - 1].strip()[:MAX_CODE])
 
 
-TOLD = CRASHES | {"wrong_dtype", "backward_error"}
+TOLD = CRASHES | {"wrong_dtype", "backward_error", "arguments_unknown"}
 """Faults whose error has the line."""
 HINTED = ("gradient_missing", "gradient_wrong", "unexpected_bias", "missing_bias", "no_norm", "norm_weight_missing")
 """Faults of one weight: lines that name it come first."""

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..formula.parameters import Piece, Raw, Sizes
-from ..subject.learner import Built, LearnerError
+from ..subject.learner import USUAL, Built, LearnerError
 from .case import Case, raised
 
 LOUD = 0.5  # a larger standard deviation than any rule gives a matrix with 32 inputs; 1/sqrt(32) is 0.18
@@ -75,7 +75,9 @@ def _scale(case: Case) -> str:
     first = _matrices(case.initial)
     loud = {name: value for name, value in first.items() if float(value.std()) > LOUD}
     aside = {
-        name: value for name, value in first.items() if abs(float(value.mean())) > 0.25 * float(value.std()) + 1e-6
+        name: value
+        for name, value in first.items()
+        if abs(float(value.mean())) > 0.25 * float(value.std()) + 1e-6 and not _is_norm_over_positions(case, value)
     }
     if aside:
         name, value = next(iter(aside.items()))
@@ -126,6 +128,12 @@ def _matrices(values: Raw) -> dict[str, Tensor]:
         for name, value in values.items()
         if sum(size > 1 for size in value.shape) > 1 and value.numel() >= FEWEST and torch.isfinite(value).all()
     }
+
+
+def _is_norm_over_positions(case: Case, value: Tensor) -> bool:
+    """Whether it is a norm's weight of shape (max_seq_len, d_model), which begins at one."""
+    shape = (case.arguments.get("max_seq_len", USUAL["max_seq_len"]), case.sizes.d_model)
+    return tuple(value.shape) == shape and bool((value == 1).all())
 
 
 def _is_variance(matrices: dict[str, Tensor]) -> bool:

@@ -323,7 +323,7 @@ class _Start:
             raise UnknownArgumentsError(
                 f"{', '.join(dict.fromkeys(guessed))} had to be guessed, and forward raises {raised(error)}; "
                 f'correct the lines that build and call it: --build "{build.written()}" --call "{call.written()}".'
-            )
+            ) from error
 
 
 MASKS = {

@@ -64,14 +64,18 @@ def follow(path: Path, root: Path, within: Path | None) -> Project:
         project.distributions |= _named(folder)
     if root != path.parent:
         project.distributions.setdefault(_top(path, root).name, "0")
-    waiting, seen = [path], {path}
+    waiting, seen, packages = [path], {path}, set()
     for file in waiting:  # grows while it is walked
         for level, module, name in Imports.of(file).names:
+            if level == 0 and "." in module:
+                packages.add(module.partition(".")[0])
             for other in _files(file, level, module, name, [root, *folders], project, within):
                 if other not in seen and len(seen) < MOST_FILES:
                     seen.add(other)
                     waiting.append(other)
     project.files = [str(one) for one in waiting[1:]]
+    # A file has no modules in it: what is imported as a package is another one of that name.
+    project.beside = {top: place for top, place in project.beside.items() if not (top in packages and _is_file(place))}
     for name in project.beside:
         project.distributions.setdefault(name, "0")
     return project
@@ -126,10 +130,16 @@ def _place(top: str, beside: Path, folders: list[Path]) -> Path | None:
     near = (folders[0], beside)
     for folder in dict.fromkeys((*near, *folders)):
         package, file = folder / top, folder / f"{top}.py"
+        if (package / top / "__init__.py").is_file() and not any(package.glob("*.py")):
+            package /= top  # the checkout of a repository whose package has its name
         found = file if file.is_file() else package if package.is_dir() and _has_python(package) else None
         if found is not None and (folder in near or not _installed(top)):
             return found
     return None
+
+
+def _is_file(place: str) -> bool:
+    return place.endswith(".py")
 
 
 def _inside(path: Path, within: Path | None) -> bool:

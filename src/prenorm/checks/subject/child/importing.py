@@ -41,6 +41,8 @@ class Importer:
         self._package = ""  # what the file under judgement is in
         if root and root not in sys.path:
             sys.path.insert(0, root)
+        checkouts = {name: place for name, place in self.beside.items() if Path(place).parent.name == name}
+        sys.meta_path.insert(0, Beside(checkouts))  # the folder around it would be found as a package without files
         sys.meta_path += [Beside(self.beside), self._stubs, Distributions(distributions)]
 
     def module(self, name: str, file: str | None, text: str | None = None) -> types.ModuleType:

@@ -133,7 +133,13 @@ class _Stub(type):
     def __or__(cls, other: Any) -> Any:
         return cls
 
+    def __add__(cls, other: Any) -> Any:
+        if cls._sealed:
+            raise not_installed(cls._path)
+        return cls
+
     __ror__ = __or__
+    __radd__ = __sub__ = __rsub__ = __mul__ = __rmul__ = __truediv__ = __rtruediv__ = __add__
 
     def __bool__(cls) -> bool:
         if cls._sealed:
