@@ -7,6 +7,7 @@ import functools
 import json
 import multiprocessing
 import os
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -17,6 +18,7 @@ import torch
 from prenorm.checks.judge import judge
 from prenorm.checks.report.gradescope import gradescope
 from prenorm.checks.source.code import locate
+from prenorm.checks.subject import learner
 from prenorm.checks.subject.local import LocalSubject
 from prenorm.checks.verdict import Verdict
 
@@ -182,6 +184,16 @@ def test_what_the_line_of_the_call_makes_is_not_made_by_the_block():
     code = locate(f"{small.__file__}:WithoutNormWeights")
     verdict = judge(LocalSubject(), code, call="(nn.Linear(2, 2), torch.ones(32), block(x))[-1]", seed=0)
     assert verdict.ids == ["norm_weight_missing"]
+
+
+def test_a_search_that_takes_too_long_is_no_fault_of_the_blocks_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(learner, "SEARCHED", 0.0)
+    code = locate(f"{small.__file__}:RaisesInBfloat16AndIsOdd")
+    verdict = judge(LocalSubject(small.RaisesInBfloat16AndIsOdd), code, seed=0, deadline=time.monotonic() + 60)
+    found = {one.id: one.evidence for one in verdict.findings}
+    assert {"wrong_dtype", "unexplained"} <= found.keys()
+    assert "--timeout" in found["unexplained"]
+    assert "timeout" not in found
 
 
 def test_a_mistake_of_the_checkers_own_is_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:

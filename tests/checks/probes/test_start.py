@@ -448,6 +448,13 @@ def test_numbers_of_a_file_that_nothing_depends_on_stay(tmp_path: Path) -> None:
     assert started(source, tmp_path).learner.recipe.build.written() == "Block(n_embd=d_model)"
 
 
+def test_a_third_argument_that_is_a_ratio_is_no_width(tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(hidden_size, int(hidden_size * mlp_ratio))"
+    case = started(HEAD + TAKES.format("hidden_size, num_heads, mlp_ratio: float", part), tmp_path, call="x")
+    assert "mlp_ratio=d_ff / d_model" in case.learner.recipe.build.written()
+    assert [one["shape"] for one in case.build().parameters] == [[52, 32], [52]]
+
+
 def test_a_block_of_one_sequence_is_called_with_each(tmp_path: Path) -> None:
     reads = "self.part = nn.Linear(d_model, d_model)\n\n    def forward(self, x):\n        seq, width = x.shape"
     source = HEAD + TAKES.format("d_model", reads)

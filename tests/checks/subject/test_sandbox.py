@@ -105,6 +105,21 @@ def only(*layers: str) -> dict[str, Any]:
 # What it is for.
 
 
+def test_what_a_judgement_makes_torch_import_is_there_already(run: Runner) -> None:
+    code = """
+        import sys, torch
+        before = set(sys.modules)
+        torch.nn.Linear(2, 2, device="meta")(torch.randn(2, 2, device="meta"))
+        torch.use_deterministic_algorithms(True)
+        torch.ones(2, requires_grad=True).exp().backward(torch.ones(2))
+        print(len({one for one in before if one.startswith(("torch._dynamo", "sympy"))}), set(sys.modules) - before)
+    """
+    (line,) = run(code).lines
+    number, _, new = line.partition(" ")
+    assert int(number) > 100
+    assert new == "set()"
+
+
 def test_it_gives_the_numbers_of_a_right_block(tmp_path: Path) -> None:
     file = tmp_path / "mine.py"
     file.write_text("from prenorm import TransformerBlock")

@@ -61,7 +61,9 @@ def builds(made: Description) -> Iterator[Line]:
         yield Line(WEIGHTED, (Argument("", name), *settings))
         return
     known = set(meant.values())
-    lacking = [one for one in named if one["required"] and one["name"] not in meant and not _is_config(one, made)]
+    # A third argument that is a ratio, such as mlp_ratio, is no d_ff.
+    understood = {*meant, *(one["name"] for one in named if meaning_of(one["name"], loosely=True) == "expansion")}
+    lacking = [one for one in named if one["required"] and one["name"] not in understood and not _is_config(one, made)]
     by_name = (Line(name, chosen) for chosen in _chosen([_options(one, meant, made) for one in named]))
     by_place = _by_place(name, named, meant, made)
     spread = any(one["kind"] == "VAR_POSITIONAL" for one in parameters)

@@ -1,9 +1,12 @@
 """What the three steps of an attempt share: the block, values for its parameters, and the remaining work."""
 
+import time
+
 import torch
 
 from ..formula.parameters import Raw
 from ..subject.learner import Built
+from .explanation import UnexplainedError
 from .sizes import Fit
 from .trials import Probe, Trials
 
@@ -36,7 +39,13 @@ class Attempt:
 
     def more_trials(self) -> Trials:
         """Trials with their own limit of work."""
-        return Trials(self.sizes.num_heads, self.built.learner.check_time)
+        return Trials(self.sizes.num_heads, self.check_time)
+
+    def check_time(self) -> None:
+        """Raise UnexplainedError if the time for searching is over; the rest is for the checks that follow."""
+        self.built.learner.check_time()
+        if time.thread_time() > self.built.learner.search_until:
+            raise UnexplainedError("no explanation was found in the time that there is (--timeout)")
 
     def probe(self, raw: Raw, tokens: int) -> Probe:
         """A call with two sequences of this length, or 14 sequences of one token."""

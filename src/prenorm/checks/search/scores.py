@@ -84,7 +84,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         if fit is PAIR:
             every = [] if turned else _with_own_frequencies(attempt, specs, kinds[:1], readings)
         elif fit is not None:
-            attempt.built.learner.check_time()
+            attempt.check_time()
             refined = MOST_FAULTY if faulty else REFINED
             every = fitted(fit, every, readings, probe, attempt.sizes.num_heads, refined=refined)
             if fit is FACTOR and not every and not turned and specs is not simplest and not faulty:
@@ -171,7 +171,7 @@ def _with_own_frequencies(
     reading = readings[0]
     found = []
     for (spec, cost), kind, (pairing, direction) in itertools.product(bases, kinds, ROTATIONS):
-        attempt.built.learner.check_time()
+        attempt.check_time()
         base = dataclasses.replace(spec, **kind, pairing=pairing, direction=direction)
         frequencies = []
         for pair in range(dim // 2):

@@ -40,7 +40,7 @@ class Probe:
 
 
 class Trials:
-    """Searches, with a limit of work for each block. check_time raises when the judgement's time is over."""
+    """Searches, with a limit of work for each block. check_time raises when the time for it is over."""
 
     def __init__(self, num_heads: int, check_time: Callable[[], None], most_work: int = MOST_WORK) -> None:
         self.num_heads, self.check_time, self.most_work = num_heads, check_time, most_work

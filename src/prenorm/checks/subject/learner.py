@@ -51,12 +51,17 @@ class Answer:
     masked: bool = False
 
 
+SEARCHED = 0.6
+"""Of a judgement's time, the CPU time that searches may use; what a slow block uses does not count."""
+
+
 class Learner:
     """The class under test, and how it is built and called."""
 
     def __init__(self, subject: Subject, deadline: float = math.inf) -> None:
         self.subject = subject
         self.deadline = deadline  # of time.monotonic()
+        self.search_until = time.thread_time() + SEARCHED * (deadline - time.monotonic())
         self.made: Description = {}
         self.recipe = Recipe(Line(""))
 
