@@ -570,11 +570,35 @@ class Block(nn.Module):
     assert "square = " in found.code
 
 
+def test_of_two_means_the_one_over_the_sequence_is_pointed_at() -> None:
+    source = """\
+class Norm(nn.Module):
+    def forward(self, x):
+        size = self.weight.sum(0)
+        square = x.pow(2).mean(-2, keepdim=True)
+        return x * torch.rsqrt(square + self.eps) * self.weight / size
+
+
+class Block(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.norm1, self.norm2, self.mlp = Norm(dim), Norm(dim), MLP(dim)
+"""
+    found = place("norm_over_sequence", source, "block.py", "Block")
+    assert found is not None
+    assert "mean(-2" in found.code
+
+
 def test_a_product_with_a_half_is_no_product_with_zero() -> None:
     gelu = "def gelu(x):\n    return x * 0.5 * (1.0 + torch.erf(x / 2**0.5))\n\n\n"
     source = gelu + AS_WRITTEN.replace("self.b(self.n2(x))", "self.b(gelu(self.n2(x)))")
     found = place("missing_rope", source, "block.py", "Block")
-    assert found is None or "0.5" not in found.code
+    assert found is not None
+    assert "0.5" not in found.code
+    zero = source.replace("torch.outer(", "0.0 * torch.outer(")
+    found = place("missing_rope", zero, "block.py", "Block", used=["tables"])
+    assert found is not None
+    assert "0.0" in found.code
 
 
 @pytest.mark.parametrize(

@@ -17,6 +17,7 @@ from prenorm.checks.subject.local import LocalSubject
 from prenorm.checks.targets import Target
 from prenorm.errors import ConfigError
 
+from .. import small
 from ..strangers.projects import CACHED_TABLES, COURSE, COURSE_BLOCK, HEAD, PARTS, PROJECTS, Project, _block, _halves
 
 FEW = ("package that asks for its version", "layer_id, args, start_pos", "one line that builds it")
@@ -378,36 +379,108 @@ def test_a_package_that_nobody_knows_and_a_block_uses_cannot_be_judged(tmp_path:
     assert "put the file tracking_of_our_lab.py beside this one" in verdict.findings[0].evidence
 
 
-def test_what_stands_in_for_a_package_can_be_added_to_while_files_are_imported(tmp_path: Path) -> None:
-    errors = "import boto3\n\nERRORS = boto3.client.Scheme.errors + (ValueError,)\n\n"
-    (tmp_path / "model.py").write_text(HEAD + errors + TAKES.format("d_model", "self.scale = 2 * boto3.scale"))
+def test_names_of_a_missing_package_are_computed_with_only_while_files_are_imported(tmp_path: Path) -> None:
+    errors = "import boto3\nfrom boto3 import scale\n\nERRORS = set(boto3.client.Scheme.errors + (ValueError,))\n\n"
+    (tmp_path / "model.py").write_text(HEAD + errors + TAKES.format("d_model", "self.scale = 2 * scale"))
     verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
     assert (verdict.ids, verdict.exit_code) == (["constructor_error"], 2)
     assert "pip install boto3" in verdict.findings[0].evidence
+    assert verdict.findings[0].place is not None
+    assert verdict.findings[0].place.code == "self.scale = 2 * scale"
 
 
-def test_a_package_is_found_in_the_checkout_beside(tmp_path: Path) -> None:
-    inner = tmp_path / "lab_tools" / "lab_tools"
-    for folder in (inner, tmp_path / "lm"):
+@pytest.mark.parametrize("inner", ["lab_tools/lab_tools", "lab_tools/src/lab_tools"])
+@pytest.mark.parametrize("line", ["from lab_tools.parts import part", "from lab_tools import part"])
+def test_a_package_is_found_in_the_checkout_beside(line: str, inner: str, tmp_path: Path) -> None:
+    for folder in (tmp_path / inner, tmp_path / "lm"):
         folder.mkdir(parents=True)
         (folder / "__init__.py").touch()
-    (inner / "parts.py").write_text(HEAD + "def part(width):\n    return nn.Linear(width, width)\n")
-    source = HEAD + "from lab_tools.parts import part\n" + TAKES.format("d_model", "self.part = part(d_model)")
-    (tmp_path / "lm" / "model.py").write_text(source)
+    (tmp_path / "lab_tools" / "setup.py").touch()
+    (tmp_path / inner / "parts.py").write_text(HEAD + "def part(width):\n    return nn.Linear(width, width)\n")
+    (tmp_path / inner / "__init__.py").write_text("from .parts import part\n")
+    (tmp_path / "lm" / "model.py").write_text(HEAD + line + "\n" + TAKES.format("d_model", "self.part = part(d_model)"))
     learner = Learner(LocalSubject())
     learner.load(locate(f"{tmp_path}/lm/model.py:Block"))
     assert not learner.made["notes"]
 
 
+def test_the_folder_itself_goes_before_a_checkout_in_it(tmp_path: Path) -> None:
+    for name in ("attention", "kinds_of_layers"):
+        (tmp_path / "kinds_of_layers" / name).mkdir(parents=True)
+        (tmp_path / "kinds_of_layers" / name / "__init__.py").write_text("WIDTH = 3\n")
+    line = "from kinds_of_layers.attention import WIDTH\nfrom kinds_of_layers.kinds_of_layers import WIDTH\n"
+    (tmp_path / "model.py").write_text(HEAD + line + TAKES.format("d_model", "pass"))
+    learner = Learner(LocalSubject())
+    learner.load(locate(f"{tmp_path}/model.py:Block"))
+    assert not learner.made["notes"]
+
+
+def test_an_installed_package_goes_before_its_checkout(tmp_path: Path) -> None:
+    (tmp_path / "einops" / "einops").mkdir(parents=True)
+    (tmp_path / "einops" / "einops" / "__init__.py").touch()
+    (tmp_path / "model.py").write_text("from einops import rearrange\n\nclass Block: ...\n")
+    assert locate(f"{tmp_path}/model.py:Block").beside.get("einops") != f"{tmp_path}/einops/einops"
+
+
+def test_a_folder_that_may_not_be_read_is_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "kept_closed").mkdir()
+    (tmp_path / "model.py").write_text("import kept_closed\n\nclass Block: ...\n")
+    is_file = Path.is_file
+
+    def refused(path: Path) -> bool:
+        if path.parent.name == "kept_closed":
+            raise PermissionError(str(path))
+        return is_file(path)
+
+    monkeypatch.setattr(Path, "is_file", refused)
+    assert "kept_closed" not in locate(f"{tmp_path}/model.py:Block").beside
+
+
 def test_a_file_beside_is_not_the_package_of_its_name(tmp_path: Path) -> None:
     (tmp_path / "lm").mkdir()
     for name in ("__init__", "mesh_kinds"):
-        (tmp_path / "lm" / f"{name}.py").write_text("import mesh_kinds as other\n")
+        (tmp_path / "lm" / f"{name}.py").touch()
     source = HEAD + "from mesh_kinds.checker import typecheck\n" + TAKES.format("d_model", "pass")
     (tmp_path / "lm" / "model.py").write_text(source)
     learner = Learner(LocalSubject())
     learner.load(locate(f"{tmp_path}/lm/model.py:Block"))
     assert "pip install mesh_kinds" in learner.made["notes"]["mesh_kinds"]
+
+
+def test_a_file_that_is_imported_as_one_stays_where_another_import_means_a_package(tmp_path: Path) -> None:
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "__init__.py").touch()
+    (tmp_path / "common_parts.py").write_text("WIDTH = 3\n")
+    line = "try:\n    from common_parts.inner import WIDTH\nexcept ImportError:\n    from common_parts import WIDTH\n"
+    (tmp_path / "lm" / "model.py").write_text(HEAD + line + TAKES.format("d_model", "assert WIDTH == 3"))
+    code = locate(f"{tmp_path}/lm/model.py:Block")
+    learner = Learner(LocalSubject())
+    learner.load(code)
+    assert not learner.made["notes"]
+
+
+def test_what_raises_after_a_guess_is_pointed_at(tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(d_model, d_model)\n\n    def forward(self, x, rope_cache):\n        return x @ x"
+    (tmp_path / "model.py").write_text(HEAD + TAKES.format("d_model", part).rpartition("\n    def forward")[0] + "\n")
+    (finding,) = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block")).findings
+    assert finding.id == "arguments_unknown"
+    assert finding.place is not None
+    assert finding.place.code == "return x @ x"
+
+
+def test_a_norm_over_positions_begins_at_one_and_fixes_the_length(tmp_path: Path) -> None:
+    source = (
+        Path(small.__file__).read_text().replace("d_model, num_heads, d_ff):", "d_model, num_heads, d_ff, seq_len):")
+    )
+    source = source.replace("self.norms(d_model)", "nn.RMSNorm((seq_len, d_model)), nn.RMSNorm(d_model)")
+    (tmp_path / "model.py").write_text(source)
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Right"))
+    found = {one.id: one for one in verdict.findings}
+    assert "sequence_length_fixed" in found
+    assert "weight_init_scale" not in found
+    place = found["sequence_length_fixed"].place
+    assert place is not None
+    assert "nn.RMSNorm((seq_len" in place.code
 
 
 @pytest.mark.parametrize("line", ["import toch", "from numpyy import array", "from .parts import Part"])

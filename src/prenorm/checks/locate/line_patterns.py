@@ -32,7 +32,7 @@ class Look:
 
 # What several faults look for.
 ROOT = r"sqrt|\*\* -?[01]\b|\*\* -?0\.5|pow\(-|reciprocal|/ \(.*(mean|var|eps)"
-MEAN = r"\b(mean|sum|amax|median|std|var|std_mean|var_mean|vector_norm|norm|normalize)\(|reduce\(.*'(mean|sum)'"
+MEAN = r"\b(?:(mean|sum|amax|median|std|var|std_mean|var_mean|vector_norm|norm|normalize)\(|reduce\(.*'(mean|sum)')"
 PAIRS = r"::2|1::2|// 2 ?:|: ?\w+ // 2|chunk\(|split\(|view_as_complex|unflatten\(-1, \(-1, 2|\[\.\.\., :\w+\]|select\("
 TABLE = r"\bcos\w*|\bsin\w*|angle|phase|freq|table"
 FREQUENCY = r"(theta|base|log\d*\(|1e4|1?0000|self\.t\b).*|.*(pow|exp2?)\("
@@ -173,7 +173,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention stream", "", "rope,unused"),
         Look(
             "attention stream forward",
-            r"(?<![\w.])0 \*|\* 0(?![\w.])|zeros(_like)?\(.*(position|long|shape)",
+            r"(?<![\w.])0(\.0)? \*|\* 0(\.0)?(?![\w.])|zeros(_like)?\(.*(position|long|shape)",
             lacks="mask",
         ),
         Look("attention stream", r"rot\w*\(.*rot\w*\(.*-|-p\)", "rope"),
@@ -430,7 +430,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("any", r"^def backward|\.apply\("),
     ],
     "sequence_length_fixed": [
-        Look("init", r"[nN]orm\(.*(seq|context|length|block_size)"),
+        Look("init", r"Norm\([(\[][^()\[\]]*\b((max_)?seq|context|block|max)(_?(len|length|size))?\b"),
         Look(
             "forward",
             r"shape\[[01]\]|(arange|ones|full)\(.*(max_\w+|len\(|self\.\w+\.\w+|block_size)",

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..search.explain import explain
-from ..search.explanation import UnexplainedError
+from ..search.explanation import OutOfTimeError, UnexplainedError
 from ..search.trials import agrees
 from ..subject.learner import Answer, Built, LearnerError
 from .case import MAX_SEQ_LEN, Case, raised
@@ -119,6 +119,9 @@ def grouped_heads(case: Case) -> None:
             case.report.skip("grouped heads", "the configuration has an entry for key-value heads, the block none")
             return
         explanation = explain(built, case.generator, tolerance=case.tolerance, dtype=case.dtype)
+    except OutOfTimeError as error:
+        case.report.skip("grouped heads", f"not compared: it ended at {error.step}")
+        return
     except UnexplainedError as error:
         case.report.puzzled(f"with {sizes.num_heads} heads and 2 key-value heads, at {error.step}")
         case.report.check("grouped heads", False, "with 2 key-value heads no known fault explains the numbers")

@@ -29,6 +29,8 @@ WIDTH_NAMES = frozenset(
 )
 """Names of d_ff that mean the width itself; a width may be derived from others, such as hidden_dim."""
 
+NORM = re.compile(r"norm|rms|(^|[._ ])ln", re.IGNORECASE)
+
 MULTIPLE = 256
 """Meta's code rounds widths up to multiples of this: d_ff, 2/3 of it, or 8/3 of d_model by default."""
 LARGER = 8
@@ -72,12 +74,11 @@ def constructed(case: Case, text: str) -> None:
 
 def _scale(case: Case) -> str:
     """What is wrong with the scale of the matrices, or an empty string."""
-    first = _matrices(case.initial)
+    norms = {name for name, value in case.initial.items() if _is_norm_over_positions(case, name, value)}
+    first = {name: value for name, value in _matrices(case.initial).items() if name not in norms}
     loud = {name: value for name, value in first.items() if float(value.std()) > LOUD}
     aside = {
-        name: value
-        for name, value in first.items()
-        if abs(float(value.mean())) > 0.25 * float(value.std()) + 1e-6 and not _is_norm_over_positions(case, value)
+        name: value for name, value in first.items() if abs(float(value.mean())) > 0.25 * float(value.std()) + 1e-6
     }
     if aside:
         name, value = next(iter(aside.items()))
@@ -85,6 +86,7 @@ def _scale(case: Case) -> str:
     larger = dataclasses.replace(case.sizes, d_model=2 * case.sizes.d_model, d_ff=2 * case.sizes.d_ff)
     try:
         second = _matrices(case.build(sizes=larger, filled=True).values())
+        second = {name: value for name, value in second.items() if name not in norms}
     except LearnerError:
         second = {}
     if loud:
@@ -130,10 +132,11 @@ def _matrices(values: Raw) -> dict[str, Tensor]:
     }
 
 
-def _is_norm_over_positions(case: Case, value: Tensor) -> bool:
+def _is_norm_over_positions(case: Case, name: str, value: Tensor) -> bool:
     """Whether it is a norm's weight of shape (max_seq_len, d_model), which begins at one."""
     shape = (case.arguments.get("max_seq_len", USUAL["max_seq_len"]), case.sizes.d_model)
-    return tuple(value.shape) == shape and bool((value == 1).all())
+    called = f"{name} {case.classes.get(name, '')}"
+    return tuple(value.shape) == shape and bool((value == 1).all()) and NORM.search(called) is not None
 
 
 def _is_variance(matrices: dict[str, Tensor]) -> bool:

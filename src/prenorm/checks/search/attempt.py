@@ -6,7 +6,7 @@ import torch
 
 from ..formula.parameters import Raw
 from ..subject.learner import Built
-from .explanation import UnexplainedError
+from .explanation import OutOfTimeError
 from .sizes import Fit
 from .trials import Probe, Trials
 
@@ -42,10 +42,10 @@ class Attempt:
         return Trials(self.sizes.num_heads, self.check_time)
 
     def check_time(self) -> None:
-        """Raise UnexplainedError if the time for searching is over; the rest is for the checks that follow."""
+        """Raise OutOfTimeError if the time for searching is over; the rest is for the checks that follow."""
         self.built.learner.check_time()
         if time.thread_time() > self.built.learner.search_until:
-            raise UnexplainedError("no explanation was found in the time that there is (--timeout)")
+            raise OutOfTimeError("the time limit of the search, of which a larger --timeout gives it more")
 
     def probe(self, raw: Raw, tokens: int) -> Probe:
         """A call with two sequences of this length, or 14 sequences of one token."""

@@ -12,7 +12,7 @@ from ..formula.assign_feed_forward import feed_forward_readings
 from ..formula.assign_norms import norm_readings
 from ..subject.learner import Built
 from .attempt import Attempt
-from .explanation import Explanation, UnexplainedError
+from .explanation import Explanation, OutOfTimeError, UnexplainedError
 from .one_token import one_token
 from .scores import scores
 from .sizes import fitting_sizes
@@ -34,6 +34,8 @@ def explain(
                 return _steps(
                     Attempt(built, fit, generator, tolerance=tolerance, dtype=dtype, most=together, share=len(fits))
                 )
+            except OutOfTimeError:
+                raise
             except UnexplainedError as error:
                 error.unknown = (*fit.unknown, *error.unknown, *fit.uncertain)
                 problem = problem or error

@@ -48,3 +48,7 @@ class UnexplainedError(Exception):
         self.faults = tuple(faults)
         self.unknown = tuple(unknown)
         self.so_far: tuple[Explanation, ...] = ()
+
+
+class OutOfTimeError(UnexplainedError):
+    """The search ended early, so that there may be an explanation all the same."""

@@ -64,18 +64,14 @@ def follow(path: Path, root: Path, within: Path | None) -> Project:
         project.distributions |= _named(folder)
     if root != path.parent:
         project.distributions.setdefault(_top(path, root).name, "0")
-    waiting, seen, packages = [path], {path}, set()
+    waiting, seen = [path], {path}
     for file in waiting:  # grows while it is walked
         for level, module, name in Imports.of(file).names:
-            if level == 0 and "." in module:
-                packages.add(module.partition(".")[0])
             for other in _files(file, level, module, name, [root, *folders], project, within):
                 if other not in seen and len(seen) < MOST_FILES:
                     seen.add(other)
                     waiting.append(other)
     project.files = [str(one) for one in waiting[1:]]
-    # A file has no modules in it: what is imported as a package is another one of that name.
-    project.beside = {top: place for top, place in project.beside.items() if not (top in packages and _is_file(place))}
     for name in project.beside:
         project.distributions.setdefault(name, "0")
     return project
@@ -110,7 +106,7 @@ def _files(
         for _ in range(level - 1):
             start = start.parent
     else:
-        place = _place(parts[0], file.parent, folders)
+        place = _place(parts, name, file.parent, folders)
         if place is None or not _inside(place, within):
             return
         if place.parent != folders[0]:
@@ -123,23 +119,37 @@ def _files(
                 yield candidate.resolve()
 
 
-def _place(top: str, beside: Path, folders: list[Path]) -> Path | None:
-    """The location of a name of the learner's: a folder with Python files, or a file."""
+def _place(parts: list[str], name: str, beside: Path, folders: list[Path]) -> Path | None:
+    """The learner's folder with Python files, or file, that "from PARTS import NAME" reads; None if it is not theirs.
+
+    A file has no modules in it, so that `from a.b import c` does not mean a.py.
+    """
+    top, inner = parts[0], parts[1] if len(parts) > 1 else name
     if top in sys.stdlib_module_names or top == "prenorm":
         return None
     near = (folders[0], beside)
     for folder in dict.fromkeys((*near, *folders)):
         package, file = folder / top, folder / f"{top}.py"
-        if (package / top / "__init__.py").is_file() and not any(package.glob("*.py")):
-            package /= top  # the checkout of a repository whose package has its name
-        found = file if file.is_file() else package if package.is_dir() and _has_python(package) else None
+        try:
+            found = file if len(parts) == 1 and file.is_file() else package if _has_python(package) else None
+            if found == package and not _installed(top):
+                found = _in_a_checkout(package, inner) or package
+        except OSError:  # a folder that may not be read
+            continue
         if found is not None and (folder in near or not _installed(top)):
             return found
     return None
 
 
-def _is_file(place: str) -> bool:
-    return place.endswith(".py")
+def _in_a_checkout(folder: Path, inner: str) -> Path | None:
+    """The package of a repository's checkout that has its name, unless the folder itself has what is imported."""
+    if _is_package(folder) or (inner and any((folder / one).exists() for one in (inner, f"{inner}.py"))):
+        return None
+    return next((one for one in (folder / folder.name, folder / "src" / folder.name) if _is_package(one)), None)
+
+
+def _is_package(folder: Path) -> bool:
+    return (folder / "__init__.py").is_file()
 
 
 def _inside(path: Path, within: Path | None) -> bool:

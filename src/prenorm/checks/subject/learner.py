@@ -52,7 +52,7 @@ class Answer:
 
 
 SEARCHED = 0.6
-"""Of a judgement's time, the CPU time that searches may use; what a slow block uses does not count."""
+"""The share of the time limit that searches may use, in the judge's own CPU time: a slow block's is not counted."""
 
 
 class Learner:

@@ -39,10 +39,11 @@ class Importer:
         self.notes: dict[str, str] = {}
         self._stubs = MissingPackages()
         self._package = ""  # what the file under judgement is in
-        if root and root not in sys.path:
+        self._is_installed = root in sys.path
+        if root and not self._is_installed:
             sys.path.insert(0, root)
-        checkouts = {name: place for name, place in self.beside.items() if Path(place).parent.name == name}
-        sys.meta_path.insert(0, Beside(checkouts))  # the folder around it would be found as a package without files
+        checkouts = {name: place for name, place in self.beside.items() if Path(root, name) in Path(place).parents}
+        sys.meta_path.insert(0, Beside(checkouts))  # otherwise the folder around it would be found, as a package
         sys.meta_path += [Beside(self.beside), self._stubs, Distributions(distributions)]
 
     def module(self, name: str, file: str | None, text: str | None = None) -> types.ModuleType:
@@ -122,7 +123,9 @@ class Importer:
 
     def _is_mine(self, module: Any) -> bool:
         file = _file(module)
-        mine = [self.root, *self.beside.values()]
+        # Where a package is installed, torch and numpy are its neighbours, and cannot be imported twice.
+        own = os.path.join(self.root, self._package) if self._is_installed else self.root
+        mine = [own, f"{own}.py", *self.beside.values()]
         return file is not None and any(
             file == one or file.startswith(one.rstrip(os.sep) + os.sep) for one in mine if one
         )

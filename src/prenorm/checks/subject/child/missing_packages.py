@@ -3,6 +3,7 @@
 import importlib.abc
 import importlib.machinery
 import types
+from collections.abc import Iterator
 from typing import Any
 
 INSTALL = {
@@ -129,6 +130,11 @@ class _Stub(type):
 
     def __getitem__(cls, item: Any) -> Any:
         return cls
+
+    def __iter__(cls) -> Iterator[Any]:
+        if cls._sealed:
+            raise not_installed(cls._path)
+        return iter(())
 
     def __or__(cls, other: Any) -> Any:
         return cls

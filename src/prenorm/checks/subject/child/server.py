@@ -61,7 +61,8 @@ def _warm_up() -> None:
     """What every child would load again: the libraries of a matrix product, and modules that are imported late.
 
     Nothing is compiled in a child, but torch imports Dynamo, Inductor and sympy at its first operation on the meta
-    device, and where it is told to be deterministic or sends a given gradient back: as long as a judgement takes.
+    device, and where it is told to be deterministic or sends a given gradient back. That takes as long as a whole
+    judgement.
     """
     import torch
 
