@@ -14,8 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from prenorm.checks.judge import judge
+from prenorm.checks.probes import gradients
 from prenorm.checks.report.gradescope import gradescope
 from prenorm.checks.source.code import locate
 from prenorm.checks.subject import learner
@@ -194,6 +196,21 @@ def test_a_search_that_takes_too_long_is_no_fault_of_the_blocks_time(monkeypatch
     assert {"wrong_dtype", "unexplained"} <= found.keys()
     assert found["unexplained"] == "at the time limit of the search, of which a larger --timeout gives it more"
     assert "timeout" not in found
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_gradients_are_wrong_if_they_are_for_two_inputs(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    alike, compared = gradients._alike, set[int]()
+
+    def misjudged(given: Tensor | None, expected: Tensor | None, tolerance: float) -> bool:
+        if len(compared) < times and expected is not None and expected.dim() == 3:  # of x, once for each input
+            compared.add(len(compared))
+            return False
+        return alike(given, expected, tolerance)
+
+    monkeypatch.setattr(gradients, "_alike", misjudged)
+    verdict = judge(LocalSubject(small.Right), locate(f"{small.__file__}:Right"), seed=0)
+    assert verdict.ids == (["gradient_wrong"] if times == 2 else [])
 
 
 def test_a_mistake_of_the_checkers_own_is_a_verdict(monkeypatch: pytest.MonkeyPatch) -> None:
