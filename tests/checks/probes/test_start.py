@@ -436,15 +436,17 @@ def test_a_folder_that_may_not_be_read_is_left_out(tmp_path: Path, monkeypatch: 
     assert "kept_closed" not in locate(f"{tmp_path}/model.py:Block").beside
 
 
-def test_a_file_beside_is_not_the_package_of_its_name(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("top", "line"), [("mesh_kinds", ""), ("mesh_sorts", "import mesh_sorts as sorts\n")])
+def test_a_file_beside_is_not_the_package_of_its_name(top: str, line: str, tmp_path: Path) -> None:
+    """line: in a file of that name, which cannot mean itself."""
     (tmp_path / "lm").mkdir()
-    for name in ("__init__", "mesh_kinds"):
-        (tmp_path / "lm" / f"{name}.py").touch()
-    source = HEAD + "from mesh_kinds.checker import typecheck\n" + TAKES.format("d_model", "pass")
+    for name in ("__init__", top):
+        (tmp_path / "lm" / f"{name}.py").write_text(line)
+    source = HEAD + f"from {top}.checker import typecheck\n" + TAKES.format("d_model", "pass")
     (tmp_path / "lm" / "model.py").write_text(source)
     learner = Learner(LocalSubject())
     learner.load(locate(f"{tmp_path}/lm/model.py:Block"))
-    assert "pip install mesh_kinds" in learner.made["notes"]["mesh_kinds"]
+    assert f"pip install {top}" in learner.made["notes"][top]
 
 
 def test_a_file_that_is_imported_as_one_stays_where_another_import_means_a_package(tmp_path: Path) -> None:

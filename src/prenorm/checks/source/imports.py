@@ -122,7 +122,8 @@ def _files(
 def _place(parts: list[str], name: str, beside: Path, folders: list[Path]) -> Path | None:
     """The learner's folder with Python files, or file, that "from PARTS import NAME" reads; None if it is not theirs.
 
-    A file has no modules in it, so that `from a.b import c` does not mean a.py.
+    A file has no modules in it, so that `from a.b import c` does not mean a.py; neither does `import a`, where a.py has
+    that line too.
     """
     top, inner = parts[0], parts[1] if len(parts) > 1 else name
     if top in sys.stdlib_module_names or top == "prenorm":
@@ -131,7 +132,8 @@ def _place(parts: list[str], name: str, beside: Path, folders: list[Path]) -> Pa
     for folder in dict.fromkeys((*near, *folders)):
         package, file = folder / top, folder / f"{top}.py"
         try:
-            found = file if len(parts) == 1 and file.is_file() else package if _has_python(package) else None
+            is_meant = len(parts) == 1 and file.is_file() and not _imports_its_own_name(file)
+            found = file if is_meant else package if _has_python(package) else None
             if found == package and not _installed(top):
                 found = _in_a_checkout(package, inner) or package
         except OSError:  # a folder that may not be read
@@ -139,6 +141,10 @@ def _place(parts: list[str], name: str, beside: Path, folders: list[Path]) -> Pa
         if found is not None and (folder in near or not _installed(top)):
             return found
     return None
+
+
+def _imports_its_own_name(file: Path) -> bool:
+    return any(level == 0 and module == file.stem for level, module, _ in Imports.of(file).names)
 
 
 def _in_a_checkout(folder: Path, inner: str) -> Path | None:
