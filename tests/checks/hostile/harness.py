@@ -15,7 +15,7 @@ from .canaries import Canaries
 from .submission import Submission
 
 SECONDS = 3.0
-LATE = 2.0  # the verdict comes within limit + 2 s
+LATE = 2.0  # the verdict comes within limit + 2 s, on a machine that has nothing else to do
 LIMITS = Limits(memory=1 << 30, reply=32 << 20)
 # An attempt that ends so was written wrongly, and attempted nothing.
 MISTAKES = re.compile(
@@ -33,9 +33,14 @@ class Outcome:
 
 
 def run(
-    submission: Submission, canaries: Canaries, *, limit: float = SECONDS, without: tuple[str, ...] = ()
+    submission: Submission,
+    canaries: Canaries,
+    *,
+    limit: float = SECONDS,
+    late: float = LATE,
+    without: tuple[str, ...] = (),
 ) -> Outcome:
-    """Judge submission beside the canaries, within limit seconds."""
+    """Judge submission beside the canaries, within limit seconds; the verdict may come late by as many."""
     file = canaries.submissions / "submission.py"
     file.write_text(submission.source(canaries.places))
     before = canaries.snapshot()
@@ -45,7 +50,7 @@ def run(
     wrong = canaries.touched(before, said)
     if passed:
         wrong.append("it passed")
-    if seconds > limit + LATE:
+    if seconds > limit + late:
         wrong.append(f"it took {seconds:.1f} s")
     if mistake := MISTAKES.search(said):
         wrong.append(f"it attempted nothing: {mistake[0]}")
