@@ -39,7 +39,7 @@ def written(text: str) -> str:
 def _tables(name: str) -> list[str]:
     if name == "summary":
         return summary()
-    return [line for result in results(name) for line in ("", where(result), "", *TABLES[name](result), "")]
+    return [*(line for result in results(name) for line in ("", where(result), "", *TABLES[name](result))), ""]
 
 
 def results(benchmark: str) -> list[dict[str, Any]]:

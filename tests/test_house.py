@@ -91,7 +91,7 @@ def test_each_folder_imports_from_those_above_it_alone():
 
 # The rooms of a folder that has several, from the first to the last: each imports from those before it alone.
 ROOMS = {
-    "checks": "faults targets verdict source formula subject search probes locate judge check report",
+    "checks": "faults targets verdict source formula subject search probes start locate judge check report",
     "challenge": "progress judge parts questions planters build justify harden workspace status submit",
 }
 

@@ -26,10 +26,11 @@ from .probes import (
     training,
 )
 from .probes.case import MAX_SEQ_LEN, Case, Report, raised
-from .probes.start import UnknownArgumentsError, start
 from .source.code import Code
 from .source.parse import MAX_CHARACTERS
 from .source.text import Text
+from .start.refusals import UnknownArgumentsError
+from .start.start import start
 from .subject.child.missing_packages import NotInstalledError
 from .subject.learner import Built, Learner, LearnerError, MissingError
 from .subject.protocol import EndedError, Subject

@@ -10,8 +10,9 @@ import torch
 from prenorm.checks.check import check
 from prenorm.checks.judge import judge
 from prenorm.checks.probes.case import Case, Report
-from prenorm.checks.probes.start import UnknownArgumentsError, start
 from prenorm.checks.source.code import Code, locate
+from prenorm.checks.start.refusals import UnknownArgumentsError
+from prenorm.checks.start.start import start
 from prenorm.checks.subject.learner import Learner
 from prenorm.checks.subject.local import LocalSubject
 from prenorm.checks.targets import Target

@@ -2,6 +2,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import forward_ad
 
 from prenorm import use_backend
@@ -171,11 +172,64 @@ def test_torch_func_and_forward_mode_get_the_formula():
 
 
 @pytest.mark.usefixtures("shapes_unchecked")
+@every_dtype
 @pytest.mark.parametrize("interleaved", [True, False])
-def test_compiled_code_gives_the_same_numbers(interleaved):
-    x, cos, sin, grad = inputs(2, 3)
-    torch._dynamo.reset()
-    compiled = torch.compile(rotate, backend="aot_eager", fullgraph=True)
-    both = run(compiled, x, cos, sin, grad, interleaved), run(kernel.rotate, x, cos, sin, grad, interleaved)
+def test_compiled_code_holds_it_as_one_op_for_every_size(interleaved, dtype):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(rotate, backend=counter, fullgraph=True)
+    for batch, seq in ((2, 70), (3, 65), (2, 64), (5, 3)):
+        x, cos, sin, grad = inputs(batch, 4, seq=seq, dtype=dtype)
+        both = run(compiled, x, cos, sin, grad, interleaved), run(kernel.rotate, x, cos, sin, grad, interleaved)
+        for actual, expected in zip(*both, strict=True):
+            assert torch.equal(actual, expected)
+            assert actual.stride() == expected.stride()
+    assert counter.frame_count == 2
+    assert "prenorm.rotate" in counter.graphs[-1].code
+
+
+@of_torch_itself
+@pytest.mark.usefixtures("shapes_unchecked")
+@pytest.mark.parametrize("shape", [(2, 3), (3,), (), (2, 1, 3)])
+def test_generated_code_gives_the_same_numbers(shape):
+    x, cos, sin, grad = inputs(*shape, dtype=torch.bfloat16)
+    compiled = torch.compile(rotate, fullgraph=True)
+    both = run(compiled, x, cos, sin, grad, True), run(kernel.rotate, x, cos, sin, grad, True)
     for actual, expected in zip(*both, strict=True):
-        torch.testing.assert_close(actual, expected)
+        assert torch.equal(actual, expected)
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_neither_exported_code_nor_one_token_nor_torch_func_holds_it():
+    class Rotate(torch.nn.Module):
+        def forward(self, x, cos, sin):
+            return rotate(x, cos, sin, interleaved=True)
+
+    x, cos, sin, _ = inputs(2, 3)
+    assert "prenorm" not in torch.export.export(Rotate(), (x, cos, sin)).graph_module.code
+    counter = CompileCounterWithBackend("eager")
+    torch.compile(Rotate(), fullgraph=True, backend=counter)(x[..., :1, :], cos[:1], sin[:1])
+    assert "prenorm" not in counter.graphs[-1].code
+    slope = torch.func.grad(lambda x: rotate(x, cos, sin, interleaved=True).square().sum())
+    torch.testing.assert_close(torch.compile(slope, fullgraph=True, backend="aot_eager")(x), slope(x))
+
+
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")  # torch 2.14's own check looks
+@pytest.mark.parametrize("backwards", [True, False])
+@pytest.mark.parametrize("shape", [(2, 3), (3,), ()])
+def test_the_op_is_what_its_description_for_compilers_says(shape, backwards):
+    x, cos, sin, _ = inputs(*shape)
+    torch.library.opcheck(torch.ops.prenorm.rotate.default, (x.requires_grad_(), cos, sin, True, backwards))
+
+
+@pytest.mark.usefixtures("shapes_unchecked")
+def test_compiled_code_whose_angles_need_gradients_holds_the_formula():
+    x, cos, sin, _ = inputs(2)
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(rotate, fullgraph=True, backend=counter)
+    slopes = []
+    for function in (compiled, rotate):
+        leaf = cos.clone().requires_grad_()
+        function(x, leaf, sin, interleaved=True).square().sum().backward()
+        slopes.append(leaf.grad)
+    torch.testing.assert_close(*slopes)
+    assert "prenorm" not in counter.graphs[-1].code

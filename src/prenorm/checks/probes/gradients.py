@@ -1,6 +1,7 @@
 """The block's gradients against those of the formula that explains its outputs."""
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -17,48 +18,77 @@ DRAWS = 2
 NOTHING = 1e-2  # of the tolerance, as a share of the largest gradient
 
 
+class _EndedError(Exception):
+    """Gradients cannot be compared, and the report says why."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Comparison:
+    """The gradients of one input, given by the block and expected by the formula; wrong: the names that differ."""
+
+    raw: Raw
+    x: Tensor
+    cotangent: Tensor
+    given: dict[str, Tensor | None]
+    expected: dict[str, Tensor | None]
+    floor: float
+    given_by_parameter: Mapping[str, Tensor | None]
+    expected_by_parameter: Mapping[str, Tensor | None]
+    wrong: list[str]
+
+
 def gradients(case: Case) -> None:
     """Send a random cotangent back through the block and through the formula."""
-    assert case.built is not None
     assert case.explanation is not None
     if case.for_inference:
         case.report.skip("gradients", "its matrices are frozen, as in code for inference")
         return
-    explanation = case.explanation
-    for _ in range(DRAWS):
-        raw, x = case.built.draw(case.generator, case.dtype), case.x(2, TOKENS)
-        cotangent = case.x(2, TOKENS)
-        try:
-            answer = case.built.run(raw, x, cotangent=cotangent)
-        except LearnerError as error:
-            case.report.check("gradients", False, f"backward raises {raised(error)}")
-            if not {"modifies_input", "backward_error"} & set(case.report.findings):
-                backward_raises(case, case.built, raw, x, cotangent, error, "")
-            return
-        if not torch.isfinite(answer.y).all():
-            case.report.skip("gradients", "the output is not finite")
-            return
-        expected, of_parameters = _gradients(explanation, raw, x, cotangent, case.sizes.num_heads)
-        given = _by_weight(explanation, answer.gradients) | {"x": answer.x_gradient}
-        scale = max((float(value.abs().max()) for value in expected.values() if value is not None), default=0.0)
-        floor = (
-            scale * case.tolerance * NOTHING
-        )  # below it, gradients are rounding errors, such as those of a key bias, which the softmax cancels
-        given, expected = ({name: _cut(value, floor) for name, value in one.items()} for one in (given, expected))
-        wrong = [name for name, value in expected.items() if not _alike(given.get(name), value, case.tolerance)]
-        if not wrong:
-            break
-    case.report.check(
-        "gradients",
-        not wrong,
-        "those of x and every weight agree with autograd" if not wrong else f"wrong for {_list(wrong)}",
-    )
-    if not wrong:
+    try:
+        for _ in range(DRAWS):
+            compared = _compare(case, case.explanation)
+            if not compared.wrong:
+                break
+    except _EndedError:
         return
+    agree = "those of x and every weight agree with autograd"
+    case.report.check(
+        "gradients", not compared.wrong, f"wrong for {_list(compared.wrong)}" if compared.wrong else agree
+    )
+    if compared.wrong:
+        _name(case, case.explanation, compared)
+
+
+def _compare(case: Case, explanation: Explanation) -> _Comparison:
+    """The gradients of a new input. Raises _EndedError if there are none."""
+    assert case.built is not None
+    raw, x, cotangent = case.built.draw(case.generator, case.dtype), case.x(2, TOKENS), case.x(2, TOKENS)
+    try:
+        answer = case.built.run(raw, x, cotangent=cotangent)
+    except LearnerError as error:
+        case.report.check("gradients", False, f"backward raises {raised(error)}")
+        if not {"modifies_input", "backward_error"} & set(case.report.findings):
+            backward_raises(case, case.built, raw, x, cotangent, error, "")
+        raise _EndedError from None
+    if not torch.isfinite(answer.y).all():
+        case.report.skip("gradients", "the output is not finite")
+        raise _EndedError
+    full, by_parameter = _gradients(explanation, raw, x, cotangent, case.sizes.num_heads)
+    scale = max((float(value.abs().max()) for value in full.values() if value is not None), default=0.0)
+    # Below the floor, gradients are rounding errors, such as those of a key bias, which the softmax cancels.
+    floor = scale * case.tolerance * NOTHING
+    given = _cut(_by_weight(explanation, answer.gradients) | {"x": answer.x_gradient}, floor)
+    expected = _cut(full, floor)
+    wrong = [name for name, value in expected.items() if not _alike(given.get(name), value, case.tolerance)]
+    return _Comparison(raw, x, cotangent, given, expected, floor, answer.gradients, by_parameter, wrong)
+
+
+def _name(case: Case, explanation: Explanation, compared: _Comparison) -> None:
+    """Report the fault: a residual that is detached, or gradients that are missing or wrong."""
+    given, expected, wrong = compared.given, compared.expected, compared.wrong
     for detached in (("1",), ("2",), ("1", "2")):
         variant = explanation.changed(detached=detached)
-        other, _ = _gradients(variant, raw, x, cotangent, case.sizes.num_heads)
-        if all(_alike(given.get(name), _cut(value, floor), case.tolerance) for name, value in other.items()):
+        other, _ = _gradients(variant, compared.raw, compared.x, compared.cotangent, case.sizes.num_heads)
+        if all(_alike(given.get(name), value, case.tolerance) for name, value in _cut(other, compared.floor).items()):
             which = " and ".join({"1": "first", "2": "second"}[one] for one in detached)
             case.report.found(
                 "residual_detached", f"the gradients are those of a block whose {which} residual is detached"
@@ -66,26 +96,29 @@ def gradients(case: Case) -> None:
             return
     # If only a part of a parameter has no gradient, the gradient of the whole is wrong, not missing.
     absent = {
-        name for name, value in of_parameters.items() if _is_there(value) and not _is_there(answer.gradients.get(name))
+        name
+        for name, value in compared.expected_by_parameter.items()
+        if _is_there(value) and not _is_there(compared.given_by_parameter.get(name))
     }
     held = {_label(name, piece): {*piece.parameters} for name, piece in explanation.reading.items()}
     missing = [name for name in wrong if (held[name] & absent if name in held else not _is_there(given.get(name)))]
     if missing:
         case.report.found("gradient_missing", f"no gradient reaches {_list(missing)}")
-    else:
-        gaps = {name: _gap(given[name], expected[name]) if _is_there(given[name]) else 1.0 for name in wrong}
-        worst = max(gaps, key=lambda name: gaps[name])
-        case.report.found(
-            "gradient_wrong",
-            f"wrong for {_list(wrong)}; the largest error is {gaps[worst]:.1%} of the largest entry, for {worst}",
-        )
+        return
+    gaps = {name: _gap(given[name], expected[name]) if _is_there(given[name]) else 1.0 for name in wrong}
+    worst = max(gaps, key=lambda name: gaps[name])
+    case.report.found(
+        "gradient_wrong",
+        f"wrong for {_list(wrong)}; the largest error is {gaps[worst]:.1%} of the largest entry, for {worst}",
+    )
 
 
-def _cut(gradient: Tensor | None, floor: float) -> Tensor | None:
-    """The gradient, or zeros if no entry is above the floor."""
-    if gradient is None or not gradient.abs().max() <= floor:  # NaN is above it
-        return gradient
-    return torch.zeros_like(gradient)
+def _cut(gradients: Mapping[str, Tensor | None], floor: float) -> dict[str, Tensor | None]:
+    """The gradients, with zeros for those of which no entry is above the floor."""
+    return {
+        name: torch.zeros_like(value) if value is not None and value.abs().max() <= floor else value  # NaN is above it
+        for name, value in gradients.items()
+    }
 
 
 def _label(name: str, piece: Piece) -> str:

@@ -9,8 +9,8 @@ import math
 import torch
 from torch import Tensor
 
+from ..probes.case import Case
 from ..subject.learner import Built, LearnerError
-from .case import Case
 
 TOKENS = 7
 SAME = 1e-4  # of the output's size

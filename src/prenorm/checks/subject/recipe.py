@@ -1,7 +1,7 @@
 """How a block is built and called, as two lines of Python: `Block(d_model, num_heads, d_ff)` and `block(x)`.
 
 The lines run beside the learner's code (child/names.py says which names they may use). Either is guessed from
-signatures, as several candidates of which the first that runs is taken (probes/start.py), or given by a person.
+signatures, as several candidates of which the first that runs is taken (start/start.py), or given by a person.
 """
 
 import ast

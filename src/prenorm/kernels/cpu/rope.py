@@ -8,10 +8,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ...private_torch import computes_now, is_compiling
 from ..kernel import Kernel
-from ..plain import fits_backward, is_plain
+from ..plain import ORDINARY, fits_backward, is_held_in_a_graph
 from . import native
-from .calls import Function
+from .calls import Function, is_there
 
 DTYPES = {torch.float32: "rope_float32", torch.bfloat16: "rope_bfloat16"}
 ROPE = Function(
@@ -26,6 +27,8 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
     The bits are those of the formula.
     """
+    if is_compiling():  # a graph holds it as one op
+        return _op(x, cos, sin, interleaved, False)
     if torch.is_grad_enabled() and x.requires_grad:
         y: Tensor = _Rotate.apply(x, cos, sin, interleaved)
         return y
@@ -33,9 +36,14 @@ def rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> Tensor:
 
 
 def supports(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    """Whether these are ordinary tensors on a CPU whose angles need no gradient, and there is a library."""
+    """Whether these are ordinary tensors on a CPU whose angles need no gradient, and there is a library.
+
+    Compiled code holds it as one op: a compiler would compute the angles' cosines again for every head. One token is
+    left to it, where that costs less than a call.
+    """
     return (
-        is_plain(x, cos, sin)
+        (computes_now() or (is_held_in_a_graph() and x.shape[-2] != 1))
+        and all(type(one) in ORDINARY for one in (x, cos, sin))
         and cos.is_cpu
         and sin.is_cpu
         and cos.dtype == sin.dtype == torch.float32
@@ -45,8 +53,10 @@ def supports(x: Tensor, cos: Tensor, sin: Tensor) -> bool:
         and all(n in (1, m) for n, m in zip(cos.shape[-2::-1], x.shape[-2::-1], strict=False))  # x is not to broadcast
         and x.shape[-1] == 2 * cos.shape[-1] > 0
         and x.numel() > 0
-        and not (x.is_neg() or cos.is_neg() or sin.is_neg())  # what lies in memory would have to be negated
-        and x.dtype in ROPE.available()
+        # What lies in memory would have to be negated; a graph hands its op the negated numbers.
+        and (is_compiling() or not (x.is_neg() or cos.is_neg() or sin.is_neg()))
+        and x.dtype in DTYPES
+        and is_there()
     )
 
 
@@ -54,10 +64,9 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, backwards
     """Rotated forwards, or back."""
     half = cos.shape[-1]
     four = _four_dims(x)
-    batch, heads, seq, head_dim = four.shape
-    y = torch.empty_like(four, memory_format=torch.contiguous_format)
-    if backwards:  # heads side by side, as projections have them, whose gradients then need no copy
-        y = y.view(batch, seq, heads, head_dim).transpose(1, 2)
+    batch, heads, seq, _ = four.shape
+    rotated = _room(x, backwards)
+    y = _four_dims(rotated)  # a view
     cos, sin = (_four_dims(one.expand(*x.shape[:-1], half)) for one in (cos, sin))
     ROPE.call(
         x.dtype,
@@ -76,7 +85,14 @@ def _rotate(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, *, backwards
         interleaved,
         backwards,
     )
-    return y.view(x.shape)
+    return rotated
+
+
+def _room(x: Tensor, backwards: bool) -> Tensor:
+    """For the result: contiguous, or backwards with heads side by side, as projections have them, for no copy after."""
+    if not backwards or x.ndim < 3:
+        return x.new_empty(x.shape)
+    return x.new_empty(x.transpose(-2, -3).shape).transpose(-2, -3)
 
 
 def _four_dims(x: Tensor) -> Tensor:
@@ -108,6 +124,29 @@ def _rotated_back(grad: Tensor, cos: Tensor, sin: Tensor, interleaved: bool) -> 
     a, b = grad.float().reshape(*grad.shape[:-1], *apart).unbind(-1 if interleaved else -2)
     rotated = torch.stack((a * cos + b * sin, b * cos - a * sin), dim=-1 if interleaved else -2)
     return rotated.reshape(grad.shape).to(grad.dtype)
+
+
+@torch.library.custom_op("prenorm::rotate", mutates_args=())
+def _op(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backwards: bool) -> Tensor:
+    return _rotate(x, cos, sin, interleaved, backwards=backwards)
+
+
+@_op.register_fake
+def _(x: Tensor, cos: Tensor, sin: Tensor, interleaved: bool, backwards: bool) -> Tensor:
+    return _room(x, backwards)
+
+
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    _, *angles, ctx.interleaved, ctx.backwards = inputs
+    ctx.save_for_backward(*angles)
+
+
+def _gradients_of_op(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    """The rotation by minus the angles, which has gradients in turn."""
+    return _op(grad, *ctx.saved_tensors, ctx.interleaved, not ctx.backwards), None, None, None, None
+
+
+_op.register_autograd(_gradients_of_op, setup_context=_keep)
 
 
 KERNEL = Kernel(

@@ -1,0 +1,197 @@
+"""Finds the call of a block: of the candidates that run, the one whose mask hides, whose tables rotate, and so on."""
+
+import itertools
+import re
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+
+import torch
+
+from ..probes.case import MAX_SEQ_LEN, Case
+from ..subject.learner import TABLES, Built, LearnerError
+from ..subject.recipe import Line, Recipe
+from . import call_lines, effects
+
+TOKENS = 7
+MOST_CALLS = 120
+FEW = 12  # of those, where the rest would only take time
+OTHER_LENGTHS = (MAX_SEQ_LEN, 8, 16)
+IN_A_CACHE = re.compile(r"input_pos|cache")
+SEQ_FIRST = re.compile(
+    r"(?<!,)(?<!, )(?<! x )\b(T|L|S|time|length|seq\w*|(src|tgt)_?(len|length|seq\w*)|n_?tokens)"
+    r"\s*[,x]\s*(B|N|b|n|bsz|bs|batch\w*)\b\s*[,x]"
+)
+"""What an author writes whose tensors are (seq, batch, d_model)."""
+SWAPPED, EACH = "swapped(block)", "each(block)"
+ONE_SEQUENCE = "too many values to unpack (expected 2"
+"""What a block raises that reads two axes, (seq, d_model), from x.shape."""
+AXES = {SWAPPED: "(seq, batch, d_model)", EACH: "(seq, d_model), a sequence at a time"}
+NOISE = 0.1  # of a leak, from one random input to the next
+
+
+class Calls:
+    """The calls of one block.
+
+    build: the line that built it; given: a call that a person gave; text: the learner's source.
+    """
+
+    def __init__(self, case: Case, build: Line, built: Built, given: Line | None, text: str) -> None:
+        self.case, self.learner = case, case.learner
+        self.build, self.built, self.given = build, built, given
+        self._says_seq_first = given is None and SEQ_FIRST.search(text) is not None
+        self.furthest: tuple[list[int], Recipe, LearnerError | None] = ([-1], self.learner.recipe, None)
+        """Of the calls that raise, the one that got furthest: its lines, both lines, and the error."""
+
+    def found(self) -> bool:
+        """Whether some call runs; the best one is stored in the learner's recipe."""
+        lines = list(self._candidates())
+        for length in (TOKENS, *OTHER_LENGTHS):
+            best, running, lines = self._first(lines, length)
+            if best is None:
+                continue
+            if best.callee in AXES:
+                self.case.report.conventions["axes"] = AXES[best.callee]
+            self.learner.recipe = Recipe(self.build, best)
+            if length == TOKENS and (plainer := self._of_some_lengths(best, lines)) is not None:
+                self.learner.recipe = Recipe(self.build, plainer)
+            elif length == TOKENS:
+                best = self._better(best, lines, running)
+                best = self._made_causal(best)
+                self.learner.recipe = Recipe(self.build, self._without_cache(best))
+            return True
+        return False
+
+    def _first(self, lines: list[Line], length: int) -> tuple[Line | None, Iterator[Line], list[Line]]:
+        """The first call that runs, those after it, and the candidates with the axes that it has."""
+        running = self._running(lines if length == TOKENS else lines[:FEW], length)
+        best = next(running, None)
+        if self._says_seq_first and (best is None or effects.sequences_meet(self.case, self.built)):
+            lines = [replace(line, callee=SWAPPED) for line in lines]
+            running = self._running(lines, length)
+            best = next(running, None)
+        if best is None and self.given is None and self._takes_one_sequence():
+            lines = [replace(line, callee=EACH) for line in lines[:FEW]]
+            running = self._running(lines, length)
+            best = next(running, None)
+        return best, running, lines
+
+    def _candidates(self) -> Iterator[Line]:
+        if self.given is None:
+            yield from itertools.islice(call_lines.calls(self.learner.made, self.built.forward), MOST_CALLS)
+            return
+        yield self.given
+        if "mask" in self.given.uses and "added" not in self.given.uses:
+            for form in ("added(mask)", "(~mask)"):
+                yield Line("", text=re.sub(r"(?<![\w.])mask\b(?!\s*=[^=])", form, self.given.text or ""))
+
+    def _running(self, lines: Iterable[Line], length: int = TOKENS) -> Iterator[Line]:
+        x = self.case.x(2, length, dtype=torch.float32)
+        for line in lines:
+            self.learner.check_time()
+            self.learner.recipe = Recipe(self.build, line)
+            try:
+                self.built.run(None, x)
+            except LearnerError as error:
+                here = (_reached(error), self.learner.recipe, error)
+                self.furthest = max(self.furthest, here, key=lambda one: one[0])
+                continue
+            yield line
+
+    def _takes_one_sequence(self) -> bool:
+        raising = self.furthest[2]
+        return raising is not None and ONE_SEQUENCE in raising.error["message"]
+
+    def _of_some_lengths(self, best: Line, lines: list[Line]) -> Line | None:
+        """The call without optional arguments, if it runs at other lengths.
+
+        Passing them would hide that the block fails at this length.
+        """
+        required = {one["name"] for one in self.built.forward or () if one["required"]}
+        kept = tuple(one for one in best.arguments if not one.name or one.name in required)
+        text = replace(best, arguments=kept).written()
+        plainer = next((line for line in lines if line.written() == text), None)
+        if self.given is not None or plainer is None or text == best.written():
+            return None
+        if any(next(self._running([plainer], length), None) for length in OTHER_LENGTHS):
+            return plainer
+        return None
+
+    def _better(self, best: Line, lines: list[Line], others: Iterator[Line]) -> Line:
+        """The best call that runs: its mask hides later tokens, and its tables rotate by distance."""
+        masks = "mask" in best.written() and "mask" in best.uses
+        tests: list[Callable[[Case, Built], bool]] = [effects.hides_what_comes_later] * masks
+        if best.uses & {*TABLES}:
+            tests.append(effects.turns_by_distance)
+        if tests:
+            leaks = []
+            for line in itertools.chain([best], others):
+                self.learner.recipe = Recipe(self.build, line)
+                if all(test(self.case, self.built) for test in tests):
+                    return line
+                leaks.append((effects.leak(self.case, self.built) if masks else 0.0, line))
+            least = min(leak for leak, _ in leaks)  # a fault may fail every test
+            return next(line for leak, line in leaks if leak <= least * (1 + NOISE))
+        if self.given is not None or effects.order_counts(self.case, self.built):
+            return best
+        return self._one_that_rotates(best, lines) or best
+
+    def _one_that_rotates(self, best: Line, lines: list[Line]) -> Line | None:
+        """The call that also passes positions or tables, if the order of tokens counts with them."""
+        for line in self._running(self._turned_otherwise(best, lines)):
+            if not effects.order_counts(self.case, self.built):
+                continue
+            if not line.uses & {*TABLES} or effects.turns_by_distance(self.case, self.built):
+                handed = next((one.name for one in line.arguments if one.needed and one.uses & self._turning), "")
+                self.case.report.conventions["rotates"] = f"only if {handed} is passed, as in every call here"
+                return line
+        return None
+
+    def _made_causal(self, line: Line) -> Line:
+        """Under a causal target, the call with a causal mask in an optional argument, if the block is not causal."""
+        optional = [one for one in line.arguments if one.value == "mask" and not one.needed]
+        self.learner.recipe = Recipe(self.build, line)
+        if not (self.case.target.causal and self.given is None and optional):
+            return line
+        if not effects.sees_everything(self.case, self.built):
+            return line
+        masked = [
+            replace(
+                line, arguments=tuple(replace(a, value=form, needed=True) if a == one else a for a in line.arguments)
+            )
+            for one in optional
+            for form in call_lines.MASKS
+        ]
+        running = self._running(masked)
+        return next((one for one in running if effects.hides_what_comes_later(self.case, self.built)), line)
+
+    def _without_cache(self, line: Line) -> Line:
+        """The call without positions in a cache, if they raise without a cache."""
+        for one in line.arguments:
+            if one.value == "positions" and not one.needed and IN_A_CACHE.search(one.name):
+                self.learner.recipe = Recipe(self.build, line)
+                try:
+                    self.built.run(None, self.case.x(2, TOKENS, dtype=torch.float32), positions=torch.arange(TOKENS))
+                except LearnerError:
+                    line = replace(line, arguments=tuple(other for other in line.arguments if other != one))
+                    self.case.report.conventions["positions"] = f"{one.name} belongs to a cache, and is not passed"
+        return line
+
+    def _turned_otherwise(self, best: Line, lines: list[Line]) -> list[Line]:
+        """The lines that pass positions or rotations, and the same as the best one otherwise."""
+        turning = self._turning
+        others = [[one for one in line.arguments if not one.uses & turning] for line in (best, *lines)]
+        passing = [any(one.needed and one.uses & turning for one in line.arguments) for line in lines]
+        kept = zip(lines, others[1:], passing, strict=True)
+        return [line for line, other, passes in kept if passes and other == others[0] and line != best]
+
+    @property
+    def _turning(self) -> frozenset[str]:
+        """The names that provide positions."""
+        return frozenset({"positions", *TABLES} | {one["name"] for one in self.learner.made["helpers"]})
+
+
+def _reached(error: LearnerError) -> list[int]:
+    """How far a call got: its lines, from the outermost function to the innermost."""
+    frames = error.error.get("frames") or ()
+    own = [one for one in frames if "/torch/" not in str(one["file"]) and one["file"] != "<string>"]
+    return [0, *(int(one["line"] or 0) for one in own)]

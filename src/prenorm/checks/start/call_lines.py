@@ -1,0 +1,90 @@
+"""Candidates for the line that calls a block, from the names of forward's arguments and what the file defines.
+
+best_call.py tries them.
+"""
+
+from collections.abc import Iterator, Sequence
+
+from ..subject.child import meanings
+from ..subject.child.meanings import meaning_of
+from ..subject.child.names import WRITTEN
+from ..subject.learner import Description
+from ..subject.recipe import Argument, Line, products
+from . import rotations
+from .build_lines import PLAIN
+
+MOST = 180
+MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, None]", "~mask[None, None]",
+         "mask[None]", "added(mask)[None]")  # fmt: skip
+
+
+def calls(made: Description, forward: Sequence[Description] | None) -> Iterator[Line]:
+    """Lines that may call the block, those with the fewest arguments first."""
+    rest = [one for one in forward or () if not one["kind"].startswith("VAR_")][1:]
+    slots: list[list[tuple[Argument, ...]]] = []
+    skipped: set[str] = set()
+    for number, one in enumerate(rest):
+        if one["name"] in skipped:
+            continue
+        partner = rest[number + 1] if number + 1 < len(rest) else None
+        if partner is not None and meanings.COS.search(one["name"]) and meanings.SIN.search(partner["name"]):
+            skipped.add(partner["name"])
+            slots.append(_pairs(one, partner, made))
+        else:
+            slots.append(_handed_in(one, made))
+    for chosen in products(slots, MOST):
+        arguments = [argument for slot in chosen for argument in slot]
+        yield Line("block", (Argument("", "x"), *_by_keyword(rest, arguments)))
+
+
+def _by_keyword(rest: Sequence[Description], arguments: list[Argument]) -> Iterator[Argument]:
+    """Arguments by name, unless they are positional only."""
+    only_by_place = {one["name"] for one in rest if one["kind"] == "POSITIONAL_ONLY"}
+    for one in arguments:
+        yield Argument("" if one.name in only_by_place else one.name, one.value, one.needed, one.default)
+
+
+def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]]:
+    """The possible values of a parameter of forward."""
+    name, needed = one["name"], one["required"]
+    omitted: list[tuple[Argument, ...]] = [] if needed else [()]
+
+    def each(values: Sequence[str]) -> list[tuple[Argument, ...]]:
+        return [(Argument(name, value, True),) for value in dict.fromkeys(values)]
+
+    if meanings.START.search(name):
+        return [*omitted, *each(["0"])]
+    if meanings.POSITIONS.search(name):
+        forms = ["positions", "positions.expand(batch, seq)", *(["0"] if one["annotation"] == "int" else [])]
+        return each(forms) if needed else [(Argument(name, "positions"),), *each(forms)]
+    if meanings.MASK.search(name):
+        if needed:
+            return each([*MASKS, "None"])
+        return [()] if meanings.PADDING.search(name) else [(Argument(name, "mask"),), *each(MASKS)]
+    if meanings.COS.search(name) and meanings.SIN.search(name):
+        return [*omitted, *each([*rotations.in_forward(name, made)])]
+    if meanings.COS.search(name) or meanings.SIN.search(name):
+        word = "cos" if meanings.COS.search(name) else "sin"
+        return [*omitted, *each(rotations.laid_out(word))]
+    if meanings.ROPE.search(name) and one["annotation"] not in PLAIN:
+        return [*omitted, *each([*rotations.in_forward(name, made), *(["None"] if needed else [])])]
+    if not needed:
+        return omitted
+    if meaning_of(name, loosely=True) == "causal":
+        return each(["True"])
+    loose = meaning_of(name, loosely=True)
+    return each(
+        [WRITTEN.get(loose or "") or {"int": "0"}.get(one["annotation"]) or PLAIN.get(one["annotation"], "None")]
+    )
+
+
+def _pairs(cosine: Description, sine: Description, made: Description) -> list[tuple[Argument, ...]]:
+    """Possible pairs of tables, cos and sin."""
+    tables = [f"rows({line.written()}, positions)" for line in rotations.table_functions(made)]
+    tables += rotations.module_calls(made)
+    found = [(f"{table}[0]{axes}", f"{table}[1]{axes}") for axes in ("", "[None]") for table in tables]
+    found += rotations.cos_and_sin()
+    slot: list[tuple[Argument, ...]] = [
+        (Argument(cosine["name"], c, True), Argument(sine["name"], s, True)) for c, s in found
+    ]
+    return slot if cosine["required"] else [(), *slot]

@@ -1,0 +1,72 @@
+"""Why it cannot be inferred how a block is built or called, and what to do then. That is no fault of the block."""
+
+import re
+from typing import NoReturn
+
+from ..probes.case import raised
+from ..subject.child import meanings
+from ..subject.child.missing_packages import NotInstalledError
+from ..subject.child.names import UnknownEntryError
+from ..subject.learner import Description, Learner, LearnerError
+from .build_lines import PLAIN
+
+
+class UnknownArgumentsError(Exception):
+    """It cannot be inferred how the block is built or called, which is not a fault."""
+
+
+def refuse_build(learner: Learner, error: LearnerError, *, guessed: bool) -> NoReturn:
+    """No line builds the block: raise error itself if it is the block's own, and otherwise UnknownArgumentsError.
+
+    guessed: whether the lines were inferred, and not given by a person.
+    """
+    if error.error["type"] == NotInstalledError.__name__ or not guessed:
+        raise error
+    _refuse_entry(learner, error)
+    name, constructor = learner.made["name"], learner.made["constructor"] or ()
+    tensors = [one["name"] for one in constructor if one["required"] and "Tensor" in one["annotation"]]
+    if tensors and not learner.made["is_class"]:
+        raise UnknownArgumentsError(
+            f"a function must return a block, but {name} takes tensors ({', '.join(tensors)}) and computes an output; "
+            "name a class, or a function that returns a torch.nn.Module with these weights."
+        )
+    if unknown := [one["name"] for one in constructor if _is_unknown(one)]:
+        raise UnknownArgumentsError(
+            f"the constructor's {', '.join(unknown)} cannot be inferred from the name ({raised(error)}); "
+            f'give the line that builds it: --build "{name}(d_model, num_heads, ...)".'
+        )
+    raise error
+
+
+def refuse_call(learner: Learner, error: LearnerError, *, guessed: bool) -> None:
+    """No call runs: raise UnknownArgumentsError if an argument that was inferred may be the reason."""
+    if guessed:
+        _refuse_entry(learner, error)
+    build, call = learner.recipe.build, learner.recipe.call
+    if names := [*build.guessed, *call.guessed]:
+        raise UnknownArgumentsError(
+            f"{', '.join(dict.fromkeys(names))} had to be guessed, and forward raises {raised(error)}; "
+            f'correct the lines that build and call it: --build "{build.written()}" --call "{call.written()}".'
+        ) from error
+
+
+def is_its_own(error: LearnerError) -> bool:
+    """Whether no argument can be the reason: an undefined name, or an attribute that the block lacks."""
+    kind, message = error.error["type"], error.error["message"]
+    if kind in ("NameError", "UnboundLocalError", "ModuleNotFoundError", "NotImplementedError", "NotInstalledError"):
+        return True
+    return kind == "AttributeError" and not re.search(r"'(NoneType|dict|int|float|str|tuple|list)'|[Cc]onfig", message)
+
+
+def _refuse_entry(learner: Learner, error: LearnerError) -> None:
+    if error.error["type"] == UnknownEntryError.__name__:
+        raise UnknownArgumentsError(
+            f"{error.error['message']}, and its value cannot be inferred from the name; give it in the line that "
+            f'builds the block: --build "{learner.made["name"]}(config(NAME=VALUE))".'
+        )
+
+
+def _is_unknown(one: Description) -> bool:
+    meaning = meanings.meaning_of(one["name"], loosely=True)
+    plain = meaning not in (None, "on", "off") or one["annotation"] in PLAIN or meanings.CONFIG.search(one["name"])
+    return bool(one["required"]) and not plain
