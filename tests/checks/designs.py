@@ -172,6 +172,35 @@ class OverTheSequence(nn.Module):
         return (wide * torch.rsqrt(wide.square().mean(-2, keepdim=True) + 1e-5)).to(x.dtype) * self.weight
 
 
+class WithoutEps(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True))).to(x.dtype) * self.weight
+
+
+class NormsOfHeadsWithoutEps(NormedQueriesAndKeys):
+    """Of queries and keys that are zero they make NaN, which the fused attention takes for nothing to attend to."""
+
+    def head_norm(self, heads, head_dim):
+        return WithoutEps(head_dim)
+
+
+class NormsOfOneClassWithoutEps(NormsOfHeadsWithoutEps):
+    def norms(self, d_model):
+        return WithoutEps(d_model), WithoutEps(d_model)
+
+
+class NormsOfOneClassWithoutEpsByHand(NormsOfOneClassWithoutEps):
+    def mixed(self, q, k, v):
+        positions = torch.arange(q.shape[-2], device=q.device)
+        q, k = (rope(norm(one), positions) for norm, one in ((self.q_norm, q), (self.k_norm, k)))
+        return scores_of(q, k).softmax(-1) @ v
+
+
 class NormsOfOneClassOverTheSequence(NormedQueriesAndKeys):
     """A fault of the class of all norms, of which those of queries and keys have other axes."""
 

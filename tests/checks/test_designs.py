@@ -22,6 +22,7 @@ DESIGNS: dict[str, dict[str, object]] = {
     "WidthOfBoth": {"d_ff": "26 for d_ff=52: the width of gate and up together"},
     "SwitchesInAConfiguration": {"qk_norm": False},
     "LayerNormUpcast": {"norm_cast": "before the weight"},
+    "NormsOfHeadsWithoutEps": {"qk_norm_eps": 0.0},
     "HalfTurned": {"rotary_fraction": 0.5},
     "Around": {"sandwich_norms": True},
     "Lecture": {"causal": True},
@@ -38,6 +39,8 @@ FAULTS = {
     "AroundGateAfterProduct": "gate_after_product",
     "OverTheSequenceUnderAMask": "norm_over_sequence",
     "NormsOfOneClassOverTheSequence": "norm_over_sequence",
+    "NormsOfOneClassWithoutEps": "eps_ignored",
+    "NormsOfOneClassWithoutEpsByHand": "eps_ignored",
     "TakesPositionsAndNeverRotates": "missing_rope",
 }
 

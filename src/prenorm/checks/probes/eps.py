@@ -13,6 +13,8 @@ from .case import Case
 
 EPS = 0.05
 LARGE = 8.0  # the size of vectors at which no usual eps shows
+TOKENS = 6
+SMALL = 1e-3  # a factor for queries and keys, with which eps matters to their norms
 ROUNDING = 3e-6  # of a sublayer's output, which is about 1, if the norm computes in float32
 LARGEST_EPS = 1e-4  # of a block without an eps argument; usual values are 1e-12 to 1e-5
 KNOWN_EPS = (0.0, 1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 2e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
@@ -29,6 +31,12 @@ def eps(case: Case) -> None:
     if spec.mask not in ("none", "causal"):
         case.report.skip("eps", "a single token attends to nothing")
         return
+    _of_the_block(case)
+    _of_queries_and_keys(case)
+
+
+def _of_the_block(case: Case) -> None:
+    assert case.explanation is not None
     takes = case.learner.takes("eps")
     default = case.learner.default("eps")
     default = float(default) if isinstance(default, float) else 1e-6
@@ -40,7 +48,7 @@ def eps(case: Case) -> None:
     _keep(case, small)
     case.report.conventions["eps"] = default
     problems = []
-    for name in _fitted_norms(spec):
+    for name in _fitted_norms(case.explanation.spec):
         at_large, at_small = large.get(name), small.get(name)
         if at_large is None or at_small is None:
             problems.append(f"no eps explains what {name} does to small vectors")
@@ -98,6 +106,31 @@ def _eps_without_argument(case: Case) -> None:
         if one.eps > LARGEST_EPS:
             case.report.found("wrong_eps", f"{name} uses {one.eps:g}; 1e-6 or 1e-5 is usual")
     case.report.check("eps", finite, "it has no eps argument; small vectors and zeros were tried")
+
+
+def _of_queries_and_keys(case: Case) -> None:
+    """Store the eps of the norms of queries and keys, if it is another: that of a library's norm, or none."""
+    assert case.built is not None
+    assert case.explanation is not None
+    spec, reading = case.explanation.spec, case.explanation.reading
+    if spec.qk_norm == "none":
+        return
+    raw, x = case.built.draw(case.generator, case.dtype), case.x(2, TOKENS)
+    for role in ("q", "q_bias", "k", "k_bias"):
+        if role in reading:
+            reading[role].write(raw, reading[role].read(raw) * SMALL)
+    y = case.built.run(raw, x).y
+    gaps: dict[float | None, float] = {}
+    for one in (spec.qk_eps, None, *KNOWN_EPS):
+        expected = case.expected(raw, x, qk_eps=one)
+        if case.agrees(y, expected, x):
+            gaps[one] = float((y - expected).abs().max())
+    if not gaps:
+        return
+    best = next(one for one, gap in gaps.items() if gap <= 2 * min(gaps.values()) + ROUNDING)
+    case.explanation = case.explanation.changed(qk_eps=best)
+    if best is not None and best != spec.qk_eps:
+        case.report.conventions["qk_norm_eps"] = best
 
 
 def _keep(case: Case, fitted: dict[str, _Fitted]) -> None:

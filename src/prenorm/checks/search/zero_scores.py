@@ -10,7 +10,7 @@ from ..formula.spec import Spec
 from .attempt import TOKENS, Attempt
 from .explanation import UnexplainedError
 from .switches import ZERO_SCORES_PLAIN, ZERO_SCORES_TURNED
-from .trials import Base
+from .trials import Base, Probe
 
 
 def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> tuple[list[Base], list[Pieces]]:
@@ -18,8 +18,7 @@ def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> 
     specs = [*specs, *((_with_larger_eps(spec), cost) for spec, cost in specs if spec.residual1 != "input")]
     matches: list[tuple[Spec, int, list[Pieces]]] = []
     for group in by_queries_and_keys(readings):
-        raw = _without_scores(attempt, group[0])
-        probe = attempt.probe(raw, TOKENS)
+        probe = attempt.probe(_without_scores(attempt, group[0]), TOKENS)
         bases = [
             (dataclasses.replace(spec, mask=mask, pairing=pairing, direction=direction), cost)
             for spec, cost in specs
@@ -27,6 +26,9 @@ def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> 
             for pairing, direction in (("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1))
         ]
         plain = bases[::4]  # pairing and direction matter only if values are rotated
+        if attempt.found.head_norms and not attempt.trials.find(plain, [], group, probe, most=0):
+            other = _through_norms_of_heads(attempt, probe, plus_one=specs[0][0].plus_one)
+            probe = other if attempt.trials.find(plain, [], group, other, most=0) else probe
         found = attempt.trials.find(plain, ZERO_SCORES_PLAIN, group, probe, keep_going=1)
         if not found:  # ALiBi's scores are not zero
             alibi = [(dataclasses.replace(spec, rope_on="", alibi=True), cost) for spec, cost in plain]
@@ -64,3 +66,14 @@ def _without_scores(attempt: Attempt, reading: Pieces) -> Raw:
         for bias in attempt.found.names(attempt.found.biases.get(norm, norm)):
             raw[bias] = torch.zeros_like(raw[bias])
     return raw
+
+
+def _through_norms_of_heads(attempt: Attempt, probe: Probe, *, plus_one: bool) -> Probe:
+    """The probe with scores at zero by the norms of queries and keys: without eps, these make NaN of queries at zero."""
+    raw = dict(attempt.raw)
+    for norm in attempt.found.head_norms:
+        for name in attempt.found.names(norm):
+            raw[name] = torch.full_like(raw[name], -1.0 if plus_one else 0.0)
+        for bias in attempt.found.names(attempt.found.biases[norm]) if norm in attempt.found.biases else ():
+            raw[bias] = torch.zeros_like(raw[bias])
+    return dataclasses.replace(probe, y=attempt.built.run(raw, probe.x).y)
