@@ -557,6 +557,17 @@ def test_an_object_of_the_file_that_needs_nothing_is_made(tmp_path: Path) -> Non
     assert case.learner.recipe.build.written() == line
 
 
+def test_a_configuration_of_the_file_rotates_and_keeps_what_only_looks_like_a_width(tmp_path: Path) -> None:
+    config = (
+        "@dataclass\nclass Config:\n    d_model: int = 768\n    n_heads: int = 12\n    mlp_ratio: int = 4\n"
+        "    rope: bool = False\n    rope_full_precision: bool = False\n    cutoff_factor: Optional[float] = None\n"
+    )
+    part = "self.part = nn.Linear(config.d_model, config.d_model)"
+    case = started(HEAD + config + TAKES.format("config: Config", part), tmp_path)
+    line = "Block(config=Config(d_model=d_model, n_heads=num_heads, mlp_ratio=d_ff / d_model, rope=True))"
+    assert case.learner.recipe.build.written() == line
+
+
 def test_arguments_that_are_handed_up_to_the_base_class_are_known(tmp_path: Path) -> None:
     base = TAKES.format("d_model", "self.part = nn.Linear(d_model, d_model)").replace("Block", "Base")
     block = "class Block(Base):\n    def __init__(self, **sizes):\n        super().__init__(**sizes)\n"

@@ -182,5 +182,7 @@ def _settings(parameters: Sequence[Description]) -> Iterator[Argument]:
         if meaning in IN_CONFIGURATIONS and not isinstance(one["default"], bool):
             needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
             yield Argument(one["name"], WRITTEN[meaning], needed, one["default"])
+        elif meanings.ROPE_FLAG.search(one["name"]) and isinstance(one["default"], bool):
+            yield Argument(one["name"], "True")  # as in Llama's design
         elif one["required"]:
             yield Argument(one["name"], WRITTEN.get(meaning or "") or PLAIN.get(one["annotation"], "None"), True)
