@@ -396,6 +396,23 @@ class RootIsRounded(Right):
         return RootInFloat32(d_model), RootInFloat32(d_model)
 
 
+class NothingInFloat32(nn.Module):
+    """The mean and the root are rounded, each: the root is often what it would be, and often is not."""
+
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        mean_square = torch.einsum("...d,...d->...", x, x) / x.shape[-1]
+        return x / (mean_square + 1e-5).sqrt()[..., None] * self.weight
+
+
+class NormsInTheirInputsDtype(Right):
+    def norms(self, d_model):
+        return NothingInFloat32(d_model), NothingInFloat32(d_model)
+
+
 class StackOfLayers(nn.Module):
     def __init__(self, d_model, depth, num_heads, d_ff):
         super().__init__()

@@ -46,8 +46,10 @@ COUNTING = {
     "BringsBack": {"wrong_device_buffer"},
     "Squeezed": {"batch_of_one"},
     "AxisByItsSize": {"wrong_at_some_lengths"},
+    "NormsInTheirInputsDtype": {"norm_without_upcast"},
     "RaisesInBfloat16AndIsOdd": {"wrong_dtype", "unexplained"},
 }
+ROUNDED_FIRST = "the number that scales a row is rounded first"
 CHOICES: dict[str, Any] = {
     "Right": {},
     "BatchSeqOnly": {"leading_dims": "(batch, seq, d_model) only"},
@@ -65,8 +67,8 @@ CHOICES: dict[str, Any] = {
     "SmallAsInGpt2": {},
     "SmallForDepth": {},
     "RoundedBeforeItsWeight": {"norm_cast": "before the weight"},
-    "ScaleIsRounded": {"norm_cast": "the number that scales a row is rounded first"},
-    "RootIsRounded": {"norm_cast": "the number that scales a row is rounded first"},
+    "ScaleIsRounded": {"norm_cast": ROUNDED_FIRST},
+    "RootIsRounded": {"norm_cast": ROUNDED_FIRST},
 }
 NAMED = {
     "Gpt2": {"layer_norm", "wrong_activation", "missing_rope"},
@@ -95,10 +97,10 @@ if not EVERYTHING:
     TARGETS = {key: TARGETS[key] for key in [*TARGETS][::2]}
 
 
-def judged(name: str, target: str | None = None) -> Verdict:
+def judged(name: str, target: str | None = None, seed: int = 0) -> Verdict:
     torch.set_num_threads(1)
     code = locate(f"{small.__file__}:{name}")
-    return judge(LocalSubject(getattr(small, name)), code, target=target, seed=0)
+    return judge(LocalSubject(getattr(small, name)), code, target=target, seed=seed)
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,18 @@ def verdict_of() -> Iterator[Callable[..., Verdict]]:
 
 def counting(verdict: Verdict) -> set[str]:
     return {finding.id for finding in verdict.faults}
+
+
+@pytest.mark.sampled(4)
+@pytest.mark.parametrize("seed", range(1, 5))
+@pytest.mark.parametrize(
+    ("name", "cast"),
+    [("NormsInTheirInputsDtype", None), ("RootIsRounded", ROUNDED_FIRST), ("ScaleIsRounded", ROUNDED_FIRST)],
+)
+def test_how_a_norm_rounds_is_told_apart_with_any_numbers(name, cast, seed, verdict_of):
+    verdict = verdict_of(name, None, seed)
+    assert verdict.conventions.get("norm_cast") == cast
+    assert counting(verdict) == (set() if cast else {"norm_without_upcast"})
 
 
 @pytest.mark.sampled(8)

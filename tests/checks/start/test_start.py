@@ -557,6 +557,18 @@ def test_an_object_of_the_file_that_needs_nothing_is_made(tmp_path: Path) -> Non
     assert case.learner.recipe.build.written() == line
 
 
+def test_a_default_that_does_not_run_is_said_to_be_avoided(tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(d_model, d_model)"
+    takes = TAKES.replace("forward(self, x)", "forward(self, x, token_positions=None)")
+    takes = takes.replace("return", "assert token_positions is not None\n        return")
+    case = started(HEAD + takes.format("d_model", part), tmp_path)
+    assert case.learner.recipe.call.written() == "block(x, token_positions=positions)"
+    said = case.report.conventions["without_optional_arguments"]
+    assert said == "block(x) raises AssertionError: ; token_positions is passed in every call"
+    case = started(HEAD + TAKES.format("d_model", part), tmp_path)
+    assert "without_optional_arguments" not in case.report.conventions
+
+
 def test_a_configuration_of_the_file_rotates_and_keeps_what_only_looks_like_a_width(tmp_path: Path) -> None:
     config = (
         "@dataclass\nclass Config:\n    d_model: int = 768\n    n_heads: int = 12\n    mlp_ratio: int = 4\n"

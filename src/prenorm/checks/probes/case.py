@@ -125,7 +125,7 @@ class Case:
 
     def low(self, name: str, **arguments: Any) -> Built:
         """A block in bfloat16 or float16: by the constructor's dtype if that runs, otherwise by block.to(...)."""
-        if self.learner.takes("dtype") and name not in self.dtype_raises:
+        if self.learner.takes("dtype") and not {name, "bfloat16"} & self.dtype_raises:
             return self.build(dtype={"dtype": name}, **arguments)
         return self.build(to=name, **arguments)
 

@@ -6,6 +6,9 @@ from .case import Case, in_short, raised
 # torch's messages if tensors are on two devices.
 MIXED = ("same device", "expected device", "on device", "is on meta", "different from other tensors", "device type")
 
+NO_PARAMETER = "as parameter"
+"""What torch raises where a parameter is replaced by a copy of it on the other device, which is a plain tensor."""
+
 
 def devices(case: Case) -> None:
     """Move a block to another device and call it there; build one there."""
@@ -27,12 +30,17 @@ def devices(case: Case) -> None:
     if case.learner.takes("device"):
         try:
             built = case.build(device={"device": "meta"})
-            staying = [one["name"] for one in built.parameters if one["device"] != "meta"]
-            if staying:
-                counts = True
-                problems.append(f"with device=, these weights are on another device: {', '.join(staying[:4])}")
+            for what, held in (("weights", built.parameters), ("tensors", built.tensors)):
+                if staying := [one["name"] for one in held if one["device"] != "meta"]:
+                    counts = True
+                    problems.append(f"with device=, these {what} are on another device: {', '.join(staying[:4])}")
+                    break
         except LearnerError as failed:
-            case.report.skip("device argument", raised(failed))
+            if NO_PARAMETER in failed.error["message"]:
+                case.report.errors["constructor_error"] = failed.error
+                case.report.found("constructor_error", f"with device= of another device it raises {raised(failed)}")
+            else:
+                case.report.skip("device argument", raised(failed))
     if problems:
         case.report.found("wrong_device_buffer", "; ".join(problems), counts=counts)
     if error is not None and not problems:

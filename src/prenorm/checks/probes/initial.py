@@ -23,7 +23,8 @@ LATER = re.compile(
 LEFT = re.compile(r"init\w*\s*=\s*lambda \w+: *(\w+|None)\s*[,)\n]")
 """An initialiser that does nothing, because a checkpoint fills the weights."""
 LOADED = re.compile(r"load_state_dict\(|from_pretrained\(|load_file\(")
-TRAINED = re.compile(r"\.backward\(")
+TRAINED = re.compile(r"\.backward\(|\b(optim|[Oo]ptimi[sz]er)\b")
+"""Training code, whose checkpoints begin with the weights of the constructor."""
 WIDTH_NAMES = frozenset(
     ["d_ff", "dff", "d_mlp", "ff_dim", "ffn_dim", "mlp_dim", "dim_feedforward", "intermediate_size", "d_hidden"]
 )

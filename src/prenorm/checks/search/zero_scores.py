@@ -69,7 +69,7 @@ def _without_scores(attempt: Attempt, reading: Pieces) -> Raw:
 
 
 def _through_norms_of_heads(attempt: Attempt, probe: Probe, *, plus_one: bool) -> Probe:
-    """The probe with scores at zero by the norms of queries and keys: without eps, these make NaN of queries at zero."""
+    """The probe with scores at zero by the norms of queries and keys, which without eps make NaN of zeros."""
     raw = dict(attempt.raw)
     for norm in attempt.found.head_norms:
         for name in attempt.found.names(norm):

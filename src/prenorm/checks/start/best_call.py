@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import torch
 
-from ..probes.case import MAX_SEQ_LEN, Case
+from ..probes.case import MAX_SEQ_LEN, Case, raised
 from ..subject.learner import TABLES, Built, LearnerError
 from ..subject.recipe import Line, Recipe
 from . import call_lines, effects
@@ -41,6 +41,7 @@ class Calls:
         self._says_seq_first = given is None and SEQ_FIRST.search(text) is not None
         self.furthest: tuple[list[int], Recipe, LearnerError | None] = ([-1], self.learner.recipe, None)
         """Of the calls that raise, the one that got furthest: its lines, both lines, and the error."""
+        self._errors: dict[str, LearnerError] = {}
 
     def found(self) -> bool:
         """Whether some call runs; the best one is stored in the learner's recipe."""
@@ -58,8 +59,18 @@ class Calls:
                 best = self._better(best, lines, running)
                 best = self._made_causal(best)
                 self.learner.recipe = Recipe(self.build, self._without_cache(best))
+            self._say_what_the_defaults_do(lines[0])
             return True
         return False
+
+    def _say_what_the_defaults_do(self, plainest: Line) -> None:
+        """Report, as a convention, that the call without optional arguments raises, if they are passed for that."""
+        error, call = self._errors.get(plainest.written()), self.learner.recipe.call
+        given, before = ({one.name for one in line.arguments if one.needed} for line in (call, plainest))
+        more = given - before
+        if self.given is None and error is not None and more:
+            said = f"{plainest.written()} raises {raised(error)}; {', '.join(sorted(more))} is passed in every call"
+            self.case.report.conventions["without_optional_arguments"] = said
 
     def _first(self, lines: list[Line], length: int) -> tuple[Line | None, Iterator[Line], list[Line]]:
         """The first call that runs, those after it, and the candidates with the axes that it has."""
@@ -92,6 +103,7 @@ class Calls:
             try:
                 self.built.run(None, x)
             except LearnerError as error:
+                self._errors.setdefault(line.written(), error)
                 here = (_reached(error), self.learner.recipe, error)
                 self.furthest = max(self.furthest, here, key=lambda one: one[0])
                 continue

@@ -34,7 +34,8 @@ _LOOSE = {
     "eps": r"(^|_)eps(ilon)?$",
     "layer": r"^(layer|block|depth)_?(idx|id|index|num|number|no|i)$|^(idx|index|layer_number|i)$",
     "bias": r"(^|_)bias$|^(use|add|with|has)_.*bias|_bias$",
-    "expansion": r"(^|_)(mlp|ff|dff|ffn|ffwd|feed_?forward|expan\w*|hidden|widen\w*).*(ratio|mult|multiplier|factor|expansion)"
+    "expansion": r"(^|_)(mlp|ff|dff|ffn|ffwd|feed_?forward|expan\w*|hidden|widen\w*)"
+    r".*(ratio|mult|multiplier|factor|expansion)"
     r"|^(expansion|expansion_factor|mult|multiplier)$",
     "num_kv_heads": r"(kv|key_value|groups?).*heads?$|query_groups",
     "head_dim": r"^head_?(dim|size|width)|(^|_)dim_(per_)?head|^d_head",

@@ -1,0 +1,72 @@
+"""Blocks that are moved to another device, or built there."""
+
+import pytest
+import torch
+from torch import nn
+
+from prenorm.checks.probes.case import Case, Report
+from prenorm.checks.probes.device import devices
+from prenorm.checks.source.code import Code
+from prenorm.checks.start.start import start
+from prenorm.checks.subject.learner import Learner
+from prenorm.checks.subject.local import LocalSubject
+from prenorm.checks.targets import Target
+
+from ..small import Right
+
+
+class KeepsItsTable(Right):
+    """The weights go where device says; a table stays."""
+
+    def __init__(self, d_model, num_heads, d_ff, device=None):
+        super().__init__(d_model, num_heads, d_ff)
+        self.to(device)
+        self.register_buffer("table", torch.ones(4))
+
+
+class KeepsItsWeights(Right):
+    def __init__(self, d_model, num_heads, d_ff, device=None):
+        super().__init__(d_model, num_heads, d_ff)
+
+
+class CopiesItsWeight(Right):
+    """What .to returns is a parameter only if nothing had to be copied."""
+
+    def __init__(self, d_model, num_heads, d_ff, device=None):
+        super().__init__(d_model, num_heads, d_ff)
+        self.scale = nn.Parameter(torch.ones(()))
+        self.scale = self.scale.to(device)
+
+
+class GoesThere(Right):
+    def __init__(self, d_model, num_heads, d_ff, device=None):
+        super().__init__(d_model, num_heads, d_ff)
+        self.register_buffer("table", torch.ones(4))
+        self.to(device)
+
+
+def judged(block: type[nn.Module]) -> Report:
+    learner = Learner(LocalSubject(block))
+    learner.load(Code(root="", module=block.__module__, file="", name=block.__name__))
+    case = Case(learner=learner, target=Target(), generator=torch.Generator().manual_seed(0), report=Report())
+    start(case)
+    devices(case)
+    return case.report
+
+
+@pytest.mark.parametrize(
+    ("block", "fault", "said"),
+    [
+        (KeepsItsTable, "wrong_device_buffer", "with device=, these tensors are on another device: table"),
+        (KeepsItsWeights, "wrong_device_buffer", "with device=, these weights are on another device: norm1.weight"),
+        (CopiesItsWeight, "constructor_error", "with device= of another device it raises TypeError: cannot assign"),
+    ],
+)
+def test_what_the_argument_does_not_reach_is_a_fault(block, fault, said):
+    report = judged(block)
+    assert [*report.findings] == [fault]
+    assert report.findings[fault].startswith(said)
+
+
+def test_all_that_goes_there_is_right():
+    assert not judged(GoesThere).findings
