@@ -413,6 +413,21 @@ class NormsInTheirInputsDtype(Right):
         return NothingInFloat32(d_model), NothingInFloat32(d_model)
 
 
+class RaisesInBfloat16(Right):
+    """Its rotation gives float32, and PyTorch's attention does not mix dtypes."""
+
+    def norms(self, d_model):
+        return HandNorm(d_model), HandNorm(d_model)
+
+    def rotated(self, x, positions):
+        return super().rotated(x.float() if x.dtype == torch.bfloat16 else x, positions)
+
+
+class RaisesInBfloat16AndRoundsNorms(RaisesInBfloat16):
+    def norms(self, d_model):
+        return NothingInFloat32(d_model), NothingInFloat32(d_model)
+
+
 class StackOfLayers(nn.Module):
     def __init__(self, d_model, depth, num_heads, d_ff):
         super().__init__()

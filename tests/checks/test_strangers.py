@@ -126,6 +126,15 @@ def test_how_a_norm_rounds_is_told_apart_with_any_numbers(name, cast, seed, verd
     assert counting(verdict) == (set() if cast else {"norm_without_upcast"})
 
 
+@pytest.mark.parametrize(
+    ("name", "found"), [("RaisesInBfloat16", []), ("RaisesInBfloat16AndRoundsNorms", ["norm_without_upcast"])]
+)
+def test_a_bfloat16_block_that_does_not_run_hides_no_norm_that_rounds(name, found, verdict_of):
+    verdict = verdict_of(name)
+    assert verdict.ids == ["wrong_dtype", *found]
+    assert [finding.id for finding in verdict.faults] == found
+
+
 @pytest.mark.sampled(8)
 @pytest.mark.parametrize("name", COUNTING)
 def test_a_fault_is_named_and_counts(name, verdict_of):

@@ -35,7 +35,7 @@ class CopiesItsWeight(Right):
     def __init__(self, d_model, num_heads, d_ff, device=None):
         super().__init__(d_model, num_heads, d_ff)
         self.scale = nn.Parameter(torch.ones(()))
-        self.scale = self.scale.to(device)
+        self.scale = self.scale.to(device)  # type: ignore[assignment]  # as its author wrote it
 
 
 class GoesThere(Right):

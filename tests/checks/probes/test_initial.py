@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from torch import nn
 
 from prenorm.checks.probes.case import Case, Report
 from prenorm.checks.probes.initial import constructed
@@ -11,7 +12,17 @@ from prenorm.checks.subject.learner import Learner
 from prenorm.checks.subject.local import LocalSubject
 from prenorm.checks.targets import Target
 
-from ..small import DeviationOfOne
+from ..small import DeviationOfOne, Right
+
+
+def judged(block: type[nn.Module], beside: str) -> Report:
+    learner = Learner(LocalSubject(block))
+    learner.load(Code(root="", module=block.__module__, file="", name=block.__name__))
+    case = Case(learner=learner, target=Target(), generator=torch.Generator().manual_seed(0), report=Report())
+    start(case)
+    constructed(case, beside)
+    return case.report
+
 
 LOADS = "def load(path, model):\n    model.load_state_dict(torch.load(path))\n"
 
@@ -28,9 +39,16 @@ LOADS = "def load(path, model):\n    model.load_state_dict(torch.load(path))\n"
     ],
 )
 def test_a_checkpoint_excuses_weights_only_where_nothing_is_trained(beside, counts):
-    learner = Learner(LocalSubject(DeviationOfOne))
-    learner.load(Code(root="", module=DeviationOfOne.__module__, file="", name="DeviationOfOne"))
-    case = Case(learner=learner, target=Target(), generator=torch.Generator().manual_seed(0), report=Report())
-    start(case)
-    constructed(case, beside)
-    assert ("weight_init_scale" in case.report.faults()) is counts
+    assert ("weight_init_scale" in judged(DeviationOfOne, beside).faults()) is counts
+
+
+class LeftOverEmbedding(Right):
+    """torch gives it a standard deviation of one."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.positions = nn.Embedding(100, d_model)
+
+
+def test_an_embedding_is_no_matrix_of_the_block():
+    assert not judged(LeftOverEmbedding, "").findings

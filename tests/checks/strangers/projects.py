@@ -152,7 +152,7 @@ COURSE = [
         name="package whose init trains",
         files={
             "cs336_basics/__init__.py": "from .train import main\n",
-            "cs336_basics/train.py": "import nothing_of_this_name\n\ndef main(): ...\n",
+            "cs336_basics/train.py": "def main(): ...\n\nraise RuntimeError('no GPU')\n",
             "cs336_basics/model.py": PARTS + COURSE_BLOCK,
         },
         judged="cs336_basics/model.py:TransformerBlock",
@@ -253,6 +253,16 @@ COURSE = [
         },
         judged="scripts/model.py:TransformerBlock",
         said=("exported is not made",),
+    ),
+    Project(
+        name="a log beside the file, opened at import",
+        files={
+            "model.py": "import logging, os\n\nHERE = os.path.dirname(os.path.abspath(__file__))\n"
+            "RECORD = open(os.path.join(HERE, 'record.txt'), 'w')\nRECORD.write('imported')\n"
+            "logging.basicConfig(filename=os.path.join(HERE, 'log.txt'))\n" + PARTS + COURSE_BLOCK
+        },
+        judged="model.py:TransformerBlock",
+        said=("log.txt is not written",),
     ),
     Project(
         name="a missing package is reported by another error",

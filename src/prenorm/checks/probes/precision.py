@@ -104,18 +104,35 @@ def _mend(problem: str) -> str | None:
 def low_precision(case: Case) -> None:
     """The norm and the rotation of a bfloat16 block, by the constructor's dtype if that runs, otherwise by .to()."""
     if case.report.conventions.get("to_bfloat16", "runs") != "runs":
-        case.report.skip("low precision", "a bfloat16 block does not run")
+        _norm_alone(case)
         return
     try:
-        _norm_rounding(case)
+        _norm_rounding(case, None)
         _second_norm(case)
         _angles(case)
     except LearnerError as error:
         case.report.skip("low precision", raised(error))
 
 
-def _norm_rounding(case: Case) -> None:
-    """Compare norm1(x) in bfloat16 with the exact one.
+def _norm_alone(case: Case) -> None:
+    """Compare norm1 in bfloat16 where a bfloat16 block does not run, within a block in float32."""
+    assert case.built is not None
+    assert case.explanation is not None
+    norm = case.explanation.reading.get("norm1")
+    own = set() if norm is None else {*norm.parameters}
+    holders = {one.rpartition(".")[0] for one in own}
+    beside = {one["name"] for one in case.built.parameters if one["name"].startswith(tuple(f"{h}." for h in holders))}
+    if not holders or "" in holders or beside - own:
+        case.report.skip("low precision", "a bfloat16 block does not run, and the norm is no module of its own")
+        return
+    try:
+        _norm_rounding(case, case.build(to="bfloat16", modules=sorted(holders)))
+    except LearnerError as error:
+        case.report.skip("low precision", f"neither a bfloat16 block nor its norm runs: {raised(error)}")
+
+
+def _norm_rounding(case: Case, alone: Built | None) -> None:
+    """Compare norm1(x) in bfloat16 with the exact one. alone: a block in float32 whose norm1 computes in bfloat16.
 
     Inputs have one token, and the value and output projections are multiples of the identity: the output is
     x + LOUD * norm1(x), in which x is lost.
@@ -134,7 +151,7 @@ def _norm_rounding(case: Case) -> None:
     if not plain or "o" not in reading or spec.output == "none" or max(spec.eps1, spec.eps2) > 1e-4:
         case.report.skip("norm in bfloat16", "not compared, because other faults or choices change it")
         return
-    built = case.low("bfloat16")
+    built = alone or case.low("bfloat16")
     raw = built.draw(case.generator, torch.bfloat16)
     identity = torch.eye(case.sizes.d_model)
     if reading["v"].read(raw).shape != identity.shape:
@@ -149,7 +166,8 @@ def _norm_rounding(case: Case) -> None:
     weight = torch.ones(case.sizes.d_model)
     if "norm1" in reading and spec.weight1 == "own":
         weight = reading["norm1"].read(raw).float() + (1 if spec.plus_one else 0)
-    y = torch.cat([built.run(raw, part).y for part in x.split(BATCH)])
+    dtype = torch.bfloat16 if alone is None else torch.float32
+    y = torch.cat([built.run(raw, part.to(dtype)).y for part in x.split(BATCH)])
     exact, wide = _normed(x.double(), case), _normed(x.float(), case)
     whole, then_weight = (wide * weight).bfloat16(), (wide.bfloat16() * weight).bfloat16()
     added = (y.double() - x.double()) / LOUD
@@ -157,7 +175,7 @@ def _norm_rounding(case: Case) -> None:
     row_scale = min(_row_scales(added, exact * one.double()) for one in weights)
 
     def like(normed: Tensor) -> float:
-        return float((y == x + normed * LOUD).double().mean())
+        return float((y == x.to(dtype) + normed.to(dtype) * LOUD).double().mean())
 
     like_whole, like_then = like(whole), like(then_weight)
     like_rounded = max(map(like, _by_a_rounded_number(x, weight.bfloat16(), case)))

@@ -101,6 +101,8 @@ def _by_place(name: str, named: Sequence[Description], meant: dict[str, str], ma
     first, rest = named[:3], named[3:]
     if len(first) < 3 or any(one["kind"] == "KEYWORD_ONLY" or _is_config(one, made) for one in first):
         return
+    if {meant.get(one["name"]) for one in first} - {None, *SIZES}:  # a device or an eps is no size
+        return
     sizes = tuple(Argument("", size) for size in SIZES)
     for chosen in _chosen([_options(one, meant, made) for one in rest]):
         yield Line(name, (*sizes, *chosen))

@@ -2,6 +2,7 @@
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 from typing import Any
@@ -98,10 +99,18 @@ class Learner:
         argument = self.recipe.build.argument(name)
         return None if argument is None else argument.default
 
-    def build(self, sizes: Sizes, *, to: str | None = None, filled: bool = False, **arguments: Any) -> "Built":
+    def build(
+        self,
+        sizes: Sizes,
+        *,
+        to: str | None = None,
+        filled: bool = False,
+        modules: Sequence[str] | None = None,
+        **arguments: Any,
+    ) -> "Built":
         """A block of these sizes; arguments under our names, and only those that the constructor takes.
 
-        to: the dtype that it is brought to afterwards; filled: see the driver.
+        to: the dtype that it is brought to afterwards, or that these modules are; filled: see the driver.
         """
         given = {"d_model": sizes.d_model, "num_heads": sizes.num_heads, "d_ff": sizes.d_ff, "head_dim": sizes.head_dim}
         asked = set(arguments)
@@ -109,7 +118,7 @@ class Learner:
             asked.add("num_kv_heads")
         given |= {"num_kv_heads": sizes.num_kv_heads} | USUAL | arguments
         line = self.recipe.build.written(frozenset(asked))
-        request = {"op": "build", "line": line, "values": given, "to": to, "filled": filled}
+        request = {"op": "build", "line": line, "values": given, "to": to, "filled": filled, "modules": modules}
         return Built(self, sizes, request)
 
 
@@ -222,7 +231,10 @@ class Built:
         )
 
     def values(self) -> Raw:
-        """The values of its parameters, without those of other packages' classes, which their models initialise."""
+        """The values of its parameters, without those of other packages' classes, which their models initialise.
+
+        Embeddings are no part of a block: torch gives them a standard deviation of one.
+        """
         reply = _or_raise("constructor", self.learner.subject.ask({"op": "values", "block": self.number}))
         shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
         self.classes = {
@@ -233,7 +245,9 @@ class Built:
         return {
             name: value
             for name, value in reply["values"].items()
-            if tuple(value.shape) == shapes.get(name) and not _of_another_package(reply["owners"].get(name, ""))
+            if tuple(value.shape) == shapes.get(name)
+            and not _of_another_package(reply["owners"].get(name, ""))
+            and reply["classes"].get(name) != "Embedding"
         }
 
     def take_plain_weights(self) -> bool:

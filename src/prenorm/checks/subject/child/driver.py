@@ -109,8 +109,8 @@ class Driver:
     def op_build(self, request: Request) -> Reply:
         """Evaluate "line" with "values" (see names.py), or call the class with "positional" and "arguments".
 
-        "to" names the dtype that the result is brought to; "filled" puts NaN into memory that the constructor leaves
-        uninitialised. {"dtype": name} and {"device": name} stand for torch's own.
+        "to" names the dtype that the result is brought to, or only its "modules"; "filled" puts NaN into memory that
+        the constructor leaves uninitialised. {"dtype": name} and {"device": name} stand for torch's own.
         Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "forward", "read": what was
         asked of a configuration of ours}.
         """
@@ -121,7 +121,7 @@ class Driver:
             arguments = {name: _spelled_out(value) for name, value in request.get("arguments", {}).items()}
             with filled():
                 block = self._make(*request.get("positional", ()), **arguments)
-            return self.add(block, to=request.get("to"))
+            return self.add(block, to=request.get("to"), modules=request.get("modules"))
         names = of_build({name: _spelled_out(value) for name, value in request["values"].items()})
         wanted = used(request["line"])
         positions = torch.arange(names["max_seq_len"])
@@ -137,14 +137,17 @@ class Driver:
             names[self._name] = self._make
         with filled():
             block = eval(request["line"].strip(), names)
-        reply = self.add(block, to=request.get("to"))
+        reply = self.add(block, to=request.get("to"), modules=request.get("modules"))
         self._names[reply["block"]] = names
         for one in made:
             reply["read"] |= one.__dict__["read"]
         return reply
 
-    def add(self, block: Any, *, to: str | None = None) -> Reply:
-        """Take a block that is built already; the reply is op_build's."""
+    def add(self, block: Any, *, to: str | None = None, modules: list[str] | None = None) -> Reply:
+        """Take a block that is built already; the reply is op_build's.
+
+        modules: these compute in the dtype `to`, and the rest as it was built: what they give is brought back.
+        """
         if not isinstance(block, nn.Module):
             raise TypeError(f"a block must be a torch.nn.Module, but the constructor gave {type(block).__name__}")
         if (owner := unfinished(block)) is not None:
@@ -152,7 +155,10 @@ class Driver:
         _plain_weights(block)
         if to is not None:
             dtype = getattr(torch, to)  # complex tables stay as they are: Module.to would drop their imaginary part
-            block = block._apply(lambda tensor: tensor.to(dtype) if tensor.is_floating_point() else tensor)
+            for name in [""] if modules is None else modules:
+                block.get_submodule(name)._apply(lambda one: one.to(dtype) if one.is_floating_point() else one)
+                if modules is not None:
+                    _compute_in(block.get_submodule(name), dtype)
         number = len(self._blocks)
         self._blocks[number] = block
         return {
@@ -260,6 +266,16 @@ class Driver:
         """Drop every block."""
         self._blocks.clear()
         return {}
+
+
+def _compute_in(module: nn.Module, dtype: torch.dtype) -> None:
+    """Bring what a module takes to dtype, and what it gives to float32."""
+
+    def brought(value: Any, to: torch.dtype) -> Any:
+        return value.to(to) if isinstance(value, Tensor) and value.is_floating_point() else value
+
+    module.register_forward_pre_hook(lambda _, inputs: tuple(brought(one, dtype) for one in inputs))
+    module.register_forward_hook(lambda _, __, y: brought(y, torch.float32))
 
 
 def _plain_weights(block: nn.Module) -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 from .finders import Beside, Distributions
 from .missing_packages import KNOWN, MissingPackages, way_out
-from .surroundings import leave_out_cuda, no_arguments, no_folders
+from .surroundings import leave_out_cuda, no_arguments, no_results
 
 ROUNDS = 12  # of imports, each of which may find one more package missing
 SPELLED = [*sys.stdlib_module_names, "torch", "numpy", "einops", "jaxtyping"]
@@ -53,7 +53,7 @@ class Importer:
         """
         self._package = name.partition(".")[0]
         leave_out_cuda(self.notes)
-        with no_arguments(file), no_folders(self.notes):
+        with no_arguments(file), no_results(self.notes):
             for _ in range(ROUNDS):
                 try:
                     module = self._once(name, file, text)

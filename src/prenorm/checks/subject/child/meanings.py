@@ -5,7 +5,8 @@ import re
 ARGUMENTS = {
     "d_model": "d_model dim hidden_size embed_dim n_embd model_dim emb_dim embedding_dim width dmodel d emb_size "
     "embed_size embedding_size n_embed d_embed d_embd dim_model input_dim in_dim features hidden_dimension emb "
-    "model_size token_dim feature_dim num_hiddens embedding_dimension dim_embed dim_embedding channels n_channels",
+    "model_size token_dim feature_dim num_hiddens embeddings_dim embeddings_dims embedding_dims embedding_dimension "
+    "dim_embed dim_embedding channels n_channels",
     "num_heads": "num_heads n_heads n_head nhead heads num_attention_heads h nheads num_head n_attention_heads "
     "num_query_heads n_query_heads head_count num_q_heads n_q_heads attention_heads n_attn_heads num_attn_heads "
     "attn_heads",
@@ -39,7 +40,7 @@ _LOOSE = {
     r"|^(expansion|expansion_factor|mult|multiplier)$",
     "num_kv_heads": r"(kv|key_value|groups?).*heads?$|query_groups",
     "head_dim": r"^head_?(dim|size|width)|(^|_)dim_(per_)?head|^d_head",
-    "num_heads": r"^(n|num|no|number)_?(of_)?(attention_|attn_|self_attn_|query_|q_)*heads?$",
+    "num_heads": r"(^|_)(n|num|no|number)_?(of_)?(attention_|attn_|self_attn_|query_|q_)*heads?$",
     "vocabulary": r"vocab",
     "layers": r"^(n|num|number_of|no)_?(hidden_|decoder_|transformer_)?(layers?|blocks?)$|^(depth|layers)$",
     "batch": r"^(max_)?batch_?(size)?$|^max_bsz$",

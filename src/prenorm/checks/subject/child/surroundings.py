@@ -1,6 +1,7 @@
 """What a file expects around it when it is imported: a GPU, the arguments of a command line, folders for results."""
 
 import argparse
+import builtins
 import contextlib
 import errno
 import functools
@@ -70,20 +71,32 @@ def no_arguments(file: str | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_folders(notes: dict[str, str]) -> Iterator[None]:
-    """Files that make a folder for their results, where nothing may be written, go on without it."""
-    plain = os.mkdir
+def no_results(notes: dict[str, str]) -> Iterator[None]:
+    """Files that make a folder or a file for their results, where nothing may be written, go on without it."""
+    make, read_or_write = os.mkdir, builtins.open
 
-    def lenient(path: Any, *args: Any, **keywords: Any) -> None:
+    def mkdir(path: Any, *args: Any, **keywords: Any) -> None:
         try:
-            plain(path, *args, **keywords)
+            make(path, *args, **keywords)
         except OSError as error:
-            if error.errno not in (errno.EROFS, errno.EACCES, errno.EPERM):
+            if error.errno not in REFUSED:
                 raise
             notes["folders"] = f"{os.path.basename(path)} is not made: nothing is written beside the file"
 
-    os.mkdir = lenient
+    def open_(file: Any, mode: str = "r", *args: Any, **keywords: Any) -> Any:
+        try:
+            return read_or_write(file, mode, *args, **keywords)
+        except OSError as error:
+            if error.errno not in REFUSED or not {*mode} & {*"wax"}:
+                raise
+            notes["files"] = f"{os.path.basename(file)} is not written: nothing is written beside the file"
+            return read_or_write(os.devnull, mode.replace("x", "w"), *args, **keywords)
+
+    os.mkdir, builtins.open = mkdir, open_
     try:
         yield
     finally:
-        os.mkdir = plain
+        os.mkdir, builtins.open = make, read_or_write
+
+
+REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
