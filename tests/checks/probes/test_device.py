@@ -21,7 +21,17 @@ class KeepsItsTable(Right):
     def __init__(self, d_model, num_heads, d_ff, device=None):
         super().__init__(d_model, num_heads, d_ff)
         self.to(device)
-        self.register_buffer("table", torch.ones(4))
+        self.register_buffer("table", torch.ones(d_model))
+
+    def feed_forward(self, x):
+        return super().feed_forward(x) * self.table
+
+
+class BringsItsTable(KeepsItsTable):
+    """It stays too, but each call brings it to its input's device."""
+
+    def feed_forward(self, x):
+        return Right.feed_forward(self, x) * self.table.to(x.device)
 
 
 class KeepsItsWeights(Right):
@@ -57,7 +67,7 @@ def judged(block: type[nn.Module]) -> Report:
 @pytest.mark.parametrize(
     ("block", "fault", "said"),
     [
-        (KeepsItsTable, "wrong_device_buffer", "with device=, these tensors are on another device: table"),
+        (KeepsItsTable, "wrong_device_buffer", "built there with device= it raises"),
         (KeepsItsWeights, "wrong_device_buffer", "with device=, these weights are on another device: norm1.weight"),
         (CopiesItsWeight, "constructor_error", "with device= of another device it raises TypeError: cannot assign"),
     ],
@@ -68,5 +78,6 @@ def test_what_the_argument_does_not_reach_is_a_fault(block, fault, said):
     assert report.findings[fault].startswith(said)
 
 
-def test_all_that_goes_there_is_right():
-    assert not judged(GoesThere).findings
+@pytest.mark.parametrize("block", [GoesThere, BringsItsTable])
+def test_all_that_runs_there_is_right(block):
+    assert not judged(block).findings

@@ -455,8 +455,9 @@ except OSError as error:
     print(error.errno)
 """
 WRITE = """
+import os
 try:
-    open({outside!r}, "w").write("x")
+    os.write(os.open({outside!r}, os.O_WRONLY | os.O_CREAT), b"x")  # open(), at import, would write nowhere
     print("written")
 except OSError as error:
     print(error.errno)

@@ -1,5 +1,7 @@
 """Whether the whole block moves to another device: tried with the meta device, which every machine has."""
 
+from torch import Tensor
+
 from ..subject.learner import Description, LearnerError
 from .case import Case, in_short, raised
 
@@ -27,26 +29,35 @@ def devices(case: Case) -> None:
     problems, error = [problem] if problem else [], reply.get("error")
     if problem and error is not None:
         case.report.errors["wrong_device_buffer"] = error
-    if case.learner.takes("device"):
-        try:
-            built = case.build(device={"device": "meta"})
-            for what, held in (("weights", built.parameters), ("tensors", built.tensors)):
-                if staying := [one["name"] for one in held if one["device"] != "meta"]:
-                    counts = True
-                    problems.append(f"with device=, these {what} are on another device: {', '.join(staying[:4])}")
-                    break
-        except LearnerError as failed:
-            if NO_PARAMETER in failed.error["message"]:
-                case.report.errors["constructor_error"] = failed.error
-                case.report.found("constructor_error", f"with device= of another device it raises {raised(failed)}")
-            else:
-                case.report.skip("device argument", raised(failed))
+    if case.learner.takes("device") and (staying := _built_there(case, x)):
+        problems.append(staying)
+        counts = True
     if problems:
         case.report.found("wrong_device_buffer", "; ".join(problems), counts=counts)
     if error is not None and not problems:
         case.report.skip("devices", f"on the meta device it raises {error['message'][:120]}")
     else:
         case.report.check("devices", not problems, "moved to the meta device, and built there")
+
+
+def _built_there(case: Case, x: Tensor) -> str:
+    """What is wrong with a block that the constructor builds on another device; empty if nothing is."""
+    try:
+        built = case.build(device={"device": "meta"})
+    except LearnerError as failed:
+        if NO_PARAMETER in failed.error["message"]:
+            case.report.errors["constructor_error"] = failed.error
+            case.report.found("constructor_error", f"with device= of another device it raises {raised(failed)}")
+        else:
+            case.report.skip("device argument", raised(failed))
+        return ""
+    weights, tensors = (
+        [one["name"] for one in held if one["device"] != "meta"] for held in (built.parameters, built.tensors)
+    )
+    if weights:
+        return f"with device=, these weights are on another device: {', '.join(weights[:4])}"
+    problem = _problem(built.run_on_meta(x, built_there=True), "built there with device=") if tensors else ""
+    return f"{problem}; on another device: {', '.join(tensors[:4])}" if problem else ""
 
 
 def _problem(reply: Description, when: str) -> str:

@@ -257,10 +257,10 @@ class Built:
         self.plain_weights = [one for one in self.tensors if tuple(one["shape"]) in matrices | {(width,)}]
         return bool(self.plain_weights)
 
-    def run_on_meta(self, x: Tensor) -> Description:
-        """The driver's reply to a call on the meta device."""
-        line = self.learner.recipe.call.written()
-        return self.learner.subject.ask({"op": "run_on_meta", "block": self.number, "inputs": [x], "line": line})
+    def run_on_meta(self, x: Tensor, *, built_there: bool = False) -> Description:
+        """The driver's reply to a call on the meta device; the block is moved there, unless it was built there."""
+        request = {"op": "run_on_meta", "block": self.number, "inputs": [x], "built_there": built_there}
+        return self.learner.subject.ask(request | {"line": self.learner.recipe.call.written()})
 
 
 def _of_another_package(file: str) -> bool:

@@ -254,9 +254,11 @@ class Driver:
     def op_run_on_meta(self, request: Request) -> Reply:
         """Move the block to the meta device, call it with an input there, and forget it. Gives {"shape", "device"}.
 
-        No copy is moved: a lambda that the constructor made would still hold the modules of the first.
+        With "built_there" it is not moved. No copy is moved: a lambda that the constructor made would still hold the
+        modules of the first.
         """
-        block = self._blocks.pop(request["block"]).to("meta")
+        block = self._blocks.pop(request["block"])
+        block = block if request.get("built_there") else block.to("meta")
         inputs = [value.to("meta") for value in request["inputs"]]
         with torch.no_grad(), OneDevice():
             y = first_tensor(self._called(request, block, inputs, {}), inputs[0].shape)
