@@ -9,6 +9,8 @@ from prenorm.checks.subject.child.meanings import meaning_of
     ("name", "meaning"),
     [
         ("image_num_heads", "num_heads"),
+        ("image_head_dim", "head_dim"),
+        ("qk_rope_head_dim", None),
         ("embeddings_dims", "d_model"),
         ("feed_forward_multiplier", "expansion"),
         ("mlp_ratio", "expansion"),

@@ -30,6 +30,7 @@ ARGUMENTS = {
 }
 """What arguments of constructors are called. Ours first."""
 
+OF_A_MODEL = r"^((image|text|vision|encoder|decoder|model|attn|attention)_)?"
 _LOOSE = {
     "dropout": r"dropout|_pdrop|drop_(rate|prob|path)",
     "eps": r"(^|_)eps(ilon)?$",
@@ -39,8 +40,8 @@ _LOOSE = {
     r".*(ratio|mult|multiplier|factor|expansion)"
     r"|^(expansion|expansion_factor|mult|multiplier)$",
     "num_kv_heads": r"(kv|key_value|groups?).*heads?$|query_groups",
-    "head_dim": r"^head_?(dim|size|width)|(^|_)dim_(per_)?head|^d_head",
-    "num_heads": r"(^|_)(n|num|no|number)_?(of_)?(attention_|attn_|self_attn_|query_|q_)*heads?$",
+    "head_dim": OF_A_MODEL + r"head_?(dim|size|width)|(^|_)dim_(per_)?head|^d_head",
+    "num_heads": OF_A_MODEL + r"(n|num|no|number)_?(of_)?(attention_|attn_|self_attn_|query_|q_)*heads?$",
     "vocabulary": r"vocab",
     "layers": r"^(n|num|number_of|no)_?(hidden_|decoder_|transformer_)?(layers?|blocks?)$|^(depth|layers)$",
     "batch": r"^(max_)?batch_?(size)?$|^max_bsz$",
