@@ -4,15 +4,11 @@ import pytest
 import torch
 from torch import nn
 
-from prenorm.checks.probes.case import Case, Report
+from prenorm.checks.probes.case import Report
 from prenorm.checks.probes.device import devices
-from prenorm.checks.source.code import Code
-from prenorm.checks.start.start import start
-from prenorm.checks.subject.learner import Learner
-from prenorm.checks.subject.local import LocalSubject
-from prenorm.checks.targets import Target
 
 from ..small import Right
+from .started import started
 
 
 class KeepsItsTable(Right):
@@ -56,10 +52,7 @@ class GoesThere(Right):
 
 
 def judged(block: type[nn.Module]) -> Report:
-    learner = Learner(LocalSubject(block))
-    learner.load(Code(root="", module=block.__module__, file="", name=block.__name__))
-    case = Case(learner=learner, target=Target(), generator=torch.Generator().manual_seed(0), report=Report())
-    start(case)
+    case = started(block)
     devices(case)
     return case.report
 

@@ -1,25 +1,17 @@
 """The weights that a constructor leaves, and the code beside a block that excuses them."""
 
 import pytest
-import torch
 from torch import nn
 
-from prenorm.checks.probes.case import Case, Report
+from prenorm.checks.probes.case import Report
 from prenorm.checks.probes.initial import constructed
-from prenorm.checks.source.code import Code
-from prenorm.checks.start.start import start
-from prenorm.checks.subject.learner import Learner
-from prenorm.checks.subject.local import LocalSubject
-from prenorm.checks.targets import Target
 
 from ..small import DeviationOfOne, Right
+from .started import started
 
 
 def judged(block: type[nn.Module], beside: str) -> Report:
-    learner = Learner(LocalSubject(block))
-    learner.load(Code(root="", module=block.__module__, file="", name=block.__name__))
-    case = Case(learner=learner, target=Target(), generator=torch.Generator().manual_seed(0), report=Report())
-    start(case)
+    case = started(block)
     constructed(case, beside)
     return case.report
 
