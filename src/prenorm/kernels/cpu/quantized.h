@@ -200,6 +200,7 @@ inline void multiply_half(const int32_t (*x)[2][QUADS], const uint8_t *w, Int4, 
         for (int r = 0; r < ROWS; ++r) {
             sums[r] = _mm256_add_epi16(sums[r], _mm256_maddubs_epi16(low, _mm256_set1_epi32(x[r][0][i])));
             sums[r] = _mm256_add_epi16(sums[r], _mm256_maddubs_epi16(high, _mm256_set1_epi32(x[r][0][i + QUADS / 2])));
+            keep(sums[r]);  // or compilers put the additions off, with more products than registers hold
         }
     }
     for (int r = 0; r < ROWS; ++r)
@@ -216,6 +217,7 @@ inline void multiply_block(const Rows &x, int64_t row, const uint8_t *w, const B
         for (int64_t column = 0; column < COLUMNS; column += HALF) {
             __m256i total[ROWS];
             for (int r = 0; r < ROWS; ++r) total[r] = _mm256_set1_epi32(x.sums[(row + r) * x.groups + group]);
+            read_again(numbers);  // or compilers spread every number over a vector once for both halves, in memory
             multiply_half<ROWS>(numbers, w + 4 * column, Kind(), total);
             const __m256 scale = widen_half(scales + column);
             for (int r = 0; r < ROWS; ++r) {

@@ -65,25 +65,23 @@ inline Floats add_products(BFloat16s x, BFloat16s w, Floats sum) {
 #endif
 }
 
-// In a register from here on. A compiler may read memory again in each product that it multiplies with, which takes
-// longer than the product where a vector crosses two cache lines.
-inline void keep([[maybe_unused]] Floats &v) {
+// A vector in a register from here on, and what it is computed from done. A compiler may read memory again in each
+// product that it multiplies with, which takes longer than the product where a vector crosses two cache lines.
+template <typename V>
+inline void keep([[maybe_unused]] V &vector) {
 #if defined(__AVX512F__)
-    asm("" : "+v"(v));
+    asm("" : "+v"(vector));
 #elif defined(__SSE2__)
-    asm("" : "+x"(v));
+    asm("" : "+x"(vector));
 #elif defined(__aarch64__)
-    asm("" : "+w"(v));
+    asm("" : "+w"(vector));
 #endif
 }
 inline void keep(Pair &pair) { keep(pair.first), keep(pair.second); }
-inline void keep(BFloat16s &both) {
-#if BFLOAT16_PRODUCTS
-    asm("" : "+v"(both.numbers));
-#else
-    keep(both.numbers);
-#endif
-}
+inline void keep(BFloat16s &both) { keep(both.numbers); }
+
+// Memory that is read again from here on, though nothing wrote to it.
+inline void read_again(const void *from) { asm volatile("" : : "r"(from) : "memory"); }
 
 inline float value(float x) { return x; }
 inline float value(BFloat16 x) {
@@ -193,12 +191,12 @@ constexpr int64_t AHEAD = 8192;
 
 // The same for a weight, whose rows of `width` numbers come from memory. One row of x takes
 // them in the order of memory, which processors prefetch best, and sums the lanes of sixteen results at a time. A step
-// adds to its sum twice, each time waiting for the sum before; where it reads less than a cache line (bfloat16 with
-// AVX2), memory is faster than that, and four rows of w are read together.
+// adds to its sum twice, each time waiting for the sum before. With short vectors it reads a cache line or less in that
+// time, which memory is faster than: then four rows of w are read together.
 template <int ROWS, typename T, typename Run>
 inline void multiply_weight(const T *x, const T *w, int64_t width, int64_t count, Run run) {
     if constexpr (ROWS == 1) {
-        constexpr int TOGETHER = STEP * sizeof(T) < 64 ? 4 : 1;
+        constexpr int TOGETHER = LANES < 16 ? 4 : 1;
         const int64_t ahead = TOGETHER == 1 ? AHEAD : TOGETHER * width;
         for (int64_t c = 0; c < count; c += 16) {
             const int64_t columns = count - c < 16 ? count - c : 16;
