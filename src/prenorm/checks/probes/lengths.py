@@ -55,18 +55,10 @@ def numbers(case: Case) -> None:
     """The numbers at these lengths, and for batches that equal another size, where axes may be confused."""
     assert case.built is not None
     longest = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN)) - ("positions_off_by_one" in case.report.findings)
-    sizes = case.sizes
     least = 2 if {"batch_of_one", "batch_coupled"} & set(case.report.findings) else 1
     tried = [length for length in case.lengths or range(1, longest + 1) if length <= longest]
-    shapes = [(least, length) for length in tried]
-    shapes += [
-        (sizes.num_heads, TOKENS),
-        (sizes.head_dim, TOKENS),
-        (TOKENS, TOKENS),
-        (sizes.num_heads, sizes.num_heads),
-    ]
     wrong = []
-    for batch, length in shapes:
+    for batch, length in [*((least, length) for length in tried), *coinciding(case)]:
         x = case.x(batch, length)
         try:
             y = case.built.run(case.raw, x).y
@@ -83,6 +75,18 @@ def numbers(case: Case) -> None:
         return
     shown = ", ".join(f"{length} tokens in a batch of {batch}" for batch, length in wrong[:4])
     case.report.check("numbers at every length", False, f"wrong numbers for {shown}")
-    equal = {sizes.num_heads: "num_heads", sizes.head_dim: "head_dim", sizes.d_model: "d_model"}
-    which = [f"{size} is {equal[size]}" for size in sorted({size for one in wrong for size in one} & equal.keys())]
-    case.report.found("wrong_at_some_lengths", "; ".join([f"the numbers are wrong for {shown}", *which]))
+    case.report.found("wrong_at_some_lengths", f"the numbers are wrong for {shown}{what_coincides(case, wrong)}")
+
+
+def coinciding(case: Case) -> list[tuple[int, int]]:
+    """Batches and lengths that equal another size, so that a missing axis is not noticed."""
+    heads, head_dim = case.sizes.num_heads, case.sizes.head_dim
+    return [(heads, TOKENS), (head_dim, TOKENS), (TOKENS, TOKENS), (heads, heads)]
+
+
+def what_coincides(case: Case, shapes: list[tuple[int, int]]) -> str:
+    """The sizes that are equal in these batches and lengths, as the end of a sentence."""
+    sizes = case.sizes
+    named = {sizes.num_heads: "num_heads", sizes.head_dim: "head_dim", sizes.d_model: "d_model"}
+    both = sorted({size for shape in shapes for size in shape} & named.keys())
+    return "".join(f"; {size} is {named[size]}" for size in both)
