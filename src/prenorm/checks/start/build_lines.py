@@ -77,6 +77,21 @@ def builds_of_file(made: Description) -> Iterator[Line]:
             yield replace(line, callee=f"changed({numbers}).{line.callee}")
 
 
+def with_defaults(line: Line, made: Description, factor: int = 1) -> Line:
+    """The line, with whole numbers of unknown names that a configuration keeps as they are, times a factor."""
+    inner = [
+        replace(one, value=with_defaults(one.value, made, factor)) if isinstance(one.value, Line) else one
+        for one in line.arguments
+    ]
+    helper, there = _helper(line.callee, made, "configuration"), {one.name for one in inner}
+    kept = [
+        Argument(one["name"], str(one["default"] * factor), True)
+        for one in (helper["parameters"] or () if helper is not None else ())
+        if type(one["default"]) is int and one["name"] not in there and meaning_of(one["name"], loosely=True) is None
+    ]
+    return replace(line, arguments=(*inner, *kept))
+
+
 def _meanings(parameters: Sequence[Description]) -> dict[str, str]:
     """The meaning of each parameter, by its name; hidden_dim is d_model if nothing else is."""
     meant = {
