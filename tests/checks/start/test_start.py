@@ -290,6 +290,22 @@ def test_an_error_is_the_blocks_own_if_no_guess_changes_it(case: str, tmp_path: 
     assert verdict.exit_code == (2 if id == "arguments_unknown" else 1)
 
 
+def test_defaults_that_do_not_run_are_told(tmp_path: Path) -> None:
+    def told(signature: str, inner: str) -> str | None:
+        part = f"{inner}; self.part = nn.Linear(d_model, d_model)"
+        case = started(HEAD + TAKES.format(f"d_model, num_heads, {signature}", part), tmp_path)
+        return case.report.conventions.get("constructor_defaults")
+
+    assert told("d_ff=None, theta=1e4", "self.up = nn.Linear(d_model, 4 if d_ff is None else d_ff)") is None
+    said = (
+        "without d_ff it raises TypeError: unsupported operand type(s) for *: 'int' and 'NoneType'; always passed here"
+    )
+    assert told("d_ff=None, max_seq_len=None", "self.up = nn.Linear(d_model, 2 * d_ff)") == said
+    both = "without max_seq_len, theta it raises AssertionError: ; always passed here"
+    assert told("d_ff, max_seq_len=None, theta=None", "assert max_seq_len or theta") == both
+    assert told("d_ff, max_seq_len=None, theta=None", "assert bool(max_seq_len) == bool(theta)") is None
+
+
 def test_tables_of_the_file_are_not_rounded_where_it_lets_one_choose(tmp_path: Path) -> None:
     tables = CACHED_TABLES.replace("base: int = 10000", "dtype: torch.dtype = torch.bfloat16")
     case = started(
@@ -493,7 +509,8 @@ def test_a_file_that_is_imported_as_one_stays_where_another_import_means_a_packa
 
 
 def test_what_raises_after_a_guess_is_pointed_at(tmp_path: Path) -> None:
-    part = "self.part = nn.Linear(d_model, d_model)\n\n    def forward(self, x, rope_cache):\n        return rope_cache * x @ x"
+    forward = "    def forward(self, x, rope_cache):\n        return rope_cache * x @ x"
+    part = f"self.part = nn.Linear(d_model, d_model)\n\n{forward}"
     (tmp_path / "model.py").write_text(HEAD + TAKES.format("d_model", part).rpartition("\n    def forward")[0] + "\n")
     (finding,) = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block")).findings
     assert finding.id == "arguments_unknown"

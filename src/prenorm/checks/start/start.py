@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import torch
 
 from ..formula.parameters import Sizes
-from ..probes.case import MAX_SEQ_LEN, Case
+from ..probes.case import MAX_SEQ_LEN, Case, raised
 from ..subject.child import meanings
 from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Built, LearnerError
@@ -120,18 +120,12 @@ class _Start:
         recipe, made = self.learner.recipe, self.learner.made
         if error.error["type"] == UnknownEntryError.__name__:
             return False
-        build = build_lines.with_defaults(recipe.build.unread(), made, 2)
-        self.learner.recipe = Recipe(build, recipe.call.unread())
-        if self.learner.recipe == recipe:
+        blind = Recipe(build_lines.with_defaults(recipe.build.unread(), made, 2), recipe.call.unread())
+        if blind == recipe:
             return True
-        try:
-            self.case.build().run(None, self.case.x(2, TOKENS, dtype=torch.float32))
-        except LearnerError as other:
-            same = [(one.error["type"], one.error["message"], reached(one)) for one in (error, other)]
-            return same[0] == same[1]
-        finally:
-            self.learner.recipe = recipe
-        return False
+        other = self._raising(blind)
+        said = [(one.error["type"], one.error["message"], reached(one)) for one in (error, other) if one is not None]
+        return len(said) == 2 and said[0] == said[1]
 
     def _takes_sizes(self) -> bool:
         """Whether the shapes of its parameters depend on d_model, or it is handed d_model by name."""
@@ -157,7 +151,35 @@ class _Start:
         built = self.case.build()
         if build.callee == build_lines.WEIGHTED:
             self._refuse_copies(built)
+        if self.build is None:
+            self._say_which_defaults_raise()
         return built
+
+    def _say_which_defaults_raise(self) -> None:
+        """Report, as a convention, defaults of the constructor that do not run, and are never used for that."""
+        recipe = self.learner.recipe
+        names = build_lines.optional(recipe.build, self.learner.made)
+        if not names or self._raising(recipe) is not None:
+            return
+        together = self._raising(Recipe(build_lines.without(recipe.build, names), recipe.call))
+        if together is not None:
+            alone = {
+                name: self._raising(Recipe(build_lines.without(recipe.build, [name]), recipe.call)) for name in names
+            }
+            which = {name: error for name, error in alone.items() if error} or {", ".join(names): together}
+            said = [f"without {name} it raises {raised(error)}" for name, error in which.items()]
+            self.case.report.conventions["constructor_defaults"] = f"{'; '.join(said)}; always passed here"
+
+    def _raising(self, recipe: Recipe) -> LearnerError | None:
+        """The error of a block that is built and called by these lines."""
+        before, self.learner.recipe = self.learner.recipe, recipe
+        try:
+            self.case.build().run(None, self.case.x(2, TOKENS, dtype=torch.float32))
+        except LearnerError as error:
+            return error
+        finally:
+            self.learner.recipe = before
+        return None
 
     def _refuse_copies(self, built: Built) -> None:
         """Refuse a function of weights that does not compute with them, but fills modules of its own in each call."""
