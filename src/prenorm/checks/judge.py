@@ -20,6 +20,7 @@ from .probes import (
     eps,
     gradients,
     initial,
+    lengths,
     masks,
     numbers,
     precision,
@@ -160,7 +161,7 @@ def _judge(case: Case, built: Built, text: str) -> None:
         behaviour.batch_independence(case, built, raw)
         behaviour.leading_dims(case, built, raw)
         if "sequence_length_fixed" not in case.report.findings:
-            behaviour.sequence_lengths(case, built, raw)
+            lengths.sequence_lengths(case, built, raw)
         training.two_steps(case, built, raw)
     precision.dtypes(case)
     device.devices(case)
@@ -178,7 +179,7 @@ def _judge(case: Case, built: Built, text: str) -> None:
         case.report.found(id, evidence)
     for check in (
         eps.eps,  # first: the others expect the eps that it fits
-        numbers.lengths,
+        lengths.numbers,
         gradients.gradients,
         arguments.rope_theta,
         arguments.token_positions,

@@ -260,6 +260,52 @@ def test_a_wrong_guess_is_no_fault_and_still_a_verdict(tmp_path: Path) -> None:
     assert check(f"{tmp_path}/model.py:Block").ids == ["forward_error"]
 
 
+OWN_ERRORS = {
+    "the same with any table": (("d_model, rope", "self.rope = rope"), "x.view(3)", "forward_error"),
+    "only with this table": (("d_model, rope", "self.rope = rope"), "x.view(self.rope)", "arguments_unknown"),
+    "the same with any argument": (("d_model, zork", "torch.zeros(2).view(3)"), "x", "constructor_error"),
+    "only with this argument": (("d_model, zork", "torch.zeros(2).view(zork)"), "x", "arguments_unknown"),
+    "the same with any default": (("config: Config", "self.multiple = config.piece"), "x.view(3)", "forward_error"),
+    "only with this default": (
+        ("config: Config", "self.piece = config.piece"),
+        "x.view(self.piece)",
+        "arguments_unknown",
+    ),
+    "sizes of the file's own": (
+        ("", "self.part = nn.Linear(Config().d_model, 4)"),
+        "self.part(x)",
+        "arguments_unknown",
+    ),
+    "sizes that do arrive": (("d_model", "self.part = nn.Linear(768, 4)"), "self.part(x)", "forward_error"),
+}
+
+
+@pytest.mark.parametrize("case", OWN_ERRORS)
+def test_an_error_is_the_blocks_own_if_no_guess_changes_it(case: str, tmp_path: Path) -> None:
+    (signature, part), y, id = OWN_ERRORS[case]
+    config = "\n\n@dataclass\nclass Config:\n    d_model: int = 768\n    n_heads: int = 12\n    piece: int = 64\n\n"
+    (tmp_path / "model.py").write_text(HEAD + config + TAKES.format(signature, part).replace("self.part(x)", y))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert verdict.ids[-1:] == [id]
+    assert verdict.exit_code == (2 if id == "arguments_unknown" else 1)
+
+
+def test_defaults_that_do_not_run_are_told(tmp_path: Path) -> None:
+    def told(signature: str, inner: str) -> str | None:
+        part = f"{inner}; self.part = nn.Linear(d_model, d_model)"
+        case = started(HEAD + TAKES.format(f"d_model, num_heads, {signature}", part), tmp_path)
+        return case.report.conventions.get("constructor_defaults")
+
+    assert told("d_ff=None, theta=1e4", "self.up = nn.Linear(d_model, 4 if d_ff is None else d_ff)") is None
+    said = (
+        "without d_ff it raises TypeError: unsupported operand type(s) for *: 'int' and 'NoneType'; always passed here"
+    )
+    assert told("d_ff=None, max_seq_len=None", "self.up = nn.Linear(d_model, 2 * d_ff)") == said
+    both = "without max_seq_len, theta it raises AssertionError: ; always passed here"
+    assert told("d_ff, max_seq_len=None, theta=None", "assert max_seq_len or theta") == both
+    assert told("d_ff, max_seq_len=None, theta=None", "assert bool(max_seq_len) == bool(theta)") is None
+
+
 def test_tables_of_the_file_are_not_rounded_where_it_lets_one_choose(tmp_path: Path) -> None:
     tables = CACHED_TABLES.replace("base: int = 10000", "dtype: torch.dtype = torch.bfloat16")
     case = started(
@@ -463,12 +509,13 @@ def test_a_file_that_is_imported_as_one_stays_where_another_import_means_a_packa
 
 
 def test_what_raises_after_a_guess_is_pointed_at(tmp_path: Path) -> None:
-    part = "self.part = nn.Linear(d_model, d_model)\n\n    def forward(self, x, rope_cache):\n        return x @ x"
+    forward = "    def forward(self, x, rope_cache):\n        return rope_cache * x @ x"
+    part = f"self.part = nn.Linear(d_model, d_model)\n\n{forward}"
     (tmp_path / "model.py").write_text(HEAD + TAKES.format("d_model", part).rpartition("\n    def forward")[0] + "\n")
     (finding,) = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block")).findings
     assert finding.id == "arguments_unknown"
     assert finding.place is not None
-    assert finding.place.code == "return x @ x"
+    assert finding.place.code == "return rope_cache * x @ x"
 
 
 def test_a_norm_over_positions_begins_at_one_and_fixes_the_length(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from ..search.explanation import OutOfTimeError, UnexplainedError
 from ..search.trials import agrees
 from ..subject.learner import Answer, Built, LearnerError
 from .case import MAX_SEQ_LEN, Case, raised
+from .lengths import coinciding, what_coincides
 
 TOKENS = 7
 THETA_SHOWS = 1e-3  # relative to the output; another theta changes tens of times as much
@@ -61,7 +62,7 @@ def token_positions(case: Case) -> None:
         case.report.skip(name, "nothing is rotated")
         return
     limit = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN)) - ("positions_off_by_one" in case.report.findings)
-    draws = torch.stack([torch.randperm(limit, generator=case.generator)[:TOKENS] for _ in range(2)])
+    draws = _draws(case, limit, 2, TOKENS)
     x = case.x(2, TOKENS)
     try:
         used, answer = _run_at(case, built, x, draws)
@@ -87,6 +88,36 @@ def token_positions(case: Case) -> None:
         else:
             case.report.puzzled(f"with token_positions {used[0].tolist()} the numbers are wrong")
     case.report.check(name, good, f"with gaps and out of order, as {tuple(used.shape)}")
+    if good and (used.dim() == 2 or case.learner.recipe.call.argument("positions") is not None):
+        _of_each_sequence(case, built, limit, by_row=used.dim() == 2)
+
+
+def _of_each_sequence(case: Case, built: Built, limit: int, *, by_row: bool) -> None:
+    """Positions (batch, seq) where the batch equals another size: they may be taken as those of the heads.
+
+    by_row: whether the block takes such positions at all. One that takes (seq,) alone is only told.
+    """
+    wrong = []
+    for batch, length in coinciding(case):
+        positions, x = _draws(case, limit, batch, length), case.x(batch, length)
+        try:
+            y = built.run(case.raw, x, positions=positions).y
+        except LearnerError:
+            continue  # which says that they are not taken
+        if not case.agrees(y, case.expected(case.raw, x, positions), x):
+            wrong.append((batch, length))
+    if not by_row:
+        case.report.conventions["token_positions"] = "(seq,), the same for every sequence"
+    if wrong:
+        evidence = f"with token_positions {wrong[0]}, different for each sequence, the numbers are wrong"
+        raises = "" if by_row else f"; as {(2, TOKENS)} they are refused"
+        case.report.found("wrong_at_some_lengths", evidence + what_coincides(case, wrong[:1]) + raises, counts=by_row)
+    case.report.check("token_positions of each sequence", not wrong, "batches that equal another size")
+
+
+def _draws(case: Case, limit: int, batch: int, length: int) -> Tensor:
+    """Positions with gaps and out of order, different in each sequence."""
+    return torch.stack([torch.randperm(limit, generator=case.generator)[:length] for _ in range(batch)])
 
 
 def _run_at(case: Case, built: Built, x: Tensor, positions: Tensor) -> tuple[Tensor, Answer]:

@@ -1,11 +1,11 @@
-"""How a block behaves, whatever its numbers are: repeated calls, the caller's tensor, batches, shapes, lengths."""
+"""How a block behaves, whatever its numbers are: repeated calls, the caller's tensor, batches, shapes."""
 
 import torch
 from torch import Tensor
 
 from ..formula.parameters import Raw
 from ..subject.learner import Built, LearnerError
-from .case import MAX_SEQ_LEN, Case, raised
+from .case import Case, raised
 
 DROPOUT = ("dropout", "bernoulli")
 TOKENS = 7
@@ -145,11 +145,11 @@ def batch_independence(case: Case, built: Built, raw: Raw) -> None:
 def leading_dims(case: Case, built: Built, raw: Raw) -> None:
     """Compare (seq, d_model) and two batch dimensions with one. Most blocks take (batch, seq, d_model) only."""
     x = case.x(2, 3, TOKENS, dtype=torch.float32)
-    flat = built.run(raw, x.flatten(0, 1)).y
+    usual = torch.stack([built.run(raw, one).y for one in x])
     refused, other = [], []
     for name, value, expected in (
-        ("(seq, d_model)", x[0, 0], flat[0]),
-        ("(batch, samples, seq, d_model)", x, flat.view_as(x)),
+        ("(seq, d_model)", x[0, 0], usual[0, 0]),
+        ("(batch, samples, seq, d_model)", x, usual),
     ):
         try:
             y = built.run(raw, value).y
@@ -167,25 +167,6 @@ def leading_dims(case: Case, built: Built, raw: Raw) -> None:
     else:
         good = not (refused or other)
         case.report.check("leading dimensions", good, "(seq, d), (batch, seq, d), (a, b, seq, d) compared")
-
-
-def sequence_lengths(case: Case, built: Built, raw: Raw) -> None:
-    """Every length up to max_seq_len, or up to MAX_SEQ_LEN if there is no limit."""
-    failed: dict[int, str] = {}
-    longest = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN))
-    batch = 2 if "batch_of_one" in case.report.findings else 1
-    for length in range(1, longest + 1):
-        try:
-            built.run(raw, case.x(batch, length, dtype=torch.float32))
-        except LearnerError as error:
-            failed[length] = raised(error)
-    if failed:
-        shown = ", ".join(map(str, list(failed)[:8]))
-        first = next(iter(failed.values()))
-        only_last = list(failed) == [longest]
-        id = "positions_off_by_one" if only_last and case.learner.takes("max_seq_len") else "sequence_length_fixed"
-        case.report.found(id, f"of the lengths 1 to {longest} it fails at {shown}: {first}")
-    case.report.check("sequence lengths", not failed, f"1 to {longest} tokens")
 
 
 def _same(a: Tensor, b: Tensor) -> bool:

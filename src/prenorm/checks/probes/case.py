@@ -100,6 +100,7 @@ class Case:
     for_inference: bool = False  # whether its matrices are frozen, and a checkpoint is meant to fill them
     classes: dict[str, str] = field(default_factory=dict)  # by parameter, the class that holds it
     explanation: Explanation | None = None
+    lengths: list[int] = field(default_factory=list)  # that the block was tried at; empty if that was not checked
     dtype_raises: set[str] = field(default_factory=set)  # dtypes with which a block by its constructor's does not run
 
     def build(self, **arguments: Any) -> Built:

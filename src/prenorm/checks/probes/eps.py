@@ -13,7 +13,7 @@ from .case import Case
 
 EPS = 0.05
 LARGE = 8.0  # the size of vectors at which no usual eps shows
-TOKENS = 6
+TOKENS = 7
 SMALL = 1e-3  # a factor for queries and keys, with which eps matters to their norms
 ROUNDING = 3e-6  # of a sublayer's output, which is about 1, if the norm computes in float32
 LARGEST_EPS = 1e-4  # of a block without an eps argument; usual values are 1e-12 to 1e-5
@@ -92,7 +92,7 @@ def _eps_without_argument(case: Case) -> None:
     assert case.explanation is not None
     fitted = _fit(case, case.wide(), 1e-6, 1e-3)
     _keep(case, fitted)
-    x = case.x(2, 2)
+    x = case.x(2, TOKENS)
     ys = [case.built.run(case.raw, one).y for one in (x * 0, x)]
     finite = bool(torch.isfinite(ys[0]).all() or not torch.isfinite(ys[1]).all())  # NaN for all x has another reason
     if not finite:

@@ -12,7 +12,7 @@ from ..subject.learner import LearnerError
 from .case import Case, raised
 from .training import backward_raises
 
-TOKENS = 6
+TOKENS = 7
 DRAWS = 2
 """Gradients are wrong if they are for each of so many inputs: rounding may be amplified by chance, but hardly twice."""
 NOTHING = 1e-2  # of the tolerance, as a share of the largest gradient

@@ -1,4 +1,4 @@
-"""Explains a block's numbers at several lengths, and reports what the explanation says."""
+"""Explains a block's numbers, and reports what the explanation says."""
 
 import contextlib
 import dataclasses
@@ -12,7 +12,7 @@ from ..search.explanation import Explanation, UnexplainedError
 from ..search.sizes import fitting_sizes
 from ..subject.child.meanings import meaning_of
 from ..subject.learner import TABLES, Built, LearnerError
-from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case
+from .case import Case
 from .diagnosis import conventions, faults
 
 TOKENS = 7
@@ -117,41 +117,6 @@ def _means_to_rotate(case: Case) -> bool:
     return bool(tables) or bool(turning)
 
 
-def lengths(case: Case) -> None:
-    """The numbers at every length, and for batches that equal another size, where axes may be confused."""
-    assert case.built is not None
-    longest = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN)) - ("positions_off_by_one" in case.report.findings)
-    sizes = case.sizes
-    least = 2 if {"batch_of_one", "batch_coupled"} & set(case.report.findings) else 1
-    shapes = [(least, length) for length in range(1, longest + 1)]
-    shapes += [
-        (sizes.num_heads, TOKENS),
-        (sizes.head_dim, TOKENS),
-        (TOKENS, TOKENS),
-        (sizes.num_heads, sizes.num_heads),
-    ]
-    wrong = []
-    for batch, length in shapes:
-        x = case.x(batch, length)
-        try:
-            y = case.built.run(case.raw, x).y
-        except LearnerError:
-            continue  # the check of lengths reports it
-        if not case.agrees(y, case.expected(case.raw, x), x):
-            wrong.append((batch, length))
-    if not wrong:
-        case.report.check("numbers at every length", True, f"1 to {longest} tokens, several batches")
-        return
-    if case.report.faults() - BESIDE_NUMBERS:  # these may be correct at some lengths
-        case.report.skip("numbers at every length", "not compared, because other faults change the numbers")
-        return
-    shown = ", ".join(f"{length} tokens in a batch of {batch}" for batch, length in wrong[:4])
-    case.report.check("numbers at every length", False, f"wrong numbers for {shown}")
-    equal = {sizes.num_heads: "num_heads", sizes.head_dim: "head_dim", sizes.d_model: "d_model"}
-    which = [f"{size} is {equal[size]}" for size in sorted({size for one in wrong for size in one} & equal.keys())]
-    case.report.found("wrong_at_some_lengths", "; ".join([f"the numbers are wrong for {shown}", *which]))
-
-
 def _explained(case: Case, built: Built) -> Explanation:
     """The explanation; if weights seem to be missing, tensors that are not parameters are tried as weights."""
     odd = {"batch_coupled", "retains_state"} & set(case.report.findings)  # then no formula has to explain the numbers
@@ -160,7 +125,9 @@ def _explained(case: Case, built: Built) -> Explanation:
     explanation = None
     if unknown := fitting_sizes(built)[0].unknown:
         adapters = [one["name"] for one in built.parameters if one["name"] in unknown and _is_matrix(one["shape"])]
-        for muted in dict.fromkeys([frozenset(), frozenset(adapters)]):
+        ways = dict.fromkeys([frozenset(), frozenset(adapters)])
+        options["share"] = 1 + len(ways)  # of which most blocks with such parameters need the first alone
+        for muted in ways:
             with contextlib.suppress(UnexplainedError, LearnerError):
                 return _set_aside(case, unknown, muted, options | {"most": 1})
     try:

@@ -255,7 +255,8 @@ def _second_norm(case: Case) -> None:
             if name in reading:
                 reading[name].write(raw, torch.zeros(()))
         reading["down"].write(raw, reading["down"].read(raw) * 100)
-        x = (case.x(8, 1, dtype=torch.float64).sign() * 400 + case.x(8, 1, dtype=torch.float64) * 20).half()
+        noise = [case.x(BATCH, 1, dtype=torch.float64) for _ in range(2)]
+        x = (noise[0].sign() * 400 + noise[1] * 20).half()
         y = built.run(raw, x).y.double()
     except LearnerError:
         return  # many operations have no float16 on CPUs, which is not a fault

@@ -10,7 +10,7 @@ from ..formula.parameters import Raw
 from ..subject.learner import Built, LearnerError
 from .case import Case, raised
 
-TOKENS = 6
+TOKENS = 7
 CHANGED = "one of the variables needed for gradient computation has been modified by an inplace operation"
 TWICE = "Trying to backward through the graph a second time"
 

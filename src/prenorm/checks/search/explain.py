@@ -20,19 +20,21 @@ from .zero_scores import zero_scores
 
 
 def explain(
-    built: Built, generator: torch.Generator, *, tolerance: float, dtype: torch.dtype, most: int = 2
+    built: Built, generator: torch.Generator, *, tolerance: float, dtype: torch.dtype, most: int = 2, share: int = 1
 ) -> Explanation:
     """The simplest explanation of the block's numbers. Raises UnexplainedError if there is none.
 
     most: the largest number of switches that are set together, in each of the three steps.
+    share: how many searches share the work that one may take.
     """
     problem: UnexplainedError | None = None
     fits = fitting_sizes(built)
+    share *= len(fits)
     for together in range(1 if len(fits) > 1 else most, most + 1):
         for fit in fits:
             try:
                 return _steps(
-                    Attempt(built, fit, generator, tolerance=tolerance, dtype=dtype, most=together, share=len(fits))
+                    Attempt(built, fit, generator, tolerance=tolerance, dtype=dtype, most=together, share=share)
                 )
             except OutOfTimeError:
                 raise

@@ -104,7 +104,7 @@ class Calls:
                 self.built.run(None, x)
             except LearnerError as error:
                 self._errors.setdefault(line.written(), error)
-                here = (_reached(error), self.learner.recipe, error)
+                here = (reached(error), self.learner.recipe, error)
                 self.furthest = max(self.furthest, here, key=lambda one: one[0])
                 continue
             yield line
@@ -202,7 +202,7 @@ class Calls:
         return frozenset({"positions", *TABLES} | {one["name"] for one in self.learner.made["helpers"]})
 
 
-def _reached(error: LearnerError) -> list[int]:
+def reached(error: LearnerError) -> list[int]:
     """How far a call got: its lines, from the outermost function to the innermost."""
     frames = error.error.get("frames") or ()
     own = [one for one in frames if "/torch/" not in str(one["file"]) and one["file"] != "<string>"]

@@ -5,7 +5,7 @@ No class is known by its name. start.py tries the candidates.
 
 import itertools
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from ..subject.child import meanings
@@ -75,6 +75,45 @@ def builds_of_file(made: Description) -> Iterator[Line]:
         numbers = ", ".join(f"{name}={WRITTEN[meaning]}" for name, meaning in made["numbers"].items())
         for line in builds(made):
             yield replace(line, callee=f"changed({numbers}).{line.callee}")
+
+
+def with_defaults(line: Line, made: Description, factor: int = 1) -> Line:
+    """The line, with whole numbers of unknown names that a configuration keeps as they are, times a factor."""
+    inner = [
+        replace(one, value=with_defaults(one.value, made, factor)) if isinstance(one.value, Line) else one
+        for one in line.arguments
+    ]
+    helper, there = _helper(line.callee, made, "configuration"), {one.name for one in inner}
+    kept = [
+        Argument(one["name"], str(one["default"] * factor), True)
+        for one in (helper["parameters"] or () if helper is not None else ())
+        if type(one["default"]) is int and one["name"] not in there and meaning_of(one["name"], loosely=True) is None
+    ]
+    return replace(line, arguments=(*inner, *kept))
+
+
+def optional(line: Line, made: Description) -> list[str]:
+    """Arguments of the line, also of a configuration in it, whose defaults should do: None, and settings."""
+    helper = _helper(line.callee, made, "configuration")
+    parameters = (
+        made["constructor"] if line.callee == made["name"] else None if helper is None else helper["parameters"]
+    )
+    may = {one["name"] for one in parameters or () if not one["required"] and _should_do(one)}
+    names = [one.name for one in line.arguments if one.name in may and one.is_there(frozenset())]
+    return names + [name for one in line.arguments if isinstance(one.value, Line) for name in optional(one.value, made)]
+
+
+def without(line: Line, names: Collection[str]) -> Line:
+    """The line without these arguments."""
+    inner = (
+        replace(one, value=without(one.value, names)) if isinstance(one.value, Line) else one for one in line.arguments
+    )
+    return replace(line, arguments=tuple(one for one in inner if one.name not in names))
+
+
+def _should_do(one: Description) -> bool:
+    """Whether a default should do beside sizes that are not the author's."""
+    return one["default"] is None or meaning_of(one["name"], loosely=True) in ("rope_theta", "eps", "dropout")
 
 
 def _meanings(parameters: Sequence[Description]) -> dict[str, str]:

@@ -8,7 +8,7 @@ from ..subject.child import meanings
 from ..subject.child.missing_packages import NotInstalledError
 from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Description, Learner, LearnerError
-from .build_lines import PLAIN
+from .build_lines import PLAIN, with_defaults
 
 
 class UnknownArgumentsError(Exception):
@@ -42,12 +42,20 @@ def refuse_call(learner: Learner, error: LearnerError, *, guessed: bool) -> None
     """No call runs: raise UnknownArgumentsError if an argument that was inferred may be the reason."""
     if guessed:
         _refuse_entry(learner, error)
-    build, call = learner.recipe.build, learner.recipe.call
+    build, call = with_defaults(learner.recipe.build, learner.made), learner.recipe.call
     if names := [*build.guessed, *call.guessed]:
         raise UnknownArgumentsError(
             f"{', '.join(dict.fromkeys(names))} had to be guessed, and forward raises {raised(error)}; "
             f'correct the lines that build and call it: --build "{build.written()}" --call "{call.written()}".'
         ) from error
+
+
+def refuse_sizes(learner: Learner, error: LearnerError) -> NoReturn:
+    """Sizes do not reach the block: it may have those of a configuration that nobody hands in."""
+    raise UnknownArgumentsError(
+        f"its weights have the same shapes for every d_model, and forward raises {raised(error)}; "
+        f'give a line that builds it with the sizes that are asked for: --build "{learner.made["name"]}(...)".'
+    ) from error
 
 
 def is_its_own(error: LearnerError) -> bool:

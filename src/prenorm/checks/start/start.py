@@ -3,19 +3,21 @@
 It reports as conventions what it finds on the way: the meaning of the mask, and where rotations come from.
 """
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 
 import torch
 
 from ..formula.parameters import Sizes
-from ..probes.case import MAX_SEQ_LEN, Case
+from ..probes.case import MAX_SEQ_LEN, Case, raised
 from ..subject.child import meanings
+from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Built, LearnerError
 from ..subject.recipe import Line, Recipe, given
 from . import build_lines
-from .best_call import Calls
-from .refusals import UnknownArgumentsError, is_its_own, refuse_build, refuse_call
+from .best_call import Calls, reached
+from .refusals import UnknownArgumentsError, is_its_own, refuse_build, refuse_call, refuse_sizes
 
 TOKENS = 7
 TRIED = (
@@ -87,10 +89,15 @@ class _Start:
                 return self._settled(built)
         if built_at_all is None:
             self.learner.recipe = Recipe(next(self._builds()))
+            if self._is_its_own(errors[0]):
+                raise errors[0]
             refuse_build(self.learner, errors[0], guessed=self.build is None)
         _, self.learner.recipe, raising = max((one.furthest for one in tried), key=lambda one: one[0])
         if self.call is None and raising is not None and not is_its_own(raising):
-            refuse_call(self.learner, raising, guessed=self.build is None)
+            if self.build is None and not self._takes_sizes():
+                refuse_sizes(self.learner, raising)
+            if not self._is_its_own(raising):
+                refuse_call(self.learner, raising, guessed=self.build is None)
         return self._settled(built_at_all)  # its first call reports the error
 
     def _builds(self) -> Iterator[Line]:
@@ -108,6 +115,30 @@ class _Start:
         usual_arguments(self.case)
         return self.case.build()
 
+    def _is_its_own(self, error: LearnerError) -> bool:
+        """Whether the same is raised if nothing can be read of guessed values, and kept defaults are twice as large."""
+        recipe, made = self.learner.recipe, self.learner.made
+        if error.error["type"] == UnknownEntryError.__name__:
+            return False
+        blind = Recipe(build_lines.with_defaults(recipe.build.unread(), made, 2), recipe.call.unread())
+        if blind == recipe:
+            return True
+        other = self._raising(blind)
+        said = [(one.error["type"], one.error["message"], reached(one)) for one in (error, other) if one is not None]
+        return len(said) == 2 and said[0] == said[1]
+
+    def _takes_sizes(self) -> bool:
+        """Whether the shapes of its parameters depend on d_model, or it is handed d_model by name."""
+        if "d_model" in self.learner.recipe.build.uses:
+            return True
+        sizes = self.case.sizes
+        larger = dataclasses.replace(sizes, d_model=2 * sizes.d_model)
+        try:
+            shapes = [[one["shape"] for one in self.case.build(sizes=size).parameters] for size in (sizes, larger)]
+        except LearnerError:
+            return True
+        return shapes[0] != shapes[1]
+
     def _settled(self, built: Built) -> Built:
         """A new block, with the lines as they are reported."""
         recipe = self.learner.recipe
@@ -120,7 +151,35 @@ class _Start:
         built = self.case.build()
         if build.callee == build_lines.WEIGHTED:
             self._refuse_copies(built)
+        if self.build is None:
+            self._say_which_defaults_raise()
         return built
+
+    def _say_which_defaults_raise(self) -> None:
+        """Report, as a convention, defaults of the constructor that do not run, and are never used for that."""
+        recipe = self.learner.recipe
+        names = build_lines.optional(recipe.build, self.learner.made)
+        if not names or self._raising(recipe) is not None:
+            return
+        together = self._raising(Recipe(build_lines.without(recipe.build, names), recipe.call))
+        if together is not None:
+            alone = {
+                name: self._raising(Recipe(build_lines.without(recipe.build, [name]), recipe.call)) for name in names
+            }
+            which = {name: error for name, error in alone.items() if error} or {", ".join(names): together}
+            said = [f"without {name} it raises {raised(error)}" for name, error in which.items()]
+            self.case.report.conventions["constructor_defaults"] = f"{'; '.join(said)}; always passed here"
+
+    def _raising(self, recipe: Recipe) -> LearnerError | None:
+        """The error of a block that is built and called by these lines."""
+        before, self.learner.recipe = self.learner.recipe, recipe
+        try:
+            self.case.build().run(None, self.case.x(2, TOKENS, dtype=torch.float32))
+        except LearnerError as error:
+            return error
+        finally:
+            self.learner.recipe = before
+        return None
 
     def _refuse_copies(self, built: Built) -> None:
         """Refuse a function of weights that does not compute with them, but fills modules of its own in each call."""

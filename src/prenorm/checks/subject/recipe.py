@@ -76,6 +76,16 @@ class Line:
                 found.append(one.name or one.value)
         return found
 
+    def unread(self) -> "Line":
+        """With something that must not be looked at in place of what is guessed (see child/unread.py)."""
+
+        def of(one: Argument) -> Argument:
+            if isinstance(one.value, Line):
+                return dataclasses.replace(one, value=one.value.unread())
+            return dataclasses.replace(one, value="unread") if Line("", (one,)).guessed else one
+
+        return dataclasses.replace(self, arguments=tuple(map(of, self.arguments)))
+
     def settled(self, read: Mapping[str, str], keep: bool) -> "Line":
         """With what a configuration of ours was asked for, and without names that no other line needs."""
         inner = tuple(

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from .meanings import meaning_of
 from .tensors import first_tensor
+from .unread import Unread
 from .weighted import weighted
 
 
@@ -25,7 +26,7 @@ def of_build(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = {"causal": True, "dtype": torch.float32, "device": torch.device("cpu"), **values}
     names["theta"] = names["rope_theta"] = values.get("rope_theta", values.get("theta", 10000.0))
-    names |= {"rows": rows, "weighted": weighted(values)}
+    names |= {"rows": rows, "weighted": weighted(values), "unread": Unread()}
     return names | {"torch": torch, "nn": nn, "F": nn.functional, "math": math}
 
 

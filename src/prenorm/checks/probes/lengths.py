@@ -1,0 +1,92 @@
+"""Sequence lengths: whether the block runs at each, and whether its numbers are right.
+
+Some packages (einx) compile anew for each shape. Where a new length takes that long, only the lengths are tried that
+tell most; the report says which.
+"""
+
+import statistics
+import time
+
+import torch
+
+from ..formula.parameters import Raw
+from ..subject.learner import Built, LearnerError
+from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case, raised
+
+TOKENS = 7
+SECONDS = 3.0
+"""What lengths beside the telling ones may take; of usual blocks all of them take hundredths of a second."""
+
+
+def sequence_lengths(case: Case, built: Built, raw: Raw) -> None:
+    """Every length up to max_seq_len, or up to MAX_SEQ_LEN if there is no limit."""
+    longest = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN))
+    batch = 2 if "batch_of_one" in case.report.findings else 1
+    telling = sorted({1, case.sizes.num_heads, case.sizes.head_dim, longest} & {*range(1, longest + 1)})
+    others = sorted({*range(1, longest + 1)} - {*telling})
+    failed: dict[int, str] = {}
+
+    def seconds_of(length: int) -> float:
+        before = time.monotonic()
+        try:
+            built.run(raw, case.x(batch, length, dtype=torch.float32))
+        except LearnerError as error:
+            failed[length] = raised(error)
+        return time.monotonic() - before
+
+    usual = statistics.median(map(seconds_of, telling))  # one call may take longer for another reason
+    case.lengths = telling
+    if failed or usual * len(others) <= SECONDS:  # all that fail name the fault
+        for length in others:
+            seconds_of(length)
+        case.lengths = sorted(telling + others)
+    if failed:
+        shown = ", ".join(map(str, sorted(failed)[:8]))
+        only_last = list(failed) == [longest]
+        id = "positions_off_by_one" if only_last and case.learner.takes("max_seq_len") else "sequence_length_fixed"
+        case.report.found(id, f"of the lengths 1 to {longest} it fails at {shown}: {failed[min(failed)]}")
+    reason = f"1 to {longest} tokens"
+    if case.lengths == telling:
+        reason = f"{', '.join(map(str, telling))} of {reason}; each length that is new takes {usual:.1f} s"
+    case.report.check("sequence lengths", not failed, reason)
+
+
+def numbers(case: Case) -> None:
+    """The numbers at these lengths, and for batches that equal another size, where axes may be confused."""
+    assert case.built is not None
+    longest = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN)) - ("positions_off_by_one" in case.report.findings)
+    least = 2 if {"batch_of_one", "batch_coupled"} & set(case.report.findings) else 1
+    tried = [length for length in case.lengths or range(1, longest + 1) if length <= longest]
+    wrong = []
+    for batch, length in [*((least, length) for length in tried), *coinciding(case)]:
+        x = case.x(batch, length)
+        try:
+            y = case.built.run(case.raw, x).y
+        except LearnerError:
+            continue  # the check of lengths reports it
+        if not case.agrees(y, case.expected(case.raw, x), x):
+            wrong.append((batch, length))
+    if not wrong:
+        every = f"1 to {longest}" if len(tried) == longest else ", ".join(map(str, tried))
+        case.report.check("numbers at every length", True, f"{every} tokens, several batches")
+        return
+    if case.report.faults() - BESIDE_NUMBERS:  # these may be correct at some lengths
+        case.report.skip("numbers at every length", "not compared, because other faults change the numbers")
+        return
+    shown = ", ".join(f"{length} tokens in a batch of {batch}" for batch, length in wrong[:4])
+    case.report.check("numbers at every length", False, f"wrong numbers for {shown}")
+    case.report.found("wrong_at_some_lengths", f"the numbers are wrong for {shown}{what_coincides(case, wrong)}")
+
+
+def coinciding(case: Case) -> list[tuple[int, int]]:
+    """Batches and lengths that equal another size, so that a missing axis is not noticed."""
+    heads, head_dim = case.sizes.num_heads, case.sizes.head_dim
+    return [(heads, TOKENS), (head_dim, TOKENS), (TOKENS, TOKENS), (heads, heads)]
+
+
+def what_coincides(case: Case, shapes: list[tuple[int, int]]) -> str:
+    """The sizes that are equal in these batches and lengths, as the end of a sentence."""
+    sizes = case.sizes
+    named = {sizes.num_heads: "num_heads", sizes.head_dim: "head_dim", sizes.d_model: "d_model"}
+    both = sorted({size for shape in shapes for size in shape} & named.keys())
+    return "".join(f"; {size} is {named[size]}" for size in both)
