@@ -8,12 +8,11 @@ from ..subject.learner import Built, LearnerError
 from .case import MAX_SEQ_LEN, Case, raised
 
 DROPOUT = ("dropout", "bernoulli")
-TOKENS = 7
 
 
 def repeated_calls(case: Case, built: Built, raw: Raw) -> bool:
     """Repeat a call, with the same and with another random seed. Returns whether calls are repeatable."""
-    x = case.x(2, TOKENS, dtype=torch.float32)
+    x = case.x(2, case.tokens, dtype=torch.float32)
     first = built.run(raw, x, seed=1).y
     try:
         again, otherwise = built.run(raw, x, seed=1).y, built.run(raw, x, seed=2).y
@@ -59,15 +58,14 @@ def _drops(built: Built, raw: Raw, x: Tensor) -> bool:
 
 def _unchanged_by_others(case: Case, built: Built, raw: Raw, x: Tensor, first: Tensor) -> bool:
     """The same call after calls with other inputs."""
+    others = [(2, case.tokens), *(shape for shape in ((1, 3), (3, 11)) if _runs(case, raw, shape))]
     try:
-        for shape in ((2, TOKENS), (1, 3), (3, 11)):
+        for shape in others:
             built.run(raw, case.x(*shape, dtype=torch.float32))
         later = built.run(raw, x, seed=1).y
     except LearnerError as error:
-        if _runs_alone(case, raw, ((1, 3), (3, 11))):
-            case.report.found("retains_state", f"after calls with other inputs it raises {raised(error)}")
-            return False
-        return True  # it never takes this shape, which other checks report
+        case.report.found("retains_state", f"after calls with other inputs it raises {raised(error)}")
+        return False
     if not _same(first, later):
         case.report.found(
             "retains_state",
@@ -81,10 +79,10 @@ def _unchanged_by_others(case: Case, built: Built, raw: Raw, x: Tensor, first: T
     return True
 
 
-def _runs_alone(case: Case, raw: Raw, shapes: tuple[tuple[int, int], ...]) -> bool:
+def _runs(case: Case, raw: Raw, shape: tuple[int, int]) -> bool:
+    """Whether a new block takes this shape; if not, other checks report it."""
     try:
-        for shape in shapes:
-            case.build().run(raw, case.x(*shape, dtype=torch.float32))
+        case.build().run(raw, case.x(*shape, dtype=torch.float32))
     except LearnerError:
         return False
     return True
@@ -97,7 +95,7 @@ def dropout_argument(case: Case, raw: Raw) -> None:
     try:
         built = case.build(dropout=0.5)
         built.fresh = "retains_state" in case.report.findings
-        x = case.x(2, TOKENS, dtype=torch.float32)
+        x = case.x(2, case.tokens, dtype=torch.float32)
         first, second = (built.run(raw, x, seed=seed).y for seed in (1, 2))
     except LearnerError as error:
         case.report.skip("dropout in eval mode", f"dropout=0.5 raises {raised(error)}")
@@ -112,7 +110,7 @@ def dropout_argument(case: Case, raw: Raw) -> None:
 
 def input_kept(case: Case, built: Built, raw: Raw) -> None:
     """The caller's tensor is unchanged by a call."""
-    x = case.x(2, TOKENS, dtype=torch.float32)
+    x = case.x(2, case.tokens, dtype=torch.float32)
     kept = torch.equal(built.run(raw, x).x_after, x)
     if not kept:
         case.report.found("modifies_input", "after the call, the caller's x has changed")
@@ -121,8 +119,8 @@ def input_kept(case: Case, built: Built, raw: Raw) -> None:
 
 def batch_independence(case: Case, built: Built, raw: Raw) -> None:
     """A sequence's output must not depend on the others in its batch."""
-    x = case.x(3, TOKENS, dtype=torch.float32)
-    other = torch.cat((x[:2], case.x(1, TOKENS, dtype=torch.float32) * 3))
+    x = case.x(3, case.tokens, dtype=torch.float32)
+    other = torch.cat((x[:2], case.x(1, case.tokens, dtype=torch.float32) * 3))
     together, beside = built.run(raw, x).y, built.run(raw, other).y
     gap = _gap(together[:2], beside[:2])
     good = _same(together[:2], beside[:2])
@@ -144,7 +142,7 @@ def batch_independence(case: Case, built: Built, raw: Raw) -> None:
 
 def leading_dims(case: Case, built: Built, raw: Raw) -> None:
     """Compare (seq, d_model) and two batch dimensions with one. Most blocks take (batch, seq, d_model) only."""
-    x = case.x(2, 3, TOKENS, dtype=torch.float32)
+    x = case.x(2, 3, case.tokens, dtype=torch.float32)
     flat = built.run(raw, x.flatten(0, 1)).y
     refused, other = [], []
     for name, value, expected in (
@@ -171,21 +169,29 @@ def leading_dims(case: Case, built: Built, raw: Raw) -> None:
 
 def sequence_lengths(case: Case, built: Built, raw: Raw) -> None:
     """Every length up to max_seq_len, or up to MAX_SEQ_LEN if there is no limit."""
-    failed: dict[int, str] = {}
+    failed: dict[int, LearnerError] = {}
+    stale: dict[int, LearnerError] = {}
     longest = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN))
     batch = 2 if "batch_of_one" in case.report.findings else 1
     for length in range(1, longest + 1):
         try:
             built.run(raw, case.x(batch, length, dtype=torch.float32))
         except LearnerError as error:
-            failed[length] = raised(error)
+            (stale if _runs(case, raw, (batch, length)) else failed)[length] = error
+    if stale:
+        built.fresh = True
+        _report_lengths(case, "retains_state", "after calls with other lengths", stale)
     if failed:
-        shown = ", ".join(map(str, list(failed)[:8]))
-        first = next(iter(failed.values()))
         only_last = list(failed) == [longest]
         id = "positions_off_by_one" if only_last and case.learner.takes("max_seq_len") else "sequence_length_fixed"
-        case.report.found(id, f"of the lengths 1 to {longest} it fails at {shown}: {first}")
-    case.report.check("sequence lengths", not failed, f"1 to {longest} tokens")
+        _report_lengths(case, id, f"of the lengths 1 to {longest}", failed)
+    case.report.check("sequence lengths", not (failed or stale), f"1 to {longest} tokens")
+
+
+def _report_lengths(case: Case, id: str, when: str, errors: dict[int, LearnerError]) -> None:
+    first = next(iter(errors.values()))
+    case.report.errors.setdefault(id, first.error)
+    case.report.found(id, f"{when} it fails at {', '.join(map(str, list(errors)[:8]))}: {raised(first)}")
 
 
 def _same(a: Tensor, b: Tensor) -> bool:
