@@ -50,6 +50,7 @@ class Answer:
     created: frozenset[tuple[int, ...]] = frozenset()
     modules_created: int = 0
     masked: bool = False
+    stray: Description | None = None  # where the output left the input's dtype, see child/dtypes.py
 
 
 SEARCHED = 0.6
@@ -240,6 +241,7 @@ class Built:
             created=frozenset(tuple(shape) for shape in reply.get("created", ())),
             modules_created=reply.get("modules_created", 0),
             masked=bool(reply.get("masked", False)),
+            stray=reply.get("stray"),
         )
 
     def values(self) -> Raw:
