@@ -184,6 +184,38 @@ class Squeezed(Right):
         return super().forward(x).squeeze(0)
 
 
+class UnscaledUnderAMaskOfOneLength(Right):
+    def mixed(self, q, k, v):
+        hidden = torch.ones(24, 24, dtype=torch.bool, device=q.device).triu(1)
+        return (q @ k.mT).masked_fill(hidden, float("-inf")).softmax(-1) @ v
+
+
+class GateAfterProductAndSqueezed(Right):
+    def mixed(self, q, k, v):
+        return scores_of(q, k).squeeze().softmax(-1) @ v
+
+    def feed_forward(self, x):
+        return self.down(F.silu(self.gate(x) * self.up(x)))
+
+
+class OneNormAndMultiplesOfEight(Right):
+    def forward(self, x):
+        assert x.shape[-2] % 8 == 0
+        x = x + self.attention(self.norm1(x))
+        return x + self.feed_forward(x)
+
+
+class UpcastMissingAndTableOfTheLastCall(UpcastMissing):
+    """The table of a longer call is not cut for one token."""
+
+    table = None
+
+    def attention(self, x):
+        if self.table is None or x.shape[-2] > 1:
+            self.table = torch.zeros_like(x[..., :1])
+        return super().attention(x) + self.table
+
+
 class AxisByItsSize(Right):
     def mixed(self, q, k, v):
         scores = scores_of(q, k)

@@ -49,6 +49,12 @@ COUNTING = {
     "NormsInTheirInputsDtype": {"norm_without_upcast"},
     "RaisesInBfloat16AndIsOdd": {"wrong_dtype", "unexplained"},
 }
+OF_SOME_LENGTHS = {
+    "UnscaledUnderAMaskOfOneLength": {"sequence_length_fixed", "missing_attention_scale"},
+    "GateAfterProductAndSqueezed": {"sequence_length_fixed", "gate_after_product"},
+    "OneNormAndMultiplesOfEight": {"sequence_length_fixed", "no_norm"},
+    "UpcastMissingAndTableOfTheLastCall": {"retains_state", "norm_without_upcast"},
+}
 ROUNDED_FIRST = "the number that scales a row is rounded first"
 CHOICES: dict[str, Any] = {
     "Right": {},
@@ -141,6 +147,11 @@ def test_a_fault_is_named_and_counts(name, verdict_of):
     verdict = verdict_of(name)
     assert counting(verdict) == COUNTING[name]
     assert verdict.exit_code == 1
+
+
+@pytest.mark.parametrize("name", OF_SOME_LENGTHS)
+def test_a_length_that_fails_hides_no_other_fault(name, verdict_of):
+    assert counting(verdict_of(name)) == OF_SOME_LENGTHS[name]
 
 
 @pytest.mark.sampled(4)

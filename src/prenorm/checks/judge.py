@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 import traceback
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -38,7 +39,8 @@ from .subject.protocol import EndedError, Subject
 from .targets import TARGETS, Target
 from .verdict import INTERNAL_ERROR, Finding, Verdict
 
-TOKENS = 7
+OTHER_LENGTHS = (8, 16, MAX_SEQ_LEN)
+FEW_TOKENS = (1, 2, 3, 4, 8)
 MOST_FILES = 40
 
 
@@ -192,8 +194,6 @@ def _judge(case: Case, built: Built, text: str) -> None:
         try:
             check(case)
         except LearnerError as error:  # the other checks go on
-            if "batch_of_one" in case.report.findings:
-                continue
             case.report.errors.setdefault(f"{error.stage}_error", error.error)
             case.report.found(
                 f"{error.stage}_error", f"in the check of {check.__name__.replace('_', ' ')}: {raised(error)}"
@@ -202,32 +202,37 @@ def _judge(case: Case, built: Built, text: str) -> None:
 
 
 def _first_call(case: Case, built: Built) -> Built:
-    """One call in float32; a block that takes only one length is called with that length from here on."""
-    x = case.x(2, TOKENS, dtype=torch.float32)
+    """One call in float32; the lengths at which the block runs are stored in the case."""
     try:
-        built.run(None, x)
+        built.run(None, case.x(2, case.tokens, dtype=torch.float32))
     except LearnerError as error:
-        for length in (8, 16, MAX_SEQ_LEN):
-            if _runs(case, length):
-                case.report.found(
-                    "sequence_length_fixed", f"{length} tokens run, {TOKENS} tokens raise {raised(error)}"
-                )
-                break
-        if not case.learner.takes("max_seq_len"):
-            raise
-        case.arguments["max_seq_len"] = TOKENS
-        shorter = case.build()
-        try:
-            shorter.run(None, x)
-        except LearnerError:
-            raise error from None
-        case.report.found(
-            "sequence_length_fixed", f"with max_seq_len={MAX_SEQ_LEN}, {TOKENS} tokens raise {raised(error)}"
-        )
-        built = shorter
-        built.fixed_length = True
+        built = _at_another_length(case, error) or built
+    single = next((length for length in FEW_TOKENS if _runs(case, length, fixed=built.fixed_length)), case.tokens)
+    case.lengths = built.lengths = replace(case.lengths, single=single)
     case.report.check("forward", True, "a batch of sequences returns a tensor of the same shape")
     return built
+
+
+def _at_another_length(case: Case, error: LearnerError) -> Built | None:
+    """Find a length that runs, as the usual one does not; raises the error if there is none.
+
+    Gives another block if it has to be built for each length.
+    """
+    usual = case.tokens
+    length = next((length for length in OTHER_LENGTHS if _runs(case, length)), None)
+    if length is not None:
+        case.report.found("sequence_length_fixed", f"{length} tokens run, {usual} tokens raise {raised(error)}")
+    if case.learner.takes("max_seq_len") and _runs(case, usual, fixed=True):
+        case.arguments["max_seq_len"] = usual
+        evidence = f"with max_seq_len={MAX_SEQ_LEN}, {usual} tokens raise {raised(error)}"
+        case.report.found("sequence_length_fixed", evidence)
+        shorter = case.build()
+        shorter.fixed_length = True
+        return shorter
+    if length is None:
+        raise error
+    case.lengths = replace(case.lengths, usual=length)
+    return None
 
 
 def _turns(case: Case, x: Tensor) -> bool:
@@ -237,9 +242,12 @@ def _turns(case: Case, x: Tensor) -> bool:
     return not case.agrees(plain, scrambled, x)
 
 
-def _runs(case: Case, length: int) -> bool:
+def _runs(case: Case, length: int, *, fixed: bool = False) -> bool:
+    """Whether a new block runs on sequences of this length. fixed: one that is built for it."""
     try:
-        case.build().run(None, case.x(2, length, dtype=torch.float32))
+        built = case.build()
+        built.fixed_length = fixed
+        built.run(None, case.x(2, length, dtype=torch.float32))
     except LearnerError:
         return False
     return True
@@ -251,7 +259,7 @@ def _widest(case: Case, built: Built) -> None:
     try:
         wide = case.wide()
         case.raw = wide.draw(case.generator, torch.float64)
-        wide.run(case.raw, case.x(2, TOKENS))
+        wide.run(case.raw, case.x(2, case.tokens))
         case.built = wide
     except LearnerError as error:
         case.dtype, case.tolerance = torch.float32, 1e-4
@@ -266,7 +274,7 @@ def _name_by_traces(case: Case) -> None:
     assert case.built is not None
     assert case.explanation is not None
     findings, choices = case.report.findings, case.report.choices
-    x = case.x(2, TOKENS)
+    x = case.x(2, case.tokens)
     if "norm_weight_missing" in findings:
         trace = case.built.run(case.raw, x, trace=True)
         if trace.modules_created or (case.sizes.d_model,) in trace.created:

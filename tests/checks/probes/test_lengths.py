@@ -43,17 +43,17 @@ def said(case: Case) -> str:
 
 def test_every_length_is_tried():
     case = tried(Right)
-    assert case.lengths == [*range(1, 25)]
+    assert case.tried == [*range(1, 25)]
     assert said(case) == "1 to 24 tokens"
 
 
 def test_of_a_block_that_compiles_for_each_length_a_few_are_tried():
     case = tried(CompilesForEachLength)
-    assert case.lengths == [1, 4, 8, 24]  # one token, num_heads, head_dim, max_seq_len
+    assert case.tried == [1, 4, 8, 24]  # one token, num_heads, head_dim, max_seq_len
     assert said(case).startswith("1, 4, 8, 24 of 1 to 24 tokens; each length that is new takes 0.")
 
 
 def test_where_one_of_the_few_fails_all_are_tried():
     case = tried(EvenLengthsOnly)
-    assert case.lengths == [*range(1, 25)]
+    assert case.tried == [*range(1, 25)]
     assert "it fails at 1, 3, 5, 7, 9, 11, 13, 15: " in case.report.findings["sequence_length_fixed"]

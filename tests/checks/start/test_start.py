@@ -131,7 +131,8 @@ def test_what_fails_at_a_length_without_positions_is_not_helped_by_them(tmp_path
         f"self.attn(self.ln1(x), {whole})",
     )
     (tmp_path / "learner.py").write_text(source)
-    assert check(f"{tmp_path / 'learner.py'}:TransformerBlock").ids == ["sequence_length_fixed"]
+    verdict = check(f"{tmp_path / 'learner.py'}:TransformerBlock")
+    assert [finding.id for finding in verdict.findings if finding.counts] == ["sequence_length_fixed"]
 
 
 def test_what_rotates_only_with_positions_gets_them_and_says_so(tmp_path: Path) -> None:

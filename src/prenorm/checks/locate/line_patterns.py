@@ -396,10 +396,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("any", "[Dd]ropout"),
     ],
     "wrong_dtype": [
-        Look("stream", r"\.(float|double)\(\)", lacks=r"\.to\(|type_as"),
-        Look("stream", r"\.(float|double)\(\)|\.to\("),
-        Look("norm", "^return", lacks=r"\.to\(|type"),
-        Look("forward", r"\.double\(|float64|\.float\("),
+        Look("init", r"= .*(Linear|Parameter|[A-Z]\w+)\(", lacks=r"dtype|\*\*"),  # an error has its own line
     ],
     "wrong_device_buffer": [
         Look("forward", MADE, lacks=r"device|_like|as_tensor\(self|torch\.tensor\((float|-)"),

@@ -56,7 +56,15 @@ def place(
 
 TOLD = CRASHES | {"wrong_dtype", "backward_error", "arguments_unknown"}
 """Faults whose error has the line."""
-HINTED = ("gradient_missing", "gradient_wrong", "unexpected_bias", "missing_bias", "no_norm", "norm_weight_missing")
+HINTED = (
+    "gradient_missing",
+    "gradient_wrong",
+    "unexpected_bias",
+    "missing_bias",
+    "no_norm",
+    "norm_weight_missing",
+    "wrong_dtype",
+)
 """Faults of one weight: lines that name it come first."""
 
 ASIDE = re.compile(r"hook|state_dict|repr_*$|pretrained|optimizer|flops")

@@ -12,7 +12,6 @@ from ..subject.learner import Answer, Built, LearnerError
 from .case import MAX_SEQ_LEN, Case, raised
 from .lengths import coinciding, what_coincides
 
-TOKENS = 7
 THETA_SHOWS = 1e-3  # relative to the output; another theta changes tens of times as much
 REFUSALS = ("AssertionError", "ValueError", "NotImplementedError")
 """What a constructor raises to refuse an argument on purpose."""
@@ -28,7 +27,7 @@ def rope_theta(case: Case) -> None:
         return
     assert case.explanation is not None
     theta, usual = 300.0, case.explanation.spec.theta
-    raw, x = case.raw, case.x(2, TOKENS)
+    raw, x = case.raw, case.x(2, case.tokens)
     assert case.built is not None
     if not case.agrees(case.built.run(raw, x).y, case.expected(raw, x), x):
         case.report.skip("rope_theta", "the numbers for this input are not explained")
@@ -62,8 +61,11 @@ def token_positions(case: Case) -> None:
         case.report.skip(name, "nothing is rotated")
         return
     limit = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN)) - ("positions_off_by_one" in case.report.findings)
-    draws = _draws(case, limit, 2, TOKENS)
-    x = case.x(2, TOKENS)
+    if limit < case.tokens:
+        case.report.skip(name, f"it runs on {case.tokens} tokens only, and the last position raises")
+        return
+    draws = _draws(case, limit, 2, case.tokens)
+    x = case.x(2, case.tokens)
     try:
         used, answer = _run_at(case, built, x, draws)
     except LearnerError as error:
@@ -110,7 +112,7 @@ def _of_each_sequence(case: Case, built: Built, limit: int, *, by_row: bool) -> 
         case.report.conventions["token_positions"] = "(seq,), the same for every sequence"
     if wrong:
         evidence = f"with token_positions {wrong[0]}, different for each sequence, the numbers are wrong"
-        raises = "" if by_row else f"; as {(2, TOKENS)} they are refused"
+        raises = "" if by_row else f"; as {(2, case.tokens)} they are refused"
         case.report.found("wrong_at_some_lengths", evidence + what_coincides(case, wrong[:1]) + raises, counts=by_row)
     case.report.check("token_positions of each sequence", not wrong, "batches that equal another size")
 

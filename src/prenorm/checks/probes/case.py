@@ -10,7 +10,7 @@ from ..faults import FAULTS
 from ..formula.parameters import Raw, Sizes
 from ..search.explanation import Explanation
 from ..search.trials import agrees
-from ..subject.learner import Built, Learner, LearnerError
+from ..subject.learner import Built, Learner, LearnerError, Lengths
 from ..targets import Target
 from ..verdict import FAILED, NOT_APPLICABLE, PASSED, Check
 
@@ -32,6 +32,7 @@ BESIDE_NUMBERS = frozenset(
         "gradient_missing",
         "gradient_wrong",
         "batch_of_one",
+        "sequence_length_fixed",
         "softmax_overflows",
         "norm_without_upcast",
     }
@@ -90,6 +91,7 @@ class Case:
     generator: torch.Generator
     report: Report
     sizes: Sizes = field(default_factory=Sizes)
+    lengths: Lengths = field(default_factory=Lengths)
     arguments: dict[str, Any] = field(default_factory=dict)  # of every build
     built: Built | None = None  # in the widest precision that it runs in
     dtype: torch.dtype = torch.float64
@@ -100,7 +102,7 @@ class Case:
     for_inference: bool = False  # whether its matrices are frozen, and a checkpoint is meant to fill them
     classes: dict[str, str] = field(default_factory=dict)  # by parameter, the class that holds it
     explanation: Explanation | None = None
-    lengths: list[int] = field(default_factory=list)  # that the block was tried at; empty if that was not checked
+    tried: list[int] = field(default_factory=list)  # the lengths it was called with; empty if that was not checked
     dtype_raises: set[str] = field(default_factory=set)  # dtypes with which a block by its constructor's does not run
 
     def build(self, **arguments: Any) -> Built:
@@ -108,6 +110,7 @@ class Case:
         how = {name: arguments.pop(name) for name in ("to", "filled", "modules") if name in arguments}
         sizes = arguments.pop("sizes", self.sizes)
         built = self.learner.build(sizes, **how, **(self.arguments | arguments))
+        built.lengths = self.lengths
         if self.built is not None:
             built.fresh, built.fixed_length = self.built.fresh, self.built.fixed_length
             built.kept, built.muted = self.built.kept, self.built.muted
@@ -130,10 +133,27 @@ class Case:
             return self.build(dtype={"dtype": name}, **arguments)
         return self.build(to=name, **arguments)
 
+    def runs(self, raw: Raw, shape: tuple[int, int]) -> bool:
+        """Whether a new block runs on this (batch, seq)."""
+        try:
+            self.build().run(raw, self.x(*shape, dtype=torch.float32))
+        except LearnerError:
+            return False
+        return True
+
     def x(self, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
         """Random vectors."""
         values = torch.randn(*shape, self.sizes.d_model, generator=self.generator, dtype=torch.float64)
         return (values * self.size).to(dtype or self.dtype)
+
+    def single(self, batch: int, *, dtype: torch.dtype | None = None) -> Tensor:
+        """Random vectors, one a sequence: repeated where the block does not run on one token."""
+        return self.x(batch, 1, dtype=dtype).expand(-1, self.lengths.single, -1).contiguous()
+
+    @property
+    def tokens(self) -> int:
+        """The usual length of a sequence."""
+        return self.lengths.usual
 
     def expected(
         self,

@@ -17,7 +17,7 @@ def devices(case: Case) -> None:
     if "retains_state" in case.report.findings:
         case.report.skip("devices", "what it keeps between calls would stay on the old device")
         return
-    x = case.x(2, 7).float()
+    x = case.x(2, case.tokens).float()
     reply = case.build().run_on_meta(x)
     problem = _problem(reply, "after moving to another device")
     counts = bool(problem)

@@ -13,7 +13,6 @@ from .case import Case
 
 EPS = 0.05
 LARGE = 8.0  # the size of vectors at which no usual eps shows
-TOKENS = 7
 SMALL = 1e-3  # a factor for queries and keys, with which eps matters to their norms
 ROUNDING = 3e-6  # of a sublayer's output, which is about 1, if the norm computes in float32
 LARGEST_EPS = 1e-4  # of a block without an eps argument; usual values are 1e-12 to 1e-5
@@ -92,7 +91,7 @@ def _eps_without_argument(case: Case) -> None:
     assert case.explanation is not None
     fitted = _fit(case, case.wide(), 1e-6, 1e-3)
     _keep(case, fitted)
-    x = case.x(2, TOKENS)
+    x = case.x(2, case.tokens)
     ys = [case.built.run(case.raw, one).y for one in (x * 0, x)]
     finite = bool(torch.isfinite(ys[0]).all() or not torch.isfinite(ys[1]).all())  # NaN for all x has another reason
     if not finite:
@@ -115,7 +114,7 @@ def _of_queries_and_keys(case: Case) -> None:
     spec, reading = case.explanation.spec, case.explanation.reading
     if spec.qk_norm == "none":
         return
-    raw, x = case.built.draw(case.generator, case.dtype), case.x(2, TOKENS)
+    raw, x = case.built.draw(case.generator, case.dtype), case.x(2, case.tokens)
     for role in ("q", "q_bias", "k", "k_bias"):
         if role in reading:
             reading[role].write(raw, reading[role].read(raw) * SMALL)
@@ -155,7 +154,7 @@ def _fit(case: Case, built: Built, passed: float, size: float) -> dict[str, _Fit
     spec = case.explanation.spec
     joint = spec.post or spec.residual1 != "input" or spec.residual2 != "hidden"  # then outputs depend on both norms
     for name, muted in (("norm1", "down"), ("norm2", "v")):  # one sublayer at a time
-        raw, x = built.draw(case.generator, case.dtype), case.x(6, 1) * sizes
+        raw, x = built.draw(case.generator, case.dtype), case.single(6) * sizes
         for role in (muted, f"{muted}_bias", *(("o_bias",) if muted == "v" else ())):
             piece = case.explanation.reading.get(role)
             if piece is not None:

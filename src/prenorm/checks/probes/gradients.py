@@ -12,7 +12,6 @@ from ..subject.learner import LearnerError
 from .case import Case, raised
 from .training import backward_raises
 
-TOKENS = 7
 DRAWS = 2
 """Gradients are wrong if they are for each of so many inputs: rounding may be amplified by chance, but hardly twice."""
 NOTHING = 1e-2  # of the tolerance, as a share of the largest gradient
@@ -61,7 +60,7 @@ def gradients(case: Case) -> None:
 def _compare(case: Case, explanation: Explanation) -> _Comparison:
     """The gradients of a new input. Raises _EndedError if there are none."""
     assert case.built is not None
-    raw, x, cotangent = case.built.draw(case.generator, case.dtype), case.x(2, TOKENS), case.x(2, TOKENS)
+    raw, x, cotangent = case.built.draw(case.generator, case.dtype), case.x(2, case.tokens), case.x(2, case.tokens)
     try:
         answer = case.built.run(raw, x, cotangent=cotangent)
     except LearnerError as error:

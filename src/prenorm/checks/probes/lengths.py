@@ -13,7 +13,6 @@ from ..formula.parameters import Raw
 from ..subject.learner import Built, LearnerError
 from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case, raised
 
-TOKENS = 7
 SECONDS = 3.0
 """What lengths beside the telling ones may take; of usual blocks all of them take hundredths of a second."""
 
@@ -24,31 +23,40 @@ def sequence_lengths(case: Case, built: Built, raw: Raw) -> None:
     batch = 2 if "batch_of_one" in case.report.findings else 1
     telling = sorted({1, case.sizes.num_heads, case.sizes.head_dim, longest} & {*range(1, longest + 1)})
     others = sorted({*range(1, longest + 1)} - {*telling})
-    failed: dict[int, str] = {}
+    failed: dict[int, LearnerError] = {}
+    stale: dict[int, LearnerError] = {}
 
     def seconds_of(length: int) -> float:
         before = time.monotonic()
         try:
             built.run(raw, case.x(batch, length, dtype=torch.float32))
         except LearnerError as error:
-            failed[length] = raised(error)
+            (stale if case.runs(raw, (batch, length)) else failed)[length] = error
         return time.monotonic() - before
 
     usual = statistics.median(map(seconds_of, telling))  # one call may take longer for another reason
-    case.lengths = telling
-    if failed or usual * len(others) <= SECONDS:  # all that fail name the fault
+    case.tried = telling
+    if failed or stale or usual * len(others) <= SECONDS:  # all that fail name the fault
         for length in others:
             seconds_of(length)
-        case.lengths = sorted(telling + others)
+        case.tried = sorted(telling + others)
+    if stale:
+        built.fresh = True
+        _report(case, "retains_state", "after calls with other lengths", stale)
     if failed:
-        shown = ", ".join(map(str, sorted(failed)[:8]))
         only_last = list(failed) == [longest]
         id = "positions_off_by_one" if only_last and case.learner.takes("max_seq_len") else "sequence_length_fixed"
-        case.report.found(id, f"of the lengths 1 to {longest} it fails at {shown}: {failed[min(failed)]}")
+        _report(case, id, f"of the lengths 1 to {longest}", failed)
     reason = f"1 to {longest} tokens"
-    if case.lengths == telling:
+    if case.tried == telling:
         reason = f"{', '.join(map(str, telling))} of {reason}; each length that is new takes {usual:.1f} s"
-    case.report.check("sequence lengths", not failed, reason)
+    case.report.check("sequence lengths", not (failed or stale), reason)
+
+
+def _report(case: Case, id: str, when: str, errors: dict[int, LearnerError]) -> None:
+    shown, first = sorted(errors), errors[min(errors)]
+    case.report.errors.setdefault(id, first.error)
+    case.report.found(id, f"{when} it fails at {', '.join(map(str, shown[:8]))}: {raised(first)}")
 
 
 def numbers(case: Case) -> None:
@@ -56,7 +64,7 @@ def numbers(case: Case) -> None:
     assert case.built is not None
     longest = int(case.arguments.get("max_seq_len", MAX_SEQ_LEN)) - ("positions_off_by_one" in case.report.findings)
     least = 2 if {"batch_of_one", "batch_coupled"} & set(case.report.findings) else 1
-    tried = [length for length in case.lengths or range(1, longest + 1) if length <= longest]
+    tried = [length for length in case.tried or range(1, longest + 1) if length <= longest]
     wrong = []
     for batch, length in [*((least, length) for length in tried), *coinciding(case)]:
         x = case.x(batch, length)
@@ -81,7 +89,7 @@ def numbers(case: Case) -> None:
 def coinciding(case: Case) -> list[tuple[int, int]]:
     """Batches and lengths that equal another size, so that a missing axis is not noticed."""
     heads, head_dim = case.sizes.num_heads, case.sizes.head_dim
-    return [(heads, TOKENS), (head_dim, TOKENS), (TOKENS, TOKENS), (heads, heads)]
+    return [(heads, case.tokens), (head_dim, case.tokens), (case.tokens, case.tokens), (heads, heads)]
 
 
 def what_coincides(case: Case, shapes: list[tuple[int, int]]) -> str:

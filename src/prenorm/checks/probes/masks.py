@@ -12,14 +12,12 @@ from ..subject.learner import LearnerError
 from .case import Case, raised
 from .diagnosis import faults
 
-TOKENS = 7
-
 
 def causal_argument(case: Case) -> None:
     """causal=True and causal=False."""
     if not case.learner.takes("causal"):
         return
-    x = case.x(2, TOKENS)
+    x = case.x(2, case.tokens)
     for wanted in (True, False):
         y = case.wide(causal=wanted).run(case.raw, x).y
         if case.agrees(y, case.expected(case.raw, x, mask="causal" if wanted else "none"), x):
@@ -65,10 +63,10 @@ def mask_argument(case: Case) -> None:
     if case.built.mask_name is None:
         case.report.skip("mask", "forward takes none")
         return
-    x = case.x(2, TOKENS)
-    allowed = torch.rand(TOKENS, TOKENS, generator=case.generator) > 0.4
-    allowed |= torch.eye(TOKENS, dtype=torch.bool)
-    inverse = ~allowed | torch.eye(TOKENS, dtype=torch.bool)
+    x = case.x(2, case.tokens)
+    allowed = torch.rand(case.tokens, case.tokens, generator=case.generator) > 0.4
+    allowed |= torch.eye(case.tokens, dtype=torch.bool)
+    inverse = ~allowed | torch.eye(case.tokens, dtype=torch.bool)
     try:
         y = case.built.run(case.raw, x, mask=allowed).y
         inverted = case.built.run(case.raw, x, mask=inverse).y
@@ -140,20 +138,20 @@ def large_scores(case: Case, allowed: Tensor | None = None, *, turned: bool = Fa
     if mixing & set(case.report.findings) or sizes[0] not in reading:
         return
     if allowed is None and spec.mask != "causal":
-        _overflow(case, [case.built.run(_large(case, sizes), case.x(2, TOKENS)).y])
+        _overflow(case, [case.built.run(_large(case, sizes), case.x(2, case.tokens)).y])
         return
     raw = _large(case, sizes)
     leaks, outputs = 0.0, []
     for _ in range(3):
-        x = case.x(2, TOKENS)
+        x = case.x(2, case.tokens)
         other = x.clone()
         if allowed is None:
-            other[:, 4:] = case.x(2, TOKENS - 4)
+            other[:, 4:] = case.x(2, case.tokens - 4)
             kept, mask = slice(0, 4), None
         else:
             other[:, 3] = case.x(2)
             kept, mask = slice(0, 3), allowed.clone()
-            mask[:3] = torch.eye(TOKENS, dtype=torch.bool)[:3]  # a single score is far below zero half of the time
+            mask[:3] = torch.eye(case.tokens, dtype=torch.bool)[:3]  # a single score is far below zero half of the time
         mask = ~mask if turned and mask is not None else mask
         first = case.built.run(raw, x, mask=mask).y[:, kept]
         second = case.built.run(raw, other, mask=mask).y[:, kept]
@@ -182,7 +180,7 @@ def _overflow(case: Case, outputs: list[Tensor]) -> bool:
     """Whether large scores give NaN or infinity, while moderate ones do not."""
     assert case.built is not None
     lost = any(not torch.isfinite(y).all() for y in outputs)
-    if lost and torch.isfinite(case.built.run(case.raw, case.x(2, TOKENS)).y).all():
+    if lost and torch.isfinite(case.built.run(case.raw, case.x(2, case.tokens)).y).all():
         case.report.found("softmax_overflows", "with scores of about 50,000, outputs are NaN or infinite")
         case.report.check("large scores", False, "with scores of about 50,000, outputs are NaN or infinite")
         return True

@@ -15,8 +15,6 @@ from ..subject.learner import TABLES, Built, LearnerError
 from .case import Case
 from .diagnosis import conventions, faults
 
-TOKENS = 7
-
 
 def numbers(case: Case) -> None:
     """Explain the outputs, and report what the explanation says. It is stored in the case."""
@@ -113,7 +111,7 @@ def _means_to_rotate(case: Case) -> bool:
         return True  # in GPT-2's design the model adds positions to its embeddings, and hands the numbers on (OPT)
     halves = {case.sizes.head_dim, case.sizes.head_dim // 2}
     tables = [one for one in case.built.tensors if len(one["shape"]) >= 2 and one["shape"][-1] in halves]
-    turning = case.built.run(case.raw, case.x(2, TOKENS), trace=True).operations & {"cos", "sin", "polar"}
+    turning = case.built.run(case.raw, case.x(2, case.tokens), trace=True).operations & {"cos", "sin", "polar"}
     return bool(tables) or bool(turning)
 
 

@@ -10,14 +10,13 @@ from ..formula.parameters import Raw
 from ..subject.learner import Built, LearnerError
 from .case import Case, raised
 
-TOKENS = 7
 CHANGED = "one of the variables needed for gradient computation has been modified by an inplace operation"
 TWICE = "Trying to backward through the graph a second time"
 
 
 def two_steps(case: Case, built: Built, raw: Raw) -> None:
     """Forward and backward in training mode, twice: state from the first step may break the second."""
-    x, cotangent = (case.x(2, TOKENS, dtype=torch.float32) for _ in range(2))
+    x, cotangent = (case.x(2, case.tokens, dtype=torch.float32) for _ in range(2))
     try:
         built.run(raw, x, training=True)
     except LearnerError as error:

@@ -3,6 +3,7 @@
 import time
 
 import torch
+from torch import Tensor
 
 from ..formula.parameters import Raw
 from ..subject.learner import Built
@@ -10,7 +11,7 @@ from .explanation import OutOfTimeError
 from .sizes import Fit
 from .trials import Probe, Trials
 
-TOKENS = 7
+SINGLE = 14  # sequences of one token
 
 
 class Attempt:
@@ -47,10 +48,28 @@ class Attempt:
         if time.thread_time() > self.built.learner.search_until:
             raise OutOfTimeError("the time limit of the search, of which a larger --timeout gives it more")
 
-    def probe(self, raw: Raw, tokens: int) -> Probe:
-        """A call with two sequences of this length, or 14 sequences of one token."""
-        batch = 2 * TOKENS if tokens == 1 else 2
+    def probe(self, raw: Raw) -> Probe:
+        """A call with two sequences of the usual length."""
+        return self._probe(raw, self._drawn(2, self.tokens))
+
+    def of_one_token(self, raw: Raw) -> Probe:
+        """A call with sequences of one token, repeated where the block does not run on one."""
+        return self._probe(raw, self._drawn(SINGLE, 1).repeat(1, self.built.lengths.single, 1))
+
+    def of_two_tokens(self, raw: Raw) -> Probe:
+        """A call with sequences of two tokens; where the block does not run on one, of one that is repeated."""
+        single = self.built.lengths.single
+        return self._probe(raw, self._drawn(2, 2) if single == 1 else self._drawn(2, 1).repeat(1, single, 1))
+
+    @property
+    def tokens(self) -> int:
+        """The usual length of a sequence."""
+        return self.built.lengths.usual
+
+    def _drawn(self, batch: int, tokens: int) -> Tensor:
         x = torch.randn(batch, tokens, self.sizes.d_model, generator=self.generator, dtype=torch.float64)
-        sizes = torch.tensor([4.0, 8.0]).repeat(TOKENS)[:batch, None, None]  # so large that eps hardly matters
-        x = ((x + 0.3) * sizes).to(self.dtype)
+        sizes = torch.tensor([4.0, 8.0]).repeat(SINGLE)[:batch, None, None]  # so large that eps hardly matters
+        return ((x + 0.3) * sizes).to(self.dtype)
+
+    def _probe(self, raw: Raw, x: Tensor) -> Probe:
         return Probe(raw, x, self.built.run(raw, x).y, self.tolerance)

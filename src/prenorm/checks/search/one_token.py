@@ -32,12 +32,12 @@ def one_token(
     attempt: Attempt, attention: list[Pieces], feed_forward: list[Pieces], norms: list[Pieces]
 ) -> tuple[list[Base], list[Pieces]]:
     """The specs that explain one token, with their costs, and the readings for which they do."""
-    probe = attempt.probe(attempt.raw, 1)
+    probe = attempt.of_one_token(attempt.raw)
     visible = _visible(attempt, probe)
     bases = [Spec()]
     sees_itself = bool(visible) and bool(torch.isfinite(probe.y).all())
     if not sees_itself:
-        probe, visible, bases = attempt.probe(attempt.raw, 2), set(), _blind_to_themselves()
+        probe, visible, bases = attempt.of_two_tokens(attempt.raw), set(), _blind_to_themselves()
     by_heads = attention[:SOME_READINGS]  # with some kinds of softmax, queries and keys matter too
     attention = _reading_visible(attempt, attention, visible)
     bases = [dataclasses.replace(base, plus_one=plus_one) for plus_one in _offsets(attempt) for base in bases]
@@ -137,7 +137,7 @@ def _other_norm(attempt: Attempt, bases: list[Spec], readings: list[Pieces]) -> 
     """
     half = torch.ones(2, 1, attempt.sizes.d_model // 2, dtype=attempt.dtype)
     half[..., torch.randperm(half.shape[-1], generator=attempt.generator)[: half.shape[-1] // 2]] = -1
-    signs = torch.cat([half, -half], -1)
+    signs = torch.cat([half, -half], -1).repeat(1, attempt.built.lengths.single, 1)
     factors: list[Switch] = [{"norm_factor": 2.0 ** (power / 4)} for power in range(-20, 21) if power]
     trials = attempt.more_trials()  # the attempt's own trials may have used up their work
     starts = [(base, 0) for base in bases[:4]]
@@ -150,7 +150,7 @@ def _other_norm(attempt: Attempt, bases: list[Spec], readings: list[Pieces]) -> 
         probe = Probe(raw, signs, attempt.built.run(raw, signs).y, attempt.tolerance)
         if not trials.find(starts, factors, readings, probe, most=1):
             return []
-        usual &= bool(trials.find(starts, [], readings, attempt.probe(raw, 1), most=0))
+        usual &= bool(trials.find(starts, [], readings, attempt.of_one_token(raw), most=0))
     evidence = "each sublayer is right for vectors of entries 1 and -1 (or off by a number), and wrong for others"
     return [] if usual else [("norm_wrong_mean", evidence)]
 
@@ -161,7 +161,7 @@ def _offsets(attempt: Attempt) -> list[bool]:
     counting = {
         one for name in attempt.found.attention + attempt.found.feed_forward for one in attempt.found.names(name)
     }
-    x, biases = attempt.probe(attempt.raw, 1).x, attempt.found.biases
+    x, biases = attempt.of_one_token(attempt.raw).x, attempt.found.biases
     for plus_one in (False, True):
         raw = dict(attempt.raw)
         for norm in attempt.found.norms:

@@ -8,7 +8,8 @@ import torch
 from ..formula.assign_norms import head_norm_readings
 from ..formula.parameters import Pieces, Raw, weights
 from ..formula.reference import block
-from .attempt import TOKENS, Attempt
+from ..subject.learner import USUAL
+from .attempt import Attempt
 from .explanation import Explanation, UnexplainedError
 from .fitting import FACTOR, PAIR, REFINED, SOFTCAP, THETA, USUAL_THETA, fitted
 from .switches import SCORES, Switch
@@ -29,13 +30,14 @@ SWITCHES_BESIDE_FREQUENCIES: list[Switch] = [*LIKELY_SWITCHES, *({"scale": scale
 """Those that are tried where each pair has a frequency of its own."""
 MOST_FAULTY = 8
 """How many specs with a fault are fitted to the end: several come equally close at first."""
+FAR = 5  # positions from the start
 ROTATIONS = (("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1))
 """Pairing and direction."""
 
 
 def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Explanation:
     """The simplest explanation, from the specs and readings that the second step left."""
-    probe = attempt.probe(_louder(attempt, readings[0]), TOKENS)
+    probe = attempt.probe(_louder(attempt, readings[0]))
     head_norms = list(head_norm_readings(attempt.found))
     kinds = _kinds_of_head_norms(attempt, bases[0][0].norm1)
     if head_norms != [{}] and bases[0][0].weight1 == bases[0][0].weight2 == "none":  # of one class with these
@@ -126,7 +128,7 @@ def _nearest(attempt: Attempt, explanations: list[Explanation], probe: Probe) ->
 
 def _louder(attempt: Attempt, reading: Pieces) -> Raw:
     """The parameters with queries so large that outputs depend on them, even if a wrong norm makes them tiny."""
-    x = attempt.probe(attempt.raw, TOKENS).x
+    x = attempt.probe(attempt.raw).x
     for power in range(5):
         loud, turned = dict(attempt.raw), dict(attempt.raw)
         queries = reading["q"].read(attempt.raw) * 10.0**power
@@ -140,10 +142,10 @@ def _louder(attempt: Attempt, reading: Pieces) -> Raw:
 
 def _only_distances_count(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> bool:
     """Whether the numbers are right for equal positions, and depend only on distances: then it is a rotation."""
-    if attempt.built.positions_name is None:
+    if attempt.built.positions_name is None or attempt.tokens + FAR > USUAL["max_seq_len"]:
         return False
-    x = attempt.probe(attempt.raw, TOKENS).x
-    zero, near, far = (torch.arange(TOKENS) * spread + start for spread, start in ((0, 0), (1, 0), (1, 5)))
+    x = attempt.probe(attempt.raw).x
+    zero, near, far = (torch.arange(attempt.tokens) * spread + start for spread, start in ((0, 0), (1, 0), (1, FAR)))
     at_zero, at_near, at_far = (attempt.built.run(attempt.raw, x, positions=at).y for at in (zero, near, far))
     expected = block(bases[0][0], weights(readings[:1], attempt.raw), x, zero[None], attempt.sizes.num_heads)
     return agrees(at_zero, expected[0], x, attempt.tolerance) and agrees(at_near, at_far, x, attempt.tolerance)
@@ -184,7 +186,7 @@ def _with_own_frequencies(
                     if name in reading:
                         value = reading[name].read(raw)
                         reading[name].write(raw, value * 2 * kept.repeat(len(value) // dim).view(shape))
-            one = fitted(PAIR, [(base, cost)], readings[:1], attempt.probe(raw, TOKENS), heads)
+            one = fitted(PAIR, [(base, cost)], readings[:1], attempt.probe(raw), heads)
             if not one:
                 break
             frequencies.append(one[0][0].frequencies[0])

@@ -7,7 +7,7 @@ import torch
 from ..formula.assign_attention import by_queries_and_keys
 from ..formula.parameters import Pieces, Raw, distinct
 from ..formula.spec import Spec
-from .attempt import TOKENS, Attempt
+from .attempt import Attempt
 from .explanation import UnexplainedError
 from .switches import ZERO_SCORES_PLAIN, ZERO_SCORES_TURNED
 from .trials import Base, Probe
@@ -18,7 +18,7 @@ def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> 
     specs = [*specs, *((_with_larger_eps(spec), cost) for spec, cost in specs if spec.residual1 != "input")]
     matches: list[tuple[Spec, int, list[Pieces]]] = []
     for group in by_queries_and_keys(readings):
-        probe = attempt.probe(_without_scores(attempt, group[0]), TOKENS)
+        probe = attempt.probe(_without_scores(attempt, group[0]))
         bases = [
             (dataclasses.replace(spec, mask=mask, pairing=pairing, direction=direction), cost)
             for spec, cost in specs

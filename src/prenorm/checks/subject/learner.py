@@ -50,10 +50,22 @@ class Answer:
     created: frozenset[tuple[int, ...]] = frozenset()
     modules_created: int = 0
     masked: bool = False
+    stray: Description | None = None  # where the output left the input's dtype, see child/dtypes.py
 
 
 SEARCHED = 0.6
 """The share of the time limit that searches may use, in the judge's own CPU time: a slow block's is not counted."""
+
+
+@dataclass(frozen=True, slots=True)
+class Lengths:
+    """The sequence lengths that the checks use: the usual one, and for a single token as many equal ones as must be.
+
+    Attention gives a token repeated what it gives that token alone, because its weights sum to one.
+    """
+
+    usual: int = 7
+    single: int = 1
 
 
 class Learner:
@@ -136,6 +148,7 @@ class Built:
         self.request = request
         self.fresh = False  # build it anew for each call, because calls change it
         self.fixed_length = False  # or because it takes sequences of max_seq_len only
+        self.lengths = Lengths()  # at which it runs
         reply = _or_raise("constructor", learner.subject.ask(request))
         self.number = reply["block"]
         _check_sizes(reply["parameters"], sizes)
@@ -228,6 +241,7 @@ class Built:
             created=frozenset(tuple(shape) for shape in reply.get("created", ())),
             modules_created=reply.get("modules_created", 0),
             masked=bool(reply.get("masked", False)),
+            stray=reply.get("stray"),
         )
 
     def values(self) -> Raw:

@@ -86,7 +86,10 @@ _LOADED = _record(
 _LISTED = _list(_record(name=_TEXT, shape=_SHAPE, dtype=_TEXT, device=_TEXT, requires_grad=_SWITCH, same_as=_TEXT))
 _FRAME = _record(file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT)
 _SITE = _record(what=_TEXT, shape=_SHAPE, file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT)
-_ERROR = _record(error=_record({"sites": _list(_SITE)}, type=_TEXT, message=_TEXT, frames=_list(_FRAME)))
+_STRAY = _or_none(_record(how=_TEXT, dtype=_TEXT, name=_TEXT, frames=_list(_FRAME)))
+_ERROR = _record(
+    error=_record({"sites": _list(_SITE), "stray": _STRAY}, type=_TEXT, message=_TEXT, frames=_list(_FRAME))
+)
 
 FORMS: dict[str, tuple[Form, ...]] = {
     "load": (_record(missing=_list(_TEXT)), _LOADED),
@@ -109,6 +112,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
                 "masked": _SWITCH,
                 "gradients": _named(_or_none(_TENSOR)),
                 "x_gradient": _or_none(_TENSOR),
+                "stray": _STRAY,
             },
             y=_TENSOR,
             x_after=_TENSOR,

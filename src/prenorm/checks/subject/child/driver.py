@@ -19,6 +19,7 @@ from torch.nn.utils import parametrize, remove_weight_norm
 from torch.nn.utils.weight_norm import WeightNorm
 
 from .devices import AtHome, OneDevice
+from .dtypes import Dtypes
 from .errors import UnfinishedError, described, unfinished
 from .importing import Importer
 from .names import TABLES, Config, changer, namespace, of_build, of_call, sizes_in, used
@@ -188,18 +189,20 @@ class Driver:
         Gives {"y", "x_after", "requires_grad"} and, with a cotangent, {"gradients", "x_gradient"} (None where there is
         none); with "trace" also {"operations", "created" (shapes of new constant tensors), "modules_created", "masked"
         (whether masked_fill filled anything)}. "scramble" puts random numbers in place of tables, and of every sine and
-        cosine. "watch" adds "sites" to an error: where the learner's code changed tensors in place, and where a tensor
-        became float32 because another one was.
+        cosine. "watch" adds "sites" to an error: where the learner's code changed tensors in place. "dtypes" adds
+        "stray", also to an error: where what failed, or came out, left the input's dtype (see dtypes.py), or None.
         """
         watch = Watch() if request.get("watch") else None
+        dtypes = None
+        if request.get("dtypes"):
+            dtypes = Dtypes(self._blocks[request["block"]], request["inputs"][0].dtype)
         try:
-            return self._run(request, watch)
+            return self._run(request, watch, dtypes)
         except Exception as error:
-            if watch is None:
-                raise
-            return {"error": described(error) | {"sites": watch.sites}}
+            more: Reply = {} if watch is None else {"sites": watch.sites}
+            return {"error": described(error) | more | ({} if dtypes is None else {"stray": dtypes.failed})}
 
-    def _run(self, request: Request, watch: "Watch | None") -> Reply:
+    def _run(self, request: Request, watch: Watch | None, dtypes: Dtypes | None) -> Reply:
         block = self._blocks[request["block"]]
         block.train(request.get("training", False))
         set_values(block, request.get("parameters") or {})
@@ -220,12 +223,15 @@ class Driver:
             if (scramble := request.get("scramble")) is not None:
                 stack.enter_context(scrambled(block, scramble))
                 stack.enter_context(OtherAngles(scramble))
-            if watch is not None:
-                stack.enter_context(watch)
+            for mode in (watch, dtypes):
+                if mode is not None:
+                    stack.enter_context(mode)
             if trace is not None:
                 stack.enter_context(traced(block, trace))
             y = first_tensor(self._called(request, block, inputs, keywords), inputs[0].shape)
         reply = {"y": plain(y), "x_after": plain(inputs[0]), "requires_grad": y.requires_grad}
+        if dtypes is not None:
+            reply["stray"] = dtypes.of(y)
         if trace is not None:
             reply["operations"] = sorted(trace.operations)
             reply["created"] = sorted(map(list, trace.created))  # as they arrive from a sandbox

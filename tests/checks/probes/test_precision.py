@@ -1,0 +1,105 @@
+"""The tensor that is to blame where a block does not run, or gives another dtype, in bfloat16."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from prenorm.checks.probes.case import Report
+from prenorm.checks.probes.precision import dtypes
+
+from ..small import HandNorm, Right, scores_of
+from .started import started
+
+
+class TurnsInFloat32(Right):
+    """A right upcast: what it gives has the dtype of x."""
+
+    def rotated(self, x, positions):
+        return super().rotated(x.float(), positions).type_as(x)
+
+
+class MaskInFloat32(TurnsInFloat32):
+    def mixed(self, q, k, v):
+        hidden = torch.full((q.shape[-2], q.shape[-2]), float("-inf")).triu(1)
+        return (q @ k.mT / q.shape[-1] ** 0.5 + hidden).softmax(-1) @ v
+
+
+class SoftmaxInFloat32(TurnsInFloat32):
+    def mixed(self, q, k, v):
+        weights = F.softmax(scores_of(q, k), -1, dtype=torch.float32)
+        return weights @ v
+
+
+class RotationInFloat32(Right):
+    def rotated(self, x, positions):
+        wide = x.float()
+        return super().rotated(wide, positions)
+
+
+class TableInFloat32(TurnsInFloat32):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.table = [torch.ones(d_model)]
+
+    def attention(self, x):
+        scaled = x * self.table[0]
+        return super().attention(scaled)
+
+
+class DtypeIsNotPassedOn(TurnsInFloat32):
+    def __init__(self, d_model, num_heads, d_ff, dtype=None):
+        super().__init__(d_model, num_heads, d_ff)
+        self.down = nn.Linear(d_ff, d_model, bias=False, dtype=dtype)
+
+
+class OutputInFloat32(TurnsInFloat32):
+    def forward(self, x):
+        return super().forward(x).float()
+
+
+class NormInFloat32(TurnsInFloat32):
+    """The norm's own upcast is right, and the line after it is not."""
+
+    def norms(self, d_model):
+        return HandNorm(d_model), HandNorm(d_model)
+
+    def feed_forward(self, x):
+        wide = self.gate(x).to(torch.float32)
+        return self.down(F.silu(wide) * self.up(x))
+
+
+def judged(block: type[nn.Module]) -> Report:
+    case = started(block)
+    dtypes(case)
+    return case.report
+
+
+@pytest.mark.parametrize(
+    ("block", "said", "code"),
+    [
+        (MaskInFloat32, "a bfloat16 tensor meets a float32 one, and the result stays float32", "+ hidden)"),
+        (SoftmaxInFloat32, "a bfloat16 tensor becomes float32 and is not converted back", "weights = F.softmax"),
+        (RotationInFloat32, "a bfloat16 tensor becomes float32 and is not converted back", "wide = x.float()"),
+        (TableInFloat32, "a bfloat16 tensor meets a float32 one (table), and the result", "scaled = x * self.table"),
+        (NormInFloat32, "a bfloat16 tensor becomes float32 and is not converted back", "wide = self.gate(x)"),
+        (OutputInFloat32, "the output is float32: a bfloat16 tensor becomes float32", "super().forward(x).float()"),
+    ],
+)
+def test_what_leaves_the_dtype_is_to_blame(block, said, code):
+    report = judged(block)
+    assert [*report.findings] == ["wrong_dtype"]
+    assert said in report.findings["wrong_dtype"]
+    lines = [frame["code"] for frame in report.errors["wrong_dtype"]["frames"] if frame["file"] == __file__]
+    assert code in lines[-1]
+
+
+def test_a_weight_that_dtype_does_not_reach_is_to_blame():
+    report = judged(DtypeIsNotPassedOn)
+    assert "with dtype=bfloat16 forward raises: qkv.weight is float32" in report.findings["wrong_dtype"]
+    assert not report.errors  # the line is one of the constructor
+    assert report.mends["wrong_dtype"].startswith("pass dtype on")
+
+
+def test_an_upcast_that_is_brought_back_is_right():
+    assert not judged(TurnsInFloat32).findings
