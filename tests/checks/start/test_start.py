@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -533,13 +534,52 @@ def test_a_norm_over_positions_begins_at_one_and_fixes_the_length(tmp_path: Path
     assert "nn.RMSNorm((seq_len" in place.code
 
 
-@pytest.mark.parametrize("line", ["import toch", "from numpyy import array", "from .parts import Part"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import toch",
+        "from numpyy import array",
+        "from .parts import Part",
+        "from typing import Optinal",
+        "class A[: ...",
+    ],
+)
 def test_a_name_that_is_misspelt_or_of_the_learners_own_is_a_fault(line: str, tmp_path: Path) -> None:
     (tmp_path / "lm").mkdir()
     (tmp_path / "lm" / "__init__.py").touch()
     (tmp_path / "lm" / "model.py").write_text(HEAD + line + "\n" + TAKES.format("d_model", "pass"))
     verdict = judge(LocalSubject(), locate(f"{tmp_path}/lm/model.py:Block"))
     assert (verdict.ids, verdict.exit_code) == (["import_error"], 1)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python has it")
+def test_a_name_of_a_newer_python_comes_from_typing_extensions(tmp_path: Path) -> None:
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "__init__.py").write_text("from .model import Block\n")
+    plain = next(one for one in COURSE if one.name == "one file").files["model.py"]
+    newer = "from typing import override\n" + plain.replace("    def forward", "    @override\n    def forward")
+    (tmp_path / "lm" / "model.py").write_text(newer)
+    verdict = check(f"{tmp_path}/lm/model.py:TransformerBlock")
+    assert (verdict.ids, verdict.exit_code) == ([], 0)
+    assert "typing.override: new in Python 3.12" in verdict.conventions["at_import"]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python has them")
+@pytest.mark.parametrize(
+    ("line", "part", "id"),
+    [
+        ("from itertools import batched", "pass", "import_error"),
+        ("import itertools", "self.pairs = list(itertools.batched(range(d_model), 2))", "constructor_error"),
+        ("class Box[T]: ...", "pass", "import_error"),
+        ("type Sizes = tuple[int, int]", "pass", "import_error"),
+    ],
+)
+def test_what_only_a_newer_python_has_is_no_fault(line: str, part: str, id: str, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(HEAD + line + "\n" + TAKES.format("d_model", part))
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
+    assert [(one.id, one.counts) for one in verdict.findings] == [(id, False)]
+    assert "needs Python 3.12, and this is Python 3.11" in verdict.findings[0].evidence
+    assert verdict.exit_code == 2
 
 
 FILE_OF_NUMBERS = """
