@@ -618,13 +618,26 @@ def test_a_third_argument_that_is_a_ratio_is_no_width(tmp_path: Path) -> None:
     assert [one["shape"] for one in case.build().parameters] == [[52, 32], [52]]
 
 
-def test_a_block_of_one_sequence_is_called_with_each(tmp_path: Path) -> None:
-    reads = "self.part = nn.Linear(d_model, d_model)\n\n    def forward(self, x):\n        seq, width = x.shape"
-    source = HEAD + TAKES.format("d_model", reads)
-    source = source.replace("\n    def forward(self, x):\n        return", "        return")
-    case = started(source, tmp_path)
+def _reading(text: str) -> str:
+    reads = f"self.part = nn.Linear(d_model, d_model)\n\n    def forward(self, x):\n        {text}"
+    return (HEAD + TAKES.format("d_model", reads)).replace(
+        "\n    def forward(self, x):\n        return", "        return"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["seq, width = x.shape", "x = x.view(len(x), 32)", "x = x[torch.arange(7), :].addmm(x, torch.eye(32))"]
+)
+def test_a_block_of_one_sequence_is_called_with_each(text: str, tmp_path: Path) -> None:
+    case = started(_reading(text), tmp_path)
     assert case.learner.recipe.call.written() == "each(block)(x)"
     assert case.report.conventions["axes"] == "(seq, d_model), a sequence at a time"
+
+
+def test_a_block_that_takes_a_batch_of_one_is_not_of_one_sequence(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(_reading("x = x + torch.ones(x.shape[:-1])[..., None, :, None].squeeze(0)"))
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
+    assert (verdict.ids, verdict.call) == (["forward_error"], "block(x)")
 
 
 def test_a_default_that_is_a_member_of_an_enumeration_is_not_plain(tmp_path: Path) -> None:
