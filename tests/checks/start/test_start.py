@@ -2,6 +2,7 @@
 
 import importlib.metadata
 import os
+import sys
 from pathlib import Path
 
 import pytest
@@ -534,13 +535,52 @@ def test_a_norm_over_positions_begins_at_one_and_fixes_the_length(tmp_path: Path
     assert "nn.RMSNorm((seq_len" in place.code
 
 
-@pytest.mark.parametrize("line", ["import toch", "from numpyy import array", "from .parts import Part"])
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import toch",
+        "from numpyy import array",
+        "from .parts import Part",
+        "from typing import Optinal",
+        "class A[: ...",
+    ],
+)
 def test_a_name_that_is_misspelt_or_of_the_learners_own_is_a_fault(line: str, tmp_path: Path) -> None:
     (tmp_path / "lm").mkdir()
     (tmp_path / "lm" / "__init__.py").touch()
     (tmp_path / "lm" / "model.py").write_text(HEAD + line + "\n" + TAKES.format("d_model", "pass"))
     verdict = judge(LocalSubject(), locate(f"{tmp_path}/lm/model.py:Block"))
     assert (verdict.ids, verdict.exit_code) == (["import_error"], 1)
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python has it")
+def test_a_name_of_a_newer_python_comes_from_typing_extensions(tmp_path: Path) -> None:
+    (tmp_path / "lm").mkdir()
+    (tmp_path / "lm" / "__init__.py").write_text("from .model import Block\n")
+    plain = next(one for one in COURSE if one.name == "one file").files["model.py"]
+    newer = "from typing import override\n" + plain.replace("    def forward", "    @override\n    def forward")
+    (tmp_path / "lm" / "model.py").write_text(newer)
+    verdict = check(f"{tmp_path}/lm/model.py:TransformerBlock")
+    assert (verdict.ids, verdict.exit_code) == ([], 0)
+    assert "typing.override: new in Python 3.12" in verdict.conventions["at_import"]
+
+
+@pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python has them")
+@pytest.mark.parametrize(
+    ("line", "part", "id"),
+    [
+        ("from itertools import batched", "pass", "import_error"),
+        ("import itertools", "self.pairs = list(itertools.batched(range(d_model), 2))", "constructor_error"),
+        ("class Box[T]: ...", "pass", "import_error"),
+        ("type Sizes = tuple[int, int]", "pass", "import_error"),
+    ],
+)
+def test_what_only_a_newer_python_has_is_no_fault(line: str, part: str, id: str, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(HEAD + line + "\n" + TAKES.format("d_model", part))
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
+    assert [(one.id, one.counts) for one in verdict.findings] == [(id, False)]
+    assert "needs Python 3.12, and this is Python 3.11" in verdict.findings[0].evidence
+    assert verdict.exit_code == 2
 
 
 FILE_OF_NUMBERS = """
@@ -579,13 +619,26 @@ def test_a_third_argument_that_is_a_ratio_is_no_width(tmp_path: Path) -> None:
     assert [one["shape"] for one in case.build().parameters] == [[52, 32], [52]]
 
 
-def test_a_block_of_one_sequence_is_called_with_each(tmp_path: Path) -> None:
-    reads = "self.part = nn.Linear(d_model, d_model)\n\n    def forward(self, x):\n        seq, width = x.shape"
-    source = HEAD + TAKES.format("d_model", reads)
-    source = source.replace("\n    def forward(self, x):\n        return", "        return")
-    case = started(source, tmp_path)
+def _reading(text: str) -> str:
+    reads = f"self.part = nn.Linear(d_model, d_model)\n\n    def forward(self, x):\n        {text}"
+    return (HEAD + TAKES.format("d_model", reads)).replace(
+        "\n    def forward(self, x):\n        return", "        return"
+    )
+
+
+@pytest.mark.parametrize(
+    "text", ["seq, width = x.shape", "x = x.view(len(x), 32)", "x = x[torch.arange(7), :].addmm(x, torch.eye(32))"]
+)
+def test_a_block_of_one_sequence_is_called_with_each(text: str, tmp_path: Path) -> None:
+    case = started(_reading(text), tmp_path)
     assert case.learner.recipe.call.written() == "each(block)(x)"
     assert case.report.conventions["axes"] == "(seq, d_model), a sequence at a time"
+
+
+def test_a_block_that_takes_a_batch_of_one_is_not_of_one_sequence(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(_reading("x = x + torch.ones(x.shape[:-1])[..., None, :, None].squeeze(0)"))
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
+    assert (verdict.ids, verdict.call) == (["forward_error"], "block(x)")
 
 
 def test_a_default_that_is_a_member_of_an_enumeration_is_not_plain(tmp_path: Path) -> None:

@@ -23,8 +23,6 @@ SEQ_FIRST = re.compile(
 )
 """What an author writes whose tensors are (seq, batch, d_model)."""
 SWAPPED, EACH = "swapped(block)", "each(block)"
-ONE_SEQUENCE = "too many values to unpack (expected 2"
-"""What a block raises that reads two axes, (seq, d_model), from x.shape."""
 AXES = {SWAPPED: "(seq, batch, d_model)", EACH: "(seq, d_model), a sequence at a time"}
 NOISE = 0.1  # of a leak, from one random input to the next
 
@@ -80,10 +78,13 @@ class Calls:
             lines = [replace(line, callee=SWAPPED) for line in lines]
             running = self._running(lines, length)
             best = next(running, None)
-        if best is None and self.given is None and self._takes_one_sequence():
-            lines = [replace(line, callee=EACH) for line in lines[:FEW]]
-            running = self._running(lines, length)
+        if best is None and self.given is None:
+            alone = [replace(line, callee=EACH) for line in lines[:FEW]]
+            furthest, running = self.furthest, self._running(alone, length)
             best = next(running, None)
+            if best is not None and next(self._running(lines[:FEW], length, batch=1), None) is None:
+                return best, running, alone
+            best, self.furthest = None, furthest  # it is meant for batches
         return best, running, lines
 
     def _candidates(self) -> Iterator[Line]:
@@ -95,8 +96,8 @@ class Calls:
             for form in ("added(mask)", "(~mask)"):
                 yield Line("", text=re.sub(r"(?<![\w.])mask\b(?!\s*=[^=])", form, self.given.text or ""))
 
-    def _running(self, lines: Iterable[Line], length: int = TOKENS) -> Iterator[Line]:
-        x = self.case.x(2, length, dtype=torch.float32)
+    def _running(self, lines: Iterable[Line], length: int = TOKENS, batch: int = 2) -> Iterator[Line]:
+        x = self.case.x(batch, length, dtype=torch.float32)
         for line in lines:
             self.learner.check_time()
             self.learner.recipe = Recipe(self.build, line)
@@ -108,10 +109,6 @@ class Calls:
                 self.furthest = max(self.furthest, here, key=lambda one: one[0])
                 continue
             yield line
-
-    def _takes_one_sequence(self) -> bool:
-        raising = self.furthest[2]
-        return raising is not None and ONE_SEQUENCE in raising.error["message"]
 
     def _of_some_lengths(self, best: Line, lines: list[Line]) -> Line | None:
         """The call without optional arguments, if it runs at other lengths.

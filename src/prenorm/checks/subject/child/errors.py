@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from .missing_packages import KNOWN, NotInstalledError, not_installed
+from .newer_python import needed
 
 FRAMES = 12  # of a traceback, the innermost
 TEXT = 2000  # characters of an error's message
@@ -18,7 +19,7 @@ FOLDER = os.path.dirname(__file__)  # whose frames are of no use to a learner
 def described(error: BaseException) -> dict[str, Any]:
     """An exception as {"type", "message", "frames"}, frames from the outermost to the innermost.
 
-    A known package that is not installed is a NotInstalledError, wherever it is imported.
+    A known package that is not installed is a NotInstalledError, wherever it is imported; so is a newer Python.
     """
     if isinstance(error, ModuleNotFoundError) and not isinstance(error, NotInstalledError) and error.name:
         top = error.name.partition(".")[0]
@@ -37,6 +38,8 @@ def described(error: BaseException) -> dict[str, Any]:
         message = str(error)
     except BaseException:  # __str__ is the learner's too
         message = "(its message cannot be shown)"
+    if newer := needed(error):
+        return {"type": NotInstalledError.__name__, "message": newer, "frames": frames[-FRAMES:]}
     if isinstance(error, UnfinishedError):
         return {"type": "TypeError", "message": message, "frames": [error.frame]}
     cause = "" if error.__cause__ is None else "\n" + "".join(traceback.format_exception_only(error.__cause__)).strip()

@@ -21,6 +21,7 @@ from typing import Any
 
 from .finders import Beside, Distributions
 from .missing_packages import KNOWN, MissingPackages, way_out
+from .newer_python import stand_in
 from .surroundings import leave_out_cuda, no_arguments, no_results
 
 ROUNDS = 12  # of imports, each of which may find one more package missing
@@ -60,9 +61,10 @@ class Importer:
                     break
                 except (Exception, SystemExit) as error:
                     missing = _lacking(error)
-                    if not self._may_be_missing(missing):
+                    if self._may_be_missing(missing):
+                        self._stubs.names.add(missing)
+                    elif not stand_in(error, self.notes):
                         raise
-                    self._stubs.names.add(missing)
                     self._forget()
             else:
                 raise ImportError("too many packages are missing")
@@ -103,7 +105,7 @@ class Importer:
             try:
                 importlib.import_module(package)
             except (Exception, SystemExit) as error:
-                if self._may_be_missing(_lacking(error)):
+                if self._may_be_missing(_lacking(error)) or stand_in(error, self.notes):
                     raise
                 self._forget()
                 _stand_in(package, folder)
