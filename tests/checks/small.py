@@ -216,6 +216,21 @@ class UpcastMissingAndTableOfTheLastCall(UpcastMissing):
         return super().attention(x) + self.table
 
 
+class SiluAfterDown(Right):
+    def feed_forward(self, x):
+        return F.silu(super().feed_forward(x))
+
+
+class ReluAfterAttention(Right):
+    def attention(self, x):
+        return F.relu(super().attention(x))
+
+
+class NormAfterDown(Right):
+    def feed_forward(self, x):
+        return F.rms_norm(super().feed_forward(x), x.shape[-1:], eps=1e-6)
+
+
 class AxisByItsSize(Right):
     def mixed(self, q, k, v):
         scores = scores_of(q, k)

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ..formula.parameters import Pieces
 from ..formula.spec import Number, Spec
-from ..formula.variants import NO_SOFTMAX
+from ..formula.variants import ACTIVATIONS, NO_SOFTMAX
 from ..search.explanation import Explanation
 from ..targets import Target
 
@@ -171,17 +171,24 @@ def _repeats(places: tuple[int, ...] | None) -> bool:
 
 def _feed_forward(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
     act = spec.activation if spec.activation != "no" else "(no activation)"
+    activated = spec.end2 != "no" and spec.end2 in ACTIVATIONS
+    end = f", and its output, after the last projection, goes through {spec.end2}" if activated else ""
+    for which, last in (("attention", spec.end1), ("the feed-forward", "no" if activated else spec.end2)):
+        if last != "no":  # no fault of the list
+            yield "unexplained", f"the output of {which}, after its last projection, goes through {last}"
     if spec.gating == "product":
         yield "gate_after_product", f"the activation is applied to gate * up: {act}"
     elif spec.gating != "gate" or "gate" not in reading:
         what = {"both": f"{act}(gate) * {act}(up)", "sum": f"{act}(gate) + up"}.get(
             spec.gating, f"{act}(up(x)), without a gate"
         )
-        yield "wrong_activation", f"the feed-forward is down({what})"
+        yield "wrong_activation", f"the feed-forward is down({what}){end}"
     elif act != "silu":
-        yield "wrong_activation", f"the activation is {act}: down({act}(gate) * up)"
-    if spec.gating == "product" and act != "silu":
-        yield "wrong_activation", f"the activation is {act}"
+        yield "wrong_activation", f"the activation is {act}: down({act}(gate) * up){end}"
+    elif end:
+        yield "wrong_activation", f"the feed-forward is down(silu(gate) * up){end}"
+    if spec.gating == "product" and (act != "silu" or end):
+        yield "wrong_activation", f"the activation is {act}{end}"
     if spec.gating == "gate" and "gate" in reading:
         gate, up, down = (reading[name].parameters[0] for name in ("gate", "up", "down"))
         numbered = "w3" in _words(gate) and "w1" in _words(up) and "w2" in _words(down)
