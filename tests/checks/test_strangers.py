@@ -169,6 +169,22 @@ def test_what_follows_the_last_projection_is_said(name, id, said, verdict_of):
     assert said in finding.evidence
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("TablesForHalves", "2i and 2i+1 are paired, and cos and sin are laid out for pairs of i and i + head_dim/2"),
+        (
+            "TablesForNeighbours",
+            "i and i + head_dim/2 are paired, and cos and sin are laid out for pairs of 2i and 2i+1",
+        ),
+    ],
+)
+def test_tables_for_the_other_pairing_make_no_rotation(name, said, verdict_of):
+    (finding,) = verdict_of(name).faults
+    assert finding.id == "rope_not_a_rotation"
+    assert said in finding.evidence
+
+
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_is_no_fault_and_is_reported(name, verdict_of):

@@ -28,6 +28,7 @@ MASKS = {
     "future": ("mask_inverted", "a token attends to itself and to what comes after it"),
     "future_strict": ("mask_inverted", "a token attends only to what comes after it"),
 }
+ORDERS = ("2i and 2i+1", "i and i + head_dim/2")
 LOOSE = 1e6
 """If a masked score is filled with less than this (in magnitude), other scores can be lower."""
 
@@ -108,7 +109,8 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
     if spec.signs != "rotation":
         yield "rope_not_a_rotation", f"both sines have the sign {spec.signs}, so lengths change"
     if spec.mixed:
-        yield "rope_wrong_frequency", "dimensions are paired in one order, and the tables are laid out for the other"
+        own, other = ORDERS if spec.pairing == "interleaved" else ORDERS[::-1]
+        yield "rope_not_a_rotation", f"dimensions {own} are paired, and cos and sin are laid out for pairs of {other}"
     if spec.tables != "exact":
         yield "rope_bf16_tables", f"there are {spec.tables}"
     for what, shift in (("queries", spec.query_shift), ("keys", spec.key_shift)):
