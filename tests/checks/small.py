@@ -216,6 +216,46 @@ class UpcastMissingAndTableOfTheLastCall(UpcastMissing):
         return super().attention(x) + self.table
 
 
+class TablesForHalves(Right):
+    """Pairs 2i, 2i+1, with tables for pairs i, i + head_dim/2."""
+
+    def rotated(self, x, positions):
+        frequencies = 10000.0 ** (-torch.arange(0, x.shape[-1], 2, device=x.device).double() / x.shape[-1])
+        angle = self.laid_out(positions[:, None] * frequencies)
+        return x * angle.cos().to(x.dtype) + self.turned(x) * angle.sin().to(x.dtype)
+
+    def laid_out(self, angle):
+        return torch.cat((angle, angle), -1)
+
+    def turned(self, x):
+        return torch.stack((-x[..., 1::2], x[..., ::2]), -1).flatten(-2)
+
+
+class TablesForNeighbours(TablesForHalves):
+    """Pairs i, i + head_dim/2, with tables for pairs 2i, 2i+1."""
+
+    def laid_out(self, angle):
+        return angle.repeat_interleave(2, -1)
+
+    def turned(self, x):
+        return torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), -1)
+
+
+class SiluAfterDown(Right):
+    def feed_forward(self, x):
+        return F.silu(super().feed_forward(x))
+
+
+class ReluAfterAttention(Right):
+    def attention(self, x):
+        return F.relu(super().attention(x))
+
+
+class NormAfterDown(Right):
+    def feed_forward(self, x):
+        return F.rms_norm(super().feed_forward(x), x.shape[-1:], eps=1e-6)
+
+
 class AxisByItsSize(Right):
     def mixed(self, q, k, v):
         scores = scores_of(q, k)

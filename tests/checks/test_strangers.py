@@ -154,6 +154,37 @@ def test_a_length_that_fails_hides_no_other_fault(name, verdict_of):
     assert counting(verdict_of(name)) == OF_SOME_LENGTHS[name]
 
 
+@pytest.mark.sampled(2)
+@pytest.mark.parametrize(
+    ("name", "id", "said"),
+    [
+        ("SiluAfterDown", "wrong_activation", "its output, after the last projection, goes through silu"),
+        ("ReluAfterAttention", "unexplained", "attention, after its last projection, goes through relu"),
+        ("NormAfterDown", "unexplained", "after its last projection, goes through an RMSNorm without a weight"),
+    ],
+)
+def test_what_follows_the_last_projection_is_said(name, id, said, verdict_of):
+    (finding,) = verdict_of(name).faults
+    assert finding.id == id
+    assert said in finding.evidence
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("TablesForHalves", "2i and 2i+1 are paired, and cos and sin are laid out for pairs of i and i + head_dim/2"),
+        (
+            "TablesForNeighbours",
+            "i and i + head_dim/2 are paired, and cos and sin are laid out for pairs of 2i and 2i+1",
+        ),
+    ],
+)
+def test_tables_for_the_other_pairing_make_no_rotation(name, said, verdict_of):
+    (finding,) = verdict_of(name).faults
+    assert finding.id == "rope_not_a_rotation"
+    assert said in finding.evidence
+
+
 @pytest.mark.sampled(4)
 @pytest.mark.parametrize("name", CHOICES)
 def test_a_choice_is_no_fault_and_is_reported(name, verdict_of):

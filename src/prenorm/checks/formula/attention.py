@@ -8,7 +8,7 @@ from torch import Tensor
 from .norm import norm, scaled
 from .rotation import rotated, stream
 from .spec import Spec, Weights, along, are_several, linear
-from .variants import NO_SOFTMAX, SCALES, SHIFTS
+from .variants import ENDS, NO_SOFTMAX, SCALES, SHIFTS
 
 
 def attention(
@@ -51,7 +51,7 @@ def attention(
         mixed = _probabilities(spec, _shaped(spec, scores, heads), allowed) @ v
         mixed = mixed * scale if spec.scaled_after else mixed
     joined = _merge(spec, mixed)
-    return joined if spec.output == "none" or "o" not in weights else linear(weights, "o", joined)
+    return ENDS[spec.end1](joined if spec.output == "none" or "o" not in weights else linear(weights, "o", joined))
 
 
 def _shaped(spec: Spec, scores: Tensor, num_heads: int) -> Tensor:

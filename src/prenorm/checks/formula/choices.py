@@ -23,7 +23,7 @@ def is_choice(id: str, evidence: str, spec: Spec, reading: Pieces) -> bool:
             return kinds in ({"layer"}, {"layer_unbiased"})
         case "wrong_activation":
             plain = spec.gating == "plain" or "gate" not in reading
-            return spec.activation in PUBLISHED and (plain or spec.gating in ("gate", "product"))
+            return spec.end2 == "no" and spec.activation in PUBLISHED and (plain or spec.gating in ("gate", "product"))
         case "post_norm":
             return spec.post == "12" and not spec.pre_too
         case "parallel_sublayers":

@@ -10,7 +10,7 @@ from .attention import attention
 from .norm import norm
 from .rotation import stream
 from .spec import Spec, Weights, along, linear
-from .variants import ACTIVATIONS
+from .variants import ACTIVATIONS, ENDS
 
 
 def block(
@@ -90,7 +90,7 @@ def feed_forward(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
     active = ACTIVATIONS[spec.activation]
     up = linear(weights, "up", x)
     if spec.gating == "plain" or "gate" not in weights:
-        return linear(weights, "down", active(up))
+        return ENDS[spec.end2](linear(weights, "down", active(up)))
     gate = linear(weights, "gate", x)
     inner = {
         "gate": lambda: active(gate) * up,
@@ -98,4 +98,4 @@ def feed_forward(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
         "both": lambda: active(gate) * active(up),
         "sum": lambda: active(gate) + up,
     }[spec.gating]()
-    return linear(weights, "down", inner)
+    return ENDS[spec.end2](linear(weights, "down", inner))

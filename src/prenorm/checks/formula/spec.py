@@ -24,6 +24,8 @@ class Spec:
     sandwich: bool = False  # norms of their own follow the sublayers, beside those before them
     layer_scale: bool = False  # a weight for each dimension multiplies the sublayers' outputs
     branch: Number = 1.0  # what the sublayers' outputs are multiplied by
+    end1: str = "no"  # what the output of attention goes through: a name of ENDS
+    end2: str = "no"  # that of the feed-forward
     residual1: str = "input"  # none | normed | doubled
     residual2: str = "hidden"  # none | normed | doubled | input | both (h and the input)
     parallel: str = "no"  # own: the feed-forward reads norm2(x); shared: norm1(x)

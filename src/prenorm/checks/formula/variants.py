@@ -25,6 +25,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu twice": lambda x: torch_functional.silu(torch_functional.silu(x)),
 }
 
+ENDS: dict[str, Callable[[Tensor], Tensor]] = {
+    **{name: ACTIVATIONS[name] for name in ("no", "gelu", "tanh-gelu", "relu", "silu", "tanh", "sigmoid")},
+    "an RMSNorm without a weight": lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6),
+}
+"""What the output of a sublayer may go through by mistake."""
+
 SCALES: dict[str, Callable[[int, int, int, int], float]] = {  # of head_dim, d_model, num_heads, seq
     "1/sqrt(head_dim)": lambda dim, width, heads, seq: dim**-0.5,
     "1": lambda dim, width, heads, seq: 1.0,

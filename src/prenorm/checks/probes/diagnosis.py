@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 
 from ..formula.parameters import Pieces
 from ..formula.spec import Number, Spec
-from ..formula.variants import NO_SOFTMAX
+from ..formula.variants import ACTIVATIONS, NO_SOFTMAX
 from ..search.explanation import Explanation
 from ..targets import Target
 
@@ -28,6 +28,7 @@ MASKS = {
     "future": ("mask_inverted", "a token attends to itself and to what comes after it"),
     "future_strict": ("mask_inverted", "a token attends only to what comes after it"),
 }
+ORDERS = ("2i and 2i+1", "i and i + head_dim/2")
 LOOSE = 1e6
 """If a masked score is filled with less than this (in magnitude), other scores can be lower."""
 
@@ -108,7 +109,8 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
     if spec.signs != "rotation":
         yield "rope_not_a_rotation", f"both sines have the sign {spec.signs}, so lengths change"
     if spec.mixed:
-        yield "rope_wrong_frequency", "dimensions are paired in one order, and the tables are laid out for the other"
+        own, other = ORDERS if spec.pairing == "interleaved" else ORDERS[::-1]
+        yield "rope_not_a_rotation", f"dimensions {own} are paired, and cos and sin are laid out for pairs of {other}"
     if spec.tables != "exact":
         yield "rope_bf16_tables", f"there are {spec.tables}"
     for what, shift in (("queries", spec.query_shift), ("keys", spec.key_shift)):
@@ -171,17 +173,24 @@ def _repeats(places: tuple[int, ...] | None) -> bool:
 
 def _feed_forward(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
     act = spec.activation if spec.activation != "no" else "(no activation)"
+    activated = spec.end2 != "no" and spec.end2 in ACTIVATIONS
+    end = f", and its output, after the last projection, goes through {spec.end2}" if activated else ""
+    for which, last in (("attention", spec.end1), ("the feed-forward", "no" if activated else spec.end2)):
+        if last != "no":  # no fault of the list
+            yield "unexplained", f"the output of {which}, after its last projection, goes through {last}"
     if spec.gating == "product":
         yield "gate_after_product", f"the activation is applied to gate * up: {act}"
     elif spec.gating != "gate" or "gate" not in reading:
         what = {"both": f"{act}(gate) * {act}(up)", "sum": f"{act}(gate) + up"}.get(
             spec.gating, f"{act}(up(x)), without a gate"
         )
-        yield "wrong_activation", f"the feed-forward is down({what})"
+        yield "wrong_activation", f"the feed-forward is down({what}){end}"
     elif act != "silu":
-        yield "wrong_activation", f"the activation is {act}: down({act}(gate) * up)"
-    if spec.gating == "product" and act != "silu":
-        yield "wrong_activation", f"the activation is {act}"
+        yield "wrong_activation", f"the activation is {act}: down({act}(gate) * up){end}"
+    elif end:
+        yield "wrong_activation", f"the feed-forward is down(silu(gate) * up){end}"
+    if spec.gating == "product" and (act != "silu" or end):
+        yield "wrong_activation", f"the activation is {act}{end}"
     if spec.gating == "gate" and "gate" in reading:
         gate, up, down = (reading[name].parameters[0] for name in ("gate", "up", "down"))
         numbered = "w3" in _words(gate) and "w1" in _words(up) and "w2" in _words(down)

@@ -11,7 +11,7 @@ from ..formula.assign_feed_forward import likely_feed_forward
 from ..formula.assign_norms import likely_norms, norms_around
 from ..formula.parameters import Pieces, distinct, unique
 from ..formula.spec import Spec
-from ..formula.variants import NO_SOFTMAX
+from ..formula.variants import ENDS, NO_SOFTMAX
 from .attempt import Attempt
 from .explanation import UnexplainedError
 from .fitting import BRANCH, fitted
@@ -49,6 +49,7 @@ def one_token(
     others = [dataclasses.replace(base, softmax=kind) for kind in NO_SOFTMAX for base in bases]
     whole = len(attempt.found.attention) <= 4
     designs = _designs(bases, likely[0])
+    twice = [one for one in _with_ends(_pre_norm(_likeliest(bases, likely[0]))) if one.activation == one.end2]
     around = [a | f | n for f in inner for n in norms_around(attempt.found) for a in attention[:4]]
     starts = [dataclasses.replace(base, **after) for after in AFTER for base in bases]
     kinds = ("layer", "layer_unbiased") if "norm1_bias" in likely[0] else ()
@@ -57,13 +58,15 @@ def one_token(
     for specs, readings, most in (
         (bases, likely, 1),
         (designs, likely, 0),
+        (_with_ends(bases + _pre_norm(designs)), likely, 0),
         (_scaled(attempt, bases, likely, probe), likely, 0),
         (layered, likely, 1),
         (starts + _designs(starts, likely[0]) if around else [], around, 0),
-        ([one for one in _likeliest(starts, likely[0]) if not one.post and one.parallel == "no"], around, 1),
+        (_pre_norm(_likeliest(starts, likely[0])), around, 1),
         (bases, every, 1),
         (designs, every[:MANY_READINGS], 0),
         (_likeliest(bases, likely[0]) if not layered else [], likely, 1),
+        (twice, likely, 1),
         (others + _designs(others[:1], likely[0]) if whole else [], turned, 0),
         (heads if whole else [], turned, 1),
         (_designs(heads, likely[0]) if whole else [], turned[:MANY_READINGS], 0),
@@ -74,9 +77,9 @@ def one_token(
         if not specs or not readings or most > attempt.most or (most == 2 and len(readings) > MANY_READINGS):
             continue
         # readings with more weights come first: an unused norm weight fits every reading
-        if layered and readings is around and most:  # the search before may have used up the work
+        if specs is twice or (layered and readings is around and most):  # the search before may have used up the work
             attempt.trials = attempt.more_trials()
-        costs = [(spec, int(readings is turned)) for spec in specs]
+        costs = [(spec, (readings is turned) + (not spec.end1 == spec.end2 == "no")) for spec in specs]
         matches = attempt.trials.find(costs, ONE_TOKEN, readings, probe, most=most)
         if matches:
             break
@@ -89,6 +92,17 @@ def one_token(
     if not sees_itself:  # the next step finds the mask
         specs = [dataclasses.replace(spec, mask="none", empty_rows="nan", fill=-float("inf")) for spec in specs]
     return [(spec, best) for spec in dict.fromkeys(specs)], distinct(chosen)
+
+
+def _with_ends(specs: list[Spec]) -> list[Spec]:
+    """The specs with something that should not be there at the end of one sublayer."""
+    ends = [end for end in ENDS if end != "no"]
+    switches: list[Switch] = [{which: end} for end in ends for which in ("end2", "end1")]
+    return [dataclasses.replace(spec, **switch) for spec in specs for switch in switches]
+
+
+def _pre_norm(specs: list[Spec]) -> list[Spec]:
+    return [one for one in specs if not one.post and one.parallel == "no"]
 
 
 def _scaled(attempt: Attempt, bases: list[Spec], readings: list[Pieces], probe: Probe) -> list[Spec]:
