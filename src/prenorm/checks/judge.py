@@ -27,7 +27,7 @@ from .probes import (
     precision,
     training,
 )
-from .probes.case import MAX_SEQ_LEN, Case, Report, raised
+from .probes.case import FLOAT32_TOLERANCE, MAX_SEQ_LEN, Case, Report, raised
 from .source.code import Code
 from .source.parse import MAX_CHARACTERS
 from .source.text import Text
@@ -262,7 +262,7 @@ def _widest(case: Case, built: Built) -> None:
         wide.run(case.raw, case.x(2, case.tokens))
         case.built = wide
     except LearnerError as error:
-        case.dtype, case.tolerance = torch.float32, 1e-4
+        case.dtype, case.tolerance = torch.float32, FLOAT32_TOLERANCE
         case.built = case.build()
         case.built.fresh, case.built.fixed_length = built.fresh, built.fixed_length
         case.raw = case.built.draw(case.generator, torch.float32)

@@ -3,9 +3,12 @@
 import time
 
 import torch
+from torch.nn import functional as F
 
+from prenorm import testing
 from prenorm.checks.probes.case import Case
 from prenorm.checks.probes.lengths import sequence_lengths
+from prenorm.checks.verdict import PASSED
 
 from ..small import Right
 from .started import started
@@ -57,3 +60,17 @@ def test_where_one_of_the_few_fails_all_are_tried():
     case = tried(EvenLengthsOnly)
     assert case.tried == [*range(1, 25)]
     assert "it fails at 1, 3, 5, 7, 9, 11, 13, 15: " in case.report.findings["sequence_length_fixed"]
+
+
+class MaskInFloat32(Right):
+    """Right in float32; in float64 PyTorch's attention on a CPU gives wrong numbers from 16 tokens on, silently."""
+
+    def mixed(self, q, k, v):
+        mask = torch.full((q.shape[-2],) * 2, float("-inf"), dtype=torch.float32, device=q.device).triu(1)
+        return F.scaled_dot_product_attention(q, k, v, attn_mask=mask)
+
+
+def test_numbers_that_are_right_in_float32_alone_are_right():
+    verdict = testing.check(MaskInFloat32).verdict
+    assert "wrong_at_some_lengths" not in verdict.ids
+    assert "numbers at every length" in {one.name for one in verdict.checks if one.result == PASSED}

@@ -20,6 +20,7 @@ ROUNDED_TABLES = 0.03
 """The tolerance if tables are in bfloat16: it hides their rounding, but not other faults."""
 
 
+FLOAT32_TOLERANCE = 1e-4  # of numbers, where a block is compared in float32
 BESIDE_NUMBERS = frozenset(
     {
         "wrong_dtype",

@@ -8,10 +8,12 @@ import statistics
 import time
 
 import torch
+from torch import Tensor
 
 from ..formula.parameters import Raw
+from ..search.trials import agrees
 from ..subject.learner import Built, LearnerError
-from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case, raised
+from .case import BESIDE_NUMBERS, FLOAT32_TOLERANCE, MAX_SEQ_LEN, Case, raised
 
 SECONDS = 3.0
 """What lengths beside the telling ones may take; of usual blocks all of them take hundredths of a second."""
@@ -72,7 +74,7 @@ def numbers(case: Case) -> None:
             y = case.built.run(case.raw, x).y
         except LearnerError:
             continue  # the check of lengths reports it
-        if not case.agrees(y, case.expected(case.raw, x), x):
+        if not case.agrees(y, case.expected(case.raw, x), x) and not _agrees_in_float32(case, x):
             wrong.append((batch, length))
     if not wrong:
         every = f"1 to {longest}" if len(tried) == longest else ", ".join(map(str, tried))
@@ -84,6 +86,22 @@ def numbers(case: Case) -> None:
     shown = ", ".join(f"{length} tokens in a batch of {batch}" for batch, length in wrong[:4])
     case.report.check("numbers at every length", False, f"wrong numbers for {shown}")
     case.report.found("wrong_at_some_lengths", f"the numbers are wrong for {shown}{what_coincides(case, wrong)}")
+
+
+def _agrees_in_float32(case: Case, x: Tensor) -> bool:
+    """Whether the numbers for this x are right in float32: a block is only promised to run in what it is written for.
+
+    PyTorch's attention on a CPU gives wrong numbers, without an error, for a float32 mask beside float64 queries.
+    """
+    if case.dtype == torch.float32:
+        return False
+    raw, x = {name: value.float() for name, value in case.raw.items()}, x.float()
+    try:
+        y = case.build().run(raw, x).y
+    except LearnerError:
+        return False
+    expected = case.expected({name: value.double() for name, value in raw.items()}, x.double())
+    return agrees(y.double(), expected, x.double(), FLOAT32_TOLERANCE)
 
 
 def coinciding(case: Case) -> list[tuple[int, int]]:
