@@ -189,7 +189,8 @@ FAULTS = {
     ),
     "gate_after_product": Fault("silu is applied to the product gate * up", "silu(gate(x)) * up(x)"),
     "swapped_gate_up": Fault(
-        "silu is applied to the projection called up, not to the one called gate", "silu(gate(x)) * up(x)"
+        "silu is applied to the projection that its name calls up (or w3), not to the gate (or w1)",
+        "silu(gate(x)) * up(x)",
     ),
     "missing_bias": Fault("queries, keys and values have no biases", "bias=True on q, k and v, as in the target"),
     "unexpected_qk_norm": Fault("queries and keys are normalised in each head", "remove the norms of q and k"),

@@ -33,5 +33,5 @@ def is_choice(id: str, evidence: str, spec: Spec, reading: Pieces) -> bool:
         case "missing_attention_scale" | "wrong_attention_scale":
             return (spec.qk_norm != "none" or bool(spec.softcap != math.inf)) and not spec.scaled_after
         case "swapped_gate_up":
-            return "gate" not in evidence  # w1, w2 and w3 are numbered in more than one way
+            return "gate" not in evidence.partition(",")[0]  # w1, w2 and w3 are numbered in more than one way
     return False

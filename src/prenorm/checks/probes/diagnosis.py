@@ -195,13 +195,20 @@ def _feed_forward(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
         gate, up, down = (reading[name].parameters[0] for name in ("gate", "up", "down"))
         numbered = "w3" in _words(gate) and "w1" in _words(up) and "w2" in _words(down)
         if gate != up and (
-            numbered or (_says_up(gate) and not _says_up(up)) or (_says_gate(up) and not _says_gate(gate))
+            numbered
+            or (_says_up(gate) and not _says_up(up))
+            or (_says_gate(up) and not _says_gate(gate) and not _is_first(gate))
         ):
-            yield "swapped_gate_up", f"silu is applied to {gate}"
+            yield "swapped_gate_up", f"silu is applied to {gate}, and {up} multiplies it"
 
 
 def _says_gate(name: str) -> bool:
     return "gate" in name.lower()
+
+
+def _is_first(name: str) -> bool:
+    """Whether it is the first by its number, as the handout's W1 is: then silu belongs to it."""
+    return any(word.endswith("1") for word in _words(name))
 
 
 def _says_up(name: str) -> bool:
