@@ -769,3 +769,15 @@ def test_a_package_that_forward_imports_and_nobody_has_is_no_fault(tmp_path: Pat
     assert verdict.ids == ["forward_error"]
     assert verdict.exit_code == 2
     assert "pip install apex" in verdict.findings[0].evidence
+
+
+@pytest.mark.parametrize(("there", "exit_code"), [(True, 0), (False, 2)])
+def test_what_a_file_reads_at_import_lies_beside_it(there: bool, exit_code: int, tmp_path: Path) -> None:
+    reads = 'from pathlib import Path\nwords = open("words.txt").read() + Path("words.txt").read_text()\n'
+    (tmp_path / "learner.py").write_text(reads + Path(small.__file__).read_text())
+    if there:
+        (tmp_path / "words.txt").write_text("to be")
+    verdict = check(f"{tmp_path / 'learner.py'}:Right")
+    assert (verdict.exit_code, verdict.ids) == (exit_code, [] if there else ["import_error"])
+    if not there:
+        assert verdict.findings[0].evidence.startswith("words.txt is read, and is not there")

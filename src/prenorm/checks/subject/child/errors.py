@@ -19,7 +19,8 @@ FOLDER = os.path.dirname(__file__)  # whose frames are of no use to a learner
 def described(error: BaseException) -> dict[str, Any]:
     """An exception as {"type", "message", "frames"}, frames from the outermost to the innermost.
 
-    A known package that is not installed is a NotInstalledError, wherever it is imported; so is a newer Python.
+    A known package that is not installed is a NotInstalledError, wherever it is imported; so are a newer Python and a
+    file that is read, such as a vocabulary.
     """
     if isinstance(error, ModuleNotFoundError) and not isinstance(error, NotInstalledError) and error.name:
         top = error.name.partition(".")[0]
@@ -38,8 +39,11 @@ def described(error: BaseException) -> dict[str, Any]:
         message = str(error)
     except BaseException:  # __str__ is the learner's too
         message = "(its message cannot be shown)"
-    if newer := needed(error):
-        return {"type": NotInstalledError.__name__, "message": newer, "frames": frames[-FRAMES:]}
+    lacking = needed(error)
+    if isinstance(error, FileNotFoundError) and error.filename:
+        lacking = f"{error.filename} is read, and is not there: put it beside the file that reads it"
+    if lacking:
+        return {"type": NotInstalledError.__name__, "message": lacking, "frames": frames[-FRAMES:]}
     if isinstance(error, UnfinishedError):
         return {"type": "TypeError", "message": message, "frames": [error.frame]}
     cause = "" if error.__cause__ is None else "\n" + "".join(traceback.format_exception_only(error.__cause__)).strip()

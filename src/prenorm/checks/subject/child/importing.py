@@ -54,7 +54,7 @@ class Importer:
         """
         self._package = name.partition(".")[0]
         leave_out_cuda(self.notes)
-        with no_arguments(file), no_results(self.notes):
+        with no_arguments(file), no_results(self.notes, file):
             for _ in range(ROUNDS):
                 try:
                     module = self._once(name, file, text)

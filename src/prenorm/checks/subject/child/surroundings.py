@@ -6,6 +6,7 @@ import contextlib
 import errno
 import functools
 import inspect
+import io
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -71,8 +72,11 @@ def no_arguments(file: str | None) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def no_results(notes: dict[str, str]) -> Iterator[None]:
-    """Files that make a folder or a file for their results, where nothing may be written, go on without it."""
+def no_results(notes: dict[str, str], file: str | None) -> Iterator[None]:
+    """Files that make a folder or a file for their results, where nothing may be written, go on without it.
+
+    What they read by a relative path may lie beside them, as where they are run.
+    """
     make, read_or_write = os.mkdir, builtins.open
 
     def mkdir(path: Any, *args: Any, **keywords: Any) -> None:
@@ -83,20 +87,25 @@ def no_results(notes: dict[str, str]) -> Iterator[None]:
                 raise
             notes["folders"] = f"{os.path.basename(path)} is not made: nothing is written beside the file"
 
-    def open_(file: Any, mode: str = "r", *args: Any, **keywords: Any) -> Any:
+    def open_(path: Any, mode: str = "r", *args: Any, **keywords: Any) -> Any:
+        if isinstance(path, str | os.PathLike) and file is not None and not {*mode} & {*"wax"}:
+            beside = os.path.join(os.path.dirname(file), path)
+            path = beside if not os.path.exists(path) and os.path.exists(beside) else path
         try:
-            return read_or_write(file, mode, *args, **keywords)
+            return read_or_write(path, mode, *args, **keywords)
         except OSError as error:
             if error.errno not in REFUSED or not {*mode} & {*"wax"}:
                 raise
-            notes["files"] = f"{os.path.basename(file)} is not written: nothing is written beside the file"
+            notes["files"] = f"{os.path.basename(path)} is not written: nothing is written beside the file"
             return read_or_write(os.devnull, mode.replace("x", "w"), *args, **keywords)
 
-    os.mkdir, builtins.open = mkdir, open_
+    os.mkdir = mkdir
+    builtins.open = io.open = open_  # type: ignore[assignment]  # pathlib takes that of io
     try:
         yield
     finally:
-        os.mkdir, builtins.open = make, read_or_write
+        os.mkdir = make
+        builtins.open = io.open = read_or_write
 
 
 REFUSED = (errno.EROFS, errno.EACCES, errno.EPERM)
