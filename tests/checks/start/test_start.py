@@ -267,6 +267,7 @@ OWN_ERRORS = {
     "only with this table": (("d_model, rope", "self.rope = rope"), "x.view(self.rope)", "arguments_unknown"),
     "the same with any argument": (("d_model, zork", "torch.zeros(2).view(3)"), "x", "constructor_error"),
     "only with this argument": (("d_model, zork", "torch.zeros(2).view(zork)"), "x", "arguments_unknown"),
+    "with sizes by place": (("a, b, c", "torch.zeros(2).view(3)"), "x", "arguments_unknown"),
     "the same with any default": (("config: Config", "self.multiple = config.piece"), "x.view(3)", "forward_error"),
     "only with this default": (
         ("config: Config", "self.piece = config.piece"),

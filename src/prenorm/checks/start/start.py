@@ -89,7 +89,8 @@ class _Start:
                 return self._settled(built)
         if built_at_all is None:
             self.learner.recipe = Recipe(next(self._builds()))
-            if self._is_its_own(errors[0]):
+            by_place = any(not one.name for one in self.learner.recipe.build.arguments)  # sizes of any name
+            if not by_place and self._is_its_own(errors[0]):
                 raise errors[0]
             refuse_build(self.learner, errors[0], guessed=self.build is None)
         _, self.learner.recipe, raising = max((one.furthest for one in tried), key=lambda one: one[0])
