@@ -116,8 +116,8 @@ def internal_error(report: Report, error: Exception) -> None:
 
 def _finding(case: Case, code: Code, id: str) -> Finding:
     evidence, error = case.report.findings[id], case.report.errors.get(id)
-    parameters = [] if case.built is None else [one["name"] for one in case.built.parameters]
-    hints = [name for name in parameters if name in evidence]
+    held = [] if case.built is None else [one["name"] for one in [*case.built.parameters, *case.built.tensors]]
+    hints = [name for name in held if name in evidence] or _weights_of(case, evidence)
     text = Text(code)
     where = text.innermost(error) if error is not None and id in TOLD else None
     if where is None and text.source and not (id == "import_error" and error is not None):
@@ -127,6 +127,8 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
         passed = text.numbers(error) if error is not None and id == "wrong_device_buffer" else ()
         guess = place(id, text.source, code.file or "", code.name, hints=hints, owner=owner, used=used, passed=passed)
         where = None if guess is None else text.place(guess.line)
+        if where is None and error is not None:
+            where = text.innermost(error)
     return Finding(
         id=id,
         message=FAULTS[id].meaning,
@@ -135,6 +137,13 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
         place=where,
         counts=id not in case.report.choices,
     )
+
+
+def _weights_of(case: Case, evidence: str) -> list[str]:
+    """The parameters of the norms that an evidence speaks of."""
+    reading = {} if case.explanation is None else case.explanation.reading
+    norms = [reading[norm] for norm in ("norm1", "norm2") if norm in evidence and norm in reading]
+    return [name for norm in norms for name in norm.parameters]
 
 
 def _texts(code: Code) -> str:
@@ -219,6 +228,7 @@ def _at_another_length(case: Case, error: LearnerError) -> Built | None:
     Gives another block if it has to be built for each length.
     """
     usual = case.tokens
+    case.report.errors["sequence_length_fixed"] = error.error
     length = next((length for length in OTHER_LENGTHS if _runs(case, length)), None)
     if length is not None:
         case.report.found("sequence_length_fixed", f"{length} tokens run, {usual} tokens raise {raised(error)}")

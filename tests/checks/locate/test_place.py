@@ -697,3 +697,108 @@ def test_what_stays_on_the_cpu_is_found_from_the_line_that_fails(case: str) -> N
     found = place("wrong_device_buffer", ON_THE_CPU, "blocks.py", "Block", passed=numbers)
     assert found is not None
     assert made in found.code
+
+
+TWO_NORMS = """
+class LayerNorm(nn.Module):
+    def forward(self, x):
+        return (x - x.mean(-1, keepdim=True)) / torch.sqrt(x.var(-1, keepdim=True) + 1e-5)
+
+
+class RMSNorm(nn.Module):
+    def __init__(self, d, eps=1e-6):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(d))
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6) * self.scale
+
+
+class Layer(nn.Module):
+    def __init__(self, d, eps=1e-6):
+        super().__init__()
+        self.of_queries, self.norm = LayerNorm(), RMSNorm(d, eps)
+"""
+
+
+@pytest.mark.parametrize("id", ["eps_ignored", "eps_outside_sqrt", "norm_without_upcast"])
+def test_a_fault_of_a_norm_is_in_its_own_class(id):
+    found = place(id, TWO_NORMS, "layer.py", "Layer", owner="RMSNorm")
+    assert found is not None
+    assert "rsqrt" in found.code
+
+
+def test_keys_of_a_cache_are_no_merge_of_heads_and_values_are_not_rotated():
+    source = """
+class Layer(nn.Module):
+    def attend(self, x, past):
+        q = self.q(x).view(2, -1, 4, 8).transpose(1, 2)
+        k = self.k(x).view(2, -1, 4, 8).transpose(1, 2)
+        v = self.v(x).view(2, -1, 4, 8).transpose(1, 2)
+        k = torch.cat([past[0], k], dim=2)
+        v = torch.cat([past[1], v], dim=2)
+        y = F.softmax(q @ k.transpose(-2, -1), dim=-1) @ v
+        y = y.reshape(2, -1, 32)
+        return self.o(y)
+
+    def forward(self, x, past):
+        return x + self.attend(self.norm(x), past)
+"""
+    for id, code in (("heads_not_merged", "y = y.reshape"), ("missing_rope", "k = self.k(x)")):
+        found = place(id, source, "layer.py", "Layer")
+        assert found is not None
+        assert found.code.startswith(code)
+
+
+@pytest.mark.parametrize(
+    ("id", "helper", "code"),
+    [
+        ("weights_uninitialised", "def weight_init(a, b):\n    w = torch.empty(a, b)\n    return w", "w = torch.empty"),
+        ("weight_init_scale", "def weight_init(a, b):\n    return torch.normal(0, 1, (a, b))", "torch.normal"),
+        ("weight_init_scale", "from .beside import weight_init", "self.weight = weight_init"),
+    ],
+)
+def test_a_weight_that_a_function_makes_is_found(id, helper, code):
+    source = f"""
+{helper}
+
+
+class Linear(nn.Module):
+    def __init__(self, a, b):
+        super().__init__()
+        self.weight = weight_init(a, b)
+
+
+class Layer(nn.Module):
+    def __init__(self, d):
+        super().__init__()
+        self.q = Linear(d, d)
+"""
+    found = place(id, source, "layer.py", "Layer", hints=["q.weight"], owner="Linear")
+    assert found is not None
+    assert code in found.code
+
+
+@pytest.mark.parametrize("id", ["wrong_dtype", "wrong_device_buffer"])
+def test_a_weight_that_an_argument_does_not_reach_is_where_it_is_made(id):
+    source = """
+class Layer(nn.Module):
+    def __init__(self, d, device=None, dtype=None):
+        super().__init__()
+        self.up = nn.Linear(d, d, device=device, dtype=dtype)
+        self.down = nn.Linear(d, d)
+
+    def forward(self, x):
+        return x + self.down(self.up(x.to(self.up.weight.dtype) * torch.tensor(2.0)))
+"""
+    found = place(id, source, "layer.py", "Layer", hints=["down.weight"])
+    assert found is not None
+    assert found.code == "self.down = nn.Linear(d, d)"
+
+
+def test_what_a_graph_is_kept_by_is_pointed_to():
+    found = place(
+        "backward_error", BLOCK.replace("got = share @ v", "self.seen = got = share @ v"), "layer.py", "Layer"
+    )
+    assert found is not None
+    assert found.code.startswith("self.seen = ")

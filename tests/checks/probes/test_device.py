@@ -51,6 +51,31 @@ class GoesThere(Right):
         self.to(device)
 
 
+class RotaryEmbedding(nn.Module):
+    def __init__(self, theta, head_dim, max_seq_len, device=None):
+        super().__init__()
+        speeds = theta ** (-torch.arange(0, head_dim, 2, device=device) / head_dim)
+        angles = torch.arange(max_seq_len, device=device)[:, None] * speeds
+        self.register_buffer("cos", angles.cos(), persistent=False)
+        self.register_buffer("sin", angles.sin(), persistent=False)
+
+    def forward(self, x):
+        cos, sin, a, b = self.cos[: x.shape[-2]], self.sin[: x.shape[-2]], x[..., ::2], x[..., 1::2]
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
+class TakesItsRotation(Right):
+    """The line that builds it makes the rotation as well."""
+
+    def __init__(self, d_model, num_heads, d_ff, rope, device=None):
+        super().__init__(d_model, num_heads, d_ff)
+        self.to(device)
+        self.rope = rope
+
+    def rotated(self, x, positions):
+        return self.rope(x)
+
+
 def judged(block: type[nn.Module]) -> Report:
     case = started(block)
     devices(case)
@@ -71,6 +96,6 @@ def test_what_the_argument_does_not_reach_is_a_fault(block, fault, said):
     assert report.findings[fault].startswith(said)
 
 
-@pytest.mark.parametrize("block", [GoesThere, BringsItsTable])
+@pytest.mark.parametrize("block", [GoesThere, BringsItsTable, TakesItsRotation])
 def test_all_that_runs_there_is_right(block):
     assert not judged(block).findings

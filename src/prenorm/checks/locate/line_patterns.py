@@ -45,6 +45,8 @@ ACTIVATION = r"silu|SiLU|[gsr]?elu|[GER]LU|sigmoid|tanh|softplus|mish|[Hh]ardswi
 MADE = r"(arange|ones|zeros|full|empty|tensor|eye|rand\w*|as_tensor|from_numpy|linspace)\("
 HALF, SIZE = r"(sqrt|\*\* -?[01]\.?5?)", "(shape|size|dim|head|width)"
 QKV = r"^\(?(x?[qkv]|\w*quer\w*|\w*keys?\w*|\w*values?\w*|[qkv]_\w+)\b.* = "
+QK = r"^\(?(x?[qk]|\w*quer\w*|\w*keys?|[qk]_\w+)\b.* = "
+CACHED = r"past|cache"
 UNCHANGED = r"^(\w+) = \1$"
 OF_WEIGHTS = r"@|matmul|weight"
 """A shape that is of a weight, not of tokens."""
@@ -65,6 +67,11 @@ LAST_SHAPES = [
 
 INITIAL = [Look("any", r"[a-z]_\(|\brandn?\("), Look("init", r"Parameter\(|empty\(")]
 """Where a class initialises a weight."""
+ASSIGNED = [Look("init", r"^self\.\w+(: .*)? = ")]
+"""Where it gets one that another function makes."""
+
+KEEPS = Look("forward", r"^self\.\w+(\[.*\])?(, .*)? [-+*/]?= |self\.\w+\.(copy_|append|add_)\(")
+"""Where a call keeps something for later ones."""
 
 LOOKS: dict[str, list[Look]] = {
     "post_norm": [Look("stream", "", "post"), Look("stream", "", "norm,sum"), Look("stream", "", "norm")],
@@ -179,6 +186,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention stream", r"rot\w*\(.*rot\w*\(.*-|-p\)", "rope"),
         Look("rope", r"^return \w+$|\*\* 2"),
         Look("attention", r"^assert"),
+        Look("attention", QK, lacks=CACHED, last=True),
         Look("attention", QKV, last=True),
     ],
     "rope_in_block": [
@@ -330,7 +338,7 @@ LOOKS: dict[str, list[Look]] = {
     "heads_not_merged": [
         Look("any", "", "joins", last=True),
         Look("merge", "^return"),
-        Look("attention", r"cat\(\[|\bsum\(|stack\(", no="rope"),
+        Look("attention", r"cat\(\[|\bsum\(|stack\(", lacks=rf"{QKV}|{CACHED}", no="rope"),
         *LAST_SHAPES,
     ],
     "gqa_tiled_instead_of_repeated": [
@@ -396,7 +404,11 @@ LOOKS: dict[str, list[Look]] = {
         Look("any", "[Dd]ropout"),
     ],
     "wrong_dtype": [
-        Look("init", r"= .*(Linear|Parameter|[A-Z]\w+)\(", lacks=r"dtype|\*\*"),  # an error has its own line
+        Look("stream", r"\.(float|double)\(\)", lacks=r"\.to\(|type_as"),
+        Look("stream", r"\.(float|double)\(\)|\.to\("),
+        Look("norm", "^return", lacks=r"\.to\(|type"),
+        Look("forward", r"\.double\(|float64|\.float\("),
+        Look("init", r"= .*(Linear|Parameter|[A-Z]\w+)\(", lacks=r"dtype|\*\*"),
     ],
     "wrong_device_buffer": [
         Look("forward", MADE, lacks=r"device|_like|as_tensor\(self|torch\.tensor\((float|-)"),
@@ -409,13 +421,13 @@ LOOKS: dict[str, list[Look]] = {
         ),
         Look("forward", r"_tables\[|cache"),
     ],
-    "weights_uninitialised": [Look("init", r"torch\.empty\(|Tensor\(")],
+    "weights_uninitialised": [Look("init", r"torch\.empty\(|Tensor\("), Look("any", r"torch\.empty\(")],
     "weight_init_scale": [
         Look("init", r"(trunc_normal_|normal_|uniform_)\("),
         Look("init", r"Parameter\(torch\.(randn?|ones)\("),
-        Look("any", r"(trunc_normal_|normal_|uniform_)\("),
+        Look("any", r"(trunc_normal_|normal_|uniform_|torch\.normal)\("),
     ],
-    "backward_error": [],
+    "backward_error": [KEEPS],  # an error of a tensor that was changed in place has its own line
     "gradient_missing": [
         Look("any", r"requires_grad_?\(?=?False|no_grad|detach\(|\.data\b|requires_grad_\(|inference_mode"),
         Look("init", r"register_buffer\('(weight|gain|scale|gamma|g|w\w?)'"),
@@ -427,6 +439,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("any", r"^def backward|\.apply\("),
     ],
     "sequence_length_fixed": [
+        Look("forward", r"\.squeeze\(\)"),
         Look("init", r"Norm\([(\[][^()\[\]]*\b((max_)?seq|context|block|max)(_?(len|length|size))?\b"),
         Look(
             "forward",
@@ -445,7 +458,7 @@ LOOKS: dict[str, list[Look]] = {
         ),
     ],
     "retains_state": [
-        Look("forward", r"^self\.\w+(\[.*\])?(, .*)? [-+*/]?= |self\.\w+\.(copy_|append|add_)\("),
+        KEEPS,
         Look("any", "register_buffer"),
     ],
     # Crashes whose exception has no line.

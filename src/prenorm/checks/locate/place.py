@@ -8,10 +8,10 @@ from typing import Any
 from ..faults import CRASHES
 from ..source.parse import MAX_TEXT, Function, Line, split
 from ..verdict import Place
-from .line_patterns import INITIAL, LOOKS, Look
+from .line_patterns import ASSIGNED, INITIAL, LOOKS, Look
 from .lines import read
 from .origin import origin
-from .roles import NAMES
+from .roles import NAMES, role_of
 
 MAX_CODE = 200  # characters of a line that are shown
 
@@ -56,14 +56,22 @@ def place(
 
 TOLD = CRASHES | {"wrong_dtype", "backward_error", "arguments_unknown"}
 """Faults whose error has the line."""
+OF_NORMS = (
+    "eps_ignored",
+    "wrong_eps",
+    "eps_outside_sqrt",
+    "norm_without_upcast",
+    "norm_without_sqrt",
+    "norm_wrong_mean",
+)
+"""Faults in a norm: other classes of norms are left out where its own is known."""
+
+NOT_REACHED = ("wrong_dtype", "wrong_device_buffer")
+"""Faults of a weight that an argument of the constructor does not reach: the lines that make it."""
+
 HINTED = (
-    "gradient_missing",
-    "gradient_wrong",
-    "unexpected_bias",
-    "missing_bias",
-    "no_norm",
-    "norm_weight_missing",
-    "wrong_dtype",
+    *("gradient_missing", "gradient_wrong", "unexpected_bias", "missing_bias", "no_norm", "norm_weight_missing"),
+    *NOT_REACHED,
 )
 """Faults of one weight: lines that name it come first."""
 
@@ -91,13 +99,22 @@ def _searched(
         number = _first([*LOOKS[id], *INITIAL], own, lines)
         if number is not None:
             return number
+    if id in OF_NORMS and owner:
+        functions = [one for one in functions if one.owner == owner or role_of(one.owner) != "norm"]
+    looks = LOOKS.get(id, ())
+    if id in NOT_REACHED:
+        looks = [look for look in looks if "init" in look.where.split()]
     for hint in hints if id in HINTED else ():
         for part in reversed(hint.split(".")):  # w1 is more specific than ffn
             if part.isidentifier() and part not in ("weight", "bias"):
-                number = _first(LOOKS.get(id, ()), functions, lines, rf"\b{part}\b")
+                number = _first(looks, functions, lines, rf"\b{part}\b")
                 if number is not None:
                     return number
-    return _first(LOOKS.get(id, ()), functions, lines)
+    number = _first(LOOKS.get(id, ()), functions, lines)
+    if number is None and id in OF_WEIGHTS and hints:
+        own = [function for function in functions if function.owner == owner or not owner]
+        number = _first(ASSIGNED, own, lines, rf"\b{hints[0].rpartition('.')[2]}\b")
+    return number
 
 
 def _spoken_of(functions: Sequence[Function], used: Collection[str]) -> list[Function]:

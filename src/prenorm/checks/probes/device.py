@@ -56,7 +56,10 @@ def _built_there(case: Case, x: Tensor) -> str:
     )
     if weights:
         return f"with device=, these weights are on another device: {', '.join(weights[:4])}"
-    problem = _problem(built.run_on_meta(x, built_there=True), "built there with device=") if tensors else ""
+    reply: Description = built.run_on_meta(x, built_there=True) if tensors else {"device": "meta"}
+    problem = _problem(reply, "built there with device=")
+    if problem and "error" in reply:
+        case.report.errors.setdefault("wrong_device_buffer", reply["error"])
     return f"{problem}; on another device: {', '.join(tensors[:4])}" if problem else ""
 
 

@@ -170,9 +170,11 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         helped = [f"{line.written()}[{which}]" for line in rotations.table_functions(made)]
         return [(Argument(own, value, True),) for value in (*helped, ("cos", "sin")[which])] + omitted
     if meanings.ROPE.search(name) and one["default"] is None and one["annotation"] not in PLAIN:
-        modules = [line.written() for line in rotations.modules(made)]
+        modules = [*rotations.modules(made)]
         tables = [line.written() for line in rotations.table_functions(made)]
-        values = [*tables, *modules, "freqs_cis"] if re.search("freq|cis", name) else [*modules, *tables]
+        values: list[str | Line] = (
+            [*tables, *modules, "freqs_cis"] if re.search("freq|cis", name) else [*modules, *tables]
+        )
         return [(Argument(own, value, True),) for value in values] + (omitted or [(Argument(own, "None", True),)])
     if not one["required"]:
         if one["default"] is None and loose in ("dropout", "eps"):  # None is not a number

@@ -59,7 +59,7 @@ def modules(made: Description) -> Iterator[Line]:
     """Modules of the file that rotate, or return tables."""
     for helper in made["helpers"]:
         if helper["kind"] == "class" and (arguments := _rope_arguments(helper["parameters"])) is not None:
-            yield Line(helper["name"], arguments)
+            yield Line(helper["name"], arguments, follows=True)
 
 
 def module_calls(made: Description) -> Iterator[str]:

@@ -52,6 +52,7 @@ class Line:
     arguments: tuple[Argument, ...] = ()
     text: str | None = None
     keep: str = ""  # a name that the result is kept under, for other lines
+    follows: bool = False  # the result is a module, to be moved to the device that the line around it asks for
 
     def written(self, asked: frozenset[str] = frozenset()) -> str:
         """The text, with what is asked for."""
@@ -63,6 +64,8 @@ class Line:
                 value = one.value.written(asked) if isinstance(one.value, Line) else one.value
                 inside.append(f"{one.name}={value}" if one.name else value)
         called = f"{self.callee}({', '.join(inside)})"
+        if self.follows and "device" in asked and not self.uses & {"device"}:
+            called += ".to(device)"
         return f"({self.keep} := {called})" if self.keep else called
 
     @property
@@ -70,10 +73,10 @@ class Line:
         """Arguments whose values are no plain meaning of their names, such as tables, masks and None."""
         found: list[str] = []
         for one in self.arguments:
-            if isinstance(one.value, Line):
+            if isinstance(one.value, Line) and not one.value.follows:
                 found += one.value.guessed
             elif one.is_there(frozenset()) and one.value not in CERTAIN:
-                found.append(one.name or one.value)
+                found.append(one.name or str(one.value))
         return found
 
     def unread(self) -> "Line":
