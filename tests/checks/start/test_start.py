@@ -782,3 +782,20 @@ def test_what_a_file_reads_at_import_lies_beside_it(there: bool, exit_code: int,
     assert (verdict.exit_code, verdict.ids) == (exit_code, [] if there else ["import_error"])
     if not there:
         assert verdict.findings[0].evidence.startswith("words.txt is read, and is not there")
+
+
+@pytest.mark.parametrize(
+    ("build", "call", "said"),
+    [
+        ("Right(d_model, nheads, d_ff)", None, '--build "Right(d_model, nheads, d_ff)" raises NameError'),
+        ("Right(d_model, num_heads, d_ff, bogus=1)", None, "raises TypeError"),
+        (None, "block(y)", '--call "block(y)" raises NameError'),
+        (None, "block(x, bogus=1)", "raises TypeError"),
+    ],
+)
+def test_a_given_line_that_raises_itself_is_no_fault_of_the_block(
+    build: str | None, call: str | None, said: str
+) -> None:
+    verdict = check(f"{small.__file__}:Right", build=build, call=call)
+    assert (verdict.exit_code, verdict.ids) == (2, ["arguments_unknown"])
+    assert said in verdict.findings[0].evidence

@@ -11,6 +11,7 @@ from ..probes.case import MAX_SEQ_LEN, Case, raised
 from ..subject.learner import TABLES, Built, LearnerError
 from ..subject.recipe import Line, Recipe
 from . import call_lines, effects
+from .refusals import reached
 
 TOKENS = 7
 MOST_CALLS = 120
@@ -105,7 +106,7 @@ class Calls:
                 self.built.run(None, x)
             except LearnerError as error:
                 self._errors.setdefault(line.written(), error)
-                here = (reached(error), self.learner.recipe, error)
+                here = ([0, *reached(error)], self.learner.recipe, error)
                 self.furthest = max(self.furthest, here, key=lambda one: one[0])
                 continue
             yield line
@@ -197,10 +198,3 @@ class Calls:
     def _turning(self) -> frozenset[str]:
         """The names that provide positions."""
         return frozenset({"positions", *TABLES} | {one["name"] for one in self.learner.made["helpers"]})
-
-
-def reached(error: LearnerError) -> list[int]:
-    """How far a call got: its lines, from the outermost function to the innermost."""
-    frames = error.error.get("frames") or ()
-    own = [one for one in frames if "/torch/" not in str(one["file"]) and one["file"] != "<string>"]
-    return [0, *(int(one["line"] or 0) for one in own)]

@@ -8,6 +8,7 @@ from ..subject.child import meanings
 from ..subject.child.missing_packages import NotInstalledError
 from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Description, Learner, LearnerError
+from ..subject.recipe import Line
 from .build_lines import PLAIN, with_defaults
 
 
@@ -48,6 +49,20 @@ def refuse_call(learner: Learner, error: LearnerError, *, guessed: bool) -> None
             f"{', '.join(dict.fromkeys(names))} had to be guessed, and forward raises {raised(error)}; "
             f'correct the lines that build and call it: --build "{build.written()}" --call "{call.written()}".'
         ) from error
+
+
+def refuse_given(option: str, line: Line, error: LearnerError) -> None:
+    """Raise UnknownArgumentsError if it is the line that somebody gave which raises, and no code of the block."""
+    if not reached(error):
+        written = line.written()
+        raise UnknownArgumentsError(f'{option} "{written}" raises {raised(error)}, before any code of the block runs.')
+
+
+def reached(error: LearnerError) -> list[int]:
+    """How far a call got: its lines in the learner's code, from the outermost function to the innermost."""
+    frames = error.error.get("frames") or ()
+    own = [one for one in frames if "/torch/" not in str(one["file"]) and one["file"] != "<string>"]
+    return [int(one["line"] or 0) for one in own]
 
 
 def refuse_sizes(learner: Learner, error: LearnerError) -> NoReturn:

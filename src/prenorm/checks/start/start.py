@@ -16,8 +16,8 @@ from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Built, LearnerError
 from ..subject.recipe import Line, Recipe, given
 from . import build_lines
-from .best_call import Calls, reached
-from .refusals import UnknownArgumentsError, is_its_own, refuse_build, refuse_call, refuse_sizes
+from .best_call import Calls
+from .refusals import UnknownArgumentsError, is_its_own, reached, refuse_build, refuse_call, refuse_given, refuse_sizes
 
 TOKENS = 7
 TRIED = (
@@ -89,12 +89,16 @@ class _Start:
                 return self._settled(built)
         if built_at_all is None:
             self.learner.recipe = Recipe(next(self._builds()))
+            if self.build is not None:
+                refuse_given("--build", self.build, errors[0])
             by_place = any(not one.name for one in self.learner.recipe.build.arguments)  # sizes of any name
             if not by_place and self._is_its_own(errors[0]):
                 raise errors[0]
             refuse_build(self.learner, errors[0], guessed=self.build is None)
         _, self.learner.recipe, raising = max((one.furthest for one in tried), key=lambda one: one[0])
-        if self.call is None and raising is not None and not is_its_own(raising):
+        if self.call is not None and raising is not None:
+            refuse_given("--call", self.call, raising)
+        if raising is not None and not is_its_own(raising):
             if self.build is None and not self._takes_sizes():
                 refuse_sizes(self.learner, raising)
             if not self._is_its_own(raising):
