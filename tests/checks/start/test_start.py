@@ -268,6 +268,11 @@ OWN_ERRORS = {
     "the same with any argument": (("d_model, zork", "torch.zeros(2).view(3)"), "x", "constructor_error"),
     "only with this argument": (("d_model, zork", "torch.zeros(2).view(zork)"), "x", "arguments_unknown"),
     "with sizes by place": (("a, b, c", "torch.zeros(2).view(3)"), "x", "arguments_unknown"),
+    "only for a batch": (
+        ("d_model, zork", "self.later = lambda y: y @ zork.T"),
+        "self.later(x.view(len(x), 32))",
+        "arguments_unknown",
+    ),
     "the same with any default": (("config: Config", "self.multiple = config.piece"), "x.view(3)", "forward_error"),
     "only with this default": (
         ("config: Config", "self.piece = config.piece"),

@@ -3,9 +3,9 @@
 It reports as conventions what it finds on the way: the meaning of the mask, and where rotations come from.
 """
 
-import dataclasses
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 
@@ -16,7 +16,7 @@ from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Built, LearnerError
 from ..subject.recipe import Line, Recipe, given
 from . import build_lines
-from .best_call import Calls
+from .best_call import EACH, Calls
 from .refusals import UnknownArgumentsError, is_its_own, reached, refuse_build, refuse_call, refuse_given, refuse_sizes
 
 TOKENS = 7
@@ -128,16 +128,18 @@ class _Start:
         blind = Recipe(build_lines.with_defaults(recipe.build.unread(), made, 2), recipe.call.unread())
         if blind == recipe:
             return True
-        other = self._raising(blind)
-        said = [(one.error["type"], one.error["message"], reached(one)) for one in (error, other) if one is not None]
-        return len(said) == 2 and said[0] == said[1]
+        other, alone = self._raising(blind), self._raising(Recipe(blind.build, replace(blind.call, callee=EACH)))
+        if other is None or alone is None or reached(alone) > reached(error):  # a sequence alone may need the values
+            return False
+        said = [(one.error["type"], one.error["message"], reached(one)) for one in (error, other)]
+        return said[0] == said[1]
 
     def _takes_sizes(self) -> bool:
         """Whether the shapes of its parameters depend on d_model, or it is handed d_model by name."""
         if "d_model" in self.learner.recipe.build.uses:
             return True
         sizes = self.case.sizes
-        larger = dataclasses.replace(sizes, d_model=2 * sizes.d_model)
+        larger = replace(sizes, d_model=2 * sizes.d_model)
         try:
             shapes = [[one["shape"] for one in self.case.build(sizes=size).parameters] for size in (sizes, larger)]
         except LearnerError:
