@@ -83,7 +83,11 @@ CONFIG = re.compile(
     r"^(model_?|block_?|transformer_?|gpt_?|llm_?)?(config|cfg|conf|args|params|hparams|hps|settings)$", re.I
 )
 CONFIG_CLASS = re.compile(r"(config|args|params|settings|hparams|hyperparameters)\w*$", re.I)
-ROPE = re.compile(r"rope|rotary|rotat|(^|_)rot(_|$)|freqs|pos(ition)?(al)?_?(emb|enc)\w*|^pe$", re.I)
+ROPE = re.compile(
+    r"rope|rotary|rotat|(^|_)rot(_|$)|freqs|(^|_)(cis|angles|phases)(_|$)|sin_?cos|cos_?sin"
+    r"|pos(ition)?(al)?_?(emb|enc)\w*|^pe$",
+    re.I,
+)
 ROPE_FLAG = re.compile(r"^(use|apply|with|has|enable|is)?_?(rope|rotary)(_?(pos\w*_?)?emb\w*)?$", re.I)
 COS, SIN = re.compile(r"(^|_)cos(ine)?s?(_|$)", re.I), re.compile(r"(^|_)sin(e|es|s)?(_|$)", re.I)
 POSITIONS = re.compile(r"^(token_|input_|cache_|seq_)?pos(ition)?s?(_ids?|_idx|_index|_indices)?$|^p$|^token_pos", re.I)
