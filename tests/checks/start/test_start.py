@@ -114,6 +114,32 @@ def test_the_form_of_tables_is_found_out(signature: str, turn: str, line: str, t
     assert line in case.learner.recipe.call.written()
 
 
+@pytest.mark.parametrize("name", ["pos_cis", "freq_cis", "cis", "rope_cis"])
+def test_complex_tables_are_known_by_usual_names(name: str, tmp_path: Path) -> None:
+    turned = f"torch.view_as_complex(t.unflatten(-1, (-1, 2)).contiguous()) * {name}"
+    source = _halves(name, f"torch.view_as_real({turned}).flatten(-2)")
+    assert started(source, tmp_path).learner.recipe.call.written() == f"block(x, {name}=freqs_cis)"
+    tables = (
+        f"\n\ndef precompute_{name}(dim, end, theta=1e4):\n"
+        "    angles = torch.outer(torch.arange(end), theta ** -(torch.arange(0, dim, 2) / dim))\n"
+        "    return torch.polar(torch.ones_like(angles), angles)\n"
+    )
+    own = f"{name}=rows(precompute_{name}(dim=head_dim, end=max_seq_len, theta=theta), positions)"
+    assert started(source + tables, tmp_path).learner.recipe.call.written() == f"block(x, {own})"
+
+
+@pytest.mark.parametrize(
+    ("name", "turn", "line"),
+    [
+        ("cos_sin", "t * cos_sin[0].repeat(1, 2) + rotate_half(t) * cos_sin[1].repeat(1, 2)", "(cos, sin)"),
+        ("sincos", "t * sincos[1].repeat(1, 2) + rotate_half(t) * sincos[0].repeat(1, 2)", "(sin, cos)"),
+        ("angles", "t * angles.cos().repeat(1, 2) + rotate_half(t) * angles.sin().repeat(1, 2)", "angles"),
+    ],
+)
+def test_real_tables_are_known_by_usual_names(name: str, turn: str, line: str, tmp_path: Path) -> None:
+    assert started(_halves(name, turn), tmp_path).learner.recipe.call.written() == f"block(x, {name}={line})"
+
+
 def test_the_files_own_tables_go_before_ours(tmp_path: Path) -> None:
     case = started(_halves("cos, sin", "t * cos + rotate_half(t) * sin") + CACHED_TABLES, tmp_path)
     assert "rows(build_rope_cache(seq_len=max_seq_len, n_elem=head_dim, base=theta), positions)[0]" in (

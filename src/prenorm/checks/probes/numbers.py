@@ -69,7 +69,14 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
     common = [id for id in partly[0] if all(id in one for one in partly)] if partly else []
     for id in common:
         case.report.found(id, f"{partly[0][id]}; not all other numbers are explained, at {error.step}")
-    if not common:
+    build = case.learner.recipe.build
+    if not common and (names := build.not_understood):
+        evidence = (
+            f"at {error.step}; {', '.join(names)} had to be guessed; "
+            f'correct the line that builds it: --build "{build.written()}"'
+        )
+        case.report.found("arguments_unknown", evidence, counts=False)
+    elif not common:
         case.report.found("unexplained", f"at {error.step}")
 
 

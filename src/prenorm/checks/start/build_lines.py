@@ -3,6 +3,7 @@
 No class is known by its name. start.py tries the candidates.
 """
 
+import ast
 import itertools
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -16,10 +17,13 @@ from ..subject.recipe import Argument, Line, products
 from . import rotations
 
 SIZES = ("d_model", "num_heads", "d_ff")
+ALL_SIZES = (*SIZES, "num_kv_heads", "head_dim", "max_seq_len")
 MOST = 60
 IN_CONFIGURATIONS = {*SIZES, "num_kv_heads", "head_dim", "max_seq_len", "rope_theta", "eps", "dropout", "expansion"}
 """Entries that a configuration gets even if it has defaults."""
 PLAIN = {"bool": "False", "int": "1", "float": "0.0", "str": "''"}
+CHOSEN = {"activation": ("silu", "swish", "swiglu"), "off": ("none", "no"), None: ("rms", "rmsnorm", "rope")}
+"""What is chosen of a Literal, by what its name means."""
 OF_ROTATIONS = ("max_seq_len", "rope_theta")
 """Numbers of a rotation, such as rope_max_seq_len: blocks may rotate only if those that are None are given."""
 WEIGHTED = "weighted"
@@ -123,10 +127,11 @@ def _meanings(parameters: Sequence[Description]) -> dict[str, str]:
         for one in parameters
         if (meaning := meaning_of(one["name"])) is not None
         and (not isinstance(one["default"], bool) or meaning == "causal")
+        and _may_mean(meaning, one)
         and one["annotation"] not in ("nn.Module", "Module", "Callable", "type")
     }
     inner = [name for name, meaning in meant.items() if meaning == "d_ff"]
-    if "d_model" not in meant.values() and inner and inner[0].startswith(("hidden", "n_hidden", "d_hidden")):
+    if "d_model" not in meant.values() and inner and re.match("(n_|d_)?hid", inner[0]):
         meant[inner[0]] = "d_model"
     return meant
 
@@ -140,9 +145,10 @@ def _by_place(name: str, named: Sequence[Description], meant: dict[str, str], ma
     first, rest = named[:3], named[3:]
     if len(first) < 3 or any(one["kind"] == "KEYWORD_ONLY" or _is_config(one, made) for one in first):
         return
-    if {meant.get(one["name"]) for one in first} - {None, *SIZES}:  # a device or an eps is no size
+    said = [meant.get(one["name"]) or meaning_of(one["name"], loosely=True) for one in first]
+    if any(meaning not in (None, size) for meaning, size in zip(said, SIZES, strict=True)):
         return
-    sizes = tuple(Argument("", size) for size in SIZES)
+    sizes = tuple(Argument("", size, guess=meaning is None) for meaning, size in zip(said, SIZES, strict=True))
     for chosen in _chosen([_options(one, meant, made) for one in rest]):
         yield Line(name, (*sizes, *chosen))
 
@@ -163,13 +169,13 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
     loose = meaning_of(name, loosely=True)
     if loose in OF_ROTATIONS and one["default"] is None:
         return [(Argument(own, WRITTEN[loose], True),), *omitted]
-    if meanings.ROPE_FLAG.search(name) and (isinstance(one["default"], bool) or one["annotation"] == "bool"):
+    if _is_rope_flag(one):
         return [(Argument(own, "True"),)]
     if meanings.COS.search(name) or meanings.SIN.search(name):
         which = 0 if meanings.COS.search(name) else 1
         helped = [f"{line.written()}[{which}]" for line in rotations.table_functions(made)]
         return [(Argument(own, value, True),) for value in (*helped, ("cos", "sin")[which])] + omitted
-    if meanings.ROPE.search(name) and one["default"] is None and one["annotation"] not in PLAIN:
+    if meanings.ROPE.search(name) and one["default"] is None and not (one["annotation"] in PLAIN or _choices(one)):
         modules = [*rotations.modules(made)]
         tables = [line.written() for line in rotations.table_functions(made)]
         values: list[str | Line] = (
@@ -180,8 +186,40 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         if one["default"] is None and loose in ("dropout", "eps"):  # None is not a number
             omitted.append((Argument(own, WRITTEN[loose], True),))
         return omitted
-    value = WRITTEN.get(loose or "") or PLAIN.get(one["annotation"], "None")
-    return [(Argument(own, value, True),)]
+    return [(_required(own, one),)]
+
+
+def _required(own: str, one: Description) -> Argument:
+    """A required argument that is no part of a block as such: its annotation counts before its name."""
+    meaning = meaning_of(one["name"], loosely=True)
+    if choices := _choices(one):
+        likely = [choice for choice in CHOSEN.get(meaning, ()) if choice in choices]
+        return Argument(own, repr((*likely, *choices)[0]), True)
+    value = WRITTEN.get(meaning or "") if _may_mean(meaning, one) else None
+    if one["annotation"] == "bool":
+        return Argument(own, value if value in ("True", "False", "causal") else "False", True)
+    if value == "None" and one["annotation"] in PLAIN:  # the size of a cache
+        value = None
+    return Argument(own, value or PLAIN.get(one["annotation"], "None"), True, guess=value is None)
+
+
+def _may_mean(meaning: str | None, one: Description) -> bool:
+    """Whether its annotation allows that meaning: a size is no bool, text or Literal."""
+    return meaning not in ALL_SIZES or not (one["annotation"] in ("bool", "str") or _choices(one))
+
+
+def _choices(one: Description) -> tuple[object, ...]:
+    """The values that a Literal allows."""
+    found = re.match(r"(?:\w+\.)*Literal\[(.*)\]$", one["annotation"])
+    try:
+        return ast.literal_eval(f"({found[1]},)") if found else ()
+    except (ValueError, SyntaxError):
+        return ()
+
+
+def _is_rope_flag(one: Description) -> bool:
+    switch = isinstance(one["default"], bool) or one["annotation"] == "bool"
+    return switch and bool(meanings.ROPE_FLAG.search(one["name"]))
 
 
 def _is_config(one: Description, made: Description) -> bool:
@@ -222,10 +260,10 @@ def _settings(parameters: Sequence[Description]) -> Iterator[Argument]:
         meaning = meaning_of(one["name"], loosely=True)
         if meaning == "rope_theta" and meaning_of(one["name"]) is None and not one["required"]:
             continue  # for other layers
-        if meaning in IN_CONFIGURATIONS and not isinstance(one["default"], bool):
+        if meaning in IN_CONFIGURATIONS and not isinstance(one["default"], bool) and _may_mean(meaning, one):
             needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
             yield Argument(one["name"], WRITTEN[meaning], needed, one["default"])
-        elif meanings.ROPE_FLAG.search(one["name"]) and isinstance(one["default"], bool):
+        elif _is_rope_flag(one):
             yield Argument(one["name"], "True")  # as in Llama's design
         elif one["required"]:
-            yield Argument(one["name"], WRITTEN.get(meaning or "") or PLAIN.get(one["annotation"], "None"), True)
+            yield _required(one["name"], one)

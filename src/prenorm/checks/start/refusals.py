@@ -31,7 +31,8 @@ def refuse_build(learner: Learner, error: LearnerError, *, guessed: bool) -> NoR
             f"a function must return a block, but {name} takes tensors ({', '.join(tensors)}) and computes an output; "
             "name a class, or a function that returns a torch.nn.Module with these weights."
         )
-    if unknown := [one["name"] for one in constructor if _is_unknown(one)]:
+    unknown = [one["name"] for one in constructor if _is_unknown(one)]
+    if unknown := unknown or with_defaults(learner.recipe.build, learner.made).guessed:
         raise UnknownArgumentsError(
             f"the constructor's {', '.join(unknown)} cannot be inferred from the name ({raised(error)}); "
             f'give the line that builds it: --build "{name}(d_model, num_heads, ...)".'

@@ -34,7 +34,8 @@ def in_forward(name: str, made: Description) -> Iterator[str]:
         for table in ("freqs_cis", "torch.view_as_real(freqs_cis).to(x.dtype)", "angles")
         for form in DIMENSIONS
     ]
-    both = [f"({cosine}, {sine})" for cosine, sine in cos_and_sin()]
+    order = "({1}, {0})" if re.search("sin.*cos", name, re.I) else "({0}, {1})"
+    both = [order.format(*tables) for tables in cos_and_sin()]
     yield from [*one, *both] if complex_first else [*both, *one]
 
 

@@ -26,13 +26,15 @@ CERTAIN = frozenset([*SIZES, "x", "theta", "eps", "dropout", "causal", "dtype", 
 class Argument:
     """One argument of a line. name: its own, empty if it goes by place; value: as it is written.
 
-    needed: whether the line has it even where it is one of ASKED and nobody asks.
+    needed: whether the line has it even where it is one of ASKED and nobody asks; guess: whether neither its name nor
+    its annotation says that this is its value.
     """
 
     name: str
     value: "str | Line"
     needed: bool = False
     default: Any = None
+    guess: bool = False
 
     @property
     def uses(self) -> frozenset[str]:
@@ -73,17 +75,26 @@ class Line:
         """Arguments whose values are no plain meaning of their names, such as tables, masks and None."""
         found: list[str] = []
         for one in self.arguments:
-            if isinstance(one.value, Line) and not one.value.follows:
+            if one.guess:
+                found.append(one.name or str(one.value))
+            elif isinstance(one.value, Line) and not one.value.follows:
                 found += one.value.guessed
             elif one.is_there(frozenset()) and one.value not in CERTAIN:
                 found.append(one.name or str(one.value))
         return found
 
+    @property
+    def not_understood(self) -> list[str]:
+        """Those of them whose names say nothing, so that a number or a size stands for anything."""
+        inner = [one.value.not_understood if isinstance(one.value, Line) else [] for one in self.arguments]
+        own = [[one.name or str(one.value)] if one.guess else [] for one in self.arguments]
+        return [name for names in (*own, *inner) for name in names]
+
     def unread(self) -> "Line":
         """With something that must not be looked at in place of what is guessed (see child/unread.py)."""
 
         def of(one: Argument) -> Argument:
-            if isinstance(one.value, Line):
+            if isinstance(one.value, Line) and not one.guess:
                 return dataclasses.replace(one, value=one.value.unread())
             return dataclasses.replace(one, value="unread") if Line("", (one,)).guessed else one
 

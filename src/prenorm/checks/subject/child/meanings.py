@@ -5,8 +5,8 @@ import re
 ARGUMENTS = {
     "d_model": "d_model dim hidden_size embed_dim n_embd model_dim emb_dim embedding_dim width dmodel d emb_size "
     "embed_size embedding_size n_embed d_embed d_embd dim_model input_dim in_dim features hidden_dimension emb "
-    "model_size token_dim feature_dim num_hiddens embeddings_dim embeddings_dims embedding_dims embedding_dimension "
-    "dim_embed dim_embedding channels n_channels",
+    "model_size token_dim feature_dim num_hiddens embeddings_dim embedding_dimension "
+    "dim_embed dim_embedding channels n_channels n_state",
     "num_heads": "num_heads n_heads n_head nhead heads num_attention_heads h nheads num_head n_attention_heads "
     "num_query_heads n_query_heads head_count num_q_heads n_q_heads attention_heads n_attn_heads num_attn_heads "
     "attn_heads",
@@ -14,7 +14,8 @@ ARGUMENTS = {
     "ffn_hidden_size ffn_hidden_dim ff_size feed_forward_dim feedforward_dim mlp_hidden_dim mlp_hidden_size n_inner "
     "dim_ff ffn_size hidden_features d_inner ff_hidden_dim mlp_size d_feedforward feed_forward_size n_ff "
     "intermediate_dim ffn_inter_dim inter_dim n_hidden ff_d d_ffn ffwd_dim hidden ff inner dim_hidden dim_mlp d_hid "
-    "ffn_num_hiddens ffn_embed_dim dim_feed_forward ff_hidden ff_width ffn_width mlp_width feedforward_size",
+    "ffn_num_hiddens ffn_embed_dim dim_feed_forward ff_hidden ff_width ffn_width mlp_width feedforward_size "
+    "intermediate hid_dim hide_dim pf_dim",
     "max_seq_len": "max_seq_len max_len max_seq_length max_position_embeddings context_length block_size n_ctx "
     "max_positions max_length seq_len context_size max_position max_context_length max_sequence_length ctx_len "
     "sequence_length seq_length max_context max_seqlen context_len window_size_max n_positions max_T seqlen",
@@ -41,21 +42,24 @@ _LOOSE = {
     r"|^(expansion|expansion_factor|mult|multiplier)$",
     "num_kv_heads": r"(kv|key_value|groups?).*heads?$|query_groups",
     "head_dim": OF_A_MODEL + r"head_?(dim|size|width)|(^|_)dim_(per_)?head|^d_head",
-    "num_heads": OF_A_MODEL + r"(n|num|no|number)_?(of_)?(attention_|attn_|self_attn_|query_|q_)*heads?$",
+    "num_heads": OF_A_MODEL + r"(n|num|no|number)_?(of_)?(attention_|attn_|self_attn_|query_|q_)*heads?$"
+    r"|^(encoder|decoder|model|self)_(attention|attn)_heads$",
     "vocabulary": r"vocab",
     "layers": r"^(n|num|number_of|no)_?(hidden_|decoder_|transformer_)?(layers?|blocks?)$|^(depth|layers)$",
-    "batch": r"^(max_)?batch_?(size)?$|^max_bsz$",
+    "batch": r"(^|_)(batch|bsz)(_?size)?$",
+    "on": r"^(use|apply|with|has|enable|do|is)_\w*(rope|rotary|rms|swiglu|silu|glu|gat(e|ing)|resid|pre_?norm|scal)"
+    r"|^(pre_?norm|norm_first|gated)$",
+    "off": r"^(use|apply|with|has|enable|do|is|no|disable|tie|share)_|(^|_)qk_?(layer_?|rms_?)?norm$"
+    r"|^(flash|parallel)(_|$)",
     "rope_theta": r"(rope|rotary).*(theta|base)|^theta_|base_?freq",
-    "max_seq_len": r"(max|seq|context|block|ctx).*(len|length|size|pos\w*|ctx|window)$",
+    "max_seq_len": r"^(?!.*(cache|batch)).*(max|seq|context|block|ctx).*(len|length|size|pos\w*|ctx|window)$",
     "d_ff": r"(ff|ffn|ffwd|mlp|feed_?forward|inter\w*|inner)_?\w*(dim|size|width|hidden|features)"
     r"|(dim|d|size|width|n)_?(of_)?(ff|ffn|ffwd|mlp|feed_?forward|inner|inter)$",
-    "d_model": r"(model|embd?|embed\w*|hidden|channels?)_?(dim|size|width|channels|features)?$|residual_?(dim|width)$",
+    "d_model": r"(embd?|embed\w*|hidden|channels?)_?(dim|size|width|channels|features)?$"
+    r"|(model|residual)_?(dim|size|width|channels|features)$|(^|_)(d|dim|n)_?model$",
     "causal": r"causal",
     "activation": r"^(hidden_)?act(ivation)?(_fn|_function)?$",
     "cache": r"cache",
-    "on": r"^(use|apply|with|has|enable|do|is)_\w*(rope|rotary|rms|swiglu|silu|glu|gat(e|ing)|resid|pre_?norm|scal)"
-    r"|^(pre_?norm|norm_first|gated)$",
-    "off": r"^(use|apply|with|has|enable|do|is|no|disable)_|(^|_)qk_?(layer_?|rms_?)?norm$|^(flash|parallel)(_|$)",
 }
 """Where no alias fits: in a configuration, or for an argument that is required."""
 
@@ -66,7 +70,7 @@ def meaning_of(name: str, *, loosely: bool = False) -> str | None:
     loosely: by parts of the name too, and what is no size: "layer", "bias", "expansion", "vocabulary", ..., and "on" or
     "off" for a switch that is on or off in Llama's design.
     """
-    plain = name.strip("_")
+    plain = re.sub(r"(?<=[dD][iI][mM])[sS]$", "", name.strip("_"))  # model_dims
     for meaning, aliases in ARGUMENTS.items():
         if plain in aliases.split():
             return meaning
@@ -79,7 +83,11 @@ CONFIG = re.compile(
     r"^(model_?|block_?|transformer_?|gpt_?|llm_?)?(config|cfg|conf|args|params|hparams|hps|settings)$", re.I
 )
 CONFIG_CLASS = re.compile(r"(config|args|params|settings|hparams|hyperparameters)\w*$", re.I)
-ROPE = re.compile(r"rope|rotary|rotat|(^|_)rot(_|$)|freqs|pos(ition)?(al)?_?(emb|enc)\w*|^pe$", re.I)
+ROPE = re.compile(
+    r"rope|rotary|rotat|(^|_)rot(_|$)|freqs|(^|_)(cis|angles|phases)(_|$)|sin_?cos|cos_?sin"
+    r"|pos(ition)?(al)?_?(emb|enc)\w*|^pe$",
+    re.I,
+)
 ROPE_FLAG = re.compile(r"^(use|apply|with|has|enable|is)?_?(rope|rotary)(_?(pos\w*_?)?emb\w*)?$", re.I)
 COS, SIN = re.compile(r"(^|_)cos(ine)?s?(_|$)", re.I), re.compile(r"(^|_)sin(e|es|s)?(_|$)", re.I)
 POSITIONS = re.compile(r"^(token_|input_|cache_|seq_)?pos(ition)?s?(_ids?|_idx|_index|_indices)?$|^p$|^token_pos", re.I)

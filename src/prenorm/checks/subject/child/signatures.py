@@ -14,7 +14,7 @@ from .meanings import CONFIG, CONFIG_CLASS, ROPE
 from .missing_packages import is_stub
 
 MOST_HELPERS = 40
-DEFINES_ROTATIONS = re.compile(r"^(class|def)\s+\w*(rope|rotary|freqs_cis|rotat)", re.I | re.M)
+DEFINES_ROTATIONS = re.compile(r"^(class|def)\s+\w*(rope|rotary|_cis|rotat)", re.I | re.M)
 MAKES = re.compile(r"precompute|compute|build|make|get|create|init|cache|table|freqs|generate|rope|rotary", re.I)
 
 

@@ -1,0 +1,89 @@
+"""What a constructor's arguments get: what their names and annotations say, and nothing counts that a guess causes."""
+
+from pathlib import Path
+
+import pytest
+
+from prenorm.checks.check import check
+
+from ..strangers.projects import HEAD
+from .test_start import TAKES, started
+
+SIZES = {
+    "layer_idx: int, n_state, n_head": "n_state=d_model, n_head=num_heads",
+    "input_dim: int, hide_dim: int, n_q_heads: int": "input_dim=d_model, hide_dim=d_ff, n_q_heads=num_heads",
+    "hidden: int, n_heads: int, intermediate: int": "hidden=d_model, n_heads=num_heads, intermediate=d_ff",
+    "hid_dim, n_heads, pf_dim": "hid_dim=d_model, n_heads=num_heads, pf_dim=d_ff",
+    "model_dims, num_heads, hidden_dims": "model_dims=d_model, num_heads=num_heads, hidden_dims=d_ff",
+    "decoder_embed_dim, decoder_attention_heads, decoder_ffn_embed_dim": "Block(d_model, num_heads, d_ff)",
+    "n_units, n_ways, n_inside": "Block(d_model, num_heads, d_ff)",
+}
+
+
+@pytest.mark.parametrize("takes", SIZES)
+def test_sizes_go_to_the_arguments_that_are_named_so(takes: str, tmp_path: Path) -> None:
+    width = next(one for one in takes.replace(": int", "").split(", ") if one != "layer_idx")
+    case = started(HEAD + TAKES.format(takes, f"self.part = nn.Linear({width}, {width})"), tmp_path)
+    assert SIZES[takes] in case.learner.recipe.build.written()
+
+
+ANNOTATED = {
+    "extra_embeddings: bool": "extra_embeddings=False",
+    "use_rotary_position_embeddings: bool": "use_rotary_position_embeddings=True",
+    "hidden: Literal['wide', 'narrow']": "hidden='wide'",
+    "norm: Literal['layer', 'rms']": "norm='rms'",
+    "qk_norm: Literal['rms', 'none']": "qk_norm='none'",
+    "activation: Literal['relu', 'silu']": "activation='silu'",
+    "position_encoding: Literal['learned', 'rope']": "position_encoding='rope'",
+    "tie_embeddings: object": "tie_embeddings=False",
+}
+
+
+@pytest.mark.parametrize("takes", ANNOTATED)
+@pytest.mark.parametrize("owner", ["block", "configuration"])
+def test_an_annotation_goes_before_a_name(owner: str, takes: str, tmp_path: Path) -> None:
+    head = HEAD + "from typing import Literal\n"
+    config = f"\n\n@dataclass\nclass Config:\n    d_model: int\n    n_heads: int\n    {takes}\n\n"
+    if owner == "block":
+        case = started(head + TAKES.format(f"d_model, {takes}", "self.part = nn.Linear(d_model, d_model)"), tmp_path)
+    else:
+        part = "self.part = nn.Linear(config.d_model, config.d_model)"
+        case = started(head + config + TAKES.format("config: Config", part), tmp_path)
+    assert ANNOTATED[takes] in case.learner.recipe.build.written()
+
+
+def test_the_size_of_a_cache_or_a_batch_is_no_length(tmp_path: Path) -> None:
+    takes = "d_model, cache_max_batch_size=None, max_cache_len=None, rope_max_seq_len=None"
+    case = started(HEAD + TAKES.format(takes, "self.part = nn.Linear(d_model, d_model)"), tmp_path)
+    assert case.learner.recipe.build.written() == "Block(d_model=d_model, rope_max_seq_len=max_seq_len)"
+
+
+GUESSED = {
+    "the numbers with a number whose name says nothing": ("d_model, num_heads, num_kv_heads, zork: int", "zork", "x"),
+    "an error of the constructor with it": ("d_model, num_heads, zork: int", "torch.zeros(2).view(zork).numel()", "x"),
+    "an error of forward with sizes that go by place": ("d_model, n_ways, zork", "n_ways", "x.view(self.inner) + x"),
+}
+
+
+@pytest.mark.parametrize("case", GUESSED)
+def test_what_a_size_that_was_not_understood_causes_is_no_fault(case: str, tmp_path: Path) -> None:
+    takes, inner, y = GUESSED[case]
+    block = f"""
+class Block(nn.Module):
+    def __init__(self, {takes}):
+        super().__init__()
+        inner = self.inner = {inner}
+        self.n1, self.n2 = nn.RMSNorm(d_model), nn.RMSNorm(d_model)
+        self.qkv, self.o = nn.Linear(d_model, 3 * d_model, bias=False), nn.Linear(d_model, d_model, bias=False)
+        self.w1, self.w3 = nn.Linear(d_model, inner, bias=False), nn.Linear(d_model, inner, bias=False)
+        self.w2 = nn.Linear(inner, d_model, bias=False)
+
+    def forward(self, x):
+        q, k, v = self.qkv(self.n1(x)).unflatten(-1, (3, 4, -1)).movedim(-3, 0).transpose(-2, -3)
+        x = x + self.o(F.scaled_dot_product_attention(q, k, v).transpose(-2, -3).flatten(-2))
+        return {y} + self.w2(F.silu(self.w1(self.n2(x))) * self.w3(self.n2(x)))
+"""
+    (tmp_path / "model.py").write_text(HEAD + block)
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids[-1:], verdict.exit_code) == (["arguments_unknown"], 2), verdict.findings
+    assert "--build" in verdict.findings[-1].evidence
