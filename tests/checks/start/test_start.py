@@ -820,7 +820,7 @@ def test_what_a_file_reads_at_import_lies_beside_it(there: bool, exit_code: int,
     [
         ("Right(d_model, nheads, d_ff)", None, '--build "Right(d_model, nheads, d_ff)" raises NameError'),
         ("Right(d_model, num_heads, d_ff, bogus=1)", None, "raises TypeError"),
-        (None, "block(y)", '--call "block(y)" raises NameError'),
+        (None, "block(nothing)", '--call "block(nothing)" raises NameError'),
         (None, "block(x, bogus=1)", "raises TypeError"),
     ],
 )
