@@ -1,6 +1,5 @@
 """Positions of each sequence, where the batch equals another size."""
 
-import pytest
 import torch
 
 from prenorm.checks.judge import judge
@@ -49,10 +48,16 @@ def test_positions_of_each_sequence_are_right_for_every_batch():
     assert "token_positions" not in verdict.conventions
 
 
-@pytest.mark.parametrize(("block", "counts"), [(WithoutAnAxisForHeads, False), (AnAxisOnlyWhereItWouldRaise, True)])
-def test_positions_that_are_taken_for_those_of_heads_are_told(block, counts):
-    verdict = judged(block)
-    assert [(one.id, one.counts) for one in verdict.findings] == [("wrong_at_some_lengths", counts)]
-    assert "token_positions (4, 7)" in verdict.findings[0].evidence
-    assert "4 is num_heads" in verdict.findings[0].evidence
-    assert ("token_positions" in verdict.conventions) is not counts
+SAID = "(4, 7), different for each sequence, give wrong numbers; 4 is num_heads"
+
+
+def test_positions_that_are_taken_for_those_of_heads_are_a_fault():
+    verdict = judged(AnAxisOnlyWhereItWouldRaise)
+    assert [(one.id, one.counts) for one in verdict.findings] == [("wrong_at_some_lengths", True)]
+    assert verdict.findings[0].evidence == f"token_positions {SAID}"
+
+
+def test_of_a_block_for_one_row_of_positions_it_is_told():
+    verdict = judged(WithoutAnAxisForHeads)
+    assert verdict.ids == []
+    assert verdict.conventions["token_positions"] == f"(seq,), the same for every sequence; {SAID}, and no error"

@@ -331,6 +331,8 @@ def test_defaults_that_do_not_run_are_told(tmp_path: Path) -> None:
         return case.report.conventions.get("constructor_defaults")
 
     assert told("d_ff=None, theta=1e4", "self.up = nn.Linear(d_model, 4 if d_ff is None else d_ff)") is None
+    inner = "self.up = nn.Linear(d_model, mlp_ratio * d_model if d_ff is None else d_ff)"
+    assert told("d_ff=None, mlp_ratio: int = 4", inner) is None  # with our ratio, it is no integer
     said = (
         "without d_ff it raises TypeError: unsupported operand type(s) for *: 'int' and 'NoneType'; always passed here"
     )

@@ -108,12 +108,15 @@ def _of_each_sequence(case: Case, built: Built, limit: int, *, by_row: bool) -> 
             continue  # which says that they are not taken
         if not case.agrees(y, case.expected(case.raw, x, positions), x):
             wrong.append((batch, length))
+    said = (
+        f"{wrong[0]}, different for each sequence, give wrong numbers{what_coincides(case, wrong[:1])}" if wrong else ""
+    )
     if not by_row:
-        case.report.conventions["token_positions"] = "(seq,), the same for every sequence"
+        more = f"; {said}, and no error" if said else ""
+        case.report.conventions["token_positions"] = f"(seq,), the same for every sequence{more}"
+        return
     if wrong:
-        evidence = f"with token_positions {wrong[0]}, different for each sequence, the numbers are wrong"
-        raises = "" if by_row else f"; as {(2, case.tokens)} they are refused"
-        case.report.found("wrong_at_some_lengths", evidence + what_coincides(case, wrong[:1]) + raises, counts=by_row)
+        case.report.found("wrong_at_some_lengths", f"token_positions {said}")
     case.report.check("token_positions of each sequence", not wrong, "batches that equal another size")
 
 

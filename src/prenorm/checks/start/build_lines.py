@@ -117,7 +117,8 @@ def without(line: Line, names: Collection[str]) -> Line:
 
 def _should_do(one: Description) -> bool:
     """Whether a default should do beside sizes that are not the author's."""
-    return one["default"] is None or meaning_of(one["name"], loosely=True) in ("rope_theta", "eps", "dropout")
+    meaning = meaning_of(one["name"], loosely=True)
+    return one["default"] is None or meaning in ("rope_theta", "eps", "dropout", "expansion")
 
 
 def _meanings(parameters: Sequence[Description]) -> dict[str, str]:
