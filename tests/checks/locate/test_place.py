@@ -802,3 +802,10 @@ def test_what_a_graph_is_kept_by_is_pointed_to():
     )
     assert found is not None
     assert found.code.startswith("self.seen = ")
+
+
+def test_what_is_printed_is_not_looked_at():
+    source = BLOCK.replace("F.silu", "F.relu").replace("opened = ", 'print("Use ReLU")\n        opened = ')
+    found = place("wrong_activation", source, "layer.py", "Layer")
+    assert found is not None
+    assert found.code.startswith("opened = F.relu")

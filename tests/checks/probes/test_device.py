@@ -99,3 +99,7 @@ def test_what_the_argument_does_not_reach_is_a_fault(block, fault, said):
 @pytest.mark.parametrize("block", [GoesThere, BringsItsTable, TakesItsRotation])
 def test_all_that_runs_there_is_right(block):
     assert not judged(block).findings
+
+
+def test_the_fix_of_a_copied_weight_is_to_make_it_there():
+    assert "device=device" in judged(CopiesItsWeight).mends["constructor_error"]

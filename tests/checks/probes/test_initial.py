@@ -6,7 +6,7 @@ from torch import nn
 from prenorm.checks.probes.case import Report
 from prenorm.checks.probes.initial import constructed
 
-from ..small import DeviationOfOne, Right
+from ..small import DeviationOfOne, NeverFilled, Right
 from .started import started
 
 
@@ -44,3 +44,7 @@ class LeftOverEmbedding(Right):
 
 def test_an_embedding_is_no_matrix_of_the_block():
     assert not judged(LeftOverEmbedding, "").findings
+
+
+def test_the_fix_of_a_norms_weight_is_one_for_a_norm():
+    assert "torch.ones" in judged(NeverFilled, "").mends["weights_uninitialised"]

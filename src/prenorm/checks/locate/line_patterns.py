@@ -8,6 +8,9 @@ from dataclasses import dataclass
 
 from ..source.parse import Line
 
+SAYS = re.compile(r"^(print\(|raise\b|warnings?\.|logg(er|ing)\.)")
+"""A statement that only says something, perhaps of what is looked for."""
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -22,7 +25,7 @@ class Look:
 
     def fits(self, line: Line) -> bool:
         """Whether a line matches."""
-        if line.text.startswith("def ") and "^def" not in self.has:
+        if (line.text.startswith("def ") and "^def" not in self.has) or SAYS.search(line.text):
             return False
         kinds = set(filter(None, self.kinds.split(",")))
         if not kinds <= line.kinds or line.kinds & set(filter(None, self.no.split(","))):

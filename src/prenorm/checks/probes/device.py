@@ -11,6 +11,10 @@ MIXED = ("same device", "expected device", "on device", "is on meta", "different
 NO_PARAMETER = "as parameter"
 """What torch raises where a parameter is replaced by a copy of it on the other device, which is a plain tensor."""
 
+MADE_THERE = (
+    "make it there, nn.Parameter(torch.ones(d_model, device=device)): a parameter's .to(device) is a plain tensor"
+)
+
 
 def devices(case: Case) -> None:
     """Move a block to another device and call it there; build one there."""
@@ -47,7 +51,8 @@ def _built_there(case: Case, x: Tensor) -> str:
     except LearnerError as failed:
         if NO_PARAMETER in failed.error["message"]:
             case.report.errors["constructor_error"] = failed.error
-            case.report.found("constructor_error", f"with device= of another device it raises {raised(failed)}")
+            evidence = f"with device= of another device it raises {raised(failed)}"
+            case.report.found("constructor_error", evidence, mend=MADE_THERE)
         else:
             case.report.skip("device argument", raised(failed))
         return ""

@@ -95,7 +95,9 @@ def _eps_without_argument(case: Case) -> None:
     ys = [case.built.run(case.raw, one).y for one in (x * 0, x)]
     finite = bool(torch.isfinite(ys[0]).all() or not torch.isfinite(ys[1]).all())  # NaN for all x has another reason
     if not finite:
-        case.report.found("eps_ignored", "a vector of zeros gives NaN: there is no eps")
+        norms = " or ".join(_fitted_norms(case.explanation.spec))
+        evidence = f"a vector of zeros gives NaN: no eps in {norms}"
+        case.report.found("eps_ignored", evidence, mend="x / sqrt(mean(x^2) + eps)")
     for name, one in fitted.items():
         case.report.conventions["eps"] = one.eps
         if one.place != "under" and one.eps > 1e-9:

@@ -30,6 +30,8 @@ WIDTH_NAMES = frozenset(
 )
 """Names of d_ff that mean the width itself; a width may be derived from others, such as hidden_dim."""
 
+OF_VECTORS = "initialise it in the constructor: torch.ones for a norm's weight, torch.zeros for a bias"
+
 NORM = re.compile(r"norm|rms|(^|[._ ])ln", re.IGNORECASE)
 
 MULTIPLE = 256
@@ -64,7 +66,10 @@ def constructed(case: Case, text: str) -> None:
         case.report.skip("weights at the start", "other code initialises or loads them later")
         return
     if empty:
-        case.report.found("weights_uninitialised", f"nothing fills {_list(empty)}")
+        vectors = all(case.initial[name].dim() < 2 for name in empty)
+        case.report.found(
+            "weights_uninitialised", f"nothing fills {_list(empty)}", mend=OF_VECTORS if vectors else None
+        )
     problem = _scale(case)
     if problem:
         case.report.found("weight_init_scale", problem)

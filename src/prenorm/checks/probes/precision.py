@@ -80,7 +80,7 @@ def _in_dtype(case: Case, name: str, by_argument: bool) -> _Problem | None:
 BACK = "convert the result back to x.dtype: .to(x.dtype)"
 LEFT = {
     WEIGHT: ("{name} is {other}", f"pass dtype on to the module that has it; or {BACK}"),
-    KEPT: ("{name} is {other}", BACK),
+    KEPT: ("{name} stays {other}", BACK),
     MADE: ("a tensor is made in {other}", "make it in x.dtype, or convert it before it meets other tensors"),
     CAST: ("a {own} tensor becomes {other} and is not converted back", BACK),
     COMBINED: ("a {own} tensor meets a {other} one{name}, and the result stays {other}", BACK),
