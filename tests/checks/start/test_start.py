@@ -648,6 +648,7 @@ def test_a_name_of_a_newer_python_comes_from_typing_extensions(tmp_path: Path) -
         ("import itertools", "self.pairs = list(itertools.batched(range(d_model), 2))", "constructor_error"),
         ("class Box[T]: ...", "pass", "import_error"),
         ("type Sizes = tuple[int, int]", "pass", "import_error"),
+        ("def first[\n    T,\n](values: list[T]) -> T: ...", "pass", "import_error"),
     ],
 )
 def test_what_only_a_newer_python_has_is_no_fault(line: str, part: str, id: str, tmp_path: Path) -> None:
@@ -656,6 +657,16 @@ def test_what_only_a_newer_python_has_is_no_fault(line: str, part: str, id: str,
     assert [(one.id, one.counts) for one in verdict.findings] == [(id, False)]
     assert "needs Python 3.12, and this is Python 3.11" in verdict.findings[0].evidence
     assert verdict.exit_code == 2
+
+
+@pytest.mark.parametrize(("default", "counts"), [("Sizes()", False), ("[]", True)])
+def test_defaults_that_only_an_older_python_takes_are_no_fault(default: str, counts: bool, tmp_path: Path) -> None:
+    classes = "from dataclasses import dataclass\n\n@dataclass\nclass Sizes:\n    width: int = 3\n\n"
+    classes += f"@dataclass\nclass Config:\n    sizes: object = {default}\n\n"
+    (tmp_path / "model.py").write_text(HEAD + classes + TAKES.format("d_model", "pass"))
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
+    assert [(one.id, one.counts) for one in verdict.findings] == [("import_error", counts)]
+    assert ("needs Python 3.10 or older" in verdict.findings[0].evidence) is not counts
 
 
 FILE_OF_NUMBERS = """
