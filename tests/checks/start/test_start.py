@@ -587,6 +587,81 @@ def test_a_name_that_is_misspelt_or_of_the_learners_own_is_a_fault(line: str, tm
     assert (verdict.ids, verdict.exit_code) == (["import_error"], 1)
 
 
+@pytest.mark.parametrize(
+    "line",
+    [
+        "import six, codec, typed, torchx, qtorch, pathlib2",
+        "from abc import ABC\nimport lab_calls\nclass Noted(lab_calls.Callback, ABC): ...",
+        "import lab_hooks\nclass Noted(lab_hooks.Callback, nn.Module): ...",
+    ],
+)
+def test_a_package_that_is_missing_and_unused_is_no_fault(line: str, tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(HEAD + line + "\n" + TAKES.format("d_model", "pass"))
+    learner = Learner(LocalSubject())
+    learner.load(locate(f"{tmp_path}/model.py:Block"))
+    assert learner.made["notes"]
+
+
+@pytest.mark.parametrize(
+    ("package", "line"),
+    [
+        ("lab_kinds", "class Kind(lab_kinds.Kind, enum.Enum):"),
+        ("lab_release", "NEW = lab_release.__version__ > '1.0'"),
+        ("lab_sizes", "SMALL = Part < 3"),
+    ],
+)
+def test_what_cannot_stand_in_for_a_missing_package_is_no_fault(package: str, line: str, tmp_path: Path) -> None:
+    body = "    A = 1\n" if line.endswith(":") else ""
+    head = f"{HEAD}import enum\nimport {package}\nfrom {package} import Part\n"
+    (tmp_path / "model.py").write_text(f"{head}{line}\n{body}" + TAKES.format("d_model", "pass"))
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
+    assert [(one.id, one.counts) for one in verdict.findings] == [("import_error", False)]
+    assert f"{package} is not installed here" in verdict.findings[0].evidence
+    assert verdict.findings[0].place is not None
+    assert verdict.findings[0].place.code == line
+
+
+def test_a_circle_of_imports_that_a_missing_package_opens_is_no_fault(tmp_path: Path) -> None:
+    """The package's __init__.py would import parts first, but it cannot run."""
+    (tmp_path / "lm_in_circles").mkdir()
+    line = "import lab_opener\nNEW = lab_opener.__version__ > '1'\nfrom . import parts\n"
+    (tmp_path / "lm_in_circles" / "__init__.py").write_text(line)
+    (tmp_path / "lm_in_circles" / "parts.py").write_text("WIDTH = 3\nfrom .model import Block\n")
+    source = HEAD + "from .parts import WIDTH\n" + TAKES.format("d_model", "pass")
+    (tmp_path / "lm_in_circles" / "model.py").write_text(source)
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/lm_in_circles/model.py:Block"))
+    assert [(one.id, one.counts) for one in verdict.findings] == [("import_error", False)]
+    assert "lab_opener is not installed here" in verdict.findings[0].evidence
+
+
+def test_an_error_beside_a_missing_package_is_the_files_own(tmp_path: Path) -> None:
+    line = "import lab_notes\nHALF = None < 3\n"
+    (tmp_path / "model.py").write_text(HEAD + line + TAKES.format("d_model", "pass"))
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
+    assert (verdict.ids, verdict.exit_code) == (["import_error"], 1)
+
+
+def test_a_folder_without_init_is_imported_again_with_the_package_around_it(tmp_path: Path) -> None:
+    (tmp_path / "lm_of_ours" / "layers").mkdir(parents=True)
+    (tmp_path / "lm_of_ours" / "__init__.py").touch()
+    (tmp_path / "lm_of_ours" / "layers" / "norm.py").write_text("import lacking_in_our_lab\nWIDTH = 3\n")
+    source = HEAD + "from lm_of_ours.layers.norm import WIDTH\n" + TAKES.format("d_model", "pass")
+    (tmp_path / "lm_of_ours" / "layers" / "block.py").write_text(source)
+    learner = Learner(LocalSubject())
+    learner.load(locate(f"{tmp_path}/lm_of_ours/layers/block.py:Block"))
+    assert [*learner.made["notes"]] == ["lacking_in_our_lab"]
+
+
+def test_a_folder_that_lacks_what_is_imported_is_not_the_package_of_its_name(tmp_path: Path) -> None:
+    (tmp_path / "tts" / "codec_parts").mkdir(parents=True)
+    (tmp_path / "tts" / "__init__.py").touch()
+    source = HEAD + "from codec_parts.model.base import Part\n" + TAKES.format("d_model", "pass")
+    (tmp_path / "tts" / "codec_parts" / "block.py").write_text(source)
+    learner = Learner(LocalSubject())
+    learner.load(locate(f"{tmp_path}/tts/codec_parts/block.py:Block"))
+    assert "pip install codec_parts" in learner.made["notes"]["codec_parts"]
+
+
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python has it")
 def test_a_name_of_a_newer_python_comes_from_typing_extensions(tmp_path: Path) -> None:
     (tmp_path / "lm").mkdir()
@@ -607,6 +682,7 @@ def test_a_name_of_a_newer_python_comes_from_typing_extensions(tmp_path: Path) -
         ("import itertools", "self.pairs = list(itertools.batched(range(d_model), 2))", "constructor_error"),
         ("class Box[T]: ...", "pass", "import_error"),
         ("type Sizes = tuple[int, int]", "pass", "import_error"),
+        ("def first[\n    T,\n](values: list[T]) -> T: ...", "pass", "import_error"),
     ],
 )
 def test_what_only_a_newer_python_has_is_no_fault(line: str, part: str, id: str, tmp_path: Path) -> None:
@@ -615,6 +691,16 @@ def test_what_only_a_newer_python_has_is_no_fault(line: str, part: str, id: str,
     assert [(one.id, one.counts) for one in verdict.findings] == [(id, False)]
     assert "needs Python 3.12, and this is Python 3.11" in verdict.findings[0].evidence
     assert verdict.exit_code == 2
+
+
+@pytest.mark.parametrize(("default", "counts"), [("Sizes()", False), ("[]", True)])
+def test_defaults_that_only_an_older_python_takes_are_no_fault(default: str, counts: bool, tmp_path: Path) -> None:
+    classes = "from dataclasses import dataclass\n\n@dataclass\nclass Sizes:\n    width: int = 3\n\n"
+    classes += f"@dataclass\nclass Config:\n    sizes: object = {default}\n\n"
+    (tmp_path / "model.py").write_text(HEAD + classes + TAKES.format("d_model", "pass"))
+    verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
+    assert [(one.id, one.counts) for one in verdict.findings] == [("import_error", counts)]
+    assert ("needs Python 3.10 or older" in verdict.findings[0].evidence) is not counts
 
 
 FILE_OF_NUMBERS = """

@@ -123,7 +123,7 @@ def _place(parts: list[str], name: str, beside: Path, folders: list[Path]) -> Pa
     """The learner's folder with Python files, or file, that "from PARTS import NAME" reads; None if it is not theirs.
 
     A file has no modules in it, so that `from a.b import c` does not mean a.py; neither does `import a`, where a.py has
-    that line too.
+    that line too. A folder further up that has no b in it may be called like an installed package.
     """
     top, inner = parts[0], parts[1] if len(parts) > 1 else name
     if top in sys.stdlib_module_names or top == "prenorm":
@@ -138,7 +138,7 @@ def _place(parts: list[str], name: str, beside: Path, folders: list[Path]) -> Pa
                 found = _in_a_checkout(package, inner) or package
         except OSError:  # a folder that may not be read
             continue
-        if found is not None and (folder in near or not _installed(top)):
+        if found is not None and (folder in near or (_holds(found, parts[1:]) and not _installed(top))):
             return found
     return None
 
@@ -152,6 +152,10 @@ def _in_a_checkout(folder: Path, inner: str) -> Path | None:
     if _is_package(folder) or (inner and any((folder / one).exists() for one in (inner, f"{inner}.py"))):
         return None
     return next((one for one in (folder / folder.name, folder / "src" / folder.name) if _is_package(one)), None)
+
+
+def _holds(package: Path, inner: list[str]) -> bool:
+    return not inner or any(package.glob(f"{inner[0]}.*")) or (package / inner[0]).is_dir()
 
 
 def _is_package(folder: Path) -> bool:

@@ -5,28 +5,32 @@ block, so that no number ever comes from it.
 """
 
 import contextlib
-import difflib
 import importlib
 import importlib.abc
 import importlib.machinery
 import importlib.metadata
 import importlib.util
+import linecache
 import os
 import re
 import sys
+import traceback
 import types
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from .finders import Beside, Distributions
-from .missing_packages import KNOWN, MissingPackages, way_out
+from .missing_packages import KNOWN, MissingPackages, not_installed, stub_path, way_out
 from .newer_python import stand_in
 from .surroundings import leave_out_cuda, no_arguments, no_results
 
 ROUNDS = 12  # of imports, each of which may find one more package missing
-SPELLED = [*sys.stdlib_module_names, "torch", "numpy", "einops", "jaxtyping"]
-"""What a name that is nearly one of them is meant to be."""
+SPELLED = (
+    *("torch", "numpy", "einops", "jaxtyping", "typing", "typing_extensions", "dataclasses", "functools", "itertools"),
+    *("collections", "contextlib", "argparse", "logging", "warnings", "inspect", "random", "pathlib"),
+)
+"""What files of blocks import most: a name that is nearly one of them is that one, misspelt."""
 
 
 class Importer:
@@ -39,6 +43,7 @@ class Importer:
         self.root, self.beside = root, dict(beside)
         self.notes: dict[str, str] = {}
         self._stubs = MissingPackages()
+        self._left_out = ""  # what of a missing package made a package's __init__.py raise
         self._package = ""  # what the file under judgement is in
         self._is_installed = root in sys.path
         if root and not self._is_installed:
@@ -64,6 +69,8 @@ class Importer:
                     if self._may_be_missing(missing):
                         self._stubs.names.add(missing)
                     elif not stand_in(error, self.notes):
+                        if what := self._left_out if type(error) is ImportError else self._named_stub(error):
+                            raise not_installed(what).with_traceback(error.__traceback__) from error
                         raise
                     self._forget()
             else:
@@ -107,6 +114,7 @@ class Importer:
             except (Exception, SystemExit) as error:
                 if self._may_be_missing(_lacking(error)) or stand_in(error, self.notes):
                     raise
+                self._left_out = self._left_out or self._named_stub(error)
                 self._forget()
                 _stand_in(package, folder)
                 if (folder / "__init__.py").is_file():  # the file's own error will be raised again
@@ -117,7 +125,21 @@ class Importer:
         """Whether something may stand in for what cannot be imported: no file of the learner's, no misspelling."""
         if not name or name == self._package or name in self._stubs.names or self._is_own(name):
             return False
-        return name in KNOWN or not difflib.get_close_matches(name, SPELLED, 1, 0.75)
+        return name in KNOWN or not any(_is_misspelt(name, meant) for meant in SPELLED)
+
+    def _named_stub(self, error: BaseException) -> str:
+        """What of a missing package the learner's statement that raised has in it; empty if nothing, or no reason."""
+        if isinstance(error, ImportError | NameError | SyntaxError):
+            return ""
+        trace = error.__traceback__
+        steps = zip(traceback.walk_tb(trace), traceback.extract_tb(trace), strict=True)
+        own = [(frame, step) for (frame, _), step in steps if self._is_within(step.filename)]
+        if not own:
+            return ""
+        frame, step = own[-1]
+        lines = linecache.getlines(step.filename)[(step.lineno or 1) - 1 : step.end_lineno]
+        names = {**frame.f_globals, **frame.f_locals}
+        return next((path for name in re.findall(r"\w+", "".join(lines)) if (path := stub_path(names.get(name)))), "")
 
     def _is_own(self, name: str) -> bool:
         """Whether the learner's own file is missing, and not a package."""
@@ -125,17 +147,18 @@ class Importer:
 
     def _is_mine(self, module: Any) -> bool:
         file = _file(module)
+        return file is not None and self._is_within(file)
+
+    def _is_within(self, file: str) -> bool:
         # Where a package is installed, torch and numpy are its neighbours, and cannot be imported twice.
         own = os.path.join(self.root, self._package) if self._is_installed else self.root
         mine = [own, f"{own}.py", *self.beside.values()]
-        return file is not None and any(
-            file == one or file.startswith(one.rstrip(os.sep) + os.sep) for one in mine if one
-        )
+        return any(file == one or file.startswith(one.rstrip(os.sep) + os.sep) for one in mine if one)
 
     def _forget(self) -> None:
-        for name, module in list(sys.modules.items()):
-            if self._is_mine(module) and name != "__main__":
-                del sys.modules[name]
+        mine = [name for name, module in list(sys.modules.items()) if self._is_mine(module) and name != "__main__"]
+        for name in mine:  # only now: a folder without __init__.py asks the package around it where it is
+            del sys.modules[name]
 
 
 def _lacking(error: BaseException) -> str:
@@ -144,6 +167,21 @@ def _lacking(error: BaseException) -> str:
     while cause is not None and not isinstance(cause, ModuleNotFoundError):
         cause = cause.__cause__ or cause.__context__
     return "" if cause is None else (cause.name or "").partition(".")[0]
+
+
+def _is_misspelt(name: str, meant: str) -> bool:
+    """Whether a letter of meant is left out, wrong, added or swapped with the next.
+
+    Packages are named after others by another beginning (qtorch), or by something at the end (torchx, pathlib2).
+    """
+    same = next((place for place, letter in enumerate(meant) if name[place : place + 1] != letter), len(meant))
+    rest, wanted = name[same:], meant[same:]
+    if not same or rest == wanted:
+        return False
+    if not wanted:
+        return rest == meant[-1]
+    swapped = rest[1::-1] == wanted[:2] and rest[2:] == wanted[2:]
+    return swapped or wanted[1:] in (rest, rest[1:]) or rest[1:] == wanted
 
 
 def _stand_in(package: str, folder: Path) -> None:
@@ -156,10 +194,14 @@ def _stand_in(package: str, folder: Path) -> None:
 
 
 def _file(module: Any) -> str | None:
+    """Its file, or its folder if it is a package without __init__.py."""
     try:  # sys.modules holds what it was given: no module at all, at times
-        file = vars(module).get("__file__")
+        file, loader, folders = (vars(module).get(name) for name in ("__file__", "__loader__", "__path__"))
     except TypeError:
         return None
+    if isinstance(loader, importlib.machinery.NamespaceLoader):
+        with contextlib.suppress(KeyError):
+            file = next(iter(folders or ()), None)
     return file if isinstance(file, str) else None
 
 

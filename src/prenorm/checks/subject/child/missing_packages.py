@@ -1,5 +1,6 @@
 """What stands in for packages that are not installed: it can be imported, and raises once a block uses it."""
 
+import abc
 import importlib.abc
 import importlib.machinery
 import types
@@ -42,7 +43,8 @@ _NAMES = (
     "local_attention vector_quantize_pytorch colt5_attention product_key_memory axial_positional_embedding "
     "hyper_connections ema_pytorch adam_atan2_pytorch accelerated_scan memory_profiler pytorch_memlab torch_xla "
     "intel_extension_for_pytorch optimum auto_gptq awq exllamav2 llama_cpp unsloth axolotl torchrl tensordict pyrallis "
-    "draccus fastapi uvicorn flask pymongo sqlalchemy bs4 lxml unidecode inflect langid"
+    "draccus fastapi uvicorn flask pymongo sqlalchemy bs4 lxml unidecode inflect langid "
+    "six fastcore ujson glob2 dataclasses_json torchx torchnet torchsummaryX"
 )
 KNOWN = frozenset(_NAMES.split())
 """Packages that exist: a file that imports one of them and never uses it in a block can be judged without."""
@@ -76,6 +78,13 @@ def is_stub(value: Any) -> bool:
     return isinstance(value, _Stub)
 
 
+def stub_path(value: Any) -> str:
+    """What of which missing package a value stands for, or inherits from; empty if it is a real one."""
+    if isinstance(value, _StubModule):
+        return value.__name__
+    return value._path if isinstance(value, _Stub) else ""
+
+
 class _StubModule(types.ModuleType):
     def __init__(self, name: str, sealed: list[bool]) -> None:
         super().__init__(name)
@@ -105,8 +114,10 @@ def way_out(package: str) -> str:
     return install if package in KNOWN else f"{install}, or put the file {package}.py beside this one if it is yours"
 
 
-class _Stub(type):
+class _Stub(abc.ABCMeta):
     """A name of a missing package: it can be imported, inherited from, subscribed and used as a decorator.
+
+    As a base class it goes with abc.ABC; with another metaclass, such as Enum's, the import ends.
 
     _path: what it stands for. _sealed: a list that is no longer empty once using it must raise.
     """

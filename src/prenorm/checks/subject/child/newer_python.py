@@ -1,4 +1,4 @@
-"""What a newer Python than this one has: names that typing_extensions gives, and what is no fault of an author's."""
+"""What another Python than this one has: names that typing_extensions gives, and what is no fault of an author's."""
 
 import re
 import sys
@@ -29,10 +29,12 @@ NEWER = {
 }
 """The release that a name of the standard library is new in; prenorm needs 3.11."""
 SYNTAX = {
-    "3.12": re.compile(r"^\s*((async\s+)?def|class)\s+\w+\s*\[.+\]\s*[(:]|^\s*type\s+\w+\s*(\[.*\])?\s*="),
+    "3.12": re.compile(r"^\s*((async\s+)?def|class)\s+\w+\s*\[(.+\]\s*[(:]|\s*$)|^\s*type\s+\w+\s*(\[.*\])?\s*="),
     "3.14": re.compile(r"^\s*except\s+[\w.]+\s*,\s*[\w.]+\s*(,.*)?:"),
 }
 """By release, lines that it can read and those before cannot: type parameters, and exceptions without parentheses."""
+OLDER = re.compile(r"mutable default <class '(?!(?:list|dict|set)')(?P<of>[^']+)'> for field (?P<field>\w+)")
+"""What dataclasses say since Python 3.11 of a default without a hash; before, only of lists, dictionaries and sets."""
 THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 
@@ -53,6 +55,11 @@ def stand_in(error: BaseException, notes: dict[str, str]) -> bool:
 
 def needed(error: BaseException) -> str:
     """Why it is only this Python that raises; empty if it is not."""
+    if isinstance(error, ValueError) and (older := OLDER.match(str(error))):
+        return (
+            f"the default of {older['field']}, a {older['of']} that can be changed, needs Python 3.10 or older, "
+            f"and this is Python {THIS}: field(default_factory=...) runs in all of them"
+        )
     what, release = ".".join(_missing(error)), ""
     if isinstance(error, SyntaxError):
         what = "its syntax"
