@@ -87,3 +87,68 @@ class Block(nn.Module):
     verdict = check(f"{tmp_path}/model.py:Block")
     assert (verdict.ids[-1:], verdict.exit_code) == (["arguments_unknown"], 2), verdict.findings
     assert "--build" in verdict.findings[-1].evidence
+
+
+def test_a_configuration_may_have_parts(tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(args.MODEL.DIM, args['model_args'].DIM)"
+    case = started(HEAD + TAKES.format("args", part), tmp_path)
+    line = "Block(args=config(MODEL=config(DIM=d_model), model_args=config(DIM=d_model)))"
+    assert case.learner.recipe.build.written() == line
+    (tmp_path / "model.py").write_text(HEAD + TAKES.format("args", "assert args.model == 'llama'"))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)
+
+
+ROTARY = """
+@dataclass
+class Shape:
+    d_model: int
+    n_heads: int
+
+
+class Rotary(nn.Module):
+    def __init__(self, cfg: Shape):
+        super().__init__()
+        self.width = cfg.d_model // cfg.n_heads
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("takes", "width", "line"),
+    [
+        ("cfg: Shape, rotary: Rotary", "cfg.d_model", "cfg=(config := Shape(d_model=d_model, n_heads=num_heads))"),
+        ("rotary: Rotary, cfg: Shape", "cfg.d_model", "cfg=(config := Shape(d_model=d_model, n_heads=num_heads))"),
+        ("d_model, rotary: Rotary", "d_model", "d_model=d_model"),
+    ],
+)
+def test_a_rotation_gets_the_configuration_that_it_needs(takes: str, width: str, line: str, tmp_path: Path) -> None:
+    part = f"self.part = nn.Linear({width}, {width}); assert rotary.width == 8"
+    case = started(HEAD + ROTARY + TAKES.format(takes, part), tmp_path)
+    assert line in case.learner.recipe.build.written()
+    assert "rotary=Rotary(cfg=config)" in case.learner.recipe.build.written()
+
+
+def test_a_configuration_of_transformers_has_an_attention(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    config = (
+        "from transformers import PretrainedConfig\n\n\nclass Settings(PretrainedConfig):\n"
+        "    def __init__(self, hidden_size=64, num_attention_heads=4, **kwargs):\n"
+        "        self.hidden_size, self.num_attention_heads = hidden_size, num_attention_heads\n"
+        "        super().__init__(**kwargs)\n\n"
+    )
+    part = "width = settings.hidden_size; self.part = {'eager': nn.Linear}[settings._attn_implementation](width, width)"
+    case = started(HEAD + config + TAKES.format("settings: Settings", part), tmp_path)
+    assert "attn_implementation='eager'" in case.learner.recipe.build.written()
+    plain = "self.part = nn.Linear(settings.hidden_size, settings.hidden_size)"
+    case = started(HEAD + config + TAKES.format("settings: Settings", plain), tmp_path)
+    assert "eager" not in case.learner.recipe.build.written()
+
+
+def test_an_error_with_a_size_that_is_nearly_named_so_is_no_fault(tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(config.stem_channels, 4); torch.zeros(2).view(config.stem_channels)"
+    (tmp_path / "model.py").write_text(HEAD + TAKES.format("config", part))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)
+    (tmp_path / "model.py").write_text(HEAD + TAKES.format("config", part.replace("stem_channels", "d_model")))
+    assert check(f"{tmp_path}/model.py:Block").ids == ["constructor_error"]

@@ -246,6 +246,9 @@ def _configs(one: Description, made: Description) -> Iterator[Line]:
         arguments = tuple(_settings(helper["parameters"] or ()))
         if {"d_model", "num_heads"} <= {argument.value for argument in arguments}:
             yield Line(helper["name"], arguments, keep="config")
+            if helper["of_transformers"]:  # a model sets it before it makes its layers
+                attention = Argument("attn_implementation", "'eager'", True)
+                yield Line(helper["name"], (*arguments, attention), keep="config")
         elif not any(parameter["required"] for parameter in helper["parameters"] or ()):
             yield Line("config", (Argument("", f"{helper['name']}()"),), keep="config")
     yield Line("config", keep="config")
