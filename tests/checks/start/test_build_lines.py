@@ -152,3 +152,23 @@ def test_an_error_with_a_size_that_is_nearly_named_so_is_no_fault(tmp_path: Path
     assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)
     (tmp_path / "model.py").write_text(HEAD + TAKES.format("config", part.replace("stem_channels", "d_model")))
     assert check(f"{tmp_path}/model.py:Block").ids == ["constructor_error"]
+
+
+CONFIGURED = "@dataclass\nclass Config:\n    d_model: int\n    n_heads: int\n\n\n"
+
+
+@pytest.mark.parametrize("takes", ["rotary_emb: Turning", "embedder: RotaryEmbedding"])
+def test_a_rotation_that_is_a_plain_class_is_no_configuration(takes: str, tmp_path: Path) -> None:
+    name, _, owner = takes.partition(": ")
+    plain = f"{CONFIGURED}class {owner}:\n    def __init__(self, dim): self.dim = dim\n\n"
+    part = f"assert {name}.dim == 8; self.part = nn.Linear(d_model, d_model)"
+    case = started(HEAD + plain + TAKES.format(f"d_model, num_heads, d_ff, {takes}", part), tmp_path)
+    assert case.learner.recipe.build.written().endswith(f"{name}={owner}(dim=head_dim))")
+
+
+def test_an_error_with_a_configuration_of_another_class_is_no_fault(tmp_path: Path) -> None:
+    classes = f"{CONFIGURED}class Cache:\n    def __init__(self, pages): ...\n\n"
+    part = "self.part = nn.Linear(d_model, d_model); self.cache = cache.pages"
+    (tmp_path / "model.py").write_text(HEAD + classes + TAKES.format("d_model, num_heads, d_ff, cache: Cache", part))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)

@@ -161,7 +161,11 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
     if _is_plain_object(one, made):
         return [(Argument(own, f"{one['annotation']}()", True),), *omitted]
     if _is_config(one, made):
-        found: list[tuple[Argument, ...]] = [(Argument(own, line, True),) for line in _configs(one, made)]
+        annotated = _helper(one["annotation"], made, "configuration") is not None
+        found: list[tuple[Argument, ...]] = [
+            (Argument(own, line, True, guess=annotated and line.callee not in (one["annotation"], "config")),)
+            for line in _configs(one, made)
+        ]
         return [*found, *omitted]
     if meaning is not None:
         needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
@@ -175,7 +179,8 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         which = 0 if meanings.COS.search(name) else 1
         helped = [f"{line.written()}[{which}]" for line in rotations.table_functions(made)]
         return [(Argument(own, value, True),) for value in (*helped, ("cos", "sin")[which])] + omitted
-    if meanings.ROPE.search(name) and one["default"] is None and not (one["annotation"] in PLAIN or _choices(one)):
+    rotates = meanings.ROPE.search(name) or _helper(one["annotation"], made, "class") is not None
+    if rotates and one["default"] is None and not (one["annotation"] in PLAIN or _choices(one)):
         modules = [line.written() for line in rotations.modules(made)]
         tables = [line.written() for line in rotations.table_functions(made)]
         values = [*tables, *modules, "freqs_cis"] if re.search("freq|cis", name) else [*modules, *tables]
