@@ -181,10 +181,13 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         return [(Argument(own, value, True),) for value in (*helped, ("cos", "sin")[which])] + omitted
     rotates = meanings.ROPE.search(name) or _helper(one["annotation"], made, "class") is not None
     if rotates and one["default"] is None and not (one["annotation"] in PLAIN or _choices(one)):
-        modules = [line.written() for line in rotations.modules(made)]
-        tables = [line.written() for line in rotations.table_functions(made)]
-        values = [*tables, *modules, "freqs_cis"] if re.search("freq|cis", name) else [*modules, *tables]
-        return [(Argument(own, value, True),) for value in values] + (omitted or [(Argument(own, "None", True),)])
+        modules = [
+            Argument(own, line, True, guess=line.callee != one["annotation"]) for line in rotations.modules(made)
+        ]
+        tables = [Argument(own, line.written(), True) for line in rotations.table_functions(made)]
+        complex_first = re.search("freq|cis", name)
+        values = [*tables, *modules, Argument(own, "freqs_cis", True)] if complex_first else [*modules, *tables]
+        return [(value,) for value in values] + (omitted or [(Argument(own, "None", True),)])
     if not one["required"]:
         if one["default"] is None and loose in ("dropout", "eps"):  # None is not a number
             omitted.append((Argument(own, WRITTEN[loose], True),))

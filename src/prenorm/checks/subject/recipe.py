@@ -27,7 +27,7 @@ class Argument:
     """One argument of a line. name: its own, empty if it goes by place; value: as it is written.
 
     needed: whether the line has it even where it is one of ASKED and nobody asks; guess: whether neither its name nor
-    its annotation says that this is its value.
+    its annotation says that this is its value, or of which class it is.
     """
 
     name: str
@@ -84,7 +84,7 @@ class Line:
     def not_understood(self) -> list[str]:
         """Those of them whose names say nothing, so that a number or a size stands for anything."""
         inner = [one.value.not_understood if isinstance(one.value, Line) else [] for one in self.arguments]
-        own = [[one.name or str(one.value)] if one.guess else [] for one in self.arguments]
+        own = [[one.name or one.value] for one in self.arguments if one.guess and isinstance(one.value, str)]
         return [name for names in (*own, *inner) for name in names]
 
     def unread(self) -> "Line":

@@ -42,6 +42,7 @@ def of_call(wanted: Iterable[str], settings: Mapping[str, Any], x: Tensor, value
         "x": lambda: x,
         "seq": lambda: seq,
         "device": lambda: x.device,
+        "dtype": lambda: x.dtype,
         "batch": lambda: x.shape[0],
         "positions": lambda: positions,
         "mask": lambda: mask,
