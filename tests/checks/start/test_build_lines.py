@@ -6,7 +6,7 @@ import pytest
 
 from prenorm.checks.check import check
 
-from ..strangers.projects import HEAD
+from ..strangers.projects import HEAD, _halves
 from .test_start import TAKES, started
 
 SIZES = {
@@ -53,6 +53,10 @@ def test_an_annotation_goes_before_a_name(owner: str, takes: str, tmp_path: Path
 
 
 def test_the_size_of_a_cache_or_a_batch_is_no_length(tmp_path: Path) -> None:
+    takes = "d_model, cache_max_batch_size, cache_max_seq_len, max_batch_size"
+    case = started(HEAD + TAKES.format(takes, "self.part = nn.Linear(d_model, d_model)"), tmp_path)
+    line = "Block(d_model=d_model, cache_max_batch_size=None, cache_max_seq_len=None, max_batch_size=2)"
+    assert case.learner.recipe.build.written() == line
     takes = "d_model, cache_max_batch_size=None, max_cache_len=None, rope_max_seq_len=None"
     case = started(HEAD + TAKES.format(takes, "self.part = nn.Linear(d_model, d_model)"), tmp_path)
     assert case.learner.recipe.build.written() == "Block(d_model=d_model, rope_max_seq_len=max_seq_len)"
@@ -87,3 +91,127 @@ class Block(nn.Module):
     verdict = check(f"{tmp_path}/model.py:Block")
     assert (verdict.ids[-1:], verdict.exit_code) == (["arguments_unknown"], 2), verdict.findings
     assert "--build" in verdict.findings[-1].evidence
+
+
+def test_a_configuration_may_have_parts(tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(args.MODEL.DIM, args['model_args'].DIM)"
+    case = started(HEAD + TAKES.format("args", part), tmp_path)
+    line = "Block(args=config(MODEL=config(DIM=d_model), model_args=config(DIM=d_model)))"
+    assert case.learner.recipe.build.written() == line
+    (tmp_path / "model.py").write_text(HEAD + TAKES.format("args", "assert args.model == 'llama'"))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)
+
+
+ROTARY = """
+@dataclass
+class Shape:
+    d_model: int
+    n_heads: int
+
+
+class Rotary(nn.Module):
+    def __init__(self, cfg: Shape):
+        super().__init__()
+        self.width = cfg.d_model // cfg.n_heads
+
+"""
+
+
+@pytest.mark.parametrize(
+    ("takes", "width", "line"),
+    [
+        ("cfg: Shape, rotary: Rotary", "cfg.d_model", "cfg=(config := Shape(d_model=d_model, n_heads=num_heads))"),
+        ("rotary: Rotary, cfg: Shape", "cfg.d_model", "cfg=(config := Shape(d_model=d_model, n_heads=num_heads))"),
+        ("d_model, rotary: Rotary", "d_model", "d_model=d_model"),
+    ],
+)
+def test_a_rotation_gets_the_configuration_that_it_needs(takes: str, width: str, line: str, tmp_path: Path) -> None:
+    part = f"self.part = nn.Linear({width}, {width}); assert rotary.width == 8"
+    case = started(HEAD + ROTARY + TAKES.format(takes, part), tmp_path)
+    assert line in case.learner.recipe.build.written()
+    assert "rotary=Rotary(cfg=config)" in case.learner.recipe.build.written()
+
+
+def test_a_configuration_of_transformers_has_an_attention(tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    config = (
+        "from transformers import PretrainedConfig\n\n\nclass Settings(PretrainedConfig):\n"
+        "    def __init__(self, hidden_size=64, num_attention_heads=4, **kwargs):\n"
+        "        self.hidden_size, self.num_attention_heads = hidden_size, num_attention_heads\n"
+        "        super().__init__(**kwargs)\n\n"
+    )
+    part = "width = settings.hidden_size; self.part = {'eager': nn.Linear}[settings._attn_implementation](width, width)"
+    case = started(HEAD + config + TAKES.format("settings: Settings", part), tmp_path)
+    assert "attn_implementation='eager'" in case.learner.recipe.build.written()
+    plain = "self.part = nn.Linear(settings.hidden_size, settings.hidden_size)"
+    case = started(HEAD + config + TAKES.format("settings: Settings", plain), tmp_path)
+    assert "eager" not in case.learner.recipe.build.written()
+
+
+def test_an_error_with_a_size_that_is_nearly_named_so_is_no_fault(tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(config.stem_channels, 4); torch.zeros(2).view(config.stem_channels)"
+    (tmp_path / "model.py").write_text(HEAD + TAKES.format("config", part))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)
+    (tmp_path / "model.py").write_text(HEAD + TAKES.format("config", part.replace("stem_channels", "d_model")))
+    assert check(f"{tmp_path}/model.py:Block").ids == ["constructor_error"]
+
+
+CONFIGURED = "@dataclass\nclass Config:\n    d_model: int\n    n_heads: int\n\n\n"
+
+
+@pytest.mark.parametrize("takes", ["rotary_emb: Turning", "embedder: RotaryEmbedding"])
+def test_a_rotation_that_is_a_plain_class_is_no_configuration(takes: str, tmp_path: Path) -> None:
+    name, _, owner = takes.partition(": ")
+    plain = f"{CONFIGURED}class {owner}:\n    def __init__(self, dim): self.dim = dim\n\n"
+    part = f"assert {name}.dim == 8; self.part = nn.Linear(d_model, d_model)"
+    case = started(HEAD + plain + TAKES.format(f"d_model, num_heads, d_ff, {takes}", part), tmp_path)
+    assert case.learner.recipe.build.written().endswith(f"{name}={owner}(dim=head_dim))")
+
+
+def test_an_error_with_a_configuration_of_another_class_is_no_fault(tmp_path: Path) -> None:
+    classes = f"{CONFIGURED}class Cache:\n    def __init__(self, pages): ...\n\n"
+    part = "self.part = nn.Linear(d_model, d_model); self.cache = cache.pages"
+    (tmp_path / "model.py").write_text(HEAD + classes + TAKES.format("d_model, num_heads, d_ff, cache: Cache", part))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)
+
+
+ROTATION = """
+class RoPE(nn.Module):
+    def __init__(self, theta, d_k, max_seq_len, device=None, dtype=None):
+        super().__init__()
+        self.dtype, self.device = dtype, device
+
+"""
+
+
+@pytest.mark.parametrize(("more", "dtype"), [("dtype=None, device=None", "torch.bfloat16"), ("d_ff=None", "None")])
+def test_a_rotation_has_the_dtype_that_the_block_is_built_with(more: str, dtype: str, tmp_path: Path) -> None:
+    part = f"self.part = nn.Linear(d_model, d_model); assert rope.dtype in (None, {dtype}), rope.dtype"
+    case = started(HEAD + ROTATION + TAKES.format(f"d_model, num_heads, rope: RoPE, {more}", part), tmp_path)
+    rotation = "RoPE(theta=theta, d_k=head_dim, max_seq_len=max_seq_len{})"
+    assert rotation.format("") in case.learner.recipe.build.written()
+    built = case.build(dtype={"dtype": "bfloat16"})  # does not raise
+    assert len(built.parameters) == 2
+    asked = case.learner.recipe.build.written(frozenset({"dtype"}))
+    assert (rotation.format(", dtype=dtype") in asked) == ("dtype" in more)
+
+
+def test_a_rotation_in_a_call_has_the_dtype_of_the_input(tmp_path: Path) -> None:
+    rotation = ROTATION.replace("super", "assert dtype == torch.float32\n        super") + (
+        "    def forward(self, t):\n        angles = torch.arange(t.shape[-2])[:, None] / 9 ** torch.arange(4)\n"
+        "        return t * angles.cos().repeat(1, 2) + rotate_half(t) * angles.sin().repeat(1, 2)\n"
+    )
+    source = _halves("rope", "rope(t)").replace("intermediate_size)", "intermediate_size, dtype=None, device=None)", 1)
+    call = started(source + rotation, tmp_path).learner.recipe.call.written()
+    assert "max_seq_len=max_seq_len, device=device, dtype=dtype)" in call
+
+
+@pytest.mark.parametrize(("takes", "id"), [("rope: RoPE", "forward_error"), ("rope", "arguments_unknown")])
+def test_an_annotation_with_a_class_of_the_file_is_no_guess(takes: str, id: str, tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(d_model, d_model); self.dtype = rope.dtype"
+    block = TAKES.format(f"d_model, num_heads, d_ff, {takes}", part).replace("self.part(x)", "torch.zeros(2)[x > 0]")
+    (tmp_path / "model.py").write_text(HEAD + ROTATION + block)
+    assert check(f"{tmp_path}/model.py:Block").ids == [id]

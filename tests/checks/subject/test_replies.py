@@ -71,6 +71,7 @@ def test_a_subject_of_this_process_answers_in_the_form_that_a_sandbox_must_keep(
         ("load", LOADED | {"constructor": [PARAMETER | {"name": "a=1, b"}]}),
         ("load", LOADED | {"constructor": [PARAMETER] * 501}),
         ("build", BUILT | {"read": {"n_embd": "print(1)"}}),
+        ("build", BUILT | {"read": {"model": {"n_embd": "print(1)"}}}),
         ("load", LOADED | {"numbers": {"n_embd": "print(1)"}}),
         ("load", LOADED | {"numbers": {"a=1, b": "d_model"}}),
         ("forget", {"x": 1}),

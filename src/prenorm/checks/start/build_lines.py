@@ -162,7 +162,11 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
     if _is_plain_object(one, made):
         return [(Argument(own, f"{one['annotation']}()", True),), *omitted]
     if _is_config(one, made):
-        found: list[tuple[Argument, ...]] = [(Argument(own, line, True),) for line in _configs(one, made)]
+        annotated = _helper(one["annotation"], made, "configuration") is not None
+        found: list[tuple[Argument, ...]] = [
+            (Argument(own, line, True, guess=annotated and line.callee not in (one["annotation"], "config")),)
+            for line in _configs(one, made)
+        ]
         return [*found, *omitted]
     if meaning is not None:
         needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
@@ -176,13 +180,15 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         which = 0 if meanings.COS.search(name) else 1
         helped = [f"{line.written()}[{which}]" for line in rotations.table_functions(made)]
         return [(Argument(own, value, True),) for value in (*helped, ("cos", "sin")[which])] + omitted
-    if meanings.ROPE.search(name) and one["default"] is None and not (one["annotation"] in PLAIN or _choices(one)):
-        modules = [*rotations.modules(made)]
-        tables = [line.written() for line in rotations.table_functions(made)]
-        values: list[str | Line] = (
-            [*tables, *modules, "freqs_cis"] if re.search("freq|cis", name) else [*modules, *tables]
-        )
-        return [(Argument(own, value, True),) for value in values] + (omitted or [(Argument(own, "None", True),)])
+    rotates = meanings.ROPE.search(name) or _helper(one["annotation"], made, "class") is not None
+    if rotates and one["default"] is None and not (one["annotation"] in PLAIN or _choices(one)):
+        modules = [
+            Argument(own, line, True, guess=line.callee != one["annotation"]) for line in rotations.modules(made)
+        ]
+        tables = [Argument(own, line.written(), True) for line in rotations.table_functions(made)]
+        complex_first = re.search("freq|cis", name)
+        values = [*tables, *modules, Argument(own, "freqs_cis", True)] if complex_first else [*modules, *tables]
+        return [(value,) for value in values] + (omitted or [(Argument(own, "None", True),)])
     if not one["required"]:
         if one["default"] is None and loose in ("dropout", "eps"):  # None is not a number
             omitted.append((Argument(own, WRITTEN[loose], True),))
@@ -249,6 +255,9 @@ def _configs(one: Description, made: Description) -> Iterator[Line]:
         arguments = tuple(_settings(helper["parameters"] or ()))
         if {"d_model", "num_heads"} <= {argument.value for argument in arguments}:
             yield Line(helper["name"], arguments, keep="config")
+            if helper["of_transformers"]:  # a model sets it before it makes its layers
+                attention = Argument("attn_implementation", "'eager'", True)
+                yield Line(helper["name"], (*arguments, attention), keep="config")
         elif not any(parameter["required"] for parameter in helper["parameters"] or ()):
             yield Line("config", (Argument("", f"{helper['name']}()"),), keep="config")
     yield Line("config", keep="config")

@@ -20,7 +20,10 @@ MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, 
 
 def calls(made: Description, forward: Sequence[Description] | None) -> Iterator[Line]:
     """Lines that may call the block, those with the fewest arguments first."""
-    rest = [one for one in forward or () if not one["kind"].startswith("VAR_")][1:]
+    named = [one for one in forward or () if not one["kind"].startswith("VAR_")]
+    x = _input(named)
+    rest = [one for one in named if one is not x]
+    by_name = x is not None and (x["kind"] == "KEYWORD_ONLY" or x is not named[0])
     slots: list[list[tuple[Argument, ...]]] = []
     skipped: set[str] = set()
     for number, one in enumerate(rest):
@@ -34,7 +37,19 @@ def calls(made: Description, forward: Sequence[Description] | None) -> Iterator[
             slots.append(_handed_in(one, made))
     for chosen in products(slots, MOST):
         arguments = [argument for slot in chosen for argument in slot]
-        yield Line("block", (Argument("", "x"), *_by_keyword(rest, arguments)))
+        first = Argument(x["name"] if x is not None and by_name else "", "x")
+        yield Line("block", (first, *_by_keyword(rest, arguments)))
+
+
+def _input(forward: Sequence[Description]) -> Description | None:
+    """The parameter that takes x: the first one, unless that says it is something else and a later one says it is x."""
+    first = next(iter(forward), None)
+    if first is None:
+        return None
+    others = (meanings.MASK, meanings.POSITIONS, meanings.START, meanings.ROPE, meanings.COS, meanings.SIN)
+    named_so = (one for one in forward if meanings.INPUT.search(one["name"]))
+    is_another = any(other.search(first["name"]) for other in others)
+    return next(named_so, first) if is_another or first["kind"] == "KEYWORD_ONLY" else first
 
 
 def _by_keyword(rest: Sequence[Description], arguments: list[Argument]) -> Iterator[Argument]:

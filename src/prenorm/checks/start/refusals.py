@@ -32,7 +32,8 @@ def refuse_build(learner: Learner, error: LearnerError, *, guessed: bool) -> NoR
             "name a class, or a function that returns a torch.nn.Module with these weights."
         )
     unknown = [one["name"] for one in constructor if _is_unknown(one)]
-    if unknown := unknown or with_defaults(learner.recipe.build, learner.made).guessed:
+    unknown = unknown or with_defaults(learner.recipe.build, learner.made).guessed
+    if unknown := unknown or [one["name"] for one in constructor if meanings.CONFIG.search(one["name"])]:
         raise UnknownArgumentsError(
             f"the constructor's {', '.join(unknown)} cannot be inferred from the name ({raised(error)}); "
             f'give the line that builds it: --build "{name}(d_model, num_heads, ...)".'

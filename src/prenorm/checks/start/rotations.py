@@ -25,7 +25,7 @@ def in_forward(name: str, made: Description) -> Iterator[str]:
     """Possible values of a parameter such as freqs_cis, rope or position_embeddings."""
     functions = [line.written() for line in table_functions(made)]
     tables = [f"rows({line}, positions)" for line in functions] + functions
-    built = [line.written() for line in modules(made)]
+    built = [line.written(frozenset({"dtype", "device"})) for line in modules(made)]
     called = list(module_calls(made))
     complex_first = bool(re.search("freq|cis", name))
     yield from [*tables, *called, *built] if complex_first else [*called, *built, *tables]
@@ -57,10 +57,14 @@ def table_functions(made: Description) -> Iterator[Line]:
 
 
 def modules(made: Description) -> Iterator[Line]:
-    """Modules of the file that rotate, or return tables."""
+    """Modules of the file that rotate, or return tables, with a dtype and a device where the block gets them."""
+    asked = {"dtype", "device"} & {meaning_of(one["name"]) for one in made["constructor"] or ()}
     for helper in made["helpers"]:
         if helper["kind"] == "class" and (arguments := _rope_arguments(helper["parameters"])) is not None:
-            yield Line(helper["name"], arguments, follows=True)
+            optional = [one for one in helper["parameters"] or () if not one["required"] and one["default"] is None]
+            meant = [(one["name"], meaning_of(one["name"])) for one in optional]
+            also = [Argument(name, meaning) for name, meaning in meant if meaning is not None and meaning in asked]
+            yield Line(helper["name"], (*arguments, *also), follows=True)
 
 
 def module_calls(made: Description) -> Iterator[str]:

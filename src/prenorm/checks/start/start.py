@@ -149,7 +149,8 @@ class _Start:
     def _settled(self, built: Built) -> Built:
         """A new block, with the lines as they are reported."""
         recipe = self.learner.recipe
-        build = recipe.build.settled(built.read, "config" in recipe.call.uses)
+        kept = "config" in recipe.call.uses or recipe.build.uses_kept("config")
+        build = recipe.build.settled(built.read, kept)
         self.learner.recipe = Recipe(build, recipe.call)
         usual_arguments(self.case)
         mask = next((one.value for one in recipe.call.arguments if one.needed and "mask" in one.uses), None)

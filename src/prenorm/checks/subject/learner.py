@@ -159,7 +159,7 @@ class Built:
         self.plain_weights: list[Description] = []  # tensors that are no parameters and may be weights all the same
         self.classes: dict[str, str] = {}  # by parameter, the class of its module, where that is none of torch's
         self.forward: list[Description] | None = reply["forward"]
-        self.read: dict[str, str] = reply["read"]
+        self.read: dict[str, Any] = reply["read"]
 
     @property
     def positions_name(self) -> str | None:

@@ -27,7 +27,7 @@ class Argument:
     """One argument of a line. name: its own, empty if it goes by place; value: as it is written.
 
     needed: whether the line has it even where it is one of ASKED and nobody asks; guess: whether neither its name nor
-    its annotation says that this is its value.
+    its annotation says that this is its value, or of which class it is.
     """
 
     name: str
@@ -77,7 +77,7 @@ class Line:
         for one in self.arguments:
             if one.guess:
                 found.append(one.name or str(one.value))
-            elif isinstance(one.value, Line) and not one.value.follows:
+            elif isinstance(one.value, Line):
                 found += one.value.guessed
             elif one.is_there(frozenset()) and one.value not in CERTAIN:
                 found.append(one.name or str(one.value))
@@ -87,7 +87,7 @@ class Line:
     def not_understood(self) -> list[str]:
         """Those of them whose names say nothing, so that a number or a size stands for anything."""
         inner = [one.value.not_understood if isinstance(one.value, Line) else [] for one in self.arguments]
-        own = [[one.name or str(one.value)] if one.guess else [] for one in self.arguments]
+        own = [[one.name or one.value] for one in self.arguments if one.guess and isinstance(one.value, str)]
         return [name for names in (*own, *inner) for name in names]
 
     def unread(self) -> "Line":
@@ -98,9 +98,10 @@ class Line:
                 return dataclasses.replace(one, value=one.value.unread())
             return dataclasses.replace(one, value="unread") if Line("", (one,)).guessed else one
 
-        return dataclasses.replace(self, arguments=tuple(map(of, self.arguments)))
+        by_name = (Argument("", "unread"),) if self.callee == "config" and not self.arguments else ()
+        return dataclasses.replace(self, arguments=(*by_name, *map(of, self.arguments)))
 
-    def settled(self, read: Mapping[str, str], keep: bool) -> "Line":
+    def settled(self, read: Mapping[str, Any], keep: bool) -> "Line":
         """With what a configuration of ours was asked for, and without names that no other line needs."""
         inner = tuple(
             dataclasses.replace(one, value=one.value.settled(read, keep)) if isinstance(one.value, Line) else one
@@ -108,8 +109,13 @@ class Line:
         )
         if self.callee == "config":
             there = {one.name for one in inner}
-            inner += tuple(Argument(name, value, True) for name, value in read.items() if name not in there)
+            inner += tuple(Argument(name, _entry(value), True) for name, value in read.items() if name not in there)
         return dataclasses.replace(self, arguments=inner, keep=self.keep if keep else "")
+
+    def uses_kept(self, name: str) -> bool:
+        """Whether an argument uses what another one is kept under."""
+        others = (one for one in self.arguments if not (isinstance(one.value, Line) and one.value.callee == name))
+        return any(name in one.uses for one in others)
 
     @property
     def uses(self) -> frozenset[str]:
@@ -139,6 +145,13 @@ class Recipe:
 
     build: Line
     call: Line = field(default_factory=lambda: Line("block", (Argument("", "x"),)))
+
+
+def _entry(read: str | Mapping[str, Any]) -> str | Line:
+    """A value of a configuration, or a part of it."""
+    if isinstance(read, str):
+        return read
+    return Line("config", tuple(Argument(name, _entry(value), True) for name, value in read.items()))
 
 
 def given(text: str, what: str) -> Line:

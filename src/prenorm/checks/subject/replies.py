@@ -56,9 +56,17 @@ def _is_name(value: Any) -> bool:
 _TEXT, _WHOLE, _SWITCH, _TENSOR = _is(str), _is(int), _is(bool), _is(Tensor)
 
 
-def _is_read(value: Any) -> bool:
-    """What was asked of a configuration: names, and what names.WRITTEN gives for them."""
-    return type(value) is dict and all(_is_name(name) for name in value) and {*value.values()} <= {*WRITTEN.values()}
+def _is_read(value: Any, depth: int = 4) -> bool:
+    """What was asked of a configuration: names, and what names.WRITTEN gives for them, or the same of parts."""
+    if depth == 0 or type(value) is not dict or not all(map(_is_name, value)):
+        return False
+    parts = [one for one in value.values() if type(one) is dict]
+    rest = [one for one in value.values() if type(one) is not dict]
+    return (
+        all(type(one) is str for one in rest)
+        and {*rest} <= {*WRITTEN.values()}
+        and all(_is_read(one, depth - 1) for one in parts)
+    )
 
 
 _SHAPE = _list(_WHOLE)
@@ -79,7 +87,10 @@ _LOADED = _record(
     name=_is_name,
     constructor=_PARAMETERS,
     is_class=_SWITCH,
-    helpers=_list(_record(name=_is_name, kind=_TEXT, parameters=_PARAMETERS, forward=_PARAMETERS), 40),
+    helpers=_list(
+        _record({"of_transformers": _SWITCH}, name=_is_name, kind=_TEXT, parameters=_PARAMETERS, forward=_PARAMETERS),
+        40,
+    ),
     notes=_named(_TEXT),
     numbers=lambda value: _named(lambda meaning: meaning in WRITTEN)(value) and all(map(_is_name, value)),
 )

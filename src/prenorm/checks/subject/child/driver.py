@@ -22,7 +22,7 @@ from .devices import AtHome, OneDevice
 from .dtypes import Dtypes
 from .errors import UnfinishedError, described, unfinished
 from .importing import Importer
-from .names import TABLES, Config, changer, namespace, of_build, of_call, sizes_in, used
+from .names import TABLES, Maker, changer, namespace, of_build, of_call, sizes_in, used
 from .scramble import OtherAngles, scrambled
 from .signatures import DEFINES_ROTATIONS, helpers, parameters
 from .tensors import first_tensor, held, listed, plain, set_values
@@ -127,12 +127,7 @@ class Driver:
         wanted = used(request["line"])
         positions = torch.arange(names["max_seq_len"])
         names |= of_call(wanted & {*TABLES}, names, positions[:, None].double(), {"positions": positions})
-        made: list[Config] = []
-
-        def config(base: Any = None, **given: Any) -> Config:
-            made.append(Config(names, given, base))
-            return made[-1]
-
+        config = Maker(names)
         names = self._own | names | {"config": config}
         if "." not in self._name:
             names[self._name] = self._make
@@ -140,8 +135,7 @@ class Driver:
             block = eval(request["line"].strip(), names)
         reply = self.add(block, to=request.get("to"), modules=request.get("modules"))
         self._names[reply["block"]] = names
-        for one in made:
-            reply["read"] |= one.__dict__["read"]
+        reply["read"] = config.asked()
         return reply
 
     def add(self, block: Any, *, to: str | None = None, modules: list[str] | None = None) -> Reply:

@@ -46,7 +46,7 @@ _LOOSE = {
     r"|^(encoder|decoder|model|self)_(attention|attn)_heads$",
     "vocabulary": r"vocab",
     "layers": r"^(n|num|number_of|no)_?(hidden_|decoder_|transformer_)?(layers?|blocks?)$|^(depth|layers)$",
-    "batch": r"(^|_)(batch|bsz)(_?size)?$",
+    "batch": r"^(?!.*cache)(.*_)?(batch|bsz)(_?size)?$",
     "on": r"^(use|apply|with|has|enable|do|is)_\w*(rope|rotary|rms|swiglu|silu|glu|gat(e|ing)|resid|pre_?norm|scal)"
     r"|^(pre_?norm|norm_first|gated)$",
     "off": r"^(use|apply|with|has|enable|do|is|no|disable|tie|share)_|(^|_)qk_?(layer_?|rms_?)?norm$"

@@ -6,9 +6,10 @@ beside them; where both have one, ours counts, and `module.NAME` is the learner'
 
 import ast
 import math
+import re
 import types
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -41,6 +42,7 @@ def of_call(wanted: Iterable[str], settings: Mapping[str, Any], x: Tensor, value
         "x": lambda: x,
         "seq": lambda: seq,
         "device": lambda: x.device,
+        "dtype": lambda: x.dtype,
         "batch": lambda: x.shape[0],
         "positions": lambda: positions,
         "mask": lambda: mask,
@@ -133,7 +135,9 @@ class UnknownEntryError(KeyError, AttributeError):
 class Config(dict[str, Any]):
     """A configuration for blocks that take one: an object with attributes, and a dictionary, that knows usual names.
 
-    What it is given counts first; then, for what is no size, what base has. `read` holds the usual names asked for.
+    What it is given counts first; then, for what is no size, what base has. `read` holds the usual names asked for, and
+    parts of it such as config.model, which know the same names. Where base must not be read, nothing may depend on
+    sizes whose names are only nearly usual.
     """
 
     def __init__(self, settings: Mapping[str, Any], given: Mapping[str, Any], base: Any = None) -> None:
@@ -150,15 +154,28 @@ class Config(dict[str, Any]):
         self[name] = self.__dict__[name] = value
 
     def __missing__(self, name: str) -> Any:
-        meaning = meaning_of(name, loosely=True)
-        base = self.__dict__["_base"]
+        known = name.lower() if name.isupper() else name
+        meaning = meaning_of(known, loosely=True)
+        base, settings = self.__dict__["_base"], self.__dict__["_settings"]
+        if isinstance(base, Unread):
+            if meaning in SIZES and meaning_of(known) is None:
+                return base
+            base = None
         if meaning not in SIZES and base is not None and hasattr(base, name):
             return getattr(base, name)
         line = None if name.startswith("__") or meaning is None else WRITTEN.get(meaning)
+        if line is None and PART.search(name):
+            self.__dict__["read"][name] = self[name] = self.__dict__[name] = Part(settings, {}, self.__dict__["_base"])
+            return self[name]
         if line is None:
             raise UnknownEntryError(f"the configuration has no {name!r}")
         self.__dict__["read"][name] = line
-        return eval(line, dict(self.__dict__["_settings"]))
+        return eval(line, dict(settings))
+
+    def asked(self) -> dict[str, Any]:
+        """What was asked for: the usual names and how they are written, and of parts the same."""
+        read: dict[str, Any] = self.__dict__["read"]
+        return {name: one.asked() if isinstance(one, Config) else one for name, one in read.items()}
 
     def get(self, name: str, default: Any = None) -> Any:
         """As a dictionary's, with the usual names."""
@@ -171,6 +188,36 @@ class Config(dict[str, Any]):
         return self.get(name, self) is not self if isinstance(name, str) else False
 
 
+class Part(Config):
+    """A part of a configuration, such as config.model; what is compared or looked up was no part, but a setting."""
+
+    def _is_none(self, *_: object) -> NoReturn:
+        raise UnknownEntryError("the configuration has no such part, but a setting of that name")
+
+    __eq__ = __ne__ = __hash__ = _is_none  # type: ignore[assignment]
+
+
+class Maker(Config):
+    """What lines call `config`: it makes configurations, and is one, with the usual names."""
+
+    def __init__(self, settings: Mapping[str, Any]) -> None:
+        super().__init__(settings, {})
+        self.__dict__["_made"] = [self]
+
+    def __call__(self, base: Any = None, **given: Any) -> Config:
+        made: list[Config] = self.__dict__["_made"]
+        made.append(Config(self.__dict__["_settings"], given, base))
+        return made[-1]
+
+    def asked(self) -> dict[str, Any]:
+        """What was asked of all."""
+        others = self.__dict__["_made"][1:]
+        return super().asked() | {name: line for one in others for name, line in one.asked().items()}
+
+
+PART = re.compile(
+    r"^(model|block|transformer|decoder|network|net|arch(itecture)?|llm|gpt)?_?(config|cfg|args|params|hparams)?$", re.I
+)
 SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len", "rope_theta", "eps", "dropout")
 TABLES = ("cos", "sin", "angles", "freqs_cis")
 WRITTEN = {

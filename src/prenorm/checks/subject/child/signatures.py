@@ -63,21 +63,27 @@ def _plain(default: Any) -> Any:
 def helpers(names: Mapping[str, Any], make: Any, constructor: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What of the learner's may be handed to a block: {"name", "kind", "parameters", "forward"}.
 
-    kind: "configuration" (a class of settings), "class" (a module that rotates or makes tables), or "function".
+    kind: "configuration" (a class of settings; "of_transformers" says whether it derives from one of that package),
+    "class" (a class that rotates or makes tables, mostly a module), or "function".
     """
     annotated = {one["annotation"] for one in constructor} | {
         one["annotation"] for one in constructor if CONFIG.search(one["name"])
     }
+    rotating = {one["annotation"] for one in constructor if ROPE.search(one["name"])}
     found = []
     for name, value in names.items():
         if value is make or is_stub(value) or not callable(value) or isinstance(value, nn.Module):
             continue
         is_class = inspect.isclass(value)
-        if is_class and not issubclass(value, nn.Module) and (CONFIG_CLASS.search(name) or name in annotated):
+        rotates = name in rotating or ROPE.search(name) is not None
+        settings = CONFIG_CLASS.search(name) or (name in annotated and not rotates)
+        if is_class and not issubclass(value, nn.Module) and settings:
             if getattr(value, "__module__", "") in ("builtins", "typing", "torch", "abc"):
                 continue
-            found.append({"name": name, "kind": "configuration", "parameters": parameters(value), "forward": None})
-        elif is_class and ROPE.search(name):
+            one = {"name": name, "kind": "configuration", "parameters": parameters(value), "forward": None}
+            of_transformers = any(base.__module__.startswith("transformers.") for base in value.__mro__)
+            found.append(one | {"of_transformers": of_transformers})
+        elif is_class and rotates:
             call = value.forward if issubclass(value, nn.Module) else getattr(value, "__call__", None)  # noqa: B004
             found.append({"name": name, "kind": "class", "parameters": parameters(value), "forward": _bound(call)})
         elif isinstance(value, types.FunctionType) and (ROPE.search(name) or "freq" in name) and MAKES.search(name):
