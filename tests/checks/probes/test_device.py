@@ -35,6 +35,14 @@ class KeepsItsWeights(Right):
         super().__init__(d_model, num_heads, d_ff)
 
 
+class CopiesFromThere(Right):
+    """A copy from a device to another runs everywhere but from meta; the weight stays."""
+
+    def __init__(self, d_model, num_heads, d_ff, device=None):
+        super().__init__(d_model, num_heads, d_ff)
+        self.down.weight.data.copy_(torch.zeros(d_model, d_ff, device=device))
+
+
 class CopiesItsWeight(Right):
     """What .to returns is a parameter only if nothing had to be copied."""
 
@@ -87,6 +95,7 @@ def judged(block: type[nn.Module]) -> Report:
     [
         (KeepsItsTable, "wrong_device_buffer", "built there with device= it raises"),
         (KeepsItsWeights, "wrong_device_buffer", "with device=, these weights are on another device: norm1.weight"),
+        (CopiesFromThere, "wrong_device_buffer", "with device=, these weights are on another device: norm1.weight"),
         (CopiesItsWeight, "constructor_error", "with device= of another device it raises TypeError: cannot assign"),
     ],
 )
@@ -96,7 +105,13 @@ def test_what_the_argument_does_not_reach_is_a_fault(block, fault, said):
     assert report.findings[fault].startswith(said)
 
 
-@pytest.mark.parametrize("block", [GoesThere, BringsItsTable, TakesItsRotation])
+class CopiesThere(GoesThere):
+    def __init__(self, d_model, num_heads, d_ff, device=None):
+        super().__init__(d_model, num_heads, d_ff, device)
+        self.down.weight.data.copy_(torch.zeros(d_model, d_ff, device=device).cpu())
+
+
+@pytest.mark.parametrize("block", [GoesThere, BringsItsTable, TakesItsRotation, CopiesThere])
 def test_all_that_runs_there_is_right(block):
     assert not judged(block).findings
 

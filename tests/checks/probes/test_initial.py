@@ -1,12 +1,13 @@
 """The weights that a constructor leaves, and the code beside a block that excuses them."""
 
 import pytest
+import torch
 from torch import nn
 
 from prenorm.checks.probes.case import Report
 from prenorm.checks.probes.initial import constructed
 
-from ..small import DeviationOfOne, NeverFilled, Right
+from ..small import DeviationOfOne, Frozen, NeverFilled, Right
 from .started import started
 
 
@@ -16,6 +17,15 @@ def judged(block: type[nn.Module], beside: str) -> Report:
     return case.report
 
 
+PART = """class Part:
+    def __init__(self):
+        self.{call}
+
+    def _init_params(self):
+        normal_(self.w)
+
+"""
+BLOCK = "class DeviationOfOne:\n    def __init__(self):\n        self.part = Part()\n\n"
 LOADS = "def load(path, model):\n    model.load_state_dict(torch.load(path))\n"
 
 
@@ -28,6 +38,12 @@ LOADS = "def load(path, model):\n    model.load_state_dict(torch.load(path))\n"
         (LOADS + "loss.backward()", True),
         (LOADS + "# an optimized kernel", False),
         ("def _init_weights(self, module): ...", False),
+        (BLOCK + PART.format(call="_init_params()"), True),  # what the constructor runs is no later code
+        (BLOCK + PART.format(call="apply(self._init_params)"), True),
+        (BLOCK + "def init_weights(model): ...", False),
+        (BLOCK.replace("Part", "init_params") + "def init_params(layer): ...", True),
+        (BLOCK + PART.format(call="w = None"), False),  # a model calls it
+        (PART.format(call="_init_params()") + BLOCK.replace("Part", "Linear"), False),  # a model does
     ],
 )
 def test_a_checkpoint_excuses_weights_only_where_nothing_is_trained(beside, counts):
@@ -48,3 +64,21 @@ def test_an_embedding_is_no_matrix_of_the_block():
 
 def test_the_fix_of_a_norms_weight_is_one_for_a_norm():
     assert "torch.ones" in judged(NeverFilled, "").mends["weights_uninitialised"]
+
+
+class Empty(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.down.weight = nn.Parameter(torch.empty(d_model, d_ff))
+
+
+@pytest.mark.parametrize(
+    ("block", "reason"),
+    [
+        (Right, "initialised, with a usual scale"),
+        (Empty, "nothing fills down.weight"),
+        (Frozen, "requires_grad is False for down.weight"),
+    ],
+)
+def test_the_reason_of_a_failed_check_is_what_failed(block, reason):
+    assert [one.reason for one in judged(block, "").checks] == [reason]

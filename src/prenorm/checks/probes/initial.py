@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..formula.parameters import Piece, Raw, Sizes
+from ..source.constructors import without_constructors
 from ..subject.learner import USUAL, Built, LearnerError
 from .case import Case, raised
 
@@ -19,7 +20,7 @@ LATER = re.compile(
     r"\.apply\(|def _?(init|reset|initiali[sz]e)\w*(weight|param|model)\w*\(\s*(self|module|model|layer|net|m)\b"
     r"|def _?reset_parameters\("
 )
-"""A model that initialises its blocks' weights; a function that takes a weight is a helper of the constructor."""
+"""A model that initialises its blocks' weights; what a constructor of the block runs is no later code."""
 LEFT = re.compile(r"init\w*\s*=\s*lambda \w+: *(\w+|None)\s*[,)\n]")
 """An initialiser that does nothing, because a checkpoint fills the weights."""
 LOADED = re.compile(r"load_state_dict\(|from_pretrained\(|load_file\(")
@@ -62,7 +63,8 @@ def constructed(case: Case, text: str) -> None:
         return
     if frozen:
         case.report.found("gradient_missing", f"requires_grad is False for {_list(frozen)}")
-    if LATER.search(text) or ((LOADED.search(text) or LEFT.search(text)) and not TRAINED.search(text)):
+    later = without_constructors(text, str(case.learner.made["name"]))
+    if LATER.search(later) or ((LOADED.search(text) or LEFT.search(text)) and not TRAINED.search(text)):
         case.report.skip("weights at the start", "other code initialises or loads them later")
         return
     if empty:
@@ -73,9 +75,13 @@ def constructed(case: Case, text: str) -> None:
     problem = _scale(case)
     if problem:
         case.report.found("weight_init_scale", problem)
-    case.report.check(
-        "weights at the start", not (empty or problem or frozen), problem or "initialised, with a usual scale"
-    )
+    reasons = [
+        problem,
+        f"nothing fills {_list(empty)}" if empty else "",
+        f"requires_grad is False for {_list(frozen)}" if frozen else "",
+    ]
+    reason = "; ".join(filter(None, reasons))
+    case.report.check("weights at the start", not reason, reason or "initialised, with a usual scale")
 
 
 def _scale(case: Case) -> str:

@@ -131,7 +131,8 @@ class Driver:
         names = self._own | names | {"config": config}
         if "." not in self._name:
             names[self._name] = self._make
-        with filled():
+        there = OneDevice if request["values"].get("device") == {"device": "meta"} else contextlib.nullcontext
+        with filled(), there():
             block = eval(request["line"].strip(), names)
         reply = self.add(block, to=request.get("to"), modules=request.get("modules"))
         self._names[reply["block"]] = names

@@ -46,8 +46,19 @@ def described(error: BaseException) -> dict[str, Any]:
         return {"type": NotInstalledError.__name__, "message": lacking, "frames": frames[-FRAMES:]}
     if isinstance(error, UnfinishedError):
         return {"type": "TypeError", "message": message, "frames": [error.frame]}
+    if error.__cause__ is not None and frames and _only_leads(message, str(frames[-1]["file"])):
+        return {
+            "type": type(error.__cause__).__name__,
+            "message": str(error.__cause__)[:TEXT],
+            "frames": frames[-FRAMES:],
+        }
     cause = "" if error.__cause__ is None else "\n" + "".join(traceback.format_exception_only(error.__cause__)).strip()
     return {"type": type(error).__name__, "message": message[: TEXT - 400] + cause[:400], "frames": frames[-FRAMES:]}
+
+
+def _only_leads(message: str, file: str) -> bool:
+    """Whether a package says only that its own code failed, such as code that it generated, and shows that code."""
+    return "site-packages" in file and message.partition("\n")[0].rstrip().endswith(":")
 
 
 def _is_there(package: str) -> bool:
