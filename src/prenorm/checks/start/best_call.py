@@ -36,6 +36,7 @@ class Calls:
     def __init__(self, case: Case, build: Line, built: Built, given: Line | None, text: str) -> None:
         self.case, self.learner = case, case.learner
         self.build, self.built, self.given = build, built, given
+        self.text = text
         self._says_seq_first = given is None and SEQ_FIRST.search(text) is not None
         self.furthest: tuple[list[int], Recipe, LearnerError | None] = ([-1], self.learner.recipe, None)
         """Of the calls that raise, the one that got furthest: its lines, both lines, and the error."""
@@ -113,7 +114,8 @@ class Calls:
     def _of_some_lengths(self, best: Line, lines: list[Line]) -> Line | None:
         """The call without optional arguments, if it runs at other lengths.
 
-        Passing them would hide that the block fails at this length.
+        Passing them would hide that the block fails at this length. Where None is only used as it is, such as
+        table[None], and the block runs at all lengths with positions, it is no default that is meant to run.
         """
         required = {one["name"] for one in self.built.forward or () if one["required"]}
         kept = tuple(one for one in best.arguments if not one.name or one.name in required)
@@ -121,9 +123,16 @@ class Calls:
         plainer = next((line for line in lines if line.written() == text), None)
         if self.given is not None or plainer is None or text == best.written():
             return None
-        if any(next(self._running([plainer], length), None) for length in OTHER_LENGTHS):
-            return plainer
-        return None
+        running = [length for length in OTHER_LENGTHS if next(self._running([plainer], length), None)]
+        of_the_whole_table = running == [MAX_SEQ_LEN] and not self._handles_none(best)
+        if of_the_whole_table and all(next(self._running([best], length), None) for length in OTHER_LENGTHS):
+            return None
+        return plainer if running else None
+
+    def _handles_none(self, line: Line) -> bool:
+        """Whether the source does something else if an argument is None that the line passes."""
+        names = "|".join(re.escape(one.name) for one in line.arguments if one.name)
+        return re.search(rf"\b({names})\s+(is|or|[!=]=)\b|\bif\s+(not\s+)?({names})\b", self.text) is not None
 
     def _better(self, best: Line, lines: list[Line], others: Iterator[Line]) -> Line:
         """The best call that runs: its mask hides later tokens, and its tables rotate by distance."""
