@@ -34,6 +34,7 @@ ANNOTATED = {
     "norm: Literal['layer', 'rms']": "norm='rms'",
     "qk_norm: Literal['rms', 'none']": "qk_norm='none'",
     "activation: Literal['relu', 'silu']": "activation='silu'",
+    "ff_activation: Literal['relu', 'swish']": "ff_activation='swish'",
     "position_encoding: Literal['learned', 'rope']": "position_encoding='rope'",
     "tie_embeddings: object": "tie_embeddings=False",
 }

@@ -176,6 +176,17 @@ def test_a_default_of_positions_that_only_fits_the_whole_table_is_told(tmp_path:
     assert "token_positions is passed in every call" in case.report.conventions["without_optional_arguments"]
 
 
+def test_positions_that_choose_rows_of_tables_are_not_passed_with_them(tmp_path: Path) -> None:
+    rows = "rope[{0}] if position_ids is None else rope[{0}][position_ids].unsqueeze(1)"
+    turn = f"t * ({rows.format(0)}) + rotate_half(t) * ({rows.format(1)})"
+    (tmp_path / "model.py").write_text(_halves("rope, position_ids=None", turn))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == ([], 0)
+    assert verdict.conventions["positions"].startswith("position_ids chooses rows of the tables")
+    (tmp_path / "model.py").write_text(_halves("rope, position_ids=None", "t * rope[0] + rotate_half(t) * rope[1]"))
+    assert "positions" not in check(f"{tmp_path}/model.py:Block").conventions
+
+
 def test_what_rotates_only_with_positions_gets_them_and_says_so(tmp_path: Path) -> None:
     source = PARTS + _block(
         "d_model, num_heads, d_ff, max_seq_len=64",

@@ -57,7 +57,7 @@ class Calls:
             elif length == TOKENS:
                 best = self._better(best, lines, running)
                 best = self._made_causal(best)
-                self.learner.recipe = Recipe(self.build, self._without_cache(best))
+                self.learner.recipe = Recipe(self.build, self._without_places(best))
             self._say_what_the_defaults_do(lines[0])
             return True
         return False
@@ -182,16 +182,26 @@ class Calls:
         running = self._running(masked)
         return next((one for one in running if effects.hides_what_comes_later(self.case, self.built)), line)
 
-    def _without_cache(self, line: Line) -> Line:
-        """The call without positions in a cache, if they raise without a cache."""
+    def _without_places(self, line: Line) -> Line:
+        """The call without optional positions that raise: places in a cache, or rows of tables.
+
+        The tables of this call have the rows of the positions already, and no others.
+        """
         for one in line.arguments:
-            if one.value == "positions" and not one.needed and IN_A_CACHE.search(one.name):
-                self.learner.recipe = Recipe(self.build, line)
-                try:
-                    self.built.run(None, self.case.x(2, TOKENS, dtype=torch.float32), positions=torch.arange(TOKENS))
-                except LearnerError:
-                    line = replace(line, arguments=tuple(other for other in line.arguments if other != one))
-                    self.case.report.conventions["positions"] = f"{one.name} belongs to a cache, and is not passed"
+            if one.value != "positions" or one.needed:
+                continue
+            if line.uses & {*TABLES}:
+                places, what = 2 * torch.arange(TOKENS), "chooses rows of the tables, which are those of the positions"
+            elif IN_A_CACHE.search(one.name):
+                places, what = torch.arange(TOKENS), "belongs to a cache"
+            else:
+                continue
+            self.learner.recipe = Recipe(self.build, line)
+            try:
+                self.built.run(None, self.case.x(2, TOKENS, dtype=torch.float32), positions=places)
+            except LearnerError:
+                line = replace(line, arguments=tuple(other for other in line.arguments if other != one))
+                self.case.report.conventions["positions"] = f"{one.name} {what}, and is not passed"
         return line
 
     def _turned_otherwise(self, best: Line, lines: list[Line]) -> list[Line]:
