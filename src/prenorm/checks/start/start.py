@@ -15,7 +15,7 @@ from ..subject.child import meanings
 from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Built, LearnerError
 from ..subject.recipe import Line, Recipe, given
-from . import build_lines
+from . import build_lines, effects
 from .best_call import Calls, reached
 from .refusals import UnknownArgumentsError, is_its_own, refuse_build, refuse_call, refuse_sizes
 
@@ -94,6 +94,8 @@ class _Start:
             refuse_build(self.learner, errors[0], guessed=self.build is None)
         _, self.learner.recipe, raising = max((one.furthest for one in tried), key=lambda one: one[0])
         if self.call is None and raising is not None and not is_its_own(raising):
+            if (axes := effects.axes_of_images(self.case, built_at_all)) is not None:
+                raise UnknownArgumentsError(f"its input is {axes}; only blocks for (batch, seq, d_model) are judged.")
             if self.build is None and not self._takes_sizes():
                 refuse_sizes(self.learner, raising)
             if not self._is_its_own(raising):
