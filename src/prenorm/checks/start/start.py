@@ -122,6 +122,9 @@ class _Start:
         recipe, made = self.learner.recipe, self.learner.made
         if error.error["type"] == UnknownEntryError.__name__:
             return False
+        of_transformers = {one["name"] for one in made["helpers"] if one.get("of_transformers")}
+        if error.stage == "constructor" and recipe.build.uses & of_transformers and not is_its_own(error):
+            return False  # such a configuration differs from release to release
         blind = Recipe(build_lines.with_defaults(recipe.build.unread(), made, 2), recipe.call.unread())
         if blind == recipe:
             return True
