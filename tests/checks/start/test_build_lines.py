@@ -34,6 +34,7 @@ ANNOTATED = {
     "norm: Literal['layer', 'rms']": "norm='rms'",
     "qk_norm: Literal['rms', 'none']": "qk_norm='none'",
     "activation: Literal['relu', 'silu']": "activation='silu'",
+    "ff_activation: Literal['relu', 'swish']": "ff_activation='swish'",
     "position_encoding: Literal['learned', 'rope']": "position_encoding='rope'",
     "tie_embeddings: object": "tie_embeddings=False",
 }
@@ -133,19 +134,30 @@ def test_a_rotation_gets_the_configuration_that_it_needs(takes: str, width: str,
     assert "rotary=Rotary(cfg=config)" in case.learner.recipe.build.written()
 
 
+OF_TRANSFORMERS = (
+    "from transformers import PretrainedConfig\n\n\nclass Settings(PretrainedConfig):\n"
+    "    def __init__(self, hidden_size=64, num_attention_heads=4, **kwargs):\n"
+    "        self.hidden_size, self.num_attention_heads = hidden_size, num_attention_heads\n"
+    "        super().__init__(**kwargs)\n\n"
+)
+
+
+@pytest.mark.parametrize(
+    ("part", "id"), [("{}[settings.model_type]", "arguments_unknown"), ("settings.zork = zork", "constructor_error")]
+)
+def test_an_error_with_a_configuration_of_another_release_is_no_fault(part: str, id: str, tmp_path: Path) -> None:
+    pytest.importorskip("transformers")
+    (tmp_path / "model.py").write_text(HEAD + OF_TRANSFORMERS + TAKES.format("settings: Settings", part))
+    assert check(f"{tmp_path}/model.py:Block").ids == [id]
+
+
 def test_a_configuration_of_transformers_has_an_attention(tmp_path: Path) -> None:
     pytest.importorskip("transformers")
-    config = (
-        "from transformers import PretrainedConfig\n\n\nclass Settings(PretrainedConfig):\n"
-        "    def __init__(self, hidden_size=64, num_attention_heads=4, **kwargs):\n"
-        "        self.hidden_size, self.num_attention_heads = hidden_size, num_attention_heads\n"
-        "        super().__init__(**kwargs)\n\n"
-    )
     part = "width = settings.hidden_size; self.part = {'eager': nn.Linear}[settings._attn_implementation](width, width)"
-    case = started(HEAD + config + TAKES.format("settings: Settings", part), tmp_path)
+    case = started(HEAD + OF_TRANSFORMERS + TAKES.format("settings: Settings", part), tmp_path)
     assert "attn_implementation='eager'" in case.learner.recipe.build.written()
     plain = "self.part = nn.Linear(settings.hidden_size, settings.hidden_size)"
-    case = started(HEAD + config + TAKES.format("settings: Settings", plain), tmp_path)
+    case = started(HEAD + OF_TRANSFORMERS + TAKES.format("settings: Settings", plain), tmp_path)
     assert "eager" not in case.learner.recipe.build.written()
 
 

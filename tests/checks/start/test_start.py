@@ -162,6 +162,31 @@ def test_what_fails_at_a_length_without_positions_is_not_helped_by_them(tmp_path
     assert [finding.id for finding in verdict.findings if finding.counts] == ["sequence_length_fixed"]
 
 
+def test_a_default_of_positions_that_only_fits_the_whole_table_is_told(tmp_path: Path) -> None:
+    source = _halves(
+        "token_positions=None", "t * self.cos[token_positions] + rotate_half(t) * self.sin[token_positions]"
+    )
+    tables = (
+        "        angles = torch.arange(max_seq_len)[:, None] / 9 ** torch.arange(4)\n"
+        "        self.cos, self.sin = angles.cos().repeat(1, 2), angles.sin().repeat(1, 2)\n"
+    )
+    source = source.replace("intermediate_size)", "intermediate_size, max_seq_len)", 1)
+    case = started(source.replace("        self.heads =", f"{tables}        self.heads ="), tmp_path)
+    assert case.learner.recipe.call.written() == "block(x, token_positions=positions)"
+    assert "token_positions is passed in every call" in case.report.conventions["without_optional_arguments"]
+
+
+def test_positions_that_choose_rows_of_tables_are_not_passed_with_them(tmp_path: Path) -> None:
+    rows = "rope[{0}] if position_ids is None else rope[{0}][position_ids].unsqueeze(1)"
+    turn = f"t * ({rows.format(0)}) + rotate_half(t) * ({rows.format(1)})"
+    (tmp_path / "model.py").write_text(_halves("rope, position_ids=None", turn))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == ([], 0)
+    assert verdict.conventions["positions"].startswith("position_ids chooses rows of the tables")
+    (tmp_path / "model.py").write_text(_halves("rope, position_ids=None", "t * rope[0] + rotate_half(t) * rope[1]"))
+    assert "positions" not in check(f"{tmp_path}/model.py:Block").conventions
+
+
 def test_what_rotates_only_with_positions_gets_them_and_says_so(tmp_path: Path) -> None:
     source = PARTS + _block(
         "d_model, num_heads, d_ff, max_seq_len=64",

@@ -37,6 +37,7 @@ class Calls:
     def __init__(self, case: Case, build: Line, built: Built, given: Line | None, text: str) -> None:
         self.case, self.learner = case, case.learner
         self.build, self.built, self.given = build, built, given
+        self.text = text
         self._says_seq_first = given is None and SEQ_FIRST.search(text) is not None
         self.furthest: tuple[list[int], Recipe, LearnerError | None] = ([-1], self.learner.recipe, None)
         """Of the calls that raise, the one that got furthest: its lines, both lines, and the error."""
@@ -57,7 +58,7 @@ class Calls:
             elif length == TOKENS:
                 best = self._better(best, lines, running)
                 best = self._made_causal(best)
-                self.learner.recipe = Recipe(self.build, self._without_cache(best))
+                self.learner.recipe = Recipe(self.build, self._without_places(best))
             self._say_what_the_defaults_do(lines[0])
             return True
         return False
@@ -114,7 +115,8 @@ class Calls:
     def _of_some_lengths(self, best: Line, lines: list[Line]) -> Line | None:
         """The call without optional arguments, if it runs at other lengths.
 
-        Passing them would hide that the block fails at this length.
+        Passing them would hide that the block fails at this length. Where None is only used as it is, such as
+        table[None], and the block runs at all lengths with positions, it is no default that is meant to run.
         """
         required = {one["name"] for one in self.built.forward or () if one["required"]}
         kept = tuple(one for one in best.arguments if not one.name or one.name in required)
@@ -122,9 +124,16 @@ class Calls:
         plainer = next((line for line in lines if line.written() == text), None)
         if self.given is not None or plainer is None or text == best.written():
             return None
-        if any(next(self._running([plainer], length), None) for length in OTHER_LENGTHS):
-            return plainer
-        return None
+        running = [length for length in OTHER_LENGTHS if next(self._running([plainer], length), None)]
+        of_the_whole_table = running == [MAX_SEQ_LEN] and not self._handles_none(best)
+        if of_the_whole_table and all(next(self._running([best], length), None) for length in OTHER_LENGTHS):
+            return None
+        return plainer if running else None
+
+    def _handles_none(self, line: Line) -> bool:
+        """Whether the source does something else if an argument is None that the line passes."""
+        names = "|".join(re.escape(one.name) for one in line.arguments if one.name)
+        return re.search(rf"\b({names})\s+(is|or|[!=]=)\b|\bif\s+(not\s+)?({names})\b", self.text) is not None
 
     def _better(self, best: Line, lines: list[Line], others: Iterator[Line]) -> Line:
         """The best call that runs: its mask hides later tokens, and its tables rotate by distance."""
@@ -174,16 +183,26 @@ class Calls:
         running = self._running(masked)
         return next((one for one in running if effects.hides_what_comes_later(self.case, self.built)), line)
 
-    def _without_cache(self, line: Line) -> Line:
-        """The call without positions in a cache, if they raise without a cache."""
+    def _without_places(self, line: Line) -> Line:
+        """The call without optional positions that raise: places in a cache, or rows of tables.
+
+        The tables of this call have the rows of the positions already, and no others.
+        """
         for one in line.arguments:
-            if one.value == "positions" and not one.needed and IN_A_CACHE.search(one.name):
-                self.learner.recipe = Recipe(self.build, line)
-                try:
-                    self.built.run(None, self.case.x(2, TOKENS, dtype=torch.float32), positions=torch.arange(TOKENS))
-                except LearnerError:
-                    line = replace(line, arguments=tuple(other for other in line.arguments if other != one))
-                    self.case.report.conventions["positions"] = f"{one.name} belongs to a cache, and is not passed"
+            if one.value != "positions" or one.needed:
+                continue
+            if line.uses & {*TABLES}:
+                places, what = 2 * torch.arange(TOKENS), "chooses rows of the tables, which are those of the positions"
+            elif IN_A_CACHE.search(one.name):
+                places, what = torch.arange(TOKENS), "belongs to a cache"
+            else:
+                continue
+            self.learner.recipe = Recipe(self.build, line)
+            try:
+                self.built.run(None, self.case.x(2, TOKENS, dtype=torch.float32), positions=places)
+            except LearnerError:
+                line = replace(line, arguments=tuple(other for other in line.arguments if other != one))
+                self.case.report.conventions["positions"] = f"{one.name} {what}, and is not passed"
         return line
 
     def _turned_otherwise(self, best: Line, lines: list[Line]) -> list[Line]:

@@ -13,6 +13,7 @@ from ..probes.case import Case
 from ..subject.learner import Built, LearnerError
 
 TOKENS = 7
+IMAGE = (8, 6)
 SAME = 1e-4  # of the output's size
 
 
@@ -59,6 +60,17 @@ def sequences_meet(case: Case, built: Built) -> bool:
     x, other = _x(case), _x(case)
     ys = _outputs(case, built, x, torch.stack((x[0], other[1])), torch.stack((other[0], x[1])))
     return ys is None or _differ(ys[0][0], ys[1][0]) or _differ(ys[0][1], ys[2][1])
+
+
+def axes_of_images(case: Case, built: Built) -> str | None:
+    """The axes of the input, if it is an image: it runs, and pixels of one row have an effect on other rows."""
+    for axes, channels in (("(batch, height, width, channels)", 3), ("(batch, channels, height, width)", 1)):
+        x, others = (case.x(2, *IMAGE, dtype=torch.float32) for _ in range(2))
+        changed = torch.cat((others[:, :1], x[:, 1:]), 1)
+        ys = _outputs(case, built, x.movedim(3, channels), changed.movedim(3, channels))
+        if ys is not None and _differ(*(y.movedim(channels, 3)[:, 1:] for y in ys)):
+            return axes
+    return None
 
 
 def _x(case: Case) -> Tensor:

@@ -15,7 +15,7 @@ from ..subject.child import meanings
 from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Built, LearnerError
 from ..subject.recipe import Line, Recipe, given
-from . import build_lines
+from . import build_lines, effects
 from .best_call import EACH, Calls
 from .refusals import UnknownArgumentsError, is_its_own, reached, refuse_build, refuse_call, refuse_given, refuse_sizes
 
@@ -99,6 +99,8 @@ class _Start:
         if self.call is not None and raising is not None:
             refuse_given("--call", self.call, raising)
         if raising is not None and not is_its_own(raising):
+            if (axes := effects.axes_of_images(self.case, built_at_all)) is not None:
+                raise UnknownArgumentsError(f"its input is {axes}; only blocks for (batch, seq, d_model) are judged.")
             if self.build is None and not self._takes_sizes():
                 refuse_sizes(self.learner, raising)
             if not self._is_its_own(raising):
@@ -125,6 +127,9 @@ class _Start:
         recipe, made = self.learner.recipe, self.learner.made
         if error.error["type"] == UnknownEntryError.__name__:
             return False
+        of_transformers = {one["name"] for one in made["helpers"] if one.get("of_transformers")}
+        if error.stage == "constructor" and recipe.build.uses & of_transformers and not is_its_own(error):
+            return False  # such a configuration differs from release to release
         blind = Recipe(build_lines.with_defaults(recipe.build.unread(), made, 2), recipe.call.unread())
         if blind == recipe:
             return True

@@ -58,7 +58,7 @@ _LOOSE = {
     "d_model": r"(embd?|embed\w*|hidden|channels?)_?(dim|size|width|channels|features)?$"
     r"|(model|residual)_?(dim|size|width|channels|features)$|(^|_)(d|dim|n)_?model$",
     "causal": r"causal",
-    "activation": r"^(hidden_)?act(ivation)?(_fn|_function)?$",
+    "activation": r"(^|_)act(ivation)?(_fn|_function)?$",
     "cache": r"cache",
 }
 """Where no alias fits: in a configuration, or for an argument that is required."""
