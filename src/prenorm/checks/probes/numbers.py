@@ -8,7 +8,7 @@ from typing import Any
 
 from ..formula.choices import is_choice
 from ..search.explain import explain
-from ..search.explanation import Explanation, UnexplainedError
+from ..search.explanation import Explanation, OutOfTimeError, UnexplainedError
 from ..search.sizes import fitting_sizes
 from ..subject.child.meanings import meaning_of
 from ..subject.learner import TABLES, Built, LearnerError
@@ -69,8 +69,8 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
     common = [id for id in partly[0] if all(id in one for one in partly)] if partly else []
     for id in common:
         case.report.found(id, f"{partly[0][id]}; not all other numbers are explained, at {error.step}")
-    if not common:
-        case.report.found("unexplained", f"at {error.step}")
+    if not common:  # of a search that ended early, nothing is known
+        case.report.found("unexplained", f"at {error.step}", counts=not isinstance(error, OutOfTimeError))
 
 
 def _number_of_layers(case: Case) -> str:
