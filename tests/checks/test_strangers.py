@@ -5,9 +5,11 @@ Those that take a long search are left out; PRENORM_ALL_CHECKS=1 has them too.
 
 import functools
 import json
+import math
 import multiprocessing
 import os
 import time
+import types
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any
@@ -19,6 +21,7 @@ from torch import Tensor
 from prenorm.checks.judge import judge
 from prenorm.checks.probes import gradients
 from prenorm.checks.report.gradescope import gradescope
+from prenorm.checks.search import attempt
 from prenorm.checks.source.code import locate
 from prenorm.checks.subject import learner
 from prenorm.checks.subject.local import LocalSubject
@@ -253,14 +256,21 @@ def test_what_the_line_of_the_call_makes_is_not_made_by_the_block():
     assert verdict.ids == ["norm_weight_missing"]
 
 
-def test_a_search_that_takes_too_long_is_no_fault_of_the_blocks_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(learner, "SEARCHED", 0.0)
+@pytest.mark.parametrize("busy", [False, True])
+def test_a_search_that_takes_too_long_is_no_fault(busy: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """busy: other processes use up the time, and not the search."""
+    clock = types.SimpleNamespace(monotonic=lambda: math.inf, thread_time=lambda: 0.0)
+    if busy:
+        monkeypatch.setattr(attempt, "time", clock)
+    else:
+        monkeypatch.setattr(learner, "SEARCHED", 0.0)
     code = locate(f"{small.__file__}:RaisesInBfloat16AndIsOdd")
     verdict = judge(LocalSubject(small.RaisesInBfloat16AndIsOdd), code, seed=0, deadline=time.monotonic() + 60)
     found = {one.id: one.evidence for one in verdict.findings}
     assert {"wrong_dtype", "unexplained"} <= found.keys()
     assert found["unexplained"] == "at the time limit of the search, of which a larger --timeout gives it more"
     assert "timeout" not in found
+    assert "unexplained" not in [one.id for one in verdict.faults]
 
 
 @pytest.mark.parametrize("times", [1, 2])

@@ -8,7 +8,7 @@ from typing import Any
 
 from ..formula.choices import is_choice
 from ..search.explain import explain
-from ..search.explanation import Explanation, UnexplainedError
+from ..search.explanation import Explanation, OutOfTimeError, UnexplainedError
 from ..search.sizes import fitting_sizes
 from ..subject.child.meanings import meaning_of
 from ..subject.learner import TABLES, Built, LearnerError
@@ -76,8 +76,8 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
             f'correct the line that builds it: --build "{build.written()}"'
         )
         case.report.found("arguments_unknown", evidence, counts=False)
-    elif not common:
-        case.report.found("unexplained", f"at {error.step}")
+    elif not common:  # of a search that ended early, nothing is known
+        case.report.found("unexplained", f"at {error.step}", counts=not isinstance(error, OutOfTimeError))
 
 
 def _number_of_layers(case: Case) -> str:
