@@ -227,3 +227,22 @@ def test_an_annotation_with_a_class_of_the_file_is_no_guess(takes: str, id: str,
     block = TAKES.format(f"d_model, num_heads, d_ff, {takes}", part).replace("self.part(x)", "torch.zeros(2)[x > 0]")
     (tmp_path / "model.py").write_text(HEAD + ROTATION + block)
     assert check(f"{tmp_path}/model.py:Block").ids == [id]
+
+
+@pytest.mark.parametrize(
+    ("takes", "given"), [("dim, ratio: float = 10_000.0", "ratio=theta"), ("dim", "dim=head_dim)")]
+)
+def test_a_theta_that_the_rotation_does_not_get_is_not_ignored(takes: str, given: str, tmp_path: Path) -> None:
+    rotation = (
+        f"\n\nclass Rotary:\n    def __init__(self, {takes}):\n"
+        "        self.frequencies = RATIO ** -(torch.arange(0, dim, 2) / dim)\n\n"
+    ).replace("RATIO", "ratio" if "ratio" in takes else "1e4")
+    angles = "torch.outer(torch.arange(t.shape[-2]), self.rotary.frequencies).repeat(1, 2)"
+    source = _halves("ignored=None", f"t * {angles}.cos() + rotate_half(t) * {angles}.sin()")
+    source = source.replace("intermediate_size):", "intermediate_size, rotary_emb: Rotary, theta=1e4):", 1)
+    source = source.replace("        self.heads =", "        self.rotary = rotary_emb\n        self.heads =")
+    (tmp_path / "model.py").write_text(source.replace("class Block", f"{rotation.lstrip()}\nclass Block"))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert verdict.judged
+    assert "rope_theta_ignored" not in verdict.ids
+    assert given in verdict.build

@@ -25,6 +25,9 @@ def rope_theta(case: Case) -> None:
     if not _rotates(case):
         case.report.skip("rope_theta", "nothing is rotated")
         return
+    if _handed_in_without_theta(case):
+        case.report.skip("rope_theta", "the rotation is handed in, and takes none")
+        return
     assert case.explanation is not None
     theta, usual = 300.0, case.explanation.spec.theta
     raw, x = case.raw, case.x(2, case.tokens)
@@ -39,6 +42,14 @@ def rope_theta(case: Case) -> None:
     elif not good:
         case.report.found("rope_wrong_frequency", f"with rope_theta={theta:g} the frequencies are wrong")
     case.report.check("rope_theta", good, f"{theta:g} against {usual:g}")
+
+
+def _handed_in_without_theta(case: Case) -> bool:
+    """Whether a rotation of the file is handed in that gets neither theta nor a configuration."""
+    rotations = {one["name"] for one in case.learner.made["helpers"] if one["kind"] != "configuration"}
+    recipe = case.learner.recipe
+    handed = [one.uses for one in (*recipe.build.arguments, *recipe.call.arguments) if one.uses & rotations]
+    return bool(handed) and not any(uses & {"theta", "config"} for uses in handed)
 
 
 def _rotates(case: Case) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from ..subject.child import meanings
 from ..subject.child.meanings import meaning_of
 from ..subject.child.names import WRITTEN
-from ..subject.learner import Description
+from ..subject.learner import USUAL, Description
 from ..subject.recipe import Argument, Line, products
 
 NARROW = ("torch.bfloat16", "torch.float16")
@@ -102,6 +102,8 @@ def _rope_arguments(parameters: Sequence[Description] | None) -> tuple[Argument,
             value = "d_model"
         elif meaning in ("d_model", "head_dim", "d_ff") or re.search(r"dim|n_elem|^d$|features", one["name"].lower()):
             value = "head_dim"
+        elif one["default"] == USUAL["rope_theta"]:  # whatever it is called
+            value = "theta"
         elif meaning in ("max_seq_len", "num_heads") or meaning_of(one["name"]) == "rope_theta":
             value = WRITTEN[meaning or ""]
         elif re.search(r"^(end|length|len|t|n|size|seq\w*|num_\w*|context\w*|max\w*)$", one["name"].lower()):
