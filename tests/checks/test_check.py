@@ -167,8 +167,10 @@ def test_the_command_takes_lines_that_build_and_call(workspace: Path, capsys: py
     assert command.main(["check", f"{file}:TransformerBlock", "--build", "TransformerBlock("]) == 2
     assert "--build is one Python expression" in capsys.readouterr().err
     lines[1] = "__import__('os').execv('/bin/sh', ['sh'])"  # it runs in the sandbox, where nothing can be started
-    assert command.main(["check", f"{file}:TransformerBlock", "--json", *lines]) == 1
-    assert [one["id"] for one in json.loads(capsys.readouterr().out)["findings"]] == ["constructor_error"]
+    assert command.main(["check", f"{file}:TransformerBlock", "--json", *lines]) == 2
+    (finding,) = json.loads(capsys.readouterr().out)["findings"]
+    assert finding["id"] == "arguments_unknown"
+    assert "PermissionError" in finding["evidence"]
 
 
 def test_a_batch_of_zips_and_notebooks_is_one_page(
