@@ -946,3 +946,26 @@ def test_a_given_line_that_raises_itself_is_no_fault_of_the_block(
     verdict = check(f"{tmp_path / 'learner.py'}:Right", build=build, call=call)
     assert (verdict.exit_code, verdict.ids) == (2, ["arguments_unknown"])
     assert said in verdict.findings[0].evidence
+
+
+@pytest.mark.parametrize(
+    ("first", "exit_code", "said"),
+    [
+        ("from transformers.cache_utils import CacheOfAnotherRelease\n", 2, "has no CacheOfAnotherRelease"),
+        ("from transformers import AutoModle\n", 1, "cannot import name"),  # misspelt
+        ("from torch.nn import Linaer\n", 1, "cannot import name"),
+        (
+            "from lacking_in_this_lab.everything import *\nlogger = a_name_of_it\n",
+            2,
+            "lacking_in_this_lab.everything.a_name",
+        ),
+        ("logger = a_name_of_nobody\n", 1, "not defined"),
+    ],
+)
+def test_names_of_another_release_or_of_a_missing_package_are_no_fault(
+    first: str, exit_code: int, said: str, tmp_path: Path
+) -> None:
+    (tmp_path / "learner.py").write_text(first + Path(small.__file__).read_text())
+    verdict = check(f"{tmp_path / 'learner.py'}:Right")
+    assert (verdict.exit_code, verdict.ids) == (exit_code, ["import_error"])
+    assert said in verdict.findings[0].evidence

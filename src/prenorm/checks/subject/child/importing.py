@@ -21,10 +21,11 @@ from pathlib import Path
 from typing import Any
 
 from .finders import Beside, Distributions
-from .missing_packages import KNOWN, MissingPackages, not_installed, stub_path, way_out
-from .newer_python import stand_in
+from .missing_packages import KNOWN, MissingPackages, NotInstalledError, not_installed, stub_path, way_out
+from .newer_python import missing_name, stand_in
 from .surroundings import leave_out_cuda, no_arguments, no_results
 
+STARRED = re.compile(r"^from\s+([\w.]+)\s+import\s+\*", re.M)
 ROUNDS = 12  # of imports, each of which may find one more package missing
 SPELLED = (
     *("torch", "numpy", "einops", "jaxtyping", "typing", "typing_extensions", "dataclasses", "functools", "itertools"),
@@ -71,6 +72,8 @@ class Importer:
                     elif not stand_in(error, self.notes):
                         if what := self._left_out if type(error) is ImportError else self._named_stub(error):
                             raise not_installed(what).with_traceback(error.__traceback__) from error
+                        if told := self._of_another_release(error):
+                            raise NotInstalledError(told).with_traceback(error.__traceback__) from error
                         raise
                     self._forget()
             else:
@@ -129,6 +132,8 @@ class Importer:
 
     def _named_stub(self, error: BaseException) -> str:
         """What of a missing package the learner's statement that raised has in it; empty if nothing, or no reason."""
+        if isinstance(error, NameError) and error.name:
+            return self._starred(error)
         if isinstance(error, ImportError | NameError | SyntaxError):
             return ""
         trace = error.__traceback__
@@ -140,6 +145,26 @@ class Importer:
         lines = linecache.getlines(step.filename)[(step.lineno or 1) - 1 : step.end_lineno]
         names = {**frame.f_globals, **frame.f_locals}
         return next((path for name in re.findall(r"\w+", "".join(lines)) if (path := stub_path(names.get(name)))), "")
+
+    def _starred(self, error: NameError) -> str:
+        """What an undefined name may be of a missing package from which a file takes everything; empty if none does."""
+        files = {step.filename for step in traceback.extract_tb(error.__traceback__) if self._is_within(step.filename)}
+        for file in sorted(files | {_file(module) or "" for module in self.modules()}):
+            for package in STARRED.findall("".join(linecache.getlines(file))):
+                if package.partition(".")[0] in self._stubs.names:
+                    return f"{package}.{error.name}"
+        return ""
+
+    def _of_another_release(self, error: BaseException) -> str:
+        """Why a name that an installed package lacks is no fault: other releases have it; empty if it is misspelt."""
+        place, name = missing_name(error)
+        module, top = sys.modules.get(place), place.partition(".")[0]
+        if not isinstance(error, ImportError) or module is None or self._is_mine(module):
+            return ""
+        if top in {"torch", "numpy", *sys.stdlib_module_names} or any(_is_misspelt(name, one) for one in dir(module)):
+            return ""
+        here = f"{top} {getattr(sys.modules[top], '__version__', '')}".strip()
+        return f"{place} has no {name} in the release that is installed here ({here}): install the one that it is from"
 
     def _is_own(self, name: str) -> bool:
         """Whether the learner's own file is missing, and not a package."""

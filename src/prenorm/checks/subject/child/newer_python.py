@@ -40,7 +40,7 @@ THIS = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
 def stand_in(error: BaseException, notes: dict[str, str]) -> bool:
     """Whether the name that is missing was put in its place from typing_extensions; a note says so."""
-    module, name = _missing(error)
+    module, name = missing_name(error)
     if f"{module}.{name}" not in NEWER or module not in sys.modules:
         return False
     try:
@@ -60,7 +60,7 @@ def needed(error: BaseException) -> str:
             f"the default of {older['field']}, a {older['of']} that can be changed, needs Python 3.10 or older, "
             f"and this is Python {THIS}: field(default_factory=...) runs in all of them"
         )
-    what, release = ".".join(_missing(error)), ""
+    what, release = ".".join(missing_name(error)), ""
     if isinstance(error, SyntaxError):
         what = "its syntax"
         release = next((one for one, pattern in SYNTAX.items() if pattern.search(error.text or "")), "")
@@ -72,8 +72,8 @@ def needed(error: BaseException) -> str:
     return f"{what} needs Python {release}, and this is Python {THIS}: check it with a newer one"
 
 
-def _missing(error: BaseException) -> tuple[str, str]:
-    """The module of the standard library, and the name that it lacks."""
+def missing_name(error: BaseException) -> tuple[str, str]:
+    """The module that lacks a name, and the name; two empty texts if that is not the error."""
     if isinstance(error, AttributeError) and isinstance(error.obj, types.ModuleType):
         return error.obj.__name__, error.name or ""
     if isinstance(error, ImportError) and (
