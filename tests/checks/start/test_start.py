@@ -953,7 +953,9 @@ def test_a_given_line_that_raises_itself_is_no_fault_of_the_block(
     [
         ("from transformers.cache_utils import CacheOfAnotherRelease\n", 2, "has no CacheOfAnotherRelease"),
         ("from transformers import AutoModle\n", 1, "cannot import name"),  # misspelt
+        ("import transformers.models.of_another_release\n", 2, "has no of_another_release"),
         ("from torch.nn import Linaer\n", 1, "cannot import name"),
+        ("import torch.nn.model_parallel\n", 1, "No module named"),
         (
             "from lacking_in_this_lab.everything import *\nlogger = a_name_of_it\n",
             2,

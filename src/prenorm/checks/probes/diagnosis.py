@@ -208,7 +208,7 @@ def _says_gate(name: str) -> bool:
 
 def _is_first(name: str) -> bool:
     """Whether it is the first by its number, as the handout's W1 is: then silu belongs to it."""
-    return any(word.endswith("1") for word in _words(name))
+    return name.removesuffix(".weight").endswith("1")
 
 
 def _says_up(name: str) -> bool:

@@ -128,6 +128,8 @@ class Importer:
         """Whether something may stand in for what cannot be imported: no file of the learner's, no misspelling."""
         if not name or name == self._package or name in self._stubs.names or self._is_own(name):
             return False
+        if name in sys.modules and not self._is_mine(sys.modules[name]):  # it is there, and lacks a part
+            return False
         return name in KNOWN or not any(_is_misspelt(name, meant) for meant in SPELLED)
 
     def _named_stub(self, error: BaseException) -> str:
@@ -158,8 +160,10 @@ class Importer:
     def _of_another_release(self, error: BaseException) -> str:
         """Why a name that an installed package lacks is no fault: other releases have it; empty if it is misspelt."""
         place, name = missing_name(error)
+        if isinstance(error, ModuleNotFoundError):
+            place, _, name = (error.name or "").rpartition(".")
         module, top = sys.modules.get(place), place.partition(".")[0]
-        if not isinstance(error, ImportError) or module is None or self._is_mine(module):
+        if not isinstance(error, ImportError) or module is None or self._is_mine(module) or top == self._package:
             return ""
         if top in {"torch", "numpy", *sys.stdlib_module_names} or any(_is_misspelt(name, one) for one in dir(module)):
             return ""
