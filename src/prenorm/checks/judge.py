@@ -4,6 +4,7 @@ import contextlib
 import math
 import time
 import traceback
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -65,11 +66,12 @@ def judge(
     generator.seed() if seed is None else generator.manual_seed(seed)
     report = Report()
     case = Case(Learner(subject, deadline), Target() if target is None else TARGETS[target], generator, report)
+    at_import: dict[str, str] = {}
     try:
         case.learner.load(code)
         report.check("import", True, "the file was imported, and has the class")
-        if notes := case.learner.made["notes"]:
-            report.conventions["at_import"] = "; ".join(f"{name}: {note}" for name, note in notes.items())
+        at_import = dict(case.learner.made["notes"])
+        _say(report, "at_import", at_import)
         _judge(case, start(case, build, call, Text(code).source), _texts(code))
     except LearnerError as error:
         report.errors.setdefault(f"{error.stage}_error", error.error)
@@ -93,6 +95,8 @@ def judge(
         raise
     except Exception as error:  # our own mistake is reported, with the findings so far
         internal_error(report, error)
+    later = {name: note for name, note in case.learner.made.get("notes", {}).items() if name not in at_import}
+    _say(report, "without_gpu", later)
     findings = tuple(_finding(case, code, id) for id in report.findings)
     return Verdict(
         subject=f"{code.file or code.module}:{code.name}",
@@ -104,6 +108,11 @@ def judge(
         seconds=time.monotonic() - started,
         judged=case.explanation is not None,
     )
+
+
+def _say(report: Report, convention: str, notes: Mapping[str, str]) -> None:
+    if notes:
+        report.conventions[convention] = "; ".join(f"{name}: {note}" for name, note in notes.items())
 
 
 def internal_error(report: Report, error: Exception) -> None:

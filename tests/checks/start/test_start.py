@@ -20,10 +20,21 @@ from prenorm.checks.targets import Target
 from prenorm.errors import ConfigError
 
 from .. import small
-from ..strangers.projects import CACHED_TABLES, COURSE, COURSE_BLOCK, HEAD, PARTS, PROJECTS, Project, _block, _halves
+from ..strangers.projects import (
+    CACHED_TABLES,
+    COURSE,
+    COURSE_BLOCK,
+    HABITS,
+    HEAD,
+    PARTS,
+    PROJECTS,
+    Project,
+    _block,
+    _halves,
+)
 
 FEW = ("package that asks for its version", "layer_id, args, start_pos", "one line that builds it")
-CHOSEN = [one for one in PROJECTS if os.environ.get("PRENORM_ALL_CHECKS") or one.name in FEW]
+CHOSEN = [one for one in PROJECTS if os.environ.get("PRENORM_ALL_CHECKS") or one.name in FEW or one in HABITS]
 
 
 def written(project: Project, folder: Path) -> str:

@@ -604,4 +604,93 @@ class Layer(nn.Module):
         return h + self.mlp(self.mlp_norm(h))
 '''}, build="Layer(CausalSelfAttention(d_model, num_heads, RotaryPositionalEmbedding(theta, head_dim, max_seq_len)), SwiGLU(d_model, d_ff), RMSNorm(d_model, eps), RMSNorm(d_model, eps))"),
 ]  # fmt: skip
-PROJECTS = COURSE + REPOSITORIES
+FLEX = """
+from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+flex_attention = torch.compile(flex_attention, dynamic=False)
+
+
+class FlexAttention(CausalSelfAttention):
+    def forward(self, x):
+        batch, seq, d_model = x.shape
+        q, k, v = (p(x).view(batch, seq, self.num_heads, -1).transpose(1, 2) for p in (self.q_proj, self.k_proj, self.v_proj))
+        positions = torch.arange(seq, device=x.device)
+        mask = create_block_mask(lambda batch, head, i, j: i >= j, None, None, seq, seq, device=x.device)
+        y = flex_attention(self.rope(q, positions), self.rope(k, positions), v, block_mask=mask)
+        return self.output_proj(y.transpose(1, 2).reshape(batch, seq, d_model))
+"""
+KEYWORDS = """\
+        d_model, num_heads = kwargs["d_model"], kwargs.get("n_heads", 8)
+        rope = RotaryPositionalEmbedding(kwargs.pop("theta", 10000.0), d_model // num_heads, kwargs["max_seq_len"])
+        d_ff = kwargs["d_ff"]
+"""
+LAZY = """\
+        self.ln1, self.ln2 = RMSNorm(d_model), RMSNorm(d_model)
+        self.attn, self.ffn = CausalSelfAttention(d_model, num_heads, rope), SwiGLU(d_model, d_ff)
+        self.ffn.w1, self.ffn.w3 = nn.LazyLinear(d_ff, bias=False), nn.LazyLinear(d_ff, bias=False)
+"""
+ON_CUDA = "        self.attn.rope.cos = torch.zeros(1, device='cuda') + self.attn.rope.cos.cuda()\n"
+HANDS_ON = """
+
+class NormOfTheSum(RMSNorm):
+    def forward(self, x, residual=None):
+        if residual is None:
+            return super().forward(x), x
+        return super().forward(x + residual), x + residual
+
+
+class TransformerBlock(nn.Module):
+    def __init__(self, d_model: int, num_heads: int, d_ff: int, max_seq_len: int, theta: float):
+        super().__init__()
+        rope = RotaryPositionalEmbedding(theta, d_model // num_heads, max_seq_len)
+        self.ln1, self.ln2 = NormOfTheSum(d_model), NormOfTheSum(d_model)
+        self.attn, self.ffn = CausalSelfAttention(d_model, num_heads, rope), SwiGLU(d_model, d_ff)
+
+    def forward(self, hidden_states, residual: Optional[Tensor]):
+        hidden_states, residual = self.ln1(hidden_states, residual)
+        hidden_states, residual = self.ln2(self.attn(hidden_states), residual)
+        return self.ffn(hidden_states), residual
+"""
+OWN_ROPE = "        rope = RotaryPositionalEmbedding(10000.0, d_model // num_heads, 512)\n"
+THREE = "d_model, num_heads, d_ff"
+ATTENDS = "self.attn(self.ln1(x))"
+
+
+def _of_x_alone(body: str, signature: str = THREE, more: str = "") -> dict[str, str]:
+    return {"model.py": PARTS + more + _block(signature, body, "x", ATTENDS)}
+
+
+HABITS = [
+    Project(
+        name="sizes read from **kwargs",
+        files=_of_x_alone(KEYWORDS + PLAIN, "**kwargs"),
+        judged="model.py:TransformerBlock",
+        said=("n_heads=num_heads", "max_seq_len=max_seq_len"),
+    ),
+    Project(name="lazy layers", files=_of_x_alone(OWN_ROPE + LAZY), judged="model.py:TransformerBlock"),
+    Project(
+        name="flex_attention",
+        files=_of_x_alone(OWN_ROPE + PLAIN.replace("CausalSelfAttention", "FlexAttention"), more=FLEX),
+        judged="model.py:TransformerBlock",
+        said=("its formula stands in", "'causal': True"),
+    ),
+    Project(
+        name="device='cuda' in the constructor",
+        files=_of_x_alone(OWN_ROPE + PLAIN + ON_CUDA),
+        judged="model.py:TransformerBlock",
+        said=("device='cuda' is left out", ".cuda() does nothing"),
+    ),
+    Project(
+        name="hands its residual on",
+        files={"model.py": PARTS + HANDS_ON},
+        judged="model.py:TransformerBlock",
+        said=("summed(block)(x, residual=None)", "their sum is compared"),
+    ),
+    Project(
+        name="mixes the embeddings in",
+        files={"model.py": PARTS + _block(THREE, OWN_ROPE + PLAIN, "x, x0", "self.attn(self.ln1(x)) + 0 * x0")},
+        judged="model.py:TransformerBlock",
+        said=("x0=x",),
+    ),
+]
+PROJECTS = COURSE + REPOSITORIES + HABITS

@@ -9,7 +9,7 @@ from prenorm.checks.subject.local import LocalSubject
 PARAMETER = {"name": "x", "kind": "KEYWORD_ONLY", "required": True, "default": None, "annotation": ""}
 LOADED = {"name": "Block", "constructor": [PARAMETER], "is_class": True, "helpers": [], "notes": {}}
 LOADED |= {"numbers": {"n_embd": "d_model"}}
-BUILT = {"block": 0, "parameters": [], "tensors": [], "forward": None, "read": {}}
+BUILT = {"block": 0, "parameters": [], "tensors": [], "forward": None, "read": {}, "notes": {}}
 
 
 class Block(nn.Module):

@@ -8,6 +8,7 @@ from dataclasses import replace
 import torch
 
 from ..probes.case import MAX_SEQ_LEN, Case, raised
+from ..subject.child import meanings
 from ..subject.learner import TABLES, Built, LearnerError
 from ..subject.recipe import Line, Recipe
 from . import call_lines, effects
@@ -23,7 +24,7 @@ SEQ_FIRST = re.compile(
     r"\s*[,x]\s*(B|N|b|n|bsz|bs|batch\w*)\b\s*[,x]"
 )
 """What an author writes whose tensors are (seq, batch, d_model)."""
-SWAPPED, EACH = "swapped(block)", "each(block)"
+SWAPPED, EACH, SUMMED = "swapped(block)", "each(block)", "summed(block)"
 AXES = {SWAPPED: "(seq, batch, d_model)", EACH: "(seq, d_model), a sequence at a time"}
 NOISE = 0.1  # of a leak, from one random input to the next
 
@@ -50,6 +51,8 @@ class Calls:
             best, running, lines = self._first(lines, length)
             if best is None:
                 continue
+            if best.callee == SUMMED:
+                self.case.report.conventions["returns"] = "a branch and the residual: their sum is compared"
             if best.callee in AXES:
                 self.case.report.conventions["axes"] = AXES[best.callee]
             self.learner.recipe = Recipe(self.build, best)
@@ -91,7 +94,11 @@ class Calls:
 
     def _candidates(self) -> Iterator[Line]:
         if self.given is None:
-            yield from itertools.islice(call_lines.calls(self.learner.made, self.built.forward), MOST_CALLS)
+            leaves_it = any(meanings.RESIDUAL.search(one["name"]) for one in self.built.forward or ())
+            for line in itertools.islice(call_lines.calls(self.learner.made, self.built.forward), MOST_CALLS):
+                if leaves_it:
+                    yield replace(line, callee=SUMMED)
+                yield line
             return
         yield self.given
         if "mask" in self.given.uses and "added" not in self.given.uses:

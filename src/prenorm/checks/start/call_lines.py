@@ -67,6 +67,10 @@ def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]
     def each(values: Sequence[str]) -> list[tuple[Argument, ...]]:
         return [(Argument(name, value, True),) for value in dict.fromkeys(values)]
 
+    if meanings.RESIDUAL.search(name):
+        return omitted or each(["None"])
+    if meanings.FIRST.search(name):
+        return [*omitted, *each(["x"])]
     if meanings.START.search(name):
         return [*omitted, *each(["0"])]
     if meanings.POSITIONS.search(name):

@@ -5,6 +5,7 @@ from typing import NoReturn
 
 from ..probes.case import raised
 from ..subject.child import meanings
+from ..subject.child.errors import NoShapesError
 from ..subject.child.missing_packages import NotInstalledError
 from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Description, Learner, LearnerError
@@ -84,10 +85,17 @@ def is_its_own(error: LearnerError) -> bool:
 
 
 def _refuse_entry(learner: Learner, error: LearnerError) -> None:
+    """Raise UnknownArgumentsError if the block asks for what nobody but its author can give."""
     if error.error["type"] == UnknownEntryError.__name__:
         raise UnknownArgumentsError(
             f"{error.error['message']}, and its value cannot be inferred from the name; give it in the line that "
             f'builds the block: --build "{learner.made["name"]}(config(NAME=VALUE))".'
+        )
+    if error.error["type"] == NoShapesError.__name__:
+        made = f"made := {learner.made['name']}(d_model, num_heads, d_ff)"
+        raise UnknownArgumentsError(
+            f"{error.error['message']}; give a line that builds it and calls it once: "
+            f'--build "({made}, made(torch.zeros(2, 7, d_model), ...))[0]".'
         )
 
 

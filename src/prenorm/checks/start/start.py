@@ -12,6 +12,7 @@ import torch
 from ..formula.parameters import Sizes
 from ..probes.case import MAX_SEQ_LEN, Case, raised
 from ..subject.child import meanings
+from ..subject.child.errors import NoShapesError
 from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Built, LearnerError
 from ..subject.recipe import Line, Recipe, given
@@ -125,7 +126,7 @@ class _Start:
     def _is_its_own(self, error: LearnerError) -> bool:
         """Whether the same is raised if nothing can be read of guessed values, and kept defaults are twice as large."""
         recipe, made = self.learner.recipe, self.learner.made
-        if error.error["type"] == UnknownEntryError.__name__:
+        if error.error["type"] in (UnknownEntryError.__name__, NoShapesError.__name__):
             return False
         of_transformers = {one["name"] for one in made["helpers"] if one.get("of_transformers")}
         if error.stage == "constructor" and recipe.build.uses & of_transformers and not is_its_own(error):

@@ -160,6 +160,7 @@ class Built:
         self.classes: dict[str, str] = {}  # by parameter, the class of its module, where that is none of torch's
         self.forward: list[Description] | None = reply["forward"]
         self.read: dict[str, Any] = reply["read"]
+        learner.made["notes"] |= reply["notes"]
 
     @property
     def positions_name(self) -> str | None:

@@ -112,6 +112,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
             tensors=_LISTED,
             forward=_PARAMETERS,
             read=_is_read,
+            notes=_named(_TEXT),
         ),
     ),
     "run": (

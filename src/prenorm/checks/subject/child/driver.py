@@ -20,11 +20,12 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from .devices import AtHome, OneDevice
 from .dtypes import Dtypes
-from .errors import UnfinishedError, described, unfinished
+from .errors import NoShapesError, UnfinishedError, described, unfinished
 from .importing import Importer
 from .names import TABLES, Maker, changer, namespace, of_build, of_call, sizes_in, used
 from .scramble import OtherAngles, scrambled
 from .signatures import DEFINES_ROTATIONS, helpers, parameters
+from .surroundings import NoGpu
 from .tensors import first_tensor, held, listed, plain, set_values
 from .trace import Trace, traced
 from .watch import Watch
@@ -41,6 +42,7 @@ class Driver:
         self._name = "make"
         self._module: types.ModuleType | None = None
         self._importer: Importer | None = None
+        self._surroundings: contextlib.AbstractContextManager[None] = contextlib.nullcontext()
         self._file: str | None = None
         self._own: dict[str, Any] = {}  # the learner's names
         self._blocks: dict[int, nn.Module] = {}
@@ -49,7 +51,7 @@ class Driver:
     def handle(self, request: Request) -> Reply:
         """The reply to one request; its "op" names one of the methods below."""
         try:
-            with warnings.catch_warnings():
+            with warnings.catch_warnings(), self._surroundings:
                 warnings.simplefilter("ignore")
                 return getattr(self, "op_" + request["op"])(request)
         except BaseException as error:  # sys.exit() and KeyboardInterrupt of the learner are its errors too
@@ -63,7 +65,9 @@ class Driver:
         """
         self._importer = Importer(request["root"], request.get("beside", {}), request.get("distributions", {}))
         self._file = request["file"]
-        module = self._importer.module(request["module"], request["file"], request.get("text"))
+        self._surroundings = NoGpu(self._importer.notes)
+        with self._surroundings:
+            module = self._importer.module(request["module"], request["file"], request.get("text"))
         found: Any = module
         for part in request["name"].split("."):
             if not hasattr(found, part):
@@ -103,9 +107,13 @@ class Driver:
             "constructor": constructor,
             "is_class": inspect.isclass(make),
             "helpers": helpers(self._own, make, constructor or ()),
-            "notes": {} if self._importer is None else self._importer.notes,
+            "notes": self._notes,
             "numbers": sizes_in(self._module) if modules and self._module is not None else {},
         }
+
+    @property
+    def _notes(self) -> dict[str, str]:
+        return {} if self._importer is None else dict(self._importer.notes)
 
     def op_build(self, request: Request) -> Reply:
         """Evaluate "line" with "values" (see names.py), or call the class with "positional" and "arguments".
@@ -113,7 +121,7 @@ class Driver:
         "to" names the dtype that the result is brought to, or only its "modules"; "filled" puts NaN into memory that
         the constructor leaves uninitialised. {"dtype": name} and {"device": name} stand for torch's own.
         Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "forward", "read": what was
-        asked of a configuration of ours}.
+        asked of a configuration of ours, "notes": as use()'s, so far}.
         """
         assert self._make is not None, "a class is loaded first"
         torch.manual_seed(request.get("seed", 0))
@@ -134,6 +142,8 @@ class Driver:
         there = OneDevice if request["values"].get("device") == {"device": "meta"} else contextlib.nullcontext
         with filled(), there():
             block = eval(request["line"].strip(), names)
+        if isinstance(block, nn.Module):
+            _give_shapes(block, names["d_model"])
         reply = self.add(block, to=request.get("to"), modules=request.get("modules"))
         self._names[reply["block"]] = names
         reply["read"] = config.asked()
@@ -163,6 +173,7 @@ class Driver:
             "tensors": listed(held(block)),
             "forward": parameters(block.forward),
             "read": {},
+            "notes": self._notes,
         }
 
     def op_values(self, request: Request) -> Reply:
@@ -269,6 +280,19 @@ class Driver:
         """Drop every block."""
         self._blocks.clear()
         return {}
+
+
+def _give_shapes(block: nn.Module, d_model: int) -> None:
+    """Run a block with lazy modules, such as nn.LazyLinear, once: their weights have no shape before."""
+    lazy = [] if unfinished(block) else [one for one in block.parameters() if nn.parameter.is_lazy(one)]
+    if lazy:
+        try:
+            with torch.no_grad():
+                block(torch.zeros(2, 7, d_model, device=lazy[0].device))
+        except Exception as error:
+            raise NoShapesError(
+                f"weights of lazy modules have no shapes before a call, and block(x) raises {error}"
+            ) from None
 
 
 def _compute_in(module: nn.Module, dtype: torch.dtype) -> None:

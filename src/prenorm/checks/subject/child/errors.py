@@ -77,6 +77,10 @@ class UnfinishedError(TypeError):
         self.frame = {"file": code.co_filename, "line": code.co_firstlineno, "function": "__init__", "code": name}
 
 
+class NoShapesError(RuntimeError):
+    """A block with lazy modules, such as nn.LazyLinear, gets its shapes in a first call, and block(x) raises."""
+
+
 def unfinished(module: nn.Module) -> type | None:
     """The class of a module in it, or its own, that is no finished nn.Module."""
     if "_parameters" not in vars(module):

@@ -23,7 +23,7 @@ from typing import Any
 from .finders import Beside, Distributions
 from .missing_packages import KNOWN, MissingPackages, NotInstalledError, not_installed, stub_path, way_out
 from .newer_python import missing_name, stand_in
-from .surroundings import leave_out_cuda, no_arguments, no_results
+from .surroundings import no_arguments, no_results
 
 STARRED = re.compile(r"^from\s+([\w.]+)\s+import\s+\*", re.M)
 ROUNDS = 12  # of imports, each of which may find one more package missing
@@ -59,7 +59,6 @@ class Importer:
         text: what is run in place of the file's own text.
         """
         self._package = name.partition(".")[0]
-        leave_out_cuda(self.notes)
         with no_arguments(file), no_results(self.notes, file):
             for _ in range(ROUNDS):
                 try:

@@ -94,6 +94,10 @@ POSITIONS = re.compile(r"^(token_|input_|cache_|seq_)?pos(ition)?s?(_ids?|_idx|_
 START = re.compile(r"(start|cur|current|past|prev|kv)_?(pos|position|len|length)$|offset|^start$", re.I)
 MASK = re.compile(r"mask|^attn_bias$|^attention_bias$|^allowed|^visible", re.I)
 INPUT = re.compile(r"^(x|in_features|input|inputs|hidden_states|hidden)$")
+FIRST = re.compile(r"^x_?0$")
+"""The embeddings, which are the input of the first block."""
 WEIGHTS = re.compile(r"^(weights|weight_dict|params|parameters|state_dict)$")
 """The arguments of a function that computes a block from a dictionary of weights."""
+RESIDUAL = re.compile(r"^(residuals?|res|resid|prev_residual|residual_in)$")
+"""What the block before left to be added; the first one has none."""
 PADDING = re.compile(r"pad|key_|memory|cross|encoder|head_mask|document", re.I)

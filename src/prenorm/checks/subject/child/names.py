@@ -48,6 +48,7 @@ def of_call(wanted: Iterable[str], settings: Mapping[str, Any], x: Tensor, value
         "mask": lambda: mask,
         "swapped": lambda: swapped,
         "each": lambda: each,
+        "summed": lambda: summed,
         "added": lambda: lambda allowed: added(allowed, x.dtype),
         "rows": lambda: lambda table, places: rows(table, places, x.dtype),
         "cos": lambda: _angles(settings, positions).cos().to(x.dtype),
@@ -77,6 +78,19 @@ def each(block: Callable[..., Any]) -> Callable[..., Tensor]:
         if x.dim() != 3:
             raise ValueError(f"x must be (batch, seq, d_model), but it is {tuple(x.shape)}")
         return torch.stack([first_tensor(block(one, *others, **named), one.shape) for one in x])
+
+    return call
+
+
+def summed(block: Callable[..., Any]) -> Callable[..., Tensor]:
+    """A block that leaves its last residual to the next one, and gives (the last branch's output, the residual)."""
+
+    def call(*args: Any, **named: Any) -> Tensor:
+        given = block(*args, **named)
+        two = given[:2] if isinstance(given, tuple | list) else ()
+        if len(two) < 2 or not all(isinstance(one, Tensor) and one.shape == two[0].shape for one in two):
+            raise TypeError("the block does not give two tensors of the same shape, a branch and the residual")
+        return two[0] + two[1]
 
     return call
 

@@ -1,7 +1,9 @@
 """What a learner's classes and functions take, in plain words: for guesses at how they are built and called."""
 
+import ast
 import inspect
 import re
+import textwrap
 import types
 import typing
 from collections.abc import Callable, Mapping, Sequence
@@ -37,7 +39,37 @@ def parameters(function: Callable[..., Any]) -> list[dict[str, Any]] | None:
     if inspect.isclass(function) and any(one["kind"] == "VAR_KEYWORD" for one in found):
         own = {one["name"] for one in found}
         found += [one for one in _handed_up(function) if one["name"] not in own]
-    return found
+    return found + _read(function, found)
+
+
+def _read(function: Callable[..., Any], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """What a function's own **kwargs is asked for, such as kwargs["dim"] and kwargs.get("eps", 1e-6)."""
+    keywords = next((one["name"] for one in found if one["kind"] == "VAR_KEYWORD"), None)
+    try:
+        written = inspect.getsource(vars(function)["__init__"] if inspect.isclass(function) else function)
+        tree = ast.parse(textwrap.dedent(written))
+    except (KeyError, TypeError, OSError, SyntaxError):
+        return []
+    asked: dict[str, dict[str, Any]] = {}
+    for node in ast.walk(tree) if keywords is not None else ():
+        default: Any = inspect.Parameter.empty
+        match node:
+            case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(key)), ctx=ast.Load()):
+                pass
+            case ast.Call(
+                func=ast.Attribute(value=ast.Name(id=name), attr="get" | "pop" as way),
+                args=[ast.Constant(value=str(key)), *more],
+            ):
+                if more or way == "get":
+                    default = more[0].value if more and isinstance(more[0], ast.Constant) else None
+            case _:
+                continue
+        required = default is inspect.Parameter.empty
+        if name == keywords and (key not in asked or required):
+            said = {"kind": "KEYWORD_ONLY", "required": required, "default": _plain(default), "annotation": ""}
+            asked[key] = {"name": key} | said
+    there = {one["name"] for one in found}
+    return [one for name, one in asked.items() if name not in there]
 
 
 def _handed_up(owner: type) -> list[dict[str, Any]]:

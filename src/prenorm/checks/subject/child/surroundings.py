@@ -5,43 +5,91 @@ import builtins
 import contextlib
 import errno
 import functools
-import inspect
 import io
 import os
 import sys
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import torch
+from torch.nn.attention import flex_attention
+from torch.utils import _device
 
-def leave_out_cuda(notes: dict[str, str]) -> None:
-    """Where there is no GPU, .cuda() and .to("cuda") do nothing: what its author ran on one is judged all the same."""
-    import torch
+from .flexible import flexible
 
-    if torch.cuda.is_available():
-        return
+ON_A_DEVICE = (
+    "arange as_tensor asarray empty empty_like empty_strided eye full full_like linspace logspace ones ones_like rand "
+    "rand_like randint randint_like randn randn_like randperm scalar_tensor set_default_device tensor tril_indices "
+    "triu_indices zeros zeros_like"
+)
+"""Functions of torch that take a device, and, below, methods of tensors."""
+NEW = "new_empty new_full new_ones new_tensor new_zeros"
 
+
+class NoGpu(contextlib.AbstractContextManager[None]):
+    """Where there is no GPU, what asks for one runs on the CPU meanwhile: what its author ran is judged all the same.
+
+    .cuda(), .to("cuda") and device="cuda" do nothing, and FlexAttention is computed as its formula. notes: takes what
+    was left out.
+    """
+
+    def __init__(self, notes: dict[str, str]) -> None:
+        self._patches: list[tuple[Any, str, Any]] = []
+        self._before: list[tuple[Any, str, Any]] = []
+        if torch.cuda.is_available():
+            return
+        _device._device_constructors()  # torch asks for these functions once, and must see its own
+        movable: list[Any] = [torch.Tensor, torch.nn.Module]
+        for owner in movable:
+            self._patches += [(owner, "cuda", _stays(notes)), (owner, "to", _elsewhere(owner.to, notes))]
+        for place, names in ((torch, ON_A_DEVICE), (torch.Tensor, NEW)):
+            self._patches += [(place, name, _here(getattr(place, name), notes)) for name in names.split()]
+        self._patches.append((flex_attention, "flex_attention", flexible(notes)))
+
+    def __enter__(self) -> None:
+        self._before = [(owner, name, vars(owner).get(name)) for owner, name, _ in self._patches]
+        for owner, name, value in self._patches:
+            setattr(owner, name, value)
+
+    def __exit__(self, *_: object) -> None:
+        for owner, name, value in self._before:
+            if value is None:  # it was inherited
+                delattr(owner, name)
+            else:
+                setattr(owner, name, value)
+
+
+def _stays(notes: dict[str, str]) -> Callable[..., Any]:
     def stays(self: Any, *_: Any, **__: Any) -> Any:
         notes["cuda"] = "there is no GPU here: .cuda() does nothing"
         return self
 
-    def elsewhere(to: Callable[..., Any]) -> Callable[..., Any]:
-        plain = inspect.unwrap(to)  # another file may have been imported before
+    return stays
 
-        @functools.wraps(plain)
-        def moved(self: Any, *args: Any, **keywords: Any) -> Any:
-            if not any(_is_cuda(one) for one in (*args, *keywords.values())):
-                return plain(self, *args, **keywords)
-            notes["cuda"] = "there is no GPU here: .cuda() and .to('cuda') do nothing"
-            args = tuple(one for one in args if not _is_cuda(one))
+
+def _elsewhere(to: Callable[..., Any], notes: dict[str, str]) -> Callable[..., Any]:
+    @functools.wraps(to)
+    def moved(self: Any, *args: Any, **keywords: Any) -> Any:
+        if not any(_is_cuda(one) for one in (*args, *keywords.values())):
+            return to(self, *args, **keywords)
+        notes["cuda"] = "there is no GPU here: .cuda() and .to('cuda') do nothing"
+        args = tuple(one for one in args if not _is_cuda(one))
+        keywords = {name: one for name, one in keywords.items() if not _is_cuda(one)}
+        return to(self, *args, **keywords) if args or keywords.keys() & {"dtype", "memory_format"} else self
+
+    return moved
+
+
+def _here(make: Callable[..., Any], notes: dict[str, str]) -> Callable[..., Any]:
+    @functools.wraps(make)
+    def made(*args: Any, **keywords: Any) -> Any:
+        if any(_is_cuda(one) for one in (*args, keywords.get("device"))):
+            notes["device"] = "there is no GPU here: device='cuda' is left out"
+            args = tuple(None if _is_cuda(one) else one for one in args)
             keywords = {name: one for name, one in keywords.items() if not _is_cuda(one)}
-            return plain(self, *args, **keywords) if args or keywords.keys() & {"dtype", "memory_format"} else self
+        return make(*args, **keywords)
 
-        return moved
-
-    torch.Tensor.cuda = stays  # type: ignore[method-assign]
-    torch.nn.Module.cuda = stays  # type: ignore[method-assign]
-    torch.Tensor.to = elsewhere(torch.Tensor.to)  # type: ignore[method-assign]
-    torch.nn.Module.to = elsewhere(torch.nn.Module.to)  # type: ignore[method-assign]
+    return made
 
 
 def _is_cuda(value: Any) -> bool:
