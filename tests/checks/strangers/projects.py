@@ -619,6 +619,17 @@ class FlexAttention(CausalSelfAttention):
         y = flex_attention(self.rope(q, positions), self.rope(k, positions), v, block_mask=mask)
         return self.output_proj(y.transpose(1, 2).reshape(batch, seq, d_model))
 """
+CACHED = """
+
+class CachedAttention(CausalSelfAttention):
+    def __init__(self, d_model, num_heads, rope, max_batch_size):
+        super().__init__(d_model, num_heads, rope)
+        self.register_buffer("last", torch.zeros(max_batch_size, 512, d_model), persistent=False)
+
+    def forward(self, x):
+        self.last[: x.shape[0], : x.shape[1]] = x.detach()
+        return super().forward(x)
+"""
 KEYWORDS = """\
         d_model, num_heads = kwargs["d_model"], kwargs.get("n_heads", 8)
         rope = RotaryPositionalEmbedding(kwargs.pop("theta", 10000.0), d_model // num_heads, kwargs["max_seq_len"])
@@ -651,7 +662,24 @@ class TransformerBlock(nn.Module):
         hidden_states, residual = self.ln2(self.attn(hidden_states), residual)
         return self.ffn(hidden_states), residual
 """
+ANNOTATED = """
+
+class EncoderLayer(nn.Module):
+    def __init__(self, size, self_attn, feed_forward):
+        super().__init__()
+        self.self_attn, self.feed_forward = self_attn, feed_forward
+        self.norms = nn.ModuleList([RMSNorm(size) for _ in range(2)])
+
+    def forward(self, x):
+        x = x + self.self_attn(self.norms[0](x))
+        return x + self.feed_forward(self.norms[1](x))
+"""
+SETTINGS = """\
+        d_model, num_heads, d_ff = stuff.d_model, stuff.heads, stuff.d_ff
+        rope = RotaryPositionalEmbedding(10000.0, d_model // num_heads, 512)
+"""
 OWN_ROPE = "        rope = RotaryPositionalEmbedding(10000.0, d_model // num_heads, 512)\n"
+FOR_FEW = OWN_ROPE + PLAIN.replace("CausalSelfAttention", "CachedAttention").replace("rope)", "rope, max_batch_size)")
 THREE = "d_model, num_heads, d_ff"
 ATTENDS = "self.attn(self.ln1(x))"
 
@@ -685,6 +713,24 @@ HABITS = [
         files={"model.py": PARTS + HANDS_ON},
         judged="model.py:TransformerBlock",
         said=("summed(block)(x, residual=None)", "their sum is compared"),
+    ),
+    Project(
+        name="modules handed in",
+        files={"model.py": PARTS + ANNOTATED},
+        judged="model.py:EncoderLayer",
+        said=("self_attn=CausalSelfAttention(", "feed_forward=SwiGLU("),
+    ),
+    Project(
+        name="settings under any name",
+        files=_of_x_alone(SETTINGS + PLAIN, "stuff"),
+        judged="model.py:TransformerBlock",
+        said=("stuff=config(",),
+    ),
+    Project(
+        name="a cache for few sequences",
+        files=_of_x_alone(FOR_FEW, "d_model, num_heads, d_ff, max_batch_size=4", CACHED),
+        judged="model.py:TransformerBlock",
+        said=("max_batch_size=64",),
     ),
     Project(
         name="mixes the embeddings in",

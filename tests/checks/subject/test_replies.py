@@ -6,7 +6,14 @@ from prenorm.checks.subject import replies
 from prenorm.checks.subject.child.wire import WireError
 from prenorm.checks.subject.local import LocalSubject
 
-PARAMETER = {"name": "x", "kind": "KEYWORD_ONLY", "required": True, "default": None, "annotation": ""}
+PARAMETER = {
+    "name": "x",
+    "kind": "KEYWORD_ONLY",
+    "required": True,
+    "default": None,
+    "annotation": "",
+    "settings": False,
+}
 LOADED = {"name": "Block", "constructor": [PARAMETER], "is_class": True, "helpers": [], "notes": {}}
 LOADED |= {"numbers": {"n_embd": "d_model"}}
 BUILT = {"block": 0, "parameters": [], "tensors": [], "forward": None, "read": {}, "notes": {}}

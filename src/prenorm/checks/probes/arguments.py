@@ -46,7 +46,7 @@ def rope_theta(case: Case) -> None:
 
 def _handed_in_without_theta(case: Case) -> bool:
     """Whether a rotation of the file is handed in that gets neither theta nor a configuration."""
-    rotations = {one["name"] for one in case.learner.made["helpers"] if one["kind"] != "configuration"}
+    rotations = {one["name"] for one in case.learner.made["helpers"] if one["kind"] in ("class", "function")}
     recipe = case.learner.recipe
     handed = [one.uses for one in (*recipe.build.arguments, *recipe.call.arguments) if one.uses & rotations]
     return bool(handed) and not any(uses & {"theta", "config"} for uses in handed)

@@ -19,6 +19,7 @@ from . import rotations
 SIZES = ("d_model", "num_heads", "d_ff")
 ALL_SIZES = (*SIZES, "num_kv_heads", "head_dim", "max_seq_len")
 MOST = 60
+MOST_PARTS = 6  # of those that may be handed in for one argument
 IN_CONFIGURATIONS = {*SIZES, "num_kv_heads", "head_dim", "max_seq_len", "rope_theta", "eps", "dropout", "expansion"}
 """Entries that a configuration gets even if it has defaults."""
 PLAIN = {"bool": "False", "int": "1", "float": "0.0", "str": "''"}
@@ -58,7 +59,7 @@ def builds(made: Description) -> Iterator[Line]:
     if spread and not known & {*SIZES} and not any(one["kind"].startswith("POSITIONAL") for one in parameters):
         sizes = tuple(Argument("", size) for size in SIZES)
         by_name = (Line(name, (*sizes, *line.arguments)) for line in by_name)
-    if {*SIZES} <= known or any(_is_config(one, made) for one in named):
+    if {*SIZES} <= known or any(_is_config(one, made) or _parts(one, made) for one in named):
         yield from by_name
     elif {"d_model", "num_heads"} <= known and not lacking:
         yield from itertools.chain(by_name, by_place)
@@ -172,6 +173,8 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
         return [(Argument(own, WRITTEN[meaning], needed, one["default"]),)]
     loose = meaning_of(name, loosely=True)
+    if _is_too_small(one):
+        return [(Argument(own, WRITTEN["max_batch"], True),)]
     if loose in OF_ROTATIONS and one["default"] is None:
         return [(Argument(own, WRITTEN[loose], True),), *omitted]
     if _is_rope_flag(one):
@@ -180,6 +183,8 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         which = 0 if meanings.COS.search(name) else 1
         helped = [f"{line.written()}[{which}]" for line in rotations.table_functions(made)]
         return [(Argument(own, value, True),) for value in (*helped, ("cos", "sin")[which])] + omitted
+    if parts := _parts(one, made):
+        return [(Argument(own, part, True, guess=len(parts) > 1),) for part in parts]
     rotates = meanings.ROPE.search(name) or _helper(one["annotation"], made, "class") is not None
     if rotates and one["default"] is None and not (one["annotation"] in PLAIN or _choices(one)):
         modules = [
@@ -215,6 +220,22 @@ def _may_mean(meaning: str | None, one: Description) -> bool:
     return meaning not in ALL_SIZES or not (one["annotation"] in ("bool", "str") or _choices(one))
 
 
+def _parts(one: Description, made: Description) -> list[Line]:
+    """Modules of the file that a block may be handed in this required argument, such as self_attn."""
+    if not one["required"] or one["annotation"] in PLAIN or meaning_of(one["name"]) is not None:
+        return []
+    of = next((of for named, of in meanings.PARTS.values() if re.search(named, one["name"], re.I)), None)
+    helpers = [helper for helper in made["helpers"] if helper["kind"] == "part" and of is not None]
+    fitting = [helper for helper in helpers if re.search(of or "", helper["name"], re.I)]
+    annotated = [helper for helper in fitting if helper["name"] == one["annotation"]]
+    lines = []
+    for helper in annotated or fitting:
+        alone = {"name": helper["name"], "constructor": helper["parameters"], "is_class": True, "numbers": {}}
+        likeliest = itertools.islice(builds({**made, **alone}), 2)
+        lines += [replace(line, follows=True) for line in likeliest]
+    return lines[:MOST_PARTS]
+
+
 def _choices(one: Description) -> tuple[object, ...]:
     """The values that a Literal allows."""
     found = re.match(r"(?:\w+\.)*Literal\[(.*)\]$", one["annotation"])
@@ -224,13 +245,23 @@ def _choices(one: Description) -> tuple[object, ...]:
         return ()
 
 
+def _is_too_small(one: Description) -> bool:
+    """Whether it is the largest batch that a cache has room for, and smaller by default than batches of the checks."""
+    small = one["required"] or (type(one["default"]) is int and one["default"] < int(WRITTEN["max_batch"]))
+    return small and meaning_of(one["name"], loosely=True) == "max_batch"
+
+
 def _is_rope_flag(one: Description) -> bool:
     switch = isinstance(one["default"], bool) or one["annotation"] == "bool"
     return switch and bool(meanings.ROPE_FLAG.search(one["name"]))
 
 
 def _is_config(one: Description, made: Description) -> bool:
-    return bool(meanings.CONFIG.search(one["name"])) or _helper(one["annotation"], made, "configuration") is not None
+    return (
+        one["settings"]
+        or bool(meanings.CONFIG.search(one["name"]))
+        or _helper(one["annotation"], made, "configuration") is not None
+    )
 
 
 def _is_plain_object(one: Description, made: Description) -> bool:
@@ -273,6 +304,8 @@ def _settings(parameters: Sequence[Description]) -> Iterator[Argument]:
         if meaning in IN_CONFIGURATIONS and not isinstance(one["default"], bool) and _may_mean(meaning, one):
             needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
             yield Argument(one["name"], WRITTEN[meaning], needed, one["default"])
+        elif _is_too_small(one):
+            yield Argument(one["name"], WRITTEN["max_batch"], True)
         elif _is_rope_flag(one):
             yield Argument(one["name"], "True")  # as in Llama's design
         elif one["required"]:

@@ -113,7 +113,7 @@ class _Start:
             yield self.build
             return
         wants_rope = any(meanings.ROPE.search(one["name"]) for one in self.learner.made["constructor"] or ())
-        if wants_rope and not any(one["kind"] != "configuration" for one in self.learner.made["helpers"]):
+        if wants_rope and not any(one["kind"] in ("class", "function") for one in self.learner.made["helpers"]):
             self.learner.look_beside()
         yield from itertools.islice(build_lines.builds(self.learner.made), build_lines.MOST)
         yield from itertools.islice(build_lines.builds_of_file(self.learner.made), build_lines.MOST)

@@ -79,6 +79,7 @@ _PARAMETERS = _or_none(
             required=_SWITCH,
             default=_is(bool, int, float, str, types.NoneType),
             annotation=_TEXT,
+            settings=_SWITCH,
         ),
         MOST_PARAMETERS,
     )

@@ -19,8 +19,8 @@ FOLDER = os.path.dirname(__file__)  # whose frames are of no use to a learner
 def described(error: BaseException) -> dict[str, Any]:
     """An exception as {"type", "message", "frames"}, frames from the outermost to the innermost.
 
-    A known package that is not installed is a NotInstalledError, wherever it is imported; so are a newer Python and a
-    file that is read, such as a vocabulary.
+    A known package that is not installed is a NotInstalledError, wherever it is imported; so are a newer Python, a
+    file that is read, such as a vocabulary, and other processes.
     """
     if isinstance(error, ModuleNotFoundError) and not isinstance(error, NotInstalledError) and error.name:
         top = error.name.partition(".")[0]
@@ -42,6 +42,8 @@ def described(error: BaseException) -> dict[str, Any]:
     lacking = needed(error)
     if isinstance(error, FileNotFoundError) and error.filename:
         lacking = f"{error.filename} is read, and is not there: put it beside the file that reads it"
+    if isinstance(error, RuntimeError | ValueError) and "process group has not been initialized" in message:
+        lacking = "torch.distributed is used, and there is no process group: only a block that runs alone can be judged"
     if lacking:
         return {"type": NotInstalledError.__name__, "message": lacking, "frames": frames[-FRAMES:]}
     if isinstance(error, UnfinishedError):

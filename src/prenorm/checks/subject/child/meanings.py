@@ -46,6 +46,7 @@ _LOOSE = {
     r"|^(encoder|decoder|model|self)_(attention|attn)_heads$",
     "vocabulary": r"vocab",
     "layers": r"^(n|num|number_of|no)_?(hidden_|decoder_|transformer_)?(layers?|blocks?)$|^(depth|layers)$",
+    "max_batch": r"max_?(batch|bsz|bs)(_?size)?$",
     "batch": r"^(?!.*cache)(.*_)?(batch|bsz)(_?size)?$",
     "on": r"^(use|apply|with|has|enable|do|is)_\w*(rope|rotary|rms|swiglu|silu|glu|gat(e|ing)|resid|pre_?norm|scal)"
     r"|^(pre_?norm|norm_first|gated)$",
@@ -56,7 +57,7 @@ _LOOSE = {
     "d_ff": r"(ff|ffn|ffwd|mlp|feed_?forward|inter\w*|inner)_?\w*(dim|size|width|hidden|features)"
     r"|(dim|d|size|width|n)_?(of_)?(ff|ffn|ffwd|mlp|feed_?forward|inner|inter)$",
     "d_model": r"(embd?|embed\w*|hidden|channels?)_?(dim|size|width|channels|features)?$"
-    r"|(model|residual)_?(dim|size|width|channels|features)$|(^|_)(d|dim|n)_?model$",
+    r"|(model|residual)_?(dim|size|width|channels|features)$|(^|_)(d|dim|n)_?model$|^size$",
     "causal": r"causal",
     "activation": r"(^|_)act(ivation)?(_fn|_function)?$",
     "cache": r"cache",
@@ -80,7 +81,8 @@ def meaning_of(name: str, *, loosely: bool = False) -> str | None:
 
 
 CONFIG = re.compile(
-    r"^(model_?|block_?|transformer_?|gpt_?|llm_?)?(config|cfg|conf|args|params|hparams|hps|settings)$", re.I
+    r"^(model_?|block_?|transformer_?|gpt_?|llm_?)?(config|cfg|conf|args|params|hparams|hps|settings|opts?|options)$",
+    re.I,
 )
 CONFIG_CLASS = re.compile(r"(config|args|params|settings|hparams|hyperparameters)\w*$", re.I)
 ROPE = re.compile(
@@ -88,6 +90,14 @@ ROPE = re.compile(
     r"|pos(ition)?(al)?_?(emb|enc)\w*|^pe$",
     re.I,
 )
+PARTS = {
+    "attention": (r"^(\w*_)?(att(n|ention)|mha|sa|self_?att(n|ention)?)(_?(layer|module|block|fn|mechanism))?$",
+                  r"att(n|ention)|mha$"),
+    "feed_forward": (r"^(\w*_)?(ffn?|mlp|feed_?forward|pff|pwff)(_?(layer|module|block|net|network))?$",
+                     r"mlp|feed_?forward|ffn|glu|ffwd"),
+    "norm": (r"^(\w*_)?(layer_?|rms_?)?norm_?(_?(layer|module|1|2))?$|^ln_?\d?$", r"norm$"),
+}  # fmt: skip
+"""Modules that a block may be handed: what the argument is called, and what their classes are called."""
 ROPE_FLAG = re.compile(r"^(use|apply|with|has|enable|is)?_?(rope|rotary)(_?(pos\w*_?)?emb\w*)?$", re.I)
 COS, SIN = re.compile(r"(^|_)cos(ine)?s?(_|$)", re.I), re.compile(r"(^|_)sin(e|es|s)?(_|$)", re.I)
 POSITIONS = re.compile(r"^(token_|input_|cache_|seq_)?pos(ition)?s?(_ids?|_idx|_index|_indices)?$|^p$|^token_pos", re.I)

@@ -250,6 +250,7 @@ WRITTEN = {
     "layer": "0",
     "layers": "1",
     "vocabulary": "64",
+    "max_batch": "64",
     "batch": "2",
     "bias": "False",
     "expansion": "d_ff / d_model",

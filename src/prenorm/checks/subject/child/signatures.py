@@ -6,22 +6,26 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
-from .meanings import CONFIG, CONFIG_CLASS, ROPE
+from .meanings import CONFIG, CONFIG_CLASS, PARTS, ROPE, meaning_of
 from .missing_packages import is_stub
 
 MOST_HELPERS = 40
 DEFINES_ROTATIONS = re.compile(r"^(class|def)\s+\w*(rope|rotary|_cis|rotat)", re.I | re.M)
+SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
 MAKES = re.compile(r"precompute|compute|build|make|get|create|init|cache|table|freqs|generate|rope|rotary", re.I)
 
 
 def parameters(function: Callable[..., Any]) -> list[dict[str, Any]] | None:
-    """Name, kind, whether it is required, its default where that is a plain value, and what its annotation says."""
+    """Name, kind, whether it is required, its default where that is a plain value, and what its annotation says.
+
+    "settings": whether sizes are read from it, as from a configuration. What **kwargs is asked for is a parameter too.
+    """
     try:
         signature = inspect.signature(function)
     except (TypeError, ValueError):
@@ -39,37 +43,40 @@ def parameters(function: Callable[..., Any]) -> list[dict[str, Any]] | None:
     if inspect.isclass(function) and any(one["kind"] == "VAR_KEYWORD" for one in found):
         own = {one["name"] for one in found}
         found += [one for one in _handed_up(function) if one["name"] not in own]
-    return found + _read(function, found)
+    asked = list(_asked(function))
+    for one in found:
+        sizes = {meaning_of(key, loosely=True) for name, key, _ in asked if name == one["name"]} & {*SIZES}
+        one["settings"] = len(sizes) > 1 and not one["kind"].startswith("VAR_")
+    keywords = {one["name"] for one in found if one["kind"] == "VAR_KEYWORD"}
+    there = {one["name"] for one in found}
+    read: dict[str, dict[str, Any]] = {}
+    for name, key, default in asked:
+        required = default is inspect.Parameter.empty
+        if name in keywords and key not in there and (required or key not in read):
+            more = {"required": required, "default": _plain(default), "annotation": "", "settings": False}
+            read[key] = {"name": key, "kind": "KEYWORD_ONLY"} | more
+    return found + list(read.values())
 
 
-def _read(function: Callable[..., Any], found: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """What a function's own **kwargs is asked for, such as kwargs["dim"] and kwargs.get("eps", 1e-6)."""
-    keywords = next((one["name"] for one in found if one["kind"] == "VAR_KEYWORD"), None)
+def _asked(function: Callable[..., Any]) -> Iterator[tuple[str, str, Any]]:
+    """What is read of its arguments: names as in kwargs["dim"], kwargs.get("eps", 1e-6) and config.dim and defaults."""
     try:
         written = inspect.getsource(vars(function)["__init__"] if inspect.isclass(function) else function)
         tree = ast.parse(textwrap.dedent(written))
     except (KeyError, TypeError, OSError, SyntaxError):
-        return []
-    asked: dict[str, dict[str, Any]] = {}
-    for node in ast.walk(tree) if keywords is not None else ():
-        default: Any = inspect.Parameter.empty
+        return
+    for node in ast.walk(tree):
         match node:
             case ast.Subscript(value=ast.Name(id=name), slice=ast.Constant(value=str(key)), ctx=ast.Load()):
-                pass
+                yield name, key, inspect.Parameter.empty
             case ast.Call(
                 func=ast.Attribute(value=ast.Name(id=name), attr="get" | "pop" as way),
                 args=[ast.Constant(value=str(key)), *more],
             ):
-                if more or way == "get":
-                    default = more[0].value if more and isinstance(more[0], ast.Constant) else None
-            case _:
-                continue
-        required = default is inspect.Parameter.empty
-        if name == keywords and (key not in asked or required):
-            said = {"kind": "KEYWORD_ONLY", "required": required, "default": _plain(default), "annotation": ""}
-            asked[key] = {"name": key} | said
-    there = {one["name"] for one in found}
-    return [one for name, one in asked.items() if name not in there]
+                default = more[0].value if more and isinstance(more[0], ast.Constant) else None
+                yield name, key, default if more or way == "get" else inspect.Parameter.empty
+            case ast.Attribute(value=ast.Name(id=name), attr=key):
+                yield name, key, inspect.Parameter.empty
 
 
 def _handed_up(owner: type) -> list[dict[str, Any]]:
@@ -96,7 +103,8 @@ def helpers(names: Mapping[str, Any], make: Any, constructor: Sequence[Mapping[s
     """What of the learner's may be handed to a block: {"name", "kind", "parameters", "forward"}.
 
     kind: "configuration" (a class of settings; "of_transformers" says whether it derives from one of that package),
-    "class" (a class that rotates or makes tables, mostly a module), or "function".
+    "class" (a class that rotates or makes tables, mostly a module), "part" (a module that is called as an attention, a
+    feed-forward or a norm is), or "function".
     """
     annotated = {one["annotation"] for one in constructor} | {
         one["annotation"] for one in constructor if CONFIG.search(one["name"])
@@ -118,9 +126,11 @@ def helpers(names: Mapping[str, Any], make: Any, constructor: Sequence[Mapping[s
         elif is_class and rotates:
             call = value.forward if issubclass(value, nn.Module) else getattr(value, "__call__", None)  # noqa: B004
             found.append({"name": name, "kind": "class", "parameters": parameters(value), "forward": _bound(call)})
+        elif is_class and issubclass(value, nn.Module) and any(re.search(of, name, re.I) for _, of in PARTS.values()):
+            found.append({"name": name, "kind": "part", "parameters": parameters(value), "forward": None})
         elif isinstance(value, types.FunctionType) and (ROPE.search(name) or "freq" in name) and MAKES.search(name):
             found.append({"name": name, "kind": "function", "parameters": parameters(value), "forward": None})
-    found.sort(key=lambda one: one["name"] not in annotated)
+    found.sort(key=lambda one: (one["name"] not in annotated, one["kind"] == "part"))
     return found[:MOST_HELPERS]
 
 
