@@ -664,7 +664,7 @@ class TransformerBlock(nn.Module):
 """
 ANNOTATED = """
 
-class EncoderLayer(nn.Module):
+class SelfAttentionLayer(nn.Module):
     def __init__(self, size, self_attn, feed_forward):
         super().__init__()
         self.self_attn, self.feed_forward = self_attn, feed_forward
@@ -717,7 +717,7 @@ HABITS = [
     Project(
         name="modules handed in",
         files={"model.py": PARTS + ANNOTATED},
-        judged="model.py:EncoderLayer",
+        judged="model.py:SelfAttentionLayer",
         said=("self_attn=CausalSelfAttention(", "feed_forward=SwiGLU("),
     ),
     Project(

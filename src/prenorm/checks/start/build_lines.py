@@ -229,8 +229,9 @@ def _parts(one: Description, made: Description) -> list[Line]:
     fitting = [helper for helper in helpers if re.search(of or "", helper["name"], re.I)]
     annotated = [helper for helper in fitting if helper["name"] == one["annotation"]]
     lines = []
+    others = [helper for helper in made["helpers"] if helper["kind"] != "part"]  # a part may need a part as well
     for helper in annotated or fitting:
-        alone = {"name": helper["name"], "constructor": helper["parameters"], "is_class": True, "numbers": {}}
+        alone = {"name": helper["name"], "constructor": helper["parameters"], "is_class": True, "helpers": others}
         likeliest = itertools.islice(builds({**made, **alone}), 2)
         lines += [replace(line, follows=True) for line in likeliest]
     return lines[:MOST_PARTS]
@@ -257,8 +258,9 @@ def _is_rope_flag(one: Description) -> bool:
 
 
 def _is_config(one: Description, made: Description) -> bool:
+    modules = [meanings.ROPE, *(re.compile(named, re.I) for named, _ in meanings.PARTS.values())]
     return (
-        one["settings"]
+        (one["settings"] and not any(pattern.search(one["name"]) for pattern in modules))
         or bool(meanings.CONFIG.search(one["name"]))
         or _helper(one["annotation"], made, "configuration") is not None
     )
