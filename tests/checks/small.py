@@ -305,6 +305,43 @@ class StretchedFrequencies(Right):
         return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
 
 
+class GatedByANumber(Right):
+    """As ReZero: a factor that begins at zero."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.alpha = nn.Parameter(torch.zeros(1))
+
+    def forward(self, x):
+        x = x + self.alpha.tanh() * self.attention(self.norm1(x))
+        return x + self.alpha.tanh() * self.feed_forward(self.norm2(x))
+
+
+class Windowed(Right):
+    def __init__(self, d_model, num_heads, d_ff, sliding_window=4):
+        super().__init__(d_model, num_heads, d_ff)
+        self.window = sliding_window
+
+    def mixed(self, q, k, v):
+        positions = torch.arange(q.shape[-2], device=q.device)
+        distance = positions[:, None] - positions
+        return F.scaled_dot_product_attention(q, k, v, (distance >= 0) & (distance < self.window))
+
+
+class PositionsAdded(Right):
+    """Learned positions, added to what queries and keys are made of; the table has the shape of a projection."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.pos = nn.Parameter(0.02 * torch.randn(64, d_model))
+
+    def attention(self, x):
+        turned = x + self.pos[: x.shape[-2]]
+        q, k, v = (F.linear(of, w) for of, w in zip((turned, turned, x), self.qkv.weight.chunk(3), strict=True))
+        q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for t in (q, k, v))
+        return self.o(self.mixed(q, k, v).transpose(-3, -2).flatten(-2))
+
+
 class GateAndUpInOne(Right):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__(d_model, num_heads, d_ff)
@@ -519,6 +556,19 @@ class OddAndScaledForDepth(Right):
 
     def mixed(self, q, k, v):
         return scores_of(q, k).softmax(-1).roll(1, -3) @ v
+
+
+class Experts(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.router = nn.Linear(d_model, 4, bias=False)
+        self.experts = nn.ModuleList(Right(d_model, num_heads, d_ff).gate for _ in range(8))
+        del self.gate, self.up
+
+    def feed_forward(self, x):
+        weights = self.router(x).softmax(-1).unbind(-1)
+        pairs = zip(self.experts[::2], self.experts[1::2], weights, strict=True)
+        return self.down(sum(w[..., None] * F.silu(gate(x)) * up(x) for gate, up, w in pairs))
 
 
 class OneFlatVector(nn.Module):

@@ -63,6 +63,8 @@ CHOICES: dict[str, Any] = {
     "Right": {},
     "BatchSeqOnly": {"leading_dims": "(batch, seq, d_model) only"},
     "AnyTheta": {"rope_theta": pytest.approx(123456.0, rel=1e-4)},
+    "GatedByANumber": {"branch_scale": pytest.approx(math.tanh(0.75), rel=1e-4)},
+    "Windowed": {"causal": True},
     "StretchedFrequencies": {"rope_frequencies": "1, 0.08, 0.006, 0.0001"},
     "GateAndUpInOne": {"d_ff": "256 for d_ff=52"},
     "WidthInMultiples": {"d_ff": "256 for d_ff=52"},
@@ -85,6 +87,7 @@ NAMED = {
     "SideBySide": {"parallel_sublayers"},
     "NormsBehind": {"post_norm"},
     "WithoutNormWeights": {"norm_weight_missing"},
+    "PositionsAdded": {"missing_rope"},
 }
 TARGETS = {
     ("Right", "cs336"): set(),
@@ -237,6 +240,12 @@ def test_a_stack_of_layers_is_no_block_and_no_fault(verdict_of):
 @pytest.mark.long
 def test_a_block_that_is_told_the_number_of_layers_is_a_block(verdict_of):
     assert counting(verdict_of("OddAndScaledForDepth")) == {"unexplained"}
+
+
+def test_experts_are_no_block_and_are_not_searched_for_long(verdict_of):
+    verdict = verdict_of("Experts")
+    assert (verdict.ids, verdict.faults, verdict.exit_code) == (["unreadable"], (), 2)
+    assert "feed-forward has more than a block's" in verdict.findings[0].evidence
 
 
 def test_what_nobody_could_judge_passes_nowhere_and_is_no_fault(verdict_of):

@@ -20,6 +20,12 @@ Raw = dict[str, Tensor]
 QUERY_KEY_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(norm|layernorm|ln|rms)|norm_?(q|k)([._]|$)", re.I)
 
 
+OF_POSITIONS = re.compile(
+    r"(^|[._])((abs|rel|relative)_?)?(pos|position|positional|pe)(_?(emb\w*|enc\w*|bias|table|weight))?([._]|$)", re.I
+)
+"""Tables of positions, which may have the shape of a projection."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Sizes:
     """The sizes that a block is built with. All products that occur as shapes differ."""
@@ -156,7 +162,7 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
         elif numel(shape) == 2 * sizes.d_model and sizes.d_model in shape:  # both norms in one
             halves = torch.arange(2 * sizes.d_model).view(shape).movedim(shape.index(sizes.d_model), -1).flatten(0, -2)
             found.norms += [Piece((name,), None, tuple(half.tolist())) for half in halves]
-        elif sizes.d_model not in shape:
+        elif sizes.d_model not in shape or OF_POSITIONS.search(name):
             found.unknown.append(name)
         elif numel(shape) % (found.d_ff * sizes.d_model) == 0 and found.d_ff:
             found.feed_forward.append(name)

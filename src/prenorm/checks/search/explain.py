@@ -18,6 +18,9 @@ from .scores import scores
 from .sizes import fitting_sizes
 from .zero_scores import zero_scores
 
+MOST = 6
+"""Matrices of one sublayer that are assigned: a block has four and three, and others have experts or memories."""
+
 
 def explain(
     built: Built, generator: torch.Generator, *, tolerance: float, dtype: torch.dtype, most: int = 2, share: int = 1
@@ -47,6 +50,9 @@ def explain(
 
 def _steps(attempt: Attempt) -> Explanation:
     found, sizes = attempt.found, attempt.sizes
+    for what, entries in (("attention", found.attention), ("feed-forward", found.feed_forward)):
+        if len(entries) > MOST:
+            raise UnexplainedError(f"naming the parameters, of which {what} has more than a block's", unknown=entries)
     attention = list(attention_readings(found, sizes))
     feed_forward = list(feed_forward_readings(found, sizes))
     if not attention or not feed_forward:

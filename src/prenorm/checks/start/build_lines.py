@@ -174,7 +174,7 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         return [(Argument(own, WRITTEN[meaning], needed, one["default"]),)]
     loose = meaning_of(name, loosely=True)
     if _is_too_small(one):
-        return [(Argument(own, WRITTEN["max_batch"], True),)]
+        return [(Argument(own, WRITTEN[loose or ""], True),)]
     if loose in OF_ROTATIONS and one["default"] is None:
         return [(Argument(own, WRITTEN[loose], True),), *omitted]
     if _is_rope_flag(one):
@@ -247,9 +247,9 @@ def _choices(one: Description) -> tuple[object, ...]:
 
 
 def _is_too_small(one: Description) -> bool:
-    """Whether it is the largest batch that a cache has room for, and smaller by default than batches of the checks."""
-    small = one["required"] or (type(one["default"]) is int and one["default"] < int(WRITTEN["max_batch"]))
-    return small and meaning_of(one["name"], loosely=True) == "max_batch"
+    """Whether it is the largest batch of a cache, or a window, and by default less than what the checks use."""
+    small = one["required"] or (type(one["default"]) is int and 0 < one["default"] < int(WRITTEN["max_batch"]))
+    return small and meaning_of(one["name"], loosely=True) in ("max_batch", "window")
 
 
 def _is_rope_flag(one: Description) -> bool:
@@ -307,7 +307,7 @@ def _settings(parameters: Sequence[Description]) -> Iterator[Argument]:
             needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
             yield Argument(one["name"], WRITTEN[meaning], needed, one["default"])
         elif _is_too_small(one):
-            yield Argument(one["name"], WRITTEN["max_batch"], True)
+            yield Argument(one["name"], WRITTEN[meaning or ""], True)
         elif _is_rope_flag(one):
             yield Argument(one["name"], "True")  # as in Llama's design
         elif one["required"]:

@@ -139,6 +139,10 @@ OF_TABLES = ("rope_theta", "max_seq_len")
 USUAL = {"max_seq_len": 24, "rope_theta": 10000.0, "eps": 1e-6, "dropout": 0.0}
 
 
+FACTOR = 0.75
+"""What a parameter of one number is in every draw."""
+
+
 class Built:
     """One block, in the process that runs the learner's code."""
 
@@ -193,7 +197,9 @@ class Built:
                 raw[one["name"]] = torch.zeros(shape, dtype=dtype)
                 continue
             values = torch.randn(shape, generator=generator, dtype=torch.float64)
-            if "bias" in one["name"].rpartition(".")[2]:
+            if values.numel() == 1:  # a factor, which must not change from draw to draw once it is fitted
+                values = torch.full(shape, FACTOR, dtype=torch.float64)
+            elif "bias" in one["name"].rpartition(".")[2]:
                 values = values * 0.3
             elif max(shape, default=0) == values.numel():
                 values = 1 + 0.3 * values

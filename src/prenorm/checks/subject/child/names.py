@@ -251,6 +251,7 @@ WRITTEN = {
     "layers": "1",
     "vocabulary": "64",
     "max_batch": "64",
+    "window": "max_seq_len",
     "batch": "2",
     "bias": "False",
     "expansion": "d_ff / d_model",
