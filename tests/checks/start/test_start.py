@@ -318,7 +318,25 @@ OWN_ERRORS = {
     "only with this table": (("d_model, rope", "self.rope = rope"), "x.view(self.rope)", "arguments_unknown"),
     "the same with any argument": (("d_model, zork", "torch.zeros(2).view(3)"), "x", "constructor_error"),
     "only with this argument": (("d_model, zork", "torch.zeros(2).view(zork)"), "x", "arguments_unknown"),
-    "with sizes by place": (("a, b, c", "torch.zeros(2).view(3)"), "x", "arguments_unknown"),
+    "the same with any sizes by place": (("a, b, c", "torch.zeros(2).view(3)"), "x", "constructor_error"),
+    "only with these sizes by place": (("a, b, c", "torch.zeros(2).view(b)"), "x", "arguments_unknown"),
+    "after a size by place is used": (("d, n, f", "nn.Linear(d, n).nowhere"), "x", "constructor_error"),
+    "whatever a size by place is": (
+        ("d, n, f", "self.part = nn.Linear(d, d // n * n + f)"),
+        "self.part(x).transpose(-2, -5)",
+        "forward_error",
+    ),
+    "with a size that is no number": (("d, n, f", "self.part = f"), "self.part(x)", "arguments_unknown"),
+    "with a size that is a name": (
+        ("d, n, f", "self.f = f"),
+        "self.f == 'pre' and x or {}['post']",
+        "arguments_unknown",
+    ),
+    "with a size that is a switch": (("d, n, f", "self.f = f"), "{}['cache'] if self.f else x", "arguments_unknown"),
+    "with a size that must be longer": (("d, n, f", "self.n = n"), "x + torch.zeros(self.n)[6]", "arguments_unknown"),
+    "with a size that is refused": (("d, n, f", "assert n % 3 == 0"), "x", "arguments_unknown"),
+    "with sizes of any names": (("*sizes", "torch.zeros(2).view(sizes[1])"), "x", "arguments_unknown"),
+    "whatever sizes of any names are": (("*sizes", "torch.zeros(2).view(3)"), "x", "constructor_error"),
     "only for a batch": (
         ("d_model, zork", "self.later = lambda y: y @ zork.T"),
         "self.later(x.view(len(x), 32))",
@@ -339,6 +357,7 @@ OWN_ERRORS = {
 }
 
 
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", OWN_ERRORS)
 def test_an_error_is_the_blocks_own_if_no_guess_changes_it(case: str, tmp_path: Path) -> None:
     (signature, part), y, id = OWN_ERRORS[case]

@@ -34,7 +34,7 @@ def builds(made: Description) -> Iterator[Line]:
     """Lines that may build the block, the likeliest first. made: the driver's reply to "load"."""
     name, parameters = made["name"], made["constructor"]
     if parameters is None:
-        yield Line(name, tuple(Argument("", size) for size in SIZES))
+        yield Line(name, tuple(Argument("", size, guess=True) for size in SIZES))
         return
     own = [one for one in parameters if not one.get("handed_up")]
     if len(own) < len(parameters):
@@ -56,7 +56,7 @@ def builds(made: Description) -> Iterator[Line]:
     by_place = _by_place(name, named, meant, made)
     spread = any(one["kind"] == "VAR_POSITIONAL" for one in parameters)
     if spread and not known & {*SIZES} and not any(one["kind"].startswith("POSITIONAL") for one in parameters):
-        sizes = tuple(Argument("", size) for size in SIZES)
+        sizes = tuple(Argument("", size, guess=True) for size in SIZES)
         by_name = (Line(name, (*sizes, *line.arguments)) for line in by_name)
     if {*SIZES} <= known or any(_is_config(one, made) for one in named):
         yield from by_name

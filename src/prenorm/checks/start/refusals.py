@@ -67,6 +67,14 @@ def reached(error: LearnerError) -> list[int]:
     return [int(one["line"] or 0) for one in own]
 
 
+def refuses(error: LearnerError) -> bool:
+    """Whether the statement that raises is meant to refuse what it is given; torch raises where an attribute lacks."""
+    frames = error.error.get("frames") or ()
+    if not frames or error.error["type"] == "AttributeError":
+        return False
+    return re.match(r"raise\b|assert\b", str(frames[-1]["code"]).strip()) is not None
+
+
 def refuse_sizes(learner: Learner, error: LearnerError) -> NoReturn:
     """Sizes do not reach the block: it may have those of a configuration that nobody hands in."""
     raise UnknownArgumentsError(

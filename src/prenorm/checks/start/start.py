@@ -17,7 +17,16 @@ from ..subject.learner import Built, LearnerError
 from ..subject.recipe import Line, Recipe, given
 from . import build_lines, effects
 from .best_call import EACH, Calls
-from .refusals import UnknownArgumentsError, is_its_own, reached, refuse_build, refuse_call, refuse_given, refuse_sizes
+from .refusals import (
+    UnknownArgumentsError,
+    is_its_own,
+    reached,
+    refuse_build,
+    refuse_call,
+    refuse_given,
+    refuse_sizes,
+    refuses,
+)
 
 TOKENS = 7
 TRIED = (
@@ -26,6 +35,8 @@ TRIED = (
     Sizes(d_model=256, num_heads=4, num_kv_heads=4, d_ff=704),
 )
 """The sizes that are tried in order: some constructors insist on multiples of 64."""
+OTHER_NUMBERS = ("guessed(1)", "guessed(d_model // 2)")
+"""Tried in place of numbers that are guessed: 1 divides every size; half of d_model has room for all tokens."""
 MASKS = {
     "mask": "boolean, True where a query may attend",
     "~mask": "boolean, True where a query may not attend",
@@ -91,8 +102,7 @@ class _Start:
             self.learner.recipe = Recipe(next(self._builds()))
             if self.build is not None:
                 refuse_given("--build", self.build, errors[0])
-            by_place = any(not one.name for one in self.learner.recipe.build.arguments)  # sizes of any name
-            if not by_place and self._is_its_own(errors[0]):
+            if self._is_its_own(errors[0]):
                 raise errors[0]
             refuse_build(self.learner, errors[0], guessed=self.build is None)
         _, self.learner.recipe, raising = max((one.furthest for one in tried), key=lambda one: one[0])
@@ -123,16 +133,32 @@ class _Start:
         return self.case.build()
 
     def _is_its_own(self, error: LearnerError) -> bool:
-        """Whether the same is raised if nothing can be read of guessed values, and kept defaults are twice as large."""
-        recipe, made = self.learner.recipe, self.learner.made
+        """Whether the same is raised if nothing can be read of guessed values, and kept defaults are twice as large.
+
+        Of a number that is guessed its size may be read, if the same is raised for all: for those OTHER_NUMBERS, too.
+        """
+        recipe = self.learner.recipe
         if error.error["type"] == UnknownEntryError.__name__:
             return False
-        of_transformers = {one["name"] for one in made["helpers"] if one.get("of_transformers")}
+        of_transformers = {one["name"] for one in self.learner.made["helpers"] if one.get("of_transformers")}
         if error.stage == "constructor" and recipe.build.uses & of_transformers and not is_its_own(error):
             return False  # such a configuration differs from release to release
-        blind = Recipe(build_lines.with_defaults(recipe.build.unread(), made, 2), recipe.call.unread())
-        if blind == recipe:
+        blind = self._with_guesses("unread")
+        if blind == recipe or self._raises_the_same(error, blind):
             return True
+        others = [self._with_guesses(number) for number in OTHER_NUMBERS]
+        if others[0] == blind or refuses(error):
+            return False
+        return all(self._raises_the_same(error, other) for other in others)
+
+    def _with_guesses(self, number: str) -> Recipe:
+        """The recipe with other values for what is guessed: number for numbers."""
+        recipe = self.learner.recipe
+        build = build_lines.with_defaults(recipe.build.unread(number), self.learner.made, 2)
+        return Recipe(build, recipe.call.unread(number))
+
+    def _raises_the_same(self, error: LearnerError, blind: Recipe) -> bool:
+        """Whether a recipe with other values for what is guessed raises the error."""
         other, alone = self._raising(blind), self._raising(Recipe(blind.build, replace(blind.call, callee=EACH)))
         if other is None or alone is None or reached(alone) > reached(error):  # a sequence alone may need the values
             return False

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from .meanings import meaning_of
 from .tensors import first_tensor
-from .unread import Unread
+from .unread import Guessed, Unread
 from .weighted import weighted
 
 
@@ -27,7 +27,7 @@ def of_build(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = {"causal": True, "dtype": torch.float32, "device": torch.device("cpu"), **values}
     names["theta"] = names["rope_theta"] = values.get("rope_theta", values.get("theta", 10000.0))
-    names |= {"rows": rows, "weighted": weighted(values), "unread": Unread()}
+    names |= {"rows": rows, "weighted": weighted(values), "unread": Unread(), "guessed": Guessed}
     return names | {"torch": torch, "nn": nn, "F": nn.functional, "math": math}
 
 
