@@ -93,6 +93,12 @@ COS, SIN = re.compile(r"(^|_)cos(ine)?s?(_|$)", re.I), re.compile(r"(^|_)sin(e|e
 POSITIONS = re.compile(r"^(token_|input_|cache_|seq_)?pos(ition)?s?(_ids?|_idx|_index|_indices)?$|^p$|^token_pos", re.I)
 START = re.compile(r"(start|cur|current|past|prev|kv)_?(pos|position|len|length)$|offset|^start$", re.I)
 MASK = re.compile(r"mask|^attn_bias$|^attention_bias$|^allowed|^visible", re.I)
+ATTENTION_MASK = re.compile(
+    r"^_*((self|src|tgt|source|target|decoder|attn|attention|attend|causal|look_?ahead|future|window|sliding|local"
+    r"|bool(ean)?|float|additive|4d|mask|bias|allowed|visible)s?_*)+$",
+    re.I,
+)
+"""Of these the names that say who attends to whom, and not frames_mask or key_padding_mask."""
 INPUT = re.compile(r"^(x|in_features|input|inputs|hidden_states|hidden)$")
 WEIGHTS = re.compile(r"^(weights|weight_dict|params|parameters|state_dict)$")
 """The arguments of a function that computes a block from a dictionary of weights."""
