@@ -14,7 +14,7 @@ from prenorm.checks.probes.case import Case, Report
 from prenorm.checks.source.code import Code, locate
 from prenorm.checks.start.refusals import UnknownArgumentsError
 from prenorm.checks.start.start import start
-from prenorm.checks.subject.learner import Learner
+from prenorm.checks.subject.learner import Learner, LearnerError
 from prenorm.checks.subject.local import LocalSubject
 from prenorm.checks.targets import Target
 from prenorm.errors import ConfigError
@@ -704,6 +704,42 @@ def test_a_folder_that_lacks_what_is_imported_is_not_the_package_of_its_name(tmp
     learner = Learner(LocalSubject())
     learner.load(locate(f"{tmp_path}/tts/codec_parts/block.py:Block"))
     assert "pip install codec_parts" in learner.made["notes"]["codec_parts"]
+
+
+@pytest.mark.parametrize("parts", [["layers"], ["layers", "model.base"]])
+def test_a_package_that_lacks_all_that_is_imported_by_its_name_is_another(parts: list[str], tmp_path: Path) -> None:
+    """One that lacks a single part has it misspelt, or lost."""
+    package = f"codec_with_{len(parts)}"  # this process keeps what it imported
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").touch()
+    lines = "".join(f"from {package}.{part} import Part\n" for part in parts)
+    (tmp_path / package / "block.py").write_text(HEAD + lines + TAKES.format("d_model", "pass"))
+    learner = Learner(LocalSubject())
+    code = locate(f"{tmp_path}/{package}/block.py:Block")
+    if len(parts) == 1:
+        with pytest.raises(LearnerError, match=rf"No module named '{package}\.layers'"):
+            learner.load(code)
+    else:
+        learner.load(code)
+        assert f"pip install {package}" in learner.made["notes"][package]
+
+
+@pytest.mark.parametrize("name", ["Trainer", "OurTrainer", "trainer", "shapes"])
+@pytest.mark.parametrize("file", ["block.py", "blocks/block.py", "speed_parts/block.py"])
+def test_a_folder_in_a_package_that_lacks_a_name_is_not_the_package_of_its_name(
+    file: str, name: str, tmp_path: Path
+) -> None:
+    """name: imported from a folder of which it is known what it has."""
+    (tmp_path / "lm" / "speed_parts").mkdir(parents=True)
+    (tmp_path / "lm" / file).parent.mkdir(exist_ok=True)
+    for folder in ("", "speed_parts", Path(file).parent):
+        (tmp_path / "lm" / folder / "__init__.py").touch()
+    (tmp_path / "lm" / "speed_parts" / "__init__.py").write_text("from .trainer import OurTrainer\n")
+    (tmp_path / "lm" / "speed_parts" / "trainer.py").write_text("class OurTrainer: ...\n")
+    lines = f"from speed_parts.trainer import OurTrainer\nfrom speed_parts import {name}\n"
+    (tmp_path / "lm" / file).write_text(HEAD + lines + TAKES.format("d_model", "pass"))
+    found = locate(f"{tmp_path}/lm/{file}:Block").beside.get("speed_parts")
+    assert found == (f"{tmp_path}/lm/speed_parts" if name in ("OurTrainer", "trainer") else None)
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python has it")
