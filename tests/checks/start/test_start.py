@@ -357,6 +357,42 @@ OWN_ERRORS = {
 }
 
 
+DEMANDS = {
+    "by their names": (
+        "dropout=None, frames=None, height=None",
+        "if frames is None or height is None: raise ValueError('no frames, height')",
+    ),
+    "in words": ("rope_scale=None, cache=None", "if cache is None: raise ValueError('a place for keys is needed')"),
+    "by an assertion": ("frames=None", "assert frames is not None"),
+}
+
+
+@pytest.mark.parametrize("case", DEMANDS)
+@pytest.mark.parametrize("stage", ["constructor", "forward"])
+def test_optional_arguments_that_are_demanded_are_no_fault(stage: str, case: str, tmp_path: Path) -> None:
+    takes, demand = DEMANDS[case]
+    source = HEAD + TAKES.format("d_model", "self.part = nn.Linear(d_model, d_model)")
+    after = {"constructor": ("d_model):", "super().__init__()"), "forward": ("self, x):", "def forward(self, x):")}
+    signature, before = after[stage]
+    source = source.replace(before, f"{before}\n        {demand}").replace(signature, f"{signature[:-2]}, {takes}):")
+    (tmp_path / "model.py").write_text(source)
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)
+    assert f"without its optional {'cache' if case == 'in words' else 'frames'}" in verdict.findings[0].evidence
+    assert verdict.findings[0].place is not None
+    assert verdict.findings[0].place.code == demand
+
+
+@pytest.mark.parametrize("refusal", ["assert x.shape[-1] == 3", "raise ValueError('for this mask')"])
+def test_what_optional_arguments_do_not_change_is_refused_by_the_block(refusal: str, tmp_path: Path) -> None:
+    source = HEAD + TAKES.format("d_model", refusal.replace("x.shape[-1]", "d_model"))
+    (tmp_path / "model.py").write_text(source.replace("d_model):", "d_model, mask=None, scale=None):"))
+    assert check(f"{tmp_path}/model.py:Block").ids == ["constructor_error"]
+    forward = HEAD + TAKES.format("d_model", "pass").replace("self, x):", "self, x, mask=None, scale=None):")
+    (tmp_path / "model.py").write_text(forward.replace("return", f"{refusal}\n        return"))
+    assert check(f"{tmp_path}/model.py:Block").ids == ["forward_error"]
+
+
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", OWN_ERRORS)
 def test_an_error_is_the_blocks_own_if_no_guess_changes_it(case: str, tmp_path: Path) -> None:

@@ -4,7 +4,8 @@ It reports as conventions what it finds on the way: the meaning of the mask, and
 """
 
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -13,18 +14,20 @@ from ..formula.parameters import Sizes
 from ..probes.case import MAX_SEQ_LEN, Case, raised
 from ..subject.child import meanings
 from ..subject.child.names import UnknownEntryError
-from ..subject.learner import Built, LearnerError
-from ..subject.recipe import Line, Recipe, given
+from ..subject.learner import Built, Description, LearnerError
+from ..subject.recipe import Argument, Line, Recipe, given
 from . import build_lines, effects
 from .best_call import EACH, Calls
 from .refusals import (
     UnknownArgumentsError,
     is_its_own,
+    is_optional,
     reached,
     refuse_build,
     refuse_call,
     refuse_given,
     refuse_sizes,
+    refuse_without,
     refuses,
 )
 
@@ -102,6 +105,8 @@ class _Start:
             self.learner.recipe = Recipe(next(self._builds()))
             if self.build is not None:
                 refuse_given("--build", self.build, errors[0])
+            if self.build is None:
+                self._refuse_if_demanded(errors[0], self.learner.made["constructor"])
             if self._is_its_own(errors[0]):
                 raise errors[0]
             refuse_build(self.learner, errors[0], guessed=self.build is None)
@@ -113,6 +118,8 @@ class _Start:
                 raise UnknownArgumentsError(f"its input is {axes}; only blocks for (batch, seq, d_model) are judged.")
             if self.build is None and not self._takes_sizes():
                 refuse_sizes(self.learner, raising)
+            if self.call is None:
+                self._refuse_if_demanded(raising, built_at_all.forward)
             if not self._is_its_own(raising):
                 refuse_call(self.learner, raising, guessed=self.build is None)
         return self._settled(built_at_all)  # its first call reports the error
@@ -150,6 +157,25 @@ class _Start:
         if others[0] == blind or refuses(error):
             return False
         return all(self._raises_the_same(error, other) for other in others)
+
+    def _refuse_if_demanded(self, error: LearnerError, parameters: Sequence[Description] | None) -> None:
+        """Raise UnknownArgumentsError if a statement demands optional arguments: with them, the block goes on.
+
+        parameters: of the constructor, or of forward.
+        """
+        if not refuses(error):
+            return
+        recipe = self.learner.recipe
+        line = recipe.build if error.stage == "constructor" else recipe.call
+        there = {one.name for one in line.arguments}
+        optional = [one["name"] for one in parameters or () if is_optional(one) and one["name"] not in there]
+        named = [name for name in optional if re.search(rf"\b{name}\b", error.error["message"])]
+        for names in [named] if named else [[name] for name in optional]:
+            more = replace(line, arguments=(*line.arguments, *(Argument(name, "unread", True) for name in names)))
+            other = Recipe(more, recipe.call) if error.stage == "constructor" else Recipe(recipe.build, more)
+            raising = self._raising(other)
+            if raising is None or (raising.stage, reached(raising)) > (error.stage, reached(error)):
+                refuse_without(self.learner, names, error)
 
     def _with_guesses(self, number: str) -> Recipe:
         """The recipe with other values for what is guessed: number for numbers."""
