@@ -216,6 +216,11 @@ class _Start:
         built = self.case.build()
         if build.callee == build_lines.WEIGHTED:
             self._refuse_copies(built)
+        if build.uses & {"weights"} and not built.parameters:
+            raise UnknownArgumentsError(
+                f"{self.learner.made['name']} has no parameters: it keeps the dictionary of weights; make them "
+                "parameters (torch.nn.ParameterDict)."
+            )
         if self.build is None:
             self._say_which_defaults_raise()
         return built

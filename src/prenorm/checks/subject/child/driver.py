@@ -28,6 +28,7 @@ from .signatures import DEFINES_ROTATIONS, helpers, parameters
 from .tensors import first_tensor, held, listed, plain, set_values
 from .trace import Trace, traced
 from .watch import Watch
+from .weighted import course_weights
 
 Request = dict[str, Any]
 Reply = dict[str, Any]
@@ -127,6 +128,8 @@ class Driver:
         wanted = used(request["line"])
         positions = torch.arange(names["max_seq_len"])
         names |= of_call(wanted & {*TABLES}, names, positions[:, None].double(), {"positions": positions})
+        if "weights" in wanted:
+            names["weights"] = course_weights(names)
         config = Maker(names)
         names = self._own | names | {"config": config}
         if "." not in self._name:
