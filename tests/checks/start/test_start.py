@@ -282,6 +282,26 @@ def test_a_line_that_is_given_is_what_runs(tmp_path: Path) -> None:
     assert [one["name"] for one in case.build().parameters] == ["part.weight", "part.bias"]
 
 
+def test_names_of_other_files_in_a_line_that_is_given_are_told(tmp_path: Path) -> None:
+    (tmp_path / "sizes_beside.py").write_text("n_units = 32\nmask = 3\n")
+    (tmp_path / "model.py").write_text(
+        HEAD + "import sizes_beside\n" + TAKES.format("width", "self.part = nn.Linear(width, width)")
+    )
+    told = {
+        ("Block(n_units)", None): "n_units is that of sizes_beside.py",
+        ("Block(sizes_beside.n_units)", None): None,
+        ("Block(d_model)", "block(x + 0 * mask.sum())"): None,
+        ("Block(d_model)", "block(x + 0 * n_units)"): "n_units is that of sizes_beside.py",
+        ("Block(mask)", None): "mask is that of sizes_beside.py",
+    }
+    for (build, call), said in told.items():
+        if build == "Block(mask)":
+            (tmp_path / "sizes_beside.py").write_text("mask = 32\n")
+        verdict = check(f"{tmp_path}/model.py:Block", build=build, call=call)
+        assert verdict.conventions.get("names_of_other_files") == said
+    assert "names_of_other_files" not in check(f"{tmp_path}/model.py:Block").conventions
+
+
 def test_what_nobody_could_guess_says_how_to_say_it(tmp_path: Path) -> None:
     source = (
         HEAD

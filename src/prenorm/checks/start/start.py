@@ -221,6 +221,9 @@ class _Start:
                 f"{self.learner.made['name']} has no parameters: it keeps the dictionary of weights; make them "
                 "parameters (torch.nn.ParameterDict)."
             )
+        if (self.build or self.call) and (files := built.elsewhere()):
+            told = [f"{name} is that of {file}" for name, file in files.items()]
+            self.case.report.conventions["names_of_other_files"] = "; ".join(told)
         if self.build is None:
             self._say_which_defaults_raise()
         return built

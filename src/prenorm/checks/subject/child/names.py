@@ -19,6 +19,8 @@ from .tensors import first_tensor
 from .unread import Guessed, Unread
 from .weighted import weighted
 
+TABLES = ("cos", "sin", "angles", "freqs_cis")
+
 
 def of_build(values: Mapping[str, Any]) -> dict[str, Any]:
     """Sizes and settings: d_model num_heads num_kv_heads head_dim d_ff max_seq_len theta eps dropout causal dtype ...
@@ -56,6 +58,12 @@ def of_call(wanted: Iterable[str], settings: Mapping[str, Any], x: Tensor, value
         "freqs_cis": lambda: _turns(_angles(settings, positions), x.dtype),
     }
     return {name: made[name]() for name in wanted if name in made}
+
+
+OF_CALLS = frozenset(
+    ("block", "x", "seq", "batch", "positions", "mask", "swapped", "each", "added", "rows", "device", "dtype", *TABLES)
+)
+"""The names that of_call and the driver give to a call; a learner's of the same name do not count in it."""
 
 
 def swapped(block: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -219,7 +227,6 @@ PART = re.compile(
     r"^(model|block|transformer|decoder|network|net|arch(itecture)?|llm|gpt)?_?(config|cfg|args|params|hparams)?$", re.I
 )
 SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len", "rope_theta", "eps", "dropout")
-TABLES = ("cos", "sin", "angles", "freqs_cis")
 WRITTEN = {
     "d_model": "d_model",
     "num_heads": "num_heads",
