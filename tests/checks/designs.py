@@ -4,7 +4,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .small import AnyTheta, Gpt2, Right, rope, scores_of
+from .small import AnyTheta, Gpt2, HandNorm, Right, rope, scores_of
 
 # --- right ---
 
@@ -83,7 +83,76 @@ class SwitchesInAConfiguration(NormedQueriesAndKeys):
         return super().mixed(q, k, v) if self.turned else v
 
 
+class Gated(Right):
+    """A sigmoid of its input multiplies attention's output, before it is projected."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.attn_gate = self.gates(d_model, num_heads)
+
+    def gates(self, d_model, num_heads):
+        return nn.Linear(d_model, d_model, bias=False)
+
+    def projected(self, x, y):
+        return self.o(y * self.attn_gate(x).sigmoid())
+
+
+class GatedAtTheEnd(Gated):
+    def projected(self, x, y):
+        return self.o(y) * self.attn_gate(x).sigmoid()
+
+
+class GatedHeads(Gated):
+    """A number for each head, with a bias."""
+
+    def gates(self, d_model, num_heads):
+        return nn.Linear(d_model, num_heads)
+
+    def projected(self, x, y):
+        gated = y.unflatten(-1, (self.heads, -1)) * self.attn_gate(x).sigmoid()[..., None]
+        return self.o(gated.flatten(-2))
+
+
+class GatedByOneProjection(Right):
+    """As in Qwen3-Next: each head's queries and gates are rows of one matrix."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.qkv = None
+        self.q_proj = nn.Linear(d_model, 2 * d_model, bias=False)
+        self.k_proj, self.v_proj = (nn.Linear(d_model, d_model, bias=False) for _ in "kv")
+
+    def attention(self, x):
+        positions = torch.arange(x.shape[-2], device=x.device)
+        q, gates = self.q_proj(x).unflatten(-1, (self.heads, -1)).chunk(2, -1)
+        k, v = (one(x).unflatten(-1, (self.heads, -1)) for one in (self.k_proj, self.v_proj))
+        q, k, v = (one.transpose(-3, -2) for one in (q, k, v))
+        y = self.mixed(self.rotated(q, positions), self.rotated(k, positions), v).transpose(-3, -2)
+        return self.o((y * gates.sigmoid()).flatten(-2))
+
+
 # --- with a fault ---
+
+
+class GatedWithoutScale(Gated):
+    def mixed(self, q, k, v):
+        return super().mixed(q * q.shape[-1] ** 0.5, k, v)
+
+
+class GatedWithoutResidual(GatedAtTheEnd):
+    def forward(self, x):
+        x = self.attention(self.norm1(x))
+        return x + self.feed_forward(self.norm2(x))
+
+
+class GatedWithoutUpcast(GatedHeads):
+    def norms(self, d_model):
+        return HandNorm(d_model, upcast=False), HandNorm(d_model, upcast=False)
+
+
+class GatedAndValuesTurned(GatedByOneProjection):
+    def mixed(self, q, k, v):
+        return super().mixed(q, k, self.rotated(v, torch.arange(v.shape[-2], device=v.device)))
 
 
 class ScaleOfItsOwnAndQueriesOnly(ScaleOfItsOwn):
@@ -264,6 +333,11 @@ class TakesPositionsAndNeverRotates(Right):
 
 
 # --- not judged ---
+
+
+class GatedByATangent(Gated):
+    def projected(self, x, y):
+        return self.o(y * self.attn_gate(x).tanh())
 
 
 class EntryThatNobodyKnows(Right):

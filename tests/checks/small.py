@@ -37,7 +37,10 @@ class Right(nn.Module):
         q, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for t in self.qkv(x).chunk(3, -1))
         positions = torch.arange(x.shape[-2], device=x.device)
         y = self.mixed(self.rotated(q, positions), self.rotated(k, positions), v)
-        return self.o(y.transpose(-3, -2).flatten(-2))
+        return self.projected(x, y.transpose(-3, -2).flatten(-2))
+
+    def projected(self, x, y):
+        return self.o(y)
 
     def feed_forward(self, x):
         return self.down(F.silu(self.gate(x)) * self.up(x))

@@ -14,6 +14,7 @@ from prenorm.checks.verdict import Verdict
 
 from . import designs
 
+GATE = "a sigmoid of the input multiplies attention {} its output projection"
 DESIGNS: dict[str, dict[str, object]] = {
     "NormedQueriesAndKeys": {"qk_norm": True},
     "LayerNormOfQueriesAndKeys": {"qk_norm": True},
@@ -26,6 +27,8 @@ DESIGNS: dict[str, dict[str, object]] = {
     "HalfTurned": {"rotary_fraction": 0.5},
     "Around": {"sandwich_norms": True},
     "Lecture": {"causal": True},
+    **{name: {"attention_gate": GATE.format("before")} for name in ("Gated", "GatedHeads", "GatedByOneProjection")},
+    "GatedAtTheEnd": {"attention_gate": GATE.format("after")},
 }
 FAULTS = {
     "LayerNormWithoutUpcast": "norm_without_upcast",
@@ -42,6 +45,10 @@ FAULTS = {
     "NormsOfOneClassWithoutEps": "eps_ignored",
     "NormsOfOneClassWithoutEpsByHand": "eps_ignored",
     "TakesPositionsAndNeverRotates": "missing_rope",
+    "GatedWithoutScale": "missing_attention_scale",
+    "GatedWithoutResidual": "missing_residual_attention",
+    "GatedWithoutUpcast": "norm_without_upcast",
+    "GatedAndValuesTurned": "rope_on_values",
 }
 
 
@@ -71,6 +78,12 @@ def test_a_published_design_has_no_fault(name, verdict_of):
 def test_a_fault_in_a_published_design_is_named(name, verdict_of):
     verdict = verdict_of(name)
     assert [finding.id for finding in verdict.faults] == [FAULTS[name]]
+
+
+def test_projections_beyond_those_of_a_block_are_not_read(verdict_of):
+    verdict = verdict_of("GatedByATangent")
+    assert (verdict.ids, verdict.faults, verdict.exit_code) == (["unreadable"], (), 2)
+    assert "not recognised: attn_gate.weight" in verdict.findings[0].evidence
 
 
 def test_an_entry_of_a_configuration_that_nobody_can_guess_is_no_fault(verdict_of):

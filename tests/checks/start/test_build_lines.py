@@ -6,7 +6,7 @@ import pytest
 
 from prenorm.checks.check import check
 
-from ..strangers.projects import HEAD, _halves
+from ..strangers.projects import HEAD, PARTS, _halves
 from .test_start import TAKES, started
 
 SIZES = {
@@ -246,3 +246,59 @@ def test_a_theta_that_the_rotation_does_not_get_is_not_ignored(takes: str, given
     assert verdict.judged
     assert "rope_theta_ignored" not in verdict.ids
     assert given in verdict.build
+
+
+TAKES_WEIGHTS = (
+    PARTS
+    + """
+
+class Block(nn.Module):
+    def __init__(self, d_model: int, num_heads: int, d_ff: int, max_seq_len: int, theta: float, {}):
+        super().__init__()
+        self.ln1, self.ln2 = RMSNorm(d_model), RMSNorm(d_model)
+        rope = RotaryPositionalEmbedding(theta, d_model // num_heads, max_seq_len)
+        self.attn, self.ffn = CausalSelfAttention(d_model, num_heads, rope), SwiGLU(d_model, d_ff)
+        {}
+
+    def forward(self, x):
+        x = x + self.attn(self.ln1(x))
+        return x + self.ffn(self.ln2(x))
+"""
+)
+TAKEN = {
+    "as a state": ("weights: dict[str, Tensor]", "self.load_state_dict(weights)"),
+    "one by one": ("weights", "for n, p in self.named_parameters(): p.data = weights[n]"),
+    "as parameters": ("state_dict: 'Mapping[str, Tensor]'", "self.ln1.weight = nn.Parameter(state_dict['ln1.weight'])"),
+}
+
+
+@pytest.mark.parametrize("how", TAKEN)
+def test_a_class_that_takes_a_dictionary_of_weights_gets_those_of_the_course(how: str, tmp_path: Path) -> None:
+    takes, use = TAKEN[how]
+    (tmp_path / "model.py").write_text(TAKES_WEIGHTS.format(takes, use))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == ([], 0)
+    assert f"{takes.partition(':')[0]}=weights" in verdict.build
+
+
+def test_a_class_that_takes_weights_under_names_of_its_own_is_not_judged(tmp_path: Path) -> None:
+    (tmp_path / "model.py").write_text(TAKES_WEIGHTS.format("weights", "weights['wq']"))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)
+    given = verdict.build.replace("=weights", "={'wq': torch.ones(d_model)}")
+    assert check(f"{tmp_path}/model.py:Block", build=given).ids == []
+
+
+def test_a_class_that_keeps_the_dictionary_of_weights_is_not_judged(tmp_path: Path) -> None:
+    source = HEAD + TAKES.format("d_model, weights", "self.part = lambda x: x @ weights['attn.q_proj.weight']")
+    (tmp_path / "model.py").write_text(source)
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)
+    assert "has no parameters: it keeps the dictionary" in verdict.findings[0].evidence
+
+
+@pytest.mark.parametrize("takes", ["params: Config", "weights: float", "weights: dict | None = None"])
+def test_what_is_called_weights_may_be_something_else(takes: str, tmp_path: Path) -> None:
+    config = "\n\n@dataclass\nclass Config:\n    d_model: int\n    n_heads: int\n\n"
+    source = HEAD + config + TAKES.format(f"d_model, {takes}", "self.part = nn.Linear(d_model, d_model)")
+    assert "=weights" not in started(source, tmp_path).learner.recipe.build.written()

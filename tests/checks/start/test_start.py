@@ -14,7 +14,7 @@ from prenorm.checks.probes.case import Case, Report
 from prenorm.checks.source.code import Code, locate
 from prenorm.checks.start.refusals import UnknownArgumentsError
 from prenorm.checks.start.start import start
-from prenorm.checks.subject.learner import Learner
+from prenorm.checks.subject.learner import Learner, LearnerError
 from prenorm.checks.subject.local import LocalSubject
 from prenorm.checks.targets import Target
 from prenorm.errors import ConfigError
@@ -293,6 +293,26 @@ def test_a_line_that_is_given_is_what_runs(tmp_path: Path) -> None:
     assert [one["name"] for one in case.build().parameters] == ["part.weight", "part.bias"]
 
 
+def test_names_of_other_files_in_a_line_that_is_given_are_told(tmp_path: Path) -> None:
+    (tmp_path / "sizes_beside.py").write_text("n_units = 32\nmask = 3\n")
+    (tmp_path / "model.py").write_text(
+        HEAD + "import sizes_beside\n" + TAKES.format("width", "self.part = nn.Linear(width, width)")
+    )
+    told = {
+        ("Block(n_units)", None): "n_units is that of sizes_beside.py",
+        ("Block(sizes_beside.n_units)", None): None,
+        ("Block(d_model)", "block(x + 0 * mask.sum())"): None,
+        ("Block(d_model)", "block(x + 0 * n_units)"): "n_units is that of sizes_beside.py",
+        ("Block(mask)", None): "mask is that of sizes_beside.py",
+    }
+    for (build, call), said in told.items():
+        if build == "Block(mask)":
+            (tmp_path / "sizes_beside.py").write_text("mask = 32\n")
+        verdict = check(f"{tmp_path}/model.py:Block", build=build, call=call)
+        assert verdict.conventions.get("names_of_other_files") == said
+    assert "names_of_other_files" not in check(f"{tmp_path}/model.py:Block").conventions
+
+
 def test_what_nobody_could_guess_says_how_to_say_it(tmp_path: Path) -> None:
     source = (
         HEAD
@@ -329,7 +349,25 @@ OWN_ERRORS = {
     "only with this table": (("d_model, rope", "self.rope = rope"), "x.view(self.rope)", "arguments_unknown"),
     "the same with any argument": (("d_model, zork", "torch.zeros(2).view(3)"), "x", "constructor_error"),
     "only with this argument": (("d_model, zork", "torch.zeros(2).view(zork)"), "x", "arguments_unknown"),
-    "with sizes by place": (("a, b, c", "torch.zeros(2).view(3)"), "x", "arguments_unknown"),
+    "the same with any sizes by place": (("a, b, c", "torch.zeros(2).view(3)"), "x", "constructor_error"),
+    "only with these sizes by place": (("a, b, c", "torch.zeros(2).view(b)"), "x", "arguments_unknown"),
+    "after a size by place is used": (("d, n, f", "nn.Linear(d, n).nowhere"), "x", "constructor_error"),
+    "whatever a size by place is": (
+        ("d, n, f", "self.part = nn.Linear(d, d // n * n + f)"),
+        "self.part(x).transpose(-2, -5)",
+        "forward_error",
+    ),
+    "with a size that is no number": (("d, n, f", "self.part = f"), "self.part(x)", "arguments_unknown"),
+    "with a size that is a name": (
+        ("d, n, f", "self.f = f"),
+        "self.f == 'pre' and x or {}['post']",
+        "arguments_unknown",
+    ),
+    "with a size that is a switch": (("d, n, f", "self.f = f"), "{}['cache'] if self.f else x", "arguments_unknown"),
+    "with a size that must be longer": (("d, n, f", "self.n = n"), "x + torch.zeros(self.n)[6]", "arguments_unknown"),
+    "with a size that is refused": (("d, n, f", "assert n % 3 == 0"), "x", "arguments_unknown"),
+    "with sizes of any names": (("*sizes", "torch.zeros(2).view(sizes[1])"), "x", "arguments_unknown"),
+    "whatever sizes of any names are": (("*sizes", "torch.zeros(2).view(3)"), "x", "constructor_error"),
     "only for a batch": (
         ("d_model, zork", "self.later = lambda y: y @ zork.T"),
         "self.later(x.view(len(x), 32))",
@@ -350,6 +388,43 @@ OWN_ERRORS = {
 }
 
 
+DEMANDS = {
+    "by their names": (
+        "dropout=None, frames=None, height=None",
+        "if frames is None or height is None: raise ValueError('no frames, height')",
+    ),
+    "in words": ("rope_scale=None, cache=None", "if cache is None: raise ValueError('a place for keys is needed')"),
+    "by an assertion": ("frames=None", "assert frames is not None"),
+}
+
+
+@pytest.mark.parametrize("case", DEMANDS)
+@pytest.mark.parametrize("stage", ["constructor", "forward"])
+def test_optional_arguments_that_are_demanded_are_no_fault(stage: str, case: str, tmp_path: Path) -> None:
+    takes, demand = DEMANDS[case]
+    source = HEAD + TAKES.format("d_model", "self.part = nn.Linear(d_model, d_model)")
+    after = {"constructor": ("d_model):", "super().__init__()"), "forward": ("self, x):", "def forward(self, x):")}
+    signature, before = after[stage]
+    source = source.replace(before, f"{before}\n        {demand}").replace(signature, f"{signature[:-2]}, {takes}):")
+    (tmp_path / "model.py").write_text(source)
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)
+    assert f"without its optional {'cache' if case == 'in words' else 'frames'}" in verdict.findings[0].evidence
+    assert verdict.findings[0].place is not None
+    assert verdict.findings[0].place.code == demand
+
+
+@pytest.mark.parametrize("refusal", ["assert x.shape[-1] == 3", "raise ValueError('for this mask')"])
+def test_what_optional_arguments_do_not_change_is_refused_by_the_block(refusal: str, tmp_path: Path) -> None:
+    source = HEAD + TAKES.format("d_model", refusal.replace("x.shape[-1]", "d_model"))
+    (tmp_path / "model.py").write_text(source.replace("d_model):", "d_model, mask=None, scale=None):"))
+    assert check(f"{tmp_path}/model.py:Block").ids == ["constructor_error"]
+    forward = HEAD + TAKES.format("d_model", "pass").replace("self, x):", "self, x, mask=None, scale=None):")
+    (tmp_path / "model.py").write_text(forward.replace("return", f"{refusal}\n        return"))
+    assert check(f"{tmp_path}/model.py:Block").ids == ["forward_error"]
+
+
+@pytest.mark.sampled(2)
 @pytest.mark.parametrize("case", OWN_ERRORS)
 def test_an_error_is_the_blocks_own_if_no_guess_changes_it(case: str, tmp_path: Path) -> None:
     (signature, part), y, id = OWN_ERRORS[case]
@@ -696,6 +771,42 @@ def test_a_folder_that_lacks_what_is_imported_is_not_the_package_of_its_name(tmp
     learner = Learner(LocalSubject())
     learner.load(locate(f"{tmp_path}/tts/codec_parts/block.py:Block"))
     assert "pip install codec_parts" in learner.made["notes"]["codec_parts"]
+
+
+@pytest.mark.parametrize("parts", [["layers"], ["layers", "model.base"]])
+def test_a_package_that_lacks_all_that_is_imported_by_its_name_is_another(parts: list[str], tmp_path: Path) -> None:
+    """One that lacks a single part has it misspelt, or lost."""
+    package = f"codec_with_{len(parts)}"  # this process keeps what it imported
+    (tmp_path / package).mkdir()
+    (tmp_path / package / "__init__.py").touch()
+    lines = "".join(f"from {package}.{part} import Part\n" for part in parts)
+    (tmp_path / package / "block.py").write_text(HEAD + lines + TAKES.format("d_model", "pass"))
+    learner = Learner(LocalSubject())
+    code = locate(f"{tmp_path}/{package}/block.py:Block")
+    if len(parts) == 1:
+        with pytest.raises(LearnerError, match=rf"No module named '{package}\.layers'"):
+            learner.load(code)
+    else:
+        learner.load(code)
+        assert f"pip install {package}" in learner.made["notes"][package]
+
+
+@pytest.mark.parametrize("name", ["Trainer", "OurTrainer", "trainer", "shapes"])
+@pytest.mark.parametrize("file", ["block.py", "blocks/block.py", "speed_parts/block.py"])
+def test_a_folder_in_a_package_that_lacks_a_name_is_not_the_package_of_its_name(
+    file: str, name: str, tmp_path: Path
+) -> None:
+    """name: imported from a folder of which it is known what it has."""
+    (tmp_path / "lm" / "speed_parts").mkdir(parents=True)
+    (tmp_path / "lm" / file).parent.mkdir(exist_ok=True)
+    for folder in ("", "speed_parts", Path(file).parent):
+        (tmp_path / "lm" / folder / "__init__.py").touch()
+    (tmp_path / "lm" / "speed_parts" / "__init__.py").write_text("from .trainer import OurTrainer\n")
+    (tmp_path / "lm" / "speed_parts" / "trainer.py").write_text("class OurTrainer: ...\n")
+    lines = f"from speed_parts.trainer import OurTrainer\nfrom speed_parts import {name}\n"
+    (tmp_path / "lm" / file).write_text(HEAD + lines + TAKES.format("d_model", "pass"))
+    found = locate(f"{tmp_path}/lm/{file}:Block").beside.get("speed_parts")
+    assert found == (f"{tmp_path}/lm/speed_parts" if name in ("OurTrainer", "trainer") else None)
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 12), reason="this Python has it")

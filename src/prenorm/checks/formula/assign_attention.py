@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from .parameters import Parameters, Piece, Pieces, Sizes, distinct, numel, with_bias
+from .parameters import GATE, GATE_NAME, Parameters, Piece, Pieces, Sizes, distinct, numel, with_bias
 
 ROLE_NAMES = {
     "q": re.compile(r"(^|[._])(w?_?q|q_?proj|quer(y|ies)|to_?q|wq|w_q)([._]|$|_?(w|weight|kernel|proj|lin\w*))", re.I),
@@ -19,21 +19,37 @@ ROLE_NAMES = {
     "o": re.compile(
         r"(^|[._])(w?_?o|o_?proj|out\w*|to_?out|wo|w_o|c_proj|proj|dense)([._]|$|_?(w|weight|kernel|proj))", re.I
     ),
+    GATE: GATE_NAME,
 }
+ROLES = ("q", "k", "v", "o", GATE)
+OF_ONE_TOKEN = ("v", "o", GATE, "v_bias", "o_bias", f"{GATE}_bias")
+"""What the output for a single token depends on."""
 
 
 def attention_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
-    """Every assignment of q, k, v and o to the parameters of attention, the likely ones first."""
+    """Every assignment of q, k, v and o (and a gate) to the parameters of attention, the likely ones first."""
     entries = found.attention
     stacked = (4, sizes.d_model, sizes.d_model)
     if len(entries) == 1 and found.shapes[entries[0]] == stacked:
         yield from _stacked(entries[0], sizes)
         return
-    if len(entries) > 4:  # some are not weights of attention; those with telling names come first
-        entries = sorted(entries, key=lambda name: not any(p.search(name) for p in ROLE_NAMES.values()))[:4]
+    four = [name for name in entries if name not in beyond_four(entries)]
+    plain, gated = _readings(four, found, sizes, (4, 3)), _readings(entries, found, sizes, (5,))
+    is_named = any(ROLE_NAMES[GATE].search(name) for name in entries)
+    yield from itertools.chain(*((gated, plain) if is_named else (plain, gated)))
+
+
+def beyond_four(entries: list[str]) -> list[str]:
+    """Those that are no weights of attention if a block has more than it can have; telling names come first."""
+    return sorted(entries, key=lambda name: not any(ROLE_NAMES[role].search(name) for role in "qkvo"))[4:]
+
+
+def _readings(entries: list[str], found: Parameters, sizes: Sizes, counts: tuple[int, ...]) -> Iterator[Pieces]:
+    """Those with so many weights."""
     rows = {"q": sizes.d_model, "k": sizes.num_kv_heads * sizes.head_dim}
-    rows |= {"v": rows["k"], "o": sizes.d_model}
-    for roles in sorted(_role_splits(entries, found, rows, sizes), key=lambda roles: _unlike_names(roles)):
+    by_head = any(numel(found.shapes[name]) == sizes.num_heads * sizes.d_model for name in entries)
+    rows |= {"v": rows["k"], "o": sizes.d_model, GATE: sizes.num_heads if by_head else sizes.d_model}
+    for roles in sorted(_role_splits(entries, found, rows, sizes, counts), key=lambda roles: _unlike_names(roles)):
         options = [_entry_options(name, roles[name], found, rows, sizes) for name in entries]
         # q, k and v are either all (out, in) or all (in, out)
         for chosen in _alike(options):
@@ -46,11 +62,10 @@ def attention_readings(found: Parameters, sizes: Sizes) -> Iterator[Pieces]:
 
 def with_same_values(chosen: list[Pieces], attention: list[Pieces]) -> list[Pieces]:
     """The chosen readings, with every way to read queries and keys for the same values and outputs."""
-    names = ("v", "o", "v_bias", "o_bias")
     out = []
     for reading in chosen:
-        key = tuple(reading.get(name) for name in names)
-        out += [reading | other for other in attention if tuple(other.get(name) for name in names) == key]
+        key = tuple(reading.get(name) for name in OF_ONE_TOKEN)
+        out += [reading | other for other in attention if tuple(other.get(name) for name in OF_ONE_TOKEN) == key]
     return distinct(out)
 
 
@@ -74,11 +89,11 @@ def _stacked(name: str, sizes: Sizes) -> Iterator[Pieces]:
 
 
 def _role_splits(
-    entries: list[str], found: Parameters, rows: dict[str, int], sizes: Sizes
+    entries: list[str], found: Parameters, rows: dict[str, int], sizes: Sizes, counts: tuple[int, ...]
 ) -> Iterator[dict[str, tuple[str, ...]]]:
     """Each entry's roles, in the order in which it contains them."""
-    for order in itertools.permutations("qkvo"):
-        for count in (4, 3):
+    for order in itertools.permutations(ROLES[: max(counts)]):
+        for count in counts:
             if count == 3 and order[3] != "o":
                 continue
             roles: dict[str, tuple[str, ...]] = {}
@@ -105,9 +120,9 @@ def _unlike_names(roles: dict[str, tuple[str, ...]]) -> int:
             said = [role for role, pattern in ROLE_NAMES.items() if pattern.search(name)]
             wrong += 2 * (bool(said) and held[0] not in said)
         else:
-            wrong += held not in (("q", "k", "v"), ("k", "v"), ("q", "k"))
+            wrong += held not in (("q", "k", "v"), ("k", "v"), ("q", "k"), ("q", GATE), ("q", "k", "v", GATE))
     flat = [role for held in roles.values() for role in held]
-    return 10 * wrong + sum(a > b for a, b in itertools.combinations([("qkvo").index(role) for role in flat], 2))
+    return 10 * wrong + sum(a > b for a, b in itertools.combinations([ROLES.index(role) for role in flat], 2))
 
 
 def _entry_options(

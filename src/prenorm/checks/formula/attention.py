@@ -51,7 +51,18 @@ def attention(
         mixed = _probabilities(spec, _shaped(spec, scores, heads), allowed) @ v
         mixed = mixed * scale if spec.scaled_after else mixed
     joined = _merge(spec, mixed)
-    return ENDS[spec.end1](joined if spec.output == "none" or "o" not in weights else linear(weights, "o", joined))
+    if spec.attention_gate == "before":
+        joined = _gated(weights, x, joined)
+    y = joined if spec.output == "none" or "o" not in weights else linear(weights, "o", joined)
+    return ENDS[spec.end1](_gated(weights, x, y) if spec.attention_gate == "after" else y)
+
+
+def _gated(weights: Weights, x: Tensor, y: Tensor) -> Tensor:
+    """y, each entry or head of which is multiplied by a number between 0 and 1."""
+    if "attention_gate" not in weights:
+        return y
+    gate = linear(weights, "attention_gate", x).sigmoid()
+    return y * gate.repeat_interleave(y.shape[-1] // gate.shape[-1], -1)
 
 
 def _shaped(spec: Spec, scores: Tensor, num_heads: int) -> Tensor:

@@ -19,6 +19,10 @@ Raw = dict[str, Tensor]
 
 QUERY_KEY_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(norm|layernorm|ln|rms)|norm_?(q|k)([._]|$)", re.I)
 
+GATE = "attention_gate"
+"""The projection whose sigmoid multiplies what attention gives."""
+GATE_NAME = re.compile(r"gate|gating|(^|[._])(w?_?g|g_?proj|to_?g)([._]|$)", re.I)
+
 
 OF_POSITIONS = re.compile(
     r"(^|[._])((abs|rel|relative)_?)?(pos|position|positional|pe)(_?(emb\w*|enc\w*|bias|table|weight))?([._]|$)", re.I
@@ -170,7 +174,9 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
             found.attention.append(name)
     _gather_parts(found, sizes)
     for name in list(found.attention):  # low-rank adapters, which have no effect at first
-        if numel(found.shapes[name]) % (sizes.head_dim * sizes.d_model) or "lora" in name.lower():
+        gates_heads = numel(found.shapes[name]) == sizes.num_heads * sizes.d_model and GATE_NAME.search(name)
+        size = sizes.head_dim * sizes.d_model
+        if (numel(found.shapes[name]) % size and not gates_heads) or "lora" in name.lower():
             found.attention.remove(name)
             found.unknown.append(name)
     return found

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 Weights = dict[str, Tensor]
-"""q k v o gate up down: (readings, 1, out, in). Their biases q_bias ..., norm1 norm1_bias norm2 norm2_bias, q_norm
-k_norm: (readings, 1, 1, size). A missing name is a missing weight."""
+"""q k v o attention_gate gate up down: (readings, 1, out, in). Their biases q_bias ..., norm1 norm1_bias norm2
+norm2_bias, q_norm k_norm: (readings, 1, 1, size). A missing name is a missing weight."""
 
 Number = float | Tensor
 """A number of a spec; while it is fitted, one for each entry of the first axis, to try many at once."""
@@ -77,6 +77,9 @@ class Spec:
     qk_norm_kind: str = "same"  # as the block's norms; or rms, layer
     qk_eps: float | None = None  # None: eps1
     output: str = "projected"  # none
+    attention_gate: str = (
+        "no"  # the sigmoid of a projection of its input multiplies what is before | after the output's
+    )
     # The feed-forward.
     activation: str = "silu"  # a name of ACTIVATIONS
     gating: str = "gate"  # product | plain | both

@@ -5,7 +5,7 @@ import math
 import re
 from collections.abc import Iterator, Sequence
 
-from ..formula.parameters import Pieces
+from ..formula.parameters import GATE, Pieces
 from ..formula.spec import Number, Spec
 from ..formula.variants import ACTIVATIONS, NO_SOFTMAX
 from ..search.explanation import Explanation
@@ -246,6 +246,10 @@ def conventions(explanation: Explanation) -> dict[str, object]:
         said["branch_scale"] = spec.branch
     if spec.sandwich:
         said["sandwich_norms"] = True
+    if spec.attention_gate != "no" and GATE in reading:
+        said["attention_gate"] = (
+            f"a sigmoid of the input multiplies attention {spec.attention_gate} its output projection"
+        )
     if spec.layer_scale:
         said["layer_scale"] = "a weight for each dimension multiplies the sublayers' outputs"
     return said

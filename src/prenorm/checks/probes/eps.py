@@ -137,10 +137,12 @@ def _of_queries_and_keys(case: Case) -> None:
 def _keep(case: Case, fitted: dict[str, _Fitted]) -> None:
     """Store the eps that the block uses in the explanation, so that later checks expect it."""
     assert case.explanation is not None
-    changes: Switch = {}
-    for name, one in fitted.items():
-        changes |= {f"eps{name[-1]}": one.eps, f"eps_place{name[-1]}": one.place}
-    case.explanation = case.explanation.changed(**changes)
+    case.explanation = case.explanation.changed(**_changes(fitted))
+
+
+def _changes(fitted: dict[str, _Fitted]) -> Switch:
+    eps: Switch = {f"eps{name[-1]}": one.eps for name, one in fitted.items()}
+    return eps | {f"eps_place{name[-1]}": one.place for name, one in fitted.items()}
 
 
 def _fit(case: Case, built: Built, passed: float, size: float) -> dict[str, _Fitted]:
@@ -157,15 +159,16 @@ def _fit(case: Case, built: Built, passed: float, size: float) -> dict[str, _Fit
     joint = spec.post or spec.residual1 != "input" or spec.residual2 != "hidden"  # then outputs depend on both norms
     for name, muted in (("norm1", "down"), ("norm2", "v")):  # one sublayer at a time
         raw, x = built.draw(case.generator, case.dtype), case.single(6) * sizes
+        reads_values = name == "norm2" and spec.residual1 == "none" and not spec.post  # of nothing it makes nothing
         for role in (muted, f"{muted}_bias", *(("o_bias",) if muted == "v" else ())):
             piece = case.explanation.reading.get(role)
             if piece is not None:
-                piece.write(raw, torch.zeros(()))
+                piece.write(raw, piece.read(raw) * size if reads_values and role == "v" else torch.zeros(()))
         y = built.run(raw, x).y
         gaps: dict[tuple[float, str], float] = {}
         for place, eps in itertools.product(("under", "outside", "clamp", "clamp_square"), candidates):
-            numbers = "12" if joint else name[-1]
-            changes: Switch = {f"eps{n}": eps for n in numbers} | {f"eps_place{n}": place for n in numbers}
+            numbers = "12" if joint and not (reads_values and "norm1" in found) else name[-1]
+            changes = _changes(found) | {f"eps{n}": eps for n in numbers} | {f"eps_place{n}": place for n in numbers}
             expected = case.expected(raw, x, **changes)
             if case.agrees(y, expected, x):
                 gaps[eps, place] = float((y - expected).abs().max())

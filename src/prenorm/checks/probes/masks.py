@@ -8,6 +8,7 @@ from torch import Tensor
 from ..faults import FAULTS
 from ..formula.parameters import Raw
 from ..search.switches import Switch
+from ..subject.child import meanings
 from ..subject.learner import LearnerError
 from .case import Case, raised
 from .diagnosis import faults
@@ -83,8 +84,7 @@ def mask_argument(case: Case) -> None:
         case.report.check("mask", True, "a mask of 0 and -inf is added to the scores")
         return
     if case.agrees(y, case.expected(case.raw, x), x):
-        case.report.found("mask_ignored", "a random mask has no effect")
-        case.report.check("mask", False, "a random boolean mask does not do what it says")
+        _without_effect(case)
         return
     for spec_mask in dict.fromkeys((case.explanation.spec.mask, "none")):
         for fill, by in ((-math.inf, "replacing"), (-1e9, "replacing"), (-1e9, "adding")):
@@ -107,8 +107,39 @@ def mask_argument(case: Case) -> None:
                     case.report.found("mask_value_too_small", f"masked scores are filled by {by} {fill:g}")
                     case.report.check("mask", False, "a random boolean mask does not do what it says")
                     return
+    if not _is_of_attention(case, "does something else than to hide keys"):
+        return
     case.report.check("mask", False, "a random boolean mask does not do what it says")
     case.report.puzzled("with a random boolean mask, neither True = attend nor True = masked explains the outputs")
+
+
+def _without_effect(case: Case) -> None:
+    """Report that a random mask has no effect, if the argument is one for attention.
+
+    Where the block hides later tokens by itself, the argument may be one for padding, or for another way to attend.
+    """
+    assert case.explanation is not None
+    if not _is_of_attention(case, "has no effect"):
+        return
+    if case.explanation.spec.mask == "none":
+        evidence, counts = "a random mask has no effect", True
+    else:
+        evidence = "a random mask (seq, seq) has no effect; the block has one of its own"
+        counts = case.target.llama_design
+    case.report.found("mask_ignored", evidence, counts=counts)
+    case.report.check("mask", not counts, evidence)
+
+
+def _is_of_attention(case: Case, effect: str) -> bool:
+    """Whether the argument's name says no more than that it masks attention; otherwise its effect is only told."""
+    assert case.built is not None
+    name = case.built.mask_name or ""
+    if meanings.ATTENTION_MASK.search(name):
+        return True
+    case.report.skip("mask", f"{name} {effect}, and may be a mask of something else")
+    case.report.conventions["mask"] = f"{name} is not understood: a mask (seq, seq) {effect}"
+    case.report.conventions.pop("mask_handed_in", None)
+    return False
 
 
 def _is_added(case: Case, x: Tensor, allowed: Tensor) -> bool:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..formula.parameters import Raw
+from ..formula.parameters import GATE, Raw
 from ..subject.child.dtypes import CAST, COMBINED, KEPT, MADE, WEIGHT
 from ..subject.learner import Built, Description, LearnerError
 from .case import Case, raised
@@ -169,8 +169,8 @@ def _norm_rounding(case: Case, alone: Built | None) -> None:
         case.report.skip("norm in bfloat16", "keys and values are grouped")
         return
     reading["v"].write(raw, identity)
-    reading["o"].write(raw, identity * LOUD)
-    for name in ("down", "down_bias", "v_bias", "o_bias", "norm1_bias"):
+    reading["o"].write(raw, identity * LOUD * (2 if GATE in reading else 1))  # a gate of zeros halves
+    for name in ("down", "down_bias", "v_bias", "o_bias", "norm1_bias", GATE, f"{GATE}_bias"):
         if name in reading:
             reading[name].write(raw, torch.zeros(()))
     sequences = (case.single(ROWS, dtype=torch.float64) * SIZE).bfloat16()

@@ -42,7 +42,7 @@ def explain(
             except OutOfTimeError:
                 raise
             except UnexplainedError as error:
-                error.unknown = (*fit.unknown, *error.unknown, *fit.uncertain)
+                error.unknown = (*fit.unknown, *error.unknown, *fit.uncertain, *fit.beyond)
                 problem = problem or error
     assert problem is not None
     raise problem

@@ -7,9 +7,10 @@ import dataclasses
 
 import torch
 
+from ..formula.assign_attention import OF_ONE_TOKEN
 from ..formula.assign_feed_forward import likely_feed_forward
 from ..formula.assign_norms import likely_norms, norms_around
-from ..formula.parameters import Pieces, distinct, unique
+from ..formula.parameters import GATE, Pieces, distinct, unique
 from ..formula.spec import Spec
 from ..formula.variants import ENDS, NO_SOFTMAX
 from .attempt import Attempt
@@ -38,6 +39,8 @@ def one_token(
     sees_itself = bool(visible) and bool(torch.isfinite(probe.y).all())
     if not sees_itself:
         probe, visible, bases = attempt.of_two_tokens(attempt.raw), set(), _blind_to_themselves()
+    if any(GATE in reading for reading in attention):
+        bases = [dataclasses.replace(base, attention_gate=gate) for gate in ("before", "after") for base in bases]
     by_heads = attention[:SOME_READINGS]  # with some kinds of softmax, queries and keys matter too
     attention = _reading_visible(attempt, attention, visible)
     bases = [dataclasses.replace(base, plus_one=plus_one) for plus_one in _offsets(attempt) for base in bases]
@@ -114,7 +117,9 @@ def _likeliest(bases: list[Spec], reading: Pieces, kind: str = "") -> list[Spec]
     """The designs that the weights suggest, few enough to search for a fault in each. kind: of norm1, if known."""
     kind = kind or ("layer" if "norm1_bias" in reading else "rms")
     acts = ("silu", "gelu", "tanh-gelu") if "gate" in reading else ("gelu", "tanh-gelu", "relu", "relu squared")
-    first = {(base.plus_one, base.layer_scale): base for base in reversed(bases)}  # one of each possible kind
+    first = {
+        (base.plus_one, base.layer_scale, base.attention_gate): base for base in reversed(bases)
+    }  # one of each kind
     return [one for one in _designs([*first.values()], reading) if one.norm1 == kind and one.activation in acts]
 
 
@@ -211,10 +216,10 @@ def _visible(attempt: Attempt, probe: Probe) -> set[str]:
 
 def _reading_visible(attempt: Attempt, attention: list[Pieces], visible: set[str]) -> list[Pieces]:
     """The readings whose value and output weights are those that one token's output depends on."""
-    for roles in (("v", "o"), ("v",)):  # an output projection may be there and have no effect
+    for roles in (("v", "o", GATE), ("v",)):  # an output projection may be there and have no effect
         shown = [reading for reading in attention if _holding(attempt, reading, roles) == visible]
         if shown:
-            return unique(shown, ("v", "o", "v_bias", "o_bias"))
+            return unique(shown, OF_ONE_TOKEN)
     return attention[:SOME_READINGS] if visible else attention
 
 

@@ -4,9 +4,9 @@ import dataclasses
 import itertools
 from dataclasses import dataclass
 
-from ..formula.assign_attention import attention_readings
+from ..formula.assign_attention import attention_readings, beyond_four
 from ..formula.assign_feed_forward import feed_forward_readings
-from ..formula.parameters import Parameters, Sizes, possible_d_ff, sort_parameters
+from ..formula.parameters import GATE, Parameters, Sizes, possible_d_ff, sort_parameters
 from ..subject.learner import Built
 
 
@@ -21,6 +21,12 @@ class Fit:
     def unknown(self) -> tuple[str, ...]:
         """Parameters without the shape of a weight, such as adapters and tables."""
         return tuple(self.found.unknown)
+
+    @property
+    def beyond(self) -> tuple[str, ...]:
+        """Projections that are more than a block has."""
+        first = next(attention_readings(self.found, self.sizes), {})
+        return first[GATE].parameters if GATE in first else tuple(beyond_four(self.found.attention))
 
     @property
     def uncertain(self) -> tuple[str, ...]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import ConfigError
-from .imports import Imports, follow
+from .imports import Imports, follow, names_another
 from .notebook import definitions
 
 
@@ -72,9 +72,12 @@ def _in_file(path: Path, name: str, within: Path | None) -> Code:
     """A file of a package is imported as part of it, so that its relative imports work."""
     imports, within = Imports.of(path), None if within is None else within.resolve()
     root, module, levels = path.parent, re.sub(r"\W", "_", path.stem), imports.levels
-    while ((root / "__init__.py").is_file() or levels > 0) and root.parent != root:
+    inner = path
+    while root.parent != root and (
+        (root / "__init__.py").is_file() or levels > 0 or (inner != path and names_another(inner, path))
+    ):
         folder = re.sub(r"\W", "_", root.name)
-        root, module, levels = root.parent, f"{folder}.{module}", levels - 1
+        inner, root, module, levels = root, root.parent, f"{folder}.{module}", levels - 1
     found = follow(path, root, within)
     top = path if root == path.parent else root / path.relative_to(root).parts[0]
     if root != path.parent and top.name == module.partition(".")[0] and within != path:

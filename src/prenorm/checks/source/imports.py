@@ -2,6 +2,7 @@
 
 import ast
 import importlib.util
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -54,6 +55,21 @@ class Project:
     files: list[str] = field(default_factory=list)
     beside: dict[str, str] = field(default_factory=dict)
     distributions: dict[str, str] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
+    """Names of packages that are meant where a folder of the project has the same name."""
+
+
+def names_another(folder: Path, file: Path) -> bool:
+    """Whether files of a package mean another one by its name: they import several of its parts, and it has none."""
+
+    def parts(path: Path) -> set[str]:
+        imported = [module.split(".") for level, module, _ in Imports.of(path).names if level == 0]
+        return {names[1] for names in imported if names[0] == folder.name and len(names) > 1}
+
+    if not parts(file):
+        return False
+    imported = set().union(*map(parts, sorted(file.parent.glob("*.py"))[:MOST_FILES]))
+    return len(imported) > 1 and not any(_holds(folder, [one]) for one in imported)
 
 
 def follow(path: Path, root: Path, within: Path | None) -> Project:
@@ -72,6 +88,8 @@ def follow(path: Path, root: Path, within: Path | None) -> Project:
                     seen.add(other)
                     waiting.append(other)
     project.files = [str(one) for one in waiting[1:]]
+    for name in project.elsewhere:
+        project.beside.pop(name, None)
     for name in project.beside:
         project.distributions.setdefault(name, "0")
     return project
@@ -106,7 +124,7 @@ def _files(
         for _ in range(level - 1):
             start = start.parent
     else:
-        place = _place(parts, name, file.parent, folders)
+        place = _place(parts, name, file.parent, folders, project.elsewhere)
         if place is None or not _inside(place, within):
             return
         if place.parent != folders[0]:
@@ -119,14 +137,15 @@ def _files(
                 yield candidate.resolve()
 
 
-def _place(parts: list[str], name: str, beside: Path, folders: list[Path]) -> Path | None:
+def _place(parts: list[str], name: str, beside: Path, folders: list[Path], elsewhere: set[str]) -> Path | None:
     """The learner's folder with Python files, or file, that "from PARTS import NAME" reads; None if it is not theirs.
 
     A file has no modules in it, so that `from a.b import c` does not mean a.py; neither does `import a`, where a.py has
-    that line too. A folder further up that has no b in it may be called like an installed package.
+    that line too. A folder further up, or in a package, that has no b in it may be called like another package: its
+    name goes into elsewhere.
     """
     top, inner = parts[0], parts[1] if len(parts) > 1 else name
-    if top in sys.stdlib_module_names or top == "prenorm":
+    if top in sys.stdlib_module_names or top == "prenorm" or top in elsewhere:
         return None
     near = (folders[0], beside)
     for folder in dict.fromkeys((*near, *folders)):
@@ -138,8 +157,13 @@ def _place(parts: list[str], name: str, beside: Path, folders: list[Path]) -> Pa
                 found = _in_a_checkout(package, inner) or package
         except OSError:  # a folder that may not be read
             continue
-        if found is not None and (folder in near or (_holds(found, parts[1:]) and not _installed(top))):
+        if found is None:
+            continue
+        is_inner = found == package and _is_package(folder)
+        if (folder in near and not is_inner) or (_holds(found, parts[1:], name) and not _installed(top)):
             return found
+        if is_inner:
+            elsewhere.add(top)
     return None
 
 
@@ -154,8 +178,19 @@ def _in_a_checkout(folder: Path, inner: str) -> Path | None:
     return next((one for one in (folder / folder.name, folder / "src" / folder.name) if _is_package(one)), None)
 
 
-def _holds(package: Path, inner: list[str]) -> bool:
-    return not inner or any(package.glob(f"{inner[0]}.*")) or (package / inner[0]).is_dir()
+def _holds(package: Path, inner: list[str], name: str = "") -> bool:
+    """Whether a package, or a file, has the module inner in it; without one, the name, as far as can be seen."""
+    part = inner[0] if inner else name
+    if not part or part == "*" or not package.is_dir():
+        return True
+    if any(package.glob(f"{part}.*")) or (package / part).is_dir():
+        return True
+    init = package / "__init__.py"
+    return not inner and (not init.is_file() or _may_define(part, init.read_text(errors="replace")))
+
+
+def _may_define(name: str, text: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b|import \*|__getattr__", text) is not None
 
 
 def _is_package(folder: Path) -> bool:

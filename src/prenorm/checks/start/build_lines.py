@@ -35,7 +35,7 @@ def builds(made: Description) -> Iterator[Line]:
     """Lines that may build the block, the likeliest first. made: the driver's reply to "load"."""
     name, parameters = made["name"], made["constructor"]
     if parameters is None:
-        yield Line(name, tuple(Argument("", size) for size in SIZES))
+        yield Line(name, tuple(Argument("", size, guess=True) for size in SIZES))
         return
     own = [one for one in parameters if not one.get("handed_up")]
     if len(own) < len(parameters):
@@ -52,12 +52,13 @@ def builds(made: Description) -> Iterator[Line]:
     known = set(meant.values())
     # A third argument that is a ratio, such as mlp_ratio, is no d_ff.
     understood = {*meant, *(one["name"] for one in named if meaning_of(one["name"], loosely=True) == "expansion")}
-    lacking = [one for one in named if one["required"] and one["name"] not in understood and not _is_config(one, made)]
+    others = [one for one in named if one["required"] and one["name"] not in understood and not _is_weights(one)]
+    lacking = [one for one in others if not _is_config(one, made)]
     by_name = (Line(name, chosen) for chosen in _chosen([_options(one, meant, made) for one in named]))
     by_place = _by_place(name, named, meant, made)
     spread = any(one["kind"] == "VAR_POSITIONAL" for one in parameters)
     if spread and not known & {*SIZES} and not any(one["kind"].startswith("POSITIONAL") for one in parameters):
-        sizes = tuple(Argument("", size) for size in SIZES)
+        sizes = tuple(Argument("", size, guess=True) for size in SIZES)
         by_name = (Line(name, (*sizes, *line.arguments)) for line in by_name)
     if {*SIZES} <= known or any(_is_config(one, made) or _parts(one, made) for one in named):
         yield from by_name
@@ -145,7 +146,9 @@ def _chosen(options: Sequence[Sequence[tuple[Argument, ...]]]) -> Iterator[tuple
 
 def _by_place(name: str, named: Sequence[Description], meant: dict[str, str], made: Description) -> Iterator[Line]:
     first, rest = named[:3], named[3:]
-    if len(first) < 3 or any(one["kind"] == "KEYWORD_ONLY" or _is_config(one, made) for one in first):
+    if len(first) < 3 or any(one["kind"] == "KEYWORD_ONLY" for one in first):
+        return
+    if any(_is_config(one, made) or _is_weights(one) for one in first):
         return
     said = [meant.get(one["name"]) or meaning_of(one["name"], loosely=True) for one in first]
     if any(meaning not in (None, size) for meaning, size in zip(said, SIZES, strict=True)):
@@ -162,6 +165,8 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
     omitted: list[tuple[Argument, ...]] = [] if one["required"] else [()]
     if _is_plain_object(one, made):
         return [(Argument(own, f"{one['annotation']}()", True),), *omitted]
+    if _is_weights(one):
+        return [(Argument(own, "weights", True),)]
     if _is_config(one, made):
         annotated = _helper(one["annotation"], made, "configuration") is not None
         found: list[tuple[Argument, ...]] = [
@@ -264,6 +269,12 @@ def _is_config(one: Description, made: Description) -> bool:
         or bool(meanings.CONFIG.search(one["name"]))
         or _helper(one["annotation"], made, "configuration") is not None
     )
+
+
+def _is_weights(one: Description) -> bool:
+    """Whether it is a dictionary of weights that the constructor needs."""
+    named = meanings.WEIGHTS.search(one["name"]) and not meanings.CONFIG.search(one["name"])
+    return bool(one["required"] and named and re.search("^$|dict|mapping", one["annotation"], re.I))
 
 
 def _is_plain_object(one: Description, made: Description) -> bool:

@@ -1,6 +1,7 @@
 """Why it cannot be inferred how a block is built or called, and what to do then. That is no fault of the block."""
 
 import re
+from collections.abc import Sequence
 from typing import NoReturn
 
 from ..probes.case import raised
@@ -68,12 +69,35 @@ def reached(error: LearnerError) -> list[int]:
     return [int(one["line"] or 0) for one in own]
 
 
+def refuses(error: LearnerError) -> bool:
+    """Whether the statement that raises is meant to refuse what it is given; torch raises where an attribute lacks."""
+    frames = error.error.get("frames") or ()
+    if not frames or error.error["type"] == "AttributeError":
+        return False
+    return re.search(r"(^|: *)(raise|assert)\b", str(frames[-1]["code"]).strip()) is not None
+
+
 def refuse_sizes(learner: Learner, error: LearnerError) -> NoReturn:
     """Sizes do not reach the block: it may have those of a configuration that nobody hands in."""
     raise UnknownArgumentsError(
         f"its weights have the same shapes for every d_model, and forward raises {raised(error)}; "
         f'give a line that builds it with the sizes that are asked for: --build "{learner.made["name"]}(...)".'
     ) from error
+
+
+def refuse_without(learner: Learner, names: Sequence[str], error: LearnerError) -> NoReturn:
+    """Arguments have to be handed in although they are optional, and their names do not say what."""
+    build, call = learner.recipe.build.written(), learner.recipe.call.written()
+    line = f'--build "{build}"' if error.stage == "constructor" else f'--call "{call}"'
+    raise UnknownArgumentsError(
+        f"without its optional {', '.join(names)} it raises {raised(error)}, and their values cannot be inferred; add "
+        f"them to the line: {line}."
+    ) from error
+
+
+def is_optional(one: Description) -> bool:
+    """Whether a parameter is None by default."""
+    return not one["required"] and one["default"] is None and not one["kind"].startswith(("VAR_", "POSITIONAL_ONLY"))
 
 
 def is_its_own(error: LearnerError) -> bool:

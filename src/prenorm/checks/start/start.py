@@ -4,7 +4,8 @@ It reports as conventions what it finds on the way: the meaning of the mask, and
 """
 
 import itertools
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
 import torch
@@ -14,11 +15,22 @@ from ..probes.case import MAX_SEQ_LEN, Case, raised
 from ..subject.child import meanings
 from ..subject.child.errors import NoShapesError
 from ..subject.child.names import UnknownEntryError
-from ..subject.learner import Built, LearnerError
-from ..subject.recipe import Line, Recipe, given
+from ..subject.learner import Built, Description, LearnerError
+from ..subject.recipe import Argument, Line, Recipe, given
 from . import build_lines, effects
 from .best_call import EACH, Calls
-from .refusals import UnknownArgumentsError, is_its_own, reached, refuse_build, refuse_call, refuse_given, refuse_sizes
+from .refusals import (
+    UnknownArgumentsError,
+    is_its_own,
+    is_optional,
+    reached,
+    refuse_build,
+    refuse_call,
+    refuse_given,
+    refuse_sizes,
+    refuse_without,
+    refuses,
+)
 
 TOKENS = 7
 TRIED = (
@@ -27,6 +39,8 @@ TRIED = (
     Sizes(d_model=256, num_heads=4, num_kv_heads=4, d_ff=704),
 )
 """The sizes that are tried in order: some constructors insist on multiples of 64."""
+OTHER_NUMBERS = ("guessed(1)", "guessed(d_model // 2)")
+"""Tried in place of numbers that are guessed: 1 divides every size; half of d_model has room for all tokens."""
 MASKS = {
     "mask": "boolean, True where a query may attend",
     "~mask": "boolean, True where a query may not attend",
@@ -92,8 +106,9 @@ class _Start:
             self.learner.recipe = Recipe(next(self._builds()))
             if self.build is not None:
                 refuse_given("--build", self.build, errors[0])
-            by_place = any(not one.name for one in self.learner.recipe.build.arguments)  # sizes of any name
-            if not by_place and self._is_its_own(errors[0]):
+            if self.build is None:
+                self._refuse_if_demanded(errors[0], self.learner.made["constructor"])
+            if self._is_its_own(errors[0]):
                 raise errors[0]
             refuse_build(self.learner, errors[0], guessed=self.build is None)
         _, self.learner.recipe, raising = max((one.furthest for one in tried), key=lambda one: one[0])
@@ -104,6 +119,8 @@ class _Start:
                 raise UnknownArgumentsError(f"its input is {axes}; only blocks for (batch, seq, d_model) are judged.")
             if self.build is None and not self._takes_sizes():
                 refuse_sizes(self.learner, raising)
+            if self.call is None:
+                self._refuse_if_demanded(raising, built_at_all.forward)
             if not self._is_its_own(raising):
                 refuse_call(self.learner, raising, guessed=self.build is None)
         return self._settled(built_at_all)  # its first call reports the error
@@ -124,16 +141,51 @@ class _Start:
         return self.case.build()
 
     def _is_its_own(self, error: LearnerError) -> bool:
-        """Whether the same is raised if nothing can be read of guessed values, and kept defaults are twice as large."""
-        recipe, made = self.learner.recipe, self.learner.made
+        """Whether the same is raised if nothing can be read of guessed values, and kept defaults are twice as large.
+
+        Of a number that is guessed its size may be read, if the same is raised for all: for those OTHER_NUMBERS, too.
+        """
+        recipe = self.learner.recipe
         if error.error["type"] in (UnknownEntryError.__name__, NoShapesError.__name__):
             return False
-        of_transformers = {one["name"] for one in made["helpers"] if one.get("of_transformers")}
+        of_transformers = {one["name"] for one in self.learner.made["helpers"] if one.get("of_transformers")}
         if error.stage == "constructor" and recipe.build.uses & of_transformers and not is_its_own(error):
             return False  # such a configuration differs from release to release
-        blind = Recipe(build_lines.with_defaults(recipe.build.unread(), made, 2), recipe.call.unread())
-        if blind == recipe:
+        blind = self._with_guesses("unread")
+        if blind == recipe or self._raises_the_same(error, blind):
             return True
+        others = [self._with_guesses(number) for number in OTHER_NUMBERS]
+        if others[0] == blind or refuses(error):
+            return False
+        return all(self._raises_the_same(error, other) for other in others)
+
+    def _refuse_if_demanded(self, error: LearnerError, parameters: Sequence[Description] | None) -> None:
+        """Raise UnknownArgumentsError if a statement demands optional arguments: with them, the block goes on.
+
+        parameters: of the constructor, or of forward.
+        """
+        if not refuses(error):
+            return
+        recipe = self.learner.recipe
+        line = recipe.build if error.stage == "constructor" else recipe.call
+        there = {one.name for one in line.arguments}
+        optional = [one["name"] for one in parameters or () if is_optional(one) and one["name"] not in there]
+        named = [name for name in optional if re.search(rf"\b{name}\b", error.error["message"])]
+        for names in [named] if named else [[name] for name in optional]:
+            more = replace(line, arguments=(*line.arguments, *(Argument(name, "unread", True) for name in names)))
+            other = Recipe(more, recipe.call) if error.stage == "constructor" else Recipe(recipe.build, more)
+            raising = self._raising(other)
+            if raising is None or (raising.stage, reached(raising)) > (error.stage, reached(error)):
+                refuse_without(self.learner, names, error)
+
+    def _with_guesses(self, number: str) -> Recipe:
+        """The recipe with other values for what is guessed: number for numbers."""
+        recipe = self.learner.recipe
+        build = build_lines.with_defaults(recipe.build.unread(number), self.learner.made, 2)
+        return Recipe(build, recipe.call.unread(number))
+
+    def _raises_the_same(self, error: LearnerError, blind: Recipe) -> bool:
+        """Whether a recipe with other values for what is guessed raises the error."""
         other, alone = self._raising(blind), self._raising(Recipe(blind.build, replace(blind.call, callee=EACH)))
         if other is None or alone is None or reached(alone) > reached(error):  # a sequence alone may need the values
             return False
@@ -165,6 +217,14 @@ class _Start:
         built = self.case.build()
         if build.callee == build_lines.WEIGHTED:
             self._refuse_copies(built)
+        if build.uses & {"weights"} and not built.parameters:
+            raise UnknownArgumentsError(
+                f"{self.learner.made['name']} has no parameters: it keeps the dictionary of weights; make them "
+                "parameters (torch.nn.ParameterDict)."
+            )
+        if (self.build or self.call) and (files := built.elsewhere()):
+            told = [f"{name} is that of {file}" for name, file in files.items()]
+            self.case.report.conventions["names_of_other_files"] = "; ".join(told)
         if self.build is None:
             self._say_which_defaults_raise()
         return built

@@ -186,6 +186,14 @@ class Built:
             "mask" if "mask" in call.uses else None
         )
 
+    def elsewhere(self) -> dict[str, str]:
+        """Names in both lines that are those of another file than the one under test, and of which."""
+        recipe = self.learner.recipe
+        request = {"op": "elsewhere", "block": self.number}
+        request |= {"build": recipe.build.written(), "call": recipe.call.written()}
+        files: dict[str, str] = _or_raise("constructor", self.learner.subject.ask(request))["files"]
+        return files
+
     def draw(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Raw:
         """New random values for every parameter; one with two names has them under its first."""
         raw: Raw = {}

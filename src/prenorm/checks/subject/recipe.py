@@ -20,6 +20,8 @@ ASKED = ("dtype", "device", "num_kv_heads", "causal", "positions", "mask")
 SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
 CERTAIN = frozenset([*SIZES, "x", "theta", "eps", "dropout", "causal", "dtype", "device", "0", "True", "False"])
 """Values that are hardly mistaken where a name asks for them."""
+NUMBERS = frozenset([*SIZES, "1"])
+"""Values of arguments that may be any number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,13 +92,18 @@ class Line:
         own = [[one.name or one.value] for one in self.arguments if one.guess and isinstance(one.value, str)]
         return [name for names in (*own, *inner) for name in names]
 
-    def unread(self) -> "Line":
-        """With something that must not be looked at in place of what is guessed (see child/unread.py)."""
+    def unread(self, number: str = "unread") -> "Line":
+        """With something that must not be looked at in place of what is guessed (see child/unread.py).
+
+        number: what stands in place of a number that is guessed.
+        """
 
         def of(one: Argument) -> Argument:
             if isinstance(one.value, Line) and not one.guess:
-                return dataclasses.replace(one, value=one.value.unread())
-            return dataclasses.replace(one, value="unread") if Line("", (one,)).guessed else one
+                return dataclasses.replace(one, value=one.value.unread(number))
+            if not Line("", (one,)).guessed:
+                return one
+            return dataclasses.replace(one, value=number if one.guess and one.value in NUMBERS else "unread")
 
         by_name = (Argument("", "unread"),) if self.callee == "config" and not self.arguments else ()
         return dataclasses.replace(self, arguments=(*by_name, *map(of, self.arguments)))

@@ -7,6 +7,7 @@ A request and its reply are dictionaries of None, bool, int, float, str, lists, 
 
 import contextlib
 import inspect
+import os
 import sys
 import types
 import warnings
@@ -22,13 +23,14 @@ from .devices import AtHome, OneDevice
 from .dtypes import Dtypes
 from .errors import NoShapesError, UnfinishedError, described, unfinished
 from .importing import Importer
-from .names import TABLES, Maker, changer, namespace, of_build, of_call, sizes_in, used
+from .names import OF_CALLS, TABLES, Maker, changer, namespace, of_build, of_call, sizes_in, used
 from .scramble import OtherAngles, scrambled
 from .signatures import DEFINES_ROTATIONS, helpers, parameters
 from .surroundings import NoGpu
 from .tensors import first_tensor, held, listed, plain, set_values
 from .trace import Trace, traced
 from .watch import Watch
+from .weighted import course_weights
 
 Request = dict[str, Any]
 Reply = dict[str, Any]
@@ -135,6 +137,8 @@ class Driver:
         wanted = used(request["line"])
         positions = torch.arange(names["max_seq_len"])
         names |= of_call(wanted & {*TABLES}, names, positions[:, None].double(), {"positions": positions})
+        if "weights" in wanted:
+            names["weights"] = course_weights(names)
         config = Maker(names)
         names = self._own | names | {"config": config}
         if "." not in self._name:
@@ -175,6 +179,17 @@ class Driver:
             "read": {},
             "notes": self._notes,
         }
+
+    def op_elsewhere(self, request: Request) -> Reply:
+        """Gives {"files"}: for names in "build" and "call" that are of another file than the one under test, which."""
+        names, own = self._names.get(request["block"], {}), {} if self._module is None else vars(self._module)
+        modules = [] if self._importer is None else self._importer.modules()
+        found = {}
+        for name in sorted((used(request["build"]) | (used(request["call"]) - OF_CALLS)) - own.keys()):
+            files = [_file(module) for module in modules if name in vars(module)]
+            if files and name in self._own and names.get(name) is self._own[name]:
+                found[name] = files[-1] or ""
+        return {"files": found}
 
     def op_values(self, request: Request) -> Reply:
         """Gives {"values"}: what the parameters hold now, by name; {"owners", "classes"}: where their classes stand."""
@@ -319,6 +334,10 @@ def _plain_weights(block: nn.Module) -> None:
             for name, steps in list(module.parametrizations.items()):
                 if all(type(step).__module__.startswith("torch.") for step in steps.children()):
                     parametrize.remove_parametrizations(module, name, leave_parametrized=True)
+
+
+def _file(module: types.ModuleType) -> str:
+    return os.path.basename(getattr(module, "__file__", None) or module.__name__)
 
 
 def _file_of(owner: type) -> str:

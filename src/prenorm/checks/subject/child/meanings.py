@@ -57,13 +57,20 @@ _LOOSE = {
     "max_seq_len": r"^(?!.*(cache|batch)).*(max|seq|context|block|ctx).*(len|length|size|pos\w*|ctx|window)$",
     "d_ff": r"(ff|ffn|ffwd|mlp|feed_?forward|inter\w*|inner)_?\w*(dim|size|width|hidden|features)"
     r"|(dim|d|size|width|n)_?(of_)?(ff|ffn|ffwd|mlp|feed_?forward|inner|inter)$",
-    "d_model": r"(embd?|embed\w*|hidden|channels?)_?(dim|size|width|channels|features)?$"
+    "d_model": r"^(?!.*(pos|rot|rope)).*(embd?|embed(ding)?s?)$"
+    r"|(embd?|embed\w*_?|hidden|channels?)_?(dim(ension)?|size|width|channels|features)$|(hidden|channels?)$"
     r"|(model|residual)_?(dim|size|width|channels|features)$|(^|_)(d|dim|n)_?model$|^size$",
     "causal": r"causal",
     "activation": r"(^|_)act(ivation)?(_fn|_function)?$",
     "cache": r"cache",
 }
 """Where no alias fits: in a configuration, or for an argument that is required."""
+_NO_NUMBER = re.compile(r"(^|_)(type|kind|mode|name|style|class|cls|impl(ementation)?|method|fn|func(tion)?)$")
+_NO_SIZE = re.compile(r"(^|_)(init|std|ratio|rate|prob|scale|scaling|factor|mult(iplier)?)$")
+"""Last words of names that ask for a text or an object, and of names that ask for a number that is no size."""
+_SIZES = {"d_model", "num_heads", "d_ff", "max_seq_len", "num_kv_heads", "head_dim"}
+_SIZES |= {"vocabulary", "layers", "layer", "batch", "max_batch", "window", "rope_theta"}
+_NUMBERS = _SIZES | {"eps", "dropout", "expansion", "causal", "on", "off"}
 
 
 def meaning_of(name: str, *, loosely: bool = False) -> str | None:
@@ -78,7 +85,10 @@ def meaning_of(name: str, *, loosely: bool = False) -> str | None:
             return meaning
     if not loosely or "chunk" in plain:
         return None
-    return next((meaning for meaning, pattern in _LOOSE.items() if re.search(pattern, plain.lower())), None)
+    plain = plain.lower()
+    not_meant = _NUMBERS if _NO_NUMBER.search(plain) else _SIZES if _NO_SIZE.search(plain) else set()
+    possible = (meaning for meaning in _LOOSE if meaning not in not_meant)
+    return next((meaning for meaning in possible if re.search(_LOOSE[meaning], plain)), None)
 
 
 CONFIG = re.compile(
@@ -104,6 +114,12 @@ COS, SIN = re.compile(r"(^|_)cos(ine)?s?(_|$)", re.I), re.compile(r"(^|_)sin(e|e
 POSITIONS = re.compile(r"^(token_|input_|cache_|seq_)?pos(ition)?s?(_ids?|_idx|_index|_indices)?$|^p$|^token_pos", re.I)
 START = re.compile(r"(start|cur|current|past|prev|kv)_?(pos|position|len|length)$|offset|^start$", re.I)
 MASK = re.compile(r"mask|^attn_bias$|^attention_bias$|^allowed|^visible", re.I)
+ATTENTION_MASK = re.compile(
+    r"^_*((self|src|tgt|source|target|decoder|attn|attention|attend|causal|look_?ahead|future|window|sliding|local"
+    r"|bool(ean)?|float|additive|4d|mask|bias|allowed|visible)s?_*)+$",
+    re.I,
+)
+"""Of these the names that say who attends to whom, and not frames_mask or key_padding_mask."""
 INPUT = re.compile(r"^(x|in_features|input|inputs|hidden_states|hidden)$")
 FIRST = re.compile(r"^x_?0$")
 """The embeddings, which are the input of the first block."""

@@ -16,8 +16,10 @@ from torch import Tensor, nn
 
 from .meanings import meaning_of
 from .tensors import first_tensor
-from .unread import Unread
+from .unread import Guessed, Unread
 from .weighted import weighted
+
+TABLES = ("cos", "sin", "angles", "freqs_cis")
 
 
 def of_build(values: Mapping[str, Any]) -> dict[str, Any]:
@@ -27,7 +29,7 @@ def of_build(values: Mapping[str, Any]) -> dict[str, Any]:
     """
     names = {"causal": True, "dtype": torch.float32, "device": torch.device("cpu"), **values}
     names["theta"] = names["rope_theta"] = values.get("rope_theta", values.get("theta", 10000.0))
-    names |= {"rows": rows, "weighted": weighted(values), "unread": Unread()}
+    names |= {"rows": rows, "weighted": weighted(values), "unread": Unread(), "guessed": Guessed}
     return names | {"torch": torch, "nn": nn, "F": nn.functional, "math": math}
 
 
@@ -57,6 +59,12 @@ def of_call(wanted: Iterable[str], settings: Mapping[str, Any], x: Tensor, value
         "freqs_cis": lambda: _turns(_angles(settings, positions), x.dtype),
     }
     return {name: made[name]() for name in wanted if name in made}
+
+
+OF_CALLS = frozenset(
+    ("block", "x", "seq", "batch", "positions", "mask", "swapped", "each", "added", "rows", "device", "dtype", *TABLES)
+)
+"""The names that of_call and the driver give to a call; a learner's of the same name do not count in it."""
 
 
 def swapped(block: Callable[..., Any]) -> Callable[..., Tensor]:
@@ -233,7 +241,6 @@ PART = re.compile(
     r"^(model|block|transformer|decoder|network|net|arch(itecture)?|llm|gpt)?_?(config|cfg|args|params|hparams)?$", re.I
 )
 SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len", "rope_theta", "eps", "dropout")
-TABLES = ("cos", "sin", "angles", "freqs_cis")
 WRITTEN = {
     "d_model": "d_model",
     "num_heads": "num_heads",

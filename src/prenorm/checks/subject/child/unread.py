@@ -1,4 +1,7 @@
-"""A value that may be stored and passed on, but not looked at: what raises the same with it is not due to the value."""
+"""Values that stand for guesses: what raises the same with them is not due to the guess.
+
+Unread may be stored and passed on, but not looked at. Guessed is a number that may be computed with.
+"""
 
 from typing import Any, NoReturn
 
@@ -27,3 +30,12 @@ def _attribute(self: Any, name: str) -> Any:
 
 Unread = type("Unread", (), {f"__{name}__": _raising for name in _NAMES} | {"__getattribute__": _attribute})
 """Its class: every operation that Python knows raises."""
+
+
+class Guessed(int):
+    """A number that may be computed with, and decides nothing: it raises where it is compared, or is no size.
+
+    An error that says "int" of the argument says "Guessed" of this one.
+    """
+
+    __bool__ = __hash__ = __eq__ = __ne__ = __lt__ = __le__ = __gt__ = __ge__ = _raising

@@ -1,6 +1,7 @@
-"""A block made of a function that takes its weights as an argument: transformer_block(num_heads, weights, x).
+"""Blocks that take their weights as a dictionary, as a Stanford course hands them to its learners.
 
-A Stanford course hands its learners the weights so: a dictionary by the names of COURSE.
+A function that computes with them, as transformer_block(num_heads, weights, x), is made a block here; or a class
+takes them in its constructor.
 """
 
 import inspect
@@ -52,10 +53,18 @@ def weighted(sizes: Mapping[str, Any]) -> Callable[..., Weighted]:
     def make(
         function: Callable[..., Any], shapes: Mapping[str, Sequence[int]] | None = None, **settings: Any
     ) -> Weighted:
-        usual = {name: [sizes[size] for size in shape] for name, shape in COURSE.items()}
-        return Weighted(function, usual if shapes is None else shapes, settings)
+        return Weighted(function, _course_shapes(sizes) if shapes is None else shapes, settings)
 
     return make
+
+
+def course_weights(sizes: Mapping[str, Any]) -> dict[str, nn.Parameter]:
+    """The weights of one block of the course, by their names."""
+    return {name: _initialised(shape) for name, shape in _course_shapes(sizes).items()}
+
+
+def _course_shapes(sizes: Mapping[str, Any]) -> dict[str, list[int]]:
+    return {name: [sizes[size] for size in shape] for name, shape in COURSE.items()}
 
 
 def _put(module: nn.Module, name: str, shape: Sequence[int]) -> None:
@@ -65,7 +74,11 @@ def _put(module: nn.Module, name: str, shape: Sequence[int]) -> None:
         if one not in dict(module.named_children()):
             module.add_module(one, nn.Module())
         module = module.get_submodule(one)
+    module.register_parameter(last, _initialised(shape))
+
+
+def _initialised(shape: Sequence[int]) -> nn.Parameter:
     values = torch.ones(*shape)
     if len(shape) == 2:
         nn.init.trunc_normal_(values, std=(2 / sum(shape)) ** 0.5)
-    module.register_parameter(last, nn.Parameter(values))
+    return nn.Parameter(values)
