@@ -23,6 +23,7 @@ from .probes import (
     initial,
     lengths,
     masks,
+    norm_rounding,
     numbers,
     precision,
     training,
@@ -178,10 +179,12 @@ def _judge(case: Case, built: Built, text: str) -> None:
     device.devices(case)
     if not repeatable and not built.fresh:
         case.report.skip("the numbers", "they differ from call to call")
+        norm_rounding.norms_by_themselves(case)
         return
     _widest(case, built)
     numbers.numbers(case)
     if case.explanation is None:
+        norm_rounding.norms_by_themselves(case)
         return
     _name_by_traces(case)
     initial.widths(case)
@@ -234,8 +237,9 @@ def _at_another_length(case: Case, error: LearnerError) -> Built | None:
         case.report.found("sequence_length_fixed", f"{length} tokens run, {usual} tokens raise {raised(error)}")
     if case.learner.takes("max_seq_len") and _runs(case, usual, fixed=True):
         case.arguments["max_seq_len"] = usual
-        evidence = f"with max_seq_len={MAX_SEQ_LEN}, {usual} tokens raise {raised(error)}"
-        case.report.found("sequence_length_fixed", evidence)
+        if length is None:
+            evidence = f"with max_seq_len={MAX_SEQ_LEN}, {usual} tokens raise {raised(error)}"
+            case.report.found("sequence_length_fixed", evidence)
         shorter = case.build()
         shorter.fixed_length = True
         return shorter

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..faults import FAULTS
+from ..faults import CRASHES, FAULTS
 from ..formula.parameters import Raw, Sizes
 from ..search.explanation import Explanation
 from ..search.trials import agrees
@@ -53,17 +53,22 @@ class Report:
     mends: dict[str, str] = field(default_factory=dict)  # by finding, if a better fix than the usual one is known
 
     def found(self, id: str, evidence: str, *, counts: bool = True, mend: str | None = None) -> None:
-        """Report a fault, or a choice that does not count. The first evidence is kept, unless only a later one counts.
+        """Report a fault, or a choice that does not count.
 
-        mend: a better fix than the usual one of FAULTS.
+        What is found under the same name later is added to the evidence, but for a second error, which is mostly the
+        first one again; what counts takes the place of what does not. mend: a better fix than the usual one of FAULTS.
         """
         assert id in FAULTS, id
-        if id in self.findings and not (counts and id in self.choices):
+        if id not in self.findings or (counts and id in self.choices):
+            self.findings[id] = evidence
+            self.mends.pop(id, None)
+        elif counts == (id not in self.choices) and id not in CRASHES and evidence not in self.findings[id]:
+            self.findings[id] += f"; {evidence}"
+        else:
             return
-        self.findings[id] = evidence
         (self.choices.discard if counts else self.choices.add)(id)
         if mend is not None:
-            self.mends[id] = mend
+            self.mends.setdefault(id, mend)
 
     def faults(self) -> set[str]:
         """The findings that count."""
@@ -108,7 +113,7 @@ class Case:
 
     def build(self, **arguments: Any) -> Built:
         """A block with the usual arguments, and these."""
-        how = {name: arguments.pop(name) for name in ("to", "filled", "modules") if name in arguments}
+        how = {name: arguments.pop(name) for name in ("to", "filled") if name in arguments}
         sizes = arguments.pop("sizes", self.sizes)
         built = self.learner.build(sizes, **how, **(self.arguments | arguments))
         built.lengths = self.lengths

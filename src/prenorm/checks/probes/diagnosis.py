@@ -33,14 +33,14 @@ LOOSE = 1e6
 """If a masked score is filled with less than this (in magnitude), other scores can be lower."""
 
 
-def faults(explanation: Explanation) -> Iterator[tuple[str, str]]:
-    """The faults in an explanation that no target allows: id and evidence."""
+def faults(explanation: Explanation) -> dict[str, str]:
+    """The faults in an explanation that no target allows: id and evidence, of every place that has it."""
     spec, reading = explanation.spec, explanation.reading
-    yield from _residuals(spec)
-    yield from _norms(spec, reading)
-    yield from _rotation(spec)
-    yield from _attention(spec, reading)
-    yield from _feed_forward(spec, reading)
+    parts = (_residuals(spec), _norms(spec, reading), _rotation(spec), _attention(spec, reading))
+    found: dict[str, str] = {}
+    for id, evidence in itertools.chain(*parts, _feed_forward(spec, reading)):
+        found[id] = f"{found[id]} and {evidence}" if id in found else evidence
+    return found
 
 
 def _residuals(spec: Spec) -> Iterator[tuple[str, str]]:

@@ -28,8 +28,8 @@ def numbers(case: Case) -> None:
             _report_unexplained(case, error)
         return
     case.explanation = _with_pairing(case, case.explanation)
-    said = list(faults(case.explanation))
-    for id, evidence in said:
+    said = faults(case.explanation)
+    for id, evidence in said.items():
         counts = _counts(case, id, evidence, case.explanation)
         if id == "rope_bf16_tables" and case.learner.recipe.call.uses & {"rows", *TABLES}:
             counts = False  # the tables are handed in
@@ -38,10 +38,10 @@ def numbers(case: Case) -> None:
         case.report.found(id, f"the outputs are those of a block in which {evidence}", counts=counts)
     case.report.check(
         "the numbers",
-        not case.report.faults() & {id for id, _ in said},
+        not case.report.faults() & said.keys(),
         "one token, zero scores and random inputs agree with the formula"
         if not said
-        else "they agree with the formula if: " + "; ".join(evidence for _, evidence in said),
+        else "they agree with the formula if: " + "; ".join(said.values()),
     )
     case.report.conventions.update(conventions(case.explanation))
 
@@ -64,7 +64,8 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
         case.report.found("unreadable", evidence, counts=False)
         return
     partly = [
-        {id: evidence for id, evidence in faults(one) if _counts(case, id, evidence, one)} for one in error.so_far
+        {id: evidence for id, evidence in faults(one).items() if _counts(case, id, evidence, one)}
+        for one in error.so_far
     ]
     common = [id for id in partly[0] if all(id in one for one in partly)] if partly else []
     for id in common:
@@ -137,7 +138,7 @@ def _explained(case: Case, built: Built) -> Explanation:
                 return _set_aside(case, unknown, muted, options | {"most": 1})
     try:
         explanation = explain(built, case.generator, **options)
-        lacking = {"norm_weight_missing", "missing_output_projection"} & {id for id, _ in faults(explanation)}
+        lacking = {"norm_weight_missing", "missing_output_projection"} & faults(explanation).keys()
         if not lacking:
             return explanation
     except UnexplainedError as error:

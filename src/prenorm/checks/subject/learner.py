@@ -51,6 +51,7 @@ class Answer:
     modules_created: int = 0
     masked: bool = False
     stray: Description | None = None  # where the output left the input's dtype, see child/dtypes.py
+    seen: dict[str, Description] = field(default_factory=dict)  # calls of its modules, see child/seen.py
 
 
 SEARCHED = 0.6
@@ -117,12 +118,11 @@ class Learner:
         *,
         to: str | None = None,
         filled: bool = False,
-        modules: Sequence[str] | None = None,
         **arguments: Any,
     ) -> "Built":
         """A block of these sizes; arguments under our names, and only those that the constructor takes.
 
-        to: the dtype that it is brought to afterwards, or that these modules are; filled: see the driver.
+        to: the dtype that it is brought to afterwards; filled: see the driver.
         """
         given = {"d_model": sizes.d_model, "num_heads": sizes.num_heads, "d_ff": sizes.d_ff, "head_dim": sizes.head_dim}
         asked = set(arguments)
@@ -130,7 +130,7 @@ class Learner:
             asked.add("num_kv_heads")
         given |= {"num_kv_heads": sizes.num_kv_heads} | USUAL | arguments
         line = self.recipe.build.written(frozenset(asked))
-        request = {"op": "build", "line": line, "values": given, "to": to, "filled": filled, "modules": modules}
+        request = {"op": "build", "line": line, "values": given, "to": to, "filled": filled}
         return Built(self, sizes, request)
 
 
@@ -242,7 +242,15 @@ class Built:
             modules_created=reply.get("modules_created", 0),
             masked=bool(reply.get("masked", False)),
             stray=reply.get("stray"),
+            seen=reply.get("seen", {}),
         )
+
+    def seen(self, raw: Raw, x: Tensor, modules: Sequence[str]) -> dict[str, Description]:
+        """What these modules are given and give in a call; if it raises, those that have finished before."""
+        try:
+            return self.run(raw, x, seen=[*modules]).seen
+        except LearnerError as error:
+            return dict(error.error.get("seen", {}))
 
     def values(self) -> Raw:
         """The values of its parameters, without those of other packages' classes, which their models initialise.

@@ -24,6 +24,7 @@ from .errors import UnfinishedError, described, unfinished
 from .importing import Importer
 from .names import TABLES, Maker, changer, namespace, of_build, of_call, sizes_in, used
 from .scramble import OtherAngles, scrambled
+from .seen import Seen
 from .signatures import DEFINES_ROTATIONS, helpers, parameters
 from .tensors import first_tensor, held, listed, plain, set_values
 from .trace import Trace, traced
@@ -110,8 +111,8 @@ class Driver:
     def op_build(self, request: Request) -> Reply:
         """Evaluate "line" with "values" (see names.py), or call the class with "positional" and "arguments".
 
-        "to" names the dtype that the result is brought to, or only its "modules"; "filled" puts NaN into memory that
-        the constructor leaves uninitialised. {"dtype": name} and {"device": name} stand for torch's own.
+        "to" names the dtype that the result is brought to; "filled" puts NaN into memory that the constructor leaves
+        uninitialised. {"dtype": name} and {"device": name} stand for torch's own.
         Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "forward", "read": what was
         asked of a configuration of ours}.
         """
@@ -122,7 +123,7 @@ class Driver:
             arguments = {name: _spelled_out(value) for name, value in request.get("arguments", {}).items()}
             with filled():
                 block = self._make(*request.get("positional", ()), **arguments)
-            return self.add(block, to=request.get("to"), modules=request.get("modules"))
+            return self.add(block, to=request.get("to"))
         names = of_build({name: _spelled_out(value) for name, value in request["values"].items()})
         wanted = used(request["line"])
         positions = torch.arange(names["max_seq_len"])
@@ -134,16 +135,13 @@ class Driver:
         there = OneDevice if request["values"].get("device") == {"device": "meta"} else contextlib.nullcontext
         with filled(), there():
             block = eval(request["line"].strip(), names)
-        reply = self.add(block, to=request.get("to"), modules=request.get("modules"))
+        reply = self.add(block, to=request.get("to"))
         self._names[reply["block"]] = names
         reply["read"] = config.asked()
         return reply
 
-    def add(self, block: Any, *, to: str | None = None, modules: list[str] | None = None) -> Reply:
-        """Take a block that is built already; the reply is op_build's.
-
-        modules: these compute in the dtype `to`, and the rest as it was built: what they give is brought back.
-        """
+    def add(self, block: Any, *, to: str | None = None) -> Reply:
+        """Take a block that is built already; the reply is op_build's."""
         if not isinstance(block, nn.Module):
             raise TypeError(f"a block must be a torch.nn.Module, but the constructor gave {type(block).__name__}")
         if (owner := unfinished(block)) is not None:
@@ -151,10 +149,7 @@ class Driver:
         _plain_weights(block)
         if to is not None:
             dtype = getattr(torch, to)  # complex tables stay as they are: Module.to would drop their imaginary part
-            for name in [""] if modules is None else modules:
-                block.get_submodule(name)._apply(lambda one: one.to(dtype) if one.is_floating_point() else one)
-                if modules is not None:
-                    _compute_in(block.get_submodule(name), dtype)
+            block._apply(lambda one: one.to(dtype) if one.is_floating_point() else one)
         number = len(self._blocks)
         self._blocks[number] = block
         return {
@@ -186,16 +181,21 @@ class Driver:
         (whether masked_fill filled anything)}. "scramble" puts random numbers in place of tables, and of every sine and
         cosine. "watch" adds "sites" to an error: where the learner's code changed tensors in place. "dtypes" adds
         "stray", also to an error: where what failed, or came out, left the input's dtype (see dtypes.py), or None.
+        "seen" names modules, and adds what the first call of each was given and gave, also to an error (see seen.py).
         """
         watch = Watch() if request.get("watch") else None
         dtypes = None
         if request.get("dtypes"):
             dtypes = Dtypes(self._blocks[request["block"]], request["inputs"][0].dtype)
+        seen = Seen(self._blocks[request["block"]], request.get("seen") or ())
         try:
-            return self._run(request, watch, dtypes)
+            with seen.watching():
+                reply = self._run(request, watch, dtypes)
         except Exception as error:
             more: Reply = {} if watch is None else {"sites": watch.sites}
-            return {"error": described(error) | more | ({} if dtypes is None else {"stray": dtypes.failed})}
+            more |= {} if dtypes is None else {"stray": dtypes.failed}
+            return {"error": described(error) | more | {"seen": seen.calls}}
+        return reply | {"seen": seen.calls}
 
     def _run(self, request: Request, watch: Watch | None, dtypes: Dtypes | None) -> Reply:
         block = self._blocks[request["block"]]
@@ -269,16 +269,6 @@ class Driver:
         """Drop every block."""
         self._blocks.clear()
         return {}
-
-
-def _compute_in(module: nn.Module, dtype: torch.dtype) -> None:
-    """Bring what a module takes to dtype, and what it gives to float32."""
-
-    def brought(value: Any, to: torch.dtype) -> Any:
-        return value.to(to) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    module.register_forward_pre_hook(lambda _, inputs: tuple(brought(one, dtype) for one in inputs))
-    module.register_forward_hook(lambda _, __, y: brought(y, torch.float32))
 
 
 def _plain_weights(block: nn.Module) -> None:
