@@ -497,6 +497,15 @@ def test_how_a_weight_begins_is_placed_in_the_class_that_holds_it(owner: str, li
     assert found.line == line
 
 
+def test_another_class_that_begins_with_noise_is_no_place_of_a_weight_of_this_one() -> None:
+    source = OWNED.replace("        nn.init.normal_(self.kernel)\n", "").replace(
+        "nn.Parameter(torch.empty(width, width))", "fill()"
+    )
+    found = place("weight_init_scale", source, "block.py", "Block", owner="Matrix", hints=["proj.kernel"])
+    assert found is not None
+    assert found.code == "self.kernel = fill()"
+
+
 AS_WRITTEN = """\
 def tables(dim, end, theta=10000.0):
     freqs = theta ** (-torch.arange(0, dim, 2) / dim)

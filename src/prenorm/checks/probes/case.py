@@ -113,7 +113,7 @@ class Case:
 
     def build(self, **arguments: Any) -> Built:
         """A block with the usual arguments, and these."""
-        how = {name: arguments.pop(name) for name in ("to", "filled") if name in arguments}
+        how = {name: arguments.pop(name) for name in ("to", "filled", "origins") if name in arguments}
         sizes = arguments.pop("sizes", self.sizes)
         built = self.learner.build(sizes, **how, **(self.arguments | arguments))
         built.lengths = self.lengths

@@ -118,11 +118,12 @@ class Learner:
         *,
         to: str | None = None,
         filled: bool = False,
+        origins: bool = False,
         **arguments: Any,
     ) -> "Built":
         """A block of these sizes; arguments under our names, and only those that the constructor takes.
 
-        to: the dtype that it is brought to afterwards; filled: see the driver.
+        to: the dtype that it is brought to afterwards; filled, origins: see the driver.
         """
         given = {"d_model": sizes.d_model, "num_heads": sizes.num_heads, "d_ff": sizes.d_ff, "head_dim": sizes.head_dim}
         asked = set(arguments)
@@ -130,7 +131,7 @@ class Learner:
             asked.add("num_kv_heads")
         given |= {"num_kv_heads": sizes.num_kv_heads} | USUAL | arguments
         line = self.recipe.build.written(frozenset(asked))
-        request = {"op": "build", "line": line, "values": given, "to": to, "filled": filled}
+        request = {"op": "build", "line": line, "values": given, "to": to, "filled": filled, "origins": origins}
         return Built(self, sizes, request)
 
 
@@ -160,6 +161,7 @@ class Built:
         self.classes: dict[str, str] = {}  # by parameter, the class of its module, where that is none of torch's
         self.forward: list[Description] | None = reply["forward"]
         self.read: dict[str, Any] = reply["read"]
+        self.origins: dict[str, list[Description]] = reply.get("origins", {})  # of its weights' numbers, if asked for
 
     @property
     def positions_name(self) -> str | None:

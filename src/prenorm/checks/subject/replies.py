@@ -110,6 +110,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "look_beside": (_LOADED,),
     "build": (
         _record(
+            {"origins": _named(_list(_FRAME))},
             block=_WHOLE,
             parameters=_LISTED,
             tensors=_LISTED,

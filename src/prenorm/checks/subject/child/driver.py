@@ -23,6 +23,7 @@ from .dtypes import Dtypes
 from .errors import UnfinishedError, described, unfinished
 from .importing import Importer
 from .names import TABLES, Maker, changer, namespace, of_build, of_call, sizes_in, used
+from .origins import Origins
 from .scramble import OtherAngles, scrambled
 from .seen import Seen
 from .signatures import DEFINES_ROTATIONS, helpers, parameters
@@ -114,7 +115,7 @@ class Driver:
         "to" names the dtype that the result is brought to; "filled" puts NaN into memory that the constructor leaves
         uninitialised. {"dtype": name} and {"device": name} stand for torch's own.
         Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "forward", "read": what was
-        asked of a configuration of ours}.
+        asked of a configuration of ours}; with "origins" also {"origins": see origins.py}.
         """
         assert self._make is not None, "a class is loaded first"
         torch.manual_seed(request.get("seed", 0))
@@ -133,9 +134,12 @@ class Driver:
         if "." not in self._name:
             names[self._name] = self._make
         there = OneDevice if request["values"].get("device") == {"device": "meta"} else contextlib.nullcontext
-        with filled(), there():
+        origins = Origins() if request.get("origins") else None
+        with filled(), there(), origins or contextlib.nullcontext():
             block = eval(request["line"].strip(), names)
         reply = self.add(block, to=request.get("to"))
+        if origins is not None:
+            reply["origins"] = origins.of(block)
         self._names[reply["block"]] = names
         reply["read"] = config.asked()
         return reply
