@@ -57,7 +57,10 @@ def place(
 OF_WEIGHTS = ("weight_init_scale", "norm_weight_init", "weights_uninitialised")
 """Faults of initialisation: they lie in the class that holds the weight, or in a function outside of classes."""
 
-TOLD = CRASHES | {"wrong_dtype", "backward_error", "arguments_unknown", *OF_WEIGHTS}
+OF_CHANCE = ("dropout_in_eval", "not_deterministic")
+"""Faults whose line draws random numbers."""
+
+TOLD = CRASHES | {"wrong_dtype", "backward_error", "arguments_unknown", *OF_WEIGHTS, *OF_CHANCE}
 """Faults whose error, or whose trace, has the line."""
 OF_NORMS = (
     "eps_ignored",

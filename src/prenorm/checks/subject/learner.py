@@ -50,6 +50,7 @@ class Answer:
     created: frozenset[tuple[int, ...]] = frozenset()
     modules_created: int = 0
     masked: bool = False
+    random: list[Description] = field(default_factory=list)  # where random numbers were drawn first
     stray: Description | None = None  # where the output left the input's dtype, see child/dtypes.py
     seen: dict[str, Description] = field(default_factory=dict)  # calls of its modules, see child/seen.py
 
@@ -243,6 +244,7 @@ class Built:
             created=frozenset(tuple(shape) for shape in reply.get("created", ())),
             modules_created=reply.get("modules_created", 0),
             masked=bool(reply.get("masked", False)),
+            random=reply.get("random", []),
             stray=reply.get("stray"),
             seen=reply.get("seen", {}),
         )

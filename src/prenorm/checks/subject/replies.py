@@ -125,6 +125,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
                 "modules_created": _WHOLE,
                 "created": _list(_SHAPE),
                 "masked": _SWITCH,
+                "random": _list(_FRAME),
                 "gradients": _named(_or_none(_TENSOR)),
                 "x_gradient": _or_none(_TENSOR),
                 "stray": _STRAY,

@@ -182,10 +182,11 @@ class Driver:
 
         Gives {"y", "x_after", "requires_grad"} and, with a cotangent, {"gradients", "x_gradient"} (None where there is
         none); with "trace" also {"operations", "created" (shapes of new constant tensors), "modules_created", "masked"
-        (whether masked_fill filled anything)}. "scramble" puts random numbers in place of tables, and of every sine and
-        cosine. "watch" adds "sites" to an error: where the learner's code changed tensors in place. "dtypes" adds
-        "stray", also to an error: where what failed, or came out, left the input's dtype (see dtypes.py), or None.
-        "seen" names modules, and adds what the first call of each was given and gave, also to an error (see seen.py).
+        (whether masked_fill filled anything), "random" (the statement that first drew random numbers)}. "scramble" puts
+        random numbers in place of tables, and of every sine and cosine. "watch" adds "sites" to an error: where the
+        learner's code changed tensors in place. "dtypes" adds "stray", also to an error: where what failed, or came
+        out, left the input's dtype (see dtypes.py), or None. "seen" names modules, and adds what the first call of each
+        was given and gave, also to an error (see seen.py).
         """
         watch = Watch() if request.get("watch") else None
         dtypes = None
@@ -236,6 +237,7 @@ class Driver:
             reply["created"] = sorted(map(list, trace.created))  # as they arrive from a sandbox
             reply["modules_created"] = trace.modules_created
             reply["masked"] = trace.masked
+            reply["random"] = trace.random
         if cotangent is not None:
             if y.requires_grad:
                 y.backward(cotangent.to(y.dtype))
