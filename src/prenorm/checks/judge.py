@@ -16,6 +16,7 @@ from .locate.place import TOLD, place
 from .probes import (
     arguments,
     behaviour,
+    defaults,
     device,
     diagnosis,
     eps,
@@ -71,7 +72,8 @@ def judge(
         report.check("import", True, "the file was imported, and has the class")
         if notes := case.learner.made["notes"]:
             report.conventions["at_import"] = "; ".join(f"{name}: {note}" for name, note in notes.items())
-        _judge(case, start(case, build, call, Text(code).source), _texts(code))
+        text = Text(code)
+        _judge(case, start(case, build, call, text.source), text, _texts(code))
     except LearnerError as error:
         report.errors.setdefault(f"{error.stage}_error", error.error)
         if error.error["type"] == NotInstalledError.__name__:
@@ -160,12 +162,13 @@ def _texts(code: Code) -> str:
     return "\n".join(texts)
 
 
-def _judge(case: Case, built: Built, text: str) -> None:
+def _judge(case: Case, built: Built, text: Text, texts: str) -> None:
     sizes = case.sizes
     case.report.check("constructor", True, f"d_model={sizes.d_model}, num_heads={sizes.num_heads}, d_ff={sizes.d_ff}")
-    initial.constructed(case, text)
+    initial.constructed(case, texts)
     raw = built.draw(case.generator, torch.float32)
     built = _first_call(case, built)
+    defaults.defaults(case, built, text)
     repeatable = behaviour.repeated_calls(case, built, raw)
     behaviour.input_kept(case, built, raw)
     behaviour.dropout_argument(case, raw)

@@ -36,6 +36,8 @@ BESIDE_NUMBERS = frozenset(
         "sequence_length_fixed",
         "softmax_overflows",
         "norm_without_upcast",
+        "forward_error",
+        "constructor_error",
     }
 )
 """Faults that change no output in float64, and so explain no wrong number."""
