@@ -1,5 +1,6 @@
 """What the checks share: the learner's class, what is known about it, and the report."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -190,7 +191,15 @@ def raised(error: LearnerError) -> str:
     return f"{error.error['type']}: {in_short(error.error['message'])}"[:300]
 
 
+SHOWN = 240  # characters of a message
+TRACE = re.compile(r"\n\s*(?:-{4,}|Traceback|Exception raised from|frame #\d|For debugging|Compile with )")
+"""Where a message has said what is wrong, and goes on with where it was."""
+
+
 def in_short(message: str) -> str:
-    """The first line of a message, and the last one too if the first ends with a colon."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()] or [""]
-    return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    """A message in one line; of a long one whose first line ends with a colon, that line and the last one."""
+    lines = [" ".join(line.split()) for line in TRACE.split(message)[0].splitlines() if line.strip()] or [""]
+    whole = " ".join(lines)
+    if len(whole) > SHOWN and lines[0].endswith(":"):
+        whole = f"{lines[0]} {lines[-1]}"
+    return whole if len(whole) <= SHOWN else f"{whole[:SHOWN]} ..."
