@@ -11,6 +11,7 @@ from prenorm.checks.probes.initial import constructed
 from prenorm.checks.probes.norm_rounding import norms_by_themselves
 from prenorm.checks.search.explanation import UnexplainedError
 from prenorm.checks.source.code import Code
+from prenorm.checks.subject.learner import Built
 from prenorm.checks.subject.local import LocalSubject
 
 from ..small import HandNorm, NothingInFloat32, RaisesInBfloat16, Right
@@ -122,3 +123,10 @@ def test_unexplained_numbers_hide_no_norm(block, said, monkeypatch):
     monkeypatch.setattr(numbers, "explain", unexplained)
     verdict = judge(LocalSubject(block), Code(root="", module=block.__module__, file="", name=block.__name__), seed=0)
     assert verdict.ids == ["unexplained", *said]
+
+
+@pytest.mark.parametrize("forged", [torch.ones(()), torch.ones(2, 5), torch.ones(2, 32, dtype=torch.int64)])
+def test_what_a_forged_reply_says_of_a_norm_is_no_error_of_the_judge(forged, monkeypatch):
+    call = {"given": forged, "result": forged, "operations": []}
+    monkeypatch.setattr(Built, "seen", lambda self, raw, x, modules: dict.fromkeys(modules, call))
+    assert not judged(Second).findings

@@ -184,7 +184,7 @@ def norms_by_themselves(case: Case, *, but: frozenset[str] = frozenset()) -> Non
     told = {case.classes.get(one) for one in but if "norm_without_upcast" in case.report.findings}
     for name, call in low.seen(raw, x, [*norms]).items():
         given, result = call["given"], call["result"]
-        if given.dtype != torch.bfloat16 or given.shape != result.shape or not torch.isfinite(given).all():
+        if given.dtype != torch.bfloat16 or not _has_rows(case, given, result) or not torch.isfinite(given).all():
             continue  # a norm that is given float32 has nothing to convert
         rounding = _rounding(norms[name].norm, given, result.double(), _share_of(result))
         judged.append(name)
@@ -198,6 +198,11 @@ def norms_by_themselves(case: Case, *, but: frozenset[str] = frozenset()) -> Non
     if judged:
         reason = f"not computed in float32: {', '.join(rounded)}" if rounded else f"{', '.join(judged)}: in float32"
         case.report.check("norms by themselves", not rounded, reason)
+
+
+def _has_rows(case: Case, given: Tensor, result: Tensor) -> bool:
+    """Whether both are as many rows of d_model numbers: what the learner's process says may be anything."""
+    return given.shape == result.shape and given.shape[-1:] == (case.sizes.d_model,) and result.is_floating_point()
 
 
 def _share_of(result: Tensor) -> Callable[[Tensor], float]:
@@ -232,6 +237,8 @@ def _norms_of(case: Case, built: Built, raw: Raw) -> dict[str, _Module]:
     calls = built.seen(values, case.x(BATCH, case.tokens) * SIZE, [*possible])
     found = {}
     for module, call in calls.items():
+        if not _has_rows(case, call["given"], call["result"]):
+            continue
         norm = _recognised(possible[module], values, raw, call["given"], call["result"], case.tolerance)
         if norm is not None:
             found[module] = norm
@@ -246,6 +253,6 @@ def _recognised(
     for centred, plus_one, (weight, bias) in itertools.product((False, True), (0, 1), orders):
         normed = _Norm(centred, values[weight] + plus_one, EPS).weighted(given.to(values[weight].dtype))
         expected = normed + values[bias] if bias else normed
-        if result.shape == expected.shape and agrees(result, expected, expected, tolerance):
+        if agrees(result, expected, expected, tolerance):
             return _Module(_Norm(centred, raw[weight].float() + plus_one, EPS), weight, bias)
     return None

@@ -252,9 +252,10 @@ class Built:
     def seen(self, raw: Raw, x: Tensor, modules: Sequence[str]) -> dict[str, Description]:
         """What these modules are given and give in a call; if it raises, those that have finished before."""
         try:
-            return self.run(raw, x, seen=[*modules]).seen
+            seen = self.run(raw, x, seen=[*modules]).seen
         except LearnerError as error:
-            return dict(error.error.get("seen", {}))
+            seen = error.error.get("seen", {})
+        return {name: seen[name] for name in modules if name in seen}
 
     def values(self) -> Raw:
         """The values of its parameters, without those of other packages' classes, which their models initialise.
