@@ -182,12 +182,12 @@ def _judge(case: Case, built: Built, text: Text, texts: str) -> None:
     device.devices(case)
     if not repeatable and not built.fresh:
         case.report.skip("the numbers", "they differ from call to call")
-        norm_rounding.norms_by_themselves(case)
+        initial.weights_of_norms(case, norm_rounding.norms_by_themselves(case))
         return
     _widest(case, built)
     numbers.numbers(case)
     if case.explanation is None:
-        norm_rounding.norms_by_themselves(case)
+        initial.weights_of_norms(case, norm_rounding.norms_by_themselves(case))
         return
     _name_by_traces(case)
     initial.widths(case)

@@ -115,7 +115,29 @@ def test_what_is_given_float32_or_is_no_norm_of_the_block_is_not_blamed(block):
     assert "norm_without_upcast" not in judged(block).findings
 
 
-@pytest.mark.parametrize(("block", "said"), [(Second, ["norm_without_upcast"]), (HandsInFloat32, [])])
+class FromZero(HandsInFloat32):
+    def norms(self, d_model):
+        return HandNorm(d_model, start=torch.zeros), HandNorm(d_model)
+
+
+class OffsetFromZero(HandsInFloat32):
+    """Right: it multiplies by 1 + weight."""
+
+    def norms(self, d_model):
+        norms = PlusOne(d_model), HandNorm(d_model)
+        nn.init.zeros_(norms[0].weight)
+        return norms
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (Second, ["norm_without_upcast"]),
+        (HandsInFloat32, []),
+        (FromZero, ["norm_weight_init"]),
+        (OffsetFromZero, []),
+    ],
+)
 def test_unexplained_numbers_hide_no_norm(block, said, monkeypatch):
     def unexplained(*_: object, **__: object) -> None:
         raise UnexplainedError("some step")

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -225,26 +226,40 @@ def _own_name(case: Case) -> str | None:
 def norm_weights(case: Case) -> None:
     """The norms' weights must be initialised to one, or to zero if a norm multiplies by 1 + weight."""
     assert case.explanation is not None
-    right = 0.0 if case.explanation.spec.plus_one else 1.0
-    spec = case.explanation.spec
+    spec, reading = case.explanation.spec, case.explanation.reading
     for role, weight in (("norm1", spec.weight1), ("norm2", spec.weight2)):
-        piece = case.explanation.reading.get(role) if weight == "own" else None
-        if piece is None or not set(piece.parameters) <= case.initial.keys():
-            continue
-        value = piece.read(case.initial).double()
-        if not torch.isfinite(value).all():
-            continue  # weights_uninitialised reports it
-        mean, spread = float(value.mean()), float(value.std())
-        constant = spread < 1e-3
-        if not constant or abs(mean - (1 - right)) < 1e-3:  # another constant is a choice
-            case.report.found(
-                "norm_weight_init",
-                f"{role}'s weight ({piece.parameters[0]}) is initialised with mean {mean:.2f}, standard deviation "
-                f"{spread:.2f}; it should be {right:g}",
-            )
-            _place(case, "norm_weight_init", piece.parameters[0])
+        piece = reading.get(role) if weight == "own" else None
+        if piece is not None and set(piece.parameters) <= case.initial.keys():
+            _norm_weight(case, f"{role}'s weight ({piece.parameters[0]})", piece.parameters[0], piece, spec.plus_one)
+    _check_norm_weights(case, "0" if spec.plus_one else "1")
+
+
+def weights_of_norms(case: Case, modules: Mapping[str, bool]) -> None:
+    """The same for norms that are known by their modules alone. By weight: whether a norm multiplies by 1 + weight."""
+    for name, plus_one in modules.items():
+        if name in case.initial:
+            _norm_weight(case, f"the norm's weight {name}", name, Piece((name,)), plus_one)
+    if modules:
+        _check_norm_weights(case, "1, or 0 where 1 is added")
+
+
+def _norm_weight(case: Case, what: str, name: str, piece: Piece, plus_one: bool) -> None:
+    value, right = piece.read(case.initial).double(), 0.0 if plus_one else 1.0
+    mean, spread = float(value.mean()), float(value.std())
+    constant = spread < 1e-3
+    if not torch.isfinite(value).all():
+        return  # weights_uninitialised reports it
+    if not constant or abs(mean - (1 - right)) < 1e-3:  # another constant is a choice
+        case.report.found(
+            "norm_weight_init",
+            f"{what} is initialised with mean {mean:.2f}, standard deviation {spread:.2f}; it should be {right:g}",
+        )
+        _place(case, "norm_weight_init", name)
+
+
+def _check_norm_weights(case: Case, right: str) -> None:
     good = "norm_weight_init" not in case.report.findings
-    case.report.check("norm weights at the start", good, f"they are {right:g}" if good else f"they are not {right:g}")
+    case.report.check("norm weights at the start", good, f"they are {right}" if good else f"they are not {right}")
 
 
 def _list(names: list[str]) -> str:

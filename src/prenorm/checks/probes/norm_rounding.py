@@ -164,16 +164,17 @@ def _found(case: Case, what: str, rounding: _Rounding, *, by_vector_norm: bool) 
     case.report.found("norm_without_upcast", evidence, counts=counts)
 
 
-def norms_by_themselves(case: Case, *, but: frozenset[str] = frozenset()) -> None:
+def norms_by_themselves(case: Case, *, but: frozenset[str] = frozenset()) -> dict[str, bool]:
     """Compare what the modules of norms give with what they are given, in bfloat16, whatever the rest of it does.
 
     but: parameters of norms that need not be looked at. A block that raises in bfloat16 may have run its first norm.
+    Returns the weights of the norms that are known, and whether each multiplies by 1 + weight.
     """
     try:
         wide, low = case.wide(), case.low("bfloat16")
     except LearnerError as error:
         case.report.skip("norms by themselves", f"there is no bfloat16 block: {raised(error)}")
-        return
+        return {}
     raw = low.draw(case.generator, torch.bfloat16)
     norms = {name: norm for name, norm in _norms_of(case, wide, raw).items() if not but & {norm.parameter, norm.bias}}
     for one in norms.values():
@@ -198,6 +199,7 @@ def norms_by_themselves(case: Case, *, but: frozenset[str] = frozenset()) -> Non
     if judged:
         reason = f"not computed in float32: {', '.join(rounded)}" if rounded else f"{', '.join(judged)}: in float32"
         case.report.check("norms by themselves", not rounded, reason)
+    return {one.parameter: one.plus_one for one in norms.values()}
 
 
 def _has_rows(case: Case, given: Tensor, result: Tensor) -> bool:
@@ -216,6 +218,7 @@ class _Module:
     norm: _Norm
     parameter: str
     bias: str
+    plus_one: bool
 
 
 def _norms_of(case: Case, built: Built, raw: Raw) -> dict[str, _Module]:
@@ -250,9 +253,9 @@ def _recognised(
 ) -> _Module | None:
     """The norm that gives this result, if one does, with its weight in raw."""
     orders = [(names[0], "")] if len(names) == 1 else [*itertools.permutations(names, 2)] if len(names) == 2 else []
-    for centred, plus_one, (weight, bias) in itertools.product((False, True), (0, 1), orders):
+    for centred, plus_one, (weight, bias) in itertools.product((False, True), (False, True), orders):
         normed = _Norm(centred, values[weight] + plus_one, EPS).weighted(given.to(values[weight].dtype))
         expected = normed + values[bias] if bias else normed
         if agrees(result, expected, expected, tolerance):
-            return _Module(_Norm(centred, raw[weight].float() + plus_one, EPS), weight, bias)
+            return _Module(_Norm(centred, raw[weight].float() + plus_one, EPS), weight, bias, plus_one)
     return None
