@@ -1,5 +1,8 @@
 """Defaults of forward: one that the source makes and that never fits is an error, one that is only None is not."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -7,7 +10,7 @@ from torch.nn import functional as F
 from prenorm.checks.locate.defaults import default_of
 from prenorm.checks.probes.case import Report
 from prenorm.checks.probes.defaults import defaults
-from prenorm.checks.source.code import Code
+from prenorm.checks.source.code import Code, locate
 from prenorm.checks.source.text import Text
 
 from ..small import Right, rope
@@ -107,6 +110,21 @@ def test_a_default_of_the_source_that_fits_no_length_is_an_error_with_its_line(b
 @pytest.mark.parametrize("block", [OfAllSequences, NothingIsMade, Refuses, OnlyWithAGpu, OfALaterLine, Right])
 def test_a_default_that_is_only_none_or_depends_on_the_machine_is_no_error(block):
     assert not judged(block).findings
+
+
+def test_the_default_of_a_block_in_a_notebook_is_in_its_cell(tmp_path):
+    lines = Path(__file__).read_text().splitlines(keepends=True)
+    first, last = (next(n for n, line in enumerate(lines) if one in line) for one in ("class OfEach", "class Inside"))
+    head = "import torch\nfrom torch.nn import functional as F\nfrom tests.checks.small import Right, rope\n"
+    cells = [{"cell_type": "code", "source": one} for one in (head, "".join(lines[first:last]))]
+    (tmp_path / "work.ipynb").write_text(json.dumps({"cells": cells}))
+    code = locate(f"{tmp_path}/work.ipynb:OfEachSequence")
+    text = Text(code)
+    number = next(n for n, line in enumerate(text.source.split("\n"), 1) if ".expand(batch, seq)" in line)
+    place = text.innermost({"frames": [text.frame(number)]})
+    assert place is not None
+    assert place.file.endswith("work.ipynb (cell 2)")
+    assert place.code.startswith("token_positions = torch.arange")
 
 
 def test_a_default_is_looked_for_where_the_call_has_been():

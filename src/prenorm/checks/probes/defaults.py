@@ -32,15 +32,14 @@ def defaults(case: Case, built: Built, text: Text) -> None:
     if first is None or not all(error is not None and _is_of_a_value(error) for error in errors):
         return
     line = default_of(text.source, optional, text.numbers(first.error))
-    if line is None or (place := text.place(line)) is None:
+    if line is None:
         return
     batch, length = SHAPES[0]
     evidence = (
         f"{plain.written()} raises {raised(first)} for {batch} sequences of {length} tokens, and so at other lengths; "
         f"{call.written()} runs: the default that the source makes does not fit"
     )
-    frame = {"file": place.file, "line": place.line, "function": "", "code": place.code}
-    case.report.errors.setdefault("forward_error", first.error | {"frames": [frame]})
+    case.report.errors.setdefault("forward_error", first.error | {"frames": [text.frame(line)]})
     case.report.found("forward_error", evidence)
     case.report.check("defaults of forward", False, evidence)
 
