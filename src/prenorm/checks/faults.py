@@ -189,7 +189,7 @@ FAULTS = {
     ),
     "gate_after_product": Fault("silu is applied to the product gate * up", "silu(gate(x)) * up(x)"),
     "swapped_gate_up": Fault(
-        "silu is applied to the projection that its name calls up (or w3), not to the gate (or w1)",
+        "going by the names, silu is applied to up (or w3), and not to the gate (or w1)",
         "silu(gate(x)) * up(x)",
     ),
     "missing_bias": Fault("queries, keys and values have no biases", "bias=True on q, k and v, as in the target"),

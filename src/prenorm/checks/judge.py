@@ -17,6 +17,7 @@ from .locate.place import TOLD, place
 from .probes import (
     arguments,
     behaviour,
+    defaults,
     device,
     diagnosis,
     eps,
@@ -24,6 +25,7 @@ from .probes import (
     initial,
     lengths,
     masks,
+    norm_rounding,
     numbers,
     precision,
     training,
@@ -72,7 +74,8 @@ def judge(
         report.check("import", True, "the file was imported, and has the class")
         at_import = dict(case.learner.made["notes"])
         _say(report, "at_import", at_import)
-        _judge(case, start(case, build, call, Text(code).source), _texts(code))
+        text = Text(code)
+        _judge(case, start(case, build, call, text.source), text, _texts(code))
     except LearnerError as error:
         report.errors.setdefault(f"{error.stage}_error", error.error)
         if error.error["type"] == NotInstalledError.__name__:
@@ -168,12 +171,13 @@ def _texts(code: Code) -> str:
     return "\n".join(texts)
 
 
-def _judge(case: Case, built: Built, text: str) -> None:
+def _judge(case: Case, built: Built, text: Text, texts: str) -> None:
     sizes = case.sizes
     case.report.check("constructor", True, f"d_model={sizes.d_model}, num_heads={sizes.num_heads}, d_ff={sizes.d_ff}")
-    initial.constructed(case, text)
+    initial.constructed(case, texts)
     raw = built.draw(case.generator, torch.float32)
     built = _first_call(case, built)
+    defaults.defaults(case, built, text)
     repeatable = behaviour.repeated_calls(case, built, raw)
     behaviour.input_kept(case, built, raw)
     behaviour.dropout_argument(case, raw)
@@ -187,10 +191,12 @@ def _judge(case: Case, built: Built, text: str) -> None:
     device.devices(case)
     if not repeatable and not built.fresh:
         case.report.skip("the numbers", "they differ from call to call")
+        initial.weights_of_norms(case, norm_rounding.norms_by_themselves(case))
         return
     _widest(case, built)
     numbers.numbers(case)
     if case.explanation is None:
+        initial.weights_of_norms(case, norm_rounding.norms_by_themselves(case))
         return
     _name_by_traces(case)
     initial.widths(case)
@@ -243,8 +249,9 @@ def _at_another_length(case: Case, error: LearnerError) -> Built | None:
         case.report.found("sequence_length_fixed", f"{length} tokens run, {usual} tokens raise {raised(error)}")
     if case.learner.takes("max_seq_len") and _runs(case, usual, fixed=True):
         case.arguments["max_seq_len"] = usual
-        evidence = f"with max_seq_len={MAX_SEQ_LEN}, {usual} tokens raise {raised(error)}"
-        case.report.found("sequence_length_fixed", evidence)
+        if length is None:
+            evidence = f"with max_seq_len={MAX_SEQ_LEN}, {usual} tokens raise {raised(error)}"
+            case.report.found("sequence_length_fixed", evidence)
         shorter = case.build()
         shorter.fixed_length = True
         return shorter

@@ -497,6 +497,15 @@ def test_how_a_weight_begins_is_placed_in_the_class_that_holds_it(owner: str, li
     assert found.line == line
 
 
+def test_another_class_that_begins_with_noise_is_no_place_of_a_weight_of_this_one() -> None:
+    source = OWNED.replace("        nn.init.normal_(self.kernel)\n", "").replace(
+        "nn.Parameter(torch.empty(width, width))", "fill()"
+    )
+    found = place("weight_init_scale", source, "block.py", "Block", owner="Matrix", hints=["proj.kernel"])
+    assert found is not None
+    assert found.code == "self.kernel = fill()"
+
+
 AS_WRITTEN = """\
 def tables(dim, end, theta=10000.0):
     freqs = theta ** (-torch.arange(0, dim, 2) / dim)
@@ -809,3 +818,78 @@ def test_what_is_printed_is_not_looked_at():
     found = place("wrong_activation", source, "layer.py", "Layer")
     assert found is not None
     assert found.code.startswith("opened = F.relu")
+
+
+SHADOWED = """
+class Block(nn.Module):
+    scale: float = None
+    rope: nn.Module = None
+
+    def __init__(self, dim, theta):
+        super().__init__()
+        self.scale = dim**-0.5
+        self.rope = Rotary(dim, theta)
+        self.q, self.k, self.v = nn.Linear(dim, dim), nn.Linear(dim, dim), nn.Linear(dim, dim)
+
+    def forward(self, x):
+        Q, K, V = self.q(x), self.k(x), self.v(x)
+        if self.rope is not None:
+            Q, K = self.rope(Q), self.rope(K)
+        A = (Q @ K.mT * self.scale).softmax(-1) @ V
+        return x + A
+"""
+
+
+def test_a_none_of_the_class_that_hides_the_rotation_is_pointed_at():
+    found = place("missing_rope", SHADOWED, "block.py", "Block")
+    assert found is not None
+    assert found.code == "rope: nn.Module = None"
+
+
+@pytest.mark.parametrize("names", ["q k", "Q K", "query key", "Q_heads K_heads"])
+def test_a_missing_rotation_is_where_queries_and_keys_are_ready(names):
+    q, k = names.split()
+    source = f"""
+class Block(nn.Module):
+    def forward(self, x):
+        {q} = self.wq(x).view(2, -1, 4, 8).transpose(1, 2)
+        {k} = self.wk(x).view(2, -1, 4, 8).transpose(1, 2)
+        merged = F.softmax({q} @ {k}.mT, -1) @ self.wv(x)
+        merged = merged.transpose(1, 2).reshape(2, -1, 32)
+        return x + self.o(merged)
+"""
+    found = place("missing_rope", source, "block.py", "Block")
+    assert found is not None
+    assert found.code.startswith(f"{k} = ")
+
+
+@pytest.mark.parametrize(
+    ("softmax", "code"),
+    [
+        ("c = x.max()\n    return torch.exp(x - c) / torch.exp(x - c).sum(-1, keepdim=True)", "c = x.max()"),
+        ("e = torch.exp(x)\n    return e / e.sum(-1, keepdim=True)", "e = torch.exp(x)"),
+        ("return normalised(torch.exp(x), -1)", "return normalised(torch.exp(x), -1)"),
+    ],
+)
+def test_a_softmax_by_hand_is_found_in_another_file_and_a_sigmoid_is_none(softmax, code):
+    source = f"""
+def silu(x):
+    return x / (1 + torch.exp(-x))
+
+
+def logits_to_weights(x):
+    {softmax}
+
+
+def softmax(x):
+    return torch.exp(x) / x.sum()
+
+
+class Block(nn.Module):
+    def forward(self, x):
+        a = helpers.logits_to_weights(self.q(x) @ self.k(x).mT) @ self.v(x)
+        return x + self.o(a) + self.down(silu(self.gate(x)) * F.softmax(self.up(x), -1))
+"""
+    found = place("softmax_overflows", source, "block.py", "Block")
+    assert found is not None
+    assert found.code == code

@@ -26,10 +26,11 @@ def named(activated: str, multiplied: str, last: str) -> type[nn.Module]:
         def __init__(self, d_model, num_heads, d_ff):
             super().__init__(d_model, num_heads, d_ff)
             del self.gate, self.up, self.down
-            self.stages = nn.ModuleList([nn.Identity(), FeedForward(d_model, d_ff)])  # whose index is no gate's number
+            # Neither the path nor the index is a name of a projection.
+            self.gated_stages = nn.ModuleList([nn.Identity(), FeedForward(d_model, d_ff)])
 
         def feed_forward(self, x):
-            return self.stages[1](x)
+            return self.gated_stages[1](x)
 
     return Block
 
@@ -42,8 +43,13 @@ def named(activated: str, multiplied: str, last: str) -> type[nn.Module]:
         (("l1", "gate", "l2"), []),  # the handout's W2(silu(W1 x) * W3 x), with a name for W3 that means nothing there
         (("up", "gate", "down"), ["swapped_gate_up"]),
         (("w3", "w1", "w2"), ["swapped_gate_up"]),
-        (("fc", "gate", "out"), ["swapped_gate_up"]),
     ],
 )
 def test_names_tell_which_projection_is_the_gate(names: tuple[str, str, str], expected: list[str]) -> None:
     assert [one.id for one in testing.check(named(*names), target="cs336").verdict.faults] == expected
+
+
+@pytest.mark.parametrize("names", [("fc", "gate", "out"), ("up", "v", "down"), ("w_up", "fc", "w_down")])
+def test_one_known_name_is_too_few_to_count(names: tuple[str, str, str]) -> None:
+    verdict = testing.check(named(*names), target="cs336").verdict
+    assert (verdict.ids, verdict.faults) == (["swapped_gate_up"], ())

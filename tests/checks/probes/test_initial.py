@@ -82,3 +82,56 @@ class Empty(Right):
 )
 def test_the_reason_of_a_failed_check_is_what_failed(block, reason):
     assert [one.reason for one in judged(block, "").checks] == [reason]
+
+
+def random_weights(rows: int, columns: int) -> nn.Parameter:
+    weight = torch.empty(rows, columns)
+    nn.init.trunc_normal_(weight)
+    return nn.Parameter(weight)
+
+
+class ByAFunction(Right):
+    """Its norms and its other weights are filled elsewhere."""
+
+    def norms(self, d_model):
+        norms = nn.RMSNorm(d_model), nn.RMSNorm(d_model)
+        for norm in norms:
+            nn.init.trunc_normal_(norm.weight, mean=1.0, std=1e-6)
+        return norms
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.o.weight = random_weights(d_model, d_model)
+
+
+class ByItsOwnMethod(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        for name in ("up", "down"):
+            self.fill(getattr(self, name))
+        self.gate.weight.data = self.gate.weight * 0.5
+
+    def fill(self, linear):
+        linear.weight.data.normal_()
+
+
+class TimesANumber(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        table = torch.randn(d_model, d_ff) * 2.0
+        self.down.weight = nn.Parameter(table.view(d_model, -1))
+
+
+@pytest.mark.parametrize(
+    ("block", "id", "code"),
+    [
+        (ByAFunction, "weight_init_scale", "nn.init.trunc_normal_(weight)"),
+        (ByItsOwnMethod, "weight_init_scale", "linear.weight.data.normal_()"),
+        (TimesANumber, "weight_init_scale", "table = torch.randn(d_model, d_ff) * 2.0"),
+        (Empty, "weights_uninitialised", "self.down.weight = nn.Parameter(torch.empty(d_model, d_ff))"),
+    ],
+)
+def test_the_line_is_the_one_that_gave_the_weight_its_numbers(block, id, code):
+    report = judged(block, "")
+    assert [*report.findings] == [id]
+    assert [frame["code"] for frame in report.errors[id]["frames"] if frame["file"] == __file__][-1] == code

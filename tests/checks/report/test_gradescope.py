@@ -35,6 +35,7 @@ def test_findings_come_first_with_the_way_to_mend_them():
         ("a b c d e", 0.0),
         ("timeout", 0.0),
         ("a timeout", 0),
+        ("forward_error", 0.75),  # of one call, such as one without positions; it was judged all the same
     ],
 )
 def test_each_fault_takes_a_quarter_and_a_crash_all(ids, points):

@@ -47,8 +47,8 @@ SHAPES = r"\.(view|reshape|unflatten|flatten|permute|transpose|swapaxes|movedim|
 ACTIVATION = r"silu|SiLU|[gsr]?elu|[GER]LU|sigmoid|tanh|softplus|mish|[Hh]ardswish|swish|glu|act(_fn)?\(|exp\(-"
 MADE = r"(arange|ones|zeros|full|empty|tensor|eye|rand\w*|as_tensor|from_numpy|linspace)\("
 HALF, SIZE = r"(sqrt|\*\* -?[01]\.?5?)", "(shape|size|dim|head|width)"
-QKV = r"^\(?(x?[qkv]|\w*quer\w*|\w*keys?\w*|\w*values?\w*|[qkv]_\w+)\b.* = "
-QK = r"^\(?(x?[qk]|\w*quer\w*|\w*keys?|[qk]_\w+)\b.* = "
+QKV = r"^\(?(?i:x?[qkv]|\w*quer\w*|\w*keys?\w*|\w*values?\w*|[qkv]_\w+)\b.* = "
+QK = r"^\(?(?i:x?[qk]|\w*quer\w*|\w*keys?|[qk]_\w+)\b.* = "
 CACHED = r"past|cache"
 UNCHANGED = r"^(\w+) = \1$"
 OF_WEIGHTS = r"@|matmul|weight"
@@ -179,6 +179,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("norm", "", last=True),
     ],
     "missing_rope": [
+        Look("class", "", "shadows,rope"),
         Look("attention stream", "", "rope,thrown away"),
         Look("attention stream", "", "rope,unused"),
         Look(
@@ -191,6 +192,8 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention", r"^assert"),
         Look("attention", QK, lacks=CACHED, last=True),
         Look("attention", QKV, last=True),
+        Look("attention", SCORES),
+        Look("attention", "scaled_dot|softmax"),
     ],
     "rope_in_block": [
         Look("stream", "", "rope"),
@@ -304,8 +307,9 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention", r"scaled_dot|exp\("),
     ],
     "softmax_overflows": [
-        Look("attention", r"exp\(", lacks=r"amax|max\("),
-        Look("attention", r"\.max\(\)|amax\(\)|torch\.max\(\w+\)"),
+        Look("any", "", "maximum of all"),
+        Look("attention", "", "exp without maximum"),
+        Look("any", "", "exp without maximum", lacks=r"exp\(-"),  # that is a sigmoid
     ],
     "missing_softmax": [
         Look("attention", r"sigmoid|relu"),

@@ -6,7 +6,7 @@ What is met first is the class under test, then what it uses.
 import ast
 import re
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, field
 
 from ..source.parse import Function, Line, Top, functions_of, module_itself, parse
@@ -52,6 +52,7 @@ def read(source: str, name: str, used: Collection[str] = ()) -> list[Function]:
     for function in functions:
         for line in function.lines:
             _mark(line, function, names, made)
+    _mark_shadows(functions)
     for function in functions:
         _mark_function(function)
         works = any(line.kinds & {"sum", *NAMES} for line in function.lines)
@@ -91,9 +92,20 @@ def _behind_names(tree: ast.Module, tops: dict[str, Top]) -> dict[str, list[str]
     return behind
 
 
+LIBRARIES = frozenset({"self", "torch", "nn", "F", "functional", "init", "np", "math", "einops", "einx"})
+"""What stands before names that are not the learner's own."""
+
+
 def _mentioned(node: ast.AST, tops: dict[str, Top]) -> list[str]:
-    found = [one.id for one in ast.walk(node) if isinstance(one, ast.Name) and one.id in tops]
-    return list(dict.fromkeys(found))
+    """The classes and functions whose names stand in it, also as module.name."""
+    found = []
+    for one in ast.walk(node):
+        match one:
+            case ast.Name(id=name):
+                found.append(name)
+            case ast.Attribute(value=ast.Name(id=module), attr=name) if module not in LIBRARIES:
+                found.append(name)
+    return [one for one in dict.fromkeys(found) if one in tops]
 
 
 def _roles(function: Function, names: _Names) -> set[str]:
@@ -185,6 +197,39 @@ def _called(callee: ast.expr, names: _Names, made: dict[str, set[str]]) -> set[s
     return names.roles.get(name, set()) if name not in names.under_test else set()
 
 
+EXP = re.compile(r"\bexp2?\(")
+MAXIMUM = re.compile(r"\ba?max\(|\bmaximum\(")
+OF_ALL = re.compile(r"\.a?max\(\)|torch\.a?max\([\w.]+\)")
+
+
+def _mark_softmax(function: Function) -> None:
+    """Mark a softmax by hand that subtracts the maximum of all scores, or none, where it should be each row's."""
+    exponents = [line for line in function.lines if EXP.search(line.text)]
+    if not exponents or "rope" in function.roles:
+        return
+    maxima = [line for line in function.lines if MAXIMUM.search(line.text)]
+    for line in maxima:
+        line.kinds |= {"maximum of all"} if OF_ALL.search(line.text) else set()
+    for line in exponents:
+        line.kinds |= set() if maxima else {"exp without maximum"}
+
+
+def _mark_shadows(functions: Sequence[Function]) -> None:
+    """Mark NAME = None of a class whose constructor makes a module self.NAME: the class's own None is what is read."""
+    for body in functions:
+        own = [
+            line
+            for other in functions
+            if other.name == "__init__" and other.owner == body.owner
+            for line in other.lines
+        ]
+        for line in body.lines if body.name == "class" else ():
+            if (named := re.match(r"(\w+)(: .*)? = None$", line.text)) is None:
+                continue
+            if any(re.match(rf"self\.{named[1]}\b.* = .*\w\(", one.text) for one in own):
+                line.kinds |= {"shadows", role_of(named[1]) or ""}
+
+
 def _mark_function(function: Function) -> None:
     """Mark what only several lines together show."""
     guarded: set[int] = set()
@@ -204,6 +249,7 @@ def _mark_function(function: Function) -> None:
         read_later |= {one.id for one in names if isinstance(one.ctx, ast.Load)}
     if "rope" in function.roles and (left := unturned(function)) is not None:
         left.kinds.add("unturned")
+    _mark_softmax(function)
     splits = [line for line in function.lines if "splits" in line.kinds]
     counts = Counter(str(PATTERN.findall(line.text)) for line in splits)
     for line in splits:

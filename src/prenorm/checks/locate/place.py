@@ -54,8 +54,14 @@ def place(
     return Place(file=file, line=number, code=lines[number - 1].strip()[:MAX_CODE])
 
 
-TOLD = CRASHES | {"wrong_dtype", "backward_error", "arguments_unknown"}
-"""Faults whose error has the line."""
+OF_WEIGHTS = ("weight_init_scale", "norm_weight_init", "weights_uninitialised")
+"""Faults of initialisation: they lie in the class that holds the weight, or in a function outside of classes."""
+
+OF_CHANCE = ("dropout_in_eval", "not_deterministic")
+"""Faults whose line draws random numbers."""
+
+TOLD = CRASHES | {"wrong_dtype", "backward_error", "arguments_unknown", *OF_WEIGHTS, *OF_CHANCE}
+"""Faults whose error, or whose trace, has the line."""
 OF_NORMS = (
     "eps_ignored",
     "wrong_eps",
@@ -78,9 +84,6 @@ HINTED = (
 ASIDE = re.compile(r"hook|state_dict|repr_*$|pretrained|optimizer|flops")
 """Methods that have no part in a forward pass."""
 
-OF_WEIGHTS = ("weight_init_scale", "norm_weight_init", "weights_uninitialised")
-"""Faults of initialisation: lines in the class that holds the weight come first."""
-
 
 def _innermost(error: Mapping[str, Any], file: str) -> int | None:
     """The line of the innermost frame in the learner's file."""
@@ -99,6 +102,7 @@ def _searched(
         number = _first([*LOOKS[id], *INITIAL], own, lines)
         if number is not None:
             return number
+        functions = [one for one in functions if one.owner in (owner, "")]  # no other class's weight
     if id in OF_NORMS and owner:
         functions = [one for one in functions if one.owner == owner or role_of(one.owner) != "norm"]
     looks = LOOKS.get(id, ())

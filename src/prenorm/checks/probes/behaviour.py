@@ -45,9 +45,11 @@ def repeated_calls(case: Case, built: Built, raw: Raw) -> bool:
 
 
 def _random(case: Case, built: Built, raw: Raw, x: Tensor, evidence: str) -> None:
-    operations = built.run(raw, x, seed=1, trace=True).operations
-    dropped = any(word in name for name in operations for word in DROPOUT)
-    case.report.found("dropout_in_eval" if dropped or _drops(built, raw, x) else "not_deterministic", evidence)
+    traced = built.run(raw, x, seed=1, trace=True)
+    dropped = any(word in name for name in traced.operations for word in DROPOUT)
+    id = "dropout_in_eval" if dropped or _drops(built, raw, x) else "not_deterministic"
+    case.report.errors.setdefault(id, {"frames": traced.random})
+    case.report.found(id, evidence)
 
 
 def _drops(built: Built, raw: Raw, x: Tensor) -> bool:
@@ -88,10 +90,12 @@ def dropout_argument(case: Case, raw: Raw) -> None:
         built.fresh = "retains_state" in case.report.findings
         x = case.x(2, case.tokens, dtype=torch.float32)
         first, second = (built.run(raw, x, seed=seed).y for seed in (1, 2))
+        drawn = [] if _same(first, second) else built.run(raw, x, trace=True).random
     except LearnerError as error:
         case.report.skip("dropout in eval mode", f"dropout=0.5 raises {raised(error)}")
         return
     if not _same(first, second):
+        case.report.errors.setdefault("dropout_in_eval", {"frames": drawn})
         case.report.found(
             "dropout_in_eval",
             f"with dropout=0.5, two calls in eval mode give outputs that differ by {_gap(first, second)}",

@@ -1,12 +1,13 @@
 """What the checks share: the learner's class, what is known about it, and the report."""
 
+import re
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..faults import FAULTS
+from ..faults import CRASHES, FAULTS
 from ..formula.parameters import Raw, Sizes
 from ..search.explanation import Explanation
 from ..search.trials import agrees
@@ -36,6 +37,8 @@ BESIDE_NUMBERS = frozenset(
         "sequence_length_fixed",
         "softmax_overflows",
         "norm_without_upcast",
+        "forward_error",
+        "constructor_error",
     }
 )
 """Faults that change no output in float64, and so explain no wrong number."""
@@ -53,17 +56,22 @@ class Report:
     mends: dict[str, str] = field(default_factory=dict)  # by finding, if a better fix than the usual one is known
 
     def found(self, id: str, evidence: str, *, counts: bool = True, mend: str | None = None) -> None:
-        """Report a fault, or a choice that does not count. The first evidence is kept, unless only a later one counts.
+        """Report a fault, or a choice that does not count.
 
-        mend: a better fix than the usual one of FAULTS.
+        What is found under the same name later is added to the evidence, but for a second error, which is mostly the
+        first one again; what counts takes the place of what does not. mend: a better fix than the usual one of FAULTS.
         """
         assert id in FAULTS, id
-        if id in self.findings and not (counts and id in self.choices):
+        if id not in self.findings or (counts and id in self.choices):
+            self.findings[id] = evidence
+            self.mends.pop(id, None)
+        elif counts == (id not in self.choices) and id not in CRASHES and evidence not in self.findings[id]:
+            self.findings[id] += f"; {evidence}"
+        else:
             return
-        self.findings[id] = evidence
         (self.choices.discard if counts else self.choices.add)(id)
         if mend is not None:
-            self.mends[id] = mend
+            self.mends.setdefault(id, mend)
 
     def faults(self) -> set[str]:
         """The findings that count."""
@@ -108,7 +116,7 @@ class Case:
 
     def build(self, **arguments: Any) -> Built:
         """A block with the usual arguments, and these."""
-        how = {name: arguments.pop(name) for name in ("to", "filled", "modules") if name in arguments}
+        how = {name: arguments.pop(name) for name in ("to", "filled", "origins") if name in arguments}
         sizes = arguments.pop("sizes", self.sizes)
         built = self.learner.build(sizes, **how, **(self.arguments | arguments))
         built.lengths = self.lengths
@@ -183,7 +191,15 @@ def raised(error: LearnerError) -> str:
     return f"{error.error['type']}: {in_short(error.error['message'])}"[:300]
 
 
+SHOWN = 240  # characters of a message
+TRACE = re.compile(r"\n\s*(?:-{4,}|Traceback|Exception raised from|frame #\d|For debugging|Compile with )")
+"""Where a message has said what is wrong, and goes on with where it was."""
+
+
 def in_short(message: str) -> str:
-    """The first line of a message, and the last one too if the first ends with a colon."""
-    lines = [line.strip() for line in message.splitlines() if line.strip()] or [""]
-    return f"{lines[0]} {lines[-1]}" if lines[0].endswith(":") and len(lines) > 1 else lines[0]
+    """A message in one line; of a long one whose first line ends with a colon, that line and the last one."""
+    lines = [" ".join(line.split()) for line in TRACE.split(message)[0].splitlines() if line.strip()] or [""]
+    whole = " ".join(lines)
+    if len(whole) > SHOWN and lines[0].endswith(":"):
+        whole = f"{lines[0]} {lines[-1]}"
+    return whole if len(whole) <= SHOWN else f"{whole[:SHOWN]} ..."

@@ -2,9 +2,9 @@
 
 import itertools
 import math
-import re
 from collections.abc import Iterator, Sequence
 
+from ..formula.gate_names import swapped
 from ..formula.parameters import GATE, Pieces
 from ..formula.spec import Number, Spec
 from ..formula.variants import ACTIVATIONS, NO_SOFTMAX
@@ -33,14 +33,14 @@ LOOSE = 1e6
 """If a masked score is filled with less than this (in magnitude), other scores can be lower."""
 
 
-def faults(explanation: Explanation) -> Iterator[tuple[str, str]]:
-    """The faults in an explanation that no target allows: id and evidence."""
+def faults(explanation: Explanation) -> dict[str, str]:
+    """The faults in an explanation that no target allows: id and evidence, of every place that has it."""
     spec, reading = explanation.spec, explanation.reading
-    yield from _residuals(spec)
-    yield from _norms(spec, reading)
-    yield from _rotation(spec)
-    yield from _attention(spec, reading)
-    yield from _feed_forward(spec, reading)
+    parts = (_residuals(spec), _norms(spec, reading), _rotation(spec), _attention(spec, reading))
+    found: dict[str, str] = {}
+    for id, evidence in itertools.chain(*parts, _feed_forward(spec, reading)):
+        found[id] = f"{found[id]} and {evidence}" if id in found else evidence
+    return found
 
 
 def _residuals(spec: Spec) -> Iterator[tuple[str, str]]:
@@ -191,32 +191,9 @@ def _feed_forward(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
         yield "wrong_activation", f"the feed-forward is down(silu(gate) * up){end}"
     if spec.gating == "product" and (act != "silu" or end):
         yield "wrong_activation", f"the activation is {act}{end}"
-    if spec.gating == "gate" and "gate" in reading:
-        gate, up, down = (reading[name].parameters[0] for name in ("gate", "up", "down"))
-        numbered = "w3" in _words(gate) and "w1" in _words(up) and "w2" in _words(down)
-        if gate != up and (
-            numbered
-            or (_says_up(gate) and not _says_up(up))
-            or (_says_gate(up) and not _says_gate(gate) and not _is_first(gate))
-        ):
-            yield "swapped_gate_up", f"silu is applied to {gate}, and {up} multiplies it"
-
-
-def _says_gate(name: str) -> bool:
-    return "gate" in name.lower()
-
-
-def _is_first(name: str) -> bool:
-    """Whether it is the first by its number, as the handout's W1 is: then silu belongs to it."""
-    return name.removesuffix(".weight").endswith("1")
-
-
-def _says_up(name: str) -> bool:
-    return not _says_gate(name) and re.search(r"(^|[._w])up", name.lower()) is not None
-
-
-def _words(name: str) -> set[str]:
-    return {word for part in name.lower().split(".") for word in part.split("_")}
+    if spec.gating == "gate" and swapped(reading) != "no":
+        gate, up = (reading[name].parameters[0] for name in ("gate", "up"))
+        yield "swapped_gate_up", f"silu is applied to {gate}, and {up} multiplies it"
 
 
 def conventions(explanation: Explanation) -> dict[str, object]:

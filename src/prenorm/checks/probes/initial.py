@@ -1,8 +1,10 @@
 """What the constructor built: whether d_ff is respected, and whether training can start from the weights."""
 
+import contextlib
 import dataclasses
 import math
 import re
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
@@ -72,9 +74,11 @@ def constructed(case: Case, text: str) -> None:
         case.report.found(
             "weights_uninitialised", f"nothing fills {_list(empty)}", mend=OF_VECTORS if vectors else None
         )
-    problem = _scale(case)
+        _place(case, "weights_uninitialised", empty[0])
+    name, problem = _scale(case)
     if problem:
         case.report.found("weight_init_scale", problem)
+        _place(case, "weight_init_scale", name)
     reasons = [
         problem,
         f"nothing fills {_list(empty)}" if empty else "",
@@ -84,8 +88,15 @@ def constructed(case: Case, text: str) -> None:
     case.report.check("weights at the start", not reason, reason or "initialised, with a usual scale")
 
 
-def _scale(case: Case) -> str:
-    """What is wrong with the scale of the matrices, or an empty string."""
+def _place(case: Case, id: str, name: str) -> None:
+    """Store the statement that gave a weight the numbers that the constructor leaves."""
+    with contextlib.suppress(LearnerError):
+        if frames := case.build(origins=True).origins.get(name):
+            case.report.errors.setdefault(id, {"frames": frames})
+
+
+def _scale(case: Case) -> tuple[str, str]:
+    """A matrix and what is wrong with its scale, or empty strings."""
     norms = {name for name, value in case.initial.items() if _is_norm_over_positions(case, name, value)}
     first = {name: value for name, value in _matrices(case.initial).items() if name not in norms}
     loud = {name: value for name, value in first.items() if float(value.std()) > LOUD}
@@ -94,7 +105,7 @@ def _scale(case: Case) -> str:
     }
     if aside:
         name, value = next(iter(aside.items()))
-        return f"{name} is initialised with mean {float(value.mean()):.2g} instead of zero"
+        return name, f"{name} is initialised with mean {float(value.mean()):.2g} instead of zero"
     larger = dataclasses.replace(case.sizes, d_model=2 * case.sizes.d_model, d_ff=2 * case.sizes.d_ff)
     try:
         second = _matrices(case.build(sizes=larger, filled=True).values())
@@ -105,21 +116,23 @@ def _scale(case: Case) -> str:
         name, value = next(iter(loud.items()))
         size = float(value.std())
         if name in second and float(second[name].std()) < 0.85 * size:
-            return ""  # it decreases with the width
+            return "", ""  # it decreases with the width
         return (
-            f"{name} has an initial standard deviation of {size:.2g}; 1/sqrt(d_model) is {value.shape[-1] ** -0.5:.2g}"
+            name,
+            f"{name} has an initial standard deviation of {size:.2g}; 1/sqrt(d_model) is {value.shape[-1] ** -0.5:.2g}",
         )
     if _is_variance(first) and (not second or _is_variance(second)):
         name, value = next(iter(first.items()))
         return (
+            name,
             f"{name} is initialised with standard deviation {float(value.std()):.3f}, which is 2/(d_in + d_out): that "
-            f"is the variance, and its root is {(2 / sum(value.shape)) ** 0.5:.3f}"
+            f"is the variance, and its root is {(2 / sum(value.shape)) ** 0.5:.3f}",
         )
     return _fading(first, second)
 
 
-def _fading(first: dict[str, Tensor], second: dict[str, Tensor]) -> str:
-    """What is wrong if most matrices are far too small at usual widths, extrapolated from two widths."""
+def _fading(first: dict[str, Tensor], second: dict[str, Tensor]) -> tuple[str, str]:
+    """A matrix and what is wrong if most matrices are far too small at usual widths, extrapolated from two widths."""
     plain = [name for name, value in first.items() if value.dim() == 2 and name in second and float(value.std())]
     small: dict[str, tuple[float, float, float]] = {}
     for name in plain:
@@ -128,11 +141,12 @@ def _fading(first: dict[str, Tensor], second: dict[str, Tensor]) -> str:
         if there < FAINT * WIDE**-0.5:
             small[name] = at_first, at_second, there
     if 2 * len(small) <= len(plain):
-        return ""
+        return "", ""
     name, (at_first, at_second, there) = next(iter(small.items()))
     return (
+        name,
         f"{name} has an initial standard deviation of {at_first:.3f}, {at_second:.3f} at twice the width, and so "
-        f"about {there:.1g} at a width of {WIDE}, where 1/sqrt(d_in) is {WIDE**-0.5:.2g}: it decreases too fast"
+        f"about {there:.1g} at a width of {WIDE}, where 1/sqrt(d_in) is {WIDE**-0.5:.2g}: it decreases too fast",
     )
 
 
@@ -212,25 +226,40 @@ def _own_name(case: Case) -> str | None:
 def norm_weights(case: Case) -> None:
     """The norms' weights must be initialised to one, or to zero if a norm multiplies by 1 + weight."""
     assert case.explanation is not None
-    right = 0.0 if case.explanation.spec.plus_one else 1.0
-    spec = case.explanation.spec
+    spec, reading = case.explanation.spec, case.explanation.reading
     for role, weight in (("norm1", spec.weight1), ("norm2", spec.weight2)):
-        piece = case.explanation.reading.get(role) if weight == "own" else None
-        if piece is None or not set(piece.parameters) <= case.initial.keys():
-            continue
-        value = piece.read(case.initial).double()
-        if not torch.isfinite(value).all():
-            continue  # weights_uninitialised reports it
-        mean, spread = float(value.mean()), float(value.std())
-        constant = spread < 1e-3
-        if not constant or abs(mean - (1 - right)) < 1e-3:  # another constant is a choice
-            case.report.found(
-                "norm_weight_init",
-                f"{role}'s weight ({piece.parameters[0]}) is initialised with mean {mean:.2f}, standard deviation "
-                f"{spread:.2f}; it should be {right:g}",
-            )
+        piece = reading.get(role) if weight == "own" else None
+        if piece is not None and set(piece.parameters) <= case.initial.keys():
+            _norm_weight(case, f"{role}'s weight ({piece.parameters[0]})", piece.parameters[0], piece, spec.plus_one)
+    _check_norm_weights(case, "0" if spec.plus_one else "1")
+
+
+def weights_of_norms(case: Case, modules: Mapping[str, bool]) -> None:
+    """The same for norms that are known by their modules alone. By weight: whether a norm multiplies by 1 + weight."""
+    for name, plus_one in modules.items():
+        if name in case.initial:
+            _norm_weight(case, f"the norm's weight {name}", name, Piece((name,)), plus_one)
+    if modules:
+        _check_norm_weights(case, "1, or 0 where 1 is added")
+
+
+def _norm_weight(case: Case, what: str, name: str, piece: Piece, plus_one: bool) -> None:
+    value, right = piece.read(case.initial).double(), 0.0 if plus_one else 1.0
+    mean, spread = float(value.mean()), float(value.std())
+    constant = spread < 1e-3
+    if not torch.isfinite(value).all():
+        return  # weights_uninitialised reports it
+    if not constant or abs(mean - (1 - right)) < 1e-3:  # another constant is a choice
+        case.report.found(
+            "norm_weight_init",
+            f"{what} is initialised with mean {mean:.2f}, standard deviation {spread:.2f}; it should be {right:g}",
+        )
+        _place(case, "norm_weight_init", name)
+
+
+def _check_norm_weights(case: Case, right: str) -> None:
     good = "norm_weight_init" not in case.report.findings
-    case.report.check("norm weights at the start", good, f"they are {right:g}" if good else f"they are not {right:g}")
+    case.report.check("norm weights at the start", good, f"they are {right}" if good else f"they are not {right}")
 
 
 def _list(names: list[str]) -> str:

@@ -51,7 +51,7 @@ def _name_causal(case: Case, y: Tensor, x: Tensor, wanted: bool) -> None:
     ]
     for id, changes in possible:
         if case.agrees(y, case.expected(case.raw, x, **changes), x):
-            said = dict(faults(case.explanation.changed(**changes)))
+            said = faults(case.explanation.changed(**changes))
             case.report.found(id, f"with causal={wanted}, {said.get(id, FAULTS[id].meaning)}")
             return
     case.report.puzzled(f"with causal={wanted}")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from ..formula.choices import is_choice
+from ..formula.choices import is_choice, is_free
 from ..search.explain import explain
 from ..search.explanation import Explanation, OutOfTimeError, UnexplainedError
 from ..search.sizes import fitting_sizes
@@ -28,9 +28,9 @@ def numbers(case: Case) -> None:
             _report_unexplained(case, error)
         return
     case.explanation = _with_pairing(case, case.explanation)
-    said = list(faults(case.explanation))
-    for id, evidence in said:
-        counts = _counts(case, id, evidence, case.explanation)
+    said = faults(case.explanation)
+    for id, evidence in said.items():
+        counts = _counts(case, id, case.explanation)
         if id == "rope_bf16_tables" and case.learner.recipe.call.uses & {"rows", *TABLES}:
             counts = False  # the tables are handed in
         if id == "missing_rope" and not case.target.llama_design:
@@ -38,10 +38,10 @@ def numbers(case: Case) -> None:
         case.report.found(id, f"the outputs are those of a block in which {evidence}", counts=counts)
     case.report.check(
         "the numbers",
-        not case.report.faults() & {id for id, _ in said},
+        not case.report.faults() & said.keys(),
         "one token, zero scores and random inputs agree with the formula"
         if not said
-        else "they agree with the formula if: " + "; ".join(evidence for _, evidence in said),
+        else "they agree with the formula if: " + "; ".join(said.values()),
     )
     case.report.conventions.update(conventions(case.explanation))
 
@@ -63,9 +63,7 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
         )
         case.report.found("unreadable", evidence, counts=False)
         return
-    partly = [
-        {id: evidence for id, evidence in faults(one) if _counts(case, id, evidence, one)} for one in error.so_far
-    ]
+    partly = [{id: evidence for id, evidence in faults(one).items() if _counts(case, id, one)} for one in error.so_far]
     common = [id for id in partly[0] if all(id in one for one in partly)] if partly else []
     for id in common:
         case.report.found(id, f"{partly[0][id]}; not all other numbers are explained, at {error.step}")
@@ -90,8 +88,9 @@ def _number_of_layers(case: Case) -> str:
     return next((name for name in required if meaning_of(name, loosely=True) == "layers"), "")
 
 
-def _counts(case: Case, id: str, evidence: str, explanation: Explanation) -> bool:
-    return case.target.llama_design or not is_choice(id, evidence, explanation.spec, explanation.reading)
+def _counts(case: Case, id: str, explanation: Explanation) -> bool:
+    spec, reading = explanation.spec, explanation.reading
+    return not is_free(id, reading) and (case.target.llama_design or not is_choice(id, spec, reading))
 
 
 def _with_pairing(case: Case, explanation: Explanation) -> Explanation:
@@ -137,7 +136,7 @@ def _explained(case: Case, built: Built) -> Explanation:
                 return _set_aside(case, unknown, muted, options | {"most": 1})
     try:
         explanation = explain(built, case.generator, **options)
-        lacking = {"norm_weight_missing", "missing_output_projection"} & {id for id, _ in faults(explanation)}
+        lacking = {"norm_weight_missing", "missing_output_projection"} & faults(explanation).keys()
         if not lacking:
             return explanation
     except UnexplainedError as error:

@@ -1,24 +1,17 @@
-"""Blocks in other dtypes: the output's dtype, how the norm rounds, and whether angles survive bfloat16."""
+"""Blocks in other dtypes: the output's dtype, norms in float16, and whether angles survive bfloat16."""
 
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from ..formula.parameters import GATE, Raw
+from ..formula.parameters import Raw
 from ..subject.child.dtypes import CAST, COMBINED, KEPT, MADE, WEIGHT
 from ..subject.learner import Built, Description, LearnerError
 from .case import Case, raised
+from .norm_rounding import norm1_in_the_block, norms_by_themselves, promises
 
-ROWS = 64
 BATCH = 16  # sequences in one call: caches are made for so many
-# The relative error of a row's scale. Rounding single entries averages out to about 2e-4 over 32 of them; a mean, a
-# root or a quotient that is itself rounded to bfloat16 is off by about 1e-3.
-ROW_SCALE = 7e-4
-ALIKE = 0.9  # of the entries equal those of a norm in float32 bit for bit; another order of sums changes a few
-SURELY_ALIKE = 0.97  # for one rounded number: a mean that is rounded too leaves up to 0.9 of the entries as they are
-SIZE = 16.0  # of x: so large that no eps shows
-LOUD = 2.0**17  # x + norm1(x) * LOUD rounds to norm1(x) * LOUD
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,142 +103,21 @@ def _left(case: Case, built: Built, raw: Raw, x: Tensor, told: Description | Non
 
 
 def low_precision(case: Case) -> None:
-    """The norm and the rotation of a bfloat16 block, by the constructor's dtype if that runs, otherwise by .to()."""
+    """The norms and the rotation of a bfloat16 block, by the constructor's dtype if that runs, otherwise by .to()."""
+    assert case.explanation is not None
+    norm1 = case.explanation.reading.get("norm1")
+    compared: frozenset[str] = frozenset()
     if case.report.conventions.get("to_bfloat16", "runs") != "runs":
-        _norm_alone(case)
-        return
-    try:
-        _norm_rounding(case, None)
-        _second_norm(case)
-        _angles(case)
-    except LearnerError as error:
-        case.report.skip("low precision", raised(error))
-
-
-def _norm_alone(case: Case) -> None:
-    """Compare norm1 in bfloat16 where a bfloat16 block does not run, within a block in float32."""
-    assert case.built is not None
-    assert case.explanation is not None
-    norm = case.explanation.reading.get("norm1")
-    own = set() if norm is None else {*norm.parameters}
-    holders = {one.rpartition(".")[0] for one in own}
-    beside = {one["name"] for one in case.built.parameters if one["name"].startswith(tuple(f"{h}." for h in holders))}
-    if not holders or "" in holders or beside - own:
-        case.report.skip("low precision", "a bfloat16 block does not run, and the norm is no module of its own")
-        return
-    try:
-        _norm_rounding(case, case.build(to="bfloat16", modules=sorted(holders)))
-    except LearnerError as error:
-        case.report.skip("low precision", f"neither a bfloat16 block nor its norm runs: {raised(error)}")
-
-
-def _norm_rounding(case: Case, alone: Built | None) -> None:
-    """Compare norm1(x) in bfloat16 with the exact one. alone: a block in float32 whose norm1 computes in bfloat16.
-
-    Inputs have one token, and the value and output projections are multiples of the identity: the output is
-    x + LOUD * norm1(x), in which x is lost.
-    """
-    assert case.explanation is not None
-    spec, reading = case.explanation.spec, case.explanation.reading
-    plain = not spec.post and spec.norm1 in ("rms", "layer") and spec.residual1 == "input"
-    plain &= (
-        spec.residual2 == "hidden"
-        and spec.softmax in ("keys", "queries", "nothing")
-        and not spec.scaled_after
-        and spec.mask in ("none", "causal")
-    )
-    plain &= not spec.sandwich and not spec.layer_scale and bool(spec.branch == 1) and spec.end1 == spec.end2 == "no"
-    plain &= not {"heads_not_merged", "wrong_head_split"} & set(case.report.findings)
-    if not plain or "o" not in reading or spec.output == "none" or max(spec.eps1, spec.eps2) > 1e-4:
-        case.report.skip("norm in bfloat16", "not compared, because other faults or choices change it")
-        return
-    if case.lengths.single > 1 and spec.mask != "causal":
-        case.report.skip("norm in bfloat16", "it does not run on one token, and the weights of several are rounded")
-        return
-    built = alone or case.low("bfloat16")
-    raw = built.draw(case.generator, torch.bfloat16)
-    identity = torch.eye(case.sizes.d_model)
-    if reading["v"].read(raw).shape != identity.shape:
-        case.report.skip("norm in bfloat16", "keys and values are grouped")
-        return
-    reading["v"].write(raw, identity)
-    reading["o"].write(raw, identity * LOUD * (2 if GATE in reading else 1))  # a gate of zeros halves
-    for name in ("down", "down_bias", "v_bias", "o_bias", "norm1_bias", GATE, f"{GATE}_bias"):
-        if name in reading:
-            reading[name].write(raw, torch.zeros(()))
-    sequences = (case.single(ROWS, dtype=torch.float64) * SIZE).bfloat16()
-    x = sequences[:, :1]
-    weight = torch.ones(case.sizes.d_model)
-    if "norm1" in reading and spec.weight1 == "own":
-        weight = reading["norm1"].read(raw).float() + (1 if spec.plus_one else 0)
-    dtype = torch.bfloat16 if alone is None else torch.float32
-    y = torch.cat([built.run(raw, part.to(dtype)).y[:, :1] for part in sequences.split(BATCH)])
-    exact, wide = _normed(x.double(), case), _normed(x.float(), case)
-    whole, then_weight = (wide * weight).bfloat16(), (wide.bfloat16() * weight).bfloat16()
-    added = (y.double() - x.double()) / LOUD
-    weights = [weight, weight.bfloat16()]  # 1 + w may be rounded before it is applied
-    row_scale = min(_row_scales(added, exact * one.double()) for one in weights)
-
-    def like(normed: Tensor) -> float:
-        return float((y == x.to(dtype) + normed.to(dtype) * LOUD).double().mean())
-
-    like_whole, like_then = like(whole), like(then_weight)
-    like_rounded = max(map(like, _by_a_rounded_number(x, weight.bfloat16(), case)))
-    if row_scale > ROW_SCALE and like_rounded >= SURELY_ALIKE:
-        case.report.conventions["norm_cast"] = "the number that scales a row is rounded first"
-    elif row_scale > ROW_SCALE and max(like_whole, like_then) < ALIKE:
-        case.report.found(
-            "norm_without_upcast",
-            f"in bfloat16 the scale of a row of norm1(x) is off by {row_scale:.1e}; computed in float32, by 2e-4",
-            counts=_promises(case, "bfloat16")
-            or VECTOR_NORM not in built.run(raw, sequences.to(dtype), trace=True).operations,
-        )
+        case.report.skip("low precision", "a bfloat16 block does not run")
     else:
-        order = "after the weight" if like_whole >= like_then else "before the weight"
-        case.report.conventions["norm_cast"] = order
-    good = "norm_without_upcast" not in case.report.findings
-    allowed = "it is computed in float32 and rounded" if good and row_scale > ROW_SCALE else ""
-    allowed = allowed or f"at most {ROW_SCALE:.0e} is allowed"
-    case.report.check("norm in bfloat16", good, f"the scale of a row is off by {row_scale:.1e}; {allowed}")
-
-
-VECTOR_NORM = "linalg_vector_norm"
-"""F.normalize, as in x-transformers' norm, sums in float32 and rounds one number per row."""
-
-
-def _promises(case: Case, name: str) -> bool:
-    """Whether the constructor takes this dtype, and the block runs in it."""
-    return case.learner.takes("dtype") and name not in case.dtype_raises
-
-
-def _normed(x: Tensor, case: Case) -> Tensor:
-    x, mean_square = _centred(x, case)
-    return x * torch.rsqrt(mean_square)
-
-
-def _by_a_rounded_number(x: Tensor, weight: Tensor, case: Case) -> tuple[Tensor, ...]:
-    """The norm whose one number for a row, its scale or its root, is computed in float32 and rounded to bfloat16.
-
-    That number is right to half a digit, as every other: its author did compute in float32.
-    """
-    centred, mean_square = _centred(x.float(), case)
-    scale, root, x = mean_square.rsqrt().bfloat16(), mean_square.sqrt().bfloat16(), centred.bfloat16()
-    return x * scale * weight, x * (scale * weight), x / root * weight
-
-
-def _centred(x: Tensor, case: Case) -> tuple[Tensor, Tensor]:
-    """What the norm divides, and the square of what it divides by, a number for each row."""
-    assert case.explanation is not None
-    if case.explanation.spec.norm1 == "layer":
-        x = x - x.mean(-1, keepdim=True)
-    eps = case.arguments.get("eps", case.report.conventions.get("eps", 1e-6))
-    return x, x.square().mean(-1, keepdim=True) + eps
-
-
-def _row_scales(given: Tensor, exact: Tensor) -> float:
-    """The error of the rows' scales: the root mean square of (given . exact) / (exact . exact) - 1."""
-    scale = (given * exact).sum(-1) / exact.square().sum(-1) - 1
-    return float(scale.square().mean().sqrt())
+        try:
+            if norm1_in_the_block(case) and norm1 is not None:
+                compared = frozenset(norm1.parameters)
+            _second_norm(case)
+            _angles(case)
+        except LearnerError as error:
+            case.report.skip("low precision", raised(error))
+    norms_by_themselves(case, but=compared)
 
 
 def _second_norm(case: Case) -> None:
@@ -318,7 +190,7 @@ def _angles(case: Case) -> None:
         moved = (expected - rest)[:, last].square().mean().sqrt()
         errors[name] = float((y.double() - expected)[:, last].square().mean().sqrt() / moved)
     good = not errors["far"] > max(0.3, 1.5 * errors["near"])  # correct ones have at most 0.03, near and far
-    if not good and not _promises(case, "bfloat16") and any(one["dtype"] == "bfloat16" for one in built.tensors):
+    if not good and not promises(case, "bfloat16") and any(one["dtype"] == "bfloat16" for one in built.tensors):
         case.report.conventions["tables"] = "block.to(bfloat16) rounds them, so large positions are imprecise"
         case.report.skip("angles in bfloat16", "block.to(bfloat16) rounds the tables that the block keeps as buffers")
         return

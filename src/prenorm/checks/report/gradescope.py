@@ -8,10 +8,11 @@ Format: https://gradescope-autograders.readthedocs.io/en/latest/specs/
 
 from typing import Any
 
-from ..faults import CRASHES
 from ..verdict import FAILED, NOT_APPLICABLE, Finding, Verdict
 
 FAULT_COST = 0.25
+ENDS = frozenset({"timeout", "internal_error"})
+"""What ends a judgement; an error of one call among others costs what every fault does."""
 
 
 def gradescope(
@@ -47,9 +48,7 @@ def gradescope_problem(reason: str, *, max_score: float = 100.0) -> dict[str, An
 
 def share(verdict: Verdict, fault_cost: float = FAULT_COST) -> float:
     """The share of the points, from 0 to 1."""
-    if CRASHES.intersection(verdict.ids):
-        return 0.0
-    if not verdict.judged:  # it is unknown whether its numbers are correct
+    if not verdict.judged or ENDS.intersection(verdict.ids):  # it is unknown whether its numbers are correct
         return 0.0
     return max(0.0, 1.0 - fault_cost * len(verdict.faults))
 

@@ -33,6 +33,12 @@ class Text:
         number = bisect.bisect_right(self._starts, line) - 1
         return self._place(self._files[number], line - self._starts[number] + 1)
 
+    def frame(self, line: int) -> dict[str, Any]:
+        """A line of this text as the frame of an error that passed through it."""
+        number = bisect.bisect_right(self._starts, line) - 1
+        code = split(self.source)[line - 1].strip()
+        return {"file": self._files[number], "line": line - self._starts[number] + 1, "function": "", "code": code}
+
     def numbers(self, error: Mapping[str, Any]) -> list[int]:
         """The lines of this text that an error passed through, the outermost first."""
         starts = dict(zip(self._files, self._starts, strict=True))

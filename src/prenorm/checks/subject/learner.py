@@ -50,7 +50,9 @@ class Answer:
     created: frozenset[tuple[int, ...]] = frozenset()
     modules_created: int = 0
     masked: bool = False
+    random: list[Description] = field(default_factory=list)  # where random numbers were drawn first
     stray: Description | None = None  # where the output left the input's dtype, see child/dtypes.py
+    seen: dict[str, Description] = field(default_factory=dict)  # calls of its modules, see child/seen.py
 
 
 SEARCHED = 0.6
@@ -117,12 +119,12 @@ class Learner:
         *,
         to: str | None = None,
         filled: bool = False,
-        modules: Sequence[str] | None = None,
+        origins: bool = False,
         **arguments: Any,
     ) -> "Built":
         """A block of these sizes; arguments under our names, and only those that the constructor takes.
 
-        to: the dtype that it is brought to afterwards, or that these modules are; filled: see the driver.
+        to: the dtype that it is brought to afterwards; filled, origins: see the driver.
         """
         given = {"d_model": sizes.d_model, "num_heads": sizes.num_heads, "d_ff": sizes.d_ff, "head_dim": sizes.head_dim}
         asked = set(arguments)
@@ -130,7 +132,7 @@ class Learner:
             asked.add("num_kv_heads")
         given |= {"num_kv_heads": sizes.num_kv_heads} | USUAL | arguments
         line = self.recipe.build.written(frozenset(asked))
-        request = {"op": "build", "line": line, "values": given, "to": to, "filled": filled, "modules": modules}
+        request = {"op": "build", "line": line, "values": given, "to": to, "filled": filled, "origins": origins}
         return Built(self, sizes, request)
 
 
@@ -165,6 +167,7 @@ class Built:
         self.forward: list[Description] | None = reply["forward"]
         self.read: dict[str, Any] = reply["read"]
         learner.made["notes"] |= reply["notes"]
+        self.origins: dict[str, list[Description]] = reply.get("origins", {})  # of its weights' numbers, if asked for
 
     @property
     def positions_name(self) -> str | None:
@@ -256,8 +259,18 @@ class Built:
             created=frozenset(tuple(shape) for shape in reply.get("created", ())),
             modules_created=reply.get("modules_created", 0),
             masked=bool(reply.get("masked", False)),
+            random=reply.get("random", []),
             stray=reply.get("stray"),
+            seen=reply.get("seen", {}),
         )
+
+    def seen(self, raw: Raw, x: Tensor, modules: Sequence[str]) -> dict[str, Description]:
+        """What these modules are given and give in a call; if it raises, those that have finished before."""
+        try:
+            seen = self.run(raw, x, seen=[*modules]).seen
+        except LearnerError as error:
+            seen = error.error.get("seen", {})
+        return {name: seen[name] for name in modules if name in seen}
 
     def values(self) -> Raw:
         """The values of its parameters, without those of other packages' classes, which their models initialise.

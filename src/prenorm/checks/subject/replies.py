@@ -99,8 +99,11 @@ _LISTED = _list(_record(name=_TEXT, shape=_SHAPE, dtype=_TEXT, device=_TEXT, req
 _FRAME = _record(file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT)
 _SITE = _record(what=_TEXT, shape=_SHAPE, file=_or_none(_TEXT), line=_or_none(_WHOLE), function=_TEXT, code=_TEXT)
 _STRAY = _or_none(_record(how=_TEXT, dtype=_TEXT, name=_TEXT, frames=_list(_FRAME)))
+_SEEN = _named(_record(given=_TENSOR, result=_TENSOR, operations=_list(_TEXT)))
 _ERROR = _record(
-    error=_record({"sites": _list(_SITE), "stray": _STRAY}, type=_TEXT, message=_TEXT, frames=_list(_FRAME))
+    error=_record(
+        {"sites": _list(_SITE), "stray": _STRAY, "seen": _SEEN}, type=_TEXT, message=_TEXT, frames=_list(_FRAME)
+    )
 )
 
 FORMS: dict[str, tuple[Form, ...]] = {
@@ -108,6 +111,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
     "look_beside": (_LOADED,),
     "build": (
         _record(
+            {"origins": _named(_list(_FRAME))},
             block=_WHOLE,
             parameters=_LISTED,
             tensors=_LISTED,
@@ -123,9 +127,11 @@ FORMS: dict[str, tuple[Form, ...]] = {
                 "modules_created": _WHOLE,
                 "created": _list(_SHAPE),
                 "masked": _SWITCH,
+                "random": _list(_FRAME),
                 "gradients": _named(_or_none(_TENSOR)),
                 "x_gradient": _or_none(_TENSOR),
                 "stray": _STRAY,
+                "seen": _SEEN,
             },
             y=_TENSOR,
             x_after=_TENSOR,

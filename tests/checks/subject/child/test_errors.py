@@ -1,8 +1,10 @@
 """What is said of an error that a learner's code raises."""
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
+import torch
 
 from prenorm.checks.subject.child.errors import described
 
@@ -31,3 +33,43 @@ def test_a_packages_error_that_only_leads_to_another_is_left_out(file: str, type
     told = described(raised.value)
     assert (told["type"], told["message"]) == (type, message)
     assert told["frames"][-1]["file"] == file
+
+
+SIZES = "The size of tensor a (32) must match the size of tensor b (3)"
+
+
+def scripted() -> None:
+    torch.jit.script(added)(torch.ones(32), torch.ones(3))
+
+
+def added(a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+    return a + b
+
+
+def in_dynamo() -> None:
+    explained = f"Dynamo failed to run FX node with fake tensors: call_function add: got RuntimeError('{SIZES}')\n"
+    raise RuntimeError(f"RuntimeError when making fake tensor call\n  Explanation: {explained}  Hint: run it eagerly.")
+
+
+def in_a_replica() -> None:
+    raise RuntimeError(
+        f'Caught RuntimeError in replica 0 on device 0.\nOriginal Traceback:\n  File "a.py"\nRuntimeError: {SIZES}'
+    )
+
+
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated")
+@pytest.mark.parametrize("run", [scripted, in_dynamo, in_a_replica])
+def test_an_error_inside_the_text_of_another_is_what_is_told(run: Callable[[], None]) -> None:
+    with pytest.raises(RuntimeError) as raised:
+        run()
+    told = described(raised.value)
+    assert told["type"] == "RuntimeError"
+    assert told["message"].startswith(SIZES)
+
+
+def test_a_tensor_is_not_shown_with_its_numbers() -> None:
+    numbers = "tensor([[ 0.8, -0.4],\n        [0.1, 0.2]])"
+    told = described(
+        TypeError(f'f() parameter x="{numbers}" violates type hint int, as "{numbers}" not instance of int.')
+    )
+    assert told["message"] == "f() parameter x=a tensor violates type hint int, as a tensor not instance of int."

@@ -24,7 +24,9 @@ from .dtypes import Dtypes
 from .errors import NoShapesError, UnfinishedError, described, unfinished
 from .importing import Importer
 from .names import OF_CALLS, TABLES, Maker, changer, namespace, of_build, of_call, sizes_in, used
+from .origins import Origins
 from .scramble import OtherAngles, scrambled
+from .seen import Seen
 from .signatures import DEFINES_ROTATIONS, helpers, parameters
 from .surroundings import NoGpu
 from .tensors import first_tensor, held, listed, plain, set_values
@@ -120,10 +122,10 @@ class Driver:
     def op_build(self, request: Request) -> Reply:
         """Evaluate "line" with "values" (see names.py), or call the class with "positional" and "arguments".
 
-        "to" names the dtype that the result is brought to, or only its "modules"; "filled" puts NaN into memory that
-        the constructor leaves uninitialised. {"dtype": name} and {"device": name} stand for torch's own.
+        "to" names the dtype that the result is brought to; "filled" puts NaN into memory that the constructor leaves
+        uninitialised. {"dtype": name} and {"device": name} stand for torch's own.
         Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "forward", "read": what was
-        asked of a configuration of ours, "notes": as use()'s, so far}.
+        asked of a configuration of ours, "notes": as use()'s, so far}; with "origins" also {"origins": see origins.py}.
         """
         assert self._make is not None, "a class is loaded first"
         torch.manual_seed(request.get("seed", 0))
@@ -132,7 +134,7 @@ class Driver:
             arguments = {name: _spelled_out(value) for name, value in request.get("arguments", {}).items()}
             with filled():
                 block = self._make(*request.get("positional", ()), **arguments)
-            return self.add(block, to=request.get("to"), modules=request.get("modules"))
+            return self.add(block, to=request.get("to"))
         names = of_build({name: _spelled_out(value) for name, value in request["values"].items()})
         wanted = used(request["line"])
         positions = torch.arange(names["max_seq_len"])
@@ -144,20 +146,20 @@ class Driver:
         if "." not in self._name:
             names[self._name] = self._make
         there = OneDevice if request["values"].get("device") == {"device": "meta"} else contextlib.nullcontext
-        with filled(), there():
+        origins = Origins() if request.get("origins") else None
+        with filled(), there(), origins or contextlib.nullcontext():
             block = eval(request["line"].strip(), names)
         if isinstance(block, nn.Module):
             _give_shapes(block, names["d_model"])
-        reply = self.add(block, to=request.get("to"), modules=request.get("modules"))
+        reply = self.add(block, to=request.get("to"))
+        if origins is not None:
+            reply["origins"] = origins.of(block)
         self._names[reply["block"]] = names
         reply["read"] = config.asked()
         return reply
 
-    def add(self, block: Any, *, to: str | None = None, modules: list[str] | None = None) -> Reply:
-        """Take a block that is built already; the reply is op_build's.
-
-        modules: these compute in the dtype `to`, and the rest as it was built: what they give is brought back.
-        """
+    def add(self, block: Any, *, to: str | None = None) -> Reply:
+        """Take a block that is built already; the reply is op_build's."""
         if not isinstance(block, nn.Module):
             raise TypeError(f"a block must be a torch.nn.Module, but the constructor gave {type(block).__name__}")
         if (owner := unfinished(block)) is not None:
@@ -165,10 +167,7 @@ class Driver:
         _plain_weights(block)
         if to is not None:
             dtype = getattr(torch, to)  # complex tables stay as they are: Module.to would drop their imaginary part
-            for name in [""] if modules is None else modules:
-                block.get_submodule(name)._apply(lambda one: one.to(dtype) if one.is_floating_point() else one)
-                if modules is not None:
-                    _compute_in(block.get_submodule(name), dtype)
+            block._apply(lambda one: one.to(dtype) if one.is_floating_point() else one)
         number = len(self._blocks)
         self._blocks[number] = block
         return {
@@ -209,19 +208,25 @@ class Driver:
 
         Gives {"y", "x_after", "requires_grad"} and, with a cotangent, {"gradients", "x_gradient"} (None where there is
         none); with "trace" also {"operations", "created" (shapes of new constant tensors), "modules_created", "masked"
-        (whether masked_fill filled anything)}. "scramble" puts random numbers in place of tables, and of every sine and
-        cosine. "watch" adds "sites" to an error: where the learner's code changed tensors in place. "dtypes" adds
-        "stray", also to an error: where what failed, or came out, left the input's dtype (see dtypes.py), or None.
+        (whether masked_fill filled anything), "random" (the statement that first drew random numbers)}. "scramble" puts
+        random numbers in place of tables, and of every sine and cosine. "watch" adds "sites" to an error: where the
+        learner's code changed tensors in place. "dtypes" adds "stray", also to an error: where what failed, or came
+        out, left the input's dtype (see dtypes.py), or None. "seen" names modules, and adds what the first call of each
+        was given and gave, also to an error (see seen.py).
         """
         watch = Watch() if request.get("watch") else None
         dtypes = None
         if request.get("dtypes"):
             dtypes = Dtypes(self._blocks[request["block"]], request["inputs"][0].dtype)
+        seen = Seen(self._blocks[request["block"]], request.get("seen") or ())
         try:
-            return self._run(request, watch, dtypes)
+            with seen.watching():
+                reply = self._run(request, watch, dtypes)
         except Exception as error:
             more: Reply = {} if watch is None else {"sites": watch.sites}
-            return {"error": described(error) | more | ({} if dtypes is None else {"stray": dtypes.failed})}
+            more |= {} if dtypes is None else {"stray": dtypes.failed}
+            return {"error": described(error) | more | {"seen": seen.calls}}
+        return reply | {"seen": seen.calls}
 
     def _run(self, request: Request, watch: Watch | None, dtypes: Dtypes | None) -> Reply:
         block = self._blocks[request["block"]]
@@ -258,6 +263,7 @@ class Driver:
             reply["created"] = sorted(map(list, trace.created))  # as they arrive from a sandbox
             reply["modules_created"] = trace.modules_created
             reply["masked"] = trace.masked
+            reply["random"] = trace.random
         if cotangent is not None:
             if y.requires_grad:
                 y.backward(cotangent.to(y.dtype))
@@ -308,16 +314,6 @@ def _give_shapes(block: nn.Module, d_model: int) -> None:
             raise NoShapesError(
                 f"weights of lazy modules have no shapes before a call, and block(x) raises {error}"
             ) from None
-
-
-def _compute_in(module: nn.Module, dtype: torch.dtype) -> None:
-    """Bring what a module takes to dtype, and what it gives to float32."""
-
-    def brought(value: Any, to: torch.dtype) -> Any:
-        return value.to(to) if isinstance(value, Tensor) and value.is_floating_point() else value
-
-    module.register_forward_pre_hook(lambda _, inputs: tuple(brought(one, dtype) for one in inputs))
-    module.register_forward_hook(lambda _, __, y: brought(y, torch.float32))
 
 
 def _plain_weights(block: nn.Module) -> None:

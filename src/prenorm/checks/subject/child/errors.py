@@ -3,6 +3,7 @@
 import contextlib
 import importlib.util
 import os
+import re
 import traceback
 from typing import Any
 
@@ -48,6 +49,9 @@ def described(error: BaseException) -> dict[str, Any]:
         return {"type": NotInstalledError.__name__, "message": lacking, "frames": frames[-FRAMES:]}
     if isinstance(error, UnfinishedError):
         return {"type": "TypeError", "message": message, "frames": [error.frame]}
+    if (inner := _inner(message)) is not None:
+        return {"type": inner[0], "message": inner[1][:TEXT], "frames": frames[-FRAMES:]}
+    message = REPR.sub(r"a \1", message)
     if error.__cause__ is not None and frames and _only_leads(message, str(frames[-1]["file"])):
         return {
             "type": type(error.__cause__).__name__,
@@ -56,6 +60,26 @@ def described(error: BaseException) -> dict[str, Any]:
         }
     cause = "" if error.__cause__ is None else "\n" + "".join(traceback.format_exception_only(error.__cause__)).strip()
     return {"type": type(error).__name__, "message": message[: TEXT - 400] + cause[:400], "frames": frames[-FRAMES:]}
+
+
+WRAPPED = (
+    re.compile(r"^The following operation failed in the TorchScript interpreter\..*\n(\w+): (.+)", re.DOTALL),
+    re.compile(r"^\w+ when making fake tensor call\n.*?: got (\w+)\((?:'(.*?)'|\"(.*?)\")\)\n", re.DOTALL),
+    re.compile(r"^Caught (\w+) in (?:replica|DataLoader).*\n\1: (.+)", re.DOTALL),
+)
+"""Messages of TorchScript, torch.compile and DataParallel, which hold the type and the message of another error."""
+
+REPR = re.compile(r"\"(?:Parameter containing:\s*)?(tensor)\([^\"]*\)\"")
+"""All the numbers of a tensor, as beartype shows them."""
+
+
+def _inner(message: str) -> tuple[str, str] | None:
+    """The type and message of the error that a message wraps; None if it is one of its own."""
+    found = next((match for one in WRAPPED if (match := one.search(message)) is not None), None)
+    if found is None:
+        return None
+    kind, *texts = found.groups()
+    return kind, next(one for one in texts if one).strip()
 
 
 def _only_leads(message: str, file: str) -> bool:

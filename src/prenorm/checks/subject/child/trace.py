@@ -4,8 +4,11 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
+
+from .watch import statements
 
 
 class Trace(TorchDispatchMode):
@@ -17,15 +20,20 @@ class Trace(TorchDispatchMode):
         self.created: set[tuple[int, ...]] = set()
         self.modules_created = 0
         self.masked = False
+        self.random: list[dict[str, Any]] = []  # the statement that first drew random numbers
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = str(function.name()).removeprefix("aten::")
         self.operations.add(name)
+        may_draw = not self.random and torch.Tag.nondeterministic_seeded in function.tags
+        state = torch.get_rng_state() if may_draw else None
         result = function(*args, **(kwargs or {}))
         if name.partition(".")[0] in ("ones", "ones_like", "full", "full_like", "empty", "zeros", "fill_"):
             self.created.add(tuple(result.shape))
         if name.startswith("masked_fill") and args[1].dim() >= 2:
             self.masked = self.masked or bool(args[1].any())
+        if state is not None and not torch.equal(state, torch.get_rng_state()):  # attention draws only if it drops
+            self.random = statements()
         return result
 
 

@@ -1,0 +1,54 @@
+"""Where a block draws random numbers in eval mode."""
+
+import pytest
+import torch
+from torch.nn import functional as F
+
+from prenorm.checks.probes.behaviour import dropout_argument, repeated_calls
+
+from ..small import Right
+from .started import started
+
+
+class DropsWeights(Right):
+    """Its line hands the dropout on, and the function that it calls drops."""
+
+    def __init__(self, d_model, num_heads, d_ff, dropout=0.0):
+        super().__init__(d_model, num_heads, d_ff)
+        self.dropout = dropout
+
+    def mixed(self, q, k, v):
+        return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p=self.dropout)
+
+
+class Always(Right):
+    def feed_forward(self, x):
+        hidden = F.silu(self.gate(x)) * self.up(x)
+        hidden = F.dropout(hidden, 0.1)
+        return self.down(hidden)
+
+
+class Noise(Right):
+    def feed_forward(self, x):
+        noise = torch.randn_like(x) * 0.1
+        return super().feed_forward(x + noise)
+
+
+@pytest.mark.parametrize(
+    ("block", "id", "code"),
+    [
+        (DropsWeights, "dropout_in_eval", "return F.scaled_dot_product_attention(q, k, v, is_causal=True, dropout_p"),
+        (Always, "dropout_in_eval", "hidden = F.dropout(hidden, 0.1)"),
+        (Noise, "not_deterministic", "noise = torch.randn_like(x) * 0.1"),
+    ],
+)
+def test_the_line_is_the_one_that_draws(block, id, code):
+    case = started(block)
+    assert case.built is None
+    built = case.build()
+    raw = built.draw(case.generator, torch.float32)
+    repeated_calls(case, built, raw)
+    dropout_argument(case, raw)
+    assert [*case.report.findings] == [id]
+    lines = [frame["code"] for frame in case.report.errors[id]["frames"] if frame["file"] == __file__]
+    assert lines[-1].startswith(code)
