@@ -7,11 +7,10 @@ from torch import Tensor
 
 from ..formula.parameters import Raw
 from ..subject.child.dtypes import CAST, COMBINED, KEPT, MADE, WEIGHT
-from ..subject.learner import Built, Description, LearnerError
+from ..subject.learner import SINGLE, Built, Description, LearnerError
 from .case import Case, raised
 
-ROWS = 64
-BATCH = 16  # sequences in one call: caches are made for so many
+ROWS = 4 * SINGLE
 # The relative error of a row's scale. Rounding single entries averages out to about 2e-4 over 32 of them; a mean, a
 # root or a quotient that is itself rounded to bfloat16 is off by about 1e-3.
 ROW_SCALE = 7e-4
@@ -179,7 +178,7 @@ def _norm_rounding(case: Case, alone: Built | None) -> None:
     if "norm1" in reading and spec.weight1 == "own":
         weight = reading["norm1"].read(raw).float() + (1 if spec.plus_one else 0)
     dtype = torch.bfloat16 if alone is None else torch.float32
-    y = torch.cat([built.run(raw, part.to(dtype)).y[:, :1] for part in sequences.split(BATCH)])
+    y = torch.cat([built.run(raw, part.to(dtype)).y[:, :1] for part in sequences.split(SINGLE)])
     exact, wide = _normed(x.double(), case), _normed(x.float(), case)
     whole, then_weight = (wide * weight).bfloat16(), (wide.bfloat16() * weight).bfloat16()
     added = (y.double() - x.double()) / LOUD
@@ -268,7 +267,7 @@ def _second_norm(case: Case) -> None:
             if name in reading:
                 reading[name].write(raw, torch.zeros(()))
         reading["down"].write(raw, reading["down"].read(raw) * 100)
-        noise = [case.single(BATCH, dtype=torch.float64) for _ in range(2)]
+        noise = [case.single(SINGLE, dtype=torch.float64) for _ in range(2)]
         x = (noise[0].sign() * 400 + noise[1] * 20).half()
         y = built.run(raw, x).y.double()
     except LearnerError:
@@ -309,7 +308,7 @@ def _angles(case: Case) -> None:
         return
     errors = {}
     for name, positions, seq in (("near", near, 8), ("far", far, length)):
-        x = case.x(16 if seq == len(near) else 2, seq, dtype=torch.bfloat16)  # enough sequences for a stable mean
+        x = case.x(SINGLE if seq == len(near) else 2, seq, dtype=torch.bfloat16)  # enough sequences for a stable mean
         y = built.run(raw, x, positions=positions if built.positions_name else None).y
         wide: Raw = {key: value.double() for key, value in raw.items()}
         expected = case.expected(wide, x.double(), positions)

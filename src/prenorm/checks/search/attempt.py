@@ -6,12 +6,10 @@ import torch
 from torch import Tensor
 
 from ..formula.parameters import Raw
-from ..subject.learner import Built
+from ..subject.learner import SINGLE, Built
 from .explanation import OutOfTimeError
 from .sizes import Fit
 from .trials import Probe, Trials
-
-SINGLE = 14  # sequences of one token
 
 
 class Attempt:

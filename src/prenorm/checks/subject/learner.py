@@ -57,6 +57,10 @@ SEARCHED = 0.6
 """The share of the time limit that searches may use, in the judge's own CPU time: a slow block's is not counted."""
 
 
+SINGLE = 14
+"""Sequences of one token in a call: no other size, and the same in every check; einx compiles for each shape."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """The sequence lengths that the checks use: the usual one, and for a single token as many equal ones as must be.
