@@ -8,7 +8,7 @@ from torch import Tensor
 from .norm import norm, scaled
 from .rotation import rotated, stream
 from .spec import Spec, Weights, along, are_several, linear
-from .variants import ENDS, NO_SOFTMAX, SCALES, SHIFTS
+from .variants import ENDS, MASKS, NO_SOFTMAX, SCALES, SHIFTS
 
 
 def attention(
@@ -131,14 +131,7 @@ def _seen(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:
     """(seq, seq), True where a query may attend to a key."""
     queries, keys = (torch.arange(size) for size in scores.shape[-2:])
     ahead = keys - queries[:, None]
-    seen = {
-        "none": torch.ones_like(ahead, dtype=torch.bool),
-        "causal": ahead <= 0,
-        "strict": ahead < 0,
-        "next": ahead <= 1,
-        "future": ahead >= 0,
-        "future_strict": ahead > 0,
-    }[spec.mask]
+    seen = MASKS[spec.mask](ahead)
     return seen if allowed is None else seen & allowed
 
 

@@ -81,6 +81,11 @@ class Spec:
     activation: str = "silu"  # a name of ACTIVATIONS
     gating: str = "gate"  # product | plain | both
 
+    @property
+    def mixes_sequences(self) -> bool:
+        """Whether a sequence's output depends on the others of its batch."""
+        return "batch" in (self.norm1, self.norm2)
+
 
 def are_several(number: Number) -> bool:
     """Whether there is one number for each entry of the first axis."""

@@ -1,4 +1,4 @@
-"""Variants of formulas: activations, scales, frequencies, shifts, means, and roundings."""
+"""Variants of formulas: activations, scales, masks, frequencies, shifts, means, and roundings."""
 
 import math
 from collections.abc import Callable
@@ -50,6 +50,15 @@ NO_SOFTMAX: dict[str, Callable[[Tensor], Tensor]] = {  # possible replacements
     "none": lambda scores: scores,
     "sigmoid": torch.sigmoid,
     "relu": torch.relu,
+}
+
+MASKS: dict[str, Callable[[Tensor], Tensor]] = {  # where a query may attend, by how far keys are ahead of it
+    "none": lambda ahead: torch.ones_like(ahead, dtype=torch.bool),
+    "causal": lambda ahead: ahead <= 0,
+    "strict": lambda ahead: ahead < 0,
+    "next": lambda ahead: ahead <= 1,
+    "future": lambda ahead: ahead >= 0,
+    "future_strict": lambda ahead: ahead > 0,
 }
 
 # Exponents of theta for pair i of n, in a vector of size dim of a model of the given width; then what multiplies it.

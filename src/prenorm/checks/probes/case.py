@@ -10,6 +10,7 @@ from ..faults import FAULTS
 from ..formula.parameters import Raw, Sizes
 from ..search.explanation import Explanation
 from ..search.trials import agrees
+from ..search.work import Work
 from ..subject.learner import Built, Learner, LearnerError, Lengths
 from ..targets import Target
 from ..verdict import FAILED, NOT_APPLICABLE, PASSED, Check
@@ -98,6 +99,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     tolerance: float = 1e-5
     size: float = 1.0  # of random vectors
+    work: Work = field(default_factory=Work)  # that is left for the search
     raw: Raw = field(default_factory=dict)
     initial: Raw = field(default_factory=dict)  # the parameters as the constructor leaves them
     for_inference: bool = False  # whether its matrices are frozen, and a checkpoint is meant to fill them
@@ -118,6 +120,11 @@ class Case:
             if self.built.plain_weights:
                 built.take_plain_weights()
         return built
+
+    @property
+    def precision(self) -> dict[str, Any]:
+        """The precision in which numbers are compared, for a search."""
+        return {"tolerance": self.tolerance, "dtype": self.dtype}
 
     def wide(self, **arguments: Any) -> Built:
         """A block in the precision for comparing numbers."""

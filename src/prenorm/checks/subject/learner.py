@@ -268,11 +268,15 @@ class Built:
             and reply["classes"].get(name) != "Embedding"
         }
 
-    def take_plain_weights(self) -> bool:
-        """Treat buffers and plain attributes with a weight's shape as weights. Returns whether there are any."""
+    def tensors_as_weights(self) -> list[Description]:
+        """Buffers and plain attributes with a weight's shape."""
         width, inner = self.sizes.d_model, self.sizes.d_ff
         matrices = {(width, width), (width, inner), (inner, width), (3 * width, width), (2 * inner, width)}
-        self.plain_weights = [one for one in self.tensors if tuple(one["shape"]) in matrices | {(width,)}]
+        return [one for one in self.tensors if tuple(one["shape"]) in matrices | {(width,)}]
+
+    def take_plain_weights(self) -> bool:
+        """Treat those as weights. Returns whether there are any."""
+        self.plain_weights = self.tensors_as_weights()
         return bool(self.plain_weights)
 
     def run_on_meta(self, x: Tensor, *, built_there: bool = False) -> Description:
