@@ -398,6 +398,17 @@ class NormsOverAllHeads(Right):
         return self.o(y.transpose(-3, -2).flatten(-2))
 
 
+class QueriesScaledByDimension(Right):
+    """By softplus(scale), which is 1 at first."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.scale = nn.Parameter(torch.zeros(d_model // num_heads))
+
+    def mixed(self, q, k, v):
+        return super().mixed(q * F.softplus(self.scale) / F.softplus(torch.zeros_like(self.scale)), k, v)
+
+
 class WithoutNormWeights(Right):
     def norms(self, d_model):
         return (nn.RMSNorm(d_model, 1e-5, elementwise_affine=False),) * 2

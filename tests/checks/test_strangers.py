@@ -69,6 +69,7 @@ CHOICES: dict[str, Any] = {
     "OnePairTurned": {"rope_pairing": "half-split", "rotary_fraction": 0.25},
     "NormsAround": {"sandwich_norms": True},
     "NormsOverAllHeads": {"qk_norm": True, "grouped_heads": "repeated"},
+    "QueriesScaledByDimension": {"left_as_built": ["scale"]},
     "CappedScores": {"score_softcap": 30.0},
     "SmallBranches": {"branch_scale": 0.22},
     "TrueIsMasked": {"mask": "True = masked"},
