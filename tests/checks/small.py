@@ -241,6 +241,16 @@ class TablesForNeighbours(TablesForHalves):
         return torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), -1)
 
 
+class FrequenciesThatGrow(Right):
+    """theta^(2i/head_dim): float32 keeps three or four digits of such angles."""
+
+    def rotated(self, x, positions):
+        frequencies = 10000.0 ** (torch.arange(0, x.shape[-1], 2, device=x.device) / x.shape[-1])
+        angle = positions[..., None] * frequencies
+        cos, sin, a, b = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x[..., ::2], x[..., 1::2]
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
 class SiluAfterDown(Right):
     def feed_forward(self, x):
         return F.silu(super().feed_forward(x))

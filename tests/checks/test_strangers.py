@@ -50,6 +50,7 @@ COUNTING = {
     "Squeezed": {"batch_of_one"},
     "AxisByItsSize": {"wrong_at_some_lengths"},
     "NormsInTheirInputsDtype": {"norm_without_upcast"},
+    "FrequenciesThatGrow": {"rope_wrong_frequency"},
     "RaisesInBfloat16AndIsOdd": {"wrong_dtype", "unexplained"},
 }
 OF_SOME_LENGTHS = {

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .variants import LARGE_ANGLES
+
 Weights = dict[str, Tensor]
 """q k v o gate up down: (readings, 1, out, in). Their biases q_bias ..., norm1 norm1_bias norm2 norm2_bias, q_norm
 k_norm: (readings, 1, 1, size). A missing name is a missing weight."""
@@ -85,6 +87,11 @@ class Spec:
     def mixes_sequences(self) -> bool:
         """Whether a sequence's output depends on the others of its batch."""
         return "batch" in (self.norm1, self.norm2)
+
+    @property
+    def loses_angles(self) -> bool:
+        """Whether a block that computes its angles in float32 rounds them so much that it shows."""
+        return self.frequency in LARGE_ANGLES
 
 
 def are_several(number: Number) -> bool:

@@ -87,6 +87,9 @@ FREQUENCIES: dict[str, Callable[[Tensor, int, int, float], Tensor]] = {
     "twice of it": lambda i, dim, width, theta: theta ** (-2 * i / dim) * 2,
 }
 
+LARGE_ANGLES = frozenset({"theta^(+2i/head_dim)", "times 180/pi"})
+"""Frequencies whose angles are so large that float32, in which most code computes them, keeps only a few digits."""
+
 SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
     "no": lambda positions: positions,
     "the next": lambda positions: positions + 1,

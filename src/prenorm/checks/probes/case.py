@@ -19,6 +19,8 @@ MAX_SEQ_LEN = 24
 """Small enough to try every length up to it."""
 ROUNDED_TABLES = 0.03
 """The tolerance if tables are in bfloat16: it hides their rounding, but not other faults."""
+ROUNDED_ANGLES = 0.01
+"""The same if angles are so large that float32 rounds them."""
 
 
 FLOAT32_TOLERANCE = 1e-4  # of numbers, where a block is compared in float32

@@ -12,7 +12,7 @@ from ..search.explanation import Explanation, UnexplainedError
 from ..search.sizes import fitting_sizes
 from ..subject.child.meanings import meaning_of
 from ..subject.learner import TABLES, Built, LearnerError
-from .case import Case
+from .case import ROUNDED_ANGLES, Case
 from .diagnosis import conventions, faults
 
 
@@ -28,6 +28,8 @@ def numbers(case: Case) -> None:
             _report_unexplained(case, error)
         return
     case.explanation = _with_pairing(case, case.explanation)
+    if case.explanation.spec.loses_angles:
+        case.tolerance = max(case.tolerance, ROUNDED_ANGLES)
     said = list(faults(case.explanation))
     for id, evidence in said:
         counts = _counts(case, id, evidence, case.explanation)

@@ -19,6 +19,8 @@ Base = tuple[Spec, int]
 Match = tuple[Spec, int, list[int]]
 """A spec that explains the numbers, its number of switches, and the readings for which it does."""
 
+ROUNDED_ANGLES = 100
+"""How much larger errors may be where angles are rounded."""
 FIRST = 2
 """Sequences of a probe that are compared first: where they do not agree, the others need not be computed."""
 
@@ -136,7 +138,8 @@ class _Compared:
                     expected = block(spec, values, self.probe.x[:count], self.probe.positions, num_heads)
                 except RuntimeError:  # weights of these shapes cannot be cut in that way
                     return torch.zeros(1, dtype=torch.bool)
-                good = _agreement(self.probe.y[:count], expected, self.allowed)
+                allowed = self.allowed * ROUNDED_ANGLES if spec.loses_angles else self.allowed
+                good = _agreement(self.probe.y[:count], expected, allowed)
                 if not good.any():
                     break
         return good
