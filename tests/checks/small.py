@@ -251,6 +251,25 @@ class FrequenciesThatGrow(Right):
         return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
 
 
+class TablesInFloat16(Right):
+    """As NumPy makes them from angles in float16."""
+
+    def rotated(self, x, positions):
+        frequencies = 10000.0 ** (-torch.arange(0, x.shape[-1], 2, device=x.device).double() / x.shape[-1])
+        angle = (positions[..., None].double() * frequencies).half()
+        cos, sin, a, b = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x[..., ::2], x[..., 1::2]
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
+class ValuesReshaped(Right):
+    """From (d_model, seq) to (seq, d_model), without a transpose back."""
+
+    def mixed(self, q, k, v):
+        joined = v.transpose(-3, -2).flatten(-2)
+        reshaped = joined.mT.reshape(joined.shape)
+        return super().mixed(q, k, reshaped.unflatten(-1, (self.heads, -1)).transpose(-3, -2))
+
+
 class SiluAfterDown(Right):
     def feed_forward(self, x):
         return F.silu(super().feed_forward(x))

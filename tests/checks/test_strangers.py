@@ -51,6 +51,8 @@ COUNTING = {
     "AxisByItsSize": {"wrong_at_some_lengths"},
     "NormsInTheirInputsDtype": {"norm_without_upcast"},
     "FrequenciesThatGrow": {"rope_wrong_frequency"},
+    "TablesInFloat16": {"rope_bf16_tables"},
+    "ValuesReshaped": {"wrong_head_split"},
     "RaisesInBfloat16AndIsOdd": {"wrong_dtype", "unexplained"},
 }
 OF_SOME_LENGTHS = {

@@ -77,6 +77,8 @@ def _split(how: str, x: Tensor, head_dim: int) -> Tensor:
     heads = x.shape[-1] // head_dim
     if how == "flat":
         return x.reshape(*x.shape[:-2], heads, x.shape[-2], head_dim)
+    if how == "flat_dims":  # (d_model, seq) is reshaped as if it were (seq, d_model)
+        x = x.mT.reshape(x.shape)
     if how == "dims_first":
         return x.unflatten(-1, (head_dim, heads)).movedim(-1, -3)
     return x.unflatten(-1, (heads, head_dim)).transpose(-3, -2)

@@ -71,7 +71,7 @@ class Spec:
     alibi: bool = False  # scores fall with distance, for each head at its own slope
     scale: str = "1/sqrt(head_dim)"  # a name of SCALES
     factor: Number = 1.0  # on top of it
-    split: str = "standard"  # flat | dims_first | swapped | never
+    split: str = "standard"  # flat | flat_dims | dims_first | swapped | never
     split_of: str = "qkv"  # which projections are split in that way
     merge: str = "standard"  # flat | dims_first
     tiled: bool = False
