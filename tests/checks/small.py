@@ -244,6 +244,35 @@ class TablesForNeighbours(TablesForHalves):
         return torch.cat((-x[..., x.shape[-1] // 2 :], x[..., : x.shape[-1] // 2]), -1)
 
 
+class FrequenciesThatGrow(Right):
+    """theta^(2i/head_dim): float32 keeps three or four digits of such angles."""
+
+    def rotated(self, x, positions):
+        frequencies = 10000.0 ** (torch.arange(0, x.shape[-1], 2, device=x.device) / x.shape[-1])
+        angle = positions[..., None] * frequencies
+        cos, sin, a, b = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x[..., ::2], x[..., 1::2]
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
+class TablesInFloat16(Right):
+    """As NumPy makes them from angles in float16."""
+
+    def rotated(self, x, positions):
+        frequencies = 10000.0 ** (-torch.arange(0, x.shape[-1], 2, device=x.device).double() / x.shape[-1])
+        angle = (positions[..., None].double() * frequencies).half()
+        cos, sin, a, b = angle.cos().to(x.dtype), angle.sin().to(x.dtype), x[..., ::2], x[..., 1::2]
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+
+class ValuesReshaped(Right):
+    """From (d_model, seq) to (seq, d_model), without a transpose back."""
+
+    def mixed(self, q, k, v):
+        joined = v.transpose(-3, -2).flatten(-2)
+        reshaped = joined.mT.reshape(joined.shape)
+        return super().mixed(q, k, reshaped.unflatten(-1, (self.heads, -1)).transpose(-3, -2))
+
+
 class SiluAfterDown(Right):
     def feed_forward(self, x):
         return F.silu(super().feed_forward(x))
@@ -436,6 +465,17 @@ class NormsOverAllHeads(Right):
         k, v = (t.repeat_interleave(self.heads // t.shape[-3], -3) for t in (k, v))
         y = self.mixed(self.rotated(q, positions), self.rotated(k, positions), v)
         return self.o(y.transpose(-3, -2).flatten(-2))
+
+
+class QueriesScaledByDimension(Right):
+    """By softplus(scale), which is 1 at first."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.scale = nn.Parameter(torch.zeros(d_model // num_heads))
+
+    def mixed(self, q, k, v):
+        return super().mixed(q * F.softplus(self.scale) / F.softplus(torch.zeros_like(self.scale)), k, v)
 
 
 class WithoutNormWeights(Right):

@@ -50,6 +50,9 @@ COUNTING = {
     "Squeezed": {"batch_of_one"},
     "AxisByItsSize": {"wrong_at_some_lengths"},
     "NormsInTheirInputsDtype": {"norm_without_upcast"},
+    "FrequenciesThatGrow": {"rope_wrong_frequency"},
+    "TablesInFloat16": {"rope_bf16_tables"},
+    "ValuesReshaped": {"wrong_head_split"},
     "RaisesInBfloat16AndIsOdd": {"wrong_dtype", "unexplained"},
 }
 OF_SOME_LENGTHS = {
@@ -71,6 +74,7 @@ CHOICES: dict[str, Any] = {
     "OnePairTurned": {"rope_pairing": "half-split", "rotary_fraction": 0.25},
     "NormsAround": {"sandwich_norms": True},
     "NormsOverAllHeads": {"qk_norm": True, "grouped_heads": "repeated"},
+    "QueriesScaledByDimension": {"left_as_built": ["scale"]},
     "CappedScores": {"score_softcap": 30.0},
     "SmallBranches": {"branch_scale": 0.22},
     "TrueIsMasked": {"mask": "True = masked"},

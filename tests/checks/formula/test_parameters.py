@@ -195,6 +195,23 @@ def test_parameters_of_any_names_and_shapes_are_sorted(shapes: dict[str, list[in
             weights([reading], raw)
 
 
+@pytest.mark.parametrize(
+    ("names", "norms"),
+    [
+        (("attn.q_norm.weight", "attn.k_norm.weight"), 2),
+        (("attn.query_ln.scale", "attn.key_ln.scale", "attn.per_dim.scale"), 2),
+        (("attn.q_scale", "attn.k_scale"), 2),
+        (("attn.norm.weight",), 1),
+        (("attn.scale",), 0),
+    ],
+)
+def test_a_vector_of_a_heads_size_is_a_norm_by_its_name_or_in_a_pair(names: tuple[str, ...], norms: int) -> None:
+    listed = [{"name": name, "shape": [Sizes().head_dim], "same_as": name} for name in names]
+    found = sort_parameters(listed, Sizes())
+    assert found.head_norms == [*names[:norms]]
+    assert found.unknown == [*names[norms:]]
+
+
 CASES = {
     "adapters": (Make(with_adapters), []),
     "adapters that have an effect": (Make(with_adapters_that_count), []),

@@ -6,8 +6,10 @@ import torch
 from torch.nn import functional as F
 
 from prenorm import testing
+from prenorm.checks.probes import lengths
 from prenorm.checks.probes.case import Case
 from prenorm.checks.probes.lengths import sequence_lengths
+from prenorm.checks.subject.learner import SINGLE
 from prenorm.checks.verdict import PASSED
 
 from ..small import Right
@@ -74,3 +76,17 @@ def test_numbers_that_are_right_in_float32_alone_are_right():
     verdict = testing.check(MaskInFloat32).verdict
     assert "wrong_at_some_lengths" not in verdict.ids
     assert "numbers at every length" in {one.name for one in verdict.checks if one.result == PASSED}
+
+
+def test_the_checks_share_the_shapes_of_their_calls(monkeypatch):
+    shapes = set[tuple[int, ...]]()
+
+    class SaysItsShapes(Right):
+        def forward(self, x):
+            shapes.add(tuple(x.shape))
+            return super().forward(x)
+
+    monkeypatch.setattr(lengths, "SECONDS", -1.0)  # as if each new shape took long
+    assert not testing.check(SaysItsShapes).verdict.ids
+    assert {shape for shape in shapes if shape[-2] == 1} == {(1, 1, 32), (2, 1, 32), (SINGLE, 1, 32)}
+    assert len(shapes) <= 17

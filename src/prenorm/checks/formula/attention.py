@@ -8,7 +8,7 @@ from torch import Tensor
 from .norm import norm, scaled
 from .rotation import rotated, stream
 from .spec import Spec, Weights, along, are_several, linear
-from .variants import ENDS, NO_SOFTMAX, SCALES, SHIFTS
+from .variants import ENDS, MASKS, NO_SOFTMAX, SCALES, SHIFTS
 
 
 def attention(
@@ -88,6 +88,8 @@ def _split(how: str, x: Tensor, head_dim: int) -> Tensor:
     heads = x.shape[-1] // head_dim
     if how == "flat":
         return x.reshape(*x.shape[:-2], heads, x.shape[-2], head_dim)
+    if how == "flat_dims":  # (d_model, seq) is reshaped as if it were (seq, d_model)
+        x = x.mT.reshape(x.shape)
     if how == "dims_first":
         return x.unflatten(-1, (head_dim, heads)).movedim(-1, -3)
     return x.unflatten(-1, (heads, head_dim)).transpose(-3, -2)
@@ -142,14 +144,7 @@ def _seen(spec: Spec, scores: Tensor, allowed: Tensor | None) -> Tensor:
     """(seq, seq), True where a query may attend to a key."""
     queries, keys = (torch.arange(size) for size in scores.shape[-2:])
     ahead = keys - queries[:, None]
-    seen = {
-        "none": torch.ones_like(ahead, dtype=torch.bool),
-        "causal": ahead <= 0,
-        "strict": ahead < 0,
-        "next": ahead <= 1,
-        "future": ahead >= 0,
-        "future_strict": ahead > 0,
-    }[spec.mask]
+    seen = MASKS[spec.mask](ahead)
     return seen if allowed is None else seen & allowed
 
 

@@ -17,6 +17,7 @@ from .spec import Weights
 Raw = dict[str, Tensor]
 """The values of a learner's parameters, by their own names."""
 
+NORM = re.compile(r"norm|(^|[._])(ln|rms)|(ln|rms)([._]|$)", re.I)
 QUERY_KEY_NORM = re.compile(r"(^|[._])(q|k|query|key)_?(norm|layernorm|ln|rms)|norm_?(q|k)([._]|$)", re.I)
 
 GATE = "attention_gate"
@@ -172,6 +173,7 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
             found.feed_forward.append(name)
         else:
             found.attention.append(name)
+    _set_aside_scales(found)
     _gather_parts(found, sizes)
     for name in list(found.attention):  # low-rank adapters, which have no effect at first
         gates_heads = numel(found.shapes[name]) == sizes.num_heads * sizes.d_model and GATE_NAME.search(name)
@@ -246,6 +248,17 @@ def _bind_by_module(found: Parameters, vectors: list[str], sizes: Sizes) -> None
 
 def _is_bias_name(name: str) -> bool:
     return "bias" in name.rpartition(".")[2].lower()
+
+
+def _set_aside_scales(found: Parameters) -> None:
+    """Vectors of a head's size are norms of queries and keys if named so, or if none is and they come in pairs.
+
+    Others scale queries, or something else, and often by a function of their own, such as softplus.
+    """
+    named = [name for name in found.head_norms if NORM.search(name)]
+    if named or len(found.head_norms) == 1:
+        found.unknown += [name for name in found.head_norms if name not in named]
+        found.head_norms = named
 
 
 def _gather_parts(found: Parameters, sizes: Sizes) -> None:

@@ -28,6 +28,7 @@ def _cos_sin(spec: Spec, x: Tensor, dim: int, positions: Tensor, width: int) -> 
 
 
 @functools.lru_cache(maxsize=256)  # a search makes each table once
+@torch.inference_mode(False)  # gradients are computed with some of them
 def _known_table(
     frequency: str, tables: str, dim: int, width: int, shape: torch.Size, positions: tuple[int, ...], *numbers: Number
 ) -> tuple[Tensor, Tensor]:

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from .variants import LARGE_ANGLES
+
 Weights = dict[str, Tensor]
 """q k v o attention_gate gate up down: (readings, 1, out, in). Their biases q_bias ..., norm1 norm1_bias norm2
 norm2_bias, q_norm k_norm: (readings, 1, 1, size). A missing name is a missing weight."""
@@ -69,7 +71,7 @@ class Spec:
     alibi: bool = False  # scores fall with distance, for each head at its own slope
     scale: str = "1/sqrt(head_dim)"  # a name of SCALES
     factor: Number = 1.0  # on top of it
-    split: str = "standard"  # flat | dims_first | swapped | never
+    split: str = "standard"  # flat | flat_dims | dims_first | swapped | never
     split_of: str = "qkv"  # which projections are split in that way
     merge: str = "standard"  # flat | dims_first
     tiled: bool = False
@@ -83,6 +85,16 @@ class Spec:
     # The feed-forward.
     activation: str = "silu"  # a name of ACTIVATIONS
     gating: str = "gate"  # product | plain | both
+
+    @property
+    def mixes_sequences(self) -> bool:
+        """Whether a sequence's output depends on the others of its batch."""
+        return "batch" in (self.norm1, self.norm2)
+
+    @property
+    def loses_angles(self) -> bool:
+        """Whether a block that computes its angles in float32 rounds them so much that it shows."""
+        return self.frequency in LARGE_ANGLES
 
 
 def are_several(number: Number) -> bool:

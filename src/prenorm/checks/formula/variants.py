@@ -1,4 +1,4 @@
-"""Variants of formulas: activations, scales, frequencies, shifts, means, and roundings."""
+"""Variants of formulas: activations, scales, masks, frequencies, shifts, means, and roundings."""
 
 import math
 from collections.abc import Callable
@@ -52,6 +52,15 @@ NO_SOFTMAX: dict[str, Callable[[Tensor], Tensor]] = {  # possible replacements
     "relu": torch.relu,
 }
 
+MASKS: dict[str, Callable[[Tensor], Tensor]] = {  # where a query may attend, by how far keys are ahead of it
+    "none": lambda ahead: torch.ones_like(ahead, dtype=torch.bool),
+    "causal": lambda ahead: ahead <= 0,
+    "strict": lambda ahead: ahead < 0,
+    "next": lambda ahead: ahead <= 1,
+    "future": lambda ahead: ahead >= 0,
+    "future_strict": lambda ahead: ahead > 0,
+}
+
 # Exponents of theta for pair i of n, in a vector of size dim of a model of the given width; then what multiplies it.
 FREQUENCIES: dict[str, Callable[[Tensor, int, int, float], Tensor]] = {
     "standard": lambda i, dim, width, theta: theta ** (-2 * i / dim),
@@ -77,6 +86,9 @@ FREQUENCIES: dict[str, Callable[[Tensor, int, int, float], Tensor]] = {
     "half of it": lambda i, dim, width, theta: theta ** (-2 * i / dim) / 2,
     "twice of it": lambda i, dim, width, theta: theta ** (-2 * i / dim) * 2,
 }
+
+LARGE_ANGLES = frozenset({"theta^(+2i/head_dim)", "times 180/pi"})
+"""Frequencies whose angles are so large that float32, in which most code computes them, keeps only a few digits."""
 
 SHIFTS: dict[str, Callable[[Tensor], Tensor]] = {
     "no": lambda positions: positions,
@@ -109,22 +121,38 @@ SQUARES: dict[str, Callable[[Tensor], Tensor]] = {  # under the root, without ep
 }
 
 
-def _rounded(angle: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def _tables(angle: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:
     return angle.cos().to(dtype), angle.sin().to(dtype)
 
 
-LOW, HALF = torch.bfloat16, torch.float16
+def _rounded(dtype: torch.dtype, *parts: str) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Tables of which these parts are in another dtype; angles of rounded frequencies are products in that dtype."""
+
+    def tables(at: Tensor, frequency: Tensor) -> tuple[Tensor, Tensor]:
+        if "frequencies" in parts:
+            frequency = frequency.to(dtype)
+            at = at.to(dtype) if "angles" in parts else at
+        angle = (at * frequency).to(dtype if "angles" in parts else torch.float64)
+        return _tables(angle.double(), dtype if "cos and sin" in parts else torch.float64)
+
+    return tables
+
+
 TABLES: dict[str, Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]] = {  # of positions and frequencies, in float64
-    "exact": lambda at, frequency: _rounded(at * frequency, torch.float64),
-    "cos and sin in bfloat16": lambda at, frequency: _rounded(at * frequency, LOW),
-    "cos and sin in float16": lambda at, frequency: _rounded(at * frequency, HALF),
-    "angles in bfloat16": lambda at, frequency: _rounded((at * frequency).to(LOW).double(), torch.float64),
-    "frequencies in bfloat16": lambda at, frequency: _rounded(at * frequency.to(LOW).double(), torch.float64),
-    "frequencies and angles in bfloat16": lambda at, frequency: _rounded(
-        (at.to(LOW) * frequency.to(LOW)).double(), torch.float64
-    ),
-    "frequencies, angles, cos and sin in bfloat16": lambda at, frequency: _rounded(at.to(LOW) * frequency.to(LOW), LOW),
-    "angles, cos and sin in bfloat16": lambda at, frequency: _rounded((at * frequency).to(LOW), LOW),
-    "frequencies in float16": lambda at, frequency: _rounded(at * frequency.to(HALF).double(), torch.float64),
-    "angles in float16": lambda at, frequency: _rounded((at * frequency).to(HALF).double(), torch.float64),
+    "exact": lambda at, frequency: _tables(at * frequency),
+    "cos and sin in bfloat16": _rounded(torch.bfloat16, "cos and sin"),
+    "cos and sin in float16": _rounded(torch.float16, "cos and sin"),
+    **{
+        f"{said} in {name}": _rounded(dtype, *parts)
+        for name, dtype in (("bfloat16", torch.bfloat16), ("float16", torch.float16))
+        for said, parts in (
+            ("angles", ("angles",)),
+            ("frequencies", ("frequencies",)),
+            ("frequencies and angles", ("frequencies", "angles")),
+            ("angles, cos and sin", ("angles", "cos and sin")),
+            ("frequencies, cos and sin", ("frequencies", "cos and sin")),
+            ("frequencies, angles, cos and sin", ("frequencies", "angles", "cos and sin")),
+        )
+    },
 }
+"""What may be rounded: each part by itself, or with what is computed from it in the same dtype."""

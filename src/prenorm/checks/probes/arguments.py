@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..search.explain import explain
-from ..search.explanation import OutOfTimeError, UnexplainedError
+from ..search.explanation import UnexplainedError
 from ..search.trials import agrees
 from ..subject.learner import Answer, Built, LearnerError
 from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case, raised
@@ -168,11 +168,11 @@ def grouped_heads(case: Case) -> None:
             case.report.conventions["grouped_heads"] = "the configuration's entry is not used"
             case.report.skip("grouped heads", "the configuration has an entry for key-value heads, the block none")
             return
-        explanation = explain(built, case.generator, tolerance=case.tolerance, dtype=case.dtype)
-    except OutOfTimeError as error:
-        case.report.skip("grouped heads", f"not compared: it ended at {error.step}")
-        return
+        explanation = explain(built, case.generator, work=case.work, **case.precision)
     except UnexplainedError as error:
+        if not error.complete:
+            case.report.skip("grouped heads", f"not compared: it ended at {error.step}")
+            return
         case.report.puzzled(f"with {sizes.num_heads} heads and 2 key-value heads, at {error.step}")
         case.report.check("grouped heads", False, "with 2 key-value heads no known fault explains the numbers")
         return

@@ -60,7 +60,7 @@ def _drops(built: Built, raw: Raw, x: Tensor) -> bool:
 
 def _unchanged_by_others(case: Case, built: Built, raw: Raw, x: Tensor, first: Tensor) -> bool:
     """The same call after calls with other inputs."""
-    others = [(2, case.tokens), *(shape for shape in ((1, 3), (3, 11)) if case.runs(raw, shape))]
+    others = [(2, case.tokens), *(shape for shape in ((1, case.sizes.num_heads), (3, 11)) if case.runs(raw, shape))]
     try:
         for shape in others:
             built.run(raw, case.x(*shape, dtype=torch.float32))

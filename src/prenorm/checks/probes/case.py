@@ -11,6 +11,7 @@ from ..faults import CRASHES, FAULTS
 from ..formula.parameters import Raw, Sizes
 from ..search.explanation import Explanation
 from ..search.trials import agrees
+from ..search.work import Work
 from ..subject.learner import Built, Learner, LearnerError, Lengths
 from ..targets import Target
 from ..verdict import FAILED, NOT_APPLICABLE, PASSED, Check
@@ -19,6 +20,8 @@ MAX_SEQ_LEN = 24
 """Small enough to try every length up to it."""
 ROUNDED_TABLES = 0.03
 """The tolerance if tables are in bfloat16: it hides their rounding, but not other faults."""
+ROUNDED_ANGLES = 0.01
+"""The same if angles are so large that float32 rounds them."""
 
 
 FLOAT32_TOLERANCE = 1e-4  # of numbers, where a block is compared in float32
@@ -106,6 +109,7 @@ class Case:
     dtype: torch.dtype = torch.float64
     tolerance: float = 1e-5
     size: float = 1.0  # of random vectors
+    work: Work = field(default_factory=Work)  # that is left for the search
     raw: Raw = field(default_factory=dict)
     initial: Raw = field(default_factory=dict)  # the parameters as the constructor leaves them
     for_inference: bool = False  # whether its matrices are frozen, and a checkpoint is meant to fill them
@@ -126,6 +130,11 @@ class Case:
             if self.built.plain_weights:
                 built.take_plain_weights()
         return built
+
+    @property
+    def precision(self) -> dict[str, Any]:
+        """The precision in which numbers are compared, for a search."""
+        return {"tolerance": self.tolerance, "dtype": self.dtype}
 
     def wide(self, **arguments: Any) -> Built:
         """A block in the precision for comparing numbers."""

@@ -157,6 +157,7 @@ def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
     if spec.split != "standard":
         how = {
             "flat": "are reshaped to (heads, seq, head_dim) without a transpose",
+            "flat_dims": "are reshaped from (d_model, seq) without a transpose back",
             "never": "are never split: there is one head of size d_model",
         }.get(spec.split, "are split as (head_dim, heads)")
         yield "wrong_head_split", f"{', '.join(spec.split_of)} {how}"

@@ -8,7 +8,7 @@ import torch
 
 from ..formula.spec import Spec
 from ..search.switches import Switch
-from ..subject.learner import Built
+from ..subject.learner import SINGLE, Built
 from .case import Case
 
 EPS = 0.05
@@ -153,12 +153,12 @@ def _fit(case: Case, built: Built, passed: float, size: float) -> dict[str, _Fit
         + [passed * factor for factor in (0.5, 2.0, 4.0, 10.0, 100.0, 1000.0, 0.1, 0.01, 0.001, 32.0, 1 / 32)]
         + [passed + known for known in KNOWN_EPS]
     )
-    sizes = torch.tensor([0.1, 0.3, 1.0, 1.0, 3.0, 10.0], dtype=case.dtype)[:, None, None] * size
+    sizes = torch.logspace(-1, 1, SINGLE, dtype=case.dtype)[:, None, None] * size
     found: dict[str, _Fitted] = {}
     spec = case.explanation.spec
     joint = spec.post or spec.residual1 != "input" or spec.residual2 != "hidden"  # then outputs depend on both norms
     for name, muted in (("norm1", "down"), ("norm2", "v")):  # one sublayer at a time
-        raw, x = built.draw(case.generator, case.dtype), case.single(6) * sizes
+        raw, x = built.draw(case.generator, case.dtype), case.single(SINGLE) * sizes
         reads_values = name == "norm2" and spec.residual1 == "none" and not spec.post  # of nothing it makes nothing
         for role in (muted, f"{muted}_bias", *(("o_bias",) if muted == "v" else ())):
             piece = case.explanation.reading.get(role)

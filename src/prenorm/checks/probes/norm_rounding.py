@@ -10,11 +10,10 @@ from torch import Tensor
 
 from ..formula.parameters import GATE, Raw
 from ..search.trials import agrees
-from ..subject.learner import Built, LearnerError
+from ..subject.learner import SINGLE, Built, LearnerError
 from .case import Case, raised
 
-ROWS = 64
-BATCH = 16  # sequences in one call: caches are made for so many
+ROWS = 4 * SINGLE
 # The relative error of a row's scale. Rounding single entries averages out to about 2e-4 over 32 of them; a mean, a
 # root or a quotient that is itself rounded to bfloat16 is off by about 1e-3.
 ROW_SCALE = 7e-4
@@ -141,7 +140,7 @@ def norm1_in_the_block(case: Case) -> bool:
     if "norm1" in reading and spec.weight1 == "own":
         weight = reading["norm1"].read(raw).float() + (1 if spec.plus_one else 0)
     eps = case.arguments.get("eps", case.report.conventions.get("eps", 1e-6))
-    y = torch.cat([built.run(raw, part).y[:, :1] for part in sequences.split(BATCH)])
+    y = torch.cat([built.run(raw, part).y[:, :1] for part in sequences.split(SINGLE)])
 
     def like(normed: Tensor) -> float:
         return float((y == x + normed * LOUD).double().mean())
@@ -180,7 +179,7 @@ def norms_by_themselves(case: Case, *, but: frozenset[str] = frozenset()) -> dic
     for one in norms.values():
         if one.bias:
             raw[one.bias] = torch.zeros_like(raw[one.bias])
-    x = (case.x(BATCH, case.tokens, dtype=torch.float64) * SIZE).bfloat16()
+    x = (case.x(SINGLE, case.tokens, dtype=torch.float64) * SIZE).bfloat16()
     judged, rounded = [], []
     told = {case.classes.get(one) for one in but if "norm_without_upcast" in case.report.findings}
     for name, call in low.seen(raw, x, [*norms]).items():
@@ -237,7 +236,7 @@ def _norms_of(case: Case, built: Built, raw: Raw) -> dict[str, _Module]:
         and all(values[name].shape == (case.sizes.d_model,) and name in case.classes for name in names)
         and not any(other.startswith(f"{module}.") for other in held)
     }
-    calls = built.seen(values, case.x(BATCH, case.tokens) * SIZE, [*possible])
+    calls = built.seen(values, case.x(SINGLE, case.tokens) * SIZE, [*possible])
     found = {}
     for module, call in calls.items():
         if not _has_rows(case, call["given"], call["result"]):

@@ -8,11 +8,11 @@ from typing import Any
 
 from ..formula.choices import is_choice, is_free
 from ..search.explain import explain
-from ..search.explanation import Explanation, OutOfTimeError, UnexplainedError
+from ..search.explanation import Explanation, UnexplainedError
 from ..search.sizes import fitting_sizes
 from ..subject.child.meanings import meaning_of
 from ..subject.learner import TABLES, Built, LearnerError
-from .case import Case
+from .case import ROUNDED_ANGLES, Case
 from .diagnosis import conventions, faults
 
 
@@ -28,6 +28,8 @@ def numbers(case: Case) -> None:
             _report_unexplained(case, error)
         return
     case.explanation = _with_pairing(case, case.explanation)
+    if case.explanation.spec.loses_angles:
+        case.tolerance = max(case.tolerance, ROUNDED_ANGLES)
     said = faults(case.explanation)
     for id, evidence in said.items():
         counts = _counts(case, id, case.explanation)
@@ -75,7 +77,7 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
         )
         case.report.found("arguments_unknown", evidence, counts=False)
     elif not common:  # of a search that ended early, nothing is known
-        case.report.found("unexplained", f"at {error.step}", counts=not isinstance(error, OutOfTimeError))
+        case.report.found("unexplained", f"at {error.step}", counts=error.complete)
 
 
 def _number_of_layers(case: Case) -> str:
@@ -100,7 +102,7 @@ def _with_pairing(case: Case, explanation: Explanation) -> Explanation:
         return explanation
     sizes = dataclasses.replace(case.sizes, d_model=2 * case.sizes.d_model, d_ff=2 * case.sizes.d_ff)
     with contextlib.suppress(LearnerError, UnexplainedError):
-        larger = explain(case.wide(sizes=sizes), case.generator, tolerance=case.tolerance, dtype=case.dtype, most=1)
+        larger = explain(case.wide(sizes=sizes), case.generator, work=case.work, most=1, **case.precision)
         if larger.spec.rotary_fraction == spec.rotary_fraction:
             return explanation.changed(pairing=larger.spec.pairing)
     return dataclasses.replace(explanation, pairing_seen=False)
@@ -124,18 +126,18 @@ def _means_to_rotate(case: Case) -> bool:
 def _explained(case: Case, built: Built) -> Explanation:
     """The explanation; if weights seem to be missing, tensors that are not parameters are tried as weights."""
     odd = {"batch_coupled", "retains_state"} & set(case.report.findings)  # then no formula has to explain the numbers
-    options: dict[str, Any] = {"tolerance": case.tolerance, "dtype": case.dtype, "most": 1 if odd else 2}
+    options: dict[str, Any] = {**case.precision, "most": 1 if odd else 2}
     problem: UnexplainedError | None = None
     explanation = None
-    if unknown := fitting_sizes(built)[0].unknown:
-        adapters = [one["name"] for one in built.parameters if one["name"] in unknown and _is_matrix(one["shape"])]
-        ways = dict.fromkeys([frozenset(), frozenset(adapters)])
-        options["share"] = 1 + len(ways)  # of which most blocks with such parameters need the first alone
-        for muted in ways:
-            with contextlib.suppress(UnexplainedError, LearnerError):
-                return _set_aside(case, unknown, muted, options | {"most": 1})
+    unknown = fitting_sizes(built)[0].unknown
+    adapters = [one["name"] for one in built.parameters if one["name"] in unknown and _is_matrix(one["shape"])]
+    ways = dict.fromkeys([frozenset[str](), frozenset(adapters)]) if unknown else {}
+    shares = case.work.shares(len(ways) + 1 + bool(built.tensors_as_weights()))
+    for muted in ways:
+        with contextlib.suppress(UnexplainedError, LearnerError):
+            return _set_aside(case, unknown, muted, options | {"work": next(shares), "most": 1})
     try:
-        explanation = explain(built, case.generator, **options)
+        explanation = explain(built, case.generator, work=next(shares), **options)
         lacking = {"norm_weight_missing", "missing_output_projection"} & faults(explanation).keys()
         if not lacking:
             return explanation
@@ -143,11 +145,14 @@ def _explained(case: Case, built: Built) -> Explanation:
         problem = error
     if built.take_plain_weights():
         try:
-            other = explain(built, case.generator, **options)
+            other = explain(built, case.generator, work=next(shares), **options)
             if explanation is None or other.cost <= explanation.cost:
                 case.raw = built.draw(case.generator, case.dtype)  # with values for them
                 return other
-        except (UnexplainedError, LearnerError):
+        except UnexplainedError as error:
+            if problem is not None:
+                problem.complete &= error.complete
+        except LearnerError:
             pass
         built.plain_weights = []
     if explanation is not None:

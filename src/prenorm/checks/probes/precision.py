@@ -7,11 +7,9 @@ from torch import Tensor
 
 from ..formula.parameters import Raw
 from ..subject.child.dtypes import CAST, COMBINED, KEPT, MADE, WEIGHT
-from ..subject.learner import Built, Description, LearnerError
+from ..subject.learner import SINGLE, Built, Description, LearnerError
 from .case import Case, raised
 from .norm_rounding import norm1_in_the_block, norms_by_themselves, promises
-
-BATCH = 16  # sequences in one call: caches are made for so many
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,7 +138,7 @@ def _second_norm(case: Case) -> None:
             if name in reading:
                 reading[name].write(raw, torch.zeros(()))
         reading["down"].write(raw, reading["down"].read(raw) * 100)
-        noise = [case.single(BATCH, dtype=torch.float64) for _ in range(2)]
+        noise = [case.single(SINGLE, dtype=torch.float64) for _ in range(2)]
         x = (noise[0].sign() * 400 + noise[1] * 20).half()
         y = built.run(raw, x).y.double()
     except LearnerError:
@@ -181,7 +179,7 @@ def _angles(case: Case) -> None:
         return
     errors = {}
     for name, positions, seq in (("near", near, 8), ("far", far, length)):
-        x = case.x(16 if seq == len(near) else 2, seq, dtype=torch.bfloat16)  # enough sequences for a stable mean
+        x = case.x(SINGLE if seq == len(near) else 2, seq, dtype=torch.bfloat16)  # enough sequences for a stable mean
         y = built.run(raw, x, positions=positions if built.positions_name else None).y
         wide: Raw = {key: value.double() for key, value in raw.items()}
         expected = case.expected(wide, x.double(), positions)

@@ -5,42 +5,35 @@ import time
 import torch
 from torch import Tensor
 
-from ..formula.parameters import Raw
-from ..subject.learner import Built
+from ..formula.parameters import Pieces, Raw
+from ..subject.learner import SINGLE, Built
 from .explanation import OutOfTimeError
 from .sizes import Fit
-from .trials import Probe, Trials
-
-SINGLE = 14  # sequences of one token
+from .trials import Base, Probe, Trials
+from .work import Work
 
 
 class Attempt:
-    """An attempt at an explanation, with the sizes and the parameters of one fit.
+    """An attempt at an explanation, with the sizes and the parameters of one fit; begin, and begin again with more.
 
     most: the switches that are turned together, at most, in each of the three steps.
-    share: how many attempts share the work that one may take.
+    first_step: what explains one token, once that is known; tried: with how many switches it was sought in vain.
     """
 
     def __init__(
-        self,
-        built: Built,
-        fit: Fit,
-        generator: torch.Generator,
-        *,
-        tolerance: float,
-        dtype: torch.dtype,
-        most: int,
-        share: int,
+        self, built: Built, fit: Fit, generator: torch.Generator, *, tolerance: float, dtype: torch.dtype
     ) -> None:
-        self.built, self.generator, self.tolerance, self.dtype, self.most = built, generator, tolerance, dtype, most
-        self.sizes, self.found = fit.sizes, fit.found
-        self.trials = self.more_trials()
-        self.trials.most_work //= share
+        self.built, self.generator, self.tolerance, self.dtype = built, generator, tolerance, dtype
+        self.sizes, self.found, self.fit = fit.sizes, fit.found, fit
+        self.trials = Trials(self.sizes.num_heads, self.check_time, Work(0))
         self.raw = built.draw(generator, dtype)
+        self.most = 0
+        self.first_step: tuple[list[Base], list[Pieces]] | None = None
+        self.tried = -1
 
-    def more_trials(self) -> Trials:
-        """Trials with their own limit of work."""
-        return Trials(self.sizes.num_heads, self.check_time)
+    def begin(self, most: int, work: Work) -> None:
+        """Set the switches that are turned together, and the work for all steps."""
+        self.most, self.trials.work = most, work
 
     def check_time(self) -> None:
         """Raise OutOfTimeError if the time for searching is over; the rest is for the checks that follow.

@@ -5,6 +5,8 @@ one token (residuals, norms, feed-forward, value and output weights), several to
 rotated values), several tokens (queries, keys, rotation, scale).
 """
 
+import itertools
+
 import torch
 
 from ..formula.assign_attention import attention_readings, with_same_values
@@ -16,6 +18,7 @@ from .explanation import Explanation, OutOfTimeError, UnexplainedError
 from .one_token import one_token
 from .scores import scores
 from .sizes import fitting_sizes
+from .work import Work
 from .zero_scores import zero_scores
 
 MOST = 6
@@ -23,28 +26,29 @@ MOST = 6
 
 
 def explain(
-    built: Built, generator: torch.Generator, *, tolerance: float, dtype: torch.dtype, most: int = 2, share: int = 1
+    built: Built, generator: torch.Generator, *, tolerance: float, dtype: torch.dtype, work: Work, most: int = 2
 ) -> Explanation:
     """The simplest explanation of the block's numbers. Raises UnexplainedError if there is none.
 
-    most: the largest number of switches that are set together, in each of the three steps.
-    share: how many searches share the work that one may take.
+    work: what it may take; most: the largest number of switches that are set together, in each of the three steps.
     """
     problem: UnexplainedError | None = None
     fits = fitting_sizes(built)
-    share *= len(fits)
-    for together in range(1 if len(fits) > 1 else most, most + 1):
-        for fit in fits:
-            try:
-                return _steps(
-                    Attempt(built, fit, generator, tolerance=tolerance, dtype=dtype, most=together, share=share)
-                )
-            except OutOfTimeError:
-                raise
-            except UnexplainedError as error:
-                error.unknown = (*fit.unknown, *error.unknown, *fit.uncertain, *fit.beyond)
-                problem = problem or error
+    attempts = [Attempt(built, fit, generator, tolerance=tolerance, dtype=dtype) for fit in fits]
+    rounds = list(itertools.product(range(1 if len(fits) > 1 else most, most + 1), attempts))
+    for (together, attempt), share in zip(rounds, work.shares(len(rounds)), strict=True):
+        attempt.begin(together, share)
+        try:
+            return _steps(attempt)
+        except OutOfTimeError:
+            raise
+        except UnexplainedError as error:
+            error.unknown = (*attempt.fit.unknown, *error.unknown, *attempt.fit.uncertain, *attempt.fit.beyond)
+            problem = problem or error
     assert problem is not None
+    if any(attempt.trials.cut_short for attempt in attempts):
+        problem.step += ", where the limit of its work ended the search"
+        problem.complete = False
     raise problem
 
 
@@ -61,7 +65,9 @@ def _steps(attempt: Attempt) -> Explanation:
         )
         shapes = ", ".join(f"{name} {found.shapes[name]}" for name in (*found.unknown, *which)) or "none"
         raise UnexplainedError(f"naming the parameters, which cannot be {what}: {shapes}", unknown=which)
-    bases, readings = one_token(attempt, attention, feed_forward, list(norm_readings(found)))
+    if attempt.first_step is None:
+        attempt.first_step = one_token(attempt, attention, feed_forward, list(norm_readings(found)))
+    bases, readings = attempt.first_step
     try:
         bases, readings = zero_scores(attempt, bases, with_same_values(readings, attention))
         return scores(attempt, bases, readings)

@@ -40,6 +40,7 @@ class UnexplainedError(Exception):
 
     unknown: parameters that were not recognised, because of their shape or because another weight is missing.
     so_far: the simplest explanations of the steps before, if there are any.
+    complete: whether everything was tried; if not, there may be an explanation all the same.
     """
 
     def __init__(self, step: str, *, faults: Sequence[tuple[str, str]] = (), unknown: Sequence[str] = ()) -> None:
@@ -48,7 +49,12 @@ class UnexplainedError(Exception):
         self.faults = tuple(faults)
         self.unknown = tuple(unknown)
         self.so_far: tuple[Explanation, ...] = ()
+        self.complete = True
 
 
 class OutOfTimeError(UnexplainedError):
-    """The search ended early, so that there may be an explanation all the same."""
+    """The time for searching is over."""
+
+    def __init__(self, step: str) -> None:
+        super().__init__(step)
+        self.complete = False

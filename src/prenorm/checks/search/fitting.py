@@ -10,9 +10,10 @@ from torch import Tensor
 
 from ..formula.parameters import Pieces, weights
 from ..formula.reference import block
-from ..formula.spec import Number, Spec
+from ..formula.spec import Number, Spec, Weights
 from .switches import Switch
-from .trials import Base, Probe
+from .trials import Base, Probe, Trials
+from .work import AT_ONCE, units
 
 MOST_READINGS = 12
 MOST_PAIRS = 8  # in a head; one with fewer pairs uses the first
@@ -51,20 +52,29 @@ BRANCH = Fit("branch", 2.0**-7, 2.0**4, 40, 0)
 
 
 def fitted(
-    fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe, num_heads: int, *, refined: int = REFINED
+    fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe, trials: Trials, *, refined: int = REFINED
 ) -> list[Base]:
     """Bases with the number that comes closest to the probe's output, the closest first.
 
-    refined: how many of the bases that come closest at first are fitted to the end.
+    trials: those whose work it shares; refined: how many of the bases that come closest at first are fitted to the end.
     """
-    gaps = _gaps(readings[:MOST_READINGS], probe, num_heads)
+    stacked = [weights([reading], probe.raw) for reading in readings[:MOST_READINGS]]
+    gaps = _gaps(stacked, probe, trials.num_heads)
+    work = trials.work.part(AT_ONCE)
+    once = sum(units(values, fit.starts // 2, probe.x.shape[-2]) for values in stacked)  # half is common to all numbers
     coarse = []
     for spec, cost in bases:
+        if not work.spend(once):
+            trials.cut_short = True
+            break
         near = gaps(fit.set(spec, fit.at(torch.arange(fit.starts, dtype=torch.float64))))
         least = int(near.argmin())
         coarse.append((float(near[least]), least, spec, cost))
     found = []
     for _, place, spec, cost in sorted(coarse, key=lambda one: one[0])[:refined]:
+        if not work.spend(once * ROUNDS):
+            trials.cut_short = True
+            break
         value, least_gap = _refined(fit, spec, gaps, float(place))
         if least_gap > 100 * probe.tolerance:
             continue
@@ -87,20 +97,20 @@ def _refined(fit: Fit, spec: Spec, gaps: Callable[[Spec], Tensor], place: float)
     return float(fit.at(places[least])), float(near[least])
 
 
-def _gaps(readings: list[Pieces], probe: Probe, num_heads: int) -> Callable[[Spec], Tensor]:
+def _gaps(stacked: list[Weights], probe: Probe, num_heads: int) -> Callable[[Spec], Tensor]:
     """A function from a spec with many numbers to their gaps: the largest error relative to the output's size.
 
     Each gap is that of the best reading.
     """
-    each = [weights([reading], probe.raw) for reading in readings]
-    scale = float(torch.where(torch.isfinite(probe.y), probe.y, 0).abs().max().clamp(min=1e-9))
+    x, y = probe.x[:1], probe.y[:1]  # a sequence tells them apart
+    scale = float(torch.where(torch.isfinite(y), y, 0).abs().max().clamp(min=1e-9))
 
     def gaps(spec: Spec) -> Tensor:
         found = []
-        with torch.no_grad():
-            for values in each:
+        with torch.inference_mode():
+            for values in stacked:
                 try:
-                    error = (block(spec, values, probe.x, probe.positions, num_heads) - probe.y).abs()
+                    error = (block(spec, values, x, probe.positions, num_heads) - y).abs()
                 except RuntimeError:  # the spec does not fit these shapes
                     continue
                 found.append(error.nan_to_num(math.inf).flatten(1).amax(-1))

@@ -77,16 +77,17 @@ def one_token(
         (bases, every, 2),
         (heads if whole else [], turned, 2),
     ):
-        if not specs or not readings or most > attempt.most or (most == 2 and len(readings) > MANY_READINGS):
+        if not specs or not readings or not attempt.tried < most <= attempt.most:
+            continue
+        if most == 2 and len(readings) > MANY_READINGS:
             continue
         # readings with more weights come first: an unused norm weight fits every reading
-        if specs is twice or (layered and readings is around and most):  # the search before may have used up the work
-            attempt.trials = attempt.more_trials()
         costs = [(spec, (readings is turned) + (not spec.end1 == spec.end2 == "no")) for spec in specs]
         matches = attempt.trials.find(costs, ONE_TOKEN, readings, probe, most=most)
         if matches:
             break
     if not matches:
+        attempt.tried = attempt.most
         step = "one token alone: residuals, norms, feed-forward, value and output projections"
         raise UnexplainedError(step, faults=_other_norm(attempt, bases, likely))
     best = min(cost for _, cost, _ in matches)
@@ -110,7 +111,7 @@ def _pre_norm(specs: list[Spec]) -> list[Spec]:
 
 def _scaled(attempt: Attempt, bases: list[Spec], readings: list[Pieces], probe: Probe) -> list[Spec]:
     """Bases with the outputs of the sublayers multiplied by a number, which is fitted."""
-    return [spec for spec, _ in fitted(BRANCH, [(one, 0) for one in bases], readings, probe, attempt.sizes.num_heads)]
+    return [spec for spec, _ in fitted(BRANCH, [(one, 0) for one in bases], readings, probe, attempt.trials)]
 
 
 def _likeliest(bases: list[Spec], reading: Pieces, kind: str = "") -> list[Spec]:
@@ -158,7 +159,6 @@ def _other_norm(attempt: Attempt, bases: list[Spec], readings: list[Pieces]) -> 
     half[..., torch.randperm(half.shape[-1], generator=attempt.generator)[: half.shape[-1] // 2]] = -1
     signs = torch.cat([half, -half], -1).repeat(1, attempt.built.lengths.single, 1)
     factors: list[Switch] = [{"norm_factor": 2.0 ** (power / 4)} for power in range(-20, 21) if power]
-    trials = attempt.more_trials()  # the attempt's own trials may have used up their work
     starts = [(base, 0) for base in bases[:4]]
     usual = True
     for muted in ("down", "o" if "o" in readings[0] else "v"):
@@ -167,9 +167,9 @@ def _other_norm(attempt: Attempt, bases: list[Spec], readings: list[Pieces]) -> 
             if role in readings[0]:
                 readings[0][role].write(raw, torch.zeros(()))
         probe = Probe(raw, signs, attempt.built.run(raw, signs).y, attempt.tolerance)
-        if not trials.find(starts, factors, readings, probe, most=1):
+        if not attempt.trials.find(starts, factors, readings, probe, most=1):
             return []
-        usual &= bool(trials.find(starts, [], readings, attempt.of_one_token(raw), most=0))
+        usual &= bool(attempt.trials.find(starts, [], readings, attempt.of_one_token(raw), most=0))
     evidence = "each sublayer is right for vectors of entries 1 and -1 (or off by a number), and wrong for others"
     return [] if usual else [("norm_wrong_mean", evidence)]
 

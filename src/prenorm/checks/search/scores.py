@@ -88,11 +88,10 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         elif fit is not None:
             attempt.check_time()
             refined = MOST_FAULTY if faulty else REFINED
-            every = fitted(fit, every, readings, probe, attempt.sizes.num_heads, refined=refined)
+            every = fitted(fit, every, readings, probe, attempt.trials, refined=refined)
             if fit is FACTOR and not every and not turned and specs is not simplest and not faulty:
                 every = _with_own_frequencies(attempt, simplest[:1], kinds[:2], readings)
-        trials = attempt.more_trials() if partial else attempt.trials  # two faults at once get as much work as without
-        matches = trials.find(every, switches, readings, probe, most=most)
+        matches = attempt.trials.find(every, switches, readings, probe, most=most)
         if matches:
             break
     else:
@@ -169,7 +168,7 @@ def _with_own_frequencies(
     attempt: Attempt, bases: list[Base], kinds: list[Switch], readings: list[Pieces]
 ) -> list[Base]:
     """Bases with free frequencies, fitted pair by pair, with all other pairs of queries and keys at zero."""
-    heads, dim = attempt.sizes.num_heads, attempt.sizes.head_dim
+    dim = attempt.sizes.head_dim
     reading = readings[0]
     found = []
     for (spec, cost), kind, (pairing, direction) in itertools.product(bases, kinds, ROTATIONS):
@@ -186,7 +185,7 @@ def _with_own_frequencies(
                     if name in reading:
                         value = reading[name].read(raw)
                         reading[name].write(raw, value * 2 * kept.repeat(len(value) // dim).view(shape))
-            one = fitted(PAIR, [(base, cost)], readings[:1], attempt.probe(raw), heads)
+            one = fitted(PAIR, [(base, cost)], readings[:1], attempt.probe(raw), attempt.trials)
             if not one:
                 break
             frequencies.append(one[0][0].frequencies[0])

@@ -89,12 +89,11 @@ ZERO_SCORES_PLAIN: list[Switch] = [
     {"softmax": "none", "fill": 0.0},
     {"masked_after": True},
     {"split": "swapped"},
-    *({"split": split} for split in ("flat", "dims_first")),
+    *({"split": split} for split in ("flat", "dims_first", "flat_dims")),
     *({"merge": merge} for merge in ("flat", "flat_dims", "dims_first")),
     *({"split": "flat", "merge": merge} for merge in ("flat", "flat_dims")),
     {"split": "dims_first", "merge": "dims_first"},
-    {"split": "flat", "split_of": "v"},
-    {"split": "dims_first", "split_of": "v"},
+    *({"split": split, "split_of": "v"} for split in ("flat", "dims_first", "flat_dims")),
     {"norm1": "all", "norm2": "all"},
     {"norm1": "all"},
     {"norm2": "all"},
@@ -120,7 +119,11 @@ SCORES: list[Switch] = [
     *({"tables": tables} for tables in TABLES),
     *({role: shift} for role in ("query_shift", "key_shift") for shift in SHIFTS if shift != "no"),
     *({"query_shift": shift, "key_shift": shift} for shift in SHIFTS if " or " in shift or "first" in shift),
-    *({"split": split, "split_of": roles} for split in ("flat", "dims_first") for roles in ("q", "k", "qk")),
+    *(
+        {"split": split, "split_of": roles}
+        for split in ("flat", "dims_first", "flat_dims")
+        for roles in ("q", "k", "qk")
+    ),
     {"split": "never"},
     {"split": "never", "scale": "1/sqrt(d_model / num_heads)"},
     {"signs": "plus"},

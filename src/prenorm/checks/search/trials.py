@@ -12,16 +12,17 @@ from ..formula.parameters import Pieces, Raw, weights
 from ..formula.reference import block
 from ..formula.spec import Spec, Weights
 from .switches import ROTATION, Switch
+from .work import AT_ONCE, Work, units
 
 Base = tuple[Spec, int]
 """A spec to start from, and the number of switches set so far."""
 Match = tuple[Spec, int, list[int]]
 """A spec that explains the numbers, its number of switches, and the readings for which it does."""
 
-MOST_WORK = 80_000
-"""Readings that are tried before giving up: about 5 seconds, counted so that all machines give the same verdict."""
-LEAST_WORK = 16
-"""The cost of trying a single reading, in this unit; with one token it is half."""
+ROUNDED_ANGLES = 100
+"""How much larger errors may be where angles are rounded."""
+FIRST = 2
+"""Sequences of a probe that are compared first: where they do not agree, the others need not be computed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,11 +41,14 @@ class Probe:
 
 
 class Trials:
-    """Searches, with a limit of work for each block. check_time raises when the time for it is over."""
+    """Searches that share their work. check_time raises when the time for them is over.
 
-    def __init__(self, num_heads: int, check_time: Callable[[], None], most_work: int = MOST_WORK) -> None:
-        self.num_heads, self.check_time, self.most_work = num_heads, check_time, most_work
-        self.work = 0
+    cut_short: whether one ended before every design was tried.
+    """
+
+    def __init__(self, num_heads: int, check_time: Callable[[], None], work: Work) -> None:
+        self.num_heads, self.check_time, self.work = num_heads, check_time, work
+        self.cut_short = False
 
     def find(
         self,
@@ -68,8 +72,10 @@ class Trials:
         stacked = [(indices, weights([readings[i] for i in indices], probe.raw)) for indices in groups.values()]
         found: list[Match] = []
         tried: set[Spec] = set()
-        work = sum(max(len(indices), LEAST_WORK) for indices, _ in stacked) // (2 if probe.x.shape[-2] == 1 else 1)
         deepest = (1 if keep_going else 2) if most is None else most
+        compared = _Compared(probe)
+        once = sum(units(values, compared.first, probe.x.shape[-2]) for _, values in stacked)
+        work = self.work.part(AT_ONCE)
         for count in range(deepest + 1):
             for combination in itertools.combinations(switches, count):
                 if not _together(combination):
@@ -81,10 +87,10 @@ class Trials:
                         continue
                     tried.add(spec)
                     self.check_time()
-                    self.work += work
-                    if self.work > self.most_work:
+                    if not work.spend(once):
+                        self.cut_short |= count == 0
                         return found
-                    indices = self._matching(spec, stacked, probe)
+                    indices = self._matching(spec, stacked, compared)
                     if indices:
                         found.append((spec, cost + count, indices))
                 if found and count == 2:
@@ -93,18 +99,11 @@ class Trials:
                 break
         return sorted(found, key=lambda match: match[1])
 
-    def _matching(self, spec: Spec, stacked: list[tuple[list[int], Weights]], probe: Probe) -> list[int]:
+    def _matching(self, spec: Spec, stacked: list[tuple[list[int], Weights]], compared: "_Compared") -> list[int]:
         matching: list[int] = []
-        with torch.no_grad():
-            for indices, values in stacked:
-                try:
-                    expected = block(spec, values, probe.x, probe.positions, self.num_heads)
-                except RuntimeError:  # weights of these shapes cannot be cut in that way
-                    continue
-                if expected.shape[0] != len(indices):
-                    expected = expected.expand(len(indices), *expected.shape[1:])
-                agreement = _agreement(probe.y, expected, probe.x, probe.tolerance)
-                matching += [index for index, good in zip(indices, agreement.tolist(), strict=True) if good]
+        for indices, values in stacked:
+            good = compared.with_spec(spec, values, self.num_heads).expand(len(indices))
+            matching += [index for index, is_good in zip(indices, good.tolist(), strict=True) if is_good]
         return sorted(matching)
 
 
@@ -117,14 +116,47 @@ def _together(switches: Sequence[Switch]) -> bool:
 
 def agrees(y: Tensor, expected: Tensor, x: Tensor, tolerance: float) -> bool:
     """Whether two outputs agree up to rounding, with NaN in the same places."""
-    return bool(_agreement(y, expected.to(y.dtype)[None], x, tolerance)[0])
+    return bool(_agreement(y, expected.to(y.dtype)[None], _allowed(y, x, tolerance))[0])
 
 
-def _agreement(y: Tensor, expected: Tensor, x: Tensor, tolerance: float) -> Tensor:
-    """Whether y agrees with each of the expected outputs (first axis), relative to the size of the numbers."""
-    if not torch.isfinite(y).any():
+class _Compared:
+    """A probe, with which outputs of specs are compared: its first sequences before the others, which cost more."""
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+        self.allowed = _allowed(probe.y, probe.x, probe.tolerance)
+        self.first = min(FIRST, len(probe.x)) if torch.isfinite(probe.y).all() else len(probe.x)
+
+    def with_spec(self, spec: Spec, values: Weights, num_heads: int) -> Tensor:
+        """Whether the output agrees with that of the spec, for each reading; one entry if none of them matters."""
+        every = len(self.probe.x)
+        counts = (every,) if spec.mixes_sequences else dict.fromkeys((self.first, every))
+        good = torch.zeros(1, dtype=torch.bool)
+        with torch.inference_mode():
+            for count in counts:
+                try:
+                    expected = block(spec, values, self.probe.x[:count], self.probe.positions, num_heads)
+                except RuntimeError:  # weights of these shapes cannot be cut in that way
+                    return torch.zeros(1, dtype=torch.bool)
+                allowed = self.allowed * ROUNDED_ANGLES if spec.loses_angles else self.allowed
+                good = _agreement(self.probe.y[:count], expected, allowed)
+                if not good.any():
+                    break
+        return good
+
+
+def _allowed(y: Tensor, x: Tensor, tolerance: float) -> Tensor:
+    """The largest error that is rounding, relative to the size of the numbers."""
+    size = torch.where(torch.isfinite(y), y, 0).abs().max()
+    return tolerance * size.clamp(min=x.abs().max() * 0.1)
+
+
+def _agreement(y: Tensor, expected: Tensor, allowed: Tensor) -> Tensor:
+    """Whether y agrees with each of the expected outputs (first axis)."""
+    finite = torch.isfinite(y)
+    if not finite.any():
         return torch.zeros(len(expected), dtype=torch.bool)
-    scale = torch.where(torch.isfinite(y), y, 0).abs().max().clamp(min=x.abs().max() * 0.1)
-    error = (expected - y).abs()
-    same = (error <= tolerance * scale) | (expected.isnan() & y.isnan()) | (expected == y)
+    same = (expected - y).abs() <= allowed
+    if not finite.all():
+        same |= (expected.isnan() & y.isnan()) | (expected == y)
     return same.flatten(1).all(-1)

@@ -59,6 +59,10 @@ SEARCHED = 0.6
 """The share of the time limit that searches may use, in the judge's own CPU time: a slow block's is not counted."""
 
 
+SINGLE = 14
+"""Sequences of one token in a call: no other size, and the same in every check; einx compiles for each shape."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lengths:
     """The sequence lengths that the checks use: the usual one, and for a single token as many equal ones as must be.
@@ -292,11 +296,15 @@ class Built:
             and reply["classes"].get(name) != "Embedding"
         }
 
-    def take_plain_weights(self) -> bool:
-        """Treat buffers and plain attributes with a weight's shape as weights. Returns whether there are any."""
+    def tensors_as_weights(self) -> list[Description]:
+        """Buffers and plain attributes with a weight's shape."""
         width, inner = self.sizes.d_model, self.sizes.d_ff
         matrices = {(width, width), (width, inner), (inner, width), (3 * width, width), (2 * inner, width)}
-        self.plain_weights = [one for one in self.tensors if tuple(one["shape"]) in matrices | {(width,)}]
+        return [one for one in self.tensors if tuple(one["shape"]) in matrices | {(width,)}]
+
+    def take_plain_weights(self) -> bool:
+        """Treat those as weights. Returns whether there are any."""
+        self.plain_weights = self.tensors_as_weights()
         return bool(self.plain_weights)
 
     def run_on_meta(self, x: Tensor, *, built_there: bool = False) -> Description:
