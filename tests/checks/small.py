@@ -614,6 +614,13 @@ class Experts(Right):
         return self.down(sum(w[..., None] * F.silu(gate(x)) * up(x) for gate, up, w in pairs))
 
 
+class EightHeads(Right):
+    """Without an argument that says so."""
+
+    def __init__(self, d_model, d_ff):
+        super().__init__(d_model, 8, d_ff)
+
+
 class OneFlatVector(nn.Module):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__()

@@ -246,6 +246,10 @@ def test_a_block_that_is_told_the_number_of_layers_is_a_block(verdict_of):
     assert counting(verdict_of("OddAndScaledForDepth")) == {"unexplained"}
 
 
+def test_a_number_of_heads_that_nobody_can_set_is_no_fault(verdict_of):
+    assert counting(verdict_of("EightHeads")) == set()
+
+
 def test_experts_are_no_block_and_are_not_searched_for_long(verdict_of):
     verdict = verdict_of("Experts")
     assert (verdict.ids, verdict.faults, verdict.exit_code) == (["unreadable"], (), 2)

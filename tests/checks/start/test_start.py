@@ -242,6 +242,41 @@ class Block(nn.Module):
 """
 
 
+@pytest.mark.parametrize(
+    ("signature", "written"),
+    [
+        ("dim, n_heads, d_ff, scale=False", "scale=True"),
+        ("dim, n_heads, d_ff, rope: bool = False", "rope=True"),
+        ("dim, d_ff, dim_heads=64", "dim_heads=head_dim"),
+        ("dim, n_heads, d_ff, window_size=4", "window_size=max_seq_len"),
+        ("dim, n_heads, d_ff, window_size=512", "d_ff=d_ff)"),
+        ("dim, n_heads, filter_size, multiple_of", "multiple_of=1"),
+    ],
+)
+def test_what_has_a_default_is_passed_where_the_design_or_the_sizes_need_it(
+    signature: str, written: str, tmp_path: Path
+) -> None:
+    case = started(HEAD + TAKES.format(f"{signature}", "self.part = nn.Linear(dim, dim)"), tmp_path)
+    assert written in case.learner.recipe.build.written()
+
+
+def test_a_switch_that_does_not_run_keeps_its_default(tmp_path: Path) -> None:
+    part = "self.part = (lambda x: x * None) if rope else nn.Linear(dim, dim)"
+    case = started(HEAD + TAKES.format("dim, n_heads, d_ff, rope: bool = False", part), tmp_path)
+    assert case.learner.recipe.build.written() == "Block(dim=d_model, n_heads=num_heads, d_ff=d_ff)"
+
+
+def test_a_mask_of_each_sequence_may_be_true_where_it_masks(tmp_path: Path) -> None:
+    masking = FILLED_FOR_EACH.format("mask")
+    case = started(_halves("cos, sin, mask", "t * cos + rotate_half(t) * sin", "mask", masking), tmp_path)
+    assert "may not attend" in case.report.conventions["mask_handed_in"]
+
+
+FILLED_FOR_EACH = (
+    "y = (q @ k.transpose(-1, -2) / q.shape[-1] ** 0.5).masked_fill({}.transpose(1, 2).unsqueeze(1).mT, -1e9)"
+    ".softmax(-1) @ v"
+)
+"""A mask (batch, seq, seq): no other number of axes has these."""
 OF_WEIGHTS = (
     HEAD
     + """

@@ -37,6 +37,8 @@ def numbers(case: Case) -> None:
             counts = False  # the tables are handed in
         if id == "missing_rope" and not case.target.llama_design:
             counts = _means_to_rotate(case)  # learned positions, or those of attention biases, are added by the model
+        if id == "wrong_head_split" and _has_heads_of_its_own(case):
+            evidence += f", or its number of heads, which is no argument, is not {case.sizes.num_heads}"
         case.report.found(id, f"the outputs are those of a block in which {evidence}", counts=counts)
     case.report.check(
         "the numbers",
@@ -70,7 +72,10 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
     for id in common:
         case.report.found(id, f"{partly[0][id]}; not all other numbers are explained, at {error.step}")
     build = case.learner.recipe.build
-    if not common and (names := build.not_understood):
+    if not common and _has_heads_of_its_own(case):
+        evidence = f"at {error.step}; its number of heads is no argument: it may be another than {case.sizes.num_heads}"
+        case.report.found("arguments_unknown", evidence, counts=False)
+    elif not common and (names := build.not_understood):
         evidence = (
             f"at {error.step}; {', '.join(names)} had to be guessed; "
             f'correct the line that builds it: --build "{build.written()}"'
@@ -90,8 +95,17 @@ def _number_of_layers(case: Case) -> str:
     return next((name for name in required if meaning_of(name, loosely=True) == "layers"), "")
 
 
+def _has_heads_of_its_own(case: Case) -> bool:
+    """Whether nothing says the number of heads to it: neither an argument nor a configuration."""
+    recipe = case.learner.recipe
+    used = recipe.build.uses | recipe.call.uses
+    return recipe.build.text is None and not used & {"num_heads", "num_kv_heads", "head_dim", "config"}
+
+
 def _counts(case: Case, id: str, explanation: Explanation) -> bool:
     spec, reading = explanation.spec, explanation.reading
+    if id == "wrong_head_split" and _has_heads_of_its_own(case):
+        return False
     return not is_free(id, reading) and (case.target.llama_design or not is_choice(id, spec, reading))
 
 

@@ -182,8 +182,10 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         return [(Argument(own, WRITTEN[loose or ""], True),)]
     if loose in OF_ROTATIONS and one["default"] is None:
         return [(Argument(own, WRITTEN[loose], True),), *omitted]
-    if _is_rope_flag(one):
-        return [(Argument(own, "True"),)]
+    if loose in ("num_heads", "head_dim") and type(one["default"]) is int and loose not in meant.values():
+        return [(Argument(own, WRITTEN[loose], True, one["default"]),)]
+    if _is_of_the_design(one):
+        return [(Argument(own, "True"),), *omitted]
     if meanings.COS.search(name) or meanings.SIN.search(name):
         which = 0 if meanings.COS.search(name) else 1
         helped = [f"{line.written()}[{which}]" for line in rotations.table_functions(made)]
@@ -257,9 +259,10 @@ def _is_too_small(one: Description) -> bool:
     return small and meaning_of(one["name"], loosely=True) in ("max_batch", "window")
 
 
-def _is_rope_flag(one: Description) -> bool:
+def _is_of_the_design(one: Description) -> bool:
+    """Whether it is a switch for the rotation or the scale of scores, which Llama's design has."""
     switch = isinstance(one["default"], bool) or one["annotation"] == "bool"
-    return switch and bool(meanings.ROPE_FLAG.search(one["name"]))
+    return switch and any(flag.search(one["name"]) for flag in (meanings.ROPE_FLAG, meanings.SCALE_FLAG))
 
 
 def _is_config(one: Description, made: Description) -> bool:
@@ -319,7 +322,7 @@ def _settings(parameters: Sequence[Description]) -> Iterator[Argument]:
             yield Argument(one["name"], WRITTEN[meaning], needed, one["default"])
         elif _is_too_small(one):
             yield Argument(one["name"], WRITTEN[meaning or ""], True)
-        elif _is_rope_flag(one):
+        elif _is_of_the_design(one):
             yield Argument(one["name"], "True")  # as in Llama's design
         elif one["required"]:
             yield _required(one["name"], one)

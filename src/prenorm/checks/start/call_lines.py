@@ -15,7 +15,7 @@ from .build_lines import PLAIN
 
 MOST = 180
 MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, None]", "~mask[None, None]",
-         "mask[None]", "added(mask)[None]")  # fmt: skip
+         "mask[None]", "added(mask)[None]", "~mask[None]")  # fmt: skip
 
 
 def calls(made: Description, forward: Sequence[Description] | None) -> Iterator[Line]:

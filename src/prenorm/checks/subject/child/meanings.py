@@ -15,7 +15,7 @@ ARGUMENTS = {
     "dim_ff ffn_size hidden_features d_inner ff_hidden_dim mlp_size d_feedforward feed_forward_size n_ff "
     "intermediate_dim ffn_inter_dim inter_dim n_hidden ff_d d_ffn ffwd_dim hidden ff inner dim_hidden dim_mlp d_hid "
     "ffn_num_hiddens ffn_embed_dim dim_feed_forward ff_hidden ff_width ffn_width mlp_width feedforward_size "
-    "intermediate hid_dim hide_dim pf_dim",
+    "intermediate hid_dim hide_dim pf_dim filter_size",
     "max_seq_len": "max_seq_len max_len max_seq_length max_position_embeddings context_length block_size n_ctx "
     "max_positions max_length seq_len context_size max_position max_context_length max_sequence_length ctx_len "
     "sequence_length seq_length max_context max_seqlen context_len window_size_max n_positions max_T seqlen",
@@ -23,7 +23,7 @@ ARGUMENTS = {
     "eps": "eps norm_eps rms_norm_eps layer_norm_eps epsilon rms_eps norm_epsilon layer_norm_epsilon",
     "num_kv_heads": "num_kv_heads n_kv_heads num_key_value_heads kv_heads n_kv_head num_kv n_query_groups "
     "num_query_groups n_kv_groups num_kv_groups n_local_heads",
-    "head_dim": "head_dim head_size d_head dim_head d_k d_v d_q dim_per_head kv_channels head_width",
+    "head_dim": "head_dim head_size d_head dim_head dim_heads d_k d_v d_q dim_per_head kv_channels head_width",
     "causal": "causal is_causal",
     "dropout": "dropout dropout_p p_drop dropout_rate p_dropout drop drop_rate",
     "device": "device",
@@ -31,7 +31,7 @@ ARGUMENTS = {
 }
 """What arguments of constructors are called. Ours first."""
 
-OF_A_MODEL = r"^((image|text|vision|encoder|decoder|model|attn|attention)_)?"
+OF_A_MODEL = r"^((image|text|vision|encoder|decoder|model|attn|attention|lm|llm|language)_)?"
 _LOOSE = {
     "dropout": r"dropout|_pdrop|drop_(rate|prob|path)",
     "eps": r"(^|_)eps(ilon)?$",
@@ -41,11 +41,12 @@ _LOOSE = {
     r".*(ratio|mult|multiplier|factor|expansion)"
     r"|^(expansion|expansion_factor|mult|multiplier)$",
     "num_kv_heads": r"(kv|key_value|groups?).*heads?$|query_groups",
-    "head_dim": OF_A_MODEL + r"head_?(dim|size|width)|(^|_)dim_(per_)?head|^d_head",
+    "head_dim": OF_A_MODEL + r"head_?(dim|size|width)|(^|_)dim_(per_)?head|^d_head|_per_head$",
     "num_heads": OF_A_MODEL + r"(n|num|no|number)_?(of_)?(attention_|attn_|self_attn_|query_|q_)*heads?$"
     r"|^(encoder|decoder|model|self)_(attention|attn)_heads$",
     "vocabulary": r"vocab",
     "layers": r"^(n|num|number_of|no)_?(hidden_|decoder_|transformer_)?(layers?|blocks?)$|^(depth|layers)$",
+    "multiple": r"^multiple_of$|(^|_)(dim|size|hidden)_?multiple$",
     "window": r"^(sliding|attn|attention|local|context)?_?window(_?(size|len|length))?$",
     "max_batch": r"max_?(batch|bsz|bs)(_?size)?$",
     "batch": r"^(?!.*cache)(.*_)?(batch|bsz)(_?size)?$",
@@ -110,8 +111,13 @@ PARTS = {
 }  # fmt: skip
 """Modules that a block may be handed: what the argument is called, and what their classes are called."""
 ROPE_FLAG = re.compile(r"^(use|apply|with|has|enable|is)?_?(rope|rotary)(_?(pos\w*_?)?emb\w*)?$", re.I)
+SCALE_FLAG = re.compile(
+    r"^(use_|with_|do_)?((attn|attention|qk|scores?)_)?scal(e|ed|ing)(_(attn|attention|qk|scores?))?$", re.I
+)
 COS, SIN = re.compile(r"(^|_)cos(ine)?s?(_|$)", re.I), re.compile(r"(^|_)sin(e|es|s)?(_|$)", re.I)
-POSITIONS = re.compile(r"^(token_|input_|cache_|seq_)?pos(ition)?s?(_ids?|_idx|_index|_indices)?$|^p$|^token_pos", re.I)
+POSITIONS = re.compile(
+    r"^(token_|input_|cache_|seq_|x_|q_|kv_)?pos(ition)?s?(_ids?|_idx|_index|_indices)?$|^p$|^token_pos", re.I
+)
 START = re.compile(r"(start|cur|current|past|prev|kv)_?(pos|position|len|length)$|offset|^start$", re.I)
 MASK = re.compile(r"mask|^attn_bias$|^attention_bias$|^allowed|^visible", re.I)
 ATTENTION_MASK = re.compile(

@@ -259,6 +259,7 @@ WRITTEN = {
     "vocabulary": "64",
     "max_batch": "64",
     "window": "max_seq_len",
+    "multiple": "1",
     "batch": "2",
     "bias": "False",
     "expansion": "d_ff / d_model",
