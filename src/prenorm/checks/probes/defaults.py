@@ -10,7 +10,7 @@ from ..subject.learner import Built, LearnerError
 from ..subject.recipe import Line, Recipe
 from .case import MAX_SEQ_LEN, Case, raised
 
-SHAPES = ((2, 7), (3, 8), (2, MAX_SEQ_LEN))
+SHAPES = ((2, 7), (3, MAX_SEQ_LEN))
 """Batches and lengths; one sequence alone is broadcast against anything."""
 OF_VALUES = ("RuntimeError", "IndexError")
 """What torch raises for a tensor that does not fit. Other errors may mean that an argument is required in truth."""
@@ -27,12 +27,11 @@ def defaults(case: Case, built: Built, text: Text) -> None:
     if call.text is not None or build.not_understood or not optional:
         return
     plain = replace(call, arguments=tuple(one for one in call.arguments if one.name not in optional))
-    errors = [_raising(case, plain, shape) for shape in SHAPES]
-    first = errors[0]
-    if first is None or not all(error is not None and _is_of_a_value(error) for error in errors):
+    first = _raising(case, plain, SHAPES[0])
+    if first is None or not _is_of_a_value(first):
         return
     line = default_of(text.source, optional, text.numbers(first.error))
-    if line is None:
+    if line is None or (other := _raising(case, plain, SHAPES[1])) is None or not _is_of_a_value(other):
         return
     batch, length = SHAPES[0]
     evidence = (

@@ -179,7 +179,7 @@ def norms_by_themselves(case: Case, *, but: frozenset[str] = frozenset()) -> dic
     for one in norms.values():
         if one.bias:
             raw[one.bias] = torch.zeros_like(raw[one.bias])
-    x = (case.x(SINGLE, case.tokens, dtype=torch.float64) * SIZE).bfloat16()
+    x = (case.x(case.sizes.head_dim, case.tokens, dtype=torch.float64) * SIZE).bfloat16()  # a shape that ran before
     judged, rounded = [], []
     told = {case.classes.get(one) for one in but if "norm_without_upcast" in case.report.findings}
     for name, call in low.seen(raw, x, [*norms]).items():
@@ -236,7 +236,7 @@ def _norms_of(case: Case, built: Built, raw: Raw) -> dict[str, _Module]:
         and all(values[name].shape == (case.sizes.d_model,) and name in case.classes for name in names)
         and not any(other.startswith(f"{module}.") for other in held)
     }
-    calls = built.seen(values, case.x(SINGLE, case.tokens) * SIZE, [*possible])
+    calls = built.seen(values, case.x(case.sizes.head_dim, case.tokens) * SIZE, [*possible])
     found = {}
     for module, call in calls.items():
         if not _has_rows(case, call["given"], call["result"]):
