@@ -34,7 +34,7 @@ class OddFeedForward(small.Right):
         return self.down(self.gate(x).cos() * self.up(x).sin())
 
 
-class OddOfLargeSizes(OddFeedForward):
+class OddScoresOfLargeSizes(OddScores):
     def __init__(self, d_model, num_heads, d_ff):
         if d_model % 64:
             raise ValueError(f"d_model={d_model} is no multiple of 64")
@@ -54,7 +54,7 @@ def test_what_a_part_spends_is_spent_of_the_whole():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("odd", [OddScores, OddOfLargeSizes])
+@pytest.mark.parametrize("odd", [OddFeedForward, OddScoresOfLargeSizes])
 def test_all_searches_together_take_no_more_than_the_whole(odd, monkeypatch):
     spent = []
 

@@ -18,6 +18,7 @@ from .work import AT_ONCE, units
 MOST_READINGS = 12
 MOST_PAIRS = 8  # in a head; one with fewer pairs uses the first
 REFINED = 3  # specs whose number is refined, of those that come nearest
+REFINED_FAULTY = 8  # of those with a fault, of which several come equally close at first
 ROUNDS = 6  # of refining, in each of which the interval shrinks to 2 / PLACES: to some 1e-9 of it
 PLACES = 64
 
@@ -52,11 +53,11 @@ BRANCH = Fit("branch", 2.0**-7, 2.0**4, 40, 0)
 
 
 def fitted(
-    fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe, trials: Trials, *, refined: int = REFINED
+    fit: Fit, bases: Sequence[Base], readings: list[Pieces], probe: Probe, trials: Trials, *, faulty: bool = False
 ) -> list[Base]:
     """Bases with the number that comes closest to the probe's output, the closest first.
 
-    trials: those whose work it shares; refined: how many of the bases that come closest at first are fitted to the end.
+    trials: those whose work it shares; faulty: whether the bases have a fault beside the number.
     """
     stacked = [weights([reading], probe.raw) for reading in readings[:MOST_READINGS]]
     gaps = _gaps(stacked, probe, trials.num_heads)
@@ -65,15 +66,15 @@ def fitted(
     coarse = []
     for spec, cost in bases:
         if not work.spend(once):
-            trials.cut_short = True
+            trials.cut_short |= not faulty
             break
         near = gaps(fit.set(spec, fit.at(torch.arange(fit.starts, dtype=torch.float64))))
         least = int(near.argmin())
         coarse.append((float(near[least]), least, spec, cost))
     found = []
-    for _, place, spec, cost in sorted(coarse, key=lambda one: one[0])[:refined]:
+    for _, place, spec, cost in sorted(coarse, key=lambda one: one[0])[: REFINED_FAULTY if faulty else REFINED]:
         if not work.spend(once * ROUNDS):
-            trials.cut_short = True
+            trials.cut_short |= not faulty
             break
         value, least_gap = _refined(fit, spec, gaps, float(place))
         if least_gap > 100 * probe.tolerance:

@@ -83,7 +83,7 @@ def one_token(
             continue
         # readings with more weights come first: an unused norm weight fits every reading
         costs = [(spec, (readings is turned) + (not spec.end1 == spec.end2 == "no")) for spec in specs]
-        matches = attempt.trials.find(costs, ONE_TOKEN, readings, probe, most=most)
+        matches = attempt.trials.find(costs, ONE_TOKEN, readings, probe, most=most, faulty=most == 2)
         if matches:
             break
     if not matches:

@@ -11,7 +11,7 @@ from ..formula.reference import block
 from ..subject.learner import USUAL
 from .attempt import Attempt
 from .explanation import Explanation, UnexplainedError
-from .fitting import FACTOR, PAIR, REFINED, SOFTCAP, THETA, USUAL_THETA, fitted
+from .fitting import FACTOR, PAIR, SOFTCAP, THETA, USUAL_THETA, fitted
 from .switches import SCORES, Switch
 from .trials import Base, Match, Probe, agrees
 
@@ -28,8 +28,6 @@ LIKELY_SWITCHES: list[Switch] = [
 """Those that leave the scale of scores to a factor."""
 SWITCHES_BESIDE_FREQUENCIES: list[Switch] = [*LIKELY_SWITCHES, *({"scale": scale} for scale in ("1", "1/head_dim"))]
 """Those that are tried where each pair has a frequency of its own."""
-MOST_FAULTY = 8
-"""How many specs with a fault are fitted to the end: several come equally close at first."""
 FAR = 5  # positions from the start
 ROTATIONS = (("interleaved", 1), ("half", 1), ("interleaved", -1), ("half", -1))
 """Pairing and direction."""
@@ -74,8 +72,8 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
             )
             raise UnexplainedError("several tokens: the rotation", faults=[("rope_wrong_frequency", evidence)])
         partial = most > 0 and bool(specs) and specs[0][0].rotary_fraction != 1
-        faulty = fit is not None and bool(specs) and specs[0][1] > least  # a fault beside a number of its own
-        likely = kinds[:1] if partial or faulty else kinds[: 4 - most] if most else kinds
+        faulty = most == 2 or (bool(specs) and specs[0][1] > least)
+        likely = kinds[:1] if partial or (faulty and fit is not None) else kinds[: 4 - most] if most else kinds
         every = [(dataclasses.replace(spec, **kind), cost) for spec, cost in specs for kind in likely]
         if not turned:
             every = [
@@ -84,14 +82,13 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
                 for spec, cost in every
             ]
         if fit is PAIR:
-            every = [] if turned else _with_own_frequencies(attempt, specs, kinds[:1], readings)
+            every = [] if turned else _with_own_frequencies(attempt, specs, kinds[:1], readings, faulty=True)
         elif fit is not None:
             attempt.check_time()
-            refined = MOST_FAULTY if faulty else REFINED
-            every = fitted(fit, every, readings, probe, attempt.trials, refined=refined)
+            every = fitted(fit, every, readings, probe, attempt.trials, faulty=faulty)
             if fit is FACTOR and not every and not turned and specs is not simplest and not faulty:
                 every = _with_own_frequencies(attempt, simplest[:1], kinds[:2], readings)
-        matches = attempt.trials.find(every, switches, readings, probe, most=most)
+        matches = attempt.trials.find(every, switches, readings, probe, most=most, faulty=faulty)
         if matches:
             break
     else:
@@ -165,7 +162,7 @@ def _with_parts(bases: list[Base]) -> list[Base]:
 
 
 def _with_own_frequencies(
-    attempt: Attempt, bases: list[Base], kinds: list[Switch], readings: list[Pieces]
+    attempt: Attempt, bases: list[Base], kinds: list[Switch], readings: list[Pieces], *, faulty: bool = False
 ) -> list[Base]:
     """Bases with free frequencies, fitted pair by pair, with all other pairs of queries and keys at zero."""
     dim = attempt.sizes.head_dim
@@ -185,7 +182,7 @@ def _with_own_frequencies(
                     if name in reading:
                         value = reading[name].read(raw)
                         reading[name].write(raw, value * 2 * kept.repeat(len(value) // dim).view(shape))
-            one = fitted(PAIR, [(base, cost)], readings[:1], attempt.probe(raw), attempt.trials)
+            one = fitted(PAIR, [(base, cost)], readings[:1], attempt.probe(raw), attempt.trials, faulty=faulty)
             if not one:
                 break
             frequencies.append(one[0][0].frequencies[0])

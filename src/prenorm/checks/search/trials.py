@@ -59,11 +59,13 @@ class Trials:
         *,
         keep_going: int = 0,
         most: int | None = None,
+        faulty: bool = False,
     ) -> list[Match]:
         """Every spec, with its readings, that explains the probe with the fewest switches.
 
         keep_going: up to this many switches, matches with more switches are returned too.
         most: the largest number of switches that are set together.
+        faulty: whether the bases have a fault already, or were tried before.
         """
         groups: dict[frozenset[tuple[str, torch.Size]], list[int]] = {}
         for i, reading in enumerate(readings):
@@ -88,7 +90,7 @@ class Trials:
                     tried.add(spec)
                     self.check_time()
                     if not work.spend(once):
-                        self.cut_short |= count == 0
+                        self.cut_short |= count == 0 and not faulty
                         return found
                     indices = self._matching(spec, stacked, compared)
                     if indices:

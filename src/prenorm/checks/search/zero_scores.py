@@ -36,12 +36,12 @@ def zero_scores(attempt: Attempt, specs: list[Base], readings: list[Pieces]) -> 
         if not found:
             found = attempt.trials.find(bases, ZERO_SCORES_TURNED, group, probe, keep_going=1)
         if not found and attempt.most > 1:
-            found = attempt.trials.find(plain, ZERO_SCORES_PLAIN, group, probe, most=2)
+            found = attempt.trials.find(plain, ZERO_SCORES_PLAIN, group, probe, most=2, faulty=True)
         if not found and attempt.most > 1:
             both = [
                 (dataclasses.replace(base, **turn), cost + 1) for base, cost in bases for turn in ZERO_SCORES_TURNED
             ]
-            found = attempt.trials.find(both, ZERO_SCORES_PLAIN, group, probe, most=1)
+            found = attempt.trials.find(both, ZERO_SCORES_PLAIN, group, probe, most=1, faulty=True)
         matches += [(spec, cost, [group[i] for i in indices]) for spec, cost, indices in found]
         if found:
             break
