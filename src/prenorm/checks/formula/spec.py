@@ -79,9 +79,7 @@ class Spec:
     qk_norm_kind: str = "same"  # as the block's norms; or rms, layer
     qk_eps: float | None = None  # None: eps1
     output: str = "projected"  # none
-    attention_gate: str = (
-        "no"  # the sigmoid of a projection of its input multiplies what is before | after the output's
-    )
+    attention_gate: str = "no"  # before | after the output projection: a sigmoid of the input multiplies it
     # The feed-forward.
     activation: str = "silu"  # a name of ACTIVATIONS
     gating: str = "gate"  # product | plain | both

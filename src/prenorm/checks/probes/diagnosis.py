@@ -225,9 +225,8 @@ def conventions(explanation: Explanation) -> dict[str, object]:
     if spec.sandwich:
         said["sandwich_norms"] = True
     if spec.attention_gate != "no" and GATE in reading:
-        said["attention_gate"] = (
-            f"a sigmoid of the input multiplies attention {spec.attention_gate} its output projection"
-        )
+        where = f"{spec.attention_gate} its output projection"
+        said["attention_gate"] = f"a sigmoid of the input multiplies attention {where}"
     if spec.layer_scale:
         said["layer_scale"] = "a weight for each dimension multiplies the sublayers' outputs"
     return said

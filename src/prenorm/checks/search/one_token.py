@@ -118,9 +118,8 @@ def _likeliest(bases: list[Spec], reading: Pieces, kind: str = "") -> list[Spec]
     """The designs that the weights suggest, few enough to search for a fault in each. kind: of norm1, if known."""
     kind = kind or ("layer" if "norm1_bias" in reading else "rms")
     acts = ("silu", "gelu", "tanh-gelu") if "gate" in reading else ("gelu", "tanh-gelu", "relu", "relu squared")
-    first = {
-        (base.plus_one, base.layer_scale, base.attention_gate): base for base in reversed(bases)
-    }  # one of each kind
+    # One of each possible kind.
+    first = {(base.plus_one, base.layer_scale, base.attention_gate): base for base in reversed(bases)}
     return [one for one in _designs([*first.values()], reading) if one.norm1 == kind and one.activation in acts]
 
 
