@@ -56,7 +56,7 @@ def test_an_annotation_goes_before_a_name(owner: str, takes: str, tmp_path: Path
 def test_the_size_of_a_cache_or_a_batch_is_no_length(tmp_path: Path) -> None:
     takes = "d_model, cache_max_batch_size, cache_max_seq_len, max_batch_size"
     case = started(HEAD + TAKES.format(takes, "self.part = nn.Linear(d_model, d_model)"), tmp_path)
-    line = "Block(d_model=d_model, cache_max_batch_size=None, cache_max_seq_len=None, max_batch_size=2)"
+    line = "Block(d_model=d_model, cache_max_batch_size=None, cache_max_seq_len=None, max_batch_size=64)"
     assert case.learner.recipe.build.written() == line
     takes = "d_model, cache_max_batch_size=None, max_cache_len=None, rope_max_seq_len=None"
     case = started(HEAD + TAKES.format(takes, "self.part = nn.Linear(d_model, d_model)"), tmp_path)

@@ -140,16 +140,20 @@ def _draws(case: Case, limit: int, batch: int, length: int) -> Tensor:
 
 
 def _run_at(case: Case, built: Built, x: Tensor, positions: Tensor) -> tuple[Tensor, Answer]:
-    """The call with positions (batch, seq), or (seq,) if that raises."""
+    """The call with positions (batch, seq), or (seq,) if that raises.
+
+    Where tables are made for the positions, every sequence has the same, which some blocks want for each of them.
+    """
+    first, other = positions, positions[0]
     if not built.positions_by_row:
-        return positions[0], built.run(case.raw, x, positions=positions[0])
+        first, other = other, other.expand_as(positions)
     try:
-        return positions, built.run(case.raw, x, positions=positions)
-    except LearnerError as first:
+        return first, built.run(case.raw, x, positions=first)
+    except LearnerError as error:
         try:
-            return positions[0], built.run(case.raw, x, positions=positions[0])
+            return other, built.run(case.raw, x, positions=other)
         except LearnerError:
-            raise first from None
+            raise error from None
 
 
 def grouped_heads(case: Case) -> None:

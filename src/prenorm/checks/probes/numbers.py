@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import math
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,9 @@ from ..subject.child.meanings import meaning_of
 from ..subject.learner import TABLES, Built, LearnerError
 from .case import ROUNDED_ANGLES, Case
 from .diagnosis import conventions, faults
+
+OF_A_CACHE = re.compile(r"cache|past|(^|[._])(k|v|keys|values)(_|$)")
+"""Tensors of keys and values that a block keeps: they are as wide as a head, and are no tables of angles."""
 
 
 def numbers(case: Case) -> None:
@@ -132,7 +136,11 @@ def _means_to_rotate(case: Case) -> bool:
     if case.built.positions_name is not None and not (spec.norm1 == "layer" and "gate" not in reading):
         return True  # in GPT-2's design the model adds positions to its embeddings, and hands the numbers on (OPT)
     halves = {case.sizes.head_dim, case.sizes.head_dim // 2}
-    tables = [one for one in case.built.tensors if len(one["shape"]) >= 2 and one["shape"][-1] in halves]
+    tables = [
+        one
+        for one in case.built.tensors
+        if len(one["shape"]) >= 2 and one["shape"][-1] in halves and not OF_A_CACHE.search(one["name"])
+    ]
     turning = case.built.run(case.raw, case.x(2, case.tokens), trace=True).operations & {"cos", "sin", "polar"}
     return bool(tables) or bool(turning)
 

@@ -198,7 +198,7 @@ class Calls:
         for one in line.arguments:
             if one.value != "positions" or one.needed:
                 continue
-            if line.uses & {*TABLES}:
+            if line.uses & {*TABLES, "rows"}:
                 places, what = 2 * torch.arange(TOKENS), "chooses rows of the tables, which are those of the positions"
             elif IN_A_CACHE.search(one.name):
                 places, what = torch.arange(TOKENS), "belongs to a cache"

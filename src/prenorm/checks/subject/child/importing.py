@@ -26,7 +26,7 @@ from .newer_python import missing_name, stand_in
 from .surroundings import no_arguments, no_results
 
 STARRED = re.compile(r"^from\s+([\w.]+)\s+import\s+\*", re.M)
-ROUNDS = 12  # of imports, each of which may find one more package missing
+ROUNDS = 60  # of imports, each of which may find one more package missing
 SPELLED = (
     *("torch", "numpy", "einops", "jaxtyping", "typing", "typing_extensions", "dataclasses", "functools", "itertools"),
     *("collections", "contextlib", "argparse", "logging", "warnings", "inspect", "random", "pathlib"),
@@ -76,7 +76,9 @@ class Importer:
                         raise
                     self._forget()
             else:
-                raise ImportError("too many packages are missing")
+                raise NotInstalledError(
+                    f"{ROUNDS} packages and more are not installed here: {', '.join(self._stubs.names)}"
+                )
         for missing in sorted(self._stubs.names):
             self.notes[missing] = f"not installed here: {way_out(missing)}"
         self._stubs.seal()

@@ -48,7 +48,7 @@ _LOOSE = {
     "layers": r"^(n|num|number_of|no)_?(hidden_|decoder_|transformer_)?(layers?|blocks?)$|^(depth|layers)$",
     "multiple": r"^multiple_of$|(^|_)(dim|size|hidden)_?multiple$",
     "window": r"^(sliding|attn|attention|local|context)?_?window(_?(size|len|length))?$",
-    "max_batch": r"max_?(batch|bsz|bs)(_?size)?$",
+    "max_batch": r"^(?!.*cache).*max_?(batch|bsz|bs)(_?size)?$",
     "batch": r"^(?!.*cache)(.*_)?(batch|bsz)(_?size)?$",
     "on": r"^(use|apply|with|has|enable|do|is)_\w*(rope|rotary|rms|swiglu|silu|glu|gat(e|ing)|resid|pre_?norm|scal)"
     r"|^(pre_?norm|norm_first|gated)$",

@@ -260,7 +260,7 @@ WRITTEN = {
     "max_batch": "64",
     "window": "max_seq_len",
     "multiple": "1",
-    "batch": "2",
+    "batch": "64",
     "bias": "False",
     "expansion": "d_ff / d_model",
     "cache": "None",
