@@ -300,6 +300,7 @@ LOOKS: dict[str, list[Look]] = {
         ),
         Look("attention", r"(att\w*|scores|wei) = .*\* .*(bias|mask|tril)"),
         Look("any", "masked_fill|where|attn_mask"),
+        Look("attention", r"(att\w*|scores|wei)\w* \+?= .*(bias|mask|tril|triu)"),
     ],
     "softmax_wrong_dim": [
         Look("attention", r"(softmax|logsumexp)\(.*(?:-[23]|[012]\))"),
