@@ -165,7 +165,7 @@ class _Start:
         return all(self._raises_the_same(error, other) for other in others)
 
     def _raises_as_it_is(self, tried: Sequence[Calls]) -> bool:
-        """Whether the call without optional arguments, and without guesses, raises whatever they are. Stores its lines."""
+        """Whether the plainest call raises, whatever its optional arguments are. Stores its lines."""
         before = self.learner.recipe
         for recipe, error in (one.plainest for one in tried if one.plainest is not None):
             self.learner.recipe = recipe
