@@ -76,6 +76,36 @@ def zeros(*names: str) -> type[nn.Module]:
     return ZeroMatrices
 
 
+class KeptInAnotherLayout(Right):
+    """(heads, d_model, head_dim), with a standard deviation of one."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.heads_first = nn.Parameter(torch.randn(num_heads, d_model, d_model // num_heads))
+        self.qkv, self.d_model = None, d_model  # type: ignore[assignment]
+
+    def attention(self, x):
+        q = torch.einsum("bsd,hdk->bhsk", x, self.heads_first)
+        return self.projected(x, self.mixed(q, q, q).transpose(-3, -2).flatten(-2))
+
+
+class AllEqual(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        nn.init.ones_(self.up.weight)
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (KeptInAnotherLayout, "; 1/sqrt(d_model) is 0.18"),
+        (AllEqual, "all entries of up.weight are initialised to 1: what is equal"),
+    ],
+)
+def test_the_numbers_of_a_scale_are_those_of_the_block(block, said):
+    assert said in judged(block, "").findings["weight_init_scale"]
+
+
 class QueriesAtZero(Right):
     """They get no gradient before the output projection is no longer zero."""
 

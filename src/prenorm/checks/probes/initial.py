@@ -139,7 +139,13 @@ def _scale(case: Case) -> tuple[str, str]:
     }
     if aside:
         name, value = next(iter(aside.items()))
-        return name, f"{name} is initialised with mean {float(value.mean()):.2g} instead of zero"
+        mean = f"{float(value.mean()):.2g}"
+        if float(value.std()) < 1e-6 * abs(float(value.mean())):
+            return (
+                name,
+                f"all entries of {name} are initialised to {mean}: what is equal gets equal gradients, and stays so",
+            )
+        return name, f"{name} is initialised with mean {mean} instead of zero"
     larger = dataclasses.replace(case.sizes, d_model=2 * case.sizes.d_model, d_ff=2 * case.sizes.d_ff)
     try:
         second = _matrices(case.build(sizes=larger, filled=True).values())
@@ -151,10 +157,8 @@ def _scale(case: Case) -> tuple[str, str]:
         size = float(value.std())
         if name in second and float(second[name].std()) < 0.85 * size:
             return "", ""  # it decreases with the width
-        return (
-            name,
-            f"{name} has an initial standard deviation of {size:.2g}; 1/sqrt(d_model) is {value.shape[-1] ** -0.5:.2g}",
-        )
+        usual = f"1/sqrt(d_model) is {case.sizes.d_model**-0.5:.2g}"
+        return name, f"{name} has an initial standard deviation of {size:.2g}; {usual}"
     if _is_variance(first) and (not second or _is_variance(second)):
         name, value = next(iter(first.items()))
         return (
