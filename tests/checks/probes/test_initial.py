@@ -82,7 +82,7 @@ class KeptInAnotherLayout(Right):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__(d_model, num_heads, d_ff)
         self.heads_first = nn.Parameter(torch.randn(num_heads, d_model, d_model // num_heads))
-        self.qkv, self.d_model = None, d_model  # type: ignore[assignment]
+        self.qkv, self.d_model = None, d_model
 
     def attention(self, x):
         q = torch.einsum("bsd,hdk->bhsk", x, self.heads_first)

@@ -268,6 +268,18 @@ class Built:
             seen=reply.get("seen", {}),
         )
 
+    def run_at(self, positions: Tensor, raw: Raw, x: Tensor) -> tuple[Tensor, Answer]:
+        """Call it with positions (batch, seq), or (seq,) of the first one if that raises: those, and the answer."""
+        if not self.positions_by_row:
+            return positions[0], self.run(raw, x, positions=positions[0])
+        try:
+            return positions, self.run(raw, x, positions=positions)
+        except LearnerError as first:
+            try:
+                return positions[0], self.run(raw, x, positions=positions[0])
+            except LearnerError:
+                raise first from None
+
     def seen(self, raw: Raw, x: Tensor, modules: Sequence[str]) -> dict[str, Description]:
         """What these modules are given and give in a call; if it raises, those that have finished before."""
         try:
