@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 
 from prenorm.checks.check import check
+from prenorm.checks.start.build_lines import builds
 
 from .. import small
 from ..strangers.projects import HEAD, PARTS, _halves
@@ -316,6 +317,12 @@ PROBABILITIES = {
 def test_every_probability_of_dropout_is_handed_over_whatever_it_drops(takes: str, tmp_path: Path) -> None:
     case = started(HEAD + TAKES.format(f"d_model, {takes}", "self.part = nn.Linear(d_model, d_model)"), tmp_path)
     assert PROBABILITIES[takes] in case.learner.recipe.build.written()
+
+
+def test_a_probability_of_dropout_takes_the_place_of_no_other_candidate(tmp_path: Path) -> None:
+    """Few lines are tried for a part that a block is handed."""
+    case = started(HEAD + TAKES.format("d_model, attn_pdrop=0.1, ffn_pdrop=0.1", "pass"), tmp_path)
+    assert len([*builds(case.learner.made)]) == 1
 
 
 LOOSE_DROPOUT = """

@@ -201,7 +201,7 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         return [(value,) for value in values] + (omitted or [(Argument(own, "None", True),)])
     if not one["required"]:
         if loose == "dropout" and _is_probability(one["default"]):  # whether it drops in eval mode, shows only if asked
-            return [(Argument(own, WRITTEN[loose]),), *omitted]
+            return [(Argument(own, WRITTEN[loose]),)]
         if one["default"] is None and loose in ("dropout", "eps"):  # None is not a number
             omitted.append((Argument(own, WRITTEN[loose], True),))
         return omitted
