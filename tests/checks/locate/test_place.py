@@ -708,6 +708,84 @@ def test_what_stays_on_the_cpu_is_found_from_the_line_that_fails(case: str) -> N
     assert made in found.code
 
 
+HANDED_DOWN = """\
+def weighed(q, k, hidden):
+    scores = q @ k.mT / torch.sqrt(torch.tensor({number}, dtype=q.dtype))
+    scores = scores.masked_fill(hidden, -torch.inf)
+    return scores.softmax(-1)
+
+
+class Block(nn.Module):
+    def forward(self, x):
+        n = x.shape[-2]
+        mask = torch.zeros(n, n)
+        {mask}
+        y = weighed(x, x, mask)
+        return x + y @ x
+"""
+
+
+@pytest.mark.parametrize("number", ["q.shape[-1]", "d_k", "8.0", "float(d)", "len(q)"])
+@pytest.mark.parametrize(
+    "mask",
+    [
+        "mask = torch.ones(n, n, device=self.device).triu(1)",
+        "mask = torch.ones(n, n).triu(1).to(self.device)",
+        "mask = torch.ones(n, n).triu(1).to(device='cpu')",
+        "mask = torch.ones(n, n).triu(1).to(torch.bool)",
+        "mask = torch.ones(n, n).triu(1).to(dtype=x.dtype)",
+        "mask = torch.tensor([[0, 1], [0, 0]])",
+    ],
+)
+def test_a_tensor_without_dimensions_may_stay_and_a_mask_may_not(mask: str, number: str) -> None:
+    text = HANDED_DOWN.format(mask=mask, number=number)
+    lines = text.splitlines()
+    passed = [next(i for i, line in enumerate(lines, 1) if one in line) for one in ("y = weighed", "scores.masked")]
+    found = place("wrong_device_buffer", text, "blocks.py", "Block", passed=passed)
+    assert found is not None
+    assert found.code == mask
+
+
+@pytest.mark.parametrize(
+    "where", ["x.device", "device=x.device", "x.device, torch.bool", "x", "dtype=x.dtype, device=x.device"]
+)
+def test_what_is_brought_to_the_input_is_not_what_stays(where: str) -> None:
+    mask = f"mask = torch.ones(n, n).triu(1).to({where})"
+    text = HANDED_DOWN.format(mask=mask, number="8").replace("mask = torch.zeros(n, n)", "other = torch.zeros(n, n)")
+    text = text.replace("x, x, mask)", "x, x, mask + other)")
+    lines = text.splitlines()
+    passed = [next(i for i, line in enumerate(lines, 1) if "y = weighed" in line)]
+    found = place("wrong_device_buffer", text, "blocks.py", "Block", passed=passed)
+    assert found is not None
+    assert found.code == "other = torch.zeros(n, n)"
+
+
+@pytest.mark.parametrize(
+    ("arange", "kept", "expected"),
+    [
+        ("torch.arange(n, dtype=dtype)", "cos.to(device)", "i = torch.arange(n, dtype=dtype)"),
+        ("torch.arange(n, dtype=self.dtype)", "cos.to(self.device)", "i = torch.arange(n, dtype=self.dtype)"),
+        ("torch.arange(n)", "cos.to(dtype)", "self.register_buffer('cos', cos.to(dtype))"),
+        ("torch.arange(n)", "cos.to(device).to(x.dtype)", "self.register_buffer('cos', cos.to(device).to(x.dtype))"),
+    ],
+)
+def test_a_move_to_a_device_rounds_nothing(arange: str, kept: str, expected: str) -> None:
+    text = f"""\
+class RoPE(nn.Module):
+    def __init__(self, theta, d, n, device=None, dtype=None):
+        super().__init__()
+        i = {arange}
+        cos = torch.cos(i[:, None] * theta ** (-torch.arange(0, d, 2) / d))
+        self.register_buffer('cos', {kept})
+
+    def forward(self, x):
+        return x * self.cos
+"""
+    found = place("rope_bf16_tables", text, "rope.py", "RoPE")
+    assert found is not None
+    assert found.code == expected
+
+
 TWO_NORMS = """
 class LayerNorm(nn.Module):
     def forward(self, x):
@@ -861,6 +939,30 @@ class Block(nn.Module):
     found = place("missing_rope", source, "block.py", "Block")
     assert found is not None
     assert found.code.startswith(f"{k} = ")
+
+
+@pytest.mark.parametrize(
+    ("check", "expected"),
+    [
+        ("assert d == self.d_model", "k = "),
+        ("if mask is not None:\n            x = x * mask", "k = "),
+        ("assert self.rope is not None", "assert self.rope"),
+        ("if self.use_rope:\n            x = self.rope(x)", "if self.use_rope"),
+        ("assert token_positions is not None", "assert token_positions"),
+    ],
+)
+def test_a_condition_says_why_nothing_turns_only_if_it_is_of_the_rotation(check, expected):
+    source = f"""
+class Attention(nn.Module):
+    def forward(self, x, mask=None, token_positions=None):
+        {check}
+        q = self.wq(x).view(2, -1, 4, 8).transpose(1, 2)
+        k = self.wk(x).view(2, -1, 4, 8).transpose(1, 2)
+        return self.o(F.softmax(q @ k.mT, -1) @ self.wv(x))
+"""
+    found = place("missing_rope", source, "block.py", "Attention")
+    assert found is not None
+    assert found.code.startswith(expected)
 
 
 @pytest.mark.parametrize(

@@ -52,6 +52,33 @@ class CopiesItsWeight(Right):
         self.scale = self.scale.to(device)  # type: ignore[assignment]  # as its author wrote it
 
 
+class MadeByTheLegacyConstructor(Right):
+    def __init__(self, d_model, num_heads, d_ff, device=None):
+        super().__init__(d_model, num_heads, d_ff)
+        self.down.weight = nn.Parameter(torch.Tensor(size=(d_model, d_ff), device=device))
+
+
+class MadeOfTwoDevices(Right):
+    def __init__(self, d_model, num_heads, d_ff, device=None):
+        super().__init__(d_model, num_heads, d_ff)
+        self.register_buffer("table", torch.arange(4) * torch.ones(4, device=device))
+
+
+class MadeWithNumPy(Right):
+    def __init__(self, d_model, num_heads, d_ff, device=None):
+        super().__init__(d_model, num_heads, d_ff)
+        self.table = torch.arange(4, device=device).numpy().tolist()
+
+
+class AsksForANumber(Right):
+    """Every device but meta has it."""
+
+    def __init__(self, d_model, num_heads, d_ff, device=None):
+        super().__init__(d_model, num_heads, d_ff)
+        self.scale = torch.ones((), device=device).item()
+        self.to(device)
+
+
 class GoesThere(Right):
     def __init__(self, d_model, num_heads, d_ff, device=None):
         super().__init__(d_model, num_heads, d_ff)
@@ -97,6 +124,13 @@ def judged(block: type[nn.Module]) -> Report:
         (KeepsItsWeights, "wrong_device_buffer", "with device=, these weights are on another device: norm1.weight"),
         (CopiesFromThere, "wrong_device_buffer", "with device=, these weights are on another device: norm1.weight"),
         (CopiesItsWeight, "constructor_error", "with device= of another device it raises TypeError: cannot assign"),
+        (
+            MadeByTheLegacyConstructor,
+            "constructor_error",
+            "with device= of another device it raises RuntimeError: legacy",
+        ),
+        (MadeOfTwoDevices, "constructor_error", "with device= of another device it raises RuntimeError: Expected all"),
+        (MadeWithNumPy, "constructor_error", "with device= of another device it raises TypeError: can't convert meta"),
     ],
 )
 def test_what_the_argument_does_not_reach_is_a_fault(block, fault, said):
@@ -111,10 +145,19 @@ class CopiesThere(GoesThere):
         self.down.weight.data.copy_(torch.zeros(d_model, d_ff, device=device).cpu())
 
 
-@pytest.mark.parametrize("block", [GoesThere, BringsItsTable, TakesItsRotation, CopiesThere])
+@pytest.mark.parametrize("block", [GoesThere, BringsItsTable, TakesItsRotation, CopiesThere, AsksForANumber])
 def test_all_that_runs_there_is_right(block):
     assert not judged(block).findings
 
 
-def test_the_fix_of_a_copied_weight_is_to_make_it_there():
-    assert "device=device" in judged(CopiesItsWeight).mends["constructor_error"]
+@pytest.mark.parametrize(
+    ("block", "fix"),
+    [
+        (CopiesItsWeight, ".to(device) is a plain tensor"),
+        (MadeByTheLegacyConstructor, "torch.empty"),
+        (MadeOfTwoDevices, "device=device"),
+        (MadeWithNumPy, "bring it to the CPU"),
+    ],
+)
+def test_the_fix_is_one_for_what_the_constructor_does(block, fix):
+    assert fix in judged(block).mends["constructor_error"]

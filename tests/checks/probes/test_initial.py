@@ -66,6 +66,78 @@ def test_the_fix_of_a_norms_weight_is_one_for_a_norm():
     assert "torch.ones" in judged(NeverFilled, "").mends["weights_uninitialised"]
 
 
+def zeros(*names: str) -> type[nn.Module]:
+    class ZeroMatrices(Right):
+        def __init__(self, d_model, num_heads, d_ff):
+            super().__init__(d_model, num_heads, d_ff)
+            for name in names:
+                nn.init.zeros_(getattr(self, name).weight)
+
+    return ZeroMatrices
+
+
+class KeptInAnotherLayout(Right):
+    """(heads, d_model, head_dim), with a standard deviation of one."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        self.heads_first = nn.Parameter(torch.randn(num_heads, d_model, d_model // num_heads))
+        self.qkv, self.d_model = None, d_model
+
+    def attention(self, x):
+        q = torch.einsum("bsd,hdk->bhsk", x, self.heads_first)
+        return self.projected(x, self.mixed(q, q, q).transpose(-3, -2).flatten(-2))
+
+
+class AllEqual(Right):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        nn.init.ones_(self.up.weight)
+
+
+@pytest.mark.parametrize(
+    ("block", "said"),
+    [
+        (KeptInAnotherLayout, "; 1/sqrt(d_model) is 0.18"),
+        (AllEqual, "all entries of up.weight are initialised to 1: what is equal"),
+    ],
+)
+def test_the_numbers_of_a_scale_are_those_of_the_block(block, said):
+    assert said in judged(block, "").findings["weight_init_scale"]
+
+
+class QueriesAtZero(Right):
+    """They get no gradient before the output projection is no longer zero."""
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        nn.init.zeros_(self.o.weight)
+        self.q = nn.Linear(d_model, d_model, bias=False)
+        nn.init.zeros_(self.q.weight)
+
+    def attention(self, x):
+        _, k, v = (t.unflatten(-1, (self.heads, -1)).transpose(-3, -2) for t in self.qkv(x).chunk(3, -1))
+        y = self.mixed(self.q(x).unflatten(-1, (self.heads, -1)).transpose(-3, -2), k, v)
+        return self.projected(x, y.transpose(-3, -2).flatten(-2))
+
+
+@pytest.mark.parametrize(
+    "block", [zeros("o"), zeros("o", "down"), zeros("gate", "o"), zeros("up"), zeros("down"), QueriesAtZero]
+)
+def test_a_matrix_at_zero_that_comes_alive_is_no_fault(block):
+    assert not judged(block, "").findings
+
+
+@pytest.mark.parametrize("names", [("qkv", "o"), ("gate", "up"), ("up", "down"), ("gate", "up", "down")])
+def test_matrices_that_keep_each_other_at_zero_are_a_fault(names):
+    report = judged(zeros(*names), "")
+    assert [*report.faults()] == ["weight_init_scale"]
+    assert all(f"{name}.weight" in str(report.findings["weight_init_scale"]) for name in names)
+    assert "at most one at zero" in report.mends["weight_init_scale"]
+    lines = [frame["code"] for frame in report.errors["weight_init_scale"]["frames"] if frame["file"] == __file__]
+    assert lines[-1].startswith("nn.init.zeros_(")
+
+
 class Empty(Right):
     def __init__(self, d_model, num_heads, d_ff):
         super().__init__(d_model, num_heads, d_ff)

@@ -1,6 +1,7 @@
 """Masks that have an effect, none, or another one than a mask of attention has."""
 
 import pytest
+import torch
 from torch.nn import functional as F
 
 from prenorm.checks.judge import judge
@@ -51,6 +52,27 @@ class WithAWeightForEachKey(Masked):
         return super().forward(x, None if mask is None else mask.to(x.dtype).cumsum(-1))
 
 
+class BooleanAdded(Right):
+    """masked_fill leaves a boolean mask boolean: -inf is True, which is added as 1."""
+
+    def mixed(self, q, k, v):
+        allowed = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
+        mask = allowed.masked_fill(~allowed, -torch.inf).masked_fill(allowed, 0.0)
+        return (q @ k.mT / q.shape[-1] ** 0.5 + mask).softmax(-1) @ v
+
+
+class BooleanAddedWhereAllowed(Right):
+    def mixed(self, q, k, v):
+        allowed = torch.ones(q.shape[-2], q.shape[-2], dtype=torch.bool, device=q.device).tril()
+        return (q @ k.mT / q.shape[-1] ** 0.5 + allowed).softmax(-1) @ v
+
+
+class BooleanArgumentAdded(Masked):
+    def mixed(self, q, k, v):
+        scores = q @ k.mT / q.shape[-1] ** 0.5
+        return (scores if self.mask is None else scores + ~self.mask).softmax(-1) @ v
+
+
 def judged(block) -> Verdict:
     return judge(LocalSubject(block), Code(root="", module=block.__module__, file="", name=block.__name__), seed=0)
 
@@ -81,6 +103,13 @@ def test_of_a_mask_of_something_else_nothing_is_concluded(block):
 
 def test_a_mask_of_attention_with_an_odd_effect_counts():
     assert judged(WithAWeightForEachKey).ids == ["unexplained"]
+
+
+@pytest.mark.parametrize("block", [BooleanAdded, BooleanAddedWhereAllowed, BooleanArgumentAdded])
+def test_a_boolean_mask_that_is_added_is_named(block):
+    verdict = judged(block)
+    assert verdict.ids == ["mask_value_too_small"]
+    assert "a boolean mask is added (True is 1)" in verdict.findings[0].evidence
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,11 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from prenorm.checks.judge import judge
 from prenorm.checks.probes.case import Report
 from prenorm.checks.probes.precision import dtypes
+from prenorm.checks.source.code import Code
+from prenorm.checks.subject.local import LocalSubject
 
 from ..small import HandNorm, Right, scores_of
 from .started import started
@@ -67,6 +70,37 @@ class NormInFloat32(TurnsInFloat32):
     def feed_forward(self, x):
         wide = self.gate(x).to(torch.float32)
         return self.down(F.silu(wide) * self.up(x))
+
+
+class AnglesInItsDtype(Right):
+    """Angles of large positions in bfloat16; by_row: positions may be (batch, seq) alone."""
+
+    by_row = True
+
+    def rotated(self, x, positions):
+        speeds = 10000.0 ** (-torch.arange(0, x.shape[-1], 2, device=x.device).to(x.dtype) / x.shape[-1])
+        angle = self.positions.to(x.dtype)[..., None] * speeds
+        cos, sin = (one[:, None] if self.by_row else one for one in (angle.cos(), angle.sin()))
+        a, b = x[..., ::2], x[..., 1::2]
+        return torch.stack((a * cos - b * sin, a * sin + b * cos), -1).flatten(-2)
+
+    def forward(self, x, token_positions=None):
+        places = torch.arange(x.shape[-2], device=x.device)
+        places = places.expand(len(x), -1) if self.by_row else places
+        self.positions = places if token_positions is None else token_positions
+        return super().forward(x)
+
+
+class AnglesInItsDtypeForAll(AnglesInItsDtype):
+    """Positions (seq,), the same for every sequence."""
+
+    by_row = False
+
+
+@pytest.mark.parametrize("block", [AnglesInItsDtype, AnglesInItsDtypeForAll])
+def test_angles_that_are_rounded_are_found_whatever_the_axes_of_positions(block):
+    code = Code(root="", module=block.__module__, file="", name=block.__name__)
+    assert "rope_bf16_tables" in judge(LocalSubject(block), code, seed=0).ids
 
 
 def judged(block: type[nn.Module]) -> Report:

@@ -5,7 +5,9 @@ from pathlib import Path
 import pytest
 
 from prenorm.checks.check import check
+from prenorm.checks.start.build_lines import builds
 
+from .. import small
 from ..strangers.projects import HEAD, PARTS, _halves
 from .test_start import TAKES, started
 
@@ -302,3 +304,43 @@ def test_what_is_called_weights_may_be_something_else(takes: str, tmp_path: Path
     config = "\n\n@dataclass\nclass Config:\n    d_model: int\n    n_heads: int\n\n"
     source = HEAD + config + TAKES.format(f"d_model, {takes}", "self.part = nn.Linear(d_model, d_model)")
     assert "=weights" not in started(source, tmp_path).learner.recipe.build.written()
+
+
+PROBABILITIES = {
+    "attn_pdrop=0.0, residual_pdrop=0.1": "attn_pdrop=dropout, residual_pdrop=dropout",
+    "attn_dropout=0, drop_path_rate=0.2": "attn_dropout=dropout, drop_path_rate=dropout",
+    "use_dropout=False, dropout_layers=2, dropout_type='alpha', dropout_layer=nn.Dropout": "Block(d_model=d_model)",
+}
+
+
+@pytest.mark.parametrize("takes", PROBABILITIES)
+def test_every_probability_of_dropout_is_handed_over_whatever_it_drops(takes: str, tmp_path: Path) -> None:
+    case = started(HEAD + TAKES.format(f"d_model, {takes}", "self.part = nn.Linear(d_model, d_model)"), tmp_path)
+    assert PROBABILITIES[takes] in case.learner.recipe.build.written()
+
+
+def test_a_probability_of_dropout_takes_the_place_of_no_other_candidate(tmp_path: Path) -> None:
+    """Few lines are tried for a part that a block is handed."""
+    case = started(HEAD + TAKES.format("d_model, attn_pdrop=0.1, ffn_pdrop=0.1", "pass"), tmp_path)
+    assert len([*builds(case.learner.made)]) == 1
+
+
+LOOSE_DROPOUT = """
+
+class Block(Right):
+    def __init__(self, d_model, num_heads, d_ff, resid_pdrop=0.0):
+        super().__init__(d_model, num_heads, d_ff)
+        self.p = resid_pdrop
+
+    def projected(self, x, y):
+        return F.dropout(self.o(y), self.p{})
+"""
+
+
+@pytest.mark.parametrize("training", ["", ", training=self.training"])
+def test_dropout_in_eval_mode_is_found_under_any_name(training: str, tmp_path: Path) -> None:
+    file = tmp_path / "layers.py"
+    file.write_text(Path(small.__file__).read_text().partition("# --- what counts")[0] + LOOSE_DROPOUT.format(training))
+    verdict = check(f"{file}:Block")
+    assert verdict.ids == ([] if training else ["dropout_in_eval"])
+    assert "dropout in eval mode" in [one.name for one in verdict.checks]

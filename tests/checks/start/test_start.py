@@ -12,7 +12,7 @@ from prenorm.checks.check import check
 from prenorm.checks.judge import judge
 from prenorm.checks.probes.case import Case, Report
 from prenorm.checks.source.code import Code, locate
-from prenorm.checks.start.refusals import UnknownArgumentsError
+from prenorm.checks.start.refusals import UnknownArgumentsError, is_further
 from prenorm.checks.start.start import start
 from prenorm.checks.subject.learner import Learner, LearnerError
 from prenorm.checks.subject.local import LocalSubject
@@ -457,6 +457,59 @@ def test_what_optional_arguments_do_not_change_is_refused_by_the_block(refusal: 
     forward = HEAD + TAKES.format("d_model", "pass").replace("self, x):", "self, x, mask=None, scale=None):")
     (tmp_path / "model.py").write_text(forward.replace("return", f"{refusal}\n        return"))
     assert check(f"{tmp_path}/model.py:Block").ids == ["forward_error"]
+
+
+ROTATION_BELOW = """
+class Block(nn.Module):
+    def __init__(self, d_model):
+        super().__init__()
+        self.part = nn.Linear(d_model, d_model)
+
+    def mixed(self, x, rope, token_positions):
+        return x if token_positions is None else rope(x, token_positions)
+
+    def forward(self, x, rope=None, token_positions=None):
+        {}
+
+
+class RoPE(nn.Module):  # for heads of half this size
+    def __init__(self, theta, d_k, max_seq_len):
+        super().__init__()
+        angles = torch.arange(max_seq_len)[:, None] * theta ** (-torch.arange(0, d_k, 2) / d_k)
+        self.register_buffer("cos", angles.cos(), persistent=False)
+
+    def forward(self, x, token_positions):
+        return x[..., ::2] * self.cos[token_positions]
+"""
+WITH_A_ROTATION = {
+    "before an argument is used": ("return self.part(math.sqrt(x))", "forward_error"),
+    "of an attribute that lacks": ("return self.mixed(x, rope, token_positions) + self.nowhere", "forward_error"),
+    "with None for the rotation": ("return self.mixed(x, rope, token_positions) * rope.scale", "arguments_unknown"),
+}
+
+
+@pytest.mark.parametrize("case", WITH_A_ROTATION)
+def test_an_error_of_the_plainest_call_is_the_blocks_own(case: str, tmp_path: Path) -> None:
+    line, id = WITH_A_ROTATION[case]
+    (tmp_path / "model.py").write_text(HEAD + ROTATION_BELOW.format(line))
+    verdict = check(f"{tmp_path}/model.py:Block")
+    assert verdict.ids == [id]
+    if id == "forward_error":
+        assert verdict.call == "block(x)"
+        assert verdict.findings[0].place is not None
+        assert verdict.findings[0].place.code == line
+
+
+def test_a_call_got_further_only_by_lines_of_one_function() -> None:
+    def error(*steps: tuple[str, int], **more: object) -> LearnerError:
+        frames = [{"file": f"{name}.py", "function": "forward", "line": line, "code": ""} for name, line in steps]
+        return LearnerError("forward", {"type": "ValueError", "message": "", "frames": frames, **more})
+
+    block = error(("block", 20), ("norm", 5))
+    assert is_further(error(("block", 23)), block)
+    assert not is_further(block, error(("block", 23)))
+    assert not is_further(error(("block", 20), ("attention", 40)), block)
+    assert is_further(block, error(("rope", 44), entered=False))
 
 
 @pytest.mark.sampled(2)

@@ -46,6 +46,10 @@ SCORES = r"\w \) @ |@ k|\bq\w* @|quer\w* @|matmul\(\w*q|einsum\(.*q.*k|@ \w*k|(@
 SHAPES = r"\.(view|reshape|unflatten|flatten|permute|transpose|swapaxes|movedim|split|chunk)\(|rearrange\(|\.m?T\b"
 ACTIVATION = r"silu|SiLU|[gsr]?elu|[GER]LU|sigmoid|tanh|softplus|mish|[Hh]ardswish|swish|glu|act(_fn)?\(|exp\(-"
 MADE = r"(arange|ones|zeros|full|empty|tensor|eye|rand\w*|as_tensor|from_numpy|linspace)\("
+A_NUMBER = r"\btensor\((?![\[(])"
+"""A tensor without dimensions, which meets tensors of any device."""
+TO_DTYPE = r"\.to\((?!torch|[\w.]*device\b|['\"])"
+"""To a dtype that a name says; no device, and no dtype that is written out."""
 HALF, SIZE = r"(sqrt|\*\* -?[01]\.?5?)", "(shape|size|dim|head|width)"
 QKV = r"^\(?(?i:x?[qkv]|\w*quer\w*|\w*keys?\w*|\w*values?\w*|[qkv]_\w+)\b.* = "
 QK = r"^\(?(?i:x?[qk]|\w*quer\w*|\w*keys?|[qk]_\w+)\b.* = "
@@ -149,7 +153,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("norm", MEAN),
     ],
     "norm_without_upcast": [
-        Look("norm", r"^\w+ = \w+$|^\w+ = \w+\.to\((?!torch)"),
+        Look("norm", rf"^\w+ = \w+$|^\w+ = \w+{TO_DTYPE}"),
         Look("norm", r"^\w+ = self\._?\w*norm", lacks="float"),
         Look("norm", MEAN),
     ],
@@ -189,7 +193,7 @@ LOOKS: dict[str, list[Look]] = {
         ),
         Look("attention stream", r"rot\w*\(.*rot\w*\(.*-|-p\)", "rope"),
         Look("rope", r"^return \w+$|\*\* 2"),
-        Look("attention", r"^assert"),
+        Look("attention", r"^(if|assert) .*(rope|rotary)|^assert .*position"),
         Look("attention", QK, lacks=CACHED, last=True),
         Look("attention", QKV, last=True),
         Look("attention", SCORES),
@@ -236,7 +240,8 @@ LOOKS: dict[str, list[Look]] = {
     ],
     "rope_bf16_tables": [
         Look("any", r"(bfloat16|half\(|float16)"),
-        Look("init rope", r"(cos|sin)\w*.*\.to\((?!torch)|\.to\(\w*\.?dtype"),
+        Look("init rope", rf"(cos|sin)\w*.*{TO_DTYPE}|\.to\(\w*\.?dtype"),
+        Look("init rope", r"arange\(.*dtype=(?!torch)"),
         Look("rope init", TABLE),
     ],
     "rope_theta_ignored": [
@@ -300,6 +305,7 @@ LOOKS: dict[str, list[Look]] = {
         ),
         Look("attention", r"(att\w*|scores|wei) = .*\* .*(bias|mask|tril)"),
         Look("any", "masked_fill|where|attn_mask"),
+        Look("attention", r"(att\w*|scores|wei)\w* \+?= .*(bias|mask|tril|triu)"),
     ],
     "softmax_wrong_dim": [
         Look("attention", r"(softmax|logsumexp)\(.*(?:-[23]|[012]\))"),
@@ -418,7 +424,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("init", r"= .*(Linear|Parameter|[A-Z]\w+)\(", lacks=r"dtype|\*\*"),
     ],
     "wrong_device_buffer": [
-        Look("forward", MADE, lacks=r"device|_like|as_tensor\(self|torch\.tensor\((float|-)"),
+        Look("forward", MADE, lacks=rf"device|_like|as_tensor\(self|{A_NUMBER}"),
         Look("init", rf"self\.\w+ = .*({TABLE}|tril|arange)", lacks=r"Parameter|Linear|Rot|[A-Z]\w+\("),
         Look("init", MADE, lacks="device|factory|kw|where|kind"),
         Look(

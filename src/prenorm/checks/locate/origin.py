@@ -5,10 +5,13 @@ import re
 from collections.abc import Iterable, Sequence
 
 from ..source.parse import Function, Line
-from .line_patterns import MADE
+from .line_patterns import A_NUMBER, MADE
 
-FOLLOWS = re.compile(r"device=(?!self\.device\b|None\b|['\"]cpu)|_like\(|\.to\(|\bnew_\w+\(")
-"""Made on the device of something else."""
+OWN = r"self\.device\b|None\b|['\"]cpu"
+"""A device that says nothing of the input's."""
+DTYPE = r"(dtype=)?(torch\.\w+|[\w.]*dtype)\)"
+FOLLOWS = re.compile(rf"device=(?!{OWN})|_like\(|\.to\((?!(device=)?({OWN})|{DTYPE})|\bnew_\w+\(")
+"""Made on the device of something else, or brought there."""
 TENSOR = re.compile(rf"\btorch\.|\b{MADE}|\.(cos|sin|tril|triu)\(")
 REGISTERED = re.compile(r"register_buffer|Parameter\(")
 
@@ -50,7 +53,8 @@ def _in(function: Function, line: Line, functions: Sequence[Function]) -> Line |
 
 
 def _makes(line: Line) -> bool:
-    return bool(re.search(rf"\b{MADE}", line.text)) and not FOLLOWS.search(line.text)
+    made = re.search(rf"\b{MADE}", re.sub(A_NUMBER, "", line.text))
+    return made is not None and not FOLLOWS.search(line.text)
 
 
 def _names(node: ast.AST) -> set[str]:

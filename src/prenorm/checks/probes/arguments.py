@@ -8,7 +8,7 @@ from torch import Tensor
 from ..search.explain import explain
 from ..search.explanation import UnexplainedError
 from ..search.trials import agrees
-from ..subject.learner import Answer, Built, LearnerError
+from ..subject.learner import Built, LearnerError
 from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case, raised
 from .lengths import coinciding, what_coincides
 
@@ -78,7 +78,7 @@ def token_positions(case: Case) -> None:
     draws = _draws(case, limit, 2, case.tokens)
     x = case.x(2, case.tokens)
     try:
-        used, answer = _run_at(case, built, x, draws)
+        used, answer = built.run_at(draws, case.raw, x)
     except LearnerError as error:
         if case.learner.recipe.call.text is not None:  # a line that somebody gave may use positions for a cache as well
             case.report.skip(name, f"with other positions the given call raises {raised(error)}")
@@ -137,23 +137,6 @@ def _of_each_sequence(case: Case, built: Built, limit: int, *, by_row: bool) -> 
 def _draws(case: Case, limit: int, batch: int, length: int) -> Tensor:
     """Positions with gaps and out of order, different in each sequence."""
     return torch.stack([torch.randperm(limit, generator=case.generator)[:length] for _ in range(batch)])
-
-
-def _run_at(case: Case, built: Built, x: Tensor, positions: Tensor) -> tuple[Tensor, Answer]:
-    """The call with positions (batch, seq), or (seq,) if that raises.
-
-    Where tables are made for the positions, every sequence has the same, which some blocks want for each of them.
-    """
-    first, other = positions, positions[0]
-    if not built.positions_by_row:
-        first, other = other, other.expand_as(positions)
-    try:
-        return first, built.run(case.raw, x, positions=first)
-    except LearnerError as error:
-        try:
-            return other, built.run(case.raw, x, positions=other)
-        except LearnerError:
-            raise error from None
 
 
 def grouped_heads(case: Case) -> None:

@@ -8,12 +8,13 @@ from .case import Case, in_short, raised
 # torch's messages if tensors are on two devices.
 MIXED = ("same device", "expected device", "on device", "is on meta", "different from other tensors", "device type")
 
-NO_PARAMETER = "as parameter"
-"""What torch raises where a parameter is replaced by a copy of it on the other device, which is a plain tensor."""
-
-MADE_THERE = (
-    "make it there, nn.Parameter(torch.ones(d_model, device=device)): a parameter's .to(device) is a plain tensor"
-)
+MADE_THERE = {
+    "as parameter": "make it there, nn.Parameter(torch.ones(d_model, device=device)): a parameter's .to(device) is a "
+    "plain tensor",
+    "legacy constructor": "torch.empty(d_out, d_in, device=device): torch.Tensor(...) makes tensors on the CPU alone",
+    "to numpy": "compute with torch, or bring it to the CPU first: NumPy has arrays of the CPU alone",
+} | dict.fromkeys(MIXED, "make all tensors of the constructor with device=device, before they meet")
+"""What a constructor raises with every device but the CPU, and the fix: it is no matter of the meta device."""
 
 
 def devices(case: Case) -> None:
@@ -49,10 +50,11 @@ def _built_there(case: Case, x: Tensor) -> str:
     try:
         built = case.build(device={"device": "meta"})
     except LearnerError as failed:
-        if NO_PARAMETER in failed.error["message"]:
+        mend = next((mend for words, mend in MADE_THERE.items() if words in failed.error["message"]), None)
+        if mend is not None:
             case.report.errors["constructor_error"] = failed.error
             evidence = f"with device= of another device it raises {raised(failed)}"
-            case.report.found("constructor_error", evidence, mend=MADE_THERE)
+            case.report.found("constructor_error", evidence, mend=mend)
         else:
             case.report.skip("device argument", raised(failed))
         return ""

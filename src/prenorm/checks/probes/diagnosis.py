@@ -29,8 +29,15 @@ MASKS = {
     "future_strict": ("mask_inverted", "a token attends only to what comes after it"),
 }
 ORDERS = ("2i and 2i+1", "i and i + head_dim/2")
+FILLED = {"replacing": "get {:g}", "adding": "get {:+g}, which is added", "multiplying": "get 0 by multiplication"}
 LOOSE = 1e6
 """If a masked score is filled with less than this (in magnitude), other scores can be lower."""
+
+
+def filled(fill: float, by: str) -> str:
+    """What masked scores get, in words."""
+    boolean = ", as where a boolean mask is added (True is 1)" if (abs(fill), by) == (1.0, "adding") else ""
+    return FILLED[by].format(fill) + boolean
 
 
 def faults(explanation: Explanation) -> dict[str, str]:
@@ -138,8 +145,7 @@ def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
         and spec.softmax not in ("none", "heads")
         and (spec.fill_by == "multiplying" or abs(spec.fill) < LOOSE)
     ):
-        number = "0 by multiplication" if spec.fill_by == "multiplying" else f"{spec.fill:g}"
-        yield "mask_value_too_small", f"masked scores get {number}"
+        yield "mask_value_too_small", f"masked scores {filled(spec.fill, spec.fill_by)}"
     if spec.softmax in NO_SOFTMAX:
         yield "missing_softmax", f"weights are {'' if spec.softmax == 'none' else spec.softmax + ' of '}the scores"
     elif spec.softmax != "keys":

@@ -35,6 +35,12 @@ WIDTH_NAMES = frozenset(
 
 OF_VECTORS = "initialise it in the constructor: torch.ones for a norm's weight, torch.zeros for a bias"
 
+ALL_ZERO = (
+    "of the matrices that follow each other in a sublayer, begin at most one at zero, such as the last projection"
+)
+STEPS, STEP = 4, 0.01
+"""Training steps from the first weights: a chain of zeros comes alive from its end, a matrix in each step."""
+
 NORM = re.compile(r"norm|rms|(^|[._ ])ln", re.IGNORECASE)
 
 MULTIPLE = 256
@@ -79,13 +85,41 @@ def constructed(case: Case, text: str) -> None:
     if problem:
         case.report.found("weight_init_scale", problem)
         _place(case, "weight_init_scale", name)
+    stuck = [] if empty else _stuck(case)
+    at_zero = f"{_list(stuck)} begin at zero, and get a gradient of exactly zero in each of {STEPS} training steps"
+    if stuck:
+        case.report.found("weight_init_scale", at_zero, mend=ALL_ZERO)
+        _place(case, "weight_init_scale", stuck[0])
     reasons = [
         problem,
+        at_zero if stuck else "",
         f"nothing fills {_list(empty)}" if empty else "",
         f"requires_grad is False for {_list(frozen)}" if frozen else "",
     ]
     reason = "; ".join(filter(None, reasons))
     case.report.check("weights at the start", not reason, reason or "initialised, with a usual scale")
+
+
+def _stuck(case: Case) -> list[str]:
+    """Matrices that begin at zero and stay there, because gradients reach each of them only through another of them.
+
+    One zero matrix of a product, such as an output projection, gets a gradient in the first step, and the others then.
+    """
+    zero = [name for name, value in case.initial.items() if value.dim() > 1 and not value.any()]
+    if not zero:
+        return []
+    raw = dict(case.initial)
+    try:
+        built = case.build()
+        for _ in range(STEPS):
+            x, cotangent = (case.x(2, case.tokens, dtype=torch.float32) for _ in range(2))
+            given = built.run(raw, x, cotangent=cotangent, training=True).gradients
+            gradients = {name: gradient for name, gradient in given.items() if gradient is not None and name in raw}
+            zero = [name for name in zero if name in gradients and not gradients[name].any()]
+            raw |= {name: raw[name] - STEP * gradient.sign() for name, gradient in gradients.items()}
+    except LearnerError:
+        return []  # the checks of forward and backward report it
+    return zero
 
 
 def _place(case: Case, id: str, name: str) -> None:
@@ -105,7 +139,13 @@ def _scale(case: Case) -> tuple[str, str]:
     }
     if aside:
         name, value = next(iter(aside.items()))
-        return name, f"{name} is initialised with mean {float(value.mean()):.2g} instead of zero"
+        mean = f"{float(value.mean()):.2g}"
+        if float(value.std()) < 1e-6 * abs(float(value.mean())):
+            return (
+                name,
+                f"all entries of {name} are initialised to {mean}: what is equal gets equal gradients, and stays so",
+            )
+        return name, f"{name} is initialised with mean {mean} instead of zero"
     larger = dataclasses.replace(case.sizes, d_model=2 * case.sizes.d_model, d_ff=2 * case.sizes.d_ff)
     try:
         second = _matrices(case.build(sizes=larger, filled=True).values())
@@ -117,10 +157,8 @@ def _scale(case: Case) -> tuple[str, str]:
         size = float(value.std())
         if name in second and float(second[name].std()) < 0.85 * size:
             return "", ""  # it decreases with the width
-        return (
-            name,
-            f"{name} has an initial standard deviation of {size:.2g}; 1/sqrt(d_model) is {value.shape[-1] ** -0.5:.2g}",
-        )
+        usual = f"1/sqrt(d_model) is {case.sizes.d_model**-0.5:.2g}"
+        return name, f"{name} has an initial standard deviation of {size:.2g}; {usual}"
     if _is_variance(first) and (not second or _is_variance(second)):
         name, value = next(iter(first.items()))
         return (

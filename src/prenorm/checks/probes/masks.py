@@ -11,7 +11,7 @@ from ..search.switches import Switch
 from ..subject.child import meanings
 from ..subject.learner import LearnerError
 from .case import Case, raised
-from .diagnosis import faults
+from .diagnosis import faults, filled
 
 
 def causal_argument(case: Case) -> None:
@@ -45,7 +45,10 @@ def _name_causal(case: Case, y: Tensor, x: Tensor, wanted: bool) -> None:
         ("mask_inverted", {"mask": "future_strict", "fill": -1e9}),
         ("mask_inverted", {"mask": "future_strict", "empty_rows": "zero"}),
         *(("mask_value_too_small", {"mask": "causal", "fill": fill}) for fill in (0.0, -1.0, -5.0, -10.0)),
-        *(("mask_value_too_small", {"mask": "causal", "fill": f, "fill_by": "adding"}) for f in (-1.0, -5.0, -10.0)),
+        *(
+            ("mask_value_too_small", {"mask": "causal", "fill": f, "fill_by": "adding"})
+            for f in (1.0, -1.0, -5.0, -10.0)
+        ),
         ("mask_value_too_small", {"mask": "causal", "fill_by": "multiplying"}),
         ("softmax_wrong_dim", {"mask": "causal", "softmax": "queries"}),
     ]
@@ -99,12 +102,12 @@ def mask_argument(case: Case) -> None:
                 case.report.check("mask", not wanted, "True means masked")
                 large_scores(case, allowed, turned=True)
                 return
-        for fill in (0.0, 1e-9, -0.1, -1.0, -2.0, -3.0, -5.0, -10.0, -20.0):
+        for fill in (0.0, 1.0, 1e-9, -0.1, -1.0, -2.0, -3.0, -5.0, -10.0, -20.0):
             for by in ("replacing", "adding", "multiplying"):
                 if case.agrees(
                     y, case.expected(case.raw, x, allowed=allowed, mask=spec_mask, fill=fill, fill_by=by), x
                 ):
-                    case.report.found("mask_value_too_small", f"masked scores are filled by {by} {fill:g}")
+                    case.report.found("mask_value_too_small", f"masked scores {filled(fill, by)}")
                     case.report.check("mask", False, "a random boolean mask does not do what it says")
                     return
     if not _is_of_attention(case, "does something else than to hide keys"):

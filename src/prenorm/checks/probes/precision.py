@@ -180,7 +180,8 @@ def _angles(case: Case) -> None:
     errors = {}
     for name, positions, seq in (("near", near, 8), ("far", far, length)):
         x = case.x(SINGLE if seq == len(near) else 2, seq, dtype=torch.bfloat16)  # enough sequences for a stable mean
-        y = built.run(raw, x, positions=positions if built.positions_name else None).y
+        rows = positions.expand(len(x), -1)
+        y = (built.run(raw, x) if built.positions_name is None else built.run_at(rows, raw, x)[1]).y
         wide: Raw = {key: value.double() for key, value in raw.items()}
         expected = case.expected(wide, x.double(), positions)
         rest = case.expected(wide, x.double(), positions * 0)

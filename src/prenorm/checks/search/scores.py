@@ -142,7 +142,8 @@ def _only_distances_count(attempt: Attempt, bases: list[Base], readings: list[Pi
         return False
     x = attempt.probe(attempt.raw).x
     zero, near, far = (torch.arange(attempt.tokens) * spread + start for spread, start in ((0, 0), (1, 0), (1, FAR)))
-    at_zero, at_near, at_far = (attempt.built.run(attempt.raw, x, positions=at).y for at in (zero, near, far))
+    ats = (at.expand(len(x), -1) for at in (zero, near, far))
+    at_zero, at_near, at_far = (attempt.built.run_at(at, attempt.raw, x)[1].y for at in ats)
     expected = block(bases[0][0], weights(readings[:1], attempt.raw), x, zero[None], attempt.sizes.num_heads)
     return agrees(at_zero, expected[0], x, attempt.tolerance) and agrees(at_near, at_far, x, attempt.tolerance)
 

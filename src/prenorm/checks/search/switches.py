@@ -78,7 +78,7 @@ ZERO_SCORES_PLAIN: list[Switch] = [
     *(
         {"mask": mask, "fill": fill, "fill_by": by}
         for mask in ("causal",)
-        for fill in (0.0, -0.1, -1.0, -2.0, -3.0, -5.0, -10.0, 1e-9)
+        for fill in (0.0, 1.0, -0.1, -1.0, -2.0, -3.0, -5.0, -10.0, 1e-9)  # 1: a boolean mask that is added
         for by in ("replacing", "adding")
         if (fill, by) != (0.0, "adding")
     ),

@@ -12,7 +12,7 @@ from ..subject.child import meanings
 from ..subject.learner import TABLES, Built, LearnerError
 from ..subject.recipe import Line, Recipe
 from . import call_lines, effects
-from .refusals import reached
+from .refusals import in_block, is_further
 
 TOKENS = 7
 MOST_CALLS = 120
@@ -40,8 +40,10 @@ class Calls:
         self.build, self.built, self.given = build, built, given
         self.text = text
         self._says_seq_first = given is None and SEQ_FIRST.search(text) is not None
-        self.furthest: tuple[list[int], Recipe, LearnerError | None] = ([-1], self.learner.recipe, None)
-        """Of the calls that raise, the one that got furthest: its lines, both lines, and the error."""
+        self.furthest: tuple[Recipe, LearnerError] | None = None
+        """Of the calls that raise, the one that got furthest: both lines, and the error."""
+        self.plainest: tuple[Recipe, LearnerError] | None = None
+        """The first call that was tried, without optional arguments, if it raises in the block."""
         self._errors: dict[str, LearnerError] = {}
 
     def found(self) -> bool:
@@ -114,8 +116,11 @@ class Calls:
                 self.built.run(None, x)
             except LearnerError as error:
                 self._errors.setdefault(line.written(), error)
-                here = ([0, *reached(error)], self.learner.recipe, error)
-                self.furthest = max(self.furthest, here, key=lambda one: one[0])
+                here = self.learner.recipe, error
+                if self.furthest is None and in_block(error):
+                    self.plainest = here
+                if self.furthest is None or is_further(error, self.furthest[1]):
+                    self.furthest = here
                 continue
             yield line
 

@@ -202,6 +202,8 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         values = [*tables, *modules, Argument(own, "freqs_cis", True)] if complex_first else [*modules, *tables]
         return [(value,) for value in values] + (omitted or [(Argument(own, "None", True),)])
     if not one["required"]:
+        if loose == "dropout" and _is_probability(one["default"]):  # whether it drops in eval mode, shows only if asked
+            return [(Argument(own, WRITTEN[loose]),)]
         if one["default"] is None and loose in ("dropout", "eps"):  # None is not a number
             omitted.append((Argument(own, WRITTEN[loose], True),))
         return omitted
@@ -257,6 +259,11 @@ def _is_too_small(one: Description) -> bool:
     """Whether it is the largest batch of a cache, or a window, and by default less than what the checks use."""
     small = one["required"] or (type(one["default"]) is int and 0 < one["default"] < int(WRITTEN["max_batch"]))
     return small and meaning_of(one["name"], loosely=True) in ("max_batch", "window")
+
+
+def _is_probability(default: object) -> bool:
+    """Whether a default is a number that dropout may have."""
+    return isinstance(default, int | float) and not isinstance(default, bool) and 0 <= default < 1
 
 
 def _is_of_the_design(one: Description) -> bool:

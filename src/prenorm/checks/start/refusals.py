@@ -62,11 +62,35 @@ def refuse_given(option: str, line: Line, error: LearnerError) -> None:
         raise UnknownArgumentsError(f'{option} "{written}" raises {raised(error)}, before any code of the block runs.')
 
 
-def reached(error: LearnerError) -> list[int]:
-    """How far a call got: its lines in the learner's code, from the outermost function to the innermost."""
+Step = tuple[str, str, int]
+"""A file, a function and a line."""
+
+
+def reached(error: LearnerError) -> list[Step]:
+    """Where a call was in the learner's code when it raised, from the outermost function to the innermost."""
     frames = error.error.get("frames") or ()
     own = [one for one in frames if "/torch/" not in str(one["file"]) and one["file"] != "<string>"]
-    return [int(one["line"] or 0) for one in own]
+    return [(str(one["file"]), one["function"], int(one["line"] or 0)) for one in own]
+
+
+def in_block(error: LearnerError) -> bool:
+    """Whether the block itself was called: otherwise an argument of the line raises."""
+    return bool(error.error.get("entered", True))
+
+
+def is_further(error: LearnerError, other: LearnerError) -> bool:
+    """Whether a call got further than another: to a later line of the function that both were in, or deeper from there.
+
+    Lines of two functions say nothing of each other.
+    """
+    stages = [(one.stage, in_block(one)) for one in (error, other)]  # a constructor comes before forward, as its name
+    if stages[0] != stages[1]:
+        return stages[0] > stages[1]
+    steps = [reached(one) for one in (error, other)]
+    for here, there in zip(*steps, strict=False):
+        if here != there:
+            return here[:2] == there[:2] and here[2] > there[2]
+    return len(steps[0]) > len(steps[1])
 
 
 def refuses(error: LearnerError) -> bool:

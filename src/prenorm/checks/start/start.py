@@ -21,6 +21,7 @@ from . import build_lines, effects
 from .best_call import EACH, Calls
 from .refusals import (
     UnknownArgumentsError,
+    is_further,
     is_its_own,
     is_optional,
     reached,
@@ -111,17 +112,21 @@ class _Start:
             if self._is_its_own(errors[0]):
                 raise errors[0]
             refuse_build(self.learner, errors[0], guessed=self.build is None)
-        _, self.learner.recipe, raising = max((one.furthest for one in tried), key=lambda one: one[0])
-        if self.call is not None and raising is not None:
+        furthest = [one.furthest for one in tried if one.furthest is not None]
+        self.learner.recipe, raising = furthest[0]
+        for recipe, other in furthest[1:]:
+            if is_further(other, raising):
+                self.learner.recipe, raising = recipe, other
+        if self.call is not None:
             refuse_given("--call", self.call, raising)
-        if raising is not None and not is_its_own(raising):
+        if not is_its_own(raising):
             if (axes := effects.axes_of_images(self.case, built_at_all)) is not None:
                 raise UnknownArgumentsError(f"its input is {axes}; only blocks for (batch, seq, d_model) are judged.")
             if self.build is None and not self._takes_sizes():
                 refuse_sizes(self.learner, raising)
             if self.call is None:
                 self._refuse_if_demanded(raising, built_at_all.forward)
-            if not self._is_its_own(raising):
+            if not (self._is_its_own(raising) or self._raises_as_it_is(tried)):
                 refuse_call(self.learner, raising, guessed=self.build is None)
         return self._settled(built_at_all)  # its first call reports the error
 
@@ -159,6 +164,26 @@ class _Start:
             return False
         return all(self._raises_the_same(error, other) for other in others)
 
+    def _raises_as_it_is(self, tried: Sequence[Calls]) -> bool:
+        """Whether the plainest call raises, whatever its optional arguments are. Stores its lines."""
+        before = self.learner.recipe
+        for recipe, error in (one.plainest for one in tried if one.plainest is not None):
+            self.learner.recipe = recipe
+            if self.call is not None or self._with_guesses("unread") != recipe:
+                continue
+            if is_its_own(error) or self._raises_the_same(error, self._with_unread(recipe)):
+                return True
+        self.learner.recipe = before
+        return False
+
+    def _with_unread(self, recipe: Recipe) -> Recipe:
+        """The recipe with something that cannot be read in place of None for optional arguments of forward."""
+        there = {one.name for one in recipe.call.arguments}
+        forward = self.case.build().forward
+        names = [one["name"] for one in forward or () if is_optional(one) and one["name"] not in there]
+        more = (Argument(name, "unread", True) for name in names)
+        return Recipe(recipe.build, replace(recipe.call, arguments=(*recipe.call.arguments, *more)))
+
     def _refuse_if_demanded(self, error: LearnerError, parameters: Sequence[Description] | None) -> None:
         """Raise UnknownArgumentsError if a statement demands optional arguments: with them, the block goes on.
 
@@ -175,7 +200,7 @@ class _Start:
             more = replace(line, arguments=(*line.arguments, *(Argument(name, "unread", True) for name in names)))
             other = Recipe(more, recipe.call) if error.stage == "constructor" else Recipe(recipe.build, more)
             raising = self._raising(other)
-            if raising is None or (raising.stage, reached(raising)) > (error.stage, reached(error)):
+            if raising is None or is_further(raising, error):
                 refuse_without(self.learner, names, error)
 
     def _with_guesses(self, number: str) -> Recipe:
@@ -187,7 +212,7 @@ class _Start:
     def _raises_the_same(self, error: LearnerError, blind: Recipe) -> bool:
         """Whether a recipe with other values for what is guessed raises the error."""
         other, alone = self._raising(blind), self._raising(Recipe(blind.build, replace(blind.call, callee=EACH)))
-        if other is None or alone is None or reached(alone) > reached(error):  # a sequence alone may need the values
+        if other is None or alone is None or is_further(alone, error):  # a sequence alone may need the values
             return False
         said = [(one.error["type"], one.error["message"], reached(one)) for one in (error, other)]
         return said[0] == said[1]

@@ -268,6 +268,22 @@ class Built:
             seen=reply.get("seen", {}),
         )
 
+    def run_at(self, positions: Tensor, raw: Raw, x: Tensor) -> tuple[Tensor, Answer]:
+        """Call it with positions (batch, seq), or (seq,) of the first one if that raises: those, and the answer.
+
+        Where tables are made for the positions, every sequence has the same, which some blocks want for each of them.
+        """
+        first, other = positions, positions[0]
+        if not self.positions_by_row:
+            first, other = other, other.expand_as(positions)
+        try:
+            return first, self.run(raw, x, positions=first)
+        except LearnerError as error:
+            try:
+                return other, self.run(raw, x, positions=other)
+            except LearnerError:
+                raise error from None
+
     def seen(self, raw: Raw, x: Tensor, modules: Sequence[str]) -> dict[str, Description]:
         """What these modules are given and give in a call; if it raises, those that have finished before."""
         try:

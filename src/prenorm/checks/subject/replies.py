@@ -102,7 +102,10 @@ _STRAY = _or_none(_record(how=_TEXT, dtype=_TEXT, name=_TEXT, frames=_list(_FRAM
 _SEEN = _named(_record(given=_TENSOR, result=_TENSOR, operations=_list(_TEXT)))
 _ERROR = _record(
     error=_record(
-        {"sites": _list(_SITE), "stray": _STRAY, "seen": _SEEN}, type=_TEXT, message=_TEXT, frames=_list(_FRAME)
+        {"entered": _SWITCH, "sites": _list(_SITE), "stray": _STRAY, "seen": _SEEN},
+        type=_TEXT,
+        message=_TEXT,
+        frames=_list(_FRAME),
     )
 )
 

@@ -21,7 +21,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 
 from .devices import AtHome, OneDevice
 from .dtypes import Dtypes
-from .errors import NoShapesError, UnfinishedError, described, unfinished
+from .errors import NoShapesError, UnfinishedError, described, entered, unfinished
 from .importing import Importer
 from .names import OF_CALLS, TABLES, Maker, changer, namespace, of_build, of_call, sizes_in, used
 from .origins import Origins
@@ -212,7 +212,8 @@ class Driver:
         random numbers in place of tables, and of every sine and cosine. "watch" adds "sites" to an error: where the
         learner's code changed tensors in place. "dtypes" adds "stray", also to an error: where what failed, or came
         out, left the input's dtype (see dtypes.py), or None. "seen" names modules, and adds what the first call of each
-        was given and gave, also to an error (see seen.py).
+        was given and gave, also to an error (see seen.py). An error has "entered": whether the block was called, or
+        the line's own arguments raise.
         """
         watch = Watch() if request.get("watch") else None
         dtypes = None
@@ -223,7 +224,8 @@ class Driver:
             with seen.watching():
                 reply = self._run(request, watch, dtypes)
         except Exception as error:
-            more: Reply = {} if watch is None else {"sites": watch.sites}
+            more: Reply = {"entered": entered(error, self._blocks[request["block"]])}
+            more |= {} if watch is None else {"sites": watch.sites}
             more |= {} if dtypes is None else {"stray": dtypes.failed}
             return {"error": described(error) | more | {"seen": seen.calls}}
         return reply | {"seen": seen.calls}

@@ -62,6 +62,11 @@ def described(error: BaseException) -> dict[str, Any]:
     return {"type": type(error).__name__, "message": message[: TEXT - 400] + cause[:400], "frames": frames[-FRAMES:]}
 
 
+def entered(error: BaseException, module: nn.Module) -> bool:
+    """Whether an error came out of a call of this module, or of its methods."""
+    return any(frame.f_locals.get("self") is module for frame, _ in traceback.walk_tb(error.__traceback__))
+
+
 WRAPPED = (
     re.compile(r"^The following operation failed in the TorchScript interpreter\..*\n(\w+): (.+)", re.DOTALL),
     re.compile(r"^\w+ when making fake tensor call\n.*?: got (\w+)\((?:'(.*?)'|\"(.*?)\")\)\n", re.DOTALL),
