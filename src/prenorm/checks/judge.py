@@ -218,11 +218,11 @@ def _judge(case: Case, built: Built, text: Text, texts: str) -> None:
         try:
             check(case)
         except LearnerError as error:  # the other checks go on
-            case.report.errors.setdefault(f"{error.stage}_error", error.error)
-            case.report.found(
-                f"{error.stage}_error", f"in the check of {check.__name__.replace('_', ' ')}: {raised(error)}"
-            )
-            case.report.check(check.__name__.replace("_", " "), False, raised(error))
+            name, what = f"{error.stage}_error", check.__name__.replace("_", " ")
+            case.report.errors.setdefault(name, error.error)
+            is_missing = error.error["type"] == NotInstalledError.__name__
+            case.report.found(name, f"in the check of {what}: {raised(error)}", counts=not is_missing)
+            case.report.check(what, False, raised(error))
 
 
 def _first_call(case: Case, built: Built) -> Built:
