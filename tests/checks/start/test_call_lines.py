@@ -6,7 +6,10 @@ from pathlib import Path
 import pytest
 
 from prenorm.checks.check import check
+from prenorm.checks.judge import judge
+from prenorm.checks.source.code import locate
 from prenorm.checks.start.refusals import UnknownArgumentsError
+from prenorm.checks.subject.local import LocalSubject
 
 from ..strangers.projects import HEAD
 from .test_start import TAKES, started
@@ -53,3 +56,58 @@ def test_a_block_of_several_leading_dims_is_no_block_of_images(tmp_path: Path) -
     source = HEAD + block.replace("return self.part(x)", "b, n, s, d = x.shape\n        return self.part(x).cumsum(2)")
     (tmp_path / "model.py").write_text(source)
     assert check(f"{tmp_path}/model.py:Block").ids == ["forward_error"]
+
+
+SEQ_FIRST = """
+import torch
+from torch import nn
+
+class Block(nn.Module):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__()
+        self.attn = nn.MultiheadAttention(d_model, num_heads, bias=False)
+        self.norm1, self.norm2 = nn.RMSNorm(d_model, 1e-6), nn.RMSNorm(d_model, 1e-6)
+        self.gate, self.up = (nn.Linear(d_model, d_ff, bias=False) for _ in range(2))
+        self.down = nn.Linear(d_ff, d_model, bias=False)
+
+    def forward(self, x):
+        length = x.size(1)
+        n = self.norm1(x)
+        x = x + self.attn(n, n, n, need_weights=False)[0]
+        n = self.norm2(x)
+        return x + self.down(nn.functional.silu(self.gate(n)) * self.up(n))
+"""
+OVER_THE_BATCH = ("n = self.norm2(x)", "n = self.norm2(x - x.mean(0, keepdim=True))")
+LETTERS = ("n = self.norm1(x)", "n = self.norm1(x)  # NLD -> LND")
+LENGTH = ("x.size(1)", "x.size(0)")
+BATCH_FIRST_TOO = ("length = x.size(0)", "length = x.size(0)\n        B, T, C = x.shape")
+TO_BE_DONE = ("n = self.norm1(x)", "n = self.norm1(x)  # TBD")
+BATCH_FIRST = ("bias=False)\n        self.norm1", "bias=False, batch_first=True)\n        self.norm1")
+
+
+@pytest.mark.parametrize(
+    ("changes", "is_seq_first", "faults"),
+    [
+        ([LETTERS], True, []),
+        ([LENGTH], True, []),
+        ([TO_BE_DONE], False, ["batch_coupled"]),  # as where batch_first=True is forgotten
+        ([LENGTH, BATCH_FIRST_TOO], False, ["batch_coupled"]),
+        ([LENGTH, BATCH_FIRST], False, []),
+        ([LETTERS, BATCH_FIRST], False, []),
+        ([LETTERS, BATCH_FIRST, OVER_THE_BATCH], False, ["batch_coupled"]),
+        ([LENGTH, BATCH_FIRST, OVER_THE_BATCH], False, ["batch_coupled"]),
+    ],
+)
+def test_axes_are_those_that_the_source_says_and_the_outputs_show(
+    changes: list[tuple[str, str]], is_seq_first: bool, faults: list[str], tmp_path: Path
+) -> None:
+    source = SEQ_FIRST
+    for old, new in changes:
+        assert old in source
+        source = source.replace(old, new)
+    (tmp_path / "learner.py").write_text(source)
+    verdict = judge(LocalSubject(), locate(f"{tmp_path / 'learner.py'}:Block"), seed=0)
+    assert ("swapped" in verdict.call) is is_seq_first
+    assert [one.id for one in verdict.faults] == faults
+    is_told = any("swapped(block)(x)" in one.mend for one in verdict.faults)
+    assert is_told is (faults == ["batch_coupled"] and BATCH_FIRST not in changes)
