@@ -609,6 +609,19 @@ def test_the_folder_itself_goes_before_a_checkout_in_it(tmp_path: Path) -> None:
     assert not learner.made["notes"]
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_package_without_init_is_found_however_deep_its_files_lie(depth: int, tmp_path: Path) -> None:
+    inner = [f"kinds_of_parts_{depth}", *(f"level{number}" for number in range(depth))]
+    folder = tmp_path.joinpath(*inner)
+    folder.mkdir(parents=True)
+    (folder / "parts.py").write_text("WIDTH = 3\n")
+    line = f"from {'.'.join(inner)}.parts import WIDTH\n"
+    (folder / "model.py").write_text(HEAD + line + TAKES.format("d_model", "pass"))
+    learner = Learner(LocalSubject())
+    learner.load(locate(f"{folder}/model.py:Block"))
+    assert not learner.made["notes"]
+
+
 def test_an_installed_package_goes_before_its_checkout(tmp_path: Path) -> None:
     (tmp_path / "einops" / "einops").mkdir(parents=True)
     (tmp_path / "einops" / "einops" / "__init__.py").touch()
