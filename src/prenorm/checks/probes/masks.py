@@ -62,7 +62,9 @@ def mask_argument(case: Case) -> None:
     assert case.built is not None
     assert case.explanation is not None
     if case.built.mask_name is None:
-        case.report.skip("mask", "forward takes none")
+        given = [one for one in case.learner.recipe.call.arguments if meanings.MASK.search(one.name)]
+        told = f"no mask (seq, seq) is handed in: {given[0].name}={given[0].value}" if given else "forward takes none"
+        case.report.skip("mask", told)
         return
     x = case.x(2, case.tokens)
     allowed = torch.rand(case.tokens, case.tokens, generator=case.generator) > 0.4

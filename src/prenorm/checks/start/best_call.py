@@ -167,6 +167,8 @@ class Calls:
         if tests:
             leaks = []
             for line in itertools.chain([best], others):
+                if call_lines.hides_padding_only(line) and line != best:
+                    break
                 self.learner.recipe = Recipe(self.build, line)
                 if all(test(self.case, self.built) for test in tests):
                     return line
