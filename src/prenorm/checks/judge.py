@@ -152,7 +152,17 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
         recipe = case.learner.recipe
         used = sorted(recipe.build.uses | recipe.call.uses)
         passed = text.numbers(error) if error is not None and id == "wrong_device_buffer" else ()
-        guess = place(id, text.source, code.file or "", code.name, hints=hints, owner=owner, used=used, passed=passed)
+        guess = place(
+            id,
+            text.source,
+            code.file or "",
+            code.name,
+            hints=hints,
+            owner=owner,
+            used=used,
+            passed=passed,
+            made_of=case.made_of,
+        )
         where = None if guess is None else text.place(guess.line)
         if where is None and error is not None:
             where = text.innermost(error)
