@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,11 +18,13 @@ from prenorm.checks.faults import CONVENTIONS, FAULTS
 from prenorm.checks.judge import judge
 from prenorm.checks.source.code import Code, locate
 from prenorm.checks.subject.local import LocalSubject
+from prenorm.checks.subject.protocol import EndedError
 from prenorm.checks.targets import TARGETS
 from prenorm.cli import main as command
 from prenorm.errors import ConfigError
 from prenorm.testing import assert_block_correct
 
+from . import small
 from .corpus import Example, faulty, right
 from .measure import Judged, judged, judging_processes
 
@@ -200,7 +203,29 @@ def test_what_the_learner_prints_stays_out_of_the_json(workspace: Path) -> None:
 def test_the_time_limit_is_for_the_whole_judgement(workspace: Path) -> None:
     file = workspace / "layers.py"
     file.write_text(file.read_text() + "\nwhile True:\n    pass\n")
-    assert check(f"{file}:TransformerBlock", seconds=1.0).ids == ["timeout"]
+    verdict = check(f"{file}:TransformerBlock", seconds=1.0)
+    assert (verdict.ids, verdict.exit_code) == (["timeout"], 1)
+    assert "in one call" in verdict.findings[0].evidence
+
+
+@pytest.mark.parametrize("after", [2, 105])
+def test_time_that_many_calls_take_is_no_fault(after: int) -> None:
+    """after: the calls that run; with the larger number, the numbers are explained before the time is over."""
+
+    class Slow(LocalSubject):
+        calls = 0
+
+        def ask(self, request):
+            self.calls += request["op"] == "run"
+            if self.calls > after:
+                raise EndedError("timeout", "the time limit ran out", waited=1.0)
+            return super().ask(request)
+
+    code = Code(root="", module=small.__name__, file=small.__file__, name="Right")
+    verdict = judge(Slow(small.Right), code, seed=0, deadline=time.monotonic() + 60)
+    assert (verdict.ids, verdict.faults, verdict.exit_code) == (["timeout"], (), 2)
+    assert "raise --timeout" in verdict.findings[0].mend
+    assert ("rope_pairing" in verdict.conventions) is (after > 100)
 
 
 @pytest.mark.parametrize(

@@ -45,6 +45,8 @@ from .verdict import INTERNAL_ERROR, Finding, Verdict
 OTHER_LENGTHS = (8, 16, MAX_SEQ_LEN)
 FEW_TOKENS = (1, 2, 3, 4, 8)
 MOST_FILES = 40
+OF_ONE_CALL = 1 / 4
+"""The share of the time limit from which one call, or the import, is taken for endless."""
 
 
 def judge(
@@ -69,6 +71,7 @@ def judge(
     report = Report()
     case = Case(Learner(subject, deadline), Target() if target is None else TARGETS[target], generator, report)
     at_import: dict[str, str] = {}
+    out_of_time = False
     try:
         case.learner.load(code)
         report.check("import", True, "the file was imported, and has the class")
@@ -91,8 +94,11 @@ def judge(
         report.found("arguments_unknown", str(error), counts=False)
         report.check("arguments", False, str(error))
     except EndedError as error:
-        timeout = error.reason == "timeout"
-        report.found("timeout" if timeout else "forward_error", error.detail)
+        if error.reason == "timeout":
+            out_of_time = True
+            _out_of_time(report, error, deadline - started)
+        else:
+            report.found("forward_error", error.detail)
         report.check("the process", False, str(error))
     except (MissingError, ConfigError):
         raise
@@ -109,8 +115,17 @@ def judge(
         build=case.learner.recipe.build.written(frozenset(case.arguments)),
         call=case.learner.recipe.call.written(),
         seconds=time.monotonic() - started,
-        judged=case.explanation is not None,
+        judged=case.explanation is not None and not out_of_time,
     )
+
+
+def _out_of_time(report: Report, error: EndedError, limit: float) -> None:
+    """Report the end of the time: a fault of the block only where one call of its own took long."""
+    if error.waited >= OF_ONE_CALL * limit:
+        report.found("timeout", f"{error.detail}, {error.waited:.3g} seconds of it in one call")
+        return
+    evidence = f"{error.detail}, but no call of it took long: all checks together did"
+    report.found("timeout", evidence, counts=False, mend="raise --timeout")
 
 
 def _say(report: Report, convention: str, notes: Mapping[str, str]) -> None:
@@ -137,7 +152,17 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
         recipe = case.learner.recipe
         used = sorted(recipe.build.uses | recipe.call.uses)
         passed = text.numbers(error) if error is not None and id == "wrong_device_buffer" else ()
-        guess = place(id, text.source, code.file or "", code.name, hints=hints, owner=owner, used=used, passed=passed)
+        guess = place(
+            id,
+            text.source,
+            code.file or "",
+            code.name,
+            hints=hints,
+            owner=owner,
+            used=used,
+            passed=passed,
+            made_of=case.made_of,
+        )
         where = None if guess is None else text.place(guess.line)
         if where is None and error is not None:
             where = text.innermost(error)
@@ -218,11 +243,11 @@ def _judge(case: Case, built: Built, text: Text, texts: str) -> None:
         try:
             check(case)
         except LearnerError as error:  # the other checks go on
-            case.report.errors.setdefault(f"{error.stage}_error", error.error)
-            case.report.found(
-                f"{error.stage}_error", f"in the check of {check.__name__.replace('_', ' ')}: {raised(error)}"
-            )
-            case.report.check(check.__name__.replace("_", " "), False, raised(error))
+            name, what = f"{error.stage}_error", check.__name__.replace("_", " ")
+            case.report.errors.setdefault(name, error.error)
+            is_missing = error.error["type"] == NotInstalledError.__name__
+            case.report.found(name, f"in the check of {what}: {raised(error)}", counts=not is_missing)
+            case.report.check(what, False, raised(error))
 
 
 def _first_call(case: Case, built: Built) -> Built:

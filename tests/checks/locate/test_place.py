@@ -213,6 +213,40 @@ def test_code_that_the_block_does_not_use_is_left_alone():
         assert found is None or found.line < BLOCK[: BLOCK.index("class SomethingElse")].count("\n"), id
 
 
+CHOOSES = (
+    BLOCK.replace(
+        "self.mixer = Mixer(width, count, limit, rope_theta)",
+        "self.mixer = Faster(width, count) if inner is None else Mixer(width, count, limit, rope_theta)",
+    )
+    + """
+
+class Faster(nn.Module):
+    def __init__(self, width, count):
+        super().__init__()
+        self.inp, self.count = nn.Linear(width, 3 * width, bias=False), count
+
+    def forward(self, u, where, mask=None):
+        query, key, value = self.inp(u).unflatten(-1, (3, self.count, -1)).permute(2, 0, 3, 1, 4)
+        dots = query @ key.mT
+        return (dots.softmax(dim=-2) @ value).transpose(1, 2).flatten(-2)
+"""
+)
+MADE_OF = ("Layer", "Mixer", "Gated", "ScaleNorm", "Positions", "Module", "object")
+
+
+@pytest.mark.parametrize("made_of", [MADE_OF, tuple("Faster" if one == "Mixer" else one for one in MADE_OF)])
+def test_of_two_classes_the_one_that_was_built_is_pointed_at(made_of):
+    found = place("softmax_wrong_dim", CHOOSES, "layer.py", "Layer", made_of=made_of)
+    owner = CHOOSES[: sum(len(line) + 1 for line in CHOOSES.split("\n")[: found.line])].rpartition("\nclass ")[2]
+    assert owner.partition("(")[0] in made_of
+    assert "softmax" in found.code
+
+
+def test_a_class_that_is_built_in_forward_is_found_all_the_same():
+    found = place("rope_wrong_frequency", BLOCK, "layer.py", "Layer", made_of=("Layer", "Gated"))
+    assert found == place("rope_wrong_frequency", BLOCK, "layer.py", "Layer")
+
+
 def test_without_the_class_all_of_the_file_is_read():
     found = place("not_deterministic", BLOCK, "layer.py", "Elsewhere")
     assert found is not None

@@ -36,6 +36,11 @@ class CausalByItself(Right):
         return super().forward(x)
 
 
+class SwitchesCausalityOn(Masked):
+    def forward(self, x, mask=None):
+        return super().forward(x, None if mask is None else torch.ones(x.shape[-2], x.shape[-2]).tril().bool())
+
+
 class OfFrames(NotHandedOn):
     def forward(self, x, frames_mask):
         return super().forward(x)
@@ -73,8 +78,9 @@ class BooleanArgumentAdded(Masked):
         return (scores if self.mask is None else scores + ~self.mask).softmax(-1) @ v
 
 
-def judged(block) -> Verdict:
-    return judge(LocalSubject(block), Code(root="", module=block.__module__, file="", name=block.__name__), seed=0)
+def judged(block, **options) -> Verdict:
+    code = Code(root="", module=block.__module__, file="", name=block.__name__)
+    return judge(LocalSubject(block), code, seed=0, **options)
 
 
 def test_a_mask_that_hides_is_right():
@@ -91,6 +97,13 @@ def test_a_mask_without_an_effect_is_told_of_a_block_that_is_causal_by_itself():
     verdict = judged(CausalByItself)
     assert (verdict.ids, verdict.faults) == (["mask_ignored"], ())
     assert "one of its own" in verdict.findings[0].evidence
+
+
+def test_a_mask_of_any_values_may_mean_causal():
+    verdict = judged(SwitchesCausalityOn)
+    assert verdict.ids == []
+    assert "any mask makes attention causal" in str(verdict.conventions["mask"])
+    assert "mask_ignored" in [one.id for one in judged(SwitchesCausalityOn, target="paper").faults]
 
 
 @pytest.mark.parametrize("block", [OfFrames, OfFramesThatAreAdded])

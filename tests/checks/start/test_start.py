@@ -697,6 +697,19 @@ def test_the_folder_itself_goes_before_a_checkout_in_it(tmp_path: Path) -> None:
     assert not learner.made["notes"]
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3])
+def test_a_package_without_init_is_found_however_deep_its_files_lie(depth: int, tmp_path: Path) -> None:
+    inner = [f"kinds_of_parts_{depth}", *(f"level{number}" for number in range(depth))]
+    folder = tmp_path.joinpath(*inner)
+    folder.mkdir(parents=True)
+    (folder / "parts.py").write_text("WIDTH = 3\n")
+    line = f"from {'.'.join(inner)}.parts import WIDTH\n"
+    (folder / "model.py").write_text(HEAD + line + TAKES.format("d_model", "pass"))
+    learner = Learner(LocalSubject())
+    learner.load(locate(f"{folder}/model.py:Block"))
+    assert not learner.made["notes"]
+
+
 def test_an_installed_package_goes_before_its_checkout(tmp_path: Path) -> None:
     (tmp_path / "einops" / "einops").mkdir(parents=True)
     (tmp_path / "einops" / "einops" / "__init__.py").touch()
@@ -1136,6 +1149,46 @@ def test_what_a_file_reads_at_import_lies_beside_it(there: bool, exit_code: int,
     assert (verdict.exit_code, verdict.ids) == (exit_code, [] if there else ["import_error"])
     if not there:
         assert verdict.findings[0].evidence.startswith("words.txt is read, and is not there")
+
+
+@pytest.mark.parametrize(("there", "exit_code"), [(True, 0), (False, 2)])
+def test_what_a_file_downloads_at_import_lies_beside_it(there: bool, exit_code: int, tmp_path: Path) -> None:
+    downloads = (
+        "import os, subprocess\nfrom pathlib import Path\n"
+        'if not (os.path.exists("words.txt") and Path("words.txt").exists()):\n'
+        '    subprocess.check_output(["wget", "https://example.org/words.txt"])\n'
+    )
+    (tmp_path / "learner.py").write_text(downloads + Path(small.__file__).read_text())
+    if there:
+        (tmp_path / "words.txt").write_text("to be")
+    verdict = check(f"{tmp_path / 'learner.py'}:Right")
+    assert (verdict.exit_code, verdict.ids) == (exit_code, [] if there else ["import_error"])
+    if not there:
+        assert verdict.findings[0].evidence.startswith("the sandbox refuses another process, or the network")
+        assert "put what is fetched beside the file" in verdict.findings[0].evidence
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        "import socket; socket.create_connection(('192.0.2.1', 80), 1)",
+        "import urllib.request; urllib.request.urlopen('https://example.org')",
+        "import threading; threading.Thread(target=print).start()",
+        "import multiprocessing; multiprocessing.Lock()",
+        "import os; os.remove(__file__)",
+        "import os; torch.save({}, os.path.join(os.path.dirname(__file__), 'block.pt'))",
+    ],
+)
+@pytest.mark.parametrize(
+    ("before", "id"), [("super().__init__()", "constructor_error"), ("x = x + self.attn", "forward_error")]
+)
+@pytest.mark.sampled(4)
+def test_what_the_sandbox_refuses_is_no_fault(refused: str, before: str, id: str, tmp_path: Path) -> None:
+    block = COURSE_BLOCK.replace(before, f"{refused}\n        {before}", 1)
+    (tmp_path / "learner.py").write_text(f"import torch\n{PARTS}{block}")
+    verdict = check(f"{tmp_path / 'learner.py'}:TransformerBlock")
+    assert (verdict.exit_code, verdict.ids) == (2, [id])
+    assert "the sandbox refuses" in verdict.findings[0].evidence
 
 
 @pytest.mark.parametrize(

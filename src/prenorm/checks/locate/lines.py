@@ -63,6 +63,25 @@ def read(source: str, name: str, used: Collection[str] = ()) -> list[Function]:
     return functions
 
 
+WEIGHT = re.compile(r"Linear\w*\(|Parameter\(")
+
+
+def not_built(source: str, made_of: Collection[str]) -> set[str]:
+    """The modules with weights that are in the file and not in the block, as another setting would choose them.
+
+    made_of: the classes of the block's modules; if none of them is the file's own, nothing is known.
+    """
+    modules: set[str] = set()
+    weighted: set[str] = set()
+    for node in parse(source).body:
+        if isinstance(node, ast.ClassDef):
+            bases = {one.attr if isinstance(one, ast.Attribute) else getattr(one, "id", "") for one in node.bases}
+            if bases & {"Module", *modules}:
+                modules.add(node.name)
+                weighted |= {node.name} if WEIGHT.search(ast.unparse(node)) else set()
+    return weighted - {*made_of} if modules & {*made_of} else set()
+
+
 def _reached(first: list[str], tops: dict[str, Top], behind: dict[str, list[str]]) -> list[str]:
     order = [one for one in dict.fromkeys(first) if one in tops] if first[0] in tops else list(tops)
     seen = set(order)

@@ -9,7 +9,7 @@ from ..faults import CRASHES
 from ..source.parse import MAX_TEXT, Function, Line, split
 from ..verdict import Place
 from .line_patterns import ASSIGNED, INITIAL, LOOKS, Look
-from .lines import read
+from .lines import not_built, read
 from .origin import origin
 from .roles import NAMES, role_of
 
@@ -27,6 +27,7 @@ def place(
     owner: str = "",
     used: Collection[str] = (),
     passed: Sequence[int] = (),
+    made_of: Collection[str] = (),
 ) -> Place | None:
     """The line where the fault `id` most likely is; None if no line stands out. Nothing is run or raised.
 
@@ -34,6 +35,7 @@ def place(
     file is the place of a crash. hints: names of parameters that the finding speaks of, such as "ffn.w1.weight";
     owner: the class of the module that holds the first of them. used: what else builds or calls it, such as a function
     that makes tables. passed: the lines through which an error came that is due to what an earlier line made.
+    made_of: the classes of the block's modules, with those that they inherit from; empty if that is not known.
     """
     number = None
     lines = split(source)
@@ -41,9 +43,14 @@ def place(
         if id in TOLD and error is not None:
             number = _innermost(error, file)
         if number is None:
-            functions = _spoken_of(read("\n".join(lines), name, used), {name.partition(".")[0], *used})
+            text = "\n".join(lines)
+            functions = _spoken_of(read(text, name, used), {name.partition(".")[0], *used})
             number = origin(functions, passed)
             if number is None:
+                left_out = not_built(text, made_of) - {*used}
+                built = [one for one in functions if one.owner not in left_out]
+                number = _searched(id, lines, built, hints, owner)
+            if number is None:  # a class may be built in forward
                 number = _searched(id, lines, functions, hints, owner)
     except SyntaxError as mistake:
         number = mistake.lineno if id == "import_error" else None

@@ -129,10 +129,21 @@ def batch_independence(case: Case, built: Built, raw: Raw) -> None:
             case.report.errors["batch_of_one"] = error.error
             return
     if not good:
-        case.report.found(
-            "batch_coupled", f"a sequence's output changes by {gap} if another sequence of its batch changes"
-        )
+        evidence = f"a sequence's output changes by {gap} if another sequence of its batch changes"
+        mend = None
+        if not _tokens_meet(case, built, raw):
+            evidence += ", and tokens of a sequence do not see each other, as where the axes are (seq, batch, d_model)"
+            mend = 'batch_first=True in nn.MultiheadAttention; if these axes are meant, --call "swapped(block)(x)"'
+        case.report.found("batch_coupled", evidence, mend=mend)
     case.report.check("batch", good, "sequences in different batches, and alone")
+
+
+def _tokens_meet(case: Case, built: Built, raw: Raw) -> bool:
+    x = case.x(2, case.tokens, dtype=torch.float32)
+    changed = x.clone()
+    changed[:, 1] = case.x(2, dtype=torch.float32)
+    others = [0, *range(2, case.tokens)]
+    return not _same(built.run(raw, x).y[:, others], built.run(raw, changed).y[:, others])
 
 
 def leading_dims(case: Case, built: Built, raw: Raw) -> None:

@@ -114,6 +114,7 @@ class Case:
     initial: Raw = field(default_factory=dict)  # the parameters as the constructor leaves them
     for_inference: bool = False  # whether its matrices are frozen, and a checkpoint is meant to fill them
     classes: dict[str, str] = field(default_factory=dict)  # by parameter, the class that holds it
+    made_of: frozenset[str] = frozenset()  # the classes of its modules, with those that they inherit from
     explanation: Explanation | None = None
     tried: list[int] = field(default_factory=list)  # the lengths it was called with; empty if that was not checked
     dtype_raises: set[str] = field(default_factory=set)  # dtypes with which a block by its constructor's does not run

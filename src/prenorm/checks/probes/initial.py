@@ -54,7 +54,7 @@ def constructed(case: Case, text: str) -> None:
     try:
         built = case.build(filled=True)
         case.initial = built.values()
-        case.classes = built.classes
+        case.classes, case.made_of = built.classes, built.made_of
     except LearnerError as error:
         case.report.skip("weights at the start", raised(error))
         return

@@ -65,7 +65,9 @@ def mask_argument(case: Case) -> None:
     assert case.built is not None
     assert case.explanation is not None
     if case.built.mask_name is None:
-        case.report.skip("mask", "forward takes none")
+        given = [one for one in case.learner.recipe.call.arguments if meanings.MASK.search(one.name)]
+        told = f"no mask (seq, seq) is handed in: {given[0].name}={given[0].value}" if given else "forward takes none"
+        case.report.skip("mask", told)
         return
     x = case.x(2, case.tokens)
     allowed = torch.rand(case.tokens, case.tokens, generator=case.generator) > 0.4
@@ -88,6 +90,9 @@ def mask_argument(case: Case) -> None:
         return
     if case.agrees(y, case.expected(case.raw, x), x):
         _without_effect(case)
+        return
+    if all(case.agrees(one, case.expected(case.raw, x, mask="causal"), x) for one in (y, inverted)):
+        _is_a_switch(case)
         return
     for spec_mask in dict.fromkeys((case.explanation.spec.mask, "none")):
         for fill, by in ((-math.inf, "replacing"), (-1e9, "replacing"), (-1e9, "adding")):
@@ -131,6 +136,16 @@ def _without_effect(case: Case) -> None:
         counts = case.target.llama_design
     case.report.found("mask_ignored", evidence, counts=counts)
     case.report.check("mask", not counts, evidence)
+
+
+def _is_a_switch(case: Case) -> None:
+    """Report that any mask means causal, whatever is in it: is_causal=mask is not None (published Whisper)."""
+    told = "any mask makes attention causal, whatever is in it; without one, every token attends to all"
+    case.report.conventions["mask"] = told
+    wanted = case.target.mask_true_attends
+    if wanted:
+        case.report.found("mask_ignored", told)
+    case.report.check("mask", not wanted, told)
 
 
 def _is_of_attention(case: Case, effect: str) -> bool:

@@ -152,7 +152,7 @@ def _place(parts: list[str], name: str, beside: Path, folders: list[Path], elsew
         package, file = folder / top, folder / f"{top}.py"
         try:
             is_meant = len(parts) == 1 and file.is_file() and not _imports_its_own_name(file)
-            found = file if is_meant else package if _has_python(package) else None
+            found = file if is_meant else package if _has_python(package, parts[1:]) else None
             if found == package and not _installed(top):
                 found = _in_a_checkout(package, inner) or package
         except OSError:  # a folder that may not be read
@@ -201,11 +201,16 @@ def _inside(path: Path, within: Path | None) -> bool:
     return within is None or path == within or within in path.parents
 
 
-def _has_python(folder: Path) -> bool:
+def _has_python(folder: Path, inner: list[str]) -> bool:
+    """Whether a folder has Python files, in it or one folder down, or the module inner, however deep it lies."""
     try:
-        return any(folder.glob("*.py")) or any(folder.glob("*/*.py"))
+        return any(folder.glob("*.py")) or any(folder.glob("*/*.py")) or _is_module(folder.joinpath(*inner))
     except OSError:
         return False
+
+
+def _is_module(path: Path) -> bool:
+    return path.with_name(f"{path.name}.py").is_file() or (path.is_dir() and any(path.glob("*.py")))
 
 
 def _installed(top: str) -> bool:

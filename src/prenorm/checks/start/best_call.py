@@ -19,11 +19,14 @@ MOST_CALLS = 120
 FEW = 12  # of those, where the rest would only take time
 OTHER_LENGTHS = (MAX_SEQ_LEN, 8, 16)
 IN_A_CACHE = re.compile(r"input_pos|cache")
-SEQ_FIRST = re.compile(
-    r"(?<!,)(?<!, )(?<! x )\b(T|L|S|time|length|seq\w*|(src|tgt)_?(len|length|seq\w*)|n_?tokens)"
-    r"\s*[,x]\s*(B|N|b|n|bsz|bs|batch\w*)\b\s*[,x]"
-)
+SEQ = r"(T|L|S|time|length|seq\w*|(src|tgt)_?(len|length|seq\w*)|n_?tokens)"
+BATCH = r"(B|N|b|n|bsz|bs|batch\w*)"
+SEQ_FIRST = re.compile(rf"(?<!,)(?<!, )(?<! x )\b{SEQ}\s*[,x]\s*{BATCH}\b\s*[,x]")
 """What an author writes whose tensors are (seq, batch, d_model)."""
+BATCH_FIRST = re.compile(rf"(?<!,)(?<!, )(?<! x )\b{BATCH}\s*[,x]\s*{SEQ}\b\s*[,x]")
+MADE_SEQ_FIRST = re.compile(r"-> ?[LTS][NB][DCEH]\b")
+LENGTH_FIRST = re.compile(r"\b(T|L|S|\w*len\w*|seq\w*|n_?ctx|n_?tokens)\s*=\s*\w+\.(shape\[0\]|size\(0\))")
+"""The same, said less surely: NLD -> LND, and a length that may be of another tensor."""
 SWAPPED, EACH, SUMMED = "swapped(block)", "each(block)", "summed(block)"
 AXES = {SWAPPED: "(seq, batch, d_model)", EACH: "(seq, d_model), a sequence at a time"}
 NOISE = 0.1  # of a leak, from one random input to the next
@@ -40,6 +43,10 @@ class Calls:
         self.build, self.built, self.given = build, built, given
         self.text = text
         self._says_seq_first = given is None and SEQ_FIRST.search(text) is not None
+        self._may_be_seq_first = given is None and (
+            MADE_SEQ_FIRST.search(text) is not None
+            or (LENGTH_FIRST.search(text) is not None and BATCH_FIRST.search(text) is None)
+        )
         self.furthest: tuple[Recipe, LearnerError] | None = None
         """Of the calls that raise, the one that got furthest: both lines, and the error."""
         self.plainest: tuple[Recipe, LearnerError] | None = None
@@ -81,7 +88,7 @@ class Calls:
         """The first call that runs, those after it, and the candidates with the axes that it has."""
         running = self._running(lines if length == TOKENS else lines[:FEW], length)
         best = next(running, None)
-        if self._says_seq_first and (best is None or effects.sequences_meet(self.case, self.built)):
+        if self._is_seq_first(best):
             lines = [replace(line, callee=SWAPPED) for line in lines]
             running = self._running(lines, length)
             best = next(running, None)
@@ -93,6 +100,15 @@ class Calls:
                 return best, running, alone
             best, self.furthest = None, furthest  # it is meant for batches
         return best, running, lines
+
+    def _is_seq_first(self, best: Line | None) -> bool:
+        """Whether the source says so, and the block does not show the opposite."""
+        if best is None:
+            return self._says_seq_first
+        if not (self._says_seq_first or self._may_be_seq_first):
+            return False
+        meet = effects.sequences_meet(self.case, self.built)
+        return meet and (self._says_seq_first or not effects.tokens_meet(self.case, self.built))
 
     def _candidates(self) -> Iterator[Line]:
         if self.given is None:
@@ -156,6 +172,8 @@ class Calls:
         if tests:
             leaks = []
             for line in itertools.chain([best], others):
+                if call_lines.hides_padding_only(line) and line != best:
+                    break
                 self.learner.recipe = Recipe(self.build, line)
                 if all(test(self.case, self.built) for test in tests):
                     return line

@@ -16,10 +16,21 @@ from .build_lines import PLAIN
 MOST = 180
 MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, None]", "~mask[None, None]",
          "mask[None]", "added(mask)[None]", "~mask[None]")  # fmt: skip
+OF_ALL_TOKENS = ("torch.ones(batch, seq, dtype=torch.bool)", "torch.ones(batch, seq)")
+"""Masks that say which entries are tokens and no padding: here all of them."""
 
 
-def calls(made: Description, forward: Sequence[Description] | None) -> Iterator[Line]:
-    """Lines that may call the block, those with the fewest arguments first."""
+def calls(made: Description, forward: Sequence[Description] | None) -> list[Line]:
+    """Lines that may call the block, those with the fewest arguments first; at the end those that only hide padding."""
+    return sorted(_calls(made, forward), key=hides_padding_only)
+
+
+def hides_padding_only(line: Line) -> bool:
+    """Whether it hands in a mask (batch, seq)."""
+    return any(one.value in OF_ALL_TOKENS for one in line.arguments)
+
+
+def _calls(made: Description, forward: Sequence[Description] | None) -> Iterator[Line]:
     named = [one for one in forward or () if not one["kind"].startswith("VAR_")]
     x = _input(named)
     rest = [one for one in named if one is not x]
@@ -78,7 +89,7 @@ def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]
         return each(forms) if needed else [(Argument(name, "positions"),), *each(forms)]
     if meanings.MASK.search(name):
         if needed:
-            return each([*MASKS, "None"])
+            return each([*MASKS, "None", *OF_ALL_TOKENS])
         return [()] if meanings.PADDING.search(name) else [(Argument(name, "mask"),), *each(MASKS)]
     if meanings.COS.search(name) and meanings.SIN.search(name):
         return [*omitted, *each([*rotations.in_forward(name, made)])]

@@ -62,6 +62,13 @@ def sequences_meet(case: Case, built: Built) -> bool:
     return ys is None or _differ(ys[0][0], ys[1][0]) or _differ(ys[0][1], ys[2][1])
 
 
+def tokens_meet(case: Case, built: Built) -> bool:
+    """Whether what seem to be tokens of a sequence see each other; True if that cannot be tested."""
+    x = _x(case)
+    ys = _outputs(case, built, x, torch.cat((x[:, :1], _x(case)[:, 1:-1], x[:, -1:]), 1))
+    return ys is None or _differ(ys[0][:, :1], ys[1][:, :1]) or _differ(ys[0][:, -1:], ys[1][:, -1:])
+
+
 def axes_of_images(case: Case, built: Built) -> str | None:
     """The axes of the input, if it is an image: it runs, and pixels of one row have an effect on other rows."""
     for axes, channels in (("(batch, height, width, channels)", 3), ("(batch, channels, height, width)", 1)):

@@ -17,7 +17,7 @@ from ..subject.child.errors import NoShapesError
 from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Built, Description, LearnerError
 from ..subject.recipe import Argument, Line, Recipe, given
-from . import build_lines, effects
+from . import build_lines, call_lines, effects
 from .best_call import EACH, Calls
 from .refusals import (
     UnknownArgumentsError,
@@ -239,6 +239,9 @@ class _Start:
         mask = next((one.value for one in recipe.call.arguments if one.needed and "mask" in one.uses), None)
         if isinstance(mask, str):
             self.case.report.conventions["mask_handed_in"] = MASKS[mask.partition("[")[0]]
+        elif padding := [one for one in recipe.call.arguments if one.value in call_lines.OF_ALL_TOKENS]:
+            sense = f"{padding[0].name} is one of padding, (batch, seq): all entries are tokens in every call"
+            self.case.report.conventions["mask_handed_in"] = sense
         built = self.case.build()
         if build.callee == build_lines.WEIGHTED:
             self._refuse_copies(built)

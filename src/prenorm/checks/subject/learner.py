@@ -167,6 +167,7 @@ class Built:
         self.kept: frozenset[str] = frozenset()  # parameters that stay as they were built
         self.muted: frozenset[str] = frozenset()  # parameters that are zero, such as adapters
         self.plain_weights: list[Description] = []  # tensors that are no parameters and may be weights all the same
+        self.made_of: frozenset[str] = frozenset()  # the classes of its modules, with those that they inherit from
         self.classes: dict[str, str] = {}  # by parameter, the class of its module, where that is none of torch's
         self.forward: list[Description] | None = reply["forward"]
         self.read: dict[str, Any] = reply["read"]
@@ -299,6 +300,7 @@ class Built:
         """
         reply = _or_raise("constructor", self.learner.subject.ask({"op": "values", "block": self.number}))
         shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
+        self.made_of = frozenset(reply["modules"])
         self.classes = {
             name: str(owner)
             for name, owner in reply["classes"].items()

@@ -10,12 +10,14 @@ class EndedError(PrenormError):
 
     reason: "timeout" (the deadline of the whole judgement), "died" (exit, signal, out of memory), "protocol"
     (its reply is not one), "output" (too much of it).
+    waited: the seconds that it had for the request that it did not answer.
     """
 
-    def __init__(self, reason: str, detail: str) -> None:
+    def __init__(self, reason: str, detail: str, waited: float = 0.0) -> None:
         super().__init__(f"{reason}: {detail}")
         self.reason = reason
         self.detail = detail
+        self.waited = waited
 
 
 @runtime_checkable

@@ -142,7 +142,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
         ),
     ),
     "run_on_meta": (_record(shape=_SHAPE, device=_TEXT),),
-    "values": (_record(values=_named(_TENSOR), owners=_named(_TEXT), classes=_named(_TEXT)),),
+    "values": (_record(values=_named(_TENSOR), owners=_named(_TEXT), classes=_named(_TEXT), modules=_list(_TEXT)),),
     "elsewhere": (_record(files=_named(_TEXT)),),
     "forget": (_record(),),
 }

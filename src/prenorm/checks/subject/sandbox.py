@@ -140,10 +140,11 @@ class Sandbox:
     def _exchange(self, frame: bytes) -> dict[str, Any]:
         reader = wire.Reader(self._limits.reply)
         rest = memoryview(frame)
+        began = time.monotonic()
         while reader.wanted:
             ready = self._poll([self._output, self._replies], [self._requests] if rest else [], self.deadline)
             if not ready:
-                raise EndedError("timeout", "the time limit ran out")
+                raise EndedError("timeout", "the time limit ran out", time.monotonic() - began)
             if self._requests in ready:
                 with contextlib.suppress(BlockingIOError, BrokenPipeError):  # the end of its replies says the rest
                     rest = rest[os.write(self._requests, rest[: 1 << 16]) :]

@@ -191,7 +191,9 @@ class Driver:
         return {"files": found}
 
     def op_values(self, request: Request) -> Reply:
-        """Gives {"values"}: what the parameters hold now, by name; {"owners", "classes"}: where their classes stand."""
+        """Gives {"values"}: what the parameters hold now, by name; {"owners", "classes"}: where their classes stand;
+        {"modules"}: the names of the classes of all modules, and of those that they inherit from.
+        """
         block = self._blocks[request["block"]]
         named = dict(block.named_parameters(remove_duplicate=False))
         classes = {name: type(block.get_submodule(name.rpartition(".")[0])) for name in named}
@@ -199,6 +201,10 @@ class Driver:
             "values": {name: plain(parameter) for name, parameter in named.items()},
             "owners": {name: _file_of(owner) for name, owner in classes.items()},
             "classes": {name: owner.__name__ for name, owner in classes.items()},
+            "modules": sorted(
+                {one.__name__ for module in block.modules() for one in type(module).__mro__}
+                | {str(getattr(module, "original_name", "")) for module in block.modules()}  # of TorchScript
+            ),
         }
 
     def op_run(self, request: Request) -> Reply:

@@ -11,6 +11,7 @@ from torch import nn
 
 from .missing_packages import KNOWN, NotInstalledError, not_installed
 from .newer_python import needed
+from .refused import refused
 
 FRAMES = 12  # of a traceback, the innermost
 TEXT = 2000  # characters of an error's message
@@ -21,7 +22,7 @@ def described(error: BaseException) -> dict[str, Any]:
     """An exception as {"type", "message", "frames"}, frames from the outermost to the innermost.
 
     A known package that is not installed is a NotInstalledError, wherever it is imported; so are a newer Python, a
-    file that is read, such as a vocabulary, and other processes.
+    file that is read, such as a vocabulary, other processes, and what the sandbox refuses.
     """
     if isinstance(error, ModuleNotFoundError) and not isinstance(error, NotInstalledError) and error.name:
         top = error.name.partition(".")[0]
@@ -40,7 +41,7 @@ def described(error: BaseException) -> dict[str, Any]:
         message = str(error)
     except BaseException:  # __str__ is the learner's too
         message = "(its message cannot be shown)"
-    lacking = needed(error)
+    lacking = needed(error) or refused(error)
     if isinstance(error, FileNotFoundError) and error.filename:
         lacking = f"{error.filename} is read, and is not there: put it beside the file that reads it"
     if isinstance(error, RuntimeError | ValueError) and "process group has not been initialized" in message:

@@ -125,7 +125,7 @@ def no_results(notes: dict[str, str], file: str | None) -> Iterator[None]:
 
     What they read by a relative path may lie beside them, as where they are run.
     """
-    make, read_or_write = os.mkdir, builtins.open
+    make, read_or_write, look_up = os.mkdir, builtins.open, os.stat
 
     def mkdir(path: Any, *args: Any, **keywords: Any) -> None:
         try:
@@ -138,7 +138,7 @@ def no_results(notes: dict[str, str], file: str | None) -> Iterator[None]:
     def open_(path: Any, mode: str = "r", *args: Any, **keywords: Any) -> Any:
         if isinstance(path, str | os.PathLike) and file is not None and not {*mode} & {*"wax"}:
             beside = os.path.join(os.path.dirname(file), path)
-            path = beside if not os.path.exists(path) and os.path.exists(beside) else path
+            path = beside if not os.path.lexists(path) and os.path.exists(beside) else path
         try:
             return read_or_write(path, mode, *args, **keywords)
         except OSError as error:
@@ -147,12 +147,20 @@ def no_results(notes: dict[str, str], file: str | None) -> Iterator[None]:
             notes["files"] = f"{os.path.basename(path)} is not written: nothing is written beside the file"
             return read_or_write(os.devnull, mode.replace("x", "w"), *args, **keywords)
 
-    os.mkdir = mkdir
+    def stat(path: Any, *args: Any, **keywords: Any) -> os.stat_result:
+        try:
+            return look_up(path, *args, **keywords)
+        except FileNotFoundError:
+            if not isinstance(path, str | os.PathLike) or file is None:
+                raise
+            return look_up(os.path.join(os.path.dirname(file), path), *args, **keywords)
+
+    os.mkdir, os.stat = mkdir, stat
     builtins.open = io.open = open_  # type: ignore[assignment]  # pathlib takes that of io
     try:
         yield
     finally:
-        os.mkdir = make
+        os.mkdir, os.stat = make, look_up
         builtins.open = io.open = read_or_write
 
 
