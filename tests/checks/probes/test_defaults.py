@@ -7,10 +7,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from prenorm.checks.locate.defaults import default_of
 from prenorm.checks.probes.case import Report
 from prenorm.checks.probes.defaults import defaults
 from prenorm.checks.source.code import Code, locate
+from prenorm.checks.source.defaults import default_of
 from prenorm.checks.source.text import Text
 
 from ..small import Right, rope

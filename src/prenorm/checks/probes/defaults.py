@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import torch
 
-from ..locate.defaults import default_of
+from ..source.defaults import default_of
 from ..source.text import Text
 from ..subject.learner import Built, LearnerError
 from ..subject.recipe import Line, Recipe

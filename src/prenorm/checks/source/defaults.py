@@ -3,7 +3,7 @@
 import ast
 from collections.abc import Collection, Iterator, Sequence
 
-from ..source.parse import parse
+from .parse import parse
 
 
 def default_of(source: str, names: Collection[str], numbers: Sequence[int]) -> int | None:
