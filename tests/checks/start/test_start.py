@@ -1234,3 +1234,21 @@ def test_names_of_another_release_or_of_a_missing_package_are_no_fault(
     verdict = check(f"{tmp_path / 'learner.py'}:Right")
     assert (verdict.exit_code, verdict.ids) == (exit_code, ["import_error"])
     assert said in verdict.findings[0].evidence
+
+
+def test_a_file_that_is_called_like_a_missing_package_is_not_that_package(tmp_path: Path) -> None:
+    for folder in ("mine", "mine/shared"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "__init__.py").write_text("")
+    (tmp_path / "mine" / "shared" / "zorkshards.py").write_text("import zorkshards as shards\nSHARDED = True\n")
+    source = (
+        HEAD + "import zorkshards\nfrom zorkshards.runtime import spec\nfrom mine.shared.zorkshards import SHARDED\n"
+    )
+    (tmp_path / "mine" / "model.py").write_text(
+        source + TAKES.format("d_model", "self.part = nn.Linear(d_model, d_model)")
+    )
+    code = locate(f"{tmp_path}/mine/model.py:Block")
+    assert "zorkshards" not in code.beside
+    verdict = check(f"{tmp_path}/mine/model.py:Block")
+    assert "import_error" not in verdict.ids
+    assert "zorkshards: not installed here" in str(verdict.conventions["at_import"])

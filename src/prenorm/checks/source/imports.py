@@ -204,7 +204,8 @@ def _inside(path: Path, within: Path | None) -> bool:
 def _has_python(folder: Path, inner: list[str]) -> bool:
     """Whether a folder has Python files, in it or one folder down, or the module inner, however deep it lies."""
     try:
-        return any(folder.glob("*.py")) or any(folder.glob("*/*.py")) or _is_module(folder.joinpath(*inner))
+        deep = bool(inner) and folder.is_dir() and _is_module(folder.joinpath(*inner))
+        return deep or any(folder.glob("*.py")) or any(folder.glob("*/*.py"))
     except OSError:
         return False
 
