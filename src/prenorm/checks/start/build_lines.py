@@ -17,10 +17,9 @@ from ..subject.recipe import Argument, Line, products
 from . import rotations
 
 SIZES = ("d_model", "num_heads", "d_ff")
-ALL_SIZES = (*SIZES, "num_kv_heads", "head_dim", "max_seq_len")
 MOST = 60
 MOST_PARTS = 6  # of those that may be handed in for one argument
-IN_CONFIGURATIONS = {*SIZES, "num_kv_heads", "head_dim", "max_seq_len", "rope_theta", "eps", "dropout", "expansion"}
+IN_CONFIGURATIONS = {*meanings.SIZES, "rope_theta", "eps", "dropout", "expansion"}
 """Entries that a configuration gets even if it has defaults."""
 PLAIN = {"bool": "False", "int": "1", "float": "0.0", "str": "''"}
 CHOSEN = {"activation": ("silu", "swish", "swiglu"), "off": ("none", "no"), None: ("rms", "rmsnorm", "rope")}
@@ -226,7 +225,7 @@ def _required(own: str, one: Description) -> Argument:
 
 def _may_mean(meaning: str | None, one: Description) -> bool:
     """Whether its annotation allows that meaning: a size is no bool, text or Literal."""
-    return meaning not in ALL_SIZES or not (one["annotation"] in ("bool", "str") or _choices(one))
+    return meaning not in meanings.SIZES or not (one["annotation"] in ("bool", "str") or _choices(one))
 
 
 def _parts(one: Description, made: Description) -> list[Line]:

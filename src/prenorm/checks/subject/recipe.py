@@ -13,11 +13,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...errors import ConfigError
+from .child.meanings import SIZES
 
 ASKED = ("dtype", "device", "num_kv_heads", "causal", "positions", "mask")
 """What is handed in only where the judgement asks for it, or nothing works without."""
 
-SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
 CERTAIN = frozenset([*SIZES, "x", "theta", "eps", "dropout", "causal", "dtype", "device", "0", "True", "False"])
 """Values that are hardly mistaken where a name asks for them."""
 NUMBERS = frozenset([*SIZES, "1"])

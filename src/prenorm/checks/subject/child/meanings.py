@@ -2,6 +2,7 @@
 
 import re
 
+SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
 ARGUMENTS = {
     "d_model": "d_model dim hidden_size embed_dim n_embd model_dim emb_dim embedding_dim width dmodel d emb_size "
     "embed_size embedding_size n_embed d_embed d_embd dim_model input_dim in_dim features hidden_dimension emb "
@@ -69,8 +70,7 @@ _LOOSE = {
 _NO_NUMBER = re.compile(r"(^|_)(type|kind|mode|name|style|class|cls|impl(ementation)?|method|fn|func(tion)?)$")
 _NO_SIZE = re.compile(r"(^|_)(init|std|ratio|rate|prob|scale|scaling|factor|mult(iplier)?)$")
 """Last words of names that ask for a text or an object, and of names that ask for a number that is no size."""
-_SIZES = {"d_model", "num_heads", "d_ff", "max_seq_len", "num_kv_heads", "head_dim"}
-_SIZES |= {"vocabulary", "layers", "layer", "batch", "max_batch", "window", "rope_theta"}
+_SIZES = {*SIZES, "vocabulary", "layers", "layer", "batch", "max_batch", "window", "rope_theta"}
 _NUMBERS = _SIZES | {"eps", "dropout", "expansion", "causal", "on", "off"}
 
 

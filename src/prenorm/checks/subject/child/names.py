@@ -14,6 +14,7 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from . import meanings
 from .meanings import meaning_of
 from .tensors import first_tensor
 from .unread import Guessed, Unread
@@ -240,7 +241,7 @@ class Maker(Config):
 PART = re.compile(
     r"^(model|block|transformer|decoder|network|net|arch(itecture)?|llm|gpt)?_?(config|cfg|args|params|hparams)?$", re.I
 )
-SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len", "rope_theta", "eps", "dropout")
+SIZES = (*meanings.SIZES, "rope_theta", "eps", "dropout")
 WRITTEN = {
     "d_model": "d_model",
     "num_heads": "num_heads",

@@ -12,12 +12,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .meanings import CONFIG, CONFIG_CLASS, PARTS, ROPE, meaning_of
+from .meanings import CONFIG, CONFIG_CLASS, PARTS, ROPE, SIZES, meaning_of
 from .missing_packages import is_stub
 
 MOST_HELPERS = 40
 DEFINES_ROTATIONS = re.compile(r"^(class|def)\s+\w*(rope|rotary|_cis|rotat)", re.I | re.M)
-SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
 MAKES = re.compile(r"precompute|compute|build|make|get|create|init|cache|table|freqs|generate|rope|rotary", re.I)
 
 
