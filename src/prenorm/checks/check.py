@@ -6,7 +6,7 @@ from pathlib import Path
 from ..errors import ConfigError
 from .judge import judge
 from .source.code import locate
-from .subject.learner import MissingError
+from .subject.raised import MissingError
 from .subject.sandbox import Sandbox
 from .targets import TARGETS
 from .verdict import Verdict

@@ -37,8 +37,9 @@ from .source.text import Text
 from .start.refusals import UnknownArgumentsError
 from .start.start import start
 from .subject.child.missing_packages import NotInstalledError
-from .subject.learner import Built, Learner, LearnerError, MissingError
+from .subject.learner import SINGLE, Built, Learner
 from .subject.protocol import EndedError, Subject
+from .subject.raised import LearnerError, MissingError
 from .targets import TARGETS, Target
 from .verdict import INTERNAL_ERROR, Finding, Verdict
 
@@ -256,7 +257,8 @@ def _first_call(case: Case, built: Built) -> Built:
         built.run(None, case.x(2, case.tokens, dtype=torch.float32))
     except LearnerError as error:
         built = _at_another_length(case, error) or built
-    single = next((length for length in FEW_TOKENS if _runs(case, length, fixed=built.fixed_length)), case.tokens)
+    runs = (length for length in FEW_TOKENS if _runs(case, length, batch=SINGLE, fixed=built.fixed_length))
+    single = next(runs, case.tokens)
     case.lengths = built.lengths = replace(case.lengths, single=single)
     case.report.check("forward", True, "a batch of sequences returns a tensor of the same shape")
     return built
@@ -293,12 +295,12 @@ def _turns(case: Case, x: Tensor) -> bool:
     return not case.agrees(plain, scrambled, x)
 
 
-def _runs(case: Case, length: int, *, fixed: bool = False) -> bool:
-    """Whether a new block runs on sequences of this length. fixed: one that is built for it."""
+def _runs(case: Case, length: int, *, batch: int = 2, fixed: bool = False) -> bool:
+    """Whether a new block runs on so many sequences of this length. fixed: one that is built for it."""
     try:
         built = case.build()
         built.fixed_length = fixed
-        built.run(None, case.x(2, length, dtype=torch.float32))
+        built.run(None, case.x(batch, length, dtype=torch.float32))
     except LearnerError:
         return False
     return True

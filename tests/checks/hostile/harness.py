@@ -8,7 +8,7 @@ from typing import Any
 
 from prenorm.checks.judge import judge
 from prenorm.checks.source.code import Code
-from prenorm.checks.subject.learner import MissingError
+from prenorm.checks.subject.raised import MissingError
 from prenorm.checks.subject.sandbox import Limits, Sandbox
 
 from .canaries import Canaries

@@ -14,8 +14,9 @@ from prenorm.checks.probes.case import Case, Report
 from prenorm.checks.source.code import Code, locate
 from prenorm.checks.start.refusals import UnknownArgumentsError, is_further
 from prenorm.checks.start.start import start
-from prenorm.checks.subject.learner import Learner, LearnerError
+from prenorm.checks.subject.learner import Learner
 from prenorm.checks.subject.local import LocalSubject
+from prenorm.checks.subject.raised import LearnerError
 from prenorm.checks.targets import Target
 from prenorm.errors import ConfigError
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from ..search.explain import explain
 from ..search.explanation import UnexplainedError
 from ..search.trials import agrees
-from ..subject.learner import Built, LearnerError
+from ..subject.learner import Built
+from ..subject.raised import LearnerError
 from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case, raised
 from .lengths import coinciding, what_coincides
 

@@ -4,7 +4,8 @@ import torch
 from torch import Tensor
 
 from ..formula.parameters import Raw
-from ..subject.learner import Built, LearnerError
+from ..subject.learner import Built
+from ..subject.raised import LearnerError
 from .case import Case, raised
 
 DROPOUT = ("dropout", "bernoulli")

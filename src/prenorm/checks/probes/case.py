@@ -12,7 +12,8 @@ from ..formula.parameters import Raw, Sizes
 from ..search.explanation import Explanation
 from ..search.trials import agrees
 from ..search.work import Work
-from ..subject.learner import Built, Learner, LearnerError, Lengths
+from ..subject.learner import Built, Learner, Lengths
+from ..subject.raised import LearnerError
 from ..targets import Target
 from ..verdict import FAILED, NOT_APPLICABLE, PASSED, Check
 

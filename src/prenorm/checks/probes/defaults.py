@@ -6,7 +6,8 @@ import torch
 
 from ..source.defaults import default_of
 from ..source.text import Text
-from ..subject.learner import Built, LearnerError
+from ..subject.learner import Built
+from ..subject.raised import LearnerError
 from ..subject.recipe import Line, Recipe
 from .case import MAX_SEQ_LEN, Case, raised
 

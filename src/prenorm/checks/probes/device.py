@@ -2,7 +2,7 @@
 
 from torch import Tensor
 
-from ..subject.learner import Description, LearnerError
+from ..subject.raised import Description, LearnerError
 from .case import Case, in_short, raised
 
 # torch's messages if tensors are on two devices.

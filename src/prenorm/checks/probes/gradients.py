@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ..formula.parameters import Piece, Raw
 from ..search.explanation import Explanation
-from ..subject.learner import LearnerError
+from ..subject.raised import LearnerError
 from .case import Case, raised
 from .training import backward_raises
 

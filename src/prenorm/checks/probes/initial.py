@@ -11,7 +11,8 @@ from torch import Tensor
 
 from ..formula.parameters import Piece, Raw, Sizes
 from ..source.constructors import without_constructors
-from ..subject.learner import USUAL, Built, LearnerError
+from ..subject.learner import USUAL, Built
+from ..subject.raised import LearnerError
 from .case import Case, raised
 
 LOUD = 0.5  # a larger standard deviation than any rule gives a matrix with 32 inputs; 1/sqrt(32) is 0.18

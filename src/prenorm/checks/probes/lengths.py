@@ -12,7 +12,8 @@ from torch import Tensor
 
 from ..formula.parameters import Raw
 from ..search.trials import agrees
-from ..subject.learner import Built, LearnerError
+from ..subject.learner import Built
+from ..subject.raised import LearnerError
 from .case import BESIDE_NUMBERS, FLOAT32_TOLERANCE, MAX_SEQ_LEN, Case, raised
 
 SECONDS = 3.0

@@ -9,7 +9,7 @@ from ..faults import FAULTS
 from ..formula.parameters import Raw
 from ..search.switches import Switch
 from ..subject.child import meanings
-from ..subject.learner import LearnerError
+from ..subject.raised import LearnerError
 from .case import Case, raised
 from .diagnosis import faults, filled
 

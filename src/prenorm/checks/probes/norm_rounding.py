@@ -10,7 +10,8 @@ from torch import Tensor
 
 from ..formula.parameters import GATE, Raw
 from ..search.trials import agrees
-from ..subject.learner import SINGLE, Built, LearnerError
+from ..subject.learner import SINGLE, Built
+from ..subject.raised import LearnerError
 from .case import Case, raised
 
 ROWS = 4 * SINGLE

@@ -12,7 +12,8 @@ from ..search.explain import explain
 from ..search.explanation import Explanation, UnexplainedError
 from ..search.sizes import fitting_sizes
 from ..subject.child.meanings import meaning_of
-from ..subject.learner import TABLES, Built, LearnerError
+from ..subject.learner import TABLES, Built
+from ..subject.raised import LearnerError
 from .case import ROUNDED_ANGLES, Case
 from .diagnosis import conventions, faults
 

@@ -7,7 +7,8 @@ from torch import Tensor
 
 from ..formula.parameters import Raw
 from ..subject.child.dtypes import CAST, COMBINED, KEPT, MADE, WEIGHT
-from ..subject.learner import SINGLE, Built, Description, LearnerError
+from ..subject.learner import SINGLE, Built
+from ..subject.raised import Description, LearnerError
 from .case import Case, raised
 from .norm_rounding import norm1_in_the_block, norms_by_themselves, promises
 

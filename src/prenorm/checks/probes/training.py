@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from ..formula.parameters import Raw
-from ..subject.learner import Built, LearnerError
+from ..subject.learner import Built
+from ..subject.raised import LearnerError
 from .case import Case, raised
 
 CHANGED = "one of the variables needed for gradient computation has been modified by an inplace operation"

@@ -9,7 +9,8 @@ import torch
 
 from ..probes.case import MAX_SEQ_LEN, Case, raised
 from ..subject.child import meanings
-from ..subject.learner import TABLES, Built, LearnerError
+from ..subject.learner import TABLES, Built
+from ..subject.raised import LearnerError
 from ..subject.recipe import Line, Recipe
 from . import call_lines, effects
 from .refusals import in_block, is_further

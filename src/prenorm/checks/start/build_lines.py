@@ -12,7 +12,7 @@ from dataclasses import replace
 from ..subject.child import meanings
 from ..subject.child.meanings import meaning_of
 from ..subject.child.names import WRITTEN
-from ..subject.learner import Description
+from ..subject.raised import Description
 from ..subject.recipe import Argument, Line, products
 from . import rotations
 

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from ..subject.child import meanings
 from ..subject.child.meanings import meaning_of
 from ..subject.child.names import WRITTEN
-from ..subject.learner import Description
+from ..subject.raised import Description
 from ..subject.recipe import Argument, Line, products
 from . import rotations
 from .build_lines import PLAIN

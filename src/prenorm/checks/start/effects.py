@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..probes.case import Case
-from ..subject.learner import Built, LearnerError
+from ..subject.learner import Built
+from ..subject.raised import LearnerError
 
 TOKENS = 7
 IMAGE = (8, 6)

@@ -9,7 +9,8 @@ from ..subject.child import meanings
 from ..subject.child.errors import NoShapesError
 from ..subject.child.missing_packages import NotInstalledError
 from ..subject.child.names import UnknownEntryError
-from ..subject.learner import Description, Learner, LearnerError
+from ..subject.learner import Learner
+from ..subject.raised import Description, LearnerError
 from ..subject.recipe import Line
 from .build_lines import PLAIN, with_defaults
 

@@ -6,7 +6,8 @@ from collections.abc import Iterator, Sequence
 from ..subject.child import meanings
 from ..subject.child.meanings import meaning_of
 from ..subject.child.names import WRITTEN
-from ..subject.learner import USUAL, Description
+from ..subject.learner import USUAL
+from ..subject.raised import Description
 from ..subject.recipe import Argument, Line, products
 
 NARROW = ("torch.bfloat16", "torch.float16")

@@ -15,7 +15,8 @@ from ..probes.case import MAX_SEQ_LEN, Case, raised
 from ..subject.child import meanings
 from ..subject.child.errors import NoShapesError
 from ..subject.child.names import UnknownEntryError
-from ..subject.learner import Built, Description, LearnerError
+from ..subject.learner import Built
+from ..subject.raised import Description, LearnerError
 from ..subject.recipe import Argument, Line, Recipe, given
 from . import build_lines, call_lines, effects
 from .best_call import EACH, Calls

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import PurePath
 from typing import Any
 
@@ -12,48 +12,12 @@ from torch import Tensor
 
 from ..formula.parameters import Raw, Sizes
 from ..source.code import Code
+from .answer import Answer, answer
 from .protocol import EndedError, Subject
+from .raised import Description, LearnerError, MissingError, or_raise, refused
 from .recipe import Line, Recipe
 
 MOST_WEIGHTS = 1_000_000
-
-Description = dict[str, Any]
-
-
-class LearnerError(Exception):
-    """The learner's code raised. stage: import, constructor or forward; error: as the driver describes it."""
-
-    def __init__(self, stage: str, error: Description) -> None:
-        super().__init__(f"{error['type']}: {error['message']}")
-        self.stage = stage
-        self.error = error
-
-
-class MissingError(Exception):
-    """The file has no such class. names: those that it defines."""
-
-    def __init__(self, names: list[str]) -> None:
-        super().__init__()
-        self.names = names
-
-
-@dataclass(slots=True)
-class Answer:
-    """The results of one call."""
-
-    y: Tensor
-    x_after: Tensor
-    requires_grad: bool
-    gradients: dict[str, Tensor | None] = field(default_factory=dict)
-    x_gradient: Tensor | None = None
-    operations: frozenset[str] = frozenset()
-    created: frozenset[tuple[int, ...]] = frozenset()
-    modules_created: int = 0
-    masked: bool = False
-    random: list[Description] = field(default_factory=list)  # where random numbers were drawn first
-    stray: Description | None = None  # where the output left the input's dtype, see child/dtypes.py
-    seen: dict[str, Description] = field(default_factory=dict)  # calls of its modules, see child/seen.py
-
 
 SEARCHED = 0.6
 """The share of the time limit that searches may use, in the judge's own CPU time: a slow block's is not counted."""
@@ -97,11 +61,11 @@ class Learner:
         reply = self.subject.ask(request)
         if "missing" in reply:
             raise MissingError([str(one) for one in reply["missing"]])
-        self.made = _or_raise("import", reply)
+        self.made = or_raise("import", reply)
 
     def look_beside(self) -> None:
         """Import neighbouring files that define rotations, too."""
-        self.made = _or_raise("import", self.subject.ask({"op": "look_beside"}))
+        self.made = or_raise("import", self.subject.ask({"op": "look_beside"}))
 
     def check_time(self) -> None:
         """Raise EndedError if the time of the whole judgement is over, which includes the judge's own search."""
@@ -159,7 +123,7 @@ class Built:
         self.fresh = False  # build it anew for each call, because calls change it
         self.fixed_length = False  # or because it takes sequences of max_seq_len only
         self.lengths = Lengths()  # at which it runs
-        reply = _or_raise("constructor", learner.subject.ask(request))
+        reply = or_raise("constructor", learner.subject.ask(request))
         self.number = reply["block"]
         _check_sizes(reply["parameters"], sizes)
         self.parameters: list[Description] = reply["parameters"]
@@ -199,7 +163,7 @@ class Built:
         recipe = self.learner.recipe
         request = {"op": "elsewhere", "block": self.number}
         request |= {"build": recipe.build.written(), "call": recipe.call.written()}
-        files: dict[str, str] = _or_raise("constructor", self.learner.subject.ask(request))["files"]
+        files: dict[str, str] = or_raise("constructor", self.learner.subject.ask(request))["files"]
         return files
 
     def draw(self, generator: torch.Generator, dtype: torch.dtype = torch.float64) -> Raw:
@@ -238,36 +202,14 @@ class Built:
         if self.fixed_length:
             self.request["values"] = self.request["values"] | {"max_seq_len": x.shape[-2]}
         if self.fresh or self.fixed_length:
-            self.number = _or_raise("constructor", self.learner.subject.ask(self.request))["block"]
+            self.number = or_raise("constructor", self.learner.subject.ask(self.request))["block"]
         asked = [name for name, value in (("positions", positions), ("mask", mask)) if value is not None]
         request = {"op": "run", "block": self.number, "parameters": raw, "inputs": [x]}
         request |= {"line": self.learner.recipe.call.written(frozenset(asked))}
         request |= {"values": {"positions": positions, "mask": mask}, "cotangent": cotangent} | options
-        reply = _or_raise("forward", self.learner.subject.ask(request))
-        y, x_after = reply["y"], reply["x_after"]
-        if y.shape != x.shape or not y.is_floating_point():
-            given = f"{tuple(y.shape)} in {str(y.dtype).removeprefix('torch.')}"
-            raise _refused("forward", f"the output must have the input's shape {tuple(x.shape)}, but it is {given}")
-        gradients, x_gradient = reply.get("gradients", {}), reply.get("x_gradient")
+        reply = or_raise("forward", self.learner.subject.ask(request))
         shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
-        for name, gradient in [*gradients.items(), ("x", x_gradient)]:
-            expected = tuple(x.shape) if name == "x" and gradient is x_gradient else shapes.get(name)
-            if gradient is not None and (tuple(gradient.shape) != expected or not gradient.is_floating_point()):
-                raise _refused("forward", f"the gradient of {name} must have its shape {expected}")
-        return Answer(
-            y=y,
-            x_after=x_after,
-            requires_grad=reply["requires_grad"],
-            gradients=gradients,
-            x_gradient=x_gradient,
-            operations=frozenset(reply.get("operations", ())),
-            created=frozenset(tuple(shape) for shape in reply.get("created", ())),
-            modules_created=reply.get("modules_created", 0),
-            masked=bool(reply.get("masked", False)),
-            random=reply.get("random", []),
-            stray=reply.get("stray"),
-            seen=reply.get("seen", {}),
-        )
+        return answer(reply, tuple(x.shape), shapes)
 
     def run_at(self, positions: Tensor, raw: Raw, x: Tensor) -> tuple[Tensor, Answer]:
         """Call it with positions (batch, seq), or (seq,) of the first one if that raises: those, and the answer.
@@ -298,7 +240,7 @@ class Built:
 
         Embeddings are no part of a block: torch gives them a standard deviation of one.
         """
-        reply = _or_raise("constructor", self.learner.subject.ask({"op": "values", "block": self.number}))
+        reply = or_raise("constructor", self.learner.subject.ask({"op": "values", "block": self.number}))
         shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
         self.made_of = frozenset(reply["modules"])
         self.classes = {
@@ -345,17 +287,7 @@ def _check_sizes(parameters: list[Description], sizes: Sizes) -> None:
     count = sum(math.prod(one["shape"]) for one in parameters)
     usual = 4 * sizes.d_model**2 + 3 * sizes.d_model * sizes.d_ff
     if count > max(MOST_WEIGHTS, 10 * usual) or any(size < 0 for one in parameters for size in one["shape"]):
-        raise _refused(
+        raise refused(
             "constructor",
             f"a block of d_model={sizes.d_model}, d_ff={sizes.d_ff} has about {usual:,} weights, this has {count:,}",
         )
-
-
-def _refused(stage: str, message: str) -> LearnerError:
-    return LearnerError(stage, {"type": "refused", "message": message, "frames": []})
-
-
-def _or_raise(stage: str, reply: Description) -> Description:
-    if "error" in reply:
-        raise LearnerError(stage, reply["error"])
-    return reply

@@ -6,6 +6,7 @@ A request and its reply are dictionaries of None, bool, int, float, str, lists, 
 """
 
 import contextlib
+import functools
 import inspect
 import os
 import sys
@@ -15,24 +16,19 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils import parametrize, remove_weight_norm
-from torch.nn.utils.weight_norm import WeightNorm
+from torch import nn
 
 from .devices import AtHome, OneDevice
-from .dtypes import Dtypes
-from .errors import NoShapesError, UnfinishedError, described, entered, unfinished
+from .errors import UnfinishedError, described, unfinished
 from .importing import Importer
 from .names import OF_CALLS, TABLES, Maker, changer, namespace, of_build, of_call, sizes_in, used
 from .origins import Origins
-from .scramble import OtherAngles, scrambled
-from .seen import Seen
+from .running import run
 from .signatures import DEFINES_ROTATIONS, helpers, parameters
 from .surroundings import NoGpu
-from .tensors import first_tensor, held, listed, plain, set_values
-from .trace import Trace, traced
-from .watch import Watch
+from .tensors import first_tensor, held, listed, plain
 from .weighted import course_weights
+from .weights import give_shapes, plain_weights
 
 Request = dict[str, Any]
 Reply = dict[str, Any]
@@ -150,7 +146,7 @@ class Driver:
         with filled(), there(), origins or contextlib.nullcontext():
             block = eval(request["line"].strip(), names)
         if isinstance(block, nn.Module):
-            _give_shapes(block, names["d_model"])
+            give_shapes(block, names["d_model"])
         reply = self.add(block, to=request.get("to"))
         if origins is not None:
             reply["origins"] = origins.of(block)
@@ -164,7 +160,7 @@ class Driver:
             raise TypeError(f"a block must be a torch.nn.Module, but the constructor gave {type(block).__name__}")
         if (owner := unfinished(block)) is not None:
             raise UnfinishedError(owner)
-        _plain_weights(block)
+        plain_weights(block)
         if to is not None:
             dtype = getattr(torch, to)  # complex tables stay as they are: Module.to would drop their imaginary part
             block._apply(lambda one: one.to(dtype) if one.is_floating_point() else one)
@@ -208,79 +204,12 @@ class Driver:
         }
 
     def op_run(self, request: Request) -> Reply:
-        """Set "parameters", evaluate "line" with "inputs" and "values", and send "cotangent" back through it.
+        """Evaluate "line" with "inputs" and "values", or without a line call the block with "inputs" and "keywords".
 
-        Without a line the block is called with "inputs" and "keywords".
-
-        Gives {"y", "x_after", "requires_grad"} and, with a cotangent, {"gradients", "x_gradient"} (None where there is
-        none); with "trace" also {"operations", "created" (shapes of new constant tensors), "modules_created", "masked"
-        (whether masked_fill filled anything), "random" (the statement that first drew random numbers)}. "scramble" puts
-        random numbers in place of tables, and of every sine and cosine. "watch" adds "sites" to an error: where the
-        learner's code changed tensors in place. "dtypes" adds "stray", also to an error: where what failed, or came
-        out, left the input's dtype (see dtypes.py), or None. "seen" names modules, and adds what the first call of each
-        was given and gave, also to an error (see seen.py). An error has "entered": whether the block was called, or
-        the line's own arguments raise.
+        The other entries of the request, and those of the reply, are running.run's.
         """
-        watch = Watch() if request.get("watch") else None
-        dtypes = None
-        if request.get("dtypes"):
-            dtypes = Dtypes(self._blocks[request["block"]], request["inputs"][0].dtype)
-        seen = Seen(self._blocks[request["block"]], request.get("seen") or ())
-        try:
-            with seen.watching():
-                reply = self._run(request, watch, dtypes)
-        except Exception as error:
-            more: Reply = {"entered": entered(error, self._blocks[request["block"]])}
-            more |= {} if watch is None else {"sites": watch.sites}
-            more |= {} if dtypes is None else {"stray": dtypes.failed}
-            return {"error": described(error) | more | {"seen": seen.calls}}
-        return reply | {"seen": seen.calls}
-
-    def _run(self, request: Request, watch: Watch | None, dtypes: Dtypes | None) -> Reply:
         block = self._blocks[request["block"]]
-        block.train(request.get("training", False))
-        set_values(block, request.get("parameters") or {})
-        cotangent = request.get("cotangent")
-        inputs = [value.clone() if isinstance(value, Tensor) else value for value in request["inputs"]]
-        keywords = {name: v.clone() if isinstance(v, Tensor) else v for name, v in request.get("keywords", {}).items()}
-        leaf = inputs[0]
-        if cotangent is not None:
-            leaf.requires_grad_()
-            inputs[0] = leaf.clone()  # what is changed in place may not be a leaf
-            block.zero_grad(set_to_none=True)
-        trace = Trace() if request.get("trace") else None
-        with contextlib.ExitStack() as stack:
-            if (seed := request.get("seed")) is not None:
-                torch.manual_seed(seed)
-            if cotangent is None:
-                stack.enter_context(torch.no_grad())
-            if (scramble := request.get("scramble")) is not None:
-                stack.enter_context(scrambled(block, scramble))
-                stack.enter_context(OtherAngles(scramble))
-            for mode in (watch, dtypes):
-                if mode is not None:
-                    stack.enter_context(mode)
-            if trace is not None:
-                stack.enter_context(traced(block, trace))
-            y = first_tensor(self._called(request, block, inputs, keywords), inputs[0].shape)
-        reply = {"y": plain(y), "x_after": plain(inputs[0]), "requires_grad": y.requires_grad}
-        if dtypes is not None:
-            reply["stray"] = dtypes.of(y)
-        if trace is not None:
-            reply["operations"] = sorted(trace.operations)
-            reply["created"] = sorted(map(list, trace.created))  # as they arrive from a sandbox
-            reply["modules_created"] = trace.modules_created
-            reply["masked"] = trace.masked
-            reply["random"] = trace.random
-        if cotangent is not None:
-            if y.requires_grad:
-                y.backward(cotangent.to(y.dtype))
-            reply["gradients"] = {
-                name: None if p.grad is None else plain(p.grad)
-                for name, p in block.named_parameters(remove_duplicate=False)
-            }
-            reply["x_gradient"] = None if leaf.grad is None else plain(leaf.grad)
-        return reply
+        return run(request, block, functools.partial(self._called, request, block))
 
     def _called(self, request: Request, block: nn.Module, inputs: list[Any], keywords: dict[str, Any]) -> Any:
         if "line" not in request:
@@ -309,35 +238,6 @@ class Driver:
         """Drop every block."""
         self._blocks.clear()
         return {}
-
-
-def _give_shapes(block: nn.Module, d_model: int) -> None:
-    """Run a block with lazy modules, such as nn.LazyLinear, once: their weights have no shape before."""
-    lazy = [] if unfinished(block) else [one for one in block.parameters() if nn.parameter.is_lazy(one)]
-    if lazy:
-        try:
-            with torch.no_grad():
-                block(torch.zeros(2, 7, d_model, device=lazy[0].device))
-        except Exception as error:
-            raise NoShapesError(
-                f"weights of lazy modules have no shapes before a call, and block(x) raises {error}"
-            ) from None
-
-
-def _plain_weights(block: nn.Module) -> None:
-    """Put what torch's weight norm and other parametrizations give in their place: any values are right for a weight.
-
-    A parametrization of the learner's own stays: it is part of what is judged.
-    """
-    for module in block.modules():
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(module, hook.name)
-        if parametrize.is_parametrized(module):
-            assert isinstance(module.parametrizations, nn.ModuleDict)
-            for name, steps in list(module.parametrizations.items()):
-                if all(type(step).__module__.startswith("torch.") for step in steps.children()):
-                    parametrize.remove_parametrizations(module, name, leave_parametrized=True)
 
 
 def _file(module: types.ModuleType) -> str:
