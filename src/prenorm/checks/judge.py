@@ -34,7 +34,7 @@ from .probes.case import FLOAT32_TOLERANCE, MAX_SEQ_LEN, Case, Report, raised
 from .source.code import Code
 from .source.parse import MAX_CHARACTERS
 from .source.text import Text
-from .start.refusals import UnknownArgumentsError
+from .start.refusals import NoBlockError, UnknownArgumentsError
 from .start.start import start
 from .subject.child.missing_packages import NotInstalledError
 from .subject.learner import SINGLE, Built, Learner
@@ -89,6 +89,9 @@ def judge(
         elif error.stage != "forward" or "sequence_length_fixed" not in report.findings:
             report.found(f"{error.stage}_error", raised(error))
         report.check(error.stage, False, raised(error))
+    except NoBlockError as error:
+        report.found("unreadable", str(error), counts=False, mend=error.mend)
+        report.check("constructor", False, str(error))
     except UnknownArgumentsError as error:
         if isinstance(error.__cause__, LearnerError):  # it may be a fault of the block all the same: the line says more
             report.errors["arguments_unknown"] = error.__cause__.error

@@ -113,6 +113,7 @@ class Case:
     work: Work = field(default_factory=Work)  # that is left for the search
     raw: Raw = field(default_factory=dict)
     initial: Raw = field(default_factory=dict)  # the parameters as the constructor leaves them
+    switched_off: bool = False  # whether a decorator of its forward turns gradients off, in code that trains nothing
     for_inference: bool = False  # whether its matrices are frozen, and a checkpoint is meant to fill them
     classes: dict[str, str] = field(default_factory=dict)  # by parameter, the class that holds it
     made_of: frozenset[str] = frozenset()  # the classes of its modules, with those that they inherit from

@@ -68,6 +68,10 @@ def _compare(case: Case, explanation: Explanation) -> _Comparison:
         if not {"modifies_input", "backward_error"} & set(case.report.findings):
             backward_raises(case, case.built, raw, x, cotangent, error, "")
         raise _EndedError from None
+    if case.switched_off and not answer.requires_grad:
+        case.report.conventions["gradients"] = "turned off by a decorator of forward, as in code for inference"
+        case.report.skip("gradients", "forward turns them off by a decorator, as in code for inference")
+        raise _EndedError
     if not torch.isfinite(answer.y).all():
         case.report.skip("gradients", "the output is not finite")
         raise _EndedError

@@ -29,6 +29,7 @@ LEFT = re.compile(r"init\w*\s*=\s*lambda \w+: *(\w+|None)\s*[,)\n]")
 LOADED = re.compile(r"load_state_dict\(|from_pretrained\(|load_file\(")
 TRAINED = re.compile(r"\.backward\(|\b(optim|[Oo]ptimi[sz]er)\b")
 """Training code, whose checkpoints begin with the weights of the constructor."""
+SWITCHED_OFF = re.compile(r"@\s*(torch\.)?(no_grad|inference_mode)\b[^\n]*\s+def forward\b")
 WIDTH_NAMES = frozenset(
     ["d_ff", "dff", "d_mlp", "ff_dim", "ffn_dim", "mlp_dim", "dim_feedforward", "intermediate_size", "d_hidden"]
 )
@@ -65,6 +66,7 @@ def constructed(case: Case, text: str) -> None:
         if not one["requires_grad"] and len(one["shape"]) == 2 and case.sizes.d_model in one["shape"]
     ]
     empty = [name for name, value in case.initial.items() if not torch.isfinite(value).all()]
+    case.switched_off = bool(SWITCHED_OFF.search(text)) and not TRAINED.search(text)
     case.for_inference = bool(frozen) and {*frozen} <= {*empty} and not TRAINED.search(text)
     if case.for_inference:
         case.report.conventions["weights"] = "frozen, and left for a checkpoint to fill, as in code for inference"

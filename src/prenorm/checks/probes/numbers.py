@@ -20,6 +20,8 @@ from .diagnosis import conventions, faults
 OF_A_CACHE = re.compile(r"cache|past|(^|[._])(k|v|keys|values)(_|$)")
 """Tensors of keys and values that a block keeps: they are as wide as a head, and are no tables of angles."""
 
+WHOLE = "a block has attention and a feed-forward: check the class that holds both"
+
 
 def numbers(case: Case) -> None:
     """Explain the outputs, and report what the explanation says. It is stored in the case."""
@@ -64,6 +66,10 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
     if error.unknown:
         evidence = f"at {error.step}; not recognised: {', '.join(error.unknown[:5])}"
         case.report.found("unreadable", evidence, counts=False)
+        return
+    if error.lacking:
+        evidence = f"none of its parameters can be {error.lacking}"
+        case.report.found("unreadable", evidence, counts=False, mend=WHOLE)
         return
     if depth := _number_of_layers(case):
         evidence = (

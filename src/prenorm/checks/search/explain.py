@@ -64,7 +64,9 @@ def _steps(attempt: Attempt) -> Explanation:
             ("a feed-forward", found.feed_forward) if attention else ("queries, keys and values", found.attention)
         )
         shapes = ", ".join(f"{name} {found.shapes[name]}" for name in (*found.unknown, *which)) or "none"
-        raise UnexplainedError(f"naming the parameters, which cannot be {what}: {shapes}", unknown=which)
+        raise UnexplainedError(
+            f"naming the parameters, which cannot be {what}: {shapes}", unknown=which, lacking="" if which else what
+        )
     if attempt.first_step is None:
         attempt.first_step = one_token(attempt, attention, feed_forward, list(norm_readings(found)))
     bases, readings = attempt.first_step

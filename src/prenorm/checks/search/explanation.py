@@ -39,13 +39,17 @@ class UnexplainedError(Exception):
     """No spec explains the numbers. step: where; faults: what is known nevertheless, id and evidence.
 
     unknown: parameters that were not recognised, because of their shape or because another weight is missing.
+    lacking: the sublayer for which it has no parameters at all; empty if there may be both.
     so_far: the simplest explanations of the steps before, if there are any.
     complete: whether everything was tried; if not, there may be an explanation all the same.
     """
 
-    def __init__(self, step: str, *, faults: Sequence[tuple[str, str]] = (), unknown: Sequence[str] = ()) -> None:
+    def __init__(
+        self, step: str, *, faults: Sequence[tuple[str, str]] = (), unknown: Sequence[str] = (), lacking: str = ""
+    ) -> None:
         super().__init__(step)
         self.step = step
+        self.lacking = lacking
         self.faults = tuple(faults)
         self.unknown = tuple(unknown)
         self.so_far: tuple[Explanation, ...] = ()

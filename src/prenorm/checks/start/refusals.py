@@ -19,6 +19,32 @@ class UnknownArgumentsError(Exception):
     """It cannot be inferred how the block is built or called, which is not a fault."""
 
 
+class NoBlockError(Exception):
+    """What is under test is no block, but something larger or smaller. mend: what to check instead."""
+
+    def __init__(self, evidence: str, mend: str) -> None:
+        super().__init__(evidence)
+        self.mend = mend
+
+
+def refuse_layers(learner: Learner, layers: Sequence[str]) -> NoReturn:
+    """It stacks layers: a model, or the trunk of one."""
+    name, named = learner.made["name"], " and ".join(layers)
+    if named in ("ModuleList", "ModuleDict", "Sequential"):
+        mend = f'build it with one layer, so that it is a block: --build "{name}(..., depth=1)"'
+        raise NoBlockError(f"{name} stacks several layers, and is no block", mend)
+    mend = f"check the class of one layer: {named}"
+    raise NoBlockError(f"{name} stacks layers of the class {named}, and is no block", mend)
+
+
+def refuse_container(value: str) -> NoReturn:
+    """The input of forward is not the tensor itself, but is in value."""
+    raise UnknownArgumentsError(
+        f"forward takes its first argument apart, so it is no tensor; give the line that calls it: "
+        f"--call 'block({value})'."
+    )
+
+
 def refuse_build(learner: Learner, error: LearnerError, *, guessed: bool) -> NoReturn:
     """No line builds the block: raise error itself if it is the block's own, and otherwise UnknownArgumentsError.
 

@@ -12,6 +12,7 @@ import torch
 
 from ..formula.parameters import Sizes
 from ..probes.case import MAX_SEQ_LEN, Case, raised
+from ..source.containers import container
 from ..subject.child import meanings
 from ..subject.child.errors import NoShapesError
 from ..subject.child.names import UnknownEntryError
@@ -28,7 +29,9 @@ from .refusals import (
     reached,
     refuse_build,
     refuse_call,
+    refuse_container,
     refuse_given,
+    refuse_layers,
     refuse_sizes,
     refuse_without,
     refuses,
@@ -100,6 +103,10 @@ class _Start:
             except LearnerError as error:
                 errors.append(error)
                 continue
+            if built.layers:
+                refuse_layers(self.learner, built.layers)
+            if self.call is None and (apart := container(self.text, self.learner.made["name"])) is not None:
+                refuse_container(apart)
             built_at_all = built_at_all or built
             tried.append(Calls(self.case, line, built, self.call, self.text))
             if tried[-1].found():

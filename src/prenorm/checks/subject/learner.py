@@ -135,6 +135,7 @@ class Built:
         self.classes: dict[str, str] = {}  # by parameter, the class of its module, where that is none of torch's
         self.forward: list[Description] | None = reply["forward"]
         self.read: dict[str, Any] = reply["read"]
+        self.layers: list[str] = reply["layers"]  # the classes of layers that it stacks
         learner.made["notes"] |= reply["notes"]
         self.origins: dict[str, list[Description]] = reply.get("origins", {})  # of its weights' numbers, if asked for
 

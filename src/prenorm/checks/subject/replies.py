@@ -119,6 +119,7 @@ FORMS: dict[str, tuple[Form, ...]] = {
             parameters=_LISTED,
             tensors=_LISTED,
             forward=_PARAMETERS,
+            layers=_list(_TEXT),
             read=_is_read,
             notes=_named(_TEXT),
         ),

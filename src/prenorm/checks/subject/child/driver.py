@@ -21,9 +21,11 @@ from torch import nn
 from .devices import AtHome, OneDevice
 from .errors import UnfinishedError, described, unfinished
 from .importing import Importer
+from .layers import layers_of
 from .names import OF_CALLS, TABLES, Maker, changer, namespace, of_build, of_call, sizes_in, used
 from .origins import Origins
 from .running import run
+from .settings import usual_settings
 from .signatures import DEFINES_ROTATIONS, helpers, parameters
 from .surroundings import NoGpu
 from .tensors import first_tensor, held, listed, plain
@@ -51,7 +53,7 @@ class Driver:
     def handle(self, request: Request) -> Reply:
         """The reply to one request; its "op" names one of the methods below."""
         try:
-            with warnings.catch_warnings(), self._surroundings:
+            with warnings.catch_warnings(), self._surroundings, usual_settings({}):
                 warnings.simplefilter("ignore")
                 return getattr(self, "op_" + request["op"])(request)
         except BaseException as error:  # sys.exit() and KeyboardInterrupt of the learner are its errors too
@@ -66,7 +68,7 @@ class Driver:
         self._importer = Importer(request["root"], request.get("beside", {}), request.get("distributions", {}))
         self._file = request["file"]
         self._surroundings = NoGpu(self._importer.notes)
-        with self._surroundings:
+        with self._surroundings, usual_settings(self._importer.notes):
             module = self._importer.module(request["module"], request["file"], request.get("text"))
         found: Any = module
         for part in request["name"].split("."):
@@ -120,8 +122,9 @@ class Driver:
 
         "to" names the dtype that the result is brought to; "filled" puts NaN into memory that the constructor leaves
         uninitialised. {"dtype": name} and {"device": name} stand for torch's own.
-        Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "forward", "read": what was
-        asked of a configuration of ours, "notes": as use()'s, so far}; with "origins" also {"origins": see origins.py}.
+        Gives {"block": number, "parameters", "tensors" (buffers, and plain attributes), "forward", "layers": what it
+        stacks (see layers.py), "read": what was asked of a configuration of ours, "notes": as use()'s, so far}; with
+        "origins" also {"origins": see origins.py}.
         """
         assert self._make is not None, "a class is loaded first"
         torch.manual_seed(request.get("seed", 0))
@@ -171,6 +174,7 @@ class Driver:
             "parameters": listed(block.named_parameters(remove_duplicate=False)),
             "tensors": listed(held(block)),
             "forward": parameters(block.forward),
+            "layers": layers_of(block),
             "read": {},
             "notes": self._notes,
         }

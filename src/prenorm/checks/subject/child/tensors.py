@@ -13,15 +13,23 @@ _MODULE_STATE = frozenset(vars(nn.Module()))
 
 
 def held(block: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The numbers that modules hold beside their parameters: buffers, plain attributes, and what dictionaries hold."""
+    """The numbers that modules hold beside their parameters: buffers, plain attributes, and what dictionaries hold.
+
+    Modules in a plain list are not part of the block, and neither are their parameters: these are among the numbers.
+    """
+    own = {id(parameter) for parameter in block.parameters()}
     for path, module in block.named_modules():
         for name, value in [*vars(module).items(), *module._buffers.items()]:
+            where = f"{path}.{name}" if path else name
             inside = value.values() if isinstance(value, dict) and name not in _MODULE_STATE else [value]
             for one in inside:
-                for tensor in one if isinstance(one, tuple | list) else [one]:
+                for number, tensor in enumerate(one if isinstance(one, tuple | list) else [one]):
+                    if isinstance(tensor, nn.Module):
+                        named = tensor.named_parameters(prefix=f"{where}.{number}")
+                        yield from ((name, parameter) for name, parameter in named if id(parameter) not in own)
                     is_number = isinstance(tensor, Tensor) and (tensor.is_floating_point() or tensor.is_complex())
                     if is_number and not isinstance(tensor, nn.Parameter) and tensor.numel():
-                        yield f"{path}.{name}" if path else name, tensor
+                        yield where, tensor
 
 
 def set_values(block: nn.Module, values: dict[str, Tensor]) -> None:

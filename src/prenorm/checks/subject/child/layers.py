@@ -1,0 +1,26 @@
+"""The layers that a module stacks: then it is a model, or the trunk of one, and no block."""
+
+from collections import Counter
+from collections.abc import Iterator
+
+from torch import nn
+
+MATRICES = 4
+"""A layer has at least so many, where queries, keys and values are in one; an expert or a head has three at most."""
+
+
+def layers_of(module: nn.Module) -> list[str]:
+    """The names of the classes of stacked layers: two or more that are alike, or one below an embedding of tokens."""
+    alike = Counter(_layers(module))
+    embeds = any(isinstance(one, nn.Embedding) for one in module.children())
+    return sorted({name for (name, _), count in alike.items() if count > 1 or embeds})
+
+
+def _layers(module: nn.Module) -> Iterator[tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]]:
+    """What is in its containers and has a layer's matrices: the class, and all shapes."""
+    for container in module.modules():
+        if isinstance(container, nn.ModuleList | nn.ModuleDict | nn.Sequential):
+            for one in container.children():
+                shapes = tuple((name, tuple(p.shape)) for name, p in one.named_parameters())
+                if sum(len(shape) > 1 for _, shape in shapes) >= MATRICES:
+                    yield type(one).__name__, shapes
