@@ -2,7 +2,7 @@
 
 All are in torch 2.13.0 and 2.14.1, which the tests run with. A release that drops a name fails here, at import, with an
 ImportError that says which; those that we can do without say what stands in for them. What runs beside a learner's code
-(checks/child/driver.py) imports nothing of this package, and so has three such names of its own.
+(checks/child/driver.py) imports nothing of this package, and so has four such names of its own.
 """
 
 import pkgutil

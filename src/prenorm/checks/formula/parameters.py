@@ -26,9 +26,10 @@ GATE_NAME = re.compile(r"gate|gating|(^|[._])(w?_?g|g_?proj|to_?g)([._]|$)", re.
 
 
 OF_POSITIONS = re.compile(
-    r"(^|[._])((abs|rel|relative)_?)?(pos|position|positional|pe)(_?(emb\w*|enc\w*|bias|table|weight))?([._]|$)", re.I
+    r"(^|[._])((abs|rel|relative)_?)?(pos|position|positional|pe)(_?(emb\w*|enc\w*|bias|table|weight))?([.]|_(?!f|mlp|wise)|$)",
+    re.I,
 )
-"""Tables of positions, which may have the shape of a projection."""
+"""Tables of positions, which may have the shape of a projection; a pos_ffn works position by position."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -114,16 +114,16 @@ def input_kept(case: Case, built: Built, raw: Raw) -> None:
 
 
 def batch_independence(case: Case, built: Built, raw: Raw) -> None:
-    """A sequence's output must not depend on the others in its batch."""
+    """A sequence's output must not depend on the others in its batch, of which a causal block may see those before."""
     x = case.x(3, case.tokens, dtype=torch.float32)
-    other = torch.cat((x[:2], case.x(1, case.tokens, dtype=torch.float32) * 3))
+    other = torch.cat((case.x(1, case.tokens, dtype=torch.float32) * 3, x[1:]))
     together, beside = built.run(raw, x).y, built.run(raw, other).y
-    gap = _gap(together[:2], beside[:2])
-    good = _same(together[:2], beside[:2])
+    gap = _gap(together[1:], beside[1:])
+    good = _same(together[1:], beside[1:])
     if good:
         try:
-            alone = built.run(raw, x[:1]).y
-            gap, good = _gap(together[:1], alone), _same(together[:1], alone)
+            alone = built.run(raw, x[2:]).y
+            gap, good = _gap(together[2:], alone), _same(together[2:], alone)
         except LearnerError as error:
             case.report.check("batch", False, f"a batch of one raises {raised(error)}")
             case.report.found("batch_of_one", f"a batch of two runs, a batch of one raises {raised(error)}")

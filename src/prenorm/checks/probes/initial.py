@@ -268,6 +268,8 @@ def norm_weights(case: Case) -> None:
     """The norms' weights must be initialised to one, or to zero if a norm multiplies by 1 + weight."""
     assert case.explanation is not None
     spec, reading = case.explanation.spec, case.explanation.reading
+    if "no_norm" in case.report.findings:
+        return  # the weights of a norm that is not used say nothing
     for role, weight in (("norm1", spec.weight1), ("norm2", spec.weight2)):
         piece = reading.get(role) if weight == "own" else None
         if piece is not None and set(piece.parameters) <= case.initial.keys():

@@ -25,8 +25,11 @@ BATCH = r"(B|N|b|n|bsz|bs|batch\w*)"
 SEQ_FIRST = re.compile(rf"(?<!,)(?<!, )(?<! x )\b{SEQ}\s*[,x]\s*{BATCH}\b\s*[,x]")
 """What an author writes whose tensors are (seq, batch, d_model)."""
 BATCH_FIRST = re.compile(rf"(?<!,)(?<!, )(?<! x )\b{BATCH}\s*[,x]\s*{SEQ}\b\s*[,x]")
-MADE_SEQ_FIRST = re.compile(r"-> ?[LTS][NB][DCEH]\b")
-LENGTH_FIRST = re.compile(r"\b(T|L|S|\w*len\w*|seq\w*|n_?ctx|n_?tokens)\s*=\s*\w+\.(shape\[0\]|size\(0\))")
+MADE_SEQ_FIRST = re.compile(r"-> ?[LTS][NB][DCEH]\b|\bHWxNxC\b|\.flatten\(2\)\.permute\(2, 0, 1\)")
+LENGTH_FIRST = re.compile(
+    r"\b(T|L|S|\w*len\w*|seq\w*|n_?ctx|n_?tokens)\s*=\s*(\w+\.(shape\[0\]|size\(0\))|len\(\w+\))"
+    r"|\((?P<side>len\(\w+\)), ?(?P=side)[,)]"  # the sides of a mask
+)
 """The same, said less surely: NLD -> LND, and a length that may be of another tensor."""
 SWAPPED, EACH, SUMMED = "swapped(block)", "each(block)", "summed(block)"
 AXES = {SWAPPED: "(seq, batch, d_model)", EACH: "(seq, d_model), a sequence at a time"}

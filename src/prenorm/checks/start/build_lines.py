@@ -28,6 +28,10 @@ OF_ROTATIONS = ("max_seq_len", "rope_theta")
 """Numbers of a rotation, such as rope_max_seq_len: blocks may rotate only if those that are None are given."""
 WEIGHTED = "weighted"
 """What makes a block of a function that takes weights (see child/weighted.py)."""
+TIMES = "4"
+"""How often d_model goes into the width, where the ratio must be an integer."""
+NEVER_DEFAULT = frozenset(["num_kv_heads", "dtype"])
+"""Passed even where they have a default: it is that of the author's sizes, or of the author's GPU."""
 
 
 def builds(made: Description) -> Iterator[Line]:
@@ -82,6 +86,16 @@ def builds_of_file(made: Description) -> Iterator[Line]:
             yield replace(line, callee=f"changed({numbers}).{line.callee}")
 
 
+def builds_with_a_switch(made: Description) -> Iterator[Line]:
+    """The likeliest line with one switch that is not as by default, such as the use of a package that is missing."""
+    line = next(builds(made), None)
+    there = set() if line is None else {one.name for one in line.arguments}
+    for one in made["constructor"] or ():
+        if line is not None and isinstance(one["default"], bool) and one["name"] not in there:
+            switch = Argument(one["name"], str(not one["default"]), True, guess=True)
+            yield replace(line, arguments=(*line.arguments, switch))
+
+
 def with_defaults(line: Line, made: Description, factor: int = 1) -> Line:
     """The line, with whole numbers of unknown names that a configuration keeps as they are, times a factor."""
     inner = [
@@ -132,6 +146,9 @@ def _meanings(parameters: Sequence[Description]) -> dict[str, str]:
         and _may_mean(meaning, one)
         and one["annotation"] not in ("nn.Module", "Module", "Callable", "type")
     }
+    widths = [name for name, meaning in meant.items() if meaning == "d_model"]
+    if len(widths) == 2 and "hidden_size" in widths and "d_ff" not in meant.values():
+        meant["hidden_size"] = "d_ff"
     inner = [name for name, meaning in meant.items() if meaning == "d_ff"]
     if "d_model" not in meant.values() and inner and re.match("(n_|d_)?hid", inner[0]):
         meant[inner[0]] = "d_model"
@@ -174,7 +191,7 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         ]
         return [*found, *omitted]
     if meaning is not None:
-        needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
+        needed = one["required"] or (meaning in NEVER_DEFAULT and one["default"] not in (None, "torch.float32"))
         return [(Argument(own, WRITTEN[meaning], needed, one["default"]),)]
     loose = meaning_of(name, loosely=True)
     if _is_too_small(one):
@@ -206,6 +223,8 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         if one["default"] is None and loose in ("dropout", "eps"):  # None is not a number
             omitted.append((Argument(own, WRITTEN[loose], True),))
         return omitted
+    if _helper(one["annotation"], made, "enumeration") is not None:
+        return [(Argument(own, f"[*{one['annotation']}][0]", True, guess=True),)]
     return [(_required(own, one),)]
 
 
@@ -216,11 +235,17 @@ def _required(own: str, one: Description) -> Argument:
         likely = [choice for choice in CHOSEN.get(meaning, ()) if choice in choices]
         return Argument(own, repr((*likely, *choices)[0]), True)
     value = WRITTEN.get(meaning or "") if _may_mean(meaning, one) else None
+    if meaning == "expansion" and _is_integer(one):
+        value = TIMES
     if one["annotation"] == "bool":
         return Argument(own, value if value in ("True", "False", "causal") else "False", True)
     if value == "None" and one["annotation"] in PLAIN:  # the size of a cache
         value = None
     return Argument(own, value or PLAIN.get(one["annotation"], "None"), True, guess=value is None)
+
+
+def _is_integer(one: Description) -> bool:
+    return one["annotation"] == "int" or type(one["default"]) is int
 
 
 def _may_mean(meaning: str | None, one: Description) -> bool:
@@ -324,8 +349,9 @@ def _settings(parameters: Sequence[Description]) -> Iterator[Argument]:
         if meaning == "rope_theta" and meaning_of(one["name"]) is None and not one["required"]:
             continue  # for other layers
         if meaning in IN_CONFIGURATIONS and not isinstance(one["default"], bool) and _may_mean(meaning, one):
-            needed = one["required"] or (meaning == "num_kv_heads" and one["default"] is not None)
-            yield Argument(one["name"], WRITTEN[meaning], needed, one["default"])
+            needed = one["required"] or (meaning in NEVER_DEFAULT and one["default"] not in (None, "torch.float32"))
+            value = TIMES if meaning == "expansion" and _is_integer(one) else WRITTEN[meaning]
+            yield Argument(one["name"], value, needed, one["default"])
         elif _is_too_small(one):
             yield Argument(one["name"], WRITTEN[meaning or ""], True)
         elif _is_of_the_design(one):

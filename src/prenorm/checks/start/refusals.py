@@ -7,6 +7,7 @@ from typing import NoReturn
 from ..probes.case import raised
 from ..subject.child import meanings
 from ..subject.child.errors import NoShapesError
+from ..subject.child.layers import CONTAINERS
 from ..subject.child.missing_packages import NotInstalledError
 from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Learner
@@ -30,7 +31,7 @@ class NoBlockError(Exception):
 def refuse_layers(learner: Learner, layers: Sequence[str]) -> NoReturn:
     """It stacks layers: a model, or the trunk of one."""
     name, named = learner.made["name"], " and ".join(layers)
-    if named in ("ModuleList", "ModuleDict", "Sequential"):
+    if CONTAINERS.issuperset(layers):
         mend = f'build it with one layer, so that it is a block: --build "{name}(..., depth=1)"'
         raise NoBlockError(f"{name} stacks several layers, and is no block", mend)
     mend = f"check the class of one layer: {named}"
@@ -50,9 +51,9 @@ def refuse_build(learner: Learner, error: LearnerError, *, guessed: bool) -> NoR
 
     guessed: whether the lines were inferred, and not given by a person.
     """
+    _refuse_entry(learner, error)
     if error.error["type"] == NotInstalledError.__name__ or not guessed:
         raise error
-    _refuse_entry(learner, error)
     name, constructor = learner.made["name"], learner.made["constructor"] or ()
     tensors = [one["name"] for one in constructor if one["required"] and "Tensor" in one["annotation"]]
     if tensors and not learner.made["is_class"]:
@@ -70,10 +71,9 @@ def refuse_build(learner: Learner, error: LearnerError, *, guessed: bool) -> NoR
     raise error
 
 
-def refuse_call(learner: Learner, error: LearnerError, *, guessed: bool) -> None:
+def refuse_call(learner: Learner, error: LearnerError) -> None:
     """No call runs: raise UnknownArgumentsError if an argument that was inferred may be the reason."""
-    if guessed:
-        _refuse_entry(learner, error)
+    _refuse_entry(learner, error)
     build, call = with_defaults(learner.recipe.build, learner.made), learner.recipe.call
     if names := [*build.guessed, *call.guessed]:
         raise UnknownArgumentsError(

@@ -135,7 +135,7 @@ class _Start:
             if self.call is None:
                 self._refuse_if_demanded(raising, built_at_all.forward)
             if not (self._is_its_own(raising) or self._raises_as_it_is(tried)):
-                refuse_call(self.learner, raising, guessed=self.build is None)
+                refuse_call(self.learner, raising)
         return self._settled(built_at_all)  # its first call reports the error
 
     def _builds(self) -> Iterator[Line]:
@@ -147,6 +147,7 @@ class _Start:
             self.learner.look_beside()
         yield from itertools.islice(build_lines.builds(self.learner.made), build_lines.MOST)
         yield from itertools.islice(build_lines.builds_of_file(self.learner.made), build_lines.MOST)
+        yield from build_lines.builds_with_a_switch(self.learner.made)
 
     def _built(self, line: Line) -> Built:
         self.learner.recipe = Recipe(line)

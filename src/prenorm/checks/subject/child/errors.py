@@ -11,7 +11,7 @@ from torch import nn
 
 from .missing_packages import KNOWN, NotInstalledError, not_installed
 from .newer_python import needed
-from .refused import refused
+from .refused import refused, wants_gpu
 
 FRAMES = 12  # of a traceback, the innermost
 TEXT = 2000  # characters of an error's message
@@ -41,7 +41,7 @@ def described(error: BaseException) -> dict[str, Any]:
         message = str(error)
     except BaseException:  # __str__ is the learner's too
         message = "(its message cannot be shown)"
-    lacking = needed(error) or refused(error)
+    lacking = needed(error) or refused(error) or wants_gpu(error)
     if isinstance(error, FileNotFoundError) and error.filename:
         lacking = f"{error.filename} is read, and is not there: put it beside the file that reads it"
     if isinstance(error, RuntimeError | ValueError) and "process group has not been initialized" in message:

@@ -8,12 +8,18 @@ from torch import nn
 MATRICES = 4
 """A layer has at least so many, where queries, keys and values are in one; an expert or a head has three at most."""
 
+CONTAINERS = frozenset(["ModuleList", "ModuleDict", "Sequential"])
+
 
 def layers_of(module: nn.Module) -> list[str]:
-    """The names of the classes of stacked layers: two or more that are alike, or one below an embedding of tokens."""
+    """The names of the classes of stacked layers: two or more that are alike, or one below an embedding of tokens.
+
+    Those of containers only where no layer has a class of its own.
+    """
     alike = Counter(_layers(module))
     embeds = any(isinstance(one, nn.Embedding) for one in module.children())
-    return sorted({name for (name, _), count in alike.items() if count > 1 or embeds})
+    names = {name for (name, _), count in alike.items() if count > 1 or embeds}
+    return sorted(names - CONTAINERS or names)
 
 
 def _layers(module: nn.Module) -> Iterator[tuple[str, tuple[tuple[str, tuple[int, ...]], ...]]]:

@@ -7,7 +7,7 @@ ARGUMENTS = {
     "d_model": "d_model dim hidden_size embed_dim n_embd model_dim emb_dim embedding_dim width dmodel d emb_size "
     "embed_size embedding_size n_embed d_embed d_embd dim_model input_dim in_dim features hidden_dimension emb "
     "model_size token_dim feature_dim num_hiddens embeddings_dim embedding_dimension "
-    "dim_embed dim_embedding channels n_channels n_state",
+    "dim_embed dim_embedding channels n_channels n_state d_in idim n_feat n_factors hidden_units enc_dim dec_dim",
     "num_heads": "num_heads n_heads n_head nhead heads num_attention_heads h nheads num_head n_attention_heads "
     "num_query_heads n_query_heads head_count num_q_heads n_q_heads attention_heads n_attn_heads num_attn_heads "
     "attn_heads",
@@ -93,7 +93,7 @@ def meaning_of(name: str, *, loosely: bool = False) -> str | None:
 
 
 CONFIG = re.compile(
-    r"^(model_?|block_?|transformer_?|gpt_?|llm_?)?(config|cfg|conf|args|params|hparams|hps|settings|opts?|options)$",
+    r"^((model|block|transformer|gpt|llm|encoder|decoder|attn|attention|layer|text|vision)_?)?(config|cfg|conf|args|params|hparams|hps|settings|opts?|options)$",
     re.I,
 )
 CONFIG_CLASS = re.compile(r"(config|args|params|settings|hparams|hyperparameters)\w*$", re.I)

@@ -1,10 +1,13 @@
-"""What the sandbox refuses, such as another process or a download: no fault of the block that asks for it."""
+"""What the sandbox refuses, such as another process or a download, and a GPU that is not there: no fault of a block."""
 
 import errno
 import os
+import re
 import socket
 import traceback
 from collections.abc import Iterator
+
+import torch
 
 CODES = frozenset({errno.EPERM, errno.EACCES, errno.EROFS})
 WAY_OUT = 'put what is fetched beside the file, or do this under if __name__ == "__main__"'
@@ -17,6 +20,20 @@ def refused(error: BaseException) -> str:
         if what:
             return f"the sandbox refuses {what} ({type(one).__name__}: {one}): {WAY_OUT}"
     return ""
+
+
+GPU = re.compile(r"\b(cuda|nvidia|gpus?)\b", re.IGNORECASE)
+
+
+def wants_gpu(error: BaseException) -> str:
+    """That a GPU is asked for, by an assertion or a raise statement, where there is none; empty for other errors."""
+    frames = traceback.extract_tb(error.__traceback__)
+    statement = (frames[-1].line or "").strip() if frames else ""
+    if torch.cuda.is_available() or not re.match(r"(assert|raise)\b", statement):
+        return ""
+    if not GPU.search(f"{statement} {error}"):
+        return ""
+    return f"a GPU is asked for, and there is none here ({type(error).__name__}: {error}): check it where there is one"
 
 
 def _refused(error: BaseException) -> str:

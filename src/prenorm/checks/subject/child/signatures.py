@@ -1,6 +1,7 @@
 """What a learner's classes and functions take, in plain words: for guesses at how they are built and called."""
 
 import ast
+import enum
 import inspect
 import re
 import textwrap
@@ -101,22 +102,25 @@ def _plain(default: Any) -> Any:
 def helpers(names: Mapping[str, Any], make: Any, constructor: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """What of the learner's may be handed to a block: {"name", "kind", "parameters", "forward"}.
 
-    kind: "configuration" (a class of settings; "of_transformers" says whether it derives from one of that package),
-    "class" (a class that rotates or makes tables, mostly a module), "part" (a module that is called as an attention, a
-    feed-forward or a norm is), or "function".
+    kind: "enumeration", "configuration" (a class of settings; "of_transformers" says whether it derives from one of
+    that package), "class" (a class that rotates or makes tables, mostly a module), "part" (a module that is called as
+    an attention, a feed-forward or a norm is), or "function".
     """
     annotated = {one["annotation"] for one in constructor} | {
         one["annotation"] for one in constructor if CONFIG.search(one["name"])
     }
     rotating = {one["annotation"] for one in constructor if ROPE.search(one["name"])}
-    found = []
+    found: list[dict[str, Any]] = []
     for name, value in names.items():
         if value is make or is_stub(value) or not callable(value) or isinstance(value, nn.Module):
             continue
         is_class = inspect.isclass(value)
         rotates = name in rotating or ROPE.search(name) is not None
         settings = CONFIG_CLASS.search(name) or (name in annotated and not rotates)
-        if is_class and not issubclass(value, nn.Module) and settings:
+        if is_class and issubclass(value, enum.Enum):
+            if name in annotated:
+                found.append({"name": name, "kind": "enumeration", "parameters": None, "forward": None})
+        elif is_class and not issubclass(value, nn.Module) and settings:
             if getattr(value, "__module__", "") in ("builtins", "typing", "torch", "abc"):
                 continue
             one = {"name": name, "kind": "configuration", "parameters": parameters(value), "forward": None}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
+from torch.jit import _builtins
 from torch.nn.attention import flex_attention
 from torch.utils import _device
 
@@ -89,6 +90,8 @@ def _here(make: Callable[..., Any], notes: dict[str, str]) -> Callable[..., Any]
             keywords = {name: one for name, one in keywords.items() if not _is_cuda(one)}
         return make(*args, **keywords)
 
+    if operator := _builtins._find_builtin(make):  # TorchScript compiles it as what it stands for
+        _builtins._register_builtin(made, operator)
     return made
 
 
