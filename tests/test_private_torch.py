@@ -15,7 +15,12 @@ import prenorm
 
 SOURCES = Path(prenorm.__file__).parent
 GATHERED = SOURCES / "private_torch.py"
-ALONE = {"torch.jit._builtins", "torch.utils._device", "torch.utils._python_dispatch", "torch.utils._pytree"}  # of checks/child/driver.py
+ALONE = {
+    "torch.jit._builtins",
+    "torch.utils._device",
+    "torch.utils._python_dispatch",
+    "torch.utils._pytree",
+}  # of checks/child/driver.py
 
 
 def imported_anew() -> ModuleType:

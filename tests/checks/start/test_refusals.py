@@ -76,7 +76,6 @@ class Pairs(nn.Module):
         (Pairs, "Pairs stacks several layers", '--build "Pairs(..., depth=1)"'),
         (AttentionAlone, "can be a feed-forward", "check the class that holds both"),
         (FeedForwardAlone, "can be queries, keys and values", "check the class that holds both"),
-        (nn.RMSNorm, "can be queries, keys and values", "check the class that holds both"),
     ],
 )
 def test_what_is_more_or_less_than_a_block_is_no_fault(made, evidence, mend):

@@ -1046,7 +1046,7 @@ def test_a_configuration_of_the_file_rotates_and_keeps_what_only_looks_like_a_wi
     )
     part = "self.part = nn.Linear(config.d_model, config.d_model)"
     case = started(HEAD + config + TAKES.format("config: Config", part), tmp_path)
-    line = "Block(config=Config(d_model=d_model, n_heads=num_heads, mlp_ratio=d_ff / d_model, rope=True))"
+    line = "Block(config=Config(d_model=d_model, n_heads=num_heads, mlp_ratio=4, rope=True))"
     assert case.learner.recipe.build.written() == line
 
 

@@ -160,11 +160,19 @@ def _place(parts: list[str], name: str, beside: Path, folders: list[Path], elsew
         if found is None:
             continue
         is_inner = found == package and _is_package(folder)
+        if is_inner and not inner and _is_imported_as_one(folder):
+            elsewhere.add(top)
+            continue
         if (folder in near and not is_inner) or (_holds(found, parts[1:], name) and not _installed(top)):
             return found
         if is_inner:
             elsewhere.add(top)
     return None
+
+
+def _is_imported_as_one(package: Path) -> bool:
+    """Whether files of a package import each other relatively: then the folders in it have no other names."""
+    return any(Imports.of(one).levels for one in sorted(package.glob("*.py"))[:MOST_FILES])
 
 
 def _imports_its_own_name(file: Path) -> bool:

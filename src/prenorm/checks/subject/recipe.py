@@ -18,7 +18,7 @@ from .child.meanings import SIZES
 ASKED = ("dtype", "device", "num_kv_heads", "causal", "positions", "mask")
 """What is handed in only where the judgement asks for it, or nothing works without."""
 
-CERTAIN = frozenset([*SIZES, "x", "theta", "eps", "dropout", "causal", "dtype", "device", "0", "True", "False"])
+CERTAIN = frozenset([*SIZES, "x", "theta", "eps", "dropout", "causal", "dtype", "device", "0", "4", "True", "False"])
 """Values that are hardly mistaken where a name asks for them."""
 NUMBERS = frozenset([*SIZES, "1"])
 """Values of arguments that may be any number."""

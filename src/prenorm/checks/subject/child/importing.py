@@ -69,7 +69,7 @@ class Importer:
                     if self._may_be_missing(missing):
                         self._stubs.names.add(missing)
                     elif not stand_in(error, self.notes):
-                        if what := self._left_out if type(error) is ImportError else self._named_stub(error):
+                        if what := (self._left_out if type(error) is ImportError else "") or self._named_stub(error):
                             raise not_installed(what).with_traceback(error.__traceback__) from error
                         if told := self._of_another_release(error):
                             raise NotInstalledError(told).with_traceback(error.__traceback__) from error
@@ -137,6 +137,8 @@ class Importer:
         """What of a missing package the learner's statement that raised has in it; empty if nothing, or no reason."""
         if isinstance(error, NameError) and error.name:
             return self._starred(error)
+        if type(error) is ImportError:
+            return self._left_undefined(error)
         if isinstance(error, ImportError | NameError | SyntaxError):
             return ""
         trace = error.__traceback__
@@ -157,6 +159,25 @@ class Importer:
                 if package.partition(".")[0] in self._stubs.names:
                     return f"{package}.{error.name}"
         return ""
+
+    def _left_undefined(self, error: ImportError) -> str:
+        """What of a missing package decides whether the learner's module has a name; empty if it just lacks the name.
+
+        Either everything is taken from that package, or the name stands there, and it is asked whether the package is.
+        """
+        found = re.match(r"cannot import name '(\w+)' from (partially initialized)?", str(error))
+        if found is None or not error.path or not self._is_within(error.path):
+            return ""
+        name, text = found[1], "".join(linecache.getlines(error.path))
+        starred = (one for one in STARRED.findall(text) if one.partition(".")[0] in self._stubs.names)
+        if package := next(starred, ""):
+            return f"{package}.{name}"
+        if found[2] or not re.search(rf"\b{name}\b", text):
+            return ""
+        files = {file for module in self.modules() if (file := _file(module)) is not None} | {error.path}
+        texts = "".join(line for file in files for line in linecache.getlines(file))
+        missing = (one for one in sorted(self._stubs.asked - self._stubs.names) if not self._is_own(one))
+        return next((one for one in missing if re.search(rf"\b{re.escape(one)}\b", texts)), "")
 
     def _of_another_release(self, error: BaseException) -> str:
         """Why a name that an installed package lacks is no fault: other releases have it; empty if it is misspelt."""

@@ -55,10 +55,14 @@ class MissingPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def __init__(self) -> None:
         self.names: set[str] = set()
+        self.asked: set[str] = set()
+        """What was looked for and is not there, also where the file that asked goes on without it."""
         self._sealed: list[bool] = []
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
         if name.partition(".")[0] not in self.names:
+            if path is None:
+                self.asked.add(name)
             return None
         return importlib.machinery.ModuleSpec(name, self, is_package=True)
 
