@@ -105,6 +105,9 @@ def constructed(case: Case, text: str) -> None:
         f"requires_grad is False for {_list(frozen)}" if frozen else "",
     ]
     reason = "; ".join(filter(None, reasons))
+    if not reason and not _matrices(case.initial):
+        case.report.skip("weights at the start", "none of its parameters is a matrix")
+        return
     case.report.check("weights at the start", not reason, reason or "initialised, with a usual scale")
 
 
