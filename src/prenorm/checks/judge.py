@@ -236,6 +236,7 @@ def _judge(case: Case, built: Built, text: Text, texts: str) -> None:
         eps.eps,  # first: the others expect the eps that it fits
         lengths.numbers,
         gradients.gradients,
+        arguments.rotation,
         arguments.rope_theta,
         arguments.token_positions,
         arguments.grouped_heads,

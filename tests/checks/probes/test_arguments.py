@@ -1,5 +1,9 @@
-"""Positions of each sequence, where the batch equals another size."""
+"""Positions of each sequence, where the batch equals another size; rotations that raise an error."""
 
+from typing import Any
+
+import einops
+import pytest
 import torch
 
 from prenorm.checks.judge import judge
@@ -61,3 +65,58 @@ def test_of_a_block_for_one_row_of_positions_it_is_told():
     verdict = judged(WithoutAnAxisForHeads)
     assert verdict.ids == []
     assert verdict.conventions["token_positions"] == f"(seq,), the same for every sequence; {SAID}, and no error"
+
+
+class TurnsOnlyAtPositions(Positions):
+    """The name of a table is misspelt where positions are used."""
+
+    def forward(self, x, token_positions=None):
+        self.positions = token_positions
+        return Right.forward(self, x)
+
+    def rotated(self, x, positions):
+        return x if self.positions is None else Right.rotated(self, x, self.tabel[self.positions])
+
+
+class NeverTurns(TurnsOnlyAtPositions):
+    def rotated(self, x, positions):
+        return x if self.positions is None else x + 0 * self.positions.sum()
+
+
+class TurnsOnlyIfSwitchedOn(Positions):
+    """Einops wants the pattern last."""
+
+    def __init__(self, d_model, num_heads, d_ff, with_rope: bool = False):
+        super().__init__(d_model, num_heads, d_ff)
+        self.turns = with_rope and self.switched_on(d_model // num_heads)
+
+    def switched_on(self, head_dim):
+        einsum: Any = einops.einsum
+        return einsum("i, j -> i j", torch.arange(24), torch.arange(head_dim)) is not None
+
+    def rotated(self, x, positions):
+        return super().rotated(x, positions) if self.turns else x + 0 * self.positions.sum()
+
+
+class RefusesToTurn(TurnsOnlyIfSwitchedOn):
+    def switched_on(self, head_dim):
+        raise NotImplementedError
+
+
+AT_POSITIONS = "nothing is rotated without token_positions, and with them it raises AttributeError"
+SWITCHED_ON = "nothing is rotated, and with with_rope=True it raises ValueError"
+
+
+@pytest.mark.parametrize(
+    ("block", "id", "said"),
+    [
+        (TurnsOnlyAtPositions, "forward_error", AT_POSITIONS),
+        (TurnsOnlyIfSwitchedOn, "constructor_error", SWITCHED_ON),
+        (NeverTurns, "missing_rope", ""),
+        (RefusesToTurn, "missing_rope", ""),
+    ],
+)
+def test_an_error_of_what_would_rotate_is_told_in_place_of_a_missing_rotation(block, id, said):
+    verdict = judged(block)
+    assert [(one.id, one.counts) for one in verdict.findings] == [(id, True)]
+    assert said in verdict.findings[0].evidence

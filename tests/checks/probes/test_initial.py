@@ -43,10 +43,50 @@ LOADS = "def load(path, model):\n    model.load_state_dict(torch.load(path))\n"
         (BLOCK + "def init_weights(model): ...", False),
         (BLOCK.replace("Part", "init_params") + "def init_params(layer): ...", True),
         (BLOCK + PART.format(call="w = None"), False),  # a model calls it
-        (PART.format(call="_init_params()") + BLOCK.replace("Part", "Linear"), False),  # a model does
+        (PART.format(call="_init_params()") + BLOCK.replace("Part", "Linear"), True),  # what a block lacks does
+        (PART.format(call="apply(self._init_params)") + BLOCK.replace("Part", "Linear"), False),  # a model does
     ],
 )
 def test_a_checkpoint_excuses_weights_only_where_nothing_is_trained(beside, counts):
+    assert ("weight_init_scale" in judged(DeviationOfOne, beside).faults()) is counts
+
+
+RESET = (
+    BLOCK
+    + """class Part:
+    def __init__(self):
+        self.linear = Linear()
+
+    def reset_parameters(self):
+        self.linear.reset_parameters()
+
+"""
+)
+OTHER = """class Other:
+    def __init__(self, layers=DeviationOfOne):
+        self.layers = layers
+        self.reset_parameters()
+
+    def reset_parameters(self):
+        normal_(self.weight)
+
+"""
+RESET_EACH = "for layer in self.layers:\n            layer.reset_parameters()"
+
+
+@pytest.mark.parametrize(
+    ("beside", "counts"),
+    [
+        (RESET, True),  # nobody calls it
+        (RESET + "# model.part.reset_parameters()", True),
+        (RESET + "model.part.reset_parameters()", False),
+        (RESET + OTHER, False),  # it holds the block, and may call it for that
+        (RESET + OTHER.replace("=DeviationOfOne", ""), True),
+        (RESET + OTHER.replace("=DeviationOfOne", "").replace("normal_(self.weight)", RESET_EACH), False),
+        (OTHER.replace("Other", "DeviationOfOne"), True),  # the block does, in its constructor
+    ],
+)
+def test_a_reset_of_parameters_excuses_weights_only_where_other_code_calls_it(beside, counts):
     assert ("weight_init_scale" in judged(DeviationOfOne, beside).faults()) is counts
 
 

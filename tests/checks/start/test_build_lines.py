@@ -309,6 +309,8 @@ def test_what_is_called_weights_may_be_something_else(takes: str, tmp_path: Path
 PROBABILITIES = {
     "attn_pdrop=0.0, residual_pdrop=0.1": "attn_pdrop=dropout, residual_pdrop=dropout",
     "attn_dropout=0, drop_path_rate=0.2": "attn_dropout=dropout, drop_path_rate=dropout",
+    "attn_pdrop=None, residual_pdrop: float | None = None": "attn_pdrop=dropout, residual_pdrop=dropout",
+    "attn_dropout: nn.Module | None = None, residual_pdrop=None": "Block(d_model=d_model, residual_pdrop=dropout)",
     "use_dropout=False, dropout_layers=2, dropout_type='alpha', dropout_layer=nn.Dropout": "Block(d_model=d_model)",
 }
 
@@ -328,19 +330,21 @@ def test_a_probability_of_dropout_takes_the_place_of_no_other_candidate(tmp_path
 LOOSE_DROPOUT = """
 
 class Block(Right):
-    def __init__(self, d_model, num_heads, d_ff, resid_pdrop=0.0):
+    def __init__(self, d_model, num_heads, d_ff, resid_pdrop={default}):
         super().__init__(d_model, num_heads, d_ff)
         self.p = resid_pdrop
 
     def projected(self, x, y):
-        return F.dropout(self.o(y), self.p{})
+        return self.o(y) if self.p is None else F.dropout(self.o(y), self.p{training})
 """
 
 
+@pytest.mark.parametrize("default", ["0.0", "None"])
 @pytest.mark.parametrize("training", ["", ", training=self.training"])
-def test_dropout_in_eval_mode_is_found_under_any_name(training: str, tmp_path: Path) -> None:
+def test_dropout_in_eval_mode_is_found_under_any_name(default: str, training: str, tmp_path: Path) -> None:
     file = tmp_path / "layers.py"
-    file.write_text(Path(small.__file__).read_text().partition("# --- what counts")[0] + LOOSE_DROPOUT.format(training))
+    block = LOOSE_DROPOUT.format(default=default, training=training)
+    file.write_text(Path(small.__file__).read_text().partition("# --- what counts")[0] + block)
     verdict = check(f"{file}:Block")
     assert verdict.ids == ([] if training else ["dropout_in_eval"])
     assert "dropout in eval mode" in [one.name for one in verdict.checks]

@@ -1,5 +1,6 @@
 """Whether arguments have their effect: rope_theta, positions, and key-value heads."""
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -8,14 +9,73 @@ from torch import Tensor
 from ..search.explain import explain
 from ..search.explanation import UnexplainedError
 from ..search.trials import agrees
+from ..start.refusals import refuses
+from ..subject.child import meanings
 from ..subject.learner import Built
 from ..subject.raised import LearnerError
+from ..subject.recipe import Argument, Line
 from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case, raised
 from .lengths import coinciding, what_coincides
 
 THETA_SHOWS = 1e-3  # relative to the output; another theta changes tens of times as much
 REFUSALS = ("AssertionError", "ValueError", "NotImplementedError")
 """What a constructor raises to refuse an argument on purpose."""
+
+
+def rotation(case: Case) -> None:
+    """Where nothing is rotated, because what would rotate raises an error: that is the fault."""
+    if "missing_rope" not in case.report.faults():
+        return
+    recipe = case.learner.recipe
+    for line, when in _switched_on(case):
+        case.learner.recipe = replace(recipe, build=line)
+        error = _raised_at(case, None)
+        case.learner.recipe = recipe
+        if error is not None and (not refuses(error) or _is_of_a_package(error)):
+            _errs(case, f"nothing is rotated, and {when}", error)
+            return
+    name = None if case.built is None else case.built.positions_name
+    error = _raised_at(case, torch.arange(case.tokens).expand(2, -1)) if name is not None else None
+    if error is not None:
+        _errs(case, f"nothing is rotated without {name}, and with them", error)
+
+
+def _is_of_a_package(error: LearnerError) -> bool:
+    """Whether an installed package raises it that is called by code which is not installed."""
+    files = [str(one["file"]) for one in error.error.get("frames") or ()]
+    return bool(files) and "site-packages" in files[-1] and not all("site-packages" in one for one in files)
+
+
+def _switched_on(case: Case) -> Iterator[tuple[Line, str]]:
+    """Lines that build it with a switch for the rotation that is off, and how to say that."""
+    line, there = case.learner.recipe.build, {one.name for one in case.learner.recipe.build.arguments}
+    for one in case.learner.made["constructor"] or () if line.callee == case.learner.made["name"] else ():
+        if one["default"] is False and meanings.ROPE_FLAG.search(one["name"]) and one["name"] not in there:
+            switch = Argument(one["name"], "True", True)
+            yield replace(line, arguments=(*line.arguments, switch)), f"with {one['name']}=True"
+
+
+def _raised_at(case: Case, positions: Tensor | None) -> LearnerError | None:
+    """What it raises in float32, at positions of every shape if there are any; None if it runs."""
+    x = case.x(2, case.tokens, dtype=torch.float32)
+    try:
+        built = case.build()
+        if positions is None:
+            built.run(None, x)
+        else:
+            built.run_at(positions, {}, x)
+    except LearnerError as error:
+        return error
+    return None
+
+
+def _errs(case: Case, when: str, error: LearnerError) -> None:
+    """Report the error in place of a rotation that is missing."""
+    id = f"{error.stage}_error"
+    del case.report.findings["missing_rope"]
+    case.report.errors.setdefault(id, error.error)
+    case.report.found(id, f"{when} it raises {raised(error)}")
+    case.report.check("rotation", False, f"raises {raised(error)}")
 
 
 def rope_theta(case: Case) -> None:

@@ -20,10 +20,15 @@ FEWEST = 200  # entries, for a meaningful mean and standard deviation
 WIDE = 1024  # a width that is trained in practice
 FAINT = 0.1  # of 1/sqrt(d_in); initialisations for deep models use down to a fifth of it
 LATER = re.compile(
-    r"\.apply\(|def _?(init|reset|initiali[sz]e)\w*(weight|param|model)\w*\(\s*(self|module|model|layer|net|m)\b"
-    r"|def _?reset_parameters\("
+    r"\.apply\("
+    r"|def (?!_?reset_parameters\b)_?(init|reset|initiali[sz]e)\w*(weight|param|model)\w*"
+    r"\(\s*(self|module|model|layer|net|m)\b"
+    r"|(?<!def )\b_?reset_parameters\b"
 )
-"""A model that initialises its blocks' weights; what a constructor of the block runs is no later code."""
+"""A model that initialises its blocks' weights: by such a method, or by calling that of torch's modules.
+
+What a constructor of the block runs is no later code.
+"""
 LEFT = re.compile(r"init\w*\s*=\s*lambda \w+: *(\w+|None)\s*[,)\n]")
 """An initialiser that does nothing, because a checkpoint fills the weights."""
 LOADED = re.compile(r"load_state_dict\(|from_pretrained\(|load_file\(")
@@ -100,6 +105,9 @@ def constructed(case: Case, text: str) -> None:
         f"requires_grad is False for {_list(frozen)}" if frozen else "",
     ]
     reason = "; ".join(filter(None, reasons))
+    if not reason and not _matrices(case.initial):
+        case.report.skip("weights at the start", "none of its parameters is a matrix")
+        return
     case.report.check("weights at the start", not reason, reason or "initialised, with a usual scale")
 
 

@@ -218,10 +218,11 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         values = [*tables, *modules, Argument(own, "freqs_cis", True)] if complex_first else [*modules, *tables]
         return [(value,) for value in values] + (omitted or [(Argument(own, "None", True),)])
     if not one["required"]:
-        if loose == "dropout" and _is_probability(one["default"]):  # whether it drops in eval mode, shows only if asked
-            return [(Argument(own, WRITTEN[loose]),)]
+        handed: list[tuple[Argument, ...]] = [(Argument(own, WRITTEN.get(loose or "", ""), one["default"] is None),)]
+        if loose == "dropout" and _is_probability(one):  # whether it drops in eval mode, shows only if asked
+            return handed if one["default"] is not None else [*handed, *omitted]
         if one["default"] is None and loose in ("dropout", "eps"):  # None is not a number
-            omitted.append((Argument(own, WRITTEN[loose], True),))
+            return [*omitted, *handed]
         return omitted
     if _helper(one["annotation"], made, "enumeration") is not None:
         return [(Argument(own, f"[*{one['annotation']}][0]", True, guess=True),)]
@@ -285,8 +286,11 @@ def _is_too_small(one: Description) -> bool:
     return small and meaning_of(one["name"], loosely=True) in ("max_batch", "window")
 
 
-def _is_probability(default: object) -> bool:
-    """Whether a default is a number that dropout may have."""
+def _is_probability(one: Description) -> bool:
+    """Whether its default is a number that dropout may have, or None where nothing says that it is a module."""
+    default = one["default"]
+    if default is None:
+        return re.search(r"^$|float|int|Any", one["annotation"]) is not None
     return isinstance(default, int | float) and not isinstance(default, bool) and 0 <= default < 1
 
 

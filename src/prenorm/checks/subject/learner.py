@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..formula.parameters import Raw, Sizes
+from ..formula.parameters import OF_POSITIONS, Raw, Sizes
 from ..source.code import Code
 from .answer import Answer, answer
 from .protocol import EndedError, Subject
@@ -108,6 +108,9 @@ OF_TABLES = ("rope_theta", "max_seq_len")
 """Settings that the call may use too, for tables of angles."""
 USUAL = {"max_seq_len": 24, "rope_theta": 10000.0, "eps": 1e-6, "dropout": 0.0}
 
+
+LARGEST = 16
+"""Times d_model squared: what is larger is a table, and no weight."""
 
 FACTOR = 0.75
 """What a parameter of one number is in every draw."""
@@ -258,10 +261,14 @@ class Built:
         }
 
     def tensors_as_weights(self) -> list[Description]:
-        """Buffers and plain attributes with a weight's shape."""
-        width, inner = self.sizes.d_model, self.sizes.d_ff
-        matrices = {(width, width), (width, inner), (inner, width), (3 * width, width), (2 * inner, width)}
-        return [one for one in self.tensors if tuple(one["shape"]) in matrices | {(width,)}]
+        """Buffers and plain attributes with a weight's shape: of width d_model, or a matrix from or to that width."""
+        return [one for one in self.tensors if self._is_weight(one["name"], tuple(one["shape"]))]
+
+    def _is_weight(self, name: str, shape: tuple[int, ...]) -> bool:
+        width, count = self.sizes.d_model, math.prod(shape)
+        if width not in shape or OF_POSITIONS.search(name) or shape[0] == self.request["values"]["max_seq_len"]:
+            return False
+        return count == width or self.sizes.head_dim * width <= count <= LARGEST * width**2
 
     def take_plain_weights(self) -> bool:
         """Treat those as weights. Returns whether there are any."""

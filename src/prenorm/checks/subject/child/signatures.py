@@ -36,7 +36,7 @@ def parameters(function: Callable[..., Any]) -> list[dict[str, Any]] | None:
             "kind": parameter.kind.name,
             "required": parameter.default is parameter.empty and not parameter.kind.name.startswith("VAR_"),
             "default": _plain(parameter.default),
-            "annotation": _said(parameter.annotation),
+            "annotation": _said(parameter.annotation) or _callable(parameter.default),
         }
         for name, parameter in signature.parameters.items()
     ]
@@ -97,6 +97,11 @@ def _plain(default: Any) -> Any:
     if isinstance(default, torch.dtype):
         return str(default)
     return default if type(default) in (bool, int, float, str) else None  # a StrEnum is a str, and not plain
+
+
+def _callable(default: Any) -> str:
+    """What an annotation would say, if the default is a class, a function or a module."""
+    return "Callable" if callable(default) and default is not inspect.Parameter.empty else ""
 
 
 def helpers(names: Mapping[str, Any], make: Any, constructor: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
