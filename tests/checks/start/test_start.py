@@ -542,6 +542,14 @@ def test_defaults_that_do_not_run_are_told(tmp_path: Path) -> None:
     assert told("d_ff, max_seq_len=None, theta=None", "assert bool(max_seq_len) == bool(theta)") is None
 
 
+def test_a_default_that_raises_for_a_name_that_nothing_defines_is_an_error(tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(d_model, d_model); self.theta = theta or undefined"
+    source = HEAD + TAKES.format("d_model, num_heads, d_ff, theta=None", part)
+    case = started(source, tmp_path, text=source)
+    assert case.report.faults() == {"constructor_error"}
+    assert "without theta it raises NameError" in case.report.findings["constructor_error"]
+
+
 def test_tables_of_the_file_are_not_rounded_where_it_lets_one_choose(tmp_path: Path) -> None:
     tables = CACHED_TABLES.replace("base: int = 10000", "dtype: torch.dtype = torch.bfloat16")
     case = started(
