@@ -49,6 +49,15 @@ def order_counts(case: Case, built: Built) -> bool:
     return ys is None or _differ(ys[0][:, -1], ys[1][:, -1])
 
 
+def turns(case: Case, built: Built) -> bool:
+    """Whether outputs depend on tables, sines or cosines; True if that cannot be tested."""
+    x, raw = _x(case), built.draw(case.generator, torch.float32)
+    try:
+        return _differ(*(built.run(raw, x, scramble=seed).y for seed in (None, 1)))
+    except LearnerError:
+        return True
+
+
 def turns_by_distance(case: Case, built: Built) -> bool:
     """Whether shifting all positions keeps the outputs, and stretching them does not."""
     x, near = _x(case), torch.arange(TOKENS)
