@@ -225,6 +225,7 @@ def _judge(case: Case, built: Built, text: Text, texts: str) -> None:
     _widest(case, built)
     numbers.numbers(case)
     if case.explanation is None:
+        gradients.without_explanation(case)
         initial.weights_of_norms(case, norm_rounding.norms_by_themselves(case))
         return
     _name_by_traces(case)
