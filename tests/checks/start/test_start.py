@@ -199,17 +199,21 @@ def test_positions_that_choose_rows_of_tables_are_not_passed_with_them(tmp_path:
     assert "positions" not in check(f"{tmp_path}/model.py:Block").conventions
 
 
-SPLIT = {
-    "as it should be": ".view(batch, seq, self.num_heads, -1).transpose(1, 2)",
-    "out of several tokens, so that their order counts without a rotation": ".view(batch, self.num_heads, seq, -1)",
+BESIDE_POSITIONS = {
+    "nothing is wrong": ("", ""),
+    "heads are cut out of several tokens, so that their order counts without a rotation": (
+        ".view(batch, seq, self.num_heads, -1).transpose(1, 2)",
+        ".view(batch, self.num_heads, seq, -1)",
+    ),
+    "the last token attends to nothing, so that no order shows": ("masked_fill(~mask", "masked_fill(mask"),
 }
 
 
-@pytest.mark.parametrize("split", SPLIT)
-def test_what_rotates_only_with_positions_gets_them_and_says_so(split: str, tmp_path: Path) -> None:
-    right = SPLIT["as it should be"]
-    assert right in PARTS
-    source = PARTS.replace(right, SPLIT[split]) + _block(
+@pytest.mark.parametrize("wrong", BESIDE_POSITIONS)
+def test_what_rotates_only_with_positions_gets_them_and_says_so(wrong: str, tmp_path: Path) -> None:
+    old, new = BESIDE_POSITIONS[wrong]
+    assert old in PARTS
+    source = PARTS.replace(old, new) + _block(
         "d_model, num_heads, d_ff, max_seq_len=64",
         "        rope = RotaryPositionalEmbedding(1e4, d_model // num_heads, max_seq_len)\n"
         "        self.ln1, self.ln2 = RMSNorm(d_model), RMSNorm(d_model)\n"
