@@ -127,7 +127,7 @@ FAULTS = {
         "the frequencies are not theta^(-2i/head_dim)", "theta ** -(arange(0, head_dim, 2) / head_dim)"
     ),
     "rope_not_a_rotation": Fault(
-        "pairs are not rotated: a sign is wrong, or their two dimensions have different angles, so lengths change",
+        "pairs are not rotated: a sign is wrong, cos and sin are exchanged, or both dimensions have different angles",
         "(x1 cos - x2 sin, x1 sin + x2 cos): exactly one sine term is subtracted, and both dimensions have one angle",
     ),
     "token_positions_ignored": Fault(

@@ -206,10 +206,10 @@ def _judge(case: Case, built: Built, text: Text, texts: str) -> None:
     initial.constructed(case, texts)
     raw = built.draw(case.generator, torch.float32)
     built = _first_call(case, built)
-    defaults.defaults(case, built, text)
+    defaults.defaults(case, built, text, texts)
     repeatable = behaviour.repeated_calls(case, built, raw)
     behaviour.input_kept(case, built, raw)
-    behaviour.dropout_argument(case, raw)
+    behaviour.dropout_argument(case, raw, texts)
     if repeatable or built.fresh:
         behaviour.batch_independence(case, built, raw)
         behaviour.leading_dims(case, built, raw)
@@ -225,6 +225,7 @@ def _judge(case: Case, built: Built, text: Text, texts: str) -> None:
     _widest(case, built)
     numbers.numbers(case)
     if case.explanation is None:
+        gradients.without_explanation(case)
         initial.weights_of_norms(case, norm_rounding.norms_by_themselves(case))
         return
     _name_by_traces(case)

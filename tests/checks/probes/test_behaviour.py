@@ -1,5 +1,7 @@
 """Where a block draws random numbers in eval mode."""
 
+import inspect
+
 import pytest
 import torch
 from torch.nn import functional as F
@@ -34,6 +36,26 @@ class Noise(Right):
         return super().feed_forward(x + noise)
 
 
+class DropsByAMisspeltName(DropsWeights):
+    def mixed(self, q, k, v):
+        y = super().mixed(q, k, v)
+        return F.droput(y, self.dropout) if self.dropout else y  # type: ignore[attr-defined]
+
+
+class RefusesDropout(DropsWeights):
+    def __init__(self, d_model, num_heads, d_ff, dropout=0.0):
+        super().__init__(d_model, num_heads, d_ff)
+        if dropout:
+            raise AttributeError("it has no dropout")
+
+
+@pytest.mark.parametrize(("block", "ids"), [(DropsByAMisspeltName, {"forward_error"}), (RefusesDropout, set())])
+def test_dropout_that_raises_is_an_error_where_no_name_can_be_meant(block, ids):
+    case = started(block)
+    dropout_argument(case, case.build().draw(case.generator, torch.float32), inspect.getsource(block))
+    assert case.report.faults() == ids
+
+
 @pytest.mark.parametrize(
     ("block", "id", "code"),
     [
@@ -48,7 +70,7 @@ def test_the_line_is_the_one_that_draws(block, id, code):
     built = case.build()
     raw = built.draw(case.generator, torch.float32)
     repeated_calls(case, built, raw)
-    dropout_argument(case, raw)
+    dropout_argument(case, raw, "")
     assert [*case.report.findings] == [id]
     lines = [frame["code"] for frame in case.report.errors[id]["frames"] if frame["file"] == __file__]
     assert lines[-1].startswith(code)

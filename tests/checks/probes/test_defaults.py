@@ -86,10 +86,39 @@ class OfALaterLine(OfEachSequence):
         return x + self.turned(self.norm1(x), token_positions) + rows.sum()
 
 
+class AnAttributeThatNobodySets(OfEachSequence):
+    def forward(self, x, token_positions=None):
+        if token_positions is None:
+            token_positions = torch.arange(x.shape[1], device=x.devise)
+        return x + self.turned(self.norm1(x), token_positions)
+
+
+class AnUndefinedName(OfEachSequence):
+    def forward(self, x, token_positions=None):
+        if token_positions is None:
+            token_positions = torch.arange(length_of_x)  # noqa: F821
+        return x + self.turned(self.norm1(x), token_positions)
+
+
+class SetByAModel(OfEachSequence):
+    """Before it calls the block: model.block.places = torch.arange(9)."""
+
+    def forward(self, x, token_positions=None):
+        token_positions = self.places[: x.shape[1]] if token_positions is None else token_positions
+        return x + self.turned(self.norm1(x), token_positions)
+
+
+class OfNone(OfEachSequence):
+    """A required argument under another name, of which an attribute is read."""
+
+    def forward(self, x, token_positions=None):
+        return x + self.turned(self.norm1(x), token_positions.long())
+
+
 def judged(block) -> Report:
     case = started(block)
     text = Text(Code(root="", module=block.__module__, file=__file__, name=block.__name__, files=(__file__,)))
-    defaults(case, case.build(), text)
+    defaults(case, case.build(), text, text.source)
     return case.report
 
 
@@ -107,7 +136,23 @@ def test_a_default_of_the_source_that_fits_no_length_is_an_error_with_its_line(b
     assert report.errors["forward_error"]["frames"][-1]["code"] == code
 
 
-@pytest.mark.parametrize("block", [OfAllSequences, NothingIsMade, Refuses, OnlyWithAGpu, OfALaterLine, Right])
+@pytest.mark.parametrize(
+    ("block", "code"),
+    [
+        (AnAttributeThatNobodySets, "token_positions = torch.arange(x.shape[1], device=x.devise)"),
+        (AnUndefinedName, "token_positions = torch.arange(length_of_x)"),
+    ],
+)
+def test_a_name_that_nothing_defines_is_an_error_in_a_call_without_arguments_too(block, code):
+    report = judged(block)
+    assert report.faults() == {"forward_error"}
+    assert code in report.errors["forward_error"]["frames"][-1]["code"]
+    assert "block(x) raises" in report.findings["forward_error"]
+
+
+@pytest.mark.parametrize(
+    "block", [SetByAModel, OfNone, OfAllSequences, NothingIsMade, Refuses, OnlyWithAGpu, OfALaterLine, Right]
+)
 def test_a_default_that_is_only_none_or_depends_on_the_machine_is_no_error(block):
     assert not judged(block).findings
 

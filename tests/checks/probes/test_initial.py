@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from prenorm.checks.formula.parameters import Piece
+from prenorm.checks.formula.spec import Spec
 from prenorm.checks.probes.case import Report
-from prenorm.checks.probes.initial import constructed
+from prenorm.checks.probes.initial import constructed, widths
+from prenorm.checks.search.explanation import Explanation
 
 from ..small import DeviationOfOne, Frozen, NeverFilled, Right
 from .started import started
@@ -247,3 +250,68 @@ def test_the_line_is_the_one_that_gave_the_weight_its_numbers(block, id, code):
     report = judged(block, "")
     assert [*report.findings] == [id]
     assert [frame["code"] for frame in report.errors[id]["frames"] if frame["file"] == __file__][-1] == code
+
+
+class OfASublayer(Right):
+    """Matrices of these names begin with the root to this power of 2 / (d_in + d_out); the others are torch's."""
+
+    names: tuple[str, ...] = ("gate", "up", "down")
+    power = 1.0
+
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__(d_model, num_heads, d_ff)
+        for name in self.names:
+            weight = getattr(self, name).weight
+            std = (2 / sum(weight.shape)) ** self.power
+            nn.init.trunc_normal_(weight, 0, std, -3 * std, 3 * std)
+
+
+class OfTheLastAlone(OfASublayer):
+    names = ("o", "down")
+
+
+class AsStandardDeviations(OfASublayer):
+    power = 0.5
+
+
+class FadesInASublayer(OfASublayer):
+    power = 1.2
+
+
+@pytest.mark.parametrize(
+    ("block", "says"),
+    [
+        (OfASublayer, "gate.weight, up.weight, down.weight: initialised with standard deviation 0.02"),
+        (FadesInASublayer, "it decreases too fast"),
+        (OfTheLastAlone, ""),
+        (AsStandardDeviations, ""),
+        (Right, ""),
+    ],
+)
+def test_a_scale_that_is_wrong_in_one_sublayer_is_wrong(block, says):
+    found = judged(block, "").findings
+    assert says in found["weight_init_scale"] if says else not found
+
+
+class IgnoresItsWidth(Right):
+    def __init__(self, d_model, num_heads, filter_size):
+        super().__init__(d_model, num_heads, 4 * d_model)
+
+
+class HasAWidthOfItsOwn(Right):
+    """A rule of this author's: the argument is no width under that name."""
+
+    def __init__(self, d_model, num_heads, filter_size):
+        super().__init__(d_model, num_heads, (2 * filter_size // 3 + 63) // 64 * 64)
+
+
+@pytest.mark.parametrize(("block", "ids"), [(IgnoresItsWidth, {"d_ff_ignored"}), (HasAWidthOfItsOwn, set())])
+def test_a_width_of_any_name_that_changes_no_shape_is_ignored(block, ids):
+    case = started(block)
+    case.built = case.build()
+    case.raw = case.built.draw(case.generator)
+    down = Piece(("down.weight",))
+    case.explanation = Explanation(Spec(), {"down": down}, 0)
+    widths(case)
+    assert case.report.faults() == ids
+    assert case.report.conventions["d_ff"].endswith("for filter_size=52")

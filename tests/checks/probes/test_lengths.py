@@ -2,6 +2,7 @@
 
 import time
 
+import pytest
 import torch
 from torch.nn import functional as F
 
@@ -90,3 +91,43 @@ def test_the_checks_share_the_shapes_of_their_calls(monkeypatch):
     assert not testing.check(SaysItsShapes).verdict.ids
     assert {shape for shape in shapes if shape[-2] == 1} == {(1, 1, 32), (SINGLE, 1, 32)}
     assert len(shapes) <= 16
+
+
+class LosesOneToken(Right):
+    """Of one sequence the residual brings the axis back, of several it makes (batch, batch, d_model)."""
+
+    def projected(self, x, y):
+        return self.o(y).squeeze()
+
+
+class TakesTheBatchForHeads(Right):
+    def attention(self, x):
+        if x.dim() == 3 and len(x) == self.heads:
+            x = x.view(self.heads, -1)
+        return super().attention(x)
+
+
+class OneTokenAlone(Right):
+    """Wrong at one token in any batch, which is told once."""
+
+    def attention(self, x):
+        return super().attention(x)[..., [-2, -1] if x.shape[-2] == 1 else slice(None), :]
+
+
+@pytest.mark.parametrize(
+    ("block", "id", "says"),
+    [
+        (LosesOneToken, "sequence_length_fixed", f"{SINGLE} sequences of 1 token raise refused: the output must have"),
+        (TakesTheBatchForHeads, "forward_error", "4 sequences of 7 tokens raise RuntimeError"),
+        (OneTokenAlone, "sequence_length_fixed", "of the lengths 1 to 24 it fails at 1: "),
+    ],
+)
+def test_a_length_that_fails_in_larger_batches_alone_is_a_fault(block, id, says):
+    report = tried(block).report
+    assert report.faults() == {id}
+    assert report.findings[id].startswith(says)
+    assert ";" not in report.findings[id] or "num_heads" in report.findings[id]
+
+
+def test_the_numbers_of_a_block_that_fails_for_one_token_are_judged_all_the_same():
+    assert testing.check(LosesOneToken).verdict.ids == ["sequence_length_fixed"]

@@ -199,8 +199,21 @@ def test_positions_that_choose_rows_of_tables_are_not_passed_with_them(tmp_path:
     assert "positions" not in check(f"{tmp_path}/model.py:Block").conventions
 
 
-def test_what_rotates_only_with_positions_gets_them_and_says_so(tmp_path: Path) -> None:
-    source = PARTS + _block(
+BESIDE_POSITIONS = {
+    "nothing is wrong": ("", ""),
+    "heads are cut out of several tokens, so that their order counts without a rotation": (
+        ".view(batch, seq, self.num_heads, -1).transpose(1, 2)",
+        ".view(batch, self.num_heads, seq, -1)",
+    ),
+    "the last token attends to nothing, so that no order shows": ("masked_fill(~mask", "masked_fill(mask"),
+}
+
+
+@pytest.mark.parametrize("wrong", BESIDE_POSITIONS)
+def test_what_rotates_only_with_positions_gets_them_and_says_so(wrong: str, tmp_path: Path) -> None:
+    old, new = BESIDE_POSITIONS[wrong]
+    assert old in PARTS
+    source = PARTS.replace(old, new) + _block(
         "d_model, num_heads, d_ff, max_seq_len=64",
         "        rope = RotaryPositionalEmbedding(1e4, d_model // num_heads, max_seq_len)\n"
         "        self.ln1, self.ln2 = RMSNorm(d_model), RMSNorm(d_model)\n"
@@ -540,6 +553,14 @@ def test_defaults_that_do_not_run_are_told(tmp_path: Path) -> None:
     both = "without max_seq_len, theta it raises AssertionError: ; always passed here"
     assert told("d_ff, max_seq_len=None, theta=None", "assert max_seq_len or theta") == both
     assert told("d_ff, max_seq_len=None, theta=None", "assert bool(max_seq_len) == bool(theta)") is None
+
+
+def test_a_default_that_raises_for_a_name_that_nothing_defines_is_an_error(tmp_path: Path) -> None:
+    part = "self.part = nn.Linear(d_model, d_model); self.theta = theta or undefined"
+    source = HEAD + TAKES.format("d_model, num_heads, d_ff, theta=None", part)
+    case = started(source, tmp_path, text=source)
+    assert case.report.faults() == {"constructor_error"}
+    assert "without theta it raises NameError" in case.report.findings["constructor_error"]
 
 
 def test_tables_of_the_file_are_not_rounded_where_it_lets_one_choose(tmp_path: Path) -> None:

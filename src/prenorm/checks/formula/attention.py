@@ -35,12 +35,13 @@ def attention(
                 spec, _kind_of(spec, "rms"), _eps_of(spec), weights, (f"{name}_norm", f"{name}_norm_bias"), part
             )
         places = SHIFTS[{"q": spec.query_shift, "k": spec.key_shift, "v": "no"}[name]](positions)
+        turn = spec.turn if name in spec.turn_of else "rotation"
         if spec.rope_axis == "width" and name in spec.rope_on:
-            part = rotated(spec, part, places, width)
+            part = rotated(spec, part, places, width, turn)
         part = _split(spec.split if name in spec.split_of else "standard", part, head_dim)
         part = _normed_heads(spec, weights, name, "before_rope", part)
         if spec.rope_axis == "head" and name in spec.rope_on:
-            part = rotated(spec, part, places[:, None], width)
+            part = rotated(spec, part, places[:, None], width, turn)
         parts[name] = _normed_heads(spec, weights, name, "after_rope", part)
     heads = 1 if spec.split == "never" else num_heads
     mixed = v = _grouped(spec, parts["v"], heads)

@@ -7,15 +7,15 @@ import torch
 from torch import Tensor
 
 from .spec import Number, Spec, along, are_several
-from .variants import FREQUENCIES, TABLES
+from .variants import FREQUENCIES, TABLES, TURNS
 
 
 def stream(spec: Spec, x: Tensor, positions: Tensor, head_dim: int) -> Tensor:
     """Rotate vectors of d_model."""
     if spec.rope_input_axis == "width":
-        return rotated(spec, x, positions, x.shape[-1])
+        return rotated(spec, x, positions, x.shape[-1], spec.turn)
     parts = x.unflatten(-1, (-1, head_dim)).transpose(-3, -2)
-    return rotated(spec, parts, positions[:, None], x.shape[-1]).transpose(-3, -2).flatten(-2)
+    return rotated(spec, parts, positions[:, None], x.shape[-1], spec.turn).transpose(-3, -2).flatten(-2)
 
 
 def _cos_sin(spec: Spec, x: Tensor, dim: int, positions: Tensor, width: int) -> tuple[Tensor, Tensor]:
@@ -47,11 +47,10 @@ def _table(
     return cos.double(), sin.double()
 
 
-def rotated(spec: Spec, x: Tensor, positions: Tensor, width: int) -> Tensor:
-    """Rotate the last axis of x; positions broadcast against x.shape[:-1] from the right."""
+def rotated(spec: Spec, x: Tensor, positions: Tensor, width: int, turn: str = "rotation") -> Tensor:
+    """Rotate the last axis of x; positions broadcast against x.shape[:-1] from the right. turn: a name of TURNS."""
     dim = int(x.shape[-1] * spec.rotary_fraction)
     cos, sin = (table.to(x.dtype) for table in _cos_sin(spec, x, dim, positions, width))
-    sin = sin * spec.direction
     turning, rest = x[..., :dim], x[..., dim:]
     first, second = (cos, sin), (cos, sin)  # of both members of a pair
     if spec.mixed:
@@ -59,7 +58,6 @@ def rotated(spec: Spec, x: Tensor, positions: Tensor, width: int) -> Tensor:
         halves = place.chunk(2) if spec.pairing == "half" else (place[0::2], place[1::2])
         first, second = ((cos[..., half], sin[..., half]) for half in halves)
     a, b = (turning[..., 0::2], turning[..., 1::2]) if spec.pairing == "interleaved" else turning.chunk(2, -1)
-    plus, minus = {"rotation": (1, -1), "plus": (1, 1), "minus": (-1, -1)}[spec.signs]
-    pair_of = (a * first[0] + minus * b * first[1], plus * a * second[1] + b * second[0])
+    pair_of = TURNS[turn](a, b, first, second, spec.direction)
     turned = torch.stack(pair_of, -1).flatten(-2) if spec.pairing == "interleaved" else torch.cat(pair_of, -1)
     return torch.cat((turned, rest), -1) if rest.shape[-1] else turned

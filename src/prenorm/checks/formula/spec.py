@@ -53,7 +53,8 @@ class Spec:
     theta: Number = 10000.0
     frequency: str = "standard"  # a name of FREQUENCIES
     frequencies: tuple[Number, ...] = ()  # of each pair; if any, theta says nothing
-    signs: str = "rotation"  # of both sines: plus | minus
+    turn: str = "rotation"  # a name of TURNS
+    turn_of: str = "qkv"  # what is turned in that way; the others are rotated
     mixed: bool = False  # tables are laid out for the other pairing
     rotary_fraction: float = 1.0
     tables: str = "exact"  # a name of TABLES

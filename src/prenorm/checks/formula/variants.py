@@ -7,6 +7,9 @@ import torch
 import torch.nn.functional as torch_functional
 from torch import Tensor
 
+Sines = tuple[Tensor, Tensor]
+"""cos and sin."""
+
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch_functional.silu,
     "gelu": torch_functional.gelu,
@@ -85,6 +88,27 @@ FREQUENCIES: dict[str, Callable[[Tensor, int, int, float], Tensor]] = {
     "reversed": lambda i, dim, width, theta: theta ** (-2 * i.flip(0) / dim),
     "half of it": lambda i, dim, width, theta: theta ** (-2 * i / dim) / 2,
     "twice of it": lambda i, dim, width, theta: theta ** (-2 * i / dim) * 2,
+}
+
+# A pair (a, b) after its turn, from cos and sin of its first and of its second member, and the direction.
+TURNS: dict[str, Callable[[Tensor, Tensor, Sines, Sines, int], tuple[Tensor, Tensor]]] = {
+    "rotation": lambda a, b, one, two, way: (a * one[0] - way * b * one[1], b * two[0] + way * a * two[1]),
+    "the other way": lambda a, b, one, two, way: TURNS["rotation"](a, b, one, two, -way),
+    "both sines with one sign": lambda a, b, one, two, way: (
+        a * one[0] + way * b * one[1],
+        b * two[0] + way * a * two[1],
+    ),
+    "cos and sin exchanged": lambda a, b, one, two, way: TURNS["rotation"](a, b, one[::-1], two[::-1], way),
+    "cos and sin exchanged in the first": lambda a, b, one, two, way: TURNS["rotation"](a, b, one[::-1], two, way),
+    "cos and sin exchanged in the second": lambda a, b, one, two, way: TURNS["rotation"](a, b, one, two[::-1], way),
+    "the first overwritten": lambda a, b, one, two, way: (
+        first := a * one[0] - way * b * one[1],
+        b * two[0] + way * first * two[1],
+    ),
+    "the second overwritten": lambda a, b, one, two, way: (
+        a * one[0] - way * (second := b * two[0] + way * a * two[1]) * one[1],
+        second,
+    ),
 }
 
 LARGE_ANGLES = frozenset({"theta^(+2i/head_dim)", "times 180/pi"})

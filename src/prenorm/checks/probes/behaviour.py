@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from ..formula.parameters import Raw
+from ..source.misspelt import misspelt
 from ..subject.learner import Built
 from ..subject.raised import LearnerError
 from .case import Case, raised
@@ -82,8 +83,8 @@ def _unchanged_by_others(case: Case, built: Built, raw: Raw, x: Tensor, first: T
     return True
 
 
-def dropout_argument(case: Case, raw: Raw) -> None:
-    """With dropout=0.5, eval mode must not drop anything."""
+def dropout_argument(case: Case, raw: Raw, texts: str) -> None:
+    """With dropout=0.5, eval mode must not drop anything. texts: the source of the block and its neighbours."""
     if not case.learner.takes("dropout") or {"dropout_in_eval", "not_deterministic"} & set(case.report.findings):
         return
     try:
@@ -93,7 +94,13 @@ def dropout_argument(case: Case, raw: Raw) -> None:
         first, second = (built.run(raw, x, seed=seed).y for seed in (1, 2))
         drawn = [] if _same(first, second) else built.run(raw, x, trace=True).random
     except LearnerError as error:
-        case.report.skip("dropout in eval mode", f"dropout=0.5 raises {raised(error)}")
+        said = f"dropout=0.5 raises {raised(error)}"
+        if misspelt(error.error, texts):
+            case.report.errors.setdefault(f"{error.stage}_error", error.error)
+            case.report.found(f"{error.stage}_error", said)
+            case.report.check("dropout in eval mode", False, said)
+        else:  # the constructor may refuse it
+            case.report.skip("dropout in eval mode", said)
         return
     if not _same(first, second):
         case.report.errors.setdefault("dropout_in_eval", {"frames": drawn})

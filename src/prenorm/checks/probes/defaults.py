@@ -1,10 +1,14 @@
-"""Whether a call without optional arguments runs, where the source makes the values that nobody passed."""
+"""Whether a call without optional arguments runs, where the source makes the values that nobody passed.
+
+A default None for which the source makes nothing is a required argument under another name, and a convention.
+"""
 
 from dataclasses import replace
 
 import torch
 
 from ..source.defaults import default_of
+from ..source.misspelt import misspelt
 from ..source.text import Text
 from ..subject.learner import Built
 from ..subject.raised import LearnerError
@@ -17,10 +21,11 @@ OF_VALUES = ("RuntimeError", "IndexError")
 """What torch raises for a tensor that does not fit. Other errors may mean that an argument is required in truth."""
 
 
-def defaults(case: Case, built: Built, text: Text) -> None:
-    """A call that raises for its own default at every length, where the same call runs with the argument.
+def defaults(case: Case, built: Built, text: Text, texts: str) -> None:
+    """A call that raises by itself, where the same call runs with the argument.
 
-    A default None for which the source makes nothing is a required argument under another name, and a convention.
+    It raises for its own default at every length, or for a name that is nowhere defined. texts: the source of the
+    block and of the files next to it.
     """
     build, call = case.learner.recipe.build, case.learner.recipe.call
     required = {one["name"] for one in built.forward or () if one["required"]}
@@ -29,17 +34,28 @@ def defaults(case: Case, built: Built, text: Text) -> None:
         return
     plain = replace(call, arguments=tuple(one for one in call.arguments if one.name not in optional))
     first = _raising(case, plain, SHAPES[0])
-    if first is None or not _is_of_a_value(first):
+    if first is None:
+        return
+    raises = f"{plain.written()} raises {raised(first)}"
+    if misspelt(first.error, texts):
+        _report(case, first, f"{raises}; {call.written()} runs, but without that argument nothing can define the name")
+        return
+    if not _is_of_a_value(first):
         return
     line = default_of(text.source, optional, text.numbers(first.error))
     if line is None or (other := _raising(case, plain, SHAPES[1])) is None or not _is_of_a_value(other):
         return
     batch, length = SHAPES[0]
     evidence = (
-        f"{plain.written()} raises {raised(first)} for {batch} sequences of {length} tokens, and so at other lengths; "
+        f"{raises} for {batch} sequences of {length} tokens, and so at other lengths; "
         f"{call.written()} runs: the default that the source makes does not fit"
     )
-    case.report.errors.setdefault("forward_error", first.error | {"frames": [text.frame(line)]})
+    first.error["frames"] = [text.frame(line)]
+    _report(case, first, evidence)
+
+
+def _report(case: Case, error: LearnerError, evidence: str) -> None:
+    case.report.errors.setdefault("forward_error", error.error)
     case.report.found("forward_error", evidence)
     case.report.check("defaults of forward", False, evidence)
 

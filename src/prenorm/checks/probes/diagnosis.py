@@ -30,6 +30,15 @@ MASKS = {
 }
 ORDERS = ("2i and 2i+1", "i and i + head_dim/2")
 FILLED = {"replacing": "get {:g}", "adding": "get {:+g}, which is added", "multiplying": "get 0 by multiplication"}
+TURNED = {
+    "the other way": "queries and keys are rotated in opposite directions, so scores depend on the sum of positions",
+    "both sines with one sign": "both sines have the same sign{alone}, so lengths change",
+    "cos and sin exchanged": "cos and sin are exchanged for queries or keys alone",
+    "cos and sin exchanged in the first": "cos and sin are exchanged in the first dimension of each pair{alone}",
+    "cos and sin exchanged in the second": "cos and sin are exchanged in the second dimension of each pair{alone}",
+    "the first overwritten": "of each pair the first dimension is overwritten before the second is made of it{alone}",
+    "the second overwritten": "of each pair the second dimension is overwritten before the first is made of it{alone}",
+}
 LOOSE = 1e6
 """If a masked score is filled with less than this (in magnitude), other scores can be lower."""
 
@@ -113,8 +122,10 @@ def _rotation(spec: Spec) -> Iterator[tuple[str, str]]:
         yield "rope_wrong_frequency", f"the frequencies of the pairs are {_shown(spec.frequencies)}"
     elif spec.frequency != "standard":
         yield "rope_wrong_frequency", f"frequencies are {spec.frequency}"
-    if spec.signs != "rotation":
-        yield "rope_not_a_rotation", f"both sines have the sign {spec.signs}, so lengths change"
+    if spec.turn != "rotation":
+        which = {"q": "queries", "k": "keys"}.get(spec.turn_of, "")
+        id = "rope_wrong_direction" if spec.turn == "the other way" else "rope_not_a_rotation"
+        yield id, TURNED[spec.turn].format(alone=f" for {which} alone" if which else "")
     if spec.mixed:
         own, other = ORDERS if spec.pairing == "interleaved" else ORDERS[::-1]
         yield "rope_not_a_rotation", f"dimensions {own} are paired, and cos and sin are laid out for pairs of {other}"

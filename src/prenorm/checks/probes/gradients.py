@@ -1,4 +1,4 @@
-"""The block's gradients against those of the formula that explains its outputs."""
+"""The block's gradients against those of the formula that explains its outputs; without one, whether there are any."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,6 +14,7 @@ from .training import backward_raises
 
 DRAWS = 2
 """Gradients are wrong if they are for each of so many inputs: rounding may be amplified by chance, but hardly twice."""
+NOT_JUDGED = {"unreadable", "arguments_unknown", "unexplained"}
 NOTHING = 1e-2  # of the tolerance, as a share of the largest gradient
 
 
@@ -55,6 +56,26 @@ def gradients(case: Case) -> None:
     )
     if compared.wrong:
         _name(case, case.explanation, compared)
+
+
+def without_explanation(case: Case) -> None:
+    """The weights that no gradient reaches, of a block whose weights are known and whose numbers nothing explains.
+
+    Of one that could not be judged (which does not count), a weight may be for other calls: an expert's, for example.
+    """
+    assert case.built is not None
+    if case.for_inference or case.switched_off or NOT_JUDGED & case.report.choices:
+        return
+    try:
+        given = case.built.run(case.raw, case.x(2, case.tokens), cotangent=case.x(2, case.tokens)).gradients
+    except LearnerError:
+        return  # the check of training steps reports it
+    trained = [one["name"] for one in case.built.parameters if one["requires_grad"]]
+    missing = [name for name in trained if name in given and given[name] is None]
+    evidence = f"no gradient reaches {_list(missing)}"
+    if missing:
+        case.report.found("gradient_missing", evidence)
+    case.report.check("gradients", not missing, evidence if missing else "every weight has one; nothing more is known")
 
 
 def _compare(case: Case, explanation: Explanation) -> _Comparison:

@@ -18,6 +18,8 @@ from .case import Case, raised
 LOUD = 0.5  # a larger standard deviation than any rule gives a matrix with 32 inputs; 1/sqrt(32) is 0.18
 FEWEST = 200  # entries, for a meaningful mean and standard deviation
 WIDE = 1024  # a width that is trained in practice
+FEWEST_ALIKE = {1: 3, 2: 2}
+"""Of a sublayer's matrices of d_model x d_model (of attention), and of those of two sizes."""
 FAINT = 0.1  # of 1/sqrt(d_in); initialisations for deep models use down to a fifth of it
 LATER = re.compile(
     r"\.apply\("
@@ -170,18 +172,20 @@ def _scale(case: Case) -> tuple[str, str]:
             return "", ""  # it decreases with the width
         usual = f"1/sqrt(d_model) is {case.sizes.d_model**-0.5:.2g}"
         return name, f"{name} has an initial standard deviation of {size:.2g}; {usual}"
-    if _is_variance(first) and (not second or _is_variance(second)):
-        name, value = next(iter(first.items()))
+    spread = [name for name, value in first.items() if value.dim() == 2 and (not second or name in second)]
+    alike = [name for name in spread if _is_variance(first[name]) and (not second or _is_variance(second[name]))]
+    if together := _most_or_a_sublayer({name: first[name] for name in spread}, alike):
+        name, value = together[0], first[together[0]]
         return (
             name,
-            f"{name} is initialised with standard deviation {float(value.std()):.3f}, which is 2/(d_in + d_out): that "
-            f"is the variance, and its root is {(2 / sum(value.shape)) ** 0.5:.3f}",
+            f"{_list(together)}: initialised with standard deviation {float(value.std()):.3f}, which is "
+            f"2/(d_in + d_out): that is the variance, and its root is {(2 / sum(value.shape)) ** 0.5:.3f}",
         )
     return _fading(first, second)
 
 
 def _fading(first: dict[str, Tensor], second: dict[str, Tensor]) -> tuple[str, str]:
-    """A matrix and what is wrong if most matrices are far too small at usual widths, extrapolated from two widths."""
+    """A matrix and what is wrong if matrices are far too small at usual widths, extrapolated from two widths."""
     plain = [name for name, value in first.items() if value.dim() == 2 and name in second and float(value.std())]
     small: dict[str, tuple[float, float, float]] = {}
     for name in plain:
@@ -189,9 +193,11 @@ def _fading(first: dict[str, Tensor], second: dict[str, Tensor]) -> tuple[str, s
         there = at_second * (at_second / at_first) ** math.log2(WIDE / max(second[name].shape))
         if there < FAINT * WIDE**-0.5:
             small[name] = at_first, at_second, there
-    if 2 * len(small) <= len(plain):
+    together = _most_or_a_sublayer({name: first[name] for name in plain}, list(small))
+    if not together:
         return "", ""
-    name, (at_first, at_second, there) = next(iter(small.items()))
+    name = together[0]
+    at_first, at_second, there = small[name]
     return (
         name,
         f"{name} has an initial standard deviation of {at_first:.3f}, {at_second:.3f} at twice the width, and so "
@@ -214,11 +220,24 @@ def _is_norm_over_positions(case: Case, name: str, value: Tensor) -> bool:
     return tuple(value.shape) == shape and bool((value == 1).all()) and NORM.search(called) is not None
 
 
-def _is_variance(matrices: dict[str, Tensor]) -> bool:
-    """Whether most standard deviations are 2 / (d_in + d_out), or slightly less for a truncated normal."""
-    plain = [value for value in matrices.values() if value.dim() == 2]
-    alike = [0.93 < float(value.std()) * sum(value.shape) / 2 < 1.06 for value in plain]
-    return bool(alike) and sum(alike) > len(alike) / 2
+def _most_or_a_sublayer(matrices: Mapping[str, Tensor], odd: list[str]) -> list[str]:
+    """The odd ones among matrices if they are most of them, or all of one sublayer; an empty list otherwise.
+
+    Matrices of a sublayer have the same two sizes. One alone, such as a last projection, may be smaller on purpose.
+    """
+    if 2 * len(odd) > len(matrices):
+        return odd
+    for name in odd:
+        sizes = {*matrices[name].shape}
+        sublayer = [other for other, value in matrices.items() if {*value.shape} == sizes]
+        if len(sublayer) >= FEWEST_ALIKE[len(sizes)] and {*sublayer} <= {*odd}:
+            return sublayer
+    return []
+
+
+def _is_variance(matrix: Tensor) -> bool:
+    """Whether the standard deviation is 2 / (d_in + d_out), or slightly less for a truncated normal."""
+    return 0.93 < float(matrix.std()) * sum(matrix.shape) / 2 < 1.06
 
 
 def widths(case: Case) -> None:
@@ -235,8 +254,25 @@ def widths(case: Case) -> None:
     gate, up = (case.explanation.reading.get(role) for role in ("gate", "up"))
     if gate is not None and up is not None and gate.parameters == up.parameters and 2 * width == case.sizes.d_ff:
         case.report.conventions["d_ff"] += ": the width of gate and up together"
-    elif own in WIDTH_NAMES and not _in_multiples(case, down, width):
+    elif (own in WIDTH_NAMES and not _in_multiples(case, down, width)) or _is_unused(case):
         case.report.found("d_ff_ignored", f"{own}={case.sizes.d_ff} gives a width of {width}")
+
+
+def _is_unused(case: Case) -> bool:
+    """Whether an argument of the constructor itself changes no shape; an entry of a configuration may be for others."""
+    handed = [one for one in case.learner.recipe.build.arguments if one.value == "d_ff" and one.is_there(frozenset())]
+    if not handed or handed[0].guess:
+        return False
+    larger = dataclasses.replace(
+        case.sizes, d_ff=LARGER * case.sizes.d_ff
+    )  # beyond the multiples that it is rounded to
+    try:
+        shapes = [
+            [(one["name"], one["shape"]) for one in case.build(sizes=size).parameters] for size in (case.sizes, larger)
+        ]
+    except LearnerError:
+        return False
+    return shapes[0] == shapes[1]
 
 
 def _in_multiples(case: Case, down: Piece, width: int) -> bool:

@@ -1,4 +1,4 @@
-"""Sequence lengths: whether the block runs at each, and whether its numbers are right.
+"""Sequence lengths: whether the block runs at each, also in larger batches, and whether its numbers are right.
 
 Some packages (einx) compile anew for each shape. Where a new length takes that long, only the lengths are tried that
 tell most; the report says which.
@@ -6,18 +6,20 @@ tell most; the report says which.
 
 import statistics
 import time
+from collections.abc import Collection
 
 import torch
 from torch import Tensor
 
 from ..formula.parameters import Raw
 from ..search.trials import agrees
-from ..subject.learner import Built
+from ..subject.learner import SINGLE, Built
 from ..subject.raised import LearnerError
 from .case import BESIDE_NUMBERS, FLOAT32_TOLERANCE, MAX_SEQ_LEN, Case, raised
 
 SECONDS = 3.0
 """What lengths beside the telling ones may take; of usual blocks all of them take hundredths of a second."""
+SQUEEZED = "squeeze() drops every axis of size 1, also that of one token; pass the axis that is meant"
 
 
 def sequence_lengths(case: Case, built: Built, raw: Raw) -> None:
@@ -54,6 +56,33 @@ def sequence_lengths(case: Case, built: Built, raw: Raw) -> None:
     if case.tried == telling:
         reason = f"{', '.join(map(str, telling))} of {reason}; each length that is new takes {usual:.1f} s"
     case.report.check("sequence lengths", not (failed or stale), reason)
+    several_sequences(case, built, raw, failed)
+
+
+def several_sequences(case: Case, built: Built, raw: Raw, failed: Collection[int]) -> None:
+    """Batches of other sizes, at lengths that run. One sequence may hide what is lost: its axis is broadcast again.
+
+    failed: the lengths that do not run in the smallest batch.
+    """
+    for batch, length in [(SINGLE, 1), *coinciding(case)]:
+        if length in failed or length > int(case.arguments.get("max_seq_len", MAX_SEQ_LEN)):
+            continue
+        try:
+            built.run(raw, case.x(batch, length, dtype=torch.float32))
+        except LearnerError as error:
+            shape = f"{batch} sequences of {length} token{'s' * (length > 1)}"
+            if case.runs(raw, (batch, length)):
+                built.fresh = True
+                id, evidence = "retains_state", f"after calls with other batches {shape} raise {raised(error)}"
+            else:
+                id = "sequence_length_fixed" if length == 1 else "forward_error"
+                evidence = f"{shape} raise {raised(error)}, where a smaller batch runs"
+                evidence += what_coincides(case, [(batch, length)] if length > 1 else [])
+            case.report.errors.setdefault(id, error.error)
+            case.report.found(id, evidence, mend=SQUEEZED if length == 1 else None)
+            case.report.check("batches of other sizes", False, evidence)
+            return
+    case.report.check("batches of other sizes", True, "one token, and batches that equal another size")
 
 
 def _report(case: Case, id: str, when: str, errors: dict[int, LearnerError]) -> None:
@@ -74,7 +103,7 @@ def numbers(case: Case) -> None:
         try:
             y = case.built.run(case.raw, x).y
         except LearnerError:
-            continue  # the check of lengths reports it
+            continue  # the check of lengths and batches reports it
         if not case.agrees(y, case.expected(case.raw, x), x) and not _agrees_in_float32(case, x):
             wrong.append((batch, length))
     if not wrong:

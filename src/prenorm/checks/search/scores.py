@@ -12,7 +12,7 @@ from ..subject.learner import USUAL
 from .attempt import Attempt
 from .explanation import Explanation, UnexplainedError
 from .fitting import FACTOR, PAIR, SOFTCAP, THETA, USUAL_THETA, fitted
-from .switches import SCORES, Switch
+from .switches import ONE_SIDED, SCORES, Switch
 from .trials import Base, Match, Probe, agrees
 
 LOUD = 0.01
@@ -22,7 +22,7 @@ SWITCHES_OF_SCORES = [one for one in SCORES if not {"frequency", "tables"} & one
 """Those that leave the frequencies to theta."""
 LIKELY_SWITCHES: list[Switch] = [
     *({"rope_on": on} for on in ("q", "k")),
-    *({"signs": signs} for signs in ("plus", "minus")),
+    {"turn": "both sines with one sign"},
     *({"softmax": axis} for axis in ("queries", "heads")),
 ]
 """Those that leave the scale of scores to a factor."""
@@ -56,6 +56,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (_with_parts(simplest), SCORES, 1, None),
         (simplest + _with_parts(simplest), [], 0, THETA),
         (simplest, [], 0, SOFTCAP),
+        (simplest, ONE_SIDED, 1, None),
         (simplest, [], 0, FACTOR),
         (_capped(simplest), [], 0, FACTOR),  # apart: of a few that come close only the closest are refined
         (unrotated, SWITCHES_OF_SCORES, 1, None),

@@ -9,7 +9,7 @@ Switch = dict[str, Any]
 """Fields of Spec that change together: one fault."""
 
 ROTATION = frozenset(
-    {"mixed", "rope_axis", "rope_input", "frequency", "signs", "tables", "query_shift", "key_shift", "rope_on"}
+    {"mixed", "rope_axis", "rope_input", "frequency", "turn", "tables", "query_shift", "key_shift", "rope_on"}
 )
 """Two changes to the rotation hide each other, unless one of them is what is rotated."""
 
@@ -110,6 +110,9 @@ ZERO_SCORES_TURNED: list[Switch] = [
     ),
 ]
 
+EXCHANGED = ("cos and sin exchanged in the first", "cos and sin exchanged in the second")
+OVERWRITTEN = ("the first overwritten", "the second overwritten")
+
 SCORES: list[Switch] = [
     *({"rope_on": on} for on in ("", "q", "k")),
     {"rope_axis": "width"},
@@ -126,11 +129,21 @@ SCORES: list[Switch] = [
     ),
     {"split": "never"},
     {"split": "never", "scale": "1/sqrt(d_model / num_heads)"},
-    {"signs": "plus"},
-    {"signs": "minus"},
+    *({"turn": turn} for turn in ("both sines with one sign", *EXCHANGED, *OVERWRITTEN)),
     *({"scale": scale} for scale in SCALES if scale not in ("1/sqrt(head_dim)", "1/sqrt(d_model / num_heads)")),
     {"softmax": "queries"},
     {"softmax": "queries, with the largest of the keys"},
     {"softmax": "heads"},
     {"mask": "causal", "fill_by": "multiplying"},
 ]
+
+ONE_SIDED: list[Switch] = [
+    # Of keys, these are what they are of queries with the other direction.
+    *({"turn": turn, "turn_of": "q"} for turn in ("the other way", "cos and sin exchanged")),
+    *(
+        {"turn": turn, "turn_of": role}
+        for role in "qk"
+        for turn in ("both sines with one sign", *EXCHANGED, *OVERWRITTEN)
+    ),
+]
+"""Of the scores too: queries and keys are turned in different ways."""

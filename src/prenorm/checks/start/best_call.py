@@ -185,14 +185,22 @@ class Calls:
                 leaks.append((effects.leak(self.case, self.built) if masks else 0.0, line))
             least = min(leak for leak, _ in leaks)  # a fault may fail every test, and a mask without effect is as good
             return next(line for leak, line in leaks if leak <= least * (1 + NOISE))
-        if self.given is not None or effects.order_counts(self.case, self.built):
+        turned = [] if self.given is not None else self._turned_otherwise(best, lines)
+        if not turned or (
+            (counts := effects.order_counts(self.case, self.built)) and effects.turns(self.case, self.built)
+        ):
             return best
-        return self._one_that_rotates(best, lines) or best
+        return self._one_that_rotates(turned, without=counts) or best
 
-    def _one_that_rotates(self, best: Line, lines: list[Line]) -> Line | None:
-        """The call that also passes positions or tables, if the order of tokens counts with them."""
-        for line in self._running(self._turned_otherwise(best, lines)):
+    def _one_that_rotates(self, lines: list[Line], *, without: bool) -> Line | None:
+        """The first of the calls that pass positions or tables with which the order of tokens counts.
+
+        without: whether it counts without them, by something else, such as heads that are cut out of several tokens.
+        """
+        for line in self._running(lines):
             if not effects.order_counts(self.case, self.built):
+                continue
+            if without and not effects.turns(self.case, self.built):
                 continue
             if not line.uses & {*TABLES} or effects.turns_by_distance(self.case, self.built):
                 handed = next((one.name for one in line.arguments if one.needed and one.uses & self._turning), "")

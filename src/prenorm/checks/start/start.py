@@ -13,6 +13,7 @@ import torch
 from ..formula.parameters import Sizes
 from ..probes.case import MAX_SEQ_LEN, Case, raised
 from ..source.containers import container
+from ..source.misspelt import misspelt
 from ..subject.child import meanings
 from ..subject.child.errors import NoShapesError
 from ..subject.child.names import UnknownEntryError
@@ -279,6 +280,11 @@ class _Start:
             }
             which = {name: error for name, error in alone.items() if error} or {", ".join(names): together}
             said = [f"without {name} it raises {raised(error)}" for name, error in which.items()]
+            for error in which.values():
+                if misspelt(error.error, self.text):
+                    self.case.report.errors.setdefault(f"{error.stage}_error", error.error)
+                    self.case.report.found(f"{error.stage}_error", "; ".join(said))
+                    return
             self.case.report.conventions["constructor_defaults"] = f"{'; '.join(said)}; always passed here"
 
     def _raising(self, recipe: Recipe) -> LearnerError | None:

@@ -7,7 +7,7 @@ import re
 import textwrap
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -43,11 +43,11 @@ def parameters(function: Callable[..., Any]) -> list[dict[str, Any]] | None:
     if inspect.isclass(function) and any(one["kind"] == "VAR_KEYWORD" for one in found):
         own = {one["name"] for one in found}
         found += [one for one in _handed_up(function) if one["name"] not in own]
-    asked = list(_asked(function))
+    keywords = {one["name"] for one in found if one["kind"] == "VAR_KEYWORD"}
+    asked = list(_asked(function, keywords))
     for one in found:
         sizes = {meaning_of(key, loosely=True) for name, key, _ in asked if name == one["name"]} & {*SIZES}
         one["settings"] = len(sizes) > 1 and not one["kind"].startswith("VAR_")
-    keywords = {one["name"] for one in found if one["kind"] == "VAR_KEYWORD"}
     there = {one["name"] for one in found}
     read: dict[str, dict[str, Any]] = {}
     for name, key, default in asked:
@@ -58,8 +58,11 @@ def parameters(function: Callable[..., Any]) -> list[dict[str, Any]] | None:
     return found + list(read.values())
 
 
-def _asked(function: Callable[..., Any]) -> Iterator[tuple[str, str, Any]]:
-    """What is read of its arguments: names as in kwargs["dim"], kwargs.get("eps", 1e-6) and config.dim and defaults."""
+def _asked(function: Callable[..., Any], keywords: Collection[str]) -> Iterator[tuple[str, str, Any]]:
+    """What is read of its arguments: names as in kwargs["dim"], kwargs.get("eps", 1e-6) and config.dim and defaults.
+
+    keywords: those that are dictionaries, whose attributes are no entries.
+    """
     try:
         written = inspect.getsource(vars(function)["__init__"] if inspect.isclass(function) else function)
         tree = ast.parse(textwrap.dedent(written))
@@ -75,7 +78,7 @@ def _asked(function: Callable[..., Any]) -> Iterator[tuple[str, str, Any]]:
             ):
                 default = more[0].value if more and isinstance(more[0], ast.Constant) else None
                 yield name, key, default if more or way == "get" else inspect.Parameter.empty
-            case ast.Attribute(value=ast.Name(id=name), attr=key):
+            case ast.Attribute(value=ast.Name(id=name), attr=key) if name not in keywords:
                 yield name, key, inspect.Parameter.empty
 
 
