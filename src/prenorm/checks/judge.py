@@ -161,6 +161,7 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
             text.source,
             code.file or "",
             code.name,
+            evidence=evidence,
             hints=hints,
             owner=owner,
             used=used,
