@@ -205,7 +205,43 @@ def test_the_time_limit_is_for_the_whole_judgement(workspace: Path) -> None:
     file.write_text(file.read_text() + "\nwhile True:\n    pass\n")
     verdict = check(f"{file}:TransformerBlock", seconds=1.0)
     assert (verdict.ids, verdict.exit_code) == (["timeout"], 1)
-    assert "in one call" in verdict.findings[0].evidence
+    (finding,) = verdict.findings
+    assert "in the import of its file" in finding.evidence
+    assert finding.place is not None
+    assert finding.place.line == file.read_text().splitlines().index("while True:") + 1
+
+
+@pytest.mark.parametrize(
+    ("where", "id", "said"),
+    [
+        ("", "import_error", "while its file was imported"),
+        ("init", "constructor_error", "while it was built"),
+        ("forward", "forward_error", "exited with status 7"),
+    ],
+)
+def test_a_process_that_ends_says_when_and_points_at_no_line(tmp_path: Path, where: str, id: str, said: str) -> None:
+    ends = {one: "os._exit(7)" if one == where else "pass" for one in ("", "init", "forward")}
+    file = tmp_path / "layers.py"
+    file.write_text(f"""
+import os
+from torch import nn
+while len(os.sep) > 1:
+    pass
+{ends[""]}
+class Block(nn.Module):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__()
+        {ends["init"]}
+        self.proj = nn.Linear(d_model, d_ff)
+
+    def forward(self, x):
+        {ends["forward"]}
+        return x
+""")
+    verdict = check(f"{file}:Block")
+    assert verdict.ids == [id]
+    assert said in verdict.findings[0].evidence
+    assert verdict.findings[0].place is None
 
 
 @pytest.mark.parametrize("after", [2, 105])

@@ -1222,3 +1222,30 @@ class Block(nn.Module):
     found = place("sequence_length_fixed", source, "block.py", "Block")
     assert found is not None
     assert found.code.startswith("t = ")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "expected"),
+    [
+        ("the time limit ran out, 60 seconds of it in the import of its file", "while True:  # at import"),
+        ("the time limit ran out, 60 seconds of it in one call", "while True:  # in forward"),
+    ],
+)
+def test_time_is_lost_at_import_or_in_a_function(evidence, expected):
+    source = """\
+class Block(nn.Module):
+    def forward(self, x):
+        while x.ndim < 3:
+            x = x[None]
+        while True:  # in forward
+            pass
+
+
+while True:  # at import
+    pass
+"""
+    found = place("timeout", source, "block.py", "Block", evidence=evidence)
+    assert found is not None
+    assert found.code == expected
+    never = source.replace("while True:  # at import", "for step in train():")
+    assert place("timeout", never, "block.py", "Block", evidence="in the import") is None

@@ -486,7 +486,7 @@ LOOKS: dict[str, list[Look]] = {
     # Crashes whose exception has no line.
     "arguments_unknown": [],
     "internal_error": [],
-    "timeout": [Look("any module", r"sleep\(|^while ")],
+    "timeout": [Look("any module", r"sleep\(|^while (True|1)$"), Look("any module", "^while ")],
     "import_error": [Look("module", "^(from|import) ")],
     "constructor_error": [Look("init", "^def __init__"), Look("class", "^class ")],
     "forward_error": [Look("stream", "^return", last=True), Look("stream", "", last=True), Look("class", "^class ")],

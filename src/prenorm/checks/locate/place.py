@@ -50,6 +50,9 @@ def place(
         if number is None:
             text = "\n".join(lines)
             functions = _spoken_of(read(text, name, used), {name.partition(".")[0], *used})
+            if id == "timeout" and evidence:
+                at_import = "import" in evidence
+                functions = [one for one in functions if (one.name in ("module", "class")) == at_import]
             number = origin(functions, passed)
             if number is None:
                 left_out = not_built(text, made_of) - {*used}
