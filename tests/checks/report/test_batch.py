@@ -114,3 +114,15 @@ def test_nothing_to_check_starts_no_process(folder):
 def test_a_cell_is_never_a_formula(tmp_path):
     (tmp_path / "=1+1").mkdir()
     assert "\n'=1+1,problem" in to_csv(list(check_all(find_submissions(tmp_path), check)))
+
+
+GOOD = Verdict(subject="a")
+
+
+def test_names_that_begin_alike_are_told_apart_in_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    names = [f"Otto_{number}_assignsubmission_file_of_the_first_homework.zip" for number in (1234664, 1234665)]
+    print_table([Result(name=name, verdict=GOOD) for name in names])
+    printed = capsys.readouterr().out
+    letters = "".join(part for line in printed.splitlines() for part in line.split("│")[1:2]).replace(" ", "")
+    assert all(name in letters for name in names)

@@ -14,11 +14,9 @@ from typing import Any
 
 from ...errors import PrenormError
 from ..faults import CRASHES
-from ..verdict import Verdict
+from ..verdict import NOT_JUDGED, Verdict
 from .handed_in import Submission
 
-NOT_JUDGED = 2
-"""The exit code of such a verdict."""
 Check = Callable[..., Verdict]
 """check(subject, within=folder or None)."""
 
@@ -127,11 +125,12 @@ def print_table(results: Sequence[Result]) -> None:
     """The same for a terminal, with the frequency of each fault."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from .text import clean
 
-    table = Table("submission", "outcome", "faults", "seconds")
+    whole = [Column(name, overflow="fold") for name in ("submission", "outcome", "faults", "seconds")]
+    table = Table(*whole)  # a name that is cut could be anybody's
     for one in results:
         faults = ", ".join(one.faults)
         if one.stopped_by:
