@@ -137,6 +137,9 @@ def test_one_line_in_a_projects_own_tests() -> None:
     assert_block_correct(Detached, allow=("residual_detached",))
     with pytest.raises(ConfigError, match="must be a class or a function that builds a block"):
         assert_block_correct(TransformerBlock(32, 4, 56))
+    name: Any = "TransformerBlock"
+    with pytest.raises(ConfigError, match="builds a block, not 'TransformerBlock'"):
+        assert_block_correct(name)
     with pytest.raises(ConfigError, match="target must be one of paper"):
         assert_block_correct(TransformerBlock, target="gpt")
 
@@ -174,6 +177,17 @@ def test_the_command_takes_lines_that_build_and_call(workspace: Path, capsys: py
     (finding,) = json.loads(capsys.readouterr().out)["findings"]
     assert finding["id"] == "arguments_unknown"
     assert "PermissionError" in finding["evidence"]
+
+
+def test_there_is_a_result_where_there_is_nothing_to_judge(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for subject in ("missing.py:Block", f"{workspace / 'layers.py'}:Missing"):
+        assert command.main(["check", subject, "--format", "gradescope"]) == 2
+        captured = capsys.readouterr()
+        result = json.loads(captured.out)
+        assert result["score"] == 0.0
+        assert result["output"] in captured.err
+        assert command.main(["check", subject, "--format", "junit"]) == 2
+        assert 'errors="1"' in capsys.readouterr().out
 
 
 def test_a_batch_of_zips_and_notebooks_is_one_page(
