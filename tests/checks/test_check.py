@@ -179,6 +179,14 @@ def test_the_command_takes_lines_that_build_and_call(workspace: Path, capsys: py
     assert "PermissionError" in finding["evidence"]
 
 
+def test_a_block_that_is_prenorms_own_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "layers.py"
+    file.write_text("from prenorm import TransformerBlock as T\n\n\nclass Block(T):\n    pass\n")
+    assert check(f"{file}:Block").conventions["from_prenorm"] == "Linear, RMSNorm"
+    right = small.__file__
+    assert "from_prenorm" not in check(f"{right}:Right").conventions
+
+
 def test_there_is_a_result_where_there_is_nothing_to_judge(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for subject in ("missing.py:Block", f"{workspace / 'layers.py'}:Missing"):
         assert command.main(["check", subject, "--format", "gradescope"]) == 2

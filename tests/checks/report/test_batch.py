@@ -126,3 +126,9 @@ def test_names_that_begin_alike_are_told_apart_in_a_narrow_terminal(monkeypatch,
     printed = capsys.readouterr().out
     letters = "".join(part for line in printed.splitlines() for part in line.split("│")[1:2]).replace(" ", "")
     assert all(name in letters for name in names)
+
+
+def test_whose_block_is_prenorms_own_is_said(capsys):
+    borrowed = Verdict(subject="b", conventions={"from_prenorm": "Linear, RMSNorm"})
+    print_table([Result(name="ann", verdict=GOOD), Result(name="bob", verdict=borrowed)])
+    assert "with prenorm's own classes: bob\n" in capsys.readouterr().out

@@ -142,6 +142,8 @@ def print_table(results: Sequence[Result]) -> None:
     found = groups(results)
     if counts := [f"{name} {len(names)}" for name, names in found if ": " not in name]:
         console.print("faults: " + ", ".join(counts))
+    if borrowed := [one.name for one in results if one.verdict and "from_prenorm" in one.verdict.conventions]:
+        console.print(escape(clean(f"with prenorm's own classes: {', '.join(borrowed)}")))
     for name, names in found:
         if ": " in name and len(names) > 1:
             console.print(escape(clean(f"stopped {len(names)}: {name} ({', '.join(names)})")))
