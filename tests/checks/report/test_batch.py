@@ -31,10 +31,11 @@ def folder(tmp_path):
 
 def test_submissions_are_subfolders_and_files(folder):
     found = find_submissions(folder, "layers.py:Block")
-    assert [one.name for one in found] == ["ann", "bob", "cy", "dee", "eve", "finn.py", "gus"]
+    assert [one.name for one in found] == ["ann", "bob", "cy", "dee", "eve", "finn.py", "gus", "notes.txt"]
     assert found[0].subject == f"{folder / 'ann' / 'work' / 'layers.py'}:Block"
     assert found[5].subject == f"{folder / 'finn.py'}:Block"
-    assert (found[6].subject, found[6].problem) == (None, "it has no layers.py")
+    assert (found[6].subject, found[6].problem) == (None, "it has no layers.py, and no class Block: it is empty")
+    assert found[7].problem == "it is a .txt file; only folders, .py files, notebooks and zips are read"
 
 
 def test_two_files_of_the_name_are_a_problem_that_a_longer_pattern_solves(folder):
@@ -57,6 +58,7 @@ def test_a_folder_that_is_none_is_refused(folder, tmp_path):
 
 
 def test_one_that_breaks_never_stops_the_others(folder, capsys):
+    (folder / "notes.txt").unlink()
     submissions = find_submissions(folder)
     results = in_order(list(check_all(submissions, functools.partial(check), workers=2)), submissions)
     assert [(one.name, one.outcome, one.problem) for one in results] == [
@@ -66,7 +68,7 @@ def test_one_that_breaks_never_stops_the_others(folder, capsys):
         ("dee", "problem", "the process that checked it died"),
         ("eve", "problem", "ZeroDivisionError: ours"),
         ("finn.py", "passed", ""),
-        ("gus", "problem", "it has no layers.py"),
+        ("gus", "problem", "it has no layers.py, and no class TransformerBlock: it is empty"),
     ]
     assert results[1].to_json()["verdict"]["findings"][0]["id"] == "post_norm"
     rows = list(csv.DictReader(io.StringIO(to_csv(results))))

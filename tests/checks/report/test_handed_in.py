@@ -63,7 +63,7 @@ def test_links_and_bombs_are_refused(folder, tmp_path):
         archive.writestr(link, "/etc/passwd")
     (folder / "none.zip").write_text("no zip")
     bomb, link, none = found(folder, tmp_path)
-    assert "too much for its size" in bomb.problem
+    assert "layers.py unpacks to more than 200 times its size" in bomb.problem
     assert "is a link" in link.problem
     assert "the zip is refused" in none.problem
 
@@ -91,7 +91,9 @@ def test_a_zip_in_a_folder_is_unpacked_and_a_zip_in_a_zip_is_told(folder, tmp_pa
     zipped(folder / "bob.zip", {"task.zip": "PK", "notes.txt": ""})
     ann, bob = found(folder, tmp_path)
     assert (ann.name, ann.subject) == ("ann", f"{tmp_path}/unpacked/ann/code/layers.py:Block")
-    assert bob.problem == "it has no layers.py; task.zip inside the zip is not unpacked"
+    assert bob.problem == (
+        "it has no layers.py, and no class Block: it has notes.txt; task.zip inside the zip is not unpacked"
+    )
 
 
 def test_what_is_not_read_has_a_row_that_says_so(folder, tmp_path):
@@ -110,7 +112,7 @@ def test_a_link_out_of_a_submission_is_no_file_of_it(folder, tmp_path):
     (tmp_path / "secret.py").write_text(LAYERS)
     (folder / "ann").mkdir()
     (folder / "ann" / "layers.py").symlink_to(tmp_path / "secret.py")
-    assert found(folder, tmp_path)[0].problem == "it has no layers.py"
+    assert found(folder, tmp_path)[0].problem == "it has no layers.py, and no class Block: it has layers.py (a link)"
 
 
 def test_a_notebook_keeps_imports_and_definitions_with_their_cells(tmp_path):
@@ -183,3 +185,37 @@ def test_a_class_of_a_notebook_may_be_changed_after_it_and_stand_in_an_if(tmp_pa
         ),
     ):
         assert kept(tmp_path, *cells)[1]["Block"]().forward(1) == 2
+
+
+def test_everybody_has_a_row_but_for_lists_and_hidden_names(folder, tmp_path):
+    for name in ("ann.pdf", "bob.docx", "cy.txt", "dee.html", "eve", "grades.csv", "readme.md", ".hidden.py"):
+        (folder / name).touch()
+    (folder / "_finn.py").write_text(LAYERS)
+    (folder / "__MACOSX").mkdir()
+    rows = found(folder, tmp_path)
+    assert [one.name for one in rows] == ["_finn.py", "ann.pdf", "bob.docx", "cy.txt", "dee.html", "eve"]
+    assert [one.subject is None for one in rows] == [False, True, True, True, True, True]
+    assert rows[-1].problem.startswith("it is a file without an ending; only")
+
+
+def test_a_folder_without_the_class_says_what_it_has(folder, tmp_path):
+    (folder / "ann").mkdir()
+    (folder / "ann" / "hw1.pdf").touch()
+    (folder / "ann" / "model.rar").touch()
+    (folder / "bob").mkdir()
+    for name in ("model_v1.py", "model_v2.py"):
+        (folder / "bob" / name).write_text(LAYERS)
+    ann, bob = found(folder, tmp_path)
+    assert ann.problem.endswith("and no class Block: it has hw1.pdf, model.rar; model.rar is not unpacked")
+    assert bob.problem == "it has class Block more than once: model_v1.py, model_v2.py"
+
+
+def test_of_a_zip_only_what_is_needed_is_looked_at(folder, tmp_path):
+    files = {f".venv/lib/{number}.py": "" for number in range(6_000)}
+    zipped(
+        folder / "ann.zip",
+        {"layers.py": LAYERS, "model.pt": "0" * (4 << 20), "corpus.txt": "the " * (6 << 20), **files},
+    )
+    (ann,) = found(folder, tmp_path)
+    assert ann.subject is not None
+    assert [one.name for one in (tmp_path / "unpacked" / "ann.zip").rglob("*")] == ["layers.py"]
