@@ -1,6 +1,9 @@
 """The checker itself: one block of every fault, right blocks, the command line; measure.py has all of them."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -196,6 +199,35 @@ def test_there_is_a_result_where_there_is_nothing_to_judge(workspace: Path, caps
         assert result["output"] in captured.err
         assert command.main(["check", subject, "--format", "junit"]) == 2
         assert 'errors="1"' in capsys.readouterr().out
+
+
+def _of_session(number: int) -> list[int]:
+    """The processes of a session that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            found += [int(stat.parent.name)] if int(session) == number and state != "Z" else []
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_batch_that_is_ended_leaves_no_process_and_no_traceback(tmp_path: Path, how: signal.Signals) -> None:
+    for name in ("ann.py", "bob.py"):
+        (tmp_path / name).write_text("import time\ntime.sleep(600)\nclass Block:\n    pass\n")
+    command = [sys.executable, "-m", "prenorm", "check", "--batch", str(tmp_path), "layers.py:Block"]
+    done = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    until = time.monotonic() + 60
+    while len(_of_session(done.pid)) < 3 and time.monotonic() < until:  # one and its workers
+        time.sleep(0.1)
+    time.sleep(3)
+    os.killpg(done.pid, how) if how == signal.SIGINT else done.send_signal(how)
+    assert "Traceback" not in done.communicate(timeout=60)[1]
+    assert done.returncode == 130
+    while (left := _of_session(done.pid)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not left
 
 
 def test_a_batch_of_zips_and_notebooks_is_one_page(

@@ -1,9 +1,12 @@
 """A folder of submissions, each checked on its own: one that fails never stops the others."""
 
+import contextlib
 import csv
 import io
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -158,7 +161,7 @@ def _checked(
     """Each with its result, or with None if its process died."""
     # spawn: a fork of a process that has used torch's threads may never come back.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool, _ending_together():
         running: dict[Future[Result], Submission] = {}
         waiting = list(submissions)
         while waiting or running:
@@ -178,6 +181,23 @@ def _checked(
                     yield one, None
 
 
+@contextlib.contextmanager
+def _ending_together() -> Iterator[None]:
+    """End the workers with this process, on SIGTERM as on Ctrl-C; the pool would wait for what they are doing."""
+    others = set(multiprocessing.active_children())
+    terms = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if terms else None
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    finally:
+        if terms:
+            signal.signal(signal.SIGTERM, before)
+
+
 def _check_one(submission: Submission, check: Check) -> Result:
     begun = time.perf_counter()
     assert submission.subject is not None
@@ -191,9 +211,13 @@ def _check_one(submission: Submission, check: Check) -> Result:
     return Result(name=submission.name, verdict=verdict, problem=problem, seconds=time.perf_counter() - begun)
 
 
-def _one_thread() -> None:
-    """One thread per process, because the processes use all cores. torch reads this when it is loaded."""
+def _begin() -> None:
+    """One thread per process, because the processes use all cores. torch reads this when it is loaded.
+
+    Ctrl-C goes to all processes of a terminal; the first one ends the others.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _cell(text: str) -> str:
