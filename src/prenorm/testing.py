@@ -87,6 +87,8 @@ def _judged(
             f"make must be a class or a function that builds a block, not a block, but it is a {type(make).__name__}; "
             "pass lambda d_model, num_heads, d_ff: ..., which builds one in the sizes given."
         )
+    if not callable(make):
+        raise ConfigError(f"make must be a class or a function that builds a block, not {make!r}.")
     if target is not None and target not in TARGETS:
         raise ConfigError(f"target must be one of {', '.join(TARGETS)}, not {target!r}.")
     name = getattr(make, "__qualname__", type(make).__name__)

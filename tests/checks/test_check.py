@@ -1,6 +1,9 @@
 """The checker itself: one block of every fault, right blocks, the command line; measure.py has all of them."""
 
+import contextlib
 import json
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -137,6 +140,9 @@ def test_one_line_in_a_projects_own_tests() -> None:
     assert_block_correct(Detached, allow=("residual_detached",))
     with pytest.raises(ConfigError, match="must be a class or a function that builds a block"):
         assert_block_correct(TransformerBlock(32, 4, 56))
+    name: Any = "TransformerBlock"
+    with pytest.raises(ConfigError, match="builds a block, not 'TransformerBlock'"):
+        assert_block_correct(name)
     with pytest.raises(ConfigError, match="target must be one of paper"):
         assert_block_correct(TransformerBlock, target="gpt")
 
@@ -176,6 +182,54 @@ def test_the_command_takes_lines_that_build_and_call(workspace: Path, capsys: py
     assert "PermissionError" in finding["evidence"]
 
 
+def test_a_block_that_is_prenorms_own_says_so(tmp_path: Path) -> None:
+    file = tmp_path / "layers.py"
+    file.write_text("from prenorm import TransformerBlock as T\n\n\nclass Block(T):\n    pass\n")
+    assert check(f"{file}:Block").conventions["from_prenorm"] == "Linear, RMSNorm"
+    right = small.__file__
+    assert "from_prenorm" not in check(f"{right}:Right").conventions
+
+
+def test_there_is_a_result_where_there_is_nothing_to_judge(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    for subject in ("missing.py:Block", f"{workspace / 'layers.py'}:Missing"):
+        assert command.main(["check", subject, "--format", "gradescope"]) == 2
+        captured = capsys.readouterr()
+        result = json.loads(captured.out)
+        assert result["score"] == 0.0
+        assert result["output"] in captured.err
+        assert command.main(["check", subject, "--format", "junit"]) == 2
+        assert 'errors="1"' in capsys.readouterr().out
+
+
+def _of_session(number: int) -> list[int]:
+    """The processes of a session that still run."""
+    found = []
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError):
+            state, _, _, session = stat.read_text().rpartition(")")[2].split()[:4]
+            found += [int(stat.parent.name)] if int(session) == number and state != "Z" else []
+    return found
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
+def test_a_batch_that_is_ended_leaves_no_process_and_no_traceback(tmp_path: Path, how: signal.Signals) -> None:
+    for name in ("ann.py", "bob.py"):
+        (tmp_path / name).write_text("import time\ntime.sleep(600)\nclass Block:\n    pass\n")
+    command = [sys.executable, "-m", "prenorm", "check", "--batch", str(tmp_path), "layers.py:Block"]
+    done = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    until = time.monotonic() + 60
+    while len(_of_session(done.pid)) < 3 and time.monotonic() < until:  # one and its workers
+        time.sleep(0.1)
+    time.sleep(3)
+    os.killpg(done.pid, how) if how == signal.SIGINT else done.send_signal(how)
+    assert "Traceback" not in done.communicate(timeout=60)[1]
+    assert done.returncode == 130
+    while (left := _of_session(done.pid)) and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not left
+
+
 def test_a_batch_of_zips_and_notebooks_is_one_page(
     workspace: Path, tmp_path_factory: pytest.TempPathFactory, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -205,7 +259,43 @@ def test_the_time_limit_is_for_the_whole_judgement(workspace: Path) -> None:
     file.write_text(file.read_text() + "\nwhile True:\n    pass\n")
     verdict = check(f"{file}:TransformerBlock", seconds=1.0)
     assert (verdict.ids, verdict.exit_code) == (["timeout"], 1)
-    assert "in one call" in verdict.findings[0].evidence
+    (finding,) = verdict.findings
+    assert "in the import of its file" in finding.evidence
+    assert finding.place is not None
+    assert finding.place.line == file.read_text().splitlines().index("while True:") + 1
+
+
+@pytest.mark.parametrize(
+    ("where", "id", "said"),
+    [
+        ("", "import_error", "while its file was imported"),
+        ("init", "constructor_error", "while it was built"),
+        ("forward", "forward_error", "exited with status 7"),
+    ],
+)
+def test_a_process_that_ends_says_when_and_points_at_no_line(tmp_path: Path, where: str, id: str, said: str) -> None:
+    ends = {one: "os._exit(7)" if one == where else "pass" for one in ("", "init", "forward")}
+    file = tmp_path / "layers.py"
+    file.write_text(f"""
+import os
+from torch import nn
+while len(os.sep) > 1:
+    pass
+{ends[""]}
+class Block(nn.Module):
+    def __init__(self, d_model, num_heads, d_ff):
+        super().__init__()
+        {ends["init"]}
+        self.proj = nn.Linear(d_model, d_ff)
+
+    def forward(self, x):
+        {ends["forward"]}
+        return x
+""")
+    verdict = check(f"{file}:Block")
+    assert verdict.ids == [id]
+    assert said in verdict.findings[0].evidence
+    assert verdict.findings[0].place is None
 
 
 @pytest.mark.parametrize("after", [2, 105])

@@ -215,7 +215,7 @@ FAULTS = {
         "convert every result back to the input's dtype",
     ),
     "wrong_device_buffer": Fault(
-        "a tensor stays behind when the block is moved to another device",
+        "a tensor is on another device than the block, after it was moved or built with device=",
         "register tables as buffers, make tensors in forward with device=x.device, and use the constructor's device",
     ),
     "weights_uninitialised": Fault(

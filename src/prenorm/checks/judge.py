@@ -102,7 +102,9 @@ def judge(
             out_of_time = True
             _out_of_time(report, error, deadline - started)
         else:
-            report.found("forward_error", error.detail)
+            id = {"load": "import_error", "build": "constructor_error"}.get(error.during, "forward_error")
+            report.found(id, f"the process that runs it ended: {error.detail}{_when(error)}")
+            report.errors[id] = {}  # no line is known
         report.check("the process", False, str(error))
     except (MissingError, ConfigError):
         raise
@@ -126,10 +128,16 @@ def judge(
 def _out_of_time(report: Report, error: EndedError, limit: float) -> None:
     """Report the end of the time: a fault of the block only where one call of its own took long."""
     if error.waited >= OF_ONE_CALL * limit:
-        report.found("timeout", f"{error.detail}, {error.waited:.3g} seconds of it in one call")
+        one = "the import of its file" if error.during == "load" else "one call"
+        report.found("timeout", f"{error.detail}, {error.waited:.3g} seconds of it in {one}")
         return
     evidence = f"{error.detail}, but no call of it took long: all checks together did"
     report.found("timeout", evidence, counts=False, mend="raise --timeout")
+    report.errors["timeout"] = {}  # no line is known
+
+
+def _when(error: EndedError) -> str:
+    return {"load": ", while its file was imported", "build": ", while it was built"}.get(error.during, "")
 
 
 def _say(report: Report, convention: str, notes: Mapping[str, str]) -> None:
@@ -151,7 +159,8 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
     hints = [name for name in held if name in evidence] or _weights_of(case, evidence)
     text = Text(code)
     where = text.innermost(error) if error is not None and id in TOLD else None
-    if where is None and text.source and not (id == "import_error" and error is not None):
+    unknown = error is not None and (id == "import_error" or not error)
+    if where is None and text.source and not unknown:
         owner = next((case.classes[name] for name in hints if name in case.classes), "")
         recipe = case.learner.recipe
         used = sorted(recipe.build.uses | recipe.call.uses)
@@ -161,6 +170,7 @@ def _finding(case: Case, code: Code, id: str) -> Finding:
             text.source,
             code.file or "",
             code.name,
+            evidence=evidence,
             hints=hints,
             owner=owner,
             used=used,

@@ -5,6 +5,8 @@ from typing import Any
 
 PASSED, FAILED, NOT_APPLICABLE = "passed", "failed", "not applicable"
 INTERNAL_ERROR = "internal_error"
+NOT_JUDGED = 2
+"""The exit code of a verdict on what could not be judged."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -79,7 +81,7 @@ class Verdict:
     def exit_code(self) -> int:
         """0: no fault. 1: faults. 2: it could not be judged, or the checker itself failed."""
         if INTERNAL_ERROR in self.ids or not (self.faults or self.judged):
-            return 2
+            return NOT_JUDGED
         return int(bool(self.faults))
 
     @property

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from ..errors import ConfigError
+from ..errors import ConfigError, PrenormError
 from .flags import flags_from
 
 if TYPE_CHECKING:
@@ -80,6 +80,21 @@ def run(flags: CheckFlags) -> int:
 def _run_one(flags: CheckFlags, form: str) -> int:
     if form in ("csv", "html"):
         raise ConfigError(f"{form} has a row a submission; --format {form} goes with --batch.")
+    try:
+        return _judge_one(flags, form)
+    except PrenormError as error:
+        if form == "gradescope":  # without results.json, the page says that the autograder is broken
+            from ..checks.report.gradescope import gradescope_problem
+
+            print(json.dumps(gradescope_problem(str(error)), indent=2))
+        elif form == "junit":
+            from ..checks.report.junit import junit
+
+            print(junit([], {flags.subject: str(error)}))
+        raise
+
+
+def _judge_one(flags: CheckFlags, form: str) -> int:
     from ..checks.source.code import locate
     from ..checks.subject.fork_server import running
 

@@ -1029,3 +1029,223 @@ class Block(nn.Module):
     found = place("softmax_overflows", source, "block.py", "Block")
     assert found is not None
     assert found.code == code
+
+
+TWO_SUMS = """\
+class Block(nn.Module):
+    def forward(self, x):
+        n = self.norm1.forward(x)
+        h = {first}
+        m = self.norm2.forward(h)
+        y = self.ffn.forward(m)
+        return {second}
+"""
+
+
+@pytest.mark.parametrize(
+    ("id", "evidence", "first", "second", "expected"),
+    [
+        ("residual_from_normed", "", "x + self.attn.forward(n)", "m + y", "return m + y"),
+        ("residual_from_normed", "feed-forward", "n + self.attn(n)", "m + y", "return m + y"),
+        ("residual_from_normed", "attention", "n + self.attn(n)", "m + y", "h = n +"),
+        (
+            "doubled_residual",
+            "the residual of feed-forward is added twice",
+            "x + self.attn(n)",
+            "mix(h, h + y)",
+            "return",
+        ),
+        ("residual_detached", "a block whose second residual", "cut(x) + self.attn(n) + x", "cut(h) + y + h", "return"),
+        ("residual_detached", "a block whose first residual", "cut(x) + self.attn(n) + x", "cut(h) + y + h", "h = cut"),
+    ],
+)
+def test_the_line_is_of_the_sublayer_that_the_evidence_speaks_of(id, evidence, first, second, expected):
+    source = TWO_SUMS.format(first=first, second=second)
+    found = place(id, source, "block.py", "Block", evidence=evidence)
+    assert found is not None
+    assert found.code.startswith(expected)
+
+
+def test_an_else_starts_with_the_stream_that_its_if_started_with():
+    source = """\
+class Block(nn.Module):
+    def forward(self, x):
+        if self.training:
+            x = drop_and_add(x, self.attn)
+            x = drop_and_add(x, self.mlp)
+        else:
+            x = x + self.attn(self.norm1(x))
+            x += x + self.mlp(self.norm2(x))
+        return x
+"""
+    found = place("doubled_residual", source, "block.py", "Block")
+    assert found is not None
+    assert found.code == "x += x + self.mlp(self.norm2(x))"
+
+
+ATTENTION = """\
+def attention(Q, K, V, mask):
+    width = Q.shape[-1]
+    S = Q @ K.transpose(-2, -1)
+    {scaled}
+    S = {masked}
+    return softmax(S, -1) @ V
+
+
+class Block(nn.Module):
+    def forward(self, x, positions):
+        mask = torch.tril(torch.ones(x.shape[1], x.shape[1]))
+        first, second = x[..., ::2], x[..., 1::2]
+        q = self.rope(x, positions)
+        k = self.rope(x, positions + 1)
+        return x + attention(q, k, x, mask)
+"""
+
+
+@pytest.mark.parametrize(
+    ("id", "scaled", "masked", "expected"),
+    [
+        ("wrong_attention_scale", "N = S / width", "N.masked_fill(~mask, -torch.inf)", "N = S / width"),
+        ("wrong_attention_scale", "S /= width", "S.masked_fill(~mask, -torch.inf)", "S /= width"),
+        ("wrong_attention_scale", "S = S.mul(1 / width)", "S.masked_fill(~mask, -torch.inf)", "S = S.mul"),
+        ("mask_inverted", "S = S / width", "torch.where(mask, float('-inf'), S)", "S = torch.where"),
+        ("mask_inverted", "S = S / width", "torch.where(mask, -torch.inf, S)", "S = torch.where"),
+        ("positions_off_by_one", "S = S / width", "S", "k = self.rope"),
+    ],
+)
+def test_what_the_scores_and_positions_go_through_is_pointed_at(id, scaled, masked, expected):
+    found = place(id, ATTENTION.format(scaled=scaled, masked=masked), "block.py", "Block")
+    assert found is not None
+    assert found.code.startswith(expected)
+
+
+@pytest.mark.parametrize(
+    "half",
+    [
+        ["return torch.cat((x[..., n:], x[..., :n]), -1)"],
+        ["a, b = x.chunk(2, -1)", "return torch.cat([b, a], -1)"],
+        ["a, b = x[..., :n], x[..., n:]", "return torch.concat((b, a), -1)"],
+        ["a, b = torch.chunk(x, 2, -1)", "return torch.stack((b, a), -1)"],
+    ],
+)
+def test_halves_that_are_joined_without_a_minus_are_pointed_at(half):
+    source = """\
+def tables(n):
+    angles = torch.arange(n)
+    return torch.cat((angles.cos(), angles.cos()), -1), torch.cat((angles.sin(), angles.sin()), -1)
+
+
+def rotate_half(x):
+    n = x.shape[-1] // 2
+    {half}
+
+
+class Block(nn.Module):
+    def forward(self, x):
+        cos, sin = tables(x.shape[1])
+        a, b = x.chunk(2, -1)
+        turned = torch.cat((a * cos, b * sin), -1)
+        return x * cos + rotate_half(x) * sin
+"""
+    found = place("rope_not_a_rotation", source.format(half="\n    ".join(half)), "block.py", "Block")
+    assert found is not None
+    assert found.code == half[-1]
+
+
+def test_a_block_that_calls_a_norm_is_no_norm():
+    source = """\
+class rms_norm(nn.Module):
+    def forward(self, x):
+        y = torch.mean(x**2, -1, keepdim=True)
+        return x / torch.sqrt(y + self.eps)
+
+
+class block(nn.Module):
+    def __init__(self):
+        self.rms_norm1 = rms_norm()
+
+    def forward(self, x):
+        y = self.rms_norm1(x)
+        return x + self.attn(y)
+"""
+    found = place("norm_without_upcast", source, "block.py", "block")
+    assert found is not None
+    assert found.code.startswith("y = torch.mean")
+
+
+def test_a_tensor_that_is_made_of_another_stays_and_an_annotation_makes_none():
+    source = """\
+class Rope(nn.Module):
+    def __init__(self, theta, d, device=None):
+        k = torch.arange(d // 2, device=device)
+        self.rates = 1.0 / theta ** (2 * k / d)
+
+    def forward(self, x, positions):
+        angles = positions * self.rates
+        return x * angles.cos()
+
+
+class Block(nn.Module):
+    def __init__(self, theta, d):
+        self.rope = Rope(theta, d)
+
+    def forward(self, x, positions):
+        y: Float[torch.Tensor, "b s d"] = self.proj(x)
+        y = self.rope(y, positions)
+        return x + y
+"""
+    lines = source.splitlines()
+    passed = [lines.index(next(one for one in lines if part in one)) + 1 for part in ("self.rope(y", "angles = ")]
+    found = place("wrong_device_buffer", source, "block.py", "Block", passed=passed)
+    assert found is not None
+    assert found.code.startswith("self.rates = ")
+
+
+@pytest.mark.parametrize(
+    "body", ["if x.shape[-2] != t.shape[-2]:\n            t = t.mT", "t = t.mT if x.shape[1] == 4 else t"]
+)
+def test_a_layout_that_sizes_decide_is_the_place_of_wrong_numbers_at_some_lengths(body):
+    source = f"class Block(nn.Module):\n    def forward(self, x, t):\n        {body}\n        return x * t\n"
+    found = place("wrong_at_some_lengths", source, "block.py", "Block")
+    assert found is not None
+    assert found.code == body.splitlines()[0].strip()
+
+
+def test_half_of_a_width_is_no_fixed_length():
+    source = """\
+class Block(nn.Module):
+    def forward(self, x):
+        n = self.d_k // 2
+        t = self.table[: self.max_seq_len]
+        return x[..., :n] * t
+"""
+    found = place("sequence_length_fixed", source, "block.py", "Block")
+    assert found is not None
+    assert found.code.startswith("t = ")
+
+
+@pytest.mark.parametrize(
+    ("evidence", "expected"),
+    [
+        ("the time limit ran out, 60 seconds of it in the import of its file", "while True:  # at import"),
+        ("the time limit ran out, 60 seconds of it in one call", "while True:  # in forward"),
+    ],
+)
+def test_time_is_lost_at_import_or_in_a_function(evidence, expected):
+    source = """\
+class Block(nn.Module):
+    def forward(self, x):
+        while x.ndim < 3:
+            x = x[None]
+        while True:  # in forward
+            pass
+
+
+while True:  # at import
+    pass
+"""
+    found = place("timeout", source, "block.py", "Block", evidence=evidence)
+    assert found is not None
+    assert found.code == expected
+    never = source.replace("while True:  # at import", "for step in train():")
+    assert place("timeout", never, "block.py", "Block", evidence="in the import") is None

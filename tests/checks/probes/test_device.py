@@ -121,8 +121,16 @@ def judged(block: type[nn.Module]) -> Report:
     ("block", "fault", "said"),
     [
         (KeepsItsTable, "wrong_device_buffer", "built there with device= it raises"),
-        (KeepsItsWeights, "wrong_device_buffer", "with device=, these weights are on another device: norm1.weight"),
-        (CopiesFromThere, "wrong_device_buffer", "with device=, these weights are on another device: norm1.weight"),
+        (
+            KeepsItsWeights,
+            "wrong_device_buffer",
+            "built with device=, it has these weights on another device: norm1.weight",
+        ),
+        (
+            CopiesFromThere,
+            "wrong_device_buffer",
+            "built with device=, it has these weights on another device: norm1.weight",
+        ),
         (CopiesItsWeight, "constructor_error", "with device= of another device it raises TypeError: cannot assign"),
         (
             MadeByTheLegacyConstructor,

@@ -31,10 +31,11 @@ def folder(tmp_path):
 
 def test_submissions_are_subfolders_and_files(folder):
     found = find_submissions(folder, "layers.py:Block")
-    assert [one.name for one in found] == ["ann", "bob", "cy", "dee", "eve", "finn.py", "gus"]
+    assert [one.name for one in found] == ["ann", "bob", "cy", "dee", "eve", "finn.py", "gus", "notes.txt"]
     assert found[0].subject == f"{folder / 'ann' / 'work' / 'layers.py'}:Block"
     assert found[5].subject == f"{folder / 'finn.py'}:Block"
-    assert (found[6].subject, found[6].problem) == (None, "it has no layers.py")
+    assert (found[6].subject, found[6].problem) == (None, "it has no layers.py, and no class Block: it is empty")
+    assert found[7].problem == "it is a .txt file; only folders, .py files, notebooks and zips are read"
 
 
 def test_two_files_of_the_name_are_a_problem_that_a_longer_pattern_solves(folder):
@@ -57,6 +58,7 @@ def test_a_folder_that_is_none_is_refused(folder, tmp_path):
 
 
 def test_one_that_breaks_never_stops_the_others(folder, capsys):
+    (folder / "notes.txt").unlink()
     submissions = find_submissions(folder)
     results = in_order(list(check_all(submissions, functools.partial(check), workers=2)), submissions)
     assert [(one.name, one.outcome, one.problem) for one in results] == [
@@ -66,7 +68,7 @@ def test_one_that_breaks_never_stops_the_others(folder, capsys):
         ("dee", "problem", "the process that checked it died"),
         ("eve", "problem", "ZeroDivisionError: ours"),
         ("finn.py", "passed", ""),
-        ("gus", "problem", "it has no layers.py"),
+        ("gus", "problem", "it has no layers.py, and no class TransformerBlock: it is empty"),
     ]
     assert results[1].to_json()["verdict"]["findings"][0]["id"] == "post_norm"
     rows = list(csv.DictReader(io.StringIO(to_csv(results))))
@@ -114,3 +116,21 @@ def test_nothing_to_check_starts_no_process(folder):
 def test_a_cell_is_never_a_formula(tmp_path):
     (tmp_path / "=1+1").mkdir()
     assert "\n'=1+1,problem" in to_csv(list(check_all(find_submissions(tmp_path), check)))
+
+
+GOOD = Verdict(subject="a")
+
+
+def test_names_that_begin_alike_are_told_apart_in_a_narrow_terminal(monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "60")
+    names = [f"Otto_{number}_assignsubmission_file_of_the_first_homework.zip" for number in (1234664, 1234665)]
+    print_table([Result(name=name, verdict=GOOD) for name in names])
+    printed = capsys.readouterr().out
+    letters = "".join(part for line in printed.splitlines() for part in line.split("│")[1:2]).replace(" ", "")
+    assert all(name in letters for name in names)
+
+
+def test_whose_block_is_prenorms_own_is_said(capsys):
+    borrowed = Verdict(subject="b", conventions={"from_prenorm": "Linear, RMSNorm"})
+    print_table([Result(name="ann", verdict=GOOD), Result(name="bob", verdict=borrowed)])
+    assert "with prenorm's own classes: bob\n" in capsys.readouterr().out

@@ -51,7 +51,9 @@ def test_what_does_not_count_costs_nothing_and_what_nobody_judged_earns_nothing(
     results = gradescope(Verdict(subject="s", findings=(choice,)))
     assert results["score"] == 100.0
     assert [(test["name"], test["status"]) for test in results["tests"]] == [("named: layer_norm", "passed")]
-    assert gradescope(Verdict(subject="s", findings=(choice,), judged=False))["score"] == 0.0
+    unjudged = gradescope(Verdict(subject="s", findings=(choice,), judged=False))
+    assert unjudged["score"] == 0.0
+    assert not any("costs no points" in test["output"] for test in unjudged["tests"])
 
 
 def test_what_the_format_asks_for():

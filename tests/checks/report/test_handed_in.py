@@ -63,7 +63,7 @@ def test_links_and_bombs_are_refused(folder, tmp_path):
         archive.writestr(link, "/etc/passwd")
     (folder / "none.zip").write_text("no zip")
     bomb, link, none = found(folder, tmp_path)
-    assert "too much for its size" in bomb.problem
+    assert "layers.py unpacks to more than 200 times its size" in bomb.problem
     assert "is a link" in link.problem
     assert "the zip is refused" in none.problem
 
@@ -91,7 +91,9 @@ def test_a_zip_in_a_folder_is_unpacked_and_a_zip_in_a_zip_is_told(folder, tmp_pa
     zipped(folder / "bob.zip", {"task.zip": "PK", "notes.txt": ""})
     ann, bob = found(folder, tmp_path)
     assert (ann.name, ann.subject) == ("ann", f"{tmp_path}/unpacked/ann/code/layers.py:Block")
-    assert bob.problem == "it has no layers.py; task.zip inside the zip is not unpacked"
+    assert bob.problem == (
+        "it has no layers.py, and no class Block: it has notes.txt; task.zip inside the zip is not unpacked"
+    )
 
 
 def test_what_is_not_read_has_a_row_that_says_so(folder, tmp_path):
@@ -110,7 +112,7 @@ def test_a_link_out_of_a_submission_is_no_file_of_it(folder, tmp_path):
     (tmp_path / "secret.py").write_text(LAYERS)
     (folder / "ann").mkdir()
     (folder / "ann" / "layers.py").symlink_to(tmp_path / "secret.py")
-    assert found(folder, tmp_path)[0].problem == "it has no layers.py"
+    assert found(folder, tmp_path)[0].problem == "it has no layers.py, and no class Block: it has layers.py (a link)"
 
 
 def test_a_notebook_keeps_imports_and_definitions_with_their_cells(tmp_path):
@@ -133,3 +135,87 @@ def test_a_notebook_keeps_imports_and_definitions_with_their_cells(tmp_path):
     exec(compile(text, "work", "exec"), names)
     assert {"Block", "timed"} <= names.keys()
     assert lines[text.splitlines().index("class Block(nn.Module):")] == ("cell 6", 1)
+
+
+def kept(tmp_path, *cells):
+    """What is left of a notebook, run, with the names that it gives."""
+    file = tmp_path / "work.ipynb"
+    file.write_text(json.dumps({"cells": [{"cell_type": "code", "source": one} for one in cells]}))
+    text, _ = definitions(file, "Block")
+    names: dict[str, object] = {}
+    exec(compile(text, "work", "exec"), names)
+    return text, names
+
+
+BLOCK = "class Block:\n    def forward(self, x):\n        return x * SCALE\n"
+
+
+@pytest.mark.parametrize(
+    "cells",
+    [
+        ("y = dict(a=1)\nprint(y)", "first = y['a']\nsecond = first\nSCALE = 2"),
+        ("with open('input.txt') as f:\n    text = f.read()\nn = len(text) // 2\nhalf = text[:n]", "SCALE = 2"),
+        ("t = dict()\nb = t\ndel t", "SCALE = 2"),
+        ("if len('cuda') > 9:\n    SCALE = 1\nelse:\n    SCALE = 2",),
+        ("base = float(4)", "half = base / 2", "SCALE = half"),
+        ("numbers = []\nfor one in range(3):\n    numbers.append(one)", "SCALE = numbers[2]"),
+        ("numbers = {}", "numbers.update(a=2)", "numbers['b'] = numbers['a']", "SCALE = numbers['b']"),
+        ("import contextlib", "with contextlib.suppress(KeyError):\n    SCALE = 2"),
+        ("SCALE = 1", "SCALE += 1"),
+        ("!pip install -q torch \\\n    einops\nSCALE = 2",),
+        ("SCALE = len('%d'\n    % 10)",),
+        ("def unused(x=never):\n    return x", "SCALE = 2"),
+    ],
+)
+def test_a_notebook_keeps_what_its_class_needs_and_no_more(tmp_path, cells):
+    text, names = kept(tmp_path, *cells, BLOCK, "losses = []\nfor step in range(10**9):\n    losses.append(step)")
+    assert names["Block"]().forward(1) == 2
+    assert not [one for one in ("print", "open(", "10**9") if one in text]
+
+
+def test_a_class_of_a_notebook_may_be_changed_after_it_and_stand_in_an_if(tmp_path):
+    patched = "def twice(self, x):\n    return x * 2\nsetattr(Block, 'forward', twice)"
+    for cells in (
+        ("if 1 < 2:\n    class Block:\n        pass", patched),
+        ("class Layer:\n    pass\nBlock = Layer", patched),
+        ("class Block:\n    pass", "def twice(self, x):\n    return x * 2\nBlock.forward = twice"),
+        (
+            "class Block:\n    pass\ndef add_to(one):\n    return lambda f: setattr(one, f.__name__, f)",
+            "TWO = int(2)\n@add_to(Block)\ndef forward(self, x):\n    return x * TWO",
+        ),
+    ):
+        assert kept(tmp_path, *cells)[1]["Block"]().forward(1) == 2
+
+
+def test_everybody_has_a_row_but_for_lists_and_hidden_names(folder, tmp_path):
+    for name in ("ann.pdf", "bob.docx", "cy.txt", "dee.html", "eve", "grades.csv", "readme.md", ".hidden.py"):
+        (folder / name).touch()
+    (folder / "_finn.py").write_text(LAYERS)
+    (folder / "__MACOSX").mkdir()
+    rows = found(folder, tmp_path)
+    assert [one.name for one in rows] == ["_finn.py", "ann.pdf", "bob.docx", "cy.txt", "dee.html", "eve"]
+    assert [one.subject is None for one in rows] == [False, True, True, True, True, True]
+    assert rows[-1].problem.startswith("it is a file without an ending; only")
+
+
+def test_a_folder_without_the_class_says_what_it_has(folder, tmp_path):
+    (folder / "ann").mkdir()
+    (folder / "ann" / "hw1.pdf").touch()
+    (folder / "ann" / "model.rar").touch()
+    (folder / "bob").mkdir()
+    for name in ("model_v1.py", "model_v2.py"):
+        (folder / "bob" / name).write_text(LAYERS)
+    ann, bob = found(folder, tmp_path)
+    assert ann.problem.endswith("and no class Block: it has hw1.pdf, model.rar; model.rar is not unpacked")
+    assert bob.problem == "it has class Block more than once: model_v1.py, model_v2.py"
+
+
+def test_of_a_zip_only_what_is_needed_is_looked_at(folder, tmp_path):
+    files = {f".venv/lib/{number}.py": "" for number in range(6_000)}
+    zipped(
+        folder / "ann.zip",
+        {"layers.py": LAYERS, "model.pt": "0" * (4 << 20), "corpus.txt": "the " * (6 << 20), **files},
+    )
+    (ann,) = found(folder, tmp_path)
+    assert ann.subject is not None
+    assert [one.name for one in (tmp_path / "unpacked" / "ann.zip").rglob("*")] == ["layers.py"]

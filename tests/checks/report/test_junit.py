@@ -1,9 +1,12 @@
+import dataclasses
 import xml.etree.ElementTree as ET
 
 from prenorm.checks.report.junit import junit
 from prenorm.checks.verdict import Finding, Verdict
 
 from .examples import BAD, GOOD
+
+CHOICE = Finding(id="import_error", message="m", evidence="no download here", mend="w", counts=False)
 
 
 def test_checks_and_findings_are_testcases():
@@ -64,3 +67,12 @@ def test_what_does_not_count_is_no_failure():
     choice = Finding(id="layer_norm", message="m", evidence="e", mend="w", counts=False)
     suite = ET.fromstring(junit([Verdict(subject="s", findings=(choice,))]).encode())[0]
     assert (suite.get("tests"), suite.get("failures")) == ("1", "0")
+
+
+def test_what_could_not_be_judged_is_an_error_and_no_failure():
+    root = ET.fromstring(junit([dataclasses.replace(BAD, findings=(CHOICE,), judged=False)]).encode())
+    assert (root.get("failures"), root.get("errors"), root.get("tests")) == ("0", "2", "5")
+    assert root.find(".//failure") is None
+    assert [one.get("message") for one in root.iter("error")] == ["they differ", "no download here"]
+    assert int(root.get("errors")) == len(list(root.iter("error")))
+    assert int(root.get("tests")) == len(list(root.iter("testcase")))

@@ -35,7 +35,7 @@ def test_a_good_block_gets_one_line_that_says_so():
     assert lines[-1] == "no fault found in 1 checks; not applicable: mask"
     assert any(line.split() == ["ok", "values", "as", "they", "should", "be"] for line in lines)
     assert any(line.split() == ["-", "mask", "forward", "takes", "none"] for line in lines)
-    assert any(line.split() == ["causal", "False"] for line in lines)
+    assert any(line.split() == ["causal", "no"] for line in lines)
 
 
 def test_every_finding_says_what_where_and_how_to_mend_it():
@@ -122,3 +122,17 @@ def test_long_texts_are_cut():
 
 def test_a_narrow_terminal_wraps():
     assert all(len(line) <= 40 for line in shown(BAD, SOURCE, width=40).splitlines())
+
+
+def test_conventions_are_said_in_words():
+    held = {"rope_direction": -1, "rope_pairing": None, "biases": [], "qk_norm": True, "rope_theta": 500.0}
+    lines = shown(Verdict(subject="s", conventions={**held, "others": ["q", "k"]})).splitlines()
+    said = {line[:14].strip(): line[14:].strip() for line in lines if line[:14].strip() and line[14:].strip()}
+    assert said["rope direction"] == "by minus the angle"
+    assert (said["rope pairing"], said["biases"], said["qk norm"]) == ("none", "none", "yes")
+    assert (said["rope theta"], said["others"]) == ("500.0", "q, k")
+
+
+def test_what_does_not_count_is_not_called_a_choice():
+    refused = Finding(id="import_error", message="m", evidence="a download", mend="w", counts=False)
+    assert "import_error  m  (does not count as a fault)" in shown(Verdict(subject="s", findings=(refused,)))

@@ -9,6 +9,8 @@ from .roles import role_of
 
 STREAM = r"^(x|h|hidden\w*|inputs?|stream|src|residual|tokens|embeddings?)$"
 
+SUBLAYERS = frozenset({"attention", "ffn"})
+
 
 class Flow:
     """Follows the residual stream through a function: which names hold it, and which hold a normalised copy."""
@@ -18,10 +20,15 @@ class Flow:
         self.stream = {one for one in function.parameters if re.search(STREAM, one)} or set(function.parameters[:1])
         self.normed: set[str] = set()
         self.norms: set[str] = set()
+        self.sublayers: dict[str, set[str]] = {}  # of a name that holds the output of attention or of the feed-forward
+        self.before: dict[
+            tuple[int, bool], tuple[set[str], set[str], set[str]]
+        ] = {}  # what an arm of an if starts with
 
     def follow(self) -> None:
         """Mark sums, and how their terms were computed."""
         for line in self.function.lines:
+            self._branch(line)
             if "norm" in line.kinds:
                 self.normed |= {one.target.id for one in ast.walk(line.node) if isinstance(one, ast.NamedExpr)}
             terms = longest_sum(line.node)
@@ -34,11 +41,23 @@ class Flow:
             if line.kinds & {"attention", "ffn"} and "norm" not in line.kinds and not read & self.normed:
                 line.kinds.add("unnormed")
             self._norms(line)
+            outputs = line.kinds & SUBLAYERS | {one for name in read for one in self.sublayers.get(name, ())}
+            line.kinds |= {f"of {one}" for one in outputs}
             if isinstance(line.node, ast.Assign) and isinstance(target := line.node.targets[0], ast.Name):
                 self._assign(line, target.id, line.node.value)
+                self.sublayers[target.id] = outputs if target.id not in self.stream else set()
         for number, line in enumerate(self.function.lines):
             if "copy" in line.kinds and _is_added(line, self.function.lines[number + 1 :]):
                 line.kinds.discard("copy")
+
+    def _branch(self, line: Line) -> None:
+        """An else starts with what held before its if."""
+        for number, otherwise in line.arms:
+            if (number, otherwise) in self.before:
+                continue
+            if otherwise and (held := self.before.get((number, False))):
+                self.stream, self.normed, self.norms = map(set, held)
+            self.before[number, otherwise] = (set(self.stream), set(self.normed), set(self.norms))
 
     def _norms(self, line: Line) -> None:
         if "norm" in line.kinds:

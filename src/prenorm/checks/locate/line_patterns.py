@@ -41,6 +41,8 @@ TABLE = r"\bcos\w*|\bsin\w*|angle|phase|freq|table"
 FREQUENCY = r"(theta|base|log\d*\(|1e4|1?0000|self\.t\b).*|.*(pow|exp2?)\("
 POWER = r" \*\* |pow\(|exp2?\("
 MASK = r"tril|triu|masked_fill|torch\.where|attn_mask|is_causal"
+LEAST = r"(-|float\('-|torch\.finfo|torch\.tensor\()"
+"""What a score becomes that is masked."""
 COMPARED = r"(None|arange|index|place).*[<>]=?|[<>]=?.*(None|arange|index|place)"
 SCORES = r"\w \) @ |@ k|\bq\w* @|quer\w* @|matmul\(\w*q|einsum\(.*q.*k|@ \w*k|(@|matmul\().*(\.mT|transpose)"
 SHAPES = r"\.(view|reshape|unflatten|flatten|permute|transpose|swapaxes|movedim|split|chunk)\(|rearrange\(|\.m?T\b"
@@ -227,6 +229,7 @@ LOOKS: dict[str, list[Look]] = {
         *PAIRING,
     ],
     "rope_not_a_rotation": [
+        Look("rope any", "", "plain halves"),
         Look("rope", r"[\w\]] \* [\w.]+(\[.*?\])? [-+] \w+(\[.*?\])? \* \w"),
         Look("rope any", r"cat\(|stack\("),
         Look("rope", r"cos.*sin"),
@@ -266,7 +269,7 @@ LOOKS: dict[str, list[Look]] = {
         Look("stream attention forward", r"pos\w*\b.*= .*arange"),
     ],
     "positions_off_by_one": [
-        Look("any", rf"(pos\w*|\bp|{TABLE})\b.* [+-] 1\b|roll\(|\b1:"),
+        Look("any", rf"(pos\w*|\bp|{TABLE})\b.* [+-] 1\b|roll\(|\b1:(?!:)"),
         Look("attention forward", "", "rope"),
     ],
     "causal_mask": [
@@ -282,6 +285,7 @@ LOOKS: dict[str, list[Look]] = {
     "mask_inverted": [
         Look("any", r"tri[lu]\(", lacks=r"tril\(\)|triu\(1\)|triu\(\w+, (diagonal=)?1\)|tril\(torch"),
         Look("attention stream", r"attn_mask=.*~|masked_fill\(\w*mask,|== 1|masked_fill\(mask"),
+        Look("attention stream", rf"where\(\w+, {LEAST}"),
         Look("any", r"(None|arange|index).*<=?|where\(\w+, -|where\(.*(not|~)"),
         Look("attention", MASK),
     ],
@@ -338,6 +342,7 @@ LOOKS: dict[str, list[Look]] = {
             rf"scale=|{HALF}.*{SIZE}|{SIZE}.*{HALF}",
             no="norm,rope",
         ),
+        Look("attention", "", "scales", no="rope"),
         Look("attention", SCORES),
     ],
     "wrong_head_split": [
@@ -458,10 +463,14 @@ LOOKS: dict[str, list[Look]] = {
             "forward",
             r"shape\[[01]\]|(arange|ones|full)\(.*(max_\w+|len\(|self\.\w+\.\w+|block_size)",
         ),
-        Look("forward", r"// \d|self\.(bias|mask|tril|cos|sin)\b(?!\[)|max_(seq_)?len|block_size|context_length"),
+        Look("forward", r"// \d", lacks=r"dim|\bd_|head|width|\[-1\]|\(-1\)"),
+        Look("forward", r"self\.(bias|mask|tril|cos|sin)\b(?!\[)|max_(seq_)?len|block_size|context_length"),
         Look("forward", r"view\(|reshape\("),
     ],
-    "wrong_at_some_lengths": [],
+    "wrong_at_some_lengths": [
+        Look("forward", r"\bif .*\.(shape|size)\b.* [=!]= .*\.(shape|size)\b"),
+        Look("forward", r"\bif .*\.(shape|size)\b.* == "),
+    ],
     "batch_of_one": [Look("forward", r"squeeze\(\)|squeeze\(0\)|squeeze\((dim=)?-?\d\)")],
     "batch_coupled": [
         Look("init", r"MultiheadAttention\(", lacks="batch_first=True"),
@@ -477,7 +486,7 @@ LOOKS: dict[str, list[Look]] = {
     # Crashes whose exception has no line.
     "arguments_unknown": [],
     "internal_error": [],
-    "timeout": [Look("any module", r"sleep\(|^while ")],
+    "timeout": [Look("any module", r"sleep\(|^while (True|1)$"), Look("any module", "^while ")],
     "import_error": [Look("module", "^(from|import) ")],
     "constructor_error": [Look("init", "^def __init__"), Look("class", "^class ")],
     "forward_error": [Look("stream", "^return", last=True), Look("stream", "", last=True), Look("class", "^class ")],

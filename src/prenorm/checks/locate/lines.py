@@ -11,7 +11,9 @@ from dataclasses import dataclass, field
 
 from ..source.parse import Function, Line, Top, functions_of, module_itself, parse
 from .flow import Flow, longest_sum
+from .halves import mark_halves
 from .roles import NAMES, OPERATIONS, role_of
+from .scores import mark_scores
 from .unturned import unturned
 
 _OTHERS = {"__init__": "init", "class": "class", "module": "module"}
@@ -208,6 +210,8 @@ def _of_axes(text: str) -> set[str]:
 def _called(callee: ast.expr, names: _Names, made: dict[str, set[str]]) -> set[str]:
     if isinstance(callee, ast.Call):  # Norm(size)(x)
         return _called(callee.func, names, made)
+    if isinstance(callee, ast.Attribute) and callee.attr == "forward":  # norm.forward(x)
+        return _called(callee.value, names, made)
     name = callee.attr if isinstance(callee, ast.Attribute) else getattr(callee, "id", "")
     if made.get(name):
         return made[name]
@@ -269,6 +273,8 @@ def _mark_function(function: Function) -> None:
     if "rope" in function.roles and (left := unturned(function)) is not None:
         left.kinds.add("unturned")
     _mark_softmax(function)
+    mark_halves(function)
+    mark_scores(function)
     splits = [line for line in function.lines if "splits" in line.kinds]
     counts = Counter(str(PATTERN.findall(line.text)) for line in splits)
     for line in splits:

@@ -47,9 +47,24 @@ def _in(function: Function, line: Line, functions: Sequence[Function]) -> Line |
             if not _names(one.node) & taken:
                 searched |= _names(one.node)
             kept = [other for other in of_class if _assigned(other) & _attributes(one.node)]
-            if plain := [one for one in kept if TENSOR.search(one.text) and not REGISTERED.search(one.text)]:
+            if plain := [one for one in kept if _is_plain_tensor(one, of_class)]:
                 return plain[0]
     return None
+
+
+def _is_plain_tensor(line: Line, of_class: Sequence[Line]) -> bool:
+    """Whether a line assigns a tensor that is no buffer, made there or from one of an earlier line."""
+    if REGISTERED.search(line.text):
+        return False
+    names = _names(line.node)
+    read = [one for one in of_class if _assigned(one) & names and one.number < line.number]
+    return any(TENSOR.search(_value(one)) for one in (line, *read))
+
+
+def _value(line: Line) -> str:
+    """What a statement assigns, without the annotation of its target."""
+    node = line.node
+    return ast.unparse(node.value) if isinstance(node, ast.AnnAssign) and node.value else line.text
 
 
 def _makes(line: Line) -> bool:

@@ -2,12 +2,14 @@
 
 import re
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
 from pathlib import PurePath
 from typing import Any
 
 from ..faults import CRASHES
 from ..source.parse import MAX_TEXT, Function, Line, split
 from ..verdict import Place
+from .flow import SUBLAYERS
 from .line_patterns import ASSIGNED, INITIAL, LOOKS, Look
 from .lines import not_built, read
 from .origin import origin
@@ -23,6 +25,7 @@ def place(
     name: str,
     *,
     error: Mapping[str, Any] | None = None,
+    evidence: str = "",
     hints: Sequence[str] = (),
     owner: str = "",
     used: Collection[str] = (),
@@ -32,24 +35,30 @@ def place(
     """The line where the fault `id` most likely is; None if no line stands out. Nothing is run or raised.
 
     name: the class or factory under test. error: what the driver says of an exception; its innermost frame in the
-    file is the place of a crash. hints: names of parameters that the finding speaks of, such as "ffn.w1.weight";
+    file is the place of a crash. evidence: what the finding says, which may be of one sublayer alone.
+    hints: names of parameters that the finding speaks of, such as "ffn.w1.weight";
     owner: the class of the module that holds the first of them. used: what else builds or calls it, such as a function
     that makes tables. passed: the lines through which an error came that is due to what an earlier line made.
     made_of: the classes of the block's modules, with those that they inherit from; empty if that is not known.
     """
     number = None
     lines = split(source)
+    other = _other_sublayer(evidence) if id in OF_SUBLAYERS else ""
     try:
         if id in TOLD and error is not None:
             number = _innermost(error, file)
         if number is None:
             text = "\n".join(lines)
             functions = _spoken_of(read(text, name, used), {name.partition(".")[0], *used})
+            if id == "timeout" and evidence:
+                at_import = "import" in evidence
+                functions = [one for one in functions if (one.name in ("module", "class")) == at_import]
             number = origin(functions, passed)
             if number is None:
                 left_out = not_built(text, made_of) - {*used}
                 built = [one for one in functions if one.owner not in left_out]
-                number = _searched(id, lines, built, hints, owner)
+                number = _searched(id, lines, _without(other, built), hints, owner) if other else None
+                number = number or _searched(id, lines, built, hints, owner)
             if number is None:  # a class may be built in forward
                 number = _searched(id, lines, functions, hints, owner)
     except SyntaxError as mistake:
@@ -82,6 +91,9 @@ OF_NORMS = (
 NOT_REACHED = ("wrong_dtype", "wrong_device_buffer")
 """Faults of a weight that an argument of the constructor does not reach: the lines that make it."""
 
+OF_SUBLAYERS = ("post_norm", "no_norm", "residual_from_normed", "residual_detached", "doubled_residual")
+"""Faults that a block may have in one of its two sublayers, or in both."""
+
 HINTED = (
     *("gradient_missing", "gradient_wrong", "unexpected_bias", "missing_bias", "no_norm", "norm_weight_missing"),
     *NOT_REACHED,
@@ -99,6 +111,24 @@ def _innermost(error: Mapping[str, Any], file: str) -> int | None:
     # The code may have run under another path than the reported one.
     alike = [frame for frame in frames if PurePath(str(frame.get("file"))).name == PurePath(file).name]
     return next((int(frame["line"]) for frame in same or alike), None)
+
+
+def _other_sublayer(evidence: str) -> str:
+    """The sublayer that an evidence does not speak of, if it speaks of one alone: attention or ffn."""
+    first = re.search(r"\battention\b|\bnorm1\b|\bfirst residual", evidence)
+    second = re.search(r"\bfeed-forward\b|\bnorm2\b|\bsecond residual", evidence)
+    if (first is None) == (second is None):
+        return ""
+    return "attention" if first is None else "ffn"
+
+
+def _without(sublayer: str, functions: Sequence[Function]) -> list[Function]:
+    """The functions without what belongs to this sublayer alone."""
+    own = {f"of {one}" for one in SUBLAYERS} - {f"of {sublayer}"}
+    return [
+        replace(one, lines=[line for line in one.lines if f"of {sublayer}" not in line.kinds or line.kinds & own])
+        for one in functions
+    ]
 
 
 def _searched(

@@ -12,7 +12,7 @@ NAMES = {
 }
 """The role of a module, class or function by its name. The first match counts: `attention_norm` is a norm."""
 OPERATIONS = {
-    "norm": r"rsqrt|rms_norm|layer_norm|vector_norm|mean\(.*(sqrt|\*\* -?0\.5|pow\(-?0\.5)"
+    "norm": r"rsqrt|(?<!self\.)\b(rms_norm|layer_norm)\(|vector_norm|mean\(.*(sqrt|\*\* -?0\.5|pow\(-?0\.5)"
     r"|(pow\(2\)|square\(|\*\* ?2).*(mean|sum|amax)\(|(mean|sum)\(.*(\*\* ?2|square)",
     "rope": r"\bcos|\bsin|view_as_complex|polar\(",
     "attention": r"softmax|scaled_dot_product|masked_fill",

@@ -125,7 +125,7 @@ def token_positions(case: Case) -> None:
     if built.positions_name is None:
         if case.target.needs_positions:
             case.report.found(
-                "token_positions_ignored", "forward has no argument for positions: forward(x, token_positions=None)"
+                "token_positions_ignored", "forward has no argument for positions, such as token_positions=None"
             )
         case.report.skip(name, "forward takes none")
         return

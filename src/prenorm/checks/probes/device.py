@@ -62,7 +62,7 @@ def _built_there(case: Case, x: Tensor) -> str:
         [one["name"] for one in held if one["device"] != "meta"] for held in (built.parameters, built.tensors)
     )
     if weights:
-        return f"with device=, these weights are on another device: {', '.join(weights[:4])}"
+        return f"built with device=, it has these weights on another device: {', '.join(weights[:4])}"
     reply: Description = built.run_on_meta(x, built_there=True) if tensors else {"device": "meta"}
     problem = _problem(reply, "built there with device=")
     if problem and "error" in reply:

@@ -64,6 +64,8 @@ def constructed(case: Case, text: str) -> None:
         built = case.build(filled=True)
         case.initial = built.values()
         case.classes, case.made_of = built.classes, built.made_of
+        if built.of_prenorm:
+            case.report.conventions["from_prenorm"] = ", ".join(built.of_prenorm)
     except LearnerError as error:
         case.report.skip("weights at the start", raised(error))
         return

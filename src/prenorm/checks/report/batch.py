@@ -1,9 +1,12 @@
 """A folder of submissions, each checked on its own: one that fails never stops the others."""
 
+import contextlib
 import csv
 import io
 import multiprocessing
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -14,11 +17,9 @@ from typing import Any
 
 from ...errors import PrenormError
 from ..faults import CRASHES
-from ..verdict import Verdict
+from ..verdict import NOT_JUDGED, Verdict
 from .handed_in import Submission
 
-NOT_JUDGED = 2
-"""The exit code of such a verdict."""
 Check = Callable[..., Verdict]
 """check(subject, within=folder or None)."""
 
@@ -127,11 +128,12 @@ def print_table(results: Sequence[Result]) -> None:
     """The same for a terminal, with the frequency of each fault."""
     from rich.console import Console
     from rich.markup import escape
-    from rich.table import Table
+    from rich.table import Column, Table
 
     from .text import clean
 
-    table = Table("submission", "outcome", "faults", "seconds")
+    whole = [Column(name, overflow="fold") for name in ("submission", "outcome", "faults", "seconds")]
+    table = Table(*whole)  # a name that is cut could be anybody's
     for one in results:
         faults = ", ".join(one.faults)
         if one.stopped_by:
@@ -143,6 +145,8 @@ def print_table(results: Sequence[Result]) -> None:
     found = groups(results)
     if counts := [f"{name} {len(names)}" for name, names in found if ": " not in name]:
         console.print("faults: " + ", ".join(counts))
+    if borrowed := [one.name for one in results if one.verdict and "from_prenorm" in one.verdict.conventions]:
+        console.print(escape(clean(f"with prenorm's own classes: {', '.join(borrowed)}")))
     for name, names in found:
         if ": " in name and len(names) > 1:
             console.print(escape(clean(f"stopped {len(names)}: {name} ({', '.join(names)})")))
@@ -157,7 +161,7 @@ def _checked(
     """Each with its result, or with None if its process died."""
     # spawn: a fork of a process that has used torch's threads may never come back.
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=context, initializer=_one_thread) as pool:
+    with ProcessPoolExecutor(workers, mp_context=context, initializer=_begin) as pool, _ending_together():
         running: dict[Future[Result], Submission] = {}
         waiting = list(submissions)
         while waiting or running:
@@ -177,6 +181,23 @@ def _checked(
                     yield one, None
 
 
+@contextlib.contextmanager
+def _ending_together() -> Iterator[None]:
+    """End the workers with this process, on SIGTERM as on Ctrl-C; the pool would wait for what they are doing."""
+    others = set(multiprocessing.active_children())
+    terms = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler) if terms else None
+    try:
+        yield
+    except (KeyboardInterrupt, GeneratorExit):
+        for worker in set(multiprocessing.active_children()) - others:
+            worker.terminate()
+        raise
+    finally:
+        if terms:
+            signal.signal(signal.SIGTERM, before)
+
+
 def _check_one(submission: Submission, check: Check) -> Result:
     begun = time.perf_counter()
     assert submission.subject is not None
@@ -190,9 +211,13 @@ def _check_one(submission: Submission, check: Check) -> Result:
     return Result(name=submission.name, verdict=verdict, problem=problem, seconds=time.perf_counter() - begun)
 
 
-def _one_thread() -> None:
-    """One thread per process, because the processes use all cores. torch reads this when it is loaded."""
+def _begin() -> None:
+    """One thread per process, because the processes use all cores. torch reads this when it is loaded.
+
+    Ctrl-C goes to all processes of a terminal; the first one ends the others.
+    """
     os.environ["OMP_NUM_THREADS"] = "1"
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def _cell(text: str) -> str:

@@ -24,7 +24,7 @@ def gradescope(
     visibility: "visible", "hidden", "after_due_date" or "after_published", for the tests. What the learner's code
     printed is never shown.
     """
-    tests = [_finding(finding) for finding in verdict.findings]
+    tests = [_finding(finding, verdict.judged) for finding in verdict.findings]
     tests += [
         {"name": check.name, "status": "failed" if check.result == FAILED else "passed", "output": check.reason}
         for check in verdict.checks
@@ -53,11 +53,12 @@ def share(verdict: Verdict, fault_cost: float = FAULT_COST) -> float:
     return max(0.0, 1.0 - fault_cost * len(verdict.faults))
 
 
-def _finding(finding: Finding) -> dict[str, Any]:
+def _finding(finding: Finding, judged: bool) -> dict[str, Any]:
     place = f"\nLine {finding.place.line}: {finding.place.code}" if finding.place is not None else ""
     output = f"{finding.message}\n{finding.evidence}\nFix: {finding.mend}{place}"
+    costs = "It costs no points.\n" if judged else ""
     if not finding.counts:
-        return {"name": f"named: {finding.id}", "status": "passed", "output": f"It costs no points.\n{output}"}
+        return {"name": f"named: {finding.id}", "status": "passed", "output": costs + output}
     return {"name": f"fault: {finding.id}", "status": "failed", "output": output}
 
 

@@ -6,7 +6,7 @@ import stat
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path, PurePath, PurePosixPath
 
 from ...errors import ConfigError
 
@@ -16,6 +16,8 @@ MOST_TIMES = 200  # times the size of the zip; more is a zip bomb
 ONLY = (".py", ".ipynb", ".toml", ".cfg", ".txt", ".json", ".yaml", ".yml", ".md")
 """The files that are unpacked: sources and settings, not weights, data and pictures."""
 LARGEST = 20 << 20  # bytes of one unpacked file
+LISTS = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".md")
+"""What a teacher keeps beside submissions, such as grades; other files are somebody's work."""
 OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
@@ -36,7 +38,8 @@ def find_submissions(
 
     pattern: FILE.py:CLASS. FILE.py is looked for in a subfolder or zip and all below it (it may have folders, and * and
     ?), then a notebook that defines CLASS; of a file beside the subfolders only CLASS is used. unpacked: where zips are
-    unpacked to. Names that begin with . or _ are left out. Other archives, and links, are submissions with a problem.
+    unpacked to. Left out are names that begin with . or __, and lists, such as grades.csv; all other files, archives
+    and links are submissions with a problem, so that everybody has a row.
     Raises ConfigError for a pattern that is none, and a folder that is none or empty.
     """
     file, colon, name = pattern.rpartition(":")
@@ -46,7 +49,7 @@ def find_submissions(
         raise ConfigError(f"submissions must be in a folder, but {folder} is not a folder.")
     found = []
     for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "_")):
+        if path.name.startswith((".", "__")):
             continue
         try:
             submission = _submission(path, file, name, unpacked)
@@ -80,20 +83,35 @@ def _submission(path: Path, file: str, name: str, unpacked: Path | None) -> Subm
         return _in_zip(path.name, path, unpacked / path.name, file, name)
     if suffix in OTHER_ARCHIVES:
         return Submission(name=path.name, problem=f"it is a {suffix} archive; only folders, files and zips are read")
-    return None
+    if suffix in LISTS:
+        return None
+    kind = f"a {suffix} file" if suffix else "a file without an ending"
+    return Submission(name=path.name, problem=f"it is {kind}; only folders, .py files, notebooks and zips are read")
 
 
 def _in_folder(shown: str, path: Path, file: str, name: str) -> Submission:
     """The file of the pattern; if there is none, the only file or notebook that defines the class."""
-    found = sorted(_matching(path, file))
+    found, what = sorted(_matching(path, file)), file
     if not found:
         found = [one for one in _sources(path) if re.search(rf"\bclass\s+{name}\b", _text(one))]
+        what = f"class {name}"
     if not found:
-        return Submission(name=shown, problem=f"it has no {file}")
+        return Submission(name=shown, problem=f"it has no {file}, and no class {name}{_instead(path)}")
     if len(found) > 1:
         listed = ", ".join(str(one.relative_to(path)) for one in found[:4])
-        return Submission(name=shown, problem=f"it has {file} more than once: {listed}")
+        return Submission(name=shown, problem=f"it has {what} more than once: {listed}")
     return Submission(name=shown, subject=f"{found[0]}:{name}", within=str(path))
+
+
+def _instead(path: Path) -> str:
+    """What is in a folder that has no class to judge."""
+    inside = [one for one in sorted(path.rglob("*")) if not one.is_dir() and not _hidden(one.relative_to(path))]
+    if not inside:
+        return ": it is empty"
+    archives = [one.name for one in inside if one.name.lower().endswith((".zip", *OTHER_ARCHIVES))]
+    said = f"; {archives[0]} is not unpacked" if archives else ""
+    shown = [f"{one.name} (a link)" if one.is_symlink() else one.name for one in inside[:3]]
+    return f": it has {', '.join(shown)}{', ...' if len(inside) > 3 else ''}{said}"
 
 
 def _matching(path: Path, file: str) -> Iterator[Path]:
@@ -117,9 +135,9 @@ def _text(path: Path) -> str:
     return path.read_bytes()[:LARGEST].decode(errors="replace")
 
 
-def _hidden(path: Path) -> bool:
+def _hidden(path: PurePath) -> bool:
     """Whether it is in a generated folder: .venv, __pycache__, __MACOSX."""
-    return any(part.startswith((".", "__")) or part == "site-packages" for part in path.parts[:-1])
+    return any((part.startswith((".", "__")) and part != "..") or part == "site-packages" for part in path.parts[:-1])
 
 
 def _in_zip(shown: str, path: Path, folder: Path, file: str, name: str) -> Submission:
@@ -140,13 +158,15 @@ def _unpack(path: Path, folder: Path) -> list[str]:
     """
     folder.mkdir(parents=True)
     with zipfile.ZipFile(path) as archive:
-        members = archive.infolist()
-        if len(members) > MOST_FILES:
-            raise ValueError(f"it has {len(members)} files; at most {MOST_FILES} are unpacked")
-        wanted = [one for one in members if not one.is_dir() and one.filename.endswith(ONLY)]
+        members = [one for one in archive.infolist() if not _hidden(PurePosixPath(one.filename))]
+        wanted = [one for one in members if _is_wanted(one)]
+        if len(wanted) > MOST_FILES:
+            raise ValueError(f"it has {len(wanted)} sources; at most {MOST_FILES} are unpacked")
         total = sum(one.file_size for one in wanted)
-        if total > MOST_BYTES or any(_is_bomb(one) for one in members):
-            raise ValueError(f"it unpacks to {total:,} bytes, which is too much, or too much for its size")
+        if total > MOST_BYTES:
+            raise ValueError(f"its sources unpack to {total:,} bytes; at most {MOST_BYTES:,} are unpacked")
+        if bombs := [one.filename for one in wanted if _is_bomb(one)]:
+            raise ValueError(f"{bombs[0]} unpacks to more than {MOST_TIMES} times its size")
         for one in members:
             _check_path(one)
         left = MOST_BYTES
@@ -160,6 +180,12 @@ def _unpack(path: Path, folder: Path) -> list[str]:
             left -= len(text)
             target.write_bytes(text)
         return [one.filename for one in members if one.filename.lower().endswith((".zip", *OTHER_ARCHIVES))]
+
+
+def _is_wanted(one: zipfile.ZipInfo) -> bool:
+    """A source, or a setting; a text as large as this is data."""
+    small = one.file_size <= LARGEST or one.filename.endswith((".py", ".ipynb"))
+    return not one.is_dir() and one.filename.endswith(ONLY) and small
 
 
 def _is_bomb(one: zipfile.ZipInfo) -> bool:

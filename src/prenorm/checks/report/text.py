@@ -72,13 +72,24 @@ def _checks(verdict: Verdict) -> Table:
 def _conventions(conventions: dict[str, Any]) -> Table:
     table = Table("convention", "yours", box=None, pad_edge=False, header_style="dim")
     for name, value in conventions.items():
-        table.add_row(Text(_line(name).replace("_", " ")), Text(_line(value)))
+        table.add_row(Text(_line(name).replace("_", " ")), Text(_line(_said(name, value))))
     return table
+
+
+def _said(name: str, value: Any) -> str:
+    """A value in words: yes and no, none, a list with commas."""
+    if name == "rope_direction" and value in (1, -1):
+        return f"by {'plus' if value == 1 else 'minus'} the angle"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, list | tuple):
+        return ", ".join(map(str, value)) or "none"
+    return "none" if value is None else str(value)
 
 
 def _finding(finding: Finding, source: str | None) -> Iterator[Text | Table]:
     shown = (_line(finding.id), "bold red" if finding.counts else "bold yellow")
-    aside = "" if finding.counts else "  (a choice, not a fault without a --target)"
+    aside = "" if finding.counts else "  (does not count as a fault)"
     yield Text.assemble(shown, "  ", _line(finding.message), (aside, "dim"))
     table = Table.grid(padding=(0, 2))
     table.add_column(style="dim", no_wrap=True)

@@ -21,6 +21,9 @@ class Line:
     number: int
     end: int
     text: str  # as ast.unparse writes it, with self for the name that the method uses for itself
+    arms: tuple[
+        tuple[int, bool], ...
+    ] = ()  # of each if around it, the outermost first: its line, and whether in its else
     kinds: set[str] = field(default_factory=set)
 
 
@@ -80,11 +83,7 @@ def _function(node: ast.FunctionDef | ast.AsyncFunctionDef, owner: str) -> Funct
 def _lines(body: list[ast.stmt], own: str, *, nested: bool) -> Iterator[Line]:
     """nested: whether to include functions and classes, which at the top of a file are separate."""
     for node in body:
-        inner: list[ast.stmt] = [
-            one for part in ("body", "orelse", "finalbody") for one in getattr(node, part, ()) if one is not node
-        ]
-        inner += [one for handler in getattr(node, "handlers", ()) for one in handler.body]
-        inner += [one for case in getattr(node, "cases", ()) for one in case.body]
+        inner = _inner(node)
         if isinstance(node, Top):
             if not nested:
                 continue
@@ -96,7 +95,20 @@ def _lines(body: list[ast.stmt], own: str, *, nested: bool) -> Iterator[Line]:
             continue
         end = max(node.lineno, inner[0].lineno - 1)
         yield _line(_head(node), own, _head_text(node), node.lineno, end)
-        yield from _lines(inner, own, nested=nested)
+        if not isinstance(node, ast.If):
+            yield from _lines(inner, own, nested=nested)
+            continue
+        for arm, otherwise in ((node.body, False), (node.orelse, True)):
+            for line in _lines(arm, own, nested=nested):
+                line.arms = ((node.lineno, otherwise), *line.arms)
+                yield line
+
+
+def _inner(node: ast.stmt) -> list[ast.stmt]:
+    """The statements in a compound one."""
+    inner: list[ast.stmt] = [one for part in ("body", "orelse", "finalbody") for one in getattr(node, part, ())]
+    inner += [one for handler in getattr(node, "handlers", ()) for one in handler.body]
+    return inner + [one for case in getattr(node, "cases", ()) for one in case.body]
 
 
 def _head(node: ast.stmt) -> ast.AST:

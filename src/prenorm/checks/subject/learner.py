@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import PurePath
+from pathlib import Path, PurePath
 from typing import Any
 
 import torch
@@ -18,6 +18,8 @@ from .raised import Description, LearnerError, MissingError, or_raise, refused
 from .recipe import Line, Recipe
 
 MOST_WEIGHTS = 1_000_000
+PRENORM = Path(__file__).resolve().parents[2]
+"""The folder of this package, whose own block is right."""
 
 SEARCHED = 0.6
 """The share of the time limit that searches may use, in the judge's own CPU time: a slow block's is not counted."""
@@ -134,6 +136,7 @@ class Built:
         self.kept: frozenset[str] = frozenset()  # parameters that stay as they were built
         self.muted: frozenset[str] = frozenset()  # parameters that are zero, such as adapters
         self.plain_weights: list[Description] = []  # tensors that are no parameters and may be weights all the same
+        self.of_prenorm: list[str] = []  # the classes of its weights that are prenorm's
         self.made_of: frozenset[str] = frozenset()  # the classes of its modules, with those that they inherit from
         self.classes: dict[str, str] = {}  # by parameter, the class of its module, where that is none of torch's
         self.forward: list[Description] | None = reply["forward"]
@@ -247,6 +250,8 @@ class Built:
         reply = or_raise("constructor", self.learner.subject.ask({"op": "values", "block": self.number}))
         shapes = {one["name"]: tuple(one["shape"]) for one in self.parameters}
         self.made_of = frozenset(reply["modules"])
+        files = {str(owner): PurePath(reply["owners"].get(name, "")) for name, owner in reply["classes"].items()}
+        self.of_prenorm = sorted(owner for owner, file in files.items() if PRENORM in file.parents)
         self.classes = {
             name: str(owner)
             for name, owner in reply["classes"].items()

@@ -10,7 +10,7 @@ class EndedError(PrenormError):
 
     reason: "timeout" (the deadline of the whole judgement), "died" (exit, signal, out of memory), "protocol"
     (its reply is not one), "output" (too much of it).
-    waited: the seconds that it had for the request that it did not answer.
+    waited: the seconds that it had for the request that it did not answer. during: that request, such as "load".
     """
 
     def __init__(self, reason: str, detail: str, waited: float = 0.0) -> None:
@@ -18,6 +18,7 @@ class EndedError(PrenormError):
         self.reason = reason
         self.detail = detail
         self.waited = waited
+        self.during = ""
 
 
 @runtime_checkable

@@ -118,6 +118,7 @@ class Sandbox:
                 self._ended = EndedError("protocol", f"what it sent is no reply: {error}")
             except EndedError as error:
                 self._ended = error
+            self._ended.during = request["op"]
             self.close()
         raise self._ended
 
