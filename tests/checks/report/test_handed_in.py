@@ -137,56 +137,6 @@ def test_a_notebook_keeps_imports_and_definitions_with_their_cells(tmp_path):
     assert lines[text.splitlines().index("class Block(nn.Module):")] == ("cell 6", 1)
 
 
-def kept(tmp_path, *cells):
-    """What is left of a notebook, run, with the names that it gives."""
-    file = tmp_path / "work.ipynb"
-    file.write_text(json.dumps({"cells": [{"cell_type": "code", "source": one} for one in cells]}))
-    text, _ = definitions(file, "Block")
-    names: dict[str, object] = {}
-    exec(compile(text, "work", "exec"), names)
-    return text, names
-
-
-BLOCK = "class Block:\n    def forward(self, x):\n        return x * SCALE\n"
-
-
-@pytest.mark.parametrize(
-    "cells",
-    [
-        ("y = dict(a=1)\nprint(y)", "first = y['a']\nsecond = first\nSCALE = 2"),
-        ("with open('input.txt') as f:\n    text = f.read()\nn = len(text) // 2\nhalf = text[:n]", "SCALE = 2"),
-        ("t = dict()\nb = t\ndel t", "SCALE = 2"),
-        ("if len('cuda') > 9:\n    SCALE = 1\nelse:\n    SCALE = 2",),
-        ("base = float(4)", "half = base / 2", "SCALE = half"),
-        ("numbers = []\nfor one in range(3):\n    numbers.append(one)", "SCALE = numbers[2]"),
-        ("numbers = {}", "numbers.update(a=2)", "numbers['b'] = numbers['a']", "SCALE = numbers['b']"),
-        ("import contextlib", "with contextlib.suppress(KeyError):\n    SCALE = 2"),
-        ("SCALE = 1", "SCALE += 1"),
-        ("!pip install -q torch \\\n    einops\nSCALE = 2",),
-        ("SCALE = len('%d'\n    % 10)",),
-        ("def unused(x=never):\n    return x", "SCALE = 2"),
-    ],
-)
-def test_a_notebook_keeps_what_its_class_needs_and_no_more(tmp_path, cells):
-    text, names = kept(tmp_path, *cells, BLOCK, "losses = []\nfor step in range(10**9):\n    losses.append(step)")
-    assert names["Block"]().forward(1) == 2
-    assert not [one for one in ("print", "open(", "10**9") if one in text]
-
-
-def test_a_class_of_a_notebook_may_be_changed_after_it_and_stand_in_an_if(tmp_path):
-    patched = "def twice(self, x):\n    return x * 2\nsetattr(Block, 'forward', twice)"
-    for cells in (
-        ("if 1 < 2:\n    class Block:\n        pass", patched),
-        ("class Layer:\n    pass\nBlock = Layer", patched),
-        ("class Block:\n    pass", "def twice(self, x):\n    return x * 2\nBlock.forward = twice"),
-        (
-            "class Block:\n    pass\ndef add_to(one):\n    return lambda f: setattr(one, f.__name__, f)",
-            "TWO = int(2)\n@add_to(Block)\ndef forward(self, x):\n    return x * TWO",
-        ),
-    ):
-        assert kept(tmp_path, *cells)[1]["Block"]().forward(1) == 2
-
-
 def test_everybody_has_a_row_but_for_lists_and_hidden_names(folder, tmp_path):
     for name in ("ann.pdf", "bob.docx", "cy.txt", "dee.html", "eve", "grades.csv", "readme.md", ".hidden.py"):
         (folder / name).touch()

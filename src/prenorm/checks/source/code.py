@@ -85,7 +85,7 @@ def _in_file(path: Path, name: str, within: Path | None) -> Code:
     # A folder that is a package only by its relative imports may have unrelated neighbours.
     alone = (imports.levels > 0 and top != path) or (within is not None and within not in (root, *root.parents))
     try:
-        text, lines = definitions(path, name.partition(".")[0]) if path.suffix == ".ipynb" else (None, ())
+        text, lines = definitions(path) if path.suffix == ".ipynb" else (None, ())
     except ValueError as error:
         raise ConfigError(f"a notebook must be JSON with a list of cells, but {path} is not: {error}.") from None
     return Code(

@@ -5,21 +5,18 @@ import json
 import re
 from pathlib import Path
 
-from .needed import needed
-
 MAX_BYTES = 20 << 20  # notebooks contain pictures
 TIMED = ("%%time", "%%capture", "%%prun")
 """What stands above a cell that is Python all the same."""
-NOT_PYTHON = re.compile(r"(?m)^([ \t]*)([!%?](?:.*\\\n)*.*|[\w.]+\?{1,2}|[\w, ]+ = [!%](?:.*\\\n)*.*)$")
-"""Lines for the shell, also with a backslash at their ends, magics, and questions."""
+NOT_PYTHON = re.compile(r"(?m)^([ \t]*)([!%?].*|[\w.]+\?{1,2}|[\w, ]+ = [!%].*)$")
 Lines = tuple[tuple[str, int], ...]
 
 
-def definitions(path: Path, name: str = "") -> tuple[str, Lines]:
+def definitions(path: Path) -> tuple[str, Lines]:
     """The imports and definitions of a notebook, and for each line its cell and line there.
 
-    What else is kept is said in needed.py; name: the class that is asked for. A cell is left out where it is no
-    Python, such as %%bash; so are lines for the shell, magics, and questions such as `Block?`.
+    Assignments are kept where they call nothing, or where a definition uses what they name. A cell is left out where
+    it is no Python, such as %%bash; so are lines for the shell, magics, and questions such as `Block?`.
     Raises ValueError where the file is no notebook.
     """
     if path.stat().st_size > MAX_BYTES:
@@ -32,11 +29,9 @@ def definitions(path: Path, name: str = "") -> tuple[str, Lines]:
     lines: list[tuple[str, int]] = []
     code = [cell for cell in cells if isinstance(cell, dict) and cell.get("cell_type") == "code"]
     sources = [_python(cell.get("source", "")) for cell in code]
-    parsed = [_parsed(source) for source in sources]
-    statements = [node for nodes in parsed for node in nodes or ()]
-    left_out = {id(statements[place]) for place in {*range(len(statements))} - needed(statements, name)}
-    for number, (source, nodes) in enumerate(zip(sources, parsed, strict=True), 1):
-        for line, one in enumerate(_without(source, [node for node in nodes or () if id(node) in left_out]), 1):
+    needed = set().union(*map(_used_by_definitions, sources))
+    for number, source in enumerate(sources, 1):
+        for line, one in enumerate(_kept(source, needed), 1):
             if one is not None:
                 text.append(one)
                 lines.append((f"cell {number}", line))
@@ -48,9 +43,7 @@ def _python(source: object) -> str:
     text = "".join(map(str, source)) if isinstance(source, list) else str(source)
     if text.lstrip().startswith("%%") and not text.lstrip().startswith(TIMED):
         return ""
-    if _parsed(text) is not None:  # a line may begin with the operator %
-        return text
-    return NOT_PYTHON.sub(lambda found: f"{found[1]}pass" + "\n" * found[2].count("\n"), text)
+    return NOT_PYTHON.sub(r"\1pass", text)
 
 
 def _parsed(source: str) -> list[ast.stmt] | None:
@@ -60,10 +53,34 @@ def _parsed(source: str) -> list[ast.stmt] | None:
         return None
 
 
-def _without(source: str, left_out: list[ast.stmt]) -> list[str | None]:
-    """The lines of a cell, with None for those of the statements that are left out."""
-    lines: list[str | None] = list(source.splitlines())  # of code that cannot be parsed all: the import says why
-    for node in left_out:
+def _used_by_definitions(source: str) -> set[str]:
+    nodes = [node for node in _parsed(source) or () if isinstance(node, Defined)]
+    return {one.id for node in nodes for one in ast.walk(node) if isinstance(one, ast.Name)}
+
+
+def _kept(source: str, needed: set[str]) -> list[str | None]:
+    """The lines of a cell, with None for those that are left out."""
+    lines: list[str | None] = list(source.splitlines())
+    for node in _parsed(source) or ():  # code that cannot be parsed is kept: importing it reports the error
         start = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
-        lines[start - 1 : node.end_lineno] = [None] * ((node.end_lineno or start) - start + 1)
+        if not _is_kept(node, needed):
+            lines[start - 1 : node.end_lineno] = [None] * ((node.end_lineno or start) - start + 1)
     return lines
+
+
+def _is_kept(node: ast.stmt, needed: set[str]) -> bool:
+    match node:
+        case ast.Import() | ast.ImportFrom():
+            return True
+        case ast.Try():  # import this, or else that
+            imports = any(isinstance(one, ast.Import | ast.ImportFrom) for one in node.body)
+            return imports and all(_is_kept(one, needed) for one in node.body)
+        case ast.Assign() | ast.AnnAssign():
+            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
+            names = {one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
+            calls = node.value is not None and any(isinstance(one, ast.Call) for one in ast.walk(node.value))
+            return bool(names & needed) or not calls
+    return isinstance(node, Defined)
+
+
+Defined = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
