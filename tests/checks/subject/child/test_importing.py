@@ -8,13 +8,18 @@ import pytest
 from prenorm.checks.subject.child.importing import Importer
 
 
+@pytest.fixture(autouse=True)
+def _as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+
+
 @pytest.mark.parametrize("installed", [True, False])
 def test_neighbours_of_an_installed_package_are_imported_once(
     installed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As numpy, they may refuse a second time; files of a project may depend on what is missing."""
     monkeypatch.setattr(sys, "path", [*sys.path, str(tmp_path)] if installed else [*sys.path])
-    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
     (tmp_path / "neighbour_of_ours.py").write_text("import sys\nsys.loads_of_ours = [*sys.loads_of_ours, __name__]\n")
     (tmp_path / "package_of_ours.py").write_text("import neighbour_of_ours, lacking_in_this_lab\nname = __name__\n")
     monkeypatch.setattr(sys, "loads_of_ours", [], raising=False)
@@ -26,3 +31,26 @@ def test_neighbours_of_an_installed_package_are_imported_once(
     finally:
         for name in ("package_of_ours", "neighbour_of_ours", "lacking_in_this_lab"):
             sys.modules.pop(name, None)
+
+
+def test_what_is_missing_of_a_namespace_that_packages_share_is_a_package(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "site" / "shared_by_labs" / "here").mkdir(parents=True)
+    (tmp_path / "site" / "shared_by_labs" / "here" / "__init__.py").touch()
+    (tmp_path / "own").mkdir()
+    monkeypatch.syspath_prepend(tmp_path / "site")
+    file = tmp_path / "own" / "uses_shared.py"
+    file.write_text("import shared_by_labs.here\nfrom shared_by_labs.there import drive\ndrive.mount('/content')\n")
+    importer = Importer(str(tmp_path / "own"), {}, {})
+    try:
+        module = importer.module("uses_shared", str(file))
+        assert importer.notes == {"shared_by_labs.there": "not installed here: pip install shared_by_labs-there"}
+        with pytest.raises(ModuleNotFoundError, match=r"shared_by_labs\.there is not installed here"):
+            module.drive.mount()
+        file.write_text("from shared_by_labs.here import no_such\n")
+        with pytest.raises(ImportError, match="no_such"):
+            Importer(str(tmp_path / "own"), {}, {}).module("uses_shared", str(file))
+    finally:
+        for name in [one for one in sys.modules if one.partition(".")[0] in ("uses_shared", "shared_by_labs")]:
+            del sys.modules[name]

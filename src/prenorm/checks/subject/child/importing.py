@@ -21,7 +21,16 @@ from pathlib import Path
 from typing import Any
 
 from .finders import Beside, Distributions
-from .missing_packages import KNOWN, MissingPackages, NotInstalledError, not_installed, stub_path, way_out
+from .missing_packages import (
+    KNOWN,
+    MissingPackages,
+    NotInstalledError,
+    is_namespace,
+    missing_part,
+    not_installed,
+    stub_path,
+    way_out,
+)
 from .newer_python import missing_name, stand_in
 from .surroundings import no_arguments, no_results
 
@@ -127,7 +136,8 @@ class Importer:
 
     def _may_be_missing(self, name: str) -> bool:
         """Whether something may stand in for what cannot be imported: no file of the learner's, no misspelling."""
-        if not name or name == self._package or name in self._stubs.names or self._is_own(name):
+        top = name.partition(".")[0]
+        if not name or top == self._package or name in self._stubs.names or self._is_own(top):
             return False
         if name in sys.modules and not self._is_mine(sys.modules[name]):  # it is there, and lacks a part
             return False
@@ -196,7 +206,7 @@ def _lacking(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ModuleNotFoundError):
         cause = cause.__cause__ or cause.__context__
-    return "" if cause is None else (cause.name or "").partition(".")[0]
+    return "" if cause is None else missing_part(cause.name or "")
 
 
 def _is_misspelt(name: str, meant: str) -> bool:
@@ -226,10 +236,10 @@ def _stand_in(package: str, folder: Path) -> None:
 def _file(module: Any) -> str | None:
     """Its file, or its folder if it is a package without __init__.py."""
     try:  # sys.modules holds what it was given: no module at all, at times
-        file, loader, folders = (vars(module).get(name) for name in ("__file__", "__loader__", "__path__"))
+        file, folders = (vars(module).get(name) for name in ("__file__", "__path__"))
     except TypeError:
         return None
-    if isinstance(loader, importlib.machinery.NamespaceLoader):
+    if is_namespace(module):
         with contextlib.suppress(KeyError):
             file = next(iter(folders or ()), None)
     return file if isinstance(file, str) else None
