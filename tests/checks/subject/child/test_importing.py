@@ -1,6 +1,8 @@
 """Importing a learner's code again, once it is known which packages are missing."""
 
+import builtins
 import sys
+import traceback
 from pathlib import Path
 
 import pytest
@@ -54,3 +56,26 @@ def test_what_is_missing_of_a_namespace_that_packages_share_is_a_package(
     finally:
         for name in [one for one in sys.modules if one.partition(".")[0] in ("uses_shared", "shared_by_labs")]:
             del sys.modules[name]
+
+
+def test_a_notebook_outside_of_one_has_an_ipython_that_does_nothing(tmp_path: Path) -> None:
+    file = tmp_path / "exported.py"
+    file.write_text("get_ipython().run_line_magic('matplotlib', 'inline')\nfiles = get_ipython().getoutput('ls')\n")
+    importer = Importer(str(tmp_path), {}, {})
+    try:
+        module = importer.module("exported", str(file))
+        assert [*importer.notes] == ["get_ipython"]
+        assert not hasattr(builtins, "get_ipython")
+        with pytest.raises(ModuleNotFoundError, match="IPython"):
+            len(module.files.names)
+    finally:
+        sys.modules.pop("exported", None)
+
+
+def test_an_error_shows_the_line_of_the_text_that_ran(tmp_path: Path) -> None:
+    """And not one of the file, which for a notebook is JSON."""
+    file = tmp_path / "work.ipynb"
+    file.write_text('{"cells":\n[]}\n')
+    with pytest.raises(ValueError, match="no") as raised:
+        Importer(str(tmp_path), {}, {}).module("work", str(file), "import sys\nraise ValueError('no')\n")
+    assert traceback.extract_tb(raised.value.__traceback__)[-1].line == "raise ValueError('no')"

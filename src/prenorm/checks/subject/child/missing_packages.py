@@ -69,6 +69,10 @@ class MissingPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
     def exec_module(self, module: types.ModuleType) -> None:
         """There is nothing to run."""
 
+    def stub(self, path: str) -> "_Stub":
+        """What stands in for this name of a package."""
+        return _stub(path, self._sealed)
+
     def seal(self) -> None:
         """From now on using one raises."""
         self._sealed.append(True)
