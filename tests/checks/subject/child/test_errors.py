@@ -44,6 +44,16 @@ def test_a_name_that_left_out_lines_make_is_not_the_blocks_fault(name: str, type
     assert ("what makes it, in cell 3, is not run" in told["message"]) == (name == "rate")
 
 
+@pytest.mark.parametrize(
+    ("file", "message"), [("a.ipynb", "invalid syntax"), ("a.py", "invalid syntax (a.py, line 2)")]
+)
+def test_a_syntax_error_in_a_notebook_says_no_line_of_the_joined_cells(file: str, message: str) -> None:
+    with pytest.raises(SyntaxError) as raised:
+        compile("x = 1\ndef f(:\n", file, "exec")
+    told = described(raised.value)
+    assert (told["message"], told["frames"][-1]["line"]) == (message, 2)
+
+
 SIZES = "The size of tensor a (32) must match the size of tensor b (3)"
 
 

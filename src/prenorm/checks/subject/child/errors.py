@@ -41,6 +41,8 @@ def described(error: BaseException) -> dict[str, Any]:
         )
     try:
         message = str(error)
+        if isinstance(error, SyntaxError) and str(error.filename).endswith(".ipynb"):
+            message = error.msg  # without a line that no cell has: its place is told beside
     except BaseException:  # __str__ is the learner's too
         message = "(its message cannot be shown)"
     lacking = needed(error) or refused(error) or _left_out(error)
