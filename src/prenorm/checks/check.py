@@ -30,7 +30,7 @@ def check(
     """
     if target is not None and target not in TARGETS:
         raise ConfigError(f"target must be one of {', '.join(TARGETS)}, not {target!r}.")
-    code = locate(subject, within=within)
+    code = locate(subject, within=within, lines=(build, call))
     folders = [Path(one) for one in code.readable or (code.root,)]
     with Sandbox(*folders, seconds=seconds, prenorm_importable=prenorm_importable) as sandbox:
         try:

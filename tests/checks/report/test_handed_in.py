@@ -5,7 +5,6 @@ import zipfile
 import pytest
 
 from prenorm.checks.report.handed_in import find_submissions
-from prenorm.checks.source.notebook import definitions
 
 LAYERS = "class Block: ...\n"
 
@@ -113,28 +112,6 @@ def test_a_link_out_of_a_submission_is_no_file_of_it(folder, tmp_path):
     (folder / "ann").mkdir()
     (folder / "ann" / "layers.py").symlink_to(tmp_path / "secret.py")
     assert found(folder, tmp_path)[0].problem == "it has no layers.py, and no class Block: it has layers.py (a link)"
-
-
-def test_a_notebook_keeps_imports_and_definitions_with_their_cells(tmp_path):
-    cells = [
-        "%matplotlib inline\n!pip install torch\nimport torch\nfrom torch import nn",
-        "WIDTH = 4\nrate = torch.rand(1)\nmodel = train()\nprint(WIDTH)",
-        "%%bash\nls",
-        "files = !ls\nBlock??\nspent = %timeit -o 1 + 1",
-        "%%time\ndef timed():\n    return 1",
-        "class Block(nn.Module):\n    size = rate\n    def forward(self, x):\n        return x * WIDTH\n\n\nBlock()(1)",
-        "for step in range(10**9):\n    pass",
-    ]
-    file = tmp_path / "work.ipynb"
-    content = [{"cell_type": "markdown", "source": "# title"}] + [{"cell_type": "code", "source": one} for one in cells]
-    file.write_text(json.dumps({"cells": content}))
-    text, lines = definitions(file)
-    assert "rate = torch.rand(1)" in text  # a definition uses it
-    assert not [one for one in ("train()", "print", "ls", "Block()(1)", "range") if one in text]
-    names: dict[str, object] = {}
-    exec(compile(text, "work", "exec"), names)
-    assert {"Block", "timed"} <= names.keys()
-    assert lines[text.splitlines().index("class Block(nn.Module):")] == ("cell 6", 1)
 
 
 def test_everybody_has_a_row_but_for_lists_and_hidden_names(folder, tmp_path):

@@ -63,8 +63,9 @@ class Pairs(nn.Module):
         )
 
     def forward(self, x):
-        for attention, feed_forward in self.layers:
-            x = feed_forward(attention(x))
+        for pair in self.layers:
+            for part in pair.children():
+                x = part(x)
         return x
 
 

@@ -3,21 +3,23 @@
 import importlib.util
 import re
 import sys
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from ...errors import ConfigError
 from .imports import Imports, follow, names_another
-from .notebook import definitions
+from .notebook import Notebook, definitions
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Code:
     """What to import: module from root, or the file as module, and the name in it.
 
-    readable: what the learner's code may read. text: what is run in place of the file's own text, and lines: where
-    its lines stand, of a notebook. beside: names that it imports from elsewhere in the learner's project, with where
-    they lie. distributions: what the project calls itself, with its version. files: those of its own that it uses.
+    readable: what the learner's code may read. text: what is run in place of the file's own text, of a notebook, with
+    lines: where its lines stand, and left_out: names that are made by what does not run, with their cells. beside:
+    names that it imports from elsewhere in the learner's project, with where they lie. distributions: what the project
+    calls itself, with its version. files: those of its own that it uses.
     """
 
     root: str
@@ -27,17 +29,20 @@ class Code:
     readable: tuple[str, ...] = ()
     text: str | None = None
     lines: tuple[tuple[str, int], ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
     distributions: dict[str, str] = field(default_factory=dict)
     files: tuple[str, ...] = ()
 
 
-def locate(subject: str, *, within: Path | None = None) -> Code:
+def locate(subject: str, *, within: Path | None = None, lines: Iterable[str | None] = ()) -> Code:
     """What to import for "FILE.py:CLASS" or "package.module:CLASS", found without running it.
 
-    within: the folder, or the file, that what it imports must not leave, such as one submission of many.
+    within: the folder, or the file, that what it imports must not leave, such as one submission of many. lines: those
+    that build and call it, if a person gives them: of a notebook, what they name runs too.
     """
     where, colon, name = subject.rpartition(":")
+    wanted = {name.partition(".")[0], *(word for line in lines for word in re.findall(r"\w+", line or ""))}
     if not colon or not where or not name:
         raise ConfigError(f"the block must be given as FILE.py:CLASS or package.module:CLASS, not {subject!r}.")
     path = Path(where)
@@ -46,7 +51,7 @@ def locate(subject: str, *, within: Path | None = None) -> Code:
     if where.endswith((".py", ".ipynb")) or "/" in where:
         if not path.is_file():
             raise ConfigError(f"there is no file {where}.")
-        return _in_file(path.resolve(), name, within)
+        return _in_file(path.resolve(), name, within, wanted)
     root = Path.cwd()
     if Path(where).is_dir() and not re.fullmatch(r"\w+(\.\w+)*", where):
         raise ConfigError(f"{where} is a folder; --batch {where} checks everything in it.")
@@ -64,11 +69,11 @@ def locate(subject: str, *, within: Path | None = None) -> Code:
         raise ConfigError(f"there is no module {where}; write a file as FILE.py:CLASS.")
     file = Path(root, *where.split(".")).with_suffix(".py")
     if spec is None and file.is_file():
-        return _in_file(file.resolve(), name, within)
+        return _in_file(file.resolve(), name, within, wanted)
     return Code(root=str(root), module=where, file=None, name=name, files=(str(file),) if file.is_file() else ())
 
 
-def _in_file(path: Path, name: str, within: Path | None) -> Code:
+def _in_file(path: Path, name: str, within: Path | None, wanted: Collection[str]) -> Code:
     """A file of a package is imported as part of it, so that its relative imports work."""
     imports, within = Imports.of(path), None if within is None else within.resolve()
     root, module, levels = path.parent, re.sub(r"\W", "_", path.stem), imports.levels
@@ -85,17 +90,18 @@ def _in_file(path: Path, name: str, within: Path | None) -> Code:
     # A folder that is a package only by its relative imports may have unrelated neighbours.
     alone = (imports.levels > 0 and top != path) or (within is not None and within not in (root, *root.parents))
     try:
-        text, lines = definitions(path) if path.suffix == ".ipynb" else (None, ())
+        notebook = definitions(path, wanted) if path.suffix == ".ipynb" else Notebook()
     except ValueError as error:
-        raise ConfigError(f"a notebook must be JSON with a list of cells, but {path} is not: {error}.") from None
+        raise ConfigError(f"a notebook must be JSON with a list of cells (nbformat 4); {path}: {error}.") from None
     return Code(
         root=str(root),
         module=module,
         file=str(path),
         name=name,
         readable=(str(path if within == path else top if alone else root), *found.beside.values()),
-        text=text,
-        lines=lines,
+        text=notebook.text,
+        lines=notebook.lines,
+        left_out=notebook.left_out,
         beside={top: place for top, place in found.beside.items() if top not in sys.stdlib_module_names},
         distributions=found.distributions,
         files=(str(path), *found.files),

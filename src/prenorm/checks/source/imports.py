@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .notebook import definitions
+from .notebook import all_python
 from .parse import MAX_CHARACTERS, parse
 
 MOST_FILES = 80
@@ -30,7 +30,7 @@ class Imports:
         try:
             if path.stat().st_size > MAX_CHARACTERS * 4:
                 return Imports(())
-            text = definitions(path)[0] if path.suffix == ".ipynb" else path.read_bytes().decode(errors="replace")
+            text = all_python(path) if path.suffix == ".ipynb" else path.read_bytes().decode(errors="replace")
             tree = parse(text)
         except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
             return Imports(())

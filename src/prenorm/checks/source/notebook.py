@@ -1,86 +1,110 @@
-"""A notebook as a Python file: its imports and definitions, without the code that trains, prints or draws."""
+"""A notebook as a Python file: what a block needs, without the code that trains, prints or draws."""
 
 import ast
 import json
 import re
+from collections.abc import Collection
+from dataclasses import dataclass, field
 from pathlib import Path
 
+from .magics import as_python
+from .needed import choose
+from .parse import MAX_CHARACTERS, parse
+
 MAX_BYTES = 20 << 20  # notebooks contain pictures
-TIMED = ("%%time", "%%capture", "%%prun")
-"""What stands above a cell that is Python all the same."""
-NOT_PYTHON = re.compile(r"(?m)^([ \t]*)([!%?].*|[\w.]+\?{1,2}|[\w, ]+ = [!%].*)$")
 Lines = tuple[tuple[str, int], ...]
 
 
-def definitions(path: Path) -> tuple[str, Lines]:
-    """The imports and definitions of a notebook, and for each line its cell and line there.
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Notebook:
+    """What runs of a notebook. lines: for each line of the text its cell and line there.
 
-    Assignments are kept where they call nothing, or where a definition uses what they name. A cell is left out where
-    it is no Python, such as %%bash; so are lines for the shell, magics, and questions such as `Block?`.
-    Raises ValueError where the file is no notebook.
+    left_out: names that are made by what does not run, or may fail, with their cells.
     """
+
+    text: str | None = None
+    lines: Lines = ()
+    left_out: dict[str, str] = field(default_factory=dict)
+
+
+def all_python(path: Path) -> str:
+    """The Python of all cells that can be parsed. Raises ValueError where the file is no notebook."""
+    return "\n".join(cell for cell in _cells(path) if _parsed(cell) is not None)
+
+
+def definitions(path: Path, wanted: Collection[str]) -> Notebook:
+    """The imports and definitions of a notebook, and what the wanted names need (see needed.choose).
+
+    A cell that cannot be parsed is kept: importing it reports the error. Raises ValueError where the file is no
+    notebook.
+    """
+    cells = _cells(path)
+    parsed = [_parsed(cell) or [] for cell in cells]
+    body = [(number, node) for number, nodes in enumerate(parsed) for node in nodes]
+    choice = choose([node for _, node in body], wanted)
+    left_out: dict[str, str] = {}
+    texts = [cell.split("\n") for cell in cells]
+    future: list[tuple[str, tuple[str, int]]] = []
+    for index, (number, node) in reversed([*enumerate(body)]):  # the last first: columns of those before stay right
+        if index not in choice.kept or index in choice.tried:
+            left_out |= dict.fromkeys(choice.names[index].makes, f"cell {number + 1}")
+        if isinstance(node, ast.ImportFrom) and node.module == "__future__":  # stands at the beginning, or nowhere
+            future.append((ast.unparse(node), (f"cell {number + 1}", node.lineno)))
+            _replace(texts[number], node, "pass")
+        elif index not in choice.kept:
+            _replace(texts[number], node, "pass")
+        elif index in choice.tried:
+            names = sorted(choice.names[index].makes)
+            _try(texts[number], node, f"except Exception: [globals().pop(one, None) for one in {names}]")
+    placed = [(line, (f"cell {number}", at)) for number, text in enumerate(texts, 1) for at, line in enumerate(text, 1)]
+    both = [(line, (cell, at)) for text, (cell, at) in [*future, *placed] for line in text.split("\n")]
+    return Notebook(
+        text="\n".join(line for line, _ in both) + "\n", lines=tuple(place for _, place in both), left_out=left_out
+    )
+
+
+def _cells(path: Path) -> list[str]:
+    """The Python of every cell with code."""
     if path.stat().st_size > MAX_BYTES:
-        raise ValueError(f"a notebook may have at most {MAX_BYTES} bytes, but {path} has more")
+        raise ValueError(f"it has more than {MAX_BYTES} bytes")
     content = json.loads(path.read_bytes().decode(errors="replace"))
+    if isinstance(content, dict) and "worksheets" in content and "cells" not in content:
+        raise ValueError(
+            "it has nbformat 3 or older: open it in Jupyter and save it, or run jupyter nbconvert --to notebook"
+        )
     cells = content.get("cells") if isinstance(content, dict) else None
     if not isinstance(cells, list):
-        raise ValueError(f"{path} is not a notebook: it has no list of cells")
-    text: list[str] = []
-    lines: list[tuple[str, int]] = []
-    code = [cell for cell in cells if isinstance(cell, dict) and cell.get("cell_type") == "code"]
-    sources = [_python(cell.get("source", "")) for cell in code]
-    needed = set().union(*map(_used_by_definitions, sources))
-    for number, source in enumerate(sources, 1):
-        for line, one in enumerate(_kept(source, needed), 1):
-            if one is not None:
-                text.append(one)
-                lines.append((f"cell {number}", line))
-    return "\n".join(text) + "\n", tuple(lines)
-
-
-def _python(source: object) -> str:
-    """A cell's Python, with shell commands and magics replaced by pass."""
-    text = "".join(map(str, source)) if isinstance(source, list) else str(source)
-    if text.lstrip().startswith("%%") and not text.lstrip().startswith(TIMED):
-        return ""
-    return NOT_PYTHON.sub(r"\1pass", text)
+        raise ValueError("it has no list of cells")
+    code = [cell.get("source", "") for cell in cells if isinstance(cell, dict) and cell.get("cell_type") == "code"]
+    texts = ["".join(map(str, one)) if isinstance(one, list) else str(one) for one in code]
+    if sum(map(len, texts)) > 4 * MAX_CHARACTERS:
+        raise ValueError(f"its code has more than {4 * MAX_CHARACTERS} characters")
+    return [as_python(re.sub("\r\n|\r", "\n", one)) for one in texts]
 
 
 def _parsed(source: str) -> list[ast.stmt] | None:
     try:
-        return ast.parse(source).body
+        return parse(source).body
     except (SyntaxError, ValueError, RecursionError, MemoryError):
         return None
 
 
-def _used_by_definitions(source: str) -> set[str]:
-    nodes = [node for node in _parsed(source) or () if isinstance(node, Defined)]
-    return {one.id for node in nodes for one in ast.walk(node) if isinstance(one, ast.Name)}
+def _replace(lines: list[str], node: ast.stmt, by: str) -> None:
+    """Put something else in place of a statement, which may share its lines with others; no line is lost."""
+    first = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))]) - 1
+    last = (node.end_lineno or node.lineno) - 1
+    column = node.col_offset if first == node.lineno - 1 else 0
+    before = lines[first].encode()[:column].decode()
+    after = lines[last].encode()[node.end_col_offset :].decode()
+    lines[first : last + 1] = [before + by + after, *[""] * (last - first)]
 
 
-def _kept(source: str, needed: set[str]) -> list[str | None]:
-    """The lines of a cell, with None for those that are left out."""
-    lines: list[str | None] = list(source.splitlines())
-    for node in _parsed(source) or ():  # code that cannot be parsed is kept: importing it reports the error
-        start = min([node.lineno, *(one.lineno for one in getattr(node, "decorator_list", ()))])
-        if not _is_kept(node, needed):
-            lines[start - 1 : node.end_lineno] = [None] * ((node.end_lineno or start) - start + 1)
-    return lines
-
-
-def _is_kept(node: ast.stmt, needed: set[str]) -> bool:
-    match node:
-        case ast.Import() | ast.ImportFrom():
-            return True
-        case ast.Try():  # import this, or else that
-            imports = any(isinstance(one, ast.Import | ast.ImportFrom) for one in node.body)
-            return imports and all(_is_kept(one, needed) for one in node.body)
-        case ast.Assign() | ast.AnnAssign():
-            targets = node.targets if isinstance(node, ast.Assign) else [node.target]
-            names = {one.id for target in targets for one in ast.walk(target) if isinstance(one, ast.Name)}
-            calls = node.value is not None and any(isinstance(one, ast.Call) for one in ast.walk(node.value))
-            return bool(names & needed) or not calls
-    return isinstance(node, Defined)
-
-
-Defined = ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
+def _try(lines: list[str], node: ast.stmt, handler: str) -> None:
+    """Run a simple statement, and do something else if it raises."""
+    first, last = node.lineno - 1, (node.end_lineno or node.lineno) - 1
+    after = lines[last].encode()[node.end_col_offset :].lstrip()
+    if node.col_offset or after.startswith(b";"):  # it shares its lines
+        _replace(lines, node, "pass")
+        return
+    lines[first] = f"try: {lines[first]}"
+    lines[last] += f"\n{handler}"

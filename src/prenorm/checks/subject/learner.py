@@ -59,7 +59,12 @@ class Learner:
             "file": code.file,
             "name": code.name,
         }
-        request |= {"text": code.text, "beside": code.beside, "distributions": code.distributions}
+        request |= {
+            "text": code.text,
+            "left_out": code.left_out,
+            "beside": code.beside,
+            "distributions": code.distributions,
+        }
         reply = self.subject.ask(request)
         if "missing" in reply:
             raise MissingError([str(one) for one in reply["missing"]])

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 
-from prenorm.checks.subject.child.errors import described
+from prenorm.checks.subject.child.errors import LEFT_OUT, described
 
 SAID = "the code that was generated failed:\ndef op(x): ..."
 TEXT = """
@@ -33,6 +33,25 @@ def test_a_packages_error_that_only_leads_to_another_is_left_out(file: str, type
     told = described(raised.value)
     assert (told["type"], told["message"]) == (type, message)
     assert told["frames"][-1]["file"] == file
+
+
+@pytest.mark.parametrize(("name", "type"), [("rate", "NotInstalledError"), ("rates", "NameError")])
+def test_a_name_that_left_out_lines_make_is_not_the_blocks_fault(name: str, type: str) -> None:
+    with pytest.raises(NameError) as raised:
+        exec(f"def run():\n    return {name}\nrun()", {LEFT_OUT: {"rate": "cell 3"}})
+    told = described(raised.value)
+    assert told["type"] == type
+    assert ("what makes it, in cell 3, is not run" in told["message"]) == (name == "rate")
+
+
+@pytest.mark.parametrize(
+    ("file", "message"), [("a.ipynb", "invalid syntax"), ("a.py", "invalid syntax (a.py, line 2)")]
+)
+def test_a_syntax_error_in_a_notebook_says_no_line_of_the_joined_cells(file: str, message: str) -> None:
+    with pytest.raises(SyntaxError) as raised:
+        compile("x = 1\ndef f(:\n", file, "exec")
+    told = described(raised.value)
+    assert (told["message"], told["frames"][-1]["line"]) == (message, 2)
 
 
 SIZES = "The size of tensor a (32) must match the size of tensor b (3)"

@@ -62,14 +62,16 @@ class Driver:
     def op_load(self, request: Request) -> Reply:
         """Import root/file as module (or module from root, without a file), and find name in it.
 
-        "text" is run in place of the file's own; "beside" and "distributions" are importing.Importer's.
+        "text" is run in place of the file's own, and "left_out" are names that it does not make, with their places;
+        "beside" and "distributions" are importing.Importer's.
         Gives use()'s reply, or {"missing": names that the module has} without such a name.
         """
         self._importer = Importer(request["root"], request.get("beside", {}), request.get("distributions", {}))
         self._file = request["file"]
         self._surroundings = NoGpu(self._importer.notes)
         with self._surroundings, usual_settings(self._importer.notes):
-            module = self._importer.module(request["module"], request["file"], request.get("text"))
+            text, left_out = request.get("text"), request.get("left_out", {})
+            module = self._importer.module(request["module"], request["file"], text, left_out)
         found: Any = module
         for part in request["name"].split("."):
             if not hasattr(found, part):

@@ -5,6 +5,7 @@ import importlib.util
 import os
 import re
 import traceback
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -22,7 +23,8 @@ def described(error: BaseException) -> dict[str, Any]:
     """An exception as {"type", "message", "frames"}, frames from the outermost to the innermost.
 
     A known package that is not installed is a NotInstalledError, wherever it is imported; so are a newer Python, a
-    file that is read, such as a vocabulary, other processes, and what the sandbox refuses.
+    file that is read, such as a vocabulary, other processes, what the sandbox refuses, and a name that a notebook makes
+    where it is not run.
     """
     if isinstance(error, ModuleNotFoundError) and not isinstance(error, NotInstalledError) and error.name:
         top = error.name.partition(".")[0]
@@ -39,9 +41,11 @@ def described(error: BaseException) -> dict[str, Any]:
         )
     try:
         message = str(error)
+        if isinstance(error, SyntaxError) and str(error.filename).endswith(".ipynb"):
+            message = error.msg  # without a line that no cell has: its place is told beside
     except BaseException:  # __str__ is the learner's too
         message = "(its message cannot be shown)"
-    lacking = needed(error) or refused(error) or wants_gpu(error)
+    lacking = needed(error) or refused(error) or wants_gpu(error) or _left_out(error)
     if isinstance(error, FileNotFoundError) and error.filename:
         lacking = f"{error.filename} is read, and is not there: put it beside the file that reads it"
     if isinstance(error, RuntimeError | ValueError) and "process group has not been initialized" in message:
@@ -61,6 +65,25 @@ def described(error: BaseException) -> dict[str, Any]:
         }
     cause = "" if error.__cause__ is None else "\n" + "".join(traceback.format_exception_only(error.__cause__)).strip()
     return {"type": type(error).__name__, "message": message[: TEXT - 400] + cause[:400], "frames": frames[-FRAMES:]}
+
+
+LEFT_OUT = "__left_out__"
+"""In a module that is run without some of its lines: the names that these make, with their places."""
+
+
+def _left_out(error: BaseException) -> str:
+    """Where the name that is not defined is made, if it is made in lines that did not run; empty if it is not."""
+    steps = [*traceback.walk_tb(error.__traceback__)]
+    if type(error) is not NameError or not steps:
+        return ""
+    left_out = steps[-1][0].f_globals.get(LEFT_OUT, {})
+    place = left_out.get(error.name) if isinstance(left_out, Mapping) else None
+    if place is None:
+        return ""
+    return (
+        f"{error.name} is not defined, because what makes it, in {place}, is not run (of a notebook, only definitions "
+        f"and what the block needs are), or raises: give {error.name} its value in a plain assignment"
+    )
 
 
 def entered(error: BaseException, module: nn.Module) -> bool:

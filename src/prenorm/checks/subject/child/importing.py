@@ -4,6 +4,7 @@ What stands in for something is told in the notes. Whatever stands in for a miss
 block, so that no number ever comes from it.
 """
 
+import builtins
 import contextlib
 import importlib
 import importlib.abc
@@ -20,8 +21,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from .errors import LEFT_OUT
 from .finders import Beside, Distributions
-from .missing_packages import KNOWN, MissingPackages, NotInstalledError, not_installed, stub_path, way_out
+from .missing_packages import (
+    KNOWN,
+    MissingPackages,
+    NotInstalledError,
+    is_namespace,
+    missing_part,
+    not_installed,
+    stub_path,
+    way_out,
+)
 from .newer_python import missing_name, stand_in
 from .surroundings import no_arguments, no_results
 
@@ -32,6 +43,7 @@ SPELLED = (
     *("collections", "contextlib", "argparse", "logging", "warnings", "inspect", "random", "pathlib"),
 )
 """What files of blocks import most: a name that is nearly one of them is that one, misspelt."""
+NOTHING: Mapping[str, str] = types.MappingProxyType({})
 
 
 class Importer:
@@ -53,22 +65,26 @@ class Importer:
         sys.meta_path.insert(0, Beside(checkouts))  # otherwise the folder around it would be found, as a package
         sys.meta_path += [Beside(self.beside), self._stubs, Distributions(distributions)]
 
-    def module(self, name: str, file: str | None, text: str | None = None) -> types.ModuleType:
+    def module(
+        self, name: str, file: str | None, text: str | None = None, left_out: Mapping[str, str] = NOTHING
+    ) -> types.ModuleType:
         """The module: from its file where there is one, as part of the packages that its name says.
 
-        text: what is run in place of the file's own text.
+        text: what is run in place of the file's own text. left_out: names that it does not make, with their places.
         """
+        if file is not None and text is not None:  # for the lines of errors
+            linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
         self._package = name.partition(".")[0]
-        with no_arguments(file), no_results(self.notes, file):
+        with no_arguments(file), no_results(self.notes, file), contextlib.ExitStack() as meanwhile:
             for _ in range(ROUNDS):
                 try:
-                    module = self._once(name, file, text)
+                    module = self._once(name, file, text, left_out)
                     break
                 except (Exception, SystemExit) as error:
                     missing = _lacking(error)
                     if self._may_be_missing(missing):
                         self._stubs.names.add(missing)
-                    elif not stand_in(error, self.notes):
+                    elif not stand_in(error, self.notes) and not self._give_ipython(error, meanwhile):
                         if what := (self._left_out if type(error) is ImportError else "") or self._named_stub(error):
                             raise not_installed(what).with_traceback(error.__traceback__) from error
                         if told := self._of_another_release(error):
@@ -99,7 +115,7 @@ class Importer:
                 if str(path) != file and path.stem.isidentifier() and pattern.search(path.read_text(errors="replace")):
                     _from_file(package + path.stem, str(path), None)
 
-    def _once(self, name: str, file: str | None, text: str | None) -> types.ModuleType:
+    def _once(self, name: str, file: str | None, text: str | None, left_out: Mapping[str, str]) -> types.ModuleType:
         if file is None:
             return importlib.import_module(name)
         before = sys.modules.get(name)
@@ -107,7 +123,7 @@ class Importer:
         loaded = sys.modules.get(name)
         if loaded is not before and loaded is not None and _file(loaded) == file and text is None:
             return loaded
-        return _from_file(name, file, text)
+        return _from_file(name, file, text, left_out)
 
     def _packages(self, names: list[str], innermost: Path) -> None:
         """Import the packages that the file is in; in place of one that raises stands an empty one."""
@@ -127,11 +143,21 @@ class Importer:
 
     def _may_be_missing(self, name: str) -> bool:
         """Whether something may stand in for what cannot be imported: no file of the learner's, no misspelling."""
-        if not name or name == self._package or name in self._stubs.names or self._is_own(name):
+        top = name.partition(".")[0]
+        if not name or top == self._package or name in self._stubs.names or self._is_own(top):
             return False
         if name in sys.modules and not self._is_mine(sys.modules[name]):  # it is there, and lacks a part
             return False
         return name in KNOWN or not any(_is_misspelt(name, meant) for meant in SPELLED)
+
+    def _give_ipython(self, error: BaseException, meanwhile: contextlib.ExitStack) -> bool:
+        """Whether get_ipython was missing, as it is outside a notebook: meanwhile one is there that does nothing."""
+        if not isinstance(error, NameError) or error.name != "get_ipython":
+            return False
+        setattr(builtins, error.name, self._stubs.stub(f"IPython.{error.name}"))
+        meanwhile.callback(delattr, builtins, error.name)
+        self.notes[error.name] = "there is no notebook here: it does nothing"
+        return True
 
     def _named_stub(self, error: BaseException) -> str:
         """What of a missing package the learner's statement that raised has in it; empty if nothing, or no reason."""
@@ -217,7 +243,7 @@ def _lacking(error: BaseException) -> str:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, ModuleNotFoundError):
         cause = cause.__cause__ or cause.__context__
-    return "" if cause is None else (cause.name or "").partition(".")[0]
+    return "" if cause is None else missing_part(cause.name or "")
 
 
 def _is_misspelt(name: str, meant: str) -> bool:
@@ -247,16 +273,16 @@ def _stand_in(package: str, folder: Path) -> None:
 def _file(module: Any) -> str | None:
     """Its file, or its folder if it is a package without __init__.py."""
     try:  # sys.modules holds what it was given: no module at all, at times
-        file, loader, folders = (vars(module).get(name) for name in ("__file__", "__loader__", "__path__"))
+        file, folders = (vars(module).get(name) for name in ("__file__", "__path__"))
     except TypeError:
         return None
-    if isinstance(loader, importlib.machinery.NamespaceLoader):
+    if is_namespace(module):
         with contextlib.suppress(KeyError):
             file = next(iter(folders or ()), None)
     return file if isinstance(file, str) else None
 
 
-def _from_file(name: str, file: str, text: str | None) -> types.ModuleType:
+def _from_file(name: str, file: str, text: str | None, left_out: Mapping[str, str] = NOTHING) -> types.ModuleType:
     if "." not in name and (name in sys.modules or name in sys.stdlib_module_names):
         name = f"{name}_under_test"  # a file that is called random.py must not become everybody's random
     loader = importlib.machinery.SourceFileLoader(name, file)  # whatever the file's name ends in
@@ -268,6 +294,7 @@ def _from_file(name: str, file: str, text: str | None) -> types.ModuleType:
         if text is None:
             loader.exec_module(module)
         else:
+            vars(module)[LEFT_OUT] = left_out
             exec(compile(text, file, "exec"), vars(module))
     except BaseException:
         sys.modules.pop(name, None)

@@ -3,6 +3,7 @@
 import abc
 import importlib.abc
 import importlib.machinery
+import sys
 import types
 from collections.abc import Iterator
 from typing import Any
@@ -60,7 +61,7 @@ class MissingPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         self._sealed: list[bool] = []
 
     def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
-        if name.partition(".")[0] not in self.names:
+        if missing_part(name) not in self.names:
             if path is None:
                 self.asked.add(name)
             return None
@@ -71,6 +72,10 @@ class MissingPackages(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
     def exec_module(self, module: types.ModuleType) -> None:
         """There is nothing to run."""
+
+    def stub(self, path: str) -> "_Stub":
+        """What stands in for this name of a package."""
+        return _stub(path, self._sealed)
 
     def seal(self) -> None:
         """From now on using one raises."""
@@ -108,14 +113,34 @@ class NotInstalledError(ModuleNotFoundError):
 
 def not_installed(path: str) -> NotInstalledError:
     """The error that says what uses which package, and how to install it."""
-    top = path.partition(".")[0]
+    top = missing_part(path)
     return NotInstalledError(f"{path} is used, and {top} is not installed here: {way_out(top)}")
 
 
 def way_out(package: str) -> str:
     """How to get a package that is missing, or the file of that name that was not handed in."""
-    install = f"pip install {INSTALL.get(package, package)}"
-    return install if package in KNOWN else f"{install}, or put the file {package}.py beside this one if it is yours"
+    install = f"pip install {INSTALL.get(package, package.replace('.', '-'))}"
+    return (
+        install
+        if package in KNOWN or "." in package
+        else f"{install}, or put the file {package}.py beside this one if it is yours"
+    )
+
+
+def missing_part(name: str) -> str:
+    """The package of a dotted name: its first part, or what follows a namespace that packages share, such as google."""
+    package, *inner = name.split(".")
+    while inner and is_namespace(sys.modules.get(package)):
+        package = f"{package}.{inner.pop(0)}"
+    return package
+
+
+def is_namespace(module: Any) -> bool:
+    """Whether it is a folder without __init__.py."""
+    try:  # sys.modules holds what it was given: no module at all, at times
+        return isinstance(vars(module).get("__loader__"), importlib.machinery.NamespaceLoader)
+    except TypeError:
+        return False
 
 
 class _Stub(abc.ABCMeta):
