@@ -9,10 +9,9 @@ from torch import Tensor
 from ..search.explain import explain
 from ..search.explanation import UnexplainedError
 from ..search.trials import agrees
-from ..start.refusals import refuses
 from ..subject.child import meanings
 from ..subject.learner import Built
-from ..subject.raised import LearnerError
+from ..subject.raised import LearnerError, refuses
 from ..subject.recipe import Argument, Line
 from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case, raised
 from .lengths import coinciding, what_coincides

@@ -120,14 +120,6 @@ def is_further(error: LearnerError, other: LearnerError) -> bool:
     return len(steps[0]) > len(steps[1])
 
 
-def refuses(error: LearnerError) -> bool:
-    """Whether the statement that raises is meant to refuse what it is given; torch raises where an attribute lacks."""
-    frames = error.error.get("frames") or ()
-    if not frames or error.error["type"] == "AttributeError":
-        return False
-    return re.search(r"(^|: *)(raise|assert)\b", str(frames[-1]["code"]).strip()) is not None
-
-
 def refuse_sizes(learner: Learner, error: LearnerError) -> NoReturn:
     """Sizes do not reach the block: it may have those of a configuration that nobody hands in."""
     raise UnknownArgumentsError(

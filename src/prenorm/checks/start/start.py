@@ -18,7 +18,7 @@ from ..subject.child import meanings
 from ..subject.child.errors import NoShapesError
 from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Built
-from ..subject.raised import Description, LearnerError
+from ..subject.raised import Description, LearnerError, refuses
 from ..subject.recipe import Argument, Line, Recipe, given
 from . import build_lines, call_lines, effects
 from .best_call import EACH, Calls
@@ -35,7 +35,6 @@ from .refusals import (
     refuse_layers,
     refuse_sizes,
     refuse_without,
-    refuses,
 )
 
 TOKENS = 7

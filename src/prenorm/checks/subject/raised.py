@@ -1,5 +1,6 @@
 """What the learner's code raised, as the judge sees it."""
 
+import re
 from typing import Any
 
 Description = dict[str, Any]
@@ -20,6 +21,14 @@ class MissingError(Exception):
     def __init__(self, names: list[str]) -> None:
         super().__init__()
         self.names = names
+
+
+def refuses(error: LearnerError) -> bool:
+    """Whether the statement that raises is meant to refuse what it is given; torch raises where an attribute lacks."""
+    frames = error.error.get("frames") or ()
+    if not frames or error.error["type"] == "AttributeError":
+        return False
+    return re.search(r"(^|: *)(raise|assert)\b", str(frames[-1]["code"]).strip()) is not None
 
 
 def refused(stage: str, message: str) -> LearnerError:
