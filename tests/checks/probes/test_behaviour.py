@@ -1,4 +1,4 @@
-"""Where a block draws random numbers in eval mode."""
+"""Where a block draws random numbers in eval mode, and what it keeps of a call."""
 
 import inspect
 
@@ -6,7 +6,10 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from prenorm.checks.judge import judge
 from prenorm.checks.probes.behaviour import dropout_argument, repeated_calls
+from prenorm.checks.source.code import Code
+from prenorm.checks.subject.local import LocalSubject
 
 from ..small import Right
 from .started import started
@@ -74,3 +77,21 @@ def test_the_line_is_the_one_that_draws(block, id, code):
     assert [*case.report.findings] == [id]
     lines = [frame["code"] for frame in case.report.errors[id]["frames"] if frame["file"] == __file__]
     assert lines[-1].startswith(code)
+
+
+class RaisesTheSecondTime(Right):
+    """A tensor is neither true nor false."""
+
+    positions = None
+
+    def attention(self, x):
+        if not self.positions:
+            self.positions = torch.arange(x.shape[-2], device=x.device)
+        return super().attention(x)
+
+
+def test_an_error_of_the_second_call_says_that_the_first_one_runs():
+    block = RaisesTheSecondTime
+    verdict = judge(LocalSubject(block), Code(root="", module=block.__module__, file="", name=block.__name__), seed=0)
+    assert verdict.ids == ["retains_state"]
+    assert verdict.findings[0].evidence.startswith("the first call runs, and a later one of the same block raises")
