@@ -4,8 +4,11 @@ import pytest
 import torch
 from torch import nn
 
+from prenorm.checks.formula.parameters import Piece
+from prenorm.checks.formula.spec import Spec
 from prenorm.checks.probes.case import Report
-from prenorm.checks.probes.initial import constructed
+from prenorm.checks.probes.initial import constructed, widths
+from prenorm.checks.search.explanation import Explanation
 
 from ..small import DeviationOfOne, Frozen, NeverFilled, Right
 from .started import started
@@ -248,3 +251,27 @@ class FadesInASublayer(OfASublayer):
 def test_a_scale_that_is_wrong_in_one_sublayer_is_wrong(block, says):
     found = judged(block, "").findings
     assert says in found["weight_init_scale"] if says else not found
+
+
+class IgnoresItsWidth(Right):
+    def __init__(self, d_model, num_heads, filter_size):
+        super().__init__(d_model, num_heads, 4 * d_model)
+
+
+class HasAWidthOfItsOwn(Right):
+    """A rule of this author's: the argument is no width under that name."""
+
+    def __init__(self, d_model, num_heads, filter_size):
+        super().__init__(d_model, num_heads, (2 * filter_size // 3 + 63) // 64 * 64)
+
+
+@pytest.mark.parametrize(("block", "ids"), [(IgnoresItsWidth, {"d_ff_ignored"}), (HasAWidthOfItsOwn, set())])
+def test_a_width_of_any_name_that_changes_no_shape_is_ignored(block, ids):
+    case = started(block)
+    case.built = case.build()
+    case.raw = case.built.draw(case.generator)
+    down = Piece(("down.weight",))
+    case.explanation = Explanation(Spec(), {"down": down}, 0)
+    widths(case)
+    assert case.report.faults() == ids
+    assert case.report.conventions["d_ff"].endswith("for filter_size=52")

@@ -246,8 +246,23 @@ def widths(case: Case) -> None:
     gate, up = (case.explanation.reading.get(role) for role in ("gate", "up"))
     if gate is not None and up is not None and gate.parameters == up.parameters and 2 * width == case.sizes.d_ff:
         case.report.conventions["d_ff"] += ": the width of gate and up together"
-    elif own in WIDTH_NAMES and not _in_multiples(case, down, width):
+    elif (own in WIDTH_NAMES and not _in_multiples(case, down, width)) or _is_unused(case):
         case.report.found("d_ff_ignored", f"{own}={case.sizes.d_ff} gives a width of {width}")
+
+
+def _is_unused(case: Case) -> bool:
+    """Whether an argument of the constructor itself changes no shape; an entry of a configuration may be for others."""
+    handed = [one for one in case.learner.recipe.build.arguments if one.value == "d_ff" and one.is_there(frozenset())]
+    if not handed or handed[0].guess:
+        return False
+    larger = dataclasses.replace(case.sizes, d_ff=LARGER * case.sizes.d_ff)  # for widths in multiples
+    try:
+        shapes = [
+            [(one["name"], one["shape"]) for one in case.build(sizes=size).parameters] for size in (case.sizes, larger)
+        ]
+    except LearnerError:
+        return False
+    return shapes[0] == shapes[1]
 
 
 def _in_multiples(case: Case, down: Piece, width: int) -> bool:
