@@ -265,9 +265,7 @@ def _is_unused(case: Case) -> bool:
     handed = [one for one in case.learner.recipe.build.arguments if one.value == "d_ff" and one.is_there(frozenset())]
     if not handed or handed[0].guess:
         return False
-    larger = dataclasses.replace(
-        case.sizes, d_ff=LARGER * case.sizes.d_ff
-    )  # beyond the multiples that it is rounded to
+    larger = dataclasses.replace(case.sizes, d_ff=LARGER * case.sizes.d_ff)  # for widths in multiples
     try:
         shapes = [
             [(one["name"], one["shape"]) for one in case.build(sizes=size).parameters] for size in (case.sizes, larger)
