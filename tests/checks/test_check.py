@@ -182,6 +182,16 @@ def test_the_command_takes_lines_that_build_and_call(workspace: Path, capsys: py
     assert "PermissionError" in finding["evidence"]
 
 
+def test_a_line_that_is_no_expression_is_said_once_for_a_batch(
+    workspace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for flag in ("--build", "--call"):
+        assert command.main(["check", "--batch", str(workspace), "layers.py:TransformerBlock", flag, "Block("]) == 2
+        captured = capsys.readouterr()
+        assert f"{flag} is one Python expression" in captured.err
+        assert not captured.out
+
+
 def test_a_block_that_is_prenorms_own_says_so(tmp_path: Path) -> None:
     file = tmp_path / "layers.py"
     file.write_text("from prenorm import TransformerBlock as T\n\n\nclass Block(T):\n    pass\n")

@@ -128,9 +128,13 @@ def _judge_one(flags: CheckFlags, form: str) -> int:
 def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
     from ..checks.report import batch
     from ..checks.report.handed_in import find_submissions
+    from ..checks.subject.recipe import given
 
     if form == "gradescope":
         raise ConfigError("gradescope wants one results.json a submission; --format gradescope goes without --batch.")
+    for what, text in (("build", flags.build), ("call", flags.call)):
+        if text is not None:
+            given(text, what)  # a mistake is said once, not in every row
     with tempfile.TemporaryDirectory(prefix="prenorm-batch-") as unpacked:
         submissions = find_submissions(folder, flags.subject, unpacked=Path(unpacked))
         results = _checked(flags, submissions)

@@ -146,3 +146,13 @@ def test_of_a_zip_only_what_is_needed_is_looked_at(folder, tmp_path):
     (ann,) = found(folder, tmp_path)
     assert ann.subject is not None
     assert [one.name for one in (tmp_path / "unpacked" / "ann.zip").rglob("*")] == ["layers.py"]
+
+
+def test_a_zip_with_a_password_says_so(folder, tmp_path):
+    path = zipped(folder / "ann.zip", {"layers.py": LAYERS})
+    data = bytearray(path.read_bytes())
+    for header, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(header) + flags] |= 1
+    path.write_bytes(data)
+    (ann,) = found(folder, tmp_path)
+    assert ann.problem == "the zip is refused: it has a password"

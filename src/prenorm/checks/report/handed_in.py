@@ -144,7 +144,8 @@ def _in_zip(shown: str, path: Path, folder: Path, file: str, name: str) -> Submi
     try:
         inner = _unpack(path, folder)
     except Exception as error:  # the readers of damaged archives raise errors of many kinds
-        return Submission(name=shown, problem=f"the zip is refused: {error or type(error).__name__}")
+        why = "it has a password" if "is encrypted" in str(error) else error or type(error).__name__
+        return Submission(name=shown, problem=f"the zip is refused: {why}")
     found = _in_folder(shown, folder, file, name)
     if found.subject is None and inner:
         return replace(found, problem=f"{found.problem}; {inner[0]} inside the zip is not unpacked")
