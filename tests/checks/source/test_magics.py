@@ -1,5 +1,7 @@
 """Lines of IPython and the shell in a cell."""
 
+import time
+
 import pytest
 
 from prenorm.checks.source.magics import as_python
@@ -33,7 +35,15 @@ def test_they_become_calls_of_ipython_with_as_many_lines(cell: str, python: str)
         "'''\n!no command\nBlock?\n'''",
         "f(\n    x,\n    %3\n)",
         "x %= 3",
+        "x = 'a\\\n%b'",
     ],
 )
 def test_a_line_inside_a_statement_is_python(cell: str) -> None:
     assert as_python(cell) == cell
+
+
+@pytest.mark.parametrize("cell", ["\\'" * 100_000, "'''\n" + "x" * 200_000, "\n".join(["!x", "("] * 10_000)])
+def test_long_cells_take_no_time(cell: str) -> None:
+    began = time.process_time()
+    as_python(cell)
+    assert time.process_time() - began < 5

@@ -1,10 +1,16 @@
 """What runs of a notebook."""
 
+import sys
 from typing import Any
 
 import pytest
 
-from prenorm.checks.source.notebook import definitions
+from prenorm.checks.source.code import locate
+from prenorm.checks.source.notebook import definitions, written
+from prenorm.checks.source.text import Text
+from prenorm.checks.subject.learner import Learner
+from prenorm.checks.subject.local import LocalSubject
+from prenorm.checks.verdict import Place
 from tests.checks.source.notebooks import notebook
 
 BLOCK = "import json\nclass Block:\n    value = VALUE\n    def text(self):\n        return json.dumps(self.value)\n"
@@ -13,7 +19,6 @@ BLOCK = "import json\nclass Block:\n    value = VALUE\n    def text(self):\n    
 def ran(path, *cells, wanted=("Block",)):
     """The names after what is kept of the cells has run."""
     found = definitions(notebook(path / "work.ipynb", *cells), wanted)
-    assert found.text is not None
     names: dict[str, Any] = {}
     exec(compile(found.text, "work", "exec"), names)
     return names
@@ -106,7 +111,6 @@ def test_lines_are_those_of_the_cells(tmp_path):
         ),
         ["Block"],
     )
-    assert found.text is not None
     exec(compile(found.text, "work", "exec"), {})  # an import of __future__ is the first statement
     lines = found.text.split("\n")
     for line, place in (("import json", ("cell 1", 3)), ("x = 1", ("cell 2", 1)), ("class Block:", ("cell 3", 2))):
@@ -120,3 +124,58 @@ def test_what_is_no_notebook_says_why(content, said, tmp_path):
     (tmp_path / "work.ipynb").write_text(content)
     with pytest.raises(ValueError, match=said):
         definitions(tmp_path / "work.ipynb", ["Block"])
+
+
+BASE = "from torch import nn\n\n\nclass Base(nn.Module): ...\n"
+
+
+@pytest.fixture
+def _as_before(monkeypatch):
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setattr(sys, "meta_path", [*sys.meta_path])
+    before = {*sys.modules}
+    yield
+    for name in {*sys.modules} - before:
+        del sys.modules[name]
+
+
+@pytest.mark.usefixtures("_as_before")
+@pytest.mark.parametrize(
+    "cells",
+    [
+        (f"%%writefile base_of.py\n{BASE}", "from base_of import Base\nclass Block(Base): ..."),
+        (f"%%writefile our_lm/base.py\n{BASE}", "import our_lm.base as lm\nclass Block(lm.Base): ..."),
+        (f"%%writefile of_block.py\n{BASE}\nclass Block(Base): ...", "!python of_block.py"),
+        (f"%%file a_base.py\n{BASE}", "%%file a_block.py\nfrom a_base import Base\nclass Block(Base): ...\n"),
+        (f"%%writefile work.py\n{BASE}\nclass Block(Base): ...", "from work import Block"),
+    ],
+)
+def test_files_that_cells_write_can_be_imported(cells, tmp_path):
+    learner = Learner(LocalSubject())
+    code = locate(f"{notebook(tmp_path / 'work.ipynb', *cells)}:Block")
+    learner.load(code)
+    assert learner.made["name"] == "Block"
+    assert "class Base" in Text(code).source
+
+
+def test_lines_of_files_that_cells_write_are_those_of_the_cells(tmp_path):
+    file = notebook(tmp_path / "work.ipynb", f"\n%%file a_base.py\n{BASE}", "from a_base import Base")
+    text = Text(locate(f"{file}:Base"))
+    assert BASE in text.source
+    place = text.innermost({"frames": [{"file": f"{tmp_path}/a_base.py", "line": 4}]})
+    assert place == Place(file=f"{file} (cell 1)", line=6, code="class Base(nn.Module): ...")
+
+
+def test_a_file_is_what_was_written_last_with_what_was_added(tmp_path):
+    cells = (
+        "%%writefile a.py\nx = 1",
+        "%%writefile a.py\nx = 2\n",
+        "x",
+        "%%writefile -a a.py\ny = 3",
+        "%%writefile ../b.py\n",
+    )
+    found = written(notebook(tmp_path / "work.ipynb", *cells))
+    assert [*found] == [str(tmp_path / "a.py")]
+    one = found[str(tmp_path / "a.py")]
+    assert one.lines[one.text.split("\n").index("y = 3")] == ("cell 4", 2)
+    assert "x = 1" not in one.text

@@ -9,17 +9,18 @@ from pathlib import Path
 
 from ...errors import ConfigError
 from .imports import Imports, follow, names_another
-from .notebook import Notebook, definitions
+from .notebook import Lines, definitions, written
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Code:
     """What to import: module from root, or the file as module, and the name in it.
 
-    readable: what the learner's code may read. text: what is run in place of the file's own text, of a notebook, with
-    lines: where its lines stand, and left_out: names that are made by what does not run, with their cells. beside:
-    names that it imports from elsewhere in the learner's project, with where they lie. distributions: what the project
-    calls itself, with its version. files: those of its own that it uses.
+    readable: what the learner's code may read. Of a notebook, texts: by file what is run in place of its own text, the
+    notebook's and those of files that its cells write; lines: where their lines stand; left_out: names that are made by
+    what does not run, with their cells. beside: names that it imports from elsewhere in the learner's project, with
+    where they lie. distributions: what the project calls itself, with its version. files: those of its own that it
+    uses.
     """
 
     root: str
@@ -27,8 +28,8 @@ class Code:
     file: str | None
     name: str
     readable: tuple[str, ...] = ()
-    text: str | None = None
-    lines: tuple[tuple[str, int], ...] = ()
+    texts: dict[str, str] = field(default_factory=dict)
+    lines: dict[str, Lines] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     beside: dict[str, str] = field(default_factory=dict)
     distributions: dict[str, str] = field(default_factory=dict)
@@ -76,7 +77,8 @@ def locate(subject: str, *, within: Path | None = None, lines: Iterable[str | No
 def _in_file(path: Path, name: str, within: Path | None, wanted: Collection[str]) -> Code:
     """A file of a package is imported as part of it, so that its relative imports work."""
     imports, within = Imports.of(path), None if within is None else within.resolve()
-    root, module, levels = path.parent, re.sub(r"\W", "_", path.stem), imports.levels
+    stem = path.stem if path.suffix == ".py" else path.name  # nobody imports a notebook: model.py may be beside it
+    root, module, levels = path.parent, re.sub(r"\W", "_", stem), imports.levels
     inner = path
     while root.parent != root and (
         (root / "__init__.py").is_file() or levels > 0 or (inner != path and names_another(inner, path))
@@ -90,19 +92,22 @@ def _in_file(path: Path, name: str, within: Path | None, wanted: Collection[str]
     # A folder that is a package only by its relative imports may have unrelated neighbours.
     alone = (imports.levels > 0 and top != path) or (within is not None and within not in (root, *root.parents))
     try:
-        notebook = definitions(path, wanted) if path.suffix == ".ipynb" else Notebook()
+        cells = {str(path): definitions(path, wanted), **written(path)} if path.suffix == ".ipynb" else {}
     except ValueError as error:
         raise ConfigError(f"a notebook must be JSON with a list of cells (nbformat 4); {path}: {error}.") from None
+    imported = [one for text in cells.values() for one in Imports.of_text(text.text).names]
+    names = {part for _, module, name in imported for part in (*module.split("."), name)}
+    used = [file for file in cells if Path(file).stem in names]
     return Code(
         root=str(root),
         module=module,
         file=str(path),
         name=name,
         readable=(str(path if within == path else top if alone else root), *found.beside.values()),
-        text=notebook.text,
-        lines=notebook.lines,
-        left_out=notebook.left_out,
+        texts={file: one.text for file, one in cells.items()},
+        lines={file: one.lines for file, one in cells.items()},
+        left_out=cells[str(path)].left_out if cells else {},
         beside={top: place for top, place in found.beside.items() if top not in sys.stdlib_module_names},
         distributions=found.distributions,
-        files=(str(path), *found.files),
+        files=tuple(dict.fromkeys([str(path), *used, *found.files])),
     )

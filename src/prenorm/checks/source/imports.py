@@ -31,8 +31,16 @@ class Imports:
             if path.stat().st_size > MAX_CHARACTERS * 4:
                 return Imports(())
             text = all_python(path) if path.suffix == ".ipynb" else path.read_bytes().decode(errors="replace")
+        except (OSError, ValueError):
+            return Imports(())
+        return Imports.of_text(text)
+
+    @staticmethod
+    def of_text(text: str) -> "Imports":
+        """Those of a source; none where it cannot be parsed."""
+        try:
             tree = parse(text)
-        except (OSError, SyntaxError, ValueError, RecursionError, MemoryError):
+        except (SyntaxError, ValueError, RecursionError, MemoryError):
             return Imports(())
         found: list[tuple[int, str, str]] = []
         for node in ast.walk(tree):

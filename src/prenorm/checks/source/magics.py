@@ -52,7 +52,7 @@ class Inside:
     def after(self, line: str) -> "Inside":
         """What the line after this one begins inside of."""
         brackets, quotes, token, at = self.brackets, self.quotes, "", 0
-        while found := (END[quotes] if quotes else TOKEN).search(line, at):
+        while found := END[quotes].match(line, at) if quotes else TOKEN.search(line, at):
             at, token = found.end(), found[0]
             if quotes:
                 quotes = ""
@@ -65,7 +65,7 @@ class Inside:
         return Inside(brackets, quotes, goes_on=token == "\\")
 
 
-TOKEN = re.compile(r"""#.*|'{3}|"{3}|'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*"|[()\[\]{}]|\\$""")
+TOKEN = re.compile(r"""#.*|'{3}|"{3}|'(?:\\.|[^'\\])*'?|"(?:\\.|[^"\\])*"?|[()\[\]{}]|\\$""")
 END = {"'''": re.compile(r"(?:\\.|[^\\])*?'''"), '"""': re.compile(r'(?:\\.|[^\\])*?"""')}
 
 

@@ -66,8 +66,8 @@ class Text:
         return found
 
     def _text(self, file: str) -> str | None:
-        if file == self._code.file and self._code.text is not None:
-            return self._code.text
+        if file in self._code.texts:
+            return self._code.texts[file]
         try:
             path = Path(file)
             if path.is_file() and path.stat().st_size <= MAX_CHARACTERS:
@@ -85,9 +85,9 @@ class Text:
         if not 1 <= line <= len(lines):
             return None
         code = lines[line - 1].strip()[:MAX_CODE]
-        if file == self._code.file and self._code.text is not None and line <= len(self._code.lines):
-            cell, line = self._code.lines[line - 1]
-            file = f"{file} ({cell})"
+        if line <= len(self._code.lines.get(file, ())):
+            cell, line = self._code.lines[file][line - 1]
+            file = f"{self._code.file} ({cell})"
         return Place(file=file, line=line, code=code)
 
 

@@ -60,7 +60,7 @@ class Learner:
             "name": code.name,
         }
         request |= {
-            "text": code.text,
+            "texts": code.texts,
             "left_out": code.left_out,
             "beside": code.beside,
             "distributions": code.distributions,

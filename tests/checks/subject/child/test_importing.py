@@ -77,5 +77,5 @@ def test_an_error_shows_the_line_of_the_text_that_ran(tmp_path: Path) -> None:
     file = tmp_path / "work.ipynb"
     file.write_text('{"cells":\n[]}\n')
     with pytest.raises(ValueError, match="no") as raised:
-        Importer(str(tmp_path), {}, {}).module("work", str(file), "import sys\nraise ValueError('no')\n")
+        Importer(str(tmp_path), {}, {}, {str(file): "import sys\nraise ValueError('no')\n"}).module("work", str(file))
     assert traceback.extract_tb(raised.value.__traceback__)[-1].line == "raise ValueError('no')"

@@ -20,7 +20,7 @@ from torch import nn
 
 from .devices import AtHome, OneDevice
 from .errors import UnfinishedError, described, unfinished
-from .importing import Importer
+from .importing import NOTHING, Importer
 from .layers import layers_of
 from .names import OF_CALLS, TABLES, Maker, changer, namespace, of_build, of_call, sizes_in, used
 from .origins import Origins
@@ -62,16 +62,15 @@ class Driver:
     def op_load(self, request: Request) -> Reply:
         """Import root/file as module (or module from root, without a file), and find name in it.
 
-        "text" is run in place of the file's own, and "left_out" are names that it does not make, with their places;
-        "beside" and "distributions" are importing.Importer's.
+        "beside", "distributions", "texts" and "left_out" are importing.Importer's.
         Gives use()'s reply, or {"missing": names that the module has} without such a name.
         """
-        self._importer = Importer(request["root"], request.get("beside", {}), request.get("distributions", {}))
+        own = (request.get(one, NOTHING) for one in ("beside", "distributions", "texts"))
+        self._importer = Importer(request["root"], *own)
         self._file = request["file"]
         self._surroundings = NoGpu(self._importer.notes)
         with self._surroundings, usual_settings(self._importer.notes):
-            text, left_out = request.get("text"), request.get("left_out", {})
-            module = self._importer.module(request["module"], request["file"], text, left_out)
+            module = self._importer.module(request["module"], request["file"], request.get("left_out", NOTHING))
         found: Any = module
         for part in request["name"].split("."):
             if not hasattr(found, part):

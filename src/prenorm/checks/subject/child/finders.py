@@ -31,6 +31,39 @@ class Beside(importlib.abc.MetaPathFinder):
         return spec
 
 
+class Texts(importlib.abc.MetaPathFinder):
+    """Finds modules whose text is given, by the file that they would be read from, in this folder and those in it."""
+
+    def __init__(self, folder: str, texts: Mapping[str, str]) -> None:
+        self._folder, self._texts = folder, texts
+
+    def find_spec(self, name: str, path: Any = None, target: Any = None) -> importlib.machinery.ModuleSpec | None:
+        for folder in [self._folder] if path is None else path:
+            place = os.path.join(folder, name.rpartition(".")[2])
+            for file, inner in ((os.path.join(place, "__init__.py"), [place]), (f"{place}.py", None)):
+                if file in self._texts:
+                    loader = _TextLoader(file, self._texts[file])
+                    return importlib.util.spec_from_file_location(
+                        name, file, loader=loader, submodule_search_locations=inner
+                    )
+            if not os.path.isdir(place) and any(file.startswith(place + os.sep) for file in self._texts):
+                spec = importlib.machinery.ModuleSpec(name, None, is_package=True)
+                spec.submodule_search_locations = [place]
+                return spec
+        return None
+
+
+class _TextLoader(importlib.abc.SourceLoader):
+    def __init__(self, file: str, text: str) -> None:
+        self._file, self._text = file, text
+
+    def get_filename(self, fullname: str) -> str:
+        return self._file
+
+    def get_data(self, path: Any) -> bytes:
+        return self._text.encode()
+
+
 _ANY = importlib.metadata.DistributionFinder.Context()
 
 

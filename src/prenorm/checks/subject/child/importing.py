@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from .errors import LEFT_OUT
-from .finders import Beside, Distributions
+from .finders import Beside, Distributions, Texts
 from .missing_packages import (
     KNOWN,
     MissingPackages,
@@ -49,11 +49,18 @@ NOTHING: Mapping[str, str] = types.MappingProxyType({})
 class Importer:
     """Imports from root. beside: top-level names of the learner's that lie elsewhere, with their files or folders.
 
-    distributions: name -> version of what the learner's own project calls itself.
+    distributions: name -> version of what the learner's own project calls itself. texts: by file what is run in place
+    of its own text; the file need not be there.
     """
 
-    def __init__(self, root: str, beside: Mapping[str, str], distributions: Mapping[str, str]) -> None:
-        self.root, self.beside = root, dict(beside)
+    def __init__(
+        self,
+        root: str,
+        beside: Mapping[str, str],
+        distributions: Mapping[str, str],
+        texts: Mapping[str, str] = NOTHING,
+    ) -> None:
+        self.root, self.beside, self._texts = root, dict(beside), texts
         self.notes: dict[str, str] = {}
         self._stubs = MissingPackages()
         self._left_out = ""  # what of a missing package made a package's __init__.py raise
@@ -65,20 +72,20 @@ class Importer:
         sys.meta_path.insert(0, Beside(checkouts))  # otherwise the folder around it would be found, as a package
         sys.meta_path += [Beside(self.beside), self._stubs, Distributions(distributions)]
 
-    def module(
-        self, name: str, file: str | None, text: str | None = None, left_out: Mapping[str, str] = NOTHING
-    ) -> types.ModuleType:
+    def module(self, name: str, file: str | None, left_out: Mapping[str, str] = NOTHING) -> types.ModuleType:
         """The module: from its file where there is one, as part of the packages that its name says.
 
-        text: what is run in place of the file's own text. left_out: names that it does not make, with their places.
+        left_out: names that it does not make, because not all of it is run, with their places.
         """
-        if file is not None and text is not None:  # for the lines of errors
-            linecache.cache[file] = (len(text), None, text.splitlines(keepends=True), file)
+        for place, text in self._texts.items():  # for the lines of errors
+            linecache.cache[place] = (len(text), None, text.splitlines(keepends=True), place)
+        if self._texts and file is not None:
+            sys.meta_path.insert(0, Texts(os.path.dirname(file), self._texts))
         self._package = name.partition(".")[0]
         with no_arguments(file), no_results(self.notes, file), contextlib.ExitStack() as meanwhile:
             for _ in range(ROUNDS):
                 try:
-                    module = self._once(name, file, text, left_out)
+                    module = self._once(name, file, left_out)
                     break
                 except (Exception, SystemExit) as error:
                     missing = _lacking(error)
@@ -115,12 +122,13 @@ class Importer:
                 if str(path) != file and path.stem.isidentifier() and pattern.search(path.read_text(errors="replace")):
                     _from_file(package + path.stem, str(path), None)
 
-    def _once(self, name: str, file: str | None, text: str | None, left_out: Mapping[str, str]) -> types.ModuleType:
+    def _once(self, name: str, file: str | None, left_out: Mapping[str, str]) -> types.ModuleType:
         if file is None:
             return importlib.import_module(name)
         before = sys.modules.get(name)
         self._packages(name.split(".")[:-1], Path(file).parent)
         loaded = sys.modules.get(name)
+        text = self._texts.get(file)
         if loaded is not before and loaded is not None and _file(loaded) == file and text is None:
             return loaded
         return _from_file(name, file, text, left_out)
