@@ -27,6 +27,8 @@ def lines_of(source: str, folder: Path) -> str:
         ("d_model, side: Side = Side.LEFT", f"side.name\n        {LINEAR}", "d_model=d_model)"),
         ("d_model, side: Side", f"side.name\n        {LINEAR}", "side=[*Side][0]"),
         ("dim, ff_mult: int", "self.part = nn.Linear(dim, dim * ff_mult // 4)", "ff_mult=4"),
+        ("dim, mlp_ratio: int = 1", "self.part = nn.Linear(dim, dim * mlp_ratio // 4)", "mlp_ratio=4"),
+        ("dim, mlp_ratio: int = 4", "self.part = nn.Linear(dim, dim * mlp_ratio // 4)", "Block(dim=d_model)"),
         ("n_embd, hidden_size", "self.part = nn.Linear(n_embd, hidden_size)", "hidden_size=d_ff"),
         ("hidden_size", "self.part = nn.Linear(hidden_size, hidden_size)", "hidden_size=d_model"),
         ("d_in, d_model", "self.part = nn.Linear(d_in, d_model)", "d_in=d_model"),

@@ -46,10 +46,12 @@ class Calls:
         self.case, self.learner = case, case.learner
         self.build, self.built, self.given = build, built, given
         self.text = text
-        self._says_seq_first = given is None and SEQ_FIRST.search(text) is not None
+        says_both = BATCH_FIRST.search(text) is not None  # of different parts of the file
+        self._says_seq_first = given is None and SEQ_FIRST.search(text) is not None and not says_both
         self._may_be_seq_first = given is None and (
             MADE_SEQ_FIRST.search(text) is not None
-            or (LENGTH_FIRST.search(text) is not None and BATCH_FIRST.search(text) is None)
+            or SEQ_FIRST.search(text) is not None
+            or (LENGTH_FIRST.search(text) is not None and not says_both)
         )
         self.furthest: tuple[Recipe, LearnerError] | None = None
         """Of the calls that raise, the one that got furthest: both lines, and the error."""

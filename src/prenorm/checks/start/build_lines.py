@@ -200,6 +200,8 @@ def _options(one: Description, meant: Mapping[str, str], made: Description) -> l
         return [(Argument(own, WRITTEN[loose], True),), *omitted]
     if loose in ("num_heads", "head_dim") and type(one["default"]) is int and loose not in meant.values():
         return [(Argument(own, WRITTEN[loose], True, one["default"]),)]
+    if loose == "expansion" and one["default"] == 1:  # the matrices of a feed-forward as wide as d_model look alike
+        return [(Argument(own, TIMES, True),), *omitted]
     if _is_of_the_design(one):
         return [(Argument(own, "True"),), *omitted]
     if meanings.COS.search(name) or meanings.SIN.search(name):
