@@ -16,7 +16,7 @@ PARAMETER = {
 }
 LOADED = {"name": "Block", "constructor": [PARAMETER], "is_class": True, "helpers": [], "notes": {}}
 LOADED |= {"numbers": {"n_embd": "d_model"}}
-BUILT = {"block": 0, "parameters": [], "tensors": [], "forward": None, "read": {}, "notes": {}}
+BUILT = {"block": 0, "parameters": [], "tensors": [], "forward": None, "layers": [], "read": {}, "notes": {}}
 
 
 class Block(nn.Module):

@@ -67,7 +67,7 @@ def _report_unexplained(case: Case, error: UnexplainedError) -> None:
         evidence = f"at {error.step}; not recognised: {', '.join(error.unknown[:5])}"
         case.report.found("unreadable", evidence, counts=False)
         return
-    if error.lacking:
+    if error.lacking and not case.learner.recipe.build.not_understood:
         evidence = f"none of its parameters can be {error.lacking}"
         case.report.found("unreadable", evidence, counts=False, mend=WHOLE)
         return
