@@ -140,11 +140,14 @@ def test_one_line_in_a_projects_own_tests() -> None:
     assert_block_correct(Detached, allow=("residual_detached",))
     with pytest.raises(ConfigError, match="must be a class or a function that builds a block"):
         assert_block_correct(TransformerBlock(32, 4, 56))
+    with pytest.raises(ConfigError, match="target must be one of paper"):
+        assert_block_correct(TransformerBlock, target="gpt")
+
+
+def test_a_name_in_place_of_a_class_is_refused(shapes_unchecked):
     name: Any = "TransformerBlock"
     with pytest.raises(ConfigError, match="builds a block, not 'TransformerBlock'"):
         assert_block_correct(name)
-    with pytest.raises(ConfigError, match="target must be one of paper"):
-        assert_block_correct(TransformerBlock, target="gpt")
 
 
 def test_the_command_says_yes_with_exit_code_0(workspace: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -37,6 +37,8 @@ from .newer_python import missing_name, stand_in
 from .surroundings import no_arguments, no_results
 
 STARRED = re.compile(r"^from\s+([\w.]+)\s+import\s+\*", re.M)
+ONCE = "Only a single TORCH_LIBRARY"
+"""What torch says where operators are defined again, as in an import that begins anew without a package."""
 ROUNDS = 60  # of imports, each of which may find one more package missing
 SPELLED = (
     *("torch", "numpy", "einops", "jaxtyping", "typing", "typing_extensions", "dataclasses", "functools", "itertools"),
@@ -171,6 +173,8 @@ class Importer:
         """What of a missing package the learner's statement that raised has in it; empty if nothing, or no reason."""
         if isinstance(error, NameError) and error.name:
             return self._starred(error)
+        if ONCE in str(error):  # with the package, nothing would have been imported again
+            return next(iter(sorted(self._stubs.names)), "")
         if type(error) is ImportError:
             return self._left_undefined(error)
         if isinstance(error, ImportError | NameError | SyntaxError):
