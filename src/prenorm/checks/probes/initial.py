@@ -256,7 +256,7 @@ def widths(case: Case) -> None:
     gate, up = (case.explanation.reading.get(role) for role in ("gate", "up"))
     if gate is not None and up is not None and gate.parameters == up.parameters and 2 * width == case.sizes.d_ff:
         case.report.conventions["d_ff"] += ": the width of gate and up together"
-    elif (own in WIDTH_NAMES and not _in_multiples(case, down, width)) or _is_unused(case):
+    elif (own in WIDTH_NAMES or _is_unused(case)) and not _in_multiples(case, down, width):
         case.report.found("d_ff_ignored", f"{own}={case.sizes.d_ff} gives a width of {width}")
 
 

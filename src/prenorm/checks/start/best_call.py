@@ -187,10 +187,11 @@ class Calls:
                 leaks.append((effects.leak(self.case, self.built) if masks else 0.0, line))
             least = min(leak for leak, _ in leaks)  # a fault may fail every test, and a mask without effect is as good
             return next(line for leak, line in leaks if leak <= least * (1 + NOISE))
-        turned = [] if self.given is not None else self._turned_otherwise(best, lines)
-        if not turned or (
-            (counts := effects.order_counts(self.case, self.built)) and effects.turns(self.case, self.built)
-        ):
+        if self.given is not None:
+            return best
+        counts = effects.order_counts(self.case, self.built)
+        turned = self._turned_otherwise(best, lines)
+        if not turned or (counts and effects.turns(self.case, self.built)):
             return best
         return self._one_that_rotates(turned, without=counts) or best
 
