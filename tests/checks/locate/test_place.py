@@ -1249,3 +1249,23 @@ while True:  # at import
     assert found.code == expected
     never = source.replace("while True:  # at import", "for step in train():")
     assert place("timeout", never, "block.py", "Block", evidence="in the import") is None
+
+
+INHERITED = """\
+from base import Base, scores
+
+
+class Block(Base):
+    def attention(self, x, mask):
+        e = scores(self.q(x), self.k(x)).masked_fill(mask, float("-inf")).exp()
+        return e / e.sum(-1, keepdim=True) @ self.v(x)
+
+{forward}
+"""
+
+
+@pytest.mark.parametrize(("forward", "is_found"), [("", True), ("    def forward(self, x):\n        return x", False)])
+def test_methods_of_a_class_that_inherits_its_forward_are_called_from_there(forward: str, is_found: bool):
+    found = place("softmax_overflows", INHERITED.format(forward=forward), "block.py", "Block")
+    assert (found is not None) == is_found
+    assert found is None or found.line == 6

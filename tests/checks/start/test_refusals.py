@@ -185,3 +185,39 @@ def test_settings_of_the_process_that_a_script_changes_are_no_fault_of_its_block
     assert (verdict.ids, verdict.exit_code) == ([], 0)
     assert "default dtype: bfloat16" in str(verdict.conventions["at_import"])
     assert torch.get_default_dtype() == torch.float32
+
+
+CONFIGURED = (
+    "from dataclasses import dataclass\n"
+    + SMALL
+    + """
+
+@dataclass
+class BlockConfig:
+    d_model: int
+    num_heads: int
+    d_ff: int
+
+
+class Block(Right):
+    def __init__(self, config: BlockConfig):
+        super().__init__(config.d_model, config.num_heads, config.d_ff)
+        self.gated = config.ENTRY
+"""
+)
+
+
+@pytest.mark.parametrize(
+    ("entry", "build", "code", "told"),
+    [
+        ("gru_gating", None, 2, '--build "Block(config(gru_gating=VALUE))"'),
+        ("gru_gating", "Block(config(gru_gating=False))", 0, ""),
+        ("num_head", None, 1, "no attribute 'num_head'"),
+    ],
+)
+def test_an_entry_that_callers_may_add_to_a_configuration_is_asked_for(tmp_path: Path, entry, build, code, told):
+    """One that is nearly the name of another is misspelt."""
+    (tmp_path / "learner.py").write_text(CONFIGURED.replace("ENTRY", entry))
+    verdict = check(f"{tmp_path / 'learner.py'}:Block", build=build)
+    assert verdict.exit_code == code
+    assert told in str([one.evidence for one in verdict.findings])

@@ -95,6 +95,11 @@ class Spec:
         """Whether a block that computes its angles in float32 rounds them so much that it shows."""
         return self.frequency in LARGE_ANGLES
 
+    @property
+    def shows_eps(self) -> bool:
+        """Whether a norm reads a sublayer's output alone, which is smaller than the stream: its eps shows."""
+        return self.sandwich or self.before_sum or "none" in (self.residual1, self.residual2)
+
 
 def are_several(number: Number) -> bool:
     """Whether there is one number for each entry of the first axis."""

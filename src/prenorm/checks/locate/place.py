@@ -159,18 +159,23 @@ def _searched(
 
 
 def _spoken_of(functions: Sequence[Function], used: Collection[str]) -> list[Function]:
-    """The functions without those that nothing calls, or no forward pass. used: those that are called from outside."""
+    """The functions without those that nothing calls, or no forward pass. used: those that are called from outside.
+
+    A class without a forward inherits it, perhaps from another file: that calls its methods.
+    """
     words = [
         {word for line in one.lines if not line.text.startswith("def ") for word in re.findall(r"\w+", line.text)}
         for one in functions
     ]
     kept = {*used, "forward", "class", "module", "reset_parameters"}
+    with_forward = {one.owner for one in functions if one.name == "forward"}
     return [
         function
         for number, function in enumerate(functions)
         if not ASIDE.search(function.name)
         and (
             function.name in kept
+            or (function.owner and function.owner not in with_forward)
             or function.name.startswith("__")
             or any(function.name in said for other, said in enumerate(words) if other != number)
         )

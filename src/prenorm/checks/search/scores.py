@@ -75,13 +75,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         partial = most > 0 and bool(specs) and specs[0][0].rotary_fraction != 1
         faulty = most == 2 or (bool(specs) and specs[0][1] > least)
         likely = kinds[:1] if partial or (faulty and fit is not None) else kinds[: 4 - most] if most else kinds
-        every = [(dataclasses.replace(spec, **kind), cost) for spec, cost in specs for kind in likely]
-        if not turned:
-            every = [
-                (dataclasses.replace(spec, pairing=pairing, direction=direction), cost)
-                for pairing, direction in ROTATIONS
-                for spec, cost in every
-            ]
+        every = _turned_both_ways(_with_switches(specs, likely), turned=turned)
         if fit is PAIR:
             every = [] if turned else _with_own_frequencies(attempt, specs, kinds[:1], readings, faulty=True)
         elif fit is not None:
@@ -94,9 +88,11 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
             break
     else:
         raise UnexplainedError("several tokens: queries and keys, their rotation, scale and softmax")
-    least = min(cost for _, cost, _ in matches)
-    explanations = [Explanation(spec, readings[at[0]], cost) for spec, cost, at in matches if cost == least]
-    return _nearest(attempt, explanations, probe)
+    if all(spec.frequency != "standard" for spec, _, _ in matches):  # slow pairs look like those that are not turned
+        parts = _turned_both_ways(_with_switches(_with_parts(simplest), kinds), turned=turned)
+        matches += attempt.trials.find(parts, [], readings, probe, most=0)
+    explanations = [Explanation(spec, readings[at[0]], cost) for spec, cost, at in matches]
+    return _nearest(attempt, sorted(explanations, key=lambda one: one.cost), probe)
 
 
 def _kinds_of_head_norms(attempt: Attempt, norm: str) -> list[Switch]:
@@ -115,7 +111,10 @@ def _kinds_of_head_norms(attempt: Attempt, norm: str) -> list[Switch]:
 
 
 def _nearest(attempt: Attempt, explanations: list[Explanation], probe: Probe) -> Explanation:
-    """The first explanation about as close as the closest: many fit if outputs hardly depend on scores."""
+    """The first explanation about as close as the closest: many fit if outputs hardly depend on scores.
+
+    explanations: those of least cost first.
+    """
     with torch.no_grad():
         given = [one.forward(probe.raw, probe.x, probe.positions, attempt.sizes.num_heads) for one in explanations]
     gaps = [float((y - probe.y).abs().nan_to_num().max()) for y in given]
@@ -151,6 +150,22 @@ def _only_distances_count(attempt: Attempt, bases: list[Base], readings: list[Pi
 
 def _with_a_switch(bases: list[Base], switches: list[Switch]) -> list[Base]:
     return [(dataclasses.replace(spec, **switch), cost + 1) for spec, cost in bases for switch in switches]
+
+
+def _with_switches(bases: list[Base], kinds: list[Switch]) -> list[Base]:
+    """The bases, of each of these kinds, which cost nothing."""
+    return [(dataclasses.replace(spec, **kind), cost) for spec, cost in bases for kind in kinds]
+
+
+def _turned_both_ways(bases: list[Base], *, turned: bool) -> list[Base]:
+    """The bases with each pairing and direction, unless an earlier step has found it (turned)."""
+    if turned:
+        return bases
+    return [
+        (dataclasses.replace(spec, pairing=pairing, direction=direction), cost)
+        for pairing, direction in ROTATIONS
+        for spec, cost in bases
+    ]
 
 
 def _capped(bases: list[Base]) -> list[Base]:

@@ -21,6 +21,8 @@ Match = tuple[Spec, int, list[int]]
 
 ROUNDED_ANGLES = 100
 """How much larger errors may be where angles are rounded."""
+UNKNOWN_EPS = 10
+"""The same where eps shows, which is fitted once the rest is known."""
 FIRST = 2
 """Sequences of a probe that are compared first: where they do not agree, the others need not be computed."""
 
@@ -140,11 +142,15 @@ class _Compared:
                     expected = block(spec, values, self.probe.x[:count], self.probe.positions, num_heads)
                 except RuntimeError:  # weights of these shapes cannot be cut in that way
                     return torch.zeros(1, dtype=torch.bool)
-                allowed = self.allowed * ROUNDED_ANGLES if spec.loses_angles else self.allowed
-                good = _agreement(self.probe.y[:count], expected, allowed)
+                good = _agreement(self.probe.y[:count], expected, self.allowed * _more(spec))
                 if not good.any():
                     break
         return good
+
+
+def _more(spec: Spec) -> int:
+    """How much larger an error may be with this spec."""
+    return ROUNDED_ANGLES if spec.loses_angles else UNKNOWN_EPS if spec.shows_eps else 1
 
 
 def _allowed(y: Tensor, x: Tensor, tolerance: float) -> Tensor:

@@ -1,7 +1,9 @@
 """Why it cannot be inferred how a block is built or called, and what to do then. That is no fault of the block."""
 
+import difflib
 import re
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import NoReturn
 
 from ..probes.case import raised
@@ -14,6 +16,10 @@ from ..subject.learner import Learner
 from ..subject.raised import Description, LearnerError
 from ..subject.recipe import Line
 from .build_lines import PLAIN, with_defaults
+
+LACKS_ENTRY = re.compile(r"^'(\w+)' object has no attribute '(\w+)'")
+NEARLY = 0.8
+"""How alike the name of an entry is to one that is there, which then is meant."""
 
 
 class UnknownArgumentsError(Exception):
@@ -151,8 +157,31 @@ def is_its_own(error: LearnerError) -> bool:
     return kind == "AttributeError" and not re.search(r"'(NoneType|dict|int|float|str|tuple|list)'|[Cc]onfig", message)
 
 
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry that a block reads and the class of its configuration lacks. meant: one that is there, if nearly so."""
+
+    name: str
+    meant: str
+
+
+def entry_that_lacks(learner: Learner, error: LearnerError) -> Entry | None:
+    """The entry of the file's own configuration without which a constructor raises, if that is why."""
+    found = LACKS_ENTRY.match(error.error["message"]) if error.error["type"] == "AttributeError" else None
+    classes = {one["name"]: one for one in learner.made["helpers"] if one["kind"] == "configuration"}
+    if found is None or found[1] not in classes or classes[found[1]]["of_transformers"]:
+        return None
+    names = [one["name"] for one in classes[found[1]]["parameters"] or ()]
+    return Entry(found[2], next(iter(difflib.get_close_matches(found[2], names, 1, NEARLY)), ""))
+
+
 def _refuse_entry(learner: Learner, error: LearnerError) -> None:
     """Raise UnknownArgumentsError if the block asks for what nobody but its author can give."""
+    if (entry := entry_that_lacks(learner, error)) is not None and not entry.meant:
+        raise UnknownArgumentsError(
+            f"{error.error['message']}, which the block reads; if callers add it, give the line that builds the block "
+            f'with it: --build "{learner.made["name"]}(config({entry.name}=VALUE))".'
+        )
     if error.error["type"] == UnknownEntryError.__name__:
         raise UnknownArgumentsError(
             f"{error.error['message']}, and its value cannot be inferred from the name; give it in the line that "

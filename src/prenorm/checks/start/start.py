@@ -24,6 +24,7 @@ from . import build_lines, call_lines, effects
 from .best_call import EACH, Calls
 from .refusals import (
     UnknownArgumentsError,
+    entry_that_lacks,
     is_further,
     is_its_own,
     is_optional,
@@ -110,6 +111,7 @@ class _Start:
             built_at_all = built_at_all or built
             tried.append(Calls(self.case, line, built, self.call, self.text))
             if tried[-1].found():
+                self._say_what_raised(line, errors)
                 return self._settled(built)
         if built_at_all is None:
             self.learner.recipe = Recipe(next(self._builds()))
@@ -138,6 +140,19 @@ class _Start:
                 refuse_call(self.learner, raising)
         return self._settled(built_at_all)  # its first call reports the error
 
+    def _say_what_raised(self, line: Line, errors: Sequence[LearnerError]) -> None:
+        """Report that the file's own configuration lacks what the block reads, where the checker's own does not."""
+        if not any(isinstance(one.value, Line) and one.value.callee == "config" for one in line.arguments):
+            return
+        for error in errors:
+            if entry := entry_that_lacks(self.learner, error):
+                if entry.meant:
+                    self.case.report.errors.setdefault("constructor_error", error.error)
+                    self.case.report.found("constructor_error", f"{raised(error)}; it has {entry.meant!r}")
+                else:
+                    self.case.report.conventions["configuration"] = f"the file's own raises {raised(error)}"
+                return
+
     def _builds(self) -> Iterator[Line]:
         if self.build is not None:
             yield self.build
@@ -161,6 +176,8 @@ class _Start:
         """
         recipe = self.learner.recipe
         if error.error["type"] in (UnknownEntryError.__name__, NoShapesError.__name__):
+            return False
+        if (entry := entry_that_lacks(self.learner, error)) is not None and not entry.meant:
             return False
         of_transformers = {one["name"] for one in self.learner.made["helpers"] if one.get("of_transformers")}
         if error.stage == "constructor" and recipe.build.uses & of_transformers and not is_its_own(error):
