@@ -32,6 +32,12 @@ def lines_of(source: str, folder: Path) -> str:
         ("n_embd, hidden_size", "self.part = nn.Linear(n_embd, hidden_size)", "hidden_size=d_ff"),
         ("hidden_size", "self.part = nn.Linear(hidden_size, hidden_size)", "hidden_size=d_model"),
         ("d_in, d_model", "self.part = nn.Linear(d_in, d_model)", "d_in=d_model"),
+        ("input_dim=None, output_dim=None", "self.part = nn.Linear(input_dim, output_dim)", "output_dim=d_model"),
+        ("num_heads, n_kv_heads, n_kv_groups, d_model", f"assert num_heads == n_kv_heads * n_kv_groups\n        {LINEAR}",
+         "n_kv_groups=num_heads // num_kv_heads"),
+        ("config", "assert config.heads == config.n_kv_heads * config.n_kv_groups\n        "
+         "self.part = nn.Linear(config.dim, 9)", "n_kv_groups=num_heads // num_kv_heads"),
+        ("num_heads, n_kv_groups, d_model", LINEAR, "n_kv_groups=num_kv_heads"),
         ("decoder_config", "self.part = nn.Linear(decoder_config.dim, 9)", "decoder_config=config(dim=d_model)"),
     ],
 )  # fmt: skip
@@ -150,3 +156,37 @@ def test_an_entry_that_a_given_line_lacks_is_no_fault(tmp_path: Path) -> None:
     verdict = check(f"{tmp_path}/model.py:Block", build="Block(config())")
     assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)
     assert "'strange'" in verdict.findings[0].evidence
+
+
+ABSTRACT = """\
+from abc import ABC, abstractmethod
+
+
+class Attention(nn.Module, ABC):
+    @abstractmethod
+    def forward(self, x): ...
+
+
+class Block(nn.Module):
+    def __init__(self, d_model, attention: Attention):
+        super().__init__()
+        self.attention, self.norm = attention, nn.LayerNorm(d_model)
+
+    def forward(self, x):
+        return x + self.attention(self.norm(x))
+"""
+
+
+def test_an_abstract_part_is_asked_for(tmp_path: Path) -> None:
+    (tmp_path / "learner.py").write_text(HEAD + ABSTRACT)
+    verdict = check(f"{tmp_path / 'learner.py'}:Block")
+    assert (verdict.ids, verdict.exit_code) == (["arguments_unknown"], 2)
+
+
+def test_a_folder_in_a_folder_that_is_not_made_is_not_made_either(tmp_path: Path) -> None:
+    make = "    (Path(__file__).parent / name).mkdir(parents=True, exist_ok=True)\n"
+    made = "from pathlib import Path\nfor name in ('out', 'out/logs'):\n" + make
+    (tmp_path / "learner.py").write_text(HEAD + made + TAKES.format("d_model", LINEAR))
+    verdict = check(f"{tmp_path / 'learner.py'}:Block")
+    assert "import_error" not in verdict.ids
+    assert not (tmp_path / "out").exists()

@@ -6,7 +6,9 @@ from .gate_names import swapped
 from .parameters import Pieces
 from .spec import Spec
 
-PUBLISHED = frozenset({"silu", "gelu", "tanh-gelu", "quick-gelu", "relu", "relu squared", "elu", "mish", "leaky relu"})
+PUBLISHED = frozenset(
+    {"silu", "gelu", "tanh-gelu", "quick-gelu", "relu", "relu squared", "elu", "selu", "mish", "leaky relu", "relu6"}
+)
 """Activations that are used on purpose. Others look like a mistake: none at all, or a sigmoid without its factor."""
 
 

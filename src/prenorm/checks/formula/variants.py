@@ -22,6 +22,8 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "no": lambda x: x,
     "softplus": torch_functional.softplus,
     "elu": torch_functional.elu,
+    "selu": torch_functional.selu,
+    "relu6": torch_functional.relu6,
     "mish": torch_functional.mish,
     "leaky relu": torch_functional.leaky_relu,
     "hard-swish": torch_functional.hardswish,

@@ -15,7 +15,7 @@ EPS = 0.05
 LARGE = 8.0  # the size of vectors at which no usual eps shows
 SMALL = 1e-3  # a factor for queries and keys, with which eps matters to their norms
 ROUNDING = 3e-6  # of a sublayer's output, which is about 1, if the norm computes in float32
-LARGEST_EPS = 1e-4  # of a block without an eps argument; usual values are 1e-12 to 1e-5
+LARGEST_EPS = 1e-3  # of a block without an eps argument: that of Keras; most are 1e-12 to 1e-5
 KNOWN_EPS = (0.0, 1e-12, 1e-10, 1e-8, 1e-7, 1e-6, 2e-6, 1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0)
 
 

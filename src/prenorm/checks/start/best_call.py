@@ -31,6 +31,8 @@ LENGTH_FIRST = re.compile(
     r"|\((?P<side>len\(\w+\)), ?(?P=side)[,)]"  # the sides of a mask
 )
 """The same, said less surely: NLD -> LND, and a length that may be of another tensor."""
+MULTIPLIED = re.compile(r"\b1(\.0*)?\s*-\s*(\w+\.)*\w*mask", re.I)
+"""What is said of a mask of ones and zeros: 1 - mask."""
 SWAPPED, EACH, SUMMED = "swapped(block)", "each(block)", "summed(block)"
 AXES = {SWAPPED: "(seq, batch, d_model)", EACH: "(seq, d_model), a sequence at a time"}
 NOISE = 1e-6  # of a leak, by rounding
@@ -119,7 +121,9 @@ class Calls:
     def _candidates(self) -> Iterator[Line]:
         if self.given is None:
             leaves_it = any(meanings.RESIDUAL.search(one["name"]) for one in self.built.forward or ())
-            for line in itertools.islice(call_lines.calls(self.learner.made, self.built.forward), MOST_CALLS):
+            multiplied = MULTIPLIED.search(self.text) is not None
+            lines = call_lines.calls(self.learner.made, self.built.forward, multiplied=multiplied)
+            for line in lines[:MOST_CALLS]:
                 if leaves_it:
                     yield replace(line, callee=SUMMED)
                 yield line

@@ -18,8 +18,9 @@ from . import rotations
 
 SIZES = ("d_model", "num_heads", "d_ff")
 MOST = 60
+OF_INPUTS, OF_OUTPUTS = re.compile(r"^in(put)?_|_in$"), re.compile(r"^out(put)?_|_out$")
 MOST_PARTS = 6  # of those that may be handed in for one argument
-IN_CONFIGURATIONS = {*meanings.SIZES, "rope_theta", "eps", "dropout", "expansion"}
+IN_CONFIGURATIONS = {*meanings.SIZES, "kv_repeats", "rope_theta", "eps", "dropout", "expansion"}
 """Entries that a configuration gets even if it has defaults."""
 PLAIN = {"bool": "False", "int": "1", "float": "0.0", "str": "''"}
 CHOSEN = {"activation": ("silu", "swish", "swiglu"), "off": ("none", "no"), None: ("rms", "rmsnorm", "rope")}
@@ -149,6 +150,11 @@ def _meanings(parameters: Sequence[Description]) -> dict[str, str]:
     widths = [name for name, meaning in meant.items() if meaning == "d_model"]
     if len(widths) == 2 and "hidden_size" in widths and "d_ff" not in meant.values():
         meant["hidden_size"] = "d_ff"
+    repeats = [name for name in meant if meanings.counts_repeats(name, meant)]
+    inputs = [OF_INPUTS.sub("", name) for name, meaning in meant.items() if meaning == "d_model"]
+    outputs = [one["name"] for one in parameters if OF_OUTPUTS.search(one["name"])]
+    meant |= {name: "d_model" for name in outputs if OF_OUTPUTS.sub("", name) in inputs}  # the streams are added
+    meant |= dict.fromkeys(repeats, "kv_repeats")
     inner = [name for name, meaning in meant.items() if meaning == "d_ff"]
     if "d_model" not in meant.values() and inner and re.match("(n_|d_)?hid", inner[0]):
         meant[inner[0]] = "d_model"
@@ -348,12 +354,15 @@ def _configs(one: Description, made: Description) -> Iterator[Line]:
 
 
 def _settings(parameters: Sequence[Description]) -> Iterator[Argument]:
+    names = [one["name"] for one in parameters]
     for one in parameters:
         if one["kind"].startswith("VAR_"):
             continue
         meaning = meaning_of(one["name"], loosely=True)
         if meaning == "rope_theta" and meaning_of(one["name"]) is None and not one["required"]:
             continue  # for other layers
+        if meaning == "num_kv_heads" and meanings.counts_repeats(one["name"], names):
+            meaning = "kv_repeats"
         if meaning in IN_CONFIGURATIONS and not isinstance(one["default"], bool) and _may_mean(meaning, one):
             needed = one["required"] or (meaning in NEVER_DEFAULT and one["default"] not in (None, "torch.float32"))
             value = TIMES if meaning == "expansion" and _is_integer(one) else WRITTEN[meaning]

@@ -16,13 +16,19 @@ from .build_lines import PLAIN
 MOST = 180
 MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, None]", "~mask[None, None]",
          "mask[None]", "added(mask)[None]", "~mask[None]")  # fmt: skip
+MASKS_OF_NUMBERS = ("mask.to(x.dtype)", "mask.to(x.dtype)[None, None]", "mask.to(x.dtype)[None]")
+"""Ones and zeros: scores are multiplied by it, or by 1 - mask."""
 OF_ALL_TOKENS = ("torch.ones(batch, seq, dtype=torch.bool)", "torch.ones(batch, seq)")
 """Masks that say which entries are tokens and no padding: here all of them."""
 
 
-def calls(made: Description, forward: Sequence[Description] | None) -> list[Line]:
-    """Lines that may call the block, those with the fewest arguments first; at the end those that only hide padding."""
-    return sorted(_calls(made, forward), key=hides_padding_only)
+def calls(made: Description, forward: Sequence[Description] | None, *, multiplied: bool = False) -> list[Line]:
+    """Lines that may call the block, those with the fewest arguments first; at the end those that only hide padding.
+
+    multiplied: whether masks are numbers that scores are multiplied by, as the source says.
+    """
+    masks = (*MASKS_OF_NUMBERS, *MASKS) if multiplied else MASKS
+    return sorted(_calls(made, forward, masks), key=hides_padding_only)
 
 
 def hides_padding_only(line: Line) -> bool:
@@ -30,7 +36,7 @@ def hides_padding_only(line: Line) -> bool:
     return any(one.value in OF_ALL_TOKENS for one in line.arguments)
 
 
-def _calls(made: Description, forward: Sequence[Description] | None) -> Iterator[Line]:
+def _calls(made: Description, forward: Sequence[Description] | None, masks: Sequence[str]) -> Iterator[Line]:
     named = [one for one in forward or () if not one["kind"].startswith("VAR_")]
     x = _input(named)
     rest = [one for one in named if one is not x]
@@ -45,7 +51,7 @@ def _calls(made: Description, forward: Sequence[Description] | None) -> Iterator
             skipped.add(partner["name"])
             slots.append(_pairs(one, partner, made))
         else:
-            slots.append(_handed_in(one, made))
+            slots.append(_handed_in(one, made, masks))
     for chosen in products(slots, MOST):
         arguments = [argument for slot in chosen for argument in slot]
         first = Argument(x["name"] if x is not None and by_name else "", "x")
@@ -70,7 +76,7 @@ def _by_keyword(rest: Sequence[Description], arguments: list[Argument]) -> Itera
         yield Argument("" if one.name in only_by_place else one.name, one.value, one.needed, one.default)
 
 
-def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]]:
+def _handed_in(one: Description, made: Description, masks: Sequence[str]) -> list[tuple[Argument, ...]]:
     """The possible values of a parameter of forward."""
     name, needed = one["name"], one["required"]
     omitted: list[tuple[Argument, ...]] = [] if needed else [()]
@@ -89,8 +95,8 @@ def _handed_in(one: Description, made: Description) -> list[tuple[Argument, ...]
         return each(forms) if needed else [(Argument(name, "positions"),), *each(forms)]
     if meanings.MASK.search(name):
         if needed:
-            return each([*MASKS, "None", *OF_ALL_TOKENS])
-        return [()] if meanings.PADDING.search(name) else [(Argument(name, "mask"),), *each(MASKS)]
+            return each([*masks, "None", *OF_ALL_TOKENS])
+        return [()] if meanings.PADDING.search(name) else [(Argument(name, "mask"),), *each(masks)]
     if meanings.COS.search(name) and meanings.SIN.search(name):
         return [*omitted, *each([*rotations.in_forward(name, made)])]
     if meanings.COS.search(name) or meanings.SIN.search(name):

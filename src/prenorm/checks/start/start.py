@@ -51,6 +51,7 @@ MASKS = {
     "mask": "boolean, True where a query may attend",
     "~mask": "boolean, True where a query may not attend",
     "added(mask)": "numbers that are added to the scores: 0 where a query may attend, -inf where not",
+    "mask.to(x.dtype)": "ones where a query may attend, and zeros",
     "None": "none",
 }
 

@@ -185,6 +185,8 @@ class Built:
             if one["same_as"] != one["name"] or one["name"] in self.kept:
                 continue  # a second name of the same numbers, or one that stays as it was built
             shape = tuple(one["shape"])
+            if not one["requires_grad"] and math.prod(shape) < self.sizes.head_dim and one in self.parameters:
+                continue  # frequencies, of which a block may have computed its tables
             if one["name"] in self.muted:
                 raw[one["name"]] = torch.zeros(shape, dtype=dtype)
                 continue

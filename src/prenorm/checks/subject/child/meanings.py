@@ -1,13 +1,15 @@
 """What an argument means, told by its name: `n_embd` is d_model. Standard library alone: it serves on both sides."""
 
 import re
+from collections.abc import Iterable
 
 SIZES = ("d_model", "num_heads", "num_kv_heads", "head_dim", "d_ff", "max_seq_len")
 ARGUMENTS = {
     "d_model": "d_model dim hidden_size embed_dim n_embd model_dim emb_dim embedding_dim width dmodel d emb_size "
     "embed_size embedding_size n_embed d_embed d_embd dim_model input_dim in_dim features hidden_dimension emb "
     "model_size token_dim feature_dim num_hiddens embeddings_dim embedding_dimension "
-    "dim_embed dim_embedding channels n_channels n_state d_in idim n_feat n_factors hidden_units enc_dim dec_dim",
+    "dim_embed dim_embedding channels n_channels n_state d_in idim n_feat n_factors hidden_units enc_dim dec_dim "
+    "layer_width input_size",
     "num_heads": "num_heads n_heads n_head nhead heads num_attention_heads h nheads num_head n_attention_heads "
     "num_query_heads n_query_heads head_count num_q_heads n_q_heads attention_heads n_attn_heads num_attn_heads "
     "attn_heads",
@@ -34,7 +36,7 @@ ARGUMENTS = {
 
 OF_A_MODEL = r"^((image|text|vision|encoder|decoder|model|attn|attention|lm|llm|language)_)?"
 _LOOSE = {
-    "dropout": r"dropout|_pdrop|drop_(rate|prob|path)",
+    "dropout": r"dropout|_pdrop|drop_(rate|prob|path)|_drop$",
     "eps": r"(^|_)eps(ilon)?$",
     "layer": r"^(layer|block|depth)_?(idx|id|index|num|number|no|i)$|^(idx|index|layer_number|i)$",
     "bias": r"(^|_)bias$|^(use|add|with|has)_.*bias|_bias$",
@@ -90,6 +92,11 @@ def meaning_of(name: str, *, loosely: bool = False) -> str | None:
     not_meant = _NUMBERS if _NO_NUMBER.search(plain) else _SIZES if _NO_SIZE.search(plain) else set()
     possible = (meaning for meaning in _LOOSE if meaning not in not_meant)
     return next((meaning for meaning in possible if re.search(_LOOSE[meaning], plain)), None)
+
+
+def counts_repeats(name: str, others: Iterable[str]) -> bool:
+    """Whether n_kv_groups is the number of query heads for each head of keys: another name says how many those are."""
+    return "group" in name and any("group" not in one and meaning_of(one) == "num_kv_heads" for one in others)
 
 
 CONFIG = re.compile(

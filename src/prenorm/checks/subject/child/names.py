@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from . import meanings
-from .meanings import meaning_of
+from .meanings import counts_repeats, meaning_of
 from .tensors import first_tensor
 from .unread import Guessed, Unread
 from .weighted import weighted
@@ -192,6 +192,8 @@ class Config(dict[str, Any]):
             return self[name]
         if line is None:
             raise UnknownEntryError(f"the configuration has no {name!r}")
+        if meaning == "num_kv_heads" and counts_repeats(known, self.__dict__["read"]):
+            line = WRITTEN["kv_repeats"]
         self.__dict__["read"][name] = line
         return eval(line, dict(settings))
 
@@ -246,6 +248,7 @@ WRITTEN = {
     "d_model": "d_model",
     "num_heads": "num_heads",
     "num_kv_heads": "num_kv_heads",
+    "kv_repeats": "num_heads // num_kv_heads",
     "head_dim": "head_dim",
     "d_ff": "d_ff",
     "max_seq_len": "max_seq_len",

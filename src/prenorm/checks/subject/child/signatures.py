@@ -137,6 +137,8 @@ def helpers(names: Mapping[str, Any], make: Any, constructor: Sequence[Mapping[s
         elif is_class and rotates:
             call = value.forward if issubclass(value, nn.Module) else getattr(value, "__call__", None)  # noqa: B004
             found.append({"name": name, "kind": "class", "parameters": parameters(value), "forward": _bound(call)})
+        elif is_class and issubclass(value, nn.Module) and inspect.isabstract(value):
+            continue
         elif is_class and issubclass(value, nn.Module) and any(re.search(of, name, re.I) for _, of in PARTS.values()):
             found.append({"name": name, "kind": "part", "parameters": parameters(value), "forward": None})
         elif isinstance(value, types.FunctionType) and (ROPE.search(name) or "freq" in name) and MAKES.search(name):

@@ -129,13 +129,16 @@ def no_results(notes: dict[str, str], file: str | None) -> Iterator[None]:
     What they read by a relative path may lie beside them, as where they are run.
     """
     make, read_or_write, look_up = os.mkdir, builtins.open, os.stat
+    unmade: set[str] = set()
 
     def mkdir(path: Any, *args: Any, **keywords: Any) -> None:
         try:
             make(path, *args, **keywords)
         except OSError as error:
-            if error.errno not in REFUSED:
+            beneath = error.errno == errno.ENOENT and os.path.dirname(os.path.abspath(path)) in unmade
+            if error.errno not in REFUSED and not beneath:
                 raise
+            unmade.add(os.path.abspath(path))
             notes["folders"] = f"{os.path.basename(path)} is not made: nothing is written beside the file"
 
     def open_(path: Any, mode: str = "r", *args: Any, **keywords: Any) -> Any:
