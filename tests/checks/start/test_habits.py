@@ -33,7 +33,8 @@ def lines_of(source: str, folder: Path) -> str:
         ("hidden_size", "self.part = nn.Linear(hidden_size, hidden_size)", "hidden_size=d_model"),
         ("d_in, d_model", "self.part = nn.Linear(d_in, d_model)", "d_in=d_model"),
         ("input_dim=None, output_dim=None", "self.part = nn.Linear(input_dim, output_dim)", "output_dim=d_model"),
-        ("num_heads, n_kv_heads, n_kv_groups, d_model", f"assert num_heads == n_kv_heads * n_kv_groups\n        {LINEAR}",
+        ("num_heads, n_kv_heads, n_kv_groups, d_model",
+         f"assert num_heads == n_kv_heads * n_kv_groups\n        {LINEAR}",
          "n_kv_groups=num_heads // num_kv_heads"),
         ("config", "assert config.heads == config.n_kv_heads * config.n_kv_groups\n        "
          "self.part = nn.Linear(config.dim, 9)", "n_kv_groups=num_heads // num_kv_heads"),
