@@ -11,7 +11,7 @@ from ..subject.child.names import WRITTEN
 from ..subject.raised import Description
 from ..subject.recipe import Argument, Line, products
 from . import rotations
-from .build_lines import PLAIN
+from .options import PLAIN
 
 MOST = 180
 MASKS = ("mask", "added(mask)", "~mask", "mask[None, None]", "added(mask)[None, None]", "~mask[None, None]",

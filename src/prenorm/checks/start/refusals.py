@@ -15,7 +15,8 @@ from ..subject.child.names import UnknownEntryError
 from ..subject.learner import Learner
 from ..subject.raised import Description, LearnerError
 from ..subject.recipe import Line
-from .build_lines import PLAIN, with_defaults
+from .build_lines import with_defaults
+from .options import PLAIN
 
 LACKS_ENTRY = re.compile(r"^'(\w+)' object has no attribute '(\w+)'")
 NEARLY = 0.8
