@@ -39,6 +39,7 @@ def lines_of(source: str, folder: Path) -> str:
         ("config", "assert config.heads == config.n_kv_heads * config.n_kv_groups\n        "
          "self.part = nn.Linear(config.dim, 9)", "n_kv_groups=num_heads // num_kv_heads"),
         ("num_heads, n_kv_groups, d_model", LINEAR, "n_kv_groups=num_kv_heads"),
+        ("d, n, p=0.1", "assert d % n == 0\n        self.part = nn.Linear(d, d)", "Block(d_model, num_heads)"),
         ("decoder_config", "self.part = nn.Linear(decoder_config.dim, 9)", "decoder_config=config(dim=d_model)"),
     ],
 )  # fmt: skip

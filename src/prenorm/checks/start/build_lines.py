@@ -156,17 +156,24 @@ def _chosen(options: Sequence[Sequence[tuple[Argument, ...]]]) -> Iterator[tuple
 
 
 def _by_place(name: str, named: Sequence[Description], meant: dict[str, str], made: Description) -> Iterator[Line]:
-    first, rest = named[:3], named[3:]
-    if len(first) < 3 or any(one["kind"] == "KEYWORD_ONLY" for one in first):
-        return
-    if any(is_config(one, made) or is_weights(one) for one in first):
-        return
-    said = [meant.get(one["name"]) or meaning_of(one["name"], loosely=True) for one in first]
-    if any(meaning not in (None, size) for meaning, size in zip(said, SIZES, strict=True)):
-        return
-    sizes = tuple(Argument("", size, guess=meaning is None) for meaning, size in zip(said, SIZES, strict=True))
-    for chosen in _chosen([options(one, meant, made, _parts(one, made)) for one in rest]):
-        yield Line(name, (*sizes, *chosen))
+    """The sizes in their usual order: three of them, or two where no more are required."""
+    needed = [one["required"] for one in named]
+    for count in (3, 2):
+        first, rest, sizes = named[:count], named[count:], SIZES[:count]
+        if len(first) < count or (count == 2 and needed != [True, True, *[False] * len(rest)]):
+            continue
+        if any(one["kind"] == "KEYWORD_ONLY" or is_config(one, made) or is_weights(one) for one in first):
+            continue
+        if any(isinstance(one["default"], float | bool | str) for one in first):  # no size
+            continue
+        said = [meant.get(one["name"]) or meaning_of(one["name"], loosely=True) for one in first]
+        if any(meaning not in (None, size) for meaning, size in zip(said, sizes, strict=True)):
+            continue
+        if count == 2 and not all(map(may_mean, sizes, first)):
+            continue
+        placed = tuple(Argument("", size, guess=meaning is None) for meaning, size in zip(said, sizes, strict=True))
+        for chosen in _chosen([options(one, meant, made, _parts(one, made)) for one in rest]):
+            yield Line(name, (*placed, *chosen))
 
 
 def _parts(one: Description, made: Description) -> list[Line]:
