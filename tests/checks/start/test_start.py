@@ -1195,6 +1195,7 @@ def test_what_a_file_downloads_at_import_lies_beside_it(there: bool, exit_code: 
     [
         "import socket; socket.create_connection(('192.0.2.1', 80), 1)",
         "import urllib.request; urllib.request.urlopen('https://example.org')",
+        "import huggingface_hub; huggingface_hub.hf_hub_download('gpt2', 'vocab.json')",
         "import threading; threading.Thread(target=print).start()",
         "import multiprocessing; multiprocessing.Lock()",
         "import os; os.remove(__file__)",
