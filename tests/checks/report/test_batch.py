@@ -130,6 +130,14 @@ def test_names_that_begin_alike_are_told_apart_in_a_narrow_terminal(monkeypatch,
     assert all(name in letters for name in names)
 
 
+def test_what_is_noted_of_a_submission_is_in_every_table(capsys):
+    noted = [Result(name="ann", verdict=GOOD, note="not unpacked: model.pt")]
+    print_table(noted)
+    assert "[not unpacked: model.pt]" in capsys.readouterr().out
+    assert "not unpacked: model.pt" in as_page(noted, "all")
+    assert next(csv.DictReader(io.StringIO(to_csv(noted))))["note"] == "not unpacked: model.pt"
+
+
 def test_whose_block_is_prenorms_own_is_said(capsys):
     borrowed = Verdict(subject="b", conventions={"from_prenorm": "Linear, RMSNorm"})
     print_table([Result(name="ann", verdict=GOOD), Result(name="bob", verdict=borrowed)])

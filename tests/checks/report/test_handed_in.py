@@ -4,6 +4,7 @@ import zipfile
 
 import pytest
 
+from prenorm.checks.report import unpack
 from prenorm.checks.report.handed_in import find_submissions
 
 LAYERS = "class Block: ...\n"
@@ -37,7 +38,6 @@ def test_zips_files_notebooks_and_packages_are_found(folder, tmp_path):
     (folder / "dee" / "homework 3.ipynb").write_text(json.dumps(notebook))
     ann, bob, cy, dee = found(folder, tmp_path)
     assert ann.subject == f"{tmp_path}/unpacked/ann (late).zip/task/layers.py:Block"
-    assert not list((tmp_path / "unpacked").rglob("*.pt"))
     assert bob.subject == f"{folder}/bob/my layers.py:Block"  # the one file that defines it
     assert (cy.subject, cy.within) == (f"{folder}/cy.ipynb:Block", f"{folder}/cy.ipynb")
     assert dee.subject == f"{folder}/dee/homework 3.ipynb:Block"
@@ -90,9 +90,8 @@ def test_a_zip_in_a_folder_is_unpacked_and_a_zip_in_a_zip_is_told(folder, tmp_pa
     zipped(folder / "bob.zip", {"task.zip": "PK", "notes.txt": ""})
     ann, bob = found(folder, tmp_path)
     assert (ann.name, ann.subject) == ("ann", f"{tmp_path}/unpacked/ann/code/layers.py:Block")
-    assert bob.problem == (
-        "it has no layers.py, and no class Block: it has notes.txt; task.zip inside the zip is not unpacked"
-    )
+    assert bob.problem == "it has no layers.py, and no class Block: it has notes.txt"
+    assert bob.note == "not unpacked: task.zip"
 
 
 def test_what_is_not_read_has_a_row_that_says_so(folder, tmp_path):
@@ -141,11 +140,32 @@ def test_of_a_zip_only_what_is_needed_is_looked_at(folder, tmp_path):
     files = {f".venv/lib/{number}.py": "" for number in range(6_000)}
     zipped(
         folder / "ann.zip",
-        {"layers.py": LAYERS, "model.pt": "0" * (4 << 20), "corpus.txt": "the " * (6 << 20), **files},
+        {"model.pt": "0" * (4 << 20), "corpus.txt": "the " * (6 << 20), "layers.py": LAYERS, **files},
     )
     (ann,) = found(folder, tmp_path)
     assert ann.subject is not None
     assert [one.name for one in (tmp_path / "unpacked" / "ann.zip").rglob("*")] == ["layers.py"]
+    assert ann.note == "not unpacked: model.pt, corpus.txt"
+
+
+def test_data_in_a_zip_is_unpacked_after_the_sources_as_far_as_the_limits_allow(folder, tmp_path, monkeypatch):
+    monkeypatch.setattr(unpack, "MOST_FILES", 4)
+    data = {f"data/{number}.npy": "\x93NUMPY" for number in range(5)}
+    zipped(folder / "ann.zip", {**data, "layers.py": LAYERS, "parts.py": ""})
+    (ann,) = found(folder, tmp_path)
+    there = sorted(one.name for one in (tmp_path / "unpacked" / "ann.zip").rglob("*.*"))
+    assert there == ["0.npy", "1.npy", "layers.py", "parts.py"]
+    assert ann.note == "not unpacked: data/2.npy, data/3.npy, data/4.npy"
+
+
+def test_a_damaged_picture_in_a_zip_costs_nobody_the_block(folder, tmp_path):
+    path = zipped(folder / "ann.zip", {"layers.py": LAYERS, "plot.png": "".join(map(str, range(9000)))})
+    data = bytearray(path.read_bytes())
+    start = data.index(b"plot.png") + 40
+    data[start : start + 30] = bytes(255 - one for one in data[start : start + 30])
+    path.write_bytes(data)
+    (ann,) = found(folder, tmp_path)
+    assert (ann.subject is not None, ann.note) == (True, "not unpacked: plot.png")
 
 
 def test_a_zip_with_a_password_says_so(folder, tmp_path):

@@ -26,11 +26,12 @@ Check = Callable[..., Verdict]
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Result:
-    """A submission's verdict, or the reason why it has none. seconds: of the whole check."""
+    """A submission's verdict, or the reason why it has none. note: the submission's; seconds: of the whole check."""
 
     name: str
     verdict: Verdict | None
     problem: str = ""
+    note: str = ""
     seconds: float = 0.0
 
     @property
@@ -64,6 +65,7 @@ class Result:
             "name": self.name,
             "outcome": self.outcome,
             "problem": self.problem,
+            "note": self.note,
             "seconds": round(self.seconds, 2),
             "verdict": None if self.verdict is None else self.verdict.to_json(),
         }
@@ -78,7 +80,7 @@ def check_all(submissions: Sequence[Submission], check: Check, *, workers: int |
     """
     for one in submissions:
         if one.subject is None:
-            yield Result(name=one.name, verdict=None, problem=one.problem)
+            yield _without(one, one.problem)
     waiting = [one for one in submissions if one.subject is not None]
     if not waiting:
         return
@@ -91,7 +93,7 @@ def check_all(submissions: Sequence[Submission], check: Check, *, workers: int |
             yield result
     for one in unfinished:
         for _, result in _checked([one], check, 1):
-            yield result or Result(name=one.name, verdict=None, problem="the process that checked it died")
+            yield result or _without(one, "the process that checked it died")
 
 
 def in_order(results: Sequence[Result], submissions: Sequence[Submission]) -> list[Result]:
@@ -100,15 +102,18 @@ def in_order(results: Sequence[Result], submissions: Sequence[Submission]) -> li
     return sorted(results, key=lambda result: place[result.name])
 
 
+COLUMNS = ("name", "outcome", "faults", "does not count", "problem", "note", "built as", "called as", "seconds")
+
+
 def to_csv(results: Sequence[Result]) -> str:
-    """A table for spreadsheets: name, outcome, ids of findings, what stopped it, how it was built, seconds."""
+    """A table for spreadsheets: name, outcome, ids of findings, what stopped it, a note, how it was built, seconds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "outcome", "faults", "does not count", "problem", "built as", "called as", "seconds"])
+    writer.writerow(COLUMNS)
     for one in results:
         build, call = (one.verdict.build, one.verdict.call) if one.verdict else ("", "")
-        cells = (one.name, one.outcome, " ".join(one.faults), " ".join(one.others), one.stopped_by, build, call)
-        writer.writerow([*map(_cell, cells), f"{one.seconds:.1f}"])
+        found = (" ".join(one.faults), " ".join(one.others), one.stopped_by, one.note)
+        writer.writerow([*map(_cell, (one.name, one.outcome, *found, build, call)), f"{one.seconds:.1f}"])
     return text.getvalue()
 
 
@@ -138,6 +143,8 @@ def print_table(results: Sequence[Result]) -> None:
         faults = ", ".join(one.faults)
         if one.stopped_by:
             faults = f"{faults} ({one.stopped_by})" if faults else one.stopped_by
+        if one.note:
+            faults = f"{faults} [{one.note}]" if faults else f"[{one.note}]"
         table.add_row(escape(clean(one.name)), one.outcome, escape(clean(faults)), f"{one.seconds:.1f}")
     console = Console()
     console.print(table)
@@ -198,6 +205,11 @@ def _ending_together() -> Iterator[None]:
             signal.signal(signal.SIGTERM, before)
 
 
+def _without(submission: Submission, problem: str) -> Result:
+    """The result of a submission that is not judged."""
+    return Result(name=submission.name, verdict=None, problem=problem, note=submission.note)
+
+
 def _check_one(submission: Submission, check: Check) -> Result:
     begun = time.perf_counter()
     assert submission.subject is not None
@@ -208,7 +220,8 @@ def _check_one(submission: Submission, check: Check) -> Result:
         verdict, problem = None, str(error)
     except Exception as error:  # our own mistake, or the system's, is reported, and the others go on
         verdict, problem = None, f"{type(error).__name__}: {error}"
-    return Result(name=submission.name, verdict=verdict, problem=problem, seconds=time.perf_counter() - begun)
+    seconds = time.perf_counter() - begun
+    return Result(name=submission.name, verdict=verdict, problem=problem, note=submission.note, seconds=seconds)
 
 
 def _begin() -> None:

@@ -2,33 +2,32 @@
 
 import fnmatch
 import re
-import stat
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path
 
 from ...errors import ConfigError
+from .unpack import ARCHIVES, hidden, unpack
 
-MOST_FILES = 5_000  # of a zip
-MOST_BYTES = 200 << 20  # that a zip may unpack to
-MOST_TIMES = 200  # times the size of the zip; more is a zip bomb
-ONLY = (".py", ".ipynb", ".toml", ".cfg", ".txt", ".json", ".yaml", ".yml", ".md")
-"""The files that are unpacked: sources and settings, not weights, data and pictures."""
-LARGEST = 20 << 20  # bytes of one unpacked file
+MOST_LISTED = 4  # names in a row of the table
+MOST_SOURCES = 5_000  # of a folder
+MOST_CHARACTERS = 20 << 20  # of a file that is searched for a class
 LISTS = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".md")
 """What a teacher keeps beside submissions, such as grades; other files are somebody's work."""
-OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """One submission: its name, FILE:CLASS, and the folder it may not leave; without a subject, the problem."""
+    """One submission: its name, FILE:CLASS, and the folder it may not leave; without a subject, the problem.
+
+    note: what its reader should know of it, such as what was not unpacked.
+    """
 
     name: str
     subject: str | None = None
     within: str | None = None
     problem: str = ""
+    note: str = ""
 
 
 def find_submissions(
@@ -81,7 +80,7 @@ def _submission(path: Path, file: str, name: str, unpacked: Path | None) -> Subm
         return Submission(name=path.name, subject=f"{path}:{name}", within=str(path))
     if suffix == ".zip" and unpacked is not None:
         return _in_zip(path.name, path, unpacked / path.name, file, name)
-    if suffix in OTHER_ARCHIVES:
+    if suffix in ARCHIVES:
         return Submission(name=path.name, problem=f"it is a {suffix} archive; only folders, files and zips are read")
     if suffix in LISTS:
         return None
@@ -105,10 +104,10 @@ def _in_folder(shown: str, path: Path, file: str, name: str) -> Submission:
 
 def _instead(path: Path) -> str:
     """What is in a folder that has no class to judge."""
-    inside = [one for one in sorted(path.rglob("*")) if not one.is_dir() and not _hidden(one.relative_to(path))]
+    inside = [one for one in sorted(path.rglob("*")) if not one.is_dir() and not hidden(one.relative_to(path))]
     if not inside:
         return ": it is empty"
-    archives = [one.name for one in inside if one.name.lower().endswith((".zip", *OTHER_ARCHIVES))]
+    archives = [one.name for one in inside if one.name.lower().endswith(ARCHIVES)]
     said = f"; {archives[0]} is not unpacked" if archives else ""
     shown = [f"{one.name} (a link)" if one.is_symlink() else one.name for one in inside[:3]]
     return f": it has {', '.join(shown)}{', ...' if len(inside) > 3 else ''}{said}"
@@ -126,77 +125,25 @@ def _sources(path: Path) -> list[Path]:
     found = [one for suffix in ("*.py", "*.ipynb") for one in path.rglob(suffix)]
     here = path.resolve()
     kept = [
-        one for one in found if one.is_file() and not _hidden(one.relative_to(path)) and here in one.resolve().parents
+        one for one in found if one.is_file() and not hidden(one.relative_to(path)) and here in one.resolve().parents
     ]
-    return sorted(kept)[:MOST_FILES]
+    return sorted(kept)[:MOST_SOURCES]
 
 
 def _text(path: Path) -> str:
-    return path.read_bytes()[:LARGEST].decode(errors="replace")
-
-
-def _hidden(path: PurePath) -> bool:
-    """Whether it is in a generated folder: .venv, __pycache__, __MACOSX."""
-    return any((part.startswith((".", "__")) and part != "..") or part == "site-packages" for part in path.parts[:-1])
+    return path.read_bytes()[:MOST_CHARACTERS].decode(errors="replace")
 
 
 def _in_zip(shown: str, path: Path, folder: Path, file: str, name: str) -> Submission:
     try:
-        inner = _unpack(path, folder)
+        left_out = unpack(path, folder)
     except Exception as error:  # the readers of damaged archives raise errors of many kinds
         why = "it has a password" if "is encrypted" in str(error) else error or type(error).__name__
         return Submission(name=shown, problem=f"the zip is refused: {why}")
     found = _in_folder(shown, folder, file, name)
-    if found.subject is None and inner:
-        return replace(found, problem=f"{found.problem}; {inner[0]} inside the zip is not unpacked")
-    return found
+    said = f"not unpacked: {_listed(left_out)}" if left_out else ""
+    return replace(found, note="; ".join(filter(None, [found.note, said])))
 
 
-def _unpack(path: Path, folder: Path) -> list[str]:
-    """Unpack the sources of a zip. Gives the archives in it, which are not unpacked.
-
-    Raises ValueError for paths that lead outside, and for zip bombs.
-    """
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(path) as archive:
-        members = [one for one in archive.infolist() if not _hidden(PurePosixPath(one.filename))]
-        wanted = [one for one in members if _is_wanted(one)]
-        if len(wanted) > MOST_FILES:
-            raise ValueError(f"it has {len(wanted)} sources; at most {MOST_FILES} are unpacked")
-        total = sum(one.file_size for one in wanted)
-        if total > MOST_BYTES:
-            raise ValueError(f"its sources unpack to {total:,} bytes; at most {MOST_BYTES:,} are unpacked")
-        if bombs := [one.filename for one in wanted if _is_bomb(one)]:
-            raise ValueError(f"{bombs[0]} unpacks to more than {MOST_TIMES} times its size")
-        for one in members:
-            _check_path(one)
-        left = MOST_BYTES
-        for one in wanted:
-            target = folder.joinpath(*PurePosixPath(one.filename.replace("\\", "/")).parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(one) as source:
-                text = source.read(min(LARGEST, left) + 1)  # the size that it declares may be wrong
-            if len(text) > min(LARGEST, left):
-                raise ValueError(f"{one.filename} is larger than {min(LARGEST, left):,} bytes")
-            left -= len(text)
-            target.write_bytes(text)
-        return [one.filename for one in members if one.filename.lower().endswith((".zip", *OTHER_ARCHIVES))]
-
-
-def _is_wanted(one: zipfile.ZipInfo) -> bool:
-    """A source, or a setting; a text as large as this is data."""
-    small = one.file_size <= LARGEST or one.filename.endswith((".py", ".ipynb"))
-    return not one.is_dir() and one.filename.endswith(ONLY) and small
-
-
-def _is_bomb(one: zipfile.ZipInfo) -> bool:
-    return one.file_size > max(1 << 20, MOST_TIMES * max(1, one.compress_size))
-
-
-def _check_path(one: zipfile.ZipInfo) -> None:
-    """Raise ValueError for a path that leads out of the zip, and for a link."""
-    path = PurePosixPath(one.filename.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", one.filename):
-        raise ValueError(f"{one.filename!r} leads out of it")
-    if stat.S_ISLNK(one.external_attr >> 16):
-        raise ValueError(f"{one.filename!r} is a link")
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join([*names[:MOST_LISTED], *(["..."] if len(names) > MOST_LISTED else [])])

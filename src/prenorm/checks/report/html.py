@@ -14,6 +14,7 @@ td,th{border-bottom:1px solid #d8dee6;padding:.4rem .6rem;text-align:left;vertic
 th{font-weight:600;color:#5a6675}
 code,pre{font:13px/1.4 ui-monospace,monospace;white-space:pre-wrap;margin:0}
 .passed{color:#14713d}.failed{color:#b3261e}.problem{color:#8a5a00}
+.note{color:#5a6675}
 summary{cursor:pointer}
 """
 
@@ -44,6 +45,7 @@ def _row(one: Result) -> str:
     if one.verdict is not None:
         ids = ", ".join(one.faults) or one.stopped_by or "no fault"
         what = f"<details><summary>{_text(ids)}</summary>{_verdict(one.verdict)}</details>"
+    what += f'<div class="note">{_text(one.note)}</div>' if one.note else ""
     return f'<tr><td>{_text(one.name)}</td><td class="{one.outcome}">{one.outcome}</td><td>{what}</td></tr>'
 
 
