@@ -39,8 +39,9 @@ def test_submissions_are_subfolders_and_files(folder):
 
 
 def test_two_files_of_the_name_are_a_problem_that_a_longer_pattern_solves(folder):
-    (folder / "bob" / "layers.py").write_text("good")
-    assert "more than once: layers.py, work/layers.py" in find_submissions(folder)[1].problem
+    (folder / "bob" / "other").mkdir()
+    (folder / "bob" / "other" / "layers.py").write_text("good")
+    assert "more than once: other/layers.py, work/layers.py" in find_submissions(folder)[1].problem
     assert find_submissions(folder, "work/layers.py:TransformerBlock")[1].subject is not None
 
 

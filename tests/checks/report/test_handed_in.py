@@ -1,6 +1,7 @@
 import json
 import stat
 import zipfile
+from pathlib import Path
 
 import pytest
 
@@ -134,6 +135,60 @@ def test_a_folder_without_the_class_says_what_it_has(folder, tmp_path):
     ann, bob = found(folder, tmp_path)
     assert ann.problem.endswith("and no class Block: it has hw1.pdf, model.rar; model.rar is not unpacked")
     assert bob.problem == "it has class Block more than once: model_v1.py, model_v2.py"
+
+
+def written(folder, *files):
+    for file in files:
+        (folder / file).parent.mkdir(parents=True, exist_ok=True)
+        (folder / file).write_text(LAYERS)
+
+
+@pytest.mark.parametrize(
+    ("files", "judged", "others"),
+    [
+        (("hw/layers.py", "hw/backup/layers.py"), "hw/layers.py", "hw/backup/layers.py"),
+        (("old/layers.py", "nn/parts/layers.py"), "nn/parts/layers.py", "old/layers.py"),
+        (("block.py", "tests/layers.py", "test_block.py"), "block.py", "tests/layers.py"),
+        (("src/nn/block.py", "build/lib/nn/block.py"), "src/nn/block.py", "build/lib/nn/block.py"),
+        (("layers.py", "a/layers.py", "b/layers.py"), "layers.py", "a/layers.py, b/layers.py"),
+    ],
+)
+def test_of_several_files_that_fit_the_main_one_is_judged_and_the_row_says_so(files, judged, others, folder, tmp_path):
+    written(folder / "ann", *files)
+    (ann,) = found(folder, tmp_path)
+    assert ann.subject == f"{folder}/ann/{judged}:Block"
+    assert ann.note == f"judged: {judged}, not {others}"
+
+
+@pytest.mark.parametrize("files", [("a/layers.py", "b/layers.py"), ("block_v1.py", "block_v2.py")])
+def test_where_none_is_the_main_one_nothing_is_guessed(files, folder, tmp_path):
+    written(folder / "ann", *files)
+    assert "more than once" in found(folder, tmp_path)[0].problem
+
+
+def test_a_pattern_that_names_tests_or_a_backup_means_it(folder, tmp_path):
+    written(folder / "ann", "layers.py", "old/layers.py", "test_layers.py")
+    assert found(folder, tmp_path, "old/layers.py:Block")[0].subject == f"{folder}/ann/old/layers.py:Block"
+    assert found(folder, tmp_path, "test_layers.py:Block")[0].subject == f"{folder}/ann/test_layers.py:Block"
+
+
+def test_of_several_files_with_the_name_one_that_has_the_class_is_judged(folder, tmp_path):
+    written(folder / "ann", "nn/layers.py")
+    (folder / "ann" / "layers.py").write_text("import torch\n")
+    assert found(folder, tmp_path)[0].subject == f"{folder}/ann/nn/layers.py:Block"
+
+
+def test_names_are_found_in_letters_of_either_case(folder, tmp_path):
+    written(folder / "ann", "hw/LAYERS.PY")
+    written(folder / "bob", "layers.py", "hw/Layers.py")
+    zipped(folder / "cy.zip", {"Layers.py": LAYERS})
+    written(folder, "DEE.PY")
+    assert [Path(one.subject).name for one in found(folder, tmp_path)] == [
+        "DEE.PY:Block",
+        "LAYERS.PY:Block",
+        "layers.py:Block",
+        "Layers.py:Block",
+    ]
 
 
 def test_of_a_zip_only_what_is_needed_is_looked_at(folder, tmp_path):

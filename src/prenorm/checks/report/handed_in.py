@@ -2,18 +2,21 @@
 
 import fnmatch
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import ConfigError
-from .unpack import ARCHIVES, hidden, unpack
+from .unpack import ARCHIVES, SOURCES, hidden, unpack
 
 MOST_LISTED = 4  # names in a row of the table
 MOST_SOURCES = 5_000  # of a folder
 MOST_CHARACTERS = 20 << 20  # of a file that is searched for a class
 LISTS = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".md")
 """What a teacher keeps beside submissions, such as grades; other files are somebody's work."""
+
+ASIDE = frozenset({"test", "tests", "backup", "backups", "bak", "old", "legacy", "archive", "build", "dist"})
+"""Folders of tests, of versions that somebody put aside, and of what a build made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -36,13 +39,14 @@ def find_submissions(
     """Every subfolder, .py file, notebook and zip of a folder, in the order of their names.
 
     pattern: FILE.py:CLASS. FILE.py is looked for in a subfolder or zip and all below it (it may have folders, and * and
-    ?), then a notebook that defines CLASS; of a file beside the subfolders only CLASS is used. unpacked: where zips are
-    unpacked to. Left out are names that begin with . or __, and lists, such as grades.csv; all other files, archives
-    and links are submissions with a problem, so that everybody has a row.
+    ?, in letters of either case), then a file or notebook that defines CLASS: of several, the one in a folder above all
+    others, or the only one that is no test, backup or build. Of a file beside the subfolders only CLASS is used.
+    unpacked: where zips are unpacked to. Left out are names that begin with . or __, and lists, such as grades.csv; all
+    other files, archives and links are submissions with a problem, so that everybody has a row.
     Raises ConfigError for a pattern that is none, and a folder that is none or empty.
     """
     file, colon, name = pattern.rpartition(":")
-    if not colon or not file.endswith((".py", ".ipynb")) or not name.isidentifier():
+    if not colon or not file.endswith(SOURCES) or not name.isidentifier():
         raise ConfigError(f"the pattern must be FILE.py:CLASS, such as layers.py:TransformerBlock, not {pattern!r}.")
     if not folder.is_dir():
         raise ConfigError(f"submissions must be in a folder, but {folder} is not a folder.")
@@ -67,7 +71,7 @@ def find_submissions(
 def _submission(path: Path, file: str, name: str, unpacked: Path | None) -> Submission | None:
     """What is in a folder of submissions under this name; None for something else, such as a list of grades."""
     suffix = path.suffix.lower()
-    wanted = path.is_dir() or suffix in (".py", ".ipynb", ".zip")
+    wanted = path.is_dir() or suffix in (*SOURCES, ".zip")
     if wanted and path.is_symlink():  # it could be the work of somebody else
         return Submission(name=path.name, problem=f"it is a link, to {path.readlink()}")
     if path.is_dir():
@@ -76,7 +80,7 @@ def _submission(path: Path, file: str, name: str, unpacked: Path | None) -> Subm
         if found.subject is None and len(inside) == 1 and unpacked is not None and not _sources(path):
             return _in_zip(path.name, inside[0], unpacked / path.name, file, name)
         return found
-    if suffix in (".py", ".ipynb"):
+    if suffix in SOURCES:
         return Submission(name=path.name, subject=f"{path}:{name}", within=str(path))
     if suffix == ".zip" and unpacked is not None:
         return _in_zip(path.name, path, unpacked / path.name, file, name)
@@ -90,16 +94,44 @@ def _submission(path: Path, file: str, name: str, unpacked: Path | None) -> Subm
 
 def _in_folder(shown: str, path: Path, file: str, name: str) -> Submission:
     """The file of the pattern; if there is none, the only file or notebook that defines the class."""
-    found, what = sorted(_matching(path, file)), file
-    if not found:
-        found = [one for one in _sources(path) if re.search(rf"\bclass\s+{name}\b", _text(one))]
-        what = f"class {name}"
+    what, found = _candidates(path, file, name)
     if not found:
         return Submission(name=shown, problem=f"it has no {file}, and no class {name}{_instead(path)}")
-    if len(found) > 1:
-        listed = ", ".join(str(one.relative_to(path)) for one in found[:4])
-        return Submission(name=shown, problem=f"it has {what} more than once: {listed}")
-    return Submission(name=shown, subject=f"{found[0]}:{name}", within=str(path))
+    above = [one for one in found if all(one.parent in other.parents for other in found)]
+    if len(found) > 1 and len(above) != 1:
+        return Submission(name=shown, problem=f"it has {what} more than once: {_inside(path, found)}")
+    chosen = above[0]
+    others = [one for one in _candidates(path, file, name, all_folders=True)[1] if one != chosen]
+    note = f"judged: {_inside(path, [chosen])}, not {_inside(path, others)}" if others else ""
+    return Submission(name=shown, subject=f"{chosen}:{name}", within=str(path), note=note)
+
+
+def _candidates(path: Path, file: str, name: str, *, all_folders: bool = False) -> tuple[str, list[Path]]:
+    """What was looked for, and the files that are it: of the pattern, or else those that define the class.
+
+    Tests, backups and what a build made are looked at only if nothing else has it, or the pattern names them.
+    """
+    sources = [(one, one.relative_to(path).as_posix()) for one in _sources(path)]
+    named = [one for one, shown in sources if fnmatch.fnmatchcase(f"/{shown}", f"*/{file}")] or [
+        one for one, shown in sources if fnmatch.fnmatchcase(f"/{shown}".lower(), f"*/{file}".lower())
+    ]
+    named = [one for one in named if name in _text(one)] or named
+    defining = [one for one, _ in sources if re.search(rf"\bclass\s+{name}\b", _text(one))]
+    for what, found in ((file, named), (f"class {name}", defining)):
+        if main := [one for one in found if all_folders or not _is_aside(one.relative_to(path), Path(file))]:
+            return what, main
+    return (file, named) if named else (f"class {name}", defining)
+
+
+def _is_aside(path: Path, wanted: Path) -> bool:
+    """Whether it is a test, a backup or what a build made, and the pattern does not name it."""
+    folders, asked = ({part.lower() for part in one.parts} for one in (path.parent, wanted))
+    is_test = path.name.startswith("test_") and not wanted.name.startswith("test_")
+    return is_test or not ASIDE.isdisjoint(folders - asked)
+
+
+def _inside(path: Path, files: Sequence[Path]) -> str:
+    return _listed([one.relative_to(path).as_posix() for one in files])
 
 
 def _instead(path: Path) -> str:
@@ -113,21 +145,11 @@ def _instead(path: Path) -> str:
     return f": it has {', '.join(shown)}{', ...' if len(inside) > 3 else ''}{said}"
 
 
-def _matching(path: Path, file: str) -> Iterator[Path]:
-    pattern = f"*/{file}"
-    for one in _sources(path):
-        if fnmatch.fnmatchcase("/" + one.relative_to(path).as_posix(), pattern):
-            yield one
-
-
 def _sources(path: Path) -> list[Path]:
     """All Python files and notebooks; links that lead out of the submission are left out."""
-    found = [one for suffix in ("*.py", "*.ipynb") for one in path.rglob(suffix)]
+    found = [one for one in path.rglob("*") if one.suffix.lower() in SOURCES and not hidden(one.relative_to(path))]
     here = path.resolve()
-    kept = [
-        one for one in found if one.is_file() and not hidden(one.relative_to(path)) and here in one.resolve().parents
-    ]
-    return sorted(kept)[:MOST_SOURCES]
+    return sorted(one for one in found if one.is_file() and here in one.resolve().parents)[:MOST_SOURCES]
 
 
 def _text(path: Path) -> str:
