@@ -231,3 +231,35 @@ def test_a_zip_with_a_password_says_so(folder, tmp_path):
     path.write_bytes(data)
     (ann,) = found(folder, tmp_path)
     assert ann.problem == "the zip is refused: it has a password"
+
+
+def test_loose_files_with_the_key_of_one_student_are_one_submission(folder, tmp_path):
+    key = "leekim_LATE_8840"
+    for number, name in enumerate(["layers-1.py", "attention-1.py", "vocab.json", "report.pdf"], 9981):
+        (folder / f"{key}_{number}_{name}").write_text(LAYERS if name == "layers-1.py" else "")
+    (folder / "leekit_8841_9981_layers.py").write_text(LAYERS)
+    (folder / "grades.csv").touch()
+    kim, kit = found(folder, tmp_path)
+    assert kim.name == key
+    assert kim.subject == f"{kim.within}/layers.py:Block"
+    assert sorted(one.name for one in Path(kim.within).iterdir()) == [
+        "attention.py",
+        "layers.py",
+        "report.pdf",
+        "vocab.json",
+    ]
+    assert kit.subject == f"{folder}/leekit_8841_9981_layers.py:Block"
+
+
+def test_a_zip_among_the_loose_files_of_a_student_is_unpacked(folder, tmp_path):
+    zipped(folder / "leekim_8840_9981_hw1.zip", {"hw/layers.py": LAYERS})
+    (folder / "leekim_8840_9980_report.pdf").touch()
+    (kim,) = found(folder, tmp_path)
+    assert (kim.name, kim.problem) == ("leekim_8840", "")
+    assert kim.subject.endswith("/hw/layers.py:Block")
+
+
+def test_two_versions_of_one_file_keep_the_names_that_tell_them_apart(folder, tmp_path):
+    for name in ("layers.py", "layers-1.py"):
+        (folder / f"leekim_8840_9980_{name}").write_text(LAYERS)
+    assert found(folder, tmp_path)[0].subject.endswith("/leekim_8840/layers.py:Block")

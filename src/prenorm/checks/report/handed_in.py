@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ...errors import ConfigError
+from .canvas import together
 from .unpack import ARCHIVES, SOURCES, hidden, unpack
 
 MOST_LISTED = 4  # names in a row of the table
@@ -41,8 +42,9 @@ def find_submissions(
     pattern: FILE.py:CLASS. FILE.py is looked for in a subfolder or zip and all below it (it may have folders, and * and
     ?, in letters of either case), then a file or notebook that defines CLASS: of several, the one in a folder above all
     others, or the only one that is no test, backup or build. Of a file beside the subfolders only CLASS is used.
-    unpacked: where zips are unpacked to. Left out are names that begin with . or __, and lists, such as grades.csv; all
-    other files, archives and links are submissions with a problem, so that everybody has a row.
+    unpacked: where zips are unpacked to, and loose files of one student put together. Left out are names that begin
+    with . or __, and lists, such as grades.csv; all other files, archives and links are submissions with a problem, so
+    that everybody has a row.
     Raises ConfigError for a pattern that is none, and a folder that is none or empty.
     """
     file, colon, name = pattern.rpartition(":")
@@ -51,9 +53,8 @@ def find_submissions(
     if not folder.is_dir():
         raise ConfigError(f"submissions must be in a folder, but {folder} is not a folder.")
     found = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "__")):
-            continue
+    paths = sorted(one for one in folder.iterdir() if not one.name.startswith((".", "__")))
+    for path in paths if unpacked is None else together(paths, unpacked / ".together"):
         try:
             submission = _submission(path, file, name, unpacked)
         except OSError as error:
