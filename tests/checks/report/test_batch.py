@@ -4,10 +4,13 @@ import io
 import os
 
 import pytest
+from rich.console import Console
 
-from prenorm.checks.report.batch import Result, check_all, groups, in_order, print_table, to_csv
+from prenorm.checks.report.batch import check_all
 from prenorm.checks.report.handed_in import find_submissions
 from prenorm.checks.report.html import as_page
+from prenorm.checks.report.result import Result, groups, in_order
+from prenorm.checks.report.table import print_table, to_csv
 from prenorm.checks.verdict import Finding, Verdict
 from prenorm.errors import ConfigError
 
@@ -75,7 +78,7 @@ def test_one_that_breaks_never_stops_the_others(folder, capsys):
     rows = list(csv.DictReader(io.StringIO(to_csv(results))))
     assert [row["outcome"] for row in rows] == [one.outcome for one in results]
     assert rows[1]["faults"] == "post_norm eps_ignored"
-    print_table(results)
+    print_table(results, Console())
     shown = capsys.readouterr().out
     assert "2 passed, 1 failed, 4 problem" in shown
     assert "eps_ignored 1, post_norm 1" in shown
@@ -125,7 +128,7 @@ GOOD = Verdict(subject="a")
 def test_names_that_begin_alike_are_told_apart_in_a_narrow_terminal(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "60")
     names = [f"Otto_{number}_assignsubmission_file_of_the_first_homework.zip" for number in (1234664, 1234665)]
-    print_table([Result(name=name, verdict=GOOD) for name in names])
+    print_table([Result(name=name, verdict=GOOD) for name in names], Console())
     printed = capsys.readouterr().out
     letters = "".join(part for line in printed.splitlines() for part in line.split("│")[1:2]).replace(" ", "")
     assert all(name in letters for name in names)
@@ -133,7 +136,7 @@ def test_names_that_begin_alike_are_told_apart_in_a_narrow_terminal(monkeypatch,
 
 def test_what_is_noted_of_a_submission_is_in_every_table(capsys):
     noted = [Result(name="ann", verdict=GOOD, note="not unpacked: model.pt")]
-    print_table(noted)
+    print_table(noted, Console())
     assert "[not unpacked: model.pt]" in capsys.readouterr().out
     assert "not unpacked: model.pt" in as_page(noted, "all")
     assert next(csv.DictReader(io.StringIO(to_csv(noted))))["note"] == "not unpacked: model.pt"
@@ -141,5 +144,5 @@ def test_what_is_noted_of_a_submission_is_in_every_table(capsys):
 
 def test_whose_block_is_prenorms_own_is_said(capsys):
     borrowed = Verdict(subject="b", conventions={"from_prenorm": "Linear, RMSNorm"})
-    print_table([Result(name="ann", verdict=GOOD), Result(name="bob", verdict=borrowed)])
+    print_table([Result(name="ann", verdict=GOOD), Result(name="bob", verdict=borrowed)], Console())
     assert "with prenorm's own classes: bob\n" in capsys.readouterr().out

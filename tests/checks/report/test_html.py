@@ -1,8 +1,8 @@
 from html.parser import HTMLParser
 
 from prenorm import TransformerBlock
-from prenorm.checks.report.batch import Result, groups
 from prenorm.checks.report.html import as_page, as_table
+from prenorm.checks.report.result import Result, groups
 from prenorm.testing import check
 
 from .examples import BAD, GOOD

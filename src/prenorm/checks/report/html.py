@@ -4,7 +4,7 @@ import html
 from collections.abc import Sequence
 
 from ..verdict import FAILED, Finding, Verdict
-from .batch import Result, groups
+from .result import Result, groups
 from .text import clean
 
 STYLE = """
