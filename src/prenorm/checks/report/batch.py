@@ -9,11 +9,13 @@ import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
 from pathlib import Path
 
 from ...errors import PrenormError
 from ..verdict import Verdict
 from .handed_in import Submission
+from .paths import inside
 from .result import Result, without
 
 Check = Callable[..., Verdict]
@@ -91,15 +93,17 @@ def _ending_together() -> Iterator[None]:
 def _check_one(submission: Submission, check: Check) -> Result:
     begun = time.perf_counter()
     assert submission.subject is not None
+    within = Path(submission.within or submission.subject.rpartition(":")[0])
+    result = without(submission, "")
     try:
-        bounds = {} if submission.within is None else {"within": Path(submission.within)}
-        verdict, problem = check(submission.subject, **bounds), ""
+        bounds = {} if submission.within is None else {"within": within}
+        result = replace(result, verdict=check(submission.subject, **bounds))
     except PrenormError as error:
-        verdict, problem = None, str(error)
+        result = replace(result, problem=str(error))
     except Exception as error:  # our own mistake, or the system's, is reported, and the others go on
-        verdict, problem = None, f"{type(error).__name__}: {error}"
-    seconds = time.perf_counter() - begun
-    return Result(name=submission.name, verdict=verdict, problem=problem, note=submission.note, seconds=seconds)
+        result = replace(result, problem=f"{type(error).__name__}: {error}")
+    told: Result = inside(result, within if within.is_dir() else within.parent)
+    return replace(told, name=submission.name, seconds=time.perf_counter() - begun)
 
 
 def _begin() -> None:

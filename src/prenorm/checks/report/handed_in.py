@@ -53,7 +53,7 @@ def find_submissions(
     if not folder.is_dir():
         raise ConfigError(f"submissions must be in a folder, but {folder} is not a folder.")
     found = []
-    paths = sorted(one for one in folder.iterdir() if not one.name.startswith((".", "__")))
+    paths = sorted(one for one in folder.absolute().iterdir() if not one.name.startswith((".", "__")))
     for path in paths if unpacked is None else together(paths, unpacked / ".together"):
         try:
             submission = _submission(path, file, name, unpacked)
