@@ -265,7 +265,7 @@ def test_a_batch_of_zips_and_notebooks_is_one_page(
     (folder / "bob.ipynb").write_text(json.dumps({"cells": [cell]}))
     assert command.main(["check", "--batch", str(folder), "layers.py:TransformerBlock", "--format", "html"]) == 0
     page = capsys.readouterr().out
-    assert page.count('<td class="passed">passed</td>') == 2
+    assert page.count("passed</td>") == 2
 
 
 def test_what_the_learner_prints_stays_out_of_the_json(workspace: Path) -> None:

@@ -1,6 +1,7 @@
 """`prenorm check FILE.py:CLASS`: names the faults of a block that somebody else wrote."""
 
 import contextlib
+import datetime
 import functools
 import json
 import sys
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from .. import __version__
 from ..errors import ConfigError, PrenormError
 from .exit_codes import INTERRUPTED
 from .flags import flags_from
@@ -152,12 +154,14 @@ def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
         submissions = find_submissions(folder, flags.subject, unpacked=Path(unpacked))
         results = _checked(flags, submissions)
     title = f"{flags.subject} in {folder}"
+    design = f"target {flags.target}" if flags.target else "no target: conventions are no faults"
+    about = f"{design}; prenorm {__version__}; {datetime.date.today():%d %B %Y}"
     for path in flags.out:
-        outputs.save(results, path, title)
+        outputs.save(results, path, title, about)
     if form == "text":
         print_table(results, Console())
     else:
-        print(outputs.written(results, form, title), end="")
+        print(outputs.written(results, form, title, about), end="")
     if any(one.problem == STOPPED for one in results):
         return INTERRUPTED
     return 0 if all(result.outcome == "passed" for result in results) else 1

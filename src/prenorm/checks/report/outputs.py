@@ -25,20 +25,20 @@ def check_path(path: Path) -> None:
         raise ConfigError(f"--out FILE must be in a folder that is there, and be none itself, but it is {path}.")
 
 
-def save(results: Sequence[Result], path: Path, title: str) -> None:
-    """Write them in the format that the file's ending says; CSV with the mark by which Excel knows UTF-8."""
+def save(results: Sequence[Result], path: Path, title: str, about: str = "") -> None:
+    """Write what written() gives in the format of the file's ending; CSV with the mark by which Excel knows UTF-8."""
     form = ENDINGS[path.suffix.lower()]
     encoding = "utf-8-sig" if form == "csv" else "utf-8"
-    path.write_text(written(results, form, title), encoding=encoding, errors="replace", newline="")
+    path.write_text(written(results, form, title, about), encoding=encoding, errors="replace", newline="")
 
 
-def written(results: Sequence[Result], form: str, title: str) -> str:
-    """The text of csv, html, json, junit or text, which ends in a newline."""
+def written(results: Sequence[Result], form: str, title: str, about: str = "") -> str:
+    """The text of csv, html, json, junit or text, which ends in a newline. title, about: of a page."""
     match form:
         case "csv":
             return to_csv(results)
         case "html":
-            return as_page(results, title)
+            return as_page(results, title, about)
         case "json":
             return json.dumps([one.to_json() for one in results], indent=2) + "\n"
         case "junit":

@@ -1,6 +1,6 @@
 """What became of each submission of a batch: its verdict, or why it has none."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -71,13 +71,24 @@ def in_order(results: Sequence[Result], submissions: Sequence[Submission]) -> li
     return sorted(results, key=lambda result: place[result.name])
 
 
-def groups(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
-    """Each fault with the submissions that have it, the most frequent first; crashes are grouped by their reason."""
+def frequencies(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    """Each fault with the submissions that have it, the most frequent first."""
+    return _whose((id, one.name) for one in results for id in one.faults)
+
+
+def shared_reasons(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
+    """What stopped several submissions, in the same words, with their names."""
+    stopped = ((one.stopped_by, one.name) for one in results if one.stopped_by)
+    return [(reason, names) for reason, names in _whose(stopped) if len(names) > 1]
+
+
+def _whose(pairs: Iterable[tuple[str, str]]) -> list[tuple[str, list[str]]]:
     whose: dict[str, list[str]] = {}
-    for one in results:
-        found = [f"{id}: {one.stopped_by}" if id in CRASHES else id for id in one.faults]
-        if one.outcome == "problem":
-            found.append(f"problem: {one.stopped_by}")
-        for name in found:
-            whose.setdefault(name, []).append(one.name)
+    for what, name in pairs:
+        whose.setdefault(what, []).append(name)
     return sorted(whose.items(), key=lambda item: (-len(item[1]), item[0]))
+
+
+def totals(results: Sequence[Result]) -> str:
+    """How many passed, failed, and could not be judged."""
+    return ", ".join(f"{sum(one.outcome == kind for one in results)} {kind}" for kind in OUTCOMES)

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Column, Table
 
-from .result import OUTCOMES, Result, groups
+from .result import Result, frequencies, shared_reasons, totals
 from .text import clean
 
 WIDTH = 120  # characters of a line in a file
@@ -33,28 +33,29 @@ def print_table(results: Sequence[Result], console: Console) -> None:
             faults = f"{faults} [{one.note}]" if faults else f"[{one.note}]"
         table.add_row(escape(clean(one.name)), one.outcome, escape(clean(faults)), f"{one.seconds:.1f}")
     console.print(table)
-    console.print(", ".join(f"{sum(one.outcome == kind for one in results)} {kind}" for kind in OUTCOMES))
-    found = groups(results)
-    if counts := [f"{name} {len(names)}" for name, names in found if ": " not in name]:
+    console.print(totals(results))
+    if counts := [f"{name} {len(names)}" for name, names in frequencies(results)]:
         console.print("faults: " + ", ".join(counts))
     if borrowed := [one.name for one in results if one.verdict and "from_prenorm" in one.verdict.conventions]:
         console.print(escape(clean(f"with prenorm's own classes: {', '.join(borrowed)}")))
-    for name, names in found:
-        if ": " in name and len(names) > 1:
-            console.print(escape(clean(f"stopped {len(names)}: {name} ({', '.join(names)})")))
+    for reason, names in shared_reasons(results):
+        console.print(escape(clean(f"stopped {len(names)}: {reason} ({', '.join(names)})")))
 
 
-COLUMNS = ("name", "outcome", "faults", "does not count", "problem", "note", "built as", "called as", "seconds")
+FOUND = ("faults", "does not count", "problem", "note", "evidence", "where")
+COLUMNS = ("name", "outcome", *FOUND, "built as", "called as", "seconds")
 
 
 def to_csv(results: Sequence[Result]) -> str:
-    """A table for spreadsheets: name, outcome, ids of findings, what stopped it, a note, how it was built, seconds."""
+    """A table for spreadsheets: a row for each submission, with what was found, how it was built, and seconds."""
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(COLUMNS)
     for one in results:
-        build, call = (one.verdict.build, one.verdict.call) if one.verdict else ("", "")
-        found = (" ".join(one.faults), " ".join(one.others), one.stopped_by, one.note)
+        build, call, faults = (one.verdict.build, one.verdict.call, one.verdict.faults) if one.verdict else ("", "", ())
+        evidence = "\n".join(f"{fault.id}: {fault.evidence}" for fault in faults)
+        places = [f"{fault.place.file}:{fault.place.line}" for fault in faults if fault.place]
+        found = (" ".join(one.faults), " ".join(one.others), one.stopped_by, one.note, evidence, "\n".join(places))
         writer.writerow([*map(_cell, (one.name, one.outcome, *found, build, call)), f"{one.seconds:.1f}"])
     return text.getvalue()
 
