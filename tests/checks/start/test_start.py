@@ -680,7 +680,10 @@ def test_a_package_that_nobody_knows_and_a_block_uses_cannot_be_judged(tmp_path:
     (tmp_path / "model.py").write_text(source)
     verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
     assert (verdict.ids, verdict.faults, verdict.exit_code) == (["constructor_error"], (), 2)
-    assert "put the file tracking_of_our_lab.py beside this one" in verdict.findings[0].evidence
+    assert (
+        "put tracking_of_our_lab.py (or the folder tracking_of_our_lab) beside this file"
+        in verdict.findings[0].evidence
+    )
 
 
 def test_names_of_a_missing_package_are_computed_with_only_while_files_are_imported(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """What is said of an error that a learner's code raises."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,13 @@ def test_a_syntax_error_in_a_notebook_says_no_line_of_the_joined_cells(file: str
         compile("x = 1\ndef f(:\n", file, "exec")
     told = described(raised.value)
     assert (told["message"], told["frames"][-1]["line"]) == (message, 2)
+
+
+def test_a_file_that_waits_for_somebody_to_type_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(EOFError) as raised:
+        input("name? ")
+    assert described(raised.value)["message"] == "input() waits for somebody to type, and nobody does here"
 
 
 SIZES = "The size of tensor a (32) must match the size of tensor b (3)"
