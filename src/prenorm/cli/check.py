@@ -138,6 +138,7 @@ def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
     from rich.console import Console
 
     from ..checks.report import outputs
+    from ..checks.report.alike import noted
     from ..checks.report.handed_in import find_submissions
     from ..checks.report.result import STOPPED
     from ..checks.report.table import print_table
@@ -151,7 +152,7 @@ def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
     for path in flags.out:
         outputs.check_path(path)
     with tempfile.TemporaryDirectory(prefix="prenorm-batch-") as unpacked:
-        submissions = find_submissions(folder, flags.subject, unpacked=Path(unpacked))
+        submissions = noted(find_submissions(folder, flags.subject, unpacked=Path(unpacked)))
         results = _checked(flags, submissions)
     title = f"{flags.subject} in {folder}"
     design = f"target {flags.target}" if flags.target else "no target: conventions are no faults"

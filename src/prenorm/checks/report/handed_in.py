@@ -78,7 +78,7 @@ def _submission(path: Path, file: str, name: str, unpacked: Path | None) -> Subm
     if path.is_dir():
         inside = [one for one in sorted(path.rglob("*")) if one.suffix.lower() == ".zip" and not one.is_symlink()]
         found = _in_folder(path.name, path, file, name)
-        if found.subject is None and len(inside) == 1 and unpacked is not None and not _sources(path):
+        if found.subject is None and len(inside) == 1 and unpacked is not None and not sources(path):
             return _in_zip(path.name, inside[0], unpacked / path.name, file, name)
         return found
     if suffix in SOURCES:
@@ -112,12 +112,12 @@ def _candidates(path: Path, file: str, name: str, *, all_folders: bool = False) 
 
     Tests, backups and what a build made are looked at only if nothing else has it, or the pattern names them.
     """
-    sources = [(one, one.relative_to(path).as_posix()) for one in _sources(path)]
-    named = [one for one, shown in sources if fnmatch.fnmatchcase(f"/{shown}", f"*/{file}")] or [
-        one for one, shown in sources if fnmatch.fnmatchcase(f"/{shown}".lower(), f"*/{file}".lower())
+    files = [(one, one.relative_to(path).as_posix()) for one in sources(path)]
+    named = [one for one, shown in files if fnmatch.fnmatchcase(f"/{shown}", f"*/{file}")] or [
+        one for one, shown in files if fnmatch.fnmatchcase(f"/{shown}".lower(), f"*/{file}".lower())
     ]
     named = [one for one in named if name in _text(one)] or named
-    defining = [one for one, _ in sources if re.search(rf"\bclass\s+{name}\b", _text(one))]
+    defining = [one for one, _ in files if re.search(rf"\bclass\s+{name}\b", _text(one))]
     for what, found in ((file, named), (f"class {name}", defining)):
         if main := [one for one in found if all_folders or not _is_aside(one.relative_to(path), Path(file))]:
             return what, main
@@ -132,7 +132,7 @@ def _is_aside(path: Path, wanted: Path) -> bool:
 
 
 def _inside(path: Path, files: Sequence[Path]) -> str:
-    return _listed([one.relative_to(path).as_posix() for one in files])
+    return listed([one.relative_to(path).as_posix() for one in files])
 
 
 def _instead(path: Path) -> str:
@@ -146,7 +146,7 @@ def _instead(path: Path) -> str:
     return f": it has {', '.join(shown)}{', ...' if len(inside) > 3 else ''}{said}"
 
 
-def _sources(path: Path) -> list[Path]:
+def sources(path: Path) -> list[Path]:
     """All Python files and notebooks; links that lead out of the submission are left out."""
     found = [one for one in path.rglob("*") if one.suffix.lower() in SOURCES and not hidden(one.relative_to(path))]
     here = path.resolve()
@@ -164,9 +164,10 @@ def _in_zip(shown: str, path: Path, folder: Path, file: str, name: str) -> Submi
         why = "it has a password" if "is encrypted" in str(error) else error or type(error).__name__
         return Submission(name=shown, problem=f"the zip is refused: {why}")
     found = _in_folder(shown, folder, file, name)
-    said = f"not unpacked: {_listed(left_out)}" if left_out else ""
+    said = f"not unpacked: {listed(left_out)}" if left_out else ""
     return replace(found, note="; ".join(filter(None, [found.note, said])))
 
 
-def _listed(names: Sequence[str]) -> str:
+def listed(names: Sequence[str]) -> str:
+    """The first few of them."""
     return ", ".join([*names[:MOST_LISTED], *(["..."] if len(names) > MOST_LISTED else [])])
