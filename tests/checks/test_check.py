@@ -268,6 +268,13 @@ def test_a_batch_of_zips_and_notebooks_is_one_page(
     assert page.count("passed</td>") == 2
 
 
+def test_a_batch_of_which_nothing_could_be_judged_ends_with_2(tmp_path: Path) -> None:
+    (tmp_path / "ann.pdf").touch()
+    assert command.main(["check", "--batch", str(tmp_path), "layers.py:TransformerBlock"]) == 2
+    (tmp_path / "bob.py").write_text("import nowhere.at_all\n\nclass TransformerBlock(\n")
+    assert command.main(["check", "--batch", str(tmp_path), "layers.py:TransformerBlock"]) == 1
+
+
 def test_what_the_learner_prints_stays_out_of_the_json(workspace: Path) -> None:
     file = workspace / "layers.py"
     file.write_text("print('{\"passed\": true}')\n" + file.read_text() + "\nraise RuntimeError('no')\n")

@@ -32,6 +32,7 @@ class CheckFlags:
     How it is built and called is guessed from its signatures and printed; --build and --call correct the guess.
     Its code runs in a sandbox, and only its numbers count.
     Exit code 0: no fault. 1: faults. 2: nothing to judge, nothing that could be judged, or the checker itself failed.
+    With --batch: 0 if all passed, 2 if none could be judged, 130 if it was stopped, and otherwise 1.
     """
 
     subject: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE.py:CLASS")]
@@ -143,6 +144,7 @@ def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
     from ..checks.report.result import STOPPED
     from ..checks.report.table import print_table
     from ..checks.subject.recipe import given
+    from ..checks.verdict import NOT_JUDGED
 
     if form == "gradescope":
         raise ConfigError("gradescope wants one results.json a submission; --format gradescope goes without --batch.")
@@ -165,7 +167,10 @@ def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
         print(outputs.written(results, form, title, about), end="")
     if any(one.problem == STOPPED for one in results):
         return INTERRUPTED
-    return 0 if all(result.outcome == "passed" for result in results) else 1
+    outcomes = {result.outcome for result in results}
+    if outcomes == {"passed"}:
+        return 0
+    return NOT_JUDGED if outcomes == {"problem"} else 1
 
 
 def _checked(flags: CheckFlags, submissions: "list[Submission]") -> "list[Result]":
