@@ -152,7 +152,7 @@ def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
         if text is not None:
             given(text, what)  # a mistake is said once, not in every row
     for path in flags.out:
-        outputs.check_path(path)
+        outputs.check_path(path, folder)
     with tempfile.TemporaryDirectory(prefix="prenorm-batch-") as unpacked:
         submissions = noted(find_submissions(folder, flags.subject, unpacked=Path(unpacked)))
         results = _checked(flags, submissions)

@@ -17,7 +17,7 @@ RESULTS = [Result(name="Zoë", verdict=GOOD), Result(name="bob", verdict=BAD), R
 @pytest.mark.parametrize("ending", ENDINGS)
 def test_a_file_has_what_its_format_prints(ending, tmp_path):
     file = tmp_path / f"all{ending.upper()}"
-    check_path(file)
+    check_path(file, tmp_path / "all")
     save(RESULTS, file, "blocks")
     printed = written(RESULTS, ENDINGS[ending], "blocks")
     assert printed.endswith("\n")
@@ -33,8 +33,9 @@ def test_excel_is_told_the_encoding_and_other_readers_are_not(tmp_path):
     assert json.loads((tmp_path / "all.json").read_text())[0]["name"] == "Zoë"
 
 
-@pytest.mark.parametrize("name", ["marks.pdf", "marks", "none/marks.csv", "folder.csv"])
+@pytest.mark.parametrize("name", ["marks.pdf", "marks", "none/marks.csv", "folder.csv", "all/page.html"])
 def test_a_file_that_cannot_be_written_is_refused_before_anything_is_judged(name, tmp_path):
     (tmp_path / "folder.csv").mkdir()
+    (tmp_path / "all").mkdir()
     with pytest.raises(ConfigError, match="--out FILE must"):
-        check_path(tmp_path / name)
+        check_path(tmp_path / name, tmp_path / "all")

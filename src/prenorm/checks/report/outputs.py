@@ -15,7 +15,7 @@ ENDINGS = {".csv": "csv", ".html": "html", ".json": "json", ".xml": "junit", ".t
 """The format of a file, by its ending."""
 
 
-def check_path(path: Path) -> None:
+def check_path(path: Path, folder: Path) -> None:
     """Raise ConfigError where no results can be written to this file: before hours of judging, not after."""
     if path.suffix.lower() not in ENDINGS:
         raise ConfigError(
@@ -23,6 +23,8 @@ def check_path(path: Path) -> None:
         )
     if path.is_dir() or not path.parent.is_dir():
         raise ConfigError(f"--out FILE must be in a folder that is there, and be none itself, but it is {path}.")
+    if path.parent.resolve() == folder.resolve():
+        raise ConfigError(f"--out FILE must not be in {folder}, where the next batch would take it for a submission.")
 
 
 def save(results: Sequence[Result], path: Path, title: str, about: str = "") -> None:
