@@ -226,18 +226,29 @@ def _of_session(number: int) -> list[int]:
 
 @pytest.mark.long
 @pytest.mark.parametrize("how", [signal.SIGTERM, signal.SIGINT])
-def test_a_batch_that_is_ended_leaves_no_process_and_no_traceback(tmp_path: Path, how: signal.Signals) -> None:
+def test_a_batch_that_is_ended_leaves_no_process_and_tells_what_was_judged(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, how: signal.Signals
+) -> None:
     for name in ("ann.py", "bob.py"):
         (tmp_path / name).write_text("import time\ntime.sleep(600)\nclass Block:\n    pass\n")
-    command = [sys.executable, "-m", "prenorm", "check", "--batch", str(tmp_path), "layers.py:Block"]
-    done = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    (tmp_path / "cy.pdf").touch()
+    page = tmp_path_factory.mktemp("out") / "page.html"
+    command = [sys.executable, "-m", "prenorm", "check", "--batch", str(tmp_path), "layers.py:Block", "--json"]
+    command += ["--out", str(page)]
+    done = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
     until = time.monotonic() + 60
     while len(_of_session(done.pid)) < 3 and time.monotonic() < until:  # one and its workers
         time.sleep(0.1)
     time.sleep(3)
     os.killpg(done.pid, how) if how == signal.SIGINT else done.send_signal(how)
-    assert "Traceback" not in done.communicate(timeout=60)[1]
+    shown, errors = done.communicate(timeout=60)
+    assert "Traceback" not in errors
     assert done.returncode == 130
+    problems = {one["name"]: one["problem"] for one in json.loads(shown)}
+    assert problems.keys() == {"ann.py", "bob.py", "cy.pdf"}
+    assert [problems["ann.py"], problems["bob.py"]] == ["not judged: the batch was stopped before"] * 2
+    assert problems["cy.pdf"].startswith("it is a .pdf file")
+    assert page.read_text().count("the batch was stopped before") >= 2
     while (left := _of_session(done.pid)) and time.monotonic() < until:
         time.sleep(0.1)
     assert not left
@@ -254,7 +265,14 @@ def test_a_batch_of_zips_and_notebooks_is_one_page(
     (folder / "bob.ipynb").write_text(json.dumps({"cells": [cell]}))
     assert command.main(["check", "--batch", str(folder), "layers.py:TransformerBlock", "--format", "html"]) == 0
     page = capsys.readouterr().out
-    assert page.count('<td class="passed">passed</td>') == 2
+    assert page.count("passed</td>") == 2
+
+
+def test_a_batch_of_which_nothing_could_be_judged_ends_with_2(tmp_path: Path) -> None:
+    (tmp_path / "ann.pdf").touch()
+    assert command.main(["check", "--batch", str(tmp_path), "layers.py:TransformerBlock"]) == 2
+    (tmp_path / "bob.py").write_text("import nowhere.at_all\n\nclass TransformerBlock(\n")
+    assert command.main(["check", "--batch", str(tmp_path), "layers.py:TransformerBlock"]) == 1
 
 
 def test_what_the_learner_prints_stays_out_of_the_json(workspace: Path) -> None:
@@ -341,6 +359,9 @@ def test_time_that_many_calls_take_is_no_fault(after: int) -> None:
         (["layers.py:TransformerBlock", "--timeout", "0"], "--timeout must be more than 0 and at most"),
         (["layers.py:TransformerBlock", "--json", "--format", "junit"], "are two formats"),
         (["layers.py:TransformerBlock", "--format", "csv"], "goes with --batch"),
+        (["layers.py:TransformerBlock", "--out", "marks.csv"], "goes with --batch"),
+        (["layers.py:TransformerBlock", "--batch", ".", "--out", "marks.pdf"], "must end in one of .csv, .html"),
+        (["layers.py:TransformerBlock", "--batch", ".", "--out", "none/marks.csv"], "a folder that is there"),
     ],
 )
 def test_nothing_to_judge_is_exit_code_2(

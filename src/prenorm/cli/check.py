@@ -1,6 +1,7 @@
 """`prenorm check FILE.py:CLASS`: names the faults of a block that somebody else wrote."""
 
-import dataclasses
+import contextlib
+import datetime
 import functools
 import json
 import sys
@@ -11,12 +12,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
+from .. import __version__
 from ..errors import ConfigError, PrenormError
+from .exit_codes import INTERRUPTED
 from .flags import flags_from
 
 if TYPE_CHECKING:
-    from ..checks.report.batch import Result
     from ..checks.report.handed_in import Submission
+    from ..checks.report.result import Result
 
 DAY = 86_400
 Target = Literal["paper", "cs336", "llama", "llama-original", "qwen2", "qwen3", "gpt-neox", "causal"]
@@ -29,6 +32,7 @@ class CheckFlags:
     How it is built and called is guessed from its signatures and printed; --build and --call correct the guess.
     Its code runs in a sandbox, and only its numbers count.
     Exit code 0: no fault. 1: faults. 2: nothing to judge, nothing that could be judged, or the checker itself failed.
+    With --batch: 0 if all passed, 2 if none could be judged, 130 if it was stopped, and otherwise 1.
     """
 
     subject: Annotated[tyro.conf.Positional[str], tyro.conf.arg(metavar="FILE.py:CLASS")]
@@ -60,6 +64,10 @@ class CheckFlags:
     batch: Annotated[Path | None, tyro.conf.arg(metavar="FOLDER")] = None
     """Judge every submission in this folder: each subfolder, .py file, notebook and zip."""
 
+    out: Annotated[tyro.conf.UseAppendAction[tuple[Path, ...]], tyro.conf.arg(metavar="FILE")] = ()
+    """With --batch: write the results to this file, too, in the format of its ending: .csv, .html, .json, .xml (junit)
+    or .txt. May be given several times."""
+
 
 def parse(argv: list[str]) -> CheckFlags:
     """The flags of a command line. Exits with a message if they are invalid."""
@@ -74,6 +82,8 @@ def run(flags: CheckFlags) -> int:
     form = "json" if flags.json else flags.format
     if flags.json and flags.format not in ("text", "json"):
         raise ConfigError(f"--json and --format {flags.format} are two formats; give one of them.")
+    if flags.out and flags.batch is None:
+        raise ConfigError("--out has the results of many; it goes with --batch.")
     return _run_batch(flags, flags.batch, form) if flags.batch is not None else _run_one(flags, form)
 
 
@@ -126,45 +136,59 @@ def _judge_one(flags: CheckFlags, form: str) -> int:
 
 
 def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
-    from ..checks.report import batch
+    from rich.console import Console
+
+    from ..checks.report import outputs
+    from ..checks.report.alike import noted
     from ..checks.report.handed_in import find_submissions
+    from ..checks.report.result import STOPPED
+    from ..checks.report.table import print_table
     from ..checks.subject.recipe import given
+    from ..checks.verdict import NOT_JUDGED
 
     if form == "gradescope":
         raise ConfigError("gradescope wants one results.json a submission; --format gradescope goes without --batch.")
     for what, text in (("build", flags.build), ("call", flags.call)):
         if text is not None:
             given(text, what)  # a mistake is said once, not in every row
+    for path in flags.out:
+        outputs.check_path(path, folder)
     with tempfile.TemporaryDirectory(prefix="prenorm-batch-") as unpacked:
-        submissions = find_submissions(folder, flags.subject, unpacked=Path(unpacked))
+        submissions = noted(find_submissions(folder, flags.subject, unpacked=Path(unpacked)))
         results = _checked(flags, submissions)
-    if form == "csv":
-        print(batch.to_csv(results), end="")
-    elif form == "html":
-        from ..checks.report.html import as_page
-
-        print(as_page(results, f"{flags.subject} in {folder}"))
-    elif form == "json":
-        print(json.dumps([result.to_json() for result in results], indent=2))
-    elif form == "junit":
-        from ..checks.report.junit import junit
-
-        verdicts = [dataclasses.replace(one.verdict, subject=one.name) for one in results if one.verdict is not None]
-        print(junit(verdicts, {one.name: one.problem for one in results if one.verdict is None}))
+    title = f"{flags.subject} in {folder}"
+    design = f"target {flags.target}" if flags.target else "no target: conventions are no faults"
+    about = f"{design}; prenorm {__version__}; {datetime.date.today():%d %B %Y}"
+    for path in flags.out:
+        outputs.save(results, path, title, about)
+    if form == "text":
+        print_table(results, Console())
     else:
-        batch.print_table(results)
-    return 0 if all(result.outcome == "passed" for result in results) else 1
+        print(outputs.written(results, form, title, about), end="")
+    if any(one.problem == STOPPED for one in results):
+        return INTERRUPTED
+    outcomes = {result.outcome for result in results}
+    if outcomes == {"passed"}:
+        return 0
+    return NOT_JUDGED if outcomes == {"problem"} else 1
 
 
 def _checked(flags: CheckFlags, submissions: "list[Submission]") -> "list[Result]":
+    """The results, in order; if it is stopped by Ctrl-C or SIGTERM, the others are results, too, which say so."""
     from rich.console import Console
     from rich.progress import track
 
     from ..checks.check import check
-    from ..checks.report import batch
+    from ..checks.report.batch import check_all
+    from ..checks.report.result import STOPPED, in_order, without
 
     judge = functools.partial(check, target=flags.target, build=flags.build, call=flags.call, seconds=flags.timeout)
-    found, console = batch.check_all(submissions, judge), Console(stderr=True)
-    if console.is_terminal:
-        found = iter(track(found, "checking", total=len(submissions), console=console, transient=True))
-    return batch.in_order(list(found), submissions)
+    console = Console(stderr=True)
+    results: list[Result] = []
+    with contextlib.closing(check_all(submissions, judge)) as found, contextlib.suppress(KeyboardInterrupt):
+        shown = track(
+            found, "checking", total=len(submissions), console=console, transient=True, disable=not console.is_terminal
+        )
+        results.extend(shown)  # what came before a Ctrl-C stays
+    there = {one.name for one in results}
+    return in_order([*results, *(without(one, STOPPED) for one in submissions if one.name not in there)], submissions)

@@ -4,10 +4,13 @@ import io
 import os
 
 import pytest
+from rich.console import Console
 
-from prenorm.checks.report.batch import Result, check_all, groups, in_order, print_table, to_csv
+from prenorm.checks.report.batch import check_all
 from prenorm.checks.report.handed_in import find_submissions
 from prenorm.checks.report.html import as_page
+from prenorm.checks.report.result import Result, frequencies, in_order
+from prenorm.checks.report.table import print_table, to_csv
 from prenorm.checks.verdict import Finding, Verdict
 from prenorm.errors import ConfigError
 
@@ -39,8 +42,9 @@ def test_submissions_are_subfolders_and_files(folder):
 
 
 def test_two_files_of_the_name_are_a_problem_that_a_longer_pattern_solves(folder):
-    (folder / "bob" / "layers.py").write_text("good")
-    assert "more than once: layers.py, work/layers.py" in find_submissions(folder)[1].problem
+    (folder / "bob" / "other").mkdir()
+    (folder / "bob" / "other" / "layers.py").write_text("good")
+    assert "more than once: other/layers.py, work/layers.py" in find_submissions(folder)[1].problem
     assert find_submissions(folder, "work/layers.py:TransformerBlock")[1].subject is not None
 
 
@@ -74,7 +78,9 @@ def test_one_that_breaks_never_stops_the_others(folder, capsys):
     rows = list(csv.DictReader(io.StringIO(to_csv(results))))
     assert [row["outcome"] for row in rows] == [one.outcome for one in results]
     assert rows[1]["faults"] == "post_norm eps_ignored"
-    print_table(results)
+    assert rows[1]["evidence"].split("\n")[1] == "eps_ignored: e"
+    assert rows[1]["where"] == "b/layers.py:7"
+    print_table(results, Console())
     shown = capsys.readouterr().out
     assert "2 passed, 1 failed, 4 problem" in shown
     assert "eps_ignored 1, post_norm 1" in shown
@@ -89,10 +95,10 @@ def test_one_that_could_not_be_judged_has_neither_passed_nor_failed():
     assert (first["outcome"], first["faults"], first["problem"]) == ("problem", "", "what is zork?")
     assert (second["outcome"], second["faults"], second["does not count"]) == ("passed", "", "layer_norm")
     assert second["problem"] == ""
-    assert groups([unjudged, chosen]) == [("problem: what is zork?", ["ann"])]
+    assert frequencies([unjudged, chosen]) == []
     page = as_page([unjudged, chosen], "all")
     assert "<summary>what is zork?</summary>" in page
-    assert "<summary>no fault</summary>" in page
+    assert "<summary>no fault <" in page
 
 
 def test_a_process_that_dies_once_takes_no_result_away(tmp_path):
@@ -124,13 +130,21 @@ GOOD = Verdict(subject="a")
 def test_names_that_begin_alike_are_told_apart_in_a_narrow_terminal(monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "60")
     names = [f"Otto_{number}_assignsubmission_file_of_the_first_homework.zip" for number in (1234664, 1234665)]
-    print_table([Result(name=name, verdict=GOOD) for name in names])
+    print_table([Result(name=name, verdict=GOOD) for name in names], Console())
     printed = capsys.readouterr().out
     letters = "".join(part for line in printed.splitlines() for part in line.split("│")[1:2]).replace(" ", "")
     assert all(name in letters for name in names)
 
 
+def test_what_is_noted_of_a_submission_is_in_every_table(capsys):
+    noted = [Result(name="ann", verdict=GOOD, note="not unpacked: model.pt")]
+    print_table(noted, Console())
+    assert "[not unpacked: model.pt]" in capsys.readouterr().out
+    assert "not unpacked: model.pt" in as_page(noted, "all")
+    assert next(csv.DictReader(io.StringIO(to_csv(noted))))["note"] == "not unpacked: model.pt"
+
+
 def test_whose_block_is_prenorms_own_is_said(capsys):
     borrowed = Verdict(subject="b", conventions={"from_prenorm": "Linear, RMSNorm"})
-    print_table([Result(name="ann", verdict=GOOD), Result(name="bob", verdict=borrowed)])
+    print_table([Result(name="ann", verdict=GOOD), Result(name="bob", verdict=borrowed)], Console())
     assert "with prenorm's own classes: bob\n" in capsys.readouterr().out

@@ -1,5 +1,6 @@
 """What runs of a notebook."""
 
+import json
 import sys
 from typing import Any
 
@@ -118,12 +119,20 @@ def test_lines_are_those_of_the_cells(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("content", "said"), [("{", "Expecting"), ("[]", "no list of cells"), ('{"worksheets": []}', "nbformat 3")]
+    ("content", "said"), [("{", "Expecting"), ("[]", "no list of cells"), ('{"worksheets": 3}', "no list of cells")]
 )
 def test_what_is_no_notebook_says_why(content, said, tmp_path):
     (tmp_path / "work.ipynb").write_text(content)
     with pytest.raises(ValueError, match=said):
         definitions(tmp_path / "work.ipynb", ["Block"])
+
+
+def test_a_notebook_of_version_3_is_read(tmp_path):
+    cells = [{"cell_type": "heading", "source": "1"}, {"cell_type": "code", "input": ["class Block:\n", "    x = 1"]}]
+    (tmp_path / "work.ipynb").write_text(json.dumps({"nbformat": 3, "worksheets": [{"cells": cells}, {"cells": []}]}))
+    found = definitions(tmp_path / "work.ipynb", ["Block"])
+    assert "class Block:\n    x = 1" in found.text
+    assert found.lines[0] == ("cell 1", 1)
 
 
 BASE = "from torch import nn\n\n\nclass Base(nn.Module): ...\n"

@@ -680,7 +680,10 @@ def test_a_package_that_nobody_knows_and_a_block_uses_cannot_be_judged(tmp_path:
     (tmp_path / "model.py").write_text(source)
     verdict = judge(LocalSubject(), locate(f"{tmp_path}/model.py:Block"))
     assert (verdict.ids, verdict.faults, verdict.exit_code) == (["constructor_error"], (), 2)
-    assert "put the file tracking_of_our_lab.py beside this one" in verdict.findings[0].evidence
+    assert (
+        "put tracking_of_our_lab.py (or the folder tracking_of_our_lab) beside this file"
+        in verdict.findings[0].evidence
+    )
 
 
 def test_names_of_a_missing_package_are_computed_with_only_while_files_are_imported(tmp_path: Path) -> None:
@@ -1195,6 +1198,7 @@ def test_what_a_file_downloads_at_import_lies_beside_it(there: bool, exit_code: 
     [
         "import socket; socket.create_connection(('192.0.2.1', 80), 1)",
         "import urllib.request; urllib.request.urlopen('https://example.org')",
+        "import huggingface_hub; huggingface_hub.hf_hub_download('gpt2', 'vocab.json')",
         "import threading; threading.Thread(target=print).start()",
         "import multiprocessing; multiprocessing.Lock()",
         "import os; os.remove(__file__)",

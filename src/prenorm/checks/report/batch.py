@@ -1,75 +1,28 @@
 """A folder of submissions, each checked on its own: one that fails never stops the others."""
 
 import contextlib
-import csv
-import io
 import multiprocessing
 import os
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
-from dataclasses import dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from ...errors import PrenormError
-from ..faults import CRASHES
-from ..verdict import NOT_JUDGED, Verdict
+from ..verdict import Verdict
 from .handed_in import Submission
+from .paths import inside
+from .result import Result, without
 
 Check = Callable[..., Verdict]
 """check(subject, within=folder or None)."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Result:
-    """A submission's verdict, or the reason why it has none. seconds: of the whole check."""
-
-    name: str
-    verdict: Verdict | None
-    problem: str = ""
-    seconds: float = 0.0
-
-    @property
-    def outcome(self) -> str:
-        """passed, failed or problem: one that could not be judged has neither passed nor failed."""
-        if self.verdict is None or self.verdict.exit_code == NOT_JUDGED:
-            return "problem"
-        return "passed" if self.verdict.passed else "failed"
-
-    @property
-    def stopped_by(self) -> str:
-        """What stopped the judgement: the problem, or what the code raised."""
-        if self.verdict is None:
-            return self.problem
-        stops = {"passed": (), "failed": CRASHES, "problem": self.verdict.ids}[self.outcome]
-        return next((one.evidence for one in self.verdict.findings if one.id in stops), "")
-
-    @property
-    def faults(self) -> list[str]:
-        """The ids of the findings that count."""
-        return [] if self.verdict is None else [one.id for one in self.verdict.faults]
-
-    @property
-    def others(self) -> list[str]:
-        """The ids of the findings that do not count."""
-        return [] if self.verdict is None else [one.id for one in self.verdict.findings if not one.counts]
-
-    def to_json(self) -> dict[str, Any]:
-        """For --json."""
-        return {
-            "name": self.name,
-            "outcome": self.outcome,
-            "problem": self.problem,
-            "seconds": round(self.seconds, 2),
-            "verdict": None if self.verdict is None else self.verdict.to_json(),
-        }
-
-
-def check_all(submissions: Sequence[Submission], check: Check, *, workers: int | None = None) -> Iterator[Result]:
+def check_all(submissions: Sequence[Submission], check: Check, *, workers: int | None = None) -> Generator[Result]:
     """Check submissions in a few processes, and yield the results as they come.
 
     check: a function that can be pickled (of a module, or a functools.partial of one). workers: by default the number
@@ -78,7 +31,7 @@ def check_all(submissions: Sequence[Submission], check: Check, *, workers: int |
     """
     for one in submissions:
         if one.subject is None:
-            yield Result(name=one.name, verdict=None, problem=one.problem)
+            yield without(one, one.problem)
     waiting = [one for one in submissions if one.subject is not None]
     if not waiting:
         return
@@ -91,68 +44,7 @@ def check_all(submissions: Sequence[Submission], check: Check, *, workers: int |
             yield result
     for one in unfinished:
         for _, result in _checked([one], check, 1):
-            yield result or Result(name=one.name, verdict=None, problem="the process that checked it died")
-
-
-def in_order(results: Sequence[Result], submissions: Sequence[Submission]) -> list[Result]:
-    """Results in the order of their submissions."""
-    place = {one.name: number for number, one in enumerate(submissions)}
-    return sorted(results, key=lambda result: place[result.name])
-
-
-def to_csv(results: Sequence[Result]) -> str:
-    """A table for spreadsheets: name, outcome, ids of findings, what stopped it, how it was built, seconds."""
-    text = io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["name", "outcome", "faults", "does not count", "problem", "built as", "called as", "seconds"])
-    for one in results:
-        build, call = (one.verdict.build, one.verdict.call) if one.verdict else ("", "")
-        cells = (one.name, one.outcome, " ".join(one.faults), " ".join(one.others), one.stopped_by, build, call)
-        writer.writerow([*map(_cell, cells), f"{one.seconds:.1f}"])
-    return text.getvalue()
-
-
-def groups(results: Sequence[Result]) -> list[tuple[str, list[str]]]:
-    """Each fault with the submissions that have it, the most frequent first; crashes are grouped by their reason."""
-    whose: dict[str, list[str]] = {}
-    for one in results:
-        found = [f"{id}: {one.stopped_by}" if id in CRASHES else id for id in one.faults]
-        if one.outcome == "problem":
-            found.append(f"problem: {one.stopped_by}")
-        for name in found:
-            whose.setdefault(name, []).append(one.name)
-    return sorted(whose.items(), key=lambda item: (-len(item[1]), item[0]))
-
-
-def print_table(results: Sequence[Result]) -> None:
-    """The same for a terminal, with the frequency of each fault."""
-    from rich.console import Console
-    from rich.markup import escape
-    from rich.table import Column, Table
-
-    from .text import clean
-
-    whole = [Column(name, overflow="fold") for name in ("submission", "outcome", "faults", "seconds")]
-    table = Table(*whole)  # a name that is cut could be anybody's
-    for one in results:
-        faults = ", ".join(one.faults)
-        if one.stopped_by:
-            faults = f"{faults} ({one.stopped_by})" if faults else one.stopped_by
-        table.add_row(escape(clean(one.name)), one.outcome, escape(clean(faults)), f"{one.seconds:.1f}")
-    console = Console()
-    console.print(table)
-    console.print(", ".join(f"{sum(one.outcome == kind for one in results)} {kind}" for kind in _OUTCOMES))
-    found = groups(results)
-    if counts := [f"{name} {len(names)}" for name, names in found if ": " not in name]:
-        console.print("faults: " + ", ".join(counts))
-    if borrowed := [one.name for one in results if one.verdict and "from_prenorm" in one.verdict.conventions]:
-        console.print(escape(clean(f"with prenorm's own classes: {', '.join(borrowed)}")))
-    for name, names in found:
-        if ": " in name and len(names) > 1:
-            console.print(escape(clean(f"stopped {len(names)}: {name} ({', '.join(names)})")))
-
-
-_OUTCOMES = ("passed", "failed", "problem")
+            yield result or without(one, "the process that checked it died")
 
 
 def _checked(
@@ -201,14 +93,17 @@ def _ending_together() -> Iterator[None]:
 def _check_one(submission: Submission, check: Check) -> Result:
     begun = time.perf_counter()
     assert submission.subject is not None
+    within = Path(submission.within or submission.subject.rpartition(":")[0])
+    result = without(submission, "")
     try:
-        bounds = {} if submission.within is None else {"within": Path(submission.within)}
-        verdict, problem = check(submission.subject, **bounds), ""
+        bounds = {} if submission.within is None else {"within": within}
+        result = replace(result, verdict=check(submission.subject, **bounds))
     except PrenormError as error:
-        verdict, problem = None, str(error)
+        result = replace(result, problem=str(error))
     except Exception as error:  # our own mistake, or the system's, is reported, and the others go on
-        verdict, problem = None, f"{type(error).__name__}: {error}"
-    return Result(name=submission.name, verdict=verdict, problem=problem, seconds=time.perf_counter() - begun)
+        result = replace(result, problem=f"{type(error).__name__}: {error}")
+    told: Result = inside(result, within if within.is_dir() else within.parent)
+    return replace(told, name=submission.name, seconds=time.perf_counter() - begun)
 
 
 def _begin() -> None:
@@ -218,8 +113,3 @@ def _begin() -> None:
     """
     os.environ["OMP_NUM_THREADS"] = "1"
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-
-
-def _cell(text: str) -> str:
-    """A cell that no spreadsheet interprets as a formula."""
-    return f"'{text}" if text.startswith(("=", "+", "-", "@")) else text

@@ -2,33 +2,36 @@
 
 import fnmatch
 import re
-import stat
-import zipfile
-from collections.abc import Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path, PurePath, PurePosixPath
+from pathlib import Path
 
 from ...errors import ConfigError
+from .canvas import together
+from .unpack import ARCHIVES, SOURCES, hidden, unpack
 
-MOST_FILES = 5_000  # of a zip
-MOST_BYTES = 200 << 20  # that a zip may unpack to
-MOST_TIMES = 200  # times the size of the zip; more is a zip bomb
-ONLY = (".py", ".ipynb", ".toml", ".cfg", ".txt", ".json", ".yaml", ".yml", ".md")
-"""The files that are unpacked: sources and settings, not weights, data and pictures."""
-LARGEST = 20 << 20  # bytes of one unpacked file
+MOST_LISTED = 4  # names in a row of the table
+MOST_SOURCES = 5_000  # of a folder
+MOST_CHARACTERS = 20 << 20  # of a file that is searched for a class
 LISTS = (".csv", ".tsv", ".xlsx", ".xls", ".ods", ".json", ".md")
 """What a teacher keeps beside submissions, such as grades; other files are somebody's work."""
-OTHER_ARCHIVES = (".tar", ".gz", ".tgz", ".bz2", ".xz", ".7z", ".rar")
+
+ASIDE = frozenset({"test", "tests", "backup", "backups", "bak", "old", "legacy", "archive", "build", "dist"})
+"""Folders of tests, of versions that somebody put aside, and of what a build made."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Submission:
-    """One submission: its name, FILE:CLASS, and the folder it may not leave; without a subject, the problem."""
+    """One submission: its name, FILE:CLASS, and the folder it may not leave; without a subject, the problem.
+
+    note: what its reader should know of it, such as what was not unpacked.
+    """
 
     name: str
     subject: str | None = None
     within: str | None = None
     problem: str = ""
+    note: str = ""
 
 
 def find_submissions(
@@ -37,20 +40,21 @@ def find_submissions(
     """Every subfolder, .py file, notebook and zip of a folder, in the order of their names.
 
     pattern: FILE.py:CLASS. FILE.py is looked for in a subfolder or zip and all below it (it may have folders, and * and
-    ?), then a notebook that defines CLASS; of a file beside the subfolders only CLASS is used. unpacked: where zips are
-    unpacked to. Left out are names that begin with . or __, and lists, such as grades.csv; all other files, archives
-    and links are submissions with a problem, so that everybody has a row.
+    ?, in letters of either case), then a file or notebook that defines CLASS: of several, the one in a folder above all
+    others, or the only one that is no test, backup or build. Of a file beside the subfolders only CLASS is used.
+    unpacked: where zips are unpacked to, and loose files of one student put together. Left out are names that begin
+    with . or __, and lists, such as grades.csv; all other files, archives and links are submissions with a problem, so
+    that everybody has a row.
     Raises ConfigError for a pattern that is none, and a folder that is none or empty.
     """
     file, colon, name = pattern.rpartition(":")
-    if not colon or not file.endswith((".py", ".ipynb")) or not name.isidentifier():
+    if not colon or not file.endswith(SOURCES) or not name.isidentifier():
         raise ConfigError(f"the pattern must be FILE.py:CLASS, such as layers.py:TransformerBlock, not {pattern!r}.")
     if not folder.is_dir():
         raise ConfigError(f"submissions must be in a folder, but {folder} is not a folder.")
     found = []
-    for path in sorted(folder.iterdir()):
-        if path.name.startswith((".", "__")):
-            continue
+    paths = sorted(one for one in folder.absolute().iterdir() if not one.name.startswith((".", "__")))
+    for path in paths if unpacked is None else together(paths, unpacked / ".together"):
         try:
             submission = _submission(path, file, name, unpacked)
         except OSError as error:
@@ -68,20 +72,20 @@ def find_submissions(
 def _submission(path: Path, file: str, name: str, unpacked: Path | None) -> Submission | None:
     """What is in a folder of submissions under this name; None for something else, such as a list of grades."""
     suffix = path.suffix.lower()
-    wanted = path.is_dir() or suffix in (".py", ".ipynb", ".zip")
+    wanted = path.is_dir() or suffix in (*SOURCES, ".zip")
     if wanted and path.is_symlink():  # it could be the work of somebody else
         return Submission(name=path.name, problem=f"it is a link, to {path.readlink()}")
     if path.is_dir():
         inside = [one for one in sorted(path.rglob("*")) if one.suffix.lower() == ".zip" and not one.is_symlink()]
         found = _in_folder(path.name, path, file, name)
-        if found.subject is None and len(inside) == 1 and unpacked is not None and not _sources(path):
+        if found.subject is None and len(inside) == 1 and unpacked is not None and not sources(path):
             return _in_zip(path.name, inside[0], unpacked / path.name, file, name)
         return found
-    if suffix in (".py", ".ipynb"):
+    if suffix in SOURCES:
         return Submission(name=path.name, subject=f"{path}:{name}", within=str(path))
     if suffix == ".zip" and unpacked is not None:
         return _in_zip(path.name, path, unpacked / path.name, file, name)
-    if suffix in OTHER_ARCHIVES:
+    if suffix in ARCHIVES:
         return Submission(name=path.name, problem=f"it is a {suffix} archive; only folders, files and zips are read")
     if suffix in LISTS:
         return None
@@ -91,112 +95,79 @@ def _submission(path: Path, file: str, name: str, unpacked: Path | None) -> Subm
 
 def _in_folder(shown: str, path: Path, file: str, name: str) -> Submission:
     """The file of the pattern; if there is none, the only file or notebook that defines the class."""
-    found, what = sorted(_matching(path, file)), file
-    if not found:
-        found = [one for one in _sources(path) if re.search(rf"\bclass\s+{name}\b", _text(one))]
-        what = f"class {name}"
+    what, found = _candidates(path, file, name)
     if not found:
         return Submission(name=shown, problem=f"it has no {file}, and no class {name}{_instead(path)}")
-    if len(found) > 1:
-        listed = ", ".join(str(one.relative_to(path)) for one in found[:4])
-        return Submission(name=shown, problem=f"it has {what} more than once: {listed}")
-    return Submission(name=shown, subject=f"{found[0]}:{name}", within=str(path))
+    above = [one for one in found if all(one.parent in other.parents for other in found)]
+    if len(found) > 1 and len(above) != 1:
+        return Submission(name=shown, problem=f"it has {what} more than once: {_inside(path, found)}")
+    chosen = above[0]
+    others = [one for one in _candidates(path, file, name, all_folders=True)[1] if one != chosen]
+    note = f"judged: {_inside(path, [chosen])}, not {_inside(path, others)}" if others else ""
+    return Submission(name=shown, subject=f"{chosen}:{name}", within=str(path), note=note)
+
+
+def _candidates(path: Path, file: str, name: str, *, all_folders: bool = False) -> tuple[str, list[Path]]:
+    """What was looked for, and the files that are it: of the pattern, or else those that define the class.
+
+    Tests, backups and what a build made are looked at only if nothing else has it, or the pattern names them.
+    """
+    files = [(one, one.relative_to(path).as_posix()) for one in sources(path)]
+    named = [one for one, shown in files if fnmatch.fnmatchcase(f"/{shown}", f"*/{file}")] or [
+        one for one, shown in files if fnmatch.fnmatchcase(f"/{shown}".lower(), f"*/{file}".lower())
+    ]
+    named = [one for one in named if name in _text(one)] or named
+    defining = [one for one, _ in files if re.search(rf"\bclass\s+{name}\b", _text(one))]
+    for what, found in ((file, named), (f"class {name}", defining)):
+        if main := [one for one in found if all_folders or not _is_aside(one.relative_to(path), Path(file))]:
+            return what, main
+    return (file, named) if named else (f"class {name}", defining)
+
+
+def _is_aside(path: Path, wanted: Path) -> bool:
+    """Whether it is a test, a backup or what a build made, and the pattern does not name it."""
+    folders, asked = ({part.lower() for part in one.parts} for one in (path.parent, wanted))
+    is_test = path.name.startswith("test_") and not wanted.name.startswith("test_")
+    return is_test or not ASIDE.isdisjoint(folders - asked)
+
+
+def _inside(path: Path, files: Sequence[Path]) -> str:
+    return listed([one.relative_to(path).as_posix() for one in files])
 
 
 def _instead(path: Path) -> str:
     """What is in a folder that has no class to judge."""
-    inside = [one for one in sorted(path.rglob("*")) if not one.is_dir() and not _hidden(one.relative_to(path))]
+    inside = [one for one in sorted(path.rglob("*")) if not one.is_dir() and not hidden(one.relative_to(path))]
     if not inside:
         return ": it is empty"
-    archives = [one.name for one in inside if one.name.lower().endswith((".zip", *OTHER_ARCHIVES))]
+    archives = [one.name for one in inside if one.name.lower().endswith(ARCHIVES)]
     said = f"; {archives[0]} is not unpacked" if archives else ""
     shown = [f"{one.name} (a link)" if one.is_symlink() else one.name for one in inside[:3]]
     return f": it has {', '.join(shown)}{', ...' if len(inside) > 3 else ''}{said}"
 
 
-def _matching(path: Path, file: str) -> Iterator[Path]:
-    pattern = f"*/{file}"
-    for one in _sources(path):
-        if fnmatch.fnmatchcase("/" + one.relative_to(path).as_posix(), pattern):
-            yield one
-
-
-def _sources(path: Path) -> list[Path]:
+def sources(path: Path) -> list[Path]:
     """All Python files and notebooks; links that lead out of the submission are left out."""
-    found = [one for suffix in ("*.py", "*.ipynb") for one in path.rglob(suffix)]
+    found = [one for one in path.rglob("*") if one.suffix.lower() in SOURCES and not hidden(one.relative_to(path))]
     here = path.resolve()
-    kept = [
-        one for one in found if one.is_file() and not _hidden(one.relative_to(path)) and here in one.resolve().parents
-    ]
-    return sorted(kept)[:MOST_FILES]
+    return sorted(one for one in found if one.is_file() and here in one.resolve().parents)[:MOST_SOURCES]
 
 
 def _text(path: Path) -> str:
-    return path.read_bytes()[:LARGEST].decode(errors="replace")
-
-
-def _hidden(path: PurePath) -> bool:
-    """Whether it is in a generated folder: .venv, __pycache__, __MACOSX."""
-    return any((part.startswith((".", "__")) and part != "..") or part == "site-packages" for part in path.parts[:-1])
+    return path.read_bytes()[:MOST_CHARACTERS].decode(errors="replace")
 
 
 def _in_zip(shown: str, path: Path, folder: Path, file: str, name: str) -> Submission:
     try:
-        inner = _unpack(path, folder)
+        left_out = unpack(path, folder)
     except Exception as error:  # the readers of damaged archives raise errors of many kinds
         why = "it has a password" if "is encrypted" in str(error) else error or type(error).__name__
         return Submission(name=shown, problem=f"the zip is refused: {why}")
     found = _in_folder(shown, folder, file, name)
-    if found.subject is None and inner:
-        return replace(found, problem=f"{found.problem}; {inner[0]} inside the zip is not unpacked")
-    return found
+    said = f"not unpacked: {listed(left_out)}" if left_out else ""
+    return replace(found, note="; ".join(filter(None, [found.note, said])))
 
 
-def _unpack(path: Path, folder: Path) -> list[str]:
-    """Unpack the sources of a zip. Gives the archives in it, which are not unpacked.
-
-    Raises ValueError for paths that lead outside, and for zip bombs.
-    """
-    folder.mkdir(parents=True)
-    with zipfile.ZipFile(path) as archive:
-        members = [one for one in archive.infolist() if not _hidden(PurePosixPath(one.filename))]
-        wanted = [one for one in members if _is_wanted(one)]
-        if len(wanted) > MOST_FILES:
-            raise ValueError(f"it has {len(wanted)} sources; at most {MOST_FILES} are unpacked")
-        total = sum(one.file_size for one in wanted)
-        if total > MOST_BYTES:
-            raise ValueError(f"its sources unpack to {total:,} bytes; at most {MOST_BYTES:,} are unpacked")
-        if bombs := [one.filename for one in wanted if _is_bomb(one)]:
-            raise ValueError(f"{bombs[0]} unpacks to more than {MOST_TIMES} times its size")
-        for one in members:
-            _check_path(one)
-        left = MOST_BYTES
-        for one in wanted:
-            target = folder.joinpath(*PurePosixPath(one.filename.replace("\\", "/")).parts)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            with archive.open(one) as source:
-                text = source.read(min(LARGEST, left) + 1)  # the size that it declares may be wrong
-            if len(text) > min(LARGEST, left):
-                raise ValueError(f"{one.filename} is larger than {min(LARGEST, left):,} bytes")
-            left -= len(text)
-            target.write_bytes(text)
-        return [one.filename for one in members if one.filename.lower().endswith((".zip", *OTHER_ARCHIVES))]
-
-
-def _is_wanted(one: zipfile.ZipInfo) -> bool:
-    """A source, or a setting; a text as large as this is data."""
-    small = one.file_size <= LARGEST or one.filename.endswith((".py", ".ipynb"))
-    return not one.is_dir() and one.filename.endswith(ONLY) and small
-
-
-def _is_bomb(one: zipfile.ZipInfo) -> bool:
-    return one.file_size > max(1 << 20, MOST_TIMES * max(1, one.compress_size))
-
-
-def _check_path(one: zipfile.ZipInfo) -> None:
-    """Raise ValueError for a path that leads out of the zip, and for a link."""
-    path = PurePosixPath(one.filename.replace("\\", "/"))
-    if path.is_absolute() or ".." in path.parts or re.match(r"^[A-Za-z]:", one.filename):
-        raise ValueError(f"{one.filename!r} leads out of it")
-    if stat.S_ISLNK(one.external_attr >> 16):
-        raise ValueError(f"{one.filename!r} is a link")
+def listed(names: Sequence[str]) -> str:
+    """The first few of them."""
+    return ", ".join([*names[:MOST_LISTED], *(["..."] if len(names) > MOST_LISTED else [])])

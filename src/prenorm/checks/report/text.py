@@ -37,7 +37,7 @@ def print_verdict(verdict: Verdict, console: Console, source: str | None = None)
         for text in _finding(finding, source):
             console.print(text)
     console.print()
-    console.print(_summary(verdict))
+    console.print(summary(verdict))
 
 
 def written(verdict: Verdict) -> str:
@@ -72,11 +72,11 @@ def _checks(verdict: Verdict) -> Table:
 def _conventions(conventions: dict[str, Any]) -> Table:
     table = Table("convention", "yours", box=None, pad_edge=False, header_style="dim")
     for name, value in conventions.items():
-        table.add_row(Text(_line(name).replace("_", " ")), Text(_line(_said(name, value))))
+        table.add_row(Text(_line(name).replace("_", " ")), Text(_line(in_words(name, value))))
     return table
 
 
-def _said(name: str, value: Any) -> str:
+def in_words(name: str, value: Any) -> str:
     """A value in words: yes and no, none, a list with commas."""
     if name == "rope_direction" and value in (1, -1):
         return f"by {'plus' if value == 1 else 'minus'} the angle"
@@ -114,7 +114,8 @@ def _code(place: Place, source: str | None) -> Iterator[tuple[int, str]]:
         yield number, clean(lines[number - 1].expandtabs(4)).replace("\n", " ").rstrip()
 
 
-def _summary(verdict: Verdict) -> Text:
+def summary(verdict: Verdict) -> Text:
+    """A line that says whether it has faults, and which."""
     skipped = [_line(check.name) for check in verdict.checks if check.result == NOT_APPLICABLE]
     left_out = f"; not applicable: {', '.join(skipped)}" if skipped else ""
     looked_at = len(verdict.checks) - len(skipped)

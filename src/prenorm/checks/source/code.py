@@ -47,9 +47,9 @@ def locate(subject: str, *, within: Path | None = None, lines: Iterable[str | No
     if not colon or not where or not name:
         raise ConfigError(f"the block must be given as FILE.py:CLASS or package.module:CLASS, not {subject!r}.")
     path = Path(where)
-    if path.is_file() and path.suffix not in (".py", ".ipynb"):
+    if path.is_file() and path.suffix.lower() not in (".py", ".ipynb"):
         raise ConfigError(f"the file must end in .py or .ipynb, but {where} does not; rename it.")
-    if where.endswith((".py", ".ipynb")) or "/" in where:
+    if where.lower().endswith((".py", ".ipynb")) or "/" in where:
         if not path.is_file():
             raise ConfigError(f"there is no file {where}.")
         return _in_file(path.resolve(), name, within, wanted)
@@ -77,7 +77,8 @@ def locate(subject: str, *, within: Path | None = None, lines: Iterable[str | No
 def _in_file(path: Path, name: str, within: Path | None, wanted: Collection[str]) -> Code:
     """A file of a package is imported as part of it, so that its relative imports work."""
     imports, within = Imports.of(path), None if within is None else within.resolve()
-    stem = path.stem if path.suffix == ".py" else path.name  # nobody imports a notebook: model.py may be beside it
+    is_notebook = path.suffix.lower() == ".ipynb"
+    stem = path.name if is_notebook else path.stem  # nobody imports a notebook: model.py may be beside it
     root, module, levels = path.parent, re.sub(r"\W", "_", stem), imports.levels
     inner = path
     while root.parent != root and (
@@ -92,9 +93,9 @@ def _in_file(path: Path, name: str, within: Path | None, wanted: Collection[str]
     # A folder that is a package only by its relative imports may have unrelated neighbours.
     alone = (imports.levels > 0 and top != path) or (within is not None and within not in (root, *root.parents))
     try:
-        cells = {str(path): definitions(path, wanted), **written(path)} if path.suffix == ".ipynb" else {}
+        cells = {str(path): definitions(path, wanted), **written(path)} if is_notebook else {}
     except ValueError as error:
-        raise ConfigError(f"a notebook must be JSON with a list of cells (nbformat 4); {path}: {error}.") from None
+        raise ConfigError(f"a notebook is JSON with a list of cells (nbformat 3 or 4); {path}: {error}.") from None
     imported = [one for text in cells.values() for one in Imports.of_text(text.text).names]
     names = {part for _, module, name in imported for part in (*module.split("."), name)}
     used = [file for file in cells if Path(file).stem in names]

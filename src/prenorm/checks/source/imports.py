@@ -30,7 +30,7 @@ class Imports:
         try:
             if path.stat().st_size > MAX_CHARACTERS * 4:
                 return Imports(())
-            text = all_python(path) if path.suffix == ".ipynb" else path.read_bytes().decode(errors="replace")
+            text = all_python(path) if path.suffix.lower() == ".ipynb" else path.read_bytes().decode(errors="replace")
         except (OSError, ValueError):
             return Imports(())
         return Imports.of_text(text)

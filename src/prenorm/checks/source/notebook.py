@@ -102,14 +102,13 @@ def _cells(path: Path) -> list[str]:
     if path.stat().st_size > MAX_BYTES:
         raise ValueError(f"it has more than {MAX_BYTES} bytes")
     content = json.loads(path.read_bytes().decode(errors="replace"))
-    if isinstance(content, dict) and "worksheets" in content and "cells" not in content:
-        raise ValueError(
-            "it has nbformat 3 or older: open it in Jupyter and save it, or run jupyter nbconvert --to notebook"
-        )
-    cells = content.get("cells") if isinstance(content, dict) else None
-    if not isinstance(cells, list):
+    # nbformat 3 has worksheets with cells, and "input" for "source".
+    sheets = content.get("worksheets", [content]) if isinstance(content, dict) else []
+    lists = [sheet.get("cells") for sheet in sheets if isinstance(sheet, dict)] if isinstance(sheets, list) else []
+    cells = [cell for one in lists if isinstance(one, list) for cell in one if isinstance(cell, dict)]
+    if not any(isinstance(one, list) for one in lists):
         raise ValueError("it has no list of cells")
-    code = [cell.get("source", "") for cell in cells if isinstance(cell, dict) and cell.get("cell_type") == "code"]
+    code = [cell.get("source", cell.get("input", "")) for cell in cells if cell.get("cell_type") == "code"]
     texts = ["".join(map(str, one)) if isinstance(one, list) else str(one) for one in code]
     if sum(map(len, texts)) > 4 * MAX_CHARACTERS:
         raise ValueError(f"its code has more than {4 * MAX_CHARACTERS} characters")

@@ -1,5 +1,6 @@
 """What is said of an error that a learner's code raises."""
 
+import io
 from collections.abc import Callable
 from typing import Any
 
@@ -35,6 +36,33 @@ def test_a_packages_error_that_only_leads_to_another_is_left_out(file: str, type
     assert told["frames"][-1]["file"] == file
 
 
+OFFLINE = """
+class ConnectionError(OSError): "As that of requests."
+
+class OfflineError(ConnectionError): "As that of a hub."
+
+def down():
+    raise OfflineError("the hub is out of reach")
+
+def late():
+    try:
+        down()
+    except OSError:
+        raise ValueError("no vocabulary") from KeyError("vocab.json")
+"""
+
+
+@pytest.mark.parametrize("called", ["down", "late"])
+def test_what_fails_because_there_is_no_network_is_no_fault(called: str) -> None:
+    names: dict[str, Any] = {}
+    exec(OFFLINE, names)
+    with pytest.raises((OSError, ValueError)) as raised:
+        names[called]()
+    told = described(raised.value)
+    assert told["type"] == "NotInstalledError"
+    assert told["message"].startswith("the sandbox refuses the network (OfflineError: the hub is out of reach)")
+
+
 @pytest.mark.parametrize(("name", "type"), [("rate", "NotInstalledError"), ("rates", "NameError")])
 def test_a_name_that_left_out_lines_make_is_not_the_blocks_fault(name: str, type: str) -> None:
     with pytest.raises(NameError) as raised:
@@ -52,6 +80,13 @@ def test_a_syntax_error_in_a_notebook_says_no_line_of_the_joined_cells(file: str
         compile("x = 1\ndef f(:\n", file, "exec")
     told = described(raised.value)
     assert (told["message"], told["frames"][-1]["line"]) == (message, 2)
+
+
+def test_a_file_that_waits_for_somebody_to_type_is_told_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sys.stdin", io.StringIO())
+    with pytest.raises(EOFError) as raised:
+        input("name? ")
+    assert described(raised.value)["message"] == "input() waits for somebody to type, and nobody does here"
 
 
 SIZES = "The size of tensor a (32) must match the size of tensor b (3)"

@@ -45,6 +45,8 @@ def described(error: BaseException) -> dict[str, Any]:
             message = error.msg  # without a line that no cell has: its place is told beside
     except BaseException:  # __str__ is the learner's too
         message = "(its message cannot be shown)"
+    if isinstance(error, EOFError) and message == "EOF when reading a line":
+        message = "input() waits for somebody to type, and nobody does here"
     lacking = needed(error) or refused(error) or wants_gpu(error) or _left_out(error)
     if isinstance(error, FileNotFoundError) and error.filename:
         lacking = f"{error.filename} is read, and is not there: put it beside the file that reads it"

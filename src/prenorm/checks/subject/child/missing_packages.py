@@ -123,7 +123,7 @@ def way_out(package: str) -> str:
     return (
         install
         if package in KNOWN or "." in package
-        else f"{install}, or put the file {package}.py beside this one if it is yours"
+        else f"{install}, or put {package}.py (or the folder {package}) beside this file if it is yours"
     )
 
 

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 import torch
 
 CODES = frozenset({errno.EPERM, errno.EACCES, errno.EROFS})
+OFFLINE = frozenset({"ConnectionError", "ConnectError", "LocalEntryNotFoundError"})
+"""What libraries raise without a network: Python, requests, httpx, and Hugging Face's that are told to stay offline."""
 WAY_OUT = 'put what is fetched beside the file, or do this under if __name__ == "__main__"'
 
 
@@ -42,7 +44,7 @@ def _refused(error: BaseException) -> str:
         return "another process"  # its locks are files in memory, which are not there
     if isinstance(error, RuntimeError) and str(error) == "can't start new thread":
         return "a thread"
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, socket.gaierror) or any(one.__name__ in OFFLINE for one in type(error).__mro__):
         return "the network"
     if isinstance(error, RuntimeError) and str(error).endswith(tuple(os.strerror(code) for code in CODES)):
         return "to write"  # torch.save
@@ -52,10 +54,11 @@ def _refused(error: BaseException) -> str:
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, and those that it was raised from."""
+    """The error, those that it was raised from, and those that were being handled when it was raised."""
     seen: set[int] = set()
-    one: BaseException | None = error
-    while one is not None and id(one) not in seen:
-        seen.add(id(one))
-        yield one
-        one = one.__cause__ or one.__context__
+    waiting: list[BaseException | None] = [error]
+    for one in waiting:
+        if one is not None and id(one) not in seen:
+            seen.add(id(one))
+            yield one
+            waiting += [one.__cause__, one.__context__]
