@@ -176,6 +176,10 @@ FAULTS = {
         "query head h reads key-value head h mod num_kv_heads",
         "it reads h // (num_heads / num_kv_heads): repeat_interleave",
     ),
+    "shared_projection": Fault(
+        "several of queries, keys and values, or gate and up, are computed with the same weight",
+        "give each a projection of its own: q_proj(x), k_proj(x), v_proj(x), gate_proj(x), up_proj(x)",
+    ),
     "missing_output_projection": Fault(
         "there is no output projection after the heads are concatenated", "o_proj(concatenated heads)"
     ),

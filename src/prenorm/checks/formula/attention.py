@@ -8,7 +8,10 @@ from torch import Tensor
 from .norm import norm, scaled
 from .rotation import rotated, stream
 from .spec import Spec, Weights, along, are_several, linear
-from .variants import ENDS, MASKS, NO_SOFTMAX, SCALES, SHIFTS
+from .variants import ENDS, MASKS, NO_SOFTMAX, SCALES, SHIFTS, SQUARES
+
+OF_HEADS = frozenset(SQUARES) - {"sequence", "batch"}
+"""Kinds of the block's norms that norms of queries and keys have too."""
 
 
 def attention(
@@ -120,7 +123,7 @@ def _grouped(spec: Spec, x: Tensor, num_heads: int) -> Tensor:
 def _normed_heads(spec: Spec, weights: Weights, name: str, when: str, x: Tensor) -> Tensor:
     if spec.qk_norm != when or name == "v":
         return x
-    kind = spec.norm1 if spec.norm1 == spec.norm2 and spec.norm1 not in ("none", "gain", "sequence", "batch") else "rms"
+    kind = spec.norm1 if spec.norm1 == spec.norm2 and spec.norm1 in OF_HEADS else "rms"
     y = scaled(_kind_of(spec, kind), *_eps_of(spec), x)
     weight, bias = (_of_heads(weights.get(name + end), x.shape[-1]) for end in ("_norm", "_norm_bias"))
     if weight is not None:

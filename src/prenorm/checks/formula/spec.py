@@ -29,11 +29,11 @@ class Spec:
     end1: str = "no"  # what the output of attention goes through: a name of ENDS
     end2: str = "no"  # that of the feed-forward
     residual1: str = "input"  # none | normed | doubled
-    residual2: str = "hidden"  # none | normed | doubled | input | both (h and the input)
+    residual2: str = "hidden"  # none | normed | doubled | input | both (h and the input) | attention (h less the input)
     parallel: str = "no"  # own: the feed-forward reads norm2(x); shared: norm1(x)
     detached: tuple[str, ...] = ()  # residuals (1, 2) that let no gradient through
     # The norms.
-    norm1: str = "rms"  # none | gain | layer | no_sqrt | a name of SQUARES
+    norm1: str = "rms"  # none | gain | layer | no_sqrt | a name of SQUARES or UNBRACKETED
     norm2: str = "rms"
     weight1: str = "own"  # none
     weight2: str = "own"
@@ -83,7 +83,7 @@ class Spec:
     attention_gate: str = "no"  # before | after the output projection: a sigmoid of the input multiplies it
     # The feed-forward.
     activation: str = "silu"  # a name of ACTIVATIONS
-    gating: str = "gate"  # product | plain | both
+    gating: str = "gate"  # product | plain | both | sum | up squared
 
     @property
     def mixes_sequences(self) -> bool:

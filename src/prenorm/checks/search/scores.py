@@ -37,7 +37,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
     """The simplest explanation, from the specs and readings that the second step left."""
     probe = attempt.probe(_louder(attempt, readings[0]))
     head_norms = list(head_norm_readings(attempt.found))
-    kinds = _kinds_of_head_norms(attempt, bases[0][0].norm1)
+    kinds = kinds_of_head_norms(attempt, bases[0][0].norm1)
     if head_norms != [{}] and bases[0][0].weight1 == bases[0][0].weight2 == "none":  # of one class with these
         head_norms.append({})
     readings = [reading | norms for norms in head_norms for reading in readings]
@@ -99,7 +99,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
     return _nearest(attempt, explanations, probe)
 
 
-def _kinds_of_head_norms(attempt: Attempt, norm: str) -> list[Switch]:
+def kinds_of_head_norms(attempt: Attempt, norm: str) -> list[Switch]:
     """Where and how queries and keys may be normalised, the likeliest first. norm: the kind of the block's own."""
     held = attempt.found.head_norms
     before, after, none, whole = (Switch(qk_norm=place) for place in ("before_rope", "after_rope", "none", "whole"))
