@@ -10,7 +10,7 @@ from torch import nn
 from prenorm.checks.probes import numbers
 
 from ..probes.started import started
-from ..small import Gpt2, Right
+from ..small import Gpt2, Right, scores_of
 
 
 class Gated(Right):
@@ -119,6 +119,27 @@ NORMS = {
 DESIGNS = [LayerNorm, OneNumber, type("OtherNames", (LayerNorm,), {"names": ("a_2", "b_2")})]
 
 
+class ParallelAndGateAfterProduct(Right):
+    """As in Cohere, with LayerNorms that have no bias; and with one fault."""
+
+    def norms(self, d_model):
+        norm = nn.LayerNorm(d_model, bias=False)
+        return norm, norm
+
+    def feed_forward(self, x):
+        return self.down(F.silu(self.gate(x) * self.up(x)))
+
+    def forward(self, x):
+        normed = self.norm1(x)
+        return x + self.attention(normed) + self.feed_forward(normed)
+
+
+class CappedWithoutScale(Right):
+    def mixed(self, q, k, v):
+        scores = scores_of(q * q.shape[-1] ** 0.5, k)
+        return (50 * torch.tanh(scores / 50)).softmax(-1) @ v
+
+
 OTHERS = {
     AttentionInPlaceOfTheSum: ("missing_residual_ffn", "where h belongs in place of attention"),
     UpForTheGate: ("wrong_activation", "sigmoid(gate) * up * up"),
@@ -126,6 +147,7 @@ OTHERS = {
         "norm_wrong_mean",
         "multiplies by the root mean square",
     ),
+    ParallelAndGateAfterProduct: ("gate_after_product", "applied to gate * up: silu"),
 }
 
 
@@ -173,6 +195,11 @@ def test_a_name_in_place_of_another_is_named(block, shapes_unchecked):
     report = explained(block)
     assert report.faults() == {id}
     assert evidence in report.findings[id]
+
+
+def test_scores_that_are_capped_and_not_scaled_have_that_name():
+    report = explained(CappedWithoutScale)
+    assert report.choices == {"missing_attention_scale"} == {*report.findings}  # capped scores may have any scale
 
 
 @pytest.mark.long

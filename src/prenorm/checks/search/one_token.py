@@ -57,7 +57,8 @@ def one_token(
     starts = [dataclasses.replace(base, **after) for after in AFTER for base in bases]
     kinds = ("layer", "layer_unbiased") if "norm1_bias" in likely[0] else ()
     layered = [one for kind in kinds for one in _likeliest(bases, likely[0], kind)]
-    meant = _pre_norm(layered or _likeliest(bases, likely[0], "layer"))
+    without_bias = [] if layered else _likeliest(bases, likely[0], "layer")
+    meant = _pre_norm(layered or without_bias)
     slips = [dataclasses.replace(one, **switch) for one in meant for switch in SLIPS_OF_LAYER_NORM]
     matches: list[Match] = []
     for specs, readings, most in (
@@ -72,6 +73,7 @@ def one_token(
         (bases, every, 1),
         (designs, every[:MANY_READINGS], 0),
         (_likeliest(bases, likely[0]) if not layered else [], likely, 1),
+        (without_bias, likely, 1),
         (twice, likely, 1),
         (others + _designs(others[:1], likely[0]) if whole else [], turned, 0),
         (heads if whole else [], turned, 1),

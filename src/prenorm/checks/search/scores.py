@@ -20,6 +20,7 @@ LOUD = 0.01
 LAYER_NORM_EPS = 1e-5  # of torch.nn.LayerNorm; norms of queries and keys often keep it, whatever eps the block has
 SWITCHES_OF_SCORES = [one for one in SCORES if not {"frequency", "tables"} & one.keys() and one.get("rope_on") != ""]
 """Those that leave the frequencies to theta."""
+OTHER_SCALES: list[Switch] = [one for one in SCORES if one.keys() == {"scale"}]
 LIKELY_SWITCHES: list[Switch] = [
     *({"rope_on": on} for on in ("q", "k")),
     {"turn": "both sines with one sign"},
@@ -58,6 +59,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (simplest, [], 0, SOFTCAP),
         (simplest, ONE_SIDED, 1, None),
         (simplest, [], 0, FACTOR),
+        (_with_a_switch(_capped(simplest), OTHER_SCALES), [], 0, None),
         (_capped(simplest), [], 0, FACTOR),  # apart: of a few that come close only the closest are refined
         (unrotated, SWITCHES_OF_SCORES, 1, None),
         (unrotated, [], 0, FACTOR),
