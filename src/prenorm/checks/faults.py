@@ -28,7 +28,10 @@ CONVENTIONS = frozenset(
         "leading_dims",
     }
 )
-"""Faults only under a target that fixes them; otherwise they are reported as conventions."""
+"""Faults only under a target that fixes them; otherwise they are reported as conventions.
+
+But keys or values that are tiled alone, without the other, are always a fault.
+"""
 
 CRASHES = frozenset({"import_error", "constructor_error", "forward_error", "timeout", "internal_error"})
 """Faults that leave no numbers to judge."""

@@ -33,6 +33,9 @@ ACTIVATIONS = {
     "x^2": (lambda x: F.relu(x.square())),
     "tanh-gelu without its factor x": gelu_without_x,
     "gelu without its factor x": (lambda x: 0.5 * (1 + torch.erf(x / math.sqrt(2)))),
+    "tanh-gelu with x^2 for x^3": (
+        lambda x: 0.5 * x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**2)))
+    ),
     "twice gelu": (lambda x: x * (1 + torch.erf(x / math.sqrt(2)))),
     "twice tanh-gelu": (lambda x: 2 * x * gelu_without_x(x)),
 }

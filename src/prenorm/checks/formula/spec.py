@@ -75,7 +75,8 @@ class Spec:
     split: str = "standard"  # flat | flat_dims | dims_first | swapped | never
     split_of: str = "qkv"  # which projections are split in that way
     merge: str = "standard"  # flat | dims_first
-    tiled: bool = False
+    tiled: bool = False  # query head h reads key-value head h mod num_kv_heads
+    tiled_of: str = "kv"  # the keys or the values alone
     qk_norm: str = "none"  # before_rope | after_rope | whole (over d_model)
     qk_norm_kind: str = "same"  # as the block's norms; or rms, layer
     qk_eps: float | None = None  # None: eps1

@@ -27,9 +27,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky relu": torch_functional.leaky_relu,
     "hard-swish": torch_functional.hardswish,
     "silu twice": lambda x: torch_functional.silu(torch_functional.silu(x)),
-    # A factor of a formula is lost.
+    # A factor or a power of a formula is lost.
     "gelu without its factor x": lambda x: (1 + torch.erf(x / math.sqrt(2))) / 2,
     "tanh-gelu without its factor x": lambda x: (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "tanh-gelu with x^2 for x^3": lambda x: x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**2))),
     "twice gelu": lambda x: 2 * torch_functional.gelu(x),
     "twice tanh-gelu": lambda x: 2 * torch_functional.gelu(x, approximate="tanh"),
 }

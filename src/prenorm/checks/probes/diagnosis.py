@@ -194,6 +194,9 @@ def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
         yield "heads_not_merged", "heads are joined without a transpose back"
     if together := sharing(reading, "qkv"):
         yield "shared_projection", f"{' and '.join(OF_ROLES[role] for role in together)} have one projection"
+    if spec.tiled and spec.tiled_of != "kv":
+        what = "keys" if spec.tiled_of == "k" else "values"
+        yield "gqa_tiled_instead_of_repeated", f"the {what} alone are tiled: a query reads keys and values of two heads"
     if spec.output == "none" or "o" not in reading:
         yield "missing_output_projection", "attention returns the concatenated heads"
 

@@ -130,6 +130,8 @@ SCORES: list[Switch] = [
     *({"rope_on": on} for on in ("", "q", "k")),
     {"rope_axis": "width"},
     {"mixed": True},
+    {"tiled_of": "v"},  # of values that are tiled, as the first step found
+    {"tiled": True, "tiled_of": "k"},
     *({"rope_input": "qk", "rope_input_axis": axis, "rope_on": on} for axis in ("width", "head") for on in ("", "qk")),
     *({"frequency": name} for name in FREQUENCIES if name != "standard"),
     *({"tables": tables} for tables in TABLES),
