@@ -28,7 +28,10 @@ CONVENTIONS = frozenset(
         "leading_dims",
     }
 )
-"""Faults only under a target that fixes them; otherwise they are reported as conventions."""
+"""Faults only under a target that fixes them; otherwise they are reported as conventions.
+
+But keys or values that are tiled alone, without the other, are always a fault.
+"""
 
 CRASHES = frozenset({"import_error", "constructor_error", "forward_error", "timeout", "internal_error"})
 """Faults that leave no numbers to judge."""
@@ -175,6 +178,10 @@ FAULTS = {
     "gqa_tiled_instead_of_repeated": Fault(
         "query head h reads key-value head h mod num_kv_heads",
         "it reads h // (num_heads / num_kv_heads): repeat_interleave",
+    ),
+    "shared_projection": Fault(
+        "several of queries, keys and values, or gate and up, are computed with the same weight",
+        "give each a projection of its own: q_proj(x), k_proj(x), v_proj(x), gate_proj(x), up_proj(x)",
     ),
     "missing_output_projection": Fault(
         "there is no output projection after the heads are concatenated", "o_proj(concatenated heads)"

@@ -128,6 +128,11 @@ def test_what_leaves_the_dtype_is_to_blame(block, said, code):
     assert code in lines[-1]
 
 
+@pytest.mark.parametrize(("block", "counts"), [(OutputInFloat32, True), (SoftmaxInFloat32, False)])
+def test_an_output_in_another_dtype_counts_and_an_error_is_no_promise_that_was_broken(block, counts):
+    assert ("wrong_dtype" in judged(block).faults()) == counts
+
+
 def test_a_weight_that_dtype_does_not_reach_is_to_blame():
     report = judged(DtypeIsNotPassedOn)
     assert "with dtype=bfloat16 forward raises: qkv.weight is float32" in report.findings["wrong_dtype"]

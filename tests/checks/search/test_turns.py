@@ -62,6 +62,16 @@ class SecondOverwritten(Turns):
         return a * cos - b * sin, b
 
 
+class CosInPlaceOfSin(Turns):
+    def slip(self, a, b, cos, sin):
+        return right(a, b, cos, cos)
+
+
+class SinInPlaceOfCos(Turns):
+    def slip(self, a, b, cos, sin):
+        return right(a, b, sin, sin)
+
+
 class Exchanged(Turns):
     def slip(self, a, b, cos, sin):
         return right(a, b, sin, cos)
@@ -78,6 +88,8 @@ SLIPS = [
     (ExchangedInTheSecond, "rope_not_a_rotation", "cos and sin are exchanged in the second dimension"),
     (FirstOverwritten, "rope_not_a_rotation", "the first dimension is overwritten"),
     (SecondOverwritten, "rope_not_a_rotation", "the second dimension is overwritten"),
+    (CosInPlaceOfSin, "rope_not_a_rotation", "cos stands in place of sin"),
+    (SinInPlaceOfCos, "rope_not_a_rotation", "sin stands in place of cos"),
     (Exchanged, "rope_not_a_rotation", "cos and sin are exchanged for queries or keys alone"),
     (TheOtherWay, "rope_wrong_direction", "opposite directions"),
 ]
@@ -105,7 +117,7 @@ def test_what_only_queries_or_keys_have_is_named(of, block, id, evidence, shapes
 
 @pytest.mark.sampled(2)
 @pytest.mark.parametrize("backwards", [False, True])
-@pytest.mark.parametrize(("block", "id", "evidence"), [SLIPS[0], *SLIPS[3:5]])
+@pytest.mark.parametrize(("block", "id", "evidence"), [SLIPS[0], *SLIPS[3:7]])
 def test_what_both_have_is_named_in_either_direction(block, id, evidence, backwards, shapes_unchecked):
     found = said(block, "qk", backwards=backwards)
     assert [*found] == [id]

@@ -60,6 +60,19 @@ def _readings(entries: list[str], found: Parameters, sizes: Sizes, counts: tuple
                 yield pieces
 
 
+def readings_of_few(found: Parameters, sizes: Sizes) -> list[Pieces]:
+    """Readings of two or three squares, the last of which is the output projection."""
+    square, rows = sizes.d_model**2, dict.fromkeys(ROLES, sizes.d_model)
+    if len(found.attention) not in (2, 3) or any(numel(found.shapes[name]) != square for name in found.attention):
+        return []
+    out: list[Pieces] = []
+    for *inner, last in itertools.permutations(found.attention):
+        names = {"q": inner[0], "k": inner[0], "v": inner[-1], "o": last}
+        options = [_entry_options(name, (role,), found, rows, sizes) for role, name in names.items()]
+        out += ({role: piece for pieces in chosen for role, piece in pieces.items()} for chosen in _alike(options))
+    return out
+
+
 def with_same_values(chosen: list[Pieces], attention: list[Pieces]) -> list[Pieces]:
     """The chosen readings, with every way to read queries and keys for the same values and outputs."""
     out = []

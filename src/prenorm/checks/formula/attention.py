@@ -8,7 +8,10 @@ from torch import Tensor
 from .norm import norm, scaled
 from .rotation import rotated, stream
 from .spec import Spec, Weights, along, are_several, linear
-from .variants import ENDS, MASKS, NO_SOFTMAX, SCALES, SHIFTS
+from .variants import ENDS, MASKS, NO_SOFTMAX, SCALES, SHIFTS, SQUARES
+
+OF_HEADS = frozenset(SQUARES) - {"sequence", "batch"}
+"""Kinds of the block's norms that norms of queries and keys have too."""
 
 
 def attention(
@@ -44,9 +47,9 @@ def attention(
             part = rotated(spec, part, places[:, None], width, turn)
         parts[name] = _normed_heads(spec, weights, name, "after_rope", part)
     heads = 1 if spec.split == "never" else num_heads
-    mixed = v = _grouped(spec, parts["v"], heads)
+    mixed = v = _grouped(spec, "v", parts["v"], heads)
     if not alone:
-        q, k = parts["q"], _grouped(spec, parts["k"], heads)
+        q, k = parts["q"], _grouped(spec, "k", parts["k"], heads)
         scale = SCALES[spec.scale](q.shape[-1], width, num_heads, x.shape[-2]) * along(spec.factor, q)
         scores = q @ k.mT * (1 if spec.scaled_after else scale)
         mixed = _probabilities(spec, _shaped(spec, scores, heads), allowed) @ v
@@ -110,17 +113,17 @@ def _merge(spec: Spec, x: Tensor) -> Tensor:
     return x.transpose(-3, -2).flatten(-2)
 
 
-def _grouped(spec: Spec, x: Tensor, num_heads: int) -> Tensor:
+def _grouped(spec: Spec, role: str, x: Tensor, num_heads: int) -> Tensor:
     copies = num_heads // x.shape[-3]
     if copies == 1:
         return x
-    return torch.cat([x] * copies, -3) if spec.tiled else x.repeat_interleave(copies, -3)
+    return torch.cat([x] * copies, -3) if spec.tiled and role in spec.tiled_of else x.repeat_interleave(copies, -3)
 
 
 def _normed_heads(spec: Spec, weights: Weights, name: str, when: str, x: Tensor) -> Tensor:
     if spec.qk_norm != when or name == "v":
         return x
-    kind = spec.norm1 if spec.norm1 == spec.norm2 and spec.norm1 not in ("none", "gain", "sequence", "batch") else "rms"
+    kind = spec.norm1 if spec.norm1 == spec.norm2 and spec.norm1 in OF_HEADS else "rms"
     y = scaled(_kind_of(spec, kind), *_eps_of(spec), x)
     weight, bias = (_of_heads(weights.get(name + end), x.shape[-1]) for end in ("_norm", "_norm_bias"))
     if weight is not None:

@@ -4,6 +4,7 @@ import math
 
 from .gate_names import swapped
 from .parameters import Pieces
+from .sharing import sharing
 from .spec import Spec
 
 PUBLISHED = frozenset(
@@ -23,7 +24,7 @@ def is_choice(id: str, spec: Spec, reading: Pieces) -> bool:
     LayerNorm in both places (GPT-2; with the unbiased deviation, the Annotated Transformer), a feed-forward without a
     gate or with another activation (GPT-2, Gemma, nanochat), the norms after both sublayers (the 2017 paper, OLMo 2),
     both sublayers side by side (GPT-J, GPT-NeoX), norms without weights (OLMo, nanochat), and any scale of scores with
-    normalised queries and keys, or capped (Gemma 2, 3).
+    normalised queries and keys, or capped (Gemma 2, 3). Two of queries, keys and values of one projection (Reformer).
     """
     match id:
         case "layer_norm":
@@ -37,9 +38,13 @@ def is_choice(id: str, spec: Spec, reading: Pieces) -> bool:
         case "parallel_sublayers":
             return True
         case "norm_weight_missing":
-            return "norm1" not in reading and "norm2" not in reading and spec.weight1 == spec.weight2
+            norms = [reading.get("norm1"), reading.get("norm2")]
+            alike = all(one is None for one in norms) or all(one is not None and one.is_one_number for one in norms)
+            return alike and spec.weight1 == spec.weight2
         case "missing_attention_scale" | "wrong_attention_scale":
             return (spec.qk_norm != "none" or bool(spec.softcap != math.inf)) and not spec.scaled_after
+        case "shared_projection":
+            return len(sharing(reading, "qkv")) == 2 and not sharing(reading, ("gate", "up"))
         case "swapped_gate_up":
             return True  # w1, w2 and w3 are numbered in more than one way
     return False

@@ -24,7 +24,6 @@ GATE = "attention_gate"
 """The projection whose sigmoid multiplies what attention gives."""
 GATE_NAME = re.compile(r"gate|gating|(^|[._])(w?_?g|g_?proj|to_?g)([._]|$)", re.I)
 
-
 OF_POSITIONS = re.compile(
     r"(^|[._])((abs|rel|relative)_?)?(pos|position|positional|pe)(_?(emb\w*|enc\w*|bias|table|weight))?([.]|_(?!f|mlp|wise)|$)",
     re.I,
@@ -86,7 +85,13 @@ class Piece:
         for name, part in zip(self.parameters, flat.split(sizes), strict=True):
             raw[name] = part.view_as(raw[name])
 
+    @property
+    def is_one_number(self) -> bool:
+        """Whether it is one number for all dimensions."""
+        return self.places == ONE_NUMBER
 
+
+ONE_NUMBER = (0,)
 Pieces = dict[str, Piece]
 
 
@@ -155,16 +160,17 @@ def sort_parameters(listed: Sequence[dict[str, Any]], sizes: Sizes) -> Parameter
     for name, shape in shapes.items():
         if name in taken:
             continue
-        if name in vectors and numel(shape) in whole and QUERY_KEY_NORM.search(name):
+        if numel(shape) == 1 and NORM.search(name) and not _is_bias_name(name):
+            found.norms.append(Piece((name,), None, ONE_NUMBER))
+        elif name in vectors and numel(shape) in whole and QUERY_KEY_NORM.search(name):
             found.head_norms.append(name)
         elif name in vectors and numel(shape) == sizes.d_model and not _is_bias_name(name):
             found.norms.append(Piece((name,)))
         elif name in vectors and numel(shape) == 2 * sizes.d_model and not _is_bias_name(name):  # both in one
             found.norms += [Piece((name,), None, tuple(half.tolist())) for half in torch.arange(numel(shape)).chunk(2)]
         elif name in vectors:
-            (found.head_norms if numel(shape) == sizes.head_dim and not _is_bias_name(name) else found.unknown).append(
-                name
-            )
+            of_heads = numel(shape) == sizes.head_dim and not _is_bias_name(name)
+            (found.head_norms if of_heads else found.unknown).append(name)
         elif numel(shape) == 2 * sizes.d_model and sizes.d_model in shape:  # both norms in one
             halves = torch.arange(2 * sizes.d_model).view(shape).movedim(shape.index(sizes.d_model), -1).flatten(0, -2)
             found.norms += [Piece((name,), None, tuple(half.tolist())) for half in halves]
@@ -229,7 +235,10 @@ def _bias_names(weight: str) -> Iterator[str]:
 
 
 def _bind_by_module(found: Parameters, vectors: list[str], sizes: Sizes) -> None:
-    """Treat the only vector of a module with one matrix as its bias, whatever its name, if the length fits."""
+    """Treat the only vector of a module with one matrix as its bias, whatever its name, if the length fits.
+
+    Of a module with two vectors of one size, the one that is called bias is that of the other.
+    """
     owned: dict[str, list[str]] = {}
     for name in found.shapes:
         owned.setdefault(name.rpartition(".")[0], []).append(name)
@@ -237,7 +246,13 @@ def _bind_by_module(found: Parameters, vectors: list[str], sizes: Sizes) -> None
     free = [name for name in vectors if name not in taken]
     wide = [name for name in free if numel(found.shapes[name]) == sizes.d_model]
     for names in owned.values():
-        if len(names) != 2 or sum(name in free for name in names) != 1:
+        if len(names) != 2:
+            continue
+        weight, bias = sorted(names, key=_is_bias_name)
+        alike = {*names} <= {*free} and found.shapes[weight] == found.shapes[bias]
+        if alike and _is_bias_name(bias) and not _is_bias_name(weight):
+            found.biases[weight] = bias
+        if sum(name in free for name in names) != 1:
             continue
         matrix, vector = sorted(names, key=lambda name: name in free)
         shape = found.shapes[matrix]

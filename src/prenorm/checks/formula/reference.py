@@ -68,6 +68,8 @@ def _plus(spec: Spec, which: str, stream: Tensor, normed: Tensor, added: Tensor,
         stream = x
     if kind == "both" and x is not None:
         stream = stream + x
+    if kind == "attention" and x is not None:
+        stream = stream - x
     if kind == "normed":
         stream = normed
     if which in spec.detached:
@@ -97,5 +99,6 @@ def feed_forward(spec: Spec, weights: Weights, x: Tensor) -> Tensor:
         "product": lambda: active(gate * up),
         "both": lambda: active(gate) * active(up),
         "sum": lambda: active(gate) + up,
+        "up squared": lambda: gate.sigmoid() * up * up,
     }[spec.gating]()
     return ENDS[spec.end2](linear(weights, "down", inner))

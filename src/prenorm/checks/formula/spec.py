@@ -29,11 +29,11 @@ class Spec:
     end1: str = "no"  # what the output of attention goes through: a name of ENDS
     end2: str = "no"  # that of the feed-forward
     residual1: str = "input"  # none | normed | doubled
-    residual2: str = "hidden"  # none | normed | doubled | input | both (h and the input)
+    residual2: str = "hidden"  # none | normed | doubled | input | both (h and the input) | attention (h less the input)
     parallel: str = "no"  # own: the feed-forward reads norm2(x); shared: norm1(x)
     detached: tuple[str, ...] = ()  # residuals (1, 2) that let no gradient through
     # The norms.
-    norm1: str = "rms"  # none | gain | layer | no_sqrt | a name of SQUARES
+    norm1: str = "rms"  # none | gain | layer | no_sqrt | a name of SQUARES or UNBRACKETED
     norm2: str = "rms"
     weight1: str = "own"  # none
     weight2: str = "own"
@@ -75,7 +75,8 @@ class Spec:
     split: str = "standard"  # flat | flat_dims | dims_first | swapped | never
     split_of: str = "qkv"  # which projections are split in that way
     merge: str = "standard"  # flat | dims_first
-    tiled: bool = False
+    tiled: bool = False  # query head h reads key-value head h mod num_kv_heads
+    tiled_of: str = "kv"  # the keys or the values alone
     qk_norm: str = "none"  # before_rope | after_rope | whole (over d_model)
     qk_norm_kind: str = "same"  # as the block's norms; or rms, layer
     qk_eps: float | None = None  # None: eps1
@@ -83,7 +84,7 @@ class Spec:
     attention_gate: str = "no"  # before | after the output projection: a sigmoid of the input multiplies it
     # The feed-forward.
     activation: str = "silu"  # a name of ACTIVATIONS
-    gating: str = "gate"  # product | plain | both
+    gating: str = "gate"  # product | plain | both | sum | up squared
 
     @property
     def mixes_sequences(self) -> bool:

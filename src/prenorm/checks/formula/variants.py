@@ -17,6 +17,7 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "quick-gelu": lambda x: x * torch.sigmoid(1.702 * x),
     "relu": torch.relu,
     "relu squared": lambda x: torch.relu(x).square(),
+    "x^2": torch.square,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "no": lambda x: x,
@@ -28,6 +29,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "leaky relu": torch_functional.leaky_relu,
     "hard-swish": torch_functional.hardswish,
     "silu twice": lambda x: torch_functional.silu(torch_functional.silu(x)),
+    # A factor or a power of a formula is lost.
+    "gelu without its factor x": lambda x: (1 + torch.erf(x / math.sqrt(2))) / 2,
+    "tanh-gelu without its factor x": lambda x: (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2,
+    "tanh-gelu with x^2 for x^3": lambda x: x / 2 * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**2))),
+    "twice gelu": lambda x: 2 * torch_functional.gelu(x),
+    "twice tanh-gelu": lambda x: 2 * torch_functional.gelu(x, approximate="tanh"),
 }
 
 ENDS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -103,6 +110,8 @@ TURNS: dict[str, Callable[[Tensor, Tensor, Sines, Sines, int], tuple[Tensor, Ten
     "cos and sin exchanged": lambda a, b, one, two, way: TURNS["rotation"](a, b, one[::-1], two[::-1], way),
     "cos and sin exchanged in the first": lambda a, b, one, two, way: TURNS["rotation"](a, b, one[::-1], two, way),
     "cos and sin exchanged in the second": lambda a, b, one, two, way: TURNS["rotation"](a, b, one, two[::-1], way),
+    "cos in place of sin": lambda a, b, one, two, way: (a * one[0] - way * b * one[0], b * two[0] + way * a * two[0]),
+    "sin in place of cos": lambda a, b, one, two, way: (a * one[1] - way * b * one[1], b * two[1] + way * a * two[1]),
     "the first overwritten": lambda a, b, one, two, way: (
         first := a * one[0] - way * b * one[1],
         b * two[0] + way * first * two[1],
@@ -144,7 +153,22 @@ SQUARES: dict[str, Callable[[Tensor], Tensor]] = {  # under the root, without ep
     "mean(x^2)^(2/3)": lambda x: x.square().mean(-1, keepdim=True) ** (2 / 3),
     "mean(x^2)^(1/2)": lambda x: x.square().mean(-1, keepdim=True) ** (1 / 2),
     "mean(x^2)^2": lambda x: x.square().mean(-1, keepdim=True).square(),
+    "multiplied": lambda x: x.square().mean(-1, keepdim=True),
 }
+SQUARES |= {f"{kind}_no_sqrt": SQUARES[kind] for kind in ("layer", "layer_unbiased")}
+
+Unbracketed = Callable[[Tensor, Tensor, Tensor, Tensor | float], Tensor]
+"""A function of x, its mean, its standard deviation and the weight."""
+_UNBRACKETED: dict[str, Unbracketed] = {
+    "weight * x - mean / std": lambda x, mean, std, weight: weight * x - mean / std,
+    "weight * (x - mean / std)": lambda x, mean, std, weight: weight * (x - mean / std),
+    "x - weight * mean / std": lambda x, mean, std, weight: x - weight * mean / std,
+}
+UNBRACKETED: dict[str, tuple[str, Unbracketed]] = {  # first the kind of its standard deviation
+    **{name: ("layer", formula) for name, formula in _UNBRACKETED.items()},
+    **{f"{name}, unbiased": ("layer_unbiased", formula) for name, formula in _UNBRACKETED.items()},
+}
+"""LayerNorms that lost the parentheses around x - mean."""
 
 
 def _tables(angle: Tensor, dtype: torch.dtype = torch.float64) -> tuple[Tensor, Tensor]:

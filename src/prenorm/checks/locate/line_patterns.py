@@ -363,6 +363,13 @@ LOOKS: dict[str, list[Look]] = {
         Look("attention", r"repeat\(|expand\(|%|tile\("),
         Look("attention", r"repeat|cat\(|unsqueeze|unflatten", lacks="cos|sin", last=True),
     ],
+    "shared_projection": [
+        Look("attention", r"^\(?x?k\w* = .*\b(self\.)?(w_?)?q(_\w+|uer\w+)?\b"),
+        Look("attention", r"^\(?x?v\w* = .*\b(self\.)?(w_?)?(q(_\w+|uer\w+)?|k(_\w+|eys?)?)\b"),
+        Look("attention", r"(\b[\w.]+(\[\w+\])?)\(\w+\),? .*\b\1\(\w+\)"),
+        Look("ffn", r"(\b[\w.]+)\(\w+\).* \* .*\b\1\(\w+\)"),
+        Look("attention", QKV),
+    ],
     "missing_output_projection": [
         Look("init", r"(o|out|proj)\w* = nn\.Identity"),
         Look("attention", "", "sum"),

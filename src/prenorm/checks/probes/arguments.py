@@ -14,6 +14,7 @@ from ..subject.learner import Built
 from ..subject.raised import LearnerError, refuses
 from ..subject.recipe import Argument, Line
 from .case import BESIDE_NUMBERS, MAX_SEQ_LEN, Case, raised
+from .diagnosis import faults
 from .lengths import coinciding, what_coincides
 
 THETA_SHOWS = 1e-3  # relative to the output; another theta changes tens of times as much
@@ -234,6 +235,10 @@ def grouped_heads(case: Case) -> None:
             f"{error.stage}_error", f"2 key-value heads for {sizes.num_heads} heads raise {raised(error)}"
         )
         case.report.check("grouped heads", False, raised(error))
+        return
+    if (apart := faults(explanation).get("gqa_tiled_instead_of_repeated")) is not None:  # no convention
+        case.report.found("gqa_tiled_instead_of_repeated", f"with 2 key-value heads, {apart}")
+        case.report.check("grouped heads", False, apart)
         return
     tiled = explanation.spec.tiled
     case.report.conventions["grouped_heads"] = "tiled" if tiled else "repeated"

@@ -6,8 +6,9 @@ from collections.abc import Iterator, Sequence
 
 from ..formula.gate_names import swapped
 from ..formula.parameters import GATE, Pieces
+from ..formula.sharing import sharing
 from ..formula.spec import Number, Spec
-from ..formula.variants import ACTIVATIONS, NO_SOFTMAX
+from ..formula.variants import ACTIVATIONS, NO_SOFTMAX, UNBRACKETED
 from ..search.explanation import Explanation
 from ..targets import Target
 
@@ -17,7 +18,11 @@ NORMS = {
     "layer": ("layer_norm", "subtracts the mean"),
     "no_sqrt": ("norm_without_sqrt", "divides by mean(x^2)"),
     "mean(x^2)^2": ("norm_without_sqrt", "divides by mean(x^2)"),
+    "multiplied": ("norm_wrong_mean", "multiplies by the root mean square, which should divide"),
     "layer_unbiased": ("layer_norm", "subtracts the mean and divides by the unbiased standard deviation"),
+    "layer_no_sqrt": ("norm_without_sqrt", "subtracts the mean and divides by the variance"),
+    "layer_unbiased_no_sqrt": ("norm_without_sqrt", "subtracts the mean and divides by the unbiased variance"),
+    **{kind: ("norm_wrong_mean", f"is {kind}: parentheses around x - mean are missing") for kind in UNBRACKETED},
     "sequence": ("norm_over_sequence", "takes its mean over the sequence"),
     "all": ("norm_over_sequence", "takes its mean over the sequence and the width"),
     "batch": ("batch_coupled", "takes its mean over the batch"),
@@ -29,6 +34,7 @@ MASKS = {
     "future_strict": ("mask_inverted", "a token attends only to what comes after it"),
 }
 ORDERS = ("2i and 2i+1", "i and i + head_dim/2")
+OF_ROLES = {"q": "queries", "k": "keys", "v": "values"}
 FILLED = {"replacing": "get {:g}", "adding": "get {:+g}, which is added", "multiplying": "get 0 by multiplication"}
 TURNED = {
     "the other way": "queries and keys are rotated in opposite directions, so scores depend on the sum of positions",
@@ -36,6 +42,8 @@ TURNED = {
     "cos and sin exchanged": "cos and sin are exchanged for queries or keys alone",
     "cos and sin exchanged in the first": "cos and sin are exchanged in the first dimension of each pair{alone}",
     "cos and sin exchanged in the second": "cos and sin are exchanged in the second dimension of each pair{alone}",
+    "cos in place of sin": "cos stands in place of sin, too{alone}",
+    "sin in place of cos": "sin stands in place of cos, too{alone}",
     "the first overwritten": "of each pair the first dimension is overwritten before the second is made of it{alone}",
     "the second overwritten": "of each pair the second dimension is overwritten before the first is made of it{alone}",
 }
@@ -75,6 +83,8 @@ def _residuals(spec: Spec) -> Iterator[tuple[str, str]]:
             yield "doubled_residual", f"the residual of {part} is added twice"
     if spec.residual2 == "both":
         yield "doubled_residual", "y = x + h + ffn(norm2(h)): the block's input is added again, although h contains it"
+    if spec.residual2 == "attention":
+        yield "missing_residual_ffn", "y = attention(norm1(x)) + ffn(norm2(h)), where h belongs in place of attention"
     if spec.residual2 == "input":
         yield "ffn_residual_from_input", "y = x + ffn(norm2(h))"
     if spec.parallel != "no":
@@ -91,6 +101,8 @@ def _norms(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
     for name, kind, weight in (("norm1", spec.norm1, spec.weight1), ("norm2", spec.norm2, spec.weight2)):
         if kind not in ("none", "gain") and (weight == "none" or name not in reading):
             yield "norm_weight_missing", f"{name} has no weight"
+        elif kind not in ("none", "gain") and reading[name].is_one_number:
+            yield "norm_weight_missing", f"{name} has one number in place of a weight for each dimension"
     shared = "norm1" in reading and reading["norm1"] == reading.get("norm2")
     if shared and "none" not in (*kinds.values(), spec.weight1, spec.weight2) and spec.parallel == "no":
         yield "shared_norm", "both norms use the same weight"
@@ -180,6 +192,11 @@ def _attention(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
         yield "wrong_head_split", f"{', '.join(spec.split_of)} {how}"
     elif spec.merge != "standard" or ("o" in reading and _repeats(reading["o"].places)):
         yield "heads_not_merged", "heads are joined without a transpose back"
+    if together := sharing(reading, "qkv"):
+        yield "shared_projection", f"{' and '.join(OF_ROLES[role] for role in together)} have one projection"
+    if spec.tiled and spec.tiled_of != "kv":
+        what = "keys" if spec.tiled_of == "k" else "values"
+        yield "gqa_tiled_instead_of_repeated", f"the {what} alone are tiled: a query reads keys and values of two heads"
     if spec.output == "none" or "o" not in reading:
         yield "missing_output_projection", "attention returns the concatenated heads"
 
@@ -196,12 +213,16 @@ def _feed_forward(spec: Spec, reading: Pieces) -> Iterator[tuple[str, str]]:
     for which, last in (("attention", spec.end1), ("the feed-forward", "no" if activated else spec.end2)):
         if last != "no":  # no fault of the list
             yield "unexplained", f"the output of {which}, after its last projection, goes through {last}"
+    if sharing(reading, ("gate", "up")):
+        yield "shared_projection", "gate and up have one projection"
     if spec.gating == "product":
         yield "gate_after_product", f"the activation is applied to gate * up: {act}"
     elif spec.gating != "gate" or "gate" not in reading:
-        what = {"both": f"{act}(gate) * {act}(up)", "sum": f"{act}(gate) + up"}.get(
-            spec.gating, f"{act}(up(x)), without a gate"
-        )
+        what = {
+            "both": f"{act}(gate) * {act}(up)",
+            "sum": f"{act}(gate) + up",
+            "up squared": "sigmoid(gate) * up * up",
+        }.get(spec.gating, f"{act}(up(x)), without a gate")
         yield "wrong_activation", f"the feed-forward is down({what}){end}"
     elif act != "silu":
         yield "wrong_activation", f"the activation is {act}: down({act}(gate) * up){end}"

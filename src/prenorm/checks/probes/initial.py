@@ -332,7 +332,7 @@ def weights_of_norms(case: Case, modules: Mapping[str, bool]) -> None:
 
 def _norm_weight(case: Case, what: str, name: str, piece: Piece, plus_one: bool) -> None:
     value, right = piece.read(case.initial).double(), 0.0 if plus_one else 1.0
-    mean, spread = float(value.mean()), float(value.std())
+    mean, spread = float(value.mean()), float(value.std(correction=0))
     constant = spread < 1e-3
     if not torch.isfinite(value).all():
         return  # weights_uninitialised reports it

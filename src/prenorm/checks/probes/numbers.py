@@ -44,6 +44,8 @@ def numbers(case: Case) -> None:
             counts = False  # the tables are handed in
         if id == "missing_rope" and not case.target.llama_design:
             counts = _means_to_rotate(case)  # learned positions, or those of attention biases, are added by the model
+        if id == "shared_projection" and (unused := _unused(case, case.explanation)):
+            evidence, counts = f"{evidence} (not used: {', '.join(unused)})", True
         if id == "wrong_head_split" and _has_heads_of_its_own(case):
             evidence += f", or its number of heads, which is no argument, is not {case.sizes.num_heads}"
         case.report.found(id, f"the outputs are those of a block in which {evidence}", counts=counts)
@@ -118,6 +120,13 @@ def _counts(case: Case, id: str, explanation: Explanation) -> bool:
     if id == "wrong_head_split" and _has_heads_of_its_own(case):
         return False
     return not is_free(id, reading) and (case.target.llama_design or not is_choice(id, spec, reading))
+
+
+def _unused(case: Case, explanation: Explanation) -> list[str]:
+    """The matrices that the explanation has no use for."""
+    assert case.built is not None
+    used = {name for piece in explanation.reading.values() for name in piece.parameters}
+    return [one["name"] for one in case.built.parameters if _is_matrix(one["shape"]) and one["name"] not in used]
 
 
 def _with_pairing(case: Case, explanation: Explanation) -> Explanation:

@@ -18,10 +18,11 @@ OTHERWISE = 0.1  # of what positions do: angles in float32 are off by far less
 
 @dataclass(frozen=True, slots=True)
 class _Problem:
-    """What is wrong in another dtype, and the fix if it is known."""
+    """What is wrong in another dtype, and the fix if it is known. runs: whether forward gives an output."""
 
     text: str
     mend: str | None = None
+    runs: bool = False
 
 
 def dtypes(case: Case) -> None:
@@ -36,8 +37,8 @@ def dtypes(case: Case) -> None:
     case.report.check("dtypes", not problems, texts or f"{', '.join(names)}: the output has the input's dtype")
     if not by_argument or "bfloat16" in case.dtype_raises:
         moved = _in_dtype(case, "bfloat16", False)
-        if not by_argument and moved is not None:  # without a dtype argument, no other dtype is promised
-            case.report.found("wrong_dtype", moved.text, counts=False, mend=moved.mend)
+        if not by_argument and moved is not None:  # without a dtype argument, nothing promises that it runs in another
+            case.report.found("wrong_dtype", moved.text, counts=moved.runs, mend=moved.mend)
         case.report.conventions["to_bfloat16"] = "runs" if moved is None else moved.text
 
 
@@ -64,7 +65,7 @@ def _in_dtype(case: Case, name: str, by_argument: bool) -> _Problem | None:
     if y.dtype != dtype:
         what, mend = _left(case, built, raw, x, None)
         text = f"{how} the output is {str(y.dtype).removeprefix('torch.')}"
-        return _Problem(f"{text}: {what}" if what else text, mend)
+        return _Problem(f"{text}: {what}" if what else text, mend, runs=True)
     others = [one for one in built.parameters if one["dtype"] != name] if by_argument else []
     matrices = sorted({one["dtype"] for one in others if len(one["shape"]) > 1})
     if others and not matrices and name == "bfloat16":

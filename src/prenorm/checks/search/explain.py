@@ -5,6 +5,7 @@ one token (residuals, norms, feed-forward, value and output weights), several to
 rotated values), several tokens (queries, keys, rotation, scale).
 """
 
+import functools
 import itertools
 
 import torch
@@ -16,13 +17,11 @@ from ..subject.learner import Built
 from .attempt import Attempt
 from .explanation import Explanation, OutOfTimeError, UnexplainedError
 from .one_token import one_token
+from .one_weight import of_one_weight
 from .scores import scores
-from .sizes import fitting_sizes
+from .sizes import MOST, fitting_sizes
 from .work import Work
 from .zero_scores import zero_scores
-
-MOST = 6
-"""Matrices of one sublayer that are assigned: a block has four and three, and others have experts or memories."""
 
 
 def explain(
@@ -34,7 +33,10 @@ def explain(
     """
     problem: UnexplainedError | None = None
     fits = fitting_sizes(built)
-    attempts = [Attempt(built, fit, generator, tolerance=tolerance, dtype=dtype) for fit in fits]
+    new = functools.partial(Attempt, built, generator=generator, tolerance=tolerance, dtype=dtype)
+    if (explanation := of_one_weight(functools.partial(new, fits[0]))) is not None:
+        return explanation
+    attempts = [new(fit) for fit in fits]
     rounds = list(itertools.product(range(1 if len(fits) > 1 else most, most + 1), attempts))
     for (together, attempt), share in zip(rounds, work.shares(len(rounds)), strict=True):
         attempt.begin(together, share)

@@ -16,7 +16,7 @@ from ..formula.variants import ENDS, NO_SOFTMAX
 from .attempt import Attempt
 from .explanation import UnexplainedError
 from .fitting import BRANCH, fitted
-from .switches import ONE_TOKEN, Switch
+from .switches import ONE_TOKEN, SLIPS_OF_LAYER_NORM, Switch
 from .trials import Base, Match, Probe
 
 MANY_SPECS = 3
@@ -57,6 +57,9 @@ def one_token(
     starts = [dataclasses.replace(base, **after) for after in AFTER for base in bases]
     kinds = ("layer", "layer_unbiased") if "norm1_bias" in likely[0] else ()
     layered = [one for kind in kinds for one in _likeliest(bases, likely[0], kind)]
+    without_bias = [] if layered else _likeliest(bases, likely[0], "layer")
+    meant = _pre_norm(layered or without_bias)
+    slips = [dataclasses.replace(one, **switch) for one in meant for switch in SLIPS_OF_LAYER_NORM]
     matches: list[Match] = []
     for specs, readings, most in (
         (bases, likely, 1),
@@ -64,11 +67,13 @@ def one_token(
         (_with_ends(bases + _pre_norm(designs)), likely, 0),
         (_scaled(attempt, bases, likely, probe), likely, 0),
         (layered, likely, 1),
+        (slips, likely, 0),
         (starts + _designs(starts, likely[0]) if around else [], around, 0),
         (_pre_norm(_likeliest(starts, likely[0])), around, 1),
         (bases, every, 1),
         (designs, every[:MANY_READINGS], 0),
         (_likeliest(bases, likely[0]) if not layered else [], likely, 1),
+        (without_bias, likely, 1),
         (twice, likely, 1),
         (others + _designs(others[:1], likely[0]) if whole else [], turned, 0),
         (heads if whole else [], turned, 1),
@@ -82,7 +87,8 @@ def one_token(
         if most == 2 and len(readings) > MANY_READINGS:
             continue
         # readings with more weights come first: an unused norm weight fits every reading
-        costs = [(spec, (readings is turned) + (not spec.end1 == spec.end2 == "no")) for spec in specs]
+        more = (readings is turned) + (specs is slips)
+        costs = [(spec, more + (not spec.end1 == spec.end2 == "no")) for spec in specs]
         matches = attempt.trials.find(costs, ONE_TOKEN, readings, probe, most=most, faulty=most == 2)
         if matches:
             break

@@ -20,6 +20,7 @@ LOUD = 0.01
 LAYER_NORM_EPS = 1e-5  # of torch.nn.LayerNorm; norms of queries and keys often keep it, whatever eps the block has
 SWITCHES_OF_SCORES = [one for one in SCORES if not {"frequency", "tables"} & one.keys() and one.get("rope_on") != ""]
 """Those that leave the frequencies to theta."""
+OTHER_SCALES: list[Switch] = [one for one in SCORES if one.keys() == {"scale"}]
 LIKELY_SWITCHES: list[Switch] = [
     *({"rope_on": on} for on in ("q", "k")),
     {"turn": "both sines with one sign"},
@@ -37,7 +38,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
     """The simplest explanation, from the specs and readings that the second step left."""
     probe = attempt.probe(_louder(attempt, readings[0]))
     head_norms = list(head_norm_readings(attempt.found))
-    kinds = _kinds_of_head_norms(attempt, bases[0][0].norm1)
+    kinds = kinds_of_head_norms(attempt, bases[0][0].norm1)
     if head_norms != [{}] and bases[0][0].weight1 == bases[0][0].weight2 == "none":  # of one class with these
         head_norms.append({})
     readings = [reading | norms for norms in head_norms for reading in readings]
@@ -58,6 +59,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (simplest, [], 0, SOFTCAP),
         (simplest, ONE_SIDED, 1, None),
         (simplest, [], 0, FACTOR),
+        (_with_a_switch(_capped(simplest), OTHER_SCALES), [], 0, None),
         (_capped(simplest), [], 0, FACTOR),  # apart: of a few that come close only the closest are refined
         (unrotated, SWITCHES_OF_SCORES, 1, None),
         (unrotated, [], 0, FACTOR),
@@ -95,7 +97,7 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
     return _nearest(attempt, sorted(explanations, key=lambda one: one.cost), probe)
 
 
-def _kinds_of_head_norms(attempt: Attempt, norm: str) -> list[Switch]:
+def kinds_of_head_norms(attempt: Attempt, norm: str) -> list[Switch]:
     """Where and how queries and keys may be normalised, the likeliest first. norm: the kind of the block's own."""
     held = attempt.found.head_norms
     before, after, none, whole = (Switch(qk_norm=place) for place in ("before_rope", "after_rope", "none", "whole"))

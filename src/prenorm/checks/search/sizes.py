@@ -9,6 +9,9 @@ from ..formula.assign_feed_forward import feed_forward_readings
 from ..formula.parameters import GATE, Parameters, Sizes, possible_d_ff, sort_parameters
 from ..subject.learner import Built
 
+MOST = 6
+"""Matrices of one sublayer that are assigned: a block has four and three, and others have experts or memories."""
+
 
 @dataclass(frozen=True, slots=True)
 class Fit:

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from ..formula.variants import ACTIVATIONS, FREQUENCIES, SCALES, SHIFTS, SQUARES, TABLES
+from ..formula.variants import ACTIVATIONS, FREQUENCIES, SCALES, SHIFTS, SQUARES, TABLES, UNBRACKETED
 
 Switch = dict[str, Any]
 """Fields of Spec that change together: one fault."""
@@ -14,13 +14,21 @@ ROTATION = frozenset(
 """Two changes to the rotation hide each other, unless one of them is what is rotated."""
 
 
+LAYER_NORM_SLIPS = ("layer_no_sqrt", "layer_unbiased_no_sqrt", *UNBRACKETED)
+"""Kinds that somebody writes who means a LayerNorm."""
+
+
+def _of_both_norms(kind: str) -> Iterable[Switch]:
+    """In both places, and in one of them."""
+    yield {"norm1": kind, "norm2": kind}
+    yield {"norm1": kind}
+    yield {"norm2": kind}
+
+
 def _norm_switches() -> Iterable[Switch]:
     for kind in ("none", "gain", *SQUARES):
-        if kind in ("rms", "all"):
-            continue
-        yield {"norm1": kind, "norm2": kind}
-        yield {"norm1": kind}
-        yield {"norm2": kind}
+        if kind not in ("rms", "all", *LAYER_NORM_SLIPS):
+            yield from _of_both_norms(kind)
     yield {"weight1": "none", "weight2": "none"}
     yield {"weight1": "none"}
     yield {"weight2": "none"}
@@ -42,6 +50,7 @@ ONE_TOKEN: list[Switch] = [
     {"residual1": "doubled", "residual2": "doubled"},
     {"residual2": "input"},
     {"residual2": "both"},
+    {"residual2": "attention"},
     {"post": "12"},
     {"post": "1"},
     {"post": "2"},
@@ -56,9 +65,12 @@ ONE_TOKEN: list[Switch] = [
     *({"merge": merge} for merge in ("dims_first", "mean", "sum")),
     *_norm_switches(),
     *({"activation": name} for name in ACTIVATIONS if name != "silu"),
-    *({"gating": gating} for gating in ("product", "plain", "both", "sum")),
+    *({"gating": gating} for gating in ("product", "plain", "both", "sum", "up squared")),
     *({"gating": "product", "activation": name} for name in ("gelu", "relu", "sigmoid", "tanh")),
 ]
+
+SLIPS_OF_LAYER_NORM: list[Switch] = [switch for kind in LAYER_NORM_SLIPS for switch in _of_both_norms(kind)]
+"""Of one token too, for blocks that have LayerNorms otherwise."""
 
 ZERO_SCORES_PLAIN: list[Switch] = [
     *({"mask": mask} for mask in ("next", "future", "future_strict")),
@@ -112,11 +124,14 @@ ZERO_SCORES_TURNED: list[Switch] = [
 
 EXCHANGED = ("cos and sin exchanged in the first", "cos and sin exchanged in the second")
 OVERWRITTEN = ("the first overwritten", "the second overwritten")
+TWICE = ("cos in place of sin", "sin in place of cos")
 
 SCORES: list[Switch] = [
     *({"rope_on": on} for on in ("", "q", "k")),
     {"rope_axis": "width"},
     {"mixed": True},
+    {"tiled_of": "v"},  # of values that are tiled, as the first step found
+    {"tiled": True, "tiled_of": "k"},
     *({"rope_input": "qk", "rope_input_axis": axis, "rope_on": on} for axis in ("width", "head") for on in ("", "qk")),
     *({"frequency": name} for name in FREQUENCIES if name != "standard"),
     *({"tables": tables} for tables in TABLES),
@@ -129,7 +144,7 @@ SCORES: list[Switch] = [
     ),
     {"split": "never"},
     {"split": "never", "scale": "1/sqrt(d_model / num_heads)"},
-    *({"turn": turn} for turn in ("both sines with one sign", *EXCHANGED, *OVERWRITTEN)),
+    *({"turn": turn} for turn in ("both sines with one sign", *EXCHANGED, *OVERWRITTEN, *TWICE)),
     *({"scale": scale} for scale in SCALES if scale not in ("1/sqrt(head_dim)", "1/sqrt(d_model / num_heads)")),
     {"softmax": "queries"},
     {"softmax": "queries, with the largest of the keys"},
@@ -143,7 +158,7 @@ ONE_SIDED: list[Switch] = [
     *(
         {"turn": turn, "turn_of": role}
         for role in "qk"
-        for turn in ("both sines with one sign", *EXCHANGED, *OVERWRITTEN)
+        for turn in ("both sines with one sign", *EXCHANGED, *OVERWRITTEN, *TWICE)
     ),
 ]
 """Of the scores too: queries and keys are turned in different ways."""

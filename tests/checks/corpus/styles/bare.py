@@ -245,6 +245,7 @@ FAULTY = [
         "heads_first",
         (Q_HEADS, "q = (normed @ self.query).reshape(*x.shape[:-2], self.heads, n, self.size)"),
     ),
+    fault("shared_projection", "keys_of_queries", ("normed @ self.key", "normed @ self.query")),
     fault("heads_not_merged", "reshape_of_everything", (FIRST, "x = x + mixed.reshape(x.shape) @ self.output")),
     fault(
         "missing_output_projection",

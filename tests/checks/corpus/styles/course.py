@@ -153,6 +153,7 @@ FAULTY = [
         (SECOND, "x = self.ln2(x + self.ffn(x))"),
     ),
     fault("post_norm", "second_sum_only", (SECOND, "x = self.ln2(x + self.ffn(x))")),
+    fault("shared_projection", "keys_of_queries", ("k = self.k_proj(x)", "k = self.q_proj(x)")),
     fault("no_norm", "attention", (FIRST, "x = x + self.attn(x, token_positions)")),
     fault("missing_residual_attention", "forgotten", (FIRST, "x = self.attn(self.ln1(x), token_positions)")),
     fault("missing_residual_ffn", "forgotten", (SECOND, "x = self.ffn(self.ln2(x))")),

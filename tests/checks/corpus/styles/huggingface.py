@@ -173,6 +173,11 @@ FAULTY = [
             SECOND_SUM.replace("residual + hidden_states", "self.post_attention_layernorm(residual + hidden_states)"),
         ),
     ),
+    fault(
+        "shared_projection",
+        "keys_of_queries",
+        ("key_states = self.k_proj(hidden_states)", "key_states = self.q_proj(hidden_states)"),
+    ),
     fault("no_norm", "line_deleted", (SECOND_NORM, "residual = hidden_states")),
     fault("missing_residual_attention", "sum_deleted", (FIRST_SUM, "attention_mask=mask)")),
     fault("missing_residual_ffn", "sum_deleted", (SECOND_SUM, "self.mlp(hidden_states)")),

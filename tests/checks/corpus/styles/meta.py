@@ -184,6 +184,7 @@ FAULTY = [
         ("output = self._norm(x.float())", "output = self._norm(x.float() - x.float().mean(-1, keepdim=True))"),
     ),
     fault("norm_wrong_mean", "sum", (NORM, NORM.replace(".mean(", ".sum("))),
+    fault("shared_projection", "values_of_keys", ("self.wk(x), self.wv(x)", "self.wk(x), self.wk(x)")),
     fault("norm_wrong_mean", "absolute_value", (NORM, "return x / (x.abs().mean(-1, keepdim=True) + self.eps)")),
     fault("norm_without_upcast", "no_float", ("self._norm(x.float()).type_as(x)", "self._norm(x)")),
     fault("wrong_eps", "fixed_addition", ("self.eps = eps", "self.eps = eps + 1e-2")),
