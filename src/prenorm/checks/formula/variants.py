@@ -37,6 +37,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "twice tanh-gelu": lambda x: 2 * torch_functional.gelu(x, approximate="tanh"),
 }
 
+RARE = frozenset(
+    {"x^2", "selu", "relu6", "multiplied", "up squared", "cos in place of sin", "sin in place of cos"}
+    | {name for name in ACTIVATIONS if "without" in name or "with x^2" in name or name.startswith("twice")}
+)
+"""Names of any table here, and of gates, that are tried as the only fault."""
+
 ENDS: dict[str, Callable[[Tensor], Tensor]] = {
     **{name: ACTIVATIONS[name] for name in ("no", "gelu", "tanh-gelu", "relu", "silu", "tanh", "sigmoid")},
     "an RMSNorm without a weight": lambda x: x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-6),

@@ -16,7 +16,7 @@ from ..formula.variants import ENDS, NO_SOFTMAX
 from .attempt import Attempt
 from .explanation import UnexplainedError
 from .fitting import BRANCH, fitted
-from .switches import ONE_TOKEN, SLIPS_OF_LAYER_NORM, Switch
+from .switches import ONE_TOKEN, SLIPS_OF_LAYER_NORM, Switch, in_pairs
 from .trials import Base, Match, Probe
 
 MANY_SPECS = 3
@@ -89,7 +89,8 @@ def one_token(
         # readings with more weights come first: an unused norm weight fits every reading
         more = (readings is turned) + (specs is slips)
         costs = [(spec, more + (not spec.end1 == spec.end2 == "no")) for spec in specs]
-        matches = attempt.trials.find(costs, ONE_TOKEN, readings, probe, most=most, faulty=most == 2)
+        switches = in_pairs(ONE_TOKEN) if most == 2 else ONE_TOKEN
+        matches = attempt.trials.find(costs, switches, readings, probe, most=most, faulty=most == 2)
         if matches:
             break
     if not matches:

@@ -12,7 +12,7 @@ from ..subject.learner import USUAL
 from .attempt import Attempt
 from .explanation import Explanation, UnexplainedError
 from .fitting import FACTOR, PAIR, SOFTCAP, THETA, USUAL_THETA, fitted
-from .switches import ONE_SIDED, SCORES, Switch
+from .switches import ONE_SIDED, SCORES, Switch, in_pairs
 from .trials import Base, Match, Probe, agrees
 
 LOUD = 0.01
@@ -20,7 +20,7 @@ LOUD = 0.01
 LAYER_NORM_EPS = 1e-5  # of torch.nn.LayerNorm; norms of queries and keys often keep it, whatever eps the block has
 SWITCHES_OF_SCORES = [one for one in SCORES if not {"frequency", "tables"} & one.keys() and one.get("rope_on") != ""]
 """Those that leave the frequencies to theta."""
-OTHER_SCALES: list[Switch] = [one for one in SCORES if one.keys() == {"scale"}]
+OTHER_SCALES: list[Switch] = [{"scale": scale} for scale in ("1", "1/head_dim")]
 LIKELY_SWITCHES: list[Switch] = [
     *({"rope_on": on} for on in ("q", "k")),
     {"turn": "both sines with one sign"},
@@ -59,15 +59,15 @@ def scores(attempt: Attempt, bases: list[Base], readings: list[Pieces]) -> Expla
         (simplest, [], 0, SOFTCAP),
         (simplest, ONE_SIDED, 1, None),
         (simplest, [], 0, FACTOR),
-        (_with_a_switch(_capped(simplest), OTHER_SCALES), [], 0, None),
-        (_capped(simplest), [], 0, FACTOR),  # apart: of a few that come close only the closest are refined
         (unrotated, SWITCHES_OF_SCORES, 1, None),
         (unrotated, [], 0, FACTOR),
+        (_with_a_switch(_capped(simplest), OTHER_SCALES), [], 0, None),
+        (_capped(simplest), [], 0, FACTOR),  # apart: of a few that come close only the closest are refined
         (_with_a_switch(simplest[:1], SWITCHES_OF_SCORES), [], 0, USUAL_THETA),
         (_with_a_switch(simplest[:1] + _capped(simplest[:1]), LIKELY_SWITCHES), [], 0, FACTOR),
         (_with_a_switch(simplest[:1], SWITCHES_BESIDE_FREQUENCIES), [], 0, PAIR),
         (others if attempt.most > 1 else [], SCORES, 1, None),
-        (simplest if attempt.most > 1 else [], SCORES, 2, None),
+        (simplest if attempt.most > 1 else [], in_pairs(SCORES), 2, None),
     ):
         if most == 2 and _only_distances_count(attempt, bases, readings):
             evidence = (

@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from typing import Any
 
-from ..formula.variants import ACTIVATIONS, FREQUENCIES, SCALES, SHIFTS, SQUARES, TABLES, UNBRACKETED
+from ..formula.variants import ACTIVATIONS, FREQUENCIES, RARE, SCALES, SHIFTS, SQUARES, TABLES, UNBRACKETED
 
 Switch = dict[str, Any]
 """Fields of Spec that change together: one fault."""
@@ -151,6 +151,13 @@ SCORES: list[Switch] = [
     {"softmax": "heads"},
     {"mask": "causal", "fill_by": "multiplying"},
 ]
+
+
+def in_pairs(switches: list[Switch]) -> list[Switch]:
+    """Those that are tried beside another fault, too: in pairs the others would take too long."""
+    rare = [RARE & {value for value in one.values() if isinstance(value, str)} or "tiled_of" in one for one in switches]
+    return [one for one, is_rare in zip(switches, rare, strict=True) if not is_rare]
+
 
 ONE_SIDED: list[Switch] = [
     # Of keys, these are what they are of queries with the other direction.

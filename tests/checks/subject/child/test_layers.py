@@ -23,6 +23,16 @@ class Heads(nn.Module):
         self.experts = nn.ModuleList(nn.Sequential(nn.Linear(32, 52), nn.Linear(52, 32)) for _ in range(4))
 
 
+class HeadsWithFiveMatrices(nn.Module):
+    """As many as a layer's, in a list: beside them are the matrices of a block."""
+
+    def __init__(self):
+        super().__init__()
+        names = ("key", "value", "query1", "query2", "out")
+        self.heads = nn.ModuleList(nn.ModuleDict({name: nn.Linear(32, 8) for name in names}) for _ in range(4))
+        self.o, self.feed_forward = nn.Linear(32, 32), nn.ModuleList(nn.Linear(32, 32) for _ in range(3))
+
+
 def model(layers: int) -> nn.Module:
     made = nn.Module()
     made.tokens, made.layers = nn.Embedding(100, 32), nn.ModuleList(right() for _ in range(layers))
@@ -34,6 +44,7 @@ def model(layers: int) -> nn.Module:
     [
         (right(), []),
         (Heads(), []),
+        (HeadsWithFiveMatrices(), []),
         (nn.Sequential(right()), []),  # a trunk of one layer is judged as that layer
         (nn.Sequential(right(), right()), ["Right"]),
         (nn.ModuleDict({"a": right(), "b": right()}), ["Right"]),
