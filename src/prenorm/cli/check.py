@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import tyro
 
-from .. import __version__
 from ..errors import ConfigError, PrenormError
 from .exit_codes import INTERRUPTED
 from .flags import flags_from
@@ -145,6 +144,7 @@ def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
     from ..checks.report.table import print_table
     from ..checks.subject.recipe import given
     from ..checks.verdict import NOT_JUDGED
+    from ..training.environment import versions
 
     if form == "gradescope":
         raise ConfigError("gradescope wants one results.json a submission; --format gradescope goes without --batch.")
@@ -158,7 +158,7 @@ def _run_batch(flags: CheckFlags, folder: Path, form: str) -> int:
         results = _checked(flags, submissions)
     title = f"{flags.subject} in {folder}"
     design = f"target {flags.target}" if flags.target else "no target: conventions are no faults"
-    about = f"{design}; prenorm {__version__}; {datetime.date.today():%d %B %Y}"
+    about = f"{design}; prenorm {versions()['prenorm']}; {datetime.date.today():%d %B %Y}"
     for path in flags.out:
         outputs.save(results, path, title, about)
     if form == "text":

@@ -672,7 +672,7 @@ def test_a_package_that_nobody_knows_and_no_block_uses_is_left_out(tmp_path: Pat
     )
     learner = Learner(LocalSubject())
     learner.load(locate(f"{tmp_path}/model.py:Block"))
-    assert "pip install tracking_of_our_lab, or put the file tracking_of_our_lab.py" in str(learner.made["notes"])
+    assert "pip install tracking_of_our_lab, or put tracking_of_our_lab.py" in str(learner.made["notes"])
 
 
 def test_a_package_that_nobody_knows_and_a_block_uses_cannot_be_judged(tmp_path: Path) -> None:
