@@ -90,7 +90,7 @@ def test_the_checks_share_the_shapes_of_their_calls(monkeypatch):
     monkeypatch.setattr(lengths, "SECONDS", -1.0)  # as if each new shape took long
     assert not testing.check(SaysItsShapes).verdict.ids
     assert {shape for shape in shapes if shape[-2] == 1} == {(1, 1, 32), (SINGLE, 1, 32)}
-    assert len(shapes) <= 16
+    assert len(shapes) <= 17  # one of them has 600 tokens, for angles in bfloat16
 
 
 class LosesOneToken(Right):
