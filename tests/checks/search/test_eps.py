@@ -4,12 +4,17 @@ import dataclasses
 
 import pytest
 import torch
+from torch import nn
 
 from prenorm.checks.formula.parameters import Piece, weights
 from prenorm.checks.formula.reference import block
 from prenorm.checks.formula.spec import Spec
+from prenorm.checks.search.explain import explain
 from prenorm.checks.search.trials import Probe, Trials
-from prenorm.checks.search.work import Work
+from prenorm.checks.search.work import WHOLE, Work
+
+from ..probes.started import started
+from ..small import Right
 
 WIDTH = 32
 SMALL_VECTORS = (Spec(sandwich=True), Spec(residual1="none"), Spec(residual2="none"), Spec(post="12", before_sum=True))
@@ -39,3 +44,27 @@ def test_a_usual_eps_never_keeps_a_spec_from_being_found(spec: Spec):
         y = block(own, weights([reading], raw), x, torch.zeros(1, 1), 4)[0]
         trials = Trials(4, lambda: None, Work())
         assert trials.find([(spec, 0)], [], [reading], Probe(raw, x, y, 1e-5), most=0), seed
+
+
+class EpsOfKeras(Right):
+    """An eps that is within the tolerance at one token in some draws, and in later steps is not."""
+
+    def norms(self, d_model):
+        return HandNorm(d_model), HandNorm(d_model)
+
+
+class HandNorm(nn.Module):
+    def __init__(self, dim):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+
+    def forward(self, x):
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-3) * self.weight
+
+
+def test_the_nearest_eps_goes_on_to_the_later_steps():
+    case = started(EpsOfKeras)
+    for seed in range(12):
+        case.generator.manual_seed(seed)
+        found = explain(case.wide(), case.generator, tolerance=1e-5, dtype=torch.float64, work=Work(WHOLE))
+        assert (found.spec.eps1, found.spec.eps2) == (1e-3, 1e-3)

@@ -10,7 +10,8 @@ import torch
 from ..formula.assign_attention import OF_ONE_TOKEN
 from ..formula.assign_feed_forward import likely_feed_forward
 from ..formula.assign_norms import likely_norms, norms_around
-from ..formula.parameters import GATE, Pieces, distinct, unique
+from ..formula.parameters import GATE, Pieces, distinct, unique, weights
+from ..formula.reference import block
 from ..formula.spec import Spec
 from ..formula.variants import ENDS, NO_SOFTMAX
 from .attempt import Attempt
@@ -23,6 +24,8 @@ MANY_SPECS = 3
 """How many specs go on to the next step: some differ only with several tokens."""
 MANY_READINGS = 24
 """With more readings than these, two switches at once would take too long."""
+USUAL_EPS = (1e-5, 1e-4, 1e-3)
+ROUNDING = 1e-9  # of numbers in float64
 AFTER: tuple[Switch, ...] = ({"sandwich": True}, {"layer_scale": True})
 """What may follow the sublayers and has a weight of the stream's size."""
 SOME_READINGS = 8
@@ -73,13 +76,13 @@ def one_token(
         (bases, every, 1),
         (designs, every[:MANY_READINGS], 0),
         (_likeliest(bases, likely[0]) if not layered else [], likely, 1),
-        (without_bias, likely, 1),
         (twice, likely, 1),
         (others + _designs(others[:1], likely[0]) if whole else [], turned, 0),
         (heads if whole else [], turned, 1),
         (_designs(heads, likely[0]) if whole else [], turned[:MANY_READINGS], 0),
         (bases, likely, 2),
         (bases, every, 2),
+        (without_bias, likely, 1),
         (heads if whole else [], turned, 2),
     ):
         if not specs or not readings or not attempt.tried < most <= attempt.most:
@@ -89,8 +92,8 @@ def one_token(
         # readings with more weights come first: an unused norm weight fits every reading
         more = (readings is turned) + (specs is slips)
         costs = [(spec, more + (not spec.end1 == spec.end2 == "no")) for spec in specs]
-        switches = in_pairs(ONE_TOKEN) if most == 2 else ONE_TOKEN
-        matches = attempt.trials.find(costs, switches, readings, probe, most=most, faulty=most == 2)
+        switches, faulty = in_pairs(ONE_TOKEN) if most == 2 else ONE_TOKEN, most == 2 or specs is without_bias
+        matches = attempt.trials.find(costs, switches, readings, probe, most=most, faulty=faulty)
         if matches:
             break
     if not matches:
@@ -100,9 +103,26 @@ def one_token(
     best = min(cost for _, cost, _ in matches)
     specs = list(dict.fromkeys(spec for spec, cost, _ in matches if cost == best))[:MANY_SPECS]
     chosen = [readings[i] for spec, _, indices in matches for i in indices if spec in specs]
+    specs = [_with_nearest_eps(attempt, spec, chosen[0], probe) for spec in specs]
     if not sees_itself:  # the next step finds the mask
         specs = [dataclasses.replace(spec, mask="none", empty_rows="nan", fill=-float("inf")) for spec in specs]
     return [(spec, best) for spec in dict.fromkeys(specs)], distinct(chosen)
+
+
+def _with_nearest_eps(attempt: Attempt, spec: Spec, reading: Pieces, probe: Probe) -> Spec:
+    """The spec with the usual eps that comes nearest: another may be within the tolerance, and not in later steps."""
+    usual = [spec, *(dataclasses.replace(spec, eps1=eps, eps2=eps) for eps in USUAL_EPS)]
+    values = weights([reading], probe.raw)
+    gaps = [
+        float(
+            (block(one, values, probe.x, probe.positions, attempt.sizes.num_heads)[0] - probe.y)
+            .abs()
+            .nan_to_num()
+            .max()
+        )
+        for one in usual
+    ]
+    return next(one for one, gap in zip(usual, gaps, strict=True) if gap <= 2 * min(gaps) + ROUNDING)
 
 
 def _with_ends(specs: list[Spec]) -> list[Spec]:
