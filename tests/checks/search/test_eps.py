@@ -50,16 +50,7 @@ class EpsOfKeras(Right):
     """An eps that is within the tolerance at one token in some draws, and in later steps is not."""
 
     def norms(self, d_model):
-        return HandNorm(d_model), HandNorm(d_model)
-
-
-class HandNorm(nn.Module):
-    def __init__(self, dim):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(dim))
-
-    def forward(self, x):
-        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + 1e-3) * self.weight
+        return nn.RMSNorm(d_model, 1e-3), nn.RMSNorm(d_model, 1e-3)
 
 
 def test_the_nearest_eps_goes_on_to_the_later_steps():
